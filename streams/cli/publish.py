@@ -76,21 +76,21 @@ def publish(
         source, size = stack.enter_context(_open_source(file))
         log = stack.enter_context(open_url(url))
         log.topic(topic)
-        bar = stack.enter_context(output.ProgressBar(f"publishing to {topic}", size))
+        show_progress = stack.enter_context(output.progress_bar(f"publishing to {topic}"))
         for lines in _read_lines(source):
             records, problem = _make_records(record_maker, lines.lines, skip=skip)
             written += _append_durably(log, topic, [record for _, record in records], written)
             skipped += len(lines.lines) - len(records) if skip else 0
             if problem is not None:
                 raise CommandFailed(
-                    f"{problem}; published before it: {output.count_text(written, 'message')}"
+                    f"{problem}; published before it: {output.plural(written, 'message')}"
                 )
-            bar.update(lines.bytes)
+            show_progress(lines.bytes, size)
     if json:
         output.print_json({"topic": topic, "published": written, "skipped": skipped})
     else:
-        also = f", {output.count_text(skipped, 'invalid line')} passed over" if skipped else ""
-        output.print_note(f"{output.count_text(written, 'message')} published to {topic}{also}")
+        also = f", {output.plural(skipped, 'invalid line')} passed over" if skipped else ""
+        output.print_note(f"{output.plural(written, 'message')} published to {topic}{also}")
 
 
 @contextmanager
@@ -224,7 +224,7 @@ def _append_durably(log: Log, topic: str, records: Sequence[Record], before: int
     failures = [result for result in results if isinstance(result, Exception)]
     if failures:
         raise CommandFailed(
-            f"{failures[0]}; not acknowledged: {output.count_text(len(failures), 'message')}; "
-            f"published: {output.count_text(before + len(records) - len(failures), 'message')}"
+            f"{failures[0]}; not acknowledged: {output.plural(len(failures), 'message')}; "
+            f"published: {output.plural(before + len(records) - len(failures), 'message')}"
         )
     return len(records)

@@ -66,36 +66,18 @@ def reset(
                 apply_reset(log, group, topic, moves, force=force)
             except GroupNotEmpty as error:
                 raise CommandFailed(f"{error} (--force)") from error
-        if json:
-            output.print_json(
-                {
-                    "group": group,
-                    "topic": topic,
-                    "moved": not dry_run,
-                    "members": running_members,
-                    "partitions": [_move_json(log, move) for move in moves],
-                }
-            )
-            return
-        output.print_table(
-            ["partition", "from", "to", "again", "skipped"],
-            [
-                [
-                    str(move.partition),
-                    None if move.before is None else log.format_offset(move.before),
-                    log.format_offset(move.after),
-                    move.again,
-                    move.skipped,
-                ]
-                for move in moves
-            ],
-        )
+        rows = [_move_json(log, move) for move in moves]
+    if json:
+        result = {"group": group, "topic": topic, "moved": not dry_run, "members": running_members}
+        output.print_json({**result, "partitions": rows})
+        return
+    output.print_rows(rows, ["partition", "from", "to", "again", "skipped"], json=False)
     replayed, skipped = _total_text(moves, "again"), _total_text(moves, "skipped")
     summary = f"to be handled again: {replayed}, to be skipped: {skipped}"
     if dry_run:
         output.print_note(f"dry run, nothing was changed: {summary}")
         if running_members:
-            members = output.count_text(running_members, "member")
+            members = output.plural(running_members, "member")
             output.print_note(f"{group} has {members} running: stop them first, or add --force")
     else:
         output.print_note(f"{group} was moved in {topic}: {summary}")
@@ -103,7 +85,7 @@ def reset(
 
 def _total_text(moves: list[Move], name: str) -> str:
     counts = [getattr(move, name) for move in moves]
-    return output.count_text(None if None in counts else sum(counts), "message")
+    return output.plural(None if None in counts else sum(counts), "message")
 
 
 def _move_json(log: Log, move: Move) -> dict[str, Any]:

@@ -72,38 +72,22 @@ def list_sagas(
 
     found: list[dict[str, Any]] = []
     with open_url(url, "ro") as log, _as_command_errors(log, name):
-        for each in _saga_names(log) if name is None else (name,):
-            journal = Journal(log, each)
+        for saga in _saga_names(log) if name is None else (name,):
+            journal = Journal(log, saga)
             listing = journal.list_latest(
                 lambda entry: include_ended or not entry.is_final, newest or None
             )
-            rows = (
-                output.call_or_report(f"{each} {e.saga}", partial(_saga_summary, each, e))
-                for e in listing.entries
-            )
-            found += [row for row in rows if row is not None]
+            for entry in listing.entries:
+                where, summarize = f"{saga} {entry.saga}", partial(_saga_summary, saga, entry)
+                if (summary := output.call_or_report(where, summarize)) is not None:
+                    found.append(summary)
             if not listing.is_complete:
                 output.print_note(
                     f"{journal.topic}: only the last {newest:,} entries of each partition were "
                     "looked at; --newest 0 looks at all"
                 )
-    if json:
-        output.print_json(found)
-        return
-    output.print_table(
-        ["saga", "id", "status", "at", "since", "why"],
-        [
-            [
-                each["saga"],
-                each["id"],
-                each["status"],
-                ", ".join(each["steps"]) or None,
-                output.age_text(each["seconds"]),
-                each["why"],
-            ]
-            for each in found
-        ],
-    )
+    columns = {"saga": "saga", "id": "id", "status": "status", "at": "steps", "since": "seconds"}
+    output.print_rows(found, columns | {"why": "why"}, json=json)
 
 
 @app.command("status")
@@ -124,11 +108,10 @@ def show_status(
         output.print_json(details)
         return
     context = details.pop("context")
-    rows = {
-        key: _format_value(found) for key, found in details.items() if key not in ("why", "plan")
-    }
+    plan = details.pop("plan")
+    rows = {key: _format_value(found) for key, found in details.items() if key != "why"}
     output.print_mapping({key: found for key, found in rows.items() if found not in ("", None)})
-    output.print_line("plan: " + ", ".join(" | ".join(group) for group in details["plan"]))
+    output.print_line("plan: " + ", ".join(" | ".join(group) for group in plan))
     output.print_line(f"context: {output.json_bytes(context).decode().rstrip()}")
 
 
@@ -181,10 +164,8 @@ def abandon_saga(
     with _open_journal(url, name) as journal:
         last = journal.latest(id, newest or None).entry
         abandon_entry(last, time.time())  # refused before anybody is asked
-        confirm(
-            f"Abandon saga {id}, which is {last.status}? Not undone: {_steps_not_undone(last)}.",
-            yes=yes,
-        )
+        rest = _steps_not_undone(last)
+        confirm(f"Abandon saga {id}, which is {last.status}? Not undone: {rest}.", yes=yes)
         entry = journal.append_command(
             id, lambda last: abandon_entry(last, time.time(), reason), newest or None
         )
@@ -221,14 +202,11 @@ def _suggestion(log: Log, name: str, id: str | None) -> str:
     from streams.patterns.saga import Journal
 
     try:
-        known = (
-            _saga_names(log)
-            if id is None
-            else sorted(Journal(log, name).saga_ids(_SUGGEST_FROM_NEWEST))
-        )
+        if id is None:
+            return did_you_mean(name, _saga_names(log))
+        return did_you_mean(id, sorted(Journal(log, name).saga_ids(_SUGGEST_FROM_NEWEST)))
     except LogError:
         return ""
-    return did_you_mean(name if id is None else id, known)
 
 
 @contextmanager
@@ -252,24 +230,21 @@ def _failure_text(failure: Failure) -> str:
 
 def _steps_not_undone(entry: JournalEntry) -> str:
     """The steps that are not undone, and which of them could not be."""
-    failed = {each.step: each for each in entry.uncompensated}
-    return (
-        ", ".join(
-            f"{step} (its compensation failed: {failed[step].error})" if step in failed else step
-            for step in entry.uncompensated_steps
-        )
-        or "nothing"
+    failed = {each.step: each.error for each in entry.uncompensated}
+    steps = (
+        f"{step} (its compensation failed: {failed[step]})" if step in failed else step
+        for step in entry.uncompensated_steps
     )
+    return ", ".join(steps) or "nothing"
 
 
 def _saga_summary(name: str, entry: JournalEntry) -> dict[str, Any]:
-    why = entry.error
-    if not why and entry.last:
-        why = "; ".join(map(_failure_text, entry.last))
-    if not why and entry.uncompensated:
-        why = "; ".join(f"not compensated: {_failure_text(each)}" for each in entry.uncompensated)
-    if not why and entry.failure is not None:
-        why = _failure_text(entry.failure)
+    why = (
+        entry.error
+        or "; ".join(map(_failure_text, entry.last))
+        or "; ".join(f"not compensated: {_failure_text(each)}" for each in entry.uncompensated)
+        or (None if entry.failure is None else _failure_text(entry.failure))
+    )
     return {
         "saga": name,
         "id": output.printable_text(entry.saga),

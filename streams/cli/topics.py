@@ -10,6 +10,7 @@ import typer
 
 from streams.cli import output
 from streams.cli.command_errors import UsageError
+from streams.cli.log_queries import count_all
 from streams.cli.offset_arguments import parse_duration
 from streams.cli.options import AsJson, AssumeYes, IncludeInternal, Url, confirm, open_url
 
@@ -64,36 +65,25 @@ def list_topics(
         if not include_internal:
             groups = output.call_or_report("groups", log.groups) or ()
             internal = internal_topics((info.name for info in topics), groups)
+        shown = [info for info in topics if info.name not in internal]
         found = [
-            (
-                info,
-                output.call_or_report(
-                    info.name, partial(_message_count, log, info.name, info.partitions)
+            {
+                "topic": info.name,
+                "partitions": info.partitions,
+                "messages": output.call_or_report(
+                    info.name, partial(count_all, log, info.name, info.partitions)
                 ),
-            )
-            for info in topics
-            if info.name not in internal
+                "retention": asdict(info.retention),
+            }
+            for info in shown
         ]
     if json:
-        output.print_json(
-            [
-                {
-                    "topic": info.name,
-                    "partitions": info.partitions,
-                    "messages": messages,
-                    "retention": _retention_json(info.retention),
-                }
-                for info, messages in found
-            ]
-        )
+        output.print_json(found)
         return
-    output.print_table(
-        ["topic", "partitions", "messages", "retention"],
-        [
-            [info.name, info.partitions, messages, output.retention_text(info.retention)]
-            for info, messages in found
-        ],
-    )
+    for row, info in zip(found, shown, strict=True):
+        row["retention"] = output.retention_text(info.retention)
+    columns = ["topic", "partitions", "messages", "retention"]
+    output.print_rows(found, columns, json=False)
     output.print_hidden_count(len(internal), "topic")
 
 
@@ -107,34 +97,23 @@ def show_topic(topic: Name, url: Url = None, json: AsJson = False) -> None:
     """
     with open_url(url, "ro") as log:
         info = log.topic(topic)
-        rows: list[dict[str, Any]] = []
-        for partition in range(info.partitions):
-            first, end = log.watermarks(topic, partition)
-            rows.append(
-                {
-                    "partition": partition,
-                    "first": output.offset_json(log, first),
-                    "end": output.offset_json(log, end),
-                    "messages": log.lag(topic, partition, first),
-                }
-            )
+        rows = [_partition_json(log, topic, each) for each in range(info.partitions)]
     if json:
-        retention = _retention_json(info.retention)
-        output.print_json({"topic": topic, "retention": retention, "partitions": rows})
+        output.print_json({"topic": topic, "retention": asdict(info.retention), "partitions": rows})
         return
     output.print_line(f"{topic}: {output.retention_text(info.retention)}")
-    output.print_table(
-        ["partition", "first", "end", "messages"],
-        [
-            [
-                str(row["partition"]),
-                output.offset_cell(row["first"]),
-                output.offset_cell(row["end"]),
-                row["messages"],
-            ]
-            for row in rows
-        ],
-    )
+    columns = ["partition", "first", "end", "messages"]
+    output.print_rows(rows, columns, json=False)
+
+
+def _partition_json(log: Log, topic: str, partition: int) -> dict[str, Any]:
+    first, end = log.watermarks(topic, partition)
+    return {
+        "partition": partition,
+        "first": output.offset_json(log, first),
+        "end": output.offset_json(log, end),
+        "messages": log.lag(topic, partition, first),
+    }
 
 
 @app.command("create")
@@ -177,7 +156,7 @@ def create_topic(
     with open_url(url, "rwc") as log:
         info = log.create_topic(topic, partitions, retention, settings or None)
     output.print_line(
-        f"{info.name}: {output.count_text(info.partitions, 'partition')}, "
+        f"{info.name}: {output.plural(info.partitions, 'partition')}, "
         f"{output.retention_text(info.retention)}"
     )
     differs = output.retention_text(info.retention) != output.retention_text(retention)
@@ -224,10 +203,10 @@ def set_retention(
     with open_url(url) as log:
         info = log.topic(topic)
         if not for_ever:
+            before, after = map(output.retention_text, (info.retention, retention))
             confirm(
-                f"{topic}: {output.retention_text(info.retention)}. "
-                f"{output.retention_text(retention).capitalize()} "
-                "from now on, and delete what is beyond that?",
+                f"{topic}: {before}. {after.capitalize()} from now on, and delete what is beyond "
+                "that?",
                 yes=yes,
             )
         info = log.set_retention(topic, retention)
@@ -244,8 +223,8 @@ def delete_topic(topic: Name, yes: AssumeYes = False, url: Url = None) -> None:
       [cyan]streams topics delete clicks --yes[/cyan]
     """
     with open_url(url) as log:
-        messages = _message_count(log, topic, log.topic(topic).partitions)
-        confirm(f"Delete {topic} with its {output.count_text(messages, 'message')}?", yes=yes)
+        messages = count_all(log, topic, log.topic(topic).partitions)
+        confirm(f"Delete {topic} with its {output.plural(messages, 'message')}?", yes=yes)
         log.delete_topic(topic)
     output.print_line(f"{topic}: deleted")
 
@@ -257,17 +236,3 @@ def _parse_retention(
 
     seconds = None if keep_for is None else parse_duration(keep_for, "--keep-for")
     return Retention(seconds, keep, keep_bytes, compacted)
-
-
-def _message_count(log: Log, topic: str, partitions: int) -> int | None:
-    found = 0
-    for partition in range(partitions):
-        part = log.lag(topic, partition, log.watermarks(topic, partition)[0])
-        if part is None:
-            return None
-        found += part
-    return found
-
-
-def _retention_json(retention: Retention) -> dict[str, Any]:
-    return asdict(retention)

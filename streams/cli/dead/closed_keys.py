@@ -10,7 +10,7 @@ import typer
 
 from streams.cli import output
 from streams.cli.dead.options import ClosedKeyName, Group, Topic
-from streams.cli.dead.rendering import cell_value, letter_summary
+from streams.cli.dead.rendering import letter_summary
 from streams.cli.options import AsJson, Url, argument_bytes, open_url
 
 if TYPE_CHECKING:
@@ -40,23 +40,14 @@ def list_closed_keys(
       [cyan]streams dead edit billing orders c-17 --value '{"n": 1}'[/cyan]
       [cyan]streams dead drop billing orders c-17[/cyan]          go on without it
     """
+    found = []
     with open_url(url, "ro") as log:
-        found_keys = open_closed_keys(log, group, topic).heads(limit=limit)
-        summaries = (
-            output.call_or_report(
-                f"key {closed_key.key!r}", partial(closed_key_json, log, closed_key)
-            )
-            for closed_key in found_keys
-        )
-        found = [each for each in summaries if each is not None]
-    if json:
-        output.print_json(found)
-        return
+        for head in open_closed_keys(log, group, topic).heads(limit=limit):
+            make_json = partial(closed_key_json, log, head)
+            if (row := output.call_or_report(f"key {head.key!r}", make_json)) is not None:
+                found.append(row)
     columns = ["key", "parked", "state", "failed_at", "attempts", "redrives", "error", "place"]
-    output.print_table(
-        [name.replace("_", " ") for name in columns],
-        [[cell_value(each[name]) for name in columns] for each in found],
-    )
+    output.print_rows(found, columns, json=json)
 
 
 def drop_closed_key(
@@ -72,8 +63,8 @@ def drop_closed_key(
       [cyan]streams dead drop billing orders c-17[/cyan]
     """
     with open_url(url) as log:
-        closed_keys_log = open_closed_keys(log, group, topic)
-        closed_keys_log.send_command("drop", closed_keys_log.dead_head(argument_bytes(key)))
+        closed_keys = open_closed_keys(log, group, topic)
+        closed_keys.send_command("drop", closed_keys.dead_head(argument_bytes(key)))
     print_decided(group, topic, 1, "dropped", json=json)
 
 
@@ -83,7 +74,7 @@ def print_decided(group: str, topic: str, count: int, field: str, *, json: bool)
         output.print_json({"group": group, "topic": topic, field: count})
     else:
         output.print_note(
-            f"{output.count_text(count, 'key')} {field}; whoever owns the partition follows, once "
+            f"{output.plural(count, 'key')} {field}; whoever owns the partition follows, once "
             "it runs"
         )
 
@@ -98,13 +89,10 @@ def open_closed_keys(log: Log, group: str, topic: str) -> ClosedKeyReader:
     return ClosedKeyReader(log, group, topic)
 
 
-def closed_key_json(log: Log, closed_key: ClosedKeyHead) -> dict[str, Any]:
+def closed_key_json(log: Log, head: ClosedKeyHead) -> dict[str, Any]:
     """A closed key for JSON: the message that closes it, and what waits behind it."""
-    summary = letter_summary(log, closed_key.row, waiting=closed_key.is_dead)
-    if not closed_key.is_dead and summary["error"] == "?":
+    summary = letter_summary(log, head.row, waiting=head.is_dead)
+    if not head.is_dead and summary["error"] == "?":
         summary["error"] = summary["failed_at"] = None
-    return {
-        **summary,
-        "parked": closed_key.parked,
-        "state": "dead" if closed_key.is_dead else "coming back",
-    }
+    state = "dead" if head.is_dead else "coming back"
+    return {**summary, "parked": head.parked, "state": state}

@@ -60,7 +60,7 @@ def handle_letters(
         selection = dead_letters.select_named(request.which, matches)
     else:
         selection = dead_letters.select(matches, request.limit)
-    number = output.count_text(selection.count, "letter")
+    number = output.plural(selection.count, "letter")
     if request.dry_run:
         print_dry_run(
             request,
@@ -94,5 +94,5 @@ def print_handled(group: str, topic: str, done: int, action: LetterAction, *, js
         output.print_json({"group": group, "topic": topic, action.field: done})
     else:
         output.print_note(
-            f"{output.count_text(done, 'letter')} {action.done_text}, {action.destination}"
+            f"{output.plural(done, 'letter')} {action.done_text}, {action.destination}"
         )

@@ -13,13 +13,6 @@ if TYPE_CHECKING:
     from streams.replay.into_topic import LogRow
 
 
-def cell_value(found: Any) -> output.Cell:
-    """A value of the JSON form as a cell of a table."""
-    if isinstance(found, bool):
-        return "yes" if found else "no"
-    return found if found is None or isinstance(found, int) else str(found)
-
-
 def letter_summary(log: Log, row: LogRow, *, waiting: bool) -> dict[str, Any]:
     """A letter for JSON, without its content."""
     from streams import derived_records

@@ -163,7 +163,7 @@ def _retry_closed_keys(log: Log, request: LetterRequest, selection: list[ClosedK
     if request.limit is not None:
         raise UsageError("streams dead retry: --limit and --name are not for closed keys")
     closed_keys_log = open_closed_keys(log, request.group, request.topic)
-    number = output.count_text(len(selection), "key")
+    number = output.plural(len(selection), "key")
     if request.dry_run:
         print_dry_run(request, len(selection), "retried", f"{number} would be retried")
         return

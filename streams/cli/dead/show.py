@@ -11,7 +11,7 @@ from streams.cli import output
 from streams.cli.command_errors import CommandFailed, UsageError
 from streams.cli.dead.closed_keys import closed_key_json, open_closed_keys
 from streams.cli.dead.options import Group, Name, Topic
-from streams.cli.dead.rendering import cell_value, letter_details
+from streams.cli.dead.rendering import letter_details
 from streams.cli.dead.topics import is_of, open_dead_letters
 from streams.cli.options import AsJson, Url, argument_bytes, open_url
 
@@ -67,7 +67,7 @@ def show_dead_letter(
         return
     trace, headers = details.pop("traceback"), details.pop("headers")
     value = {part: details.pop(part) for part in ("value", "text", "base64") if part in details}
-    output.print_mapping({part: cell_value(cell) for part, cell in details.items()})
+    output.print_mapping({part: output.field_cell(part, cell) for part, cell in details.items()})
     for header, text in headers.items():
         output.print_line(f"header {header}: {text or ''}")
     for part, cell in value.items():

@@ -101,11 +101,11 @@ def _check_key_partitions(inspection: AppInspection, topic: str) -> Finding:
     if without_key:
         return Finding(
             "order", of, Verdict.no,
-            f"{without_key:,} of its last {output.count_text(len(sample), 'message')} have no key",
+            f"{without_key:,} of its last {output.plural(len(sample), 'message')} have no key",
             "its producers must set the key that the app declares",
         )  # fmt: skip
     why = (
-        f"{output.count_text(len(partitions_of), 'key')} seen, each in one partition"
+        f"{output.plural(len(partitions_of), 'key')} seen, each in one partition"
         if partitions_of
         else "no message yet"
     )

@@ -29,14 +29,14 @@ def check_idempotence(inspection: AppInspection) -> Iterator[Finding]:
             yield Finding("idempotent", f"topic {name}", Verdict.yes, how)
             continue
         without_id = sum(seen.id is None for seen in sample)
-        why = f"{without_id} of its last {output.count_text(len(sample), 'message')} have no ID"
+        why = f"{without_id} of its last {output.plural(len(sample), 'message')} have no ID"
         if without_id:
             yield Finding(
                 "idempotent", f"topic {name}", Verdict.no, why,
                 "its producers must set the header ce_id, or name the field: app.topic(..., id=)",
             )  # fmt: skip
         else:
-            why = f"each of its last {output.count_text(len(sample), 'message')} has an ID"
+            why = f"each of its last {output.plural(len(sample), 'message')} has an ID"
             yield Finding("idempotent", f"topic {name}", Verdict.yes, why)
 
 
@@ -108,7 +108,7 @@ def _check_dead_letter_topic(
     waiting = _count_waiting(inspection, name)
     if waiting:
         return Finding(
-            item, of, Verdict.yes, f"{output.count_text(waiting, 'letter')} in {name}",
+            item, of, Verdict.yes, f"{output.plural(waiting, 'letter')} in {name}",
             inspection.command(f"dead ls {dead_ls_arguments(processor.group, topic, name)}"),
         )  # fmt: skip
     return Finding(item, of, Verdict.yes, f"they go to {name}; none waits")
