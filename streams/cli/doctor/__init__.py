@@ -74,15 +74,9 @@ def doctor(
     counts = Counter(finding.verdict for finding in findings)
     passed = not counts[Verdict.no] and not (strict and counts[Verdict.unknown])
     if json:
-        output.print_json(
-            {
-                "app": target,
-                "log": redact(app.url),
-                "log_from": app.url_source.source,
-                "ok": passed,
-                "findings": [_finding_json(finding) for finding in findings],
-            }
-        )
+        where = {"app": target, "log": redact(app.url), "log_from": app.url_source.source}
+        found = [_finding_json(finding) for finding in findings]
+        output.print_json({**where, "ok": passed, "findings": found})
     else:
         output.print_line(f"{target} on {app.url_source}")
         if app.lifespan is not None:
@@ -91,10 +85,8 @@ def doctor(
             ["", "item", "of", "why", "do"],
             [[f.verdict.value, f.item, f.subject, f.reason, f.advice or None] for f in findings],
         )
-        count_texts = [
-            f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict]
-        ]
-        output.print_line(", ".join(count_texts))
+        texts = (f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict])
+        output.print_line(", ".join(texts))
     raise typer.Exit(DONE if passed else FAILED)
 
 

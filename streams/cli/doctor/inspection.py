@@ -52,6 +52,25 @@ class Finding:
     advice: str = ""
 
 
+class Subject(NamedTuple):
+    """What an item of the checklist is about: makes its findings."""
+
+    item: str
+    name: str
+
+    def yes(self, reason: str, advice: str = "") -> Finding:
+        """It is as it should be."""
+        return Finding(*self, Verdict.yes, reason, advice)
+
+    def no(self, reason: str, advice: str) -> Finding:
+        """It is not."""
+        return Finding(*self, Verdict.no, reason, advice)
+
+    def unknown(self, reason: str, advice: str) -> Finding:
+        """It cannot be known."""
+        return Finding(*self, Verdict.unknown, reason, advice)
+
+
 class SampledMessage(NamedTuple):
     """One message of a sample."""
 
