@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument
 
 from streams.cli import output
 from streams.cli.log_queries import read_first, sum_known
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="List, show and delete consumer groups.")
 
-Name = Annotated[str, typer.Argument(metavar="GROUP", help="Its name.")]
+Name = Annotated[str, Argument(metavar="GROUP", help="Its name.")]
 
 
 @app.command("ls")

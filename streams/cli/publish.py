@@ -14,7 +14,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
-import typer
+from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.command_errors import CommandFailed, UsageError, print_error
@@ -35,22 +35,19 @@ MAX_LINE = 64 << 20
 
 
 def publish(
-    topic: Annotated[str, typer.Argument(metavar="TOPIC", help="Where to.")],
-    file: Annotated[
-        str, typer.Argument(metavar="FILE", help="JSON lines; - is standard input.")
-    ] = "-",
+    topic: Annotated[str, Argument(metavar="TOPIC", help="Where to.")],
+    file: Annotated[str, Argument(metavar="FILE", help="JSON lines; - is standard input.")] = "-",
     key: Annotated[
-        str | None, typer.Option("--key", "-k", metavar="KEY", help="The key of all of them.")
+        str | None, Option("--key", "-k", metavar="KEY", help="The key of all of them.")
     ] = None,
     key_field: Annotated[
-        str | None, typer.Option("--key-field", metavar="FIELD", help="The field with the key.")
+        str | None, Option("--key-field", metavar="FIELD", help="The field with the key.")
     ] = None,
     id_field: Annotated[
-        str | None,
-        typer.Option("--id-field", metavar="FIELD", help="The field with the message ID."),
+        str | None, Option("--id-field", metavar="FIELD", help="The field with the message ID.")
     ] = None,
     skip: Annotated[
-        bool, typer.Option("--skip", help="Pass invalid lines over instead of stopping.")
+        bool, Option("--skip", help="Pass invalid lines over instead of stopping.")
     ] = False,
     url: Url = None,
     json: AsJson = False,

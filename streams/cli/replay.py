@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.app_loading import load_app
@@ -85,34 +86,33 @@ class _Range:
 
 def replay(
     first: Annotated[
-        str, typer.Argument(metavar="APP|TOPIC", help="The topic, or MODULE:APP before it.")
+        str, Argument(metavar="APP|TOPIC", help="The topic, or MODULE:APP before it.")
     ],
     second: Annotated[
-        str | None, typer.Argument(metavar="TOPIC", help="The topic, behind an app.")
+        str | None, Argument(metavar="TOPIC", help="The topic, behind an app.")
     ] = None,
     into: Annotated[
-        str | None, typer.Option("--into", metavar="PROCESSOR", help="Run its handler over it.")
+        str | None, Option("--into", metavar="PROCESSOR", help="Run its handler over it.")
     ] = None,
     to: Annotated[
-        str | None, typer.Option("--to", metavar="TOPIC", help="Write it to another topic.")
+        str | None, Option("--to", metavar="TOPIC", help="Write it to another topic.")
     ] = None,
     start: Annotated[
-        str, typer.Option("--start", "-s", metavar="PLACE", help=f"Where to begin: {OFFSET_HELP}.")
+        str, Option("--start", "-s", metavar="PLACE", help=f"Where to begin: {OFFSET_HELP}.")
     ] = "earliest",
     end: Annotated[
-        str, typer.Option("--end", "-e", metavar="PLACE", help="Where to end, before that place.")
+        str, Option("--end", "-e", metavar="PLACE", help="Where to end, before that place.")
     ] = "latest",
     partition: Partition = None,
     key: Key = None,
     rate: Annotated[
-        float | None, typer.Option("--rate", metavar="N", help="Messages a second, at most.")
+        float | None, Option("--rate", metavar="N", help="Messages a second, at most.")
     ] = None,
     window: Annotated[
-        int | None,
-        typer.Option("--window", min=0, metavar="N", help="Message IDs remembered; 0: none."),
+        int | None, Option("--window", min=0, metavar="N", help="Message IDs remembered; 0: none.")
     ] = None,
     errors: Annotated[
-        OnError, typer.Option("--errors", help="At a message that fails for good.")
+        OnError, Option("--errors", help="At a message that fails for good.")
     ] = OnError.stop,
     url: AppUrl = None,
     json: AsJson = False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.command_errors import CommandFailed
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def reset(
-    group: Annotated[str, typer.Argument(metavar="GROUP", help="Whom to move.")],
-    topic: Annotated[str, typer.Argument(metavar="TOPIC", help="In which topic.")],
+    group: Annotated[str, Argument(metavar="GROUP", help="Whom to move.")],
+    topic: Annotated[str, Argument(metavar="TOPIC", help="In which topic.")],
     to: Annotated[
         str,
-        typer.Option(
+        Option(
             "--to",
             metavar="PLACE",
             help="earliest, latest, an offset, a position (orders/0/17), a time "
@@ -32,10 +32,10 @@ def reset(
     ],
     partition: Partition = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", "-n", help="Show what would change, and change nothing.")
+        bool, Option("--dry-run", "-n", help="Show what would change, and change nothing.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Even while it runs; its members start over from there.")
+        bool, Option("--force", help="Even while it runs; its members start over from there.")
     ] = False,
     url: Url = None,
     json: AsJson = False,

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.command_errors import CommandFailed
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="List, show, resume and abandon sagas.")
 
-Name = Annotated[str, typer.Argument(metavar="SAGA", help="The orchestrator's name.")]
-Id = Annotated[str, typer.Argument(metavar="ID", help="The saga's ID.")]
+Name = Annotated[str, Argument(metavar="SAGA", help="The orchestrator's name.")]
+Id = Annotated[str, Argument(metavar="ID", help="The saga's ID.")]
 Newest = Annotated[
     int,
-    typer.Option(
+    Option(
         "--newest",
         min=0,
         metavar="N",
@@ -50,9 +51,9 @@ _SUGGEST_FROM_NEWEST = 1_000
 @app.command("list")
 def list_sagas(
     name: Annotated[
-        str | None, typer.Argument(metavar="SAGA", help="Of which orchestrator; else of all.")
+        str | None, Argument(metavar="SAGA", help="Of which orchestrator; else of all.")
     ] = None,
-    include_ended: Annotated[bool, typer.Option("--all", help="Also those that are over.")] = False,
+    include_ended: Annotated[bool, Option("--all", help="Also those that are over.")] = False,
     newest: Newest = _NEWEST,
     url: Url = None,
     json: AsJson = False,
@@ -141,9 +142,7 @@ def resume_saga(
 def abandon_saga(
     name: Name,
     id: Id,
-    reason: Annotated[
-        str, typer.Option("--reason", "-r", metavar="TEXT", help="Why; it is kept.")
-    ] = "",
+    reason: Annotated[str, Option("--reason", "-r", metavar="TEXT", help="Why; it is kept.")] = "",
     yes: AssumeYes = False,
     newest: Newest = _NEWEST,
     url: Url = None,

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.command_errors import UsageError, print_error
@@ -26,10 +26,10 @@ POLL_INTERVAL = 0.2
 
 
 def tail(
-    topic: Annotated[str, typer.Argument(metavar="TOPIC", help="What to read.")],
+    topic: Annotated[str, Argument(metavar="TOPIC", help="What to read.")],
     number: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "-n",
             "--lines",
             min=0,
@@ -38,11 +38,11 @@ def tail(
         ),
     ] = None,
     follow: Annotated[
-        bool, typer.Option("-f", "--follow", help="Go on with what arrives, until Ctrl-C.")
+        bool, Option("-f", "--follow", help="Go on with what arrives, until Ctrl-C.")
     ] = False,
     start: Annotated[
         str | None,
-        typer.Option("--from", metavar="PLACE", help=f"Everything from there on: {OFFSET_HELP}."),
+        Option("--from", metavar="PLACE", help=f"Everything from there on: {OFFSET_HELP}."),
     ] = None,
     partition: Partition = None,
     key: Key = None,

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.command_errors import UsageError
@@ -20,25 +21,25 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="List, create, delete and show topics.")
 
-Name = Annotated[str, typer.Argument(metavar="TOPIC", help="Its name.")]
+Name = Annotated[str, Argument(metavar="TOPIC", help="Its name.")]
 
 
 KeepFor = Annotated[
     str | None,
-    typer.Option("--keep-for", metavar="TIME", help="Drop messages older than 90s, 12h, 7d..."),
+    Option("--keep-for", metavar="TIME", help="Drop messages older than 90s, 12h, 7d..."),
 ]
 Keep = Annotated[
     int | None,
-    typer.Option("--keep", min=1, metavar="N", help="Keep about so many a partition (not Kafka)."),
+    Option("--keep", min=1, metavar="N", help="Keep about so many a partition (not Kafka)."),
 ]
 KeepBytes = Annotated[
     int | None,
-    typer.Option(
+    Option(
         "--keep-bytes", min=1, metavar="N", help="Keep about so many bytes a partition (Kafka)."
     ),
 ]
 Compacted = Annotated[
-    bool, typer.Option("--compacted", help="Keep the last message of each key alone (Kafka).")
+    bool, Option("--compacted", help="Keep the last message of each key alone (Kafka).")
 ]
 
 
@@ -120,7 +121,7 @@ def _partition_json(log: Log, topic: str, partition: int) -> dict[str, Any]:
 def create_topic(
     topic: Name,
     partitions: Annotated[
-        int, typer.Option("--partitions", "-p", min=1, metavar="N", help="How many.")
+        int, Option("--partitions", "-p", min=1, metavar="N", help="How many.")
     ] = 1,
     keep_for: KeepFor = None,
     keep: Keep = None,
@@ -128,7 +129,7 @@ def create_topic(
     compacted: Compacted = False,
     config: Annotated[
         list[str] | None,
-        typer.Option("--config", metavar="NAME=VALUE", help="A setting of the server's own."),
+        Option("--config", metavar="NAME=VALUE", help="A setting of the server's own."),
     ] = None,
     url: Url = None,
 ) -> None:
@@ -176,7 +177,7 @@ def set_retention(
     keep_bytes: KeepBytes = None,
     compacted: Compacted = False,
     for_ever: Annotated[
-        bool, typer.Option("--for-ever", help="Keep messages for ever from now on.")
+        bool, Option("--for-ever", help="Keep messages for ever from now on.")
     ] = False,
     yes: AssumeYes = False,
     url: Url = None,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
 from streams.cli import output
 from streams.cli.dead.options import ClosedKeyName, Group, Topic
@@ -22,7 +22,7 @@ def list_closed_keys(
     group: Group,
     topic: Topic,
     limit: Annotated[
-        int, typer.Option("--limit", "-n", min=1, metavar="N", help="So many at most.")
+        int, Option("--limit", "-n", min=1, metavar="N", help="So many at most.")
     ] = 1_000,
     url: Url = None,
     json: AsJson = False,

@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from streams.cli.command_errors import CommandFailed, UsageError
 from streams.cli.dead import editor
@@ -28,20 +28,17 @@ def edit_dead_letter(
     group: Group,
     topic: Topic,
     which: Annotated[
-        str | None,
-        typer.Argument(metavar="WHICH", help="PARTITION/OFFSET, message ID, or closed key."),
+        str | None, Argument(metavar="WHICH", help="PARTITION/OFFSET, message ID, or closed key.")
     ] = None,
     key: Annotated[
-        str | None, typer.Option("--key", "-k", metavar="KEY", help="The closed key, instead.")
+        str | None, Option("--key", "-k", metavar="KEY", help="The closed key, instead.")
     ] = None,
     value: Annotated[
-        str | None, typer.Option("--value", metavar="TEXT", help="What its value is to be.")
+        str | None, Option("--value", metavar="TEXT", help="What its value is to be.")
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option(
-            "--file", "-f", metavar="FILE", help="The same, from a file; - is standard input."
-        ),
+        Option("--file", "-f", metavar="FILE", help="The same, from a file; - is standard input."),
     ] = None,
     name: Name = None,
     url: Url = None,

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.command_errors import UsageError
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 def list_dead_letters(
     group: Annotated[
-        str | None, typer.Argument(metavar="GROUP", help="Whose; all there are, if not given.")
+        str | None, Argument(metavar="GROUP", help="Whose; all there are, if not given.")
     ] = None,
-    topic: Annotated[str | None, typer.Argument(metavar="TOPIC", help="Of which topic.")] = None,
+    topic: Annotated[str | None, Argument(metavar="TOPIC", help="Of which topic.")] = None,
     include_handled: Annotated[
-        bool, typer.Option("--all", help="Also those that were retried or purged.")
+        bool, Option("--all", help="Also those that were retried or purged.")
     ] = False,
     limit: Annotated[
-        int, typer.Option("--limit", "-n", min=1, metavar="N", help="The oldest N only.")
+        int, Option("--limit", "-n", min=1, metavar="N", help="The oldest N only.")
     ] = 1_000,
     error: ErrorText = None,
     key: Keys = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
 from streams.cli import output
 from streams.cli.command_errors import UsageError
@@ -41,14 +41,14 @@ def retry_dead_letters(
     error: ErrorText = None,
     key: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--key",
             "-k",
             metavar="KEY",
             help="Only those of this key; repeatable. A closed key: see above.",
         ),
     ] = None,
-    keys: Annotated[bool, typer.Option("--keys", help="All closed keys, instead.")] = False,
+    keys: Annotated[bool, Option("--keys", help="All closed keys, instead.")] = False,
     since: Since = None,
     until: Until = None,
     dry_run: DryRun = False,

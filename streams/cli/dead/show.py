@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.command_errors import CommandFailed, UsageError
@@ -26,13 +26,12 @@ def show_dead_letter(
     topic: Topic,
     which: Annotated[
         str | None,
-        typer.Argument(
+        Argument(
             metavar="WHICH", help="Its position, PARTITION/OFFSET or message ID; else the oldest."
         ),
     ] = None,
     key: Annotated[
-        str | None,
-        typer.Option("--key", "-k", metavar="KEY", help="What closes this key, instead."),
+        str | None, Option("--key", "-k", metavar="KEY", help="What closes this key, instead.")
     ] = None,
     name: Name = None,
     url: Url = None,

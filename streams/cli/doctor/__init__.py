@@ -18,6 +18,7 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.app_loading import load_app
@@ -32,10 +33,10 @@ if TYPE_CHECKING:
 
 
 def doctor(
-    target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="Where the app is.")],
+    target: Annotated[str, Argument(metavar="MODULE:APP", help="Where the app is.")],
     prometheus: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--prometheus",
             envvar="STREAMS_PROMETHEUS",
             metavar="URL",
@@ -43,7 +44,7 @@ def doctor(
         ),
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="What cannot be known counts as wrong.")
+        bool, Option("--strict", help="What cannot be known counts as wrong.")
     ] = False,
     url: AppUrl = None,
     json: AsJson = False,
