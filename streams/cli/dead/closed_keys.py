@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option
 
 from streams.cli import output
+from streams.cli.dead.handling import print_decided
 from streams.cli.dead.options import ClosedKeyName, Group, Topic
 from streams.cli.dead.rendering import letter_summary
 from streams.cli.options import AsJson, Url, argument_bytes, open_url
@@ -66,17 +67,6 @@ def drop_closed_key(
         closed_keys = open_closed_keys(log, group, topic)
         closed_keys.send_command("drop", closed_keys.dead_head(argument_bytes(key)))
     print_decided(group, topic, 1, "dropped", json=json)
-
-
-def print_decided(group: str, topic: str, count: int, field: str, *, json: bool) -> None:
-    """Say for how many keys it was decided."""
-    if json:
-        output.print_json({"group": group, "topic": topic, field: count})
-    else:
-        output.print_note(
-            f"{output.plural(count, 'key')} {field}; whoever owns the partition follows, once "
-            "it runs"
-        )
 
 
 def open_closed_keys(log: Log, group: str, topic: str) -> ClosedKeyReader:
