@@ -38,14 +38,13 @@ def load_app(target: str, url: str | None = None) -> Streams:
     found: object = module
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise CommandFailed(
-                f"{target}: {name} has no {attribute!r}; {_describe_apps_in(module, name)}"
-            )
+            apps = _describe_apps_in(module, name)
+            raise CommandFailed(f"{target}: {name} has no {attribute!r}; {apps}")
         found = getattr(found, part)
     if not isinstance(found, Streams):
+        apps = _describe_apps_in(module, name)
         raise CommandFailed(
-            f"{target} is of type {type(found).__name__}, not a Streams app; "
-            f"{_describe_apps_in(module, name)}"
+            f"{target} is of type {type(found).__name__}, not a Streams app; {apps}"
         )
     found.url_override = url
     return found
@@ -70,9 +69,8 @@ def _import_module(name: str) -> ModuleType:
             raise CommandFailed(f"there is no module {missing!r} ({where})") from error
         raise CommandFailed(_import_failure(name, error)) from error
     except SyntaxError as error:
-        raise CommandFailed(
-            f"{name} cannot be imported: {error.filename}, line {error.lineno}: {error.msg}"
-        ) from error
+        where = f"{error.filename}, line {error.lineno}"
+        raise CommandFailed(f"{name} cannot be imported: {where}: {error.msg}") from error
     except (Exception, SystemExit) as error:
         raise CommandFailed(_import_failure(name, error)) from error
 

@@ -11,7 +11,7 @@ from typer import Argument
 
 from streams.cli import output
 from streams.cli.log_queries import read_first, sum_known
-from streams.cli.options import AsJson, AssumeYes, IncludeInternal, Url, confirm, open_url
+from streams.cli.options import Json, ShowAll, Url, Yes, confirm, open_url
 
 if TYPE_CHECKING:
     from streams.log.protocol import GroupInfo, Log
@@ -22,9 +22,7 @@ Name = Annotated[str, Argument(metavar="GROUP", help="Its name.")]
 
 
 @app.command("ls")
-def list_groups(
-    include_internal: IncludeInternal = False, url: Url = None, json: AsJson = False
-) -> None:
+def list_groups(show_all: ShowAll = False, url: Url = None, json: Json = False) -> None:
     r"""List the groups: who runs, and what is waiting.
 
     Those that the toolkit keeps for itself (they follow delays, journals of
@@ -49,7 +47,7 @@ def list_groups(
             row = output.call_or_report(f"group {name}", partial(_group_json, log, name))
             if row is None:
                 continue
-            if not include_internal and is_internal_group(name, row["topics"], internal):
+            if not show_all and is_internal_group(name, row["topics"], internal):
                 hidden += 1
             else:
                 found.append(row)
@@ -75,7 +73,7 @@ def _total_lag(log: Log, info: GroupInfo) -> int | None:
 
 
 @app.command("show")
-def show_group(group: Name, url: Url = None, json: AsJson = False) -> None:
+def show_group(group: Name, url: Url = None, json: Json = False) -> None:
     """Show where a group is in every partition.
 
     The oldest message that is not settled holds its partition's position back:
@@ -133,7 +131,7 @@ def _partition_json(
 
 
 @app.command("delete")
-def delete_group(group: Name, yes: AssumeYes = False, url: Url = None) -> None:
+def delete_group(group: Name, yes: Yes = False, url: Url = None) -> None:
     """Delete a group and its positions.
 
     Should its processors start again, they begin as a new group does.

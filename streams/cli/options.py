@@ -36,11 +36,9 @@ AppUrl = Annotated[
         "kafka://host:9092. If neither is given: STREAMS_URL.",
     ),
 ]
-IncludeInternal = Annotated[
-    bool, Option("--all", help="Also those that the toolkit keeps for itself.")
-]
-AsJson = Annotated[bool, Option("--json", help="Print JSON, for programs.")]
-AssumeYes = Annotated[bool, Option("--yes", "-y", help="Do not ask.")]
+ShowAll = Annotated[bool, Option("--all", help="Also those that the toolkit keeps for itself.")]
+Json = Annotated[bool, Option("--json", help="Print JSON, for programs.")]
+Yes = Annotated[bool, Option("--yes", "-y", help="Do not ask.")]
 Partition = Annotated[
     int | None, Option("--partition", "-p", min=0, metavar="N", help="Only this partition.")
 ]

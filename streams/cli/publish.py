@@ -18,7 +18,7 @@ from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.command_errors import CommandFailed, UsageError, print_error
-from streams.cli.options import AsJson, Url, argument_bytes, open_url
+from streams.cli.options import Json, Url, argument_bytes, open_url
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -50,7 +50,7 @@ def publish(
         bool, Option("--skip", help="Pass invalid lines over instead of stopping.")
     ] = False,
     url: Url = None,
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     """Publish JSON lines, one message each.
 
@@ -67,7 +67,7 @@ def publish(
     """
     if key is not None and key_field is not None:
         raise UsageError("--key and --key-field: give one of them")
-    record_maker = _RecordMaker(key, key_field, id_field)
+    maker = _RecordMaker(None if key is None else argument_bytes(key), key_field, id_field)
     written, skipped = 0, 0
     with ExitStack() as stack:
         source, size = stack.enter_context(_open_source(file))
@@ -75,13 +75,12 @@ def publish(
         log.topic(topic)
         show_progress = stack.enter_context(output.progress_bar(f"publishing to {topic}"))
         for lines in _read_lines(source):
-            records, problem = _make_records(record_maker, lines.lines, skip=skip)
-            written += _append_durably(log, topic, [record for _, record in records], written)
+            records, problem = _make_records(maker, lines.lines, skip=skip)
+            written += _append_durably(log, topic, records, written)
             skipped += len(lines.lines) - len(records) if skip else 0
             if problem is not None:
-                raise CommandFailed(
-                    f"{problem}; published before it: {output.plural(written, 'message')}"
-                )
+                before = output.plural(written, "message")
+                raise CommandFailed(f"{problem}; published before it: {before}")
             show_progress(lines.bytes, size)
     if json:
         output.print_json({"topic": topic, "published": written, "skipped": skipped})
@@ -111,16 +110,13 @@ class _LineChunk(NamedTuple):
 
 def _read_lines(source: BufferedReader) -> Iterator[_LineChunk]:
     """Lines as they come: whatever is there is given out before waiting for more."""
-    number, done = 0, 0
+    number, done, size = 0, 0, 0
     rest: list[bytes] = []
-    size = 0
-    first = True
     while True:
         data = source.read1(READ_SIZE)
+        if not done:
+            data = data.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, as some editors write it
         done += len(data)
-        if first and data.startswith(b"\xef\xbb\xbf"):
-            data = data[3:]  # a byte order mark, as some editors write it
-        first = False
         head, end, tail = data.rpartition(b"\n")
         if data and not end:
             rest.append(data)
@@ -139,13 +135,12 @@ def _read_lines(source: BufferedReader) -> Iterator[_LineChunk]:
             return
 
 
-class _RecordMaker:
+class _RecordMaker(NamedTuple):
     """Makes the record of a line."""
 
-    def __init__(self, key: str | None, key_field: str | None, id_field: str | None) -> None:
-        self._key = None if key is None else argument_bytes(key)
-        self._key_field = key_field
-        self._id_field = id_field
+    key: bytes | None
+    key_field: str | None
+    id_field: str | None
 
     def make_record(self, line: bytes) -> Record:
         """:raises ValueError: the line is not JSON, or lacks a field; says why."""
@@ -158,16 +153,15 @@ class _RecordMaker:
             value = orjson.loads(line)
         except orjson.JSONDecodeError as error:
             raise ValueError(f"not JSON: {_json_error_text(error)}") from error
-        key = self._key
-        if self._key_field is not None:
-            found = _text_field(value, self._key_field)
+        key = self.key
+        if self.key_field is not None:
+            found = _text_field(value, self.key_field)
             key = None if found is None else found.encode()
-        id = str(uuid7())
-        if self._id_field is not None:
-            message_id = _text_field(value, self._id_field)
-            if not message_id or "\0" in message_id:
-                raise ValueError(f"field {self._id_field!r} holds no message ID")
-            id = message_id
+        if self.id_field is None:
+            return Record(line, key, str(uuid7()))
+        id = _text_field(value, self.id_field)
+        if not id or "\0" in id:
+            raise ValueError(f"field {self.id_field!r} holds no message ID")
         return Record(line, key, id)
 
 
@@ -194,12 +188,12 @@ def _text_field(value: Any, name: str) -> str | None:
 
 def _make_records(
     maker: _RecordMaker, lines: Sequence[tuple[int, bytes]], *, skip: bool
-) -> tuple[list[tuple[int, Record]], str | None]:
+) -> tuple[list[Record], str | None]:
     """Records up to the first invalid line, and what is wrong with that."""
-    found: list[tuple[int, Record]] = []
+    found: list[Record] = []
     for number, line in lines:
         try:
-            found.append((number, maker.make_record(line)))
+            found.append(maker.make_record(line))
         except ValueError as error:
             problem = f"line {number}: {error}"
             if not skip:

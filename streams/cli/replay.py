@@ -21,15 +21,7 @@ from streams.cli.offset_arguments import (
     parse_offsets,
     require_partition,
 )
-from streams.cli.options import (
-    AppUrl,
-    AsJson,
-    Key,
-    Partition,
-    argument_bytes,
-    open_url,
-    resolve_url,
-)
+from streams.cli.options import AppUrl, Json, Key, Partition, argument_bytes, open_url, resolve_url
 from streams.text import did_you_mean, error_text
 
 if TYPE_CHECKING:
@@ -115,7 +107,7 @@ def replay(
         OnError, Option("--errors", help="At a message that fails for good.")
     ] = OnError.stop,
     url: AppUrl = None,
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     """Read a range of a topic again, moving nobody.
 

@@ -10,7 +10,7 @@ from typer import Argument, Option
 from streams.cli import output
 from streams.cli.command_errors import CommandFailed
 from streams.cli.offset_arguments import parse_offsets, require_partition
-from streams.cli.options import AsJson, Partition, Url, open_url
+from streams.cli.options import Json, Partition, Url, open_url
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -38,7 +38,7 @@ def reset(
         bool, Option("--force", help="Even while it runs; its members start over from there.")
     ] = False,
     url: Url = None,
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     """Move a group to another place in a topic.
 

@@ -17,7 +17,7 @@ from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.command_errors import CommandFailed
-from streams.cli.options import AsJson, AssumeYes, Url, confirm, open_url
+from streams.cli.options import Json, Url, Yes, confirm, open_url
 from streams.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def list_sagas(
     include_ended: Annotated[bool, Option("--all", help="Also those that are over.")] = False,
     newest: Newest = _NEWEST,
     url: Url = None,
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     r"""List the sagas that are not over, the one that moved last at the end.
 
@@ -75,9 +75,7 @@ def list_sagas(
     with open_url(url, "ro") as log, _as_command_errors(log, name):
         for saga in _saga_names(log) if name is None else (name,):
             journal = Journal(log, saga)
-            listing = journal.list_latest(
-                lambda entry: include_ended or not entry.is_final, newest or None
-            )
+            listing = journal.list_latest(lambda e: include_ended or not e.is_final, newest or None)
             for entry in listing.entries:
                 where, summarize = f"{saga} {entry.saga}", partial(_saga_summary, saga, entry)
                 if (summary := output.call_or_report(where, summarize)) is not None:
@@ -93,7 +91,7 @@ def list_sagas(
 
 @app.command("status")
 def show_status(
-    name: Name, id: Id, newest: Newest = _NEWEST, url: Url = None, json: AsJson = False
+    name: Name, id: Id, newest: Newest = _NEWEST, url: Url = None, json: Json = False
 ) -> None:
     """Show where a saga stands, and its context.
 
@@ -118,7 +116,7 @@ def show_status(
 
 @app.command("resume")
 def resume_saga(
-    name: Name, id: Id, newest: Newest = _NEWEST, url: Url = None, json: AsJson = False
+    name: Name, id: Id, newest: Newest = _NEWEST, url: Url = None, json: Json = False
 ) -> None:
     """Go on with a saga that stands still.
 
@@ -143,10 +141,10 @@ def abandon_saga(
     name: Name,
     id: Id,
     reason: Annotated[str, Option("--reason", "-r", metavar="TEXT", help="Why; it is kept.")] = "",
-    yes: AssumeYes = False,
+    yes: Yes = False,
     newest: Newest = _NEWEST,
     url: Url = None,
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     """Take no further step of a saga, neither forward nor backward.
 

@@ -13,7 +13,7 @@ from streams.cli import output
 from streams.cli.command_errors import UsageError
 from streams.cli.log_queries import count_all
 from streams.cli.offset_arguments import parse_duration
-from streams.cli.options import AsJson, AssumeYes, IncludeInternal, Url, confirm, open_url
+from streams.cli.options import Json, ShowAll, Url, Yes, confirm, open_url
 
 if TYPE_CHECKING:
     from streams.config import Retention
@@ -44,9 +44,7 @@ Compacted = Annotated[
 
 
 @app.command("ls")
-def list_topics(
-    include_internal: IncludeInternal = False, url: Url = None, json: AsJson = False
-) -> None:
+def list_topics(show_all: ShowAll = False, url: Url = None, json: Json = False) -> None:
     r"""List the topics.
 
     What the toolkit keeps beside them (dead letters, retries, delays, journals
@@ -63,7 +61,7 @@ def list_topics(
     with open_url(url, "ro") as log:
         topics = log.topics()
         internal: set[str] = set()
-        if not include_internal:
+        if not show_all:
             groups = output.call_or_report("groups", log.groups) or ()
             internal = internal_topics((info.name for info in topics), groups)
         shown = [info for info in topics if info.name not in internal]
@@ -89,7 +87,7 @@ def list_topics(
 
 
 @app.command("show")
-def show_topic(topic: Name, url: Url = None, json: AsJson = False) -> None:
+def show_topic(topic: Name, url: Url = None, json: Json = False) -> None:
     """Show a topic: where each partition begins and ends.
 
     [bold]Examples[/bold]
@@ -179,7 +177,7 @@ def set_retention(
     for_ever: Annotated[
         bool, Option("--for-ever", help="Keep messages for ever from now on.")
     ] = False,
-    yes: AssumeYes = False,
+    yes: Yes = False,
     url: Url = None,
 ) -> None:
     """Change how long a topic keeps its messages.
@@ -215,7 +213,7 @@ def set_retention(
 
 
 @app.command("delete")
-def delete_topic(topic: Name, yes: AssumeYes = False, url: Url = None) -> None:
+def delete_topic(topic: Name, yes: Yes = False, url: Url = None) -> None:
     """Delete a topic with its messages and all positions in it.
 
     [bold]Examples[/bold]

@@ -12,7 +12,7 @@ from streams.cli import output
 from streams.cli.dead.handling import print_decided
 from streams.cli.dead.options import ClosedKeyName, Group, Topic
 from streams.cli.dead.rendering import letter_summary
-from streams.cli.options import AsJson, Url, argument_bytes, open_url
+from streams.cli.options import Json, Url, argument_bytes, open_url
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -26,7 +26,7 @@ def list_closed_keys(
         int, Option("--limit", "-n", min=1, metavar="N", help="So many at most.")
     ] = 1_000,
     url: Url = None,
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     """List the closed keys, and what closes them.
 
@@ -52,7 +52,7 @@ def list_closed_keys(
 
 
 def drop_closed_key(
-    group: Group, topic: Topic, key: ClosedKeyName, url: Url = None, json: AsJson = False
+    group: Group, topic: Topic, key: ClosedKeyName, url: Url = None, json: Json = False
 ) -> None:
     """Let go of the message that closes a key.
 

@@ -14,7 +14,7 @@ from streams.cli.dead.closed_keys import open_closed_keys
 from streams.cli.dead.handling import LetterAction, print_decided, print_handled
 from streams.cli.dead.options import Group, Name, Topic
 from streams.cli.dead.topics import is_of, open_dead_letters
-from streams.cli.options import AsJson, Url, argument_bytes, open_url
+from streams.cli.options import Json, Url, argument_bytes, open_url
 from streams.config import DeadLetters
 from streams.errors import NotFound
 
@@ -42,7 +42,7 @@ def edit_dead_letter(
     ] = None,
     name: Name = None,
     url: Url = None,
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     """Put a dead letter back with another value.
 

@@ -85,9 +85,8 @@ def print_handled(group: str, topic: str, done: int, action: LetterAction, *, js
 
 def print_decided(group: str, topic: str, count: int, field: str, *, json: bool) -> None:
     """Say for how many closed keys it was decided."""
-    text = (
-        f"{output.plural(count, 'key')} {field}; whoever owns the partition follows, once it runs"
-    )
+    keys = output.plural(count, "key")
+    text = f"{keys} {field}; whoever owns the partition follows, once it runs"
     print_counts(group, topic, {field: count}, text, json=json)
 
 

@@ -12,8 +12,8 @@ from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.command_errors import UsageError
+from streams.cli.dead import options
 from streams.cli.dead.filter import parse_filter
-from streams.cli.dead.options import ErrorText, Keys, Name, Since, Until
 from streams.cli.dead.rendering import letter_summary
 from streams.cli.dead.topics import (
     FoundTopic,
@@ -24,7 +24,7 @@ from streams.cli.dead.topics import (
     print_other_topics,
 )
 from streams.cli.log_queries import count_waiting, read_first
-from streams.cli.options import AsJson, Url, open_url
+from streams.cli.options import Json, Url, open_url
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -41,13 +41,13 @@ def list_dead_letters(
     limit: Annotated[
         int, Option("--limit", "-n", min=1, metavar="N", help="The oldest N only.")
     ] = 1_000,
-    error: ErrorText = None,
-    key: Keys = None,
-    since: Since = None,
-    until: Until = None,
-    name: Name = None,
+    error: options.ErrorText = None,
+    key: options.Keys = None,
+    since: options.Since = None,
+    until: options.Until = None,
+    name: options.Name = None,
     url: Url = None,
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     r"""List the dead letters that wait, the oldest first.
 
@@ -115,10 +115,12 @@ def _print_topics(log: Log, *, json: bool) -> None:
         row["of"] = [f"{of['group']} {of['topic']}" for of in row["of"]]
     columns = {"dead letters": "dead_letters", "of": "of", "waiting": "waiting", "total": "total"}
     output.print_rows(found, columns | {"oldest": "oldest_seconds"}, json=False)
-    calls = (
-        dead_ls_arguments(of.group, of.topic, name) for name, all in search.topics for of in all
+    words = (
+        dead_ls_arguments(of.group, of.topic, each.name)
+        for each in search.topics
+        for of in each.sources
     )
-    if (example := next((each for each in calls if "--name" in each), None)) is not None:
+    if (example := next((each for each in words if "--name" in each), None)) is not None:
         output.print_note(
             "a topic with another name than TOPIC.GROUP.dead is given as --name: streams dead ls "
             f"{example}"

@@ -9,6 +9,7 @@ from typer import Option
 
 from streams.cli import output
 from streams.cli.command_errors import UsageError
+from streams.cli.dead import options
 from streams.cli.dead.closed_keys import open_closed_keys
 from streams.cli.dead.filter import parse_filter
 from streams.cli.dead.handling import (
@@ -18,19 +19,8 @@ from streams.cli.dead.handling import (
     print_decided,
     print_dry_run,
 )
-from streams.cli.dead.options import (
-    DryRun,
-    ErrorText,
-    Group,
-    Limit,
-    Name,
-    Since,
-    Topic,
-    Until,
-    WhichLetters,
-)
 from streams.cli.dead.topics import open_dead_letters
-from streams.cli.options import AsJson, AssumeYes, Url, argument_bytes, confirm, open_url
+from streams.cli.options import Json, Url, Yes, argument_bytes, confirm, open_url
 from streams.config import DeadLetters
 from streams.errors import NotFound
 
@@ -40,11 +30,11 @@ if TYPE_CHECKING:
 
 
 def retry_dead_letters(
-    group: Group,
-    topic: Topic,
-    which: WhichLetters = None,
-    limit: Limit = None,
-    error: ErrorText = None,
+    group: options.Group,
+    topic: options.Topic,
+    which: options.WhichLetters = None,
+    limit: options.Limit = None,
+    error: options.ErrorText = None,
     key: Annotated[
         list[str] | None,
         Option(
@@ -55,13 +45,13 @@ def retry_dead_letters(
         ),
     ] = None,
     keys: Annotated[bool, Option("--keys", help="All closed keys, instead.")] = False,
-    since: Since = None,
-    until: Until = None,
-    dry_run: DryRun = False,
-    yes: AssumeYes = False,
-    name: Name = None,
+    since: options.Since = None,
+    until: options.Until = None,
+    dry_run: options.DryRun = False,
+    yes: Yes = False,
+    name: options.Name = None,
     url: Url = None,
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     """Put the dead letters that wait back: all, some, or single ones.
 

@@ -13,7 +13,7 @@ from streams.cli.dead.closed_keys import closed_key_json, open_closed_keys
 from streams.cli.dead.options import Group, Name, Topic
 from streams.cli.dead.rendering import letter_details
 from streams.cli.dead.topics import is_of, open_dead_letters
-from streams.cli.options import AsJson, Url, argument_bytes, open_url
+from streams.cli.options import Json, Url, argument_bytes, open_url
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -35,7 +35,7 @@ def show_dead_letter(
     ] = None,
     name: Name = None,
     url: Url = None,
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     """Show one dead letter whole, with its traceback.
 

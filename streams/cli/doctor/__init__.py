@@ -23,7 +23,7 @@ from typer import Argument, Option
 from streams.cli import output
 from streams.cli.app_loading import load_app
 from streams.cli.command_errors import DONE, FAILED
-from streams.cli.options import AppUrl, AsJson
+from streams.cli.options import AppUrl, Json
 from streams.text import one_line
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def doctor(
         bool, Option("--strict", help="What cannot be known counts as wrong.")
     ] = False,
     url: AppUrl = None,
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     r"""Hold an app and its log against the checklist.
 
