@@ -17,6 +17,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
+from typing_extensions import override
+
 from streams.cancellation import run_in_thread
 from streams.config import CloudEvents
 from streams.declarations import Declarations
@@ -30,9 +32,9 @@ from streams.errors import (
 )
 from streams.event_loop import enter_in_thread, loop_factory
 from streams.failure_report import FailureReport
-from streams.health import Health, Stats, processor_health, processor_stats
+from streams.health import Health, Stats
 from streams.log.protocol import Log, Queryable
-from streams.processor import Processor, ProcessorOptions
+from streams.processor import Processor, ProcessorClass, ProcessorOptions
 from streams.publisher import Publisher
 from streams.runtime import Runtime, enable_timing
 from streams.signals import StopSignals
@@ -85,16 +87,13 @@ class Streams(Declarations):
         self.runtime = Runtime(self, self._failures)
         """Its life: the one that it is in, else the last one; at first one that has not begun."""
 
+    @override
     def declare(
         self,
         function: Callable[P, R],
         options: ProcessorOptions,
-        processor_class: Callable[
-            [Callable[P, R], ProcessorOptions, str], Processor[P, R]
-        ] = Processor,
+        processor_class: ProcessorClass[P, R] = Processor,
     ) -> Processor[P, R]:
-        """Declare a processor; on a running app, :meth:`streams.runtime.Runtime.start_processor`
-        begins it."""
         processor = super().declare(function, options, processor_class)
         self.runtime.processor_declared(processor)
         return processor
@@ -102,32 +101,20 @@ class Streams(Declarations):
     # -- what is there while it lives
 
     @property
+    @override
     def log(self) -> Log:
-        """The open log.
-
-        :raises NotRunning: the app is not entered.
-        :raises ProcessorDied: it was left because a processor died.
-        """
-        log = self.runtime.log
-        if log is None:
-            raise self._failures.not_running_error(
-                "the app is not running: use it inside `async with app:`"
-            )
-        return log
+        return self._while_entered(self.runtime.log)
 
     @property
+    @override
     def publisher(self) -> Publisher:
-        """What publishes for this app.
+        return self._while_entered(self.runtime.publisher)
 
-        :raises NotRunning: the app is not entered.
-        :raises ProcessorDied: it was left because a processor died.
-        """
-        publisher = self.runtime.publisher
-        if publisher is None:
-            raise self._failures.not_running_error(
-                "the app is not running: use it inside `async with app:`"
-            )
-        return publisher
+    def _while_entered(self, found: T | None) -> T:
+        if found is None:
+            problem = "the app is not running: use it inside `async with app:`"
+            raise self._failures.not_running_error(problem)
+        return found
 
     @property
     def failure(self) -> ProcessorDied | None:
@@ -147,9 +134,9 @@ class Streams(Declarations):
         """
         log = self.log
         if not isinstance(log, Queryable):
+            kind = log.capabilities.name
             raise ConfigError(
-                f"app.query reads the file of a sqlite:// log with SQL; this is a "
-                f"{log.capabilities.name} log"
+                f"app.query reads the file of a sqlite:// log with SQL; this is a {kind} log"
             )
         return await run_in_thread(log.query, sql, parameters)
 
@@ -189,24 +176,16 @@ class Streams(Declarations):
 
     def stats(self) -> Stats:
         """Figures of this moment."""
-        found = {}
-        for processor in self.processors:
-            executor, poller = processor.executor, processor.poller
-            if executor is not None and poller is not None:
-                found[processor.name] = processor_stats(executor, poller)
+        found = {each.name: each.stats() for each in self.processors}
         publisher = self.runtime.publisher
-        return Stats(found, publisher.published if publisher is not None else 0)
+        published = publisher.published if publisher is not None else 0
+        return Stats({name: each for name, each in found.items() if each is not None}, published)
 
     def health(self) -> Health:
         """How the app and its processors are."""
         runtime = self.runtime
-        found = {
-            each.name: processor_health(
-                each.executor, each.poller, paused=each.paused, end_reason=each.end_reason
-            )
-            for each in self.processors
-            if not runtime.is_starting(each)
-        }
+        known = (each for each in self.processors if not runtime.is_starting(each))
+        found = {each.name: each.health() for each in known}
         return Health(runtime.is_open, found, runtime.stopping)
 
     async def failed(self) -> ProcessorDied:

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 from streams.annotation_checks import (
     TopicType,
@@ -25,6 +25,7 @@ from streams.config import DeadLetters, Dedup, Flow, Retry, Start
 from streams.connection import Connection
 from streams.decoding import Source
 from streams.errors import ConfigError
+from streams.health import ProcessorHealth, ProcessorStats, processor_health, processor_stats
 from streams.log.names import check_group, check_topic
 from streams.log.protocol import Log
 from streams.processing.executor import Executor
@@ -194,6 +195,18 @@ class Processor(Generic[P, R]):
         if self.poller is not None:
             self.poller.resume()
 
+    def stats(self) -> ProcessorStats | None:
+        """Its figures of this moment; None: it does not run."""
+        if self.executor is None or self.poller is None:
+            return None
+        return processor_stats(self.executor, self.poller)
+
+    def health(self) -> ProcessorHealth:
+        """How it is."""
+        return processor_health(
+            self.executor, self.poller, paused=self.paused, end_reason=self.end_reason
+        )
+
     # -- what a processor of a special kind changes
 
     def ensure_topics(self, connection: Connection) -> None:
@@ -206,6 +219,10 @@ class Processor(Generic[P, R]):
     def subscribed_log(self, connection: Connection) -> Log:
         """The log that it subscribes to."""
         return connection.log
+
+
+ProcessorClass: TypeAlias = Callable[[Callable[P, R], ProcessorOptions, str], Processor[P, R]]
+"""A class of processors, or what makes one: of a function, its options and a name."""
 
 
 def topic_type_of(topic: Source[Any] | None) -> TopicType | None:
