@@ -12,17 +12,6 @@ from typing import Any, ClassVar, Literal
 
 from streams.errors import ConfigError
 
-__all__ = [
-    "CloudEvents",
-    "DeadLetters",
-    "Dedup",
-    "Flow",
-    "OnUnknown",
-    "Retention",
-    "Retry",
-    "Start",
-]
-
 OnUnknown = Literal["dead", "skip"]
 """What becomes of a union's unknown tag: a dead letter, or passed over (and settled)."""
 

@@ -30,21 +30,6 @@ from itertools import islice
 
 from typing_extensions import override
 
-__all__ = [
-    "EscapingFilter",
-    "close_match",
-    "count_with_noun",
-    "did_you_mean",
-    "error_text",
-    "escape",
-    "escape_json",
-    "format_traceback",
-    "get_logger",
-    "is_misspelling",
-    "one_line",
-    "suggestion",
-]
-
 _UNSAFE = re.compile(
     "["
     "\x00-\x1f\x7f-\x9f"  # C0, DEL, C1

@@ -18,8 +18,6 @@ from msgspec import inspect
 from stream_codecs.errors import DecodeError, EncodeError, UnknownTag
 from stream_codecs.type_info import TypeInfo, type_name, union_members
 
-__all__ = ["ErrorContext", "decode_error", "encode_error", "tag_reader"]
-
 
 class ErrorContext(NamedTuple):
     """Where a codec is bound; part of every error."""

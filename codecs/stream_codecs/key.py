@@ -16,8 +16,6 @@ from stream_codecs.limits import SizeLimit, size_error
 from stream_codecs.protocol import Bound, Role
 from stream_codecs.type_info import is_untyped, member_types, type_name
 
-__all__ = ["Key"]
-
 T = TypeVar("T")
 
 

@@ -16,8 +16,6 @@ from stream_codecs.protocol import Bound, Role
 from stream_codecs.structured import Format, bind_format
 from stream_codecs.type_info import has_models, strip_wrapping, type_name
 
-__all__ = ["MessagePack"]
-
 T = TypeVar("T")
 
 

@@ -36,8 +36,6 @@ from stream_codecs.type_info import (
     walk_types,
 )
 
-__all__ = ["Format", "TypeParts", "bind_format", "build_bound"]
-
 
 class Format(NamedTuple):
     """A format of documents: what :func:`bind_format` needs of it."""

@@ -15,8 +15,6 @@ from stream_codecs.limits import SizeLimit, non_null_values, size_error
 from stream_codecs.protocol import Bound, Role
 from stream_codecs.type_info import TypeInfo, is_untyped, type_info, type_name, union_members
 
-__all__ = ["Bytes", "Text", "is_only"]
-
 T = TypeVar("T")
 
 _SHAPES: dict[Any, TypeInfo] = {str: inspect.StrType(), bytes: inspect.BytesType()}

@@ -24,8 +24,6 @@ from msgspec import inspect
 
 from stream_codecs.type_info import TypeInfo, class_of, union_members
 
-__all__ = ["always_unsure", "compile_check"]
-
 TypeCheck = Callable[[Any], bool]
 
 

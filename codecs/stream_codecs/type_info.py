@@ -23,24 +23,6 @@ from typing_extensions import TypeForm
 
 from stream_codecs.errors import BindError
 
-__all__ = [
-    "TypeInfo",
-    "accepted_classes",
-    "class_of",
-    "fields_of",
-    "has_models",
-    "includes_none",
-    "is_pydantic_model",
-    "is_untyped",
-    "member_types",
-    "strip_wrapping",
-    "tags_of",
-    "type_info",
-    "type_name",
-    "union_members",
-    "walk_types",
-]
-
 TypeInfo: TypeAlias = inspect.Type
 """A type, taken apart by msgspec."""
 

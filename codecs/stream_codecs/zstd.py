@@ -27,8 +27,6 @@ from stream_codecs.limits import MAX_SIZE, size_error
 from stream_codecs.protocol import Bound, Codec, Headers, Role
 from stream_codecs.type_info import type_name
 
-__all__ = ["Zstd"]
-
 T = TypeVar("T")
 
 _WINDOW = 8 << 20
