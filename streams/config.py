@@ -76,14 +76,12 @@ class Retention:
     @property
     def bounds_set(self) -> tuple[str, ...]:
         """The names of the bounds that are set; none of them: messages are kept for ever."""
-        return tuple(
-            field.name for field in fields(self) if getattr(self, field.name) != field.default
-        )
+        given = (field for field in fields(self) if getattr(self, field.name) != field.default)
+        return tuple(field.name for field in given)
 
     def __repr__(self) -> str:
-        return (
-            f"Retention({', '.join(f'{each}={getattr(self, each)!r}' for each in self.bounds_set)})"
-        )
+        bounds = (f"{each}={getattr(self, each)!r}" for each in self.bounds_set)
+        return f"Retention({', '.join(bounds)})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,12 +55,10 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             self._read_fd, self._write_fd = os.pipe()
             os.set_blocking(self._write_fd, False)
-            threading.Thread(
-                target=self._watch_wakeup_fd, name="streams-signals", daemon=True
-            ).start()
-            self._previous_handlers = {
-                each: signal.signal(each, self._handle_first) for each in STOP_SIGNALS
-            }
+            watch = self._watch_wakeup_fd
+            threading.Thread(target=watch, name="streams-signals", daemon=True).start()
+            first = self._handle_first
+            self._previous_handlers = {each: signal.signal(each, first) for each in STOP_SIGNALS}
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -207,6 +207,5 @@ def suggestion(name: object, known: Collection[str]) -> str:
     if not known:
         return "there is none."
     shown = ", ".join(repr(each) for each in sorted(known)[:5])
-    return (
-        f"there are {shown} and {len(known) - 5} more." if len(known) > 5 else f"there are {shown}."
-    )
+    more = f" and {len(known) - 5} more" if len(known) > 5 else ""
+    return f"there are {shown}{more}."

@@ -183,7 +183,5 @@ def parse_position(written: bytes | str | None) -> tuple[str, int, int] | None:
     parts = (text(written) if isinstance(written, bytes) else written).rsplit("/", 2)
     if len(parts) != 3 or not parts[0]:
         return None
-    partition, offset_value = parse_int(parts[1]), parse_offset(parts[2])
-    return (
-        None if partition is None or offset_value is None else (parts[0], partition, offset_value)
-    )
+    partition, offset = parse_int(parts[1]), parse_offset(parts[2])
+    return None if partition is None or offset is None else (parts[0], partition, offset)

@@ -45,11 +45,8 @@ def make_job(
     start_positions: Mapping[tuple[str, int], int],
 ) -> Job:
     """What the executors run for a processor."""
-    options, group, dead_letters = (
-        processor.options,
-        processor.group,
-        processor.options.dead_letters,
-    )
+    options, group = processor.options, processor.group
+    dead_letters = options.dead_letters
     sources: dict[str, Source[Any]] = {}
     for topic in options.topics:
         sources[topic.name] = sources[dead_letters.retry(topic.name, group)] = topic
