@@ -77,9 +77,7 @@ class Streams(Declarations):
         lifespan: Lifespan | None = None,
         cloudevents: CloudEvents | None = None,
     ) -> None:
-        super().__init__(
-            url, config=config, member=member, lifespan=lifespan, cloudevents=cloudevents
-        )
+        super().__init__(url, config, member, lifespan, cloudevents)
         self._failures = FailureReport()
         self._enter_lock = threading.Lock()
         self._stop_requested: asyncio.Event | None = None

@@ -69,7 +69,6 @@ class Declarations(ABC):
     def __init__(
         self,
         url: str | None,
-        *,
         config: Mapping[str, Any] | None,
         member: str | None,
         lifespan: AnyLifespan | None,
@@ -148,9 +147,8 @@ class Declarations(ABC):
         """
         given = choose_url(self.url_override, self.given_url)
         if given is None or not given.url:
-            raise ConfigError(
-                "no log: give Streams('sqlite:///app.db'), or set STREAMS_URL in the environment"
-            )
+            advice = "give Streams('sqlite:///app.db'), or set STREAMS_URL in the environment"
+            raise ConfigError(f"no log: {advice}")
         return given
 
     # -- declaring

@@ -156,10 +156,8 @@ class Processor(Generic[P, R]):
         self.group = options.group
         options.validate(name)
         self.topics: tuple[str, ...] = tuple(topic.name for topic in options.topics)
-        batch = options.batch is not None
-        self.signature = inspect_handler(
-            function, name, batch=batch, publishes_result=options.to is not None
-        )
+        batch, publishes = options.batch is not None, options.to is not None
+        self.signature = inspect_handler(function, name, batch=batch, publishes_result=publishes)
         options.check_annotations(name, function, self.signature)
         self.attempt_log: ManagedAttemptLog | None = None
         """Counts its attempts in the log, if its :class:`~streams.config.Retry` says so."""

@@ -87,18 +87,13 @@ def show_group(group: Name, url: Url = None, json: Json = False) -> None:
     with open_url(url, "ro") as log:
         info = log.group(group)
         owners = {at: member.id for member in info.members for at in member.partitions}
-        rows = [
-            _partition_json(log, info, *at, owners.get(at))
-            for at in sorted({*info.positions, *owners})
-        ]
+        everywhere = sorted({*info.positions, *owners})
+        rows = [_partition_json(log, info, *at, owners.get(at)) for at in everywhere]
+    members = [{"id": m.id, "partitions": [list(at) for at in m.partitions]} for m in info.members]
     if json:
-        members = [
-            {"id": each.id, "partitions": [list(at) for at in each.partitions]}
-            for each in info.members
-        ]
         output.print_json({"group": group, "members": members, "partitions": rows})
         return
-    output.print_line(f"{group}: {output.plural(len(info.members), 'member')} running")
+    output.print_line(f"{group}: {output.plural(len(members), 'member')} running")
     columns = {name: name for name in ("topic", "partition", "position", "end", "lag", "ahead")}
     columns |= {"oldest": "oldest_seconds", "key": "oldest_key", "owner": "owner"}
     output.print_rows(rows, columns, json=False)

@@ -154,11 +154,11 @@ def _make_handler(log_format: LogFormat, worker: int | None) -> logging.Handler:
     if log_format is LogFormat.text and sys.stderr.isatty():
         return _make_rich_handler(prefix)
     handler = logging.StreamHandler(sys.stderr)
-    form = f"%(asctime)s %(levelname)-7s {prefix}%(name)s: %(message)s"
-    as_json = log_format is LogFormat.json
-    handler.setFormatter(
-        JsonFormatter(worker or None) if as_json else PrefixFormatter(form, prefix)
-    )
+    if log_format is LogFormat.json:
+        handler.setFormatter(JsonFormatter(worker or None))
+    else:
+        form = f"%(asctime)s %(levelname)-7s {prefix}%(name)s: %(message)s"
+        handler.setFormatter(PrefixFormatter(form, prefix))
     return handler
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -172,14 +172,12 @@ def _print_range(span: _Range, url_source: ChosenUrl, rate: float | None) -> Non
     with ExitStack() as stack:
         log = stack.enter_context(open_url(url_source, "ro"))
         span.require_partitions(log)
-        ranges = resolve_ranges(
-            log, span.topic, span.start, span.end, partition=span.partition, now=time.time()
-        )
-        rows = RangeReader(log, span.topic, ranges, key=span.key)
-        stack.callback(rows.close)
-        bucket, total = TokenBucket(rate), total_messages(log, span.topic, ranges)
+        topic, now = span.topic, time.time()
+        ranges = resolve_ranges(log, topic, span.start, span.end, partition=span.partition, now=now)
+        rows = stack.enter_context(closing(RangeReader(log, topic, ranges, key=span.key)))
+        bucket, total = TokenBucket(rate), total_messages(log, topic, ranges)
         quiet = sys.stdout.isatty()  # the lines themselves are what a person sees
-        bar = output.progress_bar(f"reading {span.topic}", quiet=quiet)
+        bar = output.progress_bar(f"reading {topic}", quiet=quiet)
         show_progress = stack.enter_context(bar)
         while True:
             while (available := bucket.available(1_000)) <= 0:

@@ -116,9 +116,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def _invoke(arguments: Sequence[str]) -> int:
     try:
-        found = typer.main.get_command(app).main(
-            list(arguments), prog_name="streams", standalone_mode=False
-        )
+        command = typer.main.get_command(app)
+        found = command.main(list(arguments), prog_name="streams", standalone_mode=False)
     except typer.Exit as ended:
         return ended.exit_code
     except typer.Abort:

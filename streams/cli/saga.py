@@ -38,7 +38,7 @@ Newest = Annotated[
     ),
 ]
 
-_NEWEST = 1_000_000
+NEWEST = 1_000_000
 """What :data:`streams.patterns.saga.DEFAULT_NEWEST` is, which is imported only when it is
 used."""
 
@@ -54,7 +54,7 @@ def list_sagas(
         str | None, Argument(metavar="SAGA", help="Of which orchestrator; else of all.")
     ] = None,
     include_ended: Annotated[bool, Option("--all", help="Also those that are over.")] = False,
-    newest: Newest = _NEWEST,
+    newest: Newest = NEWEST,
     url: Url = None,
     json: Json = False,
 ) -> None:
@@ -91,7 +91,7 @@ def list_sagas(
 
 @app.command("status")
 def show_status(
-    name: Name, id: Id, newest: Newest = _NEWEST, url: Url = None, json: Json = False
+    name: Name, id: Id, newest: Newest = NEWEST, url: Url = None, json: Json = False
 ) -> None:
     """Show where a saga stands, and its context.
 
@@ -116,7 +116,7 @@ def show_status(
 
 @app.command("resume")
 def resume_saga(
-    name: Name, id: Id, newest: Newest = _NEWEST, url: Url = None, json: Json = False
+    name: Name, id: Id, newest: Newest = NEWEST, url: Url = None, json: Json = False
 ) -> None:
     """Go on with a saga that stands still.
 
@@ -142,7 +142,7 @@ def abandon_saga(
     id: Id,
     reason: Annotated[str, Option("--reason", "-r", metavar="TEXT", help="Why; it is kept.")] = "",
     yes: Yes = False,
-    newest: Newest = _NEWEST,
+    newest: Newest = NEWEST,
     url: Url = None,
     json: Json = False,
 ) -> None:
