@@ -30,7 +30,7 @@ from streams.errors import (
     ProcessorDied,
     StreamsError,
 )
-from streams.event_loop import enter_in_thread, loop_factory
+from streams.event_loop import enter_in_thread, loop_factory, running_loop
 from streams.failure_report import FailureReport
 from streams.health import Health, Stats
 from streams.log.protocol import Log, Queryable
@@ -146,17 +146,12 @@ class Streams(Declarations):
         :raises ConfigError: this is its loop's own thread: await there.
         """
         loop = self.runtime.loop
-        try:
-            running = asyncio.get_running_loop()
-        except RuntimeError:
-            running = None
-        if loop is None or running is loop:
+        if loop is None or running_loop() is loop:
             if asyncio.iscoroutine(awaitable):
                 awaitable.close()
             if loop is None:
-                raise self._failures.not_running_error(
-                    "the app is not running: use it inside `with app.background():`"
-                )
+                problem = "the app is not running: use it inside `with app.background():`"
+                raise self._failures.not_running_error(problem)
             raise ConfigError("app.wait() on the app's own loop would wait for ever: use await")
 
         async def wait() -> T:
@@ -165,8 +160,8 @@ class Streams(Declarations):
         return asyncio.run_coroutine_threadsafe(wait(), loop).result()
 
     def measure(self) -> None:
-        """Take the time of handlers' calls from now on, for :meth:`stats`; now and then of quick
-        ones, so that it is not felt."""
+        """Measure how long handlers' calls take from now on, for :meth:`stats`; of quick ones only
+        a sample, so that it costs next to nothing."""
         self.timing_enabled = True
         for processor in self.processors:
             if processor.executor is not None:
@@ -189,9 +184,9 @@ class Streams(Declarations):
     async def failed(self) -> ProcessorDied:
         """Wait until a processor dies, and return why: what ``async with app`` raises at its end.
 
-        For whoever runs the app inside something that would go on without it, to end or restart
-        that. Any number may wait, on any loop; who is cancelled does no harm. The answer stays
-        until the app is entered again. An app that is left in order answers nobody.
+        For a program that runs the app inside something that would go on without it, so that it
+        can end or restart that. Any number of tasks may wait, on any loop, and may be cancelled.
+        The answer stays until the app is entered again; an app that is left in order gives none.
         """
         return await self._failures.wait()
 

@@ -213,7 +213,8 @@ class Flow:
     :param bytes: their bytes (keys and values), the driver's prefetch included, at most; a single
         larger message is still taken, alone.
     :param commit: seconds between two commits of the positions that are waited for, at most.
-        Between those, what was settled is stored as often as it is not felt (see docs/tuning.md).
+        In between, settled positions are stored as often as it costs next to nothing (see
+        docs/tuning.md).
     :param drain: seconds given to handlers in flight on a stop or a rebalance; then async
         handlers are cancelled.
     """

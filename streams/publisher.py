@@ -3,7 +3,7 @@
 Many concurrent ``await topic.publish(...)`` become few appends (on SQLite few transactions, on
 Redis few scripts): what arrives while one append runs is the next one. Order of calls is kept.
 
-Nothing is retried here: an outcome that is not known is told to whoever published. *Derived*
+Nothing is retried here: whoever published gets an unknown outcome as an error. *Derived*
 records (what a handler returned, dead letters) are different: their message IDs are derived from
 the source's, so writing them again is harmless, and :meth:`Publisher.publish_durably` waits out an
 outage.
@@ -335,7 +335,7 @@ def _split_batches(requests: list[_PublishRequest]) -> list[list[_PublishRequest
 
 
 def _resolve_futures(answered: Sequence[tuple[_PublishRequest, AppendResults]]) -> None:
-    """On the loop of those who wait."""
+    """Answer those who wait, on their loop."""
     for request, results in answered:
         future = request.future
         if future is None or future.done():

@@ -19,6 +19,7 @@ from typing import Any
 from streams.cancellation import run_in_thread, run_to_completion
 from streams.declarations import Declarations
 from streams.errors import ProcessorDied, StreamsError, Unavailable
+from streams.event_loop import running_loop
 from streams.failure_report import FailureReport
 from streams.log.protocol import Log
 from streams.log.url import open_log
@@ -89,8 +90,7 @@ class Runtime:
         return self.log is not None
 
     def not_running_error(self, message: str) -> StreamsError:
-        """The error for whoever needs the app to run: where a processor died and took it down, that
-        is what is said."""
+        """See :meth:`FailureReport.not_running_error`."""
         return self._failures.not_running_error(message)
 
     # -- beginning
@@ -309,11 +309,7 @@ class Runtime:
             # Not a `finally` in the work: what is cancelled before its first step has none.
             self.spawn(coroutine_function()).add_done_callback(lambda _: on_done())
 
-        try:
-            running = asyncio.get_running_loop()
-        except RuntimeError:
-            running = None
-        if running is loop:
+        if running_loop() is loop:
             start_task()
             return
         try:

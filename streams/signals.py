@@ -104,8 +104,8 @@ class StopSignals:
 def _log_interrupted(number: int) -> None:
     """Log that the process ends at once.
 
-    The main thread may have been interrupted while it logged, and what it holds then must not be
-    waited for: the line is put together as the handlers would, and written past them.
+    The main thread may have been interrupted while it held a logging handler's lock, so no handler
+    is called: the line is formatted as they would and written to standard error directly.
     """
     text = f"{signal.Signals(number).name} again: interrupted, not everything was finished"
     lines = []

@@ -190,7 +190,7 @@ def _common_prefix(one: str, two: str) -> int:
 
 
 _SHORTEST_MISSPELLING = 5
-"""Names of fewer characters are never said to be a slip."""
+"""Shorter names are never taken for a misspelling."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

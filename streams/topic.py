@@ -276,10 +276,8 @@ def _field_reader(
         raise ConfigError(f"{where}: its values have no fields; give a function")
     for kind, names in fields:
         if field not in names:
-            known = (
-                f"it has {', '.join(sorted(names))}" if names else "it has none; give a function"
-            )
-            raise ConfigError(f"{where}: {kind.__name__} has no such field, {known}")
+            known = f"has {', '.join(sorted(names))}" if names else "has none; give a function"
+            raise ConfigError(f"{where}: {kind.__name__} has no such field, it {known}")
     mappings = [issubclass(kind, dict) for kind, _ in fields]
     if all(mappings):
         return lambda value: value.get(field)  # absent where it is NotRequired: no key

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def load_app(target: str, url: str | None = None) -> Streams:
-    """Import an app. The working directory is looked in first.
+    """Import an app. The working directory is searched first.
 
     :param target: ``module:app``; both may have dots.
     :param url: the log to use instead of the app's own.

@@ -34,7 +34,7 @@ class UsageError(CommandFailed):
 
 
 class PipeClosed(Exception):
-    """Nobody reads standard output any more."""
+    """Standard output is closed at its other end."""
 
 
 class ErrorLine(NamedTuple):

@@ -192,7 +192,7 @@ def _escape_rich_trace(trace: Trace) -> None:
 
 
 class _OnceFilter(logging.Filter):
-    """Lets the same line through once: an outage is told again and again below."""
+    """Lets the same line through once: during an outage the drivers repeat theirs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -207,7 +207,7 @@ class _OnceFilter(logging.Filter):
 
 
 def configure_warnings() -> None:
-    """For a command that ends: only what is wrong, once, in the form of its errors."""
+    """For a command that ends: warnings and errors alone, each once, in the form of its errors."""
     root = logging.getLogger()
     if not root.handlers:
         handler = logging.StreamHandler(sys.stderr)

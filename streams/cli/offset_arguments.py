@@ -1,4 +1,4 @@
-"""Places in a topic, times and durations, as people write them on a command line."""
+"""Offsets, times and durations, as people write them on a command line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OFFSET_HELP = (
 )
 
 MAX_DURATION = 100 * 366 * 86_400.0
-"""Seconds that a time may take: what is longer is a slip, and no log's calendar holds it."""
+"""Seconds of a duration, at most: a longer one is a typing error, and no log can represent it."""
 
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ]|\Z)", re.ASCII)
 _MESSAGES_BEFORE_END = re.compile(r"-\d{1,18}\Z", re.ASCII)

@@ -9,6 +9,7 @@ from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.command_errors import CommandFailed
+from streams.cli.log_queries import sum_known
 from streams.cli.offset_arguments import parse_offsets, require_partition
 from streams.cli.options import Json, Partition, Url, open_url
 
@@ -72,8 +73,11 @@ def reset(
         output.print_json({**result, "partitions": rows})
         return
     output.print_rows(rows, ["partition", "from", "to", "again", "skipped"], json=False)
-    replayed, skipped = _total_text(moves, "again"), _total_text(moves, "skipped")
-    summary = f"to be handled again: {replayed}, to be skipped: {skipped}"
+    again, skipped = (
+        output.plural(sum_known(counts), "message")
+        for counts in ([move.again for move in moves], [move.skipped for move in moves])
+    )
+    summary = f"to be handled again: {again}, to be skipped: {skipped}"
     if dry_run:
         output.print_note(f"dry run, nothing was changed: {summary}")
         if running_members:
@@ -81,11 +85,6 @@ def reset(
             output.print_note(f"{group} has {members} running: stop them first, or add --force")
     else:
         output.print_note(f"{group} was moved in {topic}: {summary}")
-
-
-def _total_text(moves: list[Move], name: str) -> str:
-    counts = [getattr(move, name) for move in moves]
-    return output.plural(None if None in counts else sum(counts), "message")
 
 
 def _move_json(log: Log, move: Move) -> dict[str, Any]:

@@ -43,7 +43,7 @@ NEWEST = 1_000_000
 used."""
 
 
-_SUGGEST_FROM_NEWEST = 1_000
+_SUGGESTED_FROM = 1_000
 """Newest entries of each partition among which an ID like one that is not there is looked for."""
 
 
@@ -201,7 +201,7 @@ def _suggestion(log: Log, name: str, id: str | None) -> str:
     try:
         if id is None:
             return did_you_mean(name, _saga_names(log))
-        return did_you_mean(id, sorted(Journal(log, name).saga_ids(_SUGGEST_FROM_NEWEST)))
+        return did_you_mean(id, sorted(Journal(log, name).saga_ids(_SUGGESTED_FROM)))
     except LogError:
         return ""
 

@@ -3,9 +3,9 @@
 Promises: N workers run, each an interpreter of its own; one that dies is started again, at once if
 it lived for ten seconds, else after 1 s and then twice as long each time up to 30 s. What it owned
 goes to the others at once, where the log lets them take it. One whose name in its groups was taken
-by another process is not started again. SIGINT or
-SIGTERM is passed on and all workers may drain; a second signal ends everything at once. Workers
-whose app cannot be loaded, or that keep dying at their start, end the supervisor with one line.
+by another process is not started again. SIGINT or SIGTERM is passed on and all workers may drain; a
+second signal ends everything at once. Workers whose app cannot be loaded, or that keep dying at
+their start, end the supervisor with one line.
 
 Theory of operation. The supervisor never imports the app: what an import opens belongs to one
 process. It starts the first worker alone, and the others once that one has loaded the app, so that
@@ -174,9 +174,8 @@ def claim_slot(target: str) -> tuple[int, int]:
         folder = _open_private_folder(path)
     except OSError as error:
         logger.warning(
-            "%s: %s: without it a restart of this command is a new member of its groups;"
-            " set TMPDIR to a folder that others cannot write to",
-            path, error.strerror,
+            "%s: %s: without it a restart of this command is a new member of its groups; set "
+            "TMPDIR to a folder that others cannot write to", path, error.strerror,
         )  # fmt: skip
         return os.open(os.devnull, os.O_RDONLY), 1 + secrets.randbelow(1 << 48)
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -267,10 +266,8 @@ class Supervisor:
             logger.info("%s: %d workers finish what is in flight", number.name, len(self._running))
             self._stop_workers(number)
             return
-        logger.warning(
-            "%s again: %d workers are killed, not everything was finished",
-            number.name, len(self._running),
-        )  # fmt: skip
+        killed = f"{len(self._running)} workers are killed, not everything was finished"
+        logger.warning("%s again: %s", number.name, killed)
         self._signal_workers(signal.SIGKILL)
         if number == signal.SIGTERM:
             asyncio.get_running_loop().remove_signal_handler(number)

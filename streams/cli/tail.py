@@ -119,13 +119,11 @@ class _MessagePrinter:
         self._colour = not json and sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
     def print_rows(self, rows: Iterable[LogRow]) -> None:
-        """Print these."""
         for row in rows:
             self.print_row(row)
         self.flush()
 
     def print_row(self, row: LogRow) -> None:
-        """Print one."""
         place = self.log, row.batch, row.index
         if self._json:
             output.write_bytes(output.json_line(*place))
@@ -136,5 +134,4 @@ class _MessagePrinter:
             output.write_bytes(line.encode("utf-8", "backslashreplace"))
 
     def flush(self) -> None:
-        """Let whoever reads have it."""
         sys.stdout.buffer.flush()

@@ -39,31 +39,26 @@ TIME_LIMIT = 10.0
 
 
 class LetterSource(NamedTuple):
-    """What a dead letter is of."""
+    """The topic and group that a dead letter comes from."""
 
     topic: str
     group: str
 
 
 class FoundTopic(NamedTuple):
-    """A topic of dead letters.
-
-    :param sources: what the letters that were seen in it are of, the newest of a partition
-        first; none where none was seen.
-    """
+    """A topic of dead letters."""
 
     name: str
     sources: tuple[LetterSource, ...]
+    """Where those that were seen in it come from, the newest of a partition first."""
 
 
 class SearchResult(NamedTuple):
-    """What was found.
-
-    :param complete: every topic that could hold letters was looked at.
-    """
+    """The topics that were found."""
 
     topics: list[FoundTopic]
     complete: bool
+    """Every topic that could hold dead letters was looked at."""
 
 
 def find_dead_letter_topics(log: Log) -> SearchResult:

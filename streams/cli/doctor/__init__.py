@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,7 +29,6 @@ from streams.text import one_line
 
 if TYPE_CHECKING:
     from streams.app import Streams
-    from streams.cli.doctor.inspection import Finding
     from streams.log.protocol import Log
 
 
@@ -76,7 +76,8 @@ def doctor(
     passed = not counts[Verdict.no] and not (strict and counts[Verdict.unknown])
     if json:
         where = {"app": target, "log": redact(app.url), "log_from": app.url_source.source}
-        found = [_finding_json(finding) for finding in findings]
+        names = ("item", "of", "verdict", "why", "do")
+        found = [dict(zip(names, astuple(finding), strict=True)) for finding in findings]
         output.print_json({**where, "ok": passed, "findings": found})
     else:
         output.print_line(f"{target} on {app.url_source}")
@@ -89,16 +90,6 @@ def doctor(
         texts = (f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict])
         output.print_line(", ".join(texts))
     raise typer.Exit(DONE if passed else FAILED)
-
-
-def _finding_json(finding: Finding) -> dict[str, str]:
-    return {
-        "item": finding.item,
-        "of": finding.subject,
-        "verdict": finding.verdict.value,
-        "why": finding.reason,
-        "do": finding.advice,
-    }
 
 
 @contextmanager

@@ -107,7 +107,7 @@ class AppInspection:
 
     @cached_property
     def _helper_processors(self) -> list[Processor[..., Any]]:
-        """What works for other processors is the toolkit's, and not the app's to set."""
+        """Processors of the toolkit that work for the app's, and have no options of their own."""
         return [helper for each in self.app.processors for helper in each.helpers]
 
     @cached_property
@@ -118,10 +118,8 @@ class AppInspection:
     @cached_property
     def topics(self) -> dict[str, Topic[Any]]:
         """What the app declares or reads, by name."""
-        helper_topics = {topic for helper in self._helper_processors for topic in helper.topics}
-        found = {
-            name: topic for name, topic in self.app.topics.items() if name not in helper_topics
-        }
+        others = {topic for helper in self._helper_processors for topic in helper.topics}
+        found = {name: topic for name, topic in self.app.topics.items() if name not in others}
         for processor in self.processors:
             for topic in processor.options.topics:
                 if topic.name not in found and hasattr(topic, "partitions"):

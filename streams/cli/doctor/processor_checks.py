@@ -144,10 +144,8 @@ def check_backpressure(inspection: AppInspection) -> Iterator[Finding]:
     """What is held in memory has a bound, and this machine has the memory."""
     processors = inspection.processors
     for processor in processors:
-        flow, subject = (
-            processor.options.flow,
-            Subject("backpressure", f"processor {processor.name}"),
-        )
+        flow = processor.options.flow
+        subject = Subject("backpressure", f"processor {processor.name}")
         wanted = processor.options.concurrency * (processor.options.batch or 1)
         if wanted > flow.messages:
             yield subject.no(
