@@ -31,7 +31,7 @@ from streams.message import (
     text,
 )
 from streams.processing.job import Outgoing
-from streams.text import error_text as error_text
+from streams.text import error_text
 
 ERROR_EXCEPTION = "__streams.errors.exception"
 ERROR_MESSAGE = "__streams.errors.message"
