@@ -22,14 +22,7 @@ from typing_extensions import override
 from streams.cancellation import run_in_thread
 from streams.config import CloudEvents
 from streams.declarations import Declarations
-from streams.errors import (
-    EXIT_FENCED,
-    ConfigError,
-    MemberFenced,
-    NotRunning,
-    ProcessorDied,
-    StreamsError,
-)
+from streams.errors import ConfigError, NotRunning, ProcessorDied, StreamsError, exit_status
 from streams.event_loop import enter_in_thread, loop_factory, running_loop
 from streams.failure_report import FailureReport
 from streams.health import Health, Stats
@@ -274,8 +267,7 @@ class Streams(Declarations):
             self.run_or_raise()
         except StreamsError as error:
             print(f"streams: {one_line(str(error))}", file=sys.stderr)  # noqa: T201 - the process ends with this
-            fenced = isinstance(error.__cause__, MemberFenced)
-            raise SystemExit(EXIT_FENCED if fenced else 1) from error
+            raise SystemExit(exit_status(error)) from error
 
     def run_or_raise(self) -> None:
         """The same, for a program that says itself why the app has ended.

@@ -14,7 +14,6 @@ from typer import Argument, Option
 
 from streams.cli.app_loading import load_app
 from streams.cli.command_errors import (
-    FAILED,
     USAGE,
     CommandFailed,
     UsageError,
@@ -189,7 +188,7 @@ def _run_until_stopped(app: Streams) -> None:
 
     :raises typer.Exit: something did.
     """
-    from streams.errors import EXIT_FENCED, ConfigError, MemberFenced, StreamsError
+    from streams.errors import ConfigError, StreamsError, exit_status
 
     try:
         app.run_or_raise()
@@ -197,5 +196,5 @@ def _run_until_stopped(app: Streams) -> None:
         if is_debugging():
             print_traceback(error)
         print_error(str(error))
-        status = EXIT_FENCED if isinstance(error.__cause__, MemberFenced) else FAILED
-        raise typer.Exit(USAGE if isinstance(error, ConfigError) else status) from None
+        status = USAGE if isinstance(error, ConfigError) else exit_status(error)
+        raise typer.Exit(status) from None
