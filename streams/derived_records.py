@@ -31,7 +31,7 @@ from streams.message import (
     text,
 )
 from streams.processing.job import Outgoing
-from streams.text import error_text as error_text
+from streams.text import error_text
 
 ERROR_EXCEPTION = "__streams.errors.exception"
 ERROR_MESSAGE = "__streams.errors.message"
@@ -71,7 +71,7 @@ def dead_letter_maker(
     def make_dead_letter(delivery: Delivery) -> Outgoing:
         fetched, index, _, _, _, _, reason = delivery
         if reason is None:
-            raise ValueError("a work without a burial has no dead letter")
+            raise ValueError("a delivery without a reason has no dead letter")
         batch = fetched.batch
         headers = [
             (name, value)
@@ -81,9 +81,8 @@ def dead_letter_maker(
         failed_at = (batch.topic, batch.partition, str(batch.offset(index)))
         timestamp = datetime.fromtimestamp(clock.time(), timezone.utc).isoformat()
         headers += error_headers(reason.error, reason.attempts, group, failed_at, timestamp)
-        return topic(batch.topic), Record(
-            batch.values[index], batch.keys[index], batch.id(index), headers
-        )
+        record = Record(batch.values[index], batch.keys[index], batch.id(index), headers)
+        return topic(batch.topic), record
 
     return make_dead_letter
 
@@ -167,9 +166,8 @@ def first_failure(headers: Headers) -> list[tuple[str, bytes | None]]:
     found: list[tuple[str, bytes | None]] = []
 
     def add(name: str, content: str) -> None:
-        found.append(
-            (name, _truncate_end(content, ERROR_BYTES // 8).encode("utf-8", "surrogateescape"))
-        )
+        content = _truncate_end(content, ERROR_BYTES // 8)
+        found.append((name, content.encode("utf-8", "surrogateescape")))
 
     topic = header_text(headers, ERROR_TOPIC)
     if topic and header_text(headers, ORIGIN) is None:

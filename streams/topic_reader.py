@@ -59,9 +59,8 @@ def resolve_offset(
         return log.offset_for_time(topic, partition, now - spec.total_seconds())
     if isinstance(spec, datetime):
         if spec.tzinfo is None:
-            raise InvalidValue(
-                f"{option}={spec!r} has no time zone: say datetime(..., tzinfo=timezone.utc)"
-            )
+            advice = "say datetime(..., tzinfo=timezone.utc)"
+            raise InvalidValue(f"{option}={spec!r} has no time zone: {advice}")
         return log.offset_for_time(topic, partition, spec.timestamp())
     if isinstance(spec, int):
         return log.offset_before(topic, partition, end, -spec) if spec < 0 else spec
@@ -141,9 +140,8 @@ def resolve_partition(
         if isinstance(spec, int) and not isinstance(spec, bool):
             absolute = spec >= 0
         if absolute and partition is None and count > 1:
-            raise InvalidValue(
-                f"{option}={spec!r} is an offset of one partition: say which (partition=...)"
-            )
+            problem = "is an offset of one partition: say which (partition=...)"
+            raise InvalidValue(f"{option}={spec!r} {problem}")
     return partition
 
 
@@ -174,19 +172,14 @@ class TopicReader(Generic[T]):
         self._decoder = topic.decoding
         self._key = key
         self._skip_errors = errors == "skip"
-        self._cursors: list[PartitionCursor] = []
-        self.ranges = resolve_ranges(
-            log, topic.name, start, end, partition=partition, now=connection.clock.time()
-        )
+        now = connection.clock.time()
+        self.ranges = resolve_ranges(log, topic.name, start, end, partition=partition, now=now)
         """First offset and the one before which reading ends, by partition."""
-        for number, (start_offset, end_offset) in self.ranges.items():
-            if start_offset < end_offset:
-                self._cursors.append(
-                    PartitionCursor(
-                        log.reader(topic.name, number, start_offset, end_offset),
-                        self._decoder.unwrap,
-                    )
-                )
+        self._cursors = [
+            PartitionCursor(log.reader(topic.name, number, first, last), self._decoder.unwrap)
+            for number, (first, last) in self.ranges.items()
+            if first < last
+        ]
         self._messages = self._iterate()
         self._read_lock = threading.Lock()
         """Held while a thread reads ahead for ``async for``, which may be cancelled meanwhile."""
@@ -254,17 +247,12 @@ class TopicReader(Generic[T]):
                 except Skip:
                     continue
                 except DecodeError as error:
+                    where = f"{batch.topic}/{batch.partition}/{batch.offset(index)}"
                     if not self._skip_errors:
-                        error.add_note(
-                            f"at {batch.topic}/{batch.partition}/{batch.offset(index)}; "
-                            "errors='skip' reads on"
-                        )
+                        error.add_note(f"at {where}; errors='skip' reads on")
                         raise
                     self.skipped += 1
-                    logger.warning(
-                        "reading %s/%d/%s: %s",
-                        batch.topic, batch.partition, batch.offset(index), error,
-                    )  # fmt: skip
+                    logger.warning("reading %s: %s", where, error)
                     continue
                 yield make_message(value, batch, index, 1)
         finally:

@@ -30,7 +30,6 @@ from uuid_utils import uuid7
 from stream_codecs import EncodeError
 from streams.clock import SYSTEM
 from streams.config import Retry
-from streams.derived_records import error_text
 from streams.errors import ConfigError, InvalidValue, Reject, find_config_error
 from streams.log.names import to_valid_name
 from streams.message import CORRELATION
@@ -48,7 +47,7 @@ from streams.patterns.bus import (
     check_topic,
     handler_name,
 )
-from streams.text import get_logger
+from streams.text import error_text, get_logger
 from streams.topic_reader import OffsetSpec
 
 __all__ = ["ChoreographySaga", "SagaEvent", "SagaState", "SagaTracker", "create_handler"]

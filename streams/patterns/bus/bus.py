@@ -33,7 +33,7 @@ from stream_codecs import Codec, EncodeError
 from streams.app import Streams
 from streams.cancellation import run_in_thread
 from streams.config import Retention
-from streams.errors import ConfigError, InvalidValue, NotRunning, Unavailable, find_config_error
+from streams.errors import ConfigError, InvalidValue, NotRunning, find_config_error
 from streams.log import names
 from streams.message import (
     CAUSATION,
@@ -77,6 +77,7 @@ from streams.patterns.bus.subscription import (
 )
 from streams.patterns.bus.trie import WILDCARD, Trie, check_pattern, check_topic, pattern_regex
 from streams.processor import ProcessorOptions
+from streams.runtime import wait_until_available
 from streams.text import suggestion
 from streams.topic import InternalTopic, Key, Topic, encode_key
 from streams.topic_reader import OffsetSpec, TopicReader
@@ -84,9 +85,6 @@ from streams.topic_reader import OffsetSpec, TopicReader
 __all__ = ["EventBus", "PatternEventBus"]
 
 F = TypeVar("F", bound=Callable[..., object])
-
-RETRY_PAUSE = 0.5
-"""Seconds before a log that is out of reach is asked again."""
 
 _CLOUDEVENTS_NAMES = {LEGACY_CORRELATION: CORRELATION, LEGACY_CAUSATION: CAUSATION}
 """Headers that are written with CloudEvents' prefix, however they are given."""
@@ -562,21 +560,14 @@ class EventBus:
             for partition in range(app.log.topic(self.name).partitions):
                 end_offsets[partition] = app.log.watermarks(self.name, partition)[1]
 
-        async def resolve() -> None:
-            while True:
-                try:
-                    await run_in_thread(read_end_offsets)
-                    return
-                except Unavailable:
-                    await asyncio.sleep(RETRY_PAUSE)
-
         def resolved() -> None:
             self._unresolved_starts.discard(start)
             start.set_result(end_offsets)
 
         subscription.start_offsets = start
         self._unresolved_starts.add(start)
-        app.runtime.spawn_from_any_thread(resolve, resolved)
+        wait = partial(wait_until_available, read_end_offsets, label=f"bus {self.name}: ")
+        app.runtime.spawn_from_any_thread(wait, resolved)
 
     def _forget_starts(self) -> None:
         """The reading begins anew, later than everybody who is subscribed now."""
