@@ -214,63 +214,69 @@ class _AppTracing:
 
     def _message_function(self, job: Job, outer: Context) -> Callable[..., Any]:
         """Calls a handler of single messages."""
-        function, wants_message, has_results = (
-            job.function,
-            job.wants_message,
-            job.encode_results is not None,
-        )
+        function, wants_message = job.function, job.wants_message
+        asynchronous, has_results = job.asynchronous, job.encode_results is not None
         attach, detach = self._context_switch
         sampler = early_sampler(self._tracer, outer)
 
+        def call(value: Any, row: tuple[Any, ...]) -> Any:
+            return function(value, make_message(value, *row)) if wants_message else function(value)
+
         async def call_spanned_async(value: Any, trace_id: int | None, *row: Any) -> Any:
             with self._message_span(job, outer, trace_id, *row):
-                return await (
-                    function(value, make_message(value, *row)) if wants_message else function(value)
-                )
+                return await call(value, row)
 
         def call_spanned(value: Any, trace_id: int | None, *row: Any) -> Any:
             with self._message_span(job, outer, trace_id, *row):
-                result = (
-                    function(value, make_message(value, *row)) if wants_message else function(value)
-                )
-                return _run_generator(result, has_results)
+                return _run_generator(call(value, row), has_results)
 
-        call_in_span = call_spanned_async if job.asynchronous else call_spanned
+        call_in_span = call_spanned_async if asynchronous else call_spanned
         if sampler is None:
             return lambda value, *row: call_in_span(value, None, *row)
         draw_gap, sampled_id = sampler.draw_gap, sampler.sampled_id
-        find_traceparent, is_dropped, make_dropped = (
-            sampler.traceparent,
-            sampler.drops_remote_child,
-            sampler.dropped_context_class(),
-        )
+        make_dropped = sampler.dropped_context_class()
         # Handlers' threads that meet at this number may count one message for two: no harm.
         until_sampled = draw_gap()
 
-        # Both do the same, in one function each: a call more would be felt with every message.
+        def call_any(value: Any, headers: Headers, *row: Any) -> Any:
+            nonlocal until_sampled
+            parent = sampler.traceparent(headers) if headers else None
+            if parent is None:
+                until_sampled -= 1
+                if until_sampled < 0:
+                    until_sampled, trace_id = draw_gap(), sampled_id()
+                    if trace_id is not None:
+                        return call_in_span(value, trace_id, *row)
+            elif not sampler.drops_remote_child(parent):
+                return call_in_span(value, None, *row)
+            context = make_dropped()
+            if headers:
+                context.headers = headers
+            if has_results:
+                _handler_context.set(_ContextHeaders(context))
+            token = attach(context)
+            if asynchronous:  # the executor detaches it: see Job.reset_context
+                return call(value, row)
+            try:
+                return _run_generator(call(value, row), has_results)
+            finally:
+                detach(token)
+
+        if has_results:
+            return lambda value, *row: call_any(value, row[0].extra_headers(row[1]), *row)
+
+        # Most messages have no headers and are dropped. Theirs is one function each, which does
+        # as `call_any`: a call more would be felt with every message.
 
         def call_traced_async(
             value: Any, batch: Batch, index: int, attempt: int, transaction: Any
         ) -> Any:
             nonlocal until_sampled
             headers = batch.extra_headers(index)
-            parent = find_traceparent(headers) if headers else None
-            if parent is None:
-                until_sampled -= 1
-                if until_sampled < 0:
-                    until_sampled, trace_id = draw_gap(), sampled_id()
-                    if trace_id is not None:
-                        return call_spanned_async(
-                            value, trace_id, batch, index, attempt, transaction
-                        )
-            elif not is_dropped(parent):
-                return call_spanned_async(value, None, batch, index, attempt, transaction)
-            context = make_dropped()
-            if headers:
-                context.headers = headers
-            if has_results:
-                _handler_context.set(_ContextHeaders(context))
-            attach(context)  # the executor detaches it: see Job.leave
+            if headers or until_sampled <= 0:
+                return call_any(value, headers, batch, index, attempt, transaction)
+            until_sampled -= 1
+            attach(make_dropped())
             if wants_message:
                 return function(value, make_message(value, batch, index, attempt, transaction))
             return function(value)
@@ -280,30 +286,18 @@ class _AppTracing:
         ) -> Any:
             nonlocal until_sampled
             headers = batch.extra_headers(index)
-            parent = find_traceparent(headers) if headers else None
-            if parent is None:
-                until_sampled -= 1
-                if until_sampled < 0:
-                    until_sampled, trace_id = draw_gap(), sampled_id()
-                    if trace_id is not None:
-                        return call_spanned(value, trace_id, batch, index, attempt, transaction)
-            elif not is_dropped(parent):
-                return call_spanned(value, None, batch, index, attempt, transaction)
-            context = make_dropped()
-            if headers:
-                context.headers = headers
-            if has_results:
-                _handler_context.set(_ContextHeaders(context))
-            token = attach(context)
+            if headers or until_sampled <= 0:
+                return call_any(value, headers, batch, index, attempt, transaction)
+            until_sampled -= 1
+            token = attach(make_dropped())
             try:
                 if wants_message:
-                    message = make_message(value, batch, index, attempt, transaction)
-                    return _run_generator(function(value, message), has_results)
-                return _run_generator(function(value), has_results)
+                    return function(value, make_message(value, batch, index, attempt, transaction))
+                return function(value)
             finally:
                 detach(token)
 
-        return call_traced_async if job.asynchronous else call_traced
+        return call_traced_async if asynchronous else call_traced
 
     def _batch_function(self, job: Job, outer: Context) -> Callable[..., Any]:
         """Calls a handler of batches."""
