@@ -34,7 +34,7 @@ from streams.derived_records import error_text
 from streams.errors import ConfigError, InvalidValue, Reject, find_config_error
 from streams.log.names import to_valid_name
 from streams.message import CORRELATION
-from streams.patterns.arguments import NOT_GIVEN
+from streams.patterns.arguments import NOT_GIVEN, callable_name, check_seconds, is_int
 from streams.patterns.bus import (
     WILDCARD,
     DurableOptions,
@@ -46,7 +46,6 @@ from streams.patterns.bus import (
     check_handler,
     check_pattern,
     check_topic,
-    handler_name,
 )
 from streams.text import get_logger
 from streams.topic_reader import OffsetSpec
@@ -350,7 +349,7 @@ def _step_name(name: str | None, execute: StepFunction, listen_to: str) -> str:
         if not isinstance(name, str) or not name.isprintable() or not name.strip():
             raise ConfigError(f"create_handler(name={name!r}): the step's name, a non-empty str")
         return name
-    function_name = handler_name(execute)
+    function_name = callable_name(execute)
     return listen_to if function_name == "<lambda>" else function_name
 
 
@@ -409,11 +408,8 @@ class SagaTracker:
     ) -> None:
         if not isinstance(bus, EventBus):
             raise ConfigError(f"SagaTracker({bus!r}, ...): an EventBus is needed")
-        if isinstance(stuck_after, bool) or not (
-            isinstance(stuck_after, (int, float)) and stuck_after > 0
-        ):
-            raise ConfigError(f"SagaTracker(stuck_after={stuck_after!r}): seconds, more than 0")
-        if isinstance(keep, bool) or not (isinstance(keep, int) and keep >= 0):
+        check_seconds("SagaTracker", "stuck_after", stuck_after)
+        if not is_int(keep, 0):
             raise ConfigError(f"SagaTracker(keep={keep!r}): a whole number of ended sagas")
         self.bus = bus
         self._topics = bus.check_declared(topics)

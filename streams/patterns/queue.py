@@ -39,7 +39,7 @@ from streams.message import (
     Message,
     header_or_legacy,
 )
-from streams.patterns.arguments import NOT_GIVEN, check_app, check_int
+from streams.patterns.arguments import NOT_GIVEN, callable_name, check_app, check_int, check_seconds
 from streams.patterns.delay import Delay, DelayClient, due_at
 from streams.processor import Processor, ProcessorOptions, inspect_handler
 from streams.retries.attempt_log import delay_topic
@@ -160,21 +160,17 @@ class ConsumerConfig:
     flow: Flow = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name, minimum in (("concurrency", 1), ("max_retries", 0)):
-            value: Any = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-                raise ConfigError(
-                    f"ConsumerConfig({name}={value!r}): a whole number from {minimum}"
-                )
-        for name in ("retry_delay", "retry_cap", "drain"):
-            _check_seconds(name, getattr(self, name))
-        _check_seconds("commit", self.commit, positive=True)
+        where, dead_letter_queue = "ConsumerConfig", self.dead_letter_queue
+        check_int(where, "concurrency", self.concurrency)
+        check_int(where, "max_retries", self.max_retries, 0)
+        for option in ("retry_delay", "retry_cap", "drain"):
+            check_seconds(where, option, getattr(self, option), positive=False)
+        check_seconds(where, "commit", self.commit)
         if self.timeout is not None:
-            _check_seconds("timeout", self.timeout, positive=True)
+            check_seconds(where, "timeout", self.timeout)
         dead_letters = DeadLetters()
-        if self.dead_letter_queue is not None:
-            name = check_topic(self.dead_letter_queue)
-            dead_letters = DeadLetters(topic=name)
+        if dead_letter_queue is not None:
+            dead_letters = DeadLetters(topic=check_topic(dead_letter_queue))
         retry = Retry(
             attempts=self.max_retries + 1,
             delay=self.retry_delay,
@@ -191,14 +187,6 @@ def check_config(config: object) -> None:
     """:raises ConfigError: it is no consumer's."""
     if not isinstance(config, ConsumerConfig):
         raise ConfigError(f"config={config!r}: use ConsumerConfig(...)")
-
-
-def _check_seconds(name: str, value: Any, *, positive: bool = False) -> None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if is_number and (value > 0 or (value == 0 and not positive)):
-        return
-    minimum = "more than 0" if positive else "not negative"
-    raise ConfigError(f"ConsumerConfig({name}={value!r}): seconds, {minimum}")
 
 
 class _QueueTopic(InternalTopic[Any]):
@@ -642,7 +630,7 @@ class MessageConsumer:
 
     def _wrap_handler(self, queue: str, handler: Any) -> Callable[..., Any]:
         """The processor's handler around the consumer's."""
-        name = getattr(handler, "__name__", type(handler).__name__)
+        name = callable_name(handler)
         signature = inspect_handler(handler, name, batch=False)
         if signature.wants_message:
             raise ConfigError(f"queue {queue!r}: handler {name} takes one parameter, the message")

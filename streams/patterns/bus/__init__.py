@@ -17,7 +17,7 @@
 from streams.patterns.bus.bus import EventBus, PatternEventBus
 from streams.patterns.bus.event import Event, check_event
 from streams.patterns.bus.filters import EventFilter, FilteredSubscriber
-from streams.patterns.bus.handlers import check_handler, handler_name
+from streams.patterns.bus.handlers import check_handler
 from streams.patterns.bus.subscription import DurableOptions, Subscription
 from streams.patterns.bus.trie import WILDCARD, Trie, check_pattern, check_topic
 
@@ -35,5 +35,4 @@ __all__ = [
     "check_handler",
     "check_pattern",
     "check_topic",
-    "handler_name",
 ]

@@ -46,7 +46,7 @@ from streams.message import (
     Message,
     text,
 )
-from streams.patterns.arguments import NOT_GIVEN
+from streams.patterns.arguments import NOT_GIVEN, callable_name
 from streams.patterns.bus.bus_processor import BusProcessor
 from streams.patterns.bus.ephemeral import EphemeralProcessor
 from streams.patterns.bus.event import (
@@ -65,7 +65,6 @@ from streams.patterns.bus.handlers import (
     call_handler,
     check_error_hook,
     check_handler,
-    handler_name,
     report_error,
 )
 from streams.patterns.bus.local_router import LocalRouter, runs_beside_others
@@ -423,7 +422,7 @@ class EventBus:
             raise ConfigError(f"subscribe({pattern!r}, in_thread={in_thread!r}): True or False")
         if in_thread and asynchronous:
             raise ConfigError(
-                f"subscribe({pattern!r}, in_thread=True): {handler_name(handler)} is async, and "
+                f"subscribe({pattern!r}, in_thread=True): {callable_name(handler)} is async, and "
                 "runs on "
                 "the event loop; only a plain handler has a thread"
             )
@@ -475,15 +474,15 @@ class EventBus:
         if subscriber is not None:
             if (options and options != subscriber.options) or in_thread > subscriber.in_thread:
                 raise ConfigError(
-                    f"group {group!r}: {handler_name(handler)} is subscribed with other options "
+                    f"group {group!r}: {callable_name(handler)} is subscribed with other options "
                     "already"
                 )
             return subscriber
         if group in self._durable_by_group:
             raise ConfigError(
                 f"group {group!r} has a handler already, "
-                f"{handler_name(self._durable_by_group[group].handler)}; "
-                f"give {handler_name(handler)} a group of its own"
+                f"{callable_name(self._durable_by_group[group].handler)}; "
+                f"give {callable_name(handler)} a group of its own"
             )
         durable = group is not None
         own_trie = durable and self.app is not None
@@ -496,7 +495,7 @@ class EventBus:
             in_thread=in_thread,
         )
         if durable:
-            self._durable_options(subscriber).validate(handler_name(handler))
+            self._durable_options(subscriber).validate(callable_name(handler))
         self._subscribers[key] = subscriber
         subscriber.registry_key = key
         if group is not None:
@@ -711,7 +710,7 @@ class EventBus:
                 raise
 
         wrapped: Callable[..., Any] = handle_async if subscriber.asynchronous else handle_plain
-        wrapped.__name__ = handler_name(handler)
+        wrapped.__name__ = callable_name(handler)
         return wrapped
 
     # -- reading again

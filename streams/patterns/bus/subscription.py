@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from streams.config import DeadLetters, Dedup, Flow, Retry, Start
 from streams.message import Message
+from streams.patterns.arguments import callable_name
 from streams.patterns.bus.bus_processor import BusProcessor
 from streams.patterns.bus.event import Event
-from streams.patterns.bus.handlers import Handler, handler_name
+from streams.patterns.bus.handlers import Handler
 from streams.patterns.bus.inline_policy import InlinePolicy
 from streams.patterns.bus.trie import Trie
 
@@ -99,7 +100,7 @@ class Subscription:
 
     def __repr__(self) -> str:
         group = "" if self.group is None else f" group={self.group!r}"
-        return f"<Subscription {handler_name(self.handler)} to {self.topic!r}{group}>"
+        return f"<Subscription {callable_name(self.handler)} to {self.topic!r}{group}>"
 
 
 class Subscriber:

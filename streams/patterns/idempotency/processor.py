@@ -15,7 +15,6 @@ from typing import Any, Generic, NamedTuple
 from typing_extensions import TypeForm, TypeVar
 
 from stream_codecs import Codec, CodecError
-from streams.cancellation import run_to_completion
 from streams.errors import (
     ConfigError,
     LogError,
@@ -39,7 +38,7 @@ from streams.patterns.idempotency.store import (
     hash_fingerprint,
     new_token,
 )
-from streams.patterns.operation import call_operation, check_operation, runs_in_thread
+from streams.patterns.operation import await_call, call_operation, check_operation
 
 __all__ = ["IdempotentProcessor"]
 
@@ -193,9 +192,7 @@ class IdempotentProcessor(Generic[T]):
                 execution = self._execute(
                     key, store_key, token, claimed_at, operation, fingerprint_hash, failures
                 )
-                return await (
-                    run_to_completion(execution) if runs_in_thread(operation) else execution
-                )
+                return await await_call(operation, execution)
             if _are_different(existing.fingerprint, fingerprint_hash):
                 raise KeyReused(key)
             if existing.value is not None:

@@ -37,7 +37,7 @@ from typing_extensions import override
 from streams.app import Streams
 from streams.errors import ConfigError
 from streams.health import Health
-from streams.patterns.arguments import check_int
+from streams.patterns.arguments import check_int, check_seconds
 from streams.text import get_logger
 
 logger = get_logger("streams")
@@ -76,8 +76,7 @@ class MonitoringServer:
         if not isinstance(host, str):
             raise ConfigError(f"MonitoringServer(host={host!r}): an address, such as '127.0.0.1'")
         check_int("MonitoringServer", "port", port, 0)
-        if isinstance(stuck, bool) or not (isinstance(stuck, (int, float)) and stuck > 0):
-            raise ConfigError(f"MonitoringServer(stuck={stuck!r}): seconds, more than 0")
+        check_seconds("MonitoringServer", "stuck", stuck)
         self._app = app
         self._stuck = stuck
         self._metrics, self._unregister = _metrics_route(app)

@@ -16,6 +16,7 @@ from typing_extensions import override
 from streams.app import Streams
 from streams.errors import ConfigError
 from streams.health import Health, Stats
+from streams.patterns.arguments import check_seconds
 from streams.patterns.monitoring.lag_probe import LagProbe, PartitionLag
 from streams.processing import BUCKET_BOUNDS, Durations
 
@@ -48,11 +49,7 @@ _COUNTERS = (
     ("dead_letters", "streams_dead_letters", "Messages moved to the dead letter topic"),
     ("commits", "streams_commits", "Commits acknowledged by the log"),
     ("rebalances", "streams_rebalances", "Times that partitions came or went"),
-    (
-        "losses",
-        "streams_losses",
-        "Times that a position was not in the log any more",
-    ),
+    ("losses", "streams_losses", "Times that a position was not in the log any more"),
     ("rejected", "streams_progress_rejected", "Times that stored progress was not believed"),
 )
 """An attribute of ProcessorStats, a metric's name and what it says."""
@@ -93,8 +90,7 @@ class MetricsCollector(Collector):
     def __init__(self, app: Streams, *, patience: float = SCRAPE_TIMEOUT) -> None:
         if not isinstance(app, Streams):
             raise ConfigError(f"MetricsCollector({app!r}): a Streams app is needed")
-        if isinstance(patience, bool) or not isinstance(patience, (int, float)) or patience <= 0:
-            raise ConfigError(f"MetricsCollector(patience={patience!r}): seconds, more than 0")
+        check_seconds("MetricsCollector", "patience", patience)
         self.app = app
         self._timeout = patience
         self._lag_probe = LagProbe(app)

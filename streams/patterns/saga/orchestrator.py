@@ -21,7 +21,7 @@ from streams.cancellation import run_to_completion
 from streams.clock import SYSTEM
 from streams.config import Dedup, Flow, Retention
 from streams.errors import ConfigError, InvalidValue, find_config_error
-from streams.patterns.arguments import check_app
+from streams.patterns.arguments import check_app, is_int
 from streams.patterns.saga.contexts import ContextStore, CopiedContexts, EncodedContexts
 from streams.patterns.saga.durable_sagas import DurableSagas, check_saga_id, new_saga_id
 from streams.patterns.saga.engine import SagaEngine, StepErrors
@@ -432,10 +432,8 @@ def _check_id_type(method: str, id: object) -> None:
         raise InvalidValue(f"{method}({id!r}): the saga's ID is a str")
 
 
-def _check_newest(method: str, newest: object) -> int | None:
+def _check_newest(method: str, newest: int | None) -> int | None:
     """:raises ConfigError: it is no number of entries."""
-    if newest is None:
-        return None
-    if not isinstance(newest, int) or isinstance(newest, bool) or newest < 1:
+    if newest is not None and not is_int(newest, 1):
         raise ConfigError(f"{method}(newest={newest!r}): a whole number from 1, or None for all")
     return newest

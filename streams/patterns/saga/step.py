@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from streams.annotation_checks import ArgumentType, check_arguments
 from streams.config import Retry
 from streams.errors import ConfigError
+from streams.patterns.arguments import is_async, is_generator, is_seconds
 
 __all__ = ["Action", "SagaStep", "StepCall"]
 
@@ -92,10 +93,8 @@ class SagaStep(Generic[C]):
             if not found.in_order:
                 raise ConfigError(f"{where}: {option}: in_order=False means nothing within a saga")
         seconds: object = self.timeout
-        if seconds is not None:
-            is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-            if not is_number or not seconds > 0:  # type: ignore[operator]  # it is a number here
-                raise ConfigError(f"{where}: timeout={seconds!r}: seconds, more than 0")
+        if seconds is not None and not is_seconds(seconds):
+            raise ConfigError(f"{where}: timeout={seconds!r}: seconds, more than 0")
         if self.compensate_failed and self.compensate is None:
             raise ConfigError(f"{where}: compensate_failed=True without a compensate")
         object.__setattr__(
@@ -144,19 +143,13 @@ def _inspect_action(where: str, option: str, function: Any, timeout: object) -> 
     expected = "(context) or (context, call)"
     if not callable(function) or inspect.isclass(function):
         raise ConfigError(f"{where}: {option}={function!r}: give a function {expected}")
-    target = function
-    while isinstance(target, partial):
-        target = target.func
-    call_method = getattr(target, "__call__", None)  # noqa: B004 - an object may be called as well
-    for kind in (inspect.isasyncgenfunction, inspect.isgeneratorfunction):
-        if kind(target) or kind(call_method):
-            raise ConfigError(f"{where}: {option} is a generator, and nothing would run it")
-    asynchronous = inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(call_method)
+    if is_generator(function):
+        raise ConfigError(f"{where}: {option} is a generator, and nothing would run it")
+    asynchronous = is_async(function)
     if timeout is not None and not asynchronous:
         raise ConfigError(
             f"{where}: timeout={timeout:g} and a plain {option}, which nobody can interrupt: make "
-            "it "
-            "async def, or leave timeout out"
+            "it async def, or leave timeout out"
         )
     return ActionSignature(_adapt_action(where, option, function, expected), asynchronous)
 
