@@ -65,115 +65,46 @@ if TYPE_CHECKING:
         UnknownSaga,
     )
 
-_MODULE_OF: dict[str, str] = {
-    "BackpressureController": "streams.patterns.backpressure",
-    "ChoreographySaga": "streams.patterns.choreography",
-    "ClaimLost": "streams.patterns.idempotency",
-    "ClosedKey": "streams.patterns.deadletters",
-    "ClosedKeys": "streams.patterns.deadletters",
-    "ConsumerConfig": "streams.patterns.queue",
-    "ContextConflict": "streams.patterns.saga",
-    "DeadLetter": "streams.patterns.deadletters",
-    "DeadLetterManager": "streams.patterns.deadletters",
-    "DeduplicatedConsumer": "streams.patterns.idempotency",
-    "Delays": "streams.patterns.delay",
-    "Event": "streams.patterns.bus",
-    "EventBus": "streams.patterns.bus",
-    "EventFilter": "streams.patterns.bus",
-    "FailedCompensation": "streams.patterns.saga",
-    "FilteredSubscriber": "streams.patterns.bus",
-    "IdempotencyStore": "streams.patterns.idempotency",
-    "IdempotentProcessor": "streams.patterns.idempotency",
-    "InProgress": "streams.patterns.idempotency",
-    "KeyReused": "streams.patterns.idempotency",
-    "MessageConsumer": "streams.patterns.queue",
-    "MessageQueue": "streams.patterns.queue",
-    "MetricsCollector": "streams.patterns.monitoring",
-    "MonitoringServer": "streams.patterns.monitoring",
-    "NotAcquired": "streams.patterns.backpressure",
-    "NotClosed": "streams.patterns.deadletters",
-    "OperationFailed": "streams.patterns.idempotency",
-    "PatternEventBus": "streams.patterns.bus",
-    "Queue": "streams.patterns.queue",
-    "QueueMessage": "streams.patterns.queue",
-    "ReprocessStopped": "streams.patterns.deadletters",
-    "SagaError": "streams.patterns.saga",
-    "SagaEvent": "streams.patterns.choreography",
-    "SagaFailedError": "streams.patterns.saga",
-    "SagaOrchestrator": "streams.patterns.saga",
-    "SagaState": "streams.patterns.choreography",
-    "SagaStatus": "streams.patterns.saga",
-    "SagaStep": "streams.patterns.saga",
-    "SagaStoppedError": "streams.patterns.saga",
-    "SagaTracker": "streams.patterns.choreography",
-    "Scheduled": "streams.patterns.delay",
-    "StepCall": "streams.patterns.saga",
-    "StepError": "streams.patterns.saga",
-    "StepTimeout": "streams.patterns.saga",
-    "Subscription": "streams.patterns.bus",
-    "UnknownSaga": "streams.patterns.saga",
-    "create_handler": "streams.patterns.choreography",
-    "instrument": "streams.patterns.monitoring",
+_EXPORTS = {
+    "backpressure": "BackpressureController NotAcquired",
+    "bus": "Event EventBus EventFilter FilteredSubscriber PatternEventBus Subscription",
+    "choreography": "ChoreographySaga SagaEvent SagaState SagaTracker create_handler",
+    "deadletters": "ClosedKey ClosedKeys DeadLetter DeadLetterManager NotClosed ReprocessStopped",
+    "delay": "Delays Scheduled",
+    "idempotency": (
+        "ClaimLost DeduplicatedConsumer IdempotencyStore IdempotentProcessor InProgress "
+        "KeyReused OperationFailed"
+    ),
+    "monitoring": "MetricsCollector MonitoringServer instrument",
+    "queue": "ConsumerConfig MessageConsumer MessageQueue Queue QueueMessage",
+    "saga": (
+        "ContextConflict FailedCompensation SagaError SagaFailedError SagaOrchestrator "
+        "SagaStatus SagaStep SagaStoppedError StepCall StepError StepTimeout UnknownSaga"
+    ),
 }
-"""Where each name is."""
+"""The names that each module exports."""
+
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names.split()}
 
 __all__ = [
-    "BackpressureController",
-    "ChoreographySaga",
-    "ClaimLost",
-    "ClosedKey",
-    "ClosedKeys",
-    "ConsumerConfig",
-    "ContextConflict",
-    "DeadLetter",
-    "DeadLetterManager",
-    "DeduplicatedConsumer",
-    "Delays",
-    "Event",
-    "EventBus",
-    "EventFilter",
-    "FailedCompensation",
-    "FilteredSubscriber",
-    "IdempotencyStore",
-    "IdempotentProcessor",
-    "InProgress",
-    "KeyReused",
-    "MessageConsumer",
-    "MessageQueue",
-    "MetricsCollector",
-    "MonitoringServer",
-    "NotAcquired",
-    "NotClosed",
-    "OperationFailed",
-    "PatternEventBus",
-    "Queue",
-    "QueueMessage",
-    "ReprocessStopped",
-    "SagaError",
-    "SagaEvent",
-    "SagaFailedError",
-    "SagaOrchestrator",
-    "SagaState",
-    "SagaStatus",
-    "SagaStep",
-    "SagaStoppedError",
-    "SagaTracker",
-    "Scheduled",
-    "StepCall",
-    "StepError",
-    "StepTimeout",
-    "Subscription",
-    "UnknownSaga",
-    "create_handler",
+    "BackpressureController", "ChoreographySaga", "ClaimLost", "ClosedKey", "ClosedKeys",
+    "ConsumerConfig", "ContextConflict", "DeadLetter", "DeadLetterManager",
+    "DeduplicatedConsumer", "Delays", "Event", "EventBus", "EventFilter", "FailedCompensation",
+    "FilteredSubscriber", "IdempotencyStore", "IdempotentProcessor", "InProgress", "KeyReused",
+    "MessageConsumer", "MessageQueue", "MetricsCollector", "MonitoringServer", "NotAcquired",
+    "NotClosed", "OperationFailed", "PatternEventBus", "Queue", "QueueMessage",
+    "ReprocessStopped", "SagaError", "SagaEvent", "SagaFailedError", "SagaOrchestrator",
+    "SagaState", "SagaStatus", "SagaStep", "SagaStoppedError", "SagaTracker", "Scheduled",
+    "StepCall", "StepError", "StepTimeout", "Subscription", "UnknownSaga", "create_handler",
     "instrument",
-]
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
     module = _MODULE_OF.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(import_module(module), name)
+    found = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
     return found
 
 
