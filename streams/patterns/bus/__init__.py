@@ -2,12 +2,14 @@
 
 =================  ===================================================================
 ``bus``            publishing and subscribing
+``subscribers``    the registry of who is subscribed
 ``filters``        subscribing by more than the topic
 ``subscription``   who is subscribed
 ``handlers``       calling a handler, and the error hook
 ``inline_policy``  where a plain handler of a local bus is called: in a thread or in place
 ``local_router``   a local bus: each event to the handlers that want it
-``bus_processor``  a bus over a log: its processors, added and removed while the app runs
+``log_router``     a bus over a log: its topic, and the processors that read it
+``bus_processor``  one of these, added and removed while the app runs
 ``ephemeral``      a subscription that reads from now on, in no group
 ``event``          what is carried, and how it stands on the wire
 ``trie``           topics, patterns, and which patterns a topic fits

@@ -121,7 +121,7 @@ def _event_time(batch: Batch, index: int, headers: Mapping[str, str]) -> datetim
 
 class EventDecoder:
     """Makes events of a bus's messages, and passes over those that nobody here wants before
-    anything of them is decoded (``executors.job.Decoding``).
+    anything of them is decoded (:class:`streams.processing.job.Decoding`).
 
     :param wants: told an event's topic.
     :param data_decoder: decodes the data.
@@ -187,25 +187,9 @@ class EventDecoder:
 class EventSource:
     """A bus's log topic as a processor reads it (:class:`streams.decoding.Source`)."""
 
-    def __init__(self, name: str, decoding: EventDecoder) -> None:
+    def __init__(self, name: str, decoding: EventDecoder | None) -> None:
         self.name = name
         self.decoding: Any = decoding
-
-
-class NullDecoder:
-    """Decodes nothing, for a bus without a log (``executors.job.Decoding``)."""
-
-    id_reader = None
-
-    def unwrap(self, batch: Any) -> Any:
-        """There is nothing to open."""
-        return batch
-
-    def fast_decoder(self, values: Any, largest: int) -> None:
-        """There is nothing to decode."""
-
-    def decode_one(self, batch: Any, index: int) -> Any:
-        """There is nothing to decode."""
 
 
 def check_event(event: object, where: str) -> None:

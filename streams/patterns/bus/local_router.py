@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import ContextVar, copy_context
+from datetime import datetime, timezone
 from time import perf_counter
 from typing import Any, NamedTuple
 
+from stream_codecs import EncodeError
+from streams.message import ID, TYPE, text
 from streams.patterns.bus.event import Event
 from streams.patterns.bus.handlers import (
     ErrorHook,
@@ -27,8 +29,9 @@ from streams.patterns.bus.handlers import (
     without_stop_iteration,
 )
 from streams.patterns.bus.inline_policy import QUICK_CALL, InlinePolicy
-from streams.patterns.bus.subscription import Subscriber, Subscription
-from streams.patterns.bus.trie import Trie
+from streams.patterns.bus.subscribers import SubscriberRegistry
+from streams.patterns.bus.subscription import Subscriber, Subscription, by_subscriber
+from streams.topic import Key, encode_key
 
 __all__ = ["LocalRouter", "runs_beside_others"]
 
@@ -64,19 +67,16 @@ class SubscriberMatch(NamedTuple):
 class LocalRouter:
     """Delivers the events of a local bus, on the loop of whoever publishes.
 
-    :param lock: the bus's, held while ``trie`` changes.
     :param error_hook: told of every call that failed.
     """
 
-    def __init__(
-        self, lock: threading.Lock, trie: Trie[Subscription], error_hook: ErrorHook
-    ) -> None:
-        self._lock = lock
-        self._trie = trie
+    def __init__(self, name: str, registry: SubscriberRegistry, error_hook: ErrorHook) -> None:
+        self._name = name
+        self._registry = registry
         self._error_hook = error_hook
         self._matches: dict[str, Sequence[SubscriberMatch]] = {}
         self._yielded_at = 0.0
-        """When others had their turn on the loop."""
+        """When others last ran on the loop."""
         self.timer: Callable[[], float] = perf_counter
 
     def has_delivered(self, topic: str) -> bool:
@@ -87,15 +87,52 @@ class LocalRouter:
         """Somebody subscribed or unsubscribed (the lock is held)."""
         self._matches = {}
 
+    def subscribed(self, subscription: Subscription) -> None:
+        """Somebody subscribed (the lock is held)."""
+        self.invalidate()
+
+    unsubscribed = subscribed
+
+    async def publish(
+        self,
+        topic: str,
+        data: Any,
+        key: Key | None,
+        id: str,
+        headers: dict[str, str],
+        timestamp: datetime | None,
+    ) -> None:
+        """Publish an event; returns when every handler it fits has returned or failed.
+
+        :raises EncodeError: an event cannot have this key, ID or time.
+        """
+        key_bytes = encode_key(self._name, key)
+        if not isinstance(id, str) or not id or "\0" in id:
+            raise EncodeError(f"event ID {id!r}: a non-empty str without NUL")
+        if timestamp is None:
+            timestamp = datetime.now(timezone.utc)
+        elif not isinstance(timestamp, datetime) or timestamp.tzinfo is None:
+            raise EncodeError(f"timestamp {timestamp!r}: a datetime with a time zone")
+        event = Event(
+            topic=topic,
+            data=data,
+            id=id,
+            key=None if key_bytes is None else text(key_bytes),
+            timestamp=timestamp.astimezone(timezone.utc),
+            headers=headers | {ID: id, TYPE: topic},
+        )
+        if runs_beside_others.get():
+            # Other handlers of the event that this one follows from are to get that one first.
+            await asyncio.sleep(0)
+        await self.deliver(event)
+
     def _find_matches(self, topic: str) -> Sequence[SubscriberMatch]:
         """Who wants a topic, in the order in which they subscribed."""
-        with self._lock:
-            by_subscriber: dict[Subscriber, list[Subscription]] = {}
-            for subscription in self._trie.match(topic):
-                by_subscriber.setdefault(subscription.subscriber, []).append(subscription)
+        with self._registry.lock:
+            subscriptions = by_subscriber(self._registry.shared_trie.match(topic))
             found = tuple(
                 SubscriberMatch(receiver, each[0], each, len(each) == 1 and each[0].accepts is None)
-                for receiver, each in by_subscriber.items()
+                for receiver, each in subscriptions.items()
             )
             if len(self._matches) >= MAX_CACHED_TOPICS:
                 self._matches = {}
@@ -190,9 +227,13 @@ class LocalRouter:
             await report_error(self._error_hook, error, event, handler)
 
 
-async def gather_side_by_side(calls: Sequence[Awaitable[None]]) -> None:
-    """Do all of it side by side."""
-    await asyncio.gather(*map(_run_beside_others, calls))
+async def gather_side_by_side(
+    calls: Sequence[Awaitable[None]], *, return_exceptions: bool = False
+) -> Sequence[BaseException | None]:
+    """Run calls for one event side by side; see ``asyncio.gather``."""
+    return await asyncio.gather(
+        *map(_run_beside_others, calls), return_exceptions=return_exceptions
+    )
 
 
 async def _run_beside_others(coroutine: Awaitable[None]) -> None:
