@@ -1,8 +1,8 @@
-"""The way from coroutines to where claims are kept: one thread that takes all that was asked.
+"""Requests of coroutines to the store of claims: one thread sends all that were made meanwhile.
 
-What is asked while one call runs goes into the next, so many concurrent callers share a
-transaction or a round trip. Requests are done in the order in which they were asked. Claims that
-never wait for anything are asked directly, without a thread.
+What is requested while one call runs goes into the next, so many concurrent callers share a
+transaction or a round trip. Requests are executed in the order in which they were made. A store
+that never blocks is called directly, without a thread.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import asyncio
 import os
 import threading
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 from streams.cancellation import run_in_thread
 from streams.errors import Fatal, LogError, NotRunning
@@ -25,24 +26,16 @@ MAX_REQUESTS = 1000
 """Requests in one call."""
 
 
-class _PendingRequest:
+class _PendingRequest(NamedTuple):
     """A request, and who waits for its answer, if anybody does."""
 
-    __slots__ = ("future", "loop", "request")
-
-    def __init__(
-        self,
-        request: Request,
-        loop: asyncio.AbstractEventLoop | None = None,
-        future: asyncio.Future[Any] | None = None,
-    ) -> None:
-        self.request = request
-        self.loop = loop
-        self.future = future
+    request: Request
+    loop: asyncio.AbstractEventLoop | None = None
+    future: asyncio.Future[Any] | None = None
 
 
 class ClaimsClient:
-    """Asks on behalf of everybody. Usable from any thread and any loop."""
+    """Sends requests on behalf of everybody. Usable from any thread and any loop."""
 
     def __init__(self, claims: ClaimStore, name: str) -> None:
         self.clock = claims.clock
@@ -50,7 +43,6 @@ class ClaimsClient:
         self._name = name
         self._changed = threading.Condition()
         self._pending: list[_PendingRequest] = []
-        self._idle = False
         self._closed = False
         self._thread: threading.Thread | None = None
         self._pid = 0
@@ -76,17 +68,15 @@ class ClaimsClient:
         return await future
 
     def send_unanswered(self, request: Request) -> None:
-        """Have a request done after those before it, whatever comes of it."""
-        try:
+        """Queue a request whose outcome nobody needs."""
+        with suppress(LogError, NotRunning):
             if self._claims.never_blocks:
                 self._send_inline(request)
             else:
                 self._enqueue(_PendingRequest(request))
-        except (LogError, NotRunning):
-            return
 
     async def close(self) -> None:
-        """Finish what was asked, and let go of the claims."""
+        """Finish what was asked, and close the claims."""
         with self._changed:
             if self._closed:
                 return
@@ -118,9 +108,7 @@ class ClaimsClient:
             elif self._pid != os.getpid():
                 raise Fatal(f"{self._name}: used before os.fork(); open it again in the child")
             self._pending.append(pending)
-            if self._idle:
-                self._idle = False
-                self._changed.notify()
+            self._changed.notify()
 
     def _closed_error(self) -> NotRunning:
         return StoreClosed(
@@ -134,13 +122,11 @@ class ClaimsClient:
         while True:
             with self._changed:
                 while not self._pending and not self._closed:
-                    self._idle = True
                     self._changed.wait()
-                    self._idle = False
                 pending, self._pending = self._pending[:MAX_REQUESTS], self._pending[MAX_REQUESTS:]
             if not pending:
                 break
-            self._resolve_all(pending, self._run_requests([order.request for order in pending]))
+            self._resolve_all(pending, self._run_requests([each.request for each in pending]))
         try:
             self._claims.close()
         except LogError as error:
@@ -159,14 +145,12 @@ class ClaimsClient:
         self, pending: Sequence[_PendingRequest], answers: Sequence[Answer | LogError]
     ) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
-        for order, answer in zip(pending, answers, strict=True):
-            if order.loop is not None and order.future is not None:
-                by_loop.setdefault(order.loop, []).append((order.future, answer))
-        for loop, each in by_loop.items():
-            try:
-                loop.call_soon_threadsafe(_set_answers, each)
-            except RuntimeError:
-                continue  # that loop is closed: nobody waits any more
+        for (_, loop, future), answer in zip(pending, answers, strict=True):
+            if loop is not None and future is not None:
+                by_loop.setdefault(loop, []).append((future, answer))
+        for loop, answered in by_loop.items():
+            with suppress(RuntimeError):  # that loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(_set_answers, answered)
 
 
 def _set_answers(answered: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:

@@ -159,6 +159,9 @@ class IdempotencyStore:
     def _new_client(self) -> ClaimsClient:
         return ClaimsClient(self._open_claims(), f"idempotency store {self.name}")
 
+    def _bind(self, type: TypeForm[Any]) -> Bound[Any]:
+        return self._untyped if type is Any else bind_codec(type, None)
+
     # -- outcomes
 
     async def get(self, key: str, default: Any = None, *, type: TypeForm[Any] = Any) -> Any:
@@ -171,8 +174,7 @@ class IdempotencyStore:
         found = await self.client.send(GetClaim(self.store_key(key)))
         if not isinstance(found, StoredClaim) or found.value is None:
             return default
-        bound = self._untyped if type is Any else bind_codec(type, None)
-        return outcome.decode_outcome(key, found.value, bound.decode)
+        return outcome.decode_outcome(key, found.value, self._bind(type).decode)
 
     async def set(
         self, key: str, value: Any, ttl: float = DAY, *, type: TypeForm[Any] = Any
@@ -183,8 +185,7 @@ class IdempotencyStore:
         :raises EncodeError: the value cannot be written as its type.
         :raises LogError: the store cannot be reached.
         """
-        bound = self._untyped if type is Any else bind_codec(type, None)
-        data = outcome.encode_result(bound.encode(value))
+        data = outcome.encode_result(self._bind(type).encode(value))
         await self.client.send(PutOutcome(self.store_key(key), data, check_seconds("ttl", ttl)))
 
     async def forget(self, key: str) -> bool:
@@ -212,21 +213,14 @@ class IdempotencyStore:
         return token if await self.client.send(request) is None else None
 
     async def complete(
-        self,
-        key: str,
-        token: str,
-        value: Any,
-        ttl: float = DAY,
-        *,
-        type: TypeForm[Any] = Any,
+        self, key: str, token: str, value: Any, ttl: float = DAY, *, type: TypeForm[Any] = Any
     ) -> bool:
         """Put the outcome in the claim's place: True, or False where the key is another's by now.
 
         :raises EncodeError: the value cannot be written as its type.
         :raises LogError: the store cannot be reached.
         """
-        bound = self._untyped if type is Any else bind_codec(type, None)
-        data = outcome.encode_result(bound.encode(value))
+        data = outcome.encode_result(self._bind(type).encode(value))
         request = Complete(self.store_key(key), token, data, check_seconds("ttl", ttl))
         return bool(await self.client.send(request))
 

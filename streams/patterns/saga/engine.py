@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from random import random
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from streams.cancellation import wait_deferring_cancel
 from streams.clock import Clock
 from streams.engine.retry import retry_delay
 from streams.errors import find_config_error
+from streams.patterns.clock_waits import Interrupted, interrupt_after, sleep_until
 from streams.patterns.saga.contexts import ContextStore, merge_contexts
 from streams.patterns.saga.entry_validation import MAX_WAIT
 from streams.patterns.saga.errors import SagaError, StepTimeout
@@ -399,14 +399,13 @@ class SagaEngine:
             return await found if inspect.isawaitable(found) else found
         if step.timeout is None:
             return await action(context)
-        limit = asyncio.timeout(None)
+        clock = self._get_clock()
+        end = clock.monotonic() + step.timeout
         try:
-            async with limit:
-                with _expire_by_clock(limit, self._get_clock(), step.timeout):
-                    return await action(context)
-        except TimeoutError:
-            if not limit.expired():
-                raise
+            async with interrupt_after(lambda: sleep_until(clock, end)):
+                return await action(context)
+        except Interrupted:
+            pass
         raise StepTimeout(f"step {step.name!r} ran longer than {step.timeout:g} s")
 
     async def _call_in_thread(self, action: Callable[[Any], Any], context: Any) -> Any:
@@ -442,42 +441,3 @@ def _resulting_context(context: Any, returned: Any, step: str) -> Any:
         f"step {step!r} returned a {type(returned).__name__}: return the context "
         f"(a {type(context).__name__}), or None to keep the one that was given"
     )
-
-
-@contextmanager
-def _expire_by_clock(limit: asyncio.Timeout, clock: Clock, seconds: float) -> Iterator[None]:
-    """Let ``limit`` end after so many seconds of the app's clock."""
-    loop = asyncio.get_running_loop()
-    end = clock.monotonic() + seconds
-    handle: asyncio.TimerHandle | None = None
-    expired = False
-
-    def check_deadline() -> None:
-        nonlocal handle, expired
-        if handle is not None:
-            handle.cancel()
-        if expired:
-            return
-        seconds_left = end - clock.monotonic()
-        if seconds_left <= 0:
-            expired = True
-            limit.reschedule(loop.time())
-        else:
-            handle = loop.call_later(clock.real_timeout(seconds_left), check_deadline)
-
-    check_deadline()
-    unwatch = clock.on_jump(lambda: _call_soon(loop, check_deadline))
-    try:
-        yield
-    finally:
-        expired = True
-        unwatch()
-        if handle is not None:
-            handle.cancel()
-
-
-def _call_soon(loop: asyncio.AbstractEventLoop, action: Callable[[], None]) -> None:
-    try:
-        loop.call_soon_threadsafe(action)
-    except RuntimeError:  # the loop is closed: nobody is left to be told
-        return
