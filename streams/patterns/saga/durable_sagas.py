@@ -13,7 +13,7 @@ later. There is no state but the journal.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from uuid_utils import uuid7
@@ -84,11 +84,11 @@ class DurableSagas:
         self._decoder = EntryDecoder(self.topic.name)
         self._waiters: dict[str, set[asyncio.Future[StoredEntry]]] = {}
         self._last_numbers: dict[str, int] = {}
-        """Of each saga that is waited for, the number of the last entry that was seen."""
+        """The number of the last entry seen, of each saga that is waited for."""
         self._awaited_keys: set[bytes] = set()
         """Their keys; read in another thread."""
         self._next_offsets: dict[int, int] = {}
-        """From where on the journal was not looked at, by partition, while somebody waits."""
+        """The next offset to read, by partition, while somebody waits."""
         self._poll_task: asyncio.Task[None] | None = None
         self._successors = SuccessorReader()
         self.processor = app.processor(
@@ -100,14 +100,13 @@ class DurableSagas:
             dedup=dedup,
             flow=flow,
         )(self._make_handler())
-        self._indexed_entries = max(
-            2 * dedup.window, MIN_INDEXED_ENTRIES
-        )  # deduplication remembers twice its window
+        # Deduplication remembers twice its window.
+        self._indexed_entries = max(2 * dedup.window, MIN_INDEXED_ENTRIES)
         self._recent_sagas = RecentSagas(self._indexed_entries)
         self._recent_log: Log | None = None
         """The log that it was read from."""
         self._catch_ups: dict[int, _SharedRun] = {}
-        """Who reads what was written to a partition since the last time."""
+        """Reads what was written since the last time, by partition."""
 
     @property
     def journal(self) -> Journal:
@@ -122,7 +121,7 @@ class DurableSagas:
                 self._resolve_waiters(entry)
                 return None
             if await self._successors.has_successor(self.journal, entry, message):
-                return None  # what became of it is behind it in the log
+                return None  # it was advanced before
             wait = min(MAX_WAIT, entry.due - self._engine.now())
             if wait > 0 and message.attempt == 1:
                 raise RetryAfter(wait, f"saga {entry.saga} goes on in {wait:.3g} s")
@@ -174,8 +173,8 @@ class DurableSagas:
                 self._awaited_keys.discard(saga_key(id))
 
     async def _find_or_start(self, id: str, context: Any) -> StoredEntry | None:
-        """See to it that a saga of that ID is there; where it stands if it has ended already: then
-        nothing more is written that could be waited for."""
+        """Make sure that a saga of that ID exists; its last entry if it has ended already, as
+        nothing more is written then that could be waited for."""
         last_entry = self._find_recent(id)
         if last_entry is None:
             partition = await self.start(id, context)
@@ -213,7 +212,7 @@ class DurableSagas:
         return (await asyncio.to_thread(self.journal.latest, id, newest)).entry
 
     def _find_recent(self, id: str) -> LastEntry | None:
-        """The last entry of a saga, as far as the journal was followed."""
+        """The last entry of a saga, as far as the journal was read."""
         log = self._app.log
         if log is not self._recent_log:  # the app was entered again
             self._recent_sagas, self._recent_log = RecentSagas(self._indexed_entries), log
@@ -221,7 +220,7 @@ class DurableSagas:
         return self._recent_sagas.find(id)
 
     async def _catch_up(self, partition: int) -> None:
-        """Everything that a partition holds at this moment is known to :attr:`_recent_sagas`."""
+        """Read everything that a partition holds at this moment into :attr:`_recent_sagas`."""
         shared_run = self._catch_ups.get(partition)
         if shared_run is None:
             recent, journal = self._recent_sagas, self.journal
@@ -247,7 +246,9 @@ class DurableSagas:
         try:
             await self._poll_until_ended()
         except Exception as error:
-            _fail_waiters(self._waiters.values(), error)
+            for future in (each for waiters in self._waiters.values() for each in waiters):
+                if not future.done():
+                    future.set_exception(error)
         finally:
             self._next_offsets.clear()
 
@@ -272,8 +273,8 @@ class DurableSagas:
 
 
 class _SharedRun:
-    """Runs one blocking action, as often as somebody needs that it was *begun* after he asked:
-    those who ask while it runs share the next run. Used on one loop."""
+    """Runs one blocking action for callers that need a run which *began* after they asked: those
+    who ask while it runs share the next run. Used on one loop."""
 
     def __init__(self, action: Callable[[], None]) -> None:
         self._action = action
@@ -302,16 +303,9 @@ class _SharedRun:
 
 
 def _retrieve_exception(task: asyncio.Task[None]) -> None:
-    """Whoever waited may be gone: then nobody is told of its failure."""
+    """Whoever waited may be gone: asyncio is not to log that nobody read the exception."""
     if not task.cancelled():
         task.exception()
-
-
-def _fail_waiters(waiting: Collection[set[asyncio.Future[StoredEntry]]], error: Exception) -> None:
-    for futures in waiting:
-        for future in futures:
-            if not future.done():
-                future.set_exception(error)
 
 
 def _message_id(entry: StoredEntry) -> str:

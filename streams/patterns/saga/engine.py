@@ -1,10 +1,9 @@
 """How a saga goes on: from one entry to the next.
 
-:meth:`SagaEngine.advance` is given where a saga stands, calls what is to be called, and says where
-it stands then. It keeps nothing, so it can be called again with the same entry after a crash. Who
-calls it, and waits for what is due, is another's business: a loop in memory
-(:mod:`streams.patterns.saga.orchestrator`), a processor in a durable saga
-(:mod:`streams.patterns.saga.durable_sagas`).
+:meth:`SagaEngine.advance` takes a saga's last entry, calls the steps that are due, and returns the
+next entry. It keeps no state, so it can be called again with the same entry after a crash. Its
+callers wait until an entry is due: a loop in memory (:mod:`streams.patterns.saga.orchestrator`), a
+processor in a durable saga (:mod:`streams.patterns.saga.durable_sagas`).
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ __all__ = ["SagaEngine", "StepErrors"]
 logger = get_logger("streams")
 
 StepErrors = MutableMapping[tuple[str, bool], BaseException]
-"""What was raised last, by step and whether it was its compensation: the exceptions themselves, for
-whoever is in the same process."""
+"""The exceptions raised last, by step and whether its compensation raised it; for callers in the
+same process."""
 
 
 class StepOutcome(NamedTuple):
@@ -52,8 +51,8 @@ class SagaEngine:
     """The steps of a saga, and how one leads to the next.
 
     :param name: the orchestrator's; part of every idempotency key.
-    :param compensate_cancelled: a step that is cancelled has failed, and what was done is to be
-        undone. Else the cancellation is passed on, and the saga stands where it stood.
+    :param compensate_cancelled: a step that is cancelled has failed, and the saga is compensated.
+        Else the cancellation is passed on, and the saga stays at the entry it had.
     """
 
     def __init__(
@@ -83,11 +82,11 @@ class SagaEngine:
     # -- one transition
 
     async def advance(self, entry: JournalEntry, errors: StepErrors) -> JournalEntry:
-        """Call what is to be called now; where the saga stands then.
+        """Call the steps that are due; the entry that follows.
 
         A saga whose steps cannot all be found is stopped before anything more is called.
 
-        :param errors: is told what calls raised.
+        :param errors: filled with what calls raised.
         """
         if not entry.plan:
             if not self.plan:
@@ -111,8 +110,8 @@ class SagaEngine:
         return await self._step_forward(entry, errors)
 
     def check_progress(self, entry: JournalEntry, following: JournalEntry) -> None:
-        """See to it that a saga has a bounded number of entries: each one that follows is nearer to
-        an end, whatever the one before it says.
+        """Make sure that a saga has a bounded number of entries: each is nearer to an end than the
+        one before it, whatever that says.
 
         :raises SagaError: this one is not.
         """
@@ -145,10 +144,10 @@ class SagaEngine:
         return (2, max(0, len(entry.plan) - entry.stage), len(entry.current_steps), attempts_left)
 
     def _missing_steps(self, entry: JournalEntry) -> list[str]:
-        """Steps that this saga needs from here on and that are not there."""
+        """Steps that this saga still needs and that do not exist."""
         needed: Iterable[str] = entry.done
         if entry.status == "running":
-            # All of them: what cannot be finished, or not be undone, goes no further.
+            # All of them: a saga that cannot be finished, or undone, must go no further.
             needed = (*needed, *(name for group in entry.plan[entry.stage :] for name in group))
         known = self.steps
         compensating = entry.status == "compensating"
@@ -160,9 +159,8 @@ class SagaEngine:
 
     def _stop(self, entry: JournalEntry, reason: str) -> JournalEntry:
         logger.error("saga %s %s: stopped: %s", self.name, entry.saga, reason)
-        return entry.next_entry(
-            self.now(), status="stopped", stood=entry.status, error=reason, due=0.0
-        )
+        status = entry.status
+        return entry.next_entry(self.now(), status="stopped", stood=status, error=reason, due=0.0)
 
     # -- forward
 
@@ -203,24 +201,14 @@ class SagaEngine:
         if cancelled is not None:
             errors["", False] = cancelled
             if not final_failures:
-                # Every step had its effect before it could be interrupted; whoever cancelled does
-                # not know, and takes it that nothing is done.
+                # Every step had its effect before it could be interrupted; whoever cancelled
+                # cannot know, and expects that nothing is done.
                 final_failures.append(make_failure(names[-1], cancelled, 1))
         now = self.now()
         if final_failures:
-            to_compensate = self._compensable((*done, *partly_done))
-            return entry.next_entry(
-                now,
-                status="compensating" if to_compensate else "compensated",
-                context=context,
-                done=to_compensate,
-                attempts={},
-                last=(),
-                due=0.0,
-                failure=final_failures[0],
-            )
+            return self._turn_back(entry, (*done, *partly_done), final_failures[0], context)
         if delays:
-            # They wait together: a group goes on when all of it may.
+            # The steps of a group wait together, until the last of them is due.
             return entry.next_entry(
                 now,
                 context=context,
@@ -230,16 +218,8 @@ class SagaEngine:
                 due=now + min(MAX_WAIT, max(delays)),
             )
         stage = entry.stage + 1
-        return entry.next_entry(
-            now,
-            status="completed" if stage >= len(entry.plan) else "running",
-            context=context,
-            stage=stage,
-            done=done,
-            attempts={},
-            last=(),
-            due=0.0,
-        )
+        status = "completed" if stage >= len(entry.plan) else "running"
+        return entry.moved_on(now, status=status, context=context, stage=stage, done=done)
 
     def _merged_context(self, entry: JournalEntry, finished: Sequence[StepOutcome]) -> Any:
         """What is stored after these steps."""
@@ -251,9 +231,15 @@ class SagaEngine:
         results = [(each.step, load(each.context)) for each in finished]
         return self.contexts.store(merge_contexts(load(entry.context), results))
 
-    def _compensable(self, done: Iterable[str]) -> tuple[str, ...]:
-        """Those of these steps that can be undone."""
-        return tuple(name for name in done if self.steps[name].compensate is not None)
+    def _turn_back(
+        self, entry: JournalEntry, done: Iterable[str], failure: Failure, context: Any
+    ) -> JournalEntry:
+        """Go backward: compensate what is done, as far as that can be."""
+        remaining = tuple(name for name in done if self.steps[name].compensate is not None)
+        status = "compensating" if remaining else "compensated"
+        return entry.moved_on(
+            self.now(), status=status, context=context, done=remaining, failure=failure
+        )
 
     def cancel_retries(
         self, entry: JournalEntry, error: BaseException, errors: StepErrors
@@ -261,20 +247,10 @@ class SagaEngine:
         """A saga that is cancelled while its steps wait to be tried again goes backward."""
         for name in entry.current_steps:
             errors[name, False] = error
-        step_failure = make_failure(
-            entry.current_steps[0], error, entry.attempts.get(entry.current_steps[0], 0)
-        )
+        first = entry.current_steps[0]
+        failure = make_failure(first, error, entry.attempts.get(first, 0))
         partly_done = (name for name in entry.attempts if self.steps[name].compensate_failed)
-        to_compensate = self._compensable((*entry.done, *partly_done))
-        return entry.next_entry(
-            self.now(),
-            status="compensating" if to_compensate else "compensated",
-            done=to_compensate,
-            attempts={},
-            last=(),
-            due=0.0,
-            failure=step_failure,
-        )
+        return self._turn_back(entry, (*entry.done, *partly_done), failure, entry.context)
 
     # -- backward
 
@@ -306,26 +282,16 @@ class SagaEngine:
         uncompensated: tuple[Failure, ...],
         context: Any,
     ) -> JournalEntry:
-        final_status = "failed" if uncompensated else "compensated"
-        return entry.next_entry(
-            self.now(),
-            status="compensating" if remaining else final_status,
-            context=context,
-            done=remaining,
-            attempts={},
-            last=(),
-            due=0.0,
-            uncompensated=uncompensated,
+        ended = "failed" if uncompensated else "compensated"
+        status = "compensating" if remaining else ended
+        return entry.moved_on(
+            self.now(), status=status, context=context, done=remaining, uncompensated=uncompensated
         )
 
     def _log_failure(
         self, entry: JournalEntry, step_failure: Failure, verb: str, delay: float | None
     ) -> None:
-        text = (
-            f"{step_failure.kind}: {step_failure.message}"
-            if step_failure.message
-            else step_failure.kind
-        )
+        text = str(step_failure.error)
         if delay is None:
             logger.warning(
                 "saga %s %s: step %s %s after %s: %s",
@@ -343,8 +309,8 @@ class SagaEngine:
     async def _call_steps(
         self, entry: JournalEntry, names: Sequence[str], *, compensating: bool
     ) -> tuple[Sequence[StepOutcome], asyncio.CancelledError | None]:
-        """Call steps side by side; how each ended, in their order, and whether they were to be
-        interrupted."""
+        """Call steps side by side; how each ended, in their order, and the cancellation that
+        interrupted them, if any."""
         if len(names) == 1 and not self._compensate_cancelled:
             return (await self._call_step(entry, names[0], compensating=compensating),), None
         outcomes: dict[str, StepOutcome] = {}
@@ -386,15 +352,14 @@ class SagaEngine:
                 raise
             return StepOutcome(name, None, SagaError("it was cancelled from within"), False)
         try:
-            return StepOutcome(
-                name, self.contexts.store(_resulting_context(context, returned, name))
-            )
+            stored = self.contexts.store(_resulting_context(context, returned, name))
         except Exception as error:
             return StepOutcome(name, None, error, True)
+        return StepOutcome(name, stored)
 
     async def _call_action(self, step: SagaStep[Any], call: StepCall, context: Any) -> Any:
-        action = step.action(call)
-        if not step.asynchronous(call):
+        action, asynchronous = step.action(call)
+        if not asynchronous:
             found = await self._call_in_thread(action, context)
             return await found if inspect.isawaitable(found) else found
         if step.timeout is None:

@@ -37,7 +37,7 @@ _MAX_STEP_LENGTH = 200
 
 _MAX_KIND_LENGTH = 200
 _MAX_MESSAGE_LENGTH = 1 << 10
-"""Characters of the text of a failure, at most (``entry.failure``)."""
+"""Characters of the text of a failure, at most (``journal_entry.make_failure``)."""
 
 _PREVIOUS_STATUSES = {
     "stopped": ("running", "compensating"),
@@ -54,8 +54,8 @@ def is_saga_id(id: object) -> TypeGuard[str]:
 def invalid_reason(entry: JournalEntry, *, cache: bool = False) -> str:
     """Why no saga can stand like this, without quoting the entry; empty if one can.
 
-    :param cache: the entry is small, and others like it will come: what is found of its plan and
-        its steps is kept for them.
+    :param cache: the entry is small, and others like it will come: what is found about its plan
+        and its steps is cached for them.
     """
     if not is_saga_id(entry.saga):
         return f"its saga's ID is not a text of 1 to {_MAX_ID_LENGTH} printable characters"
@@ -118,11 +118,8 @@ def _invalid_steps(
     if has_failure == (effective_status in ("running", "completed")):
         return f"it is {effective_status}, and {'a' if has_failure else 'no'} step failed"
     if effective_status == "completed":
-        return (
-            ""
-            if not current_steps and set(done) == earlier_steps and not uncompensated
-            else "not all of it is done"
-        )
+        is_complete = not current_steps and set(done) == earlier_steps and not uncompensated
+        return "" if is_complete else "not all of it is done"
     if not current_steps:
         return f"it is {effective_status}, and its stage is behind its plan"
     if effective_status == "running":

@@ -1,4 +1,4 @@
-"""How a saga can end other than well, and what its step raised when only its text is left."""
+"""How a saga can fail, and what a step raised when only its text is left."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class SagaFailedError(SagaError):
 
 
 class SagaStoppedError(SagaError):
-    """A durable saga stands still with an error, or was abandoned: nobody goes on with it.
+    """A durable saga was stopped by an error, or abandoned: it does not advance.
 
     :param saga_id: which saga.
     :param status: ``"stopped"`` or ``"abandoned"``.

@@ -1,12 +1,12 @@
-"""A saga's journal as it stands in the log: read, and written to by commands.
+"""A saga's journal in the log: read by everybody, and written to by commands.
 
-The journal of all sagas of one name is the topic ``NAME.saga``, keyed by saga ID. A reading joins
-no group. It looks at the newest entries of each partition, a number that its caller says and is
-told about, so that its cost does not grow with all that was ever written; what stands further back,
-or was removed by the log's retention, is unknown to it.
+The journal of all sagas of one name is the topic ``NAME.saga``, keyed by saga ID. Reading it joins
+no group. Only the newest entries of each partition are read, as many as the caller says, so that
+the cost does not grow with all that was ever written; what is older, or was removed by the log's
+retention, is unknown.
 
-What is no entry of a saga, or stands under another key than its saga's ID, counts for nobody
-(:mod:`streams.patterns.saga.journal_decoder`).
+What is no entry of a saga, or is written under another key than its saga's ID, is ignored by
+everybody (:mod:`streams.patterns.saga.journal_decoder`).
 """
 
 from __future__ import annotations
@@ -64,6 +64,15 @@ class PositionedEntry(NamedTuple):
     position: Position
 
 
+class EntryRange(NamedTuple):
+    """A part of a partition: from ``start`` to before ``end``."""
+
+    start: int
+    end: int
+    is_whole: bool
+    """Nothing that the log keeps is before it."""
+
+
 class SagaListing(NamedTuple):
     """Where sagas stand, and how far back the journal was looked at.
 
@@ -100,10 +109,10 @@ class Journal:
         ends: dict[int, int] = {}
         reaches_start = True
         for partition in range(self._partition_count()):
-            start, end, is_whole = self._newest_range(partition, newest)
+            start, end, is_whole = self.newest_range(partition, newest)
             ends[partition] = end
             reaches_start = reaches_start and is_whole
-            for each in self._scan((saga_key(id),), partition, start, end):
+            for each in self.read_range(partition, start, end, (saga_key(id),)):
                 # Of entries with one number the first counts: the others were too late.
                 if found is None or each.entry.n > found.entry.n:
                     found = each
@@ -129,9 +138,9 @@ class Journal:
         found: dict[str, StoredEntry] = {}
         reaches_start = True
         for partition in range(self._partition_count()):
-            start, end, is_whole = self._newest_range(partition, newest)
+            start, end, is_whole = self.newest_range(partition, newest)
             reaches_start = reaches_start and is_whole
-            for entry, _ in self._scan(None, partition, start, end):
+            for entry, _ in self.read_range(partition, start, end):
                 if entry.n <= numbers.get(entry.saga, -1):
                     continue
                 numbers[entry.saga] = entry.n
@@ -147,8 +156,8 @@ class Journal:
         """
         found: set[str] = set()
         for partition in range(self._partition_count()):
-            start, end, _ = self._newest_range(partition, newest)
-            found.update(each.entry.saga for each in self._scan(None, partition, start, end))
+            start, end, _ = self.newest_range(partition, newest)
+            found.update(each.entry.saga for each in self.read_range(partition, start, end))
         return found
 
     def read_since(
@@ -163,7 +172,7 @@ class Journal:
         for partition, offset in offsets.items():
             _, end = self.log.watermarks(self.topic, partition)
             if offset < end:
-                found += [each.entry for each in self._scan(keys, partition, offset, end)]
+                found += [each.entry for each in self.read_range(partition, offset, end, keys)]
                 offsets[partition] = end
         return found
 
@@ -172,7 +181,7 @@ class Journal:
         first, _ = self.log.watermarks(self.topic, position.partition)
         if position.offset < first:
             return None
-        found = self._scan(None, position.partition, position.offset, position.offset + 1)
+        found = self.read_range(position.partition, position.offset, position.offset + 1)
         return next((each.entry for each in found), None)
 
     def last_numbers(self, partition: int, start: int) -> dict[str, int]:
@@ -182,7 +191,7 @@ class Journal:
         """
         first, end = self.log.watermarks(self.topic, partition)
         found: dict[str, int] = {}
-        for entry, _ in self._scan(None, partition, max(first, start), end):
+        for entry, _ in self.read_range(partition, max(first, start), end):
             if entry.n > found.get(entry.saga, 0):
                 found[entry.saga] = entry.n
         return found
@@ -208,9 +217,8 @@ class Journal:
             # deduplication compares is in the entry.
             position = self._append(entry, str(uuid7()), last.position.partition)
             # None of that number stood before the ends, so only what is new has to be looked at.
-            after = self._scan(
-                (saga_key(id),), position.partition, ends[position.partition], position.offset + 1
-            )
+            partition, end = position.partition, position.offset + 1
+            after = self.read_range(partition, ends[partition], end, (saga_key(id),))
             first = next((each for each in after if each.entry.n >= entry.n), None)
             if first is None or first.position.offset == position.offset:
                 return entry
@@ -231,25 +239,24 @@ class Journal:
                 f"there is no saga {self.saga!r} here: the log has no topic {self.topic}"
             ) from None
 
-    def _newest_range(self, partition: int, newest: int | None) -> tuple[int, int, bool]:
-        """The newest entries of a partition, and whether these are all."""
+    def newest_range(self, partition: int, newest: int | None) -> EntryRange:
+        """The newest entries of a partition."""
         first, end = self.log.watermarks(self.topic, partition)
         if newest is None or first >= end:
-            return first, end, True
+            return EntryRange(first, end, True)
         start = max(first, self.log.offset_before(self.topic, partition, end, newest))
         is_whole = (
             start <= first or self.log.offset_before(self.topic, partition, start, 1) >= start
         )
-        return start, end, is_whole
+        return EntryRange(start, end, is_whole)
 
-    def read_range(self, partition: int, start: int, end: int) -> Iterator[PositionedEntry]:
-        """The entries of a part of a partition, in their order."""
-        return self._scan(None, partition, start, end)
-
-    def _scan(
-        self, keys: Container[bytes] | None, partition: int, start: int, end: int
+    def read_range(
+        self, partition: int, start: int, end: int, keys: Container[bytes] | None = None
     ) -> Iterator[PositionedEntry]:
-        """:param keys: the keys of those to be looked at; None: all."""
+        """The entries of a part of a partition, in their order.
+
+        :param keys: only those under these keys; None: all.
+        """
         if start >= end:
             return
         find = self._decoder.try_decode

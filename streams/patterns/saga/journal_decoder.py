@@ -1,8 +1,8 @@
-"""How entries of a journal are read: one way, for everybody who reads them.
+"""How entries of a journal are decoded: one way, for everybody who reads them.
 
-A record that its owner would make a dead letter of must count for nobody else either: else whoever
-looks for a saga's last entry finds one that nobody ever goes on with. So the processor that drives
-the sagas, commands, listings and whoever waits for a saga all ask an :class:`EntryDecoder`.
+A record that the owner would dead-letter must not count for anybody else either: else whoever looks
+for a saga's last entry finds one that nobody ever advances. So the processor that drives the sagas,
+commands, listings and whoever waits for a saga all use an :class:`EntryDecoder`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ __all__ = ["EntryDecoder", "JournalSource"]
 
 
 _CACHEABLE_BYTES = 4 << 10
-"""Bytes of an entry of which it may be kept what was found."""
+"""Bytes of an entry, at most, whose validation may be cached."""
 
 
 class EntryDecoder:
-    """Decodes the entries of one journal (``executors.job.Decoding``).
+    """Decodes the entries of one journal (:class:`streams.processing.job.Decoding`).
 
     :param topic: the journal's topic.
     """
@@ -96,7 +96,7 @@ def saga_key(id: str) -> bytes:
 
 
 class EntryIdReader:
-    """Reads the message ID of an entry (``executors.job.Identify``)."""
+    """Reads the message ID of an entry (:class:`streams.processing.job.IdReader`)."""
 
     def __call__(self, value: StoredEntry) -> str:
         """The ID of one entry."""

@@ -57,7 +57,7 @@ class SagaStatus(Generic[C]):
     :param id: the saga's ID.
     :param status: ``running`` (forward), ``compensating`` (backward), ``completed``,
         ``compensated``, ``failed`` (a compensation failed), ``stopped`` (it cannot go on with the
-        code there is) or ``abandon_entry``.
+        code there is) or ``abandoned``.
     :param steps: the steps at hand: to be executed, or to be compensated.
     :param done: steps that are done and not compensated.
     :param failure: why it goes or went backward.
@@ -99,7 +99,7 @@ class SagaOrchestrator(Generic[C]):
 
     :param app: the app on whose log the journals stand.
     :param name: of these sagas: their journal is the topic ``NAME.saga``, their group is
-        ``MESSAGE_ID``, and it is in every idempotency key.
+        ``NAME``, and it is in every idempotency key.
     :param context: the type of their context, which msgspec can carry.
     :param partitions: of the journal's topic. Not given: one that exists is used as it is, and a
         new one gets 8.
@@ -182,11 +182,7 @@ class SagaOrchestrator(Generic[C]):
     ) -> Self: ...
 
     def add_step(
-        self,
-        step: SagaStep[C] | str,
-        execute: Any = None,
-        compensate: Any = None,
-        **options: Any,
+        self, step: SagaStep[C] | str, execute: Any = None, compensate: Any = None, **options: Any
     ) -> Self:
         """Add a step after those that are there: a :class:`SagaStep`, or a name and what else
         makes one.
@@ -230,7 +226,7 @@ class SagaOrchestrator(Generic[C]):
     # -- running
 
     async def execute(self, context: C, *, id: str | None = None) -> C:
-        """Run a saga to its end; the context its last step left.
+        """Run a saga to its end; the context after its last step.
 
         The context that is given is not touched. In memory, cancelling this call fails the step
         at hand: what was done is compensated, and then the cancellation goes on. A durable saga
@@ -261,8 +257,8 @@ class SagaOrchestrator(Generic[C]):
                 raise error
         for error in errors.values():
             if (found := find_config_error(error)) is not None:
-                # What was done is compensated, as nobody could go on with it. That it fails like
-                # this is not the saga's fault, and whoever is told must not try again.
+                # What was done is compensated, as nobody could go on with it. The failure is not
+                # the saga's, and the caller must not try again.
                 self._note_uncompensated(found, "cannot work", entry)
                 raise found
         return self._result_or_raise(entry, errors)
@@ -281,7 +277,7 @@ class SagaOrchestrator(Generic[C]):
         return saga_id
 
     async def _run_in_memory(self, entry: JournalEntry, errors: StepErrors) -> JournalEntry:
-        """In memory: forward as long as it goes, and then to the end whatever comes."""
+        """Forward until it completes or fails; compensations run to their end, whatever happens."""
         engine = self._engine
         while entry.status == "running":
             try:
@@ -306,28 +302,21 @@ class SagaOrchestrator(Generic[C]):
         context: C = self._engine.contexts.load(entry.context)
         if entry.failure is None:
             return context
-        error = self._failed_error(entry, errors, context)
-        raise error from error.cause
-
-    def _failed_error(
-        self, entry: JournalEntry, errors: StepErrors, context: Any
-    ) -> SagaFailedError:
         failure = entry.failure
-        assert failure is not None  # noqa: S101 - whoever calls this has looked
         cause = errors.get((failure.step, False), failure.error)
         failed = tuple(
             FailedCompensation(each.step, errors.get((each.step, True), each.error), each.attempts)
             for each in entry.uncompensated
         )
-        return SagaFailedError(entry.saga, failure.step, cause, failed, context)
+        raise SagaFailedError(entry.saga, failure.step, cause, failed, context) from cause
 
     def _note_uncompensated(self, error: BaseException, verb: str, entry: JournalEntry) -> None:
-        """What is raised in place of a :class:`SagaFailedError` says what is left undone."""
+        """Say what is not undone, in what is raised in place of a :class:`SagaFailedError`."""
         uncompensated = ", ".join(each.step for each in entry.uncompensated)
         if uncompensated:
             error.add_note(f"saga {entry.saga} {verb}; not compensated: {uncompensated}")
 
-    # -- looking, and putting right
+    # -- looking, and commands
 
     async def status(self, id: str, *, newest: int | None = DEFAULT_NEWEST) -> SagaStatus[C]:
         """Where a durable saga stands.

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from streams.annotation_checks import ArgumentType, check_arguments
 from streams.config import Retry
@@ -21,8 +21,8 @@ Action = (
     Callable[[C], Awaitable[C | None] | C | None]
     | Callable[[C, "StepCall"], Awaitable[C | None] | C | None]
 )
-"""What a step does: takes the context, or the context and the call, and returns None (it changed
-the context in place) or the context that takes its place."""
+"""What a step does: it takes the context, or the context and the call, and returns None (it changed
+the context in place) or a new context."""
 
 NO_RETRY = Retry(attempts=1)
 """A step that fails has failed, unless its own policy says otherwise."""
@@ -115,30 +115,21 @@ class SagaStep(Generic[C]):
                 # Of a union a step may be known to get only what the step before it returned.
                 check_arguments(where, function, ArgumentType(type), any_part=True)
 
-    def action(self, call: StepCall) -> Callable[[Any], Any]:
-        """The function of the context that this call means."""
-        signature: ActionSignature = getattr(
-            self, "_compensate" if call.compensating else "_execute"
-        )
-        return partial(signature.function, call=call)
-
-    def asynchronous(self, call: StepCall) -> bool:
-        """Whether that function is a coroutine function."""
-        signature: ActionSignature = getattr(
-            self, "_compensate" if call.compensating else "_execute"
-        )
-        return signature.asynchronous
+    def action(self, call: StepCall) -> StepAction:
+        """What a call means: a function of the context."""
+        found: StepAction = getattr(self, "_compensate" if call.compensating else "_execute")
+        return found._replace(function=partial(found.function, call=call))
 
 
-@dataclass(frozen=True, slots=True)
-class ActionSignature:
-    """How an action wants to be called: always ``function(context, call=...)`` from outside."""
+class StepAction(NamedTuple):
+    """A step's function or its compensation, however many parameters it has."""
 
     function: Callable[..., Any]
+    """Called as ``function(context, call=...)``."""
     asynchronous: bool
 
 
-def _inspect_action(where: str, option: str, function: Any, timeout: object) -> ActionSignature:
+def _inspect_action(where: str, option: str, function: Any, timeout: object) -> StepAction:
     """:raises ConfigError: it cannot be called as an action is."""
     expected = "(context) or (context, call)"
     if not callable(function) or inspect.isclass(function):
@@ -151,7 +142,7 @@ def _inspect_action(where: str, option: str, function: Any, timeout: object) -> 
             f"{where}: timeout={timeout:g} and a plain {option}, which nobody can interrupt: make "
             "it async def, or leave timeout out"
         )
-    return ActionSignature(_adapt_action(where, option, function, expected), asynchronous)
+    return StepAction(_adapt_action(where, option, function, expected), asynchronous)
 
 
 def _adapt_action(where: str, option: str, function: Any, expected: str) -> Callable[..., Any]:
