@@ -50,8 +50,6 @@ from streams.text import suggestion
 from streams.topic import InternalTopic, Key
 from streams.topic_reader import OffsetSpec
 
-__all__ = ["EventBus", "PatternEventBus"]
-
 F = TypeVar("F", bound=Callable[..., object])
 
 _CLOUDEVENTS_NAMES = {LEGACY_CORRELATION: CORRELATION, LEGACY_CAUSATION: CAUSATION}

@@ -30,15 +30,6 @@ from streams.message import (
 )
 from streams.processing import Decoding, Skip
 
-__all__ = [
-    "Event",
-    "EventDecoder",
-    "EventSource",
-    "UndecodableData",
-    "attach_message",
-    "causation_headers",
-]
-
 TRACE_HEADERS = ("traceparent", "tracestate")
 """Headers of W3C Trace Context, which travel from an event to what it causes."""
 

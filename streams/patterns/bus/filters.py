@@ -17,8 +17,6 @@ from streams.patterns.bus.handlers import Handler
 from streams.patterns.bus.subscription import DurableOptions, Subscription
 from streams.patterns.bus.trie import WILDCARD, pattern_regex
 
-__all__ = ["EventFilter", "FilteredSubscriber"]
-
 _MISSING: Any = object()
 
 

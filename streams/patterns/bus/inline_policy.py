@@ -16,8 +16,6 @@ Used on the bus's loop.
 
 from __future__ import annotations
 
-__all__ = ["QUICK_CALL", "TRIAL_CALLS", "InlinePolicy"]
-
 QUICK_CALL = 0.000_1
 """Seconds of a call that is quick, at most."""
 

@@ -33,8 +33,6 @@ from streams.patterns.bus.subscribers import SubscriberRegistry
 from streams.patterns.bus.subscription import Subscriber, Subscription, by_subscriber
 from streams.topic import Key, encode_key
 
-__all__ = ["LocalRouter", "runs_beside_others"]
-
 runs_beside_others: ContextVar[bool] = ContextVar("streams_bus_beside_others", default=False)
 """A handler runs here, and others were given the same event."""
 

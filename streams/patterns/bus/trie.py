@@ -21,8 +21,6 @@ from typing import Generic, TypeVar
 
 from streams.errors import ConfigError
 
-__all__ = ["WILDCARD", "Trie", "check_pattern", "check_topic", "pattern_regex"]
-
 T = TypeVar("T")
 
 WILDCARD = "*"

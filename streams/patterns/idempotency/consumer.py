@@ -16,8 +16,6 @@ from streams.patterns.arguments import check_int
 from streams.patterns.idempotency.single_flight import SharedCall, SingleFlight
 from streams.patterns.operation import await_call, call_operation, check_operation
 
-__all__ = ["DeduplicatedConsumer"]
-
 M = TypeVar("M")
 
 

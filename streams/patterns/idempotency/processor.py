@@ -41,8 +41,6 @@ from streams.patterns.idempotency.store import (
 )
 from streams.patterns.operation import await_call, call_operation, check_operation
 
-__all__ = ["IdempotentProcessor"]
-
 T = TypeVar("T", default=Any)
 
 POLL_PAUSES = 0.005, 0.25

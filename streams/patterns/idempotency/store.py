@@ -42,8 +42,6 @@ from streams.patterns.idempotency.claims_client import ClaimsClient
 if TYPE_CHECKING:
     from streams.app import Streams
 
-__all__ = ["DAY", "IdempotencyStore"]
-
 T = TypeVar("T")
 
 DAY = 86_400.0

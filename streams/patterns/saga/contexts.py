@@ -19,14 +19,6 @@ from stream_codecs import BindError, Json, type_name
 from streams.errors import ConfigError, InvalidValue
 from streams.patterns.saga.errors import ContextConflict
 
-__all__ = [
-    "MAX_CONTEXT_BYTES",
-    "ContextStore",
-    "CopiedContexts",
-    "EncodedContexts",
-    "merge_contexts",
-]
-
 MAX_CONTEXT_BYTES = 512 << 10
 """The largest context of a durable saga in bytes: with what is around it, it must fit into one
 message of Kafka's default size."""

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from streams.app import Streams
     from streams.log.protocol import Log
 
-__all__ = ["DurableSagas"]
-
 DEFAULT_PARTITIONS = 8
 """Partitions of a journal that is created, where nobody said how many: so many processes can share
 its sagas."""

@@ -28,8 +28,6 @@ from streams.patterns.saga.journal_entry import ENDED_STATUSES, Failure, Journal
 from streams.patterns.saga.step import SagaStep, StepCall
 from streams.text import count_with_noun, get_logger
 
-__all__ = ["SagaEngine", "StepErrors"]
-
 logger = get_logger("streams")
 
 StepErrors = MutableMapping[tuple[str, bool], BaseException]

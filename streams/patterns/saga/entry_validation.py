@@ -15,8 +15,6 @@ from typing import TypeGuard
 
 from streams.patterns.saga.journal_entry import Failure, JournalEntry, Status
 
-__all__ = ["MAX_COUNT", "MAX_TIME", "MAX_WAIT", "invalid_reason", "is_saga_id"]
-
 StepNames = tuple[str, ...]
 Plan = tuple[StepNames, ...]
 

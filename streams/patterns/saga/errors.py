@@ -7,17 +7,6 @@ from typing import Any
 
 from streams.errors import StreamsError
 
-__all__ = [
-    "ContextConflict",
-    "FailedCompensation",
-    "SagaError",
-    "SagaFailedError",
-    "SagaStoppedError",
-    "StepError",
-    "StepTimeout",
-    "UnknownSaga",
-]
-
 
 class SagaError(StreamsError):
     """Base of what sagas raise."""

@@ -26,16 +26,6 @@ from streams.patterns.saga.errors import UnknownSaga
 from streams.patterns.saga.journal_decoder import EntryDecoder, saga_key
 from streams.patterns.saga.journal_entry import JournalEntry, StoredEntry
 
-__all__ = [
-    "DEFAULT_NEWEST",
-    "TOPIC_SUFFIX",
-    "Journal",
-    "PositionedEntry",
-    "SagaListing",
-    "journal_topic",
-    "saga_name",
-]
-
 TOPIC_SUFFIX = ".saga"
 
 DEFAULT_NEWEST = 1_000_000

@@ -16,9 +16,6 @@ from streams.patterns.saga.entry_validation import invalid_reason
 from streams.patterns.saga.journal_entry import StoredEntry
 from streams.processing import Skip
 
-__all__ = ["EntryDecoder", "JournalSource"]
-
-
 _CACHEABLE_BYTES = 4 << 10
 """Bytes of an entry, at most, whose validation may be cached."""
 

@@ -18,16 +18,6 @@ import msgspec
 from streams.patterns.saga.errors import SagaError, StepError
 from streams.text import error_text
 
-__all__ = [
-    "ENDED_STATUSES",
-    "Failure",
-    "JournalEntry",
-    "Status",
-    "abandon_entry",
-    "make_failure",
-    "resume_entry",
-]
-
 Status = Literal[
     "running", "compensating", "completed", "compensated", "failed", "stopped", "abandoned"
 ]

@@ -41,8 +41,6 @@ from streams.text import get_logger, suggestion
 if TYPE_CHECKING:
     from streams.app import Streams
 
-__all__ = ["SagaOrchestrator", "SagaStatus"]
-
 C = TypeVar("C")
 
 STATUSES: tuple[str, ...] = get_args(Status)

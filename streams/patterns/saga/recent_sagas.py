@@ -18,8 +18,6 @@ from streams.message import Position
 from streams.patterns.saga.journal import DEFAULT_NEWEST, Journal
 from streams.patterns.saga.journal_entry import JournalEntry
 
-__all__ = ["LastEntry", "RecentSagas"]
-
 
 class LastEntry(NamedTuple):
     """The last entry of a saga.

@@ -13,8 +13,6 @@ from streams.config import Retry
 from streams.errors import ConfigError
 from streams.patterns.arguments import is_async, is_generator, is_seconds
 
-__all__ = ["Action", "SagaStep", "StepCall"]
-
 C = TypeVar("C")
 
 Action = (

@@ -23,8 +23,6 @@ from streams.patterns.saga.journal import Journal
 from streams.patterns.saga.journal_entry import JournalEntry
 from streams.text import get_logger
 
-__all__ = ["SuccessorReader"]
-
 T = TypeVar("T")
 
 logger = get_logger("streams")
