@@ -235,9 +235,7 @@ class Queue(Generic[T]):
 
     @overload
     def subscribe(
-        self,
-        handler: Callable[[QueueMessage[T]], object],
-        config: ConsumerConfig = ...,
+        self, handler: Callable[[QueueMessage[T]], object], config: ConsumerConfig = ...
     ) -> MessageConsumer: ...
 
     @overload
@@ -280,7 +278,7 @@ class MessageQueue:
         """The names of its consumers' dead letter queues, and of a queue that each is for, where
         that is known."""
         self._ensured: WeakKeyDictionary[Log, set[str]] = WeakKeyDictionary()
-        self._delay_client = DelayClient(app)
+        self._delays = DelayClient(app)
 
     def __repr__(self) -> str:
         return f"<MessageQueue on {self.app!r}>"
@@ -434,9 +432,7 @@ class MessageQueue:
             await self.app.publisher.publish(queue, record)
         else:
             waiting_topic = delay_topic(queue, queue)
-            await self._delay_client.schedule(
-                waiting_topic, _partition_count(queue), queue, record, due
-            )
+            await self._delays.schedule(waiting_topic, _partitions_of(queue), queue, record, due)
         return record.id
 
     async def cancel(self, queue: str, id: str, *, within: float = 30.0) -> Outcome:
@@ -446,8 +442,8 @@ class MessageQueue:
         """
         self._topic_or_invalid(queue)
         await self._ensure_queue(queue)
-        return await self._delay_client.cancel(
-            delay_topic(queue, queue), _partition_count(queue), id, within
+        return await self._delays.cancel(
+            delay_topic(queue, queue), _partitions_of(queue), id, within
         )
 
     @overload
@@ -608,9 +604,7 @@ class MessageConsumer:
             dead_letters=config.dead_letters,
             flow=config.flow,
         )
-        self._processor = self._app.declare(
-            self._wrap_handler(queue, handler), options, _QueueProcessor
-        )
+        self._processor = self._app.declare(self._wrap(queue, handler), options, _QueueProcessor)
 
     async def _start_processor(self) -> None:
         processor = self._processor
@@ -628,7 +622,7 @@ class MessageConsumer:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("%r could not be started: %s", self, error)
 
-    def _wrap_handler(self, queue: str, handler: Any) -> Callable[..., Any]:
+    def _wrap(self, queue: str, handler: Any) -> Callable[..., Any]:
         """The processor's handler around the consumer's."""
         name = callable_name(handler)
         signature = inspect_handler(handler, name, batch=False)
@@ -667,5 +661,5 @@ class MessageConsumer:
         return wrapped
 
 
-def _partition_count(queue: str) -> Callable[[Log], int]:
+def _partitions_of(queue: str) -> Callable[[Log], int]:
     return lambda log: log.topic(queue).partitions

@@ -192,7 +192,7 @@ class EventBus:
                 self.check_declared(check_topic(topic))
             except ConfigError as error:
                 raise InvalidValue(str(error)) from None
-        event_headers = self._event_headers(headers, cause)
+        event_headers = self._headers(headers, cause)
         if id is None:
             id = str(uuid7())
         await self._router.publish(topic, data, key, id, event_headers, timestamp)
@@ -218,13 +218,11 @@ class EventBus:
         if self._log_router is None:
             await self.publish(topic, data, key=key, id=id, headers=headers, cause=cause)
         else:
-            event_headers = self._event_headers(headers, cause)
+            event_headers = self._headers(headers, cause)
             self.check_declared(check_topic(topic))
             await self._log_router.publish_derived(topic, data, key, id, event_headers)
 
-    def _event_headers(
-        self, headers: Mapping[str, str] | None, cause: Event | None
-    ) -> dict[str, str]:
+    def _headers(self, headers: Mapping[str, str] | None, cause: Event | None) -> dict[str, str]:
         if cause is not None:
             check_event(cause, "publish(cause=...)")
         found = {} if cause is None else causation_headers(cause)

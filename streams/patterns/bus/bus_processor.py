@@ -1,4 +1,4 @@
-"""A bus's processors in its app: there as long as they are wanted, also while the app runs."""
+"""A bus's processors in its app: added and removed also while the app runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class BusProcessor:
 
     @property
     def has_started(self) -> bool:
-        """Nobody has to wait for it."""
+        """It runs, or starts with the app: nobody has to wait for it."""
         return self._started.done()
 
     async def wait_started(self) -> None:
@@ -43,11 +43,11 @@ class BusProcessor:
         await asyncio.shield(asyncio.wrap_future(self._started))
 
     async def wait_ended(self) -> None:
-        """Wait until nothing of it runs, after :meth:`end`."""
+        """Wait until nothing of it runs, after :meth:`stop`."""
         await asyncio.shield(asyncio.wrap_future(self._ended))
 
     def stop(self) -> None:
-        """Begin nothing more, and take it out of the app (any thread)."""
+        """Start no more handlers, and remove it from the app (any thread)."""
         runtime, processor = self._app.runtime, self._processor
         processor.pause()
         runtime.withdraw(processor)
@@ -64,7 +64,7 @@ class BusProcessor:
 
 
 def make_resolver(future: concurrent.futures.Future[None]) -> Callable[[], None]:
-    """Ends a future that has not ended."""
+    """Resolves a future that is not done."""
 
     def resolve() -> None:
         if not future.done():

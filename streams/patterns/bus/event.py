@@ -1,4 +1,4 @@
-"""What a bus carries, and how it stands on the wire.
+"""What a bus carries, and its form on the wire.
 
 An event is an ordinary message of the bus's log topic: its data is the value, its topic the header
 ``ce_type`` (CloudEvents ``type``), its ID ``ce_id``, what it belongs to ``ce_correlationid``, what
@@ -44,7 +44,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     :param timestamp: when it happened; UTC.
     :param headers: all its headers; where a name repeats, the last one.
     :param attempt: which call for this handler this is, from 1.
-    :param message: the log's message it came as, with its place and, on SQLite, its
+    :param message: the log's message it came as, with its position and, on SQLite, its
         ``transaction``; for durable subscribers only.
     """
 
@@ -75,7 +75,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 
 class UndecodableData:
-    """Stands where an event's data should, when it cannot be decoded."""
+    """The data of an event whose data cannot be decoded."""
 
     __slots__ = ("error",)
 
@@ -92,7 +92,7 @@ def causation_headers(cause: Event) -> dict[str, str]:
 
 
 def attach_message(event: Event, message: Message[Any]) -> None:
-    """Say of an event that was just decoded, and that nobody has seen, which message it is."""
+    """Give an event that was just decoded, and that nobody has seen, its message."""
     force_setattr(event, "attempt", message.attempt)
     force_setattr(event, "message", message)
 
@@ -111,10 +111,10 @@ def _event_time(batch: Batch, index: int, headers: Mapping[str, str]) -> datetim
 
 
 class EventDecoder:
-    """Makes events of a bus's messages, and passes over those that nobody here wants before
+    """Decodes a bus's messages as events, and skips those that nobody here wants before
     anything of them is decoded (:class:`streams.processing.job.Decoding`).
 
-    :param wants: told an event's topic.
+    :param wants: whether anybody here wants events of a topic.
     :param data_decoder: decodes the data.
     :param keep_undecodable: data that cannot be decoded becomes :class:`UndecodableData` instead of
         an error.
@@ -132,11 +132,11 @@ class EventDecoder:
         self._keep_undecodable = keep_undecodable
 
     def unwrap(self, batch: Batch) -> Batch:
-        """What the batch holds."""
+        """The batch without envelopes."""
         return self._data_decoder.unwrap(batch)
 
     def fast_decoder(self, values: Sequence[bytes | None], largest: int) -> None:
-        """There is no short way: the topic stands in the headers."""
+        """There is none: the topic is in the headers."""
         return
 
     @property
@@ -162,9 +162,7 @@ class EventDecoder:
                 raise
             data = UndecodableData(error)
         key = batch.keys[index]
-        headers = {
-            name: "" if value is None else text(value) for name, value in batch.headers(index)
-        }
+        headers = {name: text(value or b"") for name, value in batch.headers(index)}
         return Event(
             topic=topic,
             data=data,

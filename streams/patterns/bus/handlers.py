@@ -1,4 +1,4 @@
-"""Calling handlers, and telling somebody when one fails.
+"""Calling handlers, and reporting their errors.
 
 An async handler is awaited on the loop; a plain one runs in a worker thread, so that it cannot
 block the loop, or on a local bus in place while it is quick
@@ -67,17 +67,17 @@ def check_error_hook(hook: ErrorHook | None) -> ErrorHook:
 
 
 def log_error(error: Exception, event: Event, handler: Handler | None) -> None:
-    """What is done with an error where no hook was given."""
+    """The error hook where none was given."""
     description = "cannot be decoded" if handler is None else f"failed in {callable_name(handler)}"
     logger.error("%r %s: %r", event, description, error, exc_info=error)
 
 
 async def call_handler(
-    handler: Handler, event: Event, *, asynchronous: bool, call_in_thread: PlainCaller | None = None
+    handler: Handler, event: Event, *, asynchronous: bool, in_thread: PlainCaller | None = None
 ) -> None:
     """Run a handler.
 
-    :param call_in_thread: calls a plain one in a worker thread; None: as it comes.
+    :param in_thread: calls a plain one in a worker thread; None: as it comes.
     :raises Exception: what it raised. A cancellation that is not ours but came out of what it
         awaited is a failure like others, and comes as ``RuntimeError``.
     """
@@ -85,10 +85,10 @@ async def call_handler(
         if asynchronous:
             await handler(event)
             return
-        if call_in_thread is None:
+        if in_thread is None:
             result = await asyncio.to_thread(call_plain, handler, event)
         else:
-            result = await call_in_thread(handler, event)
+            result = await in_thread(handler, event)
         if inspect.isawaitable(result):  # a lambda around a coroutine function
             await result
     except asyncio.CancelledError as error:
@@ -111,7 +111,7 @@ def call_plain(handler: Handler, event: Event) -> Any:
 
 
 def without_stop_iteration(handler: Handler, error: Exception) -> Exception:
-    """What a plain handler raised, as everybody is told it, wherever it ran."""
+    """What a plain handler raised, as it is reported wherever it ran."""
     if not isinstance(error, StopIteration):
         return error
     replacement = RuntimeError(f"{callable_name(handler)} raised StopIteration")
@@ -120,14 +120,14 @@ def without_stop_iteration(handler: Handler, error: Exception) -> Exception:
 
 
 def inner_cancellation_error(handler: Handler) -> RuntimeError:
-    """What stands for a cancellation that is not ours."""
+    """The error for a cancellation that is not ours."""
     return RuntimeError(f"{callable_name(handler)} was cancelled from within")
 
 
 async def report_error(
     hook: ErrorHook, error: Exception, event: Event, handler: Handler | None
 ) -> None:
-    """Tell the hook. Its own failure is logged, beside what it was told, and stops nobody."""
+    """Call the hook. Its own failure is logged, beside the error, and stops nobody."""
     try:
         result = hook(error, event, handler)
         if inspect.isawaitable(result):

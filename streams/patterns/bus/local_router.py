@@ -1,7 +1,7 @@
-"""Calling the handlers of a local bus: each event at everybody who wants it, without a log between.
+"""Calling the handlers of a local bus: each event goes to all that want it, without a log between.
 
-Who wants a topic is looked up once and kept until somebody subscribes or unsubscribes. Of those,
-quick plain handlers are called first and in place, one after the other
+The subscribers of a topic are looked up once and cached until somebody subscribes or unsubscribes.
+Quick plain handlers are called first and in place, one after the other
 (:mod:`streams.patterns.bus.inline_policy`); then async handlers and slow plain ones, side by side.
 Each call has a copy of the publisher's context variables, wherever it runs.
 """
@@ -37,10 +37,10 @@ runs_beside_others: ContextVar[bool] = ContextVar("streams_bus_beside_others", d
 """A handler runs here, and others were given the same event."""
 
 MAX_CACHED_TOPICS = 1_024
-"""Topics of which it is kept who wants them."""
+"""Topics whose subscribers are cached."""
 
 YIELD_AFTER = 0.001
-"""Seconds of calls in place after which whoever else is on the loop has a turn."""
+"""Seconds of calls in place after which other tasks get the loop."""
 
 
 class SubscriberMatch(NamedTuple):
@@ -156,12 +156,12 @@ class LocalRouter:
             subscriber, subscription, _, is_unfiltered = each
             inline_policy, handler = subscriber.inline_policy, subscriber.handler
             if subscriber.asynchronous:
-                other_calls.append(self._call_subscriber(each, event, None))
+                other_calls.append(self._call(each, event, None))
                 continue
-            if not inline_policy.runs_inline or inline_policy.pending_in_threads:
+            if not inline_policy.runs_inline or inline_policy.in_threads:
                 thread = ThreadCall(inline_policy, timer)
                 thread_calls.append(thread)
-                other_calls.append(self._call_subscriber(each, event, thread))
+                other_calls.append(self._call(each, event, thread))
                 continue
             try:
                 if not (subscription.active if is_unfiltered else each.wants(event)):
@@ -197,19 +197,15 @@ class LocalRouter:
             await asyncio.sleep(0)
             self._yielded_at = timer()
 
-    async def _call_subscriber(
-        self, match: SubscriberMatch, event: Event, thread_call: ThreadCall | None
-    ) -> None:
+    async def _call(self, match: SubscriberMatch, event: Event, thread: ThreadCall | None) -> None:
         """Call one handler on the loop or in a thread, if it still wants the event."""
         handler = match.subscriber.handler
         try:
             if match.wants(event):
-                if thread_call is None:
+                if thread is None:
                     await call_handler(handler, event, asynchronous=True)
                 else:
-                    await call_handler(
-                        handler, event, asynchronous=False, call_in_thread=thread_call.run
-                    )
+                    await call_handler(handler, event, asynchronous=False, in_thread=thread.run)
         except Exception as error:
             await report_error(self._error_hook, error, event, handler)
 
@@ -229,12 +225,10 @@ async def gather_side_by_side(
     calls: Sequence[Awaitable[None]], *, return_exceptions: bool = False
 ) -> Sequence[BaseException | None]:
     """Run calls for one event side by side; see ``asyncio.gather``."""
-    return await asyncio.gather(
-        *map(_run_beside_others, calls), return_exceptions=return_exceptions
-    )
+    return await asyncio.gather(*map(_beside_others, calls), return_exceptions=return_exceptions)
 
 
-async def _run_beside_others(coroutine: Awaitable[None]) -> None:
+async def _beside_others(coroutine: Awaitable[None]) -> None:
     runs_beside_others.set(True)
     await coroutine
 
@@ -249,7 +243,7 @@ class ThreadCall:
         self._started = False
         self._cancelled = False
         self._duration: float | None = None
-        inline_policy.pending_in_threads += 1
+        inline_policy.in_threads += 1
 
     async def run(self, handler: Handler, event: Event) -> Any:
         """Call the handler, and note how long it took."""
@@ -267,10 +261,10 @@ class ThreadCall:
             raise
 
     def abandon(self) -> None:
-        """Nobody waits for it any more; if it was never begun, it never will be."""
+        """Nobody waits for it any more; if it has not begun, it never will."""
         if not self._started:
             self._started = True
-            self._inline_policy.pending_in_threads -= 1
+            self._inline_policy.in_threads -= 1
 
     def _call_timed(self, handler: Handler, event: Event) -> Any:
         if self._cancelled:
@@ -282,7 +276,7 @@ class ThreadCall:
             self._duration = self._timer() - started_at
 
     def _on_thread_done(self, future: asyncio.Future[Any]) -> None:
-        self._inline_policy.pending_in_threads -= 1
+        self._inline_policy.in_threads -= 1
         if self._duration is not None:
             self._inline_policy.record_thread_call(self._duration)
         if not future.cancelled():

@@ -31,15 +31,13 @@ async def renewed_claim(
     :raises ClaimLost: it was lost, and the block cancelled.
     """
     try:
-        async with interrupt_after(
-            lambda: _renew_until_lost(client, store_key, token, lease, claimed_at)
-        ):
+        async with interrupt_after(lambda: _renew(client, store_key, token, lease, claimed_at)):
             yield
     except Interrupted as interrupted:
         raise ClaimLost(key, *interrupted.args) from None
 
 
-async def _renew_until_lost(
+async def _renew(
     client: ClaimsClient, store_key: bytes, token: str, lease: float, claimed_at: float
 ) -> str:
     """Renew it again and again; ends when it is lost, and says why."""

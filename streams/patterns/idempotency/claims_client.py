@@ -26,7 +26,7 @@ MAX_REQUESTS = 1000
 """Requests in one call."""
 
 
-class _PendingRequest(NamedTuple):
+class _Pending(NamedTuple):
     """A request, and who waits for its answer, if anybody does."""
 
     request: Request
@@ -42,7 +42,7 @@ class ClaimsClient:
         self._claims = claims
         self._name = name
         self._changed = threading.Condition()
-        self._pending: list[_PendingRequest] = []
+        self._pending: list[_Pending] = []
         self._closed = False
         self._thread: threading.Thread | None = None
         self._pid = 0
@@ -64,7 +64,7 @@ class ClaimsClient:
             return self._send_inline(request)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
-        self._enqueue(_PendingRequest(request, loop, future))
+        self._enqueue(_Pending(request, loop, future))
         return await future
 
     def send_unanswered(self, request: Request) -> None:
@@ -73,7 +73,7 @@ class ClaimsClient:
             if self._claims.never_blocks:
                 self._send_inline(request)
             else:
-                self._enqueue(_PendingRequest(request))
+                self._enqueue(_Pending(request))
 
     async def close(self) -> None:
         """Finish what was asked, and close the claims."""
@@ -95,15 +95,13 @@ class ClaimsClient:
             raise answer
         return answer
 
-    def _enqueue(self, pending: _PendingRequest) -> None:
+    def _enqueue(self, pending: _Pending) -> None:
         with self._changed:
             if self._closed:
                 raise self._closed_error()
             if self._thread is None:
                 self._pid = os.getpid()
-                self._thread = threading.Thread(
-                    target=self._thread_main, name=self._name, daemon=True
-                )
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
             elif self._pid != os.getpid():
                 raise Fatal(f"{self._name}: used before os.fork(); open it again in the child")
@@ -118,7 +116,7 @@ class ClaimsClient:
 
     # -- the thread
 
-    def _thread_main(self) -> None:
+    def _run(self) -> None:
         while True:
             with self._changed:
                 while not self._pending and not self._closed:
@@ -126,7 +124,7 @@ class ClaimsClient:
                 pending, self._pending = self._pending[:MAX_REQUESTS], self._pending[MAX_REQUESTS:]
             if not pending:
                 break
-            self._resolve_all(pending, self._run_requests([each.request for each in pending]))
+            self._resolve(pending, self._run_requests([each.request for each in pending]))
         try:
             self._claims.close()
         except LogError as error:
@@ -141,9 +139,7 @@ class ClaimsClient:
             logger.exception("%s: the log failed in an unexpected way", self._name)
             return [LogError(f"{self._name}: {error!r}")] * len(requests)
 
-    def _resolve_all(
-        self, pending: Sequence[_PendingRequest], answers: Sequence[Answer | LogError]
-    ) -> None:
+    def _resolve(self, pending: Sequence[_Pending], answers: Sequence[Answer | LogError]) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
         for (_, loop, future), answer in zip(pending, answers, strict=True):
             if loop is not None and future is not None:

@@ -65,7 +65,7 @@ class DeduplicatedConsumer:
 
         was_called = False
         if id not in self._seen_ids:
-            _, was_called = await self._single_flight.run_or_join(id, handle_once)
+            _, was_called = await self._single_flight.run(id, handle_once)
         if not was_called:
             self.duplicates += 1
         return was_called

@@ -47,7 +47,7 @@ POLL_PAUSES = 0.005, 0.25
 """Seconds between two looks at another process's claim, at first and at most."""
 
 
-class _StoredOutcome(NamedTuple):
+class _Stored(NamedTuple):
     """An outcome as it is stored, and the fingerprint of its request."""
 
     fingerprint: str
@@ -107,7 +107,7 @@ class IdempotentProcessor(Generic[T]):
         self.wait = wait
         self._errors = _exception_types(errors)
         self._bound = bind_codec(type, codec)
-        self._single_flight: SingleFlight[_StoredOutcome] = SingleFlight()
+        self._single_flight: SingleFlight[_Stored] = SingleFlight()
 
     @property
     def _client(self) -> ClaimsClient:
@@ -146,7 +146,7 @@ class IdempotentProcessor(Generic[T]):
         waits = self.wait if wait is None else wait
         call = _Call(key, store_key, operation, fingerprint_hash, waits, [])
 
-        async def run_as_leader(shared_call: SharedCall[_StoredOutcome]) -> _StoredOutcome:
+        async def run_as_leader(shared_call: SharedCall[_Stored]) -> _Stored:
             shared_call.fingerprint, shared_call.is_running = fingerprint_hash, False
             return await self._claim_or_wait(call, shared_call)
 
@@ -160,7 +160,7 @@ class IdempotentProcessor(Generic[T]):
             # The store knows by now whether it has begun.
             stored = await run_as_leader(SharedCall())
         else:
-            stored, _ = await self._single_flight.run_or_join(key, run_as_leader)
+            stored, _ = await self._single_flight.run(key, run_as_leader)
         if _are_different(stored.fingerprint, fingerprint_hash):
             raise KeyReused(key)
         try:
@@ -171,18 +171,15 @@ class IdempotentProcessor(Generic[T]):
             raise
         return result
 
-    async def _claim_or_wait(
-        self, call: _Call, shared_call: SharedCall[_StoredOutcome]
-    ) -> _StoredOutcome:
+    async def _claim_or_wait(self, call: _Call, shared_call: SharedCall[_Stored]) -> _Stored:
         """Claim the key, or wait for what comes of another's claim."""
         token = new_token()
+        claim = Claim(call.store_key, token, self.lease, call.fingerprint)
         pause, longest = POLL_PAUSES
         while True:
             claimed_at = self._client.clock.monotonic()
             try:
-                existing = await self._client.send(
-                    Claim(call.store_key, token, self.lease, call.fingerprint)
-                )
+                existing = await self._client.send(claim)
             except NotRunning:
                 raise
             except BaseException:
@@ -195,13 +192,13 @@ class IdempotentProcessor(Generic[T]):
             if _are_different(existing.fingerprint, call.fingerprint):
                 raise KeyReused(call.key)
             if existing.value is not None:
-                return _StoredOutcome(existing.fingerprint, existing.value)
+                return _Stored(existing.fingerprint, existing.value)
             if not call.waits:
                 raise InProgress(call.key, existing.expires_in)
             await asyncio.sleep(min(pause, self._client.clock.real_timeout(existing.expires_in)))
             pause = min(longest, 2 * pause)
 
-    async def _execute(self, call: _Call, token: str, claimed_at: float) -> _StoredOutcome:
+    async def _execute(self, call: _Call, token: str, claimed_at: float) -> _Stored:
         """Run the operation under the claim, and store its outcome."""
         key, store_key, failures = call.key, call.store_key, call.failures
         async with renewed_claim(self._client, key, store_key, token, self.lease, claimed_at):
@@ -226,7 +223,7 @@ class IdempotentProcessor(Generic[T]):
                     value = outcome.encode_failure(error)
             if not await self._complete(Complete(store_key, token, value, self.ttl)):
                 raise ClaimLost(key, "somebody else has taken it over")
-        return _StoredOutcome(call.fingerprint, value)
+        return _Stored(call.fingerprint, value)
 
     async def _complete(self, request: Complete) -> bool:
         """Store an outcome, through an outage as long as the claim lasts (else it is lost)."""

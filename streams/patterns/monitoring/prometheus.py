@@ -108,9 +108,8 @@ class MetricsCollector(Collector):
         groups = {each.name: each.group for each in list(app.processors)}
         yield from _app_metrics(stats, health, groups)
         log_is_open = health.connected and not health.stopping
-        yield from _lag_metrics(
-            self._lag_probe.measure(stats, self._timeout) if log_is_open else None, groups
-        )
+        found = self._lag_probe.measure(stats, self._timeout) if log_is_open else None
+        yield from _lag_metrics(found, groups)
 
 
 def _app_metrics(stats: Stats, health: Health, groups: dict[str, str]) -> Iterator[Metric]:

@@ -106,7 +106,7 @@ class EarlySampler:
             if trace_id & LOW_BITS >= self._bounds.root:
                 return trace_id
 
-    def dropped_context_class(self) -> type[DroppedContext]:
+    def dropped_class(self) -> type[DroppedContext]:
         """Makes contexts of messages whose span this drops."""
         return type("Dropped", (DroppedContext,), {"__slots__": (), "early": self})
 
@@ -204,7 +204,7 @@ class DroppedContext(Context):
 
     One for each message, so that what outlives the handler (a task, a thread, a callback that
     kept the context) goes on in the trace of its own message. As cheap as can be: what is the same
-    for all messages stands in the class, which :meth:`EarlySampler.dropped_context_class` makes.
+    for all messages stands in the class, which :meth:`EarlySampler.dropped_class` makes.
     """
 
     early: ClassVar[EarlySampler]

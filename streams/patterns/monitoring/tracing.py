@@ -104,7 +104,7 @@ class _AppTracing:
         self._app = app
         self._get_tracer = tracer
         self._tracer = tracer()
-        self._early_sampler: EarlySampler | None = None
+        self._early: EarlySampler | None = None
         self._log: Log | None = None
         self._topic_attributes_cache: dict[tuple[str, str, str], Attributes] = {}
         self._context_switch = get_context_switch()
@@ -113,7 +113,7 @@ class _AppTracing:
         """Look at OpenTelemetry's settings, once each time that the app is entered."""
         if self._log is not self._app.log:
             self._tracer = self._get_tracer()  # the global provider may have been set meanwhile
-            self._early_sampler = early_sampler(self._tracer, Context())
+            self._early = early_sampler(self._tracer, Context())
             self._topic_attributes_cache = {}
             self._log = self._app.log
 
@@ -146,16 +146,14 @@ class _AppTracing:
         """Around a call that publishes: see :data:`streams.publisher.PublishObserver`."""
         self._refresh_settings()
         tracer, attributes, dropped = self._tracer, None, False
-        if self._early_sampler is not None:
+        if self._early is not None:
             parent = trace.get_current_span().get_span_context()
             if parent.is_valid:
-                dropped = self._early_sampler.drops_child(parent)
+                dropped = self._early.drops_child(parent)
             else:
-                trace_id = self._early_sampler.draw_trace_id()
+                trace_id = self._early.draw_trace_id()
                 dropped = trace_id is None
-                tracer = self._early_sampler.tracer_with_id(
-                    trace_id or self._early_sampler.dropped_id()
-                )
+                tracer = self._early.tracer_with_id(trace_id or self._early.dropped_id())
         if not dropped:
             attributes = self._publish_attributes(topic, records)
         span = tracer.start_span(f"publish {topic}", kind=SpanKind.PRODUCER, attributes=attributes)
@@ -234,7 +232,7 @@ class _AppTracing:
         if sampler is None:
             return lambda value, *row: call_in_span(value, None, *row)
         draw_gap, sampled_id = sampler.draw_gap, sampler.sampled_id
-        make_dropped = sampler.dropped_context_class()
+        make_dropped = sampler.dropped_class()
         # Handlers' threads that meet at this number may count one message for two: no harm.
         until_sampled = draw_gap()
 
@@ -301,15 +299,10 @@ class _AppTracing:
 
     def _batch_function(self, job: Job, outer: Context) -> Callable[..., Any]:
         """Calls a handler of batches."""
-        function, wants_message, has_results = (
-            job.function,
-            job.wants_message,
-            job.encode_results is not None,
-        )
+        function, wants_message = job.function, job.wants_message
+        has_results = job.encode_results is not None
         sampler = early_sampler(self._tracer, outer)
-        make_dropped: type[Context] = (
-            Context if sampler is None else sampler.dropped_context_class()
-        )
+        make_dropped: type[Context] = Context if sampler is None else sampler.dropped_class()
 
         def batch_context(make: Callable[[], list[Message[Any]]]) -> AbstractContextManager[Any]:
             trace_id = None if sampler is None else sampler.draw_trace_id()
@@ -387,12 +380,9 @@ class _AppTracing:
     ) -> AbstractContextManager[Any]:
         """A handler's span, current beside the baggage of ``origin``, which has its parent."""
         tracer = self._tracer
-        if trace_id is not None and self._early_sampler is not None:
-            tracer = self._early_sampler.tracer_with_id(trace_id)
-        kind = SpanKind.CONSUMER
-        span = tracer.start_span(
-            name, context=origin, kind=kind, attributes=attributes, links=links
-        )
+        if trace_id is not None and self._early is not None:
+            tracer = self._early.tracer_with_id(trace_id)
+        span = tracer.start_span(name, origin, SpanKind.CONSUMER, attributes, links)
         context = trace.set_span_in_context(span, origin)
         if job.encode_results is not None:
             _handler_context.set(_ContextHeaders(context))

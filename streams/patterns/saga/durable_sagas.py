@@ -112,9 +112,7 @@ class DurableSagas:
         return Journal(self._app.log, self.name, self._decoder)
 
     def _make_handler(self) -> Callable[[StoredEntry, Message[StoredEntry]], Any]:
-        async def advance_saga(
-            entry: StoredEntry, message: Message[StoredEntry]
-        ) -> JournalEntry | None:
+        async def advance(entry: StoredEntry, message: Message[StoredEntry]) -> JournalEntry | None:
             if entry.has_ended:
                 self._resolve_waiters(entry)
                 return None
@@ -130,8 +128,8 @@ class DurableSagas:
                 raise Reject(str(error)) from error
             return next_entry
 
-        advance_saga.__name__ = f"saga-{self.name}"
-        return advance_saga
+        advance.__name__ = f"saga-{self.name}"
+        return advance
 
     async def start(self, id: str, context: Any) -> int:
         """Write the first entry; the partition it went to."""
@@ -219,13 +217,10 @@ class DurableSagas:
 
     async def _catch_up(self, partition: int) -> None:
         """Read everything that a partition holds at this moment into :attr:`_recent_sagas`."""
-        shared_run = self._catch_ups.get(partition)
-        if shared_run is None:
+        if partition not in self._catch_ups:
             recent, journal = self._recent_sagas, self.journal
-            shared_run = self._catch_ups[partition] = _SharedRun(
-                lambda: recent.catch_up(journal, partition)
-            )
-        await shared_run.wait_for_next()
+            self._catch_ups[partition] = _SharedRun(lambda: recent.catch_up(journal, partition))
+        await self._catch_ups[partition].wait_for_next()
 
     def _resolve_waiters(self, entry: StoredEntry) -> None:
         for future in self._waiters.get(entry.saga, ()):

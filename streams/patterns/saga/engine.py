@@ -174,19 +174,19 @@ class SagaEngine:
                 continue
             policy = self.steps[step].retry
             attempts[step] = attempts.get(step, 0) + 1
-            step_failure = make_failure(step, error, attempts[step])
+            failure = make_failure(step, error, attempts[step])
             errors[step, False] = error
-            last_failures.append(step_failure)
+            last_failures.append(failure)
             delay = None
             if not took_effect and not isinstance(error, asyncio.CancelledError):
                 delay = retry_delay(policy, attempts[step], error, random())
             if delay is None:
-                final_failures.append(step_failure)
+                final_failures.append(failure)
             else:
                 delays.append(delay)
             if took_effect or self.steps[step].compensate_failed:
                 partly_done.append(step)
-            self._log_failure(entry, step_failure, "failed", delay)
+            self._log(entry, failure, "failed", delay)
         done = (*entry.done, *(each.step for each in finished))
         context = entry.context
         try:
@@ -195,7 +195,7 @@ class SagaEngine:
             failed_step = finished[-1].step
             errors[failed_step, False] = error
             final_failures.append(make_failure(failed_step, error, 1))
-            self._log_failure(entry, final_failures[-1], "failed", None)
+            self._log(entry, final_failures[-1], "failed", None)
         if cancelled is not None:
             errors["", False] = cancelled
             if not final_failures:
@@ -257,23 +257,21 @@ class SagaEngine:
         (outcome,), _ = await self._call_steps(entry, (name,), compensating=True)
         remaining, now = entry.done[:-1], self.now()
         if outcome.error is None:
-            return self._after_compensation(entry, remaining, entry.uncompensated, outcome.context)
+            return self._compensated(entry, remaining, entry.uncompensated, outcome.context)
         attempts = entry.attempts.get(name, 0) + 1
-        step_failure = make_failure(name, outcome.error, attempts)
+        failure = make_failure(name, outcome.error, attempts)
         errors[name, True] = outcome.error
         delay = None
         if not outcome.took_effect:
             policy = self.steps[name].compensation_retry
             delay = retry_delay(policy, attempts, outcome.error, random())
-        self._log_failure(entry, step_failure, "could not be compensated", delay)
+        self._log(entry, failure, "could not be compensated", delay)
         if delay is not None:
             due = now + min(MAX_WAIT, delay)
-            return entry.next_entry(now, attempts={name: attempts}, last=(step_failure,), due=due)
-        return self._after_compensation(
-            entry, remaining, (*entry.uncompensated, step_failure), entry.context
-        )
+            return entry.next_entry(now, attempts={name: attempts}, last=(failure,), due=due)
+        return self._compensated(entry, remaining, (*entry.uncompensated, failure), entry.context)
 
-    def _after_compensation(
+    def _compensated(
         self,
         entry: JournalEntry,
         remaining: tuple[str, ...],
@@ -286,20 +284,18 @@ class SagaEngine:
             self.now(), status=status, context=context, done=remaining, uncompensated=uncompensated
         )
 
-    def _log_failure(
-        self, entry: JournalEntry, step_failure: Failure, verb: str, delay: float | None
-    ) -> None:
-        text = str(step_failure.error)
+    def _log(self, entry: JournalEntry, failure: Failure, verb: str, delay: float | None) -> None:
+        text = str(failure.error)
         if delay is None:
             logger.warning(
                 "saga %s %s: step %s %s after %s: %s",
-                self.name, entry.saga, step_failure.step, verb,
-                count_with_noun(step_failure.attempts, "attempt"), text,
+                self.name, entry.saga, failure.step, verb,
+                count_with_noun(failure.attempts, "attempt"), text,
             )  # fmt: skip
         else:
             logger.info(
                 "saga %s %s: step %s %s, attempt %d, again in %.3g s: %s",
-                self.name, entry.saga, step_failure.step, verb, step_failure.attempts, delay, text,
+                self.name, entry.saga, failure.step, verb, failure.attempts, delay, text,
             )  # fmt: skip
 
     # -- calls
@@ -310,12 +306,12 @@ class SagaEngine:
         """Call steps side by side; how each ended, in their order, and the cancellation that
         interrupted them, if any."""
         if len(names) == 1 and not self._compensate_cancelled:
-            return (await self._call_step(entry, names[0], compensating=compensating),), None
+            return (await self._call(entry, names[0], compensating=compensating),), None
         outcomes: dict[str, StepOutcome] = {}
         interrupted: asyncio.CancelledError | None = None
 
         async def call_one(name: str) -> None:
-            outcomes[name] = await self._call_step(entry, name, compensating=compensating)
+            outcomes[name] = await self._call(entry, name, compensating=compensating)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -331,9 +327,7 @@ class SagaEngine:
             raise several.exceptions[0] from None  # SystemExit and the like, as it was raised
         return [outcomes[name] for name in names], interrupted
 
-    async def _call_step(
-        self, entry: JournalEntry, name: str, *, compensating: bool
-    ) -> StepOutcome:
+    async def _call(self, entry: JournalEntry, name: str, *, compensating: bool) -> StepOutcome:
         step = self.steps[name]
         attempt = entry.attempts.get(name, 0) + 1
         call = StepCall(self.name, entry.saga, name, attempt, compensating)

@@ -99,28 +99,26 @@ def _invalid_steps(
     if not 0 <= stage <= len(plan):
         return "its stage is not in its plan"
     is_halted = status in _PREVIOUS_STATUSES
-    effective_status = previous_status if is_halted else status
-    if effective_status is None:
+    effective = previous_status if is_halted else status
+    if effective is None:
         return f"it is {status}, and does not say what its status was before"
     if previous_status is not None and previous_status not in _PREVIOUS_STATUSES.get(status, ()):
         return f"it is {status}, and its status before that cannot have been {previous_status}"
     if len(set(done + uncompensated)) < len(done) + len(uncompensated):
         return "it has a step twice in what is done and what could not be compensated"
     if not plan:
-        is_fresh = (
-            effective_status == "running" and not done and not uncompensated and not has_failure
-        )
-        return "" if is_fresh else f"it is {effective_status} without a plan"
+        is_fresh = effective == "running" and not done and not uncompensated and not has_failure
+        return "" if is_fresh else f"it is {effective} without a plan"
     earlier_steps = {name for group in plan[:stage] for name in group}
     current_steps = set(plan[stage]) if stage < len(plan) else set[str]()
-    if has_failure == (effective_status in ("running", "completed")):
-        return f"it is {effective_status}, and {'a' if has_failure else 'no'} step failed"
-    if effective_status == "completed":
+    if has_failure == (effective in ("running", "completed")):
+        return f"it is {effective}, and {'a' if has_failure else 'no'} step failed"
+    if effective == "completed":
         is_complete = not current_steps and set(done) == earlier_steps and not uncompensated
         return "" if is_complete else "not all of it is done"
     if not current_steps:
-        return f"it is {effective_status}, and its stage is behind its plan"
-    if effective_status == "running":
+        return f"it is {effective}, and its stage is behind its plan"
+    if effective == "running":
         is_consistent = (
             earlier_steps <= set(done)
             and set(done) - earlier_steps < current_steps
@@ -129,10 +127,10 @@ def _invalid_steps(
         return "" if is_consistent else "the steps that are done are not those before its stage"
     if not set(done + uncompensated) <= earlier_steps | current_steps:
         return "it is to undo a step that it never came to"
-    if bool(done) != (effective_status == "compensating"):
-        return f"it is {effective_status}, and {'a' if done else 'no'} step is left to be undone"
-    if effective_status != "compensating" and bool(uncompensated) != (effective_status == "failed"):
-        return f"it is {effective_status}, and {'a' if uncompensated else 'no'} compensation failed"
+    if bool(done) != (effective == "compensating"):
+        return f"it is {effective}, and {'a' if done else 'no'} step is left to be undone"
+    if effective != "compensating" and bool(uncompensated) != (effective == "failed"):
+        return f"it is {effective}, and {'a' if uncompensated else 'no'} compensation failed"
     return ""
 
 

@@ -89,11 +89,9 @@ class Journal:
         :param newest: how many entries of each partition are looked at; None: all there are.
         :raises UnknownSaga: it is not there.
         """
-        return self._latest_and_ends(id, newest)[0]
+        return self._find_latest(id, newest)[0]
 
-    def _latest_and_ends(
-        self, id: str, newest: int | None
-    ) -> tuple[PositionedEntry, dict[int, int]]:
+    def _find_latest(self, id: str, newest: int | None) -> tuple[PositionedEntry, dict[int, int]]:
         """The same, and before which offset of each partition it was looked for."""
         found: PositionedEntry | None = None
         ends: dict[int, int] = {}
@@ -201,7 +199,7 @@ class Journal:
         :raises OutcomeUnknown: perhaps written; look before giving the command again.
         """
         while True:
-            last, ends = self._latest_and_ends(id, newest)
+            last, ends = self._find_latest(id, newest)
             entry = make_next(last.entry)
             # An ID of its own, so that this entry is told from one of the same number; what
             # deduplication compares is in the entry.

@@ -183,7 +183,5 @@ def abandon_entry(entry: E, made_at: float, reason: str = "") -> E:
     """
     if entry.is_final:
         raise SagaError(f"saga {entry.saga} is {entry.status} already")
-    previous_status = entry.stood if entry.status == "stopped" else entry.status
-    return entry.next_entry(
-        made_at, status="abandoned", stood=previous_status, error=reason, due=0.0
-    )
+    previous = entry.stood if entry.status == "stopped" else entry.status
+    return entry.next_entry(made_at, status="abandoned", stood=previous, error=reason, due=0.0)

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, get_args, overload
 
 from typing_extensions import TypeForm
@@ -365,9 +366,7 @@ class SagaOrchestrator(Generic[C]):
         :raises UnknownSaga: the log knows none of that ID.
         :raises SagaError: there is nothing to be resumed.
         """
-        return await self._append_command(
-            "resume", id, lambda last: resume_entry(last, self._engine.now())
-        )
+        return await self._append_command("resume", id, resume_entry)
 
     async def abandon(self, id: str, reason: str = "") -> SagaStatus[C]:
         """Take no further step of a saga, neither forward nor backward.
@@ -379,16 +378,16 @@ class SagaOrchestrator(Generic[C]):
         """
         if not isinstance(reason, str):
             raise InvalidValue(f"abandon(reason={reason!r}): a str")
-        return await self._append_command(
-            "abandon", id, lambda last: abandon_entry(last, self._engine.now(), reason)
-        )
+        return await self._append_command("abandon", id, partial(abandon_entry, reason=reason))
 
     async def _append_command(
-        self, method: str, id: str, make_next: Callable[[StoredEntry], StoredEntry]
+        self, method: str, id: str, make_next: Callable[[StoredEntry, float], StoredEntry]
     ) -> SagaStatus[C]:
-        journal = self._require_durable(method).journal
+        journal, now = self._require_durable(method).journal, self._engine.now
         _check_id_type(method, id)
-        return self._status_of(await asyncio.to_thread(journal.append_command, id, make_next))
+        return self._status_of(
+            await asyncio.to_thread(journal.append_command, id, lambda last: make_next(last, now()))
+        )
 
     def _status_of(self, entry: StoredEntry) -> SagaStatus[C]:
         return SagaStatus(
