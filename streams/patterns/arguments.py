@@ -18,10 +18,9 @@ NOT_GIVEN: Any = object()
 
 
 def check_app(app: object, where: str) -> Streams:
-    """The app, if it is one.
+    """The app; ``where`` says to which pattern it was given.
 
-    :param where: which pattern it was given to.
-    :raises ConfigError: otherwise.
+    :raises ConfigError: it is no app.
     """
     from streams.app import Streams  # not before: not every pattern needs an app
 
@@ -42,38 +41,26 @@ def is_seconds(value: object, *, positive: bool = True) -> bool:
 
 
 def check_int(where: str, option: str, value: object, minimum: int = 1) -> None:
-    """
-    :param where: whose option it is.
-    :raises ConfigError: it is not a whole number from ``minimum``.
-    """
+    """:raises ConfigError: an option of ``where`` is not a whole number from ``minimum``."""
     if not is_int(value, minimum):
         raise ConfigError(f"{where}({option}={value!r}): a whole number from {minimum}")
 
 
 def check_seconds(where: str, option: str, value: object, *, positive: bool = True) -> None:
-    """
-    :param where: whose option it is.
-    :raises ConfigError: it is no number of seconds, as :func:`is_seconds` has it.
-    """
+    """:raises ConfigError: an option of ``where`` is no number of :func:`seconds <is_seconds>`."""
     if not is_seconds(value, positive=positive):
         minimum = "more than 0" if positive else "not negative"
         raise ConfigError(f"{where}({option}={value!r}): seconds, {minimum}")
 
 
 def check_mapping(where: str, option: str, value: object) -> None:
-    """
-    :param where: whose option it is.
-    :raises ConfigError: it is neither None nor a mapping.
-    """
+    """:raises ConfigError: an option of ``where`` is neither None nor a mapping."""
     if value is not None and not isinstance(value, Mapping):
         raise ConfigError(f"{where}({option}=...): a mapping, not a {type(value).__name__}")
 
 
 def check_timeout(where: str, value: Any) -> None:
-    """
-    :param where: the call that waits.
-    :raises InvalidValue: it is no number of seconds.
-    """
+    """:raises InvalidValue: the call ``where`` cannot wait for so long."""
     if not is_seconds(value, positive=False):
         raise InvalidValue(f"{where}(within={value!r}): seconds, not negative")
 
@@ -119,11 +106,7 @@ def callable_name(function: Callable[..., Any]) -> str:
 
 
 def check_callable(function: Any, where: str, *arguments: str) -> None:
-    """
-    :param where: the call that it is given to.
-    :param arguments: what it is called with.
-    :raises ConfigError: it is no function that can be called so.
-    """
+    """:raises ConfigError: it is no function that ``where`` can call with these arguments."""
     expected = f"a function of ({', '.join(arguments)})"
     if not callable(function) or inspect.isclass(function):
         raise ConfigError(f"{where}: {function!r} is not {expected}")

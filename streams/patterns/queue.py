@@ -1,11 +1,11 @@
-"""A message queue on topics and processors: work that is shared out, tried again, and never lost.
+"""A message queue on topics and processors: work that is shared, tried again, and never lost.
 
-A queue is a topic, its consumers are the members of one group (named as the queue), and what is
-promised is what a processor promises:
+A queue is a topic, its consumers are the members of one group (named as the queue), and the
+promises are a processor's:
 
 * a message is handled at least once; a consumer that is killed while it handles loses nothing;
 * several consumers share a queue by its partitions; each runs exactly as many handlers at once as
-  it was told;
+  configured;
 * messages of one key are handled in order; a message that fails holds up its key, one without a
   key nothing; how often it was tried survives restarts;
 * after its last retry a message goes to the dead letters with its error. There always are some:
@@ -65,7 +65,7 @@ it."""
 
 
 class _LazyHeaders(Mapping[str, str]):
-    """A message's headers, which are looked at when somebody first asks for one."""
+    """A message's headers, which are decoded when one is first read."""
 
     __slots__ = ("_headers", "_message")
 
@@ -275,8 +275,7 @@ class MessageQueue:
         """Queues that were declared, and not only used."""
         self._topics: dict[str, Topic[Any]] = {}
         self._dead_letter_queues: dict[str, str | None] = {}
-        """The names of its consumers' dead letter queues, and of a queue that each is for, where
-        that is known."""
+        """Its consumers' dead letter queues, and a queue that each is for, where that is known."""
         self._ensured: WeakKeyDictionary[Log, set[str]] = WeakKeyDictionary()
         self._delays = DelayClient(app)
 
@@ -361,40 +360,36 @@ class MessageQueue:
         return topic
 
     def add_dead_letter_queue(self, dead_letter_queue: str, queue: str | None) -> None:
-        """A consumer has this dead letter queue, whether it is declared or not.
+        """Note that a consumer has this dead letter queue, declared or not.
 
         :param queue: which queue it is for, where that is known.
-        :raises ConfigError: its name seems to be a slip.
+        :raises ConfigError: its name seems to be a typo.
         """
         if queue is not None and dead_letter_queue not in self._declared:
             for each in sorted(self._declared - {queue}):
-                if is_misspelling(dead_letter_queue, each):
-                    raise ConfigError(
-                        f"queue {queue!r}: dead_letter_queue={dead_letter_queue!r} is not "
-                        "declared: did you "
-                        f"mean {each!r}? Declare it before if it is another one: "
-                        f".declare({dead_letter_queue!r}, ...)"
-                    )
-        self._dead_letter_queues[dead_letter_queue] = queue or self._dead_letter_queues.get(
-            dead_letter_queue
-        )
+                self._check_spelling(queue, dead_letter_queue, each, "?")
+        known = self._dead_letter_queues.get(dead_letter_queue)
+        self._dead_letter_queues[dead_letter_queue] = queue or known
         if dead_letter_queue in self._topics:
             self._topics[dead_letter_queue].for_dead_letters = True
 
     def _check_dead_letter_queues(self, declared: str) -> None:
-        """See that no consumer has meant the queue that is declared now.
+        """Check that no consumer has meant the queue that is declared now.
 
-        :raises ConfigError: the name of a dead letter queue seems to be a slip.
+        :raises ConfigError: the name of a dead letter queue seems to be a typo.
         """
-        for dead_letter_queue, queue in self._dead_letter_queues.items():
-            known = dead_letter_queue in self._declared or queue is None or queue == declared
-            if not known and is_misspelling(dead_letter_queue, declared):
-                raise ConfigError(
-                    f"queue {queue!r}: dead_letter_queue={dead_letter_queue!r} is not declared: "
-                    "did you mean "
-                    f"{declared!r}, which is declared now? Declare it before if it is another one: "
-                    f".declare({dead_letter_queue!r}, ...)"
-                )
+        for name, queue in self._dead_letter_queues.items():
+            if name not in self._declared and queue is not None and queue != declared:
+                self._check_spelling(queue, name, declared, ", which is declared now?")
+
+    @staticmethod
+    def _check_spelling(queue: str, dead_letter_queue: str, other: str, end: str) -> None:
+        if is_misspelling(dead_letter_queue, other):
+            raise ConfigError(
+                f"queue {queue!r}: dead_letter_queue={dead_letter_queue!r} is not declared: did "
+                f"you mean {other!r}{end} Declare it before if it is another one: "
+                f".declare({dead_letter_queue!r}, ...)"
+            )
 
     def _undeclared_message(self, queue: str) -> str:
         return (
@@ -414,8 +409,8 @@ class MessageQueue:
     ) -> str:
         """Put a message into a queue; returns its ID once it is durable.
 
-        :param key: messages of one key are handled one at a time, in order. A delayed one takes
-            its place in that order when it is due.
+        :param key: messages of one key are handled one at a time, in order. A delayed one
+            joins that order when it is due.
         :param delay: it is not handled before so many seconds (or a timedelta) have passed.
         :param id: the message ID, made if not given; the same twice is handled once.
         :raises InvalidValue: no queue has this name, or can have it, or the delay means nothing.
@@ -464,7 +459,7 @@ class MessageQueue:
 
         :raises ConfigError: any of these cannot work, the handler is annotated with another type,
             others are declared and this queue is not, or the name of its dead letter queue is a
-            slip of one that is declared.
+            typo of one that is declared.
         """
         self.topic(queue)
         if handler is NOT_GIVEN:
@@ -514,7 +509,7 @@ class MessageConsumer:
         self._processor: Processor[..., Any] | None = None
         self._start_task: asyncio.Task[None] | None = None
         self._handler_tasks: set[asyncio.Task[Any] | None] = set()
-        """Those that run a handler."""
+        """Tasks that run a handler."""
 
     def __repr__(self) -> str:
         suffix = "" if self._processor is None else f" of {self._processor.topics[0]!r}"
@@ -618,7 +613,7 @@ class MessageConsumer:
             raise
 
     def _log_start_failure(self, task: asyncio.Task[None]) -> None:
-        """It was started beside the app's body: what went wrong is not kept back."""
+        """It was started in the background, where nobody may await it: log what went wrong."""
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("%r could not be started: %s", self, error)
 
@@ -653,7 +648,7 @@ class MessageConsumer:
                 tasks.discard(task)
 
         def handle_plain(data: Any, source: Message[Any]) -> Any:
-            # What it returns is looked at by the executor: a coroutine would be a mistake.
+            # The executor checks what it returns: a coroutine would be a mistake.
             return handler(to_queue_message(data, source))
 
         wrapped = handle_async if signature.asynchronous else handle_plain

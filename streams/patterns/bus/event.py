@@ -8,6 +8,7 @@ caused it ``ce_causationid``. So any client can publish to a bus and read from i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -173,18 +174,15 @@ class EventDecoder:
         )
 
 
+@dataclass(frozen=True)
 class EventSource:
     """A bus's log topic as a processor reads it (:class:`streams.decoding.Source`)."""
 
-    def __init__(self, name: str, decoding: EventDecoder | None) -> None:
-        self.name = name
-        self.decoding: Any = decoding
+    name: str
+    decoding: Any
 
 
 def check_event(event: object, where: str) -> None:
-    """
-    :param where: the call that it is given to.
-    :raises ConfigError: it is no event.
-    """
+    """:raises ConfigError: what was given to the call ``where`` is no event."""
     if not isinstance(event, Event):
         raise ConfigError(f"{where}({event!r}): an event is needed, as a handler gets it")

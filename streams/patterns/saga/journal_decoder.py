@@ -8,6 +8,7 @@ commands, listings and whoever waits for a saga all use an :class:`EntryDecoder`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from stream_codecs import DecodeError, Json
@@ -107,9 +108,9 @@ class EntryIdReader:
 ENTRY_ID_READER: Final = EntryIdReader()
 
 
+@dataclass(frozen=True)
 class JournalSource:
     """A journal's topic as its processor reads it (:class:`streams.decoding.Source`)."""
 
-    def __init__(self, name: str, decoding: EntryDecoder) -> None:
-        self.name = name
-        self.decoding: Any = decoding
+    name: str
+    decoding: Any
