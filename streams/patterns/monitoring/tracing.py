@@ -67,9 +67,12 @@ MAX_LINKS = 128
 
 Attributes = dict[str, str | int | bool]
 
+Row = tuple[Batch, int, int, Any]
+"""A message as its handler is called with it: batch, index, attempt and transaction."""
+
 _handler_context: ContextVar[_ContextHeaders | None] = ContextVar("streams-handled", default=None)
-"""The context of the handler that was called last, in this task or thread, if it returns what is
-to be published."""
+"""The context of the handler that was called last in this task or thread, if its results are
+published."""
 
 
 def instrument(app: Streams, *, tracer_provider: TracerProvider | None = None) -> None:
@@ -177,14 +180,7 @@ class _AppTracing:
         if len(records) > 1:
             return attributes | {"messaging.batch.message_count": len(records)}
         record = records[0]
-        attributes["messaging.message.id"] = record.id
-        if record.value is not None:
-            attributes["messaging.message.body.size"] = len(record.value)
-        if attributes["messaging.system"] == "kafka":
-            attributes |= _kafka_attributes(record.key, record.value)
-        correlation = _correlation_id(record.headers)
-        if correlation:
-            attributes["messaging.message.conversation_id"] = correlation
+        _add_message(attributes, record.id, record.key, record.value, record.headers)
         return attributes
 
     # -- handling
@@ -217,26 +213,26 @@ class _AppTracing:
         attach, detach = self._context_switch
         sampler = early_sampler(self._tracer, outer)
 
-        def call(value: Any, row: tuple[Any, ...]) -> Any:
+        def call(value: Any, row: Row) -> Any:
             return function(value, make_message(value, *row)) if wants_message else function(value)
 
-        async def call_spanned_async(value: Any, trace_id: int | None, *row: Any) -> Any:
-            with self._message_span(job, outer, trace_id, *row):
+        async def call_spanned_async(value: Any, trace_id: int | None, row: Row) -> Any:
+            with self._message_span(job, outer, trace_id, row):
                 return await call(value, row)
 
-        def call_spanned(value: Any, trace_id: int | None, *row: Any) -> Any:
-            with self._message_span(job, outer, trace_id, *row):
+        def call_spanned(value: Any, trace_id: int | None, row: Row) -> Any:
+            with self._message_span(job, outer, trace_id, row):
                 return _run_generator(call(value, row), has_results)
 
         call_in_span = call_spanned_async if asynchronous else call_spanned
         if sampler is None:
-            return lambda value, *row: call_in_span(value, None, *row)
+            return lambda value, *row: call_in_span(value, None, row)
         draw_gap, sampled_id = sampler.draw_gap, sampler.sampled_id
         make_dropped = sampler.dropped_class()
         # Handlers' threads that meet at this number may count one message for two: no harm.
         until_sampled = draw_gap()
 
-        def call_any(value: Any, headers: Headers, *row: Any) -> Any:
+        def call_any(value: Any, headers: Headers, row: Row) -> Any:
             nonlocal until_sampled
             parent = sampler.traceparent(headers) if headers else None
             if parent is None:
@@ -244,9 +240,9 @@ class _AppTracing:
                 if until_sampled < 0:
                     until_sampled, trace_id = draw_gap(), sampled_id()
                     if trace_id is not None:
-                        return call_in_span(value, trace_id, *row)
+                        return call_in_span(value, trace_id, row)
             elif not sampler.drops_remote_child(parent):
-                return call_in_span(value, None, *row)
+                return call_in_span(value, None, row)
             context = make_dropped()
             if headers:
                 context.headers = headers
@@ -261,7 +257,7 @@ class _AppTracing:
                 detach(token)
 
         if has_results:
-            return lambda value, *row: call_any(value, row[0].extra_headers(row[1]), *row)
+            return lambda value, *row: call_any(value, row[0].extra_headers(row[1]), row)
 
         # Most messages have no headers and are dropped. Theirs is one function each, which does
         # as `call_any`: a call more would be felt with every message.
@@ -272,7 +268,7 @@ class _AppTracing:
             nonlocal until_sampled
             headers = batch.extra_headers(index)
             if headers or until_sampled <= 0:
-                return call_any(value, headers, batch, index, attempt, transaction)
+                return call_any(value, headers, (batch, index, attempt, transaction))
             until_sampled -= 1
             attach(make_dropped())
             if wants_message:
@@ -285,7 +281,7 @@ class _AppTracing:
             nonlocal until_sampled
             headers = batch.extra_headers(index)
             if headers or until_sampled <= 0:
-                return call_any(value, headers, batch, index, attempt, transaction)
+                return call_any(value, headers, (batch, index, attempt, transaction))
             until_sampled -= 1
             token = attach(make_dropped())
             try:
@@ -313,43 +309,32 @@ class _AppTracing:
                 _handler_context.set(_ContextHeaders(context))
             return _SpanContext(None, context, self._context_switch)
 
+        def call(values: Any, make: Any) -> Any:
+            return function(values, make()) if wants_message else function(values)
+
         async def call_traced_async(values: Any, make: Any) -> Any:
             with batch_context(make):
-                return await (function(values, make()) if wants_message else function(values))
+                return await call(values, make)
 
         def call_traced(values: Any, make: Any) -> Any:
             with batch_context(make):
-                return _run_generator(
-                    function(values, make()) if wants_message else function(values), has_results
-                )
+                return _run_generator(call(values, make), has_results)
 
         return call_traced_async if job.asynchronous else call_traced
 
     def _message_span(
-        self,
-        job: Job,
-        outer: Context,
-        trace_id: int | None,
-        batch: Batch,
-        index: int,
-        attempt: int,
-        transaction: Any,
+        self, job: Job, outer: Context, trace_id: int | None, row: Row
     ) -> AbstractContextManager[Any]:
         """The span of a message, which is a root span if its trace ID is given."""
+        batch, index, attempt, _ = row
         topic, headers = batch.topic, batch.extra_headers(index)
         attributes = self._topic_attributes("process", "process", topic) | {
             "messaging.consumer.group.name": job.group,
             "messaging.destination.partition.id": str(batch.partition),
-            "messaging.message.id": batch.id(index),
         }
-        correlation = _correlation_id(headers)
-        if correlation:
-            attributes["messaging.message.conversation_id"] = correlation
-        value = batch.values[index]
-        if value is not None:
-            attributes["messaging.message.body.size"] = len(value)
+        key, value = batch.keys[index], batch.values[index]
+        _add_message(attributes, batch.id(index), key, value, headers)
         if attributes["messaging.system"] == "kafka":
-            attributes |= _kafka_attributes(batch.keys[index], value)
             attributes["messaging.kafka.offset"] = batch.offset(index)
         if attempt > 1:
             attributes["streams.attempt"] = attempt
@@ -390,8 +375,8 @@ class _AppTracing:
 
 
 class _SpanContext:
-    """While it is entered, a context is the current one; its span ends with it, and says why if
-    that was an exception. As OpenTelemetry's ``use_span`` does it, with ``error.type``."""
+    """Makes a context the current one; its span ends with the block, and records an exception. As
+    OpenTelemetry's ``use_span`` does it, with ``error.type``."""
 
     __slots__ = ("_attach", "_context", "_detach", "_span", "_token")
 
@@ -460,13 +445,13 @@ def _with_handler_context(
     return make
 
 
-def _run_generator(result: Any, carries: bool) -> Any:
+def _run_generator(result: Any, has_results: bool) -> Any:
     """A generator's values: its code is the handler's, so it runs inside the handler's span."""
-    return list(result) if carries and hasattr(result, "__next__") else result
+    return list(result) if has_results and hasattr(result, "__next__") else result
 
 
 def _inject_headers(record: Record, carrier: Mapping[str, str], *, overwrite: bool) -> None:
-    """Write the context into a record's headers; what stands there already stays, or goes."""
+    """Write the context into a record's headers, which may have one already."""
     existing = {name for name, _ in record.headers}
     if not carrier or (not overwrite and not existing.isdisjoint(carrier)):
         return
@@ -474,24 +459,26 @@ def _inject_headers(record: Record, carrier: Mapping[str, str], *, overwrite: bo
     record.headers = [*other_headers, *((name, value.encode()) for name, value in carrier.items())]
 
 
-def _correlation_id(headers: Headers) -> str | None:
-    if not headers:
-        return None
-    return header_text(headers, CORRELATION) or header_text(headers, LEGACY_CORRELATION)
+def _add_message(
+    attributes: Attributes, id: str, key: bytes | None, value: bytes | None, headers: Headers
+) -> None:
+    """Add the attributes of a single message."""
+    attributes["messaging.message.id"] = id
+    correlation = header_text(headers, CORRELATION) or header_text(headers, LEGACY_CORRELATION)
+    if correlation:
+        attributes["messaging.message.conversation_id"] = correlation
+    if value is not None:
+        attributes["messaging.message.body.size"] = len(value)
+    if attributes["messaging.system"] == "kafka":
+        if key is not None:
+            attributes["messaging.kafka.message.key"] = key.decode("utf-8", "backslashreplace")
+        if value is None:
+            attributes["messaging.kafka.message.tombstone"] = True
 
 
 def _links(origins: Iterable[Context]) -> list[Link]:
     spans = (trace.get_current_span(origin).get_span_context() for origin in origins)
     return [Link(context) for context in spans if context.is_valid]
-
-
-def _kafka_attributes(key: bytes | None, value: bytes | None) -> Attributes:
-    found: Attributes = {}
-    if key is not None:
-        found["messaging.kafka.message.key"] = key.decode("utf-8", "backslashreplace")
-    if value is None:
-        found["messaging.kafka.message.tombstone"] = True
-    return found
 
 
 def _type_name(kind: type[BaseException]) -> str:
