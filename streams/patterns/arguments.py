@@ -25,7 +25,7 @@ def check_app(app: object, where: str) -> Streams:
     from streams.app import Streams  # not before: not every pattern needs an app
 
     if not isinstance(app, Streams):
-        raise ConfigError(f"{where}({app!r}): an app is needed, Streams(...)")
+        raise ConfigError(f"{where}({app!r}): a Streams app is needed")
     return app
 
 

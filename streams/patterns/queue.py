@@ -333,7 +333,10 @@ class MessageQueue:
         if not isinstance(queue, str) or queue not in self._topics:
             check_group(queue)
             if self._declared:
-                raise ConfigError(self._undeclared_message(queue))
+                raise ConfigError(
+                    f"queue {queue!r} is not declared: {suggestion(queue, self._topics)} Declare a "
+                    f"new one before it is used: .declare({queue!r}, ...)"
+                )
             self._declare_topic(queue, Any, None, None, None)
         return self._topics[queue]
 
@@ -391,12 +394,6 @@ class MessageQueue:
                 f".declare({dead_letter_queue!r}, ...)"
             )
 
-    def _undeclared_message(self, queue: str) -> str:
-        return (
-            f"queue {queue!r} is not declared: {suggestion(queue, self._topics)} Declare a new one "
-            f"before it is used: .declare({queue!r}, ...)"
-        )
-
     async def publish(
         self,
         queue: str,
@@ -427,7 +424,7 @@ class MessageQueue:
             await self.app.publisher.publish(queue, record)
         else:
             waiting_topic = delay_topic(queue, queue)
-            await self._delays.schedule(waiting_topic, _partitions_of(queue), queue, record, due)
+            await self._delays.schedule(waiting_topic, _partitions(queue), queue, record, due)
         return record.id
 
     async def cancel(self, queue: str, id: str, *, within: float = 30.0) -> Outcome:
@@ -437,9 +434,7 @@ class MessageQueue:
         """
         self._topic_or_invalid(queue)
         await self._ensure_queue(queue)
-        return await self._delays.cancel(
-            delay_topic(queue, queue), _partitions_of(queue), id, within
-        )
+        return await self._delays.cancel(delay_topic(queue, queue), _partitions(queue), id, within)
 
     @overload
     def subscribe(
@@ -656,5 +651,5 @@ class MessageConsumer:
         return wrapped
 
 
-def _partitions_of(queue: str) -> Callable[[Log], int]:
+def _partitions(queue: str) -> Callable[[Log], int]:
     return lambda log: log.topic(queue).partitions

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from streams.app import Streams
@@ -26,7 +27,7 @@ class BusProcessor:
         self._started: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         if app.runtime.is_starting(self._processor):
-            app.runtime.spawn_from_any_thread(self._start, make_resolver(self._started))
+            app.runtime.spawn_from_any_thread(self._start, partial(_resolve, self._started))
         else:
             self._started.set_result(None)
 
@@ -52,7 +53,7 @@ class BusProcessor:
         processor.pause()
         runtime.withdraw(processor)
         runtime.spawn_from_any_thread(
-            lambda: runtime.stop_processor(processor), make_resolver(self._ended)
+            lambda: runtime.stop_processor(processor), partial(_resolve, self._ended)
         )
 
     async def _start(self) -> None:
@@ -63,11 +64,6 @@ class BusProcessor:
             self._started.set_exception(error)
 
 
-def make_resolver(future: concurrent.futures.Future[None]) -> Callable[[], None]:
-    """Resolves a future that is not done."""
-
-    def resolve() -> None:
-        if not future.done():
-            future.set_result(None)
-
-    return resolve
+def _resolve(future: concurrent.futures.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

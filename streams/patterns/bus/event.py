@@ -121,6 +121,9 @@ class EventDecoder:
         an error.
     """
 
+    id_reader = None
+    """An event's ID is a header."""
+
     def __init__(
         self,
         wants: Callable[[str], bool],
@@ -138,11 +141,6 @@ class EventDecoder:
 
     def fast_decoder(self, values: Sequence[bytes | None], largest: int) -> None:
         """There is none: the topic is in the headers."""
-        return
-
-    @property
-    def id_reader(self) -> None:
-        """An event's ID is a header."""
         return
 
     def decode_one(self, batch: Batch, index: int) -> Event:

@@ -146,13 +146,11 @@ class IdempotencyStore:
         if app is None:
             return self._client
         log = app.log
-        client = self._clients.get(log)
-        if client is None:
-            with self._lock:
-                client = self._clients.get(log)
-                if client is None:
-                    self._open_claims = partial(open_claims, app.url, app.driver_config, app.clock)
-                    client = self._clients[log] = self._new_client()
+        with self._lock:
+            client = self._clients.get(log)
+            if client is None:
+                self._open_claims = partial(open_claims, app.url, app.driver_config, app.clock)
+                client = self._clients[log] = self._new_client()
         return client
 
     def _new_client(self) -> ClaimsClient:

@@ -36,7 +36,7 @@ from typing_extensions import override
 from streams.app import Streams
 from streams.errors import ConfigError
 from streams.health import Health
-from streams.patterns.arguments import check_int, check_seconds
+from streams.patterns.arguments import check_app, check_int, check_seconds
 from streams.text import get_logger
 
 logger = get_logger("streams")
@@ -83,8 +83,7 @@ class MonitoringServer:
     def __init__(
         self, app: Streams, host: str = "127.0.0.1", port: int = 9100, *, stuck: float = STUCK_AFTER
     ) -> None:
-        if not isinstance(app, Streams):
-            raise ConfigError(f"MonitoringServer({app!r}): a Streams app is needed")
+        check_app(app, "MonitoringServer")
         if not isinstance(host, str):
             raise ConfigError(f"MonitoringServer(host={host!r}): an address, such as '127.0.0.1'")
         check_int("MonitoringServer", "port", port, 0)

@@ -55,18 +55,16 @@ def measure_lag(app: Streams, stats: Stats) -> list[PartitionLag]:
     return found
 
 
-def _lag_and_age(
-    log: Log, progress: PartitionProgress, now: float
-) -> tuple[int | None, float | None]:
-    lag = log.lag(progress.topic, progress.partition, progress.position)
+def _lag_and_age(log: Log, part: PartitionProgress, now: float) -> tuple[int | None, float | None]:
+    lag = log.lag(part.topic, part.partition, part.position)
     if lag == 0:
         return 0, 0.0
-    oldest_at = progress.oldest
+    oldest_at = part.oldest
     if oldest_at is None:  # the first one was not taken in yet
-        _, end = log.watermarks(progress.topic, progress.partition)
-        if progress.position >= end:
+        _, end = log.watermarks(part.topic, part.partition)
+        if part.position >= end:
             return 0, 0.0
-        reader = log.reader(progress.topic, progress.partition, progress.position, end)
+        reader = log.reader(part.topic, part.partition, part.position, end)
         try:
             batch = reader.read(1)
         finally:

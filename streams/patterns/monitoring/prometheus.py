@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, TypeAlias
+from typing import Any
 
 from typing_extensions import override
 
 from streams.app import Streams
 from streams.errors import ConfigError
 from streams.health import Health, Stats
-from streams.patterns.arguments import check_seconds
+from streams.patterns.arguments import check_app, check_seconds
 from streams.patterns.monitoring.lag_probe import LagProbe, PartitionLag
 from streams.processing import BUCKET_BOUNDS, Durations
 
@@ -74,8 +74,6 @@ _DURATIONS = (
     ("commit_seconds", "streams_commit_seconds", "How long the log takes to acknowledge a commit"),
 )
 
-Labels: TypeAlias = Sequence[str]
-
 
 class MetricsCollector(Collector):
     """The metrics of one app. Register it: ``prometheus_client.REGISTRY.register(...)``.
@@ -88,8 +86,7 @@ class MetricsCollector(Collector):
     """
 
     def __init__(self, app: Streams, *, patience: float = SCRAPE_TIMEOUT) -> None:
-        if not isinstance(app, Streams):
-            raise ConfigError(f"MetricsCollector({app!r}): a Streams app is needed")
+        check_app(app, "MetricsCollector")
         check_seconds("MetricsCollector", "patience", patience)
         self.app = app
         self._timeout = patience
@@ -169,7 +166,7 @@ def _lag_metrics(found: Sequence[PartitionLag] | None, groups: dict[str, str]) -
     yield age
 
 
-def _labels(processor: str, groups: dict[str, str]) -> Labels:
+def _labels(processor: str, groups: dict[str, str]) -> tuple[str, str]:
     return (processor, groups.get(processor, ""))
 
 

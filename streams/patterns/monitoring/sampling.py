@@ -217,22 +217,14 @@ class DroppedContext(Context):
             if not dict.__len__(self):  # two threads may have built it; both read the first
                 dict.update(self, built)
 
-    get = _building_first("get")
-    copy = _building_first("copy")
-    keys = _building_first("keys")
-    items = _building_first("items")
-    values = _building_first("values")
-    __getitem__ = _building_first("__getitem__")
-    __contains__ = _building_first("__contains__")
-    __iter__ = _building_first("__iter__")
-    __reversed__ = _building_first("__reversed__")
-    __len__ = _building_first("__len__")
-    __eq__ = _building_first("__eq__")
-    __ne__ = _building_first("__ne__")
-    __or__ = _building_first("__or__")
-    __ror__ = _building_first("__ror__")
-    __repr__ = _building_first("__repr__")
     __hash__ = None  # type: ignore[assignment]
+
+
+for _name in (
+    *("get", "copy", "keys", "items", "values", "__getitem__", "__contains__", "__iter__"),
+    *("__reversed__", "__len__", "__eq__", "__ne__", "__or__", "__ror__", "__repr__"),
+):
+    setattr(DroppedContext, _name, _building_first(_name))
 
 
 def early_sampler(tracer: Tracer, outer: Context) -> EarlySampler | None:

@@ -42,6 +42,7 @@ from streams.message import (
     Record,
     make_message,
 )
+from streams.patterns.arguments import check_app
 from streams.processing import Delivery, Job, Outgoing
 
 try:
@@ -82,8 +83,7 @@ def instrument(app: Streams, *, tracer_provider: TracerProvider | None = None) -
     :raises ConfigError: the app is none, runs already, or is instrumented already, or the provider
         is none.
     """
-    if not isinstance(app, Streams):
-        raise ConfigError(f"instrument({app!r}): a Streams app is needed")
+    check_app(app, "instrument")
     if app.runtime.is_open:
         raise ConfigError("instrument(app): the app is running already; call it before")
     if app.publish_observer is not None:
@@ -262,9 +262,7 @@ class _AppTracing:
         # Most messages have no headers and are dropped. Theirs is one function each, which does
         # as `call_any`: a call more would be felt with every message.
 
-        def call_traced_async(
-            value: Any, batch: Batch, index: int, attempt: int, transaction: Any
-        ) -> Any:
+        def call_async(value: Any, batch: Batch, index: int, attempt: int, transaction: Any) -> Any:
             nonlocal until_sampled
             headers = batch.extra_headers(index)
             if headers or until_sampled <= 0:
@@ -275,9 +273,7 @@ class _AppTracing:
                 return function(value, make_message(value, batch, index, attempt, transaction))
             return function(value)
 
-        def call_traced(
-            value: Any, batch: Batch, index: int, attempt: int, transaction: Any
-        ) -> Any:
+        def call_plain(value: Any, batch: Batch, index: int, attempt: int, transaction: Any) -> Any:
             nonlocal until_sampled
             headers = batch.extra_headers(index)
             if headers or until_sampled <= 0:
@@ -291,7 +287,7 @@ class _AppTracing:
             finally:
                 detach(token)
 
-        return call_traced_async if asynchronous else call_traced
+        return call_async if asynchronous else call_plain
 
     def _batch_function(self, job: Job, outer: Context) -> Callable[..., Any]:
         """Calls a handler of batches."""
@@ -312,15 +308,15 @@ class _AppTracing:
         def call(values: Any, make: Any) -> Any:
             return function(values, make()) if wants_message else function(values)
 
-        async def call_traced_async(values: Any, make: Any) -> Any:
+        async def call_async(values: Any, make: Any) -> Any:
             with batch_context(make):
                 return await call(values, make)
 
-        def call_traced(values: Any, make: Any) -> Any:
+        def call_plain(values: Any, make: Any) -> Any:
             with batch_context(make):
                 return _run_generator(call(values, make), has_results)
 
-        return call_traced_async if job.asynchronous else call_traced
+        return call_async if job.asynchronous else call_plain
 
     def _message_span(
         self, job: Job, outer: Context, trace_id: int | None, row: Row

@@ -9,11 +9,10 @@ can make a saga go on for ever.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import TypeGuard
 
-from streams.patterns.saga.journal_entry import Failure, JournalEntry, Status
+from streams.patterns.saga.journal_entry import JournalEntry, Status
 
 StepNames = tuple[str, ...]
 Plan = tuple[StepNames, ...]
@@ -146,16 +145,10 @@ def _invalid_counts(entry: JournalEntry) -> str:
         return "it counts attempts of a step that is not at hand"
     if not all(0 < count <= MAX_COUNT for count in entry.attempts.values()):
         return f"it counts attempts that are not from 1 to {MAX_COUNT}"
-    failures: list[Failure] = [*entry.last, *entry.uncompensated]
     if len(entry.last) > len(current_steps):
         return "it has more last failures than steps at hand"
-    return _invalid_failures(
-        failures if entry.failure is None else [*failures, entry.failure], names
-    )
-
-
-def _invalid_failures(failures: Iterable[Failure], names: set[str]) -> str:
-    for each in failures:
+    final = () if entry.failure is None else (entry.failure,)
+    for each in (*entry.last, *entry.uncompensated, *final):
         if each.step not in names:
             return "it has a failure of a step that is not in its plan"
         if not 0 <= each.attempts <= MAX_COUNT:

@@ -94,26 +94,22 @@ class Journal:
     def _find_latest(self, id: str, newest: int | None) -> tuple[PositionedEntry, dict[int, int]]:
         """The same, and before which offset of each partition it was looked for."""
         found: PositionedEntry | None = None
-        ends: dict[int, int] = {}
-        reaches_start = True
-        for partition in range(self._partition_count()):
-            start, end, is_whole = self.newest_range(partition, newest)
-            ends[partition] = end
-            reaches_start = reaches_start and is_whole
+        ranges = self._newest_ranges(newest)
+        for partition, (start, end, _) in ranges.items():
             for each in self.read_range(partition, start, end, (saga_key(id),)):
                 # Of entries with one number the first counts: the others were too late.
                 if found is None or each.entry.n > found.entry.n:
                     found = each
         if found is None:
             explanation = "or what the log keeps does not reach back to it"
-            if not reaches_start:
+            if not all(each.is_whole for each in ranges.values()):
                 explanation = (
                     f"or it does not stand among the last {newest:,} entries of a partition"
                 )
             unknown = UnknownSaga(f"there is no saga {id!r} in {self.topic}, {explanation}")
             unknown.id = id
             raise unknown
-        return found, ends
+        return found, {partition: each.end for partition, each in ranges.items()}
 
     def list_latest(
         self, is_wanted: Callable[[JournalEntry], bool], newest: int | None = DEFAULT_NEWEST
@@ -124,10 +120,8 @@ class Journal:
         """
         numbers: dict[str, int] = {}
         found: dict[str, StoredEntry] = {}
-        reaches_start = True
-        for partition in range(self._partition_count()):
-            start, end, is_whole = self.newest_range(partition, newest)
-            reaches_start = reaches_start and is_whole
+        ranges = self._newest_ranges(newest)
+        for partition, (start, end, _) in ranges.items():
             for entry, _ in self.read_range(partition, start, end):
                 if entry.n <= numbers.get(entry.saga, -1):
                     continue
@@ -135,18 +129,17 @@ class Journal:
                 found.pop(entry.saga, None)
                 if is_wanted(entry):
                     found[entry.saga] = entry
-        return SagaListing(sorted(found.values(), key=lambda entry: entry.at), reaches_start)
+        is_complete = all(each.is_whole for each in ranges.values())
+        return SagaListing(sorted(found.values(), key=lambda entry: entry.at), is_complete)
 
     def saga_ids(self, newest: int) -> set[str]:
-        """The IDs of sagas among the newest entries of each partition.
-
-        :param newest: how many entries are looked at.
-        """
-        found: set[str] = set()
-        for partition in range(self._partition_count()):
-            start, end, _ = self.newest_range(partition, newest)
-            found.update(each.entry.saga for each in self.read_range(partition, start, end))
-        return found
+        """The IDs of sagas among so many entries of each partition, the newest."""
+        ranges = self._newest_ranges(newest)
+        return {
+            each.entry.saga
+            for partition, (start, end, _) in ranges.items()
+            for each in self.read_range(partition, start, end)
+        }
 
     def read_since(
         self, offsets: MutableMapping[int, int], keys: Container[bytes]
@@ -219,23 +212,24 @@ class Journal:
             raise answer
         return answer
 
-    def _partition_count(self) -> int:
+    def _newest_ranges(self, newest: int | None) -> dict[int, EntryRange]:
+        """The newest entries of each partition."""
         try:
-            return self.log.topic(self.topic).partitions
+            partitions = range(self.log.topic(self.topic).partitions)
         except NotFound:
             raise UnknownSaga(
                 f"there is no saga {self.saga!r} here: the log has no topic {self.topic}"
             ) from None
+        return {partition: self.newest_range(partition, newest) for partition in partitions}
 
     def newest_range(self, partition: int, newest: int | None) -> EntryRange:
         """The newest entries of a partition."""
         first, end = self.log.watermarks(self.topic, partition)
         if newest is None or first >= end:
             return EntryRange(first, end, True)
-        start = max(first, self.log.offset_before(self.topic, partition, end, newest))
-        is_whole = (
-            start <= first or self.log.offset_before(self.topic, partition, start, 1) >= start
-        )
+        before = self.log.offset_before
+        start = max(first, before(self.topic, partition, end, newest))
+        is_whole = start <= first or before(self.topic, partition, start, 1) >= start
         return EntryRange(start, end, is_whole)
 
     def read_range(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from stream_codecs import DecodeError, Json
 from streams.message import Batch
@@ -21,11 +21,26 @@ _CACHEABLE_BYTES = 4 << 10
 """Bytes of an entry, at most, whose validation may be cached."""
 
 
+class EntryIdReader:
+    """Reads the message ID of an entry (:class:`streams.processing.job.IdReader`)."""
+
+    def __call__(self, value: StoredEntry) -> str:
+        """The ID of one entry."""
+        return value.message_id
+
+    def identify_many(self, values: Sequence[Any]) -> list[str]:
+        """The ID of each entry."""
+        return [value.message_id for value in values]
+
+
 class EntryDecoder:
     """Decodes the entries of one journal (:class:`streams.processing.job.Decoding`).
 
     :param topic: the journal's topic.
     """
+
+    id_reader = EntryIdReader()
+    """An entry's ID is made of its content, whatever its headers say."""
 
     def __init__(self, topic: str) -> None:
         self._topic = topic
@@ -33,11 +48,6 @@ class EntryDecoder:
         self._decode = bound.decode
         self._fast = bound.fast if bound.fast is not None else bound.decode
         self._fast_limit = bound.small
-
-    @property
-    def id_reader(self) -> EntryIdReader:
-        """An entry's ID is made of what stands in it, whatever its headers say."""
-        return ENTRY_ID_READER
 
     def unwrap(self, batch: Batch) -> Batch:
         """Entries have no envelope."""
@@ -91,21 +101,6 @@ class EntryDecoder:
 def saga_key(id: str) -> bytes:
     """The key of a saga's records."""
     return id.encode("utf-8", "surrogateescape")
-
-
-class EntryIdReader:
-    """Reads the message ID of an entry (:class:`streams.processing.job.IdReader`)."""
-
-    def __call__(self, value: StoredEntry) -> str:
-        """The ID of one entry."""
-        return value.message_id
-
-    def identify_many(self, values: Sequence[Any]) -> list[str]:
-        """The ID of each entry."""
-        return [value.identity for value in values]
-
-
-ENTRY_ID_READER: Final = EntryIdReader()
 
 
 @dataclass(frozen=True)
