@@ -134,8 +134,8 @@ class SagaEvent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 
 StepFunction = Callable[[SagaEvent], Any]
-"""A step's work, ``async def`` or plain: what it returns is the answer's data, None stands for the
-data it got. Raising :class:`~streams.errors.Reject` fails the step at once."""
+"""A step's work, ``async def`` or plain: what it returns is the answer's data; None: the data it
+got. Raising :class:`~streams.errors.Reject` fails the step at once."""
 
 
 def create_handler(
@@ -153,14 +153,14 @@ def create_handler(
     ends it.
 
     Over a log a step that raises is tried again as ``retry=`` says (:class:`~streams.Retry`, five
-    attempts unless told otherwise), then it has failed. On a local bus the first attempt decides.
+    attempts by default), then it has failed. On a local bus the first attempt decides.
 
     :param listen_to: the topic, or on a :class:`PatternEventBus` a pattern, of its events.
     :param execute: its work, called with a :class:`SagaEvent`; what it returns is the data of
         ``on_success``, and if that is None the data it got.
     :param on_success: the topic of its answer if it succeeds; None: it publishes nothing.
     :param on_failure: the topic of its answer if it fails, with the data it got; None: the event
-        becomes a dead letter (on a local bus the error hook is told).
+        becomes a dead letter (on a local bus the error hook is called).
     :param name: the step's name; that of the function if not given.
     :param group: the step's consumer group; made of the topics if not given. A step that keeps its
         group misses nothing when its code is renamed.
@@ -411,7 +411,7 @@ class SagaTracker:
         try:
             await subscription.ready()
             if self.bus.app is not None and since is not None:
-                # What comes meanwhile is seen twice, which changes nothing.
+                # What is published meanwhile is seen twice, which changes nothing.
                 async for event in self.bus.read(self._topics, since):
                     self.see(event)
         except BaseException:

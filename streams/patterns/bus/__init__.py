@@ -11,7 +11,7 @@
 ``log_router``     a bus over a log: its topic, and the processors that read it
 ``bus_processor``  one of these, added and removed while the app runs
 ``ephemeral``      a subscription that reads from now on, in no group
-``event``          what is carried, and how it stands on the wire
+``event``          what is carried, and its form on the wire
 ``trie``           topics, patterns, and which patterns a topic fits
 =================  ===================================================================
 """

@@ -3,7 +3,7 @@
 **Local**, ``EventBus()``: in one process. ``publish`` returns when every handler that the event
 fits has returned or failed; nothing is kept and nothing is tried again.
 
-**Over a log**, ``EventBus(app)``: all events of a bus stand in one topic of the app's log, and
+**Over a log**, ``EventBus(app)``: all events of a bus are in one topic of the app's log, and
 ``publish`` returns when the event is durable. A subscriber is
 
 * *ephemeral*: it gets what is published from now on, once, while it is there. All of them in a
@@ -62,8 +62,8 @@ class EventBus:
     :param app: whose log carries the events; None: a local bus, in this process alone.
     :param name: the bus's topic in the log. Buses of one name, in any app, are one bus.
     :param type: what the data of its events is, as in :meth:`streams.Streams.topic`: a Struct, a
-        tagged union of them, ...; without it, whatever JSON can say. A local bus hands the very
-        objects over, of whatever type.
+        tagged union of them, ...; without it, whatever JSON can say. A local bus passes the
+        objects themselves, of any type.
     :param codec: how the data is encoded; JSON if not given.
     :param partitions: of the bus's topic. Not given: a topic that exists is used as it is, and a
         new one gets 1, in which all events have one order.
@@ -71,8 +71,8 @@ class EventBus:
         :meth:`streams.Streams.topic`.
     :param concurrency: over a log, how many events are delivered at once to the ephemeral
         subscribers in this process; those of one key one after the other, in order.
-    :param on_error: told ``(error, event, handler)`` of every call that failed, of a durable
-        subscriber's each attempt. Without it they are logged, without the event's data.
+    :param on_error: called as ``(error, event, handler)`` for every call that failed, for each
+        attempt of a durable subscriber. Without it they are logged, without the event's data.
     :raises ConfigError: any of these cannot work.
     """
 
@@ -124,7 +124,7 @@ class EventBus:
     # -- declaring
 
     def declare(self, *topics: str) -> None:
-        """Say which topics there are. From then on publishing to another one is an error, and so is
+        """Say which topics exist. From then on publishing to another one is an error, and so is
         subscribing to a topic or pattern that fits none of them.
 
         Without it any topic may be used. What others publish is delivered in any case.

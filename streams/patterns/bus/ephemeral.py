@@ -71,7 +71,7 @@ class EphemeralSubscription:
         return self
 
     def poll(self, limit: int, timeout: float) -> Sequence[Batch]:
-        """What has come, of all partitions in turn; waits up to ``timeout`` while nothing has.
+        """The next messages of all partitions; waits up to ``timeout`` while there are none.
 
         :raises Unavailable: the log cannot be reached now.
         """
@@ -127,7 +127,7 @@ class EphemeralSubscription:
             self._partitions[assignment.partition].paused = paused
 
     def reassign(self, assignments: Iterable[Assignment]) -> NoReturn:
-        """There is no committed position to begin again from."""
+        """There is no committed position to restart from."""
         raise ConfigError("an ephemeral subscriber cannot begin again: give it a group")
 
     def keep_alive(self) -> None:

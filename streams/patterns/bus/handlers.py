@@ -51,7 +51,7 @@ def check_handler(handler: Callable[..., Any], event: type = Event) -> bool:
 
 
 def check_error_hook(hook: ErrorHook | None) -> ErrorHook:
-    """The hook, or what stands for it: a line in the log.
+    """The hook; without one, errors are logged.
 
     :raises ConfigError: it cannot be one.
     """
@@ -102,7 +102,7 @@ def call_plain(handler: Handler, event: Event) -> Any:
     """Call a plain handler, in whatever thread.
 
     :raises Exception: what it raised; ``RuntimeError`` for ``StopIteration``, which no future can
-        hold, so that nobody would be told that the call has ended.
+        hold, so that its caller would wait for ever.
     """
     try:
         return handler(event)

@@ -65,7 +65,7 @@ class SubscriberMatch(NamedTuple):
 class LocalRouter:
     """Delivers the events of a local bus, on the loop of whoever publishes.
 
-    :param error_hook: told of every call that failed.
+    :param error_hook: called for every call that failed.
     """
 
     def __init__(self, name: str, registry: SubscriberRegistry, error_hook: ErrorHook) -> None:
@@ -193,7 +193,7 @@ class LocalRouter:
                     thread.abandon()
             self._yielded_at = timer()
         elif before - self._yielded_at > YIELD_AFTER:
-            # Nothing was waited for, and whoever publishes may go on without waiting either.
+            # Nothing was awaited, and the publisher may go on without awaiting anything either.
             await asyncio.sleep(0)
             self._yielded_at = timer()
 

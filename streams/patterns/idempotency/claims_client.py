@@ -1,4 +1,4 @@
-"""Requests of coroutines to the store of claims: one thread sends all that were made meanwhile.
+"""Requests of coroutines to the store of claims, sent by one thread.
 
 What is requested while one call runs goes into the next, so many concurrent callers share a
 transaction or a round trip. Requests are executed in the order in which they were made. A store
@@ -49,7 +49,7 @@ class ClaimsClient:
 
     @property
     def closed(self) -> bool:
-        """Nothing can be asked any more."""
+        """No more requests can be made."""
         return self._closed
 
     async def send(self, request: Request) -> Answer:

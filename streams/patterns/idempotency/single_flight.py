@@ -1,7 +1,7 @@
 """Many callers of one loop that want the same: one leads, the others wait for its result.
 
-If the leader fails or is cancelled, the next in line leads in its place, and its own call is made:
-a failure is its caller's own. Nobody is ever woken but the one whose turn it is.
+If the leader fails or is cancelled, the next waiter leads, with its own call: a failure is its
+caller's own. No waiter is woken but the one that leads next.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ class MonitoringServer:
     def _is_loop_responsive(self) -> bool:
         loop = self._app.runtime.loop
         if loop is None:
-            return True  # not entered yet, or not any more
+            return True  # the app is not entered
         answered = threading.Event()
         try:
             loop.call_soon_threadsafe(answered.set)
@@ -269,7 +269,7 @@ class _HttpServer(ThreadingHTTPServer):
 
 
 class _RequestTooLarge(Exception):
-    """A request goes on beyond its bound."""
+    """A request is larger than its bound."""
 
 
 class _RequestReader(io.RawIOBase):

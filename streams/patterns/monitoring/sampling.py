@@ -202,8 +202,8 @@ class DroppedContext(Context):
     span that records nothing, in the message's trace. Built when it is first read.
 
     One for each message, so that what outlives the handler (a task, a thread, a callback that
-    kept the context) goes on in the trace of its own message. As cheap as can be: what is the same
-    for all messages stands in the class, which :meth:`EarlySampler.dropped_class` makes.
+    kept the context) stays in the trace of its own message. To be cheap, what is the same for all
+    messages is in the class, which :meth:`EarlySampler.dropped_class` makes.
     """
 
     early: ClassVar[EarlySampler]

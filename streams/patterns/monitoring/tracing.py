@@ -5,13 +5,13 @@ Spans, attributes and headers are those of OpenTelemetry's conventions for messa
 
 * ``publish TOPIC`` (producer, operation type ``send``) around each call that publishes, with the
   current span as its parent. Its context travels in the message's headers, as the global propagator
-  writes it: W3C ``traceparent`` and ``tracestate`` unless told otherwise.
+  writes it: W3C ``traceparent`` and ``tracestate`` by default.
 * ``process TOPIC`` (consumer) around each call of a handler, one for each attempt. It links to the
   span that published the message and, for a single message, is its child, so that one trace shows
   the way of a message. A batch handler's span links to each of its messages.
 * What a handler returned (``to=``) carries the context of its span.
-* The baggage that a message carries is current in its handler, and goes on with what that publishes
-  and returns.
+* The baggage that a message carries is current in its handler, and travels on with what that
+  publishes and returns.
 
 A span that will not be sampled is not built: see :mod:`streams.patterns.monitoring.sampling`.
 Without the SDK, or where the span that published is unknown, nothing is written and nothing breaks.

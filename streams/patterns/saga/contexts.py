@@ -1,8 +1,8 @@
 """The context of a saga: copied for every call, so that no two calls share one, and merged again.
 
-Within a saga the context is *stored* between steps: as a deep copy in memory, as the encoded
-document of its declared type in a durable saga. Every call of a step gets a context made from what
-is stored, and what it leaves is stored anew: a step that fails half-way leaves no trace in it.
+Between steps the context is *stored*: as a deep copy in memory, as an encoded document of its
+declared type in a durable saga. Every call of a step gets a context made from what is stored, and
+its result is stored anew: a step that fails half-way leaves no trace in it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class CopiedContexts:
     """Contexts of a saga that lives in this process's memory: deep copies."""
 
     def store(self, context: Any) -> Any:
-        """A copy: whoever made the context may go on changing it.
+        """A copy: the caller may go on changing its context.
 
         :raises ConfigError: it holds what cannot be copied, such as a connection or a lock.
         :raises InvalidValue: it is nested too deeply.

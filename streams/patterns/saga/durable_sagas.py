@@ -1,13 +1,13 @@
 """A durable saga: its journal is a topic, and a processor that reads it drives it.
 
-Each entry of the journal is a message. Its handler calls what the entry says is to be called and
-*returns* the next entry, which the processor publishes before the message counts as settled
-(``to=``). So the processor's own promises are the saga's: the owner of the saga ID's partition
-goes on with it, one entry after the other; killed at any instant, the entry that was not settled
-is handled again, by whoever owns the partition then, unless the journal says already what became of
-it (:mod:`streams.patterns.saga.successor_reader`); what was written twice under one number is
-dropped by deduplication; and an entry that is due later waits as a message does that is tried again
-later. There is no state but the journal.
+Each entry of the journal is a message. Its handler calls the steps that are due and *returns* the
+next entry, which the processor publishes before the message counts as settled (``to=``). So the
+processor's own promises are the saga's: the owner of the saga ID's partition advances it, one entry
+after the other; if it is killed at any instant, the entry that was not settled is handled again by
+the partition's next owner, unless the journal already has its successor
+(:mod:`streams.patterns.saga.successor_reader`); what was written twice under one number is dropped
+by deduplication; and an entry that is due later waits like a message that is retried later. There
+is no state but the journal.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ MIN_INDEXED_ENTRIES = 10_000
 """Entries of a partition among which a saga is looked for by its ID, at least."""
 
 _INTERNAL_RETRY = Retry(attempts=8, delay=0.5)
-"""For what is no step's failure but ours, or an entry that the log refuses; then a dead letter."""
+"""For failures that are not a step's: our own, or an entry that the log refuses."""
 
 
 class _JournalTopic(InternalTopic[StoredEntry]):
@@ -148,7 +148,7 @@ class DurableSagas:
         """Start a saga, or find the one of that ID, and wait until it has ended."""
         is_new, id = id is None, new_saga_id() if id is None else check_saga_id(id)
         future: asyncio.Future[StoredEntry] = asyncio.get_running_loop().create_future()
-        # First, so that whatever is written from here on is seen.
+        # First, so that whatever is written from now on is seen.
         self._waiters.setdefault(id, set()).add(future)
         self._last_numbers.setdefault(id, -1)
         self._awaited_keys.add(saga_key(id))
@@ -176,7 +176,7 @@ class DurableSagas:
             partition = await self.start(id, context)
         else:
             partition = last_entry.position.partition
-            # Before it is looked at, so that whatever is written from then on is seen.
+            # Before it is read, so that whatever is written from then on is seen.
             self._next_offsets.setdefault(partition, last_entry.position.offset)
         if last_entry is None or not last_entry.is_final:
             await self._catch_up(partition)
@@ -187,15 +187,15 @@ class DurableSagas:
         if not last_entry.has_ended:
             return None
         entry = await asyncio.to_thread(self.journal.read_entry, last_entry.position)
-        if entry is None:  # the log does not keep it any more: as if there had been none
+        if entry is None:  # the log no longer keeps it: as if there had been none
             await self.start(id, context)
             self._last_numbers[id] = -1
         return entry
 
     async def latest(self, id: str, newest: int | None = DEFAULT_NEWEST) -> StoredEntry:
-        """Where a saga stands.
+        """The last entry of a saga.
 
-        :raises UnknownSaga: it is not there.
+        :raises UnknownSaga: it does not exist.
         """
         last_entry = self._find_recent(id)
         if last_entry is not None:
@@ -255,7 +255,7 @@ class DurableSagas:
             try:
                 found = await asyncio.to_thread(journal.read_since, offsets, self._awaited_keys)
             except Unavailable:
-                continue  # the saga goes on meanwhile, or will
+                continue  # the saga advances without us
             for entry in found:
                 # The first of a number counts; what was written too late has no higher one.
                 if entry.n > self._last_numbers.get(entry.saga, entry.n):

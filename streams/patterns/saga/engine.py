@@ -1,4 +1,4 @@
-"""How a saga goes on: from one entry to the next.
+"""How a saga advances: from one entry to the next.
 
 :meth:`SagaEngine.advance` takes a saga's last entry, calls the steps that are due, and returns the
 next entry. It keeps no state, so it can be called again with the same entry after a crash. Its
@@ -376,7 +376,7 @@ class SagaEngine:
 
 
 def _call_plain(action: Callable[[Any], Any], context: Any) -> Any:
-    """Call a plain action. ``StopIteration`` is held by no future: nobody would be told of it."""
+    """Call a plain action. No future can hold ``StopIteration``: its caller would wait for ever."""
     try:
         return action(context)
     except StopIteration as error:
@@ -384,7 +384,7 @@ def _call_plain(action: Callable[[Any], Any], context: Any) -> Any:
 
 
 def _resulting_context(context: Any, returned: Any, step: str) -> Any:
-    """The context after a step: what it was given, or what it returned in its place.
+    """The context after a step: the one it was given, or the one it returned.
 
     :raises SagaError: what it returned is none.
     """

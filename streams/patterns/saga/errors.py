@@ -60,7 +60,7 @@ class SagaFailedError(SagaError):
     :param saga_id: which saga.
     :param step: the step that failed.
     :param cause: what it raised; a :class:`StepError` if the saga is durable.
-    :param failed_compensations: those that failed in turn, in the order they were tried.
+    :param failed_compensations: those that failed, in the order they were tried.
     :param context: the context after the last compensation.
     """
 

@@ -48,7 +48,7 @@ def saga_name(topic: str) -> str | None:
 
 
 class PositionedEntry(NamedTuple):
-    """An entry and where it stands."""
+    """An entry and its position."""
 
     entry: StoredEntry
     position: Position
@@ -64,10 +64,10 @@ class EntryRange(NamedTuple):
 
 
 class SagaListing(NamedTuple):
-    """Where sagas stand, and how far back the journal was looked at.
+    """Sagas, and whether the journal was read from its beginning.
 
-    :param entries: the last one of each saga, the saga that moved last at the end.
-    :param is_complete: the journal was looked at from its beginning.
+    :param entries: the last one of each saga, in the order of their times.
+    :param is_complete: the journal was read from its beginning.
     """
 
     entries: list[StoredEntry]
@@ -84,10 +84,10 @@ class Journal:
         self._decoder = decoder if decoder is not None else EntryDecoder(self.topic)
 
     def latest(self, id: str, newest: int | None = DEFAULT_NEWEST) -> PositionedEntry:
-        """Where a saga stands.
+        """The last entry of a saga.
 
         :param newest: how many entries of each partition are looked at; None: all there are.
-        :raises UnknownSaga: it is not there.
+        :raises UnknownSaga: it does not exist.
         """
         return self._find_latest(id, newest)[0]
 
@@ -114,7 +114,7 @@ class Journal:
     def list_latest(
         self, is_wanted: Callable[[JournalEntry], bool], newest: int | None = DEFAULT_NEWEST
     ) -> SagaListing:
-        """Where the sagas stand of which that is wanted.
+        """The last entries of the sagas of which they are wanted.
 
         :param newest: how many entries of each partition are looked at; None: all there are.
         """
@@ -158,7 +158,7 @@ class Journal:
         return found
 
     def read_entry(self, position: Position) -> StoredEntry | None:
-        """The entry that stands there; None if none does (any more)."""
+        """The entry at this position; None if there is none (any more)."""
         first, _ = self.log.watermarks(self.topic, position.partition)
         if position.offset < first:
             return None
@@ -183,7 +183,7 @@ class Journal:
         make_next: Callable[[StoredEntry], StoredEntry],
         newest: int | None = DEFAULT_NEWEST,
     ) -> StoredEntry:
-        """Write what follows on where a saga stands; again where somebody was quicker.
+        """Append the entry that follows a saga's last one; again if somebody else was quicker.
 
         :param make_next: the entry that follows; raises if there is none.
         :param newest: as of :meth:`latest`.
@@ -194,8 +194,8 @@ class Journal:
         while True:
             last, ends = self._find_latest(id, newest)
             entry = make_next(last.entry)
-            # An ID of its own, so that this entry is told from one of the same number; what
-            # deduplication compares is in the entry.
+            # An ID of its own, so that this entry differs from another of the same number;
+            # deduplication compares what is in the entry.
             position = self._append(entry, str(uuid7()), last.position.partition)
             # None of that number stood before the ends, so only what is new has to be looked at.
             partition, end = position.partition, position.offset + 1

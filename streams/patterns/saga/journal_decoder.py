@@ -54,7 +54,7 @@ class EntryDecoder:
         return batch
 
     def fast_decoder(self, values: Sequence[bytes | None], largest: int) -> None:
-        """There is no short way: an entry counts only under its saga's key."""
+        """There is none: an entry counts only under its saga's key."""
         return
 
     def decode_one(self, batch: Batch, index: int) -> StoredEntry:
@@ -86,7 +86,7 @@ class EntryDecoder:
         return entry
 
     def try_decode(self, key: bytes | None, value: bytes | None) -> StoredEntry | None:
-        """The same; None for what is no entry."""
+        """As :meth:`decode_entry`; None for what is no entry."""
         if value is None:
             return None
         try:

@@ -21,7 +21,7 @@ from streams.text import error_text
 Status = Literal[
     "running", "compensating", "completed", "compensated", "failed", "stopped", "abandoned"
 ]
-"""Where a saga stands:
+"""The status of a saga:
 
 * ``running``: forward; ``compensating``: backward;
 * ``completed``: every step is done; ``compensated``: a step failed, those before it are undone;
@@ -149,7 +149,7 @@ class JournalEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class StoredEntry(JournalEntry, frozen=True, kw_only=True, omit_defaults=True):
-    """An entry as it stands in the log: its context is a document of its own within it."""
+    """An entry as it is in the log: its context is an encoded document within it."""
 
     context: msgspec.Raw
 

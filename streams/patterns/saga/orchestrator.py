@@ -1,7 +1,7 @@
-"""The orchestrator: one place that knows a saga's steps, their order, and how to take them back.
+"""The orchestrator: it knows a saga's steps, their order, and how to compensate them.
 
 In memory a saga lives as long as the call of :meth:`SagaOrchestrator.execute`. With an app and a
-name it is durable: its journal stands in the log, and whoever owns its partition goes on with it
+name it is durable: its journal is in the log, and the owner of its partition advances it
 (:mod:`streams.patterns.saga.durable_sagas`). Both are run by the same engine
 (:mod:`streams.patterns.saga.engine`).
 """
@@ -51,19 +51,19 @@ logger = get_logger("streams")
 
 @dataclass(frozen=True, slots=True)
 class SagaStatus(Generic[C]):
-    """Where a durable saga stands.
+    """The state of a durable saga.
 
     :param id: the saga's ID.
     :param status: ``running`` (forward), ``compensating`` (backward), ``completed``,
         ``compensated``, ``failed`` (a compensation failed), ``stopped`` (it cannot go on with the
         code there is) or ``abandoned``.
-    :param steps: the steps at hand: to be executed, or to be compensated.
+    :param steps: the steps to be executed, or to be compensated, next.
     :param done: steps that are done and not compensated.
     :param failure: why it goes or went backward.
     :param failed_compensations: compensations that failed for good.
-    :param retrying: the last failures of the steps at hand, which are tried again.
+    :param retrying: the last failures of these steps, which are tried again.
     :param reason: why it was stopped or abandoned.
-    :param updated: when it came to stand there; UTC.
+    :param updated: when it reached this state; UTC.
     """
 
     id: str
@@ -228,8 +228,8 @@ class SagaOrchestrator(Generic[C]):
         """Run a saga to its end; the context after its last step.
 
         The context that is given is not touched. In memory, cancelling this call fails the step
-        at hand: what was done is compensated, and then the cancellation goes on. A durable saga
-        goes on whether or not somebody waits for it here.
+        at hand: what was done is compensated, and then the cancellation is raised. A durable saga
+        advances whether or not somebody waits for it here.
 
         :param id: the saga's ID, part of every idempotency key; a fresh one if not given. A
             durable saga of that ID is not started twice: the one there is is waited for.
@@ -318,12 +318,12 @@ class SagaOrchestrator(Generic[C]):
     # -- looking, and commands
 
     async def status(self, id: str, *, newest: int | None = DEFAULT_NEWEST) -> SagaStatus[C]:
-        """Where a durable saga stands.
+        """The state of a durable saga.
 
         :param newest: how many journal entries of each partition are looked at, the last ones;
             None: all that the log keeps. Costs little for a saga that :meth:`execute` was asked
             for by its ID in this process.
-        :raises UnknownSaga: none of that ID stands there.
+        :raises UnknownSaga: there is none of that ID.
         """
         durable = self._require_durable("status")
         _check_id_type("status", id)
@@ -332,10 +332,10 @@ class SagaOrchestrator(Generic[C]):
     async def list(
         self, *statuses: Status, newest: int | None = DEFAULT_NEWEST
     ) -> list[SagaStatus[C]]:
-        """Where all sagas of this name stand, in the order in which they came to stand there.
+        """The states of all sagas of this name, in the order in which they reached them.
 
-        :param statuses: only those; if none is given, all that are not over, which are those that
-            run, go backward, have failed or were stopped.
+        :param statuses: only those; if none is given, all that are not final: running,
+            compensating, failed or stopped.
         :param newest: how many journal entries of each partition are looked at, the last ones;
             None: all that the log keeps. A warning is logged where there are more.
         """
@@ -360,11 +360,11 @@ class SagaOrchestrator(Generic[C]):
         return [self._status_of(entry) for entry in found.entries]
 
     async def resume(self, id: str) -> SagaStatus[C]:
-        """Go on with a saga that was stopped, from where it stood; or try the compensations of a
+        """Resume a saga that was stopped, at the step where it was; or try the compensations of a
         failed one again.
 
         :raises UnknownSaga: the log knows none of that ID.
-        :raises SagaError: there is nothing to be resumed.
+        :raises SagaError: there is nothing to resume.
         """
         return await self._append_command("resume", id, resume_entry)
 

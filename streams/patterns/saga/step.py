@@ -59,7 +59,7 @@ class SagaStep(Generic[C]):
     :param name: unlike that of any other step of the saga. A durable saga finds its steps by it,
         so it must outlive the code around it.
     :param execute: ``(context)`` or ``(context, call)``, async or plain (a plain one runs in a
-        worker thread). It changes the context, or returns the one to go on with.
+        worker thread). It changes the context, or returns a new one.
     :param compensate: undoes it, called the same way; None where there is nothing to undo.
     :param retry: how a failing ``execute`` is tried again; once is the rule. ``Reject`` and
         ``RetryAfter`` mean what they mean in a handler.
