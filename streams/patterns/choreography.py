@@ -20,7 +20,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from types import TracebackType
 from typing import Any, Literal, Self, Unpack, cast, overload
 from uuid import NAMESPACE_URL, uuid5
 
@@ -428,12 +427,7 @@ class SagaTracker:
         await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         self.stop()
 
     async def _handle_event(self, event: Event) -> None:

@@ -25,7 +25,6 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 from streams.app import Streams
@@ -390,12 +389,7 @@ class _SpanContext:
     def __enter__(self) -> None:
         self._token = self._attach(self._context)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._detach(self._token)
         span = self._span
         if span is None:

@@ -272,26 +272,23 @@ class _SharedRun:
     def __init__(self, action: Callable[[], None]) -> None:
         self._action = action
         self._running: asyncio.Task[None] | None = None
-        self._queued: asyncio.Task[None] | None = None
+        self._next: asyncio.Task[None] | None = None
+        """Has not begun."""
 
     async def wait_for_next(self) -> None:
         """Wait for a run that has not begun yet.
 
         :raises Exception: what it raised.
         """
-        if self._running is None or self._running.done():
-            self._running = task = asyncio.ensure_future(self._run(None))
-        elif self._queued is None:
-            self._queued = task = asyncio.ensure_future(self._run(self._running))
-        else:
-            task = self._queued
-        task.add_done_callback(_retrieve_exception)
-        await asyncio.shield(task)
+        if self._next is None:
+            self._next = asyncio.ensure_future(self._run(self._running))
+            self._next.add_done_callback(_retrieve_exception)
+        await asyncio.shield(self._next)
 
     async def _run(self, previous: asyncio.Task[None] | None) -> None:
         if previous is not None:
             await asyncio.wait([previous])
-            self._running, self._queued = self._queued, None
+        self._running, self._next = self._next, None
         await asyncio.to_thread(self._action)
 
 

@@ -194,23 +194,20 @@ class Journal:
         while True:
             last, ends = self._find_latest(id, newest)
             entry = make_next(last.entry)
-            # An ID of its own, so that this entry differs from another of the same number;
-            # deduplication compares what is in the entry.
-            position = self._append(entry, str(uuid7()), last.position.partition)
+            # In the partition of the entry that it follows, however that was chosen. Under an
+            # ID of its own, so that it differs from another entry of the same number; deduplication
+            # compares what is in the entry.
+            partition = last.position.partition
+            record = Record(_encode(entry), saga_key(id), str(uuid7()), partition=partition)
+            (position,) = append_and_wait(self.log, self.topic, [record])
+            if isinstance(position, LogError):
+                raise position
             # None of that number stood before the ends, so only what is new has to be looked at.
-            partition, end = position.partition, position.offset + 1
+            end = position.offset + 1
             after = self.read_range(partition, ends[partition], end, (saga_key(id),))
             first = next((each for each in after if each.entry.n >= entry.n), None)
             if first is None or first.position.offset == position.offset:
                 return entry
-
-    def _append(self, entry: StoredEntry, id: str, partition: int) -> Position:
-        # Beside what it follows on, whoever started the saga and partitioned by whatever rule.
-        record = Record(_encode(entry), saga_key(entry.saga), id, partition=partition)
-        (answer,) = append_and_wait(self.log, self.topic, [record])
-        if isinstance(answer, LogError):
-            raise answer
-        return answer
 
     def _newest_ranges(self, newest: int | None) -> dict[int, EntryRange]:
         """The newest entries of each partition."""
