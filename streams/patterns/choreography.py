@@ -175,13 +175,9 @@ def create_handler(
     step = ChoreographyStep(
         name=_step_name(name, execute, listen_to),
         group=group or _default_group(check_pattern(listen_to), on_success),
-        bus=bus,
-        execute=execute,
-        asynchronous=asynchronous,
-        on_success=on_success,
-        on_failure=on_failure,
-        retry=options.get("retry", Retry()),
-    )
+        bus=bus, execute=execute, asynchronous=asynchronous,
+        on_success=on_success, on_failure=on_failure, retry=options.get("retry", Retry()),
+    )  # fmt: skip
 
     async def handle(event: Event) -> None:
         await step.handle(event)
@@ -448,14 +444,9 @@ class SagaTracker:
             return
         saga_event = SagaEvent.of(event)
         state = SagaState(
-            saga_id=saga_id,
-            status="open",
-            step_name=saga_event.step_name,
-            topic=event.topic,
-            started=event.timestamp,
-            updated=event.timestamp,
-            error=saga_event.error,
-        )
+            saga_id=saga_id, status="open", step_name=saga_event.step_name, topic=event.topic,
+            started=event.timestamp, updated=event.timestamp, error=saga_event.error,
+        )  # fmt: skip
         if known is not None:
             state = _merge_states(known, state)
         outcome = self._outcome_of(event.topic, saga_event.status)

@@ -172,12 +172,9 @@ class ConsumerConfig:
         if dead_letter_queue is not None:
             dead_letters = DeadLetters(topic=check_topic(dead_letter_queue))
         retry = Retry(
-            attempts=self.max_retries + 1,
-            delay=self.retry_delay,
-            cap=self.retry_cap,
-            never=self.never,
-            durable=True,
-        )
+            attempts=self.max_retries + 1, delay=self.retry_delay, cap=self.retry_cap,
+            never=self.never, durable=True,
+        )  # fmt: skip
         object.__setattr__(self, "retry", retry)
         object.__setattr__(self, "dead_letters", dead_letters)
         object.__setattr__(self, "flow", Flow(commit=self.commit, drain=self.drain))
@@ -350,12 +347,10 @@ class MessageQueue:
     ) -> Topic[Any]:
         if check_group(queue) in self._topics:
             raise ConfigError(f"queue {queue!r}: declare it once, before it is used")
-        partition_count = self._partitions if partitions is None else partitions
-        topic_retention = self._retention if retention is None else retention
         topic = _QueueTopic(
-            self.app, queue, type, codec=codec, partitions=partition_count,
-            retention=topic_retention,
-            cloudevents=self.app.cloudevents,
+            self.app, queue, type, codec=codec, cloudevents=self.app.cloudevents,
+            partitions=self._partitions if partitions is None else partitions,
+            retention=self._retention if retention is None else retention,
         )  # fmt: skip
         topic.for_dead_letters = queue in self._dead_letter_queues
         self.app.add_topic(topic)
@@ -586,14 +581,9 @@ class MessageConsumer:
         if config.dead_letter_queue is not None:
             self._queue.add_dead_letter_queue(config.dead_letter_queue, queue)
         options = ProcessorOptions(
-            (topic,),
-            queue,
-            concurrency=config.concurrency,
-            timeout=config.timeout,
-            retry=config.retry,
-            dead_letters=config.dead_letters,
-            flow=config.flow,
-        )
+            (topic,), queue, concurrency=config.concurrency, timeout=config.timeout,
+            retry=config.retry, dead_letters=config.dead_letters, flow=config.flow,
+        )  # fmt: skip
         self._processor = self._app.declare(self._wrap(queue, handler), options, _QueueProcessor)
 
     async def _start_processor(self) -> None:
@@ -623,32 +613,28 @@ class MessageConsumer:
         check_arguments(f"queue {queue!r}: handler {name}", handler, expected)
         tasks = self._handler_tasks
 
-        def to_queue_message(data: Any, source: Message[Any]) -> QueueMessage[Any]:
-            return QueueMessage(
-                source.id,
-                source.timestamp,
-                data,
-                source.attempt - 1,
-                queue,
-                source.key,
-                _LazyHeaders(source),
-            )
-
         async def handle_async(data: Any, source: Message[Any]) -> None:
             task = asyncio.current_task()
             tasks.add(task)
             try:
-                await handler(to_queue_message(data, source))
+                await handler(_queue_message(queue, data, source))
             finally:
                 tasks.discard(task)
 
         def handle_plain(data: Any, source: Message[Any]) -> Any:
             # The executor checks what it returns: a coroutine would be a mistake.
-            return handler(to_queue_message(data, source))
+            return handler(_queue_message(queue, data, source))
 
         wrapped = handle_async if signature.asynchronous else handle_plain
         wrapped.__name__ = name
         return wrapped
+
+
+def _queue_message(queue: str, data: Any, source: Message[Any]) -> QueueMessage[Any]:
+    headers = _LazyHeaders(source)
+    return QueueMessage(
+        source.id, source.timestamp, data, source.attempt - 1, queue, source.key, headers
+    )
 
 
 def _partitions(queue: str) -> Callable[[Log], int]:

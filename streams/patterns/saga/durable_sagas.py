@@ -75,8 +75,7 @@ class DurableSagas:
         check_topic(journal_topic(name))
         self.topic: Topic[StoredEntry] = _JournalTopic(
             app, journal_topic(name), StoredEntry, key="saga", id=_message_id,
-            partitions=partitions,
-            retention=retention,
+            partitions=partitions, retention=retention,
         )  # fmt: skip
         app.add_topic(self.topic)
         self._decoder = EntryDecoder(self.topic.name)
@@ -90,14 +89,9 @@ class DurableSagas:
         self._poll_task: asyncio.Task[None] | None = None
         self._successors = SuccessorReader()
         self.processor = app.processor(
-            JournalSource(self.topic.name, self._decoder),
-            group=name,
-            concurrency=concurrency,
-            to=self.topic,
-            retry=_INTERNAL_RETRY,
-            dedup=dedup,
-            flow=flow,
-        )(self._make_handler())
+            JournalSource(self.topic.name, self._decoder), group=name, concurrency=concurrency,
+            to=self.topic, retry=_INTERNAL_RETRY, dedup=dedup, flow=flow,
+        )(self._make_handler())  # fmt: skip
         # Deduplication remembers twice its window.
         self._indexed_entries = max(2 * dedup.window, MIN_INDEXED_ENTRIES)
         self._recent_sagas = RecentSagas(self._indexed_entries)
