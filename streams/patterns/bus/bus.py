@@ -18,6 +18,7 @@ memory bounds over a log are the processors' (``streams.processing``), not this 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 from datetime import datetime
 from typing import Any, ClassVar, TypeVar, Unpack, overload
 
@@ -377,8 +378,9 @@ class EventBus:
         """
         if self._log_router is None:
             raise NotRunning("a local bus keeps no events: EventBus(app) does")
-        async for event in self._log_router.read(topic, start, end):
-            yield event
+        async with aclosing(self._log_router.read(topic, start, end)) as events:
+            async for event in events:
+                yield event
 
 
 class PatternEventBus(EventBus):

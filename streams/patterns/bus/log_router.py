@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -279,7 +279,9 @@ class LogRouter:
 
     # -- reading again
 
-    async def read(self, topic: str, start: OffsetSpec, end: OffsetSpec) -> AsyncIterator[Event]:
+    async def read(
+        self, topic: str, start: OffsetSpec, end: OffsetSpec
+    ) -> AsyncGenerator[Event, None]:
         """The events that the log holds of a topic or pattern; see :meth:`EventBus.read`."""
         topics: Trie[None] = Trie()
         topics.add(topic, None)
