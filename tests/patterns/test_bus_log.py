@@ -592,7 +592,7 @@ async def test_two_buses_of_one_name_on_one_app() -> None:
     with pytest.raises(ConfigError, match="already reads"):
         one.subscribe("a", watch, group="g")
         two.subscribe("a", watch, group="g")
-    assert "g" not in two._durable_by_group  # what was refused left nothing behind
+    assert "g" not in two._registry.by_group  # what was refused left nothing behind
     async with harness(app) as h:
         await one.publish("a", 1)
         await h.settled()

@@ -27,12 +27,7 @@ Claims themselves are kept by the logs' packages (:mod:`streams.log.claims`).
 """
 
 from streams.patterns.idempotency.consumer import DeduplicatedConsumer
-from streams.patterns.idempotency.errors import (
-    ClaimLost,
-    InProgress,
-    KeyReused,
-    OperationFailed,
-)
+from streams.patterns.idempotency.errors import ClaimLost, InProgress, KeyReused, OperationFailed
 from streams.patterns.idempotency.processor import IdempotentProcessor
 from streams.patterns.idempotency.store import IdempotencyStore
 

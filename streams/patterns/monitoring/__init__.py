@@ -33,7 +33,7 @@ else:
 
 
 def _missing_extra(name: str, why: str) -> type:
-    """What stands for a name whose extra is not installed."""
+    """The replacement of a class whose extra is not installed."""
 
     def refuse(cls: type, *args: object, **options: object) -> object:
         raise ConfigError(why)
