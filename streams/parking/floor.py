@@ -8,11 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from streams.parking.records import (
-    ParkingRecord,
-    is_possible_epoch,
-    parse_record,
-)
+from streams.parking.records import ParkingRecord, is_possible_epoch, parse_record
 from streams.text import get_logger
 
 if TYPE_CHECKING:

@@ -299,12 +299,7 @@ class PartitionParking:
     """The closed keys of one source partition that is owned."""
 
     def __init__(
-        self,
-        log: Log,
-        assignment: Assignment,
-        name: str,
-        group: str,
-        now: Callable[[], float],
+        self, log: Log, assignment: Assignment, name: str, group: str, now: Callable[[], float]
     ) -> None:
         self._log = log
         self._now = now
