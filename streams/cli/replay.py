@@ -171,7 +171,7 @@ def _print_range(
     """The range as JSON lines."""
     import sys
 
-    from streams.replay.into_topic import RangeReader
+    from streams.log.range_reader import RangeReader
     from streams.replay.result import total_messages
     from streams.replay.token_bucket import TokenBucket
     from streams.topic_reader import resolve_ranges

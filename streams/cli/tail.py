@@ -19,7 +19,7 @@ from streams.cli.options import AsJson, Key, Partition, Url, argument_bytes, ope
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
-    from streams.replay.into_topic import LogRow
+    from streams.log.range_reader import LogRow
 
 POLL_INTERVAL = 0.2
 """Seconds between looks at whether something arrived."""
@@ -61,7 +61,7 @@ def tail(
       [cyan]streams tail orders --from 15m --json | jq .value[/cyan]
       [cyan]streams tail orders --from orders/0/4519 -n 5[/cyan]
     """
-    from streams.replay.into_topic import RangeReader
+    from streams.log.range_reader import RangeReader
     from streams.topic_reader import resolve_ranges
 
     offsets = None if start is None else parse_offsets(start, "--from", topic)
@@ -103,12 +103,14 @@ def _follow(
     log: Log, topic: str, ends: dict[int, int], key: bytes | None, printer: _MessagePrinter
 ) -> None:
     from streams.errors import Unavailable
-    from streams.replay.into_topic import RangeReader
+    from streams.log.range_reader import OffsetRange, RangeReader
 
     reachable = True
     while True:
         try:
-            offset_ranges = {p: (at, log.watermarks(topic, p)[1]) for p, at in ends.items()}
+            offset_ranges = {
+                p: OffsetRange(at, log.watermarks(topic, p)[1]) for p, at in ends.items()
+            }
             rows = RangeReader(log, topic, offset_ranges, key=key)
             try:
                 for row in rows:

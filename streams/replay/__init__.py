@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from streams.config import Dedup, Retry
 from streams.decoding import Source
 from streams.errors import ConfigError
+from streams.log.range_reader import OffsetRange
 from streams.message import Message
 from streams.processor import Processor
 from streams.replay.into_function import ReplayOptions, handle_range
@@ -154,7 +155,7 @@ async def replay(
     if into_topic:
         await asyncio.to_thread(log.topic, target)
 
-    def survey() -> tuple[dict[int, tuple[int, int]], int | None]:
+    def survey() -> tuple[dict[int, OffsetRange], int | None]:
         offsets = resolve_ranges(log, name, start, end, partition=partition, now=now)
         return offsets, total_messages(log, name, offsets)
 

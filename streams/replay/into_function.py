@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from streams.connection import Connection
 from streams.decoding import Source
 from streams.engine.dispatcher import Delivery
 from streams.errors import ProcessorDied, StreamsError
+from streams.log.range_reader import OffsetRanges
 from streams.message import Position, text
 from streams.processing.async_executor import AsyncExecutor
 from streams.processing.executor import Executor
@@ -173,7 +174,7 @@ async def handle_range(
     source: Source[Any],
     topic: str,
     function: Callable[..., Any],
-    ranges: Mapping[int, tuple[int, int]],
+    ranges: OffsetRanges,
     *,
     key: bytes | None,
     total: int | None,

@@ -4,154 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from streams.cancellation import run_in_thread, run_to_completion
 from streams.config import Dedup
 from streams.connection import Connection
 from streams.engine.dedup_window import PROCESS_BUDGET
 from streams.errors import LogError, OutcomeUnknown, Unavailable
-from streams.log.protocol import Log, Reader
-from streams.message import ID, Batch, Position, Record, text
+from streams.log.range_reader import LogRow, OffsetRanges, RangeReader
+from streams.message import Position, Record, text
 from streams.replay.into_function import ReplayOptions
 from streams.replay.result import FAILURES_KEPT, Failure, ReplayFailed, ReplayResult
 from streams.replay.token_bucket import TokenBucket
-from streams.topic_reader import PartitionCursor, merge_by_time
 
 COPY_LIMIT = 1_000
 """Messages written at once, at most."""
-
-COPY_BYTES = 4 << 20
-"""Bytes written at once, about."""
-
-
-@dataclass(frozen=True, slots=True)
-class LogRow:
-    """One message, as a row of a batch."""
-
-    batch: Batch
-    index: int
-
-    @property
-    def position(self) -> Position:
-        """Where it stands."""
-        return Position(self.batch.topic, self.batch.partition, self.batch.offset(self.index))
-
-    def record(self) -> Record:
-        """The same message, to be written elsewhere.
-
-        One without an ID keeps the one it goes by here, which is its place.
-        """
-        batch, index = self.batch, self.index
-        headers = [pair for pair in batch.headers(index) if pair[0] != ID]
-        return Record(batch.values[index], batch.keys[index], batch.id(index), headers)
-
-
-SKIP_LIMIT = 16
-"""Ranges of a partition that are passed over instead of read, at most: a reader is opened behind
-each."""
-
-
-class RangeReader:
-    """The messages of a range as they stand, partitions merged by the log's time.
-
-    Iterate once, in any one thread at a time; then close it.
-
-    :param key: messages of this key only.
-    :param skip: by partition, ranges of offsets that need not be read, ascending. They are
-        passed over where that saves more than it costs, so some of them may come all the same.
-    """
-
-    def __init__(
-        self,
-        log: Log,
-        topic: str,
-        ranges: Mapping[int, tuple[int, int]],
-        *,
-        key: bytes | None = None,
-        skip: Mapping[int, Sequence[tuple[int, int]]] | None = None,
-    ) -> None:
-        self._key = key
-        self._inputs: list[PartitionCursor] = []
-        for partition, (low, high) in ranges.items():
-            remaining = _remaining_ranges(low, high, (skip or {}).get(partition, ()))
-            if remaining:
-                self._inputs.append(
-                    PartitionCursor(_RangesReader(log, topic, partition, remaining))
-                )
-        self._merged = merge_by_time(self._inputs)
-        self.scanned = 0
-        """Messages looked at."""
-
-    def __iter__(self) -> Iterator[LogRow]:
-        for batch, index in self._merged:
-            self.scanned += 1
-            if self._key is None or batch.keys[index] == self._key:
-                yield LogRow(batch, index)
-
-    def read_chunk(self, messages: int, size: int = COPY_BYTES) -> list[LogRow]:
-        """The next messages: so many at most, and no more once they have so many bytes."""
-        found: list[LogRow] = []
-        for row in self:
-            found.append(row)
-            value, key = row.batch.values[row.index], row.batch.keys[row.index]
-            size -= len(value or b"") + len(key or b"")
-            if size <= 0 or len(found) >= messages:
-                break
-        return found
-
-    def close(self) -> None:
-        """Give back what reading holds."""
-        for merge_input in self._inputs:
-            merge_input.close()
-
-
-class _RangesReader:
-    """Reads several ranges of a partition, one after the other (a :class:`Reader`)."""
-
-    def __init__(
-        self, log: Log, topic: str, partition: int, ranges: Sequence[tuple[int, int]]
-    ) -> None:
-        self._log = log
-        self._topic = topic
-        self._partition = partition
-        self._ranges_left = list(reversed(ranges))
-        self._reader = self._open_next()
-
-    def _open_next(self) -> Reader:
-        return self._log.reader(self._topic, self._partition, *self._ranges_left.pop())
-
-    def read(self, limit: int, timeout: float = 5.0) -> Batch | None:
-        """The next messages of the range at hand, or of the next one."""
-        while (batch := self._reader.read(limit, timeout)) is None and self._ranges_left:
-            self._reader.close()
-            self._reader = self._open_next()
-        return batch
-
-    def close(self) -> None:
-        """Give back what reading holds."""
-        self._reader.close()
-
-
-def _remaining_ranges(
-    low: int, high: int, ranges: Sequence[tuple[int, int]]
-) -> list[tuple[int, int]]:
-    """What is left of a range without the widest of these others."""
-    widest = sorted(sorted(ranges, key=lambda each: each[0] - each[1])[:SKIP_LIMIT])
-    remaining: list[tuple[int, int]] = []
-    for start, end in widest:
-        if low < min(start, high):
-            remaining.append((low, min(start, high)))
-        low = max(low, end)
-    return [*remaining, (low, high)] if low < high else remaining
 
 
 async def copy_range(
     connection: Connection,
     topic: str,
     target: str,
-    ranges: Mapping[int, tuple[int, int]],
+    ranges: OffsetRanges,
     *,
     key: bytes | None,
     total: int | None,

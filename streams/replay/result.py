@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from streams.errors import StreamsError
 from streams.log.protocol import Log
+from streams.log.range_reader import OffsetRanges
 from streams.message import Position
 from streams.text import error_text
 
@@ -83,12 +84,7 @@ def count_messages(log: Log, topic: str, partition: int, low: int, high: int) ->
     return None if lag_of_low is None or lag_of_high is None else max(0, lag_of_low - lag_of_high)
 
 
-def total_messages(log: Log, topic: str, ranges: Mapping[int, tuple[int, int]]) -> int | None:
+def total_messages(log: Log, topic: str, ranges: OffsetRanges) -> int | None:
     """Messages in all these ranges; None where the log cannot know."""
-    found = 0
-    for partition, (low, high) in ranges.items():
-        part = count_messages(log, topic, partition, low, high)
-        if part is None:
-            return None
-        found += part
-    return found
+    counts = [count_messages(log, topic, partition, *each) for partition, each in ranges.items()]
+    return None if None in counts else sum(each or 0 for each in counts)

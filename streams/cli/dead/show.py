@@ -17,8 +17,8 @@ from streams.cli.options import AsJson, Url, argument_bytes, open_url
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
+    from streams.log.range_reader import LogRow
     from streams.patterns.deadletters import DeadLetterRows
-    from streams.replay.into_topic import LogRow
 
 
 def show_dead_letter(

@@ -20,6 +20,7 @@ from streams.derived_records import EDITED
 from streams.errors import ConfigError, InvalidValue, NotFound, StreamsError
 from streams.log.appending import append_and_wait
 from streams.log.names import check_group, check_topic, not_found
+from streams.log.range_reader import LogRow
 from streams.log.record_fetcher import RecordFetcher
 from streams.message import Batch, Headers, Record, text
 from streams.parking import floor as parking_floor
@@ -27,7 +28,6 @@ from streams.parking import records as parking_records
 from streams.parking.records import Command, ParkingState, parked_topic
 from streams.patterns.arguments import check_app
 from streams.patterns.deadletters.dead_letter import DeadLetter, read_dead_letter
-from streams.replay.into_topic import LogRow
 from streams.topic import Topic, encode_key
 
 if TYPE_CHECKING:

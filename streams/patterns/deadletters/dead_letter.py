@@ -23,10 +23,10 @@ from streams.derived_records import (
     header_text,
     redrives_of,
 )
+from streams.log.range_reader import LogRow
 from streams.message import Batch, Headers, Message, Position, make_message
 from streams.patterns.deadletters.redriving import source_of
 from streams.processing import Decoding
-from streams.replay.into_topic import LogRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from streams.topic import Topic
 if TYPE_CHECKING:
     from streams.app import Streams
     from streams.log.protocol import Log
-    from streams.replay.into_topic import LogRow
+    from streams.log.range_reader import LogRow
 
 logger = get_logger("streams")
 

@@ -46,8 +46,8 @@ from streams.engine.progress import Range, Snapshot, decode, encode
 from streams.errors import NotFound, StreamsError
 from streams.log.appending import append_and_wait
 from streams.log.protocol import Committed, ensure_topic
+from streams.log.range_reader import CHUNK_BYTES, LogRow, OffsetRange, RangeReader
 from streams.message import ID, REDRIVE, Record
-from streams.replay.into_topic import COPY_BYTES, LogRow, RangeReader
 from streams.text import suggestion
 
 if TYPE_CHECKING:
@@ -206,7 +206,9 @@ class DeadLetterTopic:
 
     def row_at(self, partition: int, offset: int) -> DeadLetterRows:
         """The letter that stands there, whatever was done with it. To be closed."""
-        only = {partition: (offset, offset + 1)} if 0 <= partition < self.partitions else {}
+        only = (
+            {partition: OffsetRange(offset, offset + 1)} if 0 <= partition < self.partitions else {}
+        )
         return DeadLetterRows(self, everything=True, only=only)
 
     def count_waiting(self, matches: RowPredicate | None = None) -> int:
@@ -366,7 +368,7 @@ class DeadLetterTopic:
             if end <= max(first, resolved.position):
                 continue
             rows = RangeReader(
-                self.log, self.name, {partition: (max(first, resolved.position), end)}
+                self.log, self.name, {partition: OffsetRange(max(first, resolved.position), end)}
             )
             try:
                 count += self._resolve_partition(request, rows, partition, resolved, count)
@@ -459,7 +461,7 @@ def _next_chunk(
             chosen.append(row)
             value = row.batch.values[row.index]
             size += len(value or b"")
-        full = len(chosen) >= REDRIVE_CHUNK or len(chosen) == max_rows or size >= COPY_BYTES
+        full = len(chosen) >= REDRIVE_CHUNK or len(chosen) == max_rows or size >= CHUNK_BYTES
         if full or len(passed) >= 20 * REDRIVE_CHUNK:
             return passed, chosen, False
     return passed, chosen, True
@@ -491,20 +493,20 @@ class DeadLetterRows:
         *,
         everything: bool,
         scan_limit: int | None = None,
-        only: dict[int, tuple[int, int]] | None = None,
+        only: dict[int, OffsetRange] | None = None,
     ) -> None:
         self.resolved = topic.resolved()
         self.is_truncated = False
         """There are more, which were not looked at."""
         self._everything = everything
         self._most = scan_limit
-        ranges: dict[int, tuple[int, int]] = {}
+        ranges: dict[int, OffsetRange] = {}
         for partition, each in self.resolved.items():
             first, end = topic.log.watermarks(topic.name, partition)
-            ranges[partition] = (first if everything else max(first, each.position), end)
+            ranges[partition] = OffsetRange(first if everything else max(first, each.position), end)
             if only is not None:
                 low, high = only.get(partition, (0, 0))
-                ranges[partition] = (max(first, low), min(end, high))
+                ranges[partition] = OffsetRange(max(first, low), min(end, high))
         without = {} if everything else {part: each.ranges for part, each in self.resolved.items()}
         self.end_offsets = {partition: end for partition, (_, end) in ranges.items()}
         """By partition, where looking ends."""
