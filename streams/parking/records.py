@@ -77,9 +77,8 @@ import re
 from collections import deque
 from typing import Literal, NamedTuple, get_args
 
-from streams.derived_records import ERROR_PREFIX as ERRORS
-from streams.derived_records import first_failure, header_text, redrives_of
-from streams.message import ID, REDRIVE, Headers, Record
+from streams.derived_records import header_text, redriven_headers
+from streams.message import ID, REDRIVE, Headers, Record, headers_without
 from streams.wire import FIRST_SECOND, LAST_SECOND, parse_float, parse_int
 
 PREFIX = "__streams.parked."
@@ -270,8 +269,8 @@ def command_record(
     :param target: the position of its record.
     :param edited: it, with other bytes, for ``edit``.
     """
-    headers: list[tuple[str, bytes | None]] = [] if edited is None else list(edited.headers)
-    headers = [pair for pair in headers if pair[0] not in (ID, KIND, OWNER, TARGET)]
+    given = () if edited is None else edited.headers
+    headers = headers_without(given, (ID, KIND, OWNER, TARGET))
     headers += [_header(KIND, command), _header(TARGET, target)]
     value = None if edited is None else edited.value
     return Record(value, key, id, headers, partition)
@@ -279,7 +278,7 @@ def command_record(
 
 def message_headers(headers: Headers) -> list[tuple[str, bytes | None]]:
     """A message's own headers: nothing of ours, and not its ID."""
-    return [pair for pair in headers if pair[0] != ID and not pair[0].startswith(PREFIX)]
+    return headers_without(headers, (ID,), PREFIX)
 
 
 class OriginalMessage(NamedTuple):
@@ -301,10 +300,7 @@ def read_original(headers: Headers, *, as_redriven: bool = True) -> OriginalMess
     """
     own = message_headers(headers)
     if as_redriven and header_text(headers, KIND) != "waits":
-        redrive, first = redrives_of(own) + 1, first_failure(own)
-        own = [pair for pair in own if pair[0] != REDRIVE and not pair[0].startswith(ERRORS)]
-        own.append(_header(REDRIVE, redrive))
-        own += first
+        own = redriven_headers(own)
     id = header_text(headers, MESSAGE_ID) or None
     offset = parse_int(header_text(headers, OFFSET), OFFSET_DIGITS)
     when = parse_float(header_text(headers, TIME))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 
-from streams.cancellation import run_in_thread, run_to_completion
+from streams.cancellation import run_in_thread, run_to_completion, wait_for_callback
 from streams.config import Dedup
 from streams.connection import Connection
 from streams.engine.dedup_window import PROCESS_BUDGET
 from streams.errors import LogError, OutcomeUnknown, Unavailable
 from streams.log.range_reader import LogRow, OffsetRanges, RangeReader
-from streams.message import Position, Record, text
+from streams.message import text
+from streams.publisher import AppendResults
 from streams.replay.into_function import ReplayOptions
 from streams.replay.result import FAILURES_KEPT, Failure, ReplayFailed, ReplayResult
 from streams.replay.token_bucket import TokenBucket
@@ -137,7 +139,11 @@ class _CopyRun:
 
     async def _write(self, rows: Sequence[LogRow]) -> None:
         new_rows = self._without_duplicates(rows)
-        answers = await self._append([row.record() for row in new_rows]) if new_rows else ()
+        answers: AppendResults = ()
+        if new_rows:
+            records = [row.record() for row in new_rows]
+            append = self._connection.publisher.append
+            answers = await wait_for_callback(partial(append, self._target, records))
         refused: deque[tuple[LogRow, LogError]] = deque()
         for row, answer in zip(new_rows, answers, strict=True):
             if not isinstance(answer, LogError):
@@ -152,7 +158,7 @@ class _CopyRun:
         for row in rows:
             if row is stop:
                 break
-            self._positions[row.batch.partition] = row.position.offset + 1
+            self._positions[row.batch.partition] = row.offset + 1
         if refused:
             row, error = refused[0]
             failure = self._add_failure(row, error)
@@ -160,27 +166,8 @@ class _CopyRun:
 
     def _add_failure(self, row: LogRow, error: LogError) -> Failure:
         key = row.batch.keys[row.index]
-        failure = Failure(
-            row.position, row.batch.id(row.index), None if key is None else text(key), 1, error
-        )
+        failure = Failure(row.position, row.id, None if key is None else text(key), 1, error)
         self._failed += 1
         if len(self._failures) < FAILURES_KEPT:
             self._failures.append(failure)
         return failure
-
-    async def _append(self, records: Sequence[Record]) -> Sequence[Position | LogError]:
-        loop = asyncio.get_running_loop()
-        answered: asyncio.Future[Sequence[Position | LogError]] = loop.create_future()
-
-        def set_answers(answers: Sequence[Position | LogError]) -> None:
-            if not answered.done():
-                answered.set_result(answers)
-
-        def on_answers(answers: Sequence[Position | LogError]) -> None:
-            try:
-                loop.call_soon_threadsafe(set_answers, answers)
-            except RuntimeError:
-                return  # the loop is closed: nobody waits any more
-
-        self._connection.publisher.append(self._target, records, on_answers)
-        return await answered

@@ -27,7 +27,7 @@ from streams.engine.dispatcher import Delivery
 from streams.errors import LogError
 from streams.log.names import check_topic
 from streams.log.protocol import Assignment, Log, Retention, ensure_topic
-from streams.message import ID, REDRIVE, TIME, Batch, Position, Record
+from streams.message import ID, REDRIVE, TIME, Batch, Position, Record, headers_without
 from streams.processing.job import Outgoing
 from streams.processor import Processor
 from streams.retries.records import LATEST_DUE, entry_record, retry_entry_id
@@ -152,11 +152,7 @@ class DurableAttemptLog:
     def _delayed_copy(self, batch: Batch, index: int, attempt: int, delay: float) -> Outgoing:
         headers = batch.headers(index)
         redrive = redrives_of(headers) + 1
-        own_headers = [
-            (name, value)
-            for name, value in headers
-            if name not in (ID, REDRIVE) and not name.startswith(ERROR_PREFIX)
-        ]
+        own_headers = headers_without(headers, (ID, REDRIVE), ERROR_PREFIX)
         if not any(name == TIME for name, _ in own_headers):
             own_headers.append(
                 (TIME, wire.utc_from_seconds(batch.time(index)).isoformat().encode())

@@ -14,12 +14,11 @@ message stays:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Literal, NamedTuple
 from uuid import uuid4
 
-from streams.message import ID, REDRIVE, SOURCE, Headers, Record, text
+from streams.message import ID, SOURCE, Headers, Record, headers_without, text
 from streams.wire import parse_int
 
 DUE = "streams_delay_due"
@@ -81,7 +80,7 @@ def entry_record(
         headers.append((NULL, b"1"))
     if entry_id is not None and entry_id != record.id:
         headers.append((MESSAGE, _bytes(record.id)))
-    headers += [pair for pair in record.headers if pair[0] not in _OWN_HEADERS]
+    headers += headers_without(record.headers, _OWN_HEADERS)
     return Record(record.value or b"", _bytes(entry_id or record.id), id or str(uuid4()), headers)
 
 
@@ -91,7 +90,7 @@ def parse_entry(key: bytes | None, value: bytes | None, headers: Headers) -> Del
     due, topic = read_due(headers), found.get(TOPIC)
     if key is None or value is None or due is None or topic is None:
         return None
-    own_headers = [pair for pair in headers if pair[0] not in _OWN_HEADERS]
+    own_headers = headers_without(headers, _OWN_HEADERS)
     id = text(found.get(MESSAGE) or key)
     payload = None if found.get(NULL) else value
     return DelayEntry(key, text(topic), due, Record(payload, found.get(KEY), id, own_headers))
@@ -145,13 +144,6 @@ def retry_entry_id(id: str, headers: Headers, redrive: int) -> str:
     identity, so that each attempt has an entry of its own."""
     source = next((text(value) for name, value in headers if name == SOURCE and value), "")
     return f"{id}/{source}/{redrive}" if source else f"{id}/{redrive}"
-
-
-def without_headers(
-    headers: Headers, excluded: Sequence[str] = (ID, REDRIVE)
-) -> list[tuple[str, bytes | None]]:
-    """All headers but some."""
-    return [pair for pair in headers if pair[0] not in excluded]
 
 
 def _bytes(text: str) -> bytes:

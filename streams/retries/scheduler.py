@@ -22,20 +22,19 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from functools import partial
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from typing_extensions import override
 
-from streams import derived_records
-from streams.cancellation import run_in_thread
+from streams.cancellation import run_in_thread, wait_for_callback
 from streams.config import DeadLetters, Dedup, Retry
 from streams.connection import Connection
+from streams.derived_records import dead_letter_record
 from streams.errors import Fatal, InvalidValue, LogError, NotFound, TopicMismatch
 from streams.log.protocol import Assignment, Committed, Log, Retention, TopicInfo, ensure_topic
 from streams.log.record_fetcher import RecordFetcher
-from streams.message import ID, Message, Record, text
+from streams.message import ID, Message, Record, headers_without, text
 from streams.processing.job import Job, Outgoing
 from streams.processor import Processor, ProcessorOptions
 from streams.retries import records, scanning
@@ -600,17 +599,17 @@ class PartitionScheduler:
         self, undeliverable: Sequence[tuple[DueEntry, bytes, BaseException]], rows: dict[int, Any]
     ) -> None:
         """Write dead letters of what cannot be delivered, as it stands in the delay topic."""
-        when = datetime.fromtimestamp(self._clock.time(), timezone.utc).isoformat()
         dead_letters: list[Outgoing] = []
         for entry, key, error in undeliverable:
             position = log_position(entry)
             row = rows[position]
-            position_text = (self._topic, self._partition, self._log.format_offset(position))
-            headers = records.without_headers(row.headers, (ID,))
-            headers += derived_records.error_headers(error, 1, self._topic, position_text, when)
-            logger.warning("%s: cannot be delivered: %s", "/".join(map(str, position_text)), error)
-            id = f"{text(key)}/{position}"
-            dead_letters.append((f"{self._topic}.dead", Record(row.value, key, id, headers)))
+            failed_at = (self._topic, self._partition, self._log.format_offset(position))
+            logger.warning("%s/%d/%s: cannot be delivered: %s", *failed_at, error)
+            headers = headers_without(row.headers, (ID,))
+            record = Record(row.value, key, f"{text(key)}/{position}", headers)
+            now = self._clock.time()
+            dead_letter = dead_letter_record(record, error, 1, self._topic, failed_at, now)
+            dead_letters.append((f"{self._topic}.dead", dead_letter))
         for answer in await self._write(dead_letters):
             if answer is not None:
                 raise LogError(f"{self}: a dead letter was refused: {answer}") from answer
@@ -619,18 +618,7 @@ class PartitionScheduler:
         """Write through outages; per record None, or what it is refused for."""
         if not outgoing:
             return ()
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Sequence[BaseException | None]] = loop.create_future()
-
-        def set_answer(errors: Sequence[BaseException | None]) -> None:
-            if not future.done():
-                future.set_result(errors)
-
-        def on_written(errors: Sequence[BaseException | None]) -> None:
-            self._scheduler.call_on_loop(partial(set_answer, errors))
-
-        self._app.publisher.publish_durably(outgoing, on_written)
-        return await future
+        return await wait_for_callback(partial(self._app.publisher.publish_durably, outgoing))
 
     # -- the floor
 

@@ -22,7 +22,7 @@ from streams.log.appending import append_and_wait
 from streams.log.names import check_group, check_topic, not_found
 from streams.log.range_reader import LogRow
 from streams.log.record_fetcher import RecordFetcher
-from streams.message import Batch, Headers, Record, text
+from streams.message import Batch, Headers, Record, headers_without, text
 from streams.parking import floor as parking_floor
 from streams.parking import records as parking_records
 from streams.parking.records import Command, ParkingState, parked_topic
@@ -143,7 +143,7 @@ class ClosedKeyReader:
         """
         edited = None
         if command == "edit":
-            headers = [pair for pair in head.record.headers if pair[0] != EDITED]
+            headers = headers_without(head.record.headers, (EDITED,))
             edited = Record(value, head.key, "", [*headers, (EDITED, b"1")])
         id = f"{command}/{uuid4().hex}"
         record = parking_records.command_record(

@@ -24,7 +24,7 @@ from streams.derived_records import (
     redrives_of,
 )
 from streams.log.range_reader import LogRow
-from streams.message import Batch, Headers, Message, Position, make_message
+from streams.message import Batch, Headers, Message, Position, headers_without, make_message
 from streams.patterns.deadletters.redriving import source_of
 from streams.processing import Decoding
 
@@ -139,7 +139,7 @@ def _original_message(
         offset_text = None
     if not offset_text:
         topic, offset = topic or batch.topic, batch.offsets[index]
-    own_headers = [pair for pair in headers if not pair[0].startswith(ERROR_PREFIX)]
+    own_headers = headers_without(headers, prefix=ERROR_PREFIX)
     value = batch.values[index]
     original = Batch(
         topic or batch.topic,

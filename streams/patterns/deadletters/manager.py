@@ -10,17 +10,16 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Callable, Collection
-from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from streams.cancellation import run_in_thread, run_to_completion
 from streams.config import DeadLetters
-from streams.derived_records import ERROR_PREFIX, error_headers
+from streams.derived_records import ERROR_PREFIX, dead_letter_record
 from streams.errors import ConfigError, InvalidValue, NotFound, Reject
 from streams.log.names import check_group, check_topic
 from streams.log.protocol import ensure_topic
-from streams.message import ID, Message, Position, Record
+from streams.message import ID, Message, Position, Record, headers_without
 from streams.patterns.arguments import check_app, check_callable
 from streams.patterns.deadletters.dead_letter import DeadLetter, read_dead_letter
 from streams.patterns.deadletters.redriving import SCAN_LIMIT, DeadLetterTopic, source_of
@@ -86,14 +85,11 @@ class DeadLetterManager:
         if not isinstance(error, BaseException):
             raise ConfigError(f"move_to_dead_letter(error={error!r}): an exception, or a text")
         record, attempts, failed_at = self._dead_letter_record(message, topic)
-        when = datetime.fromtimestamp(self._app.clock.time(), timezone.utc).isoformat()
-        own_headers = [pair for pair in record.headers if not pair[0].startswith(ERROR_PREFIX)]
-        record.headers = [
-            *own_headers,
-            *error_headers(error, attempts, group or "", failed_at, when),
-        ]
+        record.headers = headers_without(record.headers, prefix=ERROR_PREFIX)
+        now = self._app.clock.time()
+        dead_letter = dead_letter_record(record, error, attempts, group or "", failed_at, now)
         await run_in_thread(self._ensure_topic, topic)
-        return await self._app.publisher.publish(self.name, record)
+        return await self._app.publisher.publish(self.name, dead_letter)
 
     async def get_dead_letters(
         self, limit: int = 100, *, filter: Filter | None = None, everything: bool = False
@@ -287,7 +283,7 @@ class DeadLetterManager:
     def _encode_edit(self, row: LogRow, value: Any) -> bytes:
         if isinstance(value, bytes):
             return value
-        topic, _ = source_of(row.batch.headers(row.index))
+        topic, _ = source_of(row.headers)
         declared = self._app.topics.get(topic or "")
         if declared is None:
             raise ConfigError(
@@ -361,7 +357,7 @@ class DeadLetterManager:
     def _destination(self, row: LogRow) -> str:
         """The retry topic of a letter's group. A header alone says nothing: the app declares the
         topic, and its name is made here."""
-        topic, group = source_of(row.batch.headers(row.index))
+        topic, group = source_of(row.headers)
         group = group or (None if topic is None else self._group_of(topic))
         if topic is None or group is None:
             missing = "topic" if topic is None else "group"
@@ -404,7 +400,7 @@ class DeadLetterManager:
         show = self._app.log.format_offset
         failed_at = (message.topic or topic, message.partition, show(message.offset))
         raw = message.raw
-        headers = [pair for pair in raw.headers if pair[0] != ID]
+        headers = headers_without(raw.headers, (ID,))
         if raw.value is None and message.value is not None:  # made by hand
             record = self._encode_value(topic, message.value, key=raw.key, id=message.id)
             record.headers = [*headers, *record.headers]

@@ -36,18 +36,16 @@ from streams.config import RETRY_PARTITIONS, DeadLetters
 from streams.derived_records import (
     EDITED,
     ERROR_GROUP,
-    ERROR_PREFIX,
     ERROR_TOPIC,
-    first_failure,
     header_text,
-    redrives_of,
+    redriven_headers,
 )
 from streams.engine.progress import Range, Snapshot, decode, encode
 from streams.errors import NotFound, StreamsError
 from streams.log.appending import append_and_wait
 from streams.log.protocol import Committed, ensure_topic
 from streams.log.range_reader import CHUNK_BYTES, LogRow, OffsetRange, RangeReader
-from streams.message import ID, REDRIVE, Record
+from streams.message import Record, headers_without
 from streams.text import suggestion
 
 if TYPE_CHECKING:
@@ -262,7 +260,7 @@ class DeadLetterTopic:
         for partition, offset in found:
             end_offsets[partition] = max(end_offsets.get(partition, 0), offset + 1)
         return Selection(
-            lambda row: (row.batch.partition, row.batch.offsets[row.index]) in found,
+            lambda row: (row.batch.partition, row.offset) in found,
             len(found),
             end_offsets,
         )
@@ -295,9 +293,9 @@ class DeadLetterTopic:
         rows = self.rows(scan_limit=None)
         try:
             for row in rows:
-                id = row.batch.id(row.index)
+                id = row.id
                 if id in ids and is_of_source(row):
-                    found.add((row.batch.partition, row.batch.offsets[row.index]))
+                    found.add((row.batch.partition, row.offset))
                     missing.discard(id)
         finally:
             rows.close()
@@ -306,9 +304,7 @@ class DeadLetterTopic:
         name = min(missing)
         everything = self.rows(everything=True, scan_limit=None)
         try:
-            is_resolved = any(
-                row.batch.id(row.index) == name and is_of_source(row) for row in everything
-            )
+            is_resolved = any(row.id == name and is_of_source(row) for row in everything)
         finally:
             everything.close()
         what = _already_resolved(name) if is_resolved else f"there is no letter {name!r}"
@@ -454,13 +450,12 @@ def _next_chunk(
     chosen: list[LogRow] = []
     size = 0
     for row in rows:
-        offset = row.batch.offsets[row.index]
+        offset = row.offset
         takes = offset not in resolved and (matches is None or matches(row))
         passed.append((offset, takes))
         if takes:
             chosen.append(row)
-            value = row.batch.values[row.index]
-            size += len(value or b"")
+            size += len(row.value or b"")
         full = len(chosen) >= REDRIVE_CHUNK or len(chosen) == max_rows or size >= CHUNK_BYTES
         if full or len(passed) >= 20 * REDRIVE_CHUNK:
             return passed, chosen, False
@@ -522,7 +517,7 @@ class DeadLetterRows:
 
     def is_waiting(self, row: LogRow) -> bool:
         """Nobody dealt with it yet."""
-        return row.batch.offsets[row.index] not in self.resolved[row.batch.partition]
+        return row.offset not in self.resolved[row.batch.partition]
 
     def close(self) -> None:
         """Give back what reading holds."""
@@ -577,17 +572,8 @@ def redriven_record(row: LogRow, edited: bytes | None = None) -> Record:
 
     :param edited: the value that it is to have.
     """
-    batch, index = row.batch, row.index
-    headers = batch.headers(index)
-    new_headers: list[tuple[str, bytes | None]] = [
-        (name, value)
-        for name, value in headers
-        if name not in (ID, REDRIVE) and not name.startswith(ERROR_PREFIX)
-    ]
-    new_headers.append((REDRIVE, str(redrives_of(headers) + 1).encode()))
-    new_headers += first_failure(headers)
-    value = batch.values[index]
+    headers = redriven_headers(row.headers)
     if edited is not None:
-        value = edited
-        new_headers = [*(pair for pair in new_headers if pair[0] != EDITED), (EDITED, b"1")]
-    return Record(value, batch.keys[index], batch.id(index), new_headers)
+        headers = [*headers_without(headers, (EDITED,)), (EDITED, b"1")]
+    value = row.value if edited is None else edited
+    return Record(value, row.batch.keys[row.index], row.id, headers)
