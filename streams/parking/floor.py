@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from streams.parking.records import ParkingRecord, is_possible_epoch, parse_record
+from streams.parking.records import is_possible_epoch
 from streams.text import get_logger
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
-    from streams.message import Batch
 
 logger = get_logger("streams.dead")
 
@@ -41,13 +40,3 @@ def read_floor(log: Log, name: str, partition: int) -> tuple[int, int, str]:
         )  # fmt: skip
         return first, end, ""
     return committed.position, end, committed.progress
-
-
-def parse_records(batch: Batch) -> list[tuple[int, bytes | None, ParkingRecord]]:
-    """What a batch says: where it stands, of which key, and what it is."""
-    parsed = []
-    for index, position in enumerate(batch.offsets):
-        record = parse_record(batch.headers(index))
-        if record is not None:
-            parsed.append((position, batch.keys[index], record))
-    return parsed

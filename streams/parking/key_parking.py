@@ -30,8 +30,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from streams.connection import Connection
@@ -40,12 +39,14 @@ from streams.engine.dispatcher import Delivery, PartitionState
 from streams.engine.progress import FetchedBatch
 from streams.errors import LogError, OutcomeUnknown, TopicMismatch, Unavailable
 from streams.log.appending import append_and_wait
+from streams.log.floor import ensure_topic_with_floor
 from streams.log.names import check_topic
 from streams.log.protocol import Assignment, Committed, Log, Retention, ensure_topic
+from streams.log.range_reader import read_batches
 from streams.log.record_fetcher import FetchedRow, RecordFetcher
 from streams.message import UNREADABLE, Batch, Record
-from streams.parking import floor as parking_floor
-from streams.parking import records as parking_records
+from streams.parking import records
+from streams.parking.floor import read_floor
 from streams.parking.records import ParkedQueue, ParkingState, parked_topic
 from streams.processing.job import Outgoing, ParkDecision
 from streams.processor import Processor
@@ -64,9 +65,6 @@ FETCH_LIMIT = 1_000
 
 FETCH_BYTES = 4 << 20
 """Their bytes, at most; a single larger one is fetched alone."""
-
-READ_LIMIT = 1_000
-"""Records read at once, at most."""
 
 READ_INTERVAL = 0.25
 """Real seconds between two looks at what was said, while keys are closed."""
@@ -139,17 +137,19 @@ class DurableKeyParking:
 
     def begin(self, assignment: Assignment, state: PartitionState) -> None:
         """From now on its messages are handled."""
-        partition = self._partitions.get((assignment.topic, assignment.partition))
-        if partition is not None and partition.assignment is assignment:
+        partition = self._owned(assignment)
+        if partition is not None:
             partition.partition_state = state
 
     def release(self, assignments: Sequence[Assignment]) -> None:
         """These are given up or lost."""
         for each in assignments:
-            partition = (each.topic, each.partition)
-            parking = self._partitions.get(partition)
-            if parking is not None and parking.assignment is each:
-                del self._partitions[partition]
+            if self._owned(each) is not None:
+                del self._partitions[each.topic, each.partition]
+
+    def _owned(self, assignment: Assignment) -> PartitionParking | None:
+        partition = self._partitions.get((assignment.topic, assignment.partition))
+        return partition if partition is not None and partition.assignment is assignment else None
 
     def take_returned(self) -> Sequence[FetchedBatch]:
         """Read on, and fetch what is to be handled."""
@@ -159,16 +159,12 @@ class DurableKeyParking:
 
     def is_confirmed(self, assignment: Assignment) -> bool:
         """All that was parked of a partition was read back, so that it may be committed."""
-        partition = self._partitions.get((assignment.topic, assignment.partition))
-        if partition is None or partition.assignment is not assignment:
-            return True
+        partition = self._owned(assignment)
         try:
-            return partition.is_confirmed()
+            return partition is None or partition.is_confirmed()
         except LogError as error:
             # Nothing is lost by it: the position waits until the log answers.
-            logger.warning(
-                "%s/%d: cannot be read back: %s", partition.name, partition.partition, error
-            )
+            logger.warning("%s: cannot be read back: %s", partition, error)
             return False
 
     def replaced_epochs(self) -> Sequence[tuple[Assignment, float]]:
@@ -181,11 +177,8 @@ class DurableKeyParking:
             count, last = self._replacements.get(partition, (0, 0.0))
             count = count + 1 if now - last < REPLACEMENT_MEMORY else 1
             self._replacements[partition] = (count, now)
-            pause = (
-                0.0
-                if count == 1
-                else min(REPLACEMENT_MEMORY / 2, RESTART_PAUSE * 2.0 ** min(count - 2, 10))
-            )
+            longest = 0.0 if count == 1 else REPLACEMENT_MEMORY / 2
+            pause = min(longest, RESTART_PAUSE * 2.0 ** min(count - 2, 10))
             logger.error(
                 "%s/%d: %s; begins again at the committed position%s",
                 parking.name, parking.partition, parking.ended_reason,
@@ -196,10 +189,8 @@ class DurableKeyParking:
 
     def contested(self) -> int:
         """How many partitions somebody else wrote to as their owner of late (any thread)."""
-        now = time.monotonic()
-        return sum(
-            1 for _, last in list(self._replacements.values()) if now - last < REPLACEMENT_MEMORY
-        )
+        since = time.monotonic() - REPLACEMENT_MEMORY
+        return sum(last > since for _, last in list(self._replacements.values()))
 
     def unfinished(self) -> str:
         """What keeps it from being at rest, in words (any thread)."""
@@ -250,7 +241,7 @@ class DurableKeyParking:
         partition, key = self._partition_of(delivery), fetched.keys[index]
         if partition is None or key is None:
             raise Unavailable(f"{fetched.batch.topic}: not owned any more")
-        return partition.name, parking_records.done_record(
+        return partition.name, records.done_record(
             partition.epoch, partition.partition, fetched.batch.offsets[index], key
         )
 
@@ -277,21 +268,17 @@ class DurableKeyParking:
     def _partition_of(self, delivery: Delivery) -> PartitionParking | None:
         batch = delivery[0].batch
         partition = self._partitions.get((batch.topic, batch.partition))
-        return (
-            partition
-            if partition is not None and partition.partition_state is delivery[0].state
-            else None
-        )
+        current = partition is not None and partition.partition_state is delivery[0].state
+        return partition if current else None
 
 
-@dataclass(frozen=True, slots=True)
-class _ReturnCandidate:
+class _Candidate(NamedTuple):
     """A message that is to be fetched and handled."""
 
     key: bytes
     queue: ParkedQueue
     generation: int
-    source: int
+    source_offset: int
     position: int
 
 
@@ -331,6 +318,9 @@ class PartitionParking:
         """Source offsets whose records are confirmed, and were not read back."""
         self._missing_since: float | None = None
 
+    def __str__(self) -> str:
+        return f"{self.name}/{self.partition}"
+
     # -- the poller's side
 
     def open_epoch(
@@ -341,54 +331,48 @@ class PartitionParking:
         :raises Unavailable: somebody else has opened one meanwhile, or the log is out of reach.
         """
         log, name, partition = self._log, self.name, self.partition
-        start, end, in_force = parking_floor.read_floor(log, name, partition)
+        start, end, in_force = read_floor(log, name, partition)
         self.state = ParkingState(in_force, keep_from=position)
         if in_force:
             self.state.epochs.append((start - 1, in_force))
         self._read_end = self._committed_floor = start
         self._read_to(end, keep_alive)
-        owner_name = uuid4().hex
-        opening = parking_records.owner_record(
-            owner_name, self.state.epoch, partition, after_reset=after_reset
-        )
+        owner, replaces = uuid4().hex, self.state.epoch
+        opening = records.owner_record(owner, replaces, partition, after_reset=after_reset)
         (answer,) = append_and_wait(log, name, [opening], keep_alive)
         if isinstance(answer, OutcomeUnknown):
             raise Unavailable(str(answer)) from answer
         if isinstance(answer, LogError):
             raise answer
-        self.epoch = parking_records.epoch_name(answer.offset, owner_name)
+        self.epoch = records.epoch_name(answer.offset, owner)
         self._read_to(answer.offset + 1, keep_alive)
         if self.state.epoch != self.epoch:
             # Whoever it was owns the partition now, or is to be replaced at the next try. Which
             # of the two, the log says when it is asked for the partition again.
             raise Unavailable(
-                f"{name}/{partition}: another owner record was written between looking and writing"
+                f"{self}: another owner record was written between looking and writing"
             )
         if self.state.keys:
-            logger.info("%s/%d: %d keys are closed", name, partition, len(self.state.keys))
+            logger.info("%s: %d keys are closed", self, len(self.state.keys))
 
     def _read_to(self, end: int, keep_alive: Callable[[], None] = lambda: None) -> None:
         """Read up to a position."""
         if self._read_end >= end:
             return
         state, refused = self.state, self.state.refused_owners
-        reader = self._log.reader(self.name, self.partition, self._read_end, end)
-        try:
-            while (batch := reader.read(READ_LIMIT)) is not None:
-                keep_alive()
-                records = parking_floor.parse_records(batch)
-                with self._lock:
-                    for record in records:
-                        state.apply(*record)
-                self._read_end = batch.offsets[-1] + 1
-            self._read_end = end
-        finally:
-            reader.close()
+        for batch in read_batches(self._log, self.name, self.partition, self._read_end, end):
+            keep_alive()
+            parsed = records.parse_batch(batch)
+            with self._lock:
+                for record in parsed:
+                    state.apply(*record)
+            self._read_end = batch.offsets[-1] + 1
+        self._read_end = end
         if state.refused_owners > refused and self.epoch:
             logger.warning(
-                "%s/%d: an owner record counts for nobody: a former owner wrote it late, or a "
+                "%s: an owner record counts for nobody: a former owner wrote it late, or a "
                 "worker of an older release runs beside this one, or a stranger wrote it",
-                self.name, self.partition,
+                self,
             )  # fmt: skip
         if self.epoch and state.epoch != self.epoch and not self.ended_reason:
             self.ended_reason = "another owner record has replaced this owner's"
@@ -446,8 +430,8 @@ class PartitionParking:
             and self._read_end < self._log.watermarks(self.name, self.partition)[1]
         )
 
-    def _return_candidates(self) -> list[_ReturnCandidate]:
-        candidates: list[_ReturnCandidate] = []
+    def _return_candidates(self) -> list[_Candidate]:
+        candidates: list[_Candidate] = []
         with self._lock:
             for key, queue in self.state.returning.items():
                 if queue.handed_out:
@@ -456,11 +440,8 @@ class PartitionParking:
                     position = queue.position_of(index)
                     if position < 0:
                         break
-                    candidates.append(
-                        _ReturnCandidate(
-                            key, queue, queue.generation, queue.source_offsets[index], position
-                        )
-                    )
+                    offset = queue.source_offsets[index]
+                    candidates.append(_Candidate(key, queue, queue.generation, offset, position))
                 if len(candidates) >= FETCH_LIMIT:
                     break
         return candidates
@@ -470,10 +451,8 @@ class PartitionParking:
         partition_state, candidates = self.partition_state, self._return_candidates()
         if partition_state is None or not candidates:
             return None
-        rows, _ = self._fetcher.fetch(
-            sorted(candidate.position for candidate in candidates), FETCH_BYTES
-        )
-        chosen: list[tuple[_ReturnCandidate, FetchedRow]] = []
+        rows, _ = self._fetcher.fetch(sorted(each.position for each in candidates), FETCH_BYTES)
+        chosen: list[tuple[_Candidate, FetchedRow]] = []
         skipped_keys: set[bytes] = set()
         with self._lock:
             for candidate in candidates:
@@ -485,7 +464,7 @@ class PartitionParking:
                     queue.generation != candidate.generation
                     or candidate.position not in rows
                     or handed_out >= len(queue)
-                    or queue.source_offsets[handed_out] != candidate.source
+                    or queue.source_offsets[handed_out] != candidate.source_offset
                 ):
                     skipped_keys.add(candidate.key)
                     continue
@@ -499,21 +478,21 @@ class PartitionParking:
                 chosen.append((candidate, row))
         return self._returned_batch(partition_state, chosen) if chosen else None
 
-    def _message_deleted(self, candidate: _ReturnCandidate) -> None:
+    def _message_deleted(self, candidate: _Candidate) -> None:
         logger.error(
-            "%s/%d: the message parked at %s was deleted before it was handled",
-            self.name, self.partition, self._log.format_offset(candidate.position),
+            "%s: the message parked at %s was deleted before it was handled",
+            self, self._log.format_offset(candidate.position),
         )  # fmt: skip
-        self.state.remove_handled(candidate.key, candidate.source)
+        self.state.remove_handled(candidate.key, candidate.source_offset)
 
     def _returned_batch(
-        self, partition_state: PartitionState, chosen: Sequence[tuple[_ReturnCandidate, FetchedRow]]
+        self, partition_state: PartitionState, chosen: Sequence[tuple[_Candidate, FetchedRow]]
     ) -> FetchedBatch:
-        found = [parking_records.read_original(row.headers) for _, row in chosen]
+        found = [records.read_original(row.headers) for _, row in chosen]
         batch = Batch(
             self.assignment.topic,
             self.partition,
-            [each.source for each, _ in chosen],
+            [each.source_offset for each, _ in chosen],
             [each.key for each, _ in chosen],
             [row.value for _, row in chosen],
             [each.id for each in found],
@@ -567,9 +546,9 @@ class PartitionParking:
             self.state.expect_record(key, offset, dead=False)
             self._unconfirmed.add(offset)
         batch = fetched.batch
-        headers = parking_records.message_headers(batch.headers(index))
+        headers = records.message_headers(batch.headers(index))
         record = Record(batch.values[index], key, batch.id(index), headers)
-        entry = parking_records.parked_record(
+        entry = records.parked_record(
             "waits", self.epoch, self.partition, offset, record, batch.time(index)
         )
         return ParkDecision((self.name, entry))
@@ -604,7 +583,7 @@ class PartitionParking:
                 self._check_limit(queue)
                 self.state.expect_record(key, offset, dead=True)
                 self._unconfirmed.add(offset)
-        entry = parking_records.parked_record(
+        entry = records.parked_record(
             "dead", self.epoch, self.partition, offset, dead_letter[1], batch.time(index)
         )
         return self.name, entry
@@ -616,9 +595,8 @@ class PartitionParking:
             self._limit_reported = False
             return
         complaint = (
-            f"{self.name}/{self.partition} holds {PARKED_LIMIT} messages of closed keys: retry or "
-            "drop the "
-            "dead ones, see streams dead keys"
+            f"{self} holds {PARKED_LIMIT} messages of closed keys: retry or drop the dead ones, "
+            "see streams dead keys"
         )
         if not self._limit_reported:
             logger.error("%s; until then their keys wait where they are", complaint)
@@ -663,19 +641,13 @@ def ensure_parked_topic(log: Log, name: str, partitions: int, source: str) -> No
 
     :raises TopicMismatch: it has not as many partitions as its source.
     """
-    capabilities = log.capabilities
-    info = ensure_topic(log, name, partitions, config=capabilities.dead_letter_config)
+    info = ensure_topic(log, name, partitions, config=log.capabilities.dead_letter_config)
     if info.partitions != partitions:
         raise TopicMismatch(
             f"topic {name!r} has {info.partitions} partitions, but {source!r}, whose closed keys "
             f"it holds, has {partitions}; give it as many"
         )
-    if not log.committed(name, name):  # before anything may be trimmed
-        log.initialize_offsets(
-            name, name, {number: log.watermarks(name, number)[0] for number in range(partitions)}
-        )
-    if not capabilities.compacted_config and info.retention != PARKED_RETENTION:
-        log.create_topic(name, partitions, PARKED_RETENTION)
+    ensure_topic_with_floor(log, name, partitions, name, PARKED_RETENTION, compacted=False)
 
 
 def _unreadable_reasons(rows: Sequence[FetchedRow]) -> dict[int, str]:
@@ -686,6 +658,6 @@ def _unreadable_reasons(rows: Sequence[FetchedRow]) -> dict[int, str]:
     found: dict[int, str] = {}
     for index, row in enumerate(rows):
         why = header_text(row.headers, UNREADABLE)
-        if why is not None and header_text(row.headers, parking_records.KIND) == "waits":
+        if why is not None and header_text(row.headers, records.KIND) == "waits":
             found[index] = why
     return found

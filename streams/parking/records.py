@@ -78,7 +78,7 @@ from collections import deque
 from typing import Literal, NamedTuple, get_args
 
 from streams.derived_records import header_text, redriven_headers
-from streams.message import ID, REDRIVE, Headers, Record, headers_without
+from streams.message import ID, REDRIVE, Batch, Headers, Record, headers_without
 from streams.wire import FIRST_SECOND, LAST_SECOND, parse_float, parse_int
 
 PREFIX = "__streams.parked."
@@ -93,9 +93,6 @@ TARGET = PREFIX + "of"
 AFTER_RESET = PREFIX + "fresh"
 
 RecordKind = Literal["owner", "dead", "waits", "done", "retry", "edit", "drop"]
-
-_OFFSET_DIGITS = 39
-"""Those of Redis have 128 bits."""
 
 Command = Literal["retry", "edit", "drop"]
 
@@ -173,6 +170,16 @@ def parse_record(headers: Headers) -> ParkingRecord | None:
         found.get(AFTER_RESET) == b"1",
         replaces,
     )
+
+
+def parse_batch(batch: Batch) -> list[tuple[int, bytes | None, ParkingRecord]]:
+    """What the records of a batch say: the position and the key of each, and what it is."""
+    parsed = []
+    for index, position in enumerate(batch.offsets):
+        record = parse_record(batch.headers(index))
+        if record is not None:
+            parsed.append((position, batch.keys[index], record))
+    return parsed
 
 
 def _parse_token(value: bytes | None) -> str:

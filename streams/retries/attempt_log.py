@@ -19,7 +19,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from streams import wire
 from streams.derived_records import ERROR_ATTEMPTS, ERROR_PREFIX, ORIGIN, attempts_of, redrives_of
@@ -27,11 +28,12 @@ from streams.engine.dispatcher import Delivery
 from streams.errors import LogError
 from streams.log.names import check_topic
 from streams.log.protocol import Assignment, Log, Retention, ensure_topic
+from streams.log.range_reader import read_batches
 from streams.message import ID, REDRIVE, TIME, Batch, Position, Record, headers_without
 from streams.processing.job import Outgoing
 from streams.processor import Processor
 from streams.retries.records import LATEST_DUE, entry_record, retry_entry_id
-from streams.retries.scheduler import DeclaringConnection, DelayScheduler, declare_scheduler
+from streams.retries.scheduler import DeclaringConnection, declare_scheduler
 from streams.text import get_logger
 
 logger = get_logger("streams.delay")
@@ -56,6 +58,17 @@ def delay_topic(topic: str, group: str) -> str:
     return f"{topic}.{group}.delay"
 
 
+class _Topics(NamedTuple):
+    """What belongs to a topic that is read."""
+
+    delay: str
+    """Where its messages wait."""
+    retry: str
+    """Through which they come back."""
+    attempts: str
+    """Where their attempts are noted."""
+
+
 class DurableAttemptLog:
     """See :class:`streams.processing.job.ManagedAttemptLog`.
 
@@ -67,55 +80,40 @@ class DurableAttemptLog:
         self._app = app
         self._group = group = processor.group
         self._unordered = not options.retry.in_order
-        self._delay_topics: dict[str, str] = {}
-        """The delay topic, by the topic read."""
-        self._retry_topics: dict[str, str] = {}
-        """The topic through which messages come back, by the topic read."""
-        self._attempt_topics: dict[str, str] = {}
-        """The topic of notes, by the topic read."""
-        self._restored_attempts: dict[tuple[str, int, int], int] = {}
-        """Attempts of messages of a partition's former owner, by place."""
-        self.schedulers: dict[str, DelayScheduler] = {}
-        """Who keeps the delay topic, by source topic."""
-        for source in options.topics:
-            delay = check_topic(delay_topic(source.name, group))
-            retry = options.dead_letters.retry(source.name, group)
-            for name in (source.name, retry):
-                self._delay_topics[name], self._retry_topics[name] = delay, retry
-                self._attempt_topics[name] = check_topic(f"{source.name}.{group}.attempts")
-            scheduler = self.schedulers[source.name] = declare_scheduler(
-                app,
-                delay,
-                _partition_count_of(source.name),
-                {source.name, retry}.__contains__,
-                PENDING_LIMIT,
+        self._sources = processor.topics
+        self._topics: dict[str, _Topics] = {}
+        """By the topic read."""
+        self._restored_attempts: dict[Position, int] = {}
+        """Attempts of messages of a partition's former owner."""
+        for source in self._sources:
+            topics = _Topics(
+                check_topic(delay_topic(source, group)),
+                options.dead_letters.retry(source, group),
+                check_topic(f"{source}.{group}.attempts"),
             )
-            if scheduler.processor is not None:
-                processor.helpers.append(scheduler.processor)
+            self._topics[source] = self._topics[topics.retry] = topics
+            allowed = {source, topics.retry}.__contains__
+            count = partial(_partition_count, source)
+            scheduler = declare_scheduler(app, topics.delay, count, allowed, PENDING_LIMIT)
+            processor.helpers.append(scheduler)
 
     def prepare(self, log: Log) -> None:
         """Create the topics of notes, and those through which messages come back, each with as
         many partitions as its source: as many members can share the work; blocks."""
-        for topic in self.schedulers:
-            count = log.topic(topic).partitions
-            ensure_topic(
-                log, self._attempt_topics[topic], count, Retention(seconds=ATTEMPTS_RETENTION)
-            )
-            ensure_topic(
-                log, self._retry_topics[topic], count, config=log.capabilities.dead_letter_config
-            )
+        for source in self._sources:
+            count, topics = log.topic(source).partitions, self._topics[source]
+            ensure_topic(log, topics.attempts, count, Retention(seconds=ATTEMPTS_RETENTION))
+            ensure_topic(log, topics.retry, count, config=log.capabilities.dead_letter_config)
 
     # -- asked by the executor
 
     def failed_attempts(self, batch: Batch, index: int) -> int:
         """How often a message that was just taken up failed before."""
         if self._restored_attempts:
-            restored = self._restored_attempts.get(
-                (batch.topic, batch.partition, batch.offsets[index])
-            )
+            restored = self._restored_attempts.get(_position(batch, index))
             if restored is not None:
                 return restored
-        return 0 if batch.topic in self.schedulers else attempts_of(batch.headers(index))
+        return 0 if batch.topic in self._sources else attempts_of(batch.headers(index))
 
     def record_failure(
         self, delivery: Delivery, attempt: int, delay: float
@@ -126,7 +124,7 @@ class DurableAttemptLog:
             return self._delayed_copy(batch, index, attempt, delay), self._attempt_record(
                 batch, index, DELAYED
             )
-        position = (batch.topic, batch.partition, batch.offsets[index])
+        position = _position(batch, index)
         if self._restored_attempts.get(position) or attempts_of(batch.headers(index)):
             self._restored_attempts[position] = 0  # from now on it is part of the work
         return None, self._attempt_record(batch, index, attempt)
@@ -134,30 +132,25 @@ class DurableAttemptLog:
     def is_delayed(self, batch: Batch, index: int) -> bool:
         """The message waits in the delay topic, or did."""
         restored = self._restored_attempts
-        if not restored:
-            return False
-        return restored.get((batch.topic, batch.partition, batch.offsets[index])) == DELAYED
+        return bool(restored) and restored.get(_position(batch, index)) == DELAYED
 
     def nothing_recorded(self, batch: Batch) -> bool:
         """Nothing is noted, and the headers of these hold no count."""
-        return not self._restored_attempts and batch.topic in self.schedulers
+        return not self._restored_attempts and batch.topic in self._sources
 
     def _attempt_record(self, batch: Batch, index: int, attempt: int) -> Outgoing:
-        name = str(Position(batch.topic, batch.partition, batch.offsets[index]))
-        record = Record(
-            str(attempt).encode(), name.encode(), f"{name}/{attempt}", (), batch.partition
-        )
-        return self._attempt_topics[batch.topic], record
+        name, count = str(_position(batch, index)), str(attempt).encode()
+        record = Record(count, name.encode(), f"{name}/{attempt}", (), batch.partition)
+        return self._topics[batch.topic].attempts, record
 
     def _delayed_copy(self, batch: Batch, index: int, attempt: int, delay: float) -> Outgoing:
         headers = batch.headers(index)
         redrive = redrives_of(headers) + 1
         own_headers = headers_without(headers, (ID, REDRIVE), ERROR_PREFIX)
         if not any(name == TIME for name, _ in own_headers):
-            own_headers.append(
-                (TIME, wire.utc_from_seconds(batch.time(index)).isoformat().encode())
-            )
-        if batch.topic in self.schedulers and not any(name == ORIGIN for name, _ in own_headers):
+            time = wire.utc_from_seconds(batch.time(index))
+            own_headers.append((TIME, time.isoformat().encode()))
+        if batch.topic in self._sources and not any(name == ORIGIN for name, _ in own_headers):
             origin = f"{batch.topic}/{batch.partition}/{batch.offset(index)}"
             own_headers.append((ORIGIN, origin.encode()))
         own_headers += [(REDRIVE, str(redrive).encode()), (ERROR_ATTEMPTS, str(attempt).encode())]
@@ -165,9 +158,8 @@ class DurableAttemptLog:
         record = Record(batch.values[index], batch.keys[index], id, own_headers)
         due = min(math.ceil((self._app.clock.time() + delay) * 1000), LATEST_DUE)
         known = retry_entry_id(id, headers, redrive)
-        retry_topic = self._retry_topics[batch.topic]
-        copy = entry_record(record, retry_topic, due, entry_id=known, id=f"{known}/{self._group}")
-        return self._delay_topics[batch.topic], copy
+        topics, entry = self._topics[batch.topic], f"{known}/{self._group}"
+        return topics.delay, entry_record(record, topics.retry, due, entry_id=known, id=entry)
 
     # -- told by the poller
 
@@ -189,12 +181,8 @@ class DurableAttemptLog:
     def revoked(self, assignments: Sequence[Assignment]) -> None:
         """Forget what was noted of these."""
         revoked = {(each.topic, each.partition) for each in assignments}
-        remaining = {
-            position: n
-            for position, n in self._restored_attempts.items()
-            if position[:2] not in revoked
-        }
-        self._restored_attempts = remaining
+        restored = self._restored_attempts.items()
+        self._restored_attempts = {each: n for each, n in restored if each[:2] not in revoked}
 
     def unfinished(self) -> str:
         """Nothing happens here by itself."""
@@ -205,44 +193,32 @@ class DurableAttemptLog:
 
     def _restore_attempts(self, assignment: Assignment) -> None:
         log, topic, partition = self._app.log, assignment.topic, assignment.partition
-        attempt_topic = self._attempt_topics[topic]
+        attempt_topic = self._topics[topic].attempts
         if partition >= log.topic(attempt_topic).partitions:
             return
         first, end = log.watermarks(attempt_topic, partition)
         _, last = log.watermarks(topic, partition)
-        if first >= end or assignment.position >= last:
+        if first >= end:
             return
-        source_reader = log.reader(topic, partition, assignment.position, last)
-        try:
-            oldest = source_reader.read(1)
-        finally:
-            source_reader.close()
+        oldest = next(read_batches(log, topic, partition, assignment.position, last, 1), None)
         if oldest is None:
             return
-        start = max(
-            first, log.offset_for_time(attempt_topic, partition, oldest.time(0) - CLOCK_SKEW)
-        )
-        if start >= end:
-            return
-        reader = log.reader(attempt_topic, partition, start, end)
-        restored: dict[tuple[str, int, int], int] = {}
-        try:
-            while (batch := reader.read(1_000)) is not None:
-                for key, value in zip(batch.keys, batch.values, strict=True):
-                    position = wire.parse_position(key)
-                    if (
-                        position is None
-                        or position[0] != topic
-                        or position[2] < assignment.position
-                    ):
-                        continue
-                    attempts = wire.parse_int(value)
-                    if attempts is not None and attempts <= DELAYED:
-                        restored[position] = max(restored.get(position, 0), attempts)
-        finally:
-            reader.close()
+        since = log.offset_for_time(attempt_topic, partition, oldest.time(0) - CLOCK_SKEW)
+        restored: dict[Position, int] = {}
+        for batch in read_batches(log, attempt_topic, partition, max(first, since), end):
+            for key, value in zip(batch.keys, batch.values, strict=True):
+                parts, attempts = wire.parse_position(key), wire.parse_int(value)
+                if parts is None or attempts is None or attempts > DELAYED:
+                    continue
+                position = Position(*parts)
+                if position.topic == topic and position.offset >= assignment.position:
+                    restored[position] = max(restored.get(position, 0), attempts)
         self._restored_attempts |= restored
 
 
-def _partition_count_of(topic: str) -> Any:
-    return lambda log: log.topic(topic).partitions
+def _partition_count(topic: str, log: Log) -> int:
+    return log.topic(topic).partitions
+
+
+def _position(batch: Batch, index: int) -> Position:
+    return Position(batch.topic, batch.partition, batch.offsets[index])

@@ -44,6 +44,16 @@ class DueIndex:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self.reset()
+
+    def reset(self, resume_after: DueEntry | None = None, resume_below: int = 0) -> None:
+        """Forget everything, to be filled again from the log.
+
+        :param resume_after: the horizon of an index that was :attr:`is_exhausted`: what was due
+            before it is over, so that it takes no room from what comes next, as far as it stands
+            before
+        :param resume_below: this position.
+        """
         self._by_id: dict[int, DueEntry] = {}
         """By what stands for the ID, in the order of positions."""
         self._heap: list[DueEntry] = []
@@ -55,8 +65,7 @@ class DueIndex:
         """The earliest entry that was dropped."""
         self._lowest_dropped: int | None = None
         """The lowest position of those that were dropped."""
-        self._resume_after: DueEntry = 0
-        self._resume_below = 0
+        self._resume_after, self._resume_below = resume_after or 0, resume_below
         """What stands before this position, and is due before that, is over."""
 
     def __len__(self) -> int:
@@ -169,17 +178,6 @@ class DueIndex:
         if self._lowest_dropped is None:
             return known
         return self._lowest_dropped if known is None else min(known, self._lowest_dropped)
-
-    def reset(self, resume_after: DueEntry | None = None, resume_below: int = 0) -> None:
-        """Forget everything, to be filled again from the log.
-
-        :param resume_after: the horizon of an index that was :attr:`is_exhausted`: what was due
-            before it is over, so that it takes no room from what comes next, as far as it stands
-            before
-        :param resume_below: this position.
-        """
-        self.__init__(self._limit)  # type: ignore[misc]
-        self._resume_after, self._resume_below = resume_after or 0, resume_below
 
     # -- inside
 

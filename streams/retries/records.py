@@ -128,6 +128,29 @@ def read_mark(headers: Headers) -> tuple[str | None, str | None]:
     return mark_text, request_id
 
 
+class ScannedRecord(NamedTuple):
+    """What one record of a delay topic says."""
+
+    position: int
+    id_digest: int
+    """Stands for its ID."""
+    due: int | None
+    """Of an entry; None for a mark or a request."""
+    mark: str | None
+    """A mark's outcome, or :data:`CANCEL`."""
+
+
+def scan_record(
+    position: int, key: bytes, value: bytes | None, headers: Headers
+) -> ScannedRecord | None:
+    """What a record says; None: nothing."""
+    due = None if value is None else read_due(headers)
+    mark = read_mark(headers)[0] if due is None else None
+    if due is None and mark is None:
+        return None
+    return ScannedRecord(position, id_digest(key), due, mark)
+
+
 def parse_outcome(mark_text: str | None) -> Outcome | None:
     """An outcome, if that is one."""
     return _OUTCOMES.get(mark_text or "")

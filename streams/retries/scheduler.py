@@ -20,10 +20,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast
 
 from typing_extensions import override
 
@@ -32,14 +33,16 @@ from streams.config import DeadLetters, Dedup, Retry
 from streams.connection import Connection
 from streams.derived_records import dead_letter_record
 from streams.errors import Fatal, InvalidValue, LogError, NotFound, TopicMismatch
-from streams.log.protocol import Assignment, Committed, Log, Retention, TopicInfo, ensure_topic
+from streams.log.floor import ensure_topic_with_floor
+from streams.log.protocol import Assignment, Committed, Log, Retention, TopicInfo
+from streams.log.range_reader import read_batches
 from streams.log.record_fetcher import RecordFetcher
 from streams.message import ID, Message, Record, headers_without, text
 from streams.processing.job import Job, Outgoing
 from streams.processor import Processor, ProcessorOptions
-from streams.retries import records, scanning
+from streams.retries import records
 from streams.retries.due_index import DueEntry, DueIndex, log_position
-from streams.retries.scanning import ScannedRecord
+from streams.retries.records import ScannedRecord
 from streams.text import get_logger
 from streams.topic import Topic
 
@@ -82,23 +85,9 @@ class _DelayDeadLetters(DeadLetters):
 
 
 def ensure_delay_topic(log: Log, name: str, partitions: int) -> TopicInfo:
-    """Create a delay topic, or find it; blocks.
-
-    The floor stands before anything may be trimmed.
-    """
-    capabilities = log.capabilities
-    info = ensure_topic(
-        log,
-        name,
-        partitions,
-        config={**capabilities.dead_letter_config, **capabilities.compacted_config},
-    )
-    if not log.committed(floor_group(name), name):
-        first = {number: log.watermarks(name, number)[0] for number in range(info.partitions)}
-        log.initialize_offsets(floor_group(name), name, first)
-    if not capabilities.compacted_config and info.retention != DELAY_RETENTION:
-        info = log.create_topic(name, info.partitions, DELAY_RETENTION)
-    return info
+    """Create a delay topic, or find it; blocks."""
+    group = floor_group(name)
+    return ensure_topic_with_floor(log, name, partitions, group, DELAY_RETENTION, compacted=True)
 
 
 def floor_group(name: str) -> str:
@@ -119,33 +108,6 @@ class DeclaringConnection(Connection, Protocol):
         ...
 
 
-class DelayProcessor(Processor[..., Any]):
-    """The processor that keeps a delay topic."""
-
-    shares_group = True
-
-    def __init__(
-        self,
-        scheduler: DelayScheduler,
-        function: Callable[..., Any],
-        options: ProcessorOptions,
-        name: str,
-    ) -> None:
-        super().__init__(function, options, name)
-        self.scheduler = scheduler
-        scheduler.processor = self
-
-    @override
-    def ensure_topics(self, connection: Connection) -> None:
-        log, scheduler = connection.log, self.scheduler
-        ensure_delay_topic(log, scheduler.topic, scheduler.partition_count(log))
-
-    @override
-    def adapt_job(self, job: Job) -> Job:
-        self.scheduler.loop = asyncio.get_running_loop()
-        return replace(job, observer=self.scheduler)
-
-
 def declare_scheduler(
     app: DeclaringConnection,
     name: str,
@@ -159,7 +121,6 @@ def declare_scheduler(
     :param is_allowed: whether messages may go to a topic: no header alone says where to.
     :param pending: messages a partition that are known at once.
     """
-    scheduler = DelayScheduler(app, name, partition_count, is_allowed, pending)
 
     async def receive(values: list[bytes | None], messages: list[Message[Any]]) -> None:
         await scheduler.receive(messages)
@@ -175,7 +136,8 @@ def declare_scheduler(
         retry=Retry(),
         dead_letters=_DelayDeadLetters(topic="{topic}.dead"),
     )
-    app.declare(receive, options, partial(DelayProcessor, scheduler))
+    new_scheduler = partial(DelayScheduler, app, partition_count, is_allowed, pending)
+    scheduler = cast(DelayScheduler, app.declare(receive, options, new_scheduler))
     return scheduler
 
 
@@ -193,26 +155,39 @@ class DelayStats:
     """How often a partition was read from its floor on."""
 
 
-class DelayScheduler:
-    """One delay topic's owner in this process: its partition schedulers, by partition."""
+class DelayScheduler(Processor[..., Any]):
+    """The processor that keeps a delay topic, with a scheduler for each partition that it owns."""
+
+    shares_group = True
 
     def __init__(
         self,
-        app: DeclaringConnection,
-        topic: str,
+        app: Connection,
         partition_count: Callable[[Log], int],
         is_allowed: Callable[[str], bool],
         pending_limit: int,
+        function: Callable[..., Any],
+        options: ProcessorOptions,
+        name: str,
     ) -> None:
+        super().__init__(function, options, name)
         self.app = app
-        self.topic = topic
-        self.partition_count = partition_count
+        self.topic = self.topics[0]
         self.is_allowed = is_allowed
         self.pending_limit = pending_limit
-        self.processor: DelayProcessor | None = None
-        self.loop: asyncio.AbstractEventLoop | None = None
         self.counters = DelayStats()
+        self._partition_count = partition_count
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._by_partition: dict[int, PartitionScheduler] = {}
+
+    @override
+    def ensure_topics(self, connection: Connection) -> None:
+        ensure_delay_topic(connection.log, self.topic, self._partition_count(connection.log))
+
+    @override
+    def adapt_job(self, job: Job) -> Job:
+        self._loop = asyncio.get_running_loop()
+        return replace(job, observer=self)
 
     # -- the poller's side (its thread)
 
@@ -220,9 +195,8 @@ class DelayScheduler:
         """Begin to keep these."""
         for assignment in assignments:
             if assignment.topic == self.topic:
-                partition = self._by_partition[assignment.partition] = PartitionScheduler(
-                    self, assignment
-                )
+                partition = PartitionScheduler(self, assignment)
+                self._by_partition[assignment.partition] = partition
                 self.call_on_loop(partition.start)
 
     def revoked(self, assignments: Sequence[Assignment]) -> None:
@@ -243,11 +217,9 @@ class DelayScheduler:
 
     def call_on_loop(self, action: Callable[[], None]) -> None:
         """Run this on the app's event loop, soon. Any thread."""
-        try:
-            if self.loop is not None:
-                self.loop.call_soon_threadsafe(action)
-        except RuntimeError:
-            return  # the loop is closed: nothing of ours runs on it any more
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed: nothing of ours runs on it any more
+                self._loop.call_soon_threadsafe(action)
 
     def unfinished(self) -> str:
         """Whether something is due, or not known yet (any thread)."""
@@ -261,11 +233,8 @@ class DelayScheduler:
 
     def next_due(self) -> tuple[float, str] | None:
         """When the next delayed message is due (any thread)."""
-        moments = [
-            moment
-            for partition in list(self._by_partition.values())
-            if (moment := partition.idle_until) is not None
-        ]
+        idle_until = [each.idle_until for each in list(self._by_partition.values())]
+        moments = [moment for moment in idle_until if moment is not None]
         if not moments:
             return None
         count = self.stats().pending
@@ -288,9 +257,24 @@ class DelayScheduler:
 
     def fail(self, error: BaseException) -> None:
         """A partition cannot go on: the processor ends, and says so."""
-        executor = self.processor.executor if self.processor is not None else None
-        if executor is not None:
-            executor.fail(error)
+        if self.executor is not None:
+            self.executor.fail(error)
+
+
+class _Delivered(NamedTuple):
+    """An entry that needs no delivery any more."""
+
+    entry: DueEntry
+    key: bytes
+    outcome: records.Outcome
+
+
+class _Undeliverable(NamedTuple):
+    """An entry that cannot be delivered."""
+
+    entry: DueEntry
+    key: bytes
+    error: BaseException
 
 
 class PartitionScheduler:
@@ -395,9 +379,7 @@ class PartitionScheduler:
         self._scanned_end = self._known_end = max(end, self._known_end)
         self.index.reset(self._resume_after, self._scanned_end)
         self._scan_bounded.set()
-        source = scanning.scan_partition(
-            self._log, self._topic, self._partition, start, self._scanned_end
-        )
+        source = self._scan_log(start, self._scanned_end)
         while (chunk := await run_in_thread(next, source, None)) is not None:
             for record in chunk:
                 self._apply(record)
@@ -415,6 +397,17 @@ class PartitionScheduler:
         start = first if floor is None else max(first, floor.position)
         return min(start, log.offset_before(topic, partition, end, RECENT_OUTCOMES)), end
 
+    def _scan_log(self, start: int, end: int) -> Iterator[list[ScannedRecord]]:
+        """What was said from ``start`` to before ``end``, a batch at a time, requests left out;
+        blocks."""
+        for batch in read_batches(self._log, self._topic, self._partition, start, end):
+            found = [
+                records.scan_record(batch.offsets[at], key, batch.values[at], batch.headers(at))
+                for at, key in enumerate(batch.keys)
+                if key is not None
+            ]
+            yield [each for each in found if each is not None and each.mark != records.CANCEL]
+
     def _apply(self, record: ScannedRecord) -> None:
         if record.due is not None:
             self.index.add(record.id_digest, record.due, record.position)
@@ -429,12 +422,10 @@ class PartitionScheduler:
         if key is None:
             return
         position = int(message.offset)
-        due = records.read_due(headers) if value is not None else None
-        mark, _ = (None, None) if due is not None else records.read_mark(headers)
-        if mark == records.CANCEL:
+        record = records.scan_record(position, key, value, headers)
+        if record is not None and record.mark == records.CANCEL:
             await self._answer_cancel(key, message.id, position)
-        elif position >= self._scanned_end and (due is not None or mark is not None):
-            record = ScannedRecord(position, records.id_digest(key), due, mark)
+        elif record is not None and position >= self._scanned_end:
             if self._scan_complete.is_set():
                 self._apply(record)
                 self.is_idle = False
@@ -458,9 +449,8 @@ class PartitionScheduler:
         pending = entry is not None and log_position(entry) < position
         outcome: str | None = self._recent_outcomes.get(id_digest)
         if not pending and outcome is None and self.index.horizon is not None:
-            pending = await self._retry_outages(
-                partial(self._is_pending_in_log, id_digest, position)
-            )
+            is_pending = partial(self._is_pending_in_log, id_digest, position)
+            pending = await self._retry_outages(is_pending)
         id = f"{request}/answer"
         if pending:
             self.index.remove(id_digest, position)
@@ -481,14 +471,12 @@ class PartitionScheduler:
 
         def find_last() -> bool:
             start, _ = self._scan_range()
-            last: ScannedRecord | None = None
-            for chunk in scanning.scan_partition(
-                self._log, self._topic, self._partition, start, before
-            ):
+            due: int | None = None
+            for chunk in self._scan_log(start, before):
                 for record in chunk:
                     if record.id_digest == id_digest:
-                        last = record
-            return last is not None and last.due is not None
+                        due = record.due
+            return due is not None
 
         return await run_in_thread(find_last)
 
@@ -545,7 +533,7 @@ class PartitionScheduler:
 
         outgoing: list[Outgoing] = []
         sent: list[tuple[DueEntry, bytes]] = []
-        undeliverable: list[tuple[DueEntry, bytes, BaseException]] = []
+        undeliverable: list[_Undeliverable] = []
         missing: list[DueEntry] = []
         for entry in fetched:
             row = rows[log_position(entry)]
@@ -554,49 +542,44 @@ class PartitionScheduler:
                 continue
             delay_entry = records.parse_entry(row.key, row.value, row.headers)
             if delay_entry is None or not self._scheduler.is_allowed(delay_entry.topic):
-                undeliverable.append((entry, row.key, _undeliverable_error(delay_entry)))
+                error = _undeliverable_error(delay_entry)
+                undeliverable.append(_Undeliverable(entry, row.key, error))
             else:
                 outgoing.append((delay_entry.topic, delay_entry.record))
                 sent.append((entry, row.key))
         self.index.remove_missing(missing)
         answers = await self._write(outgoing)
-        outcomes: list[tuple[DueEntry, bytes, records.Outcome]] = []
+        outcomes: list[_Delivered] = []
         for (entry, key), answer in zip(sent, answers, strict=True):
             if answer is None:
-                outcomes.append((entry, key, "delivered"))
+                outcomes.append(_Delivered(entry, key, "delivered"))
             else:
-                undeliverable.append((entry, key, answer))
+                undeliverable.append(_Undeliverable(entry, key, answer))
         if undeliverable:
             await self._write_dead_letters(undeliverable, rows)
-            for entry, key, _ in undeliverable:
-                outcomes.append((entry, key, "dead"))
+            outcomes += [_Delivered(entry, key, "dead") for entry, key, _ in undeliverable]
         await self._write_marks(outcomes)
 
-    async def _write_marks(
-        self, outcomes: Sequence[tuple[DueEntry, bytes, records.Outcome]]
-    ) -> None:
+    async def _write_marks(self, outcomes: Sequence[_Delivered]) -> None:
         marks: list[Outgoing] = []
         for entry, key, outcome in outcomes:
-            record = records.mark_record(
-                key, outcome, f"{text(key)}/{log_position(entry)}/{outcome}"
-            )
+            id = f"{text(key)}/{log_position(entry)}/{outcome}"
+            record = records.mark_record(key, outcome, id)
             record.partition = self._partition
             marks.append((self._topic, record))
         for answer in await self._write(marks):
             if answer is not None:  # it is delivered again after a restart, under the same ID
                 logger.error("%s: a delivery could not be marked: %r", self, answer)
-        figures = self._scheduler.counters
+        counters = self._scheduler.counters
         for entry, key, outcome in outcomes:
             id_digest = records.id_digest(key)
             self.index.remove_delivered(id_digest, entry)
             self._recent_outcomes.add(id_digest, outcome)
-            if outcome == "dead":
-                figures.dead += 1
-            else:
-                figures.delivered += 1
+            counters.dead += outcome == "dead"
+            counters.delivered += outcome == "delivered"
 
     async def _write_dead_letters(
-        self, undeliverable: Sequence[tuple[DueEntry, bytes, BaseException]], rows: dict[int, Any]
+        self, undeliverable: Sequence[_Undeliverable], rows: dict[int, Any]
     ) -> None:
         """Write dead letters of what cannot be delivered, as it stands in the delay topic."""
         dead_letters: list[Outgoing] = []

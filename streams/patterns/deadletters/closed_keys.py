@@ -20,11 +20,11 @@ from streams.derived_records import EDITED
 from streams.errors import ConfigError, InvalidValue, NotFound, StreamsError
 from streams.log.appending import append_and_wait
 from streams.log.names import check_group, check_topic, not_found
-from streams.log.range_reader import LogRow
+from streams.log.range_reader import LogRow, read_batches
 from streams.log.record_fetcher import RecordFetcher
 from streams.message import Batch, Headers, Record, headers_without, text
-from streams.parking import floor as parking_floor
-from streams.parking import records as parking_records
+from streams.parking import records
+from streams.parking.floor import read_floor
 from streams.parking.records import Command, ParkingState, parked_topic
 from streams.patterns.arguments import check_app
 from streams.patterns.deadletters.dead_letter import DeadLetter, read_dead_letter
@@ -73,12 +73,11 @@ class ClosedKeyReader:
         try:
             self.partitions = log.topic(self.name).partitions
         except NotFound:
-            raise not_found(
-                "topic",
-                self.name,
+            why = (
                 f"there is no topic {self.name!r}: no processor of {topic!r} in group {group!r} "
-                "ran with DeadLetters(sequenced=True)",
-            ) from None
+                "ran with DeadLetters(sequenced=True)"
+            )
+            raise not_found("topic", self.name, why) from None
 
     def states(self) -> Iterator[tuple[int, ParkingState]]:
         """By partition, what follows from its records."""
@@ -91,33 +90,29 @@ class ClosedKeyReader:
         :param key: this one only.
         :param limit: so many at most.
         """
-        remaining = limit
-        for partition, parking_state in self.states():
+        remaining = 1 << 62 if limit is None else limit
+        for partition, state in self.states():
             queues = {
-                queue.position_of(0): (key_bytes, queue)
-                for key_bytes, queue in parking_state.keys.items()
-                if key is None or key_bytes == key
+                queue.position_of(0): (each, queue)
+                for each, queue in state.keys.items()
+                if key is None or each == key
             }
-            wanted = sorted(queues)[: 1 << 62 if remaining is None else remaining]
+            wanted = sorted(queues)[:remaining]
             fetcher = RecordFetcher(self.log, self.name, partition)
             while wanted:
                 rows, _ = fetcher.fetch(wanted, READ_BYTES)
                 for position in sorted(rows):
-                    row, (key_bytes, queue) = rows[position], queues[position]
+                    row, (each, queue) = rows[position], queues[position]
                     if row is None:
                         continue
-                    record = Record(row.value, key_bytes, "", row.headers, partition)
+                    record = Record(row.value, each, "", row.headers, partition)
+                    original = self._original_row(record, position)
+                    parked = len(queue) - 1
                     yield ClosedKeyHead(
-                        key_bytes,
-                        partition,
-                        position,
-                        queue.is_dead,
-                        len(queue) - 1,
-                        self._original_row(record, position),
-                        record,
+                        each, partition, position, queue.is_dead, parked, original, record
                     )
-                    remaining = None if remaining is None else remaining - 1
-                wanted = [key_bytes for key_bytes in wanted if key_bytes not in rows]
+                    remaining -= 1
+                wanted = [each for each in wanted if each not in rows]
 
     def dead_head(self, key: bytes) -> ClosedKeyHead:
         """The one of that key.
@@ -146,7 +141,7 @@ class ClosedKeyReader:
             headers = headers_without(head.record.headers, (EDITED,))
             edited = Record(value, head.key, "", [*headers, (EDITED, b"1")])
         id = f"{command}/{uuid4().hex}"
-        record = parking_records.command_record(
+        record = records.command_record(
             command, head.position, head.partition, head.key, id, edited
         )
         (answer,) = append_and_wait(self.log, self.name, [record])
@@ -154,39 +149,27 @@ class ClosedKeyReader:
             raise answer
 
     def _original_row(self, record: Record, position: int) -> LogRow:
-        original = parking_records.read_original(record.headers, as_redriven=False)
+        original = records.read_original(record.headers, as_redriven=False)
         batch = Batch(
-            self.name,
-            record.partition or 0,
-            (position,),
-            [record.key],
-            [record.value],
-            [original.id],
-            [original.headers],
-            [original.time],
-        )
+            self.name, record.partition or 0, (position,), [record.key], [record.value],
+            [original.id], [original.headers], [original.time],
+        )  # fmt: skip
         return LogRow(batch, 0)
 
 
 def is_parking_record(headers: Headers) -> bool:
     """Whether a record is one of those that keep a key closed."""
-    return any(name.startswith(parking_records.PREFIX) for name, _ in headers)
+    return any(name.startswith(records.PREFIX) for name, _ in headers)
 
 
 def read_state(log: Log, name: str, partition: int) -> ParkingState:
     """What follows from a partition's records, from the floor to the end."""
-    start, end, epoch = parking_floor.read_floor(log, name, partition)
-    parking_state = ParkingState(epoch)
-    if start >= end:
-        return parking_state
-    reader = log.reader(name, partition, start, end)
-    try:
-        while (batch := reader.read(1_000)) is not None:
-            for record in parking_floor.parse_records(batch):
-                parking_state.apply(*record)
-    finally:
-        reader.close()
-    return parking_state
+    start, end, epoch = read_floor(log, name, partition)
+    state = ParkingState(epoch)
+    for batch in read_batches(log, name, partition, start, end):
+        for record in records.parse_batch(batch):
+            state.apply(*record)
+    return state
 
 
 @dataclass(frozen=True, slots=True)

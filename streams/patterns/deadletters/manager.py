@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Callable, Collection
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -209,15 +210,13 @@ class DeadLetterManager:
         except NotFound:
             return []
         found: list[DeadLetter] = []
-        try:
+        with closing(rows):
             for row in rows:
                 dead_letter = self._read_row(row, waiting=rows.is_waiting(row))
                 if filter is None or filter(dead_letter):
                     found.append(dead_letter)
                     if len(found) >= limit:
                         break
-        finally:
-            rows.close()
         if rows.is_truncated:
             logger.warning(
                 "%s: only the oldest %d dead letters were looked at; deal with those first",
@@ -268,11 +267,8 @@ class DeadLetterManager:
                 f"edit: {selection.count} letters have the ID {name!r}; name one by its position"
             )
         (partition, end), *_ = selection.end_offsets.items()
-        rows = topic.row_at(partition, end - 1)
-        try:
+        with closing(topic.row_at(partition, end - 1)) as rows:
             row = next(iter(rows))
-        finally:
-            rows.close()
         return topic.redrive(
             self._destination,
             matches=selection.matches,

@@ -28,6 +28,7 @@ import threading
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -100,47 +101,31 @@ class ResolvedTracker:
 
     def __init__(self, resolved: ResolvedOffsets) -> None:
         self._before = resolved
-        self._position = resolved.position
-        self._ranges: list[Range] = []
-        self._run_start: int | None = resolved.position
-        """Where the run of letters dealt with began that the last one belongs to."""
-        self._run_end = resolved.position
+        self._runs: list[Range] = [(resolved.position, resolved.position)]
+        """Letters dealt with; the first run is what the stored position moves over."""
+        self._in_run = True
+        """The last letter was dealt with."""
         self._next_offset = resolved.position
 
     def advance(self, offset: int, *, resolved: bool) -> None:
         """The next letter was dealt with, or is left."""
         self._next_offset = offset + 1
         if resolved:
-            if self._run_start is None:
-                self._run_start = offset
-            self._run_end = offset + 1
-            if self._run_start == self._position:
-                self._run_start = self._position = self._run_end
-        elif self._run_start is not None:
-            if self._run_start > self._position:
-                self._ranges.append((self._run_start, self._run_end))
-            self._run_start = None
+            start = self._runs.pop()[0] if self._in_run else offset
+            self._runs.append((start, offset + 1))
+        self._in_run = resolved
 
     def resolved(self) -> ResolvedOffsets:
         """What was dealt with, as far as this came, and before."""
-        runs = list(self._ranges)
-        if self._run_start is not None and self._run_start > self._position:
-            runs.append((self._run_start, self._run_end))
-        for low, high in self._before.ranges:
-            low = max(low, self._next_offset)
-            if low < high:
-                runs.append((low, high))
-        return ResolvedOffsets(self._position, runs)
+        (_, position), *runs = self._runs
+        later = [(max(low, self._next_offset), high) for low, high in self._before.ranges]
+        return ResolvedOffsets(position, runs + [each for each in later if each[0] < each[1]])
 
     def copy(self) -> ResolvedTracker:
         """The same, to look ahead with."""
         copied = ResolvedTracker(self._before)
-        copied._position, copied._ranges = self._position, list(self._ranges)
-        copied._run_start, copied._run_end, copied._next_offset = (
-            self._run_start,
-            self._run_end,
-            self._next_offset,
-        )
+        copied._runs, copied._in_run = list(self._runs), self._in_run
+        copied._next_offset = self._next_offset
         return copied
 
 
@@ -219,13 +204,10 @@ class DeadLetterTopic:
         :param limit: so many of each partition count, the oldest.
         """
         counts: Counter[int] = Counter()
-        rows = self.rows(scan_limit=None)
-        try:
+        with closing(self.rows(scan_limit=None)) as rows:
             for row in rows:
                 if matches(row):
                     counts[row.batch.partition] += 1
-        finally:
-            rows.close()
         found = counts.values() if limit is None else (min(each, limit) for each in counts.values())
         return Selection(matches, sum(found), rows.end_offsets)
 
@@ -279,34 +261,25 @@ class DeadLetterTopic:
 
     def _is_waiting(self, partition: int, offset: int, is_of_source: RowPredicate) -> bool | None:
         """Whether the letter that stands there waits; None: there is none."""
-        rows = self.row_at(partition, offset)
-        try:
+        with closing(self.row_at(partition, offset)) as rows:
             row = next(iter(rows), None)
             return None if row is None or not is_of_source(row) else rows.is_waiting(row)
-        finally:
-            rows.close()
 
     def _find_by_id(self, ids: set[str], is_of_source: RowPredicate) -> set[tuple[int, int]]:
         """Where the letters stand that wait and have these message IDs."""
         found: set[tuple[int, int]] = set()
         missing = set(ids)
-        rows = self.rows(scan_limit=None)
-        try:
+        with closing(self.rows(scan_limit=None)) as rows:
             for row in rows:
                 id = row.id
                 if id in ids and is_of_source(row):
                     found.add((row.batch.partition, row.offset))
                     missing.discard(id)
-        finally:
-            rows.close()
         if not missing:
             return found
         name = min(missing)
-        everything = self.rows(everything=True, scan_limit=None)
-        try:
-            is_resolved = any(row.id == name and is_of_source(row) for row in everything)
-        finally:
-            everything.close()
+        with closing(self.rows(everything=True, scan_limit=None)) as rows:
+            is_resolved = any(row.id == name and is_of_source(row) for row in rows)
         what = _already_resolved(name) if is_resolved else f"there is no letter {name!r}"
         raise NotFound(f"{self.name}: {what}")
 
@@ -363,13 +336,9 @@ class DeadLetterTopic:
                 end = min(end, request.end_offsets.get(partition, 0))
             if end <= max(first, resolved.position):
                 continue
-            rows = RangeReader(
-                self.log, self.name, {partition: OffsetRange(max(first, resolved.position), end)}
-            )
-            try:
+            range = OffsetRange(max(first, resolved.position), end)
+            with closing(RangeReader(self.log, self.name, {partition: range})) as rows:
                 count += self._resolve_partition(request, rows, partition, resolved, count)
-            finally:
-                rows.close()
         return count
 
     def _resolve_partition(

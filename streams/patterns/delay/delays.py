@@ -15,6 +15,7 @@ from streams.cancellation import run_in_thread
 from streams.errors import ConfigError, InvalidValue
 from streams.log.names import check_topic
 from streams.log.protocol import Log
+from streams.log.range_reader import read_batches
 from streams.message import Position, Record
 from streams.patterns.arguments import check_app, check_int, check_timeout
 from streams.retries import records
@@ -212,23 +213,10 @@ def _find_answer(
 ) -> tuple[records.Outcome | None, int]:
     """The answer to a request, looked for from ``start`` on; where to go on looking. Blocks."""
     _, end = log.watermarks(position.topic, position.partition)
-    if start >= end:
-        return None, start
-    reader = log.reader(position.topic, position.partition, start, end)
-    try:
-        while (batch := reader.read(1_000)) is not None:
-            for index in range(len(batch)):
-                if batch.values[index] is not None:
-                    continue
-                mark, answered_request = records.read_mark(batch.headers(index))
-                if (
-                    answered_request == request
-                    and (found := records.parse_outcome(mark)) is not None
-                ):
+    for batch in read_batches(log, position.topic, position.partition, start, end):
+        for index, value in enumerate(batch.values):
+            if value is None:
+                mark, answered = records.read_mark(batch.headers(index))
+                if answered == request and (found := records.parse_outcome(mark)) is not None:
                     return found, end
-    finally:
-        reader.close()
-    return None, end
-
-
-__all__ = ["Delay", "DelayClient", "Delays", "Scheduled", "due_at"]
+    return None, max(start, end)
