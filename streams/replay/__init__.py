@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, overload
 
 from streams.config import Dedup, Retry
 from streams.decoding import Source
@@ -43,21 +43,26 @@ __all__ = ["Failure", "Move", "ReplayFailed", "ReplayResult", "replay", "reset"]
 A = TypeVar("A")
 
 
+class _Options(TypedDict, total=False):
+    """What :func:`replay` takes by keyword."""
+
+    start: OffsetSpec | Mapping[int, OffsetSpec]
+    end: OffsetSpec
+    partition: int | None
+    key: Key | None
+    rate: float | None
+    dedup: Dedup | None
+    retry: Retry | None
+    errors: Literal["stop", "skip"]
+    progress: Callable[[ReplayResult], None] | None
+
+
 @overload
 async def replay(
     app: Streams,
     topic: Source[A],
     into: Callable[[A], object] | Callable[[A, Message[A]], object],
-    *,
-    start: OffsetSpec | Mapping[int, OffsetSpec] = "earliest",
-    end: OffsetSpec = "latest",
-    partition: int | None = None,
-    key: Key | None = None,
-    rate: float | None = None,
-    dedup: Dedup | None = None,
-    retry: Retry | None = None,
-    errors: Literal["stop", "skip"] = "stop",
-    progress: Callable[[ReplayResult], None] | None = None,
+    **options: Unpack[_Options],
 ) -> ReplayResult: ...
 
 
@@ -66,16 +71,7 @@ async def replay(
     app: Streams,
     topic: Source[Any] | str,
     into: Processor[..., Any] | Topic[Any] | str,
-    *,
-    start: OffsetSpec | Mapping[int, OffsetSpec] = "earliest",
-    end: OffsetSpec = "latest",
-    partition: int | None = None,
-    key: Key | None = None,
-    rate: float | None = None,
-    dedup: Dedup | None = None,
-    retry: Retry | None = None,
-    errors: Literal["stop", "skip"] = "stop",
-    progress: Callable[[ReplayResult], None] | None = None,
+    **options: Unpack[_Options],
 ) -> ReplayResult: ...
 
 
@@ -84,16 +80,7 @@ async def replay(
     app: Streams,
     topic: str,
     into: Callable[..., Any],
-    *,
-    start: OffsetSpec | Mapping[int, OffsetSpec] = "earliest",
-    end: OffsetSpec = "latest",
-    partition: int | None = None,
-    key: Key | None = None,
-    rate: float | None = None,
-    dedup: Dedup | None = None,
-    retry: Retry | None = None,
-    errors: Literal["stop", "skip"] = "stop",
-    progress: Callable[[ReplayResult], None] | None = None,
+    **options: Unpack[_Options],
 ) -> ReplayResult: ...
 
 
@@ -142,39 +129,26 @@ async def replay(
     key_bytes = None if key is None else encode_key(name, key)
     replay_options = ReplayOptions(rate, dedup, retry, errors == "skip", progress)
     log, now = app.log, app.clock.time()
-    into_topic = isinstance(into, (str, Topic))
-    if isinstance(into, str):
-        target = into
-    elif isinstance(into, Topic):
-        target = into.name
-    else:
-        target = ""
-    if into_topic and target == name:
-        raise ConfigError(f"replay of {name} into itself would double every message in it")
-    source = None if into_topic else source_of(app, topic, into)
-    if into_topic:
-        await asyncio.to_thread(log.topic, target)
+    target = into.name if isinstance(into, Topic) else into
 
     def survey() -> tuple[dict[int, OffsetRange], int | None]:
-        offsets = resolve_ranges(log, name, start, end, partition=partition, now=now)
-        return offsets, total_messages(log, name, offsets)
+        ranges = resolve_ranges(log, name, start, end, partition=partition, now=now)
+        return ranges, total_messages(log, name, ranges)
 
-    offsets, messages = await asyncio.to_thread(survey)
-    if source is None:
+    if isinstance(target, str):
+        if target == name:
+            raise ConfigError(f"replay of {name} into itself would double every message in it")
+        await asyncio.to_thread(log.topic, target)
+        ranges, total = await asyncio.to_thread(survey)
         return await copy_range(
-            app, name, target, offsets, key=key_bytes, total=messages, options=replay_options
+            app, name, target, ranges, key=key_bytes, total=total, options=replay_options
         )
-    if not callable(into):
+    source = source_of(app, topic, target)
+    ranges, total = await asyncio.to_thread(survey)
+    if not callable(target):
         raise ConfigError(f"into={into!r}: a function, a processor or a topic")
     return await handle_range(
-        app,
-        source,
-        name,
-        into,
-        offsets,
-        key=key_bytes,
-        total=messages,
-        replay_options=replay_options,
+        app, source, name, target, ranges, key=key_bytes, total=total, options=replay_options
     )
 
 

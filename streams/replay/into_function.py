@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +26,6 @@ from streams.processing.job import Job
 from streams.processing.poller import Poller
 from streams.processing.thread_executor import ThreadExecutor
 from streams.processor import (
-    HandlerSignature,
     Processor,
     ProcessorOptions,
     inspect_handler,
@@ -106,26 +106,6 @@ class ReplayOptions:
     progress: Callable[[ReplayResult], None] | None
 
 
-def _check_type(
-    name: str,
-    source: Source[Any],
-    function: Callable[..., Any],
-    handler_shape: HandlerSignature,
-    options: ProcessorOptions | None = None,
-) -> None:
-    """:raises ConfigError: the function is annotated with another type than the topic's."""
-    value_type = topic_type_of(source)
-    if value_type is not None:
-        check_handler(
-            name,
-            function,
-            [value_type],
-            batch=options is not None and options.batch is not None,
-            wants_message=handler_shape.wants_message,
-            has_filter=options is not None and options.filter is not None,
-        )
-
-
 def _replay_job(
     connection: Connection,
     source: Source[Any],
@@ -133,7 +113,10 @@ def _replay_job(
     function: Callable[..., Any],
     replay_options: ReplayOptions,
 ) -> Job:
-    """What to run: as the processor says, or a plain function once a message."""
+    """What to run: as the processor says, or a plain function once a message.
+
+    :raises ConfigError: the function is annotated with another type than the topic's.
+    """
     options: ProcessorOptions | None = None
     if isinstance(function, Processor):
         options, handler_shape = function.options, function.signature
@@ -141,7 +124,15 @@ def _replay_job(
     else:
         name = f"replay into {getattr(function, '__name__', type(function).__name__)}"
         inner, handler_shape = function, inspect_handler(function, name, batch=False)
-    _check_type(name, source, inner, handler_shape, options)
+    if (value_type := topic_type_of(source)) is not None:
+        check_handler(
+            name,
+            inner,
+            [value_type],
+            batch=options is not None and options.batch is not None,
+            wants_message=handler_shape.wants_message,
+            has_filter=options is not None and options.filter is not None,
+        )
     job = Job(
         name=name,
         group=name,
@@ -178,15 +169,15 @@ async def handle_range(
     *,
     key: bytes | None,
     total: int | None,
-    replay_options: ReplayOptions,
+    options: ReplayOptions,
 ) -> ReplayResult:
     """Run a function over a range.
 
-    :raises ReplayFailed: a message failed for good, and ``how.skip`` is not set.
+    :raises ReplayFailed: a message failed for good, and ``options.skip_failed`` is not set.
     """
     loop = asyncio.get_running_loop()
-    job = _replay_job(connection, source, topic, function, replay_options)
-    failures = _Failures(skip_failed=replay_options.skip_failed)
+    job = _replay_job(connection, source, topic, function, options)
+    failures = _Failures(skip_failed=options.skip_failed)
     executor = (
         _ReplayAsyncExecutor(job, failures, loop)
         if job.asynchronous
@@ -205,7 +196,7 @@ async def handle_range(
         ranges,
         key=key,
         exact=job.concurrency == 1 and job.batch is None,
-        rate_limit=TokenBucket(replay_options.rate),
+        rate_limit=TokenBucket(options.rate),
         on_all_read=stop_if_settled,
     )
     poller = Poller(groupless_log(connection.log, feed.subscribe), job, executor)
@@ -213,10 +204,8 @@ async def handle_range(
     ended = asyncio.Event()
 
     def on_end() -> None:
-        try:
+        with suppress(RuntimeError):  # the loop is closed already
             loop.call_soon_threadsafe(ended.set)
-        except RuntimeError:
-            return  # the loop is closed already
 
     poller.on_end = on_end
 
@@ -240,8 +229,8 @@ async def handle_range(
     waiting = asyncio.ensure_future(ended.wait())
     try:
         while not waiting.done():
-            if replay_options.progress is not None:
-                replay_options.progress(result())
+            if options.progress is not None:
+                options.progress(result())
             await asyncio.wait([waiting], timeout=REPORT_INTERVAL)
     finally:
         # Cancelled: what runs is finished, up to the processor's drain deadline; cancelled again,
@@ -250,13 +239,13 @@ async def handle_range(
         await run_to_completion(waiting, executor.stop_waiting)
         poller.join_thread()
         await executor.wait_closed()
-        if replay_options.progress is not None:
-            replay_options.progress(result())
+        if options.progress is not None:
+            options.progress(result())
     if poller.fatal is not None:
         if isinstance(poller.fatal, StreamsError):
             raise poller.fatal
         raise ProcessorDied(f"{job.name} died: {poller.fatal!r}") from poller.fatal
     found = result()
-    if failures.count and not replay_options.skip_failed:
+    if failures.count and not options.skip_failed:
         raise ReplayFailed(failures.first_failures[0], found) from failures.first_failures[0].error
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Sequence
 from functools import partial
 
@@ -35,7 +34,7 @@ async def copy_range(
 ) -> ReplayResult:
     """Write a range of one topic to another. The next chunk is read while one is written.
 
-    :raises ReplayFailed: a message was refused, and ``how.skip`` is not set.
+    :raises ReplayFailed: a message was refused, and ``options.skip_failed`` is not set.
     :raises LogError: the log could not be written to; ``positions`` says how far it came.
     """
     opening = asyncio.ensure_future(
@@ -144,7 +143,7 @@ class _CopyRun:
             records = [row.record() for row in new_rows]
             append = self._connection.publisher.append
             answers = await wait_for_callback(partial(append, self._target, records))
-        refused: deque[tuple[LogRow, LogError]] = deque()
+        refused: tuple[LogRow, LogError] | None = None
         for row, answer in zip(new_rows, answers, strict=True):
             if not isinstance(answer, LogError):
                 self._written += 1
@@ -152,17 +151,15 @@ class _CopyRun:
                 answer, (Unavailable, OutcomeUnknown)
             ):
                 self._add_failure(row, answer)
-            else:
-                refused.append((row, answer))
-        stop = refused[0][0] if refused else None
+            elif refused is None:
+                refused = row, answer
         for row in rows:
-            if row is stop:
+            if refused is not None and row is refused[0]:
                 break
             self._positions[row.batch.partition] = row.offset + 1
-        if refused:
-            row, error = refused[0]
-            failure = self._add_failure(row, error)
-            raise ReplayFailed(failure, self.result()) from error
+        if refused is not None:
+            failure = self._add_failure(*refused)
+            raise ReplayFailed(failure, self.result()) from failure.error
 
     def _add_failure(self, row: LogRow, error: LogError) -> Failure:
         key = row.batch.keys[row.index]

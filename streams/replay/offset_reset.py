@@ -93,15 +93,8 @@ def plan_reset(
             raise NotFound(f"{topic} has partitions 0 to {partitions - 1}, not {number}")
         resolve_partition(topic, {"to": when}, number, partitions)
         committed = positions.get((topic, number))
-        moves.append(
-            _plan_partition(
-                log,
-                topic,
-                number,
-                committed,
-                _target_offset(log, topic, number, committed, when, now),
-            )
-        )
+        after = _target_offset(log, topic, number, committed, when, now)
+        moves.append(_plan_partition(log, topic, number, committed, after))
     return moves
 
 

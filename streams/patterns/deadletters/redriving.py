@@ -30,7 +30,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from streams import wire
 from streams.config import RETRY_PARTITIONS, DeadLetters
@@ -96,37 +96,46 @@ class ResolvedOffsets:
         return encode(self.position, 0, self.ranges)
 
 
-class ResolvedTracker:
-    """Deals with the letters of one partition in order, and knows what to store of it."""
+class _Chunk(NamedTuple):
+    """The next letters of a partition."""
 
-    def __init__(self, resolved: ResolvedOffsets) -> None:
-        self._before = resolved
-        self._runs: list[Range] = [(resolved.position, resolved.position)]
-        """Letters dealt with; the first run is what the stored position moves over."""
+    passed: list[tuple[int, bool]]
+    """The offset of each, and whether it is chosen."""
+    chosen: list[LogRow]
+    is_last: bool
+
+
+class _Resolving:
+    """The letters of one partition that are dealt with, up to where reading has come."""
+
+    def __init__(self, before: ResolvedOffsets) -> None:
+        self._before = before
+        self._runs: list[Range] = [(before.position, before.position)]
+        """Letters dealt with; the position moves over the first run."""
         self._in_run = True
         """The last letter was dealt with."""
-        self._next_offset = resolved.position
+        self._next_offset = before.position
 
-    def advance(self, offset: int, *, resolved: bool) -> None:
-        """The next letter was dealt with, or is left."""
-        self._next_offset = offset + 1
-        if resolved:
-            start = self._runs.pop()[0] if self._in_run else offset
-            self._runs.append((start, offset + 1))
-        self._in_run = resolved
+    def after(self, chunk: _Chunk, count: int) -> _Resolving:
+        """After a chunk of which the first ``count`` of those chosen were dealt with."""
+        after = _Resolving(self._before)
+        runs, in_run = list(self._runs), self._in_run
+        for offset, is_chosen in chunk.passed:
+            if (is_chosen and count > 0) or offset in self._before:
+                runs.append((runs.pop()[0] if in_run else offset, offset + 1))
+                in_run = True
+            else:
+                in_run = False
+            count -= is_chosen
+        after._runs, after._in_run = runs, in_run
+        after._next_offset = chunk.passed[-1][0] + 1 if chunk.passed else self._next_offset
+        return after
 
     def resolved(self) -> ResolvedOffsets:
         """What was dealt with, as far as this came, and before."""
         (_, position), *runs = self._runs
         later = [(max(low, self._next_offset), high) for low, high in self._before.ranges]
         return ResolvedOffsets(position, runs + [each for each in later if each[0] < each[1]])
-
-    def copy(self) -> ResolvedTracker:
-        """The same, to look ahead with."""
-        copied = ResolvedTracker(self._before)
-        copied._runs, copied._in_run = list(self._runs), self._in_run
-        copied._next_offset = self._next_offset
-        return copied
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,33 +358,28 @@ class DeadLetterTopic:
         resolved: ResolvedOffsets,
         count_before: int,
     ) -> int:
-        tracker, count, exhausted = ResolvedTracker(resolved), 0, False
-        while not (exhausted or request.is_over(count)):
+        resolving, count, is_last = _Resolving(resolved), 0, False
+        while not (is_last or request.is_over(count)):
             left = None if request.limit is None else request.limit - count
-            passed, rows_chosen, exhausted = _next_chunk(rows, resolved, request.matches, left)
-            if not rows_chosen:
-                _track_chunk(tracker, passed, resolved, 0)
-                continue
-            ahead = tracker.copy()
-            _track_chunk(ahead, passed, resolved, len(rows_chosen))
-            if not ahead.resolved().encoded().complete:
+            chunk = _next_chunk(rows, resolved, request.matches, left)
+            chosen, is_last = chunk.chosen, chunk.is_last
+            ahead = resolving.after(chunk, len(chosen))
+            if chosen and not ahead.resolved().encoded().complete:
                 raise ReprocessStopped(
-                    f"{rows_chosen[0].position}: more dead letters are picked out one here, one "
-                    "there "
+                    f"{chosen[0].position}: more dead letters are picked out one here, one there "
                     "than can be noted; deal with the older ones first, without a filter",
                     count_before + count,
                 )
-            answers = request.action(rows_chosen)
-            failed_at = next(
-                (at for at, each in enumerate(answers) if each is not None), len(rows_chosen)
-            )
-            _track_chunk(tracker, passed, resolved, failed_at)
+            answers = request.action(chosen) if chosen else ()
+            refused = (at for at, answer in enumerate(answers) if answer is not None)
+            failed_at = next(refused, len(chosen))
+            resolving = resolving.after(chunk, failed_at)
             if failed_at:
-                self._commit_resolved(partition, tracker.resolved())
+                self._commit_resolved(partition, resolving.resolved())
             count += failed_at
-            if failed_at < len(rows_chosen):
+            if failed_at < len(chosen):
                 raise ReprocessStopped(
-                    f"{rows_chosen[failed_at].position} cannot be put back: {answers[failed_at]}",
+                    f"{chosen[failed_at].position} cannot be put back: {answers[failed_at]}",
                     count_before + count,
                 )
         return count
@@ -394,9 +398,8 @@ class DeadLetterTopic:
                 ensure_retry_topic(self.log, topic)
                 ensured.add(topic)
             chosen = [at for at, each in enumerate(topics) if each == topic]
-            found = append_and_wait(
-                self.log, topic, [redriven_record(rows[at], edited) for at in chosen]
-            )
+            records = [redriven_record(rows[at], edited) for at in chosen]
+            found = append_and_wait(self.log, topic, records)
             for at, answer in zip(chosen, found, strict=True):
                 answers[at] = answer if isinstance(answer, BaseException) else None
         return answers
@@ -412,36 +415,22 @@ class DeadLetterTopic:
 
 
 def _next_chunk(
-    rows: RangeReader, resolved: ResolvedOffsets, matches: RowPredicate | None, max_rows: int | None
-) -> tuple[list[tuple[int, bool]], list[LogRow], bool]:
-    """The next letters: offset and whether it is chosen, those chosen, and whether that is all."""
+    rows: RangeReader, resolved: ResolvedOffsets, matches: RowPredicate | None, limit: int | None
+) -> _Chunk:
+    """:param limit: so many are chosen, at most."""
     passed: list[tuple[int, bool]] = []
     chosen: list[LogRow] = []
     size = 0
     for row in rows:
-        offset = row.offset
-        takes = offset not in resolved and (matches is None or matches(row))
-        passed.append((offset, takes))
-        if takes:
+        is_chosen = row.offset not in resolved and (matches is None or matches(row))
+        passed.append((row.offset, is_chosen))
+        if is_chosen:
             chosen.append(row)
             size += len(row.value or b"")
-        full = len(chosen) >= REDRIVE_CHUNK or len(chosen) == max_rows or size >= CHUNK_BYTES
-        if full or len(passed) >= 20 * REDRIVE_CHUNK:
-            return passed, chosen, False
-    return passed, chosen, True
-
-
-def _track_chunk(
-    tracker: ResolvedTracker,
-    passed: Sequence[tuple[int, bool]],
-    resolved: ResolvedOffsets,
-    resolved_count: int,
-) -> None:
-    """Note a chunk of which the first ``done`` of those chosen were dealt with."""
-    for offset, takes in passed:
-        resolved_now = takes and resolved_count > 0
-        resolved_count -= takes
-        tracker.advance(offset, resolved=resolved_now or offset in resolved)
+        is_full = len(chosen) >= REDRIVE_CHUNK or len(chosen) == limit or size >= CHUNK_BYTES
+        if is_full or len(passed) >= 20 * REDRIVE_CHUNK:
+            return _Chunk(passed, chosen, is_last=False)
+    return _Chunk(passed, chosen, is_last=True)
 
 
 class DeadLetterRows:
