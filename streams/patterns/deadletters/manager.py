@@ -11,7 +11,6 @@ import inspect
 import threading
 from collections.abc import Callable, Collection
 from contextlib import closing
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from streams.cancellation import run_in_thread, run_to_completion
@@ -107,7 +106,7 @@ class DeadLetterManager:
         """
         _check_limit("get_dead_letters", limit)
         _check_filter("get_dead_letters", filter)
-        return await asyncio.to_thread(self._list_waiting, limit, filter, everything)
+        return await asyncio.to_thread(self._list_waiting, limit, filter, everything=everything)
 
     async def count(self, filter: Filter | None = None) -> int:
         """How many letters wait; 0 where there is no such topic yet. Reads them all.
@@ -117,7 +116,15 @@ class DeadLetterManager:
         :raises LogError: the log cannot be read.
         """
         _check_filter("count", filter)
-        return await asyncio.to_thread(self._count, filter)
+        matches = self._row_predicate(filter)
+
+        def count() -> int:
+            try:
+                return DeadLetterTopic(self._app.log, self.name).count_waiting(matches)
+            except NotFound:
+                return 0
+
+        return await asyncio.to_thread(count)
 
     async def reprocess(
         self,
@@ -152,7 +159,21 @@ class DeadLetterManager:
         if name is not None and check_topic(name) == self.name:
             raise ConfigError(f"reprocess(target={name!r}): that is where the letters are")
         chosen = self._refs("reprocess", only)
-        return await self._run_in_thread(partial(self._reprocess, name, filter, limit, chosen))
+
+        def reprocess(stop: threading.Event) -> int:
+            topic = DeadLetterTopic(self._app.log, self.name)
+            if name is not None:
+                self._app.log.topic(name)
+            matches, end_offsets = self._selection(topic, filter, chosen)
+            return topic.redrive(
+                self._destination if name is None else lambda row: name,
+                matches=matches,
+                limit=limit,
+                stop=stop,
+                end_offsets=end_offsets,
+            )
+
+        return await self._run_in_thread(reprocess)
 
     async def edit(self, letter: DeadLetterRef, value: Any) -> None:
         """Put a letter back with another value. It keeps its key, headers and ID, and says that it
@@ -167,7 +188,27 @@ class DeadLetterManager:
         :raises EncodeError: the value does not fit the topic's type.
         :raises ReprocessStopped: the log refuses it.
         """
-        await self._run_in_thread(partial(self._edit, self._ref("edit", letter), value))
+        name = self._ref("edit", letter)
+
+        def edit(stop: threading.Event) -> int:
+            topic = DeadLetterTopic(self._app.log, self.name)
+            selection = topic.select_named([name])
+            if selection.count != 1:
+                raise InvalidValue(
+                    f"edit: {selection.count} letters have the ID {name!r}; name one by its "
+                    "position"
+                )
+            ((partition, end),) = selection.end_offsets.items()
+            with closing(topic.row_at(partition, end - 1)) as rows:
+                edited = self._encode_edit(next(iter(rows)), value)
+            return topic.redrive(
+                self._destination,
+                matches=selection.matches,
+                end_offsets=selection.end_offsets,
+                edited=edited,
+            )
+
+        await self._run_in_thread(edit)
 
     async def purge(
         self,
@@ -190,9 +231,14 @@ class DeadLetterManager:
         """
         _check_limit("purge", limit)
         _check_filter("purge", filter)
-        return await self._run_in_thread(
-            partial(self._purge, filter, limit, self._refs("purge", only))
-        )
+        chosen = self._refs("purge", only)
+
+        def purge(stop: threading.Event) -> int:
+            topic = DeadLetterTopic(self._app.log, self.name)
+            matches, end_offsets = self._selection(topic, filter, chosen)
+            return topic.purge(matches=matches, limit=limit, stop=stop, end_offsets=end_offsets)
+
+        return await self._run_in_thread(purge)
 
     # -- inside, off the loop
 
@@ -202,7 +248,7 @@ class DeadLetterManager:
         return await run_to_completion(asyncio.to_thread(operation, stop), stop.set)
 
     def _list_waiting(
-        self, limit: int, filter: Filter | None, everything: bool
+        self, limit: int, filter: Filter | None, *, everything: bool
     ) -> list[DeadLetter]:
         try:
             topic = DeadLetterTopic(self._app.log, self.name)
@@ -223,14 +269,6 @@ class DeadLetterManager:
                 self.name, SCAN_LIMIT,
             )  # fmt: skip
         return found
-
-    def _count(self, filter: Filter | None) -> int:
-        try:
-            return DeadLetterTopic(self._app.log, self.name).count_waiting(
-                self._row_predicate(filter)
-            )
-        except NotFound:
-            return 0
 
     def _refs(
         self, what: str, only: DeadLetterRef | Collection[DeadLetterRef] | None
@@ -259,23 +297,6 @@ class DeadLetterManager:
             )
         return position.partition, position.offset
 
-    def _edit(self, name: str | tuple[int, int], value: Any, stop: threading.Event) -> int:
-        topic = DeadLetterTopic(self._app.log, self.name)
-        selection = topic.select_named([name])
-        if selection.count != 1:
-            raise InvalidValue(
-                f"edit: {selection.count} letters have the ID {name!r}; name one by its position"
-            )
-        (partition, end), *_ = selection.end_offsets.items()
-        with closing(topic.row_at(partition, end - 1)) as rows:
-            row = next(iter(rows))
-        return topic.redrive(
-            self._destination,
-            matches=selection.matches,
-            end_offsets=selection.end_offsets,
-            edited=self._encode_edit(row, value),
-        )
-
     def _encode_edit(self, row: LogRow, value: Any) -> bytes:
         if isinstance(value, bytes):
             return value
@@ -290,38 +311,6 @@ class DeadLetterManager:
         if found is None:
             raise InvalidValue("edit: a letter's value can be changed, not taken away")
         return found
-
-    def _reprocess(
-        self,
-        target: str | None,
-        filter: Filter | None,
-        limit: int | None,
-        only: list[str | tuple[int, int]] | None,
-        stop: threading.Event,
-    ) -> int:
-        log = self._app.log
-        topic = DeadLetterTopic(log, self.name)
-        if target is not None:
-            log.topic(target)
-        matches, end_offsets = self._selection(topic, filter, only)
-        return topic.redrive(
-            self._destination if target is None else lambda row: target,
-            matches=matches,
-            limit=limit,
-            stop=stop,
-            end_offsets=end_offsets,
-        )
-
-    def _purge(
-        self,
-        filter: Filter | None,
-        limit: int | None,
-        only: list[str | tuple[int, int]] | None,
-        stop: threading.Event,
-    ) -> int:
-        topic = DeadLetterTopic(self._app.log, self.name)
-        matches, end_offsets = self._selection(topic, filter, only)
-        return topic.purge(matches=matches, limit=limit, stop=stop, end_offsets=end_offsets)
 
     def _selection(
         self,
