@@ -15,7 +15,7 @@ message stays:
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 from uuid import uuid4
 
 from streams.message import ID, SOURCE, Headers, Record, headers_without, text
@@ -40,12 +40,7 @@ CANCEL = "cancel"
 
 Outcome = Literal["cancelled", "delivered", "unknown", "dead"]
 
-_OUTCOMES: dict[str, Outcome] = {
-    "cancelled": "cancelled",
-    "delivered": "delivered",
-    "unknown": "unknown",
-    "dead": "dead",
-}
+_OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 _OWN_HEADERS = frozenset({DUE, TOPIC, KEY, NULL, MESSAGE, MARK, REQUEST, ID})
 
@@ -153,7 +148,7 @@ def scan_record(
 
 def parse_outcome(mark_text: str | None) -> Outcome | None:
     """An outcome, if that is one."""
-    return _OUTCOMES.get(mark_text or "")
+    return next((each for each in _OUTCOMES if each == mark_text), None)
 
 
 def id_digest(key: bytes) -> int:

@@ -20,10 +20,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast
 
 from typing_extensions import override
@@ -36,7 +37,7 @@ from streams.errors import Fatal, InvalidValue, LogError, NotFound, TopicMismatc
 from streams.log.floor import ensure_topic_with_floor
 from streams.log.protocol import Assignment, Committed, Log, Retention, TopicInfo
 from streams.log.range_reader import read_batches
-from streams.log.record_fetcher import RecordFetcher
+from streams.log.record_fetcher import FetchedRow, RecordFetcher
 from streams.message import ID, Message, Record, headers_without, text
 from streams.processing.job import Job, Outgoing
 from streams.processor import Processor, ProcessorOptions
@@ -261,20 +262,13 @@ class DelayScheduler(Processor[..., Any]):
             self.executor.fail(error)
 
 
-class _Delivered(NamedTuple):
-    """An entry that needs no delivery any more."""
+class _Outcome(NamedTuple):
+    """What became of an entry that was due."""
 
     entry: DueEntry
     key: bytes
-    outcome: records.Outcome
-
-
-class _Undeliverable(NamedTuple):
-    """An entry that cannot be delivered."""
-
-    entry: DueEntry
-    key: bytes
-    error: BaseException
+    error: BaseException | None
+    """Why it cannot be delivered; None: it was."""
 
 
 class PartitionScheduler:
@@ -521,21 +515,14 @@ class PartitionScheduler:
         rows, is_complete = await run_in_thread(
             self._fetcher.fetch, sorted(map(log_position, entries)), DELIVERY_BYTES
         )
-        # As far as payloads are at hand: what is due later does not go first.
-        fetched: list[DueEntry] = []
-        for entry in entries:
-            if log_position(entry) not in rows:
-                break
-            fetched.append(entry)
-        self._batch_size = (
-            min(DELIVERY_BATCH, self._batch_size * 2) if is_complete else max(1, len(entries) // 2)
-        )
-
+        limit = self._batch_size * 2 if is_complete else len(entries) // 2
+        self._batch_size = min(DELIVERY_BATCH, max(1, limit))
         outgoing: list[Outgoing] = []
         sent: list[tuple[DueEntry, bytes]] = []
-        undeliverable: list[_Undeliverable] = []
+        undeliverable: list[_Outcome] = []
         missing: list[DueEntry] = []
-        for entry in fetched:
+        # As far as payloads are at hand: what is due later does not go first.
+        for entry in takewhile(lambda each: log_position(each) in rows, entries):
             row = rows[log_position(entry)]
             if row is None or row.key is None:
                 missing.append(entry)
@@ -543,49 +530,46 @@ class PartitionScheduler:
             delay_entry = records.parse_entry(row.key, row.value, row.headers)
             if delay_entry is None or not self._scheduler.is_allowed(delay_entry.topic):
                 error = _undeliverable_error(delay_entry)
-                undeliverable.append(_Undeliverable(entry, row.key, error))
+                undeliverable.append(_Outcome(entry, row.key, error))
             else:
                 outgoing.append((delay_entry.topic, delay_entry.record))
                 sent.append((entry, row.key))
         self.index.remove_missing(missing)
         answers = await self._write(outgoing)
-        outcomes: list[_Delivered] = []
-        for (entry, key), answer in zip(sent, answers, strict=True):
-            if answer is None:
-                outcomes.append(_Delivered(entry, key, "delivered"))
-            else:
-                undeliverable.append(_Undeliverable(entry, key, answer))
+        outcomes = [_Outcome(*each, answer) for each, answer in zip(sent, answers, strict=True)]
+        undeliverable += [each for each in outcomes if each.error is not None]
         if undeliverable:
             await self._write_dead_letters(undeliverable, rows)
-            outcomes += [_Delivered(entry, key, "dead") for entry, key, _ in undeliverable]
-        await self._write_marks(outcomes)
+        await self._write_marks([each for each in outcomes if each.error is None] + undeliverable)
 
-    async def _write_marks(self, outcomes: Sequence[_Delivered]) -> None:
+    async def _write_marks(self, outcomes: Sequence[_Outcome]) -> None:
         marks: list[Outgoing] = []
-        for entry, key, outcome in outcomes:
-            id = f"{text(key)}/{log_position(entry)}/{outcome}"
-            record = records.mark_record(key, outcome, id)
+        for entry, key, error in outcomes:
+            mark: records.Outcome = "delivered" if error is None else "dead"
+            record = records.mark_record(key, mark, f"{text(key)}/{log_position(entry)}/{mark}")
             record.partition = self._partition
             marks.append((self._topic, record))
         for answer in await self._write(marks):
             if answer is not None:  # it is delivered again after a restart, under the same ID
                 logger.error("%s: a delivery could not be marked: %r", self, answer)
         counters = self._scheduler.counters
-        for entry, key, outcome in outcomes:
+        for entry, key, error in outcomes:
             id_digest = records.id_digest(key)
             self.index.remove_delivered(id_digest, entry)
-            self._recent_outcomes.add(id_digest, outcome)
-            counters.dead += outcome == "dead"
-            counters.delivered += outcome == "delivered"
+            self._recent_outcomes.add(id_digest, "delivered" if error is None else "dead")
+            counters.dead += error is not None
+            counters.delivered += error is None
 
     async def _write_dead_letters(
-        self, undeliverable: Sequence[_Undeliverable], rows: dict[int, Any]
+        self, undeliverable: Sequence[_Outcome], rows: Mapping[int, FetchedRow | None]
     ) -> None:
         """Write dead letters of what cannot be delivered, as it stands in the delay topic."""
         dead_letters: list[Outgoing] = []
         for entry, key, error in undeliverable:
             position = log_position(entry)
             row = rows[position]
+            if row is None or error is None:
+                continue
             failed_at = (self._topic, self._partition, self._log.format_offset(position))
             logger.warning("%s/%d/%s: cannot be delivered: %s", *failed_at, error)
             headers = headers_without(row.headers, (ID,))

@@ -10,7 +10,7 @@ the owner follows it as soon as one runs.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -251,17 +251,16 @@ class ClosedKeys:
         key_bytes = encode_key(self.topic, key)
         if key_bytes is None:
             raise InvalidValue(f"ClosedKeys.{command}: a message without a key closes nothing")
-        await run_in_thread(self._send_command, command, key_bytes, value)
 
-    def _send_command(self, command: Command, key: bytes, value: bytes | None) -> None:
-        heads = ClosedKeyReader(self._app.log, self.group, self.topic)
-        heads.send_command(command, heads.dead_head(key), value)
+        def send() -> None:
+            closed = ClosedKeyReader(self._app.log, self.group, self.topic)
+            closed.send_command(command, closed.dead_head(key_bytes), value)
+
+        await run_in_thread(send)
 
     def _list_keys(self, limit: int) -> list[ClosedKey]:
         log = self._app.log
-        decodings: Mapping[str, Any] = {
-            name: topic.decoding for name, topic in self._app.topics.items()
-        }
+        decodings = {name: topic.decoding for name, topic in self._app.topics.items()}
         return [
             ClosedKey(
                 text(head.key),
