@@ -30,7 +30,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from uuid import uuid4
 
 from streams.connection import Connection
@@ -46,7 +46,7 @@ from streams.log.range_reader import read_batches
 from streams.log.record_fetcher import FetchedRow, RecordFetcher
 from streams.message import UNREADABLE, Batch, Record
 from streams.parking import records
-from streams.parking.floor import read_floor
+from streams.parking.reading import read_floor
 from streams.parking.records import ParkedQueue, ParkingState, parked_topic
 from streams.processing.job import Outgoing, ParkDecision
 from streams.processor import Processor
@@ -389,7 +389,7 @@ class PartitionParking:
             return True
         if self.ended_reason:
             return False
-        self._read_to(self._log.watermarks(self.name, self.partition)[1])
+        self._read_to(self._log_end())
         with self._lock:
             missing = wanted.difference(self.state.source_offsets)
             self._confirmed_unread -= wanted - missing
@@ -410,7 +410,7 @@ class PartitionParking:
         state = self.state
         if state.has_unread and (now >= self._next_read or self._read_soon):
             self._next_read, self._read_soon = now + READ_INTERVAL, False
-            self._read_to(self._log.watermarks(self.name, self.partition)[1])
+            self._read_to(self._log_end())
         if now >= self._next_floor_commit:
             self._next_floor_commit = now + FLOOR_INTERVAL
             self._commit_floor()
@@ -425,10 +425,10 @@ class PartitionParking:
     @property
     def has_unread(self) -> bool:
         """Keys are closed, and something was said since the last look."""
-        return (
-            bool(self.state.keys)
-            and self._read_end < self._log.watermarks(self.name, self.partition)[1]
-        )
+        return bool(self.state.keys) and self._read_end < self._log_end()
+
+    def _log_end(self) -> int:
+        return self._log.watermarks(self.name, self.partition)[1]
 
     def _return_candidates(self) -> list[_Candidate]:
         candidates: list[_Candidate] = []
@@ -547,11 +547,8 @@ class PartitionParking:
             self._unconfirmed.add(offset)
         batch = fetched.batch
         headers = records.message_headers(batch.headers(index))
-        record = Record(batch.values[index], key, batch.id(index), headers)
-        entry = records.parked_record(
-            "waits", self.epoch, self.partition, offset, record, batch.time(index)
-        )
-        return ParkDecision((self.name, entry))
+        message = Record(batch.values[index], key, batch.id(index), headers)
+        return ParkDecision(self._parked("waits", batch, index, message))
 
     def _check_returned(
         self, key: bytes, fetched: ReturnedBatch, index: int
@@ -583,10 +580,15 @@ class PartitionParking:
                 self._check_limit(queue)
                 self.state.expect_record(key, offset, dead=True)
                 self._unconfirmed.add(offset)
-        entry = records.parked_record(
-            "dead", self.epoch, self.partition, offset, dead_letter[1], batch.time(index)
+        return self._parked("dead", batch, index, dead_letter[1])
+
+    def _parked(
+        self, kind: Literal["dead", "waits"], batch: Batch, index: int, message: Record
+    ) -> Outgoing:
+        offset, time = batch.offsets[index], batch.time(index)
+        return self.name, records.parked_record(
+            kind, self.epoch, self.partition, offset, message, time
         )
-        return self.name, entry
 
     def _check_limit(self, queue: ParkedQueue | None) -> None:
         """A key whose messages are coming back is let through: they need the key that this

@@ -20,12 +20,17 @@ from streams.derived_records import EDITED
 from streams.errors import ConfigError, InvalidValue, NotFound, StreamsError
 from streams.log.appending import append_and_wait
 from streams.log.names import check_group, check_topic, not_found
-from streams.log.range_reader import LogRow, read_batches
+from streams.log.range_reader import LogRow
 from streams.log.record_fetcher import RecordFetcher
-from streams.message import Batch, Headers, Record, headers_without, text
-from streams.parking import records
-from streams.parking.floor import read_floor
-from streams.parking.records import Command, ParkingState, parked_topic
+from streams.message import Batch, Record, headers_without, text
+from streams.parking import (
+    Command,
+    ParkingState,
+    command_record,
+    parked_topic,
+    read_original,
+    read_state,
+)
 from streams.patterns.arguments import check_app
 from streams.patterns.deadletters.dead_letter import DeadLetter, read_dead_letter
 from streams.topic import Topic, encode_key
@@ -141,35 +146,18 @@ class ClosedKeyReader:
             headers = headers_without(head.record.headers, (EDITED,))
             edited = Record(value, head.key, "", [*headers, (EDITED, b"1")])
         id = f"{command}/{uuid4().hex}"
-        record = records.command_record(
-            command, head.position, head.partition, head.key, id, edited
-        )
+        record = command_record(command, head.position, head.partition, head.key, id, edited)
         (answer,) = append_and_wait(self.log, self.name, [record])
         if isinstance(answer, BaseException):
             raise answer
 
     def _original_row(self, record: Record, position: int) -> LogRow:
-        original = records.read_original(record.headers, as_redriven=False)
+        original = read_original(record.headers, as_redriven=False)
         batch = Batch(
             self.name, record.partition or 0, (position,), [record.key], [record.value],
             [original.id], [original.headers], [original.time],
         )  # fmt: skip
         return LogRow(batch, 0)
-
-
-def is_parking_record(headers: Headers) -> bool:
-    """Whether a record is one of those that keep a key closed."""
-    return any(name.startswith(records.PREFIX) for name, _ in headers)
-
-
-def read_state(log: Log, name: str, partition: int) -> ParkingState:
-    """What follows from a partition's records, from the floor to the end."""
-    start, end, epoch = read_floor(log, name, partition)
-    state = ParkingState(epoch)
-    for batch in read_batches(log, name, partition, start, end):
-        for record in records.parse_batch(batch):
-            state.apply(*record)
-    return state
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,7 +166,7 @@ class DeadLetterManager:
                 self._app.log.topic(name)
             matches, end_offsets = self._selection(topic, filter, chosen)
             return topic.redrive(
-                self._destination if name is None else lambda row: name,
+                self._destination if name is None else lambda row: str(name),
                 matches=matches,
                 limit=limit,
                 stop=stop,

@@ -10,6 +10,6 @@ payloads. A message can be cancelled by its ID, and the answer says what happene
 """
 
 from streams.patterns.delay.delays import Delay, DelayClient, Delays, Scheduled, due_at
-from streams.retries.scheduler import DelayStats, floor_group
+from streams.retries import DelayStats, floor_group
 
 __all__ = ["Delay", "DelayClient", "DelayStats", "Delays", "Scheduled", "due_at", "floor_group"]

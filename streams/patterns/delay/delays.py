@@ -18,9 +18,18 @@ from streams.log.protocol import Log
 from streams.log.range_reader import read_batches
 from streams.message import Position, Record
 from streams.patterns.arguments import check_app, check_int, check_timeout
-from streams.retries import records
-from streams.retries.attempt_log import PENDING_LIMIT
-from streams.retries.scheduler import DelayStats, declare_scheduler, ensure_delay_topic
+from streams.retries import (
+    LATEST_DUE,
+    PENDING_LIMIT,
+    DelayStats,
+    Outcome,
+    cancel_record,
+    declare_scheduler,
+    ensure_delay_topic,
+    entry_record,
+    parse_outcome,
+    read_mark,
+)
 from streams.topic import Topic
 from streams.wire import utc_from_seconds
 
@@ -117,7 +126,7 @@ class Delays:
             self.name, self._partition_count, topic.name, record, due
         )
 
-    async def cancel(self, id: str, *, within: float = 30.0) -> records.Outcome:
+    async def cancel(self, id: str, *, within: float = 30.0) -> Outcome:
         """Ask that a message be not delivered; the answer says what happened.
 
         ``"cancelled"``: it is not delivered. ``"delivered"``: it was too late. ``"dead"``: it
@@ -150,20 +159,20 @@ class DelayClient:
     ) -> Scheduled:
         """Write an entry to the delay topic ``name``."""
         await self._ensure_topic(name, partitions)
-        entry = records.entry_record(record, topic, due)
+        entry = entry_record(record, topic, due)
         position = await self._app.publisher.publish(name, entry)
         return Scheduled(record.id, utc_from_seconds(due / 1000), position)
 
     async def cancel(
         self, name: str, partitions: PartitionCount, id: str, within: float
-    ) -> records.Outcome:
+    ) -> Outcome:
         """Write a request and wait for its answer."""
         if not isinstance(id, str) or not id:
             raise InvalidValue(f"cancel({id!r}): a message ID is needed, as a str")
         check_timeout("cancel", within)
         await self._ensure_topic(name, partitions)
         request = str(uuid7())
-        position = await self._app.publisher.publish(name, records.cancel_record(id, request))
+        position = await self._app.publisher.publish(name, cancel_record(id, request))
         loop = asyncio.get_running_loop()
         give_up, pause, start = loop.time() + within, 0.005, position.offset
         log = self._app.log
@@ -202,7 +211,7 @@ def due_at(now: float, delay: Delay | None, at: datetime | None) -> int:
     else:
         seconds: Any = delay.total_seconds() if isinstance(delay, timedelta) else delay
         number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-        if not number or not 0 <= seconds < records.LATEST_DUE / 2000:
+        if not number or not 0 <= seconds < LATEST_DUE / 2000:
             raise InvalidValue(f"delay={delay!r}: seconds (or a timedelta), not negative")
         moment = now + seconds
     return max(0, math.ceil(moment * 1000))
@@ -210,13 +219,13 @@ def due_at(now: float, delay: Delay | None, at: datetime | None) -> int:
 
 def _find_answer(
     log: Log, position: Position, start: int, request: str
-) -> tuple[records.Outcome | None, int]:
+) -> tuple[Outcome | None, int]:
     """The answer to a request, looked for from ``start`` on; where to go on looking. Blocks."""
     _, end = log.watermarks(position.topic, position.partition)
     for batch in read_batches(log, position.topic, position.partition, start, end):
         for index, value in enumerate(batch.values):
             if value is None:
-                mark, answered = records.read_mark(batch.headers(index))
-                if answered == request and (found := records.parse_outcome(mark)) is not None:
+                mark, answered = read_mark(batch.headers(index))
+                if answered == request and (found := parse_outcome(mark)) is not None:
                     return found, end
     return None, max(start, end)
