@@ -88,7 +88,9 @@ def _find_dead_letter(
     dead_letters = open_dead_letters(log, group, topic, name)
     partition_offset = None if which is None else dead_letters.parse_position(which)
     if partition_offset is not None and (
-        found := _first_details(log, dead_letters.row_at(*partition_offset), group, topic, which)
+        found := _first_details(
+            log, dead_letters.row_at(*partition_offset[1:]), group, topic, which
+        )
     ):
         return found
     rows = dead_letters.rows(everything=which is not None)

@@ -272,7 +272,7 @@ class DeadLetterManager:
 
     def _refs(
         self, what: str, only: DeadLetterRef | Collection[DeadLetterRef] | None
-    ) -> list[str | tuple[int, int]] | None:
+    ) -> list[str | Position] | None:
         """The letters that are named, as :meth:`DeadLetterTopic.select_named` takes them; None:
         all."""
         if only is None:
@@ -281,7 +281,7 @@ class DeadLetterManager:
             return [self._ref(what, only)]
         return [self._ref(what, each) for each in only]
 
-    def _ref(self, what: str, ref: DeadLetterRef) -> str | tuple[int, int]:
+    def _ref(self, what: str, ref: DeadLetterRef) -> str | Position:
         position = ref.position if isinstance(ref, DeadLetter) else ref
         if isinstance(position, str):
             return position
@@ -295,7 +295,7 @@ class DeadLetterManager:
                 f"{what}: {position} is no position in {self.name}; give that of the letter "
                 "itself, DeadLetter.position"
             )
-        return position.partition, position.offset
+        return position
 
     def _encode_edit(self, row: LogRow, value: Any) -> bytes:
         if isinstance(value, bytes):
@@ -316,7 +316,7 @@ class DeadLetterManager:
         self,
         topic: DeadLetterTopic,
         filter: Filter | None,
-        only: list[str | tuple[int, int]] | None,
+        only: list[str | Position] | None,
     ) -> tuple[Callable[[LogRow], bool] | None, dict[int, int] | None]:
         """Which letters are meant, and before which offsets they stand."""
         matches = self._row_predicate(filter)

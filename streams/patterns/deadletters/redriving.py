@@ -46,7 +46,7 @@ from streams.errors import NotFound, StreamsError
 from streams.log.appending import append_and_wait
 from streams.log.protocol import Committed, ensure_topic
 from streams.log.range_reader import CHUNK_BYTES, LogRow, OffsetRange, RangeReader
-from streams.message import Record, headers_without
+from streams.message import Position, Record, headers_without
 from streams.text import suggestion
 
 if TYPE_CHECKING:
@@ -198,9 +198,7 @@ class DeadLetterTopic:
 
     def row_at(self, partition: int, offset: int) -> DeadLetterRows:
         """The letter that stands there, whatever was done with it. To be closed."""
-        only = (
-            {partition: OffsetRange(offset, offset + 1)} if 0 <= partition < self.partitions else {}
-        )
+        only = {partition: OffsetRange(offset, offset + 1)}
         return DeadLetterRows(self, everything=True, only=only)
 
     def count_waiting(self, matches: RowPredicate | None = None) -> int:
@@ -222,68 +220,61 @@ class DeadLetterTopic:
 
     def select_named(
         self,
-        names: Collection[str | tuple[int, int]],
+        names: Collection[str | Position],
         is_of_source: RowPredicate = lambda row: True,
     ) -> Selection:
-        """These that wait: each is named by its place (``PARTITION/OFFSET``, or both as numbers) or
-        its message ID, under which there may be several.
+        """These that wait: each is named by its position (also as ``PARTITION/OFFSET``) or its
+        message ID, under which there may be several.
 
         :param is_of_source: whether a letter is of the topic and group that are asked about.
         :raises NotFound: one of them is not there, or does not wait any more.
         """
-        found: set[tuple[int, int]] = set()
+        found: set[Position] = set()
         ids: set[str] = set()
         for name in dict.fromkeys(names):
             position = self.parse_position(name) if isinstance(name, str) else name
-            is_waiting = None if position is None else self._is_waiting(*position, is_of_source)
-            written = (
-                name if isinstance(name, str) else f"{name[0]}/{self.log.format_offset(name[1])}"
-            )
+            is_waiting = None if position is None else self._is_waiting(position, is_of_source)
             if position is not None and is_waiting:
                 found.add(position)
-            elif is_waiting is not None:
-                raise NotFound(f"{self.name}: {_already_resolved(written)}")
-            else:
-                ids.add(written)
+                continue
+            if isinstance(name, Position):
+                name = f"{name.partition}/{self.log.format_offset(name.offset)}"
+            if is_waiting is not None:
+                raise NotFound(f"{self.name}: {_already_resolved(name)}")
+            ids.add(name)
         if ids:
             found |= self._find_by_id(ids, is_of_source)
         end_offsets: dict[int, int] = {}
-        for partition, offset in found:
+        for _, partition, offset in found:
             end_offsets[partition] = max(end_offsets.get(partition, 0), offset + 1)
-        return Selection(
-            lambda row: (row.batch.partition, row.offset) in found,
-            len(found),
-            end_offsets,
-        )
+        return Selection(lambda row: row.position in found, len(found), end_offsets)
 
-    def parse_position(self, name: str) -> tuple[int, int] | None:
-        """The partition and offset that are written so, with or without the topic before them;
-        None: it is no place."""
+    def parse_position(self, name: str) -> Position | None:
+        """The position that is written so, with or without the topic; None: it is none."""
         partition, slash, offset = name.removeprefix(f"{self.name}/").partition("/")
         number = wire.parse_int(partition, 9)
         if not slash or number is None:
             return None
         try:
-            return number, self.log.parse_offset(offset)
+            return Position(self.name, number, self.log.parse_offset(offset))
         except StreamsError:
             return None
 
-    def _is_waiting(self, partition: int, offset: int, is_of_source: RowPredicate) -> bool | None:
+    def _is_waiting(self, position: Position, is_of_source: RowPredicate) -> bool | None:
         """Whether the letter that stands there waits; None: there is none."""
-        with closing(self.row_at(partition, offset)) as rows:
+        with closing(self.row_at(position.partition, position.offset)) as rows:
             row = next(iter(rows), None)
             return None if row is None or not is_of_source(row) else rows.is_waiting(row)
 
-    def _find_by_id(self, ids: set[str], is_of_source: RowPredicate) -> set[tuple[int, int]]:
+    def _find_by_id(self, ids: set[str], is_of_source: RowPredicate) -> set[Position]:
         """Where the letters stand that wait and have these message IDs."""
-        found: set[tuple[int, int]] = set()
+        found: set[Position] = set()
         missing = set(ids)
         with closing(self.rows(scan_limit=None)) as rows:
             for row in rows:
-                id = row.id
-                if id in ids and is_of_source(row):
-                    found.add((row.batch.partition, row.offset))
-                    missing.discard(id)
+                if row.id in ids and is_of_source(row):
+                    found.add(row.position)
+                    missing.discard(row.id)
         if not missing:
             return found
         name = min(missing)
