@@ -1,25 +1,25 @@
-"""Who keeps keys closed: the owner of a source partition, beside its processor.
+"""Key parking for a processor: the owner of a source partition keeps its closed keys.
 
-The rules, and what a crash can do, stand at the head of
-:mod:`streams.parking.records`. This is their I/O. For each source partition
-that is owned there is a *partition's parking*, which
+The rules, and what a crash can do, are at the head of :mod:`streams.parking.records`. This is their
+I/O. For each source partition that is owned there is a :class:`PartitionParking`, which
 
-1. reads the partition's records from the *floor* on and opens its epoch, before anything of the
-   partition is handled; the floor is the place of a group without members, named as the topic;
-2. says of each message whose turn has come whether its key is closed, and what to write then;
-3. reads back what was written before the source's position is committed: all that was confirmed
-   since the last commit in one reading, and nothing where nothing was parked;
-4. reads on while keys are closed, fetches what is to be handled again, and has it handled by the
-   processor, in the key queue, before whatever else of the key waits there;
+1. reads the partition's records from the *floor* on and opens its epoch, before any message of the
+   partition is handled; the floor is the position of a group without members, named as the topic;
+2. decides for each message that is about to be handled whether its key is closed, and what to write
+   in that case;
+3. reads back what was written before the source's position is committed: everything that was
+   confirmed since the last commit at once, and nothing where nothing was parked;
+4. reads on while keys are closed, fetches the messages that are to be handled again, and has the
+   processor handle them before the other messages in their key queue;
 5. moves the floor.
 
-An owner that reads that its epoch was replaced, or whose records are not in the log although they
-were confirmed, does nothing more with the partition: the poller lets go of it, and begins it again
-at the committed position (:meth:`DurableKeyParking.replaced_epochs`).
+An owner that reads that its epoch was replaced, or whose confirmed records are not in the log, does
+nothing more with the partition: the poller gives it up, and begins it again at the committed
+position (:meth:`DurableKeyParking.replaced_epochs`).
 
-In memory there are keys, offsets and positions, never payloads, and :data:`PARKED_LIMIT` messages a
-partition at most: at the bound, what would be parked waits in its key queue instead. Payloads are
-fetched a few (:data:`FETCH_AHEAD`) of a key ahead.
+Memory holds keys, offsets and positions, never payloads, of :data:`PARKED_LIMIT` messages of a
+partition at most. At that limit, messages wait in their key queues instead of being parked.
+Payloads are fetched a few (:data:`FETCH_AHEAD`) of a key ahead.
 
 The poller's thread begins, reads and fetches; what the executor asks needs no I/O. A lock for each
 partition stands between them.
@@ -67,27 +67,27 @@ FETCH_BYTES = 4 << 20
 """Their bytes, at most; a single larger one is fetched alone."""
 
 READ_INTERVAL = 0.25
-"""Real seconds between two looks at what was said, while keys are closed."""
+"""Real seconds between two reads of new records, while keys are closed."""
 
 FLOOR_INTERVAL = 5.0
 """Real seconds between two moves of the floor, at least."""
 
 LOST_AFTER = 10.0
-"""Real seconds until a record that was confirmed and cannot be read counts as lost."""
+"""Real seconds after which a confirmed record that cannot be read counts as lost."""
 
 RESTART_PAUSE = 1.0
-"""Real seconds until a partition is begun again whose epoch is replaced for the second time (times
-2 each time, to 30; the first time it is begun again at once)."""
+"""Real seconds before a partition is begun again whose epoch was replaced twice (times 2 each time
+after that, to 30); after the first time it is begun again at once."""
 
 REPLACEMENT_MEMORY = 60.0
 """Real seconds without another replacement after which the next one counts as the first."""
 
 PARKED_RETENTION = Retention(messages=10_000)
-"""How the topic is kept on a log that trims: everything from the floor on, and a little."""
+"""How the topic is kept on a log that trims: from the floor on, and some more."""
 
 
 class ReturnedBatch(FetchedBatch):
-    """Parked messages on their way to the handler, as they stood in their source."""
+    """Parked messages that come back to the handler, as they stood in their source."""
 
     __slots__ = ("generations",)
 
@@ -107,7 +107,7 @@ class DurableKeyParking:
         }
         self._partitions: dict[tuple[str, int], PartitionParking] = {}
         self._replacements: dict[tuple[str, int], tuple[int, float]] = {}
-        """How often the epoch of a partition was replaced of late, and when last."""
+        """How often the epoch of a partition was replaced recently, and when last."""
         self.wake_poller: Callable[[], None] = lambda: None
 
     def prepare(self, log: Log) -> None:
@@ -125,7 +125,7 @@ class DurableKeyParking:
         after_reset: bool,
         keep_alive: Callable[[], None],
     ) -> Collection[int]:
-        """Read what is closed, and open an epoch."""
+        """Read which keys are closed, and open an epoch."""
         name = self._parked_topics.get(assignment.topic)
         if name is None:
             return ()
@@ -136,13 +136,13 @@ class DurableKeyParking:
         return list(partition.state.source_offsets)
 
     def begin(self, assignment: Assignment, state: PartitionState) -> None:
-        """From now on its messages are handled."""
+        """The partition's messages are handled from now on."""
         partition = self._owned(assignment)
         if partition is not None:
             partition.partition_state = state
 
     def release(self, assignments: Sequence[Assignment]) -> None:
-        """These are given up or lost."""
+        """These partitions are given up or lost."""
         for each in assignments:
             if self._owned(each) is not None:
                 del self._partitions[each.topic, each.partition]
@@ -152,7 +152,7 @@ class DurableKeyParking:
         return partition if partition is not None and partition.assignment is assignment else None
 
     def take_returned(self) -> Sequence[FetchedBatch]:
-        """Read on, and fetch what is to be handled."""
+        """Read new records, and fetch the messages that are to be handled."""
         now = time.monotonic()
         batches = (partition.take_returned(now) for partition in list(self._partitions.values()))
         return [fetched for fetched in batches if fetched is not None]
@@ -163,7 +163,7 @@ class DurableKeyParking:
         try:
             return partition is None or partition.is_confirmed()
         except LogError as error:
-            # Nothing is lost by it: the position waits until the log answers.
+            # The position is committed later, once the log answers.
             logger.warning("%s: cannot be read back: %s", partition, error)
             return False
 
@@ -188,12 +188,12 @@ class DurableKeyParking:
         return found
 
     def contested(self) -> int:
-        """How many partitions somebody else wrote to as their owner of late (any thread)."""
+        """How many partitions another owner wrote to recently (any thread)."""
         since = time.monotonic() - REPLACEMENT_MEMORY
         return sum(last > since for _, last in list(self._replacements.values()))
 
     def unfinished(self) -> str:
-        """What keeps it from being at rest, in words (any thread)."""
+        """Why it is not idle, in words (any thread)."""
         for partition in list(self._partitions.values()):
             if partition.has_returning:
                 return "parked messages are coming back"
@@ -209,7 +209,7 @@ class DurableKeyParking:
         return None if partition is None else partition.decide(delivery)
 
     def is_closed(self, delivery: Delivery) -> bool:
-        """Its key is closed, or it has come back."""
+        """The message's key is closed, or it has come back."""
         partition = self._partition_of(delivery)
         key = delivery[0].keys[delivery[1]]
         return partition is not None and key is not None and key in partition.state.keys
@@ -236,7 +236,7 @@ class DurableKeyParking:
         return dead_letter if partition is None else partition.close_key(delivery, dead_letter)
 
     def handled(self, delivery: Delivery) -> Outgoing:
-        """Says that a message that has come back was handled."""
+        """The record that says that a message that has come back was handled."""
         fetched, index = delivery[0], delivery[1]
         partition, key = self._partition_of(delivery), fetched.keys[index]
         if partition is None or key is None:
@@ -246,7 +246,7 @@ class DurableKeyParking:
         )
 
     def write_confirmed(self, delivery: Delivery) -> bool:
-        """What was wanted for this message is confirmed."""
+        """The record of this message is confirmed."""
         fetched, index = delivery[0], delivery[1]
         if fetched.batch.topic not in self._parked_topics or fetched.keys[index] is None:
             return True  # an ordinary dead letter
@@ -260,7 +260,7 @@ class DurableKeyParking:
         return True
 
     def write_refused(self, delivery: Delivery) -> None:
-        """The log refuses it."""
+        """The log refused the record of this message."""
         partition = self._partition_of(delivery)
         if partition is not None and type(delivery[0]) is not ReturnedBatch:
             partition.write_refused(delivery)
@@ -295,27 +295,27 @@ class PartitionParking:
         self.name = name
         self.partition = assignment.partition
         self.epoch = ""
-        """Its epoch, once that is open."""
+        """The epoch of this owner, once it is open."""
         self.ended_reason = ""
-        """Why nothing more may be done with the partition, once that is so."""
+        """Why the partition is to be given up; empty while it is not."""
         self.state = ParkingState()
         self.partition_state: PartitionState | None = None
         self._lock = threading.Lock()
         self._read_end = 0
-        """Everything below was read."""
+        """Everything below this position was read."""
         self._fetcher = RecordFetcher(log, name, assignment.partition)
         self._limit_reported = False
-        """It was said that no more is held."""
+        """It was logged that the limit is reached."""
         self._next_read = 0.0
         self._read_soon = False
         self._committed_floor = -1
         self._next_floor_commit = time.monotonic() + FLOOR_INTERVAL
         self._floor_read_end = -1
-        """Where reading stood when the floor could go no further."""
+        """How far reading had come when the floor reached it."""
         self._unconfirmed: set[int] = set()
         """Source offsets whose records are being written."""
         self._confirmed_unread: set[int] = set()
-        """Source offsets whose records are confirmed, and were not read back."""
+        """Source offsets whose records are confirmed, and not read back yet."""
         self._missing_since: float | None = None
 
     def __str__(self) -> str:
@@ -326,9 +326,9 @@ class PartitionParking:
     def open_epoch(
         self, position: int, *, after_reset: bool, keep_alive: Callable[[], None]
     ) -> None:
-        """Read what stands there, open the epoch, and read everything up to its record.
+        """Read the partition, open the epoch, and read on up to its record.
 
-        :raises Unavailable: somebody else has opened one meanwhile, or the log is out of reach.
+        :raises Unavailable: another owner opened one meanwhile, or the log cannot be reached.
         """
         log, name, partition = self._log, self.name, self.partition
         start, end, in_force = read_floor(log, name, partition)
@@ -347,8 +347,8 @@ class PartitionParking:
         self.epoch = records.epoch_name(answer.offset, owner)
         self._read_to(answer.offset + 1, keep_alive)
         if self.state.epoch != self.epoch:
-            # Whoever it was owns the partition now, or is to be replaced at the next try. Which
-            # of the two, the log says when it is asked for the partition again.
+            # The other one owns the partition now, or is replaced at the next try. The log tells
+            # which when it is asked for the partition again.
             raise Unavailable(
                 f"{self}: another owner record was written between looking and writing"
             )
@@ -378,7 +378,7 @@ class PartitionParking:
             self.ended_reason = "another owner record has replaced this owner's"
 
     def is_confirmed(self) -> bool:
-        """Whether all that was parked so far was read back, so that what is below it may be
+        """Whether everything parked so far was read back, so that positions above it may be
         committed; reads on.
 
         :raises LogError: it cannot be read now.
@@ -404,7 +404,7 @@ class PartitionParking:
         return False
 
     def take_returned(self, now: float) -> FetchedBatch | None:
-        """Read on where there is a reason to; what is to be handled next."""
+        """Read new records if it is time to; the messages to be handled next."""
         if self.ended_reason:
             return None
         state = self.state
@@ -418,13 +418,13 @@ class PartitionParking:
 
     @property
     def has_returning(self) -> bool:
-        """Some key's messages are to be handled, and not handed out yet."""
+        """Messages of some key are to be handled, and were not handed out yet."""
         with self._lock:
             return any(not queue.handed_out for queue in self.state.returning.values())
 
     @property
     def has_unread(self) -> bool:
-        """Keys are closed, and something was said since the last look."""
+        """Keys are closed, and there are records that were not read."""
         return bool(self.state.keys) and self._read_end < self._log_end()
 
     def _log_end(self) -> int:
@@ -435,7 +435,7 @@ class PartitionParking:
         with self._lock:
             for key, queue in self.state.returning.items():
                 if queue.handed_out:
-                    continue  # in its key queue, more would go before these
+                    continue  # more of it would come first in its key queue
                 for index in range(min(len(queue), FETCH_AHEAD)):
                     position = queue.position_of(index)
                     if position < 0:
@@ -503,7 +503,7 @@ class PartitionParking:
         return ReturnedBatch(partition_state, batch, [each.generation for each, _ in chosen])
 
     def _commit_floor(self) -> None:
-        """Say from where on the next owner is to read; never back."""
+        """Commit from where on the next owner has to read; never back."""
         if self._now() >= self.assignment.valid_until or self._read_end == self._floor_read_end:
             return
         log, name, topic = self._log, self.name, self.assignment.topic
@@ -537,11 +537,11 @@ class PartitionParking:
         with self._lock:
             queue = self.state.keys.get(key)
             if queue is None or offset < queue.source_offsets[0]:
-                # Those before the head were handled before it failed: they come again because
-                # that was not committed, or the group was reset.
+                # Messages before the head were handled before it failed. They come again because
+                # their position was not committed, or the group was reset.
                 return None
             if offset in queue or offset in self.state.source_offsets:
-                return ParkDecision(None)  # its record stands there already
+                return ParkDecision(None)  # its record is in the log already
             self._check_limit(queue)
             self.state.expect_record(key, offset, dead=False)
             self._unconfirmed.add(offset)
@@ -553,7 +553,7 @@ class PartitionParking:
     def _check_returned(
         self, key: bytes, fetched: ReturnedBatch, index: int
     ) -> ParkDecision | None:
-        """Whether a message that has come back is still its key's turn."""
+        """None if a message that has come back is still the next one of its key."""
         with self._lock:
             queue = self.state.keys.get(key)
             if (
@@ -566,7 +566,7 @@ class PartitionParking:
         return ParkDecision(None, is_duplicate=False)
 
     def close_key(self, delivery: Delivery, dead_letter: Outgoing) -> Outgoing:
-        """What closes its key, or keeps it closed."""
+        """The record that closes a dead message's key, or keeps it closed."""
         fetched, index = delivery[0], delivery[1]
         batch, key = fetched.batch, fetched.keys[index]
         if key is None:
@@ -576,7 +576,7 @@ class PartitionParking:
             with self._lock:
                 queue = self.state.keys.get(key)
                 if queue is not None and offset < queue.source_offsets[0]:
-                    return dead_letter  # handled again, before what is parked
+                    return dead_letter  # handled again, and before all that is parked
                 self._check_limit(queue)
                 self.state.expect_record(key, offset, dead=True)
                 self._unconfirmed.add(offset)
@@ -591,8 +591,11 @@ class PartitionParking:
         )
 
     def _check_limit(self, queue: ParkedQueue | None) -> None:
-        """A key whose messages are coming back is let through: they need the key that this
-        message has, and make room."""
+        """A message whose key is coming back is parked beyond the limit, too: those that return
+        make room, and they cannot while it holds the key.
+
+        :raises Unavailable: no more is parked for now.
+        """
         if self.state.parked_messages < PARKED_LIMIT or (queue is not None and not queue.is_dead):
             self._limit_reported = False
             return
@@ -606,8 +609,8 @@ class PartitionParking:
         raise Unavailable(complaint)
 
     def handled_confirmed(self, delivery: Delivery) -> bool:
-        """A message that came back was handled, and that is written. True: more of its key is to
-        be fetched."""
+        """A message that came back was handled, and its record is confirmed. True: more of its
+        key are to be fetched."""
         fetched, index = delivery[0], delivery[1]
         key = fetched.keys[index]
         if key is None:
@@ -621,15 +624,14 @@ class PartitionParking:
             return True
 
     def write_confirmed(self, offset: int) -> None:
-        """The record of a message that was dead or parked is written. What it says counts once it
-        was read back."""
+        """The record of a dead or parked message is written. It counts once it was read back."""
         with self._lock:
             if offset in self._unconfirmed:
                 self._unconfirmed.discard(offset)
                 self._confirmed_unread.add(offset)
 
     def write_refused(self, delivery: Delivery) -> None:
-        """It is not written."""
+        """The record of a dead or parked message is not written."""
         fetched, index = delivery[0], delivery[1]
         key, offset = fetched.keys[index], fetched.batch.offsets[index]
         if key is not None:
@@ -653,9 +655,9 @@ def ensure_parked_topic(log: Log, name: str, partitions: int, source: str) -> No
 
 
 def _unreadable_reasons(rows: Sequence[FetchedRow]) -> dict[int, str]:
-    """Of those that waited unseen, why the headers could not be read that they had in their source.
+    """Why headers could not be read in the source, of messages that no handler has seen.
 
-    One that is dead for it and comes back is handled: somebody decided so.
+    A message that is dead for this reason and comes back is handled: somebody decided so.
     """
     found: dict[int, str] = {}
     for index, row in enumerate(rows):

@@ -9,7 +9,7 @@
         await replay(app, flights, "flights-2", partition=3, start=1041, rate=500)
         await reset(app, "delays", flights, "earliest")
 
-A replay joins no group, so it moves no position and disturbs nobody. Into a function it runs on
+A replay joins no group, so it moves no position and disturbs no one. Into a function it runs on
 the same poller, executors and engine as a processor (order per key, concurrency, retries, batches,
 dedup by message ID, bounded memory), fed with the range instead of a group's partitions.
 """
@@ -108,8 +108,9 @@ async def replay(
         and nothing becomes a dead letter), a plain or async function of ``(value)`` or
         ``(value, message)``, called one message after the other; or a topic, to which messages
         are written as they stand: bytes, key, headers and ID.
-    :param start: a place, or for each partition one (then only these are read).
-    :param end: a place; what stands there is not read.
+    :param start: an offset, time or other position, or a mapping of them by partition (then only
+        these partitions are read).
+    :param end: the same; the message at ``end`` is not read.
     :param key: only messages of this key.
     :param rate: messages a second, at most.
     :param dedup: the window in which a message ID is handled once. The processor's own if not
@@ -118,9 +119,9 @@ async def replay(
         a function.
     :param errors: ``"stop"`` at the first message that fails for good, or ``"skip"`` it.
     :param progress: called about ten times a second with the figures so far.
-    :raises ReplayFailed: a message failed; what it holds says how to go on.
+    :raises ReplayFailed: a message failed; it says from where to go on.
     :raises NotFound: there is no such topic or partition.
-    :raises ConfigError: some of this means nothing here.
+    :raises ConfigError: an option does not fit.
     """
     if errors not in ("stop", "skip"):
         raise ConfigError(f"errors={errors!r}: 'stop' or 'skip'")
@@ -158,7 +159,7 @@ def source_of(app: Streams, topic: Source[Any] | str, into: object) -> Source[An
     A topic's name is looked up in the processor, its dead letter and retry topics included, and
     then among the app's topics.
 
-    :raises ConfigError: nothing says of what type they are.
+    :raises ConfigError: their type is not known.
     """
     if not isinstance(topic, str):
         return topic

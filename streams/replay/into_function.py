@@ -40,7 +40,7 @@ REPORT_INTERVAL = 0.1
 
 
 class _Failures:
-    """What failed for good. Each is told where the dispatcher may be touched."""
+    """Messages that failed for good. They are added where the dispatcher may be changed."""
 
     def __init__(self, *, skip_failed: bool) -> None:
         self._skip_failed = skip_failed
@@ -50,7 +50,7 @@ class _Failures:
         self.first_failures: list[Failure] = []
 
     def add(self, executor: Executor, delivery: Delivery) -> None:
-        """Pass the message over, or let nothing more begin."""
+        """Skip the message, or stop the replay."""
         fetched, index, _, _, _, _, reason = delivery
         if reason is None:
             raise ValueError("a work without a burial has not failed")
@@ -113,7 +113,7 @@ def _replay_job(
     function: Callable[..., Any],
     replay_options: ReplayOptions,
 ) -> Job:
-    """What to run: as the processor says, or a plain function once a message.
+    """The job to run: with a processor's options, or a plain function once a message.
 
     :raises ConfigError: the function is annotated with another type than the topic's.
     """

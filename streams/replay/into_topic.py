@@ -1,4 +1,4 @@
-"""Replay into another topic: bytes, key, headers and ID as they stand, nothing is decoded."""
+"""Replay into another topic: bytes, key, headers and ID as they stand, without decoding."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def copy_range(
 
 
 class _CopyRun:
-    """One copy on its way."""
+    """One copy of a range."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class _CopyRun:
                 if self._options.progress is not None:
                     self._options.progress(self.result())
         finally:
-            # The thread that reads is let finish, so that nobody closes the rows under it.
+            # Wait for the thread that reads, so that the rows are not closed under it.
             await run_to_completion(asyncio.wait([next_rows]))
             if self._options.progress is not None:
                 self._options.progress(self.result())
@@ -122,7 +122,7 @@ class _CopyRun:
         return rows
 
     def _without_duplicates(self, rows: Sequence[LogRow]) -> list[LogRow]:
-        """Without those whose ID was written before."""
+        """The rows whose ID was not written before."""
         if not self._windows:
             return list(rows)
         new_rows = []

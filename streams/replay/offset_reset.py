@@ -1,4 +1,4 @@
-"""Reset: move a group to another place in a topic, from which its processors go on."""
+"""Reset: move a group to another position in a topic, from which its processors go on."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ async def reset(
     """Move a group in a topic. Its dedup window begins empty, so what comes again is handled.
 
     :param to: where to; as for reading, but a negative int goes back by so many messages from
-        where the group *is*. A mapping gives partitions places of their own.
+        where the group *is*. A mapping gives each partition its own position.
     :param partition: only this one; all if None.
     :param force: even while the group has running members, which then start over from there.
-    :param dry_run: change nothing, say what would be.
+    :param dry_run: change nothing, and return what would be changed.
     :raises NotFound: there is no such group, topic or partition.
     :raises GroupNotEmpty: the group has running members, and ``force`` is not set.
     :raises InvalidValue: ``to`` means nothing here.

@@ -2,12 +2,12 @@
 engine as a processor: order per key, concurrency, retries, batches, dedup and bounded memory are
 theirs.
 
-It belongs to no group: it owns every partition of its range from its first poll on, and what it is
-told to commit it only remembers, as the place where another replay would go on.
+It belongs to no group: it owns every partition of its range from its first poll on. Commits are
+only remembered, as the positions from which another replay would go on.
 
 Messages of several partitions come in the order of the log's time. Where only one handler runs at
 a time that order is exact, so a message follows all older ones whatever their partition; otherwise
-slices of some hundred messages are taken in turn, since keys are all that is ordered.
+slices of some hundred messages are taken in turn, since order matters within a key alone.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from streams.message import Batch
 from streams.replay.token_bucket import TokenBucket
 
 MERGE_SLICE = 250
-"""Messages taken from one partition before another has its turn, where that need not be exact."""
+"""Messages taken from one partition before the next one, where the order need not be exact."""
 
 END_RECHECK = 0.005
-"""Seconds between looks at whether everything is settled, once all was given out."""
+"""Seconds between checks whether everything is settled, once all was given out."""
 
 
 class RangeSubscription:
@@ -66,7 +66,7 @@ class RangeSubscription:
         self._is_assigned = False
         self._paused: set[int] = set()
         self.positions = {partition: low for partition, (low, _) in ranges.items()}
-        """By partition, where to go on: everything before was handled or passed over."""
+        """By partition, where to go on: everything before was handled or skipped."""
         self.read = 0
         """Messages given out."""
         self.scanned = 0
@@ -100,7 +100,7 @@ class RangeSubscription:
         """The next messages of the range; nothing, once there are no more."""
         if not self._is_assigned and self._listener is not None:
             self._listener.assigned([each.assignment for each in self._partitions])
-            self._is_assigned = True  # not before: in an outage it is to be told again
+            self._is_assigned = True  # not before: in an outage it is assigned again
         available = self._rate_limit.available(min(limit, READ_LIMIT))
         if available <= 0:
             self._wait(min(timeout, self._rate_limit.seconds_to_next()))
@@ -144,7 +144,7 @@ class RangeSubscription:
             batches.append(batch)
             room -= len(batch)
             if partition.batch is None:
-                # What was taken goes out before more is read, which may fail.
+                # Give out what was taken before reading more, which may fail.
                 self._heap = None
                 break
             heapreplace(heap, (partition.next_time, number, partition))
@@ -171,7 +171,7 @@ class RangeSubscription:
         self._heap = None
 
     def reassign(self, assignments: Iterable[Assignment]) -> NoReturn:
-        """There is no stored place to begin again from."""
+        """There is no committed position to begin again from."""
         raise ConfigError("a replay has no group, so it cannot begin again at a stored place")
 
     def keep_alive(self) -> None:
@@ -186,7 +186,7 @@ class RangeSubscription:
         raise ConfigError("a replay commits no position: reset the group to use transactions")
 
     def close(self) -> None:
-        """Give everything back."""
+        """End the assignments and close the readers."""
         if self._is_assigned and self._listener is not None:
             self._is_assigned = False
             self._listener.revoked([each.assignment for each in self._partitions])
@@ -251,7 +251,7 @@ def _select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
 
 
 class _GrouplessLog:
-    """The log, but for subscribing."""
+    """A log whose subscriptions join no group."""
 
     def __init__(self, log: Log, listen: Callable[[RebalanceListener], Subscription]) -> None:
         self._log = log

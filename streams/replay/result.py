@@ -1,4 +1,4 @@
-"""What a replay has to tell: figures, failures, and where to go on."""
+"""The result of a replay: figures, failures, and where to go on."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class ReplayResult:
     :param scanned: of these, looked at so far; with ``key=`` also those of other keys.
     :param read: of these, taken.
     :param handled: handled, or written to the other topic.
-    :param duplicates: passed over because their ID had been handled in this replay.
-    :param filtered: passed over by the processor's filter, an unknown tag or as a tombstone.
+    :param duplicates: skipped because their ID had been handled in this replay.
+    :param filtered: skipped by the processor's filter, for an unknown tag or as a tombstone.
     :param retries: failed attempts that were followed by another.
-    :param failed: given up; with ``errors="skip"`` they were passed over.
-    :param failures: what became of these, the first hundred.
+    :param failed: failed for good; with ``errors="skip"`` they were skipped.
+    :param failures: the first hundred of these.
     :param positions: by partition, where a replay that goes on has to start.
     """
 

@@ -1,17 +1,17 @@
 """Attempts that are counted in the log: ``Retry(in_order=False)`` and ``Retry(durable=True)``.
 
-A message that gives its order up, or has none, waits in the group's delay topic,
-``{topic}.{group}.delay``, and comes back through ``{topic}.{group}.retry``, which its processor
-reads anyway, with the number of its attempts in a header. It holds nothing up meanwhile, takes no
-memory, and is settled where it failed: its ID with the redrive count is its identity, so each
-attempt is a message of its own to deduplication.
+A message that need not keep its order (it has no key, or ``in_order`` is False) waits in the
+group's delay topic, ``{topic}.{group}.delay``, and comes back through ``{topic}.{group}.retry``,
+which its processor reads anyway, with the number of its attempts in a header. Meanwhile it blocks
+no other message and takes no memory. It is settled where it failed: its ID and redrive count are
+its identity, so deduplication takes each attempt for a message of its own.
 
 A message that keeps its order stays in its key queue.
 
-Either is noted in ``{topic}.{group}.attempts``, in the partition of the same number, before the
+Both are noted in ``{topic}.{group}.attempts``, in the partition of the same number, before the
 message is settled or tried again. The partition's next owner reads the notes that are younger than
-the oldest message that is not settled: it counts on, and passes over what waits elsewhere already.
-Notes are kept for :data:`ATTEMPTS_RETENTION` seconds; older ones count for nothing.
+the oldest unsettled message: it continues the count, and skips messages that wait elsewhere.
+Notes are kept for :data:`ATTEMPTS_RETENTION` seconds; older ones are ignored.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from streams.text import get_logger
 logger = get_logger("streams.delay")
 
 PENDING_LIMIT = 200_000
-"""Messages a partition whose due time is held in memory at once."""
+"""Messages of a partition whose due times are held in memory at once."""
 
 ATTEMPTS_RETENTION = 7 * 86_400.0
-"""Seconds for which a note counts."""
+"""Seconds for which a note is kept."""
 
 CLOCK_SKEW = 3600.0
-"""Seconds by which the clocks of those who publish may differ."""
+"""Seconds by which the clocks of publishers may differ."""
 
 DELAYED = 1 << 30
-"""A note that says: the message waits elsewhere. More attempts than there can be."""
+"""The count of a message that waits elsewhere: more attempts than there can be."""
 
 _READ_ATTEMPTS = 5
 
@@ -64,7 +64,7 @@ class _Topics(NamedTuple):
     delay: str
     """Where its messages wait."""
     retry: str
-    """Through which they come back."""
+    """Where they come back."""
     attempts: str
     """Where their attempts are noted."""
 
@@ -72,7 +72,7 @@ class _Topics(NamedTuple):
 class DurableAttemptLog:
     """See :class:`streams.processing.job.ManagedAttemptLog`.
 
-    Making one declares what keeps messages that wait elsewhere: helpers of the processor.
+    Creating one declares the processors of the delay topics, as helpers of ``processor``.
     """
 
     def __init__(self, app: DeclaringConnection, processor: Processor[..., Any]) -> None:
@@ -84,7 +84,7 @@ class DurableAttemptLog:
         self._topics: dict[str, _Topics] = {}
         """By the topic read."""
         self._restored_attempts: dict[Position, int] = {}
-        """Attempts of messages of a partition's former owner."""
+        """Attempts that former owners noted, of messages that were not taken up yet."""
         for source in self._sources:
             topics = _Topics(
                 check_topic(delay_topic(source, group)),
@@ -105,7 +105,7 @@ class DurableAttemptLog:
             ensure_topic(log, topics.attempts, count, Retention(seconds=ATTEMPTS_RETENTION))
             ensure_topic(log, topics.retry, count, config=log.capabilities.dead_letter_config)
 
-    # -- asked by the executor
+    # -- called by the executor
 
     def failed_attempts(self, batch: Batch, index: int) -> int:
         """How often a message that was just taken up failed before."""
@@ -118,7 +118,7 @@ class DurableAttemptLog:
     def record_failure(
         self, delivery: Delivery, attempt: int, delay: float
     ) -> tuple[Outgoing | None, Outgoing]:
-        """The message as it comes back, if it leaves; and a note."""
+        """The message as it is to come back, if it waits in the delay topic; and a note."""
         batch, index = delivery[0].batch, delivery[1]
         if self._unordered or batch.keys[index] is None:
             return self._delayed_copy(batch, index, attempt, delay), self._attempt_record(
@@ -126,16 +126,16 @@ class DurableAttemptLog:
             )
         position = _position(batch, index)
         if self._restored_attempts.get(position) or attempts_of(batch.headers(index)):
-            self._restored_attempts[position] = 0  # from now on it is part of the work
+            self._restored_attempts[position] = 0  # from now on the delivery holds it
         return None, self._attempt_record(batch, index, attempt)
 
     def is_delayed(self, batch: Batch, index: int) -> bool:
-        """The message waits in the delay topic, or did."""
+        """The message waits in the delay topic, or has come back from it."""
         restored = self._restored_attempts
         return bool(restored) and restored.get(_position(batch, index)) == DELAYED
 
     def nothing_recorded(self, batch: Batch) -> bool:
-        """Nothing is noted, and the headers of these hold no count."""
+        """Nothing was restored, and the headers of these messages hold no count."""
         return not self._restored_attempts and batch.topic in self._sources
 
     def _attempt_record(self, batch: Batch, index: int, attempt: int) -> Outgoing:
@@ -161,10 +161,10 @@ class DurableAttemptLog:
         topics, entry = self._topics[batch.topic], f"{known}/{self._group}"
         return topics.delay, entry_record(record, topics.retry, due, entry_id=known, id=entry)
 
-    # -- told by the poller
+    # -- called by the poller
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
-        """Read what the former owners noted."""
+        """Read the notes of former owners."""
         for assignment in assignments:
             for tries in range(1, _READ_ATTEMPTS + 1):
                 try:
@@ -179,17 +179,17 @@ class DurableAttemptLog:
                         time.sleep(0.1 * tries)
 
     def revoked(self, assignments: Sequence[Assignment]) -> None:
-        """Forget what was noted of these."""
+        """Forget the notes about these."""
         revoked = {(each.topic, each.partition) for each in assignments}
         restored = self._restored_attempts.items()
         self._restored_attempts = {each: n for each, n in restored if each[:2] not in revoked}
 
     def unfinished(self) -> str:
-        """Nothing happens here by itself."""
+        """It does nothing by itself."""
         return ""
 
     def next_due(self) -> None:
-        """What waits is in the delay topic, whose own processor says when it is due."""
+        """Delayed messages are in the delay topic, whose own processor says when they are due."""
 
     def _restore_attempts(self, assignment: Assignment) -> None:
         log, topic, partition = self._app.log, assignment.topic, assignment.partition

@@ -1,19 +1,17 @@
-"""Who keeps a delay topic: a processor of a group, whose partitions' owners deliver what is due.
+"""The processor of a delay topic: the owners of its partitions deliver what is due.
 
-The group's processor hears what is said in the topic (entries, marks, requests to cancel) and
-settles it at once: the topic itself is the store. For each partition that it owns there is a
-*partition scheduler*, which
+The processor reads every record of the topic (entries, marks, requests to cancel) and settles it at
+once: the topic itself is the store. Each partition that is owned has a *partition scheduler*, which
 
-1. reads the partition from the *floor* on (below it nothing is pending) and so knows what is
-   pending: due time and position, no payload;
-2. writes what is due where it goes, in due order, under the message's own ID, and after that is
-   confirmed a *mark*. A crash in between writes the message again under the same ID;
-3. moves the floor, as the position of a group without members (``{topic}.floor``): what it has not
-   reached is not trimmed, and on a log without compaction the rest is.
+1. reads the partition from the *floor* on (nothing below it is pending) and so knows the due time
+   and position of everything that is pending, and no payload;
+2. writes what is due to its topic, in due order, under the message's own ID, and a *mark* after
+   that is confirmed. A crash in between writes the message again under the same ID;
+3. moves the floor, which is the position of a group without members (``{topic}.floor``): nothing
+   above it is trimmed, and on a log without compaction everything below it is.
 
-What a partition scheduler may know at once is bounded (see
-:mod:`streams.retries.due_index`); a new message that is due soon passes every message that
-is due late.
+How much a partition scheduler knows at once is bounded (see :mod:`streams.retries.due_index`). A
+new message that is due soon overtakes every message that is due late.
 """
 
 from __future__ import annotations
@@ -52,7 +50,7 @@ T = TypeVar("T")
 logger = get_logger("streams.delay")
 
 READ_BATCH = 1_000
-"""Records of the delay topic taken in at once, at most."""
+"""Records of the delay topic handled at once, at most."""
 
 DELIVERY_BATCH = 4_000
 """Messages delivered at once, at most: the more, the closer together they stand in the log."""
@@ -61,26 +59,26 @@ DELIVERY_BYTES = 4 << 20
 """Their bytes, at most; a single larger one goes alone."""
 
 RECENT_OUTCOMES = 10_000
-"""Messages of which it is remembered what became of them, at least."""
+"""Messages whose outcome is remembered, at least."""
 
 SCAN_BACKLOG = 100_000
-"""What is said while a partition is being read, and has to wait, at most."""
+"""Records that arrive while a partition is scanned and have to wait, at most."""
 
 FLOOR_INTERVAL = 5.0
 """Real seconds between two moves of the floor, at least."""
 
 DELAY_RETENTION = Retention(messages=RECENT_OUTCOMES)
-"""How a delay topic is kept on a log that trims: everything from the floor on, and a little."""
+"""How a delay topic is kept on a log that trims: from the floor on, and some more."""
 
 OWNERSHIP_RECHECK = 0.05
-"""Real seconds between looks at whether ownership was confirmed again."""
+"""Real seconds between checks whether ownership was confirmed again."""
 
 LONGEST_SLEEP = 3600.0
 """Real seconds of one sleep, at most."""
 
 
 class _DelayDeadLetters(DeadLetters):
-    """Dead letters of a delay topic, whose name says the group already."""
+    """Dead letters of a delay topic, whose name contains the group already."""
 
     RETRY: ClassVar[str] = "{topic}.retry"
 
@@ -120,7 +118,7 @@ def declare_scheduler(
 
     :param partition_count: how many the topic has, if it must be made.
     :param is_allowed: whether messages may go to a topic: no header alone says where to.
-    :param pending: messages a partition that are known at once.
+    :param pending: messages of a partition that are known at once.
     """
 
     async def receive(values: list[bytes | None], messages: list[Message[Any]]) -> None:
@@ -132,7 +130,7 @@ def declare_scheduler(
         (source,),
         name,
         batch=READ_BATCH,
-        # What is known is known by position; and an ID that comes again replaces.
+        # Entries are known by position, and a later entry of the same ID replaces the earlier one.
         dedup=Dedup(window=0),
         retry=Retry(),
         dead_letters=_DelayDeadLetters(topic="{topic}.dead"),
@@ -144,10 +142,10 @@ def declare_scheduler(
 
 @dataclass(slots=True)
 class DelayStats:
-    """What a delay topic's owner did, and knows, in this process."""
+    """Figures of a delay topic in this process."""
 
     pending: int = 0
-    """Messages it knows to be pending: the nearest ones."""
+    """Messages known to be pending: those that are due next."""
     delivered: int = 0
     cancelled: int = 0
     dead: int = 0
@@ -193,7 +191,7 @@ class DelayScheduler(Processor[..., Any]):
     # -- the poller's side (its thread)
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
-        """Begin to keep these."""
+        """Start scheduling these partitions."""
         for assignment in assignments:
             if assignment.topic == self.topic:
                 partition = PartitionScheduler(self, assignment)
@@ -201,7 +199,7 @@ class DelayScheduler(Processor[..., Any]):
                 self.call_on_loop(partition.start)
 
     def revoked(self, assignments: Sequence[Assignment]) -> None:
-        """Deliver nothing more of these."""
+        """Stop delivering from these partitions."""
         revoked = [
             partition
             for each in assignments
@@ -219,11 +217,11 @@ class DelayScheduler(Processor[..., Any]):
     def call_on_loop(self, action: Callable[[], None]) -> None:
         """Run this on the app's event loop, soon. Any thread."""
         if self._loop is not None:
-            with suppress(RuntimeError):  # the loop is closed: nothing of ours runs on it any more
+            with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(action)
 
     def unfinished(self) -> str:
-        """Whether something is due, or not known yet (any thread)."""
+        """What is due, or not known yet, in words (any thread)."""
         now = self.app.clock.time() * 1000
         for partition in list(self._by_partition.values()):
             if not partition.is_idle:
@@ -250,14 +248,14 @@ class DelayScheduler(Processor[..., Any]):
     # -- on the loop
 
     async def receive(self, messages: Sequence[Message[Any]]) -> None:
-        """What was said in the topic, in order."""
+        """Records of the topic, in order."""
         for message in messages:
             partition = self._by_partition.get(message.partition)
-            if partition is not None:  # else it is somebody else's by now
+            if partition is not None:  # else another member owns it by now
                 await partition.receive(message)
 
     def fail(self, error: BaseException) -> None:
-        """A partition cannot go on: the processor ends, and says so."""
+        """End the processor: a partition cannot go on."""
         if self.executor is not None:
             self.executor.fail(error)
 
@@ -272,7 +270,13 @@ class _Outcome(NamedTuple):
 
 
 class PartitionScheduler:
-    """What is pending in one partition that is owned, and its delivery. On the loop."""
+    """What is pending in one partition that is owned, and its delivery. On the loop.
+
+    A scan is *bounded* once its end is known: records behind that end are received from then on. It
+    is *complete* once everything up to there was applied, and then those that were received
+    meanwhile. Then what is due is delivered in batches. When no known entry is left and more are
+    pending in the log, the next scan begins.
+    """
 
     def __init__(self, scheduler: DelayScheduler, assignment: Assignment) -> None:
         self.assignment = assignment
@@ -292,18 +296,18 @@ class PartitionScheduler:
         self._fetcher = RecordFetcher(self._log, self._topic, self._partition)
         self._recent_outcomes = OutcomeCache(RECENT_OUTCOMES)
         self._scan_bounded = asyncio.Event()
-        """It is known which part of the log the scan covers; the rest is heard."""
+        """The end of the scan is known; what is behind it is received."""
         self._scan_complete = asyncio.Event()
         """All that is pending is known."""
         self._batch_delivered = asyncio.Event()
-        """What was under way has been delivered (set and replaced each time)."""
+        """The batch under way has been delivered (set and replaced each time)."""
         self._wake = asyncio.Event()
         self._scanned_end = 0
-        """Below this position everything was read by a scan."""
+        """The scan covers everything below this position."""
         self._known_end = 0
         """Below this position everything is known."""
         self._received_meanwhile: list[ScannedRecord] = []
-        """Said while a scan runs."""
+        """Records that were received while a scan runs."""
         self._resume_after: DueEntry | None = None
         """What was due before this is over."""
         self._batch_size = DELIVERY_BATCH
@@ -316,7 +320,7 @@ class PartitionScheduler:
         return f"{self._topic}/{self._partition}"
 
     def start(self) -> None:
-        """Begin."""
+        """Start scanning and delivering."""
         loop = asyncio.get_running_loop()
 
         def on_clock_moved() -> None:
@@ -328,7 +332,7 @@ class PartitionScheduler:
             self.stop()
 
     def stop(self) -> None:
-        """End; what was given to the log stays given."""
+        """End; what was handed to the publisher is still written."""
         if self._task is None:
             self.ended.set()
         else:
@@ -350,7 +354,7 @@ class PartitionScheduler:
             self.ended.set()
 
     async def _retry_outages(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Through outages of the log."""
+        """Run this until the log answers."""
         pause = 0.1
         while True:
             try:
@@ -384,7 +388,7 @@ class PartitionScheduler:
         self._scan_complete.set()
 
     def _scan_range(self) -> tuple[int, int]:
-        """Where to begin, and the end as it is now; blocks."""
+        """Where a scan begins, and the current end of the partition; blocks."""
         log, topic, partition = self._log, self._topic, self._partition
         first, end = log.watermarks(topic, partition)
         floor = log.committed(floor_group(topic), topic).get(partition)
@@ -392,8 +396,7 @@ class PartitionScheduler:
         return min(start, log.offset_before(topic, partition, end, RECENT_OUTCOMES)), end
 
     def _scan_log(self, start: int, end: int) -> Iterator[list[ScannedRecord]]:
-        """What was said from ``start`` to before ``end``, a batch at a time, requests left out;
-        blocks."""
+        """The entries and marks from ``start`` to before ``end``, a batch at a time; blocks."""
         for batch in read_batches(self._log, self._topic, self._partition, start, end):
             found = [
                 records.scan_record(batch.offsets[at], key, batch.values[at], batch.headers(at))
@@ -410,7 +413,7 @@ class PartitionScheduler:
             self._recent_outcomes.add(record.id_digest, record.mark)
 
     async def receive(self, message: Message[Any]) -> None:
-        """What the processor read."""
+        """The next record that the processor read."""
         await self._scan_bounded.wait()
         key, value, headers = message.raw
         if key is None:
@@ -433,7 +436,7 @@ class PartitionScheduler:
     # -- cancelling
 
     async def _answer_cancel(self, key: bytes, request: str, position: int) -> None:
-        """Answer a request to cancel by what happened."""
+        """Cancel what is pending, and answer the request with what happened."""
         await self._scan_complete.wait()
         id_digest = records.id_digest(key)
         while (entry := self.index.find(id_digest)) is not None and self.index.is_taken(entry):
@@ -452,7 +455,7 @@ class PartitionScheduler:
             self._recent_outcomes.add(id_digest, "cancelled")
             self._scheduler.counters.cancelled += 1
         else:
-            # Not a mark: who knows what was said of that ID meanwhile.
+            # Not a mark of that ID: a newer entry of it may stand in the log meanwhile.
             known = records.parse_outcome(outcome) or "unknown"
             answer = records.mark_record(request.encode(), known, id, request)
         answer.partition = self._partition
@@ -491,13 +494,13 @@ class PartitionScheduler:
                     continue
                 await self._retry_outages(partial(self._deliver_batch, entries))
             finally:
-                self.index.give_back(entries)  # those that are not delivered
+                self.index.give_back(entries)  # those that were not delivered
                 delivered, self._batch_delivered = self._batch_delivered, asyncio.Event()
                 delivered.set()
             await self._commit_floor()
 
     async def _wait_until_due(self) -> None:
-        """Until something is due, or was said."""
+        """Wait until something is due, or a record was received."""
         self._wake.clear()
         due = self.index.next_due
         seconds = LONGEST_SLEEP if due is None else due / 1000 - self._clock.time()
@@ -511,7 +514,7 @@ class PartitionScheduler:
             return
 
     async def _deliver_batch(self, entries: list[DueEntry]) -> None:
-        """Write these where they go, and mark them."""
+        """Write these to their topics, and mark them."""
         rows, is_complete = await run_in_thread(
             self._fetcher.fetch, sorted(map(log_position, entries)), DELIVERY_BYTES
         )
@@ -521,7 +524,7 @@ class PartitionScheduler:
         sent: list[tuple[DueEntry, bytes]] = []
         undeliverable: list[_Outcome] = []
         missing: list[DueEntry] = []
-        # As far as payloads are at hand: what is due later does not go first.
+        # Up to the first whose payload is missing: what is due later must not go first.
         for entry in takewhile(lambda each: log_position(each) in rows, entries):
             row = rows[log_position(entry)]
             if row is None or row.key is None:
@@ -550,7 +553,7 @@ class PartitionScheduler:
             record.partition = self._partition
             marks.append((self._topic, record))
         for answer in await self._write(marks):
-            if answer is not None:  # it is delivered again after a restart, under the same ID
+            if answer is not None:  # after a restart it is delivered again, under the same ID
                 logger.error("%s: a delivery could not be marked: %r", self, answer)
         counters = self._scheduler.counters
         for entry, key, error in outcomes:
@@ -563,7 +566,7 @@ class PartitionScheduler:
     async def _write_dead_letters(
         self, undeliverable: Sequence[_Outcome], rows: Mapping[int, FetchedRow | None]
     ) -> None:
-        """Write dead letters of what cannot be delivered, as it stands in the delay topic."""
+        """Write entries that cannot be delivered, as they stand in the log, as dead letters."""
         dead_letters: list[Outgoing] = []
         for entry, key, error in undeliverable:
             position = log_position(entry)
@@ -582,7 +585,7 @@ class PartitionScheduler:
                 raise LogError(f"{self}: a dead letter was refused: {answer}") from answer
 
     async def _write(self, outgoing: Sequence[Outgoing]) -> Sequence[BaseException | None]:
-        """Write through outages; per record None, or what it is refused for."""
+        """Write these, waiting out outages; for each None, or why it was refused."""
         if not outgoing:
             return ()
         return await wait_for_callback(partial(self._app.publisher.publish_durably, outgoing))
@@ -590,7 +593,7 @@ class PartitionScheduler:
     # -- the floor
 
     async def _commit_floor(self) -> None:
-        """Say from where on something may be pending, now and then."""
+        """Commit from where on something may be pending, every few seconds."""
         now = asyncio.get_running_loop().time()
         if now < self._floor_committed_at + FLOOR_INTERVAL:
             return
@@ -617,7 +620,7 @@ def _undeliverable_error(entry: records.DelayEntry | None) -> InvalidValue:
 
 
 class OutcomeCache:
-    """What became of the last so many IDs, at least ``size`` of them."""
+    """Outcomes of the last IDs, of at least ``size`` of them."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -625,11 +628,11 @@ class OutcomeCache:
         self._old: dict[int, str] = {}
 
     def add(self, id_digest: int, outcome: str) -> None:
-        """That is what became of it."""
+        """Remember an outcome."""
         self._new[id_digest] = outcome
         if len(self._new) >= self._size:
             self._new, self._old = {}, self._new
 
     def get(self, id_digest: int) -> str | None:
-        """What became of it, if that is remembered."""
+        """The outcome of an ID, if that is remembered."""
         return self._new.get(id_digest) or self._old.get(id_digest)

@@ -1,10 +1,9 @@
-"""Closed keys as seen by people: what closes them, and what is to become of it.
+"""Closed keys as operators see them: what closes them, and the commands that open them.
 
 ``DeadLetters(sequenced=True)`` closes a key when a message of it is dead. :class:`ClosedKeys` reads
-the same records as the owner of the partition
-(:mod:`streams.parking.records`), without being one, and writes commands. A
-command names the dead message as it was seen, so that given twice, or too late, it does nothing;
-the owner follows it as soon as one runs.
+the same records as the partition's owner (:mod:`streams.parking.records`), and writes commands.
+A command names the dead message as it was read, so it does nothing if it is given twice or too
+late. The owner obeys it as soon as one runs.
 """
 
 from __future__ import annotations
@@ -41,29 +40,29 @@ if TYPE_CHECKING:
     from streams.topic import Key
 
 READ_BYTES = 16 << 20
-"""Bytes of dead messages looked at at once, about."""
+"""Bytes of dead messages read at once, about."""
 
 
 class NotClosed(StreamsError, LookupError):
-    """No message of that key waits for a decision."""
+    """No message of that key waits for a command."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClosedKeyHead:
-    """A closed key, with what closes it."""
+    """A closed key, with its first message."""
 
     key: bytes
     partition: int
     position: int
-    """Where the record of its first message stands."""
+    """The position of the record of its first message."""
     is_dead: bool
-    """It waits for a decision. False: it was decided, and its messages are coming back."""
+    """It waits for a command. False: it has got one, and its messages are coming back."""
     parked: int
     """Messages that wait behind the first one."""
     row: LogRow = field(repr=False)
     """The first message, as a dead letter would hold it."""
     record: Record = field(repr=False)
-    """The same, as it stands."""
+    """The same, as it stands in the log."""
 
 
 class ClosedKeyReader:
@@ -85,15 +84,15 @@ class ClosedKeyReader:
             raise not_found("topic", self.name, why) from None
 
     def states(self) -> Iterator[tuple[int, ParkingState]]:
-        """By partition, what follows from its records."""
+        """By partition, the state that follows from its records."""
         for partition in range(self.partitions):
             yield partition, read_state(self.log, self.name, partition)
 
     def heads(self, key: bytes | None = None, limit: int | None = None) -> Iterator[ClosedKeyHead]:
-        """Those that are closed, the one that was closed first in each partition first.
+        """The closed keys, in each partition in the order in which they were closed.
 
         :param key: this one only.
-        :param limit: so many at most.
+        :param limit: how many at most.
         """
         remaining = 1 << 62 if limit is None else limit
         for partition, state in self.states():
@@ -120,9 +119,9 @@ class ClosedKeyReader:
                 wanted = [each for each in wanted if each not in rows]
 
     def dead_head(self, key: bytes) -> ClosedKeyHead:
-        """The one of that key.
+        """The closed key of that name.
 
-        :raises NotClosed: it is open, or is being handled.
+        :raises NotClosed: it is open, or its messages are coming back.
         """
         head = next(self.heads(key), None)
         if head is None:
@@ -136,10 +135,11 @@ class ClosedKeyReader:
     def send_command(
         self, command: Command, head: ClosedKeyHead, value: bytes | None = None
     ) -> None:
-        """Say what is to become of a dead message.
+        """Command what happens to a dead message.
 
-        :param value: other bytes for it, for ``edit``.
-        :raises LogError: it is not written, or not known to be; saying it again does no harm.
+        :param value: its new bytes, for ``edit``.
+        :raises LogError: the command is not written, or that is not known; giving it again does no
+            harm.
         """
         edited = None
         if command == "edit":
@@ -162,13 +162,13 @@ class ClosedKeyReader:
 
 @dataclass(frozen=True, slots=True)
 class ClosedKey:
-    """A key that is closed, and what closes it."""
+    """A closed key, and what closes it."""
 
     key: str
     letter: DeadLetter
     """Its first message. Where ``dead`` is false, the error is the last one there was, if any."""
     parked: int
-    """Messages that wait behind it."""
+    """Messages that wait behind the first."""
     dead: bool
     """It waits to be retried, edited or dropped. False: its messages are coming back already."""
 
@@ -177,7 +177,7 @@ class ClosedKeys:
     """The closed keys of a processor with ``DeadLetters(sequenced=True)``.
 
     :param app: the app on whose log they are; to be used while it is entered or connected.
-    :param topic: what the processor reads.
+    :param topic: the topic that the processor reads.
     :param group: its group.
     """
 
@@ -190,9 +190,9 @@ class ClosedKeys:
         return f"<ClosedKeys of {self.topic!r} in group {self.group!r}>"
 
     async def keys(self, limit: int = 100) -> list[ClosedKey]:
-        """Those that are closed, and why.
+        """The closed keys, and what closes them.
 
-        :param limit: so many at most.
+        :param limit: how many at most.
         :raises NotFound: no such processor ran.
         """
         if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
@@ -202,17 +202,17 @@ class ClosedKeys:
     async def retry(self, key: Key) -> None:
         """Let a key's dead message be handled again, then those that wait behind it.
 
-        Should it fail again, the key is closed again by it.
+        If it fails again, it closes the key again.
 
-        :raises NotClosed: none of that key waits for a decision.
+        :raises NotClosed: no message of that key waits for a command.
         """
         await self._send("retry", key, None)
 
     async def edit(self, key: Key, value: Any) -> None:
-        """Put another value in the place of a key's dead message, and let that be handled.
+        """Replace the value of a key's dead message, and let it be handled again.
 
         :param value: bytes as they are to stand, or what the app's topic takes.
-        :raises NotClosed: none of that key waits for a decision.
+        :raises NotClosed: no message of that key waits for a command.
         :raises EncodeError: the value does not fit the topic's type.
         """
         if not isinstance(value, bytes):
@@ -226,10 +226,10 @@ class ClosedKeys:
         await self._send("edit", key, value)
 
     async def drop(self, key: Key) -> None:
-        """Let a key's dead message go, and handle those that wait behind it. Nothing is deleted:
-        it stays in the log as long as that keeps it.
+        """Drop a key's dead message, and let those that wait behind it be handled. It is not
+        deleted: it stays in the log as long as its retention says.
 
-        :raises NotClosed: none of that key waits for a decision.
+        :raises NotClosed: no message of that key waits for a command.
         """
         await self._send("drop", key, None)
 

@@ -1,4 +1,4 @@
-"""Dead letters in code: look at them, put them back, set them aside, write one by hand.
+"""Dead letters in code: list, redrive, edit and purge them, or write one by hand.
 
 What ``streams dead`` does on the command line, on the same records; see
 :mod:`streams.patterns.deadletters.redriving` for how.
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 logger = get_logger("streams")
 
 Filter = Callable[[DeadLetter], bool]
-"""Which letters are meant; a plain function, called in a worker thread."""
+"""Which dead letters are meant; a plain function, called in a thread."""
 
 DeadLetterRef = DeadLetter | Position | str
-"""One letter: itself, its own position, or that or its message ID as text."""
+"""One dead letter: itself, its own position, or as text its position or message ID."""
 
 
 class DeadLetterManager:
@@ -68,13 +68,13 @@ class DeadLetterManager:
     ) -> Position:
         """Write a dead letter; returns its position once it is durable.
 
-        The message keeps its bytes, key, headers and ID, so that writing it again, because a
-        first try had no answer, makes no second message when it is put back.
+        The message keeps its bytes, key, headers and ID. It may be written again if the outcome of
+        a first try is unknown: it is still handled once when it is put back.
 
-        :param error: why; its text is stored.
+        :param error: the reason; its text is stored.
         :param source_queue: the topic or queue that the message is of.
-        :param group: who could not handle it, and gets it when it is put back. Not given: the one
-            group of this app that reads ``source_queue``, if there is one.
+        :param group: the group that could not handle it, and gets it when it is put back; if not
+            given, the one group of this app that reads ``source_queue``.
         :raises ConfigError: the message has no bytes, and the app does not declare the topic.
         :raises LogError: as :meth:`streams.Topic.publish`.
         """
@@ -94,13 +94,13 @@ class DeadLetterManager:
     async def get_dead_letters(
         self, limit: int = 100, *, filter: Filter | None = None, everything: bool = False
     ) -> list[DeadLetter]:
-        """The letters that wait, oldest first; none where there is no such topic yet.
+        """The dead letters that wait, oldest first; none where there is no such topic yet.
 
-        :param limit: so many at most.
-        :param filter: only those for which it is true. At most 1,000,000 letters are looked at; a
-            warning is logged where there are more.
-        :param everything: also those that were put back or set aside.
-        :raises InvalidValue: ``limit`` cannot be.
+        :param limit: how many at most.
+        :param filter: only those for which it is true. At most 1,000,000 are looked at; a warning
+            is logged where there are more.
+        :param everything: also those that were put back or purged.
+        :raises InvalidValue: ``limit`` is no whole number from 1.
         :raises ConfigError: ``filter`` is no plain function.
         :raises LogError: the log cannot be read.
         """
@@ -109,7 +109,7 @@ class DeadLetterManager:
         return await asyncio.to_thread(self._list_waiting, limit, filter, everything=everything)
 
     async def count(self, filter: Filter | None = None) -> int:
-        """How many letters wait; 0 where there is no such topic yet. Reads them all.
+        """How many dead letters wait; 0 where there is no such topic yet. Reads them all.
 
         :param filter: only those for which it is true.
         :raises ConfigError: ``filter`` is no plain function.
@@ -134,24 +134,24 @@ class DeadLetterManager:
         limit: int | None = None,
         only: DeadLetterRef | Collection[DeadLetterRef] | None = None,
     ) -> int:
-        """Put the letters that wait back, those of a key in the order in which they failed.
+        """Put dead letters that wait back, those of a key in the order in which they failed.
 
         Each is handled once within the dedup window, also when this is killed midway and called
-        again. A message that fails again is a new letter, whose ``redrives`` is one more: a
+        again. A message that fails again is a new dead letter with one more ``redrives``: a
         ``filter`` such as ``lambda letter: letter.redrives < 3`` ends a loop.
 
-        :param target: the topic they go to. Not given: the retry topic of the group that could
-            not handle them, which this group alone reads.
+        :param target: the topic they go to; if not given, the retry topic of the group that could
+            not handle them, which only this group reads.
         :param filter: only those for which it is true.
-        :param limit: so many of each partition, the oldest, at most.
-        :param only: only these letters, of those with a message ID all that wait.
+        :param limit: how many of each partition at most, the oldest first.
+        :param only: only these; a message ID means all that have it and wait.
         :returns: how many.
         :raises NotFound: there is no such dead letter topic, or no topic ``target``, or one of
-            ``only`` is not there or does not wait any more; then nothing is put back.
-        :raises InvalidValue: ``target`` is not given, and a letter does not say which group's it
-            is, or is of a topic that this app does not declare.
-        :raises ReprocessStopped: one was refused by the log, or more were picked out one here,
-            one there than can be noted. What was put back is marked so.
+            ``only`` does not exist or does not wait any more; then nothing is put back.
+        :raises InvalidValue: ``target`` is not given, and a dead letter does not name its group, or
+            is of a topic that this app does not declare.
+        :raises ReprocessStopped: the log refused one, or too many single ones were picked out.
+            Those that were put back are marked.
         """
         _check_limit("reprocess", limit)
         _check_filter("reprocess", filter)
@@ -176,14 +176,14 @@ class DeadLetterManager:
         return await self._run_in_thread(reprocess)
 
     async def edit(self, letter: DeadLetterRef, value: Any) -> None:
-        """Put a letter back with another value. It keeps its key, headers and ID, and says that it
-        was edited.
+        """Put a dead letter back with another value. It keeps its key, headers and ID, and gets a
+        header that says that it was edited.
 
-        Killed midway, it may have been put back and still wait. Of the same message put back twice
-        the first is handled.
+        If this is killed midway, it may have been put back and still wait. If it is then put back
+        again, the first is handled.
 
         :param value: bytes as they are to stand, or what the app's topic takes.
-        :raises NotFound: it is not there, or does not wait any more.
+        :raises NotFound: it does not exist, or does not wait any more.
         :raises InvalidValue: several that wait have this message ID: name it by its position.
         :raises EncodeError: the value does not fit the topic's type.
         :raises ReprocessStopped: the log refuses it.
@@ -217,17 +217,17 @@ class DeadLetterManager:
         limit: int | None = None,
         only: DeadLetterRef | Collection[DeadLetterRef] | None = None,
     ) -> int:
-        """Set the letters that wait aside: they are not put back and not listed any more.
+        """Set dead letters that wait aside: they are neither put back nor listed any more.
 
         Nothing is deleted: ``get_dead_letters(everything=True)`` still has them.
 
         :param filter: only those for which it is true.
-        :param limit: so many of each partition, the oldest, at most.
-        :param only: only these letters, of those with a message ID all that wait.
+        :param limit: how many of each partition at most, the oldest first.
+        :param only: only these; a message ID means all that have it and wait.
         :returns: how many.
-        :raises NotFound: there is no such dead letter topic, or one of ``only`` is not there or
+        :raises NotFound: there is no such dead letter topic, or one of ``only`` does not exist or
             does not wait any more; then nothing is set aside.
-        :raises ReprocessStopped: more were picked out one here, one there than can be noted.
+        :raises ReprocessStopped: too many single ones were picked out.
         """
         _check_limit("purge", limit)
         _check_filter("purge", filter)
@@ -244,7 +244,7 @@ class DeadLetterManager:
 
     async def _run_in_thread(self, operation: Callable[[threading.Event], int]) -> int:
         stop = threading.Event()
-        # What was written is to be marked, also if whoever asked is cancelled.
+        # Even if the caller is cancelled, what was written has to be marked.
         return await run_to_completion(asyncio.to_thread(operation, stop), stop.set)
 
     def _list_waiting(
@@ -273,8 +273,7 @@ class DeadLetterManager:
     def _refs(
         self, what: str, only: DeadLetterRef | Collection[DeadLetterRef] | None
     ) -> list[str | Position] | None:
-        """The letters that are named, as :meth:`DeadLetterTopic.select_named` takes them; None:
-        all."""
+        """The dead letters that are named, for :meth:`DeadLetterTopic.select_named`; None: all."""
         if only is None:
             return None
         if isinstance(only, (DeadLetter, Position, str)) or not isinstance(only, Collection):
@@ -318,7 +317,7 @@ class DeadLetterManager:
         filter: Filter | None,
         only: list[str | Position] | None,
     ) -> tuple[Callable[[LogRow], bool] | None, dict[int, int] | None]:
-        """Which letters are meant, and before which offsets they stand."""
+        """Which dead letters are meant, and before which offsets they stand."""
         matches = self._row_predicate(filter)
         if only is None:
             return matches, None
@@ -340,8 +339,8 @@ class DeadLetterManager:
         )
 
     def _destination(self, row: LogRow) -> str:
-        """The retry topic of a letter's group. A header alone says nothing: the app declares the
-        topic, and its name is made here."""
+        """The retry topic of a dead letter's group. Headers are not trusted with its name: the app
+        must declare the source topic, and the name is derived from it."""
         topic, group = source_of(row.headers)
         group = group or (None if topic is None else self._group_of(topic))
         if topic is None or group is None:
@@ -371,7 +370,7 @@ class DeadLetterManager:
     def _dead_letter_record(
         self, message: Message[Any] | QueueMessage[Any], topic: str
     ) -> tuple[Record, int, tuple[str, int, str]]:
-        """The letter's record without its error, the attempts, and where the message stood."""
+        """The record without its error, the number of attempts, and where the message stood."""
         if isinstance(message, QueueMessage):
             record = self._encode_value(
                 topic, message.data, key=message.key, id=message.id, timestamp=message.timestamp

@@ -1,23 +1,23 @@
-"""A topic of dead letters: which of them wait, putting them back, and setting them aside.
+"""A topic of dead letters: which of them wait, and how they are redriven or purged.
 
 How it works
 ------------
 
-* The letters stand in a topic of their own (``orders.billing.dead``), in which nothing is ever
-  changed. Which of them were dealt with is stored as the place of a group that has *the same name
-  as that topic*: no member ever runs in it, and every log can keep it. A place is a position, and
-  ranges above it (:mod:`streams.engine.progress`), for letters that were picked out.
-* Putting back appends the letter, with its original bytes, key, headers and message ID, to the
+* Dead letters have a topic of their own (``orders.billing.dead``), in which nothing is ever
+  changed. Which of them are *resolved* (redriven or purged) is committed for a group that has *the
+  same name as that topic*; no member ever runs in it, and every log can store it: a position, and
+  ranges above it (:mod:`streams.engine.progress`) for dead letters that were picked out.
+* Redriving appends the message, with its original bytes, key, headers and message ID, to the
   group's retry topic (``orders.billing.retry``), which its processors read beside the topic itself.
-  Never to the topic itself: other groups would see the message again.
-* The header ``streams_redrive`` counts up. It is part of what deduplication compares, so what is
-  put back is handled again, and a letter that was put back twice, because this was killed between
-  writing and storing the place, is handled once: what is written again is at most the last
-  :data:`REDRIVE_CHUNK` letters, in the same order, and a dedup window remembers more than that.
-* Letters of a key are in one partition, in the order in which they failed, and are put back in that
-  order, one chunk confirmed before the next is written.
-* Two who deal with one topic at once do no harm to a message, for the same reason; but one may take
-  the other's notes back, and letters are then put back once more than was asked for.
+  It is never appended to the topic itself, where other groups would see it again.
+* The header ``streams_redrive`` counts up. It is part of what deduplication compares, so a redriven
+  message is handled again. One that is redriven twice, because this process was killed between the
+  write and the commit, is handled once: at most the last :data:`REDRIVE_CHUNK` are written again,
+  in the same order, and a dedup window remembers more than that.
+* Dead letters of a key are in one partition, in the order in which they failed, and are redriven in
+  that order; each chunk is confirmed before the next is written.
+* For the same reason, two processes may redrive one topic at once without harm to a message; but
+  one may overwrite what the other committed, and dead letters are then redriven once more.
 
 Everything here blocks.
 """
@@ -54,23 +54,22 @@ if TYPE_CHECKING:
     from streams.message import Headers
 
 REDRIVE_CHUNK = 500
-"""Letters put back between two notes of it, at most."""
+"""Dead letters redriven between two commits, at most."""
 
 SCAN_LIMIT = 1_000_000
-"""Letters that are looked at for those that are wanted, where nobody says how many."""
+"""Dead letters that are searched, where nobody says how many."""
 
 RowPredicate = Callable[[LogRow], bool]
-"""Whether a letter is meant."""
+"""Whether a dead letter is meant."""
 
 Destination = Callable[[LogRow], str]
-"""The topic that a letter is put back to."""
+"""The topic that a dead letter is redriven to."""
 
 
 class ReprocessStopped(StreamsError):
-    """Not every letter could be put back; those that were are marked so, and no more is lost by
-    trying again.
+    """Not every dead letter could be resolved. Those that were are marked; try again for the rest.
 
-    :param done: how many were dealt with before.
+    :param done: how many were resolved before.
     """
 
     def __init__(self, text: str, done: int) -> None:
@@ -80,7 +79,7 @@ class ReprocessStopped(StreamsError):
 
 @dataclass(slots=True)
 class ResolvedOffsets:
-    """Which letters of a partition were dealt with: all below a position, and ranges above it."""
+    """Which dead letters of a partition are resolved: all below a position, and ranges above it."""
 
     position: int
     ranges: list[Range] = field(default_factory=list)
@@ -92,12 +91,12 @@ class ResolvedOffsets:
         return at >= 0 and offset < self.ranges[at][1]
 
     def encoded(self) -> Snapshot:
-        """As it is stored."""
+        """As it is committed."""
         return encode(self.position, 0, self.ranges)
 
 
 class _Chunk(NamedTuple):
-    """The next letters of a partition."""
+    """The next dead letters of a partition."""
 
     passed: list[tuple[int, bool]]
     """The offset of each, and whether it is chosen."""
@@ -106,18 +105,18 @@ class _Chunk(NamedTuple):
 
 
 class _Resolving:
-    """The letters of one partition that are dealt with, up to where reading has come."""
+    """The dead letters of one partition that are resolved, as far as it was read."""
 
     def __init__(self, before: ResolvedOffsets) -> None:
         self._before = before
         self._runs: list[Range] = [(before.position, before.position)]
-        """Letters dealt with; the position moves over the first run."""
+        """Ranges of resolved dead letters; the end of the first is the position."""
         self._in_run = True
-        """The last letter was dealt with."""
+        """The last dead letter was resolved."""
         self._next_offset = before.position
 
     def after(self, chunk: _Chunk, count: int) -> _Resolving:
-        """After a chunk of which the first ``count`` of those chosen were dealt with."""
+        """After a chunk of which the first ``count`` of those chosen were resolved."""
         after = _Resolving(self._before)
         runs, in_run = list(self._runs), self._in_run
         for offset, is_chosen in chunk.passed:
@@ -132,7 +131,7 @@ class _Resolving:
         return after
 
     def resolved(self) -> ResolvedOffsets:
-        """What was dealt with, as far as this came, and before."""
+        """What is resolved now."""
         (_, position), *runs = self._runs
         later = [(max(low, self._next_offset), high) for low, high in self._before.ranges]
         return ResolvedOffsets(position, runs + [each for each in later if each[0] < each[1]])
@@ -140,29 +139,28 @@ class _Resolving:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Letters that were looked for: which of those that wait, and how many there were."""
+    """Which of the dead letters that wait are meant, and how many there are."""
 
     matches: RowPredicate
     count: int
     end_offsets: dict[int, int]
-    """By partition, the offset before which they stand: what came since was not looked at."""
+    """By partition, the offset before which they stand; newer ones were not looked at."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResolveRequest:
-    """What is to be done with which letters."""
+    """What is done with which dead letters."""
 
     action: Callable[[Sequence[LogRow]], Sequence[BaseException | None]]
-    """Does it; per letter None, or why not."""
+    """Does it; for each None, or why not."""
     matches: RowPredicate | None
     limit: int | None
     stop: threading.Event | None
     end_offsets: Mapping[int, int] | None = None
-    """By partition, the offset before which the letters stand that are meant, and no other
-    partition; None: wherever they stand."""
+    """By partition, the offset before which they stand, and no other partition; None: all."""
 
     def is_over(self, resolved_count: int) -> bool:
-        """After so many letters of a partition, nothing more of it is begun."""
+        """Whether to stop after so many of a partition."""
         reached = self.limit is not None and resolved_count >= self.limit
         return reached or (self.stop is not None and self.stop.is_set())
 
@@ -184,20 +182,20 @@ class DeadLetterTopic:
             raise NotFound(f"there is no dead letter topic {name!r}; {hint}") from None
 
     def resolved(self) -> dict[int, ResolvedOffsets]:
-        """By partition, which letters were dealt with."""
+        """By partition, which dead letters are resolved."""
         return resolved_offsets(self.log, self.name, self.partitions)
 
     def rows(
         self, *, everything: bool = False, scan_limit: int | None = SCAN_LIMIT
     ) -> DeadLetterRows:
-        """The letters that wait, oldest first; ``everything``: the others too. To be closed.
+        """The dead letters that wait, oldest first; with ``everything``, all. To be closed.
 
         :param scan_limit: how many are looked at; None: all there are.
         """
         return DeadLetterRows(self, everything=everything, scan_limit=scan_limit)
 
     def row_at(self, partition: int, offset: int) -> DeadLetterRows:
-        """The letter that stands there, whatever was done with it. To be closed."""
+        """The dead letter at that offset, resolved or not. To be closed."""
         only = {partition: OffsetRange(offset, offset + 1)}
         return DeadLetterRows(self, everything=True, only=only)
 
@@ -206,9 +204,9 @@ class DeadLetterTopic:
         return self.select(matches or (lambda row: True)).count
 
     def select(self, matches: RowPredicate, limit: int | None = None) -> Selection:
-        """Those that wait and are wanted, of what there is now; reads them all.
+        """Those that wait now and match; reads them all.
 
-        :param limit: so many of each partition count, the oldest.
+        :param limit: count so many of each partition, the oldest, at most.
         """
         counts: Counter[int] = Counter()
         with closing(self.rows(scan_limit=None)) as rows:
@@ -223,10 +221,11 @@ class DeadLetterTopic:
         names: Collection[str | Position],
         is_of_source: RowPredicate = lambda row: True,
     ) -> Selection:
-        """These that wait: each is named by its position (also as ``PARTITION/OFFSET``) or its
-        message ID, under which there may be several.
+        """The dead letters that are named, all of which must wait.
 
-        :param is_of_source: whether a letter is of the topic and group that are asked about.
+        :param names: positions (also as ``PARTITION/OFFSET``) or message IDs, which several may
+            have.
+        :param is_of_source: whether a dead letter is of the topic and group that are meant.
         :raises NotFound: one of them is not there, or does not wait any more.
         """
         found: set[Position] = set()
@@ -261,13 +260,13 @@ class DeadLetterTopic:
             return None
 
     def _is_waiting(self, position: Position, is_of_source: RowPredicate) -> bool | None:
-        """Whether the letter that stands there waits; None: there is none."""
+        """Whether the dead letter at that position waits; None: there is none."""
         with closing(self.row_at(position.partition, position.offset)) as rows:
             row = next(iter(rows), None)
             return None if row is None or not is_of_source(row) else rows.is_waiting(row)
 
     def _find_by_id(self, ids: set[str], is_of_source: RowPredicate) -> set[Position]:
-        """Where the letters stand that wait and have these message IDs."""
+        """The positions of those that wait and have these message IDs."""
         found: set[Position] = set()
         missing = set(ids)
         with closing(self.rows(scan_limit=None)) as rows:
@@ -293,14 +292,14 @@ class DeadLetterTopic:
         end_offsets: Mapping[int, int] | None = None,
         edited: bytes | None = None,
     ) -> int:
-        """Write those that wait and are wanted to where they go.
+        """Write those that wait and match to their destinations.
 
         :param limit: so many of each partition, the oldest, at most.
-        :param stop: set, nothing more is begun.
+        :param stop: ends it early once it is set.
         :param end_offsets: as :class:`Selection` has them.
-        :param edited: the value that they are to have.
+        :param edited: their new value.
         :returns: how many.
-        :raises ReprocessStopped: one was refused, or more were picked out than can be noted.
+        :raises ReprocessStopped: one was refused, or more were picked out than can be committed.
         """
         ensured: set[str] = set()
 
@@ -317,10 +316,10 @@ class DeadLetterTopic:
         stop: threading.Event | None = None,
         end_offsets: Mapping[int, int] | None = None,
     ) -> int:
-        """Let those that wait and are wanted count as dealt with. Nothing is deleted.
+        """Mark those that wait and match as resolved. Nothing is deleted.
 
         :param end_offsets: as :class:`Selection` has them.
-        :raises ReprocessStopped: more were picked out than can be noted.
+        :raises ReprocessStopped: more were picked out than can be committed.
         """
         return self._resolve(
             ResolveRequest(lambda rows: [None] * len(rows), matches, limit, stop, end_offsets)
@@ -396,7 +395,7 @@ class DeadLetterTopic:
         return answers
 
     def _commit_resolved(self, partition: int, found: ResolvedOffsets) -> None:
-        # Somebody else may have gone further meanwhile: never back.
+        # Never back: another process may have committed more meanwhile.
         current = self.resolved()[partition]
         if current.position > found.position:
             low = current.position
@@ -425,10 +424,10 @@ def _next_chunk(
 
 
 class DeadLetterRows:
-    """Letters as they stand, partitions merged by the log's time. Iterate once, then close.
+    """Dead letters as they stand, partitions merged by the log's time. Iterate once, then close.
 
     :param scan_limit: how many are looked at; None: all there are.
-    :param only: the ranges of offsets by partition; None: wherever a letter may wait.
+    :param only: the ranges of offsets by partition; None: all that may hold one that waits.
     """
 
     def __init__(
@@ -441,7 +440,7 @@ class DeadLetterRows:
     ) -> None:
         self.resolved = topic.resolved()
         self.is_truncated = False
-        """There are more, which were not looked at."""
+        """There are more, and they were not looked at."""
         self._everything = everything
         self._most = scan_limit
         ranges: dict[int, OffsetRange] = {}
@@ -465,11 +464,11 @@ class DeadLetterRows:
                 yield row
 
     def is_waiting(self, row: LogRow) -> bool:
-        """Nobody dealt with it yet."""
+        """It is not resolved."""
         return row.offset not in self.resolved[row.batch.partition]
 
     def close(self) -> None:
-        """Give back what reading holds."""
+        """Close the readers."""
         self._rows.close()
 
 
@@ -478,12 +477,12 @@ def _already_resolved(name: str) -> str:
 
 
 def dead_topics(log: Log) -> list[str]:
-    """Topics that are named as dead letter topics are."""
+    """Topics whose names are those of dead letter topics."""
     return [info.name for info in log.topics() if info.name.endswith(".dead")]
 
 
 def resolved_offsets(log: Log, name: str, partitions: int) -> dict[int, ResolvedOffsets]:
-    """By partition of a dead letter topic, which letters were dealt with."""
+    """By partition of a dead letter topic, which dead letters are resolved."""
     committed = log.committed(name, name)
     found = {}
     for partition in range(partitions):
@@ -500,7 +499,7 @@ def resolved_offsets(log: Log, name: str, partitions: int) -> dict[int, Resolved
 
 
 def source_of(headers: Headers) -> tuple[str | None, str | None]:
-    """The topic and the group a letter is of, as far as it says so.
+    """The topic and the group that a dead letter is of, as far as it says so.
 
     What failed in a group's retry topic is of the topic that it came from.
     """
@@ -511,15 +510,14 @@ def source_of(headers: Headers) -> tuple[str | None, str | None]:
 
 
 def ensure_retry_topic(log: Log, name: str) -> None:
-    """Create a topic for what is put back, where it is missing."""
+    """Create the topic for redriven messages, where it is missing."""
     ensure_topic(log, name, RETRY_PARTITIONS, config=log.capabilities.dead_letter_config)
 
 
 def redriven_record(row: LogRow, edited: bytes | None = None) -> Record:
-    """The message that a letter was made of, counted as put back once more. It says where it failed
-    first.
+    """The message of a dead letter as it is redriven.
 
-    :param edited: the value that it is to have.
+    :param edited: its new value.
     """
     headers = redriven_headers(row.headers)
     if edited is not None:

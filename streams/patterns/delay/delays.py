@@ -42,11 +42,11 @@ T = TypeVar("T")
 Delay = float | timedelta
 
 PartitionCount = Callable[[Log], int]
-"""How many partitions a delay topic gets if it must be made; blocks."""
+"""How many partitions a delay topic gets if it is created; blocks."""
 
 
 class Scheduled(NamedTuple):
-    """A message that was taken in for later."""
+    """A message that was accepted for later delivery."""
 
     id: str
     """Its message ID, by which it can be cancelled."""
@@ -58,15 +58,15 @@ class Scheduled(NamedTuple):
 class Delays:
     """Delivers messages to topics of an app when they are due.
 
-    Declared on an app, it is a processor of it: whatever process runs the app delivers, and
+    Declared on an app, it is one of its processors: every process that runs the app delivers, and
     several share the partitions. Messages are due in order within a partition of the delay topic,
     and go to their topic under their own ID, key and headers.
 
     :param app: whose topics messages may go to: those it declares, no others.
     :param name: the delay topic, and the group that keeps it.
     :param partitions: how many the delay topic has if it is created here; 1 if not given.
-    :param pending: messages a partition whose due time is held in memory at once (about 150 bytes
-        each); of those beyond it the log is read again when their time comes near.
+    :param pending: messages of a partition whose due times are held in memory at once (about 150
+        bytes each); for those beyond it the log is read again when they are nearly due.
     :raises ConfigError: any of these cannot work.
     """
 
@@ -127,7 +127,7 @@ class Delays:
         )
 
     async def cancel(self, id: str, *, within: float = 30.0) -> Outcome:
-        """Ask that a message be not delivered; the answer says what happened.
+        """Request that a message is not delivered; the answer says what happened.
 
         ``"cancelled"``: it is not delivered. ``"delivered"``: it was too late. ``"dead"``: it
         could not be delivered and is a dead letter. ``"unknown"``: no such message is pending, nor
@@ -148,7 +148,7 @@ class Delays:
 
 
 class DelayClient:
-    """Where messages are handed in for later, and requests made."""
+    """Writes delayed messages and requests to cancel them."""
 
     def __init__(self, app: Streams) -> None:
         self._app = app
@@ -200,7 +200,7 @@ class DelayClient:
 def due_at(now: float, delay: Delay | None, at: datetime | None) -> int:
     """When that is, in milliseconds since the epoch.
 
-    :raises InvalidValue: it is no time, or not said, or said twice.
+    :raises InvalidValue: not exactly one is given, or it is no valid time.
     """
     if (delay is None) == (at is None):
         raise InvalidValue("give delay= (seconds) or at= (a datetime), one of the two")
@@ -220,7 +220,7 @@ def due_at(now: float, delay: Delay | None, at: datetime | None) -> int:
 def _find_answer(
     log: Log, position: Position, start: int, request: str
 ) -> tuple[Outcome | None, int]:
-    """The answer to a request, looked for from ``start`` on; where to go on looking. Blocks."""
+    """The answer to a request, if it stands from ``start`` on; where to search next. Blocks."""
     _, end = log.watermarks(position.topic, position.partition)
     for batch in read_batches(log, position.topic, position.partition, start, end):
         for index, value in enumerate(batch.values):
