@@ -148,7 +148,7 @@ class LogRow:
 class RangeReader:
     """The messages of a range as they stand, partitions merged by the log's time.
 
-    Iterate once, in any one thread at a time; then close it.
+    It opens no reader before it is iterated: once, in one thread at a time. Then close it.
 
     :param key: messages of this key only.
     :param skip: by partition, ranges of offsets that need not be read, ascending. They are
@@ -205,21 +205,26 @@ class _RangesReader:
         self._topic = topic
         self._partition = partition
         self._ranges_left = list(reversed(ranges))
-        self._reader = self._open_next()
-
-    def _open_next(self) -> Reader:
-        return self._log.reader(self._topic, self._partition, *self._ranges_left.pop())
+        self._reader: Reader | None = None
 
     def read(self, limit: int, timeout: float = 5.0) -> Batch | None:
         """The next messages of the range at hand, or of the next one."""
-        while (batch := self._reader.read(limit, timeout)) is None and self._ranges_left:
-            self._reader.close()
-            self._reader = self._open_next()
-        return batch
+        while self._ranges_left:
+            if self._reader is None:
+                range = self._ranges_left[-1]
+                self._reader = self._log.reader(self._topic, self._partition, *range)
+            batch = self._reader.read(limit, timeout)
+            if batch is not None:
+                return batch
+            self.close()
+            self._ranges_left.pop()
+        return None
 
     def close(self) -> None:
         """Close the reader at hand."""
-        self._reader.close()
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
 
 
 def _remaining_ranges(

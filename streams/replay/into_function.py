@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from typing_extensions import override
 
 from streams.annotation_checks import check_handler
 from streams.cancellation import run_to_completion
-from streams.config import Dedup, Flow, Retry
+from streams.config import Dedup, Retry
 from streams.connection import Connection
 from streams.decoding import Source
 from streams.engine.dispatcher import Delivery
 from streams.errors import ProcessorDied, StreamsError
 from streams.log.range_reader import OffsetRanges
-from streams.message import Position, text
 from streams.processing.async_executor import AsyncExecutor
 from streams.processing.executor import Executor
 from streams.processing.job import Job
@@ -32,42 +30,27 @@ from streams.processor import (
     topic_type_of,
 )
 from streams.replay.range_subscription import RangeSubscription, groupless_log
-from streams.replay.result import FAILURES_KEPT, Failure, ReplayFailed, ReplayResult
+from streams.replay.result import FailureLog, ReplayFailed, ReplayResult
 from streams.replay.token_bucket import TokenBucket
 
 REPORT_INTERVAL = 0.1
 """Seconds between two reports of progress."""
 
 
-class _Failures:
+class _Failures(FailureLog):
     """Messages that failed for good. They are added where the dispatcher may be changed."""
 
     def __init__(self, *, skip_failed: bool) -> None:
+        super().__init__()
         self._skip_failed = skip_failed
-        self._lock = threading.Lock()
         self.stop: Callable[[], None] = lambda: None
-        self.count = 0
-        self.first_failures: list[Failure] = []
 
-    def add(self, executor: Executor, delivery: Delivery) -> None:
+    def reject(self, executor: Executor, delivery: Delivery) -> None:
         """Skip the message, or stop the replay."""
         fetched, index, _, _, _, _, reason = delivery
         if reason is None:
             raise ValueError("a work without a burial has not failed")
-        batch = fetched.batch
-        key = batch.keys[index]
-        with self._lock:
-            self.count += 1
-            if len(self.first_failures) < FAILURES_KEPT:
-                self.first_failures.append(
-                    Failure(
-                        Position(batch.topic, batch.partition, batch.offset(index)),
-                        batch.id(index),
-                        None if key is None else text(key),
-                        reason.attempts,
-                        reason.error,
-                    )
-                )
+        self.add(fetched.batch, index, reason.attempts, reason.error)
         if self._skip_failed:
             executor.dispatcher.mark_settled(delivery)
         else:
@@ -82,7 +65,7 @@ class _ReplayThreadExecutor(ThreadExecutor):
 
     @override
     def dead_letter(self, delivery: Delivery) -> None:
-        self._failures.add(self, delivery)
+        self._failures.reject(self, delivery)
 
 
 class _ReplayAsyncExecutor(AsyncExecutor):
@@ -92,7 +75,7 @@ class _ReplayAsyncExecutor(AsyncExecutor):
 
     @override
     def dead_letter(self, delivery: Delivery) -> None:
-        self._failures.add(self, delivery)
+        self._failures.reject(self, delivery)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,39 +100,30 @@ def _replay_job(
 
     :raises ConfigError: the function is annotated with another type than the topic's.
     """
-    options: ProcessorOptions | None = None
     if isinstance(function, Processor):
-        options, handler_shape = function.options, function.signature
         name, inner = f"replay into {function.name}", function.function
+        options, handler = function.options, function.signature
     else:
         name = f"replay into {getattr(function, '__name__', type(function).__name__)}"
-        inner, handler_shape = function, inspect_handler(function, name, batch=False)
+        inner, handler = function, inspect_handler(function, name, batch=False)
+        options = ProcessorOptions((source,), name, retry=Retry(attempts=1))
     if (value_type := topic_type_of(source)) is not None:
         check_handler(
             name,
             inner,
             [value_type],
-            batch=options is not None and options.batch is not None,
-            wants_message=handler_shape.wants_message,
-            has_filter=options is not None and options.filter is not None,
+            batch=options.batch is not None,
+            wants_message=handler.wants_message,
+            has_filter=options.filter is not None,
         )
-    job = Job(
+    return Job(
         name=name,
         group=name,
         topics=(topic,),
         function=inner,
-        asynchronous=handler_shape.asynchronous,
-        wants_message=handler_shape.wants_message,
+        asynchronous=handler.asynchronous,
+        wants_message=handler.wants_message,
         decodings={topic: source.decoding},
-        retry=replay_options.retry or Retry(attempts=1),
-        dedup=replay_options.dedup or Dedup(),
-        flow=Flow(),
-        clock=connection.clock,
-    )
-    if options is None:
-        return job
-    return replace(
-        job,
         concurrency=options.concurrency,
         batch=options.batch,
         filter=options.filter,
@@ -157,6 +131,7 @@ def _replay_job(
         retry=replay_options.retry or options.retry,
         dedup=replay_options.dedup or options.dedup,
         flow=options.flow,
+        clock=connection.clock,
     )
 
 
@@ -220,7 +195,7 @@ async def handle_range(
             filtered=counts.filtered,
             retries=counts.retries,
             failed=failures.count,
-            failures=tuple(failures.first_failures),
+            failures=tuple(failures.first),
             positions=dict(feed.positions),
         )
 
@@ -247,5 +222,5 @@ async def handle_range(
         raise ProcessorDied(f"{job.name} died: {poller.fatal!r}") from poller.fatal
     found = result()
     if failures.count and not options.skip_failed:
-        raise ReplayFailed(failures.first_failures[0], found) from failures.first_failures[0].error
+        raise ReplayFailed(failures.first[0], found) from failures.first[0].error
     return found

@@ -12,10 +12,9 @@ from streams.connection import Connection
 from streams.engine.dedup_window import PROCESS_BUDGET
 from streams.errors import LogError, OutcomeUnknown, Unavailable
 from streams.log.range_reader import LogRow, OffsetRanges, RangeReader
-from streams.message import text
 from streams.publisher import AppendResults
 from streams.replay.into_function import ReplayOptions
-from streams.replay.result import FAILURES_KEPT, Failure, ReplayFailed, ReplayResult
+from streams.replay.result import FailureLog, ReplayFailed, ReplayResult
 from streams.replay.token_bucket import TokenBucket
 
 COPY_LIMIT = 1_000
@@ -37,18 +36,8 @@ async def copy_range(
     :raises ReplayFailed: a message was refused, and ``options.skip_failed`` is not set.
     :raises LogError: the log could not be written to; ``positions`` says how far it came.
     """
-    opening = asyncio.ensure_future(
-        asyncio.to_thread(RangeReader, connection.log, topic, ranges, key=key)
-    )
-    try:
-        rows = await run_to_completion(opening)
-    except asyncio.CancelledError:
-        if not opening.cancelled() and opening.exception() is None:
-            await run_in_thread(opening.result().close)
-        raise
-    copying = _CopyRun(
-        connection, target, rows, options, total, {p: low for p, (low, _) in ranges.items()}
-    )
+    rows = RangeReader(connection.log, topic, ranges, key=key)
+    copying = _CopyRun(connection, target, rows, options, total, ranges)
     try:
         await copying.run()
     finally:
@@ -66,7 +55,7 @@ class _CopyRun:
         rows: RangeReader,
         options: ReplayOptions,
         total: int | None,
-        positions: dict[int, int],
+        ranges: OffsetRanges,
     ) -> None:
         self._connection = connection
         self._target = target
@@ -77,11 +66,11 @@ class _CopyRun:
         dedup = options.dedup or Dedup(window=0)
         self._windows = {
             partition: PROCESS_BUDGET.new_window(dedup.window, dedup.cap)
-            for partition in (positions if dedup.window else ())
+            for partition in (ranges if dedup.window else ())
         }
-        self._positions = positions
-        self._read = self._written = self._duplicates = self._failed = 0
-        self._failures: list[Failure] = []
+        self._positions = {partition: each.start for partition, each in ranges.items()}
+        self._read = self._written = self._duplicates = 0
+        self._failures = FailureLog()
 
     def result(self) -> ReplayResult:
         """Figures of this moment."""
@@ -91,8 +80,8 @@ class _CopyRun:
             read=self._read,
             handled=self._written,
             duplicates=self._duplicates,
-            failed=self._failed,
-            failures=tuple(self._failures),
+            failed=self._failures.count,
+            failures=tuple(self._failures.first),
             positions=dict(self._positions),
         )
 
@@ -150,7 +139,7 @@ class _CopyRun:
             elif self._options.skip_failed and not isinstance(
                 answer, (Unavailable, OutcomeUnknown)
             ):
-                self._add_failure(row, answer)
+                self._failures.add(row.batch, row.index, 1, answer)
             elif refused is None:
                 refused = row, answer
         for row in rows:
@@ -158,13 +147,6 @@ class _CopyRun:
                 break
             self._positions[row.batch.partition] = row.offset + 1
         if refused is not None:
-            failure = self._add_failure(*refused)
-            raise ReplayFailed(failure, self.result()) from failure.error
-
-    def _add_failure(self, row: LogRow, error: LogError) -> Failure:
-        key = row.batch.keys[row.index]
-        failure = Failure(row.position, row.id, None if key is None else text(key), 1, error)
-        self._failed += 1
-        if len(self._failures) < FAILURES_KEPT:
-            self._failures.append(failure)
-        return failure
+            row, error = refused
+            failure = self._failures.add(row.batch, row.index, 1, error)
+            raise ReplayFailed(failure, self.result()) from error

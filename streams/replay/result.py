@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from typing import NamedTuple
 from streams.errors import StreamsError
 from streams.log.protocol import Log
 from streams.log.range_reader import OffsetRanges
-from streams.message import Position
+from streams.message import Batch, Position, text
 from streams.text import error_text
 
 FAILURES_KEPT = 100
@@ -30,6 +31,27 @@ class Failure(NamedTuple):
         key = f", key {self.key!r}" if self.key is not None else ""
         what = f"{type(self.error).__name__}: {error_text(self.error)}"
         return f"{self.position} (ID {self.id!r}{key}): {what}"
+
+
+class FailureLog:
+    """Counts failures, and keeps the first ones. Any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.count = 0
+        self.first: list[Failure] = []
+
+    def add(self, batch: Batch, index: int, attempts: int, error: BaseException) -> Failure:
+        """A message failed for good."""
+        key = batch.keys[index]
+        position = Position(batch.topic, batch.partition, batch.offset(index))
+        key_text = None if key is None else text(key)
+        failure = Failure(position, batch.id(index), key_text, attempts, error)
+        with self._lock:
+            self.count += 1
+            if self.count <= FAILURES_KEPT:
+                self.first.append(failure)
+        return failure
 
 
 @dataclass(frozen=True, slots=True)
