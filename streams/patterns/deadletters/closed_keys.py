@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from streams.cancellation import run_in_thread
 from streams.derived_records import EDITED
-from streams.errors import ConfigError, InvalidValue, NotFound, StreamsError
+from streams.errors import InvalidValue, NotFound, StreamsError
 from streams.log.appending import append_and_wait
 from streams.log.names import check_group, check_topic, not_found
 from streams.log.range_reader import LogRow
@@ -31,7 +31,7 @@ from streams.parking import (
     read_state,
 )
 from streams.patterns.arguments import check_app
-from streams.patterns.deadletters.dead_letter import DeadLetter, read_dead_letter
+from streams.patterns.deadletters.dead_letter import DeadLetter, declared_topic, read_dead_letter
 from streams.topic import Topic, encode_key
 
 if TYPE_CHECKING:
@@ -197,7 +197,20 @@ class ClosedKeys:
         """
         if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
             raise InvalidValue(f"ClosedKeys.keys(limit={limit!r}): a whole number from 1")
-        return await asyncio.to_thread(self._list_keys, limit)
+
+        def list_keys() -> list[ClosedKey]:
+            app, source = self._app, (self.topic, self.group)
+            return [
+                ClosedKey(
+                    text(head.key),
+                    read_dead_letter(app, head.row, waiting=head.is_dead, default_source=source),
+                    head.parked,
+                    head.is_dead,
+                )
+                for head in ClosedKeyReader(app.log, self.group, self.topic).heads(limit=limit)
+            ]
+
+        return await asyncio.to_thread(list_keys)
 
     async def retry(self, key: Key) -> None:
         """Let a key's dead message be handled again, then those that wait behind it.
@@ -216,12 +229,7 @@ class ClosedKeys:
         :raises EncodeError: the value does not fit the topic's type.
         """
         if not isinstance(value, bytes):
-            declared = self._app.topics.get(self.topic)
-            if declared is None:
-                raise ConfigError(
-                    f"ClosedKeys.edit: how a value of topic {self.topic!r} is written is not "
-                    "known; declare it with app.topic(...), or give bytes"
-                )
+            declared = declared_topic(self._app, self.topic, "ClosedKeys.edit", ", or give bytes")
             value = declared.record(value, key=key, id="edited").value
         await self._send("edit", key, value)
 
@@ -245,22 +253,3 @@ class ClosedKeys:
             closed.send_command(command, closed.dead_head(key_bytes), value)
 
         await run_in_thread(send)
-
-    def _list_keys(self, limit: int) -> list[ClosedKey]:
-        log = self._app.log
-        decodings = {name: topic.decoding for name, topic in self._app.topics.items()}
-        return [
-            ClosedKey(
-                text(head.key),
-                read_dead_letter(
-                    head.row,
-                    waiting=head.is_dead,
-                    decodings=decodings,
-                    parse=log.parse_offset,
-                    default_source=(self.topic, self.group),
-                ),
-                head.parked,
-                head.is_dead,
-            )
-            for head in ClosedKeyReader(log, self.group, self.topic).heads(limit=limit)
-        ]

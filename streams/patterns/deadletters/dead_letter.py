@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streams import wire
 from streams.derived_records import (
@@ -24,10 +23,14 @@ from streams.derived_records import (
     header_text,
     redrives_of,
 )
+from streams.errors import ConfigError
 from streams.log.range_reader import LogRow
 from streams.message import Batch, Message, Position, headers_without, make_message
 from streams.patterns.deadletters.redriving import source_of
-from streams.processing import Decoding
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+    from streams.topic import Topic
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,24 +80,21 @@ class DeadLetter:
 
 
 def read_dead_letter(
+    app: Streams,
     row: LogRow,
     *,
     waiting: bool,
-    decodings: Mapping[str, Decoding],
-    parse: Callable[[str], int],
     default_source: tuple[str | None, str | None] = (None, None),
 ) -> DeadLetter:
     """The dead letter in a row of a dead letter topic.
 
-    :param decodings: how values are decoded, by topic.
-    :param parse: reads an offset as the log writes it.
     :param default_source: the topic and the group, where the dead letter does not name them.
     """
     headers = row.headers
     topic, group = source_of(headers)
     topic, group = topic or default_source[0], group or default_source[1]
     attempts = attempts_of(headers) or 1
-    original = _original_message(row, topic, attempts, decodings, parse)
+    original = _original_message(app, row, topic, attempts)
     error, failed_at = error_of(headers), failure_time(row.batch, row.index)
     origin = header_text(headers, ORIGIN)
     origin_parts = wire.parse_position(origin)
@@ -116,25 +116,35 @@ def read_dead_letter(
     )
 
 
+def declared_topic(app: Streams, name: str | None, what: str, otherwise: str = "") -> Topic[Any]:
+    """The topic that says how a value is encoded.
+
+    :param what: the call that needs it.
+    :param otherwise: what else may be done.
+    :raises ConfigError: the app does not declare it.
+    """
+    declared = app.topics.get(name or "")
+    if declared is None:
+        raise ConfigError(
+            f"{what}: how a value of topic {name!r} is written is not known; declare it with "
+            f"app.topic(...){otherwise}"
+        )
+    return declared
+
+
 def failure_time(batch: Batch, index: int) -> datetime:
     """When a message became a dead letter."""
     written = wire.parse_iso_time(header_text(batch.headers(index), ERROR_TIME))
     return wire.utc_from_seconds(batch.time(index)) if written is None else written
 
 
-def _original_message(
-    row: LogRow,
-    topic: str | None,
-    attempts: int,
-    decodings: Mapping[str, Decoding],
-    parse: Callable[[str], int],
-) -> Message[Any]:
+def _original_message(app: Streams, row: LogRow, topic: str | None, attempts: int) -> Message[Any]:
     """The message as it stood where it failed; where that is not known, as it stands here."""
     batch, index, headers = row.batch, row.index, row.headers
     partition = wire.parse_int(header_text(headers, ERROR_PARTITION), 9) or 0
     offset: int | None = None
     with suppress(Exception):  # written by another tool
-        offset = parse(header_text(headers, ERROR_OFFSET) or "")
+        offset = app.log.parse_offset(header_text(headers, ERROR_OFFSET) or "")
     if offset is None:
         topic, partition, offset = topic or batch.topic, batch.partition, row.offset
     original = Batch(
@@ -143,7 +153,7 @@ def _original_message(
         [batch.time(index)],
     )  # fmt: skip
     value: Any = row.value
-    if (decoding := decodings.get(topic or "")) is not None:
+    if (declared := app.topics.get(topic or "")) is not None:
         with suppress(Exception):  # that may be why it is a dead letter
-            value = decoding.decode_one(decoding.unwrap(original), 0)
+            value = declared.decoding.decode_one(declared.decoding.unwrap(original), 0)
     return make_message(value, original, 0, attempts)

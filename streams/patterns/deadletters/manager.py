@@ -21,7 +21,7 @@ from streams.log.names import check_group, check_topic
 from streams.log.protocol import ensure_topic
 from streams.message import ID, Message, Position, Record, headers_without
 from streams.patterns.arguments import check_app, check_callable
-from streams.patterns.deadletters.dead_letter import DeadLetter, read_dead_letter
+from streams.patterns.deadletters.dead_letter import DeadLetter, declared_topic, read_dead_letter
 from streams.patterns.deadletters.redriving import SCAN_LIMIT, DeadLetterTopic, source_of
 from streams.patterns.queue import QueueMessage
 from streams.text import get_logger
@@ -258,7 +258,7 @@ class DeadLetterManager:
         found: list[DeadLetter] = []
         with closing(rows):
             for row in rows:
-                dead_letter = self._read_row(row, waiting=rows.is_waiting(row))
+                dead_letter = read_dead_letter(self._app, row, waiting=rows.is_waiting(row))
                 if filter is None or filter(dead_letter):
                     found.append(dead_letter)
                     if len(found) >= limit:
@@ -300,12 +300,7 @@ class DeadLetterManager:
         if isinstance(value, bytes):
             return value
         topic, _ = source_of(row.headers)
-        declared = self._app.topics.get(topic or "")
-        if declared is None:
-            raise ConfigError(
-                f"edit: how a value of topic {topic!r} is written is not known; declare it with "
-                "app.topic(...), or give bytes"
-            )
+        declared = declared_topic(self._app, topic, "edit", ", or give bytes")
         found = declared.record(value, id="edited").value
         if found is None:
             raise InvalidValue("edit: a letter's value can be changed, not taken away")
@@ -330,13 +325,7 @@ class DeadLetterManager:
     def _row_predicate(self, filter: Filter | None) -> Callable[[LogRow], bool] | None:
         if filter is None:
             return None
-        return lambda row: bool(filter(self._read_row(row, waiting=True)))
-
-    def _read_row(self, row: LogRow, *, waiting: bool) -> DeadLetter:
-        decodings = {name: topic.decoding for name, topic in self._app.topics.items()}
-        return read_dead_letter(
-            row, waiting=waiting, decodings=decodings, parse=self._app.log.parse_offset
-        )
+        return lambda row: bool(filter(read_dead_letter(self._app, row, waiting=True)))
 
     def _destination(self, row: LogRow) -> str:
         """The retry topic of a dead letter's group. Headers are not trusted with its name: the app
@@ -372,8 +361,8 @@ class DeadLetterManager:
     ) -> tuple[Record, int, tuple[str, int, str]]:
         """The record without its error, the number of attempts, and where the message stood."""
         if isinstance(message, QueueMessage):
-            record = self._encode_value(
-                topic, message.data, key=message.key, id=message.id, timestamp=message.timestamp
+            record = declared_topic(self._app, topic, "move_to_dead_letter").record(
+                message.data, key=message.key, id=message.id, timestamp=message.timestamp
             )
             return record, message.retries + 1, (topic, 0, "")
         if not isinstance(message, Message):
@@ -386,20 +375,12 @@ class DeadLetterManager:
         raw = message.raw
         headers = headers_without(raw.headers, (ID,))
         if raw.value is None and message.value is not None:  # made by hand
-            record = self._encode_value(topic, message.value, key=raw.key, id=message.id)
+            declared = declared_topic(self._app, topic, "move_to_dead_letter")
+            record = declared.record(message.value, key=raw.key, id=message.id)
             record.headers = [*headers, *record.headers]
         else:
             record = Record(raw.value, raw.key, message.id, headers)
         return record, message.attempt, failed_at
-
-    def _encode_value(self, topic: str, value: Any, **options: Any) -> Record:
-        declared = self._app.topics.get(topic)
-        if declared is None:
-            raise ConfigError(
-                f"move_to_dead_letter: how a value of topic {topic!r} is written is not known; "
-                "declare it with app.topic(...)"
-            )
-        return declared.record(value, **options)
 
     def _ensure_topic(self, topic: str) -> None:
         """Create the dead letter topic, with as many partitions as its source."""
