@@ -30,7 +30,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from streams.connection import Connection
@@ -47,7 +47,7 @@ from streams.log.record_fetcher import FetchedRow, RecordFetcher
 from streams.message import UNREADABLE, Batch, Record
 from streams.parking import records
 from streams.parking.reading import read_floor
-from streams.parking.records import ParkedQueue, ParkingState, parked_topic
+from streams.parking.records import MessageKind, ParkedQueue, ParkingState, parked_topic
 from streams.processing.job import Outgoing, ParkDecision
 from streams.processor import Processor
 from streams.text import get_logger
@@ -530,7 +530,7 @@ class PartitionParking:
         if key is None:
             return None
         if isinstance(fetched, ReturnedBatch):
-            return self._check_returned(key, fetched, index)
+            return self._check_order(key, fetched, index)
         if key not in self.state.keys:
             return None
         offset = fetched.batch.offsets[index]
@@ -550,9 +550,7 @@ class PartitionParking:
         message = Record(batch.values[index], key, batch.id(index), headers)
         return ParkDecision(self._parked("waits", batch, index, message))
 
-    def _check_returned(
-        self, key: bytes, fetched: ReturnedBatch, index: int
-    ) -> ParkDecision | None:
+    def _check_order(self, key: bytes, fetched: ReturnedBatch, index: int) -> ParkDecision | None:
         """None if a message that has come back is still the next one of its key."""
         with self._lock:
             queue = self.state.keys.get(key)
@@ -582,13 +580,10 @@ class PartitionParking:
                 self._unconfirmed.add(offset)
         return self._parked("dead", batch, index, dead_letter[1])
 
-    def _parked(
-        self, kind: Literal["dead", "waits"], batch: Batch, index: int, message: Record
-    ) -> Outgoing:
-        offset, time = batch.offsets[index], batch.time(index)
-        return self.name, records.parked_record(
-            kind, self.epoch, self.partition, offset, message, time
-        )
+    def _parked(self, kind: MessageKind, batch: Batch, index: int, message: Record) -> Outgoing:
+        offset, time, partition = batch.offsets[index], batch.time(index), self.partition
+        record = records.parked_record(kind, self.epoch, partition, offset, message, time)
+        return self.name, record
 
     def _check_limit(self, queue: ParkedQueue | None) -> None:
         """A message whose key is coming back is parked beyond the limit, too: those that return

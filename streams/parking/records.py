@@ -92,6 +92,8 @@ MESSAGE_ID = PREFIX + "id"
 TARGET = PREFIX + "of"
 AFTER_RESET = PREFIX + "fresh"
 
+MessageKind = Literal["dead", "waits"]
+
 RecordKind = Literal["owner", "dead", "waits", "done", "retry", "edit", "drop"]
 
 Command = Literal["retry", "edit", "drop"]
@@ -139,10 +141,8 @@ def parse_record(headers: Headers) -> ParkingRecord | None:
     kind = _parse_token(found.get(KIND))
     if kind not in _KINDS:
         return None
-    offset, target = (
-        parse_int(found.get(OFFSET), OFFSET_DIGITS),
-        parse_int(found.get(TARGET), OFFSET_DIGITS),
-    )
+    offset = parse_int(found.get(OFFSET), OFFSET_DIGITS)
+    target = parse_int(found.get(TARGET), OFFSET_DIGITS)
     owner = _parse_token(found.get(OWNER))
     replaces: str | None = None
     if kind in ("retry", "edit", "drop"):
@@ -240,12 +240,7 @@ def owner_record(name: str, replaces: str, partition: int, *, after_reset: bool)
 
 
 def parked_record(
-    kind: Literal["dead", "waits"],
-    epoch_id: str,
-    partition: int,
-    offset: int,
-    message: Record,
-    timestamp: float,
+    kind: MessageKind, epoch_id: str, partition: int, offset: int, message: Record, timestamp: float
 ) -> Record:
     """A message that is dead, or waits behind one that is."""
     redrive = header_text(message.headers, REDRIVE) or "0"
@@ -357,11 +352,8 @@ class ParkedQueue:
 
     def position_of(self, index: int) -> int:
         """The position of the record with a message's bytes; -1 where it is not known yet."""
-        return (
-            self.head_position
-            if index == 0 and self.head_position >= 0
-            else self.record_positions[index]
-        )
+        replaced = index == 0 and self.head_position >= 0
+        return self.head_position if replaced else self.record_positions[index]
 
     @property
     def lowest_position(self) -> int:
@@ -456,15 +448,9 @@ class ParkingState:
         self.epoch = epoch_name(position, record.writer) if chained else record.writer
         self.epochs.append((position, self.epoch))
         if record.after_reset:
-            still_parked = {
-                offset for queue in self.keys.values() for offset in queue.source_offsets
-            }
-            remaining = {
-                each: record_position
-                for each, record_position in self.source_offsets.items()
-                if each in still_parked
-            }
-            self.source_offsets = remaining
+            queues, noted = self.keys.values(), self.source_offsets.items()
+            parked = {offset for queue in queues for offset in queue.source_offsets}
+            self.source_offsets = {offset: at for offset, at in noted if offset in parked}
 
     def _continues_chain(self, record: ParkingRecord) -> bool:
         """Whether an owner record counts (rules 2 and 8)."""
@@ -491,12 +477,9 @@ class ParkingState:
 
     def _apply_command(self, position: int, key: bytes, record: ParkingRecord) -> None:
         queue = self.keys.get(key)
-        if (
-            queue is None
-            or not queue.is_dead
-            or queue.position_of(0) != record.target
-            or record.target < 0
-        ):
+        if queue is None or not queue.is_dead or record.target < 0:
+            return
+        if queue.position_of(0) != record.target:
             return
         if record.kind == "drop":
             self._pop_head(key, queue)
@@ -514,12 +497,8 @@ class ParkingState:
         if queue is None:
             queue = self._close_key(key)
         self._enqueue(queue, offset, -1)
-        if (
-            dead
-            and len(queue) == 1
-            and queue.source_offsets[0] == offset
-            and queue.record_positions[0] < 0
-        ):
+        is_new = len(queue) == 1 and queue.record_positions[0] < 0
+        if dead and is_new and queue.source_offsets[0] == offset:
             self._mark_dead(key, queue)
 
     def cancel_expected(self, key: bytes, offset: int) -> None:

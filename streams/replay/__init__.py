@@ -77,10 +77,7 @@ async def replay(
 
 @overload
 async def replay(
-    app: Streams,
-    topic: str,
-    into: Callable[..., Any],
-    **options: Unpack[_Options],
+    app: Streams, topic: str, into: Callable[..., Any], **options: Unpack[_Options]
 ) -> ReplayResult: ...
 
 
@@ -128,7 +125,7 @@ async def replay(
     TokenBucket(rate)
     name = topic if isinstance(topic, str) else topic.name
     key_bytes = None if key is None else encode_key(name, key)
-    replay_options = ReplayOptions(rate, dedup, retry, errors == "skip", progress)
+    options = ReplayOptions(rate, dedup, retry, errors == "skip", progress)
     log, now = app.log, app.clock.time()
     target = into.name if isinstance(into, Topic) else into
 
@@ -142,14 +139,14 @@ async def replay(
         await asyncio.to_thread(log.topic, target)
         ranges, total = await asyncio.to_thread(survey)
         return await copy_range(
-            app, name, target, ranges, key=key_bytes, total=total, options=replay_options
+            app, name, target, ranges, key=key_bytes, total=total, options=options
         )
     source = source_of(app, topic, target)
     ranges, total = await asyncio.to_thread(survey)
     if not callable(target):
         raise ConfigError(f"into={into!r}: a function, a processor or a topic")
     return await handle_range(
-        app, source, name, target, ranges, key=key_bytes, total=total, options=replay_options
+        app, source, name, target, ranges, key=key_bytes, total=total, options=options
     )
 
 

@@ -23,12 +23,7 @@ from streams.processing.executor import Executor
 from streams.processing.job import Job
 from streams.processing.poller import Poller
 from streams.processing.thread_executor import ThreadExecutor
-from streams.processor import (
-    Processor,
-    ProcessorOptions,
-    inspect_handler,
-    topic_type_of,
-)
+from streams.processor import Processor, ProcessorOptions, inspect_handler, topic_type_of
 from streams.replay.range_subscription import RangeSubscription, groupless_log
 from streams.replay.result import FailureLog, ReplayFailed, ReplayResult
 from streams.replay.token_bucket import TokenBucket

@@ -133,12 +133,11 @@ class _CopyRun:
             append = self._connection.publisher.append
             answers = await wait_for_callback(partial(append, self._target, records))
         refused: tuple[LogRow, LogError] | None = None
+        skip_failed = self._options.skip_failed
         for row, answer in zip(new_rows, answers, strict=True):
             if not isinstance(answer, LogError):
                 self._written += 1
-            elif self._options.skip_failed and not isinstance(
-                answer, (Unavailable, OutcomeUnknown)
-            ):
+            elif skip_failed and not isinstance(answer, (Unavailable, OutcomeUnknown)):
                 self._failures.add(row.batch, row.index, 1, answer)
             elif refused is None:
                 refused = row, answer

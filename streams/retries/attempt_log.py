@@ -121,9 +121,8 @@ class DurableAttemptLog:
         """The message as it is to come back, if it waits in the delay topic; and a note."""
         batch, index = delivery[0].batch, delivery[1]
         if self._unordered or batch.keys[index] is None:
-            return self._delayed_copy(batch, index, attempt, delay), self._attempt_record(
-                batch, index, DELAYED
-            )
+            copy = self._delayed_copy(batch, index, attempt, delay)
+            return copy, self._attempt_record(batch, index, DELAYED)
         position = _position(batch, index)
         if self._restored_attempts.get(position) or attempts_of(batch.headers(index)):
             self._restored_attempts[position] = 0  # from now on the delivery holds it

@@ -137,9 +137,8 @@ class DueIndex:
         returned = [each for each in entries if each in self._taken]
         self._taken.difference_update(returned)
         # Entries that were dropped meanwhile may be due before these, and have to go first.
-        beyond_horizon = {
-            each for each in returned if self.horizon is not None and each >= self.horizon
-        }
+        horizon = self.horizon
+        beyond_horizon = {each for each in returned if horizon is not None and each >= horizon}
         for each in returned:
             if each not in beyond_horizon:
                 heappush(self._heap, each)  # one that is discarded is popped later
@@ -162,9 +161,7 @@ class DueIndex:
         self._taken -= missing
         self._discarded -= missing
         if missing:
-            self._by_id = {
-                id_digest: each for id_digest, each in self._by_id.items() if each not in missing
-            }
+            self._by_id = {id: each for id, each in self._by_id.items() if each not in missing}
 
     # -- what must be kept
 
@@ -203,9 +200,7 @@ class DueIndex:
         lowest = min(map(log_position, dropped))
         previous = self._lowest_dropped
         self._lowest_dropped = lowest if previous is None else min(lowest, previous)
-        self._by_id = {
-            id_digest: each for id_digest, each in self._by_id.items() if each not in dropped
-        }
+        self._by_id = {id: each for id, each in self._by_id.items() if each not in dropped}
 
     def _drop_latest(self) -> None:
         """Drop those that are due last."""

@@ -605,9 +605,7 @@ class PartitionScheduler:
         position = {self._partition: Committed(floor)}
         group, topic = floor_group(self._topic), self._topic
         try:
-            await run_in_thread(
-                partial(self._log.reset_offsets, group, topic, position, force=True)
-            )
+            await run_in_thread(self._log.reset_offsets, group, topic, position, force=True)
             self._committed_floor = floor
         except LogError as error:
             logger.info("%s: the floor stays where it is: %s", self, error)

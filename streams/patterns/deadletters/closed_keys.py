@@ -111,10 +111,8 @@ class ClosedKeyReader:
                         continue
                     record = Record(row.value, each, "", row.headers, partition)
                     original = self._original_row(record, position)
-                    parked = len(queue) - 1
-                    yield ClosedKeyHead(
-                        each, partition, position, queue.is_dead, parked, original, record
-                    )
+                    dead, parked = queue.is_dead, len(queue) - 1
+                    yield ClosedKeyHead(each, partition, position, dead, parked, original, record)
                     remaining -= 1
                 wanted = [each for each in wanted if each not in rows]
 

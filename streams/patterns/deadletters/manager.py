@@ -307,10 +307,7 @@ class DeadLetterManager:
         return found
 
     def _selection(
-        self,
-        topic: DeadLetterTopic,
-        filter: Filter | None,
-        only: list[str | Position] | None,
+        self, topic: DeadLetterTopic, filter: Filter | None, only: list[str | Position] | None
     ) -> tuple[Callable[[LogRow], bool] | None, dict[int, int] | None]:
         """Which dead letters are meant, and before which offsets they stand."""
         matches = self._row_predicate(filter)

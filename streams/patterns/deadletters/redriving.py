@@ -34,13 +34,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from streams import wire
 from streams.config import RETRY_PARTITIONS, DeadLetters
-from streams.derived_records import (
-    EDITED,
-    ERROR_GROUP,
-    ERROR_TOPIC,
-    header_text,
-    redriven_headers,
-)
+from streams.derived_records import EDITED, ERROR_GROUP, ERROR_TOPIC, header_text, redriven_headers
 from streams.engine.progress import Range, Snapshot, decode, encode
 from streams.errors import NotFound, StreamsError
 from streams.log.appending import append_and_wait
@@ -217,9 +211,7 @@ class DeadLetterTopic:
         return Selection(matches, sum(found), rows.end_offsets)
 
     def select_named(
-        self,
-        names: Collection[str | Position],
-        is_of_source: RowPredicate = lambda row: True,
+        self, names: Collection[str | Position], is_of_source: RowPredicate = lambda row: True
     ) -> Selection:
         """The dead letters that are named, all of which must wait.
 

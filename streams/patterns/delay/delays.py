@@ -84,10 +84,10 @@ class Delays:
                 check_int("Delays", option, value)
         self.name = check_topic(name)
         self._app = app
-        self._partitions = partitions or 1
+        self._partitions: PartitionCount = lambda log: partitions or 1
         self._client = DelayClient(app)
         self._scheduler = declare_scheduler(
-            app, self.name, self._partition_count, app.topics.__contains__, pending
+            app, self.name, self._partitions, app.topics.__contains__, pending
         )
 
     def __repr__(self) -> str:
@@ -122,9 +122,7 @@ class Delays:
             raise ConfigError(f"{self.name}: topic {topic.name!r} is not declared on this app")
         due = due_at(self._app.clock.time(), delay, at)
         record = topic.record(value, key=key, id=id, headers=headers, timestamp=timestamp)
-        return await self._client.schedule(
-            self.name, self._partition_count, topic.name, record, due
-        )
+        return await self._client.schedule(self.name, self._partitions, topic.name, record, due)
 
     async def cancel(self, id: str, *, within: float = 30.0) -> Outcome:
         """Request that a message is not delivered; the answer says what happened.
@@ -137,10 +135,7 @@ class Delays:
         :raises TimeoutError: nobody answered; the request stands, and may be answered later.
         :raises LogError: the request could not be written.
         """
-        return await self._client.cancel(self.name, self._partition_count, id, within)
-
-    def _partition_count(self, log: Log) -> int:
-        return self._partitions
+        return await self._client.cancel(self.name, self._partitions, id, within)
 
     def stats(self) -> DelayStats:
         """What is pending and was delivered in this process."""
