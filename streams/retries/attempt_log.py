@@ -147,8 +147,8 @@ class DurableAttemptLog:
         redrive = redrives_of(headers) + 1
         own_headers = headers_without(headers, (ID, REDRIVE), ERROR_PREFIX)
         if not any(name == TIME for name, _ in own_headers):
-            time = wire.utc_from_seconds(batch.time(index))
-            own_headers.append((TIME, time.isoformat().encode()))
+            taken = wire.utc_from_seconds(batch.time(index))
+            own_headers.append((TIME, taken.isoformat().encode()))
         if batch.topic in self._sources and not any(name == ORIGIN for name, _ in own_headers):
             origin = f"{batch.topic}/{batch.partition}/{batch.offset(index)}"
             own_headers.append((ORIGIN, origin.encode()))

@@ -111,7 +111,7 @@ class Delays:
 
         :param delay: in so many seconds (or a timedelta).
         :param at: at this time, with a time zone; give one of the two.
-        :raises InvalidValue: the time means nothing.
+        :raises InvalidValue: the time is not valid.
         :raises ConfigError: the topic is another app's.
         :raises EncodeError: the value does not fit the topic's type; nothing was written.
         :raises LogError: as :meth:`streams.Topic.publish`.
