@@ -122,10 +122,10 @@ async def replay(
     """
     if errors not in ("stop", "skip"):
         raise ConfigError(f"errors={errors!r}: 'stop' or 'skip'")
-    TokenBucket(rate)
+    TokenBucket(rate)  # checks it
     name = topic if isinstance(topic, str) else topic.name
     key_bytes = None if key is None else encode_key(name, key)
-    options = ReplayOptions(rate, dedup, retry, errors == "skip", progress)
+    options = ReplayOptions(key_bytes, rate, dedup, retry, errors == "skip", progress)
     log, now = app.log, app.clock.time()
     target = into.name if isinstance(into, Topic) else into
 
@@ -138,16 +138,12 @@ async def replay(
             raise ConfigError(f"replay of {name} into itself would double every message in it")
         await asyncio.to_thread(log.topic, target)
         ranges, total = await asyncio.to_thread(survey)
-        return await copy_range(
-            app, name, target, ranges, key=key_bytes, total=total, options=options
-        )
+        return await copy_range(app, name, target, ranges, total, options)
     source = source_of(app, topic, target)
     ranges, total = await asyncio.to_thread(survey)
     if not callable(target):
         raise ConfigError(f"into={into!r}: a function, a processor or a topic")
-    return await handle_range(
-        app, source, name, target, ranges, key=key_bytes, total=total, options=options
-    )
+    return await handle_range(app, source, name, target, ranges, total, options)
 
 
 def source_of(app: Streams, topic: Source[Any] | str, into: object) -> Source[Any]:

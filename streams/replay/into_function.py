@@ -75,8 +75,9 @@ class _ReplayAsyncExecutor(AsyncExecutor):
 
 @dataclass(frozen=True, slots=True)
 class ReplayOptions:
-    """How a range is handled."""
+    """How a range is read and handled."""
 
+    key: bytes | None
     rate: float | None
     dedup: Dedup | None
     retry: Retry | None
@@ -136,8 +137,6 @@ async def handle_range(
     topic: str,
     function: Callable[..., Any],
     ranges: OffsetRanges,
-    *,
-    key: bytes | None,
     total: int | None,
     options: ReplayOptions,
 ) -> ReplayResult:
@@ -164,7 +163,7 @@ async def handle_range(
         connection.log,
         topic,
         ranges,
-        key=key,
+        key=options.key,
         exact=job.concurrency == 1 and job.batch is None,
         rate_limit=TokenBucket(options.rate),
         on_all_read=stop_if_settled,

@@ -26,8 +26,6 @@ async def copy_range(
     topic: str,
     target: str,
     ranges: OffsetRanges,
-    *,
-    key: bytes | None,
     total: int | None,
     options: ReplayOptions,
 ) -> ReplayResult:
@@ -36,8 +34,8 @@ async def copy_range(
     :raises ReplayFailed: a message was refused, and ``options.skip_failed`` is not set.
     :raises LogError: the log could not be written to; ``positions`` says how far it came.
     """
-    rows = RangeReader(connection.log, topic, ranges, key=key)
-    copying = _CopyRun(connection, target, rows, options, total, ranges)
+    rows = RangeReader(connection.log, topic, ranges, key=options.key)
+    copying = _CopyRun(connection, target, rows, ranges, total, options)
     try:
         await copying.run()
     finally:
@@ -53,9 +51,9 @@ class _CopyRun:
         connection: Connection,
         target: str,
         rows: RangeReader,
-        options: ReplayOptions,
-        total: int | None,
         ranges: OffsetRanges,
+        total: int | None,
+        options: ReplayOptions,
     ) -> None:
         self._connection = connection
         self._target = target

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from functools import partial
@@ -31,7 +31,7 @@ from uuid_utils import uuid7
 
 from stream_codecs import Codec, EncodeError
 from streams.app import Streams
-from streams.cancellation import run_in_thread, wait_for_callback
+from streams.cancellation import run_in_thread
 from streams.config import Retention
 from streams.errors import ConfigError, InvalidValue, NotRunning, Unavailable, find_config_error
 from streams.log import names
@@ -271,10 +271,23 @@ class EventBus:
         }
         record = self._topic.record(data, key=key, id=id, headers=event_headers)
         await self._before_publish()
-        publish_durably = self.app.publisher.publish_durably
-        (error,) = await wait_for_callback(partial(publish_durably, [(self.name, record)]))
-        if error is not None:
-            raise error
+        loop = asyncio.get_running_loop()
+        written: asyncio.Future[None] = loop.create_future()
+
+        def on_written(errors: Sequence[BaseException | None]) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(resolve, errors[0])
+
+        def resolve(error: BaseException | None) -> None:
+            if written.done():
+                return
+            if error is None:
+                written.set_result(None)
+            else:
+                written.set_exception(error)
+
+        self.app.publisher.publish_durably([(self.name, record)], on_written)
+        await written
 
     def _event_headers(
         self, headers: Mapping[str, str] | None, cause: Event | None

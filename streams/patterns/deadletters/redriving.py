@@ -35,12 +35,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from streams import wire
 from streams.config import RETRY_PARTITIONS, DeadLetters
 from streams.derived_records import EDITED, ERROR_GROUP, ERROR_TOPIC, header_text, redriven_headers
-from streams.engine.progress import Range, Snapshot, decode, encode
+from streams.engine.progress import Range, Snapshot, encode
 from streams.errors import NotFound, StreamsError
 from streams.log.appending import append_and_wait
 from streams.log.protocol import Committed, ensure_topic
 from streams.log.range_reader import CHUNK_BYTES, LogRow, OffsetRange, RangeReader
 from streams.message import Position, Record, headers_without
+from streams.replay.offset_reset import settled_ahead
 from streams.text import suggestion
 
 if TYPE_CHECKING:
@@ -95,7 +96,6 @@ class _Chunk(NamedTuple):
     passed: list[tuple[int, bool]]
     """The offset of each, and whether it is chosen."""
     chosen: list[LogRow]
-    is_last: bool
 
 
 class _Resolving:
@@ -141,8 +141,7 @@ class Selection:
     """By partition, the offset before which they stand; newer ones were not looked at."""
 
 
-@dataclass(frozen=True, slots=True)
-class ResolveRequest:
+class ResolveRequest(NamedTuple):
     """What is done with which dead letters."""
 
     action: Callable[[Sequence[LogRow]], Sequence[BaseException | None]]
@@ -152,11 +151,6 @@ class ResolveRequest:
     stop: threading.Event | None
     end_offsets: Mapping[int, int] | None = None
     """By partition, the offset before which they stand, and no other partition; None: all."""
-
-    def is_over(self, resolved_count: int) -> bool:
-        """Whether to stop after so many of a partition."""
-        reached = self.limit is not None and resolved_count >= self.limit
-        return reached or (self.stop is not None and self.stop.is_set())
 
 
 class DeadLetterTopic:
@@ -171,7 +165,8 @@ class DeadLetterTopic:
         try:
             self.partitions = log.topic(name).partitions
         except NotFound:
-            known = [each for each in dead_topics(log) if each != name]
+            topics = [info.name for info in log.topics()]
+            known = [each for each in topics if each.endswith(".dead") and each != name]
             hint = suggestion(name, known) if known else "there is none at all"
             raise NotFound(f"there is no dead letter topic {name!r}; {hint}") from None
 
@@ -296,7 +291,19 @@ class DeadLetterTopic:
         ensured: set[str] = set()
 
         def write(rows: Sequence[LogRow]) -> list[BaseException | None]:
-            return self._redrive_rows(rows, destination, ensured, edited)
+            topics = [destination(row) for row in rows]
+            answers: list[BaseException | None] = [None] * len(rows)
+            for topic in dict.fromkeys(topics):
+                if topic not in ensured:
+                    config = self.log.capabilities.dead_letter_config
+                    ensure_topic(self.log, topic, RETRY_PARTITIONS, config=config)
+                    ensured.add(topic)
+                chosen = [at for at, each in enumerate(topics) if each == topic]
+                records = [redriven_record(rows[at], edited) for at in chosen]
+                found = append_and_wait(self.log, topic, records)
+                for at, answer in zip(chosen, found, strict=True):
+                    answers[at] = answer if isinstance(answer, BaseException) else None
+            return answers
 
         return self._resolve(ResolveRequest(write, matches, limit, stop, end_offsets))
 
@@ -340,11 +347,11 @@ class DeadLetterTopic:
         resolved: ResolvedOffsets,
         count_before: int,
     ) -> int:
-        resolving, count, is_last = _Resolving(resolved), 0, False
-        while not (is_last or request.is_over(count)):
-            left = None if request.limit is None else request.limit - count
-            chunk = _next_chunk(rows, resolved, request.matches, left)
-            chosen, is_last = chunk.chosen, chunk.is_last
+        resolving, count = _Resolving(resolved), 0
+        for chunk in _chunks(rows, resolved, request.matches, request.limit):
+            if request.stop is not None and request.stop.is_set():
+                break
+            chosen = chunk.chosen
             ahead = resolving.after(chunk, len(chosen))
             if chosen and not ahead.resolved().encoded().complete:
                 raise ReprocessStopped(
@@ -366,26 +373,6 @@ class DeadLetterTopic:
                 )
         return count
 
-    def _redrive_rows(
-        self,
-        rows: Sequence[LogRow],
-        destination: Destination,
-        ensured: set[str],
-        edited: bytes | None,
-    ) -> list[BaseException | None]:
-        topics = [destination(row) for row in rows]
-        answers: list[BaseException | None] = [None] * len(rows)
-        for topic in dict.fromkeys(topics):
-            if topic not in ensured:
-                ensure_retry_topic(self.log, topic)
-                ensured.add(topic)
-            chosen = [at for at, each in enumerate(topics) if each == topic]
-            records = [redriven_record(rows[at], edited) for at in chosen]
-            found = append_and_wait(self.log, topic, records)
-            for at, answer in zip(chosen, found, strict=True):
-                answers[at] = answer if isinstance(answer, BaseException) else None
-        return answers
-
     def _commit_resolved(self, partition: int, found: ResolvedOffsets) -> None:
         # Never back: another process may have committed more meanwhile.
         current = self.resolved()[partition]
@@ -396,23 +383,26 @@ class DeadLetterTopic:
         self.log.reset_offsets(self.name, self.name, {partition: position}, force=True)
 
 
-def _next_chunk(
+def _chunks(
     rows: RangeReader, resolved: ResolvedOffsets, matches: RowPredicate | None, limit: int | None
-) -> _Chunk:
-    """:param limit: so many are chosen, at most."""
-    passed: list[tuple[int, bool]] = []
-    chosen: list[LogRow] = []
-    size = 0
+) -> Iterator[_Chunk]:
+    """:param limit: how many are chosen, at most, of all chunks together."""
+    chunk, size = _Chunk([], []), 0
     for row in rows:
         is_chosen = row.offset not in resolved and (matches is None or matches(row))
-        passed.append((row.offset, is_chosen))
+        chunk.passed.append((row.offset, is_chosen))
         if is_chosen:
-            chosen.append(row)
+            chunk.chosen.append(row)
             size += len(row.value or b"")
-        is_full = len(chosen) >= REDRIVE_CHUNK or len(chosen) == limit or size >= CHUNK_BYTES
-        if is_full or len(passed) >= 20 * REDRIVE_CHUNK:
-            return _Chunk(passed, chosen, is_last=False)
-    return _Chunk(passed, chosen, is_last=True)
+        count = len(chunk.chosen)
+        is_full = count >= REDRIVE_CHUNK or size >= CHUNK_BYTES
+        if is_full or count == limit or len(chunk.passed) >= 20 * REDRIVE_CHUNK:
+            yield chunk
+            if count == limit:
+                return
+            limit = None if limit is None else limit - count
+            chunk, size = _Chunk([], []), 0
+    yield chunk
 
 
 class DeadLetterRows:
@@ -468,11 +458,6 @@ def _already_resolved(name: str) -> str:
     return f"letter {name!r} was put back or set aside already"
 
 
-def dead_topics(log: Log) -> list[str]:
-    """Topics whose names are those of dead letter topics."""
-    return [info.name for info in log.topics() if info.name.endswith(".dead")]
-
-
 def resolved_offsets(log: Log, name: str, partitions: int) -> dict[int, ResolvedOffsets]:
     """By partition of a dead letter topic, which dead letters are resolved."""
     committed = log.committed(name, name)
@@ -481,12 +466,8 @@ def resolved_offsets(log: Log, name: str, partitions: int) -> dict[int, Resolved
         position = committed.get(partition)
         if position is None:
             found[partition] = ResolvedOffsets(log.watermarks(name, partition)[0])
-            continue
-        try:
-            ranges = decode(position.position, position.progress)[1] if position.progress else []
-        except ValueError:  # another tool's metadata: its position counts
-            ranges = []
-        found[partition] = ResolvedOffsets(position.position, ranges)
+        else:
+            found[partition] = ResolvedOffsets(position.position, settled_ahead(position))
     return found
 
 
@@ -499,11 +480,6 @@ def source_of(headers: Headers) -> tuple[str | None, str | None]:
     if topic and group:
         topic = topic.removesuffix(DeadLetters.RETRY.format(topic="", group=group))
     return topic or None, group or None
-
-
-def ensure_retry_topic(log: Log, name: str) -> None:
-    """Create the topic for redriven messages, where it is missing."""
-    ensure_topic(log, name, RETRY_PARTITIONS, config=log.capabilities.dead_letter_config)
 
 
 def redriven_record(row: LogRow, edited: bytes | None = None) -> Record:
