@@ -69,9 +69,6 @@ class DueIndex:
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def __contains__(self, id_digest: int) -> bool:
-        return id_digest in self._by_id
-
     # -- records of the log
 
     def add(self, id_digest: int, due: int, position: int) -> None:
