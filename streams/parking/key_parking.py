@@ -101,10 +101,9 @@ class DurableKeyParking:
 
     def __init__(self, connection: Connection, processor: Processor[..., Any]) -> None:
         self._connection = connection
-        self._group = processor.group
-        self._parked_topics = {
-            topic: check_topic(parked_topic(topic, processor.group)) for topic in processor.topics
-        }
+        self._group = group = processor.group
+        self._topics = {each: check_topic(parked_topic(each, group)) for each in processor.topics}
+        """The topic of closed keys, by source topic."""
         self._partitions: dict[tuple[str, int], PartitionParking] = {}
         self._replacements: dict[tuple[str, int], tuple[int, float]] = {}
         """How often the epoch of a partition was replaced recently, and when last."""
@@ -112,7 +111,7 @@ class DurableKeyParking:
 
     def prepare(self, log: Log) -> None:
         """Create the topics of closed keys, with as many partitions as their sources."""
-        for topic, name in self._parked_topics.items():
+        for topic, name in self._topics.items():
             ensure_parked_topic(log, name, log.topic(topic).partitions, topic)
 
     # -- the poller's side
@@ -126,7 +125,7 @@ class DurableKeyParking:
         keep_alive: Callable[[], None],
     ) -> Collection[int]:
         """Read which keys are closed, and open an epoch."""
-        name = self._parked_topics.get(assignment.topic)
+        name = self._topics.get(assignment.topic)
         if name is None:
             return ()
         now = self._connection.clock.monotonic
@@ -217,7 +216,7 @@ class DurableKeyParking:
     def no_key_closed(self, fetched: FetchedBatch) -> bool:
         """No key of the partition is closed."""
         batch = fetched.batch
-        if batch.topic not in self._parked_topics:
+        if batch.topic not in self._topics:
             return True
         partition = self._partitions.get((batch.topic, batch.partition))
         return (
@@ -241,14 +240,15 @@ class DurableKeyParking:
         partition, key = self._partition_of(delivery), fetched.keys[index]
         if partition is None or key is None:
             raise Unavailable(f"{fetched.batch.topic}: not owned any more")
+        offset = fetched.batch.offsets[index]
         return partition.name, records.done_record(
-            partition.epoch, partition.partition, fetched.batch.offsets[index], key
+            partition.epoch, partition.partition, offset, key
         )
 
     def write_confirmed(self, delivery: Delivery) -> bool:
         """The record of this message is confirmed."""
         fetched, index = delivery[0], delivery[1]
-        if fetched.batch.topic not in self._parked_topics or fetched.keys[index] is None:
+        if fetched.batch.topic not in self._topics or fetched.keys[index] is None:
             return True  # an ordinary dead letter
         partition = self._partition_of(delivery)
         if not fetched.state.is_owned or partition is None:

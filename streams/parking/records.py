@@ -209,12 +209,8 @@ def is_possible_epoch(epoch: str, position: int) -> bool:
         return not epoch or _UNCHAINED_NAME.match(epoch) is not None
     begun_position = parse_int(begun, OFFSET_DIGITS)
     word = _parse_token(name.encode("utf-8", "surrogateescape"))
-    return (
-        begun_position is not None
-        and begun_position < position
-        and word == name != ""
-        and len(name) <= MAX_OWNER_NAME
-    )
+    is_name = word == name != "" and len(name) <= MAX_OWNER_NAME
+    return is_name and begun_position is not None and begun_position < position
 
 
 # -- records -------------------------------------------------------------------------------------

@@ -159,11 +159,7 @@ def source_of(app: Streams, topic: Source[Any] | str, into: object) -> Source[An
     if isinstance(into, Processor):
         dead_letters = into.options.dead_letters
         for source in into.options.topics:
-            extra_topics = (
-                dead_letters.name(source.name, into.group),
-                dead_letters.retry(source.name, into.group),
-            )
-            if topic == source.name or topic in extra_topics:
+            if topic in (source.name, *dead_letters.topic_names([source.name], into.group)):
                 return source
         if topic not in app.topics and len(into.options.topics) == 1:
             return into.options.topics[0]

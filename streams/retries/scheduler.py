@@ -515,9 +515,8 @@ class PartitionScheduler:
 
     async def _deliver_batch(self, entries: list[DueEntry]) -> None:
         """Write these to their topics, and mark them."""
-        rows, is_complete = await run_in_thread(
-            self._fetcher.fetch, sorted(map(log_position, entries)), DELIVERY_BYTES
-        )
+        positions = sorted(map(log_position, entries))
+        rows, is_complete = await run_in_thread(self._fetcher.fetch, positions, DELIVERY_BYTES)
         limit = self._batch_size * 2 if is_complete else len(entries) // 2
         self._batch_size = min(DELIVERY_BATCH, max(1, limit))
         outgoing: list[Outgoing] = []

@@ -106,7 +106,7 @@ class DeadLetterManager:
         """
         _check_limit("get_dead_letters", limit)
         _check_filter("get_dead_letters", filter)
-        return await asyncio.to_thread(self._list_waiting, limit, filter, everything=everything)
+        return await asyncio.to_thread(self._waiting, limit, filter, everything=everything)
 
     async def count(self, filter: Filter | None = None) -> int:
         """How many dead letters wait; 0 where there is no such topic yet. Reads them all.
@@ -247,9 +247,7 @@ class DeadLetterManager:
         # Even if the caller is cancelled, what was written has to be marked.
         return await run_to_completion(asyncio.to_thread(operation, stop), stop.set)
 
-    def _list_waiting(
-        self, limit: int, filter: Filter | None, *, everything: bool
-    ) -> list[DeadLetter]:
+    def _waiting(self, limit: int, filter: Filter | None, *, everything: bool) -> list[DeadLetter]:
         try:
             topic = DeadLetterTopic(self._app.log, self.name)
             rows = topic.rows(everything=everything, scan_limit=SCAN_LIMIT)

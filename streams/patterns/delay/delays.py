@@ -86,9 +86,8 @@ class Delays:
         self._app = app
         self._partitions: PartitionCount = lambda log: partitions or 1
         self._client = DelayClient(app)
-        self._scheduler = declare_scheduler(
-            app, self.name, self._partitions, app.topics.__contains__, pending
-        )
+        allowed = app.topics.__contains__
+        self._scheduler = declare_scheduler(app, self.name, self._partitions, allowed, pending)
 
     def __repr__(self) -> str:
         return f"<Delays {self.name!r}>"
@@ -150,22 +149,20 @@ class DelayClient:
         self._ensured_topics: WeakKeyDictionary[Log, set[str]] = WeakKeyDictionary()
 
     async def schedule(
-        self, name: str, partitions: PartitionCount, topic: str, record: Record, due: int
+        self, name: str, count: PartitionCount, topic: str, record: Record, due: int
     ) -> Scheduled:
         """Write an entry to the delay topic ``name``."""
-        await self._ensure_topic(name, partitions)
+        await self._ensure_topic(name, count)
         entry = entry_record(record, topic, due)
         position = await self._app.publisher.publish(name, entry)
         return Scheduled(record.id, utc_from_seconds(due / 1000), position)
 
-    async def cancel(
-        self, name: str, partitions: PartitionCount, id: str, within: float
-    ) -> Outcome:
+    async def cancel(self, name: str, count: PartitionCount, id: str, within: float) -> Outcome:
         """Write a request and wait for its answer."""
         if not isinstance(id, str) or not id:
             raise InvalidValue(f"cancel({id!r}): a message ID is needed, as a str")
         check_timeout("cancel", within)
-        await self._ensure_topic(name, partitions)
+        await self._ensure_topic(name, count)
         request = str(uuid7())
         position = await self._app.publisher.publish(name, cancel_record(id, request))
         loop = asyncio.get_running_loop()
@@ -183,12 +180,12 @@ class DelayClient:
             await asyncio.sleep(pause)
             pause = min(0.5, pause * 1.5)
 
-    async def _ensure_topic(self, name: str, partitions: PartitionCount) -> None:
+    async def _ensure_topic(self, name: str, count: PartitionCount) -> None:
         """The delay topic is there, with its floor below what is about to be written."""
         log = self._app.log
         ensured = self._ensured_topics.setdefault(log, set())
         if name not in ensured:
-            await run_in_thread(lambda: ensure_delay_topic(log, name, partitions(log)))
+            await run_in_thread(lambda: ensure_delay_topic(log, name, count(log)))
             ensured.add(name)
 
 
