@@ -33,11 +33,11 @@ from streams.log.names import check_member
 from streams.log.protocol import Log, OpenMode
 from streams.log.url import ChosenUrl, choose_url, redact
 from streams.message import Message, Transaction
-from streams.parking.key_parking import DurableKeyParking
+from streams.parking import DurableKeyParking
 from streams.processing.job import Job
 from streams.processor import Processor, ProcessorClass, ProcessorOptions
 from streams.publisher import Publisher, PublishObserver
-from streams.retries.attempt_log import DurableAttemptLog
+from streams.retries import DurableAttemptLog
 from streams.text import get_logger
 from streams.topic import Key, Topic
 

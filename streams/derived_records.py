@@ -28,6 +28,7 @@ from streams.message import (
     REDRIVE,
     Headers,
     Record,
+    headers_without,
     text,
 )
 from streams.processing.job import Outgoing
@@ -73,18 +74,30 @@ def dead_letter_maker(
         if reason is None:
             raise ValueError("a delivery without a reason has no dead letter")
         batch = fetched.batch
-        headers = [
-            (name, value)
-            for name, value in batch.headers(index)
-            if name != ID and not name.startswith(ERROR_PREFIX)
-        ]
-        failed_at = (batch.topic, batch.partition, str(batch.offset(index)))
-        timestamp = datetime.fromtimestamp(clock.time(), timezone.utc).isoformat()
-        headers += error_headers(reason.error, reason.attempts, group, failed_at, timestamp)
+        headers = headers_without(batch.headers(index), (ID,), ERROR_PREFIX)
         record = Record(batch.values[index], batch.keys[index], batch.id(index), headers)
-        return topic(batch.topic), record
+        failed_at = (batch.topic, batch.partition, str(batch.offset(index)))
+        return topic(batch.topic), dead_letter_record(
+            record, reason.error, reason.attempts, group, failed_at, clock.time()
+        )
 
     return make_dead_letter
+
+
+def dead_letter_record(
+    record: Record,
+    error: BaseException,
+    attempts: int,
+    group: str,
+    failed_at: tuple[str, int, str],
+    now: float,
+) -> Record:
+    """A record made a dead letter: the headers that say what went wrong are added to it."""
+    timestamp = datetime.fromtimestamp(now, timezone.utc).isoformat()
+    record.headers = [
+        *record.headers, *error_headers(error, attempts, group, failed_at, timestamp)
+    ]  # fmt: skip
+    return record
 
 
 def error_headers(
@@ -158,6 +171,16 @@ def result_encoder(
         ]
 
     return encode_results
+
+
+def redriven_headers(headers: Headers) -> list[tuple[str, bytes | None]]:
+    """The headers of a dead letter's message that is put back: counted as put back once more,
+    without its error, but for what is known of its first failure."""
+    return [
+        *headers_without(headers, (ID, REDRIVE), ERROR_PREFIX),
+        (REDRIVE, str(redrives_of(headers) + 1).encode()),
+        *first_failure(headers),
+    ]
 
 
 def first_failure(headers: Headers) -> list[tuple[str, bytes | None]]:

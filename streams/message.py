@@ -10,7 +10,7 @@ Header names are CloudEvents' (https://cloudevents.io, Kafka protocol binding, b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from datetime import datetime, timezone
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, Protocol, Self
@@ -73,6 +73,17 @@ def identity_of(headers: Headers) -> str | None:
     if not id:
         return None
     return identity(text(id), text(source or b""), text(redrive or b""))
+
+
+def headers_without(
+    headers: Headers, names: Container[str] = (), prefix: str | None = None
+) -> list[tuple[str, bytes | None]]:
+    """All headers but those of these names, and those whose name begins with ``prefix``."""
+    return [
+        pair
+        for pair in headers
+        if pair[0] not in names and (prefix is None or not pair[0].startswith(prefix))
+    ]
 
 
 def header_or_legacy(headers: Mapping[str, str], name: str, legacy_name: str) -> str | None:

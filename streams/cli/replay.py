@@ -164,7 +164,7 @@ def replay(
 
 def _print_range(span: _Range, url_source: ChosenUrl, rate: float | None) -> None:
     """The range as JSON lines."""
-    from streams.replay.into_topic import RangeReader
+    from streams.log.range_reader import RangeReader
     from streams.replay.result import total_messages
     from streams.replay.token_bucket import TokenBucket
     from streams.topic_reader import resolve_ranges

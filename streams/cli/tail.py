@@ -21,7 +21,7 @@ from streams.cli.options import Json, Key, Partition, Url, argument_bytes, open_
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
-    from streams.replay.into_topic import LogRow
+    from streams.log.range_reader import LogRow
 
 POLL_INTERVAL = 0.2
 """Seconds between looks at whether something arrived."""
@@ -63,7 +63,7 @@ def tail(
       [cyan]streams tail orders --from 15m --json | jq .value[/cyan]
       [cyan]streams tail orders --from orders/0/4519 -n 5[/cyan]
     """
-    from streams.replay.into_topic import RangeReader
+    from streams.log.range_reader import RangeReader
     from streams.topic_reader import resolve_ranges
 
     offsets = None if start is None else parse_offsets(start, "--from", topic)
@@ -89,12 +89,12 @@ def tail(
 
 def _follow(printer: _MessagePrinter, topic: str, ends: dict[int, int], key: bytes | None) -> None:
     from streams.errors import Unavailable
-    from streams.replay.into_topic import RangeReader
+    from streams.log.range_reader import OffsetRange, RangeReader
 
     log, reachable = printer.log, True
     while True:
         try:
-            ranges = {p: (at, log.watermarks(topic, p)[1]) for p, at in ends.items()}
+            ranges = {p: OffsetRange(at, log.watermarks(topic, p)[1]) for p, at in ends.items()}
             with closing(RangeReader(log, topic, ranges, key=key)) as rows:
                 for row in rows:
                     printer.print_row(row)

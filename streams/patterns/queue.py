@@ -42,8 +42,7 @@ from streams.message import (
 from streams.patterns.arguments import NOT_GIVEN, callable_name, check_app, check_int, check_seconds
 from streams.patterns.delay import Delay, DelayClient, due_at
 from streams.processor import Processor, ProcessorOptions, inspect_handler
-from streams.retries.attempt_log import delay_topic
-from streams.retries.records import Outcome
+from streams.retries import Outcome, delay_topic
 from streams.text import get_logger, is_misspelling, suggestion
 from streams.topic import InternalTopic, Topic
 

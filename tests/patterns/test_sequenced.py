@@ -29,10 +29,10 @@ from streams.engine import commit_pace
 from streams.log.appending import append_and_wait
 from streams.log.protocol import Committed
 from streams.message import REDRIVE, Position, Record
-from streams.parking import key_parking
+from streams.parking import key_parking, read_state
 from streams.parking import records as parking_records
 from streams.patterns import ClosedKey, ClosedKeys, NotClosed
-from streams.patterns.deadletters.closed_keys import ClosedKeyReader, read_state
+from streams.patterns.deadletters.closed_keys import ClosedKeyReader
 from streams.testing import Clock, harness
 from tests.conformance.stage import PATIENCE, QUICK, Stage
 

@@ -20,8 +20,8 @@ from streams.errors import NotFound
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
+    from streams.log.range_reader import LogRow
     from streams.patterns.deadletters import ClosedKeyHead
-    from streams.replay.into_topic import LogRow
 
 
 def edit_dead_letter(

@@ -11,7 +11,7 @@ from streams.cli.offset_arguments import parse_duration, parse_time
 from streams.cli.options import argument_bytes
 
 if TYPE_CHECKING:
-    from streams.replay.into_topic import LogRow
+    from streams.log.range_reader import LogRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from streams.cli.dead.topics import is_of
 from streams.cli.options import confirm
 
 if TYPE_CHECKING:
+    from streams.log.range_reader import LogRow
     from streams.patterns.deadletters import DeadLetterTopic, Selection
-    from streams.replay.into_topic import LogRow
 
 
 class LetterAction(NamedTuple):

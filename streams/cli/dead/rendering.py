@@ -9,8 +9,8 @@ from streams.cli import output
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
+    from streams.log.range_reader import LogRow
     from streams.message import Headers
-    from streams.replay.into_topic import LogRow
 
 
 def letter_summary(log: Log, row: LogRow, *, waiting: bool) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from streams.cli.options import Json, Url, argument_bytes, open_url
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
+    from streams.log.range_reader import LogRow
     from streams.patterns.deadletters import DeadLetterRows
-    from streams.replay.into_topic import LogRow
 
 
 def show_dead_letter(
@@ -91,7 +91,7 @@ def _find_dead_letter(
         return None
 
     position = None if which is None else dead_letters.parse_position(which)
-    if position is not None and (found := find(dead_letters.row_at(*position))):
+    if position is not None and (found := find(dead_letters.row_at(*position[1:]))):
         return found
     rows = dead_letters.rows(everything=which is not None)
     if found := find(rows):

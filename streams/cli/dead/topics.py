@@ -24,9 +24,9 @@ from streams.text import close_match, suggestion
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log, TopicInfo
+    from streams.log.range_reader import LogRow
     from streams.message import Headers
     from streams.patterns.deadletters import DeadLetterTopic
-    from streams.replay.into_topic import LogRow
 
 RECORDS_SAMPLED = 20
 """Newest records of a partition that are looked at."""
