@@ -69,10 +69,9 @@ def dead_letter_maker(
     """
 
     def make_dead_letter(delivery: Delivery) -> Outgoing:
-        fetched, index, _, _, _, _, reason = delivery
+        batch, index, reason = delivery.fetched.batch, delivery.index, delivery.reason
         if reason is None:
-            raise ValueError("a work without a burial has no dead letter")
-        batch = fetched.batch
+            raise ValueError("a delivery without a reason has no dead letter")
         headers = [
             (name, value)
             for name, value in batch.headers(index)
@@ -138,8 +137,7 @@ def result_encoder(
     """
 
     def encode_results(result: Any, delivery: Delivery) -> Sequence[Outgoing]:
-        fetched, index, _, identity, _, _, _ = delivery
-        batch = fetched.batch
+        batch, index, identity = delivery.fetched.batch, delivery.index, delivery.identity
         source = identity.replace("\0", "/") if identity is not None else batch.id(index)
         values: Iterable[Any] = (result,)
         if several and (isinstance(result, (list, tuple)) or hasattr(result, "__next__")):

@@ -390,11 +390,11 @@ class AsyncExecutor(Executor):
                 continue
             if idle and not self._standby:
                 self._wake_one()
-            fetched, index = delivery[0], delivery[1]
+            fetched, index = delivery.fetched, delivery.index
             decode = fetched.decode
             if (
                 decode is None
-                or delivery[6] is not None
+                or delivery.reason is not None
                 or (needs_lookup and not self.nothing_recorded(fetched))
             ):
                 event = self._decode_or_settle(delivery)
@@ -410,7 +410,7 @@ class AsyncExecutor(Executor):
             busy[task_index] = fetched
             try:
                 if wants_message:
-                    attempt = self.attempt_number(delivery) if needs_lookup else delivery[4]
+                    attempt = self.attempt_number(delivery) if needs_lookup else delivery.attempt
                     if reset_context is not None:
                         await function(event, fetched.batch, index, attempt, None)
                     else:
@@ -532,13 +532,13 @@ class AsyncExecutor(Executor):
 
     def _decode_or_settle(self, delivery: Delivery) -> Any:
         """The decoded value, or ``_NOTHING_TO_HANDLE`` where there is nothing to be handled."""
-        if delivery[6] is not None:
+        if delivery.reason is not None:
             self.dead_letter(delivery)
             return _NOTHING_TO_HANDLE
         if self.job.key_parking is not None and self.park_if_closed(delivery):
             return _NOTHING_TO_HANDLE
         try:
-            return self.decode(delivery[0], delivery[1])
+            return self.decode(delivery.fetched, delivery.index)
         except Skip:
             self.skipped(delivery)
         except Exception as error:
@@ -571,7 +571,7 @@ class AsyncExecutor(Executor):
                 continue
             if not self._standby and self._idle:
                 self._wake_one()
-            busy[task_index] = delivery[0]
+            busy[task_index] = delivery.fetched
             if job.timeout is not None:
                 self._set_deadline(task_index, moment + job.timeout)
             try:
@@ -634,7 +634,7 @@ class AsyncExecutor(Executor):
             if not deliveries:
                 await self._wait_for_work()
                 continue
-            if deliveries[0][6] is not None:
+            if deliveries[0].reason is not None:
                 self.dead_letter(deliveries[0])
                 continue
             deliveries = self.without_parked(deliveries)
@@ -644,7 +644,7 @@ class AsyncExecutor(Executor):
                 self._wake_one()
             outcome = self.decode_batch(deliveries)
             chosen = [deliveries[index] for index in outcome.accepted]
-            self._busy[task_index] = [delivery[0] for delivery in deliveries]
+            self._busy[task_index] = [delivery.fetched for delivery in deliveries]
             if job.timeout is not None:
                 self._set_deadline(task_index, moment + job.timeout)
             try:

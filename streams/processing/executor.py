@@ -212,14 +212,18 @@ class Executor(ABC):
     ) -> Message[Any]:
         """The message around a decoded value."""
         return make_message(
-            event, delivery[0].batch, delivery[1], self.attempt_number(delivery), transaction
+            event,
+            delivery.fetched.batch,
+            delivery.index,
+            self.attempt_number(delivery),
+            transaction,
         )
 
     def message_arguments(
         self, delivery: Delivery, transaction: HandlerTransaction | None
     ) -> tuple[Batch, int, int, HandlerTransaction | None]:
         """What :meth:`build_message` makes a message of: see :attr:`Job.builds_messages`."""
-        return delivery[0].batch, delivery[1], self.attempt_number(delivery), transaction
+        return delivery.fetched.batch, delivery.index, self.attempt_number(delivery), transaction
 
     def build_messages(
         self,
@@ -249,9 +253,10 @@ class Executor(ABC):
         """Which attempt this is, from 1; those before a restart count where the log knows them."""
         attempt_log = self._attempt_log_of(delivery)
         return (
-            delivery[4]
+            delivery.attempt
             if attempt_log is None
-            else delivery[4] + attempt_log.failed_attempts(delivery[0].batch, delivery[1])
+            else delivery.attempt
+            + attempt_log.failed_attempts(delivery.fetched.batch, delivery.index)
         )
 
     def decode_batch(self, deliveries: Sequence[Delivery]) -> BatchOutcome:
@@ -260,7 +265,7 @@ class Executor(ABC):
         accepts = self.job.filter
         for index, delivery in enumerate(deliveries):
             try:
-                event = self.decode(delivery[0], delivery[1])
+                event = self.decode(delivery.fetched, delivery.index)
             except Skip:
                 outcome.skipped.append(index)
                 continue
@@ -305,7 +310,7 @@ class Executor(ABC):
         if (
             key_parking is not None
             and key_parking.has_returned(delivery)
-            and delivery[0].state.is_owned
+            and delivery.fetched.state.is_owned
         ):
             # Not its partition's progress but a record says that it was handled.
             record = key_parking.handled(delivery)
@@ -386,19 +391,23 @@ class Executor(ABC):
         if len(deliveries) == 1:
             return [] if self.park_if_closed(deliveries[0]) else deliveries
         closed = {
-            (id(delivery[0].state), delivery[2])
+            (id(delivery.fetched.state), delivery.ordering_key)
             for delivery in deliveries
             if key_parking.is_closed(delivery)
         }
         if not closed:
             return deliveries
         self.dispatcher.split_batch(
-            [delivery for delivery in deliveries if (id(delivery[0].state), delivery[2]) in closed]
+            [
+                delivery
+                for delivery in deliveries
+                if (id(delivery.fetched.state), delivery.ordering_key) in closed
+            ]
         )
         return [
             delivery
             for delivery in deliveries
-            if (id(delivery[0].state), delivery[2]) not in closed
+            if (id(delivery.fetched.state), delivery.ordering_key) not in closed
         ]
 
     def failed(self, delivery: Delivery, error: BaseException) -> None:
@@ -420,7 +429,7 @@ class Executor(ABC):
         if rejected is None:
             logger.info(
                 "%s: attempt %d of %d failed for %s: %r",
-                self.job.name, delivery[4], self.job.retry.attempts, location(delivery), error,
+                self.job.name, delivery.attempt, self.job.retry.attempts, location(delivery), error,
             )  # fmt: skip
         else:
             self.dead_letter(rejected)
@@ -595,7 +604,7 @@ class Executor(ABC):
         for index, error in errors.items():
             delivery = deliveries[index]
             attempt = self.attempt_number(delivery)
-            deliveries[index] = delivery = (*delivery[:4], attempt, *delivery[5:])
+            deliveries[index] = delivery = delivery._replace(attempt=attempt)
             delay = (
                 None if index in final else retry_delay(self.job.retry, attempt, error, random())
             )
@@ -650,7 +659,7 @@ class Executor(ABC):
     def dead_letter(self, delivery: Delivery) -> None:
         """Write the dead letter of a delivery that has a reason; the source is settled after
         that."""
-        reason = delivery[6]
+        reason = delivery.reason
         if reason is None or self.job.dead_letter is None:
             raise RuntimeError("nothing to bury, or nowhere to")
         logger.warning(
@@ -658,7 +667,7 @@ class Executor(ABC):
             self.job.name, count_with_noun(reason.attempts, "attempt"), location(delivery),
             reason.error,
         )  # fmt: skip
-        if self.job.key_parking is not None and not delivery[0].state.is_owned:
+        if self.job.key_parking is not None and not delivery.fetched.state.is_owned:
             self.dispatcher.abandon(delivery)  # whoever owns it now decides what becomes of its key
             return
         try:
@@ -686,7 +695,7 @@ class Executor(ABC):
             self.dispatcher.mark_settled(delivery)
 
     def _dead_letter_refused(self, delivery: Delivery, error: BaseException) -> None:
-        reason = delivery[6]
+        reason = delivery.reason
         failed_writes = reason.failed_writes + 1 if reason is not None else 1
         pause = min(60.0, WRITE_PAUSE * 2.0 ** min(failed_writes - 1, 10))
         logger.error(
@@ -694,7 +703,7 @@ class Executor(ABC):
             self.job.name, location(delivery), pause, error,
         )  # fmt: skip
         if reason is not None:
-            delivery = (*delivery[:6], reason._replace(failed_writes=failed_writes))
+            delivery = delivery._replace(reason=reason._replace(failed_writes=failed_writes))
         self.dispatcher.deliver_at(delivery, self._now() + pause)
 
     def _write(
@@ -710,12 +719,12 @@ class Executor(ABC):
             raise RuntimeError("this job has nothing to write with")
         self.unconfirmed += len(deliveries)
         for delivery in deliveries:
-            delivery[0].state.unconfirmed += 1
+            delivery.fetched.state.unconfirmed += 1
 
         def on_answer(errors: Sequence[BaseException | None]) -> None:
             self.unconfirmed -= len(deliveries)
             for delivery in deliveries:
-                delivery[0].state.unconfirmed -= 1
+                delivery.fetched.state.unconfirmed -= 1
             on_written(errors)
 
         write_derived(outgoing, lambda errors: self.call_soon(lambda: on_answer(errors)))
@@ -739,7 +748,7 @@ class Executor(ABC):
             for (
                 delivery
             ) in deliveries:  # start nothing more of it until the log has said what holds
-                delivery[0].state.assignment.valid_until = float("-inf")
+                delivery.fetched.state.assignment.valid_until = float("-inf")
             return OwnershipLost(str(error))
         except Unavailable as error:
             return TransactionPostponed(str(error))
@@ -750,5 +759,5 @@ class Executor(ABC):
 
 def location(delivery: Delivery) -> str:
     """Where a delivery's message stands, for a log line."""
-    batch = delivery[0].batch
-    return f"{batch.topic}/{batch.partition}/{batch.offset(delivery[1])}"
+    batch = delivery.fetched.batch
+    return f"{batch.topic}/{batch.partition}/{batch.offset(delivery.index)}"

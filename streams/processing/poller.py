@@ -777,9 +777,9 @@ class Poller:
     def _commit_in_transaction(self, transaction: Any, deliveries: Sequence[Delivery]) -> None:
         """Commit a handler's transaction together with the places of what it handled."""
         by_state: dict[int, tuple[PartitionState, list[tuple[FetchedBatch, int]]]] = {}
-        for fetched, index, *_ in deliveries:
-            state: PartitionState = fetched.state
-            by_state.setdefault(id(state), (state, []))[1].append((fetched, index))
+        for each in deliveries:
+            state: PartitionState = each.fetched.state
+            by_state.setdefault(id(state), (state, []))[1].append((each.fetched, each.index))
         commits: list[Commit] = []
         with self._progress_lock:
             for state, settled in by_state.values():

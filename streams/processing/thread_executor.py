@@ -322,7 +322,7 @@ class ThreadExecutor(Executor):
             deliveries = dispatcher.take_batch(now, batch)
         if not deliveries:
             return False
-        if deliveries[0][6] is not None:
+        if deliveries[0].reason is not None:
             self.dead_letter(deliveries[0])
             return True
         if self.job.key_parking is not None:
@@ -331,7 +331,8 @@ class ThreadExecutor(Executor):
                 return True
         if self._idle and dispatcher.has_backlog:
             self._changed.notify()
-        self._mark_running(thread_index, [delivery[0] for delivery in deliveries], now)
+        self._busy[thread_index] = [delivery.fetched for delivery in deliveries]
+        self._started_at[thread_index] = now
         try:
             if batch is None:
                 self._run_handler(deliveries[0], transaction)
@@ -361,7 +362,7 @@ class ThreadExecutor(Executor):
         self._changed.release()
         try:
             try:
-                event = self.decode(delivery[0], delivery[1])
+                event = self.decode(delivery.fetched, delivery.index)
             except Skip:
                 skip = True
             except Exception as error:
@@ -463,7 +464,7 @@ class ThreadExecutor(Executor):
             return
         delivery = deliveries[0]
         try:
-            self.decode(fetched, delivery[1])
+            self.decode(fetched, delivery.index)
         except Skip:
             self.skipped(delivery)
         except Exception as undecodable:
@@ -514,7 +515,7 @@ class ThreadExecutor(Executor):
                     else:
                         function(event, make_message(event, batch, index, 1, transaction))
                     if transaction is not None and transaction.is_open:
-                        delivery: Delivery = (fetched, index, None, None, 1, False, None)
+                        delivery = Delivery(fetched, index, None, None)
                         failure = self.commit_transaction(transaction, [delivery])
                         if failure is not None:
                             return index, index + 1, failure
@@ -548,9 +549,7 @@ class ThreadExecutor(Executor):
                     make = _message_builder(events, batch, index, transaction)
                     function(events, make if job.builds_messages else make())
                     if transaction is not None and transaction.is_open:
-                        deliveries: list[Delivery] = [
-                            (fetched, at, None, None, 1, False, None) for at in range(index, end)
-                        ]
+                        deliveries = [Delivery(fetched, at, None, None) for at in range(index, end)]
                         failure = self.commit_transaction(transaction, deliveries)
                         if failure is not None:
                             return index, end, failure

@@ -50,10 +50,9 @@ class _Failures:
 
     def add(self, executor: Executor, delivery: Delivery) -> None:
         """Pass the message over, or let nothing more begin."""
-        fetched, index, _, _, _, _, reason = delivery
+        batch, index, reason = delivery.fetched.batch, delivery.index, delivery.reason
         if reason is None:
-            raise ValueError("a work without a burial has not failed")
-        batch = fetched.batch
+            raise ValueError("a delivery without a reason has not failed")
         key = batch.keys[index]
         with self._lock:
             self.count += 1

@@ -121,7 +121,7 @@ class DurableAttemptLog:
         self, delivery: Delivery, attempt: int, delay: float
     ) -> tuple[Outgoing | None, Outgoing]:
         """The message as it comes back, if it leaves; and a note."""
-        batch, index = delivery[0].batch, delivery[1]
+        batch, index = delivery.fetched.batch, delivery.index
         if self._unordered or batch.keys[index] is None:
             return self._delayed_copy(batch, index, attempt, delay), self._attempt_record(
                 batch, index, DELAYED

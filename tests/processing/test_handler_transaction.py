@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from streams import ConfigError, HandlerTimeout, Message, Reject, Retry, Streams
-from streams.engine.dispatcher import PartitionState
+from streams.engine.dispatcher import Delivery, PartitionState
 from streams.engine.progress import Progress
 from streams.log.protocol import Assignment, Commit
 from streams.message import Batch
@@ -152,7 +152,7 @@ async def test_the_pump_takes_no_snapshot_while_a_handler_commits() -> None:
         joint = HandlerTransaction(
             Transaction, pump._commit_in_transaction, TransactionLock(), may_block=True
         )
-        work = (segment, 0, None, "a", 1, False, None)
+        work = Delivery(segment, 0, None, "a")
         joint.execute("")
         with pytest.raises(OSError, match="no"):
             joint.commit([work])
