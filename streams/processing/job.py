@@ -298,6 +298,8 @@ class Job:
     """Encodes what the handler returned, for one message; None: it is dropped."""
     dead_letter: Callable[[Delivery], Outgoing] | None = None
     """The dead letter of a delivery that has a reason."""
+    on_rejected: Callable[[Delivery], None] | None = None
+    """Given what would be dead-lettered, where the dispatcher may be touched, in place of that."""
     write_derived: Callable[[Sequence[Outgoing], OnWritten], None] | None = None
     """Writes derived records until the log has answered; outages are waited out there."""
     start_positions: Mapping[TopicPartition, int] = field(default_factory=dict)

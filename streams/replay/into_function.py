@@ -8,21 +8,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from typing_extensions import override
-
 from streams.annotation_checks import check_handler
 from streams.cancellation import run_to_completion
 from streams.config import Dedup, Flow, Retry
 from streams.connection import Connection
 from streams.decoding import Source
-from streams.engine.dispatcher import Delivery
+from streams.engine.dispatcher import Delivery, Dispatcher
 from streams.errors import ProcessorDied, StreamsError
 from streams.message import Position, text
-from streams.processing.async_executor import AsyncExecutor
-from streams.processing.executor import Executor
 from streams.processing.job import Job
 from streams.processing.poller import Poller
-from streams.processing.thread_executor import ThreadExecutor
 from streams.processor import (
     HandlerSignature,
     Processor,
@@ -33,6 +28,7 @@ from streams.processor import (
 from streams.replay.range_subscription import RangeSubscription, groupless_log
 from streams.replay.result import FAILURES_KEPT, Failure, ReplayFailed, ReplayResult
 from streams.replay.token_bucket import TokenBucket
+from streams.wiring import make_executor
 
 REPORT_INTERVAL = 0.1
 """Seconds between two reports of progress."""
@@ -45,10 +41,11 @@ class _Failures:
         self._skip_failed = skip_failed
         self._lock = threading.Lock()
         self.stop: Callable[[], None] = lambda: None
+        self.dispatcher: Dispatcher | None = None
         self.count = 0
         self.first_failures: list[Failure] = []
 
-    def add(self, executor: Executor, delivery: Delivery) -> None:
+    def add(self, delivery: Delivery) -> None:
         """Pass the message over, or let nothing more begin."""
         batch, index, reason = delivery.fetched.batch, delivery.index, delivery.reason
         if reason is None:
@@ -66,31 +63,13 @@ class _Failures:
                         reason.error,
                     )
                 )
+        if self.dispatcher is None:
+            raise RuntimeError("nothing can have failed before there is a dispatcher")
         if self._skip_failed:
-            executor.dispatcher.mark_settled(delivery)
+            self.dispatcher.mark_settled(delivery)
         else:
-            executor.dispatcher.paused = True
+            self.dispatcher.paused = True
             self.stop()
-
-
-class _ReplayThreadExecutor(ThreadExecutor):
-    def __init__(self, job: Job, failures: _Failures) -> None:
-        super().__init__(job)
-        self._failures = failures
-
-    @override
-    def dead_letter(self, delivery: Delivery) -> None:
-        self._failures.add(self, delivery)
-
-
-class _ReplayAsyncExecutor(AsyncExecutor):
-    def __init__(self, job: Job, failures: _Failures, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(job, loop)
-        self._failures = failures
-
-    @override
-    def dead_letter(self, delivery: Delivery) -> None:
-        self._failures.add(self, delivery)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,13 +162,12 @@ async def handle_range(
     :raises ReplayFailed: a message failed for good, and ``how.skip`` is not set.
     """
     loop = asyncio.get_running_loop()
-    job = _replay_job(connection, source, topic, function, replay_options)
     failures = _Failures(skip_failed=replay_options.skip_failed)
-    executor = (
-        _ReplayAsyncExecutor(job, failures, loop)
-        if job.asynchronous
-        else _ReplayThreadExecutor(job, failures)
+    job = replace(
+        _replay_job(connection, source, topic, function, replay_options), on_rejected=failures.add
     )
+    executor = make_executor(job, loop)
+    failures.dispatcher = executor.dispatcher
 
     def stop_if_settled() -> None:
         stats = poller.stats()
