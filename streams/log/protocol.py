@@ -61,9 +61,6 @@ class Capabilities:
     """All its time is the app's clock, so that a test can advance it."""
     commit_interval: float = 0.025
     """Seconds between two submits of a member's positions that the log bears, at least."""
-    poll_limit: int = 1_000
-    """Messages to be polled at once, at most, by the thread that handles them, where Python's
-    cyclic garbage collector is called as often as it is by default."""
     dead_letter_config: Mapping[str, str] = field(default_factory=dict)
     """Settings of a dead letter topic, which must take more than its source's largest record."""
     compacted_config: Mapping[str, str] = field(default_factory=dict)
@@ -201,7 +198,6 @@ class Assignment:
     __slots__ = (
         "committed",
         "epoch",
-        "listener_state",
         "partition",
         "position",
         "stored_beyond_end",
@@ -230,8 +226,6 @@ class Assignment:
         self.valid_until = valid_until
         """Monotonic time until which ownership is certain; the subscription moves it on each
         confirmation, and to minus infinity when the partition is revoked or lost."""
-        self.listener_state: Any = None
-        """The listener's own."""
 
     @property
     def topic_partition(self) -> TopicPartition:

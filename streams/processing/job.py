@@ -13,7 +13,7 @@ from streams.engine.dispatcher import Delivery, PartitionState
 from streams.engine.progress import FetchedBatch
 from streams.errors import UnreadableHeaders
 from streams.log.protocol import Assignment, Log, StaticMember, TopicPartition
-from streams.message import Batch, Record
+from streams.message import Batch, Record, identity_suffix
 
 Outgoing = tuple[str, Record]
 """A topic and what is to be written to it."""
@@ -92,6 +92,51 @@ class Decoding(Protocol):
     def id_reader(self) -> IdReader | None:
         """Reads the message ID from a decoded value, where the topic says it is there."""
         ...
+
+
+class DecodedAhead(NamedTuple):
+    """A batch that was decoded because its identities are inside the values."""
+
+    values: list[Any]
+    ids: list[str | None]
+    all_decoded: bool
+
+
+def decode_ahead(decoding: Decoding, batch: Batch, largest: int) -> DecodedAhead:
+    """Values and identities of a batch whose topic has an ``id_reader``; ``largest`` as
+    :meth:`Decoding.fast_decoder` takes it."""
+    identify = decoding.id_reader
+    if identify is None:
+        raise ValueError("this topic's identities are not inside its values")
+    fast = decoding.fast_decoder(batch.values, largest)
+    if fast is not None:
+        try:
+            values = list(map(fast, batch.values))
+            if len(values) < len(batch):
+                raise RuntimeError("decoding raised StopIteration, which ends map()")
+            found: list[Any] = identify.identify_many(values)
+            suffixes = batch.identity_suffixes()
+            if suffixes is not None:
+                found = [id + suffix for id, suffix in zip(found, suffixes, strict=True)]
+            if not batch.unreadable and not batch.decode_errors:
+                return DecodedAhead(values, found, True)
+        except Exception:  # noqa: S110 - which one it was is found below
+            pass
+    values, ids, all_decoded = [], list[str | None](), True
+    for index, header_id in enumerate(batch.ids):
+        try:
+            check_headers(batch, index)
+            value = decoding.decode_one(batch, index)
+            id = identify(value) + identity_suffix(header_id)
+        except Exception as error:
+            values.append(Undecodable(error))
+            # What its headers say is no ID of a value: it must not stand for one.
+            ids.append(None if header_id is None else f"{header_id}\0undecodable")
+            all_decoded = False
+        else:
+            values.append(value)
+            ids.append(id)
+    return DecodedAhead(values, ids, all_decoded)
 
 
 class PartitionObserver(Protocol):

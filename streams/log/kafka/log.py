@@ -57,9 +57,6 @@ CAPABILITIES = Capabilities(
     retention=frozenset({"seconds", "bytes", "compacted"}),
     # Each is a record that all replicas of the coordinator's partition write.
     commit_interval=0.1,
-    # The driver's message objects are looked through by Python's cyclic garbage collector again
-    # and again while they live: with 1,000, a message cost 10 % more CPU.
-    poll_limit=256,
     # Whatever the producer may write at all fits a dead letter topic.
     dead_letter_config={"max.message.bytes": str(MAX_MESSAGE_BYTES)},
     # Nothing younger than an hour is compacted: what is said of a key is heard before it goes.
