@@ -116,6 +116,11 @@ class PartitionState:
         self.snapshot_version = 0
         """How many snapshots were taken, so that an older one can be told from a newer."""
 
+    @property
+    def topic_partition(self) -> tuple[str, int]:
+        """Topic and partition."""
+        return self.assignment.topic, self.assignment.partition
+
 
 class _Timer(NamedTuple):
     """A message that waits to be given out again."""
@@ -187,7 +192,7 @@ class Dispatcher:
 
     def assign(self, state: PartitionState) -> None:
         """Begin with a partition. Keys still in flight from an earlier assignment stay so."""
-        partition = (state.assignment.topic, state.assignment.partition)
+        partition = state.topic_partition
         state.in_flight = self._outlived.pop(partition, state.in_flight)
         self._partitions[partition] = state
 
@@ -195,7 +200,7 @@ class Dispatcher:
         """Give out nothing more of this partition. What runs is still to be reported."""
         if not state.is_owned:
             return  # its keys in flight may be the next assignment's already
-        partition = (state.assignment.topic, state.assignment.partition)
+        partition = state.topic_partition
         state.is_owned = False
         if self._partitions.get(partition) is state:
             del self._partitions[partition]
@@ -279,10 +284,7 @@ class Dispatcher:
     # -- dispatch
 
     def take(
-        self,
-        now: float,
-        batch_keys: Collection[StateAndKey] = (),
-        identities: Collection[str] = (),
+        self, now: float, batch_keys: Collection[StateAndKey] = (), identities: Collection[str] = ()
     ) -> Delivery | None:
         """The next message whose turn has come, or None. Its ordering key is in flight from here
         on.
@@ -422,9 +424,7 @@ class Dispatcher:
         Given where nothing stands in the way: no key is in flight, nothing was settled before, no
         identity recurs. The caller reports with :meth:`finish_fast`. For one executor alone.
         """
-        if self.paused or self.ready:
-            return None
-        if self.current is not None:
+        if self.paused or self.ready or self.current is not None:
             return None
         fetched = self._next_batch()
         if fetched is None:
@@ -443,15 +443,15 @@ class Dispatcher:
                 fetched.unique_ids = unique
         return fetched
 
-    def finish_fast(self, fetched: FetchedBatch, start: int, stop: int) -> None:
-        """Messages from ``start`` to before ``stop`` were handled (their bytes are set).
+    def finish_fast(self, fetched: FetchedBatch, stop: int) -> None:
+        """The messages before ``stop`` were handled (their bytes are set).
 
         What is left of the batch is given out by :meth:`take`.
         """
         state = fetched.state
-        if state.window is not None and stop > start and fetched.ids[start] is not None:
-            whole = stop - start == len(fetched)
-            identities = fetched.ids if whole else fetched.ids[start:stop]
+        if state.window is not None and stop and fetched.ids[0] is not None:
+            whole = stop == len(fetched)
+            identities = fetched.ids if whole else fetched.ids[:stop]
             unique = fetched.unique_ids if whole else None
             if unique is not None and len(unique) <= state.window.size:
                 state.window.absorb(unique)
@@ -461,19 +461,16 @@ class Dispatcher:
             successor = None if state.is_owned else self._successor_window(state)
             if successor is not None:
                 successor.extend([each for each in identities if each is not None])
-        self.counts.handled += stop - start
+        self.counts.handled += stop
         if fetched is self.current:
             self._give_out_from(fetched, stop)
 
-    def interrupt_fast(
-        self, fetched: FetchedBatch, start: int, index: int, stop: int
-    ) -> list[Delivery]:
-        """A fast run that began at ``start`` stopped: messages before ``index`` are handled,
-        those before ``stop`` are what it stumbled over, as deliveries whose keys are in flight.
-
-        Nothing where the partition was revoked meanwhile.
+    def interrupt_fast(self, fetched: FetchedBatch, index: int, stop: int) -> list[Delivery]:
+        """A fast run stopped: messages before ``index`` are handled. Those from there to before
+        ``stop``, at which it stopped, as deliveries whose keys are in flight; none where the
+        partition was revoked meanwhile.
         """
-        self.finish_fast(fetched, start, index)
+        self.finish_fast(fetched, index)
         state = fetched.state
         if not state.is_owned:
             return []
@@ -487,11 +484,6 @@ class Dispatcher:
         if fetched is self.current:
             self._give_out_from(fetched, stop)
         return deliveries
-
-    def decline_fast(self, fetched: FetchedBatch) -> None:
-        """What :meth:`take_fast` gave cannot take the fast path after all; give it out one by
-        one."""
-        self.finish_fast(fetched, 0, 0)
 
     # -- outcomes
 
@@ -632,13 +624,6 @@ class Dispatcher:
                 waiting = state.in_flight[ordering_key] or ()
                 state.in_flight[ordering_key] = deque((*queue, *waiting))
 
-    def _queue_back(self, state: PartitionState, delivery: Delivery) -> None:
-        queue = state.in_flight[delivery.ordering_key]
-        if queue is None:
-            state.in_flight[delivery.ordering_key] = deque((delivery,))
-        else:
-            queue.append(delivery)
-
     def mark_failed(
         self, delivery: Delivery, error: BaseException, now: float, random: float
     ) -> Delivery | None:
@@ -688,7 +673,7 @@ class Dispatcher:
     def _successor_window(self, state: PartitionState) -> DedupWindow | None:
         """The window of a partition that left and came back: what a handler of the earlier
         assignment still settles comes a second time, and is a duplicate then."""
-        current = self._partitions.get((state.assignment.topic, state.assignment.partition))
+        current = self._partitions.get(state.topic_partition)
         return None if current is None else current.window
 
     def _release_key(self, state: PartitionState, ordering_key: OrderingKey) -> None:
@@ -714,12 +699,14 @@ class Dispatcher:
                 self.counts.duplicates += 1
                 continue
             if self._awaits_identity(state, delivery, ordering_key):
-                self._queue_back(state, delivery._replace(ordering_key=delivery.identity))
+                behind = delivery._replace(ordering_key=delivery.identity)
+                waiting = state.in_flight[delivery.identity] or ()
+                state.in_flight[delivery.identity] = deque((*waiting, behind))
                 continue
             state.in_flight[ordering_key] = queue or None
             self.ready.append(delivery)
             return
         if not state.is_owned and not state.in_flight:
-            partition = (state.assignment.topic, state.assignment.partition)
+            partition = state.topic_partition
             if self._outlived.get(partition) is state.in_flight:
                 del self._outlived[partition]

@@ -278,6 +278,9 @@ class Unsettled(NamedTuple):
     bytes: int
 
 
+NOTHING_UNSETTLED = Unsettled(0, 0)
+
+
 class _SettledRun(NamedTuple):
     """Neighbouring batches that are wholly settled behind one that is not."""
 
@@ -333,7 +336,7 @@ class Progress:
     def unsettled(self) -> Unsettled:
         """What is delivered and not settled."""
         if not self._batches:
-            return Unsettled(0, 0)
+            return NOTHING_UNSETTLED
         self._advance()
         messages = size = 0
         for at, fetched in enumerate(self._batches):

@@ -412,7 +412,7 @@ class AsyncExecutor(Executor):
                 settled[index] = 1
                 index += 1
             self._fast_run = None
-            dispatcher.finish_fast(fetched, 0, index)
+            dispatcher.finish_fast(fetched, index)
         except Exception as error:
             self._interrupt()
             if run.delivery is not None:
@@ -436,11 +436,10 @@ class AsyncExecutor(Executor):
         run.interrupted = True
         if run.yielding:
             self._busy[run.task_index] = ()
-            self.dispatcher.finish_fast(run.fetched, 0, run.index)
+            self.dispatcher.finish_fast(run.fetched, run.index)
         else:
-            (run.delivery,) = self.dispatcher.interrupt_fast(
-                run.fetched, 0, run.index, run.index + 1
-            )
+            index = run.index
+            (run.delivery,) = self.dispatcher.interrupt_fast(run.fetched, index, index + 1)
 
     def _handler_ended(self, task_index: int) -> None:
         """The task's handler has ended, and what came of it is recorded."""
@@ -467,8 +466,7 @@ class AsyncExecutor(Executor):
                 self._calls.abandon(unit)
             elif reason == "timeout":
                 self._calls.call_failed(
-                    unit,
-                    HandlerTimeout(f"{self.job.name} ran longer than {self.job.timeout:g} s"),
+                    unit, HandlerTimeout(f"{self.job.name} ran longer than {self.job.timeout:g} s")
                 )
             else:
                 error = RuntimeError(f"{self.job.name} was cancelled from within")

@@ -47,7 +47,7 @@ class PartitionProgress(NamedTuple):
 class OwnedPartition:
     """A partition that this processor owns, and what was stored of it."""
 
-    __slots__ = ("assignment", "committed", "is_full", "state", "submitted")
+    __slots__ = ("assignment", "committed", "state", "submitted")
 
     def __init__(self, state: PartitionState, committed: Committed | None) -> None:
         self.assignment: Assignment = state.assignment
@@ -56,8 +56,6 @@ class OwnedPartition:
         """What was committed last."""
         self.submitted: Committed | None = None
         """What was stored last in another way: by a submit, or with a handler's transaction."""
-        self.is_full = False
-        """Its settled set nears its limit: nothing more is taken in."""
 
 
 class OffsetCommitter:
@@ -80,6 +78,8 @@ class OffsetCommitter:
         self._pace = CommitPace(job.flow.commit, commit_interval)
         self._progress_lock = threading.Lock()
         """Held while progress is read or extended: the poller and transactions both do."""
+        self.full: set[Assignment] = set()
+        """Those whose settled set nears its limit: nothing more is taken in."""
         self._in_transaction: list[PartitionState] = []
         """Partitions whose position a handler's transaction is storing at this moment."""
         self._unsaved = False
@@ -120,8 +120,12 @@ class OffsetCommitter:
             return self._held()
 
     def _held(self) -> Unsettled:
-        found = [each.state.progress.unsettled() for each in list(self._owned.values())]
-        return Unsettled(sum(each.messages for each in found), sum(each.bytes for each in found))
+        messages = size = 0
+        for each in list(self._owned.values()):
+            unsettled = each.state.progress.unsettled()
+            messages += unsettled.messages
+            size += unsettled.bytes
+        return Unsettled(messages, size)
 
     def count_held(self, is_too_much: Callable[[Unsettled], bool]) -> Unsettled:
         """:meth:`held`; what is settled lets go of its bytes first if that ``is_too_much``."""
@@ -184,15 +188,15 @@ class OffsetCommitter:
             version = state.snapshot_version
         size = len(found.progress)
         if not found.complete or size > PROGRESS_FULL:
-            if not partition.is_full:
-                partition.is_full = True
+            if assignment not in self.full:
+                self.full.add(assignment)
                 logger.warning(
                     "%s: %s/%d takes in no more until its settled set is smaller: "
                     "%d characters, position %d",
                     self._job.name, assignment.topic, assignment.partition, size, found.position,
                 )  # fmt: skip
         elif size * 2 < PROGRESS_FULL:
-            partition.is_full = False
+            self.full.discard(assignment)
         snapshot = Committed(found.position, found.progress)
         if snapshot in stored:
             return None

@@ -11,12 +11,13 @@ import asyncio
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 from streams.engine.dispatcher import Dispatcher, PartitionState
 from streams.engine.progress import FetchedBatch
 from streams.processing.handler_transaction import HandlerTransaction
 from streams.processing.job import Job
-from streams.processing.outcomes import make_calls
+from streams.processing.outcomes import BatchCalls, Calls, MessageCalls
 from streams.processing.polling_hand_over import PollingHandOver
 from streams.processing.timing import Timing
 
@@ -32,7 +33,8 @@ class Executor(ABC):
     ) -> None:
         self.job = job
         self.dispatcher = Dispatcher(job.retry)
-        self._calls = make_calls(job, self.dispatcher, self.call_soon, self.fail)
+        make_calls = MessageCalls if job.batch is None else BatchCalls
+        self._calls: Calls[Any] = make_calls(job, self.dispatcher, self.call_soon, self.fail)
         self._open_transaction = (
             open_transaction if job.transactions and job.wants_message else None
         )
@@ -188,5 +190,5 @@ class Executor(ABC):
         can_decode = fetched.decode is not None or (decoded and fetched.decoded is not None)
         if can_decode and self._calls.nothing_recorded(fetched):
             return fetched
-        self.dispatcher.decline_fast(fetched)
+        self.dispatcher.finish_fast(fetched, 0)  # none of it was handled: one by one
         return None

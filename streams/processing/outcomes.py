@@ -34,7 +34,11 @@ logger = get_logger("streams")
 Unit = TypeVar("Unit")
 """What a handler is called for: a :class:`Delivery`, or a list of them."""
 
-Settle: TypeAlias = "Callable[[Delivery], None]"
+Handler: TypeAlias = "Callable[..., Any]"
+Errors: TypeAlias = "Mapping[int, BaseException]"
+"""Failures of a batch, by index into it."""
+Answers: TypeAlias = "Sequence[BaseException | None]"
+"""How a write ended, record by record (see :data:`~streams.processing.job.OnWritten`)."""
 
 
 class OwnershipLost(Fenced):
@@ -101,6 +105,8 @@ class Calls(ABC, Generic[Unit]):
         self._fail = fail
         self._now = job.clock.monotonic
         self._key_parking = job.key_parking
+        self._accepts = job.filter
+        self._settles_at_once = job.encode_results is None and job.key_parking is None
         self.unconfirmed = 0
         """Messages whose writes (results, dead letters) are not confirmed yet."""
 
@@ -117,11 +123,7 @@ class Calls(ABC, Generic[Unit]):
 
     @abstractmethod
     def call(
-        self,
-        function: Callable[..., Any],
-        unit: Unit,
-        decoded: Any,
-        transaction: HandlerTransaction | None,
+        self, function: Handler, unit: Unit, decoded: Any, transaction: HandlerTransaction | None
     ) -> Any:
         """Call the handler, ``function``; what it returns."""
 
@@ -203,7 +205,7 @@ class Calls(ABC, Generic[Unit]):
                 return
             if outgoing:
 
-                def on_written(errors: Sequence[BaseException | None]) -> None:
+                def on_written(errors: Answers) -> None:
                     error = next((error for error in errors if error is not None), None)
                     if error is None:
                         self.settle(delivery)
@@ -230,7 +232,7 @@ class Calls(ABC, Generic[Unit]):
         self._settle_when_written(delivery, record, mark, "%s: %s was handled, and not noted: %r")
 
     def _settle_when_written(
-        self, delivery: Delivery, record: Outgoing, mark: Settle, complaint: str
+        self, delivery: Delivery, record: Outgoing, mark: Callable[[Delivery], None], complaint: str
     ) -> None:
         """Write what key parking has to say of a message, which is settled by that."""
 
@@ -244,12 +246,12 @@ class Calls(ABC, Generic[Unit]):
         self,
         delivery: Delivery,
         record: Outgoing,
-        mark: Settle,
+        mark: Callable[[Delivery], None],
         refused: Callable[[BaseException], None],
     ) -> None:
         key_parking = self._key_parking
 
-        def on_written(errors: Sequence[BaseException | None]) -> None:
+        def on_written(errors: Answers) -> None:
             error = errors[0]
             if error is not None:
                 if key_parking is not None:
@@ -290,9 +292,7 @@ class Calls(ABC, Generic[Unit]):
             self.job.name, delivery.attempt, self.job.retry.attempts, location(delivery), error,
         )  # fmt: skip
 
-    def _fail_on_config_error(
-        self, deliveries: Sequence[Delivery], errors: Mapping[int, BaseException]
-    ) -> bool:
+    def _fail_on_config_error(self, deliveries: Sequence[Delivery], errors: Errors) -> bool:
         """End the processor if one of these failures (by index) is a :class:`ConfigError`: it is
         the program that is wrong, not the message. Messages that failed stay unsettled."""
         config_errors = (
@@ -321,10 +321,7 @@ class Calls(ABC, Generic[Unit]):
     # -- failures of some of a batch; of one message, where its attempts are counted in the log
 
     def _settle_batch(
-        self,
-        deliveries: Sequence[Delivery],
-        errors: Mapping[int, BaseException],
-        final: Collection[int],
+        self, deliveries: Sequence[Delivery], errors: Errors, final: Collection[int]
     ) -> None:
         """Settle all but those that failed, by index; those in ``final`` are not tried again."""
         if not errors:
@@ -343,10 +340,7 @@ class Calls(ABC, Generic[Unit]):
             self._settle_failed(deliveries, errors, final)
 
     def _settle_failed(
-        self,
-        deliveries: Sequence[Delivery],
-        errors: Mapping[int, BaseException],
-        final: Collection[int],
+        self, deliveries: Sequence[Delivery], errors: Errors, final: Collection[int]
     ) -> None:
         now = self._now()
         for rejected in self.dispatcher.mark_batch_failed(deliveries, errors, now, random(), final):
@@ -356,7 +350,7 @@ class Calls(ABC, Generic[Unit]):
         self,
         attempt_log: AttemptLog,
         deliveries: Sequence[Delivery],
-        errors: Mapping[int, BaseException],
+        errors: Errors,
         final: Collection[int],
     ) -> None:
         """Failures whose attempts are counted in the log: once that is written, those messages
@@ -382,7 +376,7 @@ class Calls(ABC, Generic[Unit]):
             outgoing.append(attempt_record)
             copy_of.append(-1)
 
-        def on_written(answers: Sequence[BaseException | None]) -> None:
+        def on_written(answers: Answers) -> None:
             counts = self.dispatcher.counts
             for index, answer in zip(copy_of, answers, strict=True):
                 if index < 0:
@@ -476,7 +470,7 @@ class Calls(ABC, Generic[Unit]):
         self,
         deliveries: Sequence[Delivery],
         outgoing: Sequence[Outgoing],
-        on_written: Callable[[Sequence[BaseException | None]], None],
+        on_written: Callable[[Answers], None],
     ) -> None:
         """Write, and call ``on_written`` where the dispatcher may be touched once the log
         answered."""
@@ -487,7 +481,7 @@ class Calls(ABC, Generic[Unit]):
         for delivery in deliveries:
             delivery.fetched.state.unconfirmed += 1
 
-        def on_answer(errors: Sequence[BaseException | None]) -> None:
+        def on_answer(errors: Answers) -> None:
             self.unconfirmed -= len(deliveries)
             for delivery in deliveries:
                 delivery.fetched.state.unconfirmed -= 1
@@ -518,17 +512,6 @@ class Calls(ABC, Generic[Unit]):
 
 class MessageCalls(Calls[Delivery]):
     """The handler takes one message at a time."""
-
-    def __init__(
-        self,
-        job: Job,
-        dispatcher: Dispatcher,
-        call_soon: Callable[[Callable[[], None]], None],
-        fail: Callable[[BaseException], None],
-    ) -> None:
-        super().__init__(job, dispatcher, call_soon, fail)
-        self._accepts = job.filter
-        self._settles_at_once = job.encode_results is None and job.key_parking is None
 
     @override
     def take(self, now: float) -> Delivery | tuple[()] | None:
@@ -562,7 +545,7 @@ class MessageCalls(Calls[Delivery]):
     @override
     def call(
         self,
-        function: Callable[..., Any],
+        function: Handler,
         unit: Delivery,
         decoded: Any,
         transaction: HandlerTransaction | None,
@@ -605,20 +588,9 @@ class MessageCalls(Calls[Delivery]):
 class BatchCalls(Calls[list[Delivery]]):
     """The handler takes up to ``Job.batch`` messages at a time."""
 
-    def __init__(
-        self,
-        job: Job,
-        size: int,
-        dispatcher: Dispatcher,
-        call_soon: Callable[[Callable[[], None]], None],
-        fail: Callable[[BaseException], None],
-    ) -> None:
-        super().__init__(job, dispatcher, call_soon, fail)
-        self._size = size
-
     @override
     def take(self, now: float) -> list[Delivery] | tuple[()] | None:
-        deliveries = self.dispatcher.take_batch(now, self._size)
+        deliveries = self.dispatcher.take_batch(now, self.job.batch or 1)
         if not deliveries:
             return None
         if deliveries[0].reason is not None:
@@ -643,7 +615,7 @@ class BatchCalls(Calls[list[Delivery]]):
     @override
     def decode(self, unit: list[Delivery]) -> DecodedBatch | NotCalled:
         decoded = DecodedBatch([], [], [], {}, set())
-        accepts = self.job.filter
+        accepts = self._accepts
         for index, delivery in enumerate(unit):
             try:
                 value = self.decode_one(delivery.fetched, delivery.index)
@@ -671,7 +643,7 @@ class BatchCalls(Calls[list[Delivery]]):
     @override
     def call(
         self,
-        function: Callable[..., Any],
+        function: Handler,
         unit: list[Delivery],
         decoded: DecodedBatch,
         transaction: HandlerTransaction | None,
@@ -737,7 +709,7 @@ class BatchCalls(Calls[list[Delivery]]):
             self._settle_batch(unit, errors, decoded.undecodable)
             return
 
-        def on_written(answers: Sequence[BaseException | None]) -> None:
+        def on_written(answers: Answers) -> None:
             pairs = zip(senders, answers, strict=True)
             errors.update((index, answer) for index, answer in pairs if answer is not None)
             self._settle_batch(unit, errors, decoded.undecodable)
@@ -812,18 +784,6 @@ class BatchCalls(Calls[list[Delivery]]):
     def abandon(self, unit: Sequence[Delivery]) -> None:
         for delivery in reversed(unit):
             self.dispatcher.abandon(delivery)
-
-
-def make_calls(
-    job: Job,
-    dispatcher: Dispatcher,
-    call_soon: Callable[[Callable[[], None]], None],
-    fail: Callable[[BaseException], None],
-) -> Calls[Any]:
-    """The calls of a job's handler."""
-    if job.batch is None:
-        return MessageCalls(job, dispatcher, call_soon, fail)
-    return BatchCalls(job, job.batch, dispatcher, call_soon, fail)
 
 
 def location(delivery: Delivery) -> str:

@@ -148,6 +148,7 @@ class PartitionLifecycle:
         for assignment in assignments:
             self._owned.pop(assignment, None)
             self.restarting.pop(assignment, None)
+            self._committer.full.discard(assignment)
 
     def restart_replaced(self, subscription: Subscription) -> None:
         """Let go of partitions with which nothing more may be done, and ask for them anew."""

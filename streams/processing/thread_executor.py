@@ -346,9 +346,9 @@ class ThreadExecutor(Executor):
             dispatcher.counts.filtered += self._filtered
             dispatcher.counts.handled -= self._filtered  # a fast run counts them all
         if error is None:
-            dispatcher.finish_fast(fetched, 0, stop)
+            dispatcher.finish_fast(fetched, stop)
             return
-        deliveries = dispatcher.interrupt_fast(fetched, 0, stop, end)
+        deliveries = dispatcher.interrupt_fast(fetched, stop, end)
         if not deliveries:
             return
         if len(deliveries) == 1:

@@ -336,7 +336,7 @@ def test_a_straight_run_that_outlived_its_partition_counts_as_seen() -> None:
     assert case.dispatcher.take_fast(0.0) is segment
     case.again()
     segment.settled[:2] = b"\1\1"
-    case.dispatcher.finish_fast(segment, 0, 2)
+    case.dispatcher.finish_fast(segment, 2)
     case.offer("a1", "b2", "c3")
     assert places(all_taken(case)) == [2]
 
@@ -456,7 +456,7 @@ def test_straight_is_given_only_where_nothing_is_in_the_way() -> None:
     case.dispatcher.paused = False
     segment = case.dispatcher.take_fast(0.0)
     assert segment is not None
-    case.dispatcher.decline_fast(segment)
+    case.dispatcher.finish_fast(segment, 0)
     busy = case.take_one()
     case.offer("e5")
     assert case.dispatcher.take_fast(0.0) is None
@@ -476,7 +476,7 @@ def test_what_a_straight_run_leaves_is_taken_one_by_one() -> None:
     segment = case.offer("a1", "b2", "a3", "c4")
     assert case.dispatcher.take_fast(0.0) is segment
     segment.settled[0] = 1
-    (work,) = case.dispatcher.interrupt_fast(segment, 0, 1, 2)
+    (work,) = case.dispatcher.interrupt_fast(segment, 1, 2)
     assert places([work]) == [1]
     assert places(all_taken(case)) == [2, 3]
     case.offer("a1")
@@ -490,7 +490,7 @@ def test_a_straight_run_is_seen_by_what_comes_after_it() -> None:
     segment = case.offer("a1", "b2")
     assert case.dispatcher.take_fast(0.0) is segment
     segment.settled[:] = b"\1\1"
-    case.dispatcher.finish_fast(segment, 0, 2)
+    case.dispatcher.finish_fast(segment, 2)
     late = case.offer("b2", "c3")
     assert case.dispatcher.take_fast(0.0) is None
     assert places(all_taken(case)) == [3]

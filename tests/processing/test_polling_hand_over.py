@@ -17,7 +17,7 @@ from streams import Flow, Retry, Streams
 from streams.errors import Fatal, ProcessorDied, Unavailable
 from streams.log.memory.log import MemoryLog
 from streams.processing import polling_hand_over as polling
-from streams.processing.poller import POLL_LIMIT
+from streams.processing.poller import POLL_LIMIT, POLL_LIMIT_DECODED
 from streams.processing.polling_hand_over import PollingHandOver
 from streams.processor import Processor
 from streams.testing import Clock
@@ -115,8 +115,11 @@ async def test_a_quick_handlers_thread_polls_for_itself(looked: Looked) -> None:
 
 
 @pytest.mark.usefixtures("patient")
-async def test_no_more_is_polled_at_once_than_the_limit(looked: Looked) -> None:
-    topic = looked.app.topic("strings", str, id=str)
+@pytest.mark.parametrize(("decoded", "most"), [(True, POLL_LIMIT_DECODED), (False, POLL_LIMIT)])
+async def test_less_is_polled_at_once_where_all_is_decoded_first(
+    looked: Looked, decoded: bool, most: int
+) -> None:
+    topic = looked.app.topic("strings", str, id=str if decoded else None)
     _, handled = looked.handles(topic=topic)
     async with looked.app:
         looked.look()
@@ -129,7 +132,7 @@ async def test_no_more_is_polled_at_once_than_the_limit(looked: Looked) -> None:
         for point, run in groupby(looked.points[at:], key=lambda each: each[0])
         if point == "handled"
     ]
-    assert max(runs) == POLL_LIMIT
+    assert max(runs) == most
 
 
 async def test_the_pump_polls_and_commits_while_a_handler_is_slow(looked: Looked) -> None:
