@@ -10,7 +10,7 @@ Rules
    waits to be tried again, or its dead letter is being written. Later messages of the key wait in
    its *key queue*. When the message is settled, the next of the queue goes to ``ready``, before
    anything that was not looked at yet.
-3. A duplicate is found when its turn comes, never earlier: what it duplicates may still fail.
+3. A duplicate is dropped when it would be handled, not earlier: what it duplicates may still fail.
 4. Keys in flight outlive the assignment. A partition that is revoked loses its queues, but keys
    whose handler is still running stay in flight, so when the partition comes back to this process
    those keys wait. Both assignments share one dict of them for that; a batch that outlived its
@@ -44,9 +44,9 @@ OrderingKey: TypeAlias = "bytes | str | None"
 _new = tuple.__new__  # a NamedTuple's own constructor takes twice as long
 
 READ_AHEAD = 2_000
-"""Messages that were not looked at yet, from which on no more are needed for now. What waits for
-its turn falls out of the processor's cache, and Python's cyclic garbage collector goes through it
-again and again: with five times as many, a message cost 7 % more CPU (on Kafka)."""
+"""Messages that were not looked at yet, from which on no more are needed for now. What waits falls
+out of the processor's cache, and Python's cyclic garbage collector goes through it again and again:
+with five times as many, a message cost 7 % more CPU (on Kafka)."""
 
 
 class DeadLetterReason(NamedTuple):
@@ -181,11 +181,11 @@ class Dispatcher:
         """What is given out now; None between two batches."""
         self._cursor: Iterator[tuple[int, bytes | None, str | None]] = iter(())
         self.ready: deque[Delivery] = deque()
-        """Messages whose turn has come: behind another of their key, or after a pause."""
+        """Messages to be given out next: they waited behind another of their key, or for a time."""
         self._timers: list[_Timer] = []
         self._timer_number = 0
         self.paused = False
-        """Nothing is given out while set; what runs goes on."""
+        """Nothing is given out while set; handlers that run are not stopped."""
         self.counts = DispatchCounts()
 
     # -- partitions
@@ -286,8 +286,7 @@ class Dispatcher:
     def take(
         self, now: float, batch_keys: Collection[StateAndKey] = (), identities: Collection[str] = ()
     ) -> Delivery | None:
-        """The next message whose turn has come, or None. Its ordering key is in flight from here
-        on.
+        """The next message that may be handled, or None. Its ordering key is in flight from now on.
 
         :param batch_keys: keys that the batch being taken holds, which are not in its way.
         :param identities: identities that it holds, which may not recur in it.
@@ -345,7 +344,7 @@ class Dispatcher:
             self.current = None
 
     def take_batch(self, now: float, limit: int) -> list[Delivery]:
-        """Up to ``limit`` messages whose turn has come, in order.
+        """Up to ``limit`` messages that may be handled, in order.
 
         A key may recur within a batch, an identity may not. A message to be handled alone, or to
         be dead-lettered, comes alone.

@@ -4,19 +4,18 @@ Theory of operation
 -------------------
 
 ``concurrency`` tasks share one dispatcher; there is no task, future or event a message. A task
-takes the next message whose turn has come and awaits its handler *in place*, so a handler that
+takes the next message that may be handled and awaits its handler *in place*, so a handler that
 never suspends costs no trip through the loop. Before it awaits, a task makes sure that one other
 is on its way (the *standby*): if the handler suspends, the standby carries on with what is next,
 and wakes a standby of its own. If it does not suspend, one task does everything and the standby
-waits for its turn on the loop, which the running task gives up every few milliseconds.
+waits until the running task yields the loop, which it does every few milliseconds.
 
 Where nothing stands in the way of a whole batch (no key of its partition is in flight, nothing in
 it was seen before), a task handles it on the *fast path*: one handler after the other, no key
-marked, because nobody else looks. As soon as anybody does, because a handler suspended or the
-poller has something to say, the run is *interrupted*: what it handled is recorded, the key of the
+marked, because nothing else looks at the dispatcher. Before anything does, because a handler
+suspended or the poller calls, the run is *interrupted*: what it handled is recorded, the key of the
 message in flight is marked, and the rest of the batch is given out as usual. So whatever touches
-the dispatcher calls
-:meth:`AsyncExecutor._interrupt` first.
+the dispatcher calls :meth:`AsyncExecutor._interrupt` first.
 
 All of an executor's state is touched on the loop only; what comes from other threads (the poller,
 confirmed writes) arrives through ``call_soon_threadsafe``.
@@ -83,7 +82,7 @@ class AsyncExecutor(Executor):
         self._notified = False
         self._fast_run: FastRun | None = None
         self._slice_owner = -1
-        """The task whose slice of the loop this is: another one begins its own; -1: nobody's."""
+        """The task that has the loop for :data:`TIME_SLICE`; -1: none."""
         self._fast_allowed = (
             job.batch is None
             and job.filter is None
@@ -115,7 +114,7 @@ class AsyncExecutor(Executor):
         self._call_on_loop(self._touch_dispatcher, action)
 
     def _call_on_loop(self, call: Callable[..., None], *given: Any) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+        with suppress(RuntimeError):  # the loop is closed: no task is left
             self._loop.call_soon_threadsafe(call, *given)
 
     def _touch_dispatcher(self, action: Callable[[], None]) -> None:
@@ -395,7 +394,7 @@ class AsyncExecutor(Executor):
                 except Exception:
                     self._interrupt()
                     if run.delivery is not None:
-                        dispatcher.abandon(run.delivery)  # what is wrong is found in its turn
+                        dispatcher.abandon(run.delivery)  # the general way finds what is wrong
                     return
                 if wants_message:
                     if reset_context is not None:

@@ -1,4 +1,4 @@
-"""What a processor commits, and when: what is settled, as soon as that is not felt.
+"""What a processor commits, and when.
 
 Positions and settled sets are read off the progress of its partitions, by the thread that polls.
 A handler's transaction commits its own, so progress is read and extended under a lock.
@@ -254,7 +254,7 @@ class OffsetCommitter:
         self._plan()
 
     def _on_submitted(self, commits: Sequence[Commit], began: float, stored: bool) -> None:
-        """What became of a submit: told inside of it, or of a later poll or commit."""
+        """A submit has ended; called inside of it, or of a later poll or commit."""
         self._pending = False
         if stored:
             self._record_commit(began)

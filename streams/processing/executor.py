@@ -47,7 +47,7 @@ class Executor(ABC):
         self.impatient = False
         """Nobody waits for handlers any more."""
         self.timing: Timing | None = None
-        """Takes the time of handlers' calls, where somebody asked for it."""
+        """Takes the time of handlers' calls, where that was asked for."""
         self._busy: list[Sequence[FetchedBatch]] = [()] * job.concurrency
         """What each handler runs over."""
         self._lock = threading.Lock()
@@ -72,7 +72,8 @@ class Executor(ABC):
 
     @abstractmethod
     def wake_all(self) -> None:
-        """Time has passed, or more may be done: whoever works or waits looks again (any thread)."""
+        """Make handlers and waiters look again: the clock jumped, or more may be done (any
+        thread)."""
 
     def accept_polling(self, hand_over: PollingHandOver, wake: Callable[[], None]) -> None:
         """Poll cycles may run in a thread of this executor's; ``wake`` ends one that blocks. An

@@ -27,7 +27,7 @@ class Skip(Exception):
 
 
 class Undecodable:
-    """Stands where a decoded value should, when values are decoded ahead of their turn."""
+    """Stands for a value that cannot be decoded, where values are decoded ahead."""
 
     __slots__ = ("error",)
 
@@ -140,7 +140,7 @@ def decode_ahead(decoding: Decoding, batch: Batch, largest: int) -> DecodedAhead
 
 
 class PartitionObserver(Protocol):
-    """Told which partitions a processor owns, in its poller's thread; what else hangs on them."""
+    """Learns which partitions a processor owns, in the thread that polls."""
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         """These are ours; nothing of them was handled yet."""
@@ -185,7 +185,7 @@ class AttemptLog(Protocol):
         ...
 
     def nothing_recorded(self, batch: Batch) -> bool:
-        """None of these messages waits elsewhere or failed before, so nobody need ask."""
+        """None of these messages waits elsewhere or failed before."""
         ...
 
 
@@ -206,7 +206,7 @@ class KeyParking(Protocol):
     """
 
     wake_poller: Callable[[], None]
-    """Makes the poller come round soon (any thread); set by the poller."""
+    """Makes the poller begin its next cycle soon (any thread); set by the poller."""
 
     # -- the poller's side
 
@@ -246,7 +246,7 @@ class KeyParking(Protocol):
         ...
 
     def replaced_epochs(self) -> Sequence[tuple[Assignment, float]]:
-        """Assignments with which nothing more may be done because somebody else has written as
+        """Assignments with which nothing more may be done because another process has written as
         the partition's owner: each is to be let go of now, with all that was not committed, and
         to be begun again after so many seconds."""
         ...
@@ -344,11 +344,11 @@ class Job:
     dead_letter: Callable[[Delivery], Outgoing] | None = None
     """The dead letter of a delivery that has a reason."""
     on_rejected: Callable[[Delivery], None] | None = None
-    """Given what would be dead-lettered, where the dispatcher may be touched, in place of that."""
+    """Takes what would be dead-lettered instead, where the dispatcher may be touched."""
     write_derived: Callable[[Sequence[Outgoing], OnWritten], None] | None = None
     """Writes derived records until the log has answered; outages are waited out there."""
     start_positions: Mapping[TopicPartition, int] = field(default_factory=dict)
-    """Where to begin in partitions in which the group has no place yet: those of a topic that is
+    """Where to begin in partitions in which the group has no position: those of a topic that is
     new to a group which is live. Others begin at the log's start."""
     member: StaticMember | None = None
     """What it is in its group, if it has a name there."""

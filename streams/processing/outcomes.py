@@ -258,7 +258,7 @@ class Calls(ABC, Generic[Unit]):
                     key_parking.write_refused(delivery)
                 refused(error)
             elif key_parking is not None and not key_parking.write_confirmed(delivery):
-                # It is not settled: what was written counts for nobody.
+                # The partition is another member's: what was written does not count.
                 self.dispatcher.abandon(delivery)
             else:
                 mark(delivery)

@@ -123,7 +123,7 @@ class PartitionLifecycle:
         logger.info("%s: gave up %s", self._job.name, partition_names(assignments))
 
     def lost(self, assignments: Sequence[Assignment]) -> None:
-        """Listener: these are somebody else's."""
+        """Listener: these have another owner."""
         self.rebalances += 1
         self._discard(assignments, [each.state for each in self._deactivate(assignments)])
         logger.warning("%s: lost %s", self._job.name, partition_names(assignments))
@@ -186,7 +186,7 @@ class PartitionLifecycle:
             self.keep_alive()
 
     def keep_alive(self) -> None:
-        """Stay in the group although nobody polls."""
+        """Stay in the group while no poll does it."""
         if self.subscription is not None:
             try:
                 self.subscription.keep_alive()

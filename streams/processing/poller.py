@@ -119,7 +119,7 @@ class Poller:
         self.reachable = True
         executor.dispatcher.refill = self._has_capacity
         if job.clock is SYSTEM:
-            # A clock that is moved by hand robs a member of its lease while nobody polls.
+            # Where a test moves the clock, a lease runs out while a handler's thread does not poll.
             executor.accept_polling(self._hand_over, self._wake)
         if job.key_parking is not None:
             job.key_parking.wake_poller = self._wake
@@ -147,10 +147,6 @@ class Poller:
         """Finish what runs, commit, leave the group: begins that (any thread)."""
         self._stopping.set()
         self._wake()
-
-    def join(self, timeout: float | None = None) -> bool:
-        """Wait until the poller has ended."""
-        return self.ended.wait(timeout)
 
     def join_thread(self) -> None:
         """Wait until the poller's thread is gone, which has nothing left to do after ``on_end``."""
@@ -195,7 +191,7 @@ class Poller:
             if each.state.progress.polled < end:
                 return "messages were not polled yet"
         if not dispatcher.waiting and self._committer.held().messages:
-            return "messages are in hand"  # between two threads, perhaps, where nobody sees them
+            return "messages are in hand"  # between two threads, perhaps
         if self._was_reset():
             return "its positions were reset"
         due = dispatcher.next_due
@@ -208,8 +204,8 @@ class Poller:
         return "" if self._job.observer is None else self._job.observer.unfinished()
 
     def _was_reset(self) -> bool:
-        """Somebody has set the group to other positions, and the partitions were not given up here
-        yet: for the log they are nobody's by now, or stand behind what was committed here."""
+        """The group was reset to other positions, and the partitions were not given up here yet: in
+        the log they have no owner by now, or stand before what was committed here."""
         try:
             group = self._log.group(self._job.group)
         except NotFound:
@@ -257,7 +253,7 @@ class Poller:
 
     @property
     def contested(self) -> int:
-        """Partitions as whose owner somebody else has written of late (any thread)."""
+        """Partitions as whose owner another process has written recently (any thread)."""
         return 0 if self._job.key_parking is None else self._job.key_parking.contested()
 
     def handler_transaction(self, lock: TransactionLock) -> HandlerTransaction:
@@ -317,7 +313,7 @@ class Poller:
         return self._subscription is not None and not (self._paused or self._should_end())
 
     def _wake(self) -> None:
-        """Come round soon (any thread)."""
+        """Begin the next cycle soon (any thread)."""
         self._has_room.set()
         self._hand_over.recall()
         if self._subscription is not None:

@@ -1,4 +1,4 @@
-"""Plain handlers, in worker threads: never on the event loop, never inside a turn of the poller.
+"""Plain handlers, in threads: never on the event loop, never inside a poll cycle.
 
 ``concurrency`` threads share one dispatcher under one lock, which is held only between handlers.
 With one thread, nothing failing and nothing recurring, a whole batch takes the *fast path*: a loop
@@ -103,7 +103,7 @@ class ThreadExecutor(Executor):
         """The one thread polls, and does not wait for notifications."""
         self._wake_poll: Callable[[], None] = lambda: None
         self._fast_batch: FetchedBatch | None = None
-        """What is on the fast path; nobody counts it before it ends."""
+        """What is on the fast path, which the counts have only once it ends."""
         self._filtered = 0
         """How many of it were filtered out so far."""
         self._function: Callable[..., Any] = self._first_call
@@ -231,8 +231,8 @@ class ThreadExecutor(Executor):
                     continue
                 self._idle += 1
                 dispatcher.refill()
-                # The poller tells nobody that it offered something if nobody is idle; and what was
-                # told while the lock was free, to poll, this thread did not hear.
+                # The poller notifies idle threads only, and this one misses what is notified while
+                # the lock is free for it to poll: so it looks at both counts before it waits.
                 if offered == dispatcher.offered and notified == self._notifications:
                     self._changed.wait(self._wait_timeout())
                 self._idle -= 1
