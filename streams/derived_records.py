@@ -70,10 +70,9 @@ def dead_letter_maker(
     """
 
     def make_dead_letter(delivery: Delivery) -> Outgoing:
-        fetched, index, _, _, _, _, reason = delivery
+        batch, index, reason = delivery.fetched.batch, delivery.index, delivery.reason
         if reason is None:
             raise ValueError("a delivery without a reason has no dead letter")
-        batch = fetched.batch
         headers = headers_without(batch.headers(index), (ID,), ERROR_PREFIX)
         record = Record(batch.values[index], batch.keys[index], batch.id(index), headers)
         failed_at = (batch.topic, batch.partition, str(batch.offset(index)))
@@ -150,8 +149,7 @@ def result_encoder(
     """
 
     def encode_results(result: Any, delivery: Delivery) -> Sequence[Outgoing]:
-        fetched, index, _, identity, _, _, _ = delivery
-        batch = fetched.batch
+        batch, index, identity = delivery.fetched.batch, delivery.index, delivery.identity
         source = identity.replace("\0", "/") if identity is not None else batch.id(index)
         values: Iterable[Any] = (result,)
         if several and (isinstance(result, (list, tuple)) or hasattr(result, "__next__")):

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from streams.processing.committer import PartitionProgress
 from streams.processing.executor import Executor
-from streams.processing.poller import PartitionProgress, Poller
+from streams.processing.poller import Poller
 from streams.processing.timing import NO_DURATIONS, Durations
 from streams.text import describe_error
 

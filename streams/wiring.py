@@ -108,7 +108,9 @@ def _result_encoder(
 
 
 def make_executor(
-    job: Job, loop: asyncio.AbstractEventLoop, new_transaction: Callable[[], HandlerTransaction]
+    job: Job,
+    loop: asyncio.AbstractEventLoop,
+    new_transaction: Callable[[], HandlerTransaction] | None = None,
 ) -> Executor:
     """What runs the handlers: tasks of the loop for an async one, threads for a plain one."""
     if job.asynchronous:

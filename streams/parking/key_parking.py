@@ -210,7 +210,7 @@ class DurableKeyParking:
     def is_closed(self, delivery: Delivery) -> bool:
         """The message's key is closed, or it has come back."""
         partition = self._partition_of(delivery)
-        key = delivery[0].keys[delivery[1]]
+        key = delivery.fetched.keys[delivery.index]
         return partition is not None and key is not None and key in partition.state.keys
 
     def no_key_closed(self, fetched: FetchedBatch) -> bool:
@@ -227,7 +227,7 @@ class DurableKeyParking:
 
     def has_returned(self, delivery: Delivery) -> bool:
         """The message has come back by :meth:`take_returned`."""
-        return type(delivery[0]) is ReturnedBatch
+        return type(delivery.fetched) is ReturnedBatch
 
     def close_key(self, delivery: Delivery, dead_letter: Outgoing) -> Outgoing:
         """A dead message closes its key; one without a key goes to the dead letters."""
@@ -236,7 +236,7 @@ class DurableKeyParking:
 
     def handled(self, delivery: Delivery) -> Outgoing:
         """The record that says that a message that has come back was handled."""
-        fetched, index = delivery[0], delivery[1]
+        fetched, index = delivery.fetched, delivery.index
         partition, key = self._partition_of(delivery), fetched.keys[index]
         if partition is None or key is None:
             raise Unavailable(f"{fetched.batch.topic}: not owned any more")
@@ -247,7 +247,7 @@ class DurableKeyParking:
 
     def write_confirmed(self, delivery: Delivery) -> bool:
         """The record of this message is confirmed."""
-        fetched, index = delivery[0], delivery[1]
+        fetched, index = delivery.fetched, delivery.index
         if fetched.batch.topic not in self._topics or fetched.keys[index] is None:
             return True  # an ordinary dead letter
         partition = self._partition_of(delivery)
@@ -255,20 +255,20 @@ class DurableKeyParking:
             return False
         if type(fetched) is not ReturnedBatch:
             partition.write_confirmed(fetched.batch.offsets[index])
-        elif delivery[6] is None and partition.handled_confirmed(delivery):
+        elif delivery.reason is None and partition.handled_confirmed(delivery):
             self.wake_poller()
         return True
 
     def write_refused(self, delivery: Delivery) -> None:
         """The log refused the record of this message."""
         partition = self._partition_of(delivery)
-        if partition is not None and type(delivery[0]) is not ReturnedBatch:
+        if partition is not None and type(delivery.fetched) is not ReturnedBatch:
             partition.write_refused(delivery)
 
     def _partition_of(self, delivery: Delivery) -> PartitionParking | None:
-        batch = delivery[0].batch
+        batch = delivery.fetched.batch
         partition = self._partitions.get((batch.topic, batch.partition))
-        current = partition is not None and partition.partition_state is delivery[0].state
+        current = partition is not None and partition.partition_state is delivery.fetched.state
         return partition if current else None
 
 
@@ -525,7 +525,7 @@ class PartitionParking:
 
     def decide(self, delivery: Delivery) -> ParkDecision | None:
         """None: the message is to be handled."""
-        fetched, index = delivery[0], delivery[1]
+        fetched, index = delivery.fetched, delivery.index
         key = fetched.keys[index]
         if key is None:
             return None
@@ -565,7 +565,7 @@ class PartitionParking:
 
     def close_key(self, delivery: Delivery, dead_letter: Outgoing) -> Outgoing:
         """The record that closes a dead message's key, or keeps it closed."""
-        fetched, index = delivery[0], delivery[1]
+        fetched, index = delivery.fetched, delivery.index
         batch, key = fetched.batch, fetched.keys[index]
         if key is None:
             return dead_letter
@@ -606,7 +606,7 @@ class PartitionParking:
     def handled_confirmed(self, delivery: Delivery) -> bool:
         """A message that came back was handled, and its record is confirmed. True: more of its
         key are to be fetched."""
-        fetched, index = delivery[0], delivery[1]
+        fetched, index = delivery.fetched, delivery.index
         key = fetched.keys[index]
         if key is None:
             return False
@@ -627,7 +627,7 @@ class PartitionParking:
 
     def write_refused(self, delivery: Delivery) -> None:
         """The record of a dead or parked message is not written."""
-        fetched, index = delivery[0], delivery[1]
+        fetched, index = delivery.fetched, delivery.index
         key, offset = fetched.keys[index], fetched.batch.offsets[index]
         if key is not None:
             with self._lock:

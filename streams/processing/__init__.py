@@ -11,8 +11,8 @@ What patterns know of processing is exported here, and nothing else.
 """
 
 from streams.engine.dispatcher import Delivery
+from streams.processing.committer import PartitionProgress
 from streams.processing.job import Decoding, Job, Outgoing, Skip
-from streams.processing.poller import PartitionProgress
 from streams.processing.timing import BUCKET_BOUNDS, Durations
 
 __all__ = [

@@ -5,28 +5,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
-
-from typing_extensions import override
 
 from streams.annotation_checks import check_handler
 from streams.cancellation import run_to_completion
 from streams.config import Dedup, Retry
 from streams.connection import Connection
 from streams.decoding import Source
-from streams.engine.dispatcher import Delivery
+from streams.engine.dispatcher import Delivery, Dispatcher
 from streams.errors import ProcessorDied, StreamsError
 from streams.log.range_reader import OffsetRanges
-from streams.processing.async_executor import AsyncExecutor
-from streams.processing.executor import Executor
 from streams.processing.job import Job
 from streams.processing.poller import Poller
-from streams.processing.thread_executor import ThreadExecutor
 from streams.processor import Processor, ProcessorOptions, inspect_handler, topic_type_of
 from streams.replay.range_subscription import RangeSubscription, groupless_log
 from streams.replay.result import FailureLog, ReplayFailed, ReplayResult
 from streams.replay.token_bucket import TokenBucket
+from streams.wiring import make_executor
 
 REPORT_INTERVAL = 0.1
 """Seconds between two reports of progress."""
@@ -39,38 +35,19 @@ class _Failures(FailureLog):
         super().__init__()
         self._skip_failed = skip_failed
         self.stop: Callable[[], None] = lambda: None
+        self.dispatcher: Dispatcher | None = None
 
-    def reject(self, executor: Executor, delivery: Delivery) -> None:
+    def reject(self, delivery: Delivery) -> None:
         """Skip the message, or stop the replay."""
-        fetched, index, _, _, _, _, reason = delivery
-        if reason is None:
-            raise ValueError("a work without a burial has not failed")
-        self.add(fetched.batch, index, reason.attempts, reason.error)
+        batch, index, reason = delivery.fetched.batch, delivery.index, delivery.reason
+        if reason is None or self.dispatcher is None:
+            raise ValueError("a delivery without a reason has not failed")
+        self.add(batch, index, reason.attempts, reason.error)
         if self._skip_failed:
-            executor.dispatcher.mark_settled(delivery)
+            self.dispatcher.mark_settled(delivery)
         else:
-            executor.dispatcher.paused = True
+            self.dispatcher.paused = True
             self.stop()
-
-
-class _ReplayThreadExecutor(ThreadExecutor):
-    def __init__(self, job: Job, failures: _Failures) -> None:
-        super().__init__(job)
-        self._failures = failures
-
-    @override
-    def dead_letter(self, delivery: Delivery) -> None:
-        self._failures.reject(self, delivery)
-
-
-class _ReplayAsyncExecutor(AsyncExecutor):
-    def __init__(self, job: Job, failures: _Failures, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(job, loop)
-        self._failures = failures
-
-    @override
-    def dead_letter(self, delivery: Delivery) -> None:
-        self._failures.reject(self, delivery)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +122,12 @@ async def handle_range(
     :raises ReplayFailed: a message failed for good, and ``options.skip_failed`` is not set.
     """
     loop = asyncio.get_running_loop()
-    job = _replay_job(connection, source, topic, function, options)
     failures = _Failures(skip_failed=options.skip_failed)
-    executor = (
-        _ReplayAsyncExecutor(job, failures, loop)
-        if job.asynchronous
-        else _ReplayThreadExecutor(job, failures)
+    job = replace(
+        _replay_job(connection, source, topic, function, options), on_rejected=failures.reject
     )
+    executor = make_executor(job, loop)
+    failures.dispatcher = executor.dispatcher
 
     def stop_if_settled() -> None:
         stats = poller.stats()

@@ -119,7 +119,7 @@ class DurableAttemptLog:
         self, delivery: Delivery, attempt: int, delay: float
     ) -> tuple[Outgoing | None, Outgoing]:
         """The message as it is to come back, if it waits in the delay topic; and a note."""
-        batch, index = delivery[0].batch, delivery[1]
+        batch, index = delivery.fetched.batch, delivery.index
         if self._unordered or batch.keys[index] is None:
             copy = self._delayed_copy(batch, index, attempt, delay)
             return copy, self._attempt_record(batch, index, DELAYED)

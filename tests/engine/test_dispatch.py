@@ -213,7 +213,7 @@ class Machine(World):
         entries = [self.entry_at(index) for index in range(self.at, stop)]
         for entry in entries:
             entry.state = "running"
-        works = self.dispatcher.interrupt_fast(segment, 0, self.at, stop)
+        works = self.dispatcher.interrupt_fast(segment, self.at, stop)
         self.ended(self.at)
         assert len(works) == (stop - self.at if tenure.live else 0)
         if not works:
@@ -233,7 +233,7 @@ class Machine(World):
 
     def ran(self, stop: int) -> None:
         if self.run is not None:
-            self.dispatcher.finish_fast(self.run[0], 0, stop)
+            self.dispatcher.finish_fast(self.run[0], stop)
             self.ended(stop)
 
     def ended(self, stop: int) -> None:
@@ -249,7 +249,7 @@ class Machine(World):
         if self.run is None or self.within:
             return
         if self.at == 0:
-            self.dispatcher.decline_fast(self.run[0])
+            self.dispatcher.finish_fast(self.run[0], 0)
             self.ended(0)
         else:
             self.ran(self.at)

@@ -69,7 +69,7 @@ class Case:
 
 def places(works: Sequence[Delivery | None]) -> list[int]:
     """The offsets of works."""
-    return [work[0].batch.offsets[work[1]] for work in works if work is not None]
+    return [work.fetched.batch.offsets[work.index] for work in works if work is not None]
 
 
 def all_taken(case: Case, now: float = 0.0) -> list[Delivery]:
@@ -336,7 +336,7 @@ def test_a_straight_run_that_outlived_its_partition_counts_as_seen() -> None:
     assert case.dispatcher.take_fast(0.0) is segment
     case.again()
     segment.settled[:2] = b"\1\1"
-    case.dispatcher.finish_fast(segment, 0, 2)
+    case.dispatcher.finish_fast(segment, 2)
     case.offer("a1", "b2", "c3")
     assert places(all_taken(case)) == [2]
 
@@ -371,7 +371,7 @@ def test_a_batch_that_failed_is_run_again_one_by_one_in_order() -> None:
     case.dispatcher.split_batch(case.take_batch(3))
     works = [case.take_batch(), case.take_batch(), case.take_batch()]
     assert list(map(places, works)) == [[0], [1], [3]]
-    assert [work[4] for (work,) in works] == [1, 1, 1], "splitting uses no attempts"
+    assert [work.attempt for (work,) in works] == [1, 1, 1], "splitting uses no attempts"
     case.dispatcher.mark_batch_settled(works[0])
     assert places(case.take_batch()) == [2]
 
@@ -434,7 +434,7 @@ def test_a_cancelled_batch_gives_a_key_back_one_at_a_time(order: int) -> None:
         case.dispatcher.abandon(work)
     taken = all_taken(case)
     assert sorted(places(taken)) == [0, 1]
-    case.dispatcher.mark_settled(next(work for work in taken if work[2] == b"a"))
+    case.dispatcher.mark_settled(next(work for work in taken if work.ordering_key == b"a"))
     assert places(all_taken(case)) == [2]
 
 
@@ -456,7 +456,7 @@ def test_straight_is_given_only_where_nothing_is_in_the_way() -> None:
     case.dispatcher.paused = False
     segment = case.dispatcher.take_fast(0.0)
     assert segment is not None
-    case.dispatcher.decline_fast(segment)
+    case.dispatcher.finish_fast(segment, 0)
     busy = case.take_one()
     case.offer("e5")
     assert case.dispatcher.take_fast(0.0) is None
@@ -476,7 +476,7 @@ def test_what_a_straight_run_leaves_is_taken_one_by_one() -> None:
     segment = case.offer("a1", "b2", "a3", "c4")
     assert case.dispatcher.take_fast(0.0) is segment
     segment.settled[0] = 1
-    (work,) = case.dispatcher.interrupt_fast(segment, 0, 1, 2)
+    (work,) = case.dispatcher.interrupt_fast(segment, 1, 2)
     assert places([work]) == [1]
     assert places(all_taken(case)) == [2, 3]
     case.offer("a1")
@@ -490,7 +490,7 @@ def test_a_straight_run_is_seen_by_what_comes_after_it() -> None:
     segment = case.offer("a1", "b2")
     assert case.dispatcher.take_fast(0.0) is segment
     segment.settled[:] = b"\1\1"
-    case.dispatcher.finish_fast(segment, 0, 2)
+    case.dispatcher.finish_fast(segment, 2)
     late = case.offer("b2", "c3")
     assert case.dispatcher.take_fast(0.0) is None
     assert places(all_taken(case)) == [3]
@@ -531,7 +531,7 @@ def test_what_comes_back_is_no_duplicate_and_no_part_of_its_partitions_progress(
     case.dispatcher.mark_settled(case.take_one())
     segment = inserted(case, "a1")
     work = case.take_one()
-    assert work[0] is segment
+    assert work.fetched is segment
     assert case.owned.progress.snapshot().position == 1
     case.dispatcher.mark_settled(work)
     assert case.owned.progress.snapshot().position == 1

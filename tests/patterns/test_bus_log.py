@@ -305,7 +305,7 @@ async def test_subscribing_at_the_very_end_of_an_app(logged: World) -> None:
         await bus.publish("a", 1)
         await logged.until(lambda: len(logged.calls.got) == 2)
         assert len(bus.app.processors) == 2
-    assert not [each for each in threading.enumerate() if each.name.endswith("-pump")]
+    assert not [each for each in threading.enumerate() if each.name.endswith("-poller")]
 
 
 # -- on memory alone: what does not differ by the log

@@ -56,9 +56,6 @@ CAPABILITIES = Capabilities(
     retention=frozenset({"seconds", "bytes", "compacted"}),
     # Each is a record that all replicas of the coordinator's partition write.
     commit_interval=0.1,
-    # While the driver's message objects live, Python's cyclic garbage collector traverses them
-    # again and again: with 1,000, a message cost 10 % more CPU.
-    poll_limit=256,
     # A dead letter topic takes all that the producer may write.
     dead_letter_config={"max.message.bytes": str(MAX_MESSAGE_BYTES)},
     # Readers see each record of a key for an hour before it may be compacted.
