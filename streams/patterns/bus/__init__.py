@@ -24,17 +24,7 @@ from streams.patterns.bus.subscription import DurableOptions, Subscription
 from streams.patterns.bus.trie import WILDCARD, Trie, check_pattern, check_topic
 
 __all__ = [
-    "WILDCARD",
-    "DurableOptions",
-    "Event",
-    "EventBus",
-    "EventFilter",
-    "FilteredSubscriber",
-    "PatternEventBus",
-    "Subscription",
-    "Trie",
-    "check_event",
-    "check_handler",
-    "check_pattern",
+    "WILDCARD", "DurableOptions", "Event", "EventBus", "EventFilter", "FilteredSubscriber",
+    "PatternEventBus", "Subscription", "Trie", "check_event", "check_handler", "check_pattern",
     "check_topic",
-]
+]  # fmt: skip

@@ -32,11 +32,6 @@ from streams.patterns.idempotency.processor import IdempotentProcessor
 from streams.patterns.idempotency.store import IdempotencyStore
 
 __all__ = [
-    "ClaimLost",
-    "DeduplicatedConsumer",
-    "IdempotencyStore",
-    "IdempotentProcessor",
-    "InProgress",
-    "KeyReused",
-    "OperationFailed",
-]
+    "ClaimLost", "DeduplicatedConsumer", "IdempotencyStore", "IdempotentProcessor",
+    "InProgress", "KeyReused", "OperationFailed",
+]  # fmt: skip

@@ -31,25 +31,8 @@ from streams.patterns.saga.orchestrator import SagaOrchestrator, SagaStatus
 from streams.patterns.saga.step import SagaStep, StepCall
 
 __all__ = [
-    "DEFAULT_NEWEST",
-    "ContextConflict",
-    "FailedCompensation",
-    "Failure",
-    "Journal",
-    "JournalEntry",
-    "SagaError",
-    "SagaFailedError",
-    "SagaListing",
-    "SagaOrchestrator",
-    "SagaStatus",
-    "SagaStep",
-    "SagaStoppedError",
-    "Status",
-    "StepCall",
-    "StepError",
-    "StepTimeout",
-    "UnknownSaga",
-    "abandon_entry",
-    "resume_entry",
-    "saga_name",
-]
+    "DEFAULT_NEWEST", "ContextConflict", "FailedCompensation", "Failure", "Journal",
+    "JournalEntry", "SagaError", "SagaFailedError", "SagaListing", "SagaOrchestrator",
+    "SagaStatus", "SagaStep", "SagaStoppedError", "Status", "StepCall", "StepError",
+    "StepTimeout", "UnknownSaga", "abandon_entry", "resume_entry", "saga_name",
+]  # fmt: skip
