@@ -236,11 +236,11 @@ class DelayScheduler(Processor[..., Any]):
         moments = [moment for moment in idle_until if moment is not None]
         if not moments:
             return None
-        count = self.stats().pending
+        count = self.delay_stats().pending
         what = f"{count} delayed message{' waits' if count == 1 else 's wait'}"
         return max(0.0, min(moments) / 1000 - self.app.clock.time()), what
 
-    def stats(self) -> DelayStats:
+    def delay_stats(self) -> DelayStats:
         """Figures of this moment."""
         pending = sum(len(partition.index) for partition in list(self._by_partition.values()))
         return replace(self.counters, pending=pending)

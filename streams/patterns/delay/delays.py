@@ -138,7 +138,7 @@ class Delays:
 
     def stats(self) -> DelayStats:
         """What is pending and was delivered in this process."""
-        return self._scheduler.stats()
+        return self._scheduler.delay_stats()
 
 
 class DelayClient:
