@@ -329,15 +329,16 @@ class _RequestHandler(BaseHTTPRequestHandler):
                 response = route(self.headers.get("Accept", ""))
             except Exception:
                 logger.exception("%s could not be answered", self.path)
-                status = HTTPStatus.INTERNAL_SERVER_ERROR
-                response = HttpResponse(status, "text/plain", b"see the log\n")
-        self.send_response(response.status)
-        self.send_header("Content-Type", response.content_type)
-        self.send_header("Content-Length", str(len(response.body)))
+                failed = HTTPStatus.INTERNAL_SERVER_ERROR
+                response = HttpResponse(failed, "text/plain", b"see the log\n")
+        status, content_type, body = response
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(response.body)
+            self.wfile.write(body)
 
     do_HEAD = do_GET  # noqa: N815 - the library's name
 
