@@ -103,8 +103,9 @@ def class_archive() -> Path:
     (:func:`tests.servers.kafka.make_class_archive`): a JVM starts in half the time with them.
     """
     program = Path(java()).resolve()
-    made = hashlib.sha256(f"{program} {program.stat().st_mtime_ns}".encode()).hexdigest()[:8]
-    return _store() / f"{_NAME}-{made}.jsa"
+    # It holds for one Java, and for jars where they were.
+    made_of = f"{program} {program.stat().st_mtime_ns} {_store()}"
+    return _store() / f"{_NAME}-{hashlib.sha256(made_of.encode()).hexdigest()[:8]}.jsa"
 
 
 def have_jars() -> bool:
