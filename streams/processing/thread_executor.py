@@ -285,7 +285,8 @@ class ThreadExecutor(Executor):
             work = self._calls.take(now)
             if work is None:
                 return False
-            if not work:
+            work = self._calls.admit(work)
+            if work is None:
                 return True
             if self._idle and dispatcher.has_backlog:
                 self._changed.notify()
