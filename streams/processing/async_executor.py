@@ -293,7 +293,7 @@ class AsyncExecutor(Executor):
         function, fast_allowed, batches = job.function, self._fast_allowed, job.batch is not None
         calls, take = self._calls, dispatcher.take if job.batch is None else self._calls.take
         # What is common is spelled out below: a call more for each message is felt.
-        value_only, admits = not batches and not job.wants_message, batches or job.key_parking
+        value_only, admits_all = not batches and not job.wants_message, calls.admits_all
         decodes_at_once, settles_at_once = calls.decodes_at_once, calls.settles_at_once
         transaction = self._open_transaction() if self._open_transaction is not None else None
         until = 0.0
@@ -323,9 +323,11 @@ class AsyncExecutor(Executor):
             if unit is None:
                 await self._wait_for_work()
                 continue
-            if (admits or unit.reason is not None) and (unit := calls.admit(unit)) is None:
-                self._tick_at_latest(dispatcher.next_due)
-                continue
+            if not admits_all or unit.reason is not None:
+                unit = calls.admit(unit)
+                if unit is None:
+                    self._tick_at_latest(dispatcher.next_due)
+                    continue
             fetched: Any = None if batches else unit.fetched
             try:
                 if decodes_at_once and fetched.decode is not None:

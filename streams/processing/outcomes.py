@@ -113,6 +113,8 @@ class Calls(ABC, Generic[Unit]):
         """A message is settled as soon as its handler has returned, by the dispatcher alone."""
         self.decodes_at_once = job.batch is None and job.filter is None and job.attempt_log is None
         """A message is handled if its value can be decoded."""
+        self.admits_all = job.batch is None and job.key_parking is None
+        """:meth:`admit` is to be asked only of what has a reason to be dead-lettered."""
         self.unconfirmed = 0
         """Messages whose writes (results, dead letters) are not confirmed yet."""
 
