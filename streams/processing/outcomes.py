@@ -3,8 +3,9 @@ results written.
 
 :class:`MessageCalls` calls handlers of single messages, :class:`BatchCalls` those of batches. An
 executor has one of them, chosen when it is made, and runs each *unit* (a message, or a batch)
-through the same steps: ``take``, ``decode``, ``call``, ``commit`` and ``ended``. ``decode``,
-``call`` and ``commit`` may run anywhere, the others where the dispatcher may be touched.
+through the same steps: ``take``, ``admit``, ``decode``, ``call``, ``commit`` and ``ended``.
+``decode``, ``call`` and ``commit`` may run anywhere, the others where the dispatcher may be
+touched.
 
 Nothing waits for a write: what a handler returned and dead letters are sent with a callback, and
 until it comes the message's key stays in flight and the message unsettled.
@@ -86,7 +87,8 @@ class DecodedBatch(NamedTuple):
 class Calls(ABC, Generic[Unit]):
     """How a job's handler is called, and what becomes of its messages.
 
-    One class: what may become of a message is one decision, whichever way it was handled.
+    One class, though long: each outcome may turn into another (a result that is refused is a
+    failure, a failure a dead letter), for single messages and for batches alike.
     """
 
     def __init__(
