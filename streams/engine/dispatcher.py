@@ -34,14 +34,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from heapq import heappop, heappush
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+import msgspec
+from msgspec.structs import replace
+
 from streams.config import Retry
 from streams.engine.dedup_window import DedupWindow
 from streams.engine.progress import FetchedBatch, Progress
 from streams.engine.retry import retry_delay
 
 OrderingKey: TypeAlias = "bytes | str | None"
-
-_new = tuple.__new__  # a NamedTuple's own constructor takes twice as long
 
 READ_AHEAD = 2_000
 """Messages that were not looked at yet, from which on no more are needed for now. What waits falls
@@ -58,11 +59,14 @@ class DeadLetterReason(NamedTuple):
     failed_writes: int = 0
 
 
-class Delivery(NamedTuple):
-    """One message that was given out to be handled, or to be dead-lettered."""
+class Delivery(msgspec.Struct, frozen=True, eq=False):
+    """One message that was given out to be handled, or to be dead-lettered.
+
+    A Struct, because making a NamedTuple takes three times as long.
+    """
 
     fetched: FetchedBatch
-    index: int  # type: ignore[assignment]  # a tuple's own method is not missed
+    index: int
     """Which message of the batch it is."""
     ordering_key: OrderingKey
     identity: str | None
@@ -315,7 +319,7 @@ class Dispatcher:
                 ordering_key: OrderingKey = (
                     identity if key is None or (unordered and identity in in_flight) else key
                 )
-                delivery = _new(Delivery, (fetched, index, ordering_key, identity, 1, False, None))
+                delivery = Delivery(fetched, index, ordering_key, identity)
                 if ordering_key is None:
                     return delivery
                 if ordering_key not in in_flight:
@@ -546,7 +550,7 @@ class Dispatcher:
         queues: dict[StateAndKey, list[Delivery]] = {}
         first_of_key: list[Delivery] = []
         for delivery in deliveries:
-            delivery = delivery._replace(alone=True)
+            delivery = replace(delivery, alone=True)
             state, ordering_key = of_key = state_and_key(delivery)
             if not state.is_owned:
                 if ordering_key is not None:
@@ -589,10 +593,10 @@ class Dispatcher:
                 delivery = self.rejected(delivery, error)
             else:
                 self.counts.retries += 1
-                delivery = delivery._replace(attempt=attempt + 1, alone=True)
+                delivery = replace(delivery, attempt=attempt + 1, alone=True)
                 if self._unordered and is_owned and type(delivery.ordering_key) is bytes:
                     identity_key = self._leave_key_order(state, delivery.identity)
-                    delivery = delivery._replace(ordering_key=identity_key)
+                    delivery = replace(delivery, ordering_key=identity_key)
             ordering_key, of_key = delivery.ordering_key, state_and_key(delivery)
             if ordering_key is not None and is_owned and of_key in behind:
                 behind[of_key].append(delivery)
@@ -635,7 +639,7 @@ class Dispatcher:
 
     def rejected(self, delivery: Delivery, error: BaseException) -> Delivery:
         """The message can never be handled: the delivery to be dead-lettered."""
-        return delivery._replace(alone=True, reason=DeadLetterReason(error, delivery.attempt))
+        return replace(delivery, alone=True, reason=DeadLetterReason(error, delivery.attempt))
 
     def deliver_at(self, delivery: Delivery, due: float) -> None:
         """Give this out again at ``due``, monotonic seconds. Its key stays in flight."""
@@ -698,7 +702,7 @@ class Dispatcher:
                 self.counts.duplicates += 1
                 continue
             if self._awaits_identity(state, delivery, ordering_key):
-                behind = delivery._replace(ordering_key=delivery.identity)
+                behind = replace(delivery, ordering_key=delivery.identity)
                 waiting = state.in_flight[delivery.identity] or ()
                 state.in_flight[delivery.identity] = deque((*waiting, behind))
                 continue

@@ -289,8 +289,12 @@ class AsyncExecutor(Executor):
     async def _handle_messages(self, task_index: int) -> None:
         """Handle one message or batch after the other, and batches on the fast path."""
         job, now, idle, dispatcher = self.job, self._now, self._idle, self.dispatcher
+        reset_context = job.reset_context
         function, fast_allowed, batches = job.function, self._fast_allowed, job.batch is not None
-        take, decode, call = self._calls.take, self._calls.decode, self._calls.call
+        calls, take = self._calls, dispatcher.take if job.batch is None else self._calls.take
+        # What is common is spelled out below: a call more for each message is felt.
+        value_only, admits_all = not batches and not job.wants_message, calls.admits_all
+        decodes_at_once, settles_at_once = calls.decodes_at_once, calls.settles_at_once
         transaction = self._open_transaction() if self._open_transaction is not None else None
         until = 0.0
         while True:
@@ -308,28 +312,37 @@ class AsyncExecutor(Executor):
                     await self._wait_for_work()
                     continue
                 self._interrupt()
-            unit = None
+            unit: Any = None
             if not self._suspended:
                 if fast_allowed and dispatcher.current is None:
-                    fetched = self._take_fast(moment, decoded=False)
-                    if fetched is not None:
-                        await self._run_fast(task_index, fetched)
+                    batch = self._take_fast(moment, decoded=False)
+                    if batch is not None:
+                        await self._run_fast(task_index, batch)
                         continue
                 unit = take(moment)
             if unit is None:
                 await self._wait_for_work()
                 continue
-            if not unit:
-                self._tick_at_latest(dispatcher.next_due)
-                continue
-            decoded = decode(unit)
+            if not admits_all or unit.reason is not None:
+                unit = calls.admit(unit)
+                if unit is None:
+                    self._tick_at_latest(dispatcher.next_due)
+                    continue
+            fetched: Any = None if batches else unit.fetched
+            try:
+                if decodes_at_once and fetched.decode is not None:
+                    decoded = fetched.decode(fetched.values[unit.index])
+                else:
+                    decoded = calls.decode(unit)
+            except Exception:
+                decoded = calls.decode(unit)  # which says what is wrong
             if type(decoded) is NotCalled:
                 decoded.settle()
                 self._tick_at_latest(dispatcher.next_due)
                 continue
             if idle and not self._standby:
                 self._wake_one()
-            self._busy[task_index] = [each.fetched for each in unit] if batches else (unit.fetched,)
+            self._busy[task_index] = [each.fetched for each in unit] if batches else (fetched,)
             if job.timeout is not None:
                 self._deadlines[task_index] = moment + job.timeout
                 self._tick_at_latest(moment + job.timeout)
@@ -337,23 +350,34 @@ class AsyncExecutor(Executor):
             failure: BaseException | None = None
             try:
                 try:
-                    result = await call(function, unit, decoded, transaction)
+                    if value_only:
+                        result = await function(decoded)
+                    else:
+                        result = await calls.call(function, unit, decoded, transaction)
                     if transaction is not None and transaction.is_open:
-                        failure = self._calls.commit(transaction, unit, decoded)
+                        failure = calls.commit(transaction, unit, decoded)
                 except Exception as error:
                     failure = error
                 finally:
                     if transaction is not None:
                         transaction.rollback()  # before anything is written elsewhere
-                self._calls.ended(unit, decoded, result, failure)
-                if failure is not None or batches:
+                if settles_at_once and failure is None:
+                    dispatcher.mark_settled(unit)
+                else:
+                    calls.ended(unit, decoded, result, failure)
                     self._tick_at_latest(dispatcher.next_due)
             except asyncio.CancelledError:
                 self._handler_cancelled(task_index, unit)
             finally:
-                if job.reset_context is not None:
-                    job.reset_context()
-                self._handler_ended(task_index)
+                if reset_context is not None:
+                    reset_context()
+                self._busy[task_index] = ()
+                if self._deadlines[task_index] is not None:
+                    self._deadlines[task_index] = None
+                if self._cancel_reason[task_index] is not None:
+                    self._uncancel(task_index)
+                if self._waiters:
+                    self._notify_waiters()
 
     async def _run_fast(self, task_index: int, fetched: FetchedBatch) -> None:
         """Handle a whole batch, or as much of it as nobody interrupts: nothing but decode, handler
@@ -425,7 +449,10 @@ class AsyncExecutor(Executor):
         finally:
             if reset_context is not None:
                 reset_context()
-            self._handler_ended(task_index)
+            self._busy[task_index] = ()
+            if self._cancel_reason[task_index] is not None:
+                self._uncancel(task_index)
+            self._notify_waiters()
 
     def _interrupt(self) -> None:
         """Somebody is about to look at the dispatcher: nothing takes the fast path any more."""
@@ -440,15 +467,10 @@ class AsyncExecutor(Executor):
             index = run.index
             (run.delivery,) = self.dispatcher.interrupt_fast(run.fetched, index, index + 1)
 
-    def _handler_ended(self, task_index: int) -> None:
-        """The task's handler has ended, and what came of it is recorded."""
-        self._busy[task_index] = ()
-        self._deadlines[task_index] = None
-        if self._cancel_reason[task_index] is not None:
-            # We cancelled it and it ended otherwise: its outcome counts.
-            self._cancel_reason[task_index] = None
-            self._tasks[task_index].uncancel()
-        self._notify_waiters()
+    def _uncancel(self, task_index: int) -> None:
+        """We cancelled the handler and it ended otherwise: its outcome counts."""
+        self._cancel_reason[task_index] = None
+        self._tasks[task_index].uncancel()
 
     def _handler_cancelled(self, task_index: int, unit: Any) -> None:
         """A handler ended in CancelledError: ours (time is up), its own doing, or the app's end.

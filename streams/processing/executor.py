@@ -130,7 +130,8 @@ class Executor(ABC):
 
     def suspend(self) -> None:
         """Start no further handler (any thread)."""
-        self._suspended = True
+        with self._lock:
+            self._suspended = True
 
     def resume(self) -> None:
         """Undo :meth:`suspend`."""

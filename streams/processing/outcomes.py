@@ -3,8 +3,9 @@ results written.
 
 :class:`MessageCalls` calls handlers of single messages, :class:`BatchCalls` those of batches. An
 executor has one of them, chosen when it is made, and runs each *unit* (a message, or a batch)
-through the same steps: ``take``, ``decode``, ``call``, ``commit`` and ``ended``. ``decode``,
-``call`` and ``commit`` may run anywhere, the others where the dispatcher may be touched.
+through the same steps: ``take``, ``admit``, ``decode``, ``call``, ``commit`` and ``ended``.
+``decode``, ``call`` and ``commit`` may run anywhere, the others where the dispatcher may be
+touched.
 
 Nothing waits for a write: what a handler returned and dead letters are sent with a callback, and
 until it comes the message's key stays in flight and the message unsettled.
@@ -18,6 +19,7 @@ from functools import partial
 from random import random
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
+from msgspec.structs import replace
 from typing_extensions import override
 
 from streams.engine.dispatcher import Delivery, Dispatcher, state_and_key
@@ -85,7 +87,8 @@ class DecodedBatch(NamedTuple):
 class Calls(ABC, Generic[Unit]):
     """How a job's handler is called, and what becomes of its messages.
 
-    One class: what may become of a message is one decision, whichever way it was handled.
+    One class, though long: each outcome may turn into another (a result that is refused is a
+    failure, a failure a dead letter), for single messages and for batches alike.
     """
 
     def __init__(
@@ -106,16 +109,27 @@ class Calls(ABC, Generic[Unit]):
         self._now = job.clock.monotonic
         self._key_parking = job.key_parking
         self._accepts = job.filter
-        self._settles_at_once = job.encode_results is None and job.key_parking is None
+        self.settles_at_once = (
+            job.batch is None and job.encode_results is None and job.key_parking is None
+        )
+        """A message is settled as soon as its handler has returned, by the dispatcher alone."""
+        self.decodes_at_once = job.batch is None and job.filter is None and job.attempt_log is None
+        """A message is handled if its value can be decoded."""
+        self.admits_all = job.batch is None and job.key_parking is None
+        """:meth:`admit` is to be asked only of what has a reason to be dead-lettered."""
         self.unconfirmed = 0
         """Messages whose writes (results, dead letters) are not confirmed yet."""
 
     # -- the steps
 
     @abstractmethod
-    def take(self, now: float) -> Unit | tuple[()] | None:
-        """What is to be handled next. None: nothing; (): what was taken is not to be handled, take
-        again."""
+    def take(self, now: float) -> Unit | None:
+        """What was given out next; None: nothing."""
+
+    @abstractmethod
+    def admit(self, unit: Unit) -> Unit | None:
+        """What of it is to be handled now. None: nothing, it is dead-lettered, or parked because
+        its key is closed; take again."""
 
     @abstractmethod
     def decode(self, unit: Unit) -> Any:
@@ -361,7 +375,7 @@ class Calls(ABC, Generic[Unit]):
         outgoing: list[Outgoing] = []
         for index, error in errors.items():
             attempt = self.attempt_number(deliveries[index])
-            deliveries[index] = delivery = deliveries[index]._replace(attempt=attempt)
+            deliveries[index] = delivery = replace(deliveries[index], attempt=attempt)
             delay = (
                 None if index in final else retry_delay(self.job.retry, attempt, error, random())
             )
@@ -455,7 +469,7 @@ class Calls(ABC, Generic[Unit]):
                 job.name, location(delivery), pause, error,
             )  # fmt: skip
             again = reason._replace(failed_writes=reason.failed_writes + 1)
-            self.dispatcher.deliver_at(delivery._replace(reason=again), self._now() + pause)
+            self.dispatcher.deliver_at(replace(delivery, reason=again), self._now() + pause)
 
         try:
             record = job.dead_letter(delivery)
@@ -514,16 +528,15 @@ class MessageCalls(Calls[Delivery]):
     """The handler takes one message at a time."""
 
     @override
-    def take(self, now: float) -> Delivery | tuple[()] | None:
-        delivery = self.dispatcher.take(now)
-        if delivery is None:
+    def take(self, now: float) -> Delivery | None:
+        return self.dispatcher.take(now)
+
+    @override
+    def admit(self, unit: Delivery) -> Delivery | None:
+        if unit.reason is not None:
+            self.dead_letter(unit)
             return None
-        if delivery.reason is not None:
-            self.dead_letter(delivery)
-            return ()
-        if self._key_parking is not None and self.park_if_closed(delivery):
-            return ()
-        return delivery
+        return None if self.park_if_closed(unit) else unit
 
     @override
     def decode(self, unit: Delivery) -> Any:
@@ -571,7 +584,7 @@ class MessageCalls(Calls[Delivery]):
     ) -> None:
         if failure is not None:
             self.failed(unit, failure)
-        elif self._settles_at_once:
+        elif self.settles_at_once:
             self.dispatcher.mark_settled(unit)
         else:
             self.succeeded(unit, result)
@@ -589,28 +602,25 @@ class BatchCalls(Calls[list[Delivery]]):
     """The handler takes up to ``Job.batch`` messages at a time."""
 
     @override
-    def take(self, now: float) -> list[Delivery] | tuple[()] | None:
-        deliveries = self.dispatcher.take_batch(now, self.job.batch or 1)
-        if not deliveries:
-            return None
-        if deliveries[0].reason is not None:
-            self.dead_letter(deliveries[0])
-            return ()
-        return self._without_parked(deliveries) or ()
+    def take(self, now: float) -> list[Delivery] | None:
+        return self.dispatcher.take_batch(now, self.job.batch or 1) or None
 
-    def _without_parked(self, deliveries: list[Delivery]) -> list[Delivery]:
-        """Those of what was taken that are to be handled now. Of a key that is closed, all are
-        looked at one by one, in order."""
+    @override
+    def admit(self, unit: list[Delivery]) -> list[Delivery] | None:
+        """Of a key that is closed, all messages are looked at one by one, in order."""
+        if unit[0].reason is not None:
+            self.dead_letter(unit[0])
+            return None
         key_parking = self._key_parking
         if key_parking is None:
-            return deliveries
-        if len(deliveries) == 1:
-            return [] if self.park_if_closed(deliveries[0]) else deliveries
-        closed = {state_and_key(each) for each in deliveries if key_parking.is_closed(each)}
+            return unit
+        if len(unit) == 1:
+            return None if self.park_if_closed(unit[0]) else unit
+        closed = {state_and_key(each) for each in unit if key_parking.is_closed(each)}
         if not closed:
-            return deliveries
-        self.dispatcher.split_batch([each for each in deliveries if state_and_key(each) in closed])
-        return [each for each in deliveries if state_and_key(each) not in closed]
+            return unit
+        self.dispatcher.split_batch([each for each in unit if state_and_key(each) in closed])
+        return [each for each in unit if state_and_key(each) not in closed] or None
 
     @override
     def decode(self, unit: list[Delivery]) -> DecodedBatch | NotCalled:

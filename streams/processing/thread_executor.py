@@ -274,19 +274,20 @@ class ThreadExecutor(Executor):
 
     def _handle_next(self, thread_index: int, transaction: HandlerTransaction | None) -> bool:
         """Handle what may be handled now; False: there is nothing."""
-        now = self._now()
-        dispatcher = self.dispatcher
+        now, calls, dispatcher = self._now(), self._calls, self.dispatcher
         dispatcher.release_due(now)
         work: Any = self._take_fast(now, decoded=True) if self._fast_allowed else None
         if work is not None:
             run: Callable[..., None] = self._run_fast
             busy: Sequence[FetchedBatch] = (work,)
         else:
-            work = self._calls.take(now)
+            work = calls.take(now)
             if work is None:
                 return False
-            if not work:
-                return True
+            if not calls.admits_all or work.reason is not None:
+                work = calls.admit(work)
+                if work is None:
+                    return True
             if self._idle and dispatcher.has_backlog:
                 self._changed.notify()
             run = self._run

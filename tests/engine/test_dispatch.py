@@ -99,9 +99,9 @@ class Machine(World):
             self.counts["retries"] += 1
             self.group.fail(tenure, entry, error, self.now, random)
         else:
-            assert burial[6] is not None
-            assert burial[6].error is error
-            assert burial[6].attempts == entry.failures + 1
+            assert burial.reason is not None
+            assert burial.reason.error is error
+            assert burial.reason.attempts == entry.failures + 1
             entry.state = "burying"
             self.burials.append(Flight([burial], [entry], [tenure]))
 

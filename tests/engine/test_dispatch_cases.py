@@ -116,7 +116,7 @@ def test_a_failed_message_is_not_swallowed_by_its_own_redelivery() -> None:
     assert case.fail(case.take_one()) is None
     assert case.take(0.5) is None
     retry = case.take_one(1.0)
-    assert retry[4] == 2
+    assert retry.attempt == 2
     assert segment.settled == bytes([0, 0])
 
 
@@ -151,7 +151,7 @@ def test_a_lane_stays_busy_until_the_dead_letter_is_written() -> None:
     case.dispatcher.deliver_at(burial, 5.0)
     assert case.take(4.0) is None
     again = case.take_one(5.0)
-    assert again[6] == burial[6]
+    assert again.reason == burial.reason
     assert segment.settled == bytes([0, 0])
     case.dispatcher.mark_settled(again)
     assert segment.settled == bytes([1, 0])
@@ -383,10 +383,10 @@ def test_of_two_failures_of_a_key_the_second_waits_behind_the_first() -> None:
     assert case.dispatcher.mark_batch_failed(works, {0: ERROR, 2: ERROR}, 0.0, 0.9) == []
     assert case.take_batch() == []
     (first,) = case.take_batch(now=1.0)
-    assert (places([first]), first[4]) == ([0], 2)
+    assert (places([first]), first.attempt) == ([0], 2)
     case.dispatcher.mark_settled(first)
     (second,) = case.take_batch(now=1.0)
-    assert (places([second]), second[4]) == ([2], 2)
+    assert (places([second]), second.attempt) == ([2], 2)
     case.dispatcher.mark_settled(second)
     assert places(case.take_batch(now=1.0)) == [4]
 
@@ -406,7 +406,7 @@ def test_of_two_dead_letters_of_a_key_the_second_is_written_behind_the_first(
     case.dispatcher.mark_settled(burials[0])
     second = case.take_one()
     assert places([second]) == [1]
-    assert second[6] is not None
+    assert second.reason is not None
     assert case.take() is None
     case.dispatcher.mark_settled(second)
     assert segment.settled == bytes([1, 1, 0])
@@ -421,7 +421,7 @@ def test_a_dead_letter_behind_a_retry_does_not_free_the_key() -> None:
     assert case.take() is None
     case.dispatcher.mark_settled(case.take_one(1.0))
     burial = case.take_one(1.0)
-    assert burial[6] is not None
+    assert burial.reason is not None
     assert case.take(1.0) is None
 
 
