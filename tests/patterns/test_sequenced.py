@@ -450,7 +450,7 @@ async def test_no_more_is_held_than_is_allowed(
 ) -> None:
     """What would be parked waits in its key queue, and its partition with it; other keys go on."""
     monkeypatch.setattr(key_parking, "PARKED_LIMIT", 3)
-    monkeypatch.setattr("streams.processing.executor.WRITE_PAUSE", 0.02)
+    monkeypatch.setattr("streams.processing.outcomes.WRITE_PAUSE", 0.02)
     world = World(stage, partitions=1)
     async with world.app:
         await world.failing(0, key="k")
