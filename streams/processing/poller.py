@@ -37,7 +37,7 @@ logger = get_logger("streams")
 POLL_TIMEOUT = 0.1
 """Real seconds a poll may block: how late a stop or a commit may be noticed at worst."""
 
-POLL_LIMIT = 512
+POLL_LIMIT = 640
 """Messages polled at once, at most. They are looked through several times (offsets, keys, IDs,
 sizes, decoding): a few hundred stay in the processor's cache meanwhile. With 256, a message on
 Kafka cost a tenth more, as each poll has its price."""
