@@ -2,16 +2,16 @@
 and what each pattern costs beside the bare processor.
 
 ``python -m benchmarks`` (or ``make bench``). Each figure alternates with its baselines in one run
-and is told as the median ratio with its spread, because a machine's speed drifts and a ratio does
-not. Where to look:
+and is reported as the median ratio with its spread, because a machine's speed drifts and a ratio
+does not. Where to look:
 
-* :mod:`~benchmarks.baseline`: the loops by hand, for a sceptic to read;
-* :mod:`~benchmarks.created_here`: the same with the toolkit;
+* :mod:`~benchmarks.baseline`: the hand-written loops, for a sceptic to read;
+* :mod:`~benchmarks.ours`: the same with the toolkit;
 * :mod:`~benchmarks.cases`: what is measured against what, and the ratio it should reach;
 * :mod:`~benchmarks.patterns` and :mod:`~benchmarks.pattern_cases`: the same two for the patterns
   and for metrics, beside the bare processor (``--case pattern:`` measures these alone);
-* :mod:`~benchmarks.measure`: how a case becomes rows;
-* :mod:`~benchmarks.against`: this commit beside another one;
+* :mod:`~benchmarks.measure`: measures a case and makes its rows;
+* :mod:`~benchmarks.against`: compares this commit with another one;
 * ``peers/``: other toolkits, each in an environment of its own;
 * ``report/``: the table, the JSON and the page.
 

@@ -3,7 +3,7 @@ or ``python -m benchmarks --against REV``.
 
 Exit status: 0 when everything asked for was measured, whatever the figures (a benchmark is not a
 test); 1 when something could not be; 2 for a command line that cannot work; 130 when interrupted.
-What was measured until then is told in any case.
+What was measured until then is reported in any case.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ REPEATS = 5
 
 
 class CannotMeasure(Exception):
-    """What was asked for cannot be had here; the message is for the person who asked."""
+    """A request that cannot be met here; the message says why."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -189,7 +189,7 @@ def _read_rows(source: Path) -> list[Row]:
 
 
 def _run(arguments: argparse.Namespace, rows: list[Row], console: Console) -> int:
-    """Measure what was asked for; fills ``rows``."""
+    """Measure what was requested; fills ``rows``."""
     sizes = _sizes(arguments)
     status = 0
     with ExitStack() as stack:
@@ -242,7 +242,7 @@ def _compare(arguments: argparse.Namespace, rows: list[Comparison], console: Con
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="streams-bench-")))
         roots = (ROOT, folder / "commit")
         against.unpack(commit, roots[1])
-        # Each commit has topics and files of its own: what one wrote the other need not read.
+        # Each commit has its own topics and files, so neither has to read what the other wrote.
         ours, theirs = folder / "now", folder / "before"
         ours.mkdir()
         theirs.mkdir()
@@ -292,7 +292,7 @@ def _logs(arguments: argparse.Namespace) -> list[str]:
 def _log_targets(
     arguments: argparse.Namespace, servers: Servers, folder: str, console: Console
 ) -> list[LogTarget]:
-    """Where the logs that were asked for are; a server that is missing is left out, and told."""
+    """The requested logs, with their URLs; a missing server is left out and reported."""
     found = []
     for log in _logs(arguments):
         try:
@@ -350,7 +350,7 @@ def _peers(arguments: argparse.Namespace, console: Console) -> dict[str, Install
 
 
 def _fill_topic(log_target: LogTarget, sizes: Sizes, root: Path = ROOT) -> None:
-    """The topic that all cases read, and for SQLite the table by hand."""
+    """Fill the topic that all cases read, and for SQLite the hand-made table."""
     try:
         with WorkerProcess(root) as worker:
             worker.run_task(
@@ -374,7 +374,7 @@ def _progress(console: Console) -> Progress:
     )
 
 
-# -- telling --------------------------------------------------------------------------------------
+# -- reports --------------------------------------------------------------------------------------
 
 
 def _report_comparison(arguments: argparse.Namespace, rows: Sequence[Comparison]) -> None:

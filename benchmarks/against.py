@@ -1,15 +1,15 @@
 """This commit beside another one: ``python -m benchmarks --against REV``.
 
-Each case's own side is run by the files of both commits in turns, in the same environment and
-against the same servers; the loops by hand and the peers are left out. The other commit's files are
-taken from git into a temporary folder. Each commit runs the tasks of its own ``benchmarks/``, so
-the toolkit may rename what the benchmarks use; a case that the other commit does not know is told
-as failed.
+The toolkit's side of each case is run alternately with the files of both commits, in the same
+environment and against the same servers; hand-written loops and peers are left out. The other
+commit's files are taken from git into a temporary folder. Each commit runs the tasks of its own
+``benchmarks/``, so the toolkit may rename what the benchmarks use; a case that the other commit
+does not know is reported as failed.
 
 The ratio is this commit's figure divided by the other's, turn by turn. Its interval is that of the
 median and follows from the ordered ratios and the binomial distribution alone (the sign test's), so
-it assumes nothing of how a machine's noise is distributed. For one of 95 %, :data:`MIN_TURNS` turns
-are needed at least.
+it assumes nothing about how a machine's noise is distributed. An interval of 95 % needs at least
+:data:`MIN_TURNS` turns.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from benchmarks.report import words
 from benchmarks.report.table import styled
 
 MIN_TURNS = 6
-"""Turns, at least: the interval of fewer does not reach 95 %."""
+"""The fewest turns with an interval of 95 %."""
 
 REPEATS = 9
-"""Turns, unless said otherwise."""
+"""Turns, if not given."""
 
 TOLERANCE = 0.03
 """How far below 1 the whole interval must lie for a case to count as slower (above: quicker)."""
@@ -45,7 +45,7 @@ Verdict = Literal["slower", "quicker", "", "failed"]
 
 
 class UnknownRevision(Exception):
-    """Git has no such commit; the message is for the person who asked."""
+    """Git has no such commit."""
 
 
 class Comparison(NamedTuple):
@@ -135,8 +135,8 @@ def unpack(commit: str, folder: Path) -> None:
 
 
 def pairs(cases: Sequence[Case], before: Sequence[Case]) -> list[tuple[Case, Case]]:
-    """The cases as this commit runs them, each with its like at the other's place, without those
-    whose own side another case has measured already."""
+    """This commit's cases, each with the other commit's counterpart, without those whose own side
+    another case measures already."""
     found: list[tuple[Case, Case]] = []
     seen: set[tuple[str, str, str]] = set()
     for mine, other in zip(cases, before, strict=True):
@@ -150,7 +150,7 @@ def pairs(cases: Sequence[Case], before: Sequence[Case]) -> list[tuple[Case, Cas
 def compare(
     mine: Case, other: Case, root: Path, repeats: int, report: Callable[[str], None]
 ) -> list[Comparison]:
-    """One case, of both commits in turns; a row for each of its figures.
+    """Run one case with both commits alternately; a row for each of its figures.
 
     :param root: the folder with the other commit's files.
     """
@@ -204,7 +204,7 @@ def _comparison(
     )
 
 
-# -- telling --------------------------------------------------------------------------------------
+# -- reports --------------------------------------------------------------------------------------
 
 COLUMNS = ("log", "case", "now", "before", "unit", "ratio", "95 % interval", "better", "")
 _LEFT = ("log", "case", "unit", "better", "")

@@ -1,13 +1,13 @@
 """The loops one would write by hand. They do the same work as ours, with the same client settings.
 
 Each decodes a message to the same typed Struct, reads its key, partition, offset and message ID
-(from the header, or from the payload, as ours does beside it), passes over an ID that it has seen
-in a bounded window, calls a function, and commits its positions once a second. None of them keeps
-order beyond one message after the other, retries, buries, drains or survives a rebalance: that is
-the difference which the ratios price.
+(from the header, or from the payload, as ours does in that case), skips an ID that it has seen in a
+bounded window, calls a function, and commits its positions once a second. None of them keeps order
+by key, retries, writes dead letters, drains or survives a rebalance: the ratios show what that
+costs.
 
-What they do for each message is written out in each: a call for it would make them slower, and ours
-look better.
+The work for each message is written out in each loop: a shared function would make them slower, and
+ours look better.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ WINDOW = 10_000 * PARTITIONS
 COMMIT = 1.0
 """Seconds between commits."""
 BATCH = 1_000
-"""Messages asked of a client at once: for these loops larger batches are not faster."""
+"""Messages requested from a client at once: larger batches are not faster for these loops."""
 
 KAFKA_CONSUMER: dict[str, Any] = {
     "enable.auto.commit": False,
@@ -147,9 +147,9 @@ def kafka_batches(consumer: Consumer, topic: str, function: HandleMany, over: Is
 async def kafka_tasks(
     consumer: Consumer, function: Callable[[Order], Awaitable[None]], over: IsOver, tasks: int
 ) -> None:
-    """As many messages at once as there are ``tasks``: a thread polls ahead, each task takes what
-    is next. Neither order nor commits: what may be committed while one message overtakes another
-    is what ours keeps."""
+    """As many messages at once as there are ``tasks``: a thread polls ahead, each task takes the
+    next message. It neither keeps order nor commits: which position may be committed while messages
+    overtake each other is what ours keeps track of."""
     decode = msgspec.json.Decoder(Order).decode
     new: dict[Any, None] = {}
     old: dict[Any, None] = {}
@@ -172,7 +172,7 @@ async def kafka_tasks(
                 room.clear()
                 if len(waiting) > 2 * BATCH:
                     room.wait(0.1)
-        loop.call_soon_threadsafe(wake)  # whoever waits still sees that it is over
+        loop.call_soon_threadsafe(wake)  # waiting tasks still see the end
 
     async def take() -> None:
         nonlocal new, old
@@ -206,7 +206,7 @@ async def kafka_tasks(
 
 def kafka_publish(producer: Producer, topic: str, orders: Sequence[Order], size: int) -> None:
     """Encode, a fresh ID in a header, produce; every ``size`` messages wait until all of them are
-    acknowledged, and keep where each came to stand."""
+    acknowledged, and keep the position of each."""
     encode = msgspec.json.encode
     positions: list[tuple[int, int]] = []
 
@@ -230,7 +230,7 @@ def kafka_publish(producer: Producer, topic: str, orders: Sequence[Order], size:
 
 
 def _poll_available(consumer: Consumer) -> list[Any]:
-    """What has come. With a timeout consume() waits for the *whole* batch: take what is there."""
+    """The messages at hand. With a timeout, consume() would wait for the *whole* batch."""
     return consumer.consume(BATCH, 0.0) or consumer.consume(1, 0.1)
 
 
@@ -238,7 +238,7 @@ def _topic_partitions(topic: str, positions: dict[int, int]) -> list[TopicPartit
     return [TopicPartition(topic, partition, offset) for partition, offset in positions.items()]
 
 
-# -- rows: what a list, a table and a stream come down to -----------------------------------------
+# -- rows of a list, a table or a stream -----------------------------------------
 
 
 def handle_rows(batches: Iterator[list[Row]], function: Handle, commit: Commit) -> None:
@@ -288,7 +288,7 @@ def handle_row_batches(batches: Iterator[list[Row]], function: HandleMany, commi
 
 
 def batches_of_list(whole: list[Row]) -> Iterator[list[Row]]:
-    """Batches of a list: what stands in memory."""
+    """Batches of a list in memory."""
     for start in range(0, len(whole), BATCH):
         yield whole[start : start + BATCH]
 
@@ -297,7 +297,7 @@ def batches_of_list(whole: list[Row]) -> Iterator[list[Row]]:
 
 
 class SqliteFile:
-    """A table one would make for the purpose, read and written with apsw."""
+    """A table made for the purpose, read and written with apsw."""
 
     def __init__(self, path: str) -> None:
         self._connection = apsw.Connection(path)
@@ -456,7 +456,7 @@ def redis_pings(
                 last[stream] = entry
 
 
-# -- many who wait for their own message ----------------------------------------------------------
+# -- many publishers, each waiting for its own message --------------------------------------------
 
 
 class FuturePublisher:
@@ -470,7 +470,7 @@ class FuturePublisher:
         self._thread.start()
 
     async def publish(self, topic: str, order: Order) -> tuple[int, int]:
-        """Where it came to stand, once it is acknowledged."""
+        """Its position, once it is acknowledged."""
         future: asyncio.Future[tuple[int, int]] = self._loop.create_future()
 
         def acknowledged(error: Any, message: Any) -> None:

@@ -34,15 +34,15 @@ Settings = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Side:
-    """One way of doing what a case is about.
+    """One way of doing the work of a case.
 
-    :param name: what it is called in a table.
+    :param name: its name in a table.
     :param task: a task of :mod:`benchmarks.worker`, or of a peer's program.
     :param peer: the peer that runs it; empty: a worker of ours.
     :param prepare: a task that is run once before, in the same process.
     :param fresh: every measurement in a new process.
     :param process: sides that name the same one run in it, in turn; empty: in one of its own.
-    :param settings: what it runs with, as it is shown.
+    :param settings: its settings, as they are shown.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Limit:
-    """A rival that needs no run: what arithmetic, or a promise, allows."""
+    """A rival that needs no run: a limit that arithmetic or a promise sets."""
 
     name: str
     value: float
@@ -69,7 +69,7 @@ class Metric:
 
     :param key: its name there.
     :param better: whether more or less of it is better; a target is a bound on that side.
-    :param scale: what it is multiplied by to be shown.
+    :param scale: the factor by which it is multiplied when it is shown.
     """
 
     key: str
@@ -87,7 +87,7 @@ GROWTH = Metric("growth", "MiB", "less", 1 / (1 << 20))
 
 @dataclass(frozen=True)
 class Rival:
-    """What ours is measured against.
+    """What ours is compared with.
 
     :param target: the ratio that ours should reach: at least that, or at most where less is better.
     :param suffix: what is added to the case's name, where one case gives several figures.
@@ -103,7 +103,7 @@ class Rival:
 class Case:
     """One thing, done by ours and by its rivals in turn.
 
-    :param check: run once beside: its answer's ``violations`` of a key's order are told.
+    :param check: run once in addition; ``violations`` of a key's order in its answer are reported.
     """
 
     name: str

@@ -1,5 +1,5 @@
-"""How often Python looks for unreachable cycles: in all processes that measure, ours, loops by hand
-and peers alike, as seldom as ``streams run`` has it.
+"""The garbage collector's threshold: as high as ``streams run`` sets it, in all processes that
+measure, those of hand-written loops and peers, too.
 
 It knows the standard library alone.
 """
@@ -9,10 +9,10 @@ from __future__ import annotations
 import gc
 
 GC_THRESHOLD = 20_000
-"""Objects that may come into being until it looks (Python's own: 700)."""
+"""New objects until the collector runs (Python's default: 700)."""
 
 
 def raise_gc_threshold() -> None:
-    """From here on, in this process; what is imported is not looked at any more."""
+    """Set it in this process, and exclude what is imported already."""
     gc.set_threshold(GC_THRESHOLD, *gc.get_threshold()[1:])
     gc.freeze()

@@ -12,12 +12,12 @@ from typing import Any
 
 
 class MessageCounter:
-    """Counts messages and knows when the first and the last of them came.
+    """Counts messages, and notes when the first and the last of them came.
 
-    What is measured begins with message ``skip + 1``, so that joining a group, filling a prefetch
-    and compiling code are left out where they would weigh.
+    Measuring begins with message ``skip + 1``, so that joining a group, filling a prefetch and
+    compiling code are left out where they would matter.
 
-    :param messages: how many to wait for; what comes after them is not looked at.
+    :param messages: how many to wait for; later ones are ignored.
     """
 
     def __init__(self, messages: int, skip: int = 1) -> None:

@@ -112,7 +112,7 @@ def kafka_publish(url: str, messages: int, size: int) -> Answer:
     """produce() and flush()."""
     producer, topic = _producer(url), _kafka_topic(url)
     orders = [order(number) for number in range(messages)]
-    baseline.kafka_publish(producer, topic, orders[:size], size)  # connections stand
+    baseline.kafka_publish(producer, topic, orders[:size], size)  # open the connections
     began = time.perf_counter()
     baseline.kafka_publish(producer, topic, orders, size)
     return {"rate": messages / (time.perf_counter() - began)}

@@ -1,4 +1,4 @@
-"""What a figure depends on beside the code: processor, system, versions."""
+"""What figures depend on besides the code: processor, system, versions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = (
 
 
 def machine_facts() -> dict[str, str]:
-    """Names and values, as they stand beside the figures."""
+    """Names and values, as they are shown with the figures."""
     found = {
         "processor": _processor(),
         "cores": str(os.cpu_count()),
@@ -35,7 +35,7 @@ def machine_facts() -> dict[str, str]:
 
 
 def load_average() -> float | None:
-    """Processes that wanted a core, on average over the last minute; None where nobody counts."""
+    """Processes that wanted a core, on average over the last minute; None where it is not known."""
     try:
         return round(os.getloadavg()[0], 2)
     except OSError:
@@ -62,7 +62,7 @@ def _memory() -> str:
 
 
 def resident_bytes() -> int:
-    """Bytes of this process that are in memory now (its peak, where the system tells no more)."""
+    """Bytes of this process that are in memory now (its peak, where the system knows no more)."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")

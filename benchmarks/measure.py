@@ -1,8 +1,8 @@
-"""From a case to rows: ours and its rivals in turn, each turn's ratio, their median and spread.
+"""Measures a case: ours and its rivals alternately, the ratio each time, their median and spread.
 
-A machine's speed drifts, so two figures that were taken apart cannot be compared; those of one turn
-can. Every other turn goes backwards, so that nobody always runs first. A side that fails is told
-in its row, and the others go on.
+A machine's speed drifts, so only figures that were taken at the same time can be compared. Every
+other round goes backwards, so that no side always runs first. A side that fails is reported in its
+row, and the others go on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.process import ROOT, MeasureError, WorkerProcess
 
 Answer = dict[str, Any]
 Report = Callable[[str], None]
-"""Is told what is being measured now."""
+"""Called with what is measured next."""
 
 
 class Row(TypedDict):
@@ -67,7 +67,7 @@ class SideRunner:
     def run(self, side: Side) -> Answer:
         """One measurement.
 
-        :raises MeasureError: it did not come about.
+        :raises MeasureError: it failed.
         """
         if side.peer:
             return self._peers[side.peer].run(side.task, side.arguments)
@@ -77,7 +77,7 @@ class SideRunner:
         return self._worker(side).run_task(side.task, **side.arguments)
 
     def prepare(self, side: Side) -> None:
-        """What stands before the first measurement."""
+        """Run what a side needs before its first measurement."""
         if side.prepare is not None:
             task, arguments = side.prepare
             worker = self._worker(side)
@@ -212,7 +212,7 @@ def _details(answers: Sequence[Answer], whose: str) -> dict[str, Any]:
 
 
 def round_figure(value: float) -> float:
-    """Four digits that count."""
+    """Four significant digits."""
     if value == 0 or not math.isfinite(value):
         return value
     return round(value, max(0, 3 - math.floor(math.log10(abs(value)))))

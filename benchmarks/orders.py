@@ -1,4 +1,4 @@
-"""The events of all benchmarks: JSON orders of about 200 bytes, 10,000 keys unless said.
+"""The events of all benchmarks: JSON orders of about 200 bytes, 10,000 keys by default.
 
 It knows msgspec alone, so that peers can import it in an environment of their own.
 """

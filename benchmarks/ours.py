@@ -1,7 +1,7 @@
 """The same with the toolkit: what a user would write, with every promise and default on.
 
-Each function is a task of a worker process (:mod:`benchmarks.worker`): it is given plain values
-and answers plain values.
+Each function is a task of a worker process (:mod:`benchmarks.worker`): it takes plain values and
+returns plain values.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from streams.event_loop import loop_factory
 Answer = dict[str, Any]
 
 TIME_LIMIT = 900.0
-"""Seconds after which a measurement is given up."""
+"""Seconds after which a measurement is aborted."""
 
 
 class Stalled(Exception):
-    """A measurement did not end; the message says how far it came."""
+    """A measurement did not end; the message says how far it got."""
 
 
 def run(main: Callable[[], Awaitable[Any]]) -> Any:
-    """Run it on the loop that an app has."""
+    """Run it on the kind of loop that an app uses."""
 
     async def awaited() -> Any:
         return await main()
@@ -55,7 +55,7 @@ async def wait_done(done: threading.Event, app: Streams) -> None:
 # -- making a log ----------------------------------------------------------------------------------
 
 _kept_open: list[tuple[asyncio.Runner, AsyncExitStack]] = []
-"""What keeps a log in memory alive for as long as this process."""
+"""Keeps a log in memory open as long as this process lives."""
 
 
 def fill(url: str, topic: str, messages: int, keys: int = KEYS) -> Answer:
@@ -85,7 +85,7 @@ def publish_and_keep(app: Streams, publish: Callable[[], Awaitable[None]]) -> No
     if app.url.startswith("memory:"):
         _kept_open.append((runner, stack))
         gc.collect()
-        gc.freeze()  # what stands in the log is no work for the collector while we measure
+        gc.freeze()  # spare the collector the log's contents while we measure
     else:
         runner.run(stack.aclose())
         runner.close()
@@ -179,7 +179,7 @@ def consume(
 def keeps_order(
     url: str, topic: str, messages: int, concurrency: int, wait: float, shape: str = "async"
 ) -> Answer:
-    """The same with a handler that looks whether each key's orders come one after the other."""
+    """The same with a handler that checks that each key's orders come one after the other."""
     counter, check, lock = MessageCounter(messages), OrderCheck(), threading.Lock()
     app = Streams(url)
     orders = app.topic(topic, Order, key=customer)
@@ -220,7 +220,7 @@ def publish_many(url: str, messages: int, size: int) -> Answer:
 
     async def main() -> float:
         async with app.connected():
-            await topic.publish_many(values[:size])  # connections stand
+            await topic.publish_many(values[:size])  # open the connections
             began = time.perf_counter()
             for start in range(0, messages, size):
                 await topic.publish_many(values[start : start + size])
@@ -246,7 +246,7 @@ async def publish_concurrently(
 ) -> float:
     """Messages a second that ``tasks`` coroutines get acknowledged together."""
     share = messages // tasks
-    await publish(order(0))  # connections stand
+    await publish(order(0))  # open the connections
 
     async def one(number: int) -> None:
         for turn in range(share):
@@ -271,7 +271,7 @@ def call_at_rate(send: Callable[[int], None], messages: int, rate: int) -> None:
 
 
 class ArrivalTimes:
-    """Takes the time of each ping; the first ``skip`` warm everything up."""
+    """Measures the latency of each ping; the first ``skip`` are a warm-up."""
 
     def __init__(self, messages: int, skip: int) -> None:
         self._left = messages
@@ -370,7 +370,7 @@ def idle(url: str, seconds: float) -> Answer:
         async with app:
             while not app.stats().processors["handle"].partitions:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
-            await asyncio.sleep(1)  # joining is over
+            await asyncio.sleep(1)  # after it has joined
             began, cpu = time.perf_counter(), time.process_time()
             await asyncio.sleep(seconds)
             return (time.process_time() - cpu) / (time.perf_counter() - began) * 100
@@ -415,7 +415,7 @@ def join(url: str, topic: str, group: str, turns: int) -> Answer:
 
 
 def look() -> Answer:
-    """How far this member is."""
+    """The progress of this member."""
     member = _members[-1]
     (stats,) = member.app.stats().processors.values()
     return {
@@ -427,7 +427,7 @@ def look() -> Answer:
 
 
 def go() -> Answer:
-    """Begin to handle."""
+    """Start handling."""
     _members[-1].processor.resume()
     return {}
 
@@ -439,7 +439,7 @@ def leave() -> Answer:
 
 
 def loop_turns_for(seconds: float) -> int:
-    """How often a loop that does nothing turns in so much CPU time on this machine."""
+    """Iterations of an empty loop in so much CPU time on this machine."""
     turns = 200_000
     best = float("inf")
     for _ in range(5):
@@ -459,7 +459,7 @@ def share(url: str, topic: str, messages: int, processes: int, work: float) -> A
             member.run_task("join", url=url, topic=topic, group=group, turns=turns)
         _wait_until(members, _is_shared_out)
         time.sleep(1)
-        _wait_until(members, _is_shared_out)  # and it is still so
+        _wait_until(members, _is_shared_out)  # and still are
         for member in members:
             member.run_task("go")
         seen = _wait_until(members, lambda seen: sum(s["handled"] for s in seen) >= messages)

@@ -1,13 +1,13 @@
 """What the patterns are measured against, and the ratio each should reach.
 
 The baseline is ours too: the bare processor, publish or call that does the same work on the same
-log, in the same process, in turn. So a ratio says what a pattern costs and not what the toolkit
-does. Where the bare call is a microsecond's work the ratio is small and means little; the page
-tells the difference in microseconds beside it.
+log, in the same process, alternately. So a ratio says what a pattern costs and not what the toolkit
+does. Where the bare call takes a microsecond the ratio is small and means little; the page also
+shows the difference in microseconds.
 
 Metrics, and retries that are counted in the log while nothing fails, should cost 5 % at most. The
-others write, read or keep more than a bare processor does, and have no target. So it is with spans:
-OpenTelemetry makes an object of each.
+others write, read or keep more than a bare processor does, and have no target. Neither have spans:
+OpenTelemetry creates an object for each.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from typing import Any
 from benchmarks.cases import Case, LogTarget, Metric, Rival, Side, Sizes
 
 PATTERN_PREFIX = "pattern: "
-"""Begins the name of each of these cases."""
+"""The first part of the names of these cases."""
 
 CONCURRENCY = 64
 """Handlers at once, where they are async."""
 
 NEARLY_FREE = 0.95
-"""The ratio of what should cost 5 % at most."""
+"""The target for what should cost at most 5 %."""
 NEARLY_FREE_CPU = 1.05
 """The same in CPU time, which is steadier than a rate."""
 MANY, FEW = 10_000, 10
 """Patterns that do not fit, on one bus."""
 SAME = 1.1
-"""The ratio of two figures that are promised to be the same."""
+"""The target for two figures that should be the same."""
 
 QUICK = {
     "memory": (
@@ -62,7 +62,7 @@ def pattern_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
         *_publishing_cases(log_target, sizes),
     ]
     found += _end_to_end_cases(log_target, sizes)
-    if log_target.log != "kafka":  # it cannot say who came first, so it keeps no claims
+    if log_target.log != "kafka":  # it cannot tell who came first, so it stores no claims
         found.append(_idempotency_case(log_target, sizes))
     if log_target.log == "memory":
         found += _local_cases(sizes)
@@ -81,11 +81,11 @@ def _case(log: str, name: str, ours: Side, *rivals: Rival) -> Case:
     return Case(PATTERN_PREFIX + name, log, ours, rivals)
 
 
-# -- what is not on a message's way ----------------------------------------------------------------
+# -- what is not in a message's path ---------------------------------------------------------------
 
 
 def _overhead_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
-    """The same processor with and without something that a message should not feel."""
+    """The same processor with and without something that should not slow down a message."""
     shapes: dict[str, dict[str, Any]] = {
         "plain": {"shape": "plain"},
         "async": {"shape": "async", "concurrency": CONCURRENCY},

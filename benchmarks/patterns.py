@@ -1,4 +1,4 @@
-"""What the patterns cost: each with the bare processor, publish or call that does the same work.
+"""What the patterns cost: each beside the bare processor, publish or call that does the same work.
 
 Each function is a task of a worker process (:mod:`benchmarks.worker`) that measures one of several
 ``way``s. ``bare`` is the one without the pattern. Both handle the same orders on the same log, by
@@ -48,7 +48,7 @@ from streams.patterns import (
 )
 
 CONCURRENCY = 64
-"""Handlers at once, where they are async."""
+"""Concurrent handlers, where they are async."""
 STEPS = 3
 """Of a saga."""
 TOPIC = "order.eu.paid"
@@ -61,7 +61,7 @@ def _unique_name(what: str) -> str:
     return f"{what}-{uuid4().hex}"
 
 
-# -- a topic that is there -------------------------------------------------------------------------
+# -- a topic that exists -------------------------------------------------------------------------
 
 
 def fill_events(url: str, topic: str, messages: int) -> Answer:
@@ -155,7 +155,7 @@ def _scraping(app: Streams) -> Iterator[None]:
 
 @contextmanager
 def _tracing(app: Streams, share: float) -> Iterator[None]:
-    """Spans are made, gathered in batches, and sent nowhere."""
+    """Create spans, collect them in batches, and send them nowhere."""
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
     from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
@@ -289,7 +289,7 @@ def passing(url: str, messages: int, tasks: int, way: str) -> Answer:
         async with app:
             await publish(order(0))
             while not counter.seen:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)  # whoever handles is about to join
+                await asyncio.sleep(0.01)  # until the handlers have joined
             began = time.perf_counter()
             await asyncio.gather(*(some(1 + task * share) for task in range(tasks)))
             await wait_done(counter.done, app)
@@ -404,7 +404,7 @@ async def _calls_per_second(call: Call, calls: int) -> float:
 
 
 def local(calls: int, way: str, subscribers: int = 10, *, plain: bool = False) -> Answer:
-    """Tell ``subscribers``, async or ``plain``, of each order: a local ``bus``, or ``bare`` calls
+    """Publish each order to ``subscribers``, async or ``plain``: a local ``bus``, or ``bare`` calls
     of each handler."""
 
     def another() -> Callable[[Any], Any]:
@@ -494,7 +494,7 @@ def deduplicated(calls: int, way: str) -> Answer:
 
 def places(calls: int, tasks: int, way: str) -> Answer:
     """``tasks`` coroutines that share 64 places: of a ``controller``, or of a ``bare``
-    ``asyncio.Semaphore``. Whoever has one gives way to the others once."""
+    ``asyncio.Semaphore``. Each holder yields to the others once."""
 
     async def main() -> float:
         shared: Any = asyncio.Semaphore(CONCURRENCY)

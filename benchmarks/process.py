@@ -1,7 +1,7 @@
-"""Measurements run in processes of their own, so that nothing of one is left to the next.
+"""Measurements run in processes of their own, so that none affects the next.
 
 A :class:`WorkerProcess` is a Python process that runs tasks of :mod:`benchmarks.worker` when asked,
-one at a time, and ends when whoever started it does. A peer's program is run once
+one at a time, and ends when its parent does. A peer's program is run once
 (:func:`run_once`) and answers with its last line.
 """
 
@@ -25,7 +25,7 @@ TIME_LIMIT = 1_800.0
 
 
 class MeasureError(Exception):
-    """A measurement did not come about; the message says why, in the process's own words."""
+    """A measurement failed; the message says why, as the process reported it."""
 
 
 def _environment(root: Path = ROOT) -> dict[str, str]:
@@ -120,7 +120,7 @@ def run_once(
     """Run a program to its end; what its last line says, a JSON object.
 
     Its standard input stays open as long as this process lives: a program that reads it learns
-    when it is left alone.
+    when its parent is gone.
 
     :raises MeasureError: it failed, or its last line is something else.
     """

@@ -1,8 +1,7 @@
-"""What each setting is worth: ``python -m benchmarks.sweep [NAME ...] [--log kafka]``.
+"""What each setting gains: ``python -m benchmarks.sweep [NAME ...] [--log kafka]``.
 
-One setting at a time is changed, and measured in turn with the default, which stands in each turn,
-too; told is the median of the turns' ratios, as a Markdown table. docs/tuning.md was written from
-these tables.
+One setting at a time is changed, and measured alternately with the default. The result is the
+median of the ratios, as a Markdown table. docs/tuning.md was written from these tables.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ MESSAGES = 400_000
 """In the topic that most settings are measured on."""
 
 WAIT = 0.005
-"""Seconds that a handler that waits takes."""
+"""Seconds that a waiting handler takes."""
 
 
 @dataclass(frozen=True)

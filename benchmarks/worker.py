@@ -1,8 +1,8 @@
-"""A process that measures: ``python -m benchmarks.worker``, asked over its standard input.
+"""A process that measures: ``python -m benchmarks.worker``, which reads its standard input.
 
-One line a question, ``{"task": name, "arguments": {...}}``, one line an answer: what the task
-returned, or ``{"error": why}``. It ends with its standard input, in the midst of a task too, so
-that nothing is left behind by a run that was killed.
+One line a request, ``{"task": name, "arguments": {...}}``, one line an answer: what the task
+returned, or ``{"error": why}``. It ends when its standard input does, even
+during a task, so that a run that was killed leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def task_of(name: str) -> Callable[..., dict[str, Any]]:
 
 
 def main() -> None:
-    """Answer until the questions end."""
+    """Answer requests until there are no more."""
     raise_gc_threshold()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     # Answers go where standard output went; what a task prints by itself does not.

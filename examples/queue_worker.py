@@ -33,7 +33,7 @@ CONFIG = ConsumerConfig(concurrency=8, max_retries=2, retry_delay=0.2, dead_lett
 
 
 class Mail(msgspec.Struct, frozen=True):
-    """Somebody is told something."""
+    """A mail to be sent."""
 
     to: str
     text: str
@@ -47,7 +47,7 @@ async def run(url: str) -> None:
     sent: set[str] = set()
 
     async def send(message: QueueMessage[Mail]) -> None:
-        """Handle a message: what is raised here is tried again after a while, at last given up."""
+        """Handle a message: if this raises, it is tried again later, and given up in the end."""
         mail = message.data
         if mail.to == "nobody":
             raise LookupError("there is no such mailbox")
@@ -78,7 +78,7 @@ async def run(url: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Four mails through a queue.")
     parser.add_argument("url", nargs="?", default="sqlite:///mails.db", help="the log")
-    # What fails is tried again, or printed at the end: no log lines beside that.
+    # Failures are tried again or printed at the end, and need no log lines.
     logging.basicConfig(level=logging.CRITICAL)
     try:
         asyncio.run(run(parser.parse_args().url))

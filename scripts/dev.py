@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Everything a developer, or a machine that checks, does here: ``demo``, ``test``, ``check``,
-``bench`` and ``faults``, each with all its set-up.
+"""The commands of developers and CI: ``demo``, ``test``, ``check``, ``bench`` and ``faults``, each
+with all its set-up.
 
 ``python3 scripts/dev.py COMMAND [-- ARGUMENTS]``: the arguments reach what is run (the demo,
 pytest, the benchmarks). The set-up is :mod:`environment`'s; this file knows what each command runs.
@@ -88,7 +88,7 @@ def run_together(environment: Environment, group: Sequence[Step]) -> list[Result
         return Result(step, done.returncode, time.monotonic() - began), done.stdout
 
     results = []
-    # Ctrl-C in a terminal reaches the programs as well, so that nothing waits for them long.
+    # Ctrl-C in a terminal reaches the programs as well, so the wait for them is short.
     with ThreadPoolExecutor(len(group)) as pool:
         for result, output in pool.map(captured, group):
             print_now(f"\n--- {result.step.name}")

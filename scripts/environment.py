@@ -1,15 +1,15 @@
-"""The project's own virtual environment: built once, known to be whole, rebuilt when it is not.
+"""The project's own virtual environment: built once, checked, and rebuilt when it is incomplete.
 
 Promises: whatever is installed goes into ``.venv``; an installation that was interrupted is never
-taken for a good one; when nothing has changed, nothing is run but one interpreter, and no network
-is needed.
+taken for a complete one; when nothing has changed, only one interpreter is run, and no network is
+needed.
 
 How: the last thing an installation does is to write a *stamp* into ``.venv``, and the first thing
 the next one does is to remove it. The stamp names what was installed (extras), from what
 (a fingerprint of pyproject.toml and constraints.txt), for which interpreter and where. If only the
 first two differ, pip installs over what is there. If there is no stamp, ``.venv`` is in an unknown
-state; if the interpreter is another or the folder was moved, its scripts point to nowhere: then it
-starts over from nothing.
+state; if the interpreter is another or the folder was moved, its scripts are broken: then it is
+built again from nothing.
 
 Standard library alone, and Python 3.8 is enough: this runs before anything is installed, under
 whatever ``python3`` is, to find the interpreter that the project needs.
@@ -61,7 +61,7 @@ class SetupError(Exception):
 
 
 class Interpreter(NamedTuple):
-    """A Python that was seen to run."""
+    """A Python that was run and works."""
 
     path: str
     version: tuple[int, ...]
@@ -95,7 +95,7 @@ def run_program(command: Sequence[str], env: Mapping[str, str], folder: Path) ->
 
 
 def probe(path: str) -> Interpreter | str:
-    """The interpreter at ``path``, or why it will not do.
+    """The interpreter at ``path``, or why it cannot be used.
 
     Only running it tells: a version manager's shim exists for versions that are not selected, and
     a distribution may leave out what virtual environments need.
@@ -188,7 +188,7 @@ def select_pins(text: str, extras: Sequence[str]) -> str:
 
 
 def fingerprint(root: Path) -> str:
-    """Changes with whatever decides what is installed."""
+    """Changes when anything changes that decides what is installed."""
     digest = hashlib.sha256()
     for name in ("pyproject.toml", PINS):
         digest.update(b"\0" + (root / name).read_bytes())
@@ -251,19 +251,19 @@ class Environment:
             VIRTUAL_ENV=str(self.folder),
             PATH=str(self.bin) + os.pathsep + env.get("PATH", os.defpath),
             PIP_USER="0",
-            # Pyright brings its program in its wheel and node in another; it shall fetch nothing
+            # Pyright's program is in its wheel, and node in another; it must fetch nothing
             # and write nowhere else.
             PYRIGHT_PYTHON_IGNORE_WARNINGS="1",
             PYRIGHT_PYTHON_CACHE_DIR=str(self.folder / "cache"),
         )
-        # Pyright makes much that is soon garbage: with room for it, it is done a sixth sooner.
+        # Pyright creates much garbage: with more memory for it, it is a sixth faster.
         env.setdefault("NODE_OPTIONS", "--max-semi-space-size=64")
         return env
 
     # -- steps
 
     def _read_stamp(self) -> dict[str, Any]:
-        """What the stamp says, if it can be believed; else nothing."""
+        """What the stamp says, if it is valid; else nothing."""
         try:
             state = json.loads(self.stamp.read_text(encoding="utf-8"))
             extras, known, version = state["extras"], state["fingerprint"], state["python"]
@@ -308,7 +308,7 @@ class Environment:
             str(self.python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input",
             "--quiet", "--no-deps",
         ]  # fmt: skip
-        # A file that is not one of those that were pinned is refused, whoever offers it.
+        # A file whose hash is not pinned is refused, whatever its source.
         hashed = [*pip, "--require-hashes", "--requirement", str(chosen)]
         self._run_or_fail(hashed, f"install what {what} needs")
         self._run_or_fail([*pip, "--no-build-isolation", "--editable", "."], f"install {what}")
@@ -322,7 +322,7 @@ class Environment:
             )
 
     def _write_stamp(self, state: dict[str, Any]) -> None:
-        """Write the stamp, whole or not at all."""
+        """Write the stamp atomically."""
         draft = self.stamp.with_suffix(".draft")
         draft.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
         os.replace(draft, self.stamp)
@@ -332,7 +332,7 @@ class Environment:
         """One set-up of this checkout at a time; the lock ends with its process."""
         try:
             import fcntl
-        except ImportError:  # no such locks here
+        except ImportError:  # this platform has no such locks
             yield
             return
         with open(self.root / "pyproject.toml", "rb") as held:

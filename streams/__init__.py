@@ -4,294 +4,88 @@ Order per key with concurrency far above the partition count, at-least-once, ded
 and an ordered way to fail: the same on every log. Start with :class:`Streams`.
 """
 
-import sys
-import warnings
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from streams.app import Streams
-    from streams.asgi import HealthEndpoint, exit_on_failure
-    from streams.config import CloudEvents, DeadLetters, Dedup, Flow, Retention, Retry
-    from streams.decoding import Source
-    from streams.errors import (
-        BatchError,
-        ConfigError,
-        Fatal,
-        Fenced,
-        GroupNotEmpty,
-        HandlerTimeout,
-        InvalidValue,
-        LogError,
-        MemberFenced,
-        NotFound,
-        NotRunning,
-        OutcomeUnknown,
-        ProcessorDied,
-        Reject,
-        RetryAfter,
-        StreamsError,
-        TooLarge,
-        TopicMismatch,
-        Unavailable,
-    )
-    from streams.health import Health, ProcessorHealth, ProcessorStats, Stats
-    from streams.message import Message, Position, Raw, Transaction
-    from streams.patterns import (
-        BackpressureController,
-        ChoreographySaga,
-        ClaimLost,
-        ClosedKey,
-        ClosedKeys,
-        ConsumerConfig,
-        ContextConflict,
-        DeadLetter,
-        DeadLetterManager,
-        DeduplicatedConsumer,
-        Delays,
-        Event,
-        EventBus,
-        EventFilter,
-        FailedCompensation,
-        FilteredSubscriber,
-        IdempotencyStore,
-        IdempotentProcessor,
-        InProgress,
-        KeyReused,
-        MessageConsumer,
-        MessageQueue,
-        MetricsCollector,
-        MonitoringServer,
-        NotAcquired,
-        NotClosed,
-        OperationFailed,
-        PatternEventBus,
-        Queue,
-        QueueMessage,
-        ReprocessStopped,
-        SagaError,
-        SagaEvent,
-        SagaFailedError,
-        SagaOrchestrator,
-        SagaState,
-        SagaStatus,
-        SagaStep,
-        SagaStoppedError,
-        SagaTracker,
-        Scheduled,
-        StepCall,
-        StepError,
-        StepTimeout,
-        Subscription,
-        UnknownSaga,
-        create_handler,
-        instrument,
-    )
-    from streams.processor import Processor
-    from streams.topic import Topic
-    from streams.topic_reader import TopicReader
+from streams.lazy_exports import lazy_exports
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "BackpressureController",
-    "BatchError",
-    "ChoreographySaga",
-    "ClaimLost",
-    "ClosedKey",
-    "ClosedKeys",
-    "CloudEvents",
-    "ConfigError",
-    "ConsumerConfig",
-    "ContextConflict",
-    "DeadLetter",
-    "DeadLetterManager",
-    "DeadLetters",
-    "Dedup",
-    "DeduplicatedConsumer",
-    "Delays",
-    "Event",
-    "EventBus",
-    "EventFilter",
-    "FailedCompensation",
-    "Fatal",
-    "Fenced",
-    "FilteredSubscriber",
-    "Flow",
-    "GroupNotEmpty",
-    "HandlerTimeout",
-    "Health",
-    "HealthEndpoint",
-    "IdempotencyStore",
-    "IdempotentProcessor",
-    "InProgress",
-    "InvalidValue",
-    "KeyReused",
-    "LogError",
-    "MemberFenced",
-    "Message",
-    "MessageConsumer",
-    "MessageQueue",
-    "MetricsCollector",
-    "MonitoringServer",
-    "NotAcquired",
-    "NotClosed",
-    "NotFound",
-    "NotRunning",
-    "OperationFailed",
-    "OutcomeUnknown",
-    "PatternEventBus",
-    "Position",
-    "Processor",
-    "ProcessorDied",
-    "ProcessorHealth",
-    "ProcessorStats",
-    "Queue",
-    "QueueMessage",
-    "Raw",
-    "Reject",
-    "ReprocessStopped",
-    "Retention",
-    "Retry",
-    "RetryAfter",
-    "SagaError",
-    "SagaEvent",
-    "SagaFailedError",
-    "SagaOrchestrator",
-    "SagaState",
-    "SagaStatus",
-    "SagaStep",
-    "SagaStoppedError",
-    "SagaTracker",
-    "Scheduled",
-    "Source",
-    "Stats",
-    "StepCall",
-    "StepError",
-    "StepTimeout",
-    "Streams",
-    "StreamsError",
-    "Subscription",
-    "TooLarge",
-    "Topic",
-    "TopicMismatch",
-    "TopicReader",
-    "Transaction",
-    "Unavailable",
-    "UnknownSaga",
-    "__version__",
-    "create_handler",
-    "exit_on_failure",
-    "instrument",
-]
-
-_HOME = {
-    "BackpressureController": "streams.patterns",
-    "BatchError": "streams.errors",
-    "ChoreographySaga": "streams.patterns",
-    "ClaimLost": "streams.patterns",
-    "ClosedKey": "streams.patterns",
-    "ClosedKeys": "streams.patterns",
-    "ConfigError": "streams.errors",
-    "ConsumerConfig": "streams.patterns",
-    "ContextConflict": "streams.patterns",
-    "DeadLetter": "streams.patterns",
-    "DeadLetterManager": "streams.patterns",
-    "CloudEvents": "streams.config",
-    "DeadLetters": "streams.config",
-    "Dedup": "streams.config",
-    "DeduplicatedConsumer": "streams.patterns",
-    "Delays": "streams.patterns",
-    "Event": "streams.patterns",
-    "EventBus": "streams.patterns",
-    "EventFilter": "streams.patterns",
-    "FailedCompensation": "streams.patterns",
-    "Fatal": "streams.errors",
-    "Fenced": "streams.errors",
-    "FilteredSubscriber": "streams.patterns",
-    "Flow": "streams.config",
-    "GroupNotEmpty": "streams.errors",
-    "HandlerTimeout": "streams.errors",
-    "Health": "streams.health",
-    "HealthEndpoint": "streams.asgi",
-    "IdempotencyStore": "streams.patterns",
-    "IdempotentProcessor": "streams.patterns",
-    "InProgress": "streams.patterns",
-    "InvalidValue": "streams.errors",
-    "KeyReused": "streams.patterns",
-    "LogError": "streams.errors",
-    "MemberFenced": "streams.errors",
-    "Message": "streams.message",
-    "MessageConsumer": "streams.patterns",
-    "MessageQueue": "streams.patterns",
-    "MetricsCollector": "streams.patterns",
-    "MonitoringServer": "streams.patterns",
-    "NotAcquired": "streams.patterns",
-    "NotClosed": "streams.patterns",
-    "NotFound": "streams.errors",
-    "NotRunning": "streams.errors",
-    "OperationFailed": "streams.patterns",
-    "OutcomeUnknown": "streams.errors",
-    "PatternEventBus": "streams.patterns",
-    "Position": "streams.message",
-    "Processor": "streams.processor",
-    "ProcessorDied": "streams.errors",
-    "ProcessorHealth": "streams.health",
-    "ProcessorStats": "streams.health",
-    "Queue": "streams.patterns",
-    "QueueMessage": "streams.patterns",
-    "Raw": "streams.message",
-    "Reject": "streams.errors",
-    "ReprocessStopped": "streams.patterns",
-    "Retention": "streams.config",
-    "Retry": "streams.config",
-    "RetryAfter": "streams.errors",
-    "SagaError": "streams.patterns",
-    "SagaEvent": "streams.patterns",
-    "SagaFailedError": "streams.patterns",
-    "SagaOrchestrator": "streams.patterns",
-    "SagaState": "streams.patterns",
-    "SagaStatus": "streams.patterns",
-    "SagaStep": "streams.patterns",
-    "SagaStoppedError": "streams.patterns",
-    "SagaTracker": "streams.patterns",
-    "Scheduled": "streams.patterns",
-    "Source": "streams.decoding",
-    "Stats": "streams.health",
-    "StepCall": "streams.patterns",
-    "StepError": "streams.patterns",
-    "StepTimeout": "streams.patterns",
-    "Streams": "streams.app",
-    "StreamsError": "streams.errors",
-    "Subscription": "streams.patterns",
-    "TooLarge": "streams.errors",
-    "Topic": "streams.topic",
-    "TopicMismatch": "streams.errors",
-    "TopicReader": "streams.topic_reader",
-    "Transaction": "streams.message",
-    "Unavailable": "streams.errors",
-    "UnknownSaga": "streams.patterns",
-    "create_handler": "streams.patterns",
-    "exit_on_failure": "streams.asgi",
-    "instrument": "streams.patterns",
-}
-
-_RENAMED = {"GroupLive": "GroupNotEmpty", "Mismatch": "TopicMismatch", "Reading": "TopicReader"}
-"""Former names, which still work."""
-
-
-def __getattr__(name: str) -> object:
-    """Import a public name when it is first used: ``streams --help`` needs none of them."""
-    if name in _RENAMED:
-        new = _RENAMED[name]
-        warnings.warn(f"streams.{name} is now {new}", DeprecationWarning, stacklevel=2)
-        return getattr(sys.modules[__name__], new)
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(import_module(home), name)
-    return found
-
-
-def __dir__() -> list[str]:
-    return __all__
+if TYPE_CHECKING:
+    from streams.app import Streams as Streams
+    from streams.asgi import HealthEndpoint as HealthEndpoint
+    from streams.asgi import exit_on_failure as exit_on_failure
+    from streams.config import CloudEvents as CloudEvents
+    from streams.config import DeadLetters as DeadLetters
+    from streams.config import Dedup as Dedup
+    from streams.config import Flow as Flow
+    from streams.config import Retention as Retention
+    from streams.config import Retry as Retry
+    from streams.decoding import Source as Source
+    from streams.errors import BatchError as BatchError
+    from streams.errors import ConfigError as ConfigError
+    from streams.errors import Fatal as Fatal
+    from streams.errors import Fenced as Fenced
+    from streams.errors import GroupNotEmpty as GroupNotEmpty
+    from streams.errors import HandlerTimeout as HandlerTimeout
+    from streams.errors import InvalidValue as InvalidValue
+    from streams.errors import LogError as LogError
+    from streams.errors import MemberFenced as MemberFenced
+    from streams.errors import NotFound as NotFound
+    from streams.errors import NotRunning as NotRunning
+    from streams.errors import OutcomeUnknown as OutcomeUnknown
+    from streams.errors import ProcessorDied as ProcessorDied
+    from streams.errors import Reject as Reject
+    from streams.errors import RetryAfter as RetryAfter
+    from streams.errors import StreamsError as StreamsError
+    from streams.errors import TooLarge as TooLarge
+    from streams.errors import TopicMismatch as TopicMismatch
+    from streams.errors import Unavailable as Unavailable
+    from streams.health import Health as Health
+    from streams.health import ProcessorHealth as ProcessorHealth
+    from streams.health import ProcessorStats as ProcessorStats
+    from streams.health import Stats as Stats
+    from streams.message import Message as Message
+    from streams.message import Position as Position
+    from streams.message import Raw as Raw
+    from streams.message import Transaction as Transaction
+    from streams.patterns import *  # noqa: F403 - all of its names
+    from streams.processor import Processor as Processor
+    from streams.topic import Topic as Topic
+    from streams.topic_reader import TopicReader as TopicReader
+else:
+    __all__, __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "streams.app": "Streams",
+            "streams.asgi": "HealthEndpoint exit_on_failure",
+            "streams.config": "CloudEvents DeadLetters Dedup Flow Retention Retry",
+            "streams.decoding": "Source",
+            "streams.errors": (
+                "BatchError ConfigError Fatal Fenced GroupNotEmpty HandlerTimeout InvalidValue "
+                "LogError MemberFenced NotFound NotRunning OutcomeUnknown ProcessorDied Reject "
+                "RetryAfter StreamsError TooLarge TopicMismatch Unavailable"
+            ),
+            "streams.health": "Health ProcessorHealth ProcessorStats Stats",
+            "streams.message": "Message Position Raw Transaction",
+            "streams.patterns": (
+                "BackpressureController ChoreographySaga ClaimLost ClosedKey ClosedKeys "
+                "ConsumerConfig ContextConflict DeadLetter DeadLetterManager DeduplicatedConsumer "
+                "Delays Event EventBus EventFilter FailedCompensation FilteredSubscriber "
+                "IdempotencyStore IdempotentProcessor InProgress KeyReused MessageConsumer "
+                "MessageQueue MetricsCollector MonitoringServer NotAcquired NotClosed "
+                "OperationFailed PatternEventBus Queue QueueMessage ReprocessStopped SagaError "
+                "SagaEvent SagaFailedError SagaOrchestrator SagaState SagaStatus SagaStep "
+                "SagaStoppedError SagaTracker Scheduled StepCall StepError StepTimeout "
+                "Subscription UnknownSaga create_handler instrument"
+            ),
+            "streams.processor": "Processor",
+            "streams.topic": "Topic",
+            "streams.topic_reader": "TopicReader",
+        },
+        former={
+            "GroupLive": "GroupNotEmpty",
+            "Mismatch": "TopicMismatch",
+            "Reading": "TopicReader",
+        },
+    )
+    __all__ = sorted([*__all__, "__version__"])

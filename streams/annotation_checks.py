@@ -66,14 +66,12 @@ def check_handler(
     :param has_filter: there is a filter, which may leave only a part of the type.
     :raises ConfigError: it is annotated with another type than it will get.
     """
-    wrappers = (list,) if batch else ()
-    parameters = list(_positional_parameters(function))
-    for (name, annotation), wrapped_in in zip(
-        parameters, (wrappers, (*wrappers, Message)), strict=False
+    around: tuple[type, ...] = (list,) if batch else ()
+    arguments = [around, (*around, Message)] if wants_message else [around]
+    for (name, annotation), wrappers in zip(
+        _positional_parameters(function), arguments, strict=False
     ):
-        if wrapped_in[-1:] == (Message,) and not wants_message:
-            break
-        _check_parameter(where, name, annotation, topics, wrapped_in, any_part=has_filter)
+        _check_parameter(where, name, annotation, topics, wrappers, any_part=has_filter)
 
 
 def check_function(
@@ -115,14 +113,9 @@ def check_arguments(
         fits = [_accepts(annotation, part, each.wrappers) for part in _union_members(each.type)]
         if all(fits) or (any_part and any(fits)):
             continue
-        wanted = "" if each.wrappers and each.type is Any else _format_type(each.type)
-        for cls in reversed(each.wrappers):
-            wanted = f"{cls.__name__}[{wanted}]" if wanted else cls.__name__
-        raise ConfigError(
-            f"{where}: parameter {name!r} is annotated {_format_type(annotation)}, but it gets "
-            f"{wanted}; "
-            f"annotate it {wanted}"
-        )
+        inner = "" if each.wrappers and each.type is Any else _format_type(each.type)
+        wanted = _wrap(inner, each.wrappers)
+        raise _misfit(where, name, annotation, f"it gets {wanted}", wanted)
 
 
 def check_result(where: str, function: Callable[..., Any], to: TopicType, *, batch: bool) -> None:
@@ -135,10 +128,10 @@ def check_result(where: str, function: Callable[..., Any], to: TopicType, *, bat
         return
     wanted = _format_type(to.type)
     advice = f"a list with {wanted} or None for each message" if batch else f"{wanted} or None"
+    returned = f"what it returns is annotated {_format_type(annotation)}"
     raise ConfigError(
-        f"{where}: what it returns is annotated {_format_type(annotation)}, but is published to "
-        "topic "
-        f"{to.topic!r} (to=), which has {wanted}; return {advice}"
+        f"{where}: {returned}, but is published to topic {to.topic!r} (to=), which has {wanted}; "
+        f"return {advice}"
     )
 
 
@@ -150,9 +143,8 @@ def unpublished_result(function: Callable[..., Any], topics: Iterable[TopicType]
     for returned in _union_members(_Annotations(function)["return"]):
         cls, parts = _class_of(returned), [returned]
         if cls is not None and issubclass(cls, (list, tuple, Sequence, Iterator)):
-            parts += [
-                part for held in typing.get_args(returned)[:1] for part in _union_members(held)
-            ]
+            for item_type in typing.get_args(returned)[:1]:
+                parts += _union_members(item_type)
         for found in map(_class_of, parts):
             if found is None or found.__module__ == "builtins":
                 continue
@@ -184,8 +176,6 @@ def _check_parameter(
     if all(fits) or (any_part and any(fits)):
         return
     wanted = " | ".join(dict.fromkeys(_format_type(each.type) for each in topics))
-    for cls in reversed(wrappers):
-        wanted = f"{cls.__name__}[{wanted}]"
     gets = " and ".join(f"topic {each.topic!r} has {_format_type(each.type)}" for each in topics)
     if wrappers and not _accepts(annotation, Any, wrappers):
         what = "the messages" if wrappers == (list, Message) else "the message"
@@ -195,10 +185,19 @@ def _check_parameter(
         alternative = ", or give batch="
     elif len(topics) == 1 and topics[0].type is bytes:  # which it is where none was given
         alternative = f", or give the type: app.topic({topics[0].topic!r}, ...)"
-    raise ConfigError(
-        f"{where}: parameter {parameter!r} is annotated {_format_type(annotation)}, but {gets}; "
-        f"annotate it {wanted}{alternative}"
-    )
+    raise _misfit(where, parameter, annotation, gets, _wrap(wanted, wrappers) + alternative)
+
+
+def _wrap(inner: str, wrappers: tuple[type, ...]) -> str:
+    """The name of a type with the classes around it: ``list[Message[Order]]``."""
+    for cls in reversed(wrappers):
+        inner = f"{cls.__name__}[{inner}]" if inner else cls.__name__
+    return inner
+
+
+def _misfit(where: str, parameter: str, annotation: Any, gets: str, wanted: str) -> ConfigError:
+    annotated = f"parameter {parameter!r} is annotated {_format_type(annotation)}"
+    return ConfigError(f"{where}: {annotated}, but {gets}; annotate it {wanted}")
 
 
 # -- reading annotations
@@ -372,13 +371,9 @@ def _may_contain(form: Any, to: Any, *, batch: bool) -> bool:
         return True
     if not issubclass(cls, (list, tuple, Iterator)) and not _is_subtype(list, cls):
         return False
-    element_types = typing.get_args(form)
-    element_types = (
-        element_types if cls is tuple else element_types[:1]
-    )  # a generator's others are not what it yields
-    return not element_types or any(
-        _may_return(each, to, batch=False) for each in element_types if each is not ...
-    )
+    # Of a generator's arguments only the first is what it yields.
+    items = typing.get_args(form) if cls is tuple else typing.get_args(form)[:1]
+    return not items or any(_may_return(each, to, batch=False) for each in items if each is not ...)
 
 
 def _may_be_instance(form: Any, to: Any) -> bool:

@@ -17,22 +17,17 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
+from typing_extensions import override
+
 from streams.cancellation import run_in_thread
 from streams.config import CloudEvents
 from streams.declarations import Declarations
-from streams.errors import (
-    EXIT_FENCED,
-    ConfigError,
-    MemberFenced,
-    NotRunning,
-    ProcessorDied,
-    StreamsError,
-)
-from streams.event_loop import enter_in_thread, loop_factory
+from streams.errors import ConfigError, NotRunning, ProcessorDied, StreamsError, exit_status
+from streams.event_loop import enter_in_thread, loop_factory, running_loop
 from streams.failure_report import FailureReport
-from streams.health import Health, Stats, processor_health, processor_stats
+from streams.health import Health, Stats
 from streams.log.protocol import Log, Queryable
-from streams.processor import Processor, ProcessorOptions
+from streams.processor import Processor, ProcessorClass, ProcessorOptions
 from streams.publisher import Publisher
 from streams.runtime import Runtime, enable_timing
 from streams.signals import StopSignals
@@ -75,9 +70,7 @@ class Streams(Declarations):
         lifespan: Lifespan | None = None,
         cloudevents: CloudEvents | None = None,
     ) -> None:
-        super().__init__(
-            url, config=config, member=member, lifespan=lifespan, cloudevents=cloudevents
-        )
+        super().__init__(url, config, member, lifespan, cloudevents)
         self._failures = FailureReport()
         self._enter_lock = threading.Lock()
         self._stop_requested: asyncio.Event | None = None
@@ -85,16 +78,13 @@ class Streams(Declarations):
         self.runtime = Runtime(self, self._failures)
         """Its life: the one that it is in, else the last one; at first one that has not begun."""
 
+    @override
     def declare(
         self,
         function: Callable[P, R],
         options: ProcessorOptions,
-        processor_class: Callable[
-            [Callable[P, R], ProcessorOptions, str], Processor[P, R]
-        ] = Processor,
+        processor_class: ProcessorClass[P, R] = Processor,
     ) -> Processor[P, R]:
-        """Declare a processor; on a running app, :meth:`streams.runtime.Runtime.start_processor`
-        begins it."""
         processor = super().declare(function, options, processor_class)
         self.runtime.processor_declared(processor)
         return processor
@@ -102,32 +92,20 @@ class Streams(Declarations):
     # -- what is there while it lives
 
     @property
+    @override
     def log(self) -> Log:
-        """The open log.
-
-        :raises NotRunning: the app is not entered.
-        :raises ProcessorDied: it was left because a processor died.
-        """
-        log = self.runtime.log
-        if log is None:
-            raise self._failures.not_running_error(
-                "the app is not running: use it inside `async with app:`"
-            )
-        return log
+        return self._while_entered(self.runtime.log)
 
     @property
+    @override
     def publisher(self) -> Publisher:
-        """What publishes for this app.
+        return self._while_entered(self.runtime.publisher)
 
-        :raises NotRunning: the app is not entered.
-        :raises ProcessorDied: it was left because a processor died.
-        """
-        publisher = self.runtime.publisher
-        if publisher is None:
-            raise self._failures.not_running_error(
-                "the app is not running: use it inside `async with app:`"
-            )
-        return publisher
+    def _while_entered(self, found: T | None) -> T:
+        if found is None:
+            problem = "the app is not running: use it inside `async with app:`"
+            raise self._failures.not_running_error(problem)
+        return found
 
     @property
     def failure(self) -> ProcessorDied | None:
@@ -147,9 +125,9 @@ class Streams(Declarations):
         """
         log = self.log
         if not isinstance(log, Queryable):
+            kind = log.capabilities.name
             raise ConfigError(
-                f"app.query reads the file of a sqlite:// log with SQL; this is a "
-                f"{log.capabilities.name} log"
+                f"app.query reads the file of a sqlite:// log with SQL; this is a {kind} log"
             )
         return await run_in_thread(log.query, sql, parameters)
 
@@ -161,17 +139,12 @@ class Streams(Declarations):
         :raises ConfigError: this is its loop's own thread: await there.
         """
         loop = self.runtime.loop
-        try:
-            running = asyncio.get_running_loop()
-        except RuntimeError:
-            running = None
-        if loop is None or running is loop:
+        if loop is None or running_loop() is loop:
             if asyncio.iscoroutine(awaitable):
                 awaitable.close()
             if loop is None:
-                raise self._failures.not_running_error(
-                    "the app is not running: use it inside `with app.background():`"
-                )
+                problem = "the app is not running: use it inside `with app.background():`"
+                raise self._failures.not_running_error(problem)
             raise ConfigError("app.wait() on the app's own loop would wait for ever: use await")
 
         async def wait() -> T:
@@ -180,8 +153,8 @@ class Streams(Declarations):
         return asyncio.run_coroutine_threadsafe(wait(), loop).result()
 
     def measure(self) -> None:
-        """Take the time of handlers' calls from now on, for :meth:`stats`; now and then of quick
-        ones, so that it is not felt."""
+        """Measure how long handlers' calls take from now on, for :meth:`stats`; of quick ones only
+        a sample, so that it costs next to nothing."""
         self.timing_enabled = True
         for processor in self.processors:
             if processor.executor is not None:
@@ -189,32 +162,24 @@ class Streams(Declarations):
 
     def stats(self) -> Stats:
         """Figures of this moment."""
-        found = {}
-        for processor in self.processors:
-            executor, poller = processor.executor, processor.poller
-            if executor is not None and poller is not None:
-                found[processor.name] = processor_stats(executor, poller)
+        found = {each.name: each.stats() for each in self.processors}
         publisher = self.runtime.publisher
-        return Stats(found, publisher.published if publisher is not None else 0)
+        published = publisher.published if publisher is not None else 0
+        return Stats({name: each for name, each in found.items() if each is not None}, published)
 
     def health(self) -> Health:
         """How the app and its processors are."""
         runtime = self.runtime
-        found = {
-            each.name: processor_health(
-                each.executor, each.poller, paused=each.paused, end_reason=each.end_reason
-            )
-            for each in self.processors
-            if not runtime.is_starting(each)
-        }
+        known = (each for each in self.processors if not runtime.is_starting(each))
+        found = {each.name: each.health() for each in known}
         return Health(runtime.is_open, found, runtime.stopping)
 
     async def failed(self) -> ProcessorDied:
         """Wait until a processor dies, and return why: what ``async with app`` raises at its end.
 
-        For whoever runs the app inside something that would go on without it, to end or restart
-        that. Any number may wait, on any loop; who is cancelled does no harm. The answer stays
-        until the app is entered again. An app that is left in order answers nobody.
+        For a program that runs the app inside something that would go on without it, so that it
+        can end or restart that. Any number of tasks may wait, on any loop, and may be cancelled.
+        The answer stays until the app is entered again; an app that is left in order gives none.
         """
         return await self._failures.wait()
 
@@ -302,8 +267,7 @@ class Streams(Declarations):
             self.run_or_raise()
         except StreamsError as error:
             print(f"streams: {one_line(str(error))}", file=sys.stderr)  # noqa: T201 - the process ends with this
-            fenced = isinstance(error.__cause__, MemberFenced)
-            raise SystemExit(EXIT_FENCED if fenced else 1) from error
+            raise SystemExit(exit_status(error)) from error
 
     def run_or_raise(self) -> None:
         """The same, for a program that says itself why the app has ended.

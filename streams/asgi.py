@@ -1,9 +1,9 @@
 """An app inside an ASGI server (uvicorn with FastAPI, Starlette, ...): its health, and its end.
 
 Such a server goes on when a processor dies: it does not look at its application's lifespan between
-startup and shutdown. So whoever is to restart the service must be told in another way, by the
-process's end (:func:`exit_on_failure`) or by a health check (:class:`HealthEndpoint`). Nothing here
-needs a web framework.
+startup and shutdown. What restarts the service has to learn of it in another way: the process ends
+(:func:`exit_on_failure`), or a health check fails (:class:`HealthEndpoint`). Nothing here needs a
+web framework.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def _exit_soon(lifespan: asyncio.Task[Any]) -> None:
     """The server's task for the lifespan is over, and whatever else was opened in it is closed.
 
     The server catches what the lifespan raises, SystemExit too, and would end with status 0. What
-    a callback of the loop raises nobody catches. It is not raised in this one, but after another
-    turn of the loop: uvicorn's main task is woken beside it, and stops the loop in the next turn.
+    a callback of the loop raises nobody catches. It is raised one iteration of the loop later, not
+    in this callback: uvicorn's main task wakes up in this iteration and stops the loop in the next.
     """
     lifespan.get_loop().call_soon(_exit)
 

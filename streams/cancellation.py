@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
 from streams.text import get_logger
@@ -54,6 +55,26 @@ async def run_in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwa
     :raises CancelledError: the caller was cancelled.
     """
     return await run_to_completion(asyncio.to_thread(function, *args, **kwargs))
+
+
+async def wait_for_callback(start: Callable[[Callable[[T], None]], object]) -> T:
+    """What a callback is called with, which may be in any thread.
+
+    :param start: is given the callback.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def resolve(result: T) -> None:
+        if not future.done():
+            future.set_result(result)
+
+    def callback(result: T) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(resolve, result)
+
+    start(callback)
+    return await future
 
 
 async def wait_deferring_cancel(

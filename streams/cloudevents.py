@@ -23,16 +23,7 @@ import msgspec
 from stream_codecs import DecodeError, EncodeError, Json
 from streams import wire
 from streams.config import CloudEvents
-from streams.message import (
-    ID,
-    SOURCE,
-    SPECVERSION,
-    TIME,
-    TYPE,
-    Batch,
-    Headers,
-    identity_of,
-)
+from streams.message import ID, SOURCE, SPECVERSION, TIME, TYPE, Batch, Headers, identity_of
 
 CONTENT_TYPE = "content-type"
 STRUCTURED_MEDIA_TYPE = "application/cloudevents"
@@ -87,13 +78,10 @@ class EventHeaderWriter:
             return named.encode()
         if self._type is not None:
             return self._type.encode()
-        value_class = type(value)
-        found = self._type_names.get(value_class)
-        if found is None:
-            found = self._type_names[value_class] = (
-                event_type_of(value_class) or self._topic
-            ).encode()
-        return found
+        cls = type(value)
+        if cls not in self._type_names:
+            self._type_names[cls] = (event_type_of(cls) or self._topic).encode()
+        return self._type_names[cls]
 
 
 def event_type_of(kind: type) -> str | None:
@@ -195,9 +183,8 @@ def unwrap_event(value: bytes, headers: Headers) -> tuple[bytes | None, Headers]
         if name in ("data", "data_base64"):
             continue
         if _ATTRIBUTE_NAME.fullmatch(name) is None:
-            raise _invalid_event(
-                value, "an attribute's name has more than lower-case letters and digits"
-            )
+            problem = "an attribute's name has more than lower-case letters and digits"
+            raise _invalid_event(value, problem)
         try:
             found = _scalar_decoder.decode(raw)
         except msgspec.MsgspecError as error:
@@ -243,11 +230,8 @@ def _event_data(
     if data is None:
         return None
     plain = bytes(data)
-    if (
-        content_type is None
-        or _JSON_MEDIA_TYPE.fullmatch(content_type)
-        or not plain.startswith(b'"')
-    ):
+    is_json = content_type is None or _JSON_MEDIA_TYPE.fullmatch(content_type)
+    if is_json or not plain.startswith(b'"'):
         return plain
     return _text_decoder.decode(data).encode("utf-8", "surrogatepass")  # text of another media type
 

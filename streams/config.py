@@ -12,34 +12,36 @@ from typing import Any, ClassVar, Literal
 
 from streams.errors import ConfigError
 
-__all__ = [
-    "CloudEvents",
-    "DeadLetters",
-    "Dedup",
-    "Flow",
-    "OnUnknown",
-    "Retention",
-    "Retry",
-    "Start",
-]
-
 OnUnknown = Literal["dead", "skip"]
 """What becomes of a union's unknown tag: a dead letter, or passed over (and settled)."""
 
 Start = Literal["earliest", "latest"]
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
+def _check(config: object, name: str, valid: bool, needed: str) -> None:
+    if not valid:
+        given = f"{type(config).__name__}({name}={getattr(config, name)!r})"
+        raise ConfigError(f"{given}: {needed}")
 
 
-def _is_whole_number(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _check_count(
+    config: object, name: str, least: int = 1, needed: str = "a whole number from 1"
+) -> None:
+    value = getattr(config, name)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    _check(config, name, whole and value >= least, needed)
+
+
+def _check_flag(config: object, name: str) -> None:
+    _check(config, name, isinstance(getattr(config, name), bool), "True or False")
 
 
 def _is_duration(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+
+
+def _check_duration(config: object, name: str) -> None:
+    _check(config, name, _is_duration(getattr(config, name)), "seconds, not negative")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -64,32 +66,22 @@ class Retention:
 
     def __post_init__(self) -> None:
         seconds = self.seconds
-        _require(
-            seconds is None or (_is_duration(seconds) and 0 < seconds < float("inf")),
-            f"Retention(seconds={seconds!r}): more than 0, or None",
-        )
+        positive = seconds is None or (_is_duration(seconds) and 0 < seconds < float("inf"))
+        _check(self, "seconds", positive, "more than 0, or None")
         for name in ("messages", "bytes"):
-            count = getattr(self, name)
-            _require(
-                count is None or _is_whole_number(count, 1),
-                f"Retention({name}={count!r}): a whole number from 1, or None",
-            )
-        _require(
-            isinstance(self.compacted, bool),
-            f"Retention(compacted={self.compacted!r}): True or False",
-        )
+            if getattr(self, name) is not None:
+                _check_count(self, name, needed="a whole number from 1, or None")
+        _check_flag(self, "compacted")
 
     @property
     def bounds_set(self) -> tuple[str, ...]:
         """The names of the bounds that are set; none of them: messages are kept for ever."""
-        return tuple(
-            field.name for field in fields(self) if getattr(self, field.name) != field.default
-        )
+        given = (field for field in fields(self) if getattr(self, field.name) != field.default)
+        return tuple(field.name for field in given)
 
     def __repr__(self) -> str:
-        return (
-            f"Retention({', '.join(f'{each}={getattr(self, each)!r}' for each in self.bounds_set)})"
-        )
+        bounds = (f"{each}={getattr(self, each)!r}" for each in self.bounds_set)
+        return f"Retention({', '.join(bounds)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,23 +112,17 @@ class Retry:
     durable: bool = False
 
     def __post_init__(self) -> None:
-        _require(
-            _is_whole_number(self.attempts, 1),
-            f"Retry(attempts={self.attempts!r}): a whole number from 1; 1 is the first call alone",
-        )
-        _require(_is_duration(self.delay), f"Retry(delay={self.delay!r}): seconds, not negative")
-        _require(_is_duration(self.cap), f"Retry(cap={self.cap!r}): seconds, not negative")
+        _check_count(self, "attempts", needed="a whole number from 1; 1 is the first call alone")
+        _check_duration(self, "delay")
+        _check_duration(self, "cap")
         is_collection = isinstance(self.never, (tuple, list, set, frozenset))
         never = tuple(self.never) if is_collection else (self.never,)
-        for exception_type in never:
-            _require(
-                isinstance(exception_type, type) and issubclass(exception_type, BaseException),
-                f"Retry(never=...): a tuple of exception types, not {exception_type!r}",
-            )
+        for each in never:
+            if not (isinstance(each, type) and issubclass(each, BaseException)):
+                raise ConfigError(f"Retry(never=...): a tuple of exception types, not {each!r}")
         object.__setattr__(self, "never", never)
-        for name in ("in_order", "durable"):
-            value = getattr(self, name)
-            _require(isinstance(value, bool), f"Retry({name}={value!r}): True or False")
+        _check_flag(self, "in_order")
+        _check_flag(self, "durable")
 
     def backoff_bounds(self) -> Iterator[float]:
         """The upper bound of each backoff in turn, in seconds: ``attempts - 1`` of them."""
@@ -167,11 +153,8 @@ class Dedup:
     cap: int = 2_000_000
 
     def __post_init__(self) -> None:
-        _require(
-            _is_whole_number(self.window, 0),
-            f"Dedup(window={self.window!r}): a whole number of message IDs; 0 turns it off",
-        )
-        _require(_is_whole_number(self.cap, 1), f"Dedup(cap={self.cap!r}): a whole number from 1")
+        _check_count(self, "window", 0, "a whole number of message IDs; 0 turns it off")
+        _check_count(self, "cap")
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,14 +175,9 @@ class DeadLetters:
     sees them again. Every processor reads it beside its topic."""
 
     def __post_init__(self) -> None:
-        _require(
-            isinstance(self.sequenced, bool),
-            f"DeadLetters(sequenced={self.sequenced!r}): True or False",
-        )
-        _require(
-            isinstance(self.topic, str) and bool(self.topic),
-            f"DeadLetters(topic={self.topic!r}): a topic's name is needed, as a str",
-        )
+        _check_flag(self, "sequenced")
+        given = isinstance(self.topic, str) and bool(self.topic)
+        _check(self, "topic", given, "a topic's name is needed, as a str")
         try:
             self.name("t", "g")
         except (KeyError, IndexError, ValueError) as error:
@@ -235,7 +213,8 @@ class Flow:
     :param bytes: their bytes (keys and values), the driver's prefetch included, at most; a single
         larger message is still taken, alone.
     :param commit: seconds between two commits of the positions that are waited for, at most.
-        Between those, what was settled is stored as often as it is not felt (see docs/tuning.md).
+        In between, settled positions are stored as often as it costs next to nothing (see
+        docs/tuning.md).
     :param drain: seconds given to handlers in flight on a stop or a rebalance; then async
         handlers are cancelled.
     """
@@ -246,18 +225,11 @@ class Flow:
     drain: float = 30.0
 
     def __post_init__(self) -> None:
-        _require(
-            _is_whole_number(self.messages, 1),
-            f"Flow(messages={self.messages!r}): a whole number from 1",
-        )
-        _require(
-            _is_whole_number(self.bytes, 1), f"Flow(bytes={self.bytes!r}): a whole number from 1"
-        )
-        _require(
-            _is_duration(self.commit) and self.commit > 0,
-            f"Flow(commit={self.commit!r}): seconds, more than 0",
-        )
-        _require(_is_duration(self.drain), f"Flow(drain={self.drain!r}): seconds, not negative")
+        _check_count(self, "messages")
+        _check_count(self, "bytes")
+        positive = _is_duration(self.commit) and self.commit > 0
+        _check(self, "commit", positive, "seconds, more than 0")
+        _check_duration(self, "drain")
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,18 +249,15 @@ class CloudEvents:
     type: str | Callable[[Any], str] | None = None
 
     def __post_init__(self) -> None:
-        _require(
+        is_uri = (
             isinstance(self.source, str)
             and self.source.isascii()
             and self.source.isprintable()
             and self.source != ""
-            and not set(self.source) & set(' "<>\\^`{|}'),
-            f"CloudEvents(source={self.source!r}): a URI or a part of one, such as '/shop/orders'",
+            and not set(self.source) & set(' "<>\\^`{|}')
         )
-        _require(
-            self.type is None
-            or callable(self.type)
-            or (isinstance(self.type, str) and self.type != "" and self.type.isprintable()),
-            f"CloudEvents(type={self.type!r}): a name, such as 'com.example.order.placed', or a "
-            "function of the value",
-        )
+        _check(self, "source", is_uri, "a URI or a part of one, such as '/shop/orders'")
+        type_ = self.type
+        named = isinstance(type_, str) and type_ != "" and type_.isprintable()
+        needed = "a name, such as 'com.example.order.placed', or a function of the value"
+        _check(self, "type", type_ is None or callable(type_) or named, needed)

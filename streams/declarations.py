@@ -11,9 +11,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
-from typing import Any, Literal, ParamSpec, TypeVar, Unpack, overload
+from itertools import chain, count
+from typing import Any, Literal, Never, ParamSpec, Unpack, cast, overload
 
-from typing_extensions import TypeForm
+from typing_extensions import TypeForm, TypeVar
 
 from stream_codecs import Codec
 from streams.annotation_checks import unpublished_result
@@ -32,11 +33,11 @@ from streams.log.names import check_member
 from streams.log.protocol import Log, OpenMode
 from streams.log.url import ChosenUrl, choose_url, redact
 from streams.message import Message, Transaction
-from streams.parking.key_parking import DurableKeyParking
+from streams.parking import DurableKeyParking
 from streams.processing.job import Job
-from streams.processor import Processor, ProcessorOptions
+from streams.processor import Processor, ProcessorClass, ProcessorOptions
 from streams.publisher import Publisher, PublishObserver
-from streams.retries.attempt_log import DurableAttemptLog
+from streams.retries import DurableAttemptLog
 from streams.text import get_logger
 from streams.topic import Key, Topic
 
@@ -44,9 +45,12 @@ T = TypeVar("T")
 P = ParamSpec("P")
 R = TypeVar("R")
 A = TypeVar("A")
-B = TypeVar("B")
-C = TypeVar("C")
-O = TypeVar("O")  # noqa: E741 - what a topic given as to= takes
+B = TypeVar("B", default=Never)
+C = TypeVar("C", default=Never)
+O = TypeVar("O", default=Any)  # noqa: E741 - what a topic given as to= takes
+
+NO_TOPIC: Source[Never] = cast(Any, None)
+"""Where ``processor`` is given no second or third topic; only type checkers look at it."""
 
 logger = get_logger("streams")
 
@@ -65,7 +69,6 @@ class Declarations(ABC):
     def __init__(
         self,
         url: str | None,
-        *,
         config: Mapping[str, Any] | None,
         member: str | None,
         lifespan: AnyLifespan | None,
@@ -88,9 +91,8 @@ class Declarations(ABC):
         self.instance_id = secrets.token_hex(8)
         """A word for this process, by which its groups tell it from others of its name."""
         if config is not None and not isinstance(config, Mapping):
-            raise ConfigError(
-                f"Streams(config=...): a mapping of driver settings, not a {type(config).__name__}"
-            )
+            kind = type(config).__name__
+            raise ConfigError(f"Streams(config=...): a mapping of driver settings, not a {kind}")
         self.driver_config = dict(config or {})
         """Driver settings, passed through."""
         self.lifespan = None if lifespan is None else _check_lifespan(lifespan)
@@ -145,9 +147,8 @@ class Declarations(ABC):
         """
         given = choose_url(self.url_override, self.given_url)
         if given is None or not given.url:
-            raise ConfigError(
-                "no log: give Streams('sqlite:///app.db'), or set STREAMS_URL in the environment"
-            )
+            advice = "give Streams('sqlite:///app.db'), or set STREAMS_URL in the environment"
+            raise ConfigError(f"no log: {advice}")
         return given
 
     # -- declaring
@@ -249,82 +250,35 @@ class Declarations(ABC):
         """
         self.resources.append(resource)
 
-    # One for each number of topics, up to three, with and without batch= and to=.
+    # With and without batch= and to=, for up to three topics and for more. One that is not given
+    # adds nothing to the union: ``A | Never`` is A.
     # fmt: off
     @overload
     def processor(
-        self, a: Source[A], /, *, group: str, batch: None = None,
-        filter: Filter[A] = None, to: None = None, **options: Unpack[HandlerOptions],
-    ) -> ProcessorDecorator[A, Message[A, Transaction]]: ...
-
-    @overload
-    def processor(
-        self, a: Source[A], /, *, group: str, batch: None = None,
-        filter: Filter[A] = None, to: Topic[O], **options: Unpack[HandlerOptions],
-    ) -> PublishingDecorator[A, Message[A, Transaction], HandlerResult[O]]: ...
-
-    @overload
-    def processor(
-        self, a: Source[A], /, *, group: str, batch: int,
-        filter: Filter[A] = None, to: None = None, **options: Unpack[HandlerOptions],
-    ) -> ProcessorDecorator[list[A], list[Message[A, Transaction]]]: ...
-
-    @overload
-    def processor(
-        self, a: Source[A], /, *, group: str, batch: int,
-        filter: Filter[A] = None, to: Topic[O], **options: Unpack[HandlerOptions],
-    ) -> PublishingDecorator[
-        list[A], list[Message[A, Transaction]], Sequence[HandlerResult[O]] | None
-    ]: ...
-
-    @overload
-    def processor(
-        self, a: Source[A], b: Source[B], /, *, group: str, batch: None = None,
-        filter: Filter[A | B] = None, to: None = None, **options: Unpack[HandlerOptions],
-    ) -> ProcessorDecorator[A | B, Message[A | B, Transaction]]: ...
-
-    @overload
-    def processor(
-        self, a: Source[A], b: Source[B], /, *, group: str, batch: None = None,
-        filter: Filter[A | B] = None, to: Topic[O], **options: Unpack[HandlerOptions],
-    ) -> PublishingDecorator[A | B, Message[A | B, Transaction], HandlerResult[O]]: ...
-
-    @overload
-    def processor(
-        self, a: Source[A], b: Source[B], /, *, group: str, batch: int,
-        filter: Filter[A | B] = None, to: None = None, **options: Unpack[HandlerOptions],
-    ) -> ProcessorDecorator[list[A | B], list[Message[A | B, Transaction]]]: ...
-
-    @overload
-    def processor(
-        self, a: Source[A], b: Source[B], /, *, group: str, batch: int,
-        filter: Filter[A | B] = None, to: Topic[O], **options: Unpack[HandlerOptions],
-    ) -> PublishingDecorator[
-        list[A | B], list[Message[A | B, Transaction]], Sequence[HandlerResult[O]] | None
-    ]: ...
-
-    @overload
-    def processor(
-        self, a: Source[A], b: Source[B], c: Source[C], /, *, group: str, batch: None = None,
-        filter: Filter[A | B | C] = None, to: None = None, **options: Unpack[HandlerOptions],
+        self, a: Source[A], b: Source[B] = NO_TOPIC, c: Source[C] = NO_TOPIC, /, *, group: str,
+        batch: None = None, filter: Filter[A | B | C] = None, to: None = None,
+        **options: Unpack[HandlerOptions],
     ) -> ProcessorDecorator[A | B | C, Message[A | B | C, Transaction]]: ...
 
     @overload
     def processor(
-        self, a: Source[A], b: Source[B], c: Source[C], /, *, group: str, batch: None = None,
-        filter: Filter[A | B | C] = None, to: Topic[O], **options: Unpack[HandlerOptions],
+        self, a: Source[A], b: Source[B] = NO_TOPIC, c: Source[C] = NO_TOPIC, /, *, group: str,
+        batch: None = None, filter: Filter[A | B | C] = None, to: Topic[O],
+        **options: Unpack[HandlerOptions],
     ) -> PublishingDecorator[A | B | C, Message[A | B | C, Transaction], HandlerResult[O]]: ...
 
     @overload
     def processor(
-        self, a: Source[A], b: Source[B], c: Source[C], /, *, group: str, batch: int,
-        filter: Filter[A | B | C] = None, to: None = None, **options: Unpack[HandlerOptions],
+        self, a: Source[A], b: Source[B] = NO_TOPIC, c: Source[C] = NO_TOPIC, /, *, group: str,
+        batch: int, filter: Filter[A | B | C] = None, to: None = None,
+        **options: Unpack[HandlerOptions],
     ) -> ProcessorDecorator[list[A | B | C], list[Message[A | B | C, Transaction]]]: ...
 
     @overload
     def processor(
-        self, a: Source[A], b: Source[B], c: Source[C], /, *, group: str, batch: int,
-        filter: Filter[A | B | C] = None, to: Topic[O], **options: Unpack[HandlerOptions],
+        self, a: Source[A], b: Source[B] = NO_TOPIC, c: Source[C] = NO_TOPIC, /, *, group: str,
+        batch: int, filter: Filter[A | B | C] = None, to: Topic[O],
+        **options: Unpack[HandlerOptions],
     ) -> PublishingDecorator[
         list[A | B | C], list[Message[A | B | C, Transaction]], Sequence[HandlerResult[O]] | None
     ]: ...
@@ -411,14 +365,11 @@ class Declarations(ABC):
         def declare(function: Callable[..., Any]) -> Processor[..., Any]:
             processor = self.declare(function, options)
             if to is None:
-                topic_types = [
-                    each.topic_type for each in self.declared_topics if each.topic_type is not None
-                ]
-                if returned := unpublished_result(processor.function, topic_types):
-                    logger.warning(
-                        "processor %s returns %s, and without to= nobody gets it",
-                        processor.name, returned,
-                    )  # fmt: skip
+                types = [each.topic_type for each in self.declared_topics]
+                known = [each for each in types if each is not None]
+                if returned := unpublished_result(processor.function, known):
+                    problem = f"returns {returned}, and without to= nobody gets it"
+                    logger.warning("processor %s %s", processor.name, problem)
             return processor
 
         return ProcessorDecorator(declare) if to is None else PublishingDecorator(declare)
@@ -427,9 +378,7 @@ class Declarations(ABC):
         self,
         function: Callable[P, R],
         options: ProcessorOptions,
-        processor_class: Callable[
-            [Callable[P, R], ProcessorOptions, str], Processor[P, R]
-        ] = Processor,
+        processor_class: ProcessorClass[P, R] = Processor,
     ) -> Processor[P, R]:
         """Declare a processor; on a running app :meth:`streams.runtime.Runtime.start_processor`
         begins it."""
@@ -437,19 +386,15 @@ class Declarations(ABC):
             function = function.function
         name = getattr(function, "__name__", type(function).__name__)
         taken = {each.name for each in self.processors}
-        number = 2
-        unique = name
-        while unique in taken:
-            unique = f"{name}-{number}"
-            number += 1
+        names = chain((name,), (f"{name}-{number}" for number in count(2)))
+        unique = next(each for each in names if each not in taken)
         processor = processor_class(function, options, unique)
         for other in self.processors:
             shared_topics = set(other.topics) & set(processor.topics)
             if other.group == options.group and shared_topics and not processor.shares_group:
                 raise ConfigError(
                     f"processor {name}: group {options.group!r} already reads "
-                    f"{sorted(shared_topics)[0]!r} "
-                    f"in processor {other.name}; give it a group of its own"
+                    f"{min(shared_topics)!r} in processor {other.name}; give it a group of its own"
                 )
         if options.retry.uses_attempt_log:
             processor.attempt_log = DurableAttemptLog(self, processor)
@@ -469,9 +414,8 @@ def _check_lifespan(lifespan: AnyLifespan) -> AnyLifespan:
     try:
         inspect.signature(lifespan).bind(None)
     except TypeError as error:
-        raise ConfigError(
-            f"Streams(lifespan={name}): it is called with the app: {advice}"
-        ) from error
+        problem = f"Streams(lifespan={name}): it is called with the app"
+        raise ConfigError(f"{problem}: {advice}") from error
     except ValueError:
         pass  # a builtin that does not tell its parameters
     return lifespan

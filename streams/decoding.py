@@ -48,16 +48,12 @@ class TopicDecoder(Generic[T_co]):
         self._bound = codec.bind(type, topic=topic, role="value")
         self._nullable = includes_none(type)
         self._skip_unknown = unknown == "skip"
-        self._id_reader = id_reader
+        self.id_reader = id_reader
+        """Reads the message ID from a decoded value, where the topic says it is there."""
 
     def unwrap(self, batch: Batch) -> Batch:
         """What the batch holds, where CloudEvents in structured mode are in it; else itself."""
         return unwrap_structured(batch) if self._unwraps_events else batch
-
-    @property
-    def id_reader(self) -> ValueIdReader | None:
-        """Reads the message ID from a decoded value, where the topic says it is there."""
-        return self._id_reader
 
     def fast_decoder(
         self, values: Sequence[bytes | None], largest: int

@@ -28,10 +28,11 @@ from streams.message import (
     REDRIVE,
     Headers,
     Record,
+    headers_without,
     text,
 )
 from streams.processing.job import Outgoing
-from streams.text import error_text as error_text
+from streams.text import error_text
 
 ERROR_EXCEPTION = "__streams.errors.exception"
 ERROR_MESSAGE = "__streams.errors.message"
@@ -69,23 +70,33 @@ def dead_letter_maker(
     """
 
     def make_dead_letter(delivery: Delivery) -> Outgoing:
-        fetched, index, _, _, _, _, reason = delivery
+        batch, index, reason = delivery.fetched.batch, delivery.index, delivery.reason
         if reason is None:
-            raise ValueError("a work without a burial has no dead letter")
-        batch = fetched.batch
-        headers = [
-            (name, value)
-            for name, value in batch.headers(index)
-            if name != ID and not name.startswith(ERROR_PREFIX)
-        ]
+            raise ValueError("a delivery without a reason has no dead letter")
+        headers = headers_without(batch.headers(index), (ID,), ERROR_PREFIX)
+        record = Record(batch.values[index], batch.keys[index], batch.id(index), headers)
         failed_at = (batch.topic, batch.partition, str(batch.offset(index)))
-        timestamp = datetime.fromtimestamp(clock.time(), timezone.utc).isoformat()
-        headers += error_headers(reason.error, reason.attempts, group, failed_at, timestamp)
-        return topic(batch.topic), Record(
-            batch.values[index], batch.keys[index], batch.id(index), headers
+        return topic(batch.topic), dead_letter_record(
+            record, reason.error, reason.attempts, group, failed_at, clock.time()
         )
 
     return make_dead_letter
+
+
+def dead_letter_record(
+    record: Record,
+    error: BaseException,
+    attempts: int,
+    group: str,
+    failed_at: tuple[str, int, str],
+    now: float,
+) -> Record:
+    """A record made a dead letter: the headers that say what went wrong are added to it."""
+    timestamp = datetime.fromtimestamp(now, timezone.utc).isoformat()
+    record.headers = [
+        *record.headers, *error_headers(error, attempts, group, failed_at, timestamp)
+    ]  # fmt: skip
+    return record
 
 
 def error_headers(
@@ -138,8 +149,7 @@ def result_encoder(
     """
 
     def encode_results(result: Any, delivery: Delivery) -> Sequence[Outgoing]:
-        fetched, index, _, identity, _, _, _ = delivery
-        batch = fetched.batch
+        batch, index, identity = delivery.fetched.batch, delivery.index, delivery.identity
         source = identity.replace("\0", "/") if identity is not None else batch.id(index)
         values: Iterable[Any] = (result,)
         if several and (isinstance(result, (list, tuple)) or hasattr(result, "__next__")):
@@ -161,15 +171,24 @@ def result_encoder(
     return encode_results
 
 
+def redriven_headers(headers: Headers) -> list[tuple[str, bytes | None]]:
+    """The headers of a dead letter's message that is put back: counted as put back once more,
+    without its error, but for what is known of its first failure."""
+    return [
+        *headers_without(headers, (ID, REDRIVE), ERROR_PREFIX),
+        (REDRIVE, str(redrives_of(headers) + 1).encode()),
+        *first_failure(headers),
+    ]
+
+
 def first_failure(headers: Headers) -> list[tuple[str, bytes | None]]:
     """What a dead letter's headers say of its first failure, as headers for the message that is put
     back: those that it has not yet, because it failed for the first time."""
     found: list[tuple[str, bytes | None]] = []
 
     def add(name: str, content: str) -> None:
-        found.append(
-            (name, _truncate_end(content, ERROR_BYTES // 8).encode("utf-8", "surrogateescape"))
-        )
+        content = _truncate_end(content, ERROR_BYTES // 8)
+        found.append((name, content.encode("utf-8", "surrogateescape")))
 
     topic = header_text(headers, ERROR_TOPIC)
     if topic and header_text(headers, ORIGIN) is None:

@@ -91,6 +91,11 @@ name in its groups, so what starts processes should not start this one again. No
 sysexits.h."""
 
 
+def exit_status(error: BaseException) -> int:
+    """The exit status of a process whose app ended with this error."""
+    return EXIT_FENCED if isinstance(error.__cause__, MemberFenced) else 1
+
+
 class NotFound(LogError, LookupError):
     """A topic, partition or group that does not exist."""
 

@@ -20,6 +20,14 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The loop that runs in this thread, if one does."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 @contextmanager
 def enter_in_thread(context: AbstractAsyncContextManager[Any]) -> Iterator[None]:
     """Enter something on a loop in a thread of its own, and leave it at the end.

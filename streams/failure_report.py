@@ -15,7 +15,7 @@ class FailureReport:
     def __init__(self) -> None:
         self.failure: ProcessorDied | None = None
         self.waiters: set[asyncio.Future[ProcessorDied]] = set()
-        """Told when a processor has died; futures of any loops."""
+        """Resolved when a processor has died; they may belong to different loops."""
         self._lock = threading.Lock()
 
     def clear(self) -> None:
@@ -23,7 +23,7 @@ class FailureReport:
         self.failure = None
 
     def report(self, failure: ProcessorDied) -> None:
-        """Tell everybody that a processor has died."""
+        """Wake everybody who waits for a processor's death."""
         with self._lock:
             self.failure = failure
             waiting = list(self.waiters)
@@ -45,8 +45,8 @@ class FailureReport:
                 self.waiters.discard(waiter)
 
     def not_running_error(self, message: str) -> StreamsError:
-        """The error for whoever uses an app that does not run: where a processor died and took it
-        down, that is what is said."""
+        """The error for a use of an app that does not run; if a processor's death has ended the
+        app, the error says so."""
         failure = self.failure
         if failure is None:
             return NotRunning(message)

@@ -1,14 +1,15 @@
-"""What an app tells of itself: typed snapshots, taken at once and never kept up to date."""
+"""An app's figures and health: typed snapshots of one moment."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from streams.processing.committer import PartitionProgress
 from streams.processing.executor import Executor
-from streams.processing.poller import PartitionProgress, Poller
+from streams.processing.poller import Poller
 from streams.processing.timing import NO_DURATIONS, Durations
 from streams.text import describe_error
 
@@ -104,7 +105,7 @@ class ProcessorHealth:
 
     @property
     def ok(self) -> bool:
-        """Nothing here wants a person."""
+        """Nothing needs a person's attention."""
         well = self.running and self.reachable and self.error is None
         return well and not self.overdue and not self.contested
 
@@ -150,25 +151,18 @@ class Health:
             **more,
             "connected": self.connected,
             "stopping": self.stopping,
-            "processors": {
-                name: {
-                    "running": each.running,
-                    "paused": each.paused,
-                    "reachable": each.reachable,
-                    "overdue": each.overdue,
-                    "losses": each.losses,
-                    "rejected": each.rejected,
-                    "contested": each.contested,
-                    "error": None if each.error is None else each.error.partition(":")[0],
-                }
-                for name, each in self.processors.items()
-            },
+            "processors": {name: _without_text(each) for name, each in self.processors.items()},
         }
 
     @property
     def ok(self) -> bool:
         """The app is connected and every processor is well."""
         return self.connected and all(each.ok for each in self.processors.values())
+
+
+def _without_text(health: ProcessorHealth) -> dict[str, Any]:
+    """A processor's health as a dict, with the type of its error alone."""
+    return asdict(health) | {"error": health.error and health.error.partition(":")[0]}
 
 
 def processor_stats(executor: Executor, poller: Poller) -> ProcessorStats:
@@ -205,14 +199,16 @@ def processor_health(
     :param poller: the same.
     :param end_reason: why it ended, if not because it was stopped.
     """
-    error = poller.fatal if poller is not None else None
+    overdue = executor.overdue() if executor is not None else 0
+    if poller is None:
+        return ProcessorHealth(False, paused, False, overdue, end_reason)
     return ProcessorHealth(
-        running=poller is not None and not poller.ended.is_set(),
+        running=not poller.ended.is_set(),
         paused=paused,
-        reachable=poller is not None and poller.reachable,
-        overdue=executor.overdue() if executor is not None else 0,
-        error=end_reason if error is None else describe_error(error),
-        losses=0 if poller is None else poller.losses,
-        rejected=0 if poller is None else poller.rejected,
-        contested=0 if poller is None else poller.contested,
+        reachable=poller.reachable,
+        overdue=overdue,
+        error=end_reason if poller.fatal is None else describe_error(poller.fatal),
+        losses=poller.losses,
+        rejected=poller.rejected,
+        contested=poller.contested,
     )

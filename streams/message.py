@@ -10,7 +10,7 @@ Header names are CloudEvents' (https://cloudevents.io, Kafka protocol binding, b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from datetime import datetime, timezone
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, Protocol, Self
@@ -43,7 +43,7 @@ LEGACY_CORRELATION = "correlationid"
 LEGACY_CAUSATION = "causationid"
 """Both without the prefix, as earlier versions and other producers write them: still read."""
 UNREADABLE = "streams_unreadable_headers"
-"""Stands in the place of headers that the log's driver cannot read, and says why."""
+"""Replaces headers that the log's driver cannot read, and says why they are not readable."""
 REDRIVE = "streams_redrive"
 """How often a message was put back from a dead letter, retry or delay topic; absent means 0."""
 
@@ -73,6 +73,17 @@ def identity_of(headers: Headers) -> str | None:
     if not id:
         return None
     return identity(text(id), text(source or b""), text(redrive or b""))
+
+
+def headers_without(
+    headers: Headers, names: Container[str] = (), prefix: str | None = None
+) -> list[tuple[str, bytes | None]]:
+    """All headers but those of these names, and those whose name begins with ``prefix``."""
+    return [
+        pair
+        for pair in headers
+        if pair[0] not in names and (prefix is None or not pair[0].startswith(prefix))
+    ]
 
 
 def header_or_legacy(headers: Mapping[str, str], name: str, legacy_name: str) -> str | None:
@@ -218,7 +229,7 @@ class Batch:
         return self.offsets[index]
 
     def id(self, index: int) -> str:
-        """The message ID; a message without one is named by its place."""
+        """The message ID; a message without one is named by its position."""
         found = self.ids[index]
         if found is None:
             return f"{self.topic}/{self.partition}/{wire.format_offset(self.offset(index))}"
@@ -291,7 +302,7 @@ class Message(Generic[T_co, X_co]):
     :param key: the key as text; messages of one key are handled in order.
     :param topic: the topic it stands in.
     :param partition: the partition it stands in.
-    :param offset: its place in that partition.
+    :param offset: where it stands in that partition.
     :param timestamp: when it happened (``ce_time``), else when the log took it; UTC.
     :param headers: a mapping of str; where a name repeats, the last one.
     :param attempt: which call of the handler this is, from 1.
@@ -360,7 +371,7 @@ class Message(Generic[T_co, X_co]):
 
     @property
     def offset(self) -> int:
-        """The place in its partition: ordered, not always consecutive."""
+        """Where it stands in its partition: ordered, not always consecutive."""
         return self._batch.offset(self._index)
 
     @property

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 from streams.annotation_checks import (
     TopicType,
@@ -25,6 +25,7 @@ from streams.config import DeadLetters, Dedup, Flow, Retry, Start
 from streams.connection import Connection
 from streams.decoding import Source
 from streams.errors import ConfigError
+from streams.health import ProcessorHealth, ProcessorStats, processor_health, processor_stats
 from streams.log.names import check_group, check_topic
 from streams.log.protocol import Log
 from streams.processing.executor import Executor
@@ -34,6 +35,8 @@ from streams.topic import Topic
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_CONFIG_CLASSES = {"retry": Retry, "dedup": Dedup, "dead_letters": DeadLetters, "flow": Flow}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,63 +58,55 @@ class ProcessorOptions:
 
     def validate(self, name: str) -> None:
         """:raises ConfigError: something here cannot work; one line that says what."""
-        where = f"processor {name}"
+        for problem in self._problems():
+            raise ConfigError(f"processor {name}: {problem}")
+
+    def _problems(self) -> Iterator[str]:
         if not self.topics:
-            raise ConfigError(f"{where}: give at least one topic to read")
+            yield "give at least one topic to read"
         for topic in self.topics:
             if not (hasattr(topic, "name") and hasattr(topic, "decoding")):
-                raise ConfigError(f"{where}: {topic!r} is not a topic; use app.topic(...)")
+                yield f"{topic!r} is not a topic; use app.topic(...)"
         names = [topic.name for topic in self.topics]
         if len(set(names)) != len(names):
-            raise ConfigError(f"{where}: reads a topic twice: {', '.join(names)}")
+            yield f"reads a topic twice: {', '.join(names)}"
         check_group(self.group)
-        for option, least in (("concurrency", 1), ("batch", 1)):
-            value = getattr(self, option)
-            if value is None and option == "batch":
+        for option in ("concurrency", "batch"):
+            count = getattr(self, option)
+            if count is None and option == "batch":
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigError(f"{where}: {option}={value!r}: a whole number from {least}")
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                yield f"{option}={count!r}: a whole number from 1"
         seconds = self.timeout
         if seconds is not None and not (isinstance(seconds, (int, float)) and seconds > 0):
-            raise ConfigError(f"{where}: timeout={seconds!r}: seconds, more than 0")
+            yield f"timeout={seconds!r}: seconds, more than 0"
         if self.filter is not None and not callable(self.filter):
-            raise ConfigError(f"{where}: filter={self.filter!r}: a function of the value")
+            yield f"filter={self.filter!r}: a function of the value"
         if self.filter is not None and inspect.iscoroutinefunction(self.filter):
-            raise ConfigError(f"{where}: filter is an async function; use a plain one")
+            yield "filter is an async function; use a plain one"
         if self.to is not None and not isinstance(self.to, Topic):
-            raise ConfigError(f"{where}: to={self.to!r}: a topic from app.topic(...)")
+            yield f"to={self.to!r}: a topic from app.topic(...)"
         if isinstance(self.start, datetime):
             if self.start.tzinfo is None:
-                raise ConfigError(f"{where}: start={self.start!r} has no time zone")
+                yield f"start={self.start!r} has no time zone"
         elif self.start not in ("earliest", "latest"):
-            raise ConfigError(
-                f"{where}: start={self.start!r}: 'earliest', 'latest' or a datetime (log time)"
-            )
-        for option, kind in (
-            ("retry", Retry),
-            ("dedup", Dedup),
-            ("dead_letters", DeadLetters),
-            ("flow", Flow),
-        ):
+            yield f"start={self.start!r}: 'earliest', 'latest' or a datetime (log time)"
+        for option, kind in _CONFIG_CLASSES.items():
             if not isinstance(getattr(self, option), kind):
-                raise ConfigError(
-                    f"{where}: {option}={getattr(self, option)!r}: use {kind.__name__}(...)"
-                )
+                yield f"{option}={getattr(self, option)!r}: use {kind.__name__}(...)"
         if self.dead_letters.sequenced and not self.retry.in_order:
-            raise ConfigError(
-                f"{where}: Retry(in_order=False) gives the order up that "
-                "DeadLetters(sequenced=True) "
-                "keeps; leave one of them out"
+            yield (
+                "Retry(in_order=False) gives the order up that DeadLetters(sequenced=True) keeps; "
+                "leave one of them out"
             )
         used_names = {*names, *([self.to.name] if self.to is not None else [])}
-        for topic_name in names:
-            retry_topic = check_topic(self.dead_letters.retry(topic_name, self.group))
-            dead_letter_topic = check_topic(self.dead_letters.name(topic_name, self.group))
+        for source in names:
+            retry_topic = check_topic(self.dead_letters.retry(source, self.group))
+            dead_letter_topic = check_topic(self.dead_letters.name(source, self.group))
             if dead_letter_topic in used_names or dead_letter_topic == retry_topic:
-                raise ConfigError(
-                    f"{where}: dead letters would go to {dead_letter_topic!r}, which it reads or "
-                    "writes itself; "
-                    "give DeadLetters(topic=...) another name"
+                yield (
+                    f"dead letters would go to {dead_letter_topic!r}, which it reads or writes "
+                    "itself; give DeadLetters(topic=...) another name"
                 )
 
     def check_annotations(
@@ -123,12 +118,8 @@ class ProcessorOptions:
         known = [each for each in topic_types if each is not None]
         if len(known) == len(topic_types):
             if self.filter is not None:
-                check_function(
-                    f"{where}: filter {function_name(self.filter)}",
-                    self.filter,
-                    known,
-                    tombstones=True,
-                )
+                filter_name = f"{where}: filter {function_name(self.filter)}"
+                check_function(filter_name, self.filter, known, tombstones=True)
             check_handler(
                 where,
                 handler,
@@ -165,10 +156,8 @@ class Processor(Generic[P, R]):
         self.group = options.group
         options.validate(name)
         self.topics: tuple[str, ...] = tuple(topic.name for topic in options.topics)
-        batch = options.batch is not None
-        self.signature = inspect_handler(
-            function, name, batch=batch, publishes_result=options.to is not None
-        )
+        batch, publishes = options.batch is not None, options.to is not None
+        self.signature = inspect_handler(function, name, batch=batch, publishes_result=publishes)
         options.check_annotations(name, function, self.signature)
         self.attempt_log: ManagedAttemptLog | None = None
         """Counts its attempts in the log, if its :class:`~streams.config.Retry` says so."""
@@ -182,7 +171,8 @@ class Processor(Generic[P, R]):
         """Reads its topics, while it runs."""
         self.end_reason: str | None = None
         """Why it ended, if not because it was stopped; until it is started again."""
-        self._paused = False
+        self.paused = False
+        """:meth:`pause` was called last."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the handler, as the plain function it is."""
@@ -193,15 +183,27 @@ class Processor(Generic[P, R]):
 
     def pause(self) -> None:
         """Start no further handler until :meth:`resume`; the process stays in its group."""
-        self._paused = True
+        self.paused = True
         if self.poller is not None:
             self.poller.pause()
 
     def resume(self) -> None:
         """Go on after :meth:`pause`, with the very next message."""
-        self._paused = False
+        self.paused = False
         if self.poller is not None:
             self.poller.resume()
+
+    def stats(self) -> ProcessorStats | None:
+        """Its figures of this moment; None: it does not run."""
+        if self.executor is None or self.poller is None:
+            return None
+        return processor_stats(self.executor, self.poller)
+
+    def health(self) -> ProcessorHealth:
+        """How it is."""
+        return processor_health(
+            self.executor, self.poller, paused=self.paused, end_reason=self.end_reason
+        )
 
     # -- what a processor of a special kind changes
 
@@ -216,10 +218,9 @@ class Processor(Generic[P, R]):
         """The log that it subscribes to."""
         return connection.log
 
-    @property
-    def paused(self) -> bool:
-        """Whether :meth:`pause` was called last."""
-        return self._paused
+
+ProcessorClass: TypeAlias = Callable[[Callable[P, R], ProcessorOptions, str], Processor[P, R]]
+"""A class of processors, or what makes one: of a function, its options and a name."""
 
 
 def topic_type_of(topic: Source[Any] | None) -> TopicType | None:
@@ -242,59 +243,56 @@ def inspect_handler(
     :raises ConfigError: it cannot be a handler.
     """
     expected = "(values) or (values, messages)" if batch else "(value) or (value, message)"
+
+    def refuse(problem: str) -> ConfigError:
+        return ConfigError(f"processor {name}: {problem}")
+
     if isinstance(function, classmethod):
-        raise ConfigError(
-            f"processor {name}: {function.__qualname__} is a class method, and has no class yet; "
-            "declare it after the class body, as app.processor(...)(Service.handle)"
+        raise refuse(
+            f"{function.__qualname__} is a class method, and has no class yet; declare it after "
+            "the class body, as app.processor(...)(Service.handle)"
         )
     if not callable(function):
-        raise ConfigError(f"processor {name}: {function!r} is not a function")
+        raise refuse(f"{function!r} is not a function")
     if inspect.isclass(function):
-        raise ConfigError(f"processor {name}: {name} is a class; give a function {expected}")
-    target = function
-    while isinstance(target, functools.partial):
-        target = target.func
-    call_method = getattr(target, "__call__", None)  # noqa: B004 - an object may be called as well
-    if inspect.isasyncgenfunction(target) or inspect.isasyncgenfunction(call_method):
-        raise ConfigError(
-            f"processor {name}: the handler is an async generator; return a list for to= instead"
+        raise refuse(f"{name} is a class; give a function {expected}")
+    called = function
+    while isinstance(called, functools.partial):
+        called = called.func
+    forms = (called, getattr(called, "__call__", None))  # noqa: B004 - an object may be called too
+    if any(map(inspect.isasyncgenfunction, forms)):
+        raise refuse("the handler is an async generator; return a list for to= instead")
+    if not publishes_result and any(map(inspect.isgeneratorfunction, forms)):
+        raise refuse(
+            "the handler is a generator, and without to= nothing would run it; take out the "
+            "yield, or say where to=... what it yields goes"
         )
-    if not publishes_result and (
-        inspect.isgeneratorfunction(target) or inspect.isgeneratorfunction(call_method)
-    ):
-        raise ConfigError(
-            f"processor {name}: the handler is a generator, and without to= nothing would run it; "
-            "take out the yield, or say where to=... what it yields goes"
-        )
-    asynchronous = inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(call_method)
+    asynchronous = any(map(inspect.iscoroutinefunction, forms))
     try:
         parameters = signature(function).parameters.values()
     except (TypeError, ValueError):
         return HandlerSignature(asynchronous, False)  # a builtin such as print or list.append
     first = next(iter(parameters), None)
     if first is not None and first.name in ("self", "cls") and _in_class_body(function):
-        raise ConfigError(
-            f"processor {name}: {function.__qualname__} is declared in a class body, where its "
-            f"{first.name!r} would get the value; declare the method of an instance instead, as "
+        raise refuse(
+            f"{function.__qualname__} is declared in a class body, where its {first.name!r} would "
+            "get the value; declare the method of an instance instead, as "
             "app.processor(...)(service.handle), or a @staticmethod"
         )
-    required = 0
-    for parameter in parameters:
-        if parameter.default is not parameter.empty:
-            continue
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            raise ConfigError(
-                f"processor {name}: parameter {parameter.name!r} is keyword-only without a "
-                f"default; a handler is called as {expected}"
+    required = optional = 0
+    for each in parameters:
+        keyword_only = each.kind is each.KEYWORD_ONLY
+        if each.kind is each.VAR_POSITIONAL or (
+            each.default is not each.empty and not keyword_only
+        ):
+            optional += 1
+        elif each.default is each.empty and keyword_only:
+            raise refuse(
+                f"parameter {each.name!r} is keyword-only without a default; a handler is called "
+                f"as {expected}"
             )
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+        elif each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD):
             required += 1
-    variadic = any(each.kind is each.VAR_POSITIONAL for each in parameters)
-    optional = any(
-        each.default is not each.empty and each.kind is not each.KEYWORD_ONLY for each in parameters
-    )
-    if required > 2 or (required == 0 and not (variadic or optional)):
-        raise ConfigError(
-            f"processor {name}: the handler takes {required} parameters; it is called as {expected}"
-        )
+    if required > 2 or (required == 0 and not optional):
+        raise refuse(f"the handler takes {required} parameters; it is called as {expected}")
     return HandlerSignature(asynchronous, required == 2)

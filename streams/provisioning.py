@@ -35,13 +35,10 @@ def ensure_declared_topics(
             check_retention(name, topic.retention or Retention(), capabilities)
     dead_letter_topics = _dead_letter_topics(processors)
     for name, topics in by_name.items():
-        for_dead_letters = name in dead_letter_topics or any(
-            each.for_dead_letters for each in topics
-        )
+        for_letters = name in dead_letter_topics or any(each.for_dead_letters for each in topics)
+        config = capabilities.dead_letter_config if for_letters else None
         try:
-            _ensure_declared_topic(
-                log, topics, capabilities.dead_letter_config if for_dead_letters else None
-            )
+            _ensure_declared_topic(log, topics, config)
         except NotFound:
             if not missing_ok:
                 raise
@@ -96,20 +93,15 @@ def ensure_processor_topics(
         processor.attempt_log.prepare(log)
     if processor.key_parking is not None:
         processor.key_parking.prepare(log)
+    group, config = processor.group, log.capabilities.dead_letter_config
     for source in options.topics:
         info = log.topic(source.name)
-        dead_letter_topic = options.dead_letters.name(source.name, processor.group)
-        retry_topic = options.dead_letters.retry(source.name, processor.group)
-        _initialize_group(connection, processor.group, info, options.start, start_positions)
-        for name, partitions in (
-            (dead_letter_topic, info.partitions),
-            (retry_topic, RETRY_PARTITIONS),
-        ):
-            created = ensure_topic(
-                log, name, partitions, config=log.capabilities.dead_letter_config
-            )
-            if name == retry_topic:
-                _initialize_group(connection, processor.group, created, "earliest", start_positions)
+        _initialize_group(connection, group, info, options.start, start_positions)
+        dead_letter_topic = options.dead_letters.name(source.name, group)
+        ensure_topic(log, dead_letter_topic, info.partitions, config=config)
+        retry_topic = options.dead_letters.retry(source.name, group)
+        created = ensure_topic(log, retry_topic, RETRY_PARTITIONS, config=config)
+        _initialize_group(connection, group, created, "earliest", start_positions)
 
 
 def _initialize_group(
@@ -133,6 +125,4 @@ def _initialize_group(
     except GroupNotEmpty:
         # Members of the release before this one run, without this topic. Whoever of us gets a
         # partition begins it there.
-        start_positions.update(
-            ((info.name, partition), offset) for partition, offset in offsets.items()
-        )
+        start_positions.update(((info.name, each), offset) for each, offset in offsets.items())

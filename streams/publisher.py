@@ -3,7 +3,7 @@
 Many concurrent ``await topic.publish(...)`` become few appends (on SQLite few transactions, on
 Redis few scripts): what arrives while one append runs is the next one. Order of calls is kept.
 
-Nothing is retried here: an outcome that is not known is told to whoever published. *Derived*
+Nothing is retried here: whoever published gets an unknown outcome as an error. *Derived*
 records (what a handler returned, dead letters) are different: their message IDs are derived from
 the source's, so writing them again is harmless, and :meth:`Publisher.publish_durably` waits out an
 outage.
@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import Any
+from typing import Any, NamedTuple
 
 from streams.clock import Clock
 from streams.errors import (
@@ -50,27 +52,24 @@ PublishObserver = Callable[
 headers; what it yields is told where they landed."""
 
 
+@dataclass(slots=True, eq=False)
 class _PublishRequest:
     """Records of one call, and who waits for them."""
 
-    __slots__ = ("future", "loop", "on_result", "records", "single", "topic")
+    topic: str
+    records: Sequence[Record]
+    on_result: Callable[[AppendResults], None] | None = None
+    future: asyncio.Future[Any] | None = None
+    loop: asyncio.AbstractEventLoop | None = None
+    single: bool = False
 
-    def __init__(
-        self,
-        topic: str,
-        records: Sequence[Record],
-        on_result: Callable[[AppendResults], None] | None = None,
-        future: asyncio.Future[Any] | None = None,
-        loop: asyncio.AbstractEventLoop | None = None,
-        *,
-        single: bool = False,
-    ) -> None:
-        self.topic = topic
-        self.records = records
-        self.on_result = on_result
-        self.future = future
-        self.loop = loop
-        self.single = single
+
+class _Delayed(NamedTuple):
+    """Something to do at a time of the clock."""
+
+    due: float
+    number: int
+    action: Callable[[], None]
 
 
 class Publisher:
@@ -81,7 +80,7 @@ class Publisher:
         self._clock = clock
         self._changed = threading.Condition()
         self._requests: list[_PublishRequest] = []
-        self._delayed: list[tuple[float, int, Callable[[], None]]] = []
+        self._delayed: list[_Delayed] = []
         self._delayed_count = 0
         self._idle = False
         self._closing = False
@@ -137,42 +136,42 @@ class Publisher:
 
     async def publish(self, topic: str, record: Record) -> Position:
         """Append one record; its position once it is durable."""
+        records = (record,)
         if self.observer is None:
-            return await self._publish(topic, record)
-        with self.observer(topic, (record,)) as report_positions:
-            position = await self._publish(topic, record)
+            position: Position = await self._request(topic, records, single=True)
+            return position
+        with self.observer(topic, records) as report_positions:
+            position = await self._request(topic, records, single=True)
             report_positions((position,))
         return position
 
-    async def _publish(self, topic: str, record: Record) -> Position:
+    def _request(
+        self, topic: str, records: Sequence[Record], *, single: bool = False
+    ) -> asyncio.Future[Any]:
         _refuse_in_transaction()
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Position] = loop.create_future()
-        self._enqueue(_PublishRequest(topic, (record,), None, future, loop, single=True))
-        return await future
+        future: asyncio.Future[Any] = loop.create_future()
+        self._enqueue(_PublishRequest(topic, records, None, future, loop, single))
+        return future
 
     async def publish_many(self, topic: str, records: Sequence[Record]) -> list[Position]:
         """Append records in order; their positions once all are durable."""
-        if self.observer is None or not records:
-            return await self._publish_many(topic, records)
+        if not records:
+            _refuse_in_transaction()
+            return []
+        positions: list[Position]
+        if self.observer is None:
+            positions = await self._request(topic, records)
+            return positions
         with self.observer(topic, records) as report_positions:
-            positions = await self._publish_many(topic, records)
+            positions = await self._request(topic, records)
             report_positions(positions)
         return positions
-
-    async def _publish_many(self, topic: str, records: Sequence[Record]) -> list[Position]:
-        _refuse_in_transaction()
-        if not records:
-            return []
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[list[Position]] = loop.create_future()
-        self._enqueue(_PublishRequest(topic, records, None, future, loop))
-        return await future
 
     def append(
         self, topic: str, records: Sequence[Record], on_result: Callable[[AppendResults], None]
     ) -> None:
-        """Append records; ``answer`` is called once, from a thread of the publisher or the log."""
+        """Append records; ``on_result`` is called once, by the publisher or the log."""
         self._enqueue(_PublishRequest(topic, records, on_result))
 
     def publish_durably(
@@ -200,9 +199,8 @@ class Publisher:
                 on_done(errors)
 
         for topic, indexes in by_topic.items():
-            self._append_until_confirmed(
-                topic, [(i, outgoing[i][1]) for i in indexes], errors, topic_done, 0
-            )
+            records = [(index, outgoing[index][1]) for index in indexes]
+            self._append_until_confirmed(topic, records, errors, topic_done, 0)
 
     def _append_until_confirmed(
         self,
@@ -227,12 +225,8 @@ class Publisher:
             pause = min(10.0, RETRY_PAUSE * 2.0 ** min(attempt, 20))
             if attempt == 0:
                 logger.warning("publisher: %s is waited for: %s", topic, last_error)
-            self._call_later(
-                pause,
-                lambda: self._append_until_confirmed(
-                    topic, unconfirmed, errors, on_done, attempt + 1
-                ),
-            )
+            again = (topic, unconfirmed, errors, on_done, attempt + 1)
+            self._call_later(pause, lambda: self._append_until_confirmed(*again))
 
         try:
             self.append(topic, [record for _, record in remaining], on_result)
@@ -242,9 +236,8 @@ class Publisher:
     def _call_later(self, seconds: float, action: Callable[[], None]) -> None:
         with self._changed:
             self._delayed_count += 1
-            heappush(
-                self._delayed, (self._clock.monotonic() + seconds, self._delayed_count, action)
-            )
+            due = self._clock.monotonic() + seconds
+            heappush(self._delayed, _Delayed(due, self._delayed_count, action))
             self._changed.notify()
 
     # -- the thread
@@ -255,14 +248,14 @@ class Publisher:
             with self._changed:
                 while not self._requests:
                     now = self._clock.monotonic()
-                    while self._delayed and self._delayed[0][0] <= now:
-                        due.append(heappop(self._delayed)[2])
+                    while self._delayed and self._delayed[0].due <= now:
+                        due.append(heappop(self._delayed).action)
                     if due or self._closing:
                         break
                     self._idle = True
                     timeout = None
                     if self._delayed:
-                        timeout = self._clock.real_timeout(self._delayed[0][0] - now)
+                        timeout = self._clock.real_timeout(self._delayed[0].due - now)
                     self._changed.wait(timeout)
                     self._idle = False
                 requests, self._requests = self._requests, []
@@ -278,7 +271,7 @@ class Publisher:
         if len(requests) == 1:
             records = requests[0].records
         else:
-            records = [record for order in requests for record in order.records]
+            records = [record for request in requests for record in request.records]
 
         def on_result(results: AppendResults) -> None:
             self._deliver_results(requests, results)
@@ -309,10 +302,8 @@ class Publisher:
                 except Exception:
                     logger.exception("publisher: an answer could not be given")
         for loop, each in by_loop.items():
-            try:
+            with suppress(RuntimeError):  # that loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(_resolve_futures, each)
-            except RuntimeError:
-                continue  # that loop is closed: nobody waits any more
 
 
 def _refuse_in_transaction() -> None:
@@ -324,19 +315,14 @@ def _refuse_in_transaction() -> None:
 
 
 def _group_by_topic(requests: Sequence[_PublishRequest]) -> dict[str, list[_PublishRequest]]:
-    groups: dict[str, list[_PublishRequest]] = {}
+    groups: defaultdict[str, list[_PublishRequest]] = defaultdict(list)
     for request in requests:
-        groups.setdefault(request.topic, []).append(request)
+        groups[request.topic].append(request)
     return groups
 
 
 def _split_batches(requests: list[_PublishRequest]) -> list[list[_PublishRequest]]:
-    """Orders in groups of about :data:`MAX_RECORDS_PER_APPEND` records."""
-    if (
-        len(requests) == 1
-        or sum(len(request.records) for request in requests) <= MAX_RECORDS_PER_APPEND
-    ):
-        return [requests]
+    """Requests in groups of about :data:`MAX_RECORDS_PER_APPEND` records."""
     batches: list[list[_PublishRequest]] = [[]]
     size = 0
     for request in requests:
@@ -349,7 +335,7 @@ def _split_batches(requests: list[_PublishRequest]) -> list[list[_PublishRequest
 
 
 def _resolve_futures(answered: Sequence[tuple[_PublishRequest, AppendResults]]) -> None:
-    """On the loop of those who wait."""
+    """Answer those who wait, on their loop."""
     for request, results in answered:
         future = request.future
         if future is None or future.done():

@@ -19,6 +19,7 @@ from typing import Any
 from streams.cancellation import run_in_thread, run_to_completion
 from streams.declarations import Declarations
 from streams.errors import ProcessorDied, StreamsError, Unavailable
+from streams.event_loop import running_loop
 from streams.failure_report import FailureReport
 from streams.log.protocol import Log
 from streams.log.url import open_log
@@ -27,11 +28,7 @@ from streams.processing.handler_transaction import HandlerTransaction, Transacti
 from streams.processing.poller import Poller
 from streams.processing.timing import Timing
 from streams.processor import Processor
-from streams.provisioning import (
-    StartPositions,
-    ensure_declared_topics,
-    ensure_processor_topics,
-)
+from streams.provisioning import StartPositions, ensure_declared_topics, ensure_processor_topics
 from streams.publisher import Publisher
 from streams.text import describe_error, get_logger
 from streams.wiring import make_executor, make_job, static_member
@@ -93,8 +90,7 @@ class Runtime:
         return self.log is not None
 
     def not_running_error(self, message: str) -> StreamsError:
-        """The error for whoever needs the app to run: where a processor died and took it down, that
-        is what is said."""
+        """See :meth:`FailureReport.not_running_error`."""
         return self._failures.not_running_error(message)
 
     # -- beginning
@@ -137,9 +133,8 @@ class Runtime:
                 self.runs_processors = True
                 for processor in processors:
                     # All before the first starts: Kafka gives no start to a group that is live.
-                    await self._wait_until_available(
-                        partial(self._ensure_processor_topics, processor)
-                    )
+                    ensure_topics = partial(self._ensure_processor_topics, processor)
+                    await self._wait_until_available(ensure_topics)
                 for processor in processors:
                     self._start_poller(processor)
         except BaseException:
@@ -151,23 +146,11 @@ class Runtime:
             raise
 
     async def _wait_until_available(self, request: Callable[[], None]) -> None:
-        """Ask the log something, off the loop; an app that runs until a signal asks again until
-        the log answers."""
-        pause = 0.5
-        while True:
-            try:
-                await run_in_thread(request)
-                return
-            except Unavailable as error:
-                if self._stop_requested is None or self._stop_requested.is_set():
-                    raise
-                logger.warning("%s; trying again in %g s", error, pause)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(pause):
-                        await self._stop_requested.wait()
-                if self._stop_requested.is_set():
-                    raise
-                pause = min(5.0, 2 * pause)
+        """Ask the log something; an app that runs until a signal asks until the log answers."""
+        stop = self._stop_requested
+        await wait_until_available(
+            request, lambda: stop is not None and not stop.is_set(), interrupt=stop
+        )
 
     def _open_log(self) -> None:
         app = self._app
@@ -250,24 +233,22 @@ class Runtime:
         :raises LogError: the log refuses; the processor stays declared and does not run.
         """
         if not self.runs_processors:
-            raise self.not_running_error(
-                "the app runs no processors: enter it with `async with app:`"
+            problem = "the app runs no processors: enter it with `async with app:`"
+            raise self.not_running_error(problem)
+
+        def ensure_topics() -> None:
+            self.ensure_topics()
+            self._ensure_processor_topics(processor)
+
+        try:
+            await wait_until_available(
+                ensure_topics, lambda: processor in self.starting, label=f"{processor.name}: "
             )
-        pause = 0.5
-        while True:
-            try:
-                await run_in_thread(self.ensure_topics)
-                await run_in_thread(self._ensure_processor_topics, processor)
-                break
-            except Unavailable as error:
-                if processor not in self.starting:
-                    return  # it was stopped meanwhile
-                logger.warning("%s: %s; trying again in %g s", processor.name, error, pause)
-                await asyncio.sleep(pause)
-                pause = min(5.0, 2 * pause)
-            except BaseException:
-                self.starting.discard(processor)  # so that its health is that it does not run
-                raise
+        except Unavailable:
+            return  # it was stopped meanwhile
+        except BaseException:
+            self.starting.discard(processor)  # so that its health is that it does not run
+            raise
         for helper in processor.helpers:
             await self.start_processor(helper)
         if self.runs_processors and processor in self.starting:
@@ -281,11 +262,8 @@ class Runtime:
         it leaves its group. Nothing of it runs once this has returned.
         """
         self.withdraw(processor)
-        executor, poller, ended = (
-            processor.executor,
-            processor.poller,
-            self._end_futures.get(processor),
-        )
+        executor, poller = processor.executor, processor.poller
+        ended = self._end_futures.get(processor)
         if executor is None or poller is None or ended is None:
             for helper in processor.helpers:
                 await self.stop_processor(helper)
@@ -331,11 +309,7 @@ class Runtime:
             # Not a `finally` in the work: what is cancelled before its first step has none.
             self.spawn(coroutine_function()).add_done_callback(lambda _: on_done())
 
-        try:
-            running = asyncio.get_running_loop()
-        except RuntimeError:
-            running = None
-        if running is loop:
+        if running_loop() is loop:
             start_task()
             return
         try:
@@ -364,10 +338,8 @@ class Runtime:
         self._end_futures[processor] = ended
 
         def on_end() -> None:
-            try:
+            with suppress(RuntimeError):  # the loop is closed already
                 loop.call_soon_threadsafe(self._poller_ended, processor, poller, ended)
-            except RuntimeError:
-                return  # the loop is closed already
 
         poller.on_end = on_end
         processor.executor, processor.poller = executor, poller
@@ -430,12 +402,42 @@ class Runtime:
             self._cancel_handlers()
             _, still_running = await asyncio.wait(still_running, timeout=CLOSE_TIMEOUT)
         if still_running:
-            logger.error(
-                "%d processors did not end in time and are left behind", len(still_running)
-            )
+            count = len(still_running)
+            logger.error("%d processors did not end in time and are left behind", count)
         for processor in self._end_futures:
             if processor.executor is not None:
                 await processor.executor.wait_closed()
+
+
+async def wait_until_available(
+    request: Callable[[], object],
+    is_wanted: Callable[[], bool] = lambda: True,
+    *,
+    label: str = "",
+    interrupt: asyncio.Event | None = None,
+) -> None:
+    """Ask the log something, off the loop, and again until it can be reached.
+
+    :param is_wanted: whether to ask again.
+    :param label: what stands at the beginning of the warnings.
+    :param interrupt: ends a pause between two attempts when it is set.
+    :raises Unavailable: it could not be reached, and is not to be asked again.
+    """
+    interrupt, pause = interrupt or asyncio.Event(), 0.5
+    while True:
+        try:
+            await run_in_thread(request)
+            return
+        except Unavailable as error:
+            if not is_wanted():
+                raise
+            logger.warning("%s%s; trying again in %g s", label, error, pause)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await interrupt.wait()
+            if not is_wanted():
+                raise
+            pause = min(5.0, 2 * pause)
 
 
 def enable_timing(executor: Executor) -> None:

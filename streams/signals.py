@@ -55,12 +55,10 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             self._read_fd, self._write_fd = os.pipe()
             os.set_blocking(self._write_fd, False)
-            threading.Thread(
-                target=self._watch_wakeup_fd, name="streams-signals", daemon=True
-            ).start()
-            self._previous_handlers = {
-                each: signal.signal(each, self._handle_first) for each in STOP_SIGNALS
-            }
+            watch = self._watch_wakeup_fd
+            threading.Thread(target=watch, name="streams-signals", daemon=True).start()
+            first = self._handle_first
+            self._previous_handlers = {each: signal.signal(each, first) for each in STOP_SIGNALS}
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -106,8 +104,8 @@ class StopSignals:
 def _log_interrupted(number: int) -> None:
     """Log that the process ends at once.
 
-    The main thread may have been interrupted while it logged, and what it holds then must not be
-    waited for: the line is put together as the handlers would, and written past them.
+    The main thread may have been interrupted while it held a logging handler's lock, so no handler
+    is called: the line is formatted as they would and written to standard error directly.
     """
     text = f"{signal.Signals(number).name} again: interrupted, not everything was finished"
     lines = []

@@ -1,4 +1,4 @@
-"""For users' tests: an app on a private in-memory log, and time in the test's hand.
+"""For users' tests: an app on a private in-memory log, and a clock that the test controls.
 
 ::
 
@@ -128,7 +128,7 @@ class Harness:
         for as far as it is due in time; with a :class:`Clock` this returns, as only the test can
         move that on.
 
-        :param within: real seconds after which the test is told what still runs.
+        :param within: real seconds after which a TimeoutError says what still runs.
         :raises TimeoutError: something is still running then; at once, where something that waits
             is due later than that.
         :raises ProcessorDied: a processor ended.
@@ -138,7 +138,7 @@ class Harness:
         manual_clock = isinstance(self.clock, Clock)
         idle_rounds = 0
         while idle_rounds < 2:
-            # Twice in a row: what one look saw at rest may have been between two threads.
+            # Twice in a row: a message that one thread is handing to another is seen by neither.
             busy = await asyncio.to_thread(self._unfinished)
             due = None if busy or manual_clock else self._next_due()
             idle_rounds = 0 if busy or due is not None else idle_rounds + 1
@@ -282,7 +282,7 @@ async def harness(
 ) -> AsyncIterator[Harness]:
     """Run an app in a test, on a private in-memory log, whatever its URL says.
 
-    :param clock: a :class:`Clock` to hold time in the test's hand; real time if not given.
+    :param clock: a :class:`Clock` that the test controls; real time if not given.
     :param url: another log to run on.
     """
     before = app.given_url, app.clock

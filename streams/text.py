@@ -30,21 +30,6 @@ from itertools import islice
 
 from typing_extensions import override
 
-__all__ = [
-    "EscapingFilter",
-    "close_match",
-    "count_with_noun",
-    "did_you_mean",
-    "error_text",
-    "escape",
-    "escape_json",
-    "format_traceback",
-    "get_logger",
-    "is_misspelling",
-    "one_line",
-    "suggestion",
-]
-
 _UNSAFE = re.compile(
     "["
     "\x00-\x1f\x7f-\x9f"  # C0, DEL, C1
@@ -205,7 +190,7 @@ def _common_prefix(one: str, two: str) -> int:
 
 
 _SHORTEST_MISSPELLING = 5
-"""Names of fewer characters are never said to be a slip."""
+"""Shorter names are never taken for a misspelling."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -222,6 +207,5 @@ def suggestion(name: object, known: Collection[str]) -> str:
     if not known:
         return "there is none."
     shown = ", ".join(repr(each) for each in sorted(known)[:5])
-    return (
-        f"there are {shown} and {len(known) - 5} more." if len(known) > 5 else f"there are {shown}."
-    )
+    more = f" and {len(known) - 5} more" if len(known) > 5 else ""
+    return f"there are {shown}{more}."

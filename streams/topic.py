@@ -71,26 +71,24 @@ class Topic(Generic[T]):
         self.name = check_topic(name)
         self.type = type
         is_whole = isinstance(partitions, int) and not isinstance(partitions, bool)
+        problem = ""
         if partitions is not None and not (is_whole and partitions >= 1):
-            raise ConfigError(f"topic {name!r}: partitions={partitions!r}: a whole number from 1")
-        if unknown not in ("dead", "skip"):
-            raise ConfigError(f"topic {name!r}: unknown={unknown!r}: 'dead' or 'skip'")
-        if unknown == "skip" and codec is None and not tags_of(type):
-            raise ConfigError(
-                f"topic {name!r}: unknown='skip' is for tagged types; {type_name(type)} has no tags"
-            )
-        if codec is not None and (isclass(codec) or not callable(getattr(codec, "bind", None))):
-            raise ConfigError(
-                f"topic {name!r}: codec={codec!r}: give a codec, such as stream_codecs.Json()"
-            )
-        if retention is not None and not isinstance(retention, Retention):
-            raise ConfigError(f"topic {name!r}: retention={retention!r}: give a Retention(...)")
+            problem = f"partitions={partitions!r}: a whole number from 1"
+        elif unknown not in ("dead", "skip"):
+            problem = f"unknown={unknown!r}: 'dead' or 'skip'"
+        elif unknown == "skip" and codec is None and not tags_of(type):
+            problem = f"unknown='skip' is for tagged types; {type_name(type)} has no tags"
+        elif codec is not None and (isclass(codec) or not callable(getattr(codec, "bind", None))):
+            problem = f"codec={codec!r}: give a codec, such as stream_codecs.Json()"
+        elif retention is not None and not isinstance(retention, Retention):
+            problem = f"retention={retention!r}: give a Retention(...)"
+        if problem:
+            raise ConfigError(f"topic {name!r}: {problem}")
         self.partitions = partitions
         self.retention = retention
         """How long it is declared to keep its messages; None: nobody said."""
-        custom_codec = codec is not None and not codec.__class__.__module__.startswith(
-            "stream_codecs"
-        )
+        module = "stream_codecs" if codec is None else codec.__class__.__module__
+        custom_codec = not module.startswith("stream_codecs")
         self.topic_type = None if custom_codec and type is bytes else TopicType(name, type)
         """Its name and type for those who compare; None where a codec of the user's own may make
         anything of bytes, which is also what a topic has whose type was left out."""
@@ -146,9 +144,8 @@ class Topic(Generic[T]):
                     raise EncodeError("the value's message ID is empty", topic=self.name)
                 id = str(found)
         elif not isinstance(id, str) or not id or "\0" in id:
-            raise EncodeError(
-                f"{id!r} is not a non-empty str without NUL", topic=self.name, role="message ID"
-            )
+            problem = f"{id!r} is not a non-empty str without NUL"
+            raise EncodeError(problem, topic=self.name, role="message ID")
         pairs: Sequence[tuple[str, bytes | None]] = ()
         if headers or timestamp is not None:
             pairs = self._encode_headers(headers or {}, timestamp)
@@ -159,38 +156,27 @@ class Topic(Generic[T]):
     def _encode_headers(
         self, headers: Mapping[str, str], timestamp: datetime | None
     ) -> list[tuple[str, bytes | None]]:
+        def refuse(problem: str, role: str) -> EncodeError:
+            return EncodeError(problem, topic=self.name, role=role)
+
         pairs: list[tuple[str, bytes | None]] = []
         if not isinstance(headers, Mapping):
-            raise EncodeError(
-                f"of type {type(headers).__name__}, and a mapping of str is needed",
-                topic=self.name,
-                role="headers",
-            )
+            given = type(headers).__name__
+            raise refuse(f"of type {given}, and a mapping of str is needed", "headers")
         for name, text in headers.items():
             if name == ID:
-                raise EncodeError(
-                    f"{ID!r} is the message ID: give it as id=", topic=self.name, role="headers"
-                )
+                raise refuse(f"{ID!r} is the message ID: give it as id=", "headers")
             if not isinstance(name, str) or not isinstance(text, str):
-                raise EncodeError(
-                    f"{name!r}: names and values are str", topic=self.name, role="headers"
-                )
+                raise refuse(f"{name!r}: names and values are str", "headers")
             pairs.append((name, text.encode("utf-8", "surrogateescape")))
         if timestamp is not None:
             if not isinstance(timestamp, datetime):
-                raise EncodeError(
-                    f"of type {type(timestamp).__name__}, and a datetime is needed",
-                    topic=self.name,
-                    role="timestamp",
-                )
+                given = type(timestamp).__name__
+                raise refuse(f"of type {given}, and a datetime is needed", "timestamp")
             if timestamp.tzinfo is None:
-                raise EncodeError(
-                    f"{timestamp!r} has no time zone: say datetime.now(timezone.utc)",
-                    topic=self.name,
-                    role="timestamp",
-                )
-            utc_timestamp = timestamp.astimezone(timezone.utc)
-            pairs.append((TIME, utc_timestamp.isoformat().encode()))
+                advice = "say datetime.now(timezone.utc)"
+                raise refuse(f"{timestamp!r} has no time zone: {advice}", "timestamp")
+            pairs.append((TIME, timestamp.astimezone(timezone.utc).isoformat().encode()))
         return pairs
 
     async def publish(
@@ -238,16 +224,11 @@ class Topic(Generic[T]):
             raise ConfigError(f"topic {name!r}: {error}") from error
         if key is None:
             return [Record(data, None, str(uuid7())) for data in encoded]
-        return [
-            Record(
-                data,
-                record_key.encode()
-                if type(record_key := key(value)) is str
-                else encode_key(name, record_key),
-                str(uuid7()),
-            )
-            for value, data in zip(values, encoded, strict=True)
-        ]
+        keys = (
+            found.encode() if type(found := key(value)) is str else encode_key(name, found)
+            for value in values
+        )
+        return [Record(data, each, str(uuid7())) for each, data in zip(keys, encoded, strict=True)]
 
     # -- reading
 
@@ -282,31 +263,21 @@ def _field_reader(
     if callable(field):
         function: Callable[[Any], Any] = field
         if topic_type is not None:
-            check_function(
-                f"topic {topic!r}: {option}={function_name(field)}",
-                function,
-                [topic_type],
-                tombstones=False,
-            )
+            where = f"topic {topic!r}: {option}={function_name(field)}"
+            check_function(where, function, [topic_type], tombstones=False)
         return function
+    where = f"topic {topic!r}: {option}={field!r}"
     if not isinstance(field, str) or not field:
-        raise ConfigError(f"topic {topic!r}: {option}={field!r}: a field's name or a function")
+        raise ConfigError(f"{where}: a field's name or a function")
     fields = fields_of(type)
     if fields is None:
         return lambda value: value[field] if isinstance(value, Mapping) else getattr(value, field)
     if not fields:
-        raise ConfigError(
-            f"topic {topic!r}: {option}={field!r}: its values have no fields; give a function"
-        )
+        raise ConfigError(f"{where}: its values have no fields; give a function")
     for kind, names in fields:
         if field not in names:
-            available = (
-                f"it has {', '.join(sorted(names))}" if names else "it has none; give a function"
-            )
-            raise ConfigError(
-                f"topic {topic!r}: {option}={field!r}: {kind.__name__} has no such field, "
-                f"{available}"
-            )
+            known = f"has {', '.join(sorted(names))}" if names else "has none; give a function"
+            raise ConfigError(f"{where}: {kind.__name__} has no such field, it {known}")
     mappings = [issubclass(kind, dict) for kind, _ in fields]
     if all(mappings):
         return lambda value: value.get(field)  # absent where it is NotRequired: no key

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from datetime import datetime, timedelta
-from heapq import heapify, heappop, heapreplace
 from types import TracebackType
 from typing import Generic, Literal, Self, TypeVar
 
@@ -20,8 +19,9 @@ from streams.cancellation import run_in_thread
 from streams.connection import Connection
 from streams.decoding import Source
 from streams.errors import ConfigError, InvalidValue, NotFound
-from streams.log.protocol import Log, Reader
-from streams.message import Batch, Message, Position, make_message
+from streams.log.protocol import Log
+from streams.log.range_reader import READ_LIMIT, OffsetRange, PartitionCursor, merge_by_time
+from streams.message import Message, Position, make_message
 from streams.processing.job import Skip
 from streams.text import get_logger
 
@@ -38,9 +38,6 @@ OFFSET_SPEC_FORMS = (
     "'earliest', 'latest', a datetime, a timedelta, an offset, a position such as orders/0/17, or "
     "-N for N before the end"
 )
-
-READ_LIMIT = 1_000
-"""Messages read at once from a partition."""
 
 
 def resolve_offset(
@@ -59,9 +56,8 @@ def resolve_offset(
         return log.offset_for_time(topic, partition, now - spec.total_seconds())
     if isinstance(spec, datetime):
         if spec.tzinfo is None:
-            raise InvalidValue(
-                f"{option}={spec!r} has no time zone: say datetime(..., tzinfo=timezone.utc)"
-            )
+            advice = "say datetime(..., tzinfo=timezone.utc)"
+            raise InvalidValue(f"{option}={spec!r} has no time zone: {advice}")
         return log.offset_for_time(topic, partition, spec.timestamp())
     if isinstance(spec, int):
         return log.offset_before(topic, partition, end, -spec) if spec < 0 else spec
@@ -85,7 +81,7 @@ def resolve_ranges(
     *,
     partition: int | None = None,
     now: float,
-) -> dict[int, tuple[int, int]]:
+) -> dict[int, OffsetRange]:
     """First offset, and the one before which reading ends, by partition.
 
     :param start: a mapping starts each partition at a place of its own, and reads no other.
@@ -103,7 +99,7 @@ def resolve_ranges(
     else:
         partition = resolve_partition(topic, {"start": start, "end": end}, partition, count)
         starts = dict.fromkeys(range(count) if partition is None else (partition,), start)
-    found: dict[int, tuple[int, int]] = {}
+    found: dict[int, OffsetRange] = {}
     for number, spec in starts.items():
         if not isinstance(number, int):
             raise InvalidValue(f"start={{{number!r}: ...}}: a place for each partition's number")
@@ -114,7 +110,7 @@ def resolve_ranges(
         start_offset = resolve_offset(log, topic, number, spec, option="start", now=now)
         end_offset = resolve_offset(log, topic, number, end, option="end", now=now)
         # What is behind the end now is not part of the range, even if an offset says so.
-        found[number] = (max(start_offset, log_start), min(end_offset, log_end))
+        found[number] = OffsetRange(max(start_offset, log_start), min(end_offset, log_end))
     return found
 
 
@@ -141,9 +137,8 @@ def resolve_partition(
         if isinstance(spec, int) and not isinstance(spec, bool):
             absolute = spec >= 0
         if absolute and partition is None and count > 1:
-            raise InvalidValue(
-                f"{option}={spec!r} is an offset of one partition: say which (partition=...)"
-            )
+            problem = "is an offset of one partition: say which (partition=...)"
+            raise InvalidValue(f"{option}={spec!r} {problem}")
     return partition
 
 
@@ -174,19 +169,14 @@ class TopicReader(Generic[T]):
         self._decoder = topic.decoding
         self._key = key
         self._skip_errors = errors == "skip"
-        self._cursors: list[PartitionCursor] = []
-        self.ranges = resolve_ranges(
-            log, topic.name, start, end, partition=partition, now=connection.clock.time()
-        )
+        now = connection.clock.time()
+        self.ranges = resolve_ranges(log, topic.name, start, end, partition=partition, now=now)
         """First offset and the one before which reading ends, by partition."""
-        for number, (start_offset, end_offset) in self.ranges.items():
-            if start_offset < end_offset:
-                self._cursors.append(
-                    PartitionCursor(
-                        log.reader(topic.name, number, start_offset, end_offset),
-                        self._decoder.unwrap,
-                    )
-                )
+        self._cursors = [
+            PartitionCursor(log.reader(topic.name, number, first, last), self._decoder.unwrap)
+            for number, (first, last) in self.ranges.items()
+            if first < last
+        ]
         self._messages = self._iterate()
         self._read_lock = threading.Lock()
         """Held while a thread reads ahead for ``async for``, which may be cancelled meanwhile."""
@@ -254,74 +244,14 @@ class TopicReader(Generic[T]):
                 except Skip:
                     continue
                 except DecodeError as error:
+                    where = f"{batch.topic}/{batch.partition}/{batch.offset(index)}"
                     if not self._skip_errors:
-                        error.add_note(
-                            f"at {batch.topic}/{batch.partition}/{batch.offset(index)}; "
-                            "errors='skip' reads on"
-                        )
+                        error.add_note(f"at {where}; errors='skip' reads on")
                         raise
                     self.skipped += 1
-                    logger.warning(
-                        "reading %s/%d/%s: %s",
-                        batch.topic, batch.partition, batch.offset(index), error,
-                    )  # fmt: skip
+                    logger.warning("reading %s: %s", where, error)
                     continue
                 yield make_message(value, batch, index, 1)
         finally:
             for cursor in self._cursors:
                 cursor.close()
-
-
-class PartitionCursor:
-    """One partition of a reading: the batch at hand, and the next message in it."""
-
-    def __init__(
-        self, reader: Reader, unwrap_events: Callable[[Batch], Batch] = lambda batch: batch
-    ) -> None:
-        self._reader = reader
-        self._unwrap_events = unwrap_events
-        self._open = True
-        self.batch: Batch | None = None
-        self.index = 0
-
-    def advance(self) -> bool:
-        """Move to the next message; False at the end."""
-        self.index += 1
-        if self.batch is None or self.index >= len(self.batch):
-            self.batch = self._reader.read(READ_LIMIT) if self._open else None
-            self.index = 0
-            while self.batch is not None and not len(self.batch):
-                self.batch = self._reader.read(READ_LIMIT)
-            if self.batch is not None:
-                self.batch = self._unwrap_events(self.batch)
-        return self.batch is not None
-
-    def close(self) -> None:
-        """Give the reader back."""
-        if self._open:
-            self._open = False
-            self._reader.close()
-
-
-def merge_by_time(cursors: list[PartitionCursor]) -> Iterator[tuple[Batch, int]]:
-    """All messages of these partitions, the earliest (log time) next."""
-    if len(cursors) == 1:
-        cursor = cursors[0]
-        while cursor.advance():
-            if cursor.batch is not None:
-                yield cursor.batch, cursor.index
-        return
-    heap: list[tuple[float, int]] = []
-    for number, cursor in enumerate(cursors):
-        if cursor.advance() and cursor.batch is not None:
-            heap.append((cursor.batch.time(cursor.index), number))
-    heapify(heap)
-    while heap:
-        _, number = heap[0]
-        cursor = cursors[number]
-        if cursor.batch is not None:
-            yield cursor.batch, cursor.index
-        if cursor.advance() and cursor.batch is not None:
-            heapreplace(heap, (cursor.batch.time(cursor.index), number))
-        else:
-            heappop(heap)

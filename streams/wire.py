@@ -13,9 +13,6 @@ from __future__ import annotations
 import math
 import re
 from datetime import datetime, timedelta, timezone
-from typing import Annotated
-
-import msgspec
 
 MAX_DIGITS = 18
 """Digits of a whole number, at most: the largest is below 2**63, so that it fits every log."""
@@ -31,11 +28,6 @@ FIRST_SECOND = -62_135_596_800
 """Seconds since the epoch of :data:`EARLIEST_TIME`."""
 LAST_SECOND = 253_402_300_799
 """Seconds since the epoch of :data:`LATEST_TIME`, rounded down."""
-
-EpochSeconds = Annotated[float, msgspec.Meta(ge=FIRST_SECOND, le=LAST_SECOND)]
-"""Seconds since the epoch, within the years 1 to 9999, in a document that msgspec decodes."""
-NonNegativeInt = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
-"""A whole number that fits every log, in a document that msgspec decodes."""
 
 
 def parse_int(written: bytes | str | None, digits: int = MAX_DIGITS) -> int | None:
@@ -183,7 +175,5 @@ def parse_position(written: bytes | str | None) -> tuple[str, int, int] | None:
     parts = (text(written) if isinstance(written, bytes) else written).rsplit("/", 2)
     if len(parts) != 3 or not parts[0]:
         return None
-    partition, offset_value = parse_int(parts[1]), parse_offset(parts[2])
-    return (
-        None if partition is None or offset_value is None else (parts[0], partition, offset_value)
-    )
+    partition, offset = parse_int(parts[1]), parse_offset(parts[2])
+    return None if partition is None or offset is None else (parts[0], partition, offset)

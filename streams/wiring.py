@@ -45,11 +45,8 @@ def make_job(
     start_positions: Mapping[tuple[str, int], int],
 ) -> Job:
     """What the executors run for a processor."""
-    options, group, dead_letters = (
-        processor.options,
-        processor.group,
-        processor.options.dead_letters,
-    )
+    options, group = processor.options, processor.group
+    dead_letters = options.dead_letters
     sources: dict[str, Source[Any]] = {}
     for topic in options.topics:
         sources[topic.name] = sources[dead_letters.retry(topic.name, group)] = topic
@@ -72,9 +69,7 @@ def make_job(
             clock=connection.clock,
             encode_results=_result_encoder(processor),
             dead_letter=derived_records.dead_letter_maker(
-                group,
-                lambda topic: dead_letters.name(sources[topic].name, group),
-                connection.clock,
+                group, lambda topic: dead_letters.name(sources[topic].name, group), connection.clock
             ),
             write_derived=connection.publisher.publish_durably,
             attempt_log=processor.attempt_log,
@@ -115,7 +110,7 @@ def _result_encoder(
 def make_executor(
     job: Job,
     loop: asyncio.AbstractEventLoop,
-    new_transaction: Callable[[], HandlerTransaction],
+    new_transaction: Callable[[], HandlerTransaction] | None = None,
 ) -> Executor:
     """What runs the handlers: tasks of the loop for an async one, threads for a plain one."""
     if job.asynchronous:

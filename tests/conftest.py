@@ -6,8 +6,10 @@ A server that this machine lacks skips the tests that need it, with the command 
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Generator, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,29 @@ from tests.conformance.logs import Case
 from tests.servers import find
 from tests.servers.find import KafkaAddress, Missing, RedisAddress
 from tests.servers.lifetime import Lifetime
+
+# Collecting the tests makes some million objects, none of which is ever garbage: the collector does
+# not look at them while they are made (a fifth of the time), nor afterwards.
+gc.disable()
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist's worker tells what it collected
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if getattr(session.config.option, "loadgroup", False):
+        for item in session.items:
+            _name_group(item)
+    gc.freeze()
+    gc.enable()
+
+
+def _name_group(item: pytest.Item) -> None:
+    """The scheduler reads a test's group at the end of its ID. xdist 3.8 writes it where pytest 9.2
+    does not look any more, and then every worker starts the servers that a group shares."""
+    marker = item.get_closest_marker("xdist_group")
+    if marker is not None and not item.nodeid.endswith(suffix := f"@{marker.args[0]}"):
+        item._id = type(item.id).parse(item.nodeid + suffix)
+        assert item.nodeid.endswith(suffix)
+
 
 _FOLDER = "STREAMS_TEST_LIFETIME"
 CI = os.environ.get("CI", "").lower() in ("1", "true")
@@ -66,15 +91,17 @@ _HERE = Path(__file__).parent
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests that need a server, or processes; leave out what a log cannot do, which is not
-    a skip as there is nothing to run, and the long fault runs unless they are meant."""
+    """Mark the tests that need a server, or processes, and those that one worker should run; leave
+    out what a log cannot do, which is not a skip as there is nothing to run, and the long fault
+    runs unless they are meant."""
     for item in items:
         if _needs_server(item):
             item.add_marker("servers")
-        if item.path.is_relative_to(_HERE):
-            place = item.path.relative_to(_HERE).as_posix()
-            if place.startswith(PROCESSES):
-                item.add_marker("processes")
+        if _starts_processes(item.path):
+            item.add_marker("processes")
+        group = _module_fixtures(item)
+        if group and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(group))
     meant = "faults" in config.option.markexpr
     left_out = [
         item
@@ -85,6 +112,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         gone = set(left_out)
         items[:] = [item for item in items if item not in gone]
         config.hook.pytest_deselected(items=left_out)
+
+
+@cache
+def _starts_processes(path: Path) -> bool:
+    return path.is_relative_to(_HERE) and path.relative_to(_HERE).as_posix().startswith(PROCESSES)
+
+
+def _module_fixtures(item: pytest.Item) -> str:
+    """A name for those that share fixtures of one module, often a server, or ""."""
+    if not isinstance(item, pytest.Function):
+        return ""
+    indices = item.callspec.indices if hasattr(item, "callspec") else {}
+    shared = [
+        f"{name}{indices.get(name, '')}"
+        for name, found in item._fixtureinfo.name2fixturedefs.items()
+        if found[-1].scope == "module"
+    ]
+    return "-".join([item.path.stem, *shared]) if shared else ""
 
 
 def _log_can(item: pytest.Item) -> bool:

@@ -208,7 +208,7 @@ def _run(work: Any) -> Answer:
                 failure.append(error)
             over.set()
 
-    # Its brokers take their time to stop; the figures are there, and the process ends anyway.
+    # Its brokers stop slowly; the figures are known, and the process ends anyway.
     over = threading.Event()
     threading.Thread(target=run, daemon=True).start()
     over.wait()

@@ -1,4 +1,4 @@
-"""Where the peers' toolkits are: in this environment, else in one of their own, made on request.
+"""The peers' toolkits: in this environment, else in one of their own, made on request.
 
 An environment of its own is made under ``share/`` of this one, from the pinned requirements beside
 this file, once for each text of them. Quix Streams always needs one: it pins another version of
@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 
 
 class PeerMissing(Exception):
-    """A peer cannot be had here; the message says why, and what to do."""
+    """A peer is not available here; the message says why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class InstalledPeer:
     def run(self, task: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """One measurement.
 
-        :raises MeasureError: it did not come about.
+        :raises MeasureError: it failed.
         """
         if self.peer.module:
             return run_once([*self._command, task, json.dumps(dict(arguments))])
@@ -91,7 +91,7 @@ class InstalledPeer:
 def install(name: str) -> InstalledPeer:
     """Make a peer ready to run.
 
-    :raises PeerMissing: it cannot be had; says why.
+    :raises PeerMissing: it is not available; says why.
     """
     peer = PEERS[name]
     if not peer.module:

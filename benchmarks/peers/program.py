@@ -17,7 +17,7 @@ Answer = dict[str, Any]
 def main(tasks: dict[str, Callable[..., Answer]]) -> None:
     """Run the task that the command line names with its arguments, ``TASK {"name": value, ...}``.
 
-    The process ends with its standard input, so that nothing is left of a run that was killed.
+    The process ends when its standard input does, so that a killed run leaves nothing behind.
     """
     raise_gc_threshold()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -31,7 +31,7 @@ def main(tasks: dict[str, Callable[..., Answer]]) -> None:
         traceback.print_exc()
         answer = {"error": f"{type(error).__name__}: {error}"}
     print(json.dumps(answer), file=answers, flush=True)
-    # Clients' threads and event loops of a toolkit may not want to end; nobody waits for them.
+    # Do not wait for threads of clients and event loops that may not end.
     os._exit(0)
 
 

@@ -1,1 +1,1 @@
-"""What is told of a run: a table on the terminal, JSON, Markdown, and a page with plots."""
+"""Reports of a run: a table on the terminal, JSON, Markdown, and a page with plots."""

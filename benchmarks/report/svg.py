@@ -1,4 +1,4 @@
-"""Plots as SVG text: bars on a log scale, and lines. No script, no font, nothing from elsewhere.
+"""Plots as SVG text: bars on a log scale, and lines. They load no script, font or anything else.
 
 Colours come from the page's style sheet (classes ``c0`` to ``c5``): they follow a dark theme.
 """
@@ -84,7 +84,7 @@ def lines(
     log_y: bool = False,
     height: int = 320,
 ) -> str:
-    """Lines with axes and a legend; points without a place on a logarithmic scale are left out."""
+    """Lines with axes and a legend; points that a logarithmic scale cannot show are left out."""
     kept = [
         Line(line.name, points, line.colour, line.dashed)
         for line in drawn
@@ -135,7 +135,7 @@ def lines(
 
 
 class _Scale:
-    """From values to places."""
+    """Maps values to coordinates."""
 
     def __init__(
         self, low: float, high: float, begin: float, end: float, *, logarithmic: bool
@@ -147,7 +147,7 @@ class _Scale:
         self._begin, self._end = begin, end
 
     def coordinate(self, value: float) -> float:
-        """Where a value is."""
+        """The coordinate of a value."""
         value = math.log10(value) if self._log else value
         share = (value - self._low) / (self._high - self._low)
         return self._begin + share * (self._end - self._begin)

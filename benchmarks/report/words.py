@@ -7,11 +7,11 @@ from collections.abc import Collection, Iterable, Sequence
 from benchmarks.measure import Row
 
 NO_FIGURE = "-"
-"""Stands where there is no figure."""
+"""Shown where there is no figure."""
 
 
 def figure(value: float | None, unit: str) -> str:
-    """A figure with as many digits as mean something."""
+    """A figure with its significant digits."""
     if value is None:
         return NO_FIGURE
     if unit == "messages/s" or abs(value) >= 1_000:
@@ -40,7 +40,7 @@ def target(row: Row) -> str:
 
 
 def verdict(row: Row) -> str:
-    """What became of the target."""
+    """Whether the target was met."""
     if row["error"] is not None:
         return "failed"
     said = {True: "met", False: "missed", None: ""}[row["met"]]
@@ -50,7 +50,7 @@ def verdict(row: Row) -> str:
 
 
 def short_figure(value: float) -> str:
-    """A ratio with as many digits as mean something."""
+    """A ratio with its significant digits."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 

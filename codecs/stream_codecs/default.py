@@ -12,8 +12,6 @@ from stream_codecs.protocol import Codec
 from stream_codecs.text_and_bytes import Bytes, Text, is_only
 from stream_codecs.type_info import type_info
 
-__all__ = ["default_codec"]
-
 
 def default_codec(type: TypeForm[Any]) -> Codec:
     """Bytes as they are, a str as text, everything else as JSON."""

@@ -25,8 +25,6 @@ from __future__ import annotations
 from array import array
 from itertools import accumulate
 
-__all__ = ["json_is_deeper", "msgpack_is_deeper"]
-
 _CHUNK = 1 << 16
 
 _DEPTH_CHANGES = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")

@@ -18,8 +18,6 @@ from msgspec import inspect
 from stream_codecs.errors import DecodeError, EncodeError, UnknownTag
 from stream_codecs.type_info import TypeInfo, type_name, union_members
 
-__all__ = ["ErrorContext", "decode_error", "encode_error", "tag_reader"]
-
 
 class ErrorContext(NamedTuple):
     """Where a codec is bound; part of every error."""
@@ -119,10 +117,8 @@ def _validation_error(
         # Its name, which ends the message or not, could look like a path.
         return context.decode_error(data, "a field that the type forbids")
     message, path = _split_path(message)
-    if unknown_tag is not None:
-        tag = unknown_tag(data)
-        if tag is not None:
-            return context.unknown_tag(data, tag, path)
+    if unknown_tag is not None and (tag := unknown_tag(data)) is not None:
+        return context.unknown_tag(data, tag, path)
     if _SAFE_MESSAGE.match(message):
         reason = message[0].lower() + message[1:].replace("`", "'")
         return context.decode_error(data, reason, path=path)
@@ -155,11 +151,8 @@ def tag_reader(
 
     :param decoder: makes the decoding function for a type.
     """
-    tagged = [
-        part
-        for part in union_members(shape)
-        if isinstance(part, inspect.StructType) and part.tag is not None
-    ]
+    structs = [part for part in union_members(shape) if isinstance(part, inspect.StructType)]
+    tagged = [part for part in structs if part.tag is not None]
     if not tagged:
         return None
     first = tagged[0]  # one union's structs agree on all of this

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["BindError", "CodecError", "DecodeError", "EncodeError", "UnknownTag"]
-
 
 class CodecError(Exception):
     """Base of every error of this package.

@@ -18,8 +18,6 @@ from stream_codecs.protocol import Bound, Role
 from stream_codecs.structured import Format, bind_format
 from stream_codecs.type_info import has_models, is_untyped, type_info
 
-__all__ = ["Json"]
-
 T = TypeVar("T")
 
 _has_array = methodcaller("__contains__", ord("["))

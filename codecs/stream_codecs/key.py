@@ -16,8 +16,6 @@ from stream_codecs.limits import SizeLimit, size_error
 from stream_codecs.protocol import Bound, Role
 from stream_codecs.type_info import is_untyped, member_types, type_name
 
-__all__ = ["Key"]
-
 T = TypeVar("T")
 
 
@@ -90,17 +88,14 @@ def _bind(read: Callable[[bytes], Any], max_size: int, context: ErrorContext) ->
         elif isinstance(value, uuid.UUID):
             data = str(value).encode()
         else:
-            raise context.encode_error(
-                f"a key is str, int, UUID or bytes, not {type_name(type(value))}"
-            )
-        reason = size_error(data, max_size)
-        if reason is not None:
+            kind = type_name(type(value))
+            raise context.encode_error(f"a key is str, int, UUID or bytes, not {kind}")
+        if reason := size_error(data, max_size):
             raise context.encode_error(reason)
         return data
 
     def decode(data: bytes) -> Any:
-        reason = size_error(data, max_size)
-        if reason is not None:
+        if reason := size_error(data, max_size):
             raise context.decode_error(data, reason)
         try:
             return read(data)

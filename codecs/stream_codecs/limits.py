@@ -8,15 +8,6 @@ from typing import cast
 
 from stream_codecs.errors import BindError
 
-__all__ = [
-    "MAX_DEPTH",
-    "MAX_SIZE",
-    "SizeAndDepthLimits",
-    "SizeLimit",
-    "non_null_values",
-    "size_error",
-]
-
 MAX_SIZE = 16 << 20
 """Bytes of one document, unless a codec is told otherwise: 16 MiB."""
 

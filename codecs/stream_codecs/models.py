@@ -24,14 +24,7 @@ from stream_codecs.limits import SizeAndDepthLimits
 from stream_codecs.protocol import Bound, Role
 from stream_codecs.structured import Format, TypeParts, build_bound
 from stream_codecs.type_checks import always_unsure
-from stream_codecs.type_info import (
-    accepted_classes,
-    member_types,
-    strip_wrapping,
-    type_name,
-)
-
-__all__ = ["bind_models", "tags_of_models"]
+from stream_codecs.type_info import accepted_classes, member_types, strip_wrapping, type_name
 
 _QUOTING_CONTEXT_KEYS = frozenset({"error", "tag", "tz_actual"})
 """What a message is made with where it may quote the document."""

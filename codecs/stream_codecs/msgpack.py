@@ -16,8 +16,6 @@ from stream_codecs.protocol import Bound, Role
 from stream_codecs.structured import Format, bind_format
 from stream_codecs.type_info import has_models, strip_wrapping, type_name
 
-__all__ = ["MessagePack"]
-
 T = TypeVar("T")
 
 
@@ -56,9 +54,8 @@ class MessagePack(SizeAndDepthLimits):
         :raises BindError: msgspec does not know the type, or it has Pydantic models.
         """
         if has_models(type):
+            name = type_name(strip_wrapping(type))
             raise BindError(
-                f"cannot use the type {type_name(strip_wrapping(type))}: Pydantic models travel "
-                "as JSON; use "
-                "Json()"
+                f"cannot use the type {name}: Pydantic models travel as JSON; use Json()"
             )
         return bind_format(_FORMAT, self, type, topic, role)

@@ -32,8 +32,6 @@ from typing_extensions import TypeForm
 
 from stream_codecs.errors import DecodeError
 
-__all__ = ["Bound", "Codec", "Headers", "Role"]
-
 T = TypeVar("T")
 
 Role = Literal["value", "key"]

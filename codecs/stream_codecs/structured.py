@@ -36,8 +36,6 @@ from stream_codecs.type_info import (
     walk_types,
 )
 
-__all__ = ["Format", "TypeParts", "bind_format", "build_bound"]
-
 
 class Format(NamedTuple):
     """A format of documents: what :func:`bind_format` needs of it."""
@@ -172,11 +170,9 @@ def _build_encoders(
         return context.encode_error(f"expected {context.type}, got {type_name(type(value))}")
 
     def find_fault(value: Any, data: bytes, sure: bool) -> EncodeError | None:
-        error = class_error(value)
-        if error is not None:
+        if error := class_error(value):
             return error
-        reason = limit_error(data)
-        if reason is not None:
+        if reason := limit_error(data):
             return context.encode_error(reason)
         if sure:
             return None
@@ -188,9 +184,8 @@ def _build_encoders(
             read(data)
         except Exception as exc:
             fault = parts.explain(data, exc)
-            return context.encode_error(
-                f"does not fit {context.type}: {fault.reason}", path=fault.path
-            )
+            reason = f"does not fit {context.type}: {fault.reason}"
+            return context.encode_error(reason, path=fault.path)
         return None
 
     def encode(value: Any) -> bytes:

@@ -15,8 +15,6 @@ from stream_codecs.limits import SizeLimit, non_null_values, size_error
 from stream_codecs.protocol import Bound, Role
 from stream_codecs.type_info import TypeInfo, is_untyped, type_info, type_name, union_members
 
-__all__ = ["Bytes", "Text", "is_only"]
-
 T = TypeVar("T")
 
 _SHAPES: dict[Any, TypeInfo] = {str: inspect.StrType(), bytes: inspect.BytesType()}
@@ -58,12 +56,6 @@ class Bytes(SizeLimit):
         return _bind("bytes", type, bytes, bytes, bytes, self.max_size, topic, role)
 
 
-_CONTENT_TYPES: dict[Any, str] = {
-    str: "text/plain; charset=utf-8",
-    bytes: "application/octet-stream",
-}
-
-
 def _bind(
     name: str,
     form: TypeForm[Any],
@@ -76,10 +68,8 @@ def _bind(
 ) -> Bound[Any]:
     shape = type_info(form)
     if not is_only(shape, cls) and not is_untyped(shape):
-        raise BindError(
-            f"{name.capitalize()} carries {cls.__name__}, not {type_name(form)}; Json carries most "
-            f"types"
-        )
+        problem = f"{name.capitalize()} carries {cls.__name__}, not {type_name(form)}"
+        raise BindError(f"{problem}; Json carries most types")
     context = ErrorContext(name, topic, role, cls.__name__)
 
     def explain(data: bytes, exc: Exception) -> DecodeError:
@@ -107,9 +97,9 @@ def _bind(
             data = write(value)
         except UnicodeEncodeError as exc:
             raise encode_error(context, value, exc) from None
-        reason = size_error(data, max_size)
-        if reason is not None:
+        if reason := size_error(data, max_size):
             raise context.encode_error(reason)
         return data
 
-    return Bound(encode, decode, _CONTENT_TYPES[cls], False, read, cleared, explain)
+    content_type = "text/plain; charset=utf-8" if cls is str else "application/octet-stream"
+    return Bound(encode, decode, content_type, False, read, cleared, explain)

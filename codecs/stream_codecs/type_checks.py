@@ -24,8 +24,6 @@ from msgspec import inspect
 
 from stream_codecs.type_info import TypeInfo, class_of, union_members
 
-__all__ = ["always_unsure", "compile_check"]
-
 TypeCheck = Callable[[Any], bool]
 
 
@@ -126,9 +124,8 @@ class _CheckCompiler:
             case inspect.StructType() | inspect.DataclassType() | inspect.NamedTupleType():
                 return self.fields_expression(shape, value)
             case inspect.ListType() if not shape.min_length and shape.max_length is None:
-                return (
-                    f"(type({value}) is list and {self.items_expression(shape.item_type, value)})"
-                )
+                items = self.items_expression(shape.item_type, value)
+                return f"(type({value}) is list and {items})"
             case inspect.DictType() if not shape.min_length and shape.max_length is None:
                 if self.exact_class(shape.key_type) is str:
                     keys = self.items_expression(shape.key_type, value)
@@ -143,17 +140,14 @@ class _CheckCompiler:
         for cls in (str, int):
             found = frozenset(item for item in values if type(item) is cls)
             if found:
-                tests.append(
-                    f"type({value}) is {cls.__name__} and {value} in {self.bind_name(found)}"
-                )
+                members = self.bind_name(found)
+                tests.append(f"type({value}) is {cls.__name__} and {value} in {members}")
         if len(values) != sum(type(item) in (str, int) for item in values):
             raise _NotCompilable
         return f"({' or '.join(tests)})"
 
     def fields_expression(
-        self,
-        shape: inspect.StructType | inspect.DataclassType | inspect.NamedTupleType,
-        value: str,
+        self, shape: inspect.StructType | inspect.DataclassType | inspect.NamedTupleType, value: str
     ) -> str:
         if value != "v":
             return f"{self.define_function(shape)}({value})"

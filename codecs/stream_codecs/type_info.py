@@ -23,33 +23,10 @@ from typing_extensions import TypeForm
 
 from stream_codecs.errors import BindError
 
-__all__ = [
-    "TypeInfo",
-    "accepted_classes",
-    "class_of",
-    "fields_of",
-    "has_models",
-    "includes_none",
-    "is_pydantic_model",
-    "is_untyped",
-    "member_types",
-    "strip_wrapping",
-    "tags_of",
-    "type_info",
-    "type_name",
-    "union_members",
-    "walk_types",
-]
-
 TypeInfo: TypeAlias = inspect.Type
 """A type, taken apart by msgspec."""
 
-_FIELDED = (
-    inspect.StructType,
-    inspect.DataclassType,
-    inspect.TypedDictType,
-    inspect.NamedTupleType,
-)
+_FIELDED = inspect.StructType, inspect.DataclassType, inspect.TypedDictType, inspect.NamedTupleType
 
 
 def type_name(form: TypeForm[Any]) -> str:
@@ -142,24 +119,20 @@ def has_models(form: TypeForm[Any]) -> bool:
         shape = inspect.type_info(form)
     except Exception:  # binding says what is wrong
         return False
-    return any(
-        isinstance(part, inspect.CustomType) and is_pydantic_model(part.cls)
-        for part in walk_types(shape)
-    )
+    custom = (part for part in walk_types(shape) if isinstance(part, inspect.CustomType))
+    return any(is_pydantic_model(part.cls) for part in custom)
 
 
 def is_untyped(shape: TypeInfo) -> bool:
     """Whether nothing is known about the values of this type (``Any``, ``object``)."""
-    return isinstance(shape, inspect.AnyType) or (
-        isinstance(shape, inspect.CustomType) and shape.cls is object
-    )
+    is_object = isinstance(shape, inspect.CustomType) and shape.cls is object
+    return is_object or isinstance(shape, inspect.AnyType)
 
 
 def includes_none(form: TypeForm[Any]) -> bool:
     """Whether None is a value of this type, so that a handler of it takes tombstones too."""
-    return any(
-        isinstance(part, inspect.NoneType) or is_untyped(part) for part in member_types(form)
-    )
+    members = member_types(form)
+    return any(isinstance(part, inspect.NoneType) or is_untyped(part) for part in members)
 
 
 def tags_of(form: TypeForm[Any]) -> frozenset[str | int]:
@@ -169,11 +142,8 @@ def tags_of(form: TypeForm[Any]) -> frozenset[str | int]:
         from stream_codecs.models import tags_of_models
 
         return tags_of_models(form)
-    return frozenset(
-        part.tag
-        for part in member_types(form)
-        if isinstance(part, inspect.StructType) and part.tag is not None
-    )
+    structs = (part for part in member_types(form) if isinstance(part, inspect.StructType))
+    return frozenset(part.tag for part in structs if part.tag is not None)
 
 
 def member_types(form: TypeForm[Any]) -> list[TypeInfo]:

@@ -27,8 +27,6 @@ from stream_codecs.limits import MAX_SIZE, size_error
 from stream_codecs.protocol import Bound, Codec, Headers, Role
 from stream_codecs.type_info import type_name
 
-__all__ = ["Zstd"]
-
 T = TypeVar("T")
 
 _WINDOW = 8 << 20
@@ -129,9 +127,8 @@ class _ContextPool:
         except IndexError:
             context = self.zstandard.ZstdDecompressor(max_window_size=max(_WINDOW, self.max_size))
         try:
-            return self._decompress_single_frame(context, data) or self._decompress_frames(
-                context, data
-            )
+            whole = self._decompress_single_frame(context, data)
+            return whole or self._decompress_frames(context, data)
         except self.zstandard.ZstdError as exc:
             raise _CorruptData(f"not Zstandard's ({str(exc).rpartition(': ')[2]})") from None
         finally:
@@ -157,9 +154,8 @@ class _ContextPool:
             if declared == 0 and max_content:  # libzstd is not asked about these
                 raise _CorruptData("more than its frame declares")
             try:
-                piece = context.decompress(
-                    frame, max_output_size=max(1, min(bytes_left, max_content))
-                )
+                most = max(1, min(bytes_left, max_content))
+                piece = context.decompress(frame, max_output_size=most)
             except self.zstandard.ZstdError as exc:
                 if max_content > bytes_left and "full frame" in str(exc):
                     raise self._too_large() from None
@@ -218,8 +214,7 @@ def _bind(inner: Bound[Any], context: ErrorContext, pool: _ContextPool) -> Bound
         except CodecError as exc:
             relabel(exc)
             raise
-        reason = size_error(plain, pool.max_size)
-        if reason is not None:
+        if reason := size_error(plain, pool.max_size):
             raise context.encode_error(reason)
         return pool.compress(plain)
 

@@ -61,7 +61,7 @@ COLUMNS = (
 
 
 class Row(NamedTuple):
-    """What one line of the file says."""
+    """One line of the file."""
 
     line: int
     flight: str
@@ -141,7 +141,7 @@ def events(table: list[Row]) -> list[tuple[str, Event]]:
             left = row.scheduled + timedelta(minutes=row.delay)
             found.append((left, row.line, "departed", row))
         if row.arrived:
-            # A time zone away, so the clock on the wall is no help; minutes in the air are.
+            # It lands in another time zone, so take the minutes in the air, not the local time.
             start = row.scheduled + timedelta(minutes=row.delay)
             landed = start + timedelta(minutes=row.minutes_in_air)
             found.append((landed, row.line, "landed", row))

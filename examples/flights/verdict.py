@@ -1,4 +1,4 @@
-"""Holds what was handled against a plain count over the file."""
+"""Compares what was handled with a plain count over the file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _decode = msgspec.json.Decoder(Effect).decode
 
 @dataclass
 class Figures:
-    """What a month of flights comes to."""
+    """Figures of a month of flights."""
 
     flights: int = 0
     departures: int = 0
@@ -62,7 +62,7 @@ def plain_count(table: list[Row]) -> Figures:
 
 @dataclass
 class Verdict:
-    """What the effects say."""
+    """What the effects show."""
 
     figures: Figures
     order_violations: int
@@ -83,7 +83,7 @@ class Effects:
         self.seen: set[int] = set()
 
     def read(self) -> int:
-        """Take in what came since; how many different events were handled so far."""
+        """Read what was added; how many different events were handled so far."""
         with self._path.open("rb") as file:
             file.seek(self._at)
             data = file.read()
@@ -97,7 +97,7 @@ class Effects:
 
 
 def judge(effects: list[Effect], expected: list[tuple[str, Event]]) -> Verdict:
-    """Count each event once, and look for what must not be."""
+    """Count each event once, and look for violations."""
     figures = Figures()
     times: Counter[int] = Counter()
     last_in_worker: dict[tuple[int, str], int] = {}

@@ -56,7 +56,7 @@ def build(
     async def track(event: Event, message: Message[Event]) -> None:
         chance = crc32(message.id.encode()) % 200
         if chance < 20:
-            await asyncio.sleep(0.002)  # a service that takes its time
+            await asyncio.sleep(0.002)  # a slow service
         if chance < 2 and message.attempt == 1:
             raise ConnectionError("a service that fails now and then")
         delay = event.delay_minutes if isinstance(event, Departed) else 0
@@ -68,7 +68,7 @@ def build(
 
 
 def main() -> None:
-    """Run until told to stop."""
+    """Run until it is stopped."""
     logging.basicConfig(level=logging.ERROR, format="worker: %(message)s")
     url, name, effects = sys.argv[1:4]
     # A name of its own, so that the next life has its partitions back at once. (KIP-848 has no

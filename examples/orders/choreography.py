@@ -1,4 +1,4 @@
-"""The same order without a conductor: stock, bank and carrier listen to what the others say.
+"""The same order without an orchestrator: stock, bank and carrier react to each other's events.
 
     order.placed ── reserve ── stock.reserved ── charge ── order.paid ── ship ── order.shipped
                        │                            │                      │
@@ -6,7 +6,7 @@
                        │                            │
                   order.refused ─────────────── release
 
-Each function below is what one of the three services would bring; no place knows the whole order.
+Each function below belongs to one of the three services; none knows the whole order.
 A saga has a step once, so its ID and the step's name are the call's idempotency key.
 """
 
@@ -25,11 +25,11 @@ REFUSED = "order.refused"
 """The two ends are SHIPPED and REFUSED."""
 
 RETRY = Retry(attempts=5, delay=0.2, never=(Refused,))
-"""A service may be busy; what it has decided it has decided."""
+"""A busy service is asked again; a refusal is final."""
 
 
 def order_bus(app: Streams) -> EventBus:
-    """What the three talk over."""
+    """The bus that the three share."""
     return EventBus(app, "order-events", type=Order, partitions=4)
 
 
@@ -45,7 +45,7 @@ def create(url: str, database: str) -> tuple[Streams, EventBus]:
 
 
 def stock(bus: EventBus, services: Services) -> None:
-    """A piece is set aside for an order, and put back when there is no money for it."""
+    """A piece is reserved for an order, and released when it is not paid."""
 
     def reserve(heard: SagaEvent) -> None:
         services.reserve(f"{heard.saga_id}/reserve", heard.data.sku)
@@ -58,7 +58,7 @@ def stock(bus: EventBus, services: Services) -> None:
 
 
 def bank(bus: EventBus, services: Services) -> None:
-    """An order is paid when its piece is there, and paid back when nobody delivers it."""
+    """An order is charged when its piece is reserved, and refunded when it cannot be delivered."""
 
     def charge(heard: SagaEvent) -> Order:
         order: Order = heard.data

@@ -19,7 +19,7 @@ from examples.orders.services import Services
 from examples.orders.shop import Ended, Shop, open_shop
 
 CUPS, MONEY = 20, 3 * PRICE
-"""There are not enough cups for everybody, nor does everybody have the money for all he orders."""
+"""There are too few cups for all orders, and some customers have too little money."""
 
 TIMEOUT = 120.0
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Outcome(NamedTuple):
-    """What became of the orders, and what is wrong with the books."""
+    """The outcome of the orders, and what is wrong with the books."""
 
     statuses: Counter[str]
     kills: int
@@ -55,7 +55,7 @@ async def run(
     *,
     choreographed: bool = False,
 ) -> Outcome:
-    """Place orders, kill workers while they carry them out, and look at the books."""
+    """Place orders, kill workers while they carry them out, and check the books."""
     services = Services(database)
     wanted = orders_of(count)
     services.fill("cup", CUPS)

@@ -1,7 +1,7 @@
-"""The saga: reserve, charge, ship; and how each is taken back.
+"""The saga: reserve, charge, ship; and how each is undone.
 
-One place knows the whole order. The steps are plain functions, because the services block; the
-call's idempotency key goes to the service as it is.
+This module knows the whole order. The steps are plain functions, because the services block; the
+call's idempotency key is passed to the service unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PRICE = 1200
 
 
 class Order(msgspec.Struct):
-    """What a saga is about, and what its steps have found out."""
+    """The data of a saga: its input, and the results of its steps."""
 
     customer: str
     sku: str
@@ -50,7 +50,7 @@ def create(url: str, database: str) -> tuple[Streams, SagaOrchestrator[Order]]:
         order.parcel = services.ship(call.idempotency_key, order.customer, order.sku)
 
     def patient(*final: type[Exception]) -> Retry:
-        """A service may be busy; what it has decided it has decided."""
+        """A busy service is asked again; a refusal is final."""
         return Retry(attempts=5, delay=0.2, never=final)
 
     orders.add_step(SagaStep("reserve", reserve, release, retry=patient(OutOfStock)))

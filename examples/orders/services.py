@@ -1,8 +1,8 @@
-"""Stock, bank and carrier, each as a service of somebody else's would be.
+"""Stock, bank and carrier, as external services.
 
-They share one SQLite file here and know nothing of sagas or streams. What they do for one
-*idempotency key* they do once: asked again under that key they give the answer they gave, also if
-it was no. That is all a saga needs of a service to have its effects once.
+They share one SQLite file here and know nothing of sagas or streams. They act once for each
+*idempotency key*: a second call with the same key gets the same answer, also if that was a refusal.
+That is all a saga needs of a service to have its effects once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CREATE TABLE IF NOT EXISTS parcels (number TEXT PRIMARY KEY, customer TEXT, sku 
 
 
 class Refused(Exception):
-    """A service has decided against it, and asking again changes nothing."""
+    """A service refuses, and will refuse again."""
 
 
 class OutOfStock(Refused):
@@ -29,22 +29,22 @@ class OutOfStock(Refused):
 
 
 class Declined(Refused):
-    """The customer has not that much."""
+    """The customer has too little money."""
 
 
 class Undeliverable(Refused):
-    """Nobody carries a parcel there."""
+    """No carrier delivers there."""
 
 
 REFUSALS = {each.__name__: each for each in (OutOfStock, Declined, Undeliverable)}
 
 
 class Services:
-    """All three, on one file. Calls block; usable from any thread and any process."""
+    """All three, on one file. Calls block, and may be made from any thread and process."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        Path(path).touch(mode=0o600)  # a new file is its owner's alone
+        Path(path).touch(mode=0o600)  # only its owner may read a new file
         with self._open() as file:
             file.executescript(f"PRAGMA journal_mode=WAL; {SCHEMA}")
 
@@ -54,7 +54,7 @@ class Services:
             yield file
 
     def _answer_once(self, key: str, act: Callable[[sqlite3.Connection], str]) -> str:
-        """Act, and remember the answer under the key: both are in the file, or neither is."""
+        """Act and store the answer under the key, in one transaction."""
         with self._open() as file:
             file.execute("BEGIN IMMEDIATE")
             try:
@@ -73,10 +73,10 @@ class Services:
             raise REFUSALS[refusal](answer)
         return str(answer)
 
-    # -- what is there at first
+    # -- the initial state
 
     def fill(self, sku: str, pieces: int) -> None:
-        """So many pieces more in stock."""
+        """Add pieces to the stock."""
         with self._open() as file:
             file.execute(
                 "INSERT INTO stock VALUES (?1, ?2) ON CONFLICT DO UPDATE SET pieces = pieces + ?2",
@@ -84,7 +84,7 @@ class Services:
             )
 
     def deposit(self, customer: str, cents: int) -> None:
-        """So much more in a customer's account."""
+        """Add money to a customer's account."""
         with self._open() as file:
             file.execute(
                 "INSERT INTO accounts VALUES (?1, ?2) ON CONFLICT DO UPDATE SET cents = cents + ?2",
@@ -94,7 +94,7 @@ class Services:
     # -- stock
 
     def reserve(self, key: str, sku: str) -> None:
-        """Set a piece aside.
+        """Reserve a piece.
 
         :raises OutOfStock: there is none.
         """

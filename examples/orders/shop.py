@@ -13,13 +13,7 @@ from examples.orders import choreography, saga
 from examples.orders.choreography import PLACED, REFUSED, SHIPPED
 from examples.orders.saga import Order
 from streams import Streams
-from streams.patterns import (
-    ChoreographySaga,
-    EventBus,
-    SagaOrchestrator,
-    SagaState,
-    SagaTracker,
-)
+from streams.patterns import ChoreographySaga, EventBus, SagaOrchestrator, SagaState, SagaTracker
 
 MAX_TRACKED = 1_000_000
 """So many ended orders a tracker knows."""

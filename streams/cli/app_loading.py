@@ -9,19 +9,14 @@ import traceback
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from streams.cli.command_errors import (
-    CommandFailed,
-    UsageError,
-    is_debugging,
-    print_traceback,
-)
+from streams.cli.command_errors import CommandFailed, UsageError, is_debugging, print_traceback
 
 if TYPE_CHECKING:
     from streams.app import Streams
 
 
 def load_app(target: str, url: str | None = None) -> Streams:
-    """Import an app. The working directory is looked in first.
+    """Import an app. The working directory is searched first.
 
     :param target: ``module:app``; both may have dots.
     :param url: the log to use instead of the app's own.
@@ -43,14 +38,13 @@ def load_app(target: str, url: str | None = None) -> Streams:
     found: object = module
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise CommandFailed(
-                f"{target}: {name} has no {attribute!r}; {_describe_apps_in(module, name)}"
-            )
+            apps = _describe_apps_in(module, name)
+            raise CommandFailed(f"{target}: {name} has no {attribute!r}; {apps}")
         found = getattr(found, part)
     if not isinstance(found, Streams):
+        apps = _describe_apps_in(module, name)
         raise CommandFailed(
-            f"{target} is of type {type(found).__name__}, not a Streams app; "
-            f"{_describe_apps_in(module, name)}"
+            f"{target} is of type {type(found).__name__}, not a Streams app; {apps}"
         )
     found.url_override = url
     return found
@@ -75,9 +69,8 @@ def _import_module(name: str) -> ModuleType:
             raise CommandFailed(f"there is no module {missing!r} ({where})") from error
         raise CommandFailed(_import_failure(name, error)) from error
     except SyntaxError as error:
-        raise CommandFailed(
-            f"{name} cannot be imported: {error.filename}, line {error.lineno}: {error.msg}"
-        ) from error
+        where = f"{error.filename}, line {error.lineno}"
+        raise CommandFailed(f"{name} cannot be imported: {where}: {error.msg}") from error
     except (Exception, SystemExit) as error:
         raise CommandFailed(_import_failure(name, error)) from error
 

@@ -34,7 +34,7 @@ class UsageError(CommandFailed):
 
 
 class PipeClosed(Exception):
-    """Nobody reads standard output any more."""
+    """Standard output is closed at its other end."""
 
 
 class ErrorLine(NamedTuple):
@@ -49,10 +49,9 @@ def error_line(error: BaseException) -> ErrorLine:
     if isinstance(error, CommandFailed):
         return ErrorLine(one_line(str(error)), error.status)
     text = "; ".join([error_text(error), *map(str, getattr(error, "__notes__", ()))])
-    if isinstance(error, (ConfigError, InvalidValue)):
-        return ErrorLine(one_line(text), USAGE)
     if isinstance(error, StreamsError):
-        return ErrorLine(one_line(text), FAILED)
+        usage = isinstance(error, (ConfigError, InvalidValue))
+        return ErrorLine(one_line(text), USAGE if usage else FAILED)
     if isinstance(error, OSError) and error.strerror:
         file_prefix = f"{error.filename}: " if error.filename else ""
         return ErrorLine(one_line(f"{file_prefix}{error.strerror}"), FAILED)
@@ -67,9 +66,8 @@ def print_error(text: str) -> None:
 
 def print_traceback(error: BaseException) -> None:
     """Show where an error comes from, for whoever asked for it (:func:`is_debugging`)."""
-    _write_stderr(
-        _without_secrets(escape("".join(traceback.format_exception(error)), keep_lines=True))
-    )
+    text = "".join(traceback.format_exception(error))
+    _write_stderr(_without_secrets(escape(text, keep_lines=True)))
 
 
 def _format_plain(text: str) -> str:

@@ -7,24 +7,22 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument
 
 from streams.cli import output
-from streams.cli.log_queries import read_first
-from streams.cli.options import AsJson, AssumeYes, IncludeInternal, Url, confirm, open_url
-from streams.log.protocol import TopicPartition
+from streams.cli.log_queries import read_first, sum_known
+from streams.cli.options import Json, ShowAll, Url, Yes, confirm, open_url
 
 if TYPE_CHECKING:
     from streams.log.protocol import GroupInfo, Log
 
 app = typer.Typer(no_args_is_help=True, help="List, show and delete consumer groups.")
 
-Name = Annotated[str, typer.Argument(metavar="GROUP", help="Its name.")]
+Name = Annotated[str, Argument(metavar="GROUP", help="Its name.")]
 
 
 @app.command("ls")
-def list_groups(
-    include_internal: IncludeInternal = False, url: Url = None, json: AsJson = False
-) -> None:
+def list_groups(show_all: ShowAll = False, url: Url = None, json: Json = False) -> None:
     r"""List the groups: who runs, and what is waiting.
 
     Those that the toolkit keeps for itself (they follow delays, journals of
@@ -49,21 +47,14 @@ def list_groups(
             row = output.call_or_report(f"group {name}", partial(_group_json, log, name))
             if row is None:
                 continue
-            if not include_internal and is_internal_group(name, row["topics"], internal):
+            if not show_all and is_internal_group(name, row["topics"], internal):
                 hidden += 1
             else:
                 found.append(row)
-    if json:
-        output.print_json(found)
-        return
-    output.print_table(
-        ["group", "members", "lag", "topics"],
-        [
-            [each["group"], each["members"], each["lag"], ", ".join(each["topics"])]
-            for each in found
-        ],
-    )
-    output.print_hidden_count(hidden, "group")
+    columns = ["group", "members", "lag", "topics"]
+    output.print_rows(found, columns, json=json)
+    if not json:
+        output.print_hidden_count(hidden, "group")
 
 
 def _group_json(log: Log, name: str) -> dict[str, Any]:
@@ -77,19 +68,12 @@ def _group_json(log: Log, name: str) -> dict[str, Any]:
 
 
 def _total_lag(log: Log, info: GroupInfo) -> int | None:
-    partition_lags = [
-        log.lag(topic, partition, held.position)
-        for (topic, partition), held in info.positions.items()
-    ]
-    return (
-        None
-        if None in partition_lags
-        else sum(partition_lag for partition_lag in partition_lags if partition_lag is not None)
-    )
+    lags = [log.lag(*at, held.position) for at, held in info.positions.items()]
+    return sum_known(lags)
 
 
 @app.command("show")
-def show_group(group: Name, url: Url = None, json: AsJson = False) -> None:
+def show_group(group: Name, url: Url = None, json: Json = False) -> None:
     """Show where a group is in every partition.
 
     The oldest message that is not settled holds its partition's position back:
@@ -102,48 +86,21 @@ def show_group(group: Name, url: Url = None, json: AsJson = False) -> None:
     """
     with open_url(url, "ro") as log:
         info = log.group(group)
-        owners = {
-            topic_partition: member.id
-            for member in info.members
-            for topic_partition in member.partitions
-        }
-        topic_partitions = sorted({*info.positions, *owners})
-        rows = [
-            _partition_json(log, info, topic, partition, owners)
-            for topic, partition in topic_partitions
-        ]
+        owners = {at: member.id for member in info.members for at in member.partitions}
+        everywhere = sorted({*info.positions, *owners})
+        rows = [_partition_json(log, info, *at, owners.get(at)) for at in everywhere]
+    members = [{"id": m.id, "partitions": [list(at) for at in m.partitions]} for m in info.members]
     if json:
-        members = [
-            {
-                "id": each.id,
-                "partitions": [list(topic_partition) for topic_partition in each.partitions],
-            }
-            for each in info.members
-        ]
         output.print_json({"group": group, "members": members, "partitions": rows})
         return
-    output.print_line(f"{group}: {output.count_text(len(info.members), 'member')} running")
-    output.print_table(
-        ["topic", "partition", "position", "end", "lag", "ahead", "oldest", "key", "owner"],
-        [
-            [
-                row["topic"],
-                str(row["partition"]),
-                output.offset_cell(row["position"]),
-                output.offset_cell(row["end"]),
-                row["lag"],
-                row["ahead"],
-                output.age_text(row["oldest_seconds"]),
-                row["oldest_key"],
-                row["owner"],
-            ]
-            for row in rows
-        ],
-    )
+    output.print_line(f"{group}: {output.plural(len(members), 'member')} running")
+    columns = {name: name for name in ("topic", "partition", "position", "end", "lag", "ahead")}
+    columns |= {"oldest": "oldest_seconds", "key": "oldest_key", "owner": "owner"}
+    output.print_rows(rows, columns, json=False)
 
 
 def _partition_json(
-    log: Log, info: GroupInfo, topic: str, partition: int, owners: dict[TopicPartition, str]
+    log: Log, info: GroupInfo, topic: str, partition: int, owner: str | None
 ) -> dict[str, Any]:
     from streams.replay.offset_reset import settled_ahead
     from streams.replay.result import count_messages
@@ -151,14 +108,8 @@ def _partition_json(
     held = info.positions.get((topic, partition))
     first, end = log.watermarks(topic, partition)
     position = first if held is None else held.position
-    settled_ahead_count: int | None = 0
-    for low, high in () if held is None else settled_ahead(held):
-        range_count = count_messages(log, topic, partition, low, high)
-        settled_ahead_count = (
-            None
-            if settled_ahead_count is None or range_count is None
-            else settled_ahead_count + range_count
-        )
+    ranges = () if held is None else settled_ahead(held)
+    ahead = [count_messages(log, topic, partition, low, high) for low, high in ranges]
     oldest = read_first(log, topic, partition, max(first, position), end)
     return {
         "topic": topic,
@@ -166,8 +117,8 @@ def _partition_json(
         "position": None if held is None else output.offset_json(log, held.position),
         "end": output.offset_json(log, end),
         "lag": log.lag(topic, partition, position),
-        "ahead": settled_ahead_count,
-        "owner": owners.get((topic, partition)),
+        "ahead": sum_known(ahead),
+        "owner": owner,
         "oldest_seconds": None if oldest is None else max(0.0, time.time() - oldest.time(0)),
         "oldest_key": None if oldest is None else output.bytes_text(oldest.keys[0]),
         "oldest_id": None if oldest is None else output.printable_text(oldest.id(0)),
@@ -175,7 +126,7 @@ def _partition_json(
 
 
 @app.command("delete")
-def delete_group(group: Name, yes: AssumeYes = False, url: Url = None) -> None:
+def delete_group(group: Name, yes: Yes = False, url: Url = None) -> None:
     """Delete a group and its positions.
 
     Should its processors start again, they begin as a new group does.
@@ -186,9 +137,7 @@ def delete_group(group: Name, yes: AssumeYes = False, url: Url = None) -> None:
       [cyan]streams groups delete billing-test --yes[/cyan]
     """
     with open_url(url) as log:
-        positions = len(log.group(group).positions)
-        confirm(
-            f"Delete group {group} with its {output.count_text(positions, 'position')}?", yes=yes
-        )
+        positions = output.plural(len(log.group(group).positions), "position")
+        confirm(f"Delete group {group} with its {positions}?", yes=yes)
         log.delete_group(group)
     output.print_line(f"{group}: deleted")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -29,3 +30,21 @@ def count_waiting(log: Log, name: str, partition: int, resolved: ResolvedOffsets
     for low, high in resolved.ranges:
         waiting -= count_messages(log, name, partition, low, high) or 0
     return waiting
+
+
+def sum_known(counts: Iterable[int | None]) -> int | None:
+    """The sum; None: one of them is not known."""
+    total = 0
+    for count in counts:
+        if count is None:
+            return None
+        total += count
+    return total
+
+
+def count_all(log: Log, topic: str, partitions: int) -> int | None:
+    """The messages of a topic, if the log can count them."""
+    return sum_known(
+        log.lag(topic, partition, log.watermarks(topic, partition)[0])
+        for partition in range(partitions)
+    )

@@ -22,11 +22,7 @@ if TYPE_CHECKING:
     from rich.console import ConsoleRenderable
     from rich.traceback import Trace, Traceback
 
-_STANDARD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {
-    "message",
-    "asctime",
-    "taskName",
-}
+_STANDARD_ATTRIBUTES = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 """What every record has; the rest came by ``extra=``."""
 
 
@@ -37,19 +33,19 @@ class LogFormat(StrEnum):
     json = "json"
 
 
-class PlainFormatter(logging.Formatter):
-    """A line for people.
+class PrefixFormatter(logging.Formatter):
+    """Lines for people. A traceback has lines of its own, between which other processes may write
+    theirs, so each says whose it is.
 
-    :param process_name: whose lines these are, if several processes write to the same place.
+    :param prefix: what stands before each further line of a record.
     """
 
-    def __init__(self, process_name: str = "") -> None:
-        self._prefix = f"[{process_name}] " if process_name else ""
-        super().__init__(f"%(asctime)s %(levelname)-7s {self._prefix}%(name)s: %(message)s")
+    def __init__(self, form: str, prefix: str) -> None:
+        super().__init__(form)
+        self._prefix = prefix
 
     @override
     def format(self, record: logging.LogRecord) -> str:
-        # A traceback has lines of its own, between which other processes may write theirs.
         return super().format(record).replace("\n", f"\n{self._prefix}")
 
 
@@ -82,9 +78,8 @@ class JsonFormatter(logging.Formatter):
             found["exception"] = record.exc_text
         if record.stack_info:
             found["stack"] = record.stack_info
-        if extra := {
-            name: each for name, each in vars(record).items() if name not in _STANDARD_ATTRIBUTES
-        }:
+        extra = {key: each for key, each in vars(record).items() if key not in _STANDARD_ATTRIBUTES}
+        if extra:
             found["extra"] = extra
         try:
             line = orjson.dumps(
@@ -149,26 +144,25 @@ def format_errors_as_logs(log_format: LogFormat | None, worker: int | None) -> N
 
 def _writes_to_terminal(handler: logging.Handler) -> bool:
     """It writes to standard error or standard output."""
-    stream = getattr(handler, "stream", None) or getattr(
-        getattr(handler, "console", None), "file", None
-    )
+    console = getattr(handler, "console", None)  # rich's
+    stream = getattr(handler, "stream", None) or getattr(console, "file", None)
     return stream in (sys.stderr, sys.stdout, sys.__stderr__, sys.__stdout__)
 
 
 def _make_handler(log_format: LogFormat, worker: int | None) -> logging.Handler:
-    process_name = "" if worker is None else f"worker {worker}" if worker else "supervisor"
+    prefix = "" if worker is None else f"[worker {worker}] " if worker else "[supervisor] "
     if log_format is LogFormat.text and sys.stderr.isatty():
-        return _make_rich_handler(process_name)
+        return _make_rich_handler(prefix)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        JsonFormatter(worker or None)
-        if log_format is LogFormat.json
-        else PlainFormatter(process_name)
-    )
+    if log_format is LogFormat.json:
+        handler.setFormatter(JsonFormatter(worker or None))
+    else:
+        form = f"%(asctime)s %(levelname)-7s {prefix}%(name)s: %(message)s"
+        handler.setFormatter(PrefixFormatter(form, prefix))
     return handler
 
 
-def _make_rich_handler(process_name: str) -> logging.Handler:
+def _make_rich_handler(prefix: str) -> logging.Handler:
     from rich.console import Console
     from rich.logging import RichHandler
 
@@ -182,23 +176,9 @@ def _make_rich_handler(process_name: str) -> logging.Handler:
             return super().render(traceback=traceback, **more)
 
     # Lines of several processes get mixed, so that a frame around a traceback would fall apart.
-    handler = Handler(
-        console=Console(stderr=True), show_path=False, rich_tracebacks=not process_name
-    )
-    handler.setFormatter(PrefixFormatter(process_name))
+    handler = Handler(console=Console(stderr=True), show_path=False, rich_tracebacks=not prefix)
+    handler.setFormatter(PrefixFormatter(f"{prefix}%(message)s", prefix))
     return handler
-
-
-class PrefixFormatter(logging.Formatter):
-    """The message alone, each line of it behind whose it is."""
-
-    def __init__(self, process_name: str) -> None:
-        super().__init__("%(message)s")
-        self._prefix = f"[{process_name}] " if process_name else ""
-
-    @override
-    def format(self, record: logging.LogRecord) -> str:
-        return self._prefix + super().format(record).replace("\n", f"\n{self._prefix}")
 
 
 def _escape_rich_trace(trace: Trace) -> None:
@@ -212,7 +192,7 @@ def _escape_rich_trace(trace: Trace) -> None:
 
 
 class _OnceFilter(logging.Filter):
-    """Lets the same line through once: an outage is told again and again below."""
+    """Lets the same line through once: during an outage the drivers repeat theirs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -227,7 +207,7 @@ class _OnceFilter(logging.Filter):
 
 
 def configure_warnings() -> None:
-    """For a command that ends: only what is wrong, once, in the form of its errors."""
+    """For a command that ends: warnings and errors alone, each once, in the form of its errors."""
     root = logging.getLogger()
     if not root.handlers:
         handler = logging.StreamHandler(sys.stderr)

@@ -1,4 +1,4 @@
-"""Places in a topic, times and durations, as people write them on a command line."""
+"""Offsets, times and durations, as people write them on a command line."""
 
 from __future__ import annotations
 
@@ -21,18 +21,13 @@ OFFSET_HELP = (
 )
 
 MAX_DURATION = 100 * 366 * 86_400.0
-"""Seconds that a time may take: what is longer is a slip, and no log's calendar holds it."""
+"""Seconds of a duration, at most: a longer one is a typing error, and no log can represent it."""
 
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ]|\Z)", re.ASCII)
 _MESSAGES_BEFORE_END = re.compile(r"-\d{1,18}\Z", re.ASCII)
 _OFFSET = re.compile(r"\d+(-\d+)?\Z", re.ASCII)
 _PARTITION_AND_OFFSET = re.compile(r"(\d{1,9})/([^/]+)\Z", re.ASCII)
-_NAMED_OFFSETS = {
-    "earliest": "earliest",
-    "beginning": "earliest",
-    "latest": "latest",
-    "end": "latest",
-}
+_SYNONYMS = {"beginning": "earliest", "end": "latest"}
 
 
 def parse_duration(text: str, option: str) -> float:
@@ -57,8 +52,9 @@ def parse_offset(text: str, option: str) -> OffsetSpec:
     :raises UsageError: it is none.
     """
     text = text.strip()
-    if text.lower() in _NAMED_OFFSETS:
-        return _NAMED_OFFSETS[text.lower()]
+    name = _SYNONYMS.get(text.lower(), text.lower())
+    if name in ("earliest", "latest"):
+        return name
     if _MESSAGES_BEFORE_END.match(text):
         if int(text) == 0:
             raise UsageError(f"{option} {text!r}: -N takes an N from 1; the end is 'latest'")
@@ -131,18 +127,13 @@ def require_partition(
 
     :raises UsageError: it is not, or twice.
     """
+    absolute = isinstance(offsets, str) and offsets not in ("earliest", "latest")
     if isinstance(offsets, Mapping):
         if partition is not None:
             raise UsageError(f"{option} names its partitions already: leave --partition out")
-    elif (
-        isinstance(offsets, str)
-        and offsets not in ("earliest", "latest")
-        and partition is None
-        and count > 1
-    ):
-        raise UsageError(
-            f"{option} {offsets}: an offset of which of the {count} partitions? Add --partition N"
-        )
+    elif absolute and partition is None and count > 1:
+        which = f"an offset of which of the {count} partitions?"
+        raise UsageError(f"{option} {offsets}: {which} Add --partition N")
 
 
 def format_positions(log: Log, positions: Mapping[int, int]) -> str:

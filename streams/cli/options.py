@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
 from streams.cli.command_errors import UsageError
 from streams.errors import LogError, NotFound
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 Url = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--url",
         metavar="URL",
         help="The log: sqlite:///app.db, redis://host:6379/0, kafka://host:9092. "
@@ -28,24 +29,20 @@ Url = Annotated[
 ]
 AppUrl = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--url",
         metavar="URL",
         help="The log, instead of the app's own: sqlite:///app.db, redis://host:6379/0, "
         "kafka://host:9092. If neither is given: STREAMS_URL.",
     ),
 ]
-IncludeInternal = Annotated[
-    bool, typer.Option("--all", help="Also those that the toolkit keeps for itself.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-AssumeYes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+ShowAll = Annotated[bool, Option("--all", help="Also those that the toolkit keeps for itself.")]
+Json = Annotated[bool, Option("--json", help="Print JSON, for programs.")]
+Yes = Annotated[bool, Option("--yes", "-y", help="Do not ask.")]
 Partition = Annotated[
-    int | None, typer.Option("--partition", "-p", min=0, metavar="N", help="Only this partition.")
+    int | None, Option("--partition", "-p", min=0, metavar="N", help="Only this partition.")
 ]
-Key = Annotated[
-    str | None, typer.Option("--key", "-k", metavar="KEY", help="Only messages of this key.")
-]
+Key = Annotated[str | None, Option("--key", "-k", metavar="KEY", help="Only messages of this key.")]
 
 
 def argument_bytes(text: str) -> bytes:

@@ -9,16 +9,14 @@ plain and uncut.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from streams import wire
 from streams.text import count_with_noun, escape, escape_json
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from streams.config import Retention
     from streams.log.protocol import Log
     from streams.message import Batch
@@ -100,9 +98,40 @@ def print_hidden_count(count: int, noun: str) -> None:
     """Say that so many of the toolkit's own were left out of a list."""
     if count:
         are = "is" if count == 1 else "are"
-        print_note(
-            f"{count_text(count, noun)} of the toolkit's own {are} not shown; --all shows all"
-        )
+        print_note(f"{plural(count, noun)} of the toolkit's own {are} not shown; --all shows all")
+
+
+def print_rows(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | Mapping[str, str], *, json: bool
+) -> None:
+    """Rows as one JSON document, or as a table.
+
+    :param columns: the fields that the table shows; a mapping gives each a heading of its own.
+    """
+    if json:
+        print_json(rows)
+        return
+    if not isinstance(columns, Mapping):
+        columns = {name.replace("_", " "): name for name in columns}
+    cells = [[field_cell(name, row[name]) for name in columns.values()] for row in rows]
+    print_table(list(columns), cells)
+
+
+_WRITTEN_AS_THEY_ARE = frozenset({"partition", "position", "first", "end", "from", "to"})
+"""Fields whose numbers are names: they are shown so that they can be pasted."""
+
+
+def field_cell(name: str, found: Any) -> Cell:
+    """A field of a JSON document as a cell of a table."""
+    if name.endswith("seconds"):
+        return age_text(found)
+    if isinstance(found, bool):
+        return "yes" if found else "no"
+    if isinstance(found, list):
+        return ", ".join(map(str, found)) or None
+    if found is None or (isinstance(found, int) and name not in _WRITTEN_AS_THEY_ARE):
+        return found
+    return str(found)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
@@ -149,16 +178,9 @@ def cell_text(cell: Cell) -> str:
     return f"{cell:,}" if isinstance(cell, int) else cell
 
 
-def offset_cell(offset: int | str | None) -> str | None:
-    """An offset for a table: as it is written everywhere else, so that it can be pasted."""
-    return None if offset is None else str(offset)
-
-
-def count_text(count: int | None, noun: str) -> str:
+def plural(count: int | None, noun: str) -> str:
     """So many of something; ``noun`` is its singular."""
-    if count is None:
-        return f"an unknown number of {noun}s"
-    return count_with_noun(count, noun)
+    return f"an unknown number of {noun}s" if count is None else count_with_noun(count, noun)
 
 
 def bytes_text(data: bytes | None) -> str | None:
@@ -198,32 +220,27 @@ def duration_text(seconds: float) -> str:
     return f"{seconds:.15g}s"
 
 
+def _retention_bounds(retention: Retention) -> Iterator[tuple[str, str]]:
+    """Each bound in words, and as the option that sets it."""
+    if retention.seconds is not None:
+        duration = duration_text(retention.seconds)
+        yield f"for {duration}", f"--keep-for {duration}"
+    if retention.messages is not None:
+        yield f"about {retention.messages:,} a partition", f"--keep {retention.messages}"
+    if retention.bytes is not None:
+        yield f"about {retention.bytes:,} bytes a partition", f"--keep-bytes {retention.bytes}"
+    if retention.compacted:
+        yield "only the last message of each key", "--compacted"
+
+
 def retention_text(retention: Retention) -> str:
     """How long a topic keeps its messages."""
-    bounds = []
-    if retention.seconds is not None:
-        bounds.append(f"for {duration_text(retention.seconds)}")
-    if retention.messages is not None:
-        bounds.append(f"about {retention.messages:,} a partition")
-    if retention.bytes is not None:
-        bounds.append(f"about {retention.bytes:,} bytes a partition")
-    if retention.compacted:
-        bounds.append("only the last message of each key")
-    return f"kept {', '.join(bounds) or 'for ever'}"
+    return f"kept {', '.join(text for text, _ in _retention_bounds(retention)) or 'for ever'}"
 
 
 def retention_options(retention: Retention) -> str:
     """The options of ``streams topics create`` and ``retain`` that say the same."""
-    words = []
-    if retention.seconds is not None:
-        words.append(f"--keep-for {duration_text(retention.seconds)}")
-    if retention.messages is not None:
-        words.append(f"--keep {retention.messages}")
-    if retention.bytes is not None:
-        words.append(f"--keep-bytes {retention.bytes}")
-    if retention.compacted:
-        words.append("--compacted")
-    return " ".join(words) or "--for-ever"
+    return " ".join(option for _, option in _retention_bounds(retention)) or "--for-ever"
 
 
 def offset_json(log: Log, position: int) -> int | str:
@@ -318,64 +335,35 @@ def message_line(log: Log, batch: Batch, index: int, *, colour: bool) -> str:
         content += f"  (headers cannot be read: {escape(batch.unreadable[index])})"
     cells = [iso_time(batch.time(index)), position, "-" if key is None else escape(key)]
     if colour:
-        cells = [
-            f"\x1b[2m{cells[0]}\x1b[0m",
-            f"\x1b[36m{cells[1]}\x1b[0m",
-            f"\x1b[1m{cells[2]}\x1b[0m",
-        ]
+        cells = [f"\x1b[{code}m{cell}\x1b[0m" for code, cell in zip((2, 36, 1), cells, strict=True)]
     return f"{'  '.join(cells)}  {content}\n"
 
 
-class ProgressBar:
+@contextmanager
+def progress_bar(
+    description: str, *, quiet: bool = False
+) -> Iterator[Callable[[int, int | None], None]]:
     """A progress bar on standard error, where a person looks on; nothing otherwise.
 
-    :param total: how many there will be, None where that is not known.
+    What it yields is called with how many are done, and how many there will be, if that is known.
+
     :param quiet: show nothing all the same.
     """
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich import progress
+    from rich.console import Console
 
-    def __init__(self, description: str, total: int | None = None, *, quiet: bool = False) -> None:
-        self._description = escape(description)
-        self._visible = sys.stderr.isatty() and not quiet
-        self._total = total
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> Self:
-        if self._visible:
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeRemainingColumn,
-            )
-
-            self._progress = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._task = self._progress.add_task(self._description, total=self._total)
-            self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-    def update(self, done: int, total: int | None = None) -> None:
-        """So many are done."""
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, total=total or self._total)
+    columns = (
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(escape(description), total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def print_mapping(found: Mapping[str, Cell]) -> None:

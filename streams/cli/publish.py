@@ -14,11 +14,11 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
-import typer
+from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.command_errors import CommandFailed, UsageError, print_error
-from streams.cli.options import AsJson, Url, argument_bytes, open_url
+from streams.cli.options import Json, Url, argument_bytes, open_url
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -35,25 +35,22 @@ MAX_LINE = 64 << 20
 
 
 def publish(
-    topic: Annotated[str, typer.Argument(metavar="TOPIC", help="Where to.")],
-    file: Annotated[
-        str, typer.Argument(metavar="FILE", help="JSON lines; - is standard input.")
-    ] = "-",
+    topic: Annotated[str, Argument(metavar="TOPIC", help="Where to.")],
+    file: Annotated[str, Argument(metavar="FILE", help="JSON lines; - is standard input.")] = "-",
     key: Annotated[
-        str | None, typer.Option("--key", "-k", metavar="KEY", help="The key of all of them.")
+        str | None, Option("--key", "-k", metavar="KEY", help="The key of all of them.")
     ] = None,
     key_field: Annotated[
-        str | None, typer.Option("--key-field", metavar="FIELD", help="The field with the key.")
+        str | None, Option("--key-field", metavar="FIELD", help="The field with the key.")
     ] = None,
     id_field: Annotated[
-        str | None,
-        typer.Option("--id-field", metavar="FIELD", help="The field with the message ID."),
+        str | None, Option("--id-field", metavar="FIELD", help="The field with the message ID.")
     ] = None,
     skip: Annotated[
-        bool, typer.Option("--skip", help="Pass invalid lines over instead of stopping.")
+        bool, Option("--skip", help="Pass invalid lines over instead of stopping.")
     ] = False,
     url: Url = None,
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     """Publish JSON lines, one message each.
 
@@ -70,27 +67,26 @@ def publish(
     """
     if key is not None and key_field is not None:
         raise UsageError("--key and --key-field: give one of them")
-    record_maker = _RecordMaker(key, key_field, id_field)
+    maker = _RecordMaker(None if key is None else argument_bytes(key), key_field, id_field)
     written, skipped = 0, 0
     with ExitStack() as stack:
         source, size = stack.enter_context(_open_source(file))
         log = stack.enter_context(open_url(url))
         log.topic(topic)
-        bar = stack.enter_context(output.ProgressBar(f"publishing to {topic}", size))
+        show_progress = stack.enter_context(output.progress_bar(f"publishing to {topic}"))
         for lines in _read_lines(source):
-            records, problem = _make_records(record_maker, lines.lines, skip=skip)
-            written += _append_durably(log, topic, [record for _, record in records], written)
+            records, problem = _make_records(maker, lines.lines, skip=skip)
+            written += _append_durably(log, topic, records, written)
             skipped += len(lines.lines) - len(records) if skip else 0
             if problem is not None:
-                raise CommandFailed(
-                    f"{problem}; published before it: {output.count_text(written, 'message')}"
-                )
-            bar.update(lines.bytes)
+                before = output.plural(written, "message")
+                raise CommandFailed(f"{problem}; published before it: {before}")
+            show_progress(lines.bytes, size)
     if json:
         output.print_json({"topic": topic, "published": written, "skipped": skipped})
     else:
-        also = f", {output.count_text(skipped, 'invalid line')} passed over" if skipped else ""
-        output.print_note(f"{output.count_text(written, 'message')} published to {topic}{also}")
+        also = f", {output.plural(skipped, 'invalid line')} passed over" if skipped else ""
+        output.print_note(f"{output.plural(written, 'message')} published to {topic}{also}")
 
 
 @contextmanager
@@ -114,16 +110,13 @@ class _LineChunk(NamedTuple):
 
 def _read_lines(source: BufferedReader) -> Iterator[_LineChunk]:
     """Lines as they come: whatever is there is given out before waiting for more."""
-    number, done = 0, 0
+    number, done, size = 0, 0, 0
     rest: list[bytes] = []
-    size = 0
-    first = True
     while True:
         data = source.read1(READ_SIZE)
+        if not done:
+            data = data.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, as some editors write it
         done += len(data)
-        if first and data.startswith(b"\xef\xbb\xbf"):
-            data = data[3:]  # a byte order mark, as some editors write it
-        first = False
         head, end, tail = data.rpartition(b"\n")
         if data and not end:
             rest.append(data)
@@ -142,13 +135,12 @@ def _read_lines(source: BufferedReader) -> Iterator[_LineChunk]:
             return
 
 
-class _RecordMaker:
+class _RecordMaker(NamedTuple):
     """Makes the record of a line."""
 
-    def __init__(self, key: str | None, key_field: str | None, id_field: str | None) -> None:
-        self._key = None if key is None else argument_bytes(key)
-        self._key_field = key_field
-        self._id_field = id_field
+    key: bytes | None
+    key_field: str | None
+    id_field: str | None
 
     def make_record(self, line: bytes) -> Record:
         """:raises ValueError: the line is not JSON, or lacks a field; says why."""
@@ -161,16 +153,15 @@ class _RecordMaker:
             value = orjson.loads(line)
         except orjson.JSONDecodeError as error:
             raise ValueError(f"not JSON: {_json_error_text(error)}") from error
-        key = self._key
-        if self._key_field is not None:
-            found = _text_field(value, self._key_field)
+        key = self.key
+        if self.key_field is not None:
+            found = _text_field(value, self.key_field)
             key = None if found is None else found.encode()
-        id = str(uuid7())
-        if self._id_field is not None:
-            message_id = _text_field(value, self._id_field)
-            if not message_id or "\0" in message_id:
-                raise ValueError(f"field {self._id_field!r} holds no message ID")
-            id = message_id
+        if self.id_field is None:
+            return Record(line, key, str(uuid7()))
+        id = _text_field(value, self.id_field)
+        if not id or "\0" in id:
+            raise ValueError(f"field {self.id_field!r} holds no message ID")
         return Record(line, key, id)
 
 
@@ -197,12 +188,12 @@ def _text_field(value: Any, name: str) -> str | None:
 
 def _make_records(
     maker: _RecordMaker, lines: Sequence[tuple[int, bytes]], *, skip: bool
-) -> tuple[list[tuple[int, Record]], str | None]:
+) -> tuple[list[Record], str | None]:
     """Records up to the first invalid line, and what is wrong with that."""
-    found: list[tuple[int, Record]] = []
+    found: list[Record] = []
     for number, line in lines:
         try:
-            found.append((number, maker.make_record(line)))
+            found.append(maker.make_record(line))
         except ValueError as error:
             problem = f"line {number}: {error}"
             if not skip:
@@ -224,7 +215,7 @@ def _append_durably(log: Log, topic: str, records: Sequence[Record], before: int
     failures = [result for result in results if isinstance(result, Exception)]
     if failures:
         raise CommandFailed(
-            f"{failures[0]}; not acknowledged: {output.count_text(len(failures), 'message')}; "
-            f"published: {output.count_text(before + len(records) - len(failures), 'message')}"
+            f"{failures[0]}; not acknowledged: {output.plural(len(failures), 'message')}; "
+            f"published: {output.plural(before + len(records) - len(failures), 'message')}"
         )
     return len(records)

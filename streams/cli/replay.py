@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.app_loading import load_app
@@ -19,19 +21,12 @@ from streams.cli.offset_arguments import (
     parse_offsets,
     require_partition,
 )
-from streams.cli.options import (
-    AppUrl,
-    AsJson,
-    Key,
-    Partition,
-    argument_bytes,
-    open_url,
-    resolve_url,
-)
+from streams.cli.options import AppUrl, Json, Key, Partition, argument_bytes, open_url, resolve_url
 from streams.text import did_you_mean, error_text
 
 if TYPE_CHECKING:
     from streams.app import Streams
+    from streams.config import Dedup
     from streams.log.protocol import Log
     from streams.log.url import ChosenUrl
     from streams.processor import Processor
@@ -49,14 +44,14 @@ class OnError(StrEnum):
     skip = "skip"
 
 
-class _RangeArguments:
+class _Range:
     """What is to be read."""
 
     def __init__(
         self, topic: str, start: str, end: str, partition: int | None, key: str | None
     ) -> None:
         self.topic = topic
-        self.start: OffsetSpec | Mapping[int, OffsetSpec] = parse_offsets(start, "--start", topic)
+        self.start = parse_offsets(start, "--start", topic)
         found = parse_offsets(end, "--end", topic)
         if isinstance(found, Mapping):
             if len(found) > 1:
@@ -68,7 +63,7 @@ class _RangeArguments:
             if isinstance(self.start, Mapping):
                 if set(self.start) != {number}:
                     raise UsageError(f"--end {end!r}: --start names another partition")
-                partition, self.start = number, self.start[number]
+                self.start = self.start[number]
         self.end: OffsetSpec = found
         self.partition = partition
         self.key = None if key is None else argument_bytes(key)
@@ -83,38 +78,36 @@ class _RangeArguments:
 
 def replay(
     first: Annotated[
-        str, typer.Argument(metavar="APP|TOPIC", help="The topic, or MODULE:APP before it.")
+        str, Argument(metavar="APP|TOPIC", help="The topic, or MODULE:APP before it.")
     ],
     second: Annotated[
-        str | None, typer.Argument(metavar="TOPIC", help="The topic, behind an app.")
+        str | None, Argument(metavar="TOPIC", help="The topic, behind an app.")
     ] = None,
     into: Annotated[
-        str | None, typer.Option("--into", metavar="PROCESSOR", help="Run its handler over it.")
+        str | None, Option("--into", metavar="PROCESSOR", help="Run its handler over it.")
     ] = None,
     to: Annotated[
-        str | None, typer.Option("--to", metavar="TOPIC", help="Write it to another topic.")
+        str | None, Option("--to", metavar="TOPIC", help="Write it to another topic.")
     ] = None,
     start: Annotated[
-        str, typer.Option("--start", "-s", metavar="PLACE", help=f"Where to begin: {OFFSET_HELP}.")
+        str, Option("--start", "-s", metavar="PLACE", help=f"Where to begin: {OFFSET_HELP}.")
     ] = "earliest",
     end: Annotated[
-        str, typer.Option("--end", "-e", metavar="PLACE", help="Where to end, before that place.")
+        str, Option("--end", "-e", metavar="PLACE", help="Where to end, before that place.")
     ] = "latest",
     partition: Partition = None,
     key: Key = None,
     rate: Annotated[
-        float | None,
-        typer.Option("--rate", metavar="N", help="Messages a second, at most."),
+        float | None, Option("--rate", metavar="N", help="Messages a second, at most.")
     ] = None,
     window: Annotated[
-        int | None,
-        typer.Option("--window", min=0, metavar="N", help="Message IDs remembered; 0: none."),
+        int | None, Option("--window", min=0, metavar="N", help="Message IDs remembered; 0: none.")
     ] = None,
     errors: Annotated[
-        OnError, typer.Option("--errors", help="At a message that fails for good.")
+        OnError, Option("--errors", help="At a message that fails for good.")
     ] = OnError.stop,
     url: AppUrl = None,
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     """Read a range of a topic again, moving nobody.
 
@@ -137,6 +130,9 @@ def replay(
       [cyan]streams replay orders --to orders-test --rate 100 --start -5000[/cyan]
       [cyan]streams replay orders --start 0/1041,1/998[/cyan]    partition 0 from 1041...
     """
+    from streams.app import Streams
+    from streams.config import Dedup
+
     if second is None and ":" in first:
         raise UsageError(f"{first}: which of its topics? streams replay {first} TOPIC")
     target, topic = (None, first) if second is None else (first, second)
@@ -146,150 +142,18 @@ def replay(
         raise UsageError(f"--into {into}: of which app? Write MODULE:APP before {topic}")
     if rate is not None and not 0 < rate < float("inf"):
         raise UsageError(f"--rate {rate:g}: messages a second, more than 0")
-    range_arguments = _RangeArguments(topic, start, end, partition, key)
+    span = _Range(topic, start, end, partition, key)
     app = None if target is None else load_app(target, url)
     url_source = resolve_url(url) if app is None else app.url_source
     if into is None and to is None:
-        _print_range(range_arguments, url_source, rate)
+        _print_range(span, url_source, rate)
         return
-    _replay_range(
-        app,
-        range_arguments,
-        url_source,
-        into=into,
-        to=to,
-        rate=rate,
-        window=window,
-        errors=errors,
-        json=json,
-    )
-
-
-def _print_range(
-    range_arguments: _RangeArguments, url_source: ChosenUrl, rate: float | None
-) -> None:
-    """The range as JSON lines."""
-    import sys
-
-    from streams.replay.into_topic import RangeReader
-    from streams.replay.result import total_messages
-    from streams.replay.token_bucket import TokenBucket
-    from streams.topic_reader import resolve_ranges
-
-    with ExitStack() as stack:
-        log = stack.enter_context(open_url(url_source, "ro"))
-        range_arguments.require_partitions(log)
-        offset_ranges = resolve_ranges(
-            log,
-            range_arguments.topic,
-            range_arguments.start,
-            range_arguments.end,
-            partition=range_arguments.partition,
-            now=time.time(),
-        )
-        rows = RangeReader(log, range_arguments.topic, offset_ranges, key=range_arguments.key)
-        stack.callback(rows.close)
-        pace = TokenBucket(rate)
-        quiet = sys.stdout.isatty()  # the lines themselves are what a person sees
-        bar = stack.enter_context(
-            output.ProgressBar(
-                f"reading {range_arguments.topic}",
-                total_messages(log, range_arguments.topic, offset_ranges),
-                quiet=quiet,
-            )
-        )
-        while True:
-            while (room := pace.available(1_000)) <= 0:
-                time.sleep(pace.seconds_to_next())
-            chunk = rows.read_chunk(room)
-            if not chunk:
-                break
-            for row in chunk:
-                output.write_bytes(output.json_line(log, row.batch, row.index))
-            sys.stdout.buffer.flush()
-            pace.consume(len(chunk))
-            bar.update(rows.scanned)
-
-
-def _replay_range(
-    app: Streams | None,
-    range_arguments: _RangeArguments,
-    url_source: ChosenUrl,
-    *,
-    into: str | None,
-    to: str | None,
-    rate: float | None,
-    window: int | None,
-    errors: OnError,
-    json: bool,
-) -> None:
-    """The range into a handler or a topic, and what came of it."""
-    import asyncio
-
-    from streams.app import Streams
-    from streams.cli.logging_setup import configure_warnings
-    from streams.config import Dedup
-    from streams.event_loop import loop_factory
-    from streams.replay import ReplayFailed, ReplayResult
-    from streams.replay import replay as replay_range
-
-    if app is None:
-        app = Streams(url_source.url)
-    app.open_mode = "rw"  # what is not there cannot be replayed
-    configure_warnings()
+    app = Streams(url_source.url) if app is None else app
     if not json:
-        output.print_note(f"replaying {range_arguments.topic} on {url_source}")
-    last_result = ReplayResult(None)
+        output.print_note(f"replaying {topic} on {url_source}")
+    dedup = None if window is None else Dedup(window=window)
     began = time.monotonic()
-
-    async def run_replay(app: Streams) -> ReplayResult:
-        async with app.connected():
-            target = to if into is None else _find_processor(app, into)
-            await asyncio.to_thread(range_arguments.require_partitions, app.log)
-
-            def on_progress(result: ReplayResult) -> None:
-                nonlocal last_result
-                last_result = result
-                bar.update(result.scanned, result.total)
-
-            try:
-                return await replay_range(
-                    app,
-                    range_arguments.topic,
-                    target or "",
-                    start=range_arguments.start,
-                    end=range_arguments.end,
-                    partition=range_arguments.partition,
-                    key=range_arguments.key,
-                    rate=rate,
-                    dedup=None if window is None else Dedup(window=window),
-                    errors=errors.value,
-                    progress=on_progress,
-                )
-            except ReplayFailed as failed:
-                result = failed.result
-                raise CommandFailed(
-                    f"stopped at {failed.failure}; {_summary_text(result, began)}; go on with "
-                    "--start "
-                    f"{format_positions(app.log, result.positions)}, or pass such messages over "
-                    "with "
-                    "--errors skip"
-                ) from failed
-            except asyncio.CancelledError:
-                if last_result.positions:
-                    where = format_positions(app.log, last_result.positions)
-                    print_error(
-                        f"interrupted; {_summary_text(last_result, began)}; go on with --start "
-                        f"{where}"
-                    )
-                raise
-
-    with output.ProgressBar(f"replaying {range_arguments.topic}") as bar:
-        try:
-            with asyncio.Runner(loop_factory=loop_factory()) as runner:
-                result = runner.run(run_replay(app))
-        except KeyboardInterrupt:
-            raise typer.Exit(INTERRUPTED) from None
+    result = _replay_range(app, span, into, to, rate=rate, dedup=dedup, errors=errors, began=began)
     for failure in result.failures[:MAX_FAILURES_SHOWN]:
         print_error(f"passed over {failure}")
     if json:
@@ -298,13 +162,101 @@ def _replay_range(
         output.print_note(_summary_text(result, began))
 
 
+def _print_range(span: _Range, url_source: ChosenUrl, rate: float | None) -> None:
+    """The range as JSON lines."""
+    from streams.log.range_reader import RangeReader
+    from streams.replay.result import total_messages
+    from streams.replay.token_bucket import TokenBucket
+    from streams.topic_reader import resolve_ranges
+
+    with ExitStack() as stack:
+        log = stack.enter_context(open_url(url_source, "ro"))
+        span.require_partitions(log)
+        topic, now = span.topic, time.time()
+        ranges = resolve_ranges(log, topic, span.start, span.end, partition=span.partition, now=now)
+        rows = stack.enter_context(closing(RangeReader(log, topic, ranges, key=span.key)))
+        bucket, total = TokenBucket(rate), total_messages(log, topic, ranges)
+        quiet = sys.stdout.isatty()  # the lines themselves are what a person sees
+        bar = output.progress_bar(f"reading {topic}", quiet=quiet)
+        show_progress = stack.enter_context(bar)
+        while True:
+            while (available := bucket.available(1_000)) <= 0:
+                time.sleep(bucket.seconds_to_next())
+            chunk = rows.read_chunk(available)
+            if not chunk:
+                break
+            for row in chunk:
+                output.write_bytes(output.json_line(log, row.batch, row.index))
+            sys.stdout.buffer.flush()
+            bucket.consume(len(chunk))
+            show_progress(rows.scanned, total)
+
+
+def _replay_range(
+    app: Streams,
+    span: _Range,
+    into: str | None,
+    to: str | None,
+    *,
+    rate: float | None,
+    dedup: Dedup | None,
+    errors: OnError,
+    began: float,
+) -> ReplayResult:
+    """The range into a handler or a topic."""
+    import asyncio
+
+    from streams.cli.logging_setup import configure_warnings
+    from streams.event_loop import loop_factory
+    from streams.replay import ReplayFailed, ReplayResult, replay
+
+    app.open_mode = "rw"  # what is not there cannot be replayed
+    configure_warnings()
+    last_result = ReplayResult(None)
+
+    async def run_replay() -> ReplayResult:
+        async with app.connected():
+            target = to if into is None else _find_processor(app, into)
+            await asyncio.to_thread(span.require_partitions, app.log)
+
+            def on_progress(result: ReplayResult) -> None:
+                nonlocal last_result
+                last_result = result
+                show_progress(result.scanned, result.total)
+
+            try:
+                return await replay(
+                    app, span.topic, target or "", start=span.start, end=span.end,
+                    partition=span.partition, key=span.key, rate=rate, dedup=dedup,
+                    errors=errors.value, progress=on_progress,
+                )  # fmt: skip
+            except ReplayFailed as failed:
+                where = format_positions(app.log, failed.result.positions)
+                raise CommandFailed(
+                    f"stopped at {failed.failure}; {_summary_text(failed.result, began)}; go on "
+                    f"with --start {where}, or pass such messages over with --errors skip"
+                ) from failed
+            except asyncio.CancelledError:
+                if last_result.positions:
+                    where = format_positions(app.log, last_result.positions)
+                    summary = _summary_text(last_result, began)
+                    print_error(f"interrupted; {summary}; go on with --start {where}")
+                raise
+
+    with output.progress_bar(f"replaying {span.topic}") as show_progress:
+        try:
+            with asyncio.Runner(loop_factory=loop_factory()) as runner:
+                return runner.run(run_replay())
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+
+
 def _find_processor(app: Streams, name: str) -> Processor[..., Any]:
     for processor in app.processors:
         if processor.name == name:
-            if processor.options.to is not None:
-                output.print_note(
-                    f"what {name} returns is not published to {processor.options.to.name}"
-                )
+            to = processor.options.to
+            if to is not None:
+                output.print_note(f"what {name} returns is not published to {to.name}")
             return processor
     names = [each.name for each in app.processors]
     known = f"it has: {', '.join(names) or 'none'}"
@@ -316,13 +268,13 @@ def _summary_text(result: ReplayResult, began: float) -> str:
     seconds = time.monotonic() - began
     parts = [f"{result.handled:,} done"]
     if result.duplicates:
-        parts.append(output.count_text(result.duplicates, "duplicate"))
+        parts.append(output.plural(result.duplicates, "duplicate"))
     if result.filtered:
         parts.append(f"{result.filtered:,} filtered out")
     if result.failed:
         parts.append(f"{result.failed:,} failed")
     rate = f", {result.read / seconds:,.0f} a second" if seconds >= 1 else ""
-    count = output.count_text(result.read, "message")
+    count = output.plural(result.read, "message")
     return f"{count} read: {', '.join(parts)} in {seconds:.1f} s{rate}"
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.command_errors import CommandFailed
+from streams.cli.log_queries import sum_known
 from streams.cli.offset_arguments import parse_offsets, require_partition
-from streams.cli.options import AsJson, Partition, Url, open_url
+from streams.cli.options import Json, Partition, Url, open_url
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def reset(
-    group: Annotated[str, typer.Argument(metavar="GROUP", help="Whom to move.")],
-    topic: Annotated[str, typer.Argument(metavar="TOPIC", help="In which topic.")],
+    group: Annotated[str, Argument(metavar="GROUP", help="Whom to move.")],
+    topic: Annotated[str, Argument(metavar="TOPIC", help="In which topic.")],
     to: Annotated[
         str,
-        typer.Option(
+        Option(
             "--to",
             metavar="PLACE",
             help="earliest, latest, an offset, a position (orders/0/17), a time "
@@ -32,13 +33,13 @@ def reset(
     ],
     partition: Partition = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", "-n", help="Show what would change, and change nothing.")
+        bool, Option("--dry-run", "-n", help="Show what would change, and change nothing.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Even while it runs; its members start over from there.")
+        bool, Option("--force", help="Even while it runs; its members start over from there.")
     ] = False,
     url: Url = None,
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     """Move a group to another place in a topic.
 
@@ -66,44 +67,24 @@ def reset(
                 apply_reset(log, group, topic, moves, force=force)
             except GroupNotEmpty as error:
                 raise CommandFailed(f"{error} (--force)") from error
-        if json:
-            output.print_json(
-                {
-                    "group": group,
-                    "topic": topic,
-                    "moved": not dry_run,
-                    "members": running_members,
-                    "partitions": [_move_json(log, move) for move in moves],
-                }
-            )
-            return
-        output.print_table(
-            ["partition", "from", "to", "again", "skipped"],
-            [
-                [
-                    str(move.partition),
-                    None if move.before is None else log.format_offset(move.before),
-                    log.format_offset(move.after),
-                    move.again,
-                    move.skipped,
-                ]
-                for move in moves
-            ],
-        )
-    replayed, skipped = _total_text(moves, "again"), _total_text(moves, "skipped")
-    summary = f"to be handled again: {replayed}, to be skipped: {skipped}"
+        rows = [_move_json(log, move) for move in moves]
+    if json:
+        result = {"group": group, "topic": topic, "moved": not dry_run, "members": running_members}
+        output.print_json({**result, "partitions": rows})
+        return
+    output.print_rows(rows, ["partition", "from", "to", "again", "skipped"], json=False)
+    again, skipped = (
+        output.plural(sum_known(counts), "message")
+        for counts in ([move.again for move in moves], [move.skipped for move in moves])
+    )
+    summary = f"to be handled again: {again}, to be skipped: {skipped}"
     if dry_run:
         output.print_note(f"dry run, nothing was changed: {summary}")
         if running_members:
-            members = output.count_text(running_members, "member")
+            members = output.plural(running_members, "member")
             output.print_note(f"{group} has {members} running: stop them first, or add --force")
     else:
         output.print_note(f"{group} was moved in {topic}: {summary}")
-
-
-def _total_text(moves: list[Move], name: str) -> str:
-    counts = [getattr(move, name) for move in moves]
-    return output.count_text(None if None in counts else sum(counts), "message")
 
 
 def _move_json(log: Log, move: Move) -> dict[str, Any]:

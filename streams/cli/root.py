@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
+from typer import Option
 from typer.core import TyperGroup
 from typing_extensions import override
 
@@ -66,8 +67,7 @@ def _print_version(requested: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Say the version."),
+        bool, Option("--version", callback=_print_version, is_eager=True, help="Say the version.")
     ] = False,
 ) -> None:
     """Event streams on Kafka, Redis, or a file: run, look, publish, replay, repair.
@@ -116,9 +116,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def _invoke(arguments: Sequence[str]) -> int:
     try:
-        found = typer.main.get_command(app).main(
-            list(arguments), prog_name="streams", standalone_mode=False
-        )
+        command = typer.main.get_command(app)
+        found = command.main(list(arguments), prog_name="streams", standalone_mode=False)
     except typer.Exit as ended:
         return ended.exit_code
     except typer.Abort:

@@ -10,10 +10,10 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from streams.cli.app_loading import load_app
 from streams.cli.command_errors import (
-    FAILED,
     USAGE,
     CommandFailed,
     UsageError,
@@ -71,15 +71,15 @@ class LogLevel(StrEnum):
 
 
 def run(
-    target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="Where the app is.")],
+    target: Annotated[str, Argument(metavar="MODULE:APP", help="Where the app is.")],
     url: AppUrl = None,
     log_level: Annotated[
         LogLevel | None,
-        typer.Option("--log-level", "-l", help="The least level logged (info, or the app's own)."),
+        Option("--log-level", "-l", help="The least level logged (info, or the app's own)."),
     ] = None,
     log_format: Annotated[
         LogFormat | None,
-        typer.Option(
+        Option(
             "--log-format",
             envvar="STREAMS_LOG_FORMAT",
             help="How log lines are written: as text, or a JSON object each.",
@@ -87,7 +87,7 @@ def run(
     ] = None,
     http: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--http",
             envvar="STREAMS_HTTP",
             metavar="HOST:PORT",
@@ -95,12 +95,11 @@ def run(
         ),
     ] = None,
     workers: Annotated[
-        int | None,
-        typer.Option("--workers", "-w", min=1, metavar="N", help="Run in N processes."),
+        int | None, Option("--workers", "-w", min=1, metavar="N", help="Run in N processes.")
     ] = None,
     member: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--member",
             "-m",
             envvar="STREAMS_MEMBER",
@@ -108,7 +107,7 @@ def run(
             help="This process's own name in its groups, the same after a restart.",
         ),
     ] = None,
-    worker: Annotated[str | None, typer.Option("--worker", hidden=True)] = None,
+    worker: Annotated[str | None, Option("--worker", hidden=True)] = None,
 ) -> None:
     """Run an app's processors.
 
@@ -189,7 +188,7 @@ def _run_until_stopped(app: Streams) -> None:
 
     :raises typer.Exit: something did.
     """
-    from streams.errors import EXIT_FENCED, ConfigError, MemberFenced, StreamsError
+    from streams.errors import ConfigError, StreamsError, exit_status
 
     try:
         app.run_or_raise()
@@ -197,5 +196,5 @@ def _run_until_stopped(app: Streams) -> None:
         if is_debugging():
             print_traceback(error)
         print_error(str(error))
-        status = EXIT_FENCED if isinstance(error.__cause__, MemberFenced) else FAILED
-        raise typer.Exit(USAGE if isinstance(error, ConfigError) else status) from None
+        status = USAGE if isinstance(error, ConfigError) else exit_status(error)
+        raise typer.Exit(status) from None

@@ -13,10 +13,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.command_errors import CommandFailed
-from streams.cli.options import AsJson, AssumeYes, Url, confirm, open_url
+from streams.cli.options import Json, Url, Yes, confirm, open_url
 from streams.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="List, show, resume and abandon sagas.")
 
-Name = Annotated[str, typer.Argument(metavar="SAGA", help="The orchestrator's name.")]
-Id = Annotated[str, typer.Argument(metavar="ID", help="The saga's ID.")]
+Name = Annotated[str, Argument(metavar="SAGA", help="The orchestrator's name.")]
+Id = Annotated[str, Argument(metavar="ID", help="The saga's ID.")]
 Newest = Annotated[
     int,
-    typer.Option(
+    Option(
         "--newest",
         min=0,
         metavar="N",
@@ -37,12 +38,12 @@ Newest = Annotated[
     ),
 ]
 
-_NEWEST = 1_000_000
+NEWEST = 1_000_000
 """What :data:`streams.patterns.saga.DEFAULT_NEWEST` is, which is imported only when it is
 used."""
 
 
-_SUGGEST_FROM_NEWEST = 1_000
+_SUGGESTED_FROM = 1_000
 """Newest entries of each partition among which an ID like one that is not there is looked for."""
 
 
@@ -50,12 +51,12 @@ _SUGGEST_FROM_NEWEST = 1_000
 @app.command("list")
 def list_sagas(
     name: Annotated[
-        str | None, typer.Argument(metavar="SAGA", help="Of which orchestrator; else of all.")
+        str | None, Argument(metavar="SAGA", help="Of which orchestrator; else of all.")
     ] = None,
-    include_ended: Annotated[bool, typer.Option("--all", help="Also those that are over.")] = False,
-    newest: Newest = _NEWEST,
+    include_ended: Annotated[bool, Option("--all", help="Also those that are over.")] = False,
+    newest: Newest = NEWEST,
     url: Url = None,
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     r"""List the sagas that are not over, the one that moved last at the end.
 
@@ -72,43 +73,25 @@ def list_sagas(
 
     found: list[dict[str, Any]] = []
     with open_url(url, "ro") as log, _as_command_errors(log, name):
-        for each in _saga_names(log) if name is None else (name,):
-            journal = Journal(log, each)
-            listing = journal.list_latest(
-                lambda entry: include_ended or not entry.is_final, newest or None
-            )
-            rows = (
-                output.call_or_report(f"{each} {e.saga}", partial(_saga_summary, each, e))
-                for e in listing.entries
-            )
-            found += [row for row in rows if row is not None]
+        for saga in _saga_names(log) if name is None else (name,):
+            journal = Journal(log, saga)
+            listing = journal.list_latest(lambda e: include_ended or not e.is_final, newest or None)
+            for entry in listing.entries:
+                where, summarize = f"{saga} {entry.saga}", partial(_saga_summary, saga, entry)
+                if (summary := output.call_or_report(where, summarize)) is not None:
+                    found.append(summary)
             if not listing.is_complete:
                 output.print_note(
                     f"{journal.topic}: only the last {newest:,} entries of each partition were "
                     "looked at; --newest 0 looks at all"
                 )
-    if json:
-        output.print_json(found)
-        return
-    output.print_table(
-        ["saga", "id", "status", "at", "since", "why"],
-        [
-            [
-                each["saga"],
-                each["id"],
-                each["status"],
-                ", ".join(each["steps"]) or None,
-                output.age_text(each["seconds"]),
-                each["why"],
-            ]
-            for each in found
-        ],
-    )
+    columns = {"saga": "saga", "id": "id", "status": "status", "at": "steps", "since": "seconds"}
+    output.print_rows(found, columns | {"why": "why"}, json=json)
 
 
 @app.command("status")
 def show_status(
-    name: Name, id: Id, newest: Newest = _NEWEST, url: Url = None, json: AsJson = False
+    name: Name, id: Id, newest: Newest = NEWEST, url: Url = None, json: Json = False
 ) -> None:
     """Show where a saga stands, and its context.
 
@@ -124,17 +107,16 @@ def show_status(
         output.print_json(details)
         return
     context = details.pop("context")
-    rows = {
-        key: _format_value(found) for key, found in details.items() if key not in ("why", "plan")
-    }
+    plan = details.pop("plan")
+    rows = {key: _format_value(found) for key, found in details.items() if key != "why"}
     output.print_mapping({key: found for key, found in rows.items() if found not in ("", None)})
-    output.print_line("plan: " + ", ".join(" | ".join(group) for group in details["plan"]))
+    output.print_line("plan: " + ", ".join(" | ".join(group) for group in plan))
     output.print_line(f"context: {output.json_bytes(context).decode().rstrip()}")
 
 
 @app.command("resume")
 def resume_saga(
-    name: Name, id: Id, newest: Newest = _NEWEST, url: Url = None, json: AsJson = False
+    name: Name, id: Id, newest: Newest = NEWEST, url: Url = None, json: Json = False
 ) -> None:
     """Go on with a saga that stands still.
 
@@ -158,13 +140,11 @@ def resume_saga(
 def abandon_saga(
     name: Name,
     id: Id,
-    reason: Annotated[
-        str, typer.Option("--reason", "-r", metavar="TEXT", help="Why; it is kept.")
-    ] = "",
-    yes: AssumeYes = False,
-    newest: Newest = _NEWEST,
+    reason: Annotated[str, Option("--reason", "-r", metavar="TEXT", help="Why; it is kept.")] = "",
+    yes: Yes = False,
+    newest: Newest = NEWEST,
     url: Url = None,
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     """Take no further step of a saga, neither forward nor backward.
 
@@ -181,10 +161,8 @@ def abandon_saga(
     with _open_journal(url, name) as journal:
         last = journal.latest(id, newest or None).entry
         abandon_entry(last, time.time())  # refused before anybody is asked
-        confirm(
-            f"Abandon saga {id}, which is {last.status}? Not undone: {_steps_not_undone(last)}.",
-            yes=yes,
-        )
+        rest = _steps_not_undone(last)
+        confirm(f"Abandon saga {id}, which is {last.status}? Not undone: {rest}.", yes=yes)
         entry = journal.append_command(
             id, lambda last: abandon_entry(last, time.time(), reason), newest or None
         )
@@ -221,14 +199,11 @@ def _suggestion(log: Log, name: str, id: str | None) -> str:
     from streams.patterns.saga import Journal
 
     try:
-        known = (
-            _saga_names(log)
-            if id is None
-            else sorted(Journal(log, name).saga_ids(_SUGGEST_FROM_NEWEST))
-        )
+        if id is None:
+            return did_you_mean(name, _saga_names(log))
+        return did_you_mean(id, sorted(Journal(log, name).saga_ids(_SUGGESTED_FROM)))
     except LogError:
         return ""
-    return did_you_mean(name if id is None else id, known)
 
 
 @contextmanager
@@ -252,24 +227,21 @@ def _failure_text(failure: Failure) -> str:
 
 def _steps_not_undone(entry: JournalEntry) -> str:
     """The steps that are not undone, and which of them could not be."""
-    failed = {each.step: each for each in entry.uncompensated}
-    return (
-        ", ".join(
-            f"{step} (its compensation failed: {failed[step].error})" if step in failed else step
-            for step in entry.uncompensated_steps
-        )
-        or "nothing"
+    failed = {each.step: each.error for each in entry.uncompensated}
+    steps = (
+        f"{step} (its compensation failed: {failed[step]})" if step in failed else step
+        for step in entry.uncompensated_steps
     )
+    return ", ".join(steps) or "nothing"
 
 
 def _saga_summary(name: str, entry: JournalEntry) -> dict[str, Any]:
-    why = entry.error
-    if not why and entry.last:
-        why = "; ".join(map(_failure_text, entry.last))
-    if not why and entry.uncompensated:
-        why = "; ".join(f"not compensated: {_failure_text(each)}" for each in entry.uncompensated)
-    if not why and entry.failure is not None:
-        why = _failure_text(entry.failure)
+    why = (
+        entry.error
+        or "; ".join(map(_failure_text, entry.last))
+        or "; ".join(f"not compensated: {_failure_text(each)}" for each in entry.uncompensated)
+        or (None if entry.failure is None else _failure_text(entry.failure))
+    )
     return {
         "saga": name,
         "id": output.printable_text(entry.saga),
@@ -282,11 +254,7 @@ def _saga_summary(name: str, entry: JournalEntry) -> dict[str, Any]:
 
 def _saga_details(name: str, entry: JournalEntry) -> dict[str, Any]:
     def failure_json(found: Failure) -> dict[str, Any]:
-        return {
-            "step": found.step,
-            "error": str(found.error),
-            "attempts": found.attempts,
-        }
+        return {"step": found.step, "error": str(found.error), "attempts": found.attempts}
 
     return {
         **_saga_summary(name, entry),

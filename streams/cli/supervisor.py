@@ -3,9 +3,9 @@
 Promises: N workers run, each an interpreter of its own; one that dies is started again, at once if
 it lived for ten seconds, else after 1 s and then twice as long each time up to 30 s. What it owned
 goes to the others at once, where the log lets them take it. One whose name in its groups was taken
-by another process is not started again. SIGINT or
-SIGTERM is passed on and all workers may drain; a second signal ends everything at once. Workers
-whose app cannot be loaded, or that keep dying at their start, end the supervisor with one line.
+by another process is not started again. SIGINT or SIGTERM is passed on and all workers may drain; a
+second signal ends everything at once. Workers whose app cannot be loaded, or that keep dying at
+their start, end the supervisor with one line.
 
 Theory of operation. The supervisor never imports the app: what an import opens belongs to one
 process. It starts the first worker alone, and the others once that one has loaded the app, so that
@@ -131,9 +131,8 @@ def supervise(
     :raises UsageError: there are not so many ports.
     """
     if http is not None and http[1] and http[1] + workers - 1 > 65_535:
-        raise UsageError(
-            f"--http {http[0]}:{http[1]}: {workers} workers need as many ports from there"
-        )
+        where = f"--http {http[0]}:{http[1]}"
+        raise UsageError(f"{where}: {workers} workers need as many ports from there")
     command = [sys.executable, "-m", "streams.cli", "run", target, *options]
     environment = dict(os.environ)
     if url:  # not an argument: others on the machine see those, and a URL may hold a password
@@ -142,12 +141,10 @@ def supervise(
         command += ["--member", member]
     lock, slot = claim_slot(target)
     try:
-        tags = [
-            str(number) if slot == 1 else f"{slot}.{number}" for number in range(1, workers + 1)
-        ]
+        prefix = "" if slot == 1 else f"{slot}."
         commands = [
-            [*command, *_http_arguments(http, number), "--worker", tag]
-            for number, tag in enumerate(tags)
+            [*command, *_http_arguments(http, index), "--worker", f"{prefix}{index + 1}"]
+            for index in range(workers)
         ]
         return asyncio.run(Supervisor(target, commands, environment).run())
     finally:
@@ -177,9 +174,8 @@ def claim_slot(target: str) -> tuple[int, int]:
         folder = _open_private_folder(path)
     except OSError as error:
         logger.warning(
-            "%s: %s: without it a restart of this command is a new member of its groups;"
-            " set TMPDIR to a folder that others cannot write to",
-            path, error.strerror,
+            "%s: %s: without it a restart of this command is a new member of its groups; set "
+            "TMPDIR to a folder that others cannot write to", path, error.strerror,
         )  # fmt: skip
         return os.open(os.devnull, os.O_RDONLY), 1 + secrets.randbelow(1 << 48)
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -262,8 +258,7 @@ class Supervisor:
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
-            for worker in self._running.values():  # only after an error of our own
-                worker.process.kill()
+            self._signal_workers(signal.SIGKILL)  # any are left only after an error of our own
         return self._status
 
     def _handle_signal(self, number: signal.Signals) -> None:
@@ -271,13 +266,9 @@ class Supervisor:
             logger.info("%s: %d workers finish what is in flight", number.name, len(self._running))
             self._stop_workers(number)
             return
-        logger.warning(
-            "%s again: %d workers are killed, not everything was finished",
-            number.name, len(self._running),
-        )  # fmt: skip
-        for worker in self._running.values():
-            with suppress(ProcessLookupError):
-                worker.process.kill()
+        killed = f"{len(self._running)} workers are killed, not everything was finished"
+        logger.warning("%s again: %s", number.name, killed)
+        self._signal_workers(signal.SIGKILL)
         if number == signal.SIGTERM:
             asyncio.get_running_loop().remove_signal_handler(number)
             os.kill(os.getpid(), number)
@@ -286,6 +277,9 @@ class Supervisor:
     def _stop_workers(self, number: signal.Signals) -> None:
         self._signal = number
         self._stop_requested.set()
+        self._signal_workers(number)
+
+    def _signal_workers(self, number: signal.Signals) -> None:
         for worker in self._running.values():
             with suppress(ProcessLookupError):
                 worker.process.send_signal(number)
@@ -311,9 +305,8 @@ class Supervisor:
         """Wait until a worker has loaded the app; False if it ended instead."""
         worker = self._running[number]
         try:
-            worker.received += await asyncio.get_running_loop().sock_recv(
-                worker.connection, _MAX_LINE
-            )
+            loop = asyncio.get_running_loop()
+            worker.received += await loop.sock_recv(worker.connection, _MAX_LINE)
         except OSError:
             return False
         return worker.received.startswith(LOADED_BYTE)
@@ -366,9 +359,9 @@ class Supervisor:
             failed_starts = failed_starts + 1 if uptime < policy.startup_time else 0
             if failed_starts >= policy.max_failed_starts and not self._has_stable_worker():
                 print_error(
-                    f"{self._name}: workers do not stay alive: one died {failed_starts} times in "
-                    "a row "
-                    f"within {policy.startup_time:g} s of its start, at last it {exit_text(status)}"
+                    f"{self._name}: workers do not stay alive: one died {failed_starts} times in a "
+                    f"row within {policy.startup_time:g} s of its start, at last it "
+                    f"{exit_text(status)}"
                 )
                 self._status = self._status or FAILED
                 self._stop_workers(signal.SIGTERM)
@@ -382,11 +375,8 @@ class Supervisor:
                 return
 
     def _has_stable_worker(self) -> bool:
-        now = time.monotonic()
-        return any(
-            now - worker.started_at >= self._policy.startup_time
-            for worker in self._running.values()
-        )
+        latest_start = time.monotonic() - self._policy.startup_time
+        return any(worker.started_at <= latest_start for worker in self._running.values())
 
 
 def exit_text(status: int) -> str:
@@ -422,9 +412,8 @@ class WorkerProcess:
         :raises ConfigError: it has no URL, or one that cannot be.
         """
         if app.url.lower().startswith("memory:"):
-            raise UsageError(
-                f"{target}: memory:// is one process's own: --workers needs another log"
-            )
+            problem = "memory:// is one process's own: --workers needs another log"
+            raise UsageError(f"{target}: {problem}")
         name_member(app, f"{socket.gethostname()}-{target}", self._tag)
         line = f"{app.member} {app.instance_id}\n".encode() if app.member else b""
         with suppress(OSError):  # it is gone: the thread will see

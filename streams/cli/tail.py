@@ -7,29 +7,31 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable
+from contextlib import closing
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.command_errors import UsageError, print_error
 from streams.cli.offset_arguments import OFFSET_HELP, parse_offsets, require_partition
-from streams.cli.options import AsJson, Key, Partition, Url, argument_bytes, open_url
+from streams.cli.options import Json, Key, Partition, Url, argument_bytes, open_url
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
-    from streams.replay.into_topic import LogRow
+    from streams.log.range_reader import LogRow
 
 POLL_INTERVAL = 0.2
 """Seconds between looks at whether something arrived."""
 
 
 def tail(
-    topic: Annotated[str, typer.Argument(metavar="TOPIC", help="What to read.")],
+    topic: Annotated[str, Argument(metavar="TOPIC", help="What to read.")],
     number: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "-n",
             "--lines",
             min=0,
@@ -38,16 +40,16 @@ def tail(
         ),
     ] = None,
     follow: Annotated[
-        bool, typer.Option("-f", "--follow", help="Go on with what arrives, until Ctrl-C.")
+        bool, Option("-f", "--follow", help="Go on with what arrives, until Ctrl-C.")
     ] = False,
     start: Annotated[
         str | None,
-        typer.Option("--from", metavar="PLACE", help=f"Everything from there on: {OFFSET_HELP}."),
+        Option("--from", metavar="PLACE", help=f"Everything from there on: {OFFSET_HELP}."),
     ] = None,
     partition: Partition = None,
     key: Key = None,
     url: Url = None,
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     """Show the last messages of a topic, and what arrives.
 
@@ -61,62 +63,43 @@ def tail(
       [cyan]streams tail orders --from 15m --json | jq .value[/cyan]
       [cyan]streams tail orders --from orders/0/4519 -n 5[/cyan]
     """
-    from streams.replay.into_topic import RangeReader
+    from streams.log.range_reader import RangeReader
     from streams.topic_reader import resolve_ranges
 
     offsets = None if start is None else parse_offsets(start, "--from", topic)
     if follow and offsets is not None and number is not None:
         raise UsageError("--from, -n and --follow: leave one of them out")
-    line_count = 10 if number is None else number
+    count = 10 if number is None else number
     key_bytes = None if key is None else argument_bytes(key)
+    if offsets is None and count == 0:
+        offsets = "latest"
+    # With a key, how far back its last messages are is not known.
+    begin = offsets if offsets is not None else -count if key_bytes is None else "earliest"
     with open_url(url, "ro") as log:
         printer = _MessagePrinter(log, json=json)
-        now = time.time()
         require_partition(offsets, "--from", partition, log.topic(topic).partitions)
-        # With a key, how far back its last messages are is not known.
-        default_start = "earliest" if key_bytes is not None else -line_count
-        if offsets is None and line_count == 0:
-            offsets = "latest"
-        offset_ranges = resolve_ranges(
-            log,
-            topic,
-            default_start if offsets is None else offsets,
-            "latest",
-            partition=partition,
-            now=now,
-        )
-        rows = RangeReader(log, topic, offset_ranges, key=key_bytes)
-        try:
-            if offsets is None:
-                printer.print_rows(deque(rows, maxlen=line_count))
-            else:
-                printer.print_rows(islice(rows, number))
-        finally:
-            rows.close()
+        now = time.time()
+        ranges = resolve_ranges(log, topic, begin, "latest", partition=partition, now=now)
+        with closing(RangeReader(log, topic, ranges, key=key_bytes)) as rows:
+            last = offsets is None
+            printer.print_rows(deque(rows, maxlen=count) if last else islice(rows, number))
         if follow:
-            _follow(
-                log, topic, {p: end for p, (_, end) in offset_ranges.items()}, key_bytes, printer
-            )
+            _follow(printer, topic, {p: end for p, (_, end) in ranges.items()}, key_bytes)
 
 
-def _follow(
-    log: Log, topic: str, ends: dict[int, int], key: bytes | None, printer: _MessagePrinter
-) -> None:
+def _follow(printer: _MessagePrinter, topic: str, ends: dict[int, int], key: bytes | None) -> None:
     from streams.errors import Unavailable
-    from streams.replay.into_topic import RangeReader
+    from streams.log.range_reader import OffsetRange, RangeReader
 
-    reachable = True
+    log, reachable = printer.log, True
     while True:
         try:
-            offset_ranges = {p: (at, log.watermarks(topic, p)[1]) for p, at in ends.items()}
-            rows = RangeReader(log, topic, offset_ranges, key=key)
-            try:
+            ranges = {p: OffsetRange(at, log.watermarks(topic, p)[1]) for p, at in ends.items()}
+            with closing(RangeReader(log, topic, ranges, key=key)) as rows:
                 for row in rows:
                     printer.print_row(row)
                     ends[row.batch.partition] = row.position.offset + 1
-            finally:
-                rows.close()
-            ends.update({p: max(ends[p], end) for p, (_, end) in offset_ranges.items()})
+            ends.update({p: max(ends[p], end) for p, (_, end) in ranges.items()})
         except Unavailable as error:
             if reachable:
                 print_error(f"waiting for the log: {error}")
@@ -131,29 +114,24 @@ class _MessagePrinter:
     """Messages on standard output."""
 
     def __init__(self, log: Log, *, json: bool) -> None:
-        self._log = log
+        self.log = log
         self._json = json
         self._colour = not json and sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
     def print_rows(self, rows: Iterable[LogRow]) -> None:
-        """Print these."""
         for row in rows:
             self.print_row(row)
         self.flush()
 
     def print_row(self, row: LogRow) -> None:
-        """Print one."""
-        log, batch, index = self._log, row.batch, row.index
+        place = self.log, row.batch, row.index
         if self._json:
-            output.write_bytes(output.json_line(log, batch, index))
+            output.write_bytes(output.json_line(*place))
             return
-        where = output.position_text(log, batch, index)
-        line = output.call_or_report(
-            where, lambda: output.message_line(log, batch, index, colour=self._colour)
-        )
+        make_line = partial(output.message_line, *place, colour=self._colour)
+        line = output.call_or_report(output.position_text(*place), make_line)
         if line is not None:
             output.write_bytes(line.encode("utf-8", "backslashreplace"))
 
     def flush(self) -> None:
-        """Let whoever reads have it."""
         sys.stdout.buffer.flush()

@@ -7,11 +7,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.command_errors import UsageError
+from streams.cli.log_queries import count_all
 from streams.cli.offset_arguments import parse_duration
-from streams.cli.options import AsJson, AssumeYes, IncludeInternal, Url, confirm, open_url
+from streams.cli.options import Json, ShowAll, Url, Yes, confirm, open_url
 
 if TYPE_CHECKING:
     from streams.config import Retention
@@ -19,32 +21,30 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="List, create, delete and show topics.")
 
-Name = Annotated[str, typer.Argument(metavar="TOPIC", help="Its name.")]
+Name = Annotated[str, Argument(metavar="TOPIC", help="Its name.")]
 
 
 KeepFor = Annotated[
     str | None,
-    typer.Option("--keep-for", metavar="TIME", help="Drop messages older than 90s, 12h, 7d..."),
+    Option("--keep-for", metavar="TIME", help="Drop messages older than 90s, 12h, 7d..."),
 ]
 Keep = Annotated[
     int | None,
-    typer.Option("--keep", min=1, metavar="N", help="Keep about so many a partition (not Kafka)."),
+    Option("--keep", min=1, metavar="N", help="Keep about so many a partition (not Kafka)."),
 ]
 KeepBytes = Annotated[
     int | None,
-    typer.Option(
+    Option(
         "--keep-bytes", min=1, metavar="N", help="Keep about so many bytes a partition (Kafka)."
     ),
 ]
 Compacted = Annotated[
-    bool, typer.Option("--compacted", help="Keep the last message of each key alone (Kafka).")
+    bool, Option("--compacted", help="Keep the last message of each key alone (Kafka).")
 ]
 
 
 @app.command("ls")
-def list_topics(
-    include_internal: IncludeInternal = False, url: Url = None, json: AsJson = False
-) -> None:
+def list_topics(show_all: ShowAll = False, url: Url = None, json: Json = False) -> None:
     r"""List the topics.
 
     What the toolkit keeps beside them (dead letters, retries, delays, journals
@@ -61,44 +61,33 @@ def list_topics(
     with open_url(url, "ro") as log:
         topics = log.topics()
         internal: set[str] = set()
-        if not include_internal:
+        if not show_all:
             groups = output.call_or_report("groups", log.groups) or ()
             internal = internal_topics((info.name for info in topics), groups)
+        shown = [info for info in topics if info.name not in internal]
         found = [
-            (
-                info,
-                output.call_or_report(
-                    info.name, partial(_message_count, log, info.name, info.partitions)
+            {
+                "topic": info.name,
+                "partitions": info.partitions,
+                "messages": output.call_or_report(
+                    info.name, partial(count_all, log, info.name, info.partitions)
                 ),
-            )
-            for info in topics
-            if info.name not in internal
+                "retention": asdict(info.retention),
+            }
+            for info in shown
         ]
     if json:
-        output.print_json(
-            [
-                {
-                    "topic": info.name,
-                    "partitions": info.partitions,
-                    "messages": messages,
-                    "retention": _retention_json(info.retention),
-                }
-                for info, messages in found
-            ]
-        )
+        output.print_json(found)
         return
-    output.print_table(
-        ["topic", "partitions", "messages", "retention"],
-        [
-            [info.name, info.partitions, messages, output.retention_text(info.retention)]
-            for info, messages in found
-        ],
-    )
+    for row, info in zip(found, shown, strict=True):
+        row["retention"] = output.retention_text(info.retention)
+    columns = ["topic", "partitions", "messages", "retention"]
+    output.print_rows(found, columns, json=False)
     output.print_hidden_count(len(internal), "topic")
 
 
 @app.command("show")
-def show_topic(topic: Name, url: Url = None, json: AsJson = False) -> None:
+def show_topic(topic: Name, url: Url = None, json: Json = False) -> None:
     """Show a topic: where each partition begins and ends.
 
     [bold]Examples[/bold]
@@ -107,41 +96,30 @@ def show_topic(topic: Name, url: Url = None, json: AsJson = False) -> None:
     """
     with open_url(url, "ro") as log:
         info = log.topic(topic)
-        rows: list[dict[str, Any]] = []
-        for partition in range(info.partitions):
-            first, end = log.watermarks(topic, partition)
-            rows.append(
-                {
-                    "partition": partition,
-                    "first": output.offset_json(log, first),
-                    "end": output.offset_json(log, end),
-                    "messages": log.lag(topic, partition, first),
-                }
-            )
+        rows = [_partition_json(log, topic, each) for each in range(info.partitions)]
     if json:
-        retention = _retention_json(info.retention)
-        output.print_json({"topic": topic, "retention": retention, "partitions": rows})
+        output.print_json({"topic": topic, "retention": asdict(info.retention), "partitions": rows})
         return
     output.print_line(f"{topic}: {output.retention_text(info.retention)}")
-    output.print_table(
-        ["partition", "first", "end", "messages"],
-        [
-            [
-                str(row["partition"]),
-                output.offset_cell(row["first"]),
-                output.offset_cell(row["end"]),
-                row["messages"],
-            ]
-            for row in rows
-        ],
-    )
+    columns = ["partition", "first", "end", "messages"]
+    output.print_rows(rows, columns, json=False)
+
+
+def _partition_json(log: Log, topic: str, partition: int) -> dict[str, Any]:
+    first, end = log.watermarks(topic, partition)
+    return {
+        "partition": partition,
+        "first": output.offset_json(log, first),
+        "end": output.offset_json(log, end),
+        "messages": log.lag(topic, partition, first),
+    }
 
 
 @app.command("create")
 def create_topic(
     topic: Name,
     partitions: Annotated[
-        int, typer.Option("--partitions", "-p", min=1, metavar="N", help="How many.")
+        int, Option("--partitions", "-p", min=1, metavar="N", help="How many.")
     ] = 1,
     keep_for: KeepFor = None,
     keep: Keep = None,
@@ -149,7 +127,7 @@ def create_topic(
     compacted: Compacted = False,
     config: Annotated[
         list[str] | None,
-        typer.Option("--config", metavar="NAME=VALUE", help="A setting of the server's own."),
+        Option("--config", metavar="NAME=VALUE", help="A setting of the server's own."),
     ] = None,
     url: Url = None,
 ) -> None:
@@ -177,7 +155,7 @@ def create_topic(
     with open_url(url, "rwc") as log:
         info = log.create_topic(topic, partitions, retention, settings or None)
     output.print_line(
-        f"{info.name}: {output.count_text(info.partitions, 'partition')}, "
+        f"{info.name}: {output.plural(info.partitions, 'partition')}, "
         f"{output.retention_text(info.retention)}"
     )
     differs = output.retention_text(info.retention) != output.retention_text(retention)
@@ -197,9 +175,9 @@ def set_retention(
     keep_bytes: KeepBytes = None,
     compacted: Compacted = False,
     for_ever: Annotated[
-        bool, typer.Option("--for-ever", help="Keep messages for ever from now on.")
+        bool, Option("--for-ever", help="Keep messages for ever from now on.")
     ] = False,
-    yes: AssumeYes = False,
+    yes: Yes = False,
     url: Url = None,
 ) -> None:
     """Change how long a topic keeps its messages.
@@ -224,10 +202,10 @@ def set_retention(
     with open_url(url) as log:
         info = log.topic(topic)
         if not for_ever:
+            before, after = map(output.retention_text, (info.retention, retention))
             confirm(
-                f"{topic}: {output.retention_text(info.retention)}. "
-                f"{output.retention_text(retention).capitalize()} "
-                "from now on, and delete what is beyond that?",
+                f"{topic}: {before}. {after.capitalize()} from now on, and delete what is beyond "
+                "that?",
                 yes=yes,
             )
         info = log.set_retention(topic, retention)
@@ -235,7 +213,7 @@ def set_retention(
 
 
 @app.command("delete")
-def delete_topic(topic: Name, yes: AssumeYes = False, url: Url = None) -> None:
+def delete_topic(topic: Name, yes: Yes = False, url: Url = None) -> None:
     """Delete a topic with its messages and all positions in it.
 
     [bold]Examples[/bold]
@@ -244,8 +222,8 @@ def delete_topic(topic: Name, yes: AssumeYes = False, url: Url = None) -> None:
       [cyan]streams topics delete clicks --yes[/cyan]
     """
     with open_url(url) as log:
-        messages = _message_count(log, topic, log.topic(topic).partitions)
-        confirm(f"Delete {topic} with its {output.count_text(messages, 'message')}?", yes=yes)
+        messages = count_all(log, topic, log.topic(topic).partitions)
+        confirm(f"Delete {topic} with its {output.plural(messages, 'message')}?", yes=yes)
         log.delete_topic(topic)
     output.print_line(f"{topic}: deleted")
 
@@ -257,17 +235,3 @@ def _parse_retention(
 
     seconds = None if keep_for is None else parse_duration(keep_for, "--keep-for")
     return Retention(seconds, keep, keep_bytes, compacted)
-
-
-def _message_count(log: Log, topic: str, partitions: int) -> int | None:
-    found = 0
-    for partition in range(partitions):
-        part = log.lag(topic, partition, log.watermarks(topic, partition)[0])
-        if part is None:
-            return None
-        found += part
-    return found
-
-
-def _retention_json(retention: Retention) -> dict[str, Any]:
-    return asdict(retention)

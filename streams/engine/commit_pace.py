@@ -1,4 +1,4 @@
-"""When positions are committed next: as often as it is not felt.
+"""When positions are committed next: as often as that costs little.
 
 What was handled since the last commit is handled again after a crash, so a commit should follow as
 soon as something was settled. A commit costs, though, the processor's own time and the log's. So
@@ -22,7 +22,7 @@ LONGEST_LOOK = 0.05
 
 
 class CommitPace:
-    """Says when to commit next; told what each commit cost, and the time.
+    """Says when to commit next, from what commits have cost so far.
 
     :param longest: seconds until the next commit, at most, whatever they cost.
     :param shortest: seconds until the next commit, at least, as the log wants it; where
@@ -47,7 +47,7 @@ class CommitPace:
         self._charge(now, cost, self._shortest)
 
     def record_idle_look(self, now: float, cost: float) -> None:
-        """Nothing was: it was looked for at ``now`` and not found, or was not accepted."""
+        """Nothing was committed at ``now``: there was nothing, or it was not accepted."""
         self._charge(now, cost, self._look_interval)
         self._look_interval = max(
             self._shortest, min(2 * self._look_interval, LONGEST_LOOK, self._longest)

@@ -1,6 +1,6 @@
 """The dedup window: which identities were settled lately.
 
-Two sets take turns: new identities go into one, and when it is full the other is forgotten and
+There are two sets: new identities go into one, and when it is full the other is forgotten and
 they swap. So at least ``size`` identities are remembered and at most twice as many, and nothing
 is evicted one by one (``del d[next(iter(d))]`` costs ten times the loop). Sets, because a whole
 batch is made one, compared and taken in at a third of what dicts cost.
@@ -80,8 +80,8 @@ class WindowBudget:
         """A new window of ``size``, or of its share of ``cap`` if that is less. For one caller at a
         time.
 
-        Windows there already shrink with it when their turn comes, and grow again when it is
-        found here that others are gone.
+        Existing windows shrink by that when they rotate next, and grow again once a call finds
+        that others are gone.
         """
         window = DedupWindow(size)
         window.process_cap = cap

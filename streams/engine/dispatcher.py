@@ -10,7 +10,7 @@ Rules
    waits to be tried again, or its dead letter is being written. Later messages of the key wait in
    its *key queue*. When the message is settled, the next of the queue goes to ``ready``, before
    anything that was not looked at yet.
-3. A duplicate is found when its turn comes, never earlier: what it duplicates may still fail.
+3. A duplicate is dropped when it would be handled, not earlier: what it duplicates may still fail.
 4. Keys in flight outlive the assignment. A partition that is revoked loses its queues, but keys
    whose handler is still running stay in flight, so when the partition comes back to this process
    those keys wait. Both assignments share one dict of them for that; a batch that outlived its
@@ -25,8 +25,6 @@ Rules
 8. A message that comes back another way than from its partition (:meth:`Dispatcher.push_returned`)
    goes before whatever waits in its key's queue. It has no identity: it was settled in its
    partition.
-
-A delivery is a plain tuple, because an object for each message is what the hot loop cannot afford.
 """
 
 from __future__ import annotations
@@ -36,6 +34,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from heapq import heappop, heappush
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+import msgspec
+from msgspec.structs import replace
+
 from streams.config import Retry
 from streams.engine.dedup_window import DedupWindow
 from streams.engine.progress import FetchedBatch, Progress
@@ -44,9 +45,9 @@ from streams.engine.retry import retry_delay
 OrderingKey: TypeAlias = "bytes | str | None"
 
 READ_AHEAD = 2_000
-"""Messages that were not looked at yet, from which on no more are needed for now. What waits for
-its turn falls out of the processor's cache, and Python's cyclic garbage collector goes through it
-again and again: with five times as many, a message cost 7 % more CPU (on Kafka)."""
+"""Messages that were not looked at yet, from which on no more are needed for now. What waits falls
+out of the processor's cache, and Python's cyclic garbage collector goes through it again and again:
+with five times as many, a message cost 7 % more CPU (on Kafka)."""
 
 
 class DeadLetterReason(NamedTuple):
@@ -58,11 +59,22 @@ class DeadLetterReason(NamedTuple):
     failed_writes: int = 0
 
 
-Delivery: TypeAlias = (
-    "tuple[FetchedBatch, int, OrderingKey, str | None, int, bool, DeadLetterReason | None]"
-)
-"""The batch, the index into it, the ordering key, the identity, the attempt (from 1), whether it is
-not to be batched with others, and, for a message on its way to the dead letters, why."""
+class Delivery(msgspec.Struct, frozen=True, eq=False):
+    """One message that was given out to be handled, or to be dead-lettered.
+
+    A Struct, because making a NamedTuple takes three times as long.
+    """
+
+    fetched: FetchedBatch
+    index: int
+    """Which message of the batch it is."""
+    ordering_key: OrderingKey
+    identity: str | None
+    attempt: int = 1
+    alone: bool = False
+    """Not to be batched with others."""
+    reason: DeadLetterReason | None = None
+    """Why it is to be dead-lettered."""
 
 
 class Ownership(Protocol):
@@ -71,6 +83,10 @@ class Ownership(Protocol):
     topic: str
     partition: int
     valid_until: float
+
+
+KeyQueues: TypeAlias = "dict[OrderingKey, deque[Delivery] | None]"
+StateAndKey: TypeAlias = "tuple[PartitionState, OrderingKey]"
 
 
 class PartitionState:
@@ -93,7 +109,8 @@ class PartitionState:
         self.progress = progress
         self.window = window
         """None: deduplication is off."""
-        self.in_flight: dict[OrderingKey, deque[Delivery] | None] = {}
+        self.in_flight: KeyQueues = {}
+        """The keys in flight, each with its queue; None: nothing waits behind it."""
         self.is_owned = True
         """Not revoked and not lost."""
         self.released: set[OrderingKey] = set()
@@ -102,6 +119,20 @@ class PartitionState:
         """Messages handled or given up, whose writes are not confirmed yet."""
         self.snapshot_version = 0
         """How many snapshots were taken, so that an older one can be told from a newer."""
+
+    @property
+    def topic_partition(self) -> tuple[str, int]:
+        """Topic and partition."""
+        return self.assignment.topic, self.assignment.partition
+
+
+class _Timer(NamedTuple):
+    """A message that waits to be given out again."""
+
+    due: float
+    number: int
+    """Of two that are due at once, the one with the smaller number comes first."""
+    delivery: Delivery
 
 
 class DispatchCounts:
@@ -118,11 +149,25 @@ class DispatchCounts:
 
 
 def _offset(delivery: Delivery) -> int:
-    return delivery[0].batch.offsets[delivery[1]]
+    return delivery.fetched.batch.offsets[delivery.index]
+
+
+def state_and_key(delivery: Delivery) -> StateAndKey:
+    """What is in flight while this is handled: a key of one assignment."""
+    return delivery.fetched.state, delivery.ordering_key
+
+
+def _is_duplicate(delivery: Delivery) -> bool:
+    identity, window = delivery.identity, delivery.fetched.state.window
+    return identity is not None and window is not None and identity in window
 
 
 class Dispatcher:
-    """Feeds executors. Every method but :meth:`offer` is for one caller at a time."""
+    """Feeds executors. Every method but :meth:`offer` is for one caller at a time.
+
+    One class, long as it is: each rule above is kept by all of its methods together, over the same
+    few collections.
+    """
 
     def __init__(self, retry: Retry, refill: Callable[[], None] = lambda: None) -> None:
         """``refill`` is called when a batch is begun and fewer than :data:`READ_AHEAD` wait."""
@@ -130,7 +175,8 @@ class Dispatcher:
         self._unordered = not retry.in_order
         self.refill = refill
         self._partitions: dict[tuple[str, int], PartitionState] = {}
-        self._outlived: dict[tuple[str, int], dict[OrderingKey, deque[Delivery] | None]] = {}
+        self._outlived: dict[tuple[str, int], KeyQueues] = {}
+        """Keys in flight of partitions that left, by partition (rule 4)."""
         self._incoming: deque[FetchedBatch] = deque()
         self.offered = 0
         """Messages that were ever offered."""
@@ -139,18 +185,18 @@ class Dispatcher:
         """What is given out now; None between two batches."""
         self._cursor: Iterator[tuple[int, bytes | None, str | None]] = iter(())
         self.ready: deque[Delivery] = deque()
-        """Messages whose turn has come: behind another of their key, or after a pause."""
-        self._timers: list[tuple[float, int, Delivery]] = []
+        """Messages to be given out next: they waited behind another of their key, or for a time."""
+        self._timers: list[_Timer] = []
         self._timer_number = 0
         self.paused = False
-        """Nothing is given out while set; what runs goes on."""
+        """Nothing is given out while set; handlers that run are not stopped."""
         self.counts = DispatchCounts()
 
     # -- partitions
 
     def assign(self, state: PartitionState) -> None:
         """Begin with a partition. Keys still in flight from an earlier assignment stay so."""
-        partition = (state.assignment.topic, state.assignment.partition)
+        partition = state.topic_partition
         state.in_flight = self._outlived.pop(partition, state.in_flight)
         self._partitions[partition] = state
 
@@ -158,20 +204,19 @@ class Dispatcher:
         """Give out nothing more of this partition. What runs is still to be reported."""
         if not state.is_owned:
             return  # its keys in flight may be the next assignment's already
-        partition = (state.assignment.topic, state.assignment.partition)
+        partition = state.topic_partition
         state.is_owned = False
         if self._partitions.get(partition) is state:
             del self._partitions[partition]
         if self.current is not None and self.current.state is state:
             self.current, self._cursor = None, iter(())
-        waiting = [delivery for delivery in self.ready if delivery[0].state is state]
-        waiting += [delivery for _, _, delivery in self._timers if delivery[0].state is state]
-        self.ready = deque(delivery for delivery in self.ready if delivery[0].state is not state)
-        self._timers = [timer for timer in self._timers if timer[2][0].state is not state]
-        self._timers.sort()
         in_flight = state.in_flight
-        for delivery in waiting:  # their keys are in flight, but no handler runs for them
-            in_flight.pop(delivery[2], None)
+        for delivery in (*self.ready, *(timer.delivery for timer in self._timers)):
+            if delivery.fetched.state is state:  # its key is in flight, but no handler runs for it
+                in_flight.pop(delivery.ordering_key, None)
+        self.ready = deque(each for each in self.ready if each.fetched.state is not state)
+        self._timers = [each for each in self._timers if each.delivery.fetched.state is not state]
+        self._timers.sort()
         for ordering_key in in_flight:
             in_flight[ordering_key] = None
         if in_flight:
@@ -194,12 +239,12 @@ class Dispatcher:
             return
         queues: dict[bytes | None, list[Delivery]] = {}
         for index, key in enumerate(fetched.keys):
-            queues.setdefault(key, []).append((fetched, index, key, None, 1, True, None))
+            queues.setdefault(key, []).append(Delivery(fetched, index, key, None, alone=True))
         for key, queue in queues.items():
             if key is None:
                 self.ready.extend(queue)
             elif key in state.in_flight:
-                self._queue_front(queue, {(id(state), key): queue})
+                self._queue_front({(state, key): queue})
             else:
                 state.in_flight[key] = deque(queue[1:]) or None
                 self.ready.append(queue[0])
@@ -217,14 +262,14 @@ class Dispatcher:
     def release_due(self, now: float) -> None:
         """Make ready what has waited long enough."""
         timers = self._timers
-        while timers and timers[0][0] <= now:
-            self.ready.append(heappop(timers)[2])
+        while timers and timers[0].due <= now:
+            self.ready.append(heappop(timers).delivery)
 
     @property
     def next_due(self) -> float | None:
         """When the next waiting message may be tried again, in monotonic seconds."""
         first = self._timers[:1]  # others may look on while the executor takes it out
-        return first[0][0] if first else None
+        return first[0].due if first else None
 
     @property
     def waiting(self) -> int:
@@ -233,24 +278,30 @@ class Dispatcher:
 
     def waiting_keys(self, limit: int = 10) -> list[tuple[str, int, OrderingKey, int]]:
         """Topic, partition, ordering key and attempt of messages waiting to be tried again."""
+        waiting = [timer.delivery for timer in sorted(self._timers)[:limit]]
         return [
-            (delivery[0].batch.topic, delivery[0].batch.partition, delivery[2], delivery[4])
-            for _, _, delivery in sorted(self._timers)[:limit]
-        ]
+            (each.fetched.batch.topic, each.fetched.batch.partition, each.ordering_key,
+             each.attempt)
+            for each in waiting
+        ]  # fmt: skip
 
     # -- dispatch
 
-    def take(self, now: float) -> Delivery | None:
-        """The next message whose turn has come, or None. Its ordering key is in flight from here
-        on."""
+    def take(
+        self, now: float, batch_keys: Collection[StateAndKey] = (), identities: Collection[str] = ()
+    ) -> Delivery | None:
+        """The next message that may be handled, or None. Its ordering key is in flight from now on.
+
+        :param batch_keys: keys that the batch being taken holds, which are not in its way.
+        :param identities: identities that it holds, which may not recur in it.
+        """
         if self.paused:
             return None
         if self.ready:
             delivery = self.ready[0]
-            if now >= delivery[0].state.assignment.valid_until:
+            if now >= delivery.fetched.state.assignment.valid_until:
                 return None
-            self.ready.popleft()
-            return delivery
+            return self.ready.popleft()
         while True:
             fetched = self.current
             if fetched is None:
@@ -260,27 +311,18 @@ class Dispatcher:
             state = fetched.state
             if now >= state.assignment.valid_until:
                 return None
-            in_flight, window, partly_settled, unordered = (
-                state.in_flight,
-                state.window,
-                fetched.partly_settled,
-                self._unordered,
-            )
+            in_flight, window, unordered = state.in_flight, state.window, self._unordered
+            partly_settled = fetched.partly_settled
             for index, key, identity in self._cursor:
                 if partly_settled and fetched.settled[index]:
                     continue
                 ordering_key: OrderingKey = (
                     identity if key is None or (unordered and identity in in_flight) else key
                 )
-                if ordering_key is not None:
-                    if ordering_key in in_flight:
-                        queue = in_flight[ordering_key]
-                        delivery = (fetched, index, ordering_key, identity, 1, False, None)
-                        if queue is None:
-                            in_flight[ordering_key] = deque((delivery,))
-                        else:
-                            queue.append(delivery)
-                        continue
+                delivery = Delivery(fetched, index, ordering_key, identity)
+                if ordering_key is None:
+                    return delivery
+                if ordering_key not in in_flight:
                     if (
                         identity is not None
                         and window is not None
@@ -290,49 +332,58 @@ class Dispatcher:
                         self.counts.duplicates += 1
                         continue
                     in_flight[ordering_key] = None
-                return (fetched, index, ordering_key, identity, 1, False, None)
+                    return delivery
+                queue = in_flight[ordering_key]
+                if queue is not None:
+                    queue.append(delivery)
+                elif (
+                    batch_keys
+                    and (state, ordering_key) in batch_keys
+                    and identity not in identities
+                    and not _is_duplicate(delivery)
+                ):
+                    return delivery
+                else:
+                    in_flight[ordering_key] = deque((delivery,))
             self.current = None
 
     def take_batch(self, now: float, limit: int) -> list[Delivery]:
-        """Up to ``limit`` messages whose turn has come, in order.
+        """Up to ``limit`` messages that may be handled, in order.
 
         A key may recur within a batch, an identity may not. A message to be handled alone, or to
         be dead-lettered, comes alone.
         """
         batch: list[Delivery] = []
-        batch_keys: set[tuple[int, OrderingKey]] = set()
+        batch_keys: set[StateAndKey] = set()
         identities: set[str] = set()
         while len(batch) < limit:
-            delivery = (
-                self.take(now) if self.ready else self._take_for_batch(now, batch_keys, identities)
-            )
+            delivery = self.take(now, batch_keys, identities)
             if delivery is None:
                 break
-            if delivery[5] or delivery[6] is not None:
+            if delivery.alone or delivery.reason is not None:
                 if batch:
                     self.ready.appendleft(delivery)
                 else:
                     batch.append(delivery)
                 break
-            state, ordering_key = delivery[0].state, delivery[2]
+            state, ordering_key = delivery.fetched.state, delivery.ordering_key
             queue = None
             while True:
                 batch.append(delivery)
-                identity = delivery[3]
-                if identity is not None:
-                    identities.add(identity)
+                if delivery.identity is not None:
+                    identities.add(delivery.identity)
                 if ordering_key is None:
                     break
-                batch_keys.add((id(state), ordering_key))
+                batch_keys.add((state, ordering_key))
                 queue = state.in_flight[ordering_key]
-                if not queue or len(batch) >= limit or queue[0][5]:
+                if not queue or len(batch) >= limit:
                     break
-                if queue[0][3] in identities or self._is_duplicate(queue[0]):
-                    break
+                following = queue[0]
                 if (
-                    self._unordered
-                    and ordering_key != queue[0][3]
-                    and queue[0][3] in state.in_flight
+                    following.alone
+                    or following.identity in identities
+                    or _is_duplicate(following)
+                    or self._awaits_identity(state, following, ordering_key)
                 ):
                     break
                 delivery = queue.popleft()
@@ -340,47 +391,12 @@ class Dispatcher:
                 state.in_flight[ordering_key] = None
         return batch
 
-    def _take_for_batch(
-        self, now: float, batch_keys: set[tuple[int, OrderingKey]], identities: set[str]
-    ) -> Delivery | None:
-        """Like :meth:`take` without ``ready``; a key that this batch holds is not in its way."""
-        while not self.paused:
-            fetched = self.current or self._next_batch()
-            if fetched is None:
-                return None
-            state = fetched.state
-            if now >= state.assignment.valid_until:
-                return None
-            in_flight, unordered = state.in_flight, self._unordered
-            for index, key, identity in self._cursor:
-                if fetched.settled[index]:
-                    continue
-                ordering_key: OrderingKey = (
-                    identity if key is None or (unordered and identity in in_flight) else key
-                )
-                delivery: Delivery = (fetched, index, ordering_key, identity, 1, False, None)
-                if ordering_key is None:
-                    return delivery
-                if ordering_key in in_flight:
-                    queue = in_flight[ordering_key]
-                    if queue is not None:
-                        queue.append(delivery)
-                    elif (
-                        (id(state), ordering_key) in batch_keys
-                        and identity not in identities
-                        and not self._is_duplicate(delivery)
-                    ):
-                        return delivery
-                    else:
-                        in_flight[ordering_key] = deque((delivery,))
-                elif self._is_duplicate(delivery):
-                    fetched.settled[index] = 1
-                    self.counts.duplicates += 1
-                else:
-                    in_flight[ordering_key] = None
-                    return delivery
-            self.current = None
-        return None
+    def _awaits_identity(
+        self, state: PartitionState, delivery: Delivery, ordering_key: OrderingKey
+    ) -> bool:
+        """A message of the same identity is in flight under another key (rule 7)."""
+        identity = delivery.identity
+        return self._unordered and identity != ordering_key and identity in state.in_flight
 
     def _next_batch(self) -> FetchedBatch | None:
         while self._incoming:
@@ -405,19 +421,13 @@ class Dispatcher:
         else:
             self.current, self._cursor = None, iter(())
 
-    def _is_duplicate(self, delivery: Delivery) -> bool:
-        identity, window = delivery[3], delivery[0].state.window
-        return identity is not None and window is not None and identity in window
-
     def take_fast(self, now: float) -> FetchedBatch | None:
         """A batch all of whose messages may be handled one after the other.
 
         Given where nothing stands in the way: no key is in flight, nothing was settled before, no
         identity recurs. The caller reports with :meth:`finish_fast`. For one executor alone.
         """
-        if self.paused or self.ready:
-            return None
-        if self.current is not None:
+        if self.paused or self.ready or self.current is not None:
             return None
         fetched = self._next_batch()
         if fetched is None:
@@ -436,15 +446,15 @@ class Dispatcher:
                 fetched.unique_ids = unique
         return fetched
 
-    def finish_fast(self, fetched: FetchedBatch, start: int, stop: int) -> None:
-        """Messages from ``start`` to before ``stop`` were handled (their bytes are set).
+    def finish_fast(self, fetched: FetchedBatch, stop: int) -> None:
+        """The messages before ``stop`` were handled (their bytes are set).
 
         What is left of the batch is given out by :meth:`take`.
         """
         state = fetched.state
-        if state.window is not None and stop > start and fetched.ids[start] is not None:
-            whole = stop - start == len(fetched)
-            identities = fetched.ids if whole else fetched.ids[start:stop]
+        if state.window is not None and stop and fetched.ids[0] is not None:
+            whole = stop == len(fetched)
+            identities = fetched.ids if whole else fetched.ids[:stop]
             unique = fetched.unique_ids if whole else None
             if unique is not None and len(unique) <= state.window.size:
                 state.window.absorb(unique)
@@ -454,59 +464,51 @@ class Dispatcher:
             successor = None if state.is_owned else self._successor_window(state)
             if successor is not None:
                 successor.extend([each for each in identities if each is not None])
-        self.counts.handled += stop - start
+        self.counts.handled += stop
         if fetched is self.current:
             self._give_out_from(fetched, stop)
 
-    def interrupt_fast(
-        self, fetched: FetchedBatch, start: int, index: int, stop: int
-    ) -> list[Delivery]:
-        """A fast run that began at ``start`` stopped: messages before ``index`` are handled,
-        those before ``stop`` are what it stumbled over, as deliveries whose keys are in flight.
-
-        Nothing where the partition was revoked meanwhile.
+    def interrupt_fast(self, fetched: FetchedBatch, index: int, stop: int) -> list[Delivery]:
+        """A fast run stopped: messages before ``index`` are handled. Those from there to before
+        ``stop``, at which it stopped, as deliveries whose keys are in flight; none where the
+        partition was revoked meanwhile.
         """
-        self.finish_fast(fetched, start, index)
+        self.finish_fast(fetched, index)
         state = fetched.state
         if not state.is_owned:
             return []
         deliveries: list[Delivery] = []
         for at in range(index, stop):
-            identity = fetched.ids[at]
-            key = fetched.keys[at]
+            identity, key = fetched.ids[at], fetched.keys[at]
             ordering_key: OrderingKey = identity if key is None else key
             if ordering_key is not None:
                 state.in_flight[ordering_key] = None
-            deliveries.append((fetched, at, ordering_key, identity, 1, False, None))
+            deliveries.append(Delivery(fetched, at, ordering_key, identity))
         if fetched is self.current:
             self._give_out_from(fetched, stop)
         return deliveries
-
-    def decline_fast(self, fetched: FetchedBatch) -> None:
-        """What :meth:`take_fast` gave cannot take the fast path after all; give it out one by
-        one."""
-        self.finish_fast(fetched, 0, 0)
 
     # -- outcomes
 
     def mark_settled(self, delivery: Delivery) -> None:
         """The message is settled: handled, or dead-lettered with the write confirmed."""
-        fetched, index, ordering_key, identity, _, _, reason = delivery
-        fetched.settled[index] = 1
+        fetched, identity = delivery.fetched, delivery.identity
+        fetched.settled[delivery.index] = 1
         state = fetched.state
-        if reason is None:
+        if delivery.reason is None:
             self.counts.handled += 1
         else:
             self.counts.dead_lettered += 1
         is_owned = state.is_owned
         if identity is not None and state.window is not None:
-            if is_owned:  # as in _remember, without the calls: this is the hot loop
+            if is_owned:  # as in _remember_identity, without its calls: this is the hot loop
                 window = state.window
                 window.new.add(identity)
                 if len(window.new) >= window.size:
                     window.rotate()
             else:
                 self._remember_identity(state, state.window, identity)
+        ordering_key = delivery.ordering_key
         if ordering_key is not None:
             if is_owned:
                 queue = state.in_flight.pop(ordering_key)
@@ -528,43 +530,39 @@ class Dispatcher:
         self._release_keys(deliveries)
 
     def _record_settled(self, deliveries: Iterable[Delivery]) -> None:
-        for fetched, index, _, identity, _, _, _ in deliveries:
-            fetched.settled[index] = 1
+        for delivery in deliveries:
+            delivery.fetched.settled[delivery.index] = 1
             self.counts.handled += 1
-            state = fetched.state
-            if identity is not None and state.window is not None:
-                self._remember_identity(state, state.window, identity)
+            state = delivery.fetched.state
+            if delivery.identity is not None and state.window is not None:
+                self._remember_identity(state, state.window, delivery.identity)
 
     def _release_keys(
-        self, deliveries: Iterable[Delivery], keep: Collection[tuple[int, OrderingKey]] = ()
+        self, deliveries: Iterable[Delivery], keep: Collection[StateAndKey] = ()
     ) -> None:
         """No handler runs for the keys of these deliveries any more, but for some."""
-        ordering_keys = {
-            (id(delivery[0].state), delivery[2]): delivery[0].state for delivery in deliveries
-        }
-        for (state_id, ordering_key), state in ordering_keys.items():
-            if ordering_key is not None and (state_id, ordering_key) not in keep:
+        for state, ordering_key in dict.fromkeys(map(state_and_key, deliveries)):
+            if ordering_key is not None and (state, ordering_key) not in keep:
                 self._release_key(state, ordering_key)
 
     def split_batch(self, deliveries: Sequence[Delivery]) -> None:
         """A batch failed as a whole: its messages are to be handled one by one, in order."""
-        queues: dict[tuple[int, OrderingKey], list[Delivery]] = {}
+        queues: dict[StateAndKey, list[Delivery]] = {}
         first_of_key: list[Delivery] = []
-        for fetched, index, ordering_key, identity, attempt, _, reason in deliveries:
-            state = fetched.state
-            delivery: Delivery = (fetched, index, ordering_key, identity, attempt, True, reason)
-            state_and_key = (id(state), ordering_key)
+        for delivery in deliveries:
+            delivery = replace(delivery, alone=True)
+            state, ordering_key = of_key = state_and_key(delivery)
             if not state.is_owned:
                 if ordering_key is not None:
                     self._release_key(state, ordering_key)
             elif ordering_key is None:
                 first_of_key.append(delivery)
-            elif state_and_key in queues:
-                queues[state_and_key].append(delivery)
+            elif of_key in queues:
+                queues[of_key].append(delivery)
             else:
-                queues[state_and_key] = []
+                queues[of_key] = []
                 first_of_key.append(delivery)
-        self._queue_front(deliveries, queues)
+        self._queue_front(queues)
         self.ready.extendleft(reversed(first_of_key))
 
     def mark_batch_failed(
@@ -580,7 +578,7 @@ class Dispatcher:
         Those in ``final`` are not tried again. Where several of one key failed, the first keeps
         the key and the others wait behind it, each to be tried again or dead-lettered in its turn.
         """
-        behind: dict[tuple[int, OrderingKey], list[Delivery]] = {}
+        behind: dict[StateAndKey, list[Delivery]] = {}
         settled: list[Delivery] = []
         rejected: list[Delivery] = []
         for index, delivery in enumerate(deliveries):
@@ -588,28 +586,29 @@ class Dispatcher:
             if error is None:
                 settled.append(delivery)
                 continue
-            fetched, at, ordering_key, identity, attempt, _, _ = delivery
-            is_owned = fetched.state.is_owned
+            state, attempt = delivery.fetched.state, delivery.attempt
+            is_owned = state.is_owned
             delay = None if index in final else retry_delay(self._retry, attempt, error, random)
             if delay is None:
                 delivery = self.rejected(delivery, error)
             else:
                 self.counts.retries += 1
-                if self._unordered and is_owned and type(ordering_key) is bytes:
-                    ordering_key = self._leave_key_order(fetched.state, identity)
-                delivery = (fetched, at, ordering_key, identity, attempt + 1, True, None)
-            state_and_key = (id(fetched.state), ordering_key)
-            if ordering_key is not None and is_owned and state_and_key in behind:
-                behind[state_and_key].append(delivery)
+                delivery = replace(delivery, attempt=attempt + 1, alone=True)
+                if self._unordered and is_owned and type(delivery.ordering_key) is bytes:
+                    identity_key = self._leave_key_order(state, delivery.identity)
+                    delivery = replace(delivery, ordering_key=identity_key)
+            ordering_key, of_key = delivery.ordering_key, state_and_key(delivery)
+            if ordering_key is not None and is_owned and of_key in behind:
+                behind[of_key].append(delivery)
                 continue
             if delay is None:
                 rejected.append(delivery)
             elif is_owned:
                 self.deliver_at(delivery, now + delay)
             if ordering_key is not None and (is_owned or delay is None):
-                behind[state_and_key] = []
+                behind[of_key] = []
         self._record_settled(settled)
-        self._queue_front(deliveries, behind)
+        self._queue_front(behind)
         self._release_keys(deliveries, keep=behind.keys())
         return rejected
 
@@ -621,30 +620,18 @@ class Dispatcher:
         state.in_flight[identity] = None
         return identity
 
-    def _queue_front(
-        self,
-        deliveries: Iterable[Delivery],
-        queues: Mapping[tuple[int, OrderingKey], list[Delivery]],
-    ) -> None:
+    def _queue_front(self, queues: Mapping[StateAndKey, Sequence[Delivery]]) -> None:
         """Put these deliveries at the front of their key queues; the keys are in flight."""
-        states = {id(delivery[0].state): delivery[0].state for delivery in deliveries}
-        for (state_id, ordering_key), queue in queues.items():
+        for (state, ordering_key), queue in queues.items():
             if queue:
-                in_flight = states[state_id].in_flight
-                in_flight[ordering_key] = deque((*queue, *(in_flight[ordering_key] or ())))
-
-    def _queue_back(self, state: PartitionState, delivery: Delivery) -> None:
-        queue = state.in_flight[delivery[2]]
-        if queue is None:
-            state.in_flight[delivery[2]] = deque((delivery,))
-        else:
-            queue.append(delivery)
+                waiting = state.in_flight[ordering_key] or ()
+                state.in_flight[ordering_key] = deque((*queue, *waiting))
 
     def mark_failed(
         self, delivery: Delivery, error: BaseException, now: float, random: float
     ) -> Delivery | None:
         """The handler failed. None: the message waits, or is not ours any more. Otherwise no
-        attempt is left: the delivery to be dead-lettered, to be reported by :meth:`settled` or
+        attempt is left: the delivery to be dead-lettered, to be reported by :meth:`mark_settled` or
         :meth:`deliver_at`.
         """
         rejected = self.mark_batch_failed((delivery,), {0: error}, now, random)
@@ -652,36 +639,27 @@ class Dispatcher:
 
     def rejected(self, delivery: Delivery, error: BaseException) -> Delivery:
         """The message can never be handled: the delivery to be dead-lettered."""
-        fetched, index, ordering_key, identity, attempt, _, _ = delivery
-        return (
-            fetched,
-            index,
-            ordering_key,
-            identity,
-            attempt,
-            True,
-            DeadLetterReason(error, attempt),
-        )
+        return replace(delivery, alone=True, reason=DeadLetterReason(error, delivery.attempt))
 
     def deliver_at(self, delivery: Delivery, due: float) -> None:
         """Give this out again at ``due``, monotonic seconds. Its key stays in flight."""
-        if not delivery[0].state.is_owned:
+        if not delivery.fetched.state.is_owned:
             self.abandon(delivery)
             return
         self._timer_number += 1
-        heappush(self._timers, (due, self._timer_number, delivery))
+        heappush(self._timers, _Timer(due, self._timer_number, delivery))
 
     def abandon(self, delivery: Delivery) -> None:
         """The handler stopped without an outcome; the message is not settled."""
-        state, ordering_key = delivery[0].state, delivery[2]
+        state, ordering_key = of_key = state_and_key(delivery)
         if state.is_owned:
             # Not to be overtaken: it stays at the head of its key queue.
             for at, other in enumerate(self.ready if ordering_key is not None else ()):
-                if other[2] == ordering_key and other[0].state is state:
+                if state_and_key(other) == of_key:
                     # Of the same batch: whichever stands first in the log goes first.
                     first, second = sorted((delivery, other), key=_offset)
                     self.ready[at] = first
-                    self._queue_front((second,), {(id(state), ordering_key): [second]})
+                    self._queue_front({of_key: [second]})
                     return
             self.ready.appendleft(delivery)
         elif ordering_key is not None:
@@ -698,7 +676,7 @@ class Dispatcher:
     def _successor_window(self, state: PartitionState) -> DedupWindow | None:
         """The window of a partition that left and came back: what a handler of the earlier
         assignment still settles comes a second time, and is a duplicate then."""
-        current = self._partitions.get((state.assignment.topic, state.assignment.partition))
+        current = self._partitions.get(state.topic_partition)
         return None if current is None else current.window
 
     def _release_key(self, state: PartitionState, ordering_key: OrderingKey) -> None:
@@ -719,23 +697,19 @@ class Dispatcher:
         duplicate."""
         while queue:
             delivery = queue.popleft()
-            if self._is_duplicate(delivery):
-                delivery[0].settled[delivery[1]] = 1
+            if _is_duplicate(delivery):
+                delivery.fetched.settled[delivery.index] = 1
                 self.counts.duplicates += 1
                 continue
-            identity = delivery[3]
-            if (
-                self._unordered
-                and identity is not None
-                and identity != ordering_key
-                and identity in state.in_flight
-            ):
-                self._queue_back(state, (*delivery[:2], identity, *delivery[3:]))
+            if self._awaits_identity(state, delivery, ordering_key):
+                behind = replace(delivery, ordering_key=delivery.identity)
+                waiting = state.in_flight[delivery.identity] or ()
+                state.in_flight[delivery.identity] = deque((*waiting, behind))
                 continue
             state.in_flight[ordering_key] = queue or None
             self.ready.append(delivery)
             return
         if not state.is_owned and not state.in_flight:
-            partition = (state.assignment.topic, state.assignment.partition)
+            partition = state.topic_partition
             if self._outlived.get(partition) is state.in_flight:
                 del self._outlived[partition]

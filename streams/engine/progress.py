@@ -271,6 +271,16 @@ def with_offsets(settled: Sequence[Range], offsets: Iterable[int]) -> list[Range
     return found
 
 
+class Unsettled(NamedTuple):
+    """How many messages are delivered and not settled, and the bytes not yet let go of."""
+
+    messages: int
+    bytes: int
+
+
+NOTHING_UNSETTLED = Unsettled(0, 0)
+
+
 class _SettledRun(NamedTuple):
     """Neighbouring batches that are wholly settled behind one that is not."""
 
@@ -323,10 +333,10 @@ class Progress:
             self._restored = []
         return fetched
 
-    def unsettled(self) -> tuple[int, int]:
-        """How many messages are delivered and not settled, and the bytes not yet let go of."""
+    def unsettled(self) -> Unsettled:
+        """What is delivered and not settled."""
         if not self._batches:
-            return 0, 0
+            return NOTHING_UNSETTLED
         self._advance()
         messages = size = 0
         for at, fetched in enumerate(self._batches):
@@ -337,7 +347,7 @@ class Progress:
                     size += fetched.held_bytes
                 else:
                     self._batches[at] = _settled_run(fetched)
-        return messages, size
+        return Unsettled(messages, size)
 
     def oldest_unsettled(self) -> float | None:
         """When the log took the first message that is delivered and not settled, in seconds since

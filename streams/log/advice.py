@@ -1,4 +1,4 @@
-"""What a person is told whose server cannot be reached."""
+"""Advice for errors about servers that cannot be reached."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ _LOCAL_HOSTS = ("localhost", "127.", "[::1]", "::1")
 
 
 def unreachable_advice(system: str, hosts: Iterable[str]) -> str:
-    """What to look at; on this machine also how to do without a server.
+    """What to check, and for a local server also how to do without one.
 
-    :param system: the server's name, as people say it.
-    :param hosts: where it was looked for, ``host`` or ``host:port``.
+    :param system: the server's usual name.
+    :param hosts: the addresses that were tried, ``host`` or ``host:port``.
     """
     text = f"is {system} running, and is the address right?"
     if all(host.startswith(_LOCAL_HOSTS) for host in hosts):

@@ -5,9 +5,9 @@ Promises
 --------
 * **even**: where members subscribe to the same topics, what they own differs by at most one
   partition, over all topics together *and* within each topic (a topic without traffic must not
-  count as a busy one's counterweight). Where subscriptions differ, no move can bring two members'
+  be balanced against a busy one). Where subscriptions differ, no move can bring two members'
   loads closer together.
-* **sticky**: who owns a partition keeps it as far as that evenness allows.
+* **sticky**: an owner keeps its partitions as far as that evenness allows.
 * **deterministic**: the same input gives the same answer in every member, on every machine, so
   nobody has to be elected leader.
 * **one owner**: under clocks that run at the same rate, no two members hold a partition at once;
@@ -23,35 +23,33 @@ says about *itself*:
 * ``release``: a live member should have it instead. Drain, commit, then set the lease free; the
   other one waits. Leases are renewed while their partition drains.
 * ``acquire``: it should be mine and is free, or its lease has expired. Write the lease with the
-  given epoch, under the condition that the stored epoch is still the one before; who loses this
-  race simply plans again.
+  given epoch, on condition that the stored epoch is still the one before; the loser of this race
+  simply plans again.
 * ``renew``: mine, and stays mine.
 
-Whether a lease or a member's row has expired is never read from a clock that somebody can set: a
-stored time would be compared with a clock that may have been stepped since, so that leases would
-be held for ever or taken too early. Either the time line is one that nobody can set (the monotonic
-clock that the processes of one machine share), or the observer finds it out by itself
-(:class:`StalenessTracker`): a row that stood unchanged for its whole length, on the observer's own
-monotonic clock, is over, as its owner would have changed it by confirming it. Then it is taken by
-compare-and-set.
+Expiry of a lease or a member's row is never decided by a clock that can be set: a stored time would
+be compared with a clock that may have been stepped since, so leases would be held for ever or taken
+too early. Either the time line cannot be set (the monotonic clock that the processes of one machine
+share), or the observer measures it (:class:`StalenessTracker`): a row that was unchanged for its
+whole length, on the observer's own monotonic clock, has expired, as its owner would have changed it
+by confirming it. Then it is taken by compare-and-set.
 
-Nobody ever takes from a living owner, so a rebalance is cooperative: what does not move is never
-interrupted (KIP-429 does the same for Kafka's classic protocol). As every step brings ownership
-nearer to one and the same target, members that act in any order and on old snapshots converge.
+Nothing is ever taken from a living owner, so a rebalance is cooperative: what does not move is
+never interrupted (KIP-429 does the same for Kafka's classic protocol). As every step brings
+ownership nearer to the same target, members that act in any order and on old snapshots converge.
 
-A lease ends by release or by expiry, by nothing else: a member whose row is gone but whose lease
-is not over may still be running a handler. The *owner* counts more strictly than the table does:
-it trusts its lease only until ``time before the request was sent + lease - margin``
-(:meth:`LeaseTerms.valid_until`), measured on its own monotonic clock, so it stops before anybody
-else may start however long the answer took (Gray and Cheriton, "Leases", SOSP 1989). And as a
-frozen process can wake up at any later time, each taking raises the lease's *epoch* by one, and a
-commit names owner and epoch: an older one is refused. An owner that comes back to find its expired
-lease untouched still is the owner, under the same epoch.
+A lease ends by release or by expiry only: a member whose row is gone but whose lease has not
+expired may still be running a handler. The *owner* is stricter than the table: it trusts its lease
+only until ``time before the request was sent + lease - margin`` (:meth:`LeaseTerms.valid_until`),
+on its own monotonic clock, so it stops before anybody else may start however long the answer took
+(Gray and Cheriton, "Leases", SOSP 1989). And as a frozen process can wake up at any later time,
+taking a lease raises its *epoch* by one, and a commit names owner and epoch: an older one is
+refused. An owner that comes back to find its expired lease untouched is still the owner, under the
+same epoch.
 
-A *static* member has a name that outlives its process. Whoever joins under that name is its
-successor and inherits what the predecessor had at once: the leases count as the successor's own,
-which takes each of them anew, under the next epoch (``held`` of :func:`plan` says which it has
-taken already).
+A *static* member has a name that outlives its process. A member that joins under that name is its
+successor and inherits at once what the predecessor had: the leases count as its own, and it takes
+each of them anew, under the next epoch (``held`` of :func:`plan` says which it has taken).
 
 The assignment itself is a semi-matching of partitions to members, worked out in *numbers* of
 partitions by member and topic: from what is owned now, count the unowned to the least loaded, then
@@ -59,7 +57,7 @@ move one after the other along a shortest path from a member to one that has at 
 when no such path is left, no assignment is more even (Harvey, Ladner, Lovász, Tamir,
 "Semi-matchings for bipartite graphs and load balancing", 2006). Exchanges between two members then
 even out each topic without touching the totals. Last, the numbers become partitions: each member
-keeps its own up to its number, and what is over fills the others up.
+keeps its own up to its number, and the surplus goes to the others.
 """
 
 from __future__ import annotations
@@ -111,8 +109,8 @@ class LeaseTerms:
 
     @property
     def safety_margin(self) -> float:
-        """How much earlier than the table the owner itself stops believing in its lease: room for
-        clocks that run at different rates, and for the time between a check and its effect."""
+        """How much earlier than the table the owner itself gives up its lease: a margin for clocks
+        of different rates, and for the time between a check and its effect."""
         return self.lease / 10
 
     def expiry(self, now: float) -> float:
@@ -129,16 +127,16 @@ DEFAULT_TERMS = LeaseTerms()
 
 
 class StalenessTracker:
-    """How long the rows of a log have stood unchanged, on one observer's own monotonic clock.
+    """How long the rows of a log have been unchanged, on one observer's own monotonic clock.
 
-    ``observe`` whenever the rows have been read, then ask of each row how much of its length is
-    ``remaining``. Only time in which the log answered is counted: between two looks at most
-    ``max_gap`` seconds. While nobody is answered, no owner can confirm its lease either, so a log
-    that stood still, or an observer that did, must not be taken for the death of all others. The
-    time that is counted never runs ahead of the clock, so nothing is ever over too early.
+    Call ``observe`` whenever the rows have been read, then ask for each row how much of its length
+    is ``remaining``. Only time in which the log answered is counted: at most ``max_gap`` seconds
+    between two observations. While the log does not answer, no owner can confirm its lease either,
+    so an outage, or a pause of the observer, must not make all others seem dead. The counted time
+    never runs ahead of the clock, so nothing expires too early.
 
     :param max_gap: less than a lease by more than the time between two heartbeats, so that an owner
-        has its turn before anybody else when the log answers again.
+        can confirm before anybody else takes over when the log answers again.
     """
 
     def __init__(self, max_gap: float) -> None:
@@ -148,17 +146,17 @@ class StalenessTracker:
         self._unchanged_since: dict[Hashable, tuple[Hashable, float]] = {}
 
     def observe(self, now: float) -> None:
-        """The rows have been read; ``now`` is the time *after* the answer."""
+        """Note that the rows have been read; ``now`` is the time *after* the answer."""
         if self._last_observed is not None:
             self._observed_time += min(max(0.0, now - self._last_observed), self._max_gap)
         self._last_observed = now
 
     def remaining(self, row: Hashable, version: Hashable, lease: float) -> float:
-        """Seconds until this row may be taken for over; 0: it is.
+        """Seconds until this row counts as expired; 0: it does.
 
-        :param row: which one it is.
-        :param version: what changes whenever its owner confirms it.
-        :param lease: how long the owner counts on it after it was confirmed, in seconds.
+        :param row: the row's key.
+        :param version: something that changes whenever its owner confirms it.
+        :param lease: seconds for which the owner relies on it after a confirmation.
         """
         seen = self._unchanged_since.get(row)
         if seen is None or seen[0] != version:
@@ -173,9 +171,9 @@ class StalenessTracker:
 
 
 def lease_length(seconds: float | None, own_lease: float) -> float:
-    """How long to wait for a row whose owner has stored that it lasts so many seconds.
+    """How long to wait for a row whose owner has stored this length.
 
-    :param own_lease: the observer's own lease, for a length that makes no sense.
+    :param own_lease: the observer's own lease, in place of an invalid length.
     """
     return seconds if seconds is not None and 0 < seconds <= MAX_LEASE else own_lease
 
@@ -185,15 +183,15 @@ class Plan:
     """What one member should do now about each partition it has or should have."""
 
     release: tuple[TopicPartition, ...] = ()
-    """Mine, to go elsewhere: drain, commit, then release. Renew them until then. (What only bears
-    my name, because I inherited it, needs no draining.)"""
+    """Mine, to go elsewhere: drain, commit, then release, and renew until then. (An inherited one
+    needs no draining.)"""
     acquire: Mapping[TopicPartition, int] = field(default_factory=dict)
-    """Mine to take now: partition to the epoch to write, if the stored one is still one less."""
+    """To take now, with the epoch to write, if the stored one is still one less."""
     renew: tuple[TopicPartition, ...] = ()
-    """Mine, and stays."""
+    """Mine, to stay."""
     replan_at: float = INFINITY
-    """When the tables may call for another plan though nobody has written to them: a foreign
-    lease or member row that runs out by then. On the log's time line."""
+    """When another plan may be needed though nobody has written to the tables: a foreign lease or
+    member row expires then. On the log's time line."""
 
 
 def plan(
@@ -206,13 +204,13 @@ def plan(
 ) -> Plan:
     """What member ``member_id`` should do, from one consistent snapshot taken at ``now``.
 
-    :param members: all rows of the group, ``member_id`` among them (it counts as alive whatever its
-        row's expiry says: it is the one asking).
+    :param members: all rows of the group, ``member_id`` among them (which counts as alive whatever
+        its expiry, as it is the caller).
     :param partitions: how many partitions each topic has; at least the topics of ``members``.
     :param leases: the leases of the group; a partition that is absent was never owned.
     :param held: of the leases that name ``member_id``, those that this member has taken itself;
-        None: all. The others are a predecessor's of the same name, or were taken by a request whose
-        answer was lost. They count as mine and are to be taken again, under the next epoch.
+        None: all. The others were taken by a predecessor of the same name, or by a request whose
+        answer was lost. They count as mine and are taken again, under the next epoch.
     """
     all_members = list(members)
     alive = {row.id: row.topics for row in all_members if row.expires > now or row.id == member_id}
@@ -314,7 +312,7 @@ class _Balancer:
         return lambda member: (self.load[member], self.counts[member][topic], member)
 
     def to_owners(self) -> dict[TopicPartition, str]:
-        """The numbers as partitions, with as few moves as these numbers allow."""
+        """Turn the numbers into partitions, with as few moves as possible."""
         owners: dict[TopicPartition, str] = {}
         for topic, readers in self.subscribers.items():
             surplus = list(self.unowned.get(topic, ()))

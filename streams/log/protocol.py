@@ -63,9 +63,6 @@ class Capabilities:
     """All its time is the app's clock, so that a test can advance it."""
     commit_interval: float = 0.025
     """Seconds between two asynchronous commits of a member, at least."""
-    poll_limit: int = 1_000
-    """Messages that the thread which handles them should poll at once, at most, with the default
-    threshold of Python's cyclic garbage collector."""
     dead_letter_config: Mapping[str, str] = field(default_factory=dict)
     """Settings of a dead letter topic, which must take more than its source's largest record."""
     compacted_config: Mapping[str, str] = field(default_factory=dict)
@@ -216,8 +213,6 @@ class Assignment:
     ``committed`` in its place."""
     position: int = field(init=False)
     """Where reading starts; the listener sets it before ``assigned`` returns."""
-    listener_state: Any = field(default=None, init=False)
-    """The listener's own."""
 
     def __post_init__(self) -> None:
         self.position = self.committed.position if self.committed else 0

@@ -1,9 +1,9 @@
 """The secrets of a log's URL and driver settings, and how they are kept out of texts.
 
-Our own texts are made of the parts that are not secret (see :mod:`streams.log.url`). A driver's or
-a server's error is somebody else's text, and may quote what it was given, whole or in part: Redis
-repeats the arguments of a command that it does not know, librdkafka the rest of a setting that it
-could not read. :meth:`Secrets.hide` takes every piece of a secret out of such a text.
+Our own texts use only the parts that are not secret (see :mod:`streams.log.url`). But an error of a
+driver or a server may quote what it was given, whole or in part: Redis repeats the arguments of an
+unknown command, librdkafka the rest of a setting that it could not read. :meth:`Secrets.hide`
+removes every piece of a secret from such a text.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Iterable
 from urllib.parse import quote
 
 MIN_PIECE = 6
-"""Characters of a secret that stand together in a text are hidden from so many on."""
+"""So many consecutive characters of a secret, and more, are hidden."""
 
 MIN_SECRET = 3
-"""A secret that is shorter than :data:`MIN_PIECE` is hidden whole, from this length on; below, it
-would take letters out of ordinary words and is not worth its name."""
+"""A secret of this length up to :data:`MIN_PIECE` is hidden as a whole; hiding a shorter one would
+remove letters from ordinary words."""
 
 HIDDEN = "***"
 
@@ -57,7 +57,7 @@ class Secrets:
         self._short_secrets = sorted(short_secrets, key=len, reverse=True)
 
     def hide(self, text: str) -> str:
-        """The text, with ``***`` for what it quotes of a secret."""
+        """The text, with ``***`` instead of pieces of a secret."""
         if self._pieces:
             text = self._hide_pieces(text)
         for each in self._short_secrets:
@@ -66,7 +66,7 @@ class Secrets:
 
     def _hide_pieces(self, text: str) -> str:
         parts: list[str] = []
-        copied = at = 0  # what stands before `shown` has been dealt with
+        copied = at = 0  # the text before `copied` is in `parts`
         while at <= len(text) - MIN_PIECE:
             if text[at : at + MIN_PIECE] not in self._pieces:
                 at += 1
@@ -79,7 +79,7 @@ class Secrets:
         return "".join((*parts, text[copied:]))
 
     def hide_in_error(self, error: BaseException) -> None:
-        """Take the secrets out of a driver's exception, and out of those it was raised from."""
+        """Remove the secrets from a driver's exception, and from those it was raised from."""
         seen: set[int] = set()
         todo: list[BaseException | None] = [error]
         while todo:

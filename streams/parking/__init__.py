@@ -3,3 +3,24 @@
 :mod:`streams.parking.records` is the format of what is written and the state that follows from it;
 :mod:`streams.parking.key_parking` reads and writes it for a processor.
 """
+
+from streams.parking.key_parking import DurableKeyParking
+from streams.parking.reading import is_parking_record, read_state
+from streams.parking.records import (
+    Command,
+    ParkingState,
+    command_record,
+    parked_topic,
+    read_original,
+)
+
+__all__ = [
+    "Command",
+    "DurableKeyParking",
+    "ParkingState",
+    "command_record",
+    "is_parking_record",
+    "parked_topic",
+    "read_original",
+    "read_state",
+]

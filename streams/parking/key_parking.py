@@ -1,25 +1,25 @@
-"""Who keeps keys closed: the owner of a source partition, beside its processor.
+"""Key parking for a processor: the owner of a source partition keeps its closed keys.
 
-The rules, and what a crash can do, stand at the head of
-:mod:`streams.parking.records`. This is their I/O. For each source partition
-that is owned there is a *partition's parking*, which
+The rules, and what a crash can do, are at the head of :mod:`streams.parking.records`. This is their
+I/O. For each source partition that is owned there is a :class:`PartitionParking`, which
 
-1. reads the partition's records from the *floor* on and opens its epoch, before anything of the
-   partition is handled; the floor is the place of a group without members, named as the topic;
-2. says of each message whose turn has come whether its key is closed, and what to write then;
-3. reads back what was written before the source's position is committed: all that was confirmed
-   since the last commit in one reading, and nothing where nothing was parked;
-4. reads on while keys are closed, fetches what is to be handled again, and has it handled by the
-   processor, in the key queue, before whatever else of the key waits there;
+1. reads the partition's records from the *floor* on and opens its epoch, before any message of the
+   partition is handled; the floor is the position of a group without members, named as the topic;
+2. decides for each message that is about to be handled whether its key is closed, and what to write
+   in that case;
+3. reads back what was written before the source's position is committed: everything that was
+   confirmed since the last commit at once, and nothing where nothing was parked;
+4. reads on while keys are closed, fetches the messages that are to be handled again, and has the
+   processor handle them before the other messages in their key queue;
 5. moves the floor.
 
-An owner that reads that its epoch was replaced, or whose records are not in the log although they
-were confirmed, does nothing more with the partition: the poller lets go of it, and begins it again
-at the committed position (:meth:`DurableKeyParking.replaced_epochs`).
+An owner that reads that its epoch was replaced, or whose confirmed records are not in the log, does
+nothing more with the partition: the poller gives it up, and begins it again at the committed
+position (:meth:`DurableKeyParking.replaced_epochs`).
 
-In memory there are keys, offsets and positions, never payloads, and :data:`PARKED_LIMIT` messages a
-partition at most: at the bound, what would be parked waits in its key queue instead. Payloads are
-fetched a few (:data:`FETCH_AHEAD`) of a key ahead.
+Memory holds keys, offsets and positions, never payloads, of :data:`PARKED_LIMIT` messages of a
+partition at most. At that limit, messages wait in their key queues instead of being parked.
+Payloads are fetched a few (:data:`FETCH_AHEAD`) of a key ahead.
 
 The poller's thread begins, reads and fetches; what the executor asks needs no I/O. A lock for each
 partition stands between them.
@@ -30,8 +30,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from streams.connection import Connection
@@ -40,13 +39,15 @@ from streams.engine.dispatcher import Delivery, PartitionState
 from streams.engine.progress import FetchedBatch
 from streams.errors import LogError, OutcomeUnknown, TopicMismatch, Unavailable
 from streams.log.appending import append_and_wait
+from streams.log.floor import ensure_topic_with_floor
 from streams.log.names import check_topic
 from streams.log.protocol import Assignment, Committed, Log, Retention, ensure_topic
+from streams.log.range_reader import read_batches
 from streams.log.record_fetcher import FetchedRow, RecordFetcher
 from streams.message import UNREADABLE, Batch, Record
-from streams.parking import floor as parking_floor
-from streams.parking import records as parking_records
-from streams.parking.records import ParkedQueue, ParkingState, parked_topic
+from streams.parking import records
+from streams.parking.reading import read_floor
+from streams.parking.records import MessageKind, ParkedQueue, ParkingState, parked_topic
 from streams.processing.job import Outgoing, ParkDecision
 from streams.processor import Processor
 from streams.text import get_logger
@@ -65,31 +66,28 @@ FETCH_LIMIT = 1_000
 FETCH_BYTES = 4 << 20
 """Their bytes, at most; a single larger one is fetched alone."""
 
-READ_LIMIT = 1_000
-"""Records read at once, at most."""
-
 READ_INTERVAL = 0.25
-"""Real seconds between two looks at what was said, while keys are closed."""
+"""Real seconds between two reads of new records, while keys are closed."""
 
 FLOOR_INTERVAL = 5.0
 """Real seconds between two moves of the floor, at least."""
 
 LOST_AFTER = 10.0
-"""Real seconds until a record that was confirmed and cannot be read counts as lost."""
+"""Real seconds after which a confirmed record that cannot be read counts as lost."""
 
 RESTART_PAUSE = 1.0
-"""Real seconds until a partition is begun again whose epoch is replaced for the second time (times
-2 each time, to 30; the first time it is begun again at once)."""
+"""Real seconds before a partition is begun again whose epoch was replaced twice (times 2 each time
+after that, to 30); after the first time it is begun again at once."""
 
 REPLACEMENT_MEMORY = 60.0
 """Real seconds without another replacement after which the next one counts as the first."""
 
 PARKED_RETENTION = Retention(messages=10_000)
-"""How the topic is kept on a log that trims: everything from the floor on, and a little."""
+"""How the topic is kept on a log that trims: from the floor on, and some more."""
 
 
 class ReturnedBatch(FetchedBatch):
-    """Parked messages on their way to the handler, as they stood in their source."""
+    """Parked messages that come back to the handler, as they stood in their source."""
 
     __slots__ = ("generations",)
 
@@ -103,18 +101,17 @@ class DurableKeyParking:
 
     def __init__(self, connection: Connection, processor: Processor[..., Any]) -> None:
         self._connection = connection
-        self._group = processor.group
-        self._parked_topics = {
-            topic: check_topic(parked_topic(topic, processor.group)) for topic in processor.topics
-        }
+        self._group = group = processor.group
+        self._topics = {each: check_topic(parked_topic(each, group)) for each in processor.topics}
+        """The topic of closed keys, by source topic."""
         self._partitions: dict[tuple[str, int], PartitionParking] = {}
         self._replacements: dict[tuple[str, int], tuple[int, float]] = {}
-        """How often the epoch of a partition was replaced of late, and when last."""
+        """How often the epoch of a partition was replaced recently, and when last."""
         self.wake_poller: Callable[[], None] = lambda: None
 
     def prepare(self, log: Log) -> None:
         """Create the topics of closed keys, with as many partitions as their sources."""
-        for topic, name in self._parked_topics.items():
+        for topic, name in self._topics.items():
             ensure_parked_topic(log, name, log.topic(topic).partitions, topic)
 
     # -- the poller's side
@@ -127,8 +124,8 @@ class DurableKeyParking:
         after_reset: bool,
         keep_alive: Callable[[], None],
     ) -> Collection[int]:
-        """Read what is closed, and open an epoch."""
-        name = self._parked_topics.get(assignment.topic)
+        """Read which keys are closed, and open an epoch."""
+        name = self._topics.get(assignment.topic)
         if name is None:
             return ()
         now = self._connection.clock.monotonic
@@ -138,37 +135,35 @@ class DurableKeyParking:
         return list(partition.state.source_offsets)
 
     def begin(self, assignment: Assignment, state: PartitionState) -> None:
-        """From now on its messages are handled."""
-        partition = self._partitions.get((assignment.topic, assignment.partition))
-        if partition is not None and partition.assignment is assignment:
+        """The partition's messages are handled from now on."""
+        partition = self._owned(assignment)
+        if partition is not None:
             partition.partition_state = state
 
     def release(self, assignments: Sequence[Assignment]) -> None:
-        """These are given up or lost."""
+        """These partitions are given up or lost."""
         for each in assignments:
-            partition = (each.topic, each.partition)
-            parking = self._partitions.get(partition)
-            if parking is not None and parking.assignment is each:
-                del self._partitions[partition]
+            if self._owned(each) is not None:
+                del self._partitions[each.topic, each.partition]
+
+    def _owned(self, assignment: Assignment) -> PartitionParking | None:
+        partition = self._partitions.get((assignment.topic, assignment.partition))
+        return partition if partition is not None and partition.assignment is assignment else None
 
     def take_returned(self) -> Sequence[FetchedBatch]:
-        """Read on, and fetch what is to be handled."""
+        """Read new records, and fetch the messages that are to be handled."""
         now = time.monotonic()
         batches = (partition.take_returned(now) for partition in list(self._partitions.values()))
         return [fetched for fetched in batches if fetched is not None]
 
     def is_confirmed(self, assignment: Assignment) -> bool:
         """All that was parked of a partition was read back, so that it may be committed."""
-        partition = self._partitions.get((assignment.topic, assignment.partition))
-        if partition is None or partition.assignment is not assignment:
-            return True
+        partition = self._owned(assignment)
         try:
-            return partition.is_confirmed()
+            return partition is None or partition.is_confirmed()
         except LogError as error:
-            # Nothing is lost by it: the position waits until the log answers.
-            logger.warning(
-                "%s/%d: cannot be read back: %s", partition.name, partition.partition, error
-            )
+            # The position is committed later, once the log answers.
+            logger.warning("%s: cannot be read back: %s", partition, error)
             return False
 
     def replaced_epochs(self) -> Sequence[tuple[Assignment, float]]:
@@ -181,11 +176,8 @@ class DurableKeyParking:
             count, last = self._replacements.get(partition, (0, 0.0))
             count = count + 1 if now - last < REPLACEMENT_MEMORY else 1
             self._replacements[partition] = (count, now)
-            pause = (
-                0.0
-                if count == 1
-                else min(REPLACEMENT_MEMORY / 2, RESTART_PAUSE * 2.0 ** min(count - 2, 10))
-            )
+            longest = 0.0 if count == 1 else REPLACEMENT_MEMORY / 2
+            pause = min(longest, RESTART_PAUSE * 2.0 ** min(count - 2, 10))
             logger.error(
                 "%s/%d: %s; begins again at the committed position%s",
                 parking.name, parking.partition, parking.ended_reason,
@@ -195,14 +187,12 @@ class DurableKeyParking:
         return found
 
     def contested(self) -> int:
-        """How many partitions somebody else wrote to as their owner of late (any thread)."""
-        now = time.monotonic()
-        return sum(
-            1 for _, last in list(self._replacements.values()) if now - last < REPLACEMENT_MEMORY
-        )
+        """How many partitions another owner wrote to recently (any thread)."""
+        since = time.monotonic() - REPLACEMENT_MEMORY
+        return sum(last > since for _, last in list(self._replacements.values()))
 
     def unfinished(self) -> str:
-        """What keeps it from being at rest, in words (any thread)."""
+        """Why it is not idle, in words (any thread)."""
         for partition in list(self._partitions.values()):
             if partition.has_returning:
                 return "parked messages are coming back"
@@ -218,15 +208,15 @@ class DurableKeyParking:
         return None if partition is None else partition.decide(delivery)
 
     def is_closed(self, delivery: Delivery) -> bool:
-        """Its key is closed, or it has come back."""
+        """The message's key is closed, or it has come back."""
         partition = self._partition_of(delivery)
-        key = delivery[0].keys[delivery[1]]
+        key = delivery.fetched.keys[delivery.index]
         return partition is not None and key is not None and key in partition.state.keys
 
     def no_key_closed(self, fetched: FetchedBatch) -> bool:
         """No key of the partition is closed."""
         batch = fetched.batch
-        if batch.topic not in self._parked_topics:
+        if batch.topic not in self._topics:
             return True
         partition = self._partitions.get((batch.topic, batch.partition))
         return (
@@ -237,7 +227,7 @@ class DurableKeyParking:
 
     def has_returned(self, delivery: Delivery) -> bool:
         """The message has come back by :meth:`take_returned`."""
-        return type(delivery[0]) is ReturnedBatch
+        return type(delivery.fetched) is ReturnedBatch
 
     def close_key(self, delivery: Delivery, dead_letter: Outgoing) -> Outgoing:
         """A dead message closes its key; one without a key goes to the dead letters."""
@@ -245,53 +235,50 @@ class DurableKeyParking:
         return dead_letter if partition is None else partition.close_key(delivery, dead_letter)
 
     def handled(self, delivery: Delivery) -> Outgoing:
-        """Says that a message that has come back was handled."""
-        fetched, index = delivery[0], delivery[1]
+        """The record that says that a message that has come back was handled."""
+        fetched, index = delivery.fetched, delivery.index
         partition, key = self._partition_of(delivery), fetched.keys[index]
         if partition is None or key is None:
             raise Unavailable(f"{fetched.batch.topic}: not owned any more")
-        return partition.name, parking_records.done_record(
-            partition.epoch, partition.partition, fetched.batch.offsets[index], key
+        offset = fetched.batch.offsets[index]
+        return partition.name, records.done_record(
+            partition.epoch, partition.partition, offset, key
         )
 
     def write_confirmed(self, delivery: Delivery) -> bool:
-        """What was wanted for this message is confirmed."""
-        fetched, index = delivery[0], delivery[1]
-        if fetched.batch.topic not in self._parked_topics or fetched.keys[index] is None:
+        """The record of this message is confirmed."""
+        fetched, index = delivery.fetched, delivery.index
+        if fetched.batch.topic not in self._topics or fetched.keys[index] is None:
             return True  # an ordinary dead letter
         partition = self._partition_of(delivery)
         if not fetched.state.is_owned or partition is None:
             return False
         if type(fetched) is not ReturnedBatch:
             partition.write_confirmed(fetched.batch.offsets[index])
-        elif delivery[6] is None and partition.handled_confirmed(delivery):
+        elif delivery.reason is None and partition.handled_confirmed(delivery):
             self.wake_poller()
         return True
 
     def write_refused(self, delivery: Delivery) -> None:
-        """The log refuses it."""
+        """The log refused the record of this message."""
         partition = self._partition_of(delivery)
-        if partition is not None and type(delivery[0]) is not ReturnedBatch:
+        if partition is not None and type(delivery.fetched) is not ReturnedBatch:
             partition.write_refused(delivery)
 
     def _partition_of(self, delivery: Delivery) -> PartitionParking | None:
-        batch = delivery[0].batch
+        batch = delivery.fetched.batch
         partition = self._partitions.get((batch.topic, batch.partition))
-        return (
-            partition
-            if partition is not None and partition.partition_state is delivery[0].state
-            else None
-        )
+        current = partition is not None and partition.partition_state is delivery.fetched.state
+        return partition if current else None
 
 
-@dataclass(frozen=True, slots=True)
-class _ReturnCandidate:
+class _Candidate(NamedTuple):
     """A message that is to be fetched and handled."""
 
     key: bytes
     queue: ParkedQueue
     generation: int
-    source: int
+    source_offset: int
     position: int
 
 
@@ -299,12 +286,7 @@ class PartitionParking:
     """The closed keys of one source partition that is owned."""
 
     def __init__(
-        self,
-        log: Log,
-        assignment: Assignment,
-        name: str,
-        group: str,
-        now: Callable[[], float],
+        self, log: Log, assignment: Assignment, name: str, group: str, now: Callable[[], float]
     ) -> None:
         self._log = log
         self._now = now
@@ -313,93 +295,90 @@ class PartitionParking:
         self.name = name
         self.partition = assignment.partition
         self.epoch = ""
-        """Its epoch, once that is open."""
+        """The epoch of this owner, once it is open."""
         self.ended_reason = ""
-        """Why nothing more may be done with the partition, once that is so."""
+        """Why the partition is to be given up; empty while it is not."""
         self.state = ParkingState()
         self.partition_state: PartitionState | None = None
         self._lock = threading.Lock()
         self._read_end = 0
-        """Everything below was read."""
+        """Everything below this position was read."""
         self._fetcher = RecordFetcher(log, name, assignment.partition)
         self._limit_reported = False
-        """It was said that no more is held."""
+        """It was logged that the limit is reached."""
         self._next_read = 0.0
         self._read_soon = False
         self._committed_floor = -1
         self._next_floor_commit = time.monotonic() + FLOOR_INTERVAL
         self._floor_read_end = -1
-        """Where reading stood when the floor could go no further."""
+        """How far reading had come when the floor reached it."""
         self._unconfirmed: set[int] = set()
         """Source offsets whose records are being written."""
         self._confirmed_unread: set[int] = set()
-        """Source offsets whose records are confirmed, and were not read back."""
+        """Source offsets whose records are confirmed, and not read back yet."""
         self._missing_since: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.partition}"
 
     # -- the poller's side
 
     def open_epoch(
         self, position: int, *, after_reset: bool, keep_alive: Callable[[], None]
     ) -> None:
-        """Read what stands there, open the epoch, and read everything up to its record.
+        """Read the partition, open the epoch, and read on up to its record.
 
-        :raises Unavailable: somebody else has opened one meanwhile, or the log is out of reach.
+        :raises Unavailable: another owner opened one meanwhile, or the log cannot be reached.
         """
         log, name, partition = self._log, self.name, self.partition
-        start, end, in_force = parking_floor.read_floor(log, name, partition)
+        start, end, in_force = read_floor(log, name, partition)
         self.state = ParkingState(in_force, keep_from=position)
         if in_force:
             self.state.epochs.append((start - 1, in_force))
         self._read_end = self._committed_floor = start
         self._read_to(end, keep_alive)
-        owner_name = uuid4().hex
-        opening = parking_records.owner_record(
-            owner_name, self.state.epoch, partition, after_reset=after_reset
-        )
+        owner, replaces = uuid4().hex, self.state.epoch
+        opening = records.owner_record(owner, replaces, partition, after_reset=after_reset)
         (answer,) = append_and_wait(log, name, [opening], keep_alive)
         if isinstance(answer, OutcomeUnknown):
             raise Unavailable(str(answer)) from answer
         if isinstance(answer, LogError):
             raise answer
-        self.epoch = parking_records.epoch_name(answer.offset, owner_name)
+        self.epoch = records.epoch_name(answer.offset, owner)
         self._read_to(answer.offset + 1, keep_alive)
         if self.state.epoch != self.epoch:
-            # Whoever it was owns the partition now, or is to be replaced at the next try. Which
-            # of the two, the log says when it is asked for the partition again.
+            # The other one owns the partition now, or is replaced at the next try. The log tells
+            # which when it is asked for the partition again.
             raise Unavailable(
-                f"{name}/{partition}: another owner record was written between looking and writing"
+                f"{self}: another owner record was written between looking and writing"
             )
         if self.state.keys:
-            logger.info("%s/%d: %d keys are closed", name, partition, len(self.state.keys))
+            logger.info("%s: %d keys are closed", self, len(self.state.keys))
 
     def _read_to(self, end: int, keep_alive: Callable[[], None] = lambda: None) -> None:
         """Read up to a position."""
         if self._read_end >= end:
             return
         state, refused = self.state, self.state.refused_owners
-        reader = self._log.reader(self.name, self.partition, self._read_end, end)
-        try:
-            while (batch := reader.read(READ_LIMIT)) is not None:
-                keep_alive()
-                records = parking_floor.parse_records(batch)
-                with self._lock:
-                    for record in records:
-                        state.apply(*record)
-                self._read_end = batch.offsets[-1] + 1
-            self._read_end = end
-        finally:
-            reader.close()
+        for batch in read_batches(self._log, self.name, self.partition, self._read_end, end):
+            keep_alive()
+            parsed = records.parse_batch(batch)
+            with self._lock:
+                for record in parsed:
+                    state.apply(*record)
+            self._read_end = batch.offsets[-1] + 1
+        self._read_end = end
         if state.refused_owners > refused and self.epoch:
             logger.warning(
-                "%s/%d: an owner record counts for nobody: a former owner wrote it late, or a "
+                "%s: an owner record counts for nobody: a former owner wrote it late, or a "
                 "worker of an older release runs beside this one, or a stranger wrote it",
-                self.name, self.partition,
+                self,
             )  # fmt: skip
         if self.epoch and state.epoch != self.epoch and not self.ended_reason:
             self.ended_reason = "another owner record has replaced this owner's"
 
     def is_confirmed(self) -> bool:
-        """Whether all that was parked so far was read back, so that what is below it may be
+        """Whether everything parked so far was read back, so that positions above it may be
         committed; reads on.
 
         :raises LogError: it cannot be read now.
@@ -410,7 +389,7 @@ class PartitionParking:
             return True
         if self.ended_reason:
             return False
-        self._read_to(self._log.watermarks(self.name, self.partition)[1])
+        self._read_to(self._log_end())
         with self._lock:
             missing = wanted.difference(self.state.source_offsets)
             self._confirmed_unread -= wanted - missing
@@ -425,13 +404,13 @@ class PartitionParking:
         return False
 
     def take_returned(self, now: float) -> FetchedBatch | None:
-        """Read on where there is a reason to; what is to be handled next."""
+        """Read new records if it is time to; the messages to be handled next."""
         if self.ended_reason:
             return None
         state = self.state
         if state.has_unread and (now >= self._next_read or self._read_soon):
             self._next_read, self._read_soon = now + READ_INTERVAL, False
-            self._read_to(self._log.watermarks(self.name, self.partition)[1])
+            self._read_to(self._log_end())
         if now >= self._next_floor_commit:
             self._next_floor_commit = now + FLOOR_INTERVAL
             self._commit_floor()
@@ -439,33 +418,30 @@ class PartitionParking:
 
     @property
     def has_returning(self) -> bool:
-        """Some key's messages are to be handled, and not handed out yet."""
+        """Messages of some key are to be handled, and were not handed out yet."""
         with self._lock:
             return any(not queue.handed_out for queue in self.state.returning.values())
 
     @property
     def has_unread(self) -> bool:
-        """Keys are closed, and something was said since the last look."""
-        return (
-            bool(self.state.keys)
-            and self._read_end < self._log.watermarks(self.name, self.partition)[1]
-        )
+        """Keys are closed, and there are records that were not read."""
+        return bool(self.state.keys) and self._read_end < self._log_end()
 
-    def _return_candidates(self) -> list[_ReturnCandidate]:
-        candidates: list[_ReturnCandidate] = []
+    def _log_end(self) -> int:
+        return self._log.watermarks(self.name, self.partition)[1]
+
+    def _return_candidates(self) -> list[_Candidate]:
+        candidates: list[_Candidate] = []
         with self._lock:
             for key, queue in self.state.returning.items():
                 if queue.handed_out:
-                    continue  # in its key queue, more would go before these
+                    continue  # more of it would come first in its key queue
                 for index in range(min(len(queue), FETCH_AHEAD)):
                     position = queue.position_of(index)
                     if position < 0:
                         break
-                    candidates.append(
-                        _ReturnCandidate(
-                            key, queue, queue.generation, queue.source_offsets[index], position
-                        )
-                    )
+                    offset = queue.source_offsets[index]
+                    candidates.append(_Candidate(key, queue, queue.generation, offset, position))
                 if len(candidates) >= FETCH_LIMIT:
                     break
         return candidates
@@ -475,10 +451,8 @@ class PartitionParking:
         partition_state, candidates = self.partition_state, self._return_candidates()
         if partition_state is None or not candidates:
             return None
-        rows, _ = self._fetcher.fetch(
-            sorted(candidate.position for candidate in candidates), FETCH_BYTES
-        )
-        chosen: list[tuple[_ReturnCandidate, FetchedRow]] = []
+        rows, _ = self._fetcher.fetch(sorted(each.position for each in candidates), FETCH_BYTES)
+        chosen: list[tuple[_Candidate, FetchedRow]] = []
         skipped_keys: set[bytes] = set()
         with self._lock:
             for candidate in candidates:
@@ -490,7 +464,7 @@ class PartitionParking:
                     queue.generation != candidate.generation
                     or candidate.position not in rows
                     or handed_out >= len(queue)
-                    or queue.source_offsets[handed_out] != candidate.source
+                    or queue.source_offsets[handed_out] != candidate.source_offset
                 ):
                     skipped_keys.add(candidate.key)
                     continue
@@ -504,21 +478,21 @@ class PartitionParking:
                 chosen.append((candidate, row))
         return self._returned_batch(partition_state, chosen) if chosen else None
 
-    def _message_deleted(self, candidate: _ReturnCandidate) -> None:
+    def _message_deleted(self, candidate: _Candidate) -> None:
         logger.error(
-            "%s/%d: the message parked at %s was deleted before it was handled",
-            self.name, self.partition, self._log.format_offset(candidate.position),
+            "%s: the message parked at %s was deleted before it was handled",
+            self, self._log.format_offset(candidate.position),
         )  # fmt: skip
-        self.state.remove_handled(candidate.key, candidate.source)
+        self.state.remove_handled(candidate.key, candidate.source_offset)
 
     def _returned_batch(
-        self, partition_state: PartitionState, chosen: Sequence[tuple[_ReturnCandidate, FetchedRow]]
+        self, partition_state: PartitionState, chosen: Sequence[tuple[_Candidate, FetchedRow]]
     ) -> FetchedBatch:
-        found = [parking_records.read_original(row.headers) for _, row in chosen]
+        found = [records.read_original(row.headers) for _, row in chosen]
         batch = Batch(
             self.assignment.topic,
             self.partition,
-            [each.source for each, _ in chosen],
+            [each.source_offset for each, _ in chosen],
             [each.key for each, _ in chosen],
             [row.value for _, row in chosen],
             [each.id for each in found],
@@ -529,7 +503,7 @@ class PartitionParking:
         return ReturnedBatch(partition_state, batch, [each.generation for each, _ in chosen])
 
     def _commit_floor(self) -> None:
-        """Say from where on the next owner is to read; never back."""
+        """Commit from where on the next owner has to read; never back."""
         if self._now() >= self.assignment.valid_until or self._read_end == self._floor_read_end:
             return
         log, name, topic = self._log, self.name, self.assignment.topic
@@ -551,38 +525,33 @@ class PartitionParking:
 
     def decide(self, delivery: Delivery) -> ParkDecision | None:
         """None: the message is to be handled."""
-        fetched, index = delivery[0], delivery[1]
+        fetched, index = delivery.fetched, delivery.index
         key = fetched.keys[index]
         if key is None:
             return None
         if isinstance(fetched, ReturnedBatch):
-            return self._check_returned(key, fetched, index)
+            return self._check_order(key, fetched, index)
         if key not in self.state.keys:
             return None
         offset = fetched.batch.offsets[index]
         with self._lock:
             queue = self.state.keys.get(key)
             if queue is None or offset < queue.source_offsets[0]:
-                # Those before the head were handled before it failed: they come again because
-                # that was not committed, or the group was reset.
+                # Messages before the head were handled before it failed. They come again because
+                # their position was not committed, or the group was reset.
                 return None
             if offset in queue or offset in self.state.source_offsets:
-                return ParkDecision(None)  # its record stands there already
+                return ParkDecision(None)  # its record is in the log already
             self._check_limit(queue)
             self.state.expect_record(key, offset, dead=False)
             self._unconfirmed.add(offset)
         batch = fetched.batch
-        headers = parking_records.message_headers(batch.headers(index))
-        record = Record(batch.values[index], key, batch.id(index), headers)
-        entry = parking_records.parked_record(
-            "waits", self.epoch, self.partition, offset, record, batch.time(index)
-        )
-        return ParkDecision((self.name, entry))
+        headers = records.message_headers(batch.headers(index))
+        message = Record(batch.values[index], key, batch.id(index), headers)
+        return ParkDecision(self._parked("waits", batch, index, message))
 
-    def _check_returned(
-        self, key: bytes, fetched: ReturnedBatch, index: int
-    ) -> ParkDecision | None:
-        """Whether a message that has come back is still its key's turn."""
+    def _check_order(self, key: bytes, fetched: ReturnedBatch, index: int) -> ParkDecision | None:
+        """None if a message that has come back is still the next one of its key."""
         with self._lock:
             queue = self.state.keys.get(key)
             if (
@@ -595,8 +564,8 @@ class PartitionParking:
         return ParkDecision(None, is_duplicate=False)
 
     def close_key(self, delivery: Delivery, dead_letter: Outgoing) -> Outgoing:
-        """What closes its key, or keeps it closed."""
-        fetched, index = delivery[0], delivery[1]
+        """The record that closes a dead message's key, or keeps it closed."""
+        fetched, index = delivery.fetched, delivery.index
         batch, key = fetched.batch, fetched.keys[index]
         if key is None:
             return dead_letter
@@ -605,25 +574,29 @@ class PartitionParking:
             with self._lock:
                 queue = self.state.keys.get(key)
                 if queue is not None and offset < queue.source_offsets[0]:
-                    return dead_letter  # handled again, before what is parked
+                    return dead_letter  # handled again, and before all that is parked
                 self._check_limit(queue)
                 self.state.expect_record(key, offset, dead=True)
                 self._unconfirmed.add(offset)
-        entry = parking_records.parked_record(
-            "dead", self.epoch, self.partition, offset, dead_letter[1], batch.time(index)
-        )
-        return self.name, entry
+        return self._parked("dead", batch, index, dead_letter[1])
+
+    def _parked(self, kind: MessageKind, batch: Batch, index: int, message: Record) -> Outgoing:
+        offset, time, partition = batch.offsets[index], batch.time(index), self.partition
+        record = records.parked_record(kind, self.epoch, partition, offset, message, time)
+        return self.name, record
 
     def _check_limit(self, queue: ParkedQueue | None) -> None:
-        """A key whose messages are coming back is let through: they need the key that this
-        message has, and make room."""
+        """A message whose key is coming back is parked beyond the limit, too: those that return
+        make room, and they cannot while it holds the key.
+
+        :raises Unavailable: no more is parked for now.
+        """
         if self.state.parked_messages < PARKED_LIMIT or (queue is not None and not queue.is_dead):
             self._limit_reported = False
             return
         complaint = (
-            f"{self.name}/{self.partition} holds {PARKED_LIMIT} messages of closed keys: retry or "
-            "drop the "
-            "dead ones, see streams dead keys"
+            f"{self} holds {PARKED_LIMIT} messages of closed keys: retry or drop the dead ones, "
+            "see streams dead keys"
         )
         if not self._limit_reported:
             logger.error("%s; until then their keys wait where they are", complaint)
@@ -631,9 +604,9 @@ class PartitionParking:
         raise Unavailable(complaint)
 
     def handled_confirmed(self, delivery: Delivery) -> bool:
-        """A message that came back was handled, and that is written. True: more of its key is to
-        be fetched."""
-        fetched, index = delivery[0], delivery[1]
+        """A message that came back was handled, and its record is confirmed. True: more of its
+        key are to be fetched."""
+        fetched, index = delivery.fetched, delivery.index
         key = fetched.keys[index]
         if key is None:
             return False
@@ -646,16 +619,15 @@ class PartitionParking:
             return True
 
     def write_confirmed(self, offset: int) -> None:
-        """The record of a message that was dead or parked is written. What it says counts once it
-        was read back."""
+        """The record of a dead or parked message is written. It counts once it was read back."""
         with self._lock:
             if offset in self._unconfirmed:
                 self._unconfirmed.discard(offset)
                 self._confirmed_unread.add(offset)
 
     def write_refused(self, delivery: Delivery) -> None:
-        """It is not written."""
-        fetched, index = delivery[0], delivery[1]
+        """The record of a dead or parked message is not written."""
+        fetched, index = delivery.fetched, delivery.index
         key, offset = fetched.keys[index], fetched.batch.offsets[index]
         if key is not None:
             with self._lock:
@@ -668,29 +640,23 @@ def ensure_parked_topic(log: Log, name: str, partitions: int, source: str) -> No
 
     :raises TopicMismatch: it has not as many partitions as its source.
     """
-    capabilities = log.capabilities
-    info = ensure_topic(log, name, partitions, config=capabilities.dead_letter_config)
+    info = ensure_topic(log, name, partitions, config=log.capabilities.dead_letter_config)
     if info.partitions != partitions:
         raise TopicMismatch(
             f"topic {name!r} has {info.partitions} partitions, but {source!r}, whose closed keys "
             f"it holds, has {partitions}; give it as many"
         )
-    if not log.committed(name, name):  # before anything may be trimmed
-        log.initialize_offsets(
-            name, name, {number: log.watermarks(name, number)[0] for number in range(partitions)}
-        )
-    if not capabilities.compacted_config and info.retention != PARKED_RETENTION:
-        log.create_topic(name, partitions, PARKED_RETENTION)
+    ensure_topic_with_floor(log, name, partitions, name, PARKED_RETENTION, compacted=False)
 
 
 def _unreadable_reasons(rows: Sequence[FetchedRow]) -> dict[int, str]:
-    """Of those that waited unseen, why the headers could not be read that they had in their source.
+    """Why headers could not be read in the source, of messages that no handler has seen.
 
-    One that is dead for it and comes back is handled: somebody decided so.
+    A message that is dead for this reason and comes back is handled: somebody decided so.
     """
     found: dict[int, str] = {}
     for index, row in enumerate(rows):
         why = header_text(row.headers, UNREADABLE)
-        if why is not None and header_text(row.headers, parking_records.KIND) == "waits":
+        if why is not None and header_text(row.headers, records.KIND) == "waits":
             found[index] = why
     return found

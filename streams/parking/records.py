@@ -1,10 +1,10 @@
-"""Keys that wait behind a dead message: what is written of them, and what follows from it.
+"""Keys that wait behind a dead message: the records, and the state that follows from them.
 
 ``DeadLetters(sequenced=True)``: once a message of a key is dead, later messages of that key are
 *parked* behind it until it is retried, edited or dropped; then they are handled in their original
 order, and the key opens again. Everything about the keys of partition p of ``orders`` stands in
-partition p of ``orders.billing.parked``, and the state is what follows from reading that in order:
-:class:`ParkingState` reads, and does nothing else. Whoever reads the same records comes to the same
+partition p of ``orders.billing.parked``. The state is what follows from reading that in order:
+:class:`ParkingState` does this and nothing else, so all readers of the same records get the same
 state.
 
 Rules
@@ -15,32 +15,32 @@ Rules
    hold its bytes, headers and source offset. A *done* record says that the message of a source
    offset was handled. *retry*, *edit* and *drop* are commands; anybody may write them.
 2. **The chain of owners.** An owner record names the epoch that it replaces, and counts only if
-   that epoch is in force where the record stands. A process that stood still between looking and
-   writing names an epoch that another one has replaced meanwhile, so its record counts for nobody.
-   An epoch is called ``position/name``: the position is that of its owner record, so no two epochs
-   ever have one name, whatever anybody writes. Where nothing is known of what came before (the
+   that epoch is in force where the record stands. A process that stood still between reading and
+   writing names an epoch that another one has replaced meanwhile, so its record is ignored. An
+   epoch is called ``position/name`` after the position of its owner record, so no two epochs ever
+   have the same name, whatever anybody writes. Where nothing is known of what came before (the
    topic is new, or was trimmed above the floor), the first owner record counts whatever it names.
 3. **The fence.** Dead, waits and done records carry their writer's epoch, and count only while it
    is in force. The next owner reads to the end, writes its owner record, and reads up to it: what
-   a former owner still writes stands behind it and counts for nobody, ever.
+   a former owner still writes stands behind it and is always ignored.
 4. **Read back.** A source position is committed only after the parked records below it were read
-   back from the log as counting, by the reading that everybody does. That the writes were
-   confirmed is not enough: the epoch may have been replaced before they arrived. An owner that
-   reads that its epoch was replaced lets go of the partition with everything that was not
-   committed, and begins it again at the committed position, if it still has it.
+   back from the log and count, as they do for every reader. Confirmed writes are not enough: the
+   epoch may have been replaced before they arrived. An owner that reads that its epoch was replaced
+   gives the partition up with everything that was not committed, and begins it again at the
+   committed position, if it still owns it.
 5. **A key** has a queue of source offsets, ascending; it is *closed* while the queue is not empty.
-   Only the head can be dead. A waits record takes its place by its offset, which is the end as
-   long as nobody but the owner writes; a record of an offset that is queued is the same message
-   written again, and changes nothing, except that a dead record of the head's offset says that the
-   head failed (once more). One of an offset before the head's changes nothing.
-6. **Commands** name the head's record (its position here), so that a command that was meant for an
+   Only the head can be dead. A waits record is inserted by its offset, which is at the end as long
+   as only the owner writes. A record of a queued offset is the same message written again, and
+   changes nothing, except that a dead record of the head's offset says that the head failed. A
+   record of an offset before the head's changes nothing.
+6. **Commands** name the head's record by its position, so that a command that was meant for an
    earlier state does nothing. They act on a dead head only: retry lets it be handled again, edit
-   puts other bytes in its place and does the same, drop takes it away.
-7. **Who acts.** No command asks anybody to do something: each is a record that changes the state.
-   The owner reads the records as they come, and hands out the head of every queue that is not dead.
-8. **Older records.** Releases before the chain wrote owner records that name nobody, and used
-   their name alone as the epoch. Such a record counts as it did then, always, until the first
-   record that names the one it replaces counts, and never after that.
+   replaces its bytes and does the same, drop removes it.
+7. **Who acts.** A command is a record that changes the state, and nothing else. The owner reads the
+   records as they come, and hands out the head of every queue that is not dead.
+8. **Older records.** Releases before the chain wrote owner records that name no other epoch, and
+   used their name alone as the epoch. Such a record always counts until the first record of the
+   chain counts, and never after that.
 
 What a crash can do
 -------------------
@@ -54,13 +54,13 @@ Each step is one record, so it is there or it is not.
   any message whose position was not committed (at-least-once). The done record is confirmed before
   the next message of the key begins, so that is one message a key. What its handler returned
   (``to=``) is written before that, under IDs derived from the message. Where the done records of an
-  owner counted for nobody, because its epoch was replaced, those since then are handled again.
+  owner are ignored, because its epoch was replaced, the messages since then are handled again.
 * It failed again, and its dead record was not written: it is handled again.
 * A reset of the group makes messages come again that are done here: an owner record that is *fresh*
-  (the group stands where it was started or reset to) lets all that is done be forgotten. What waits
-  goes on waiting. A message before the head of its closed key is handled when it comes.
+  (the group stands where it was started or reset to) makes readers forget all that is done. What
+  waits goes on waiting. A message before the head of its closed key is handled when it comes.
 
-An owner that was frozen may finish the handlers it had begun beside its successor's, as everywhere.
+As everywhere, an owner that was frozen may finish its handlers while its successor's run.
 
 What anybody can write
 ----------------------
@@ -68,7 +68,7 @@ What anybody can write
 Whoever may write to the topic can do what an operator can: drop, edit and retry. Whoever also reads
 it can do what the owner can, in its name. An owner record of a stranger, whatever it names, loses
 no message: the owner's records after it do not count, so nothing that depends on them is committed,
-and the owner begins again. Bytes that are no record of ours are passed over.
+and the owner begins again. Other records are skipped.
 """
 
 from __future__ import annotations
@@ -77,9 +77,8 @@ import re
 from collections import deque
 from typing import Literal, NamedTuple, get_args
 
-from streams.derived_records import ERROR_PREFIX as ERRORS
-from streams.derived_records import first_failure, header_text, redrives_of
-from streams.message import ID, REDRIVE, Headers, Record
+from streams.derived_records import header_text, redriven_headers
+from streams.message import ID, REDRIVE, Batch, Headers, Record, headers_without
 from streams.wire import FIRST_SECOND, LAST_SECOND, parse_float, parse_int
 
 PREFIX = "__streams.parked."
@@ -93,10 +92,9 @@ MESSAGE_ID = PREFIX + "id"
 TARGET = PREFIX + "of"
 AFTER_RESET = PREFIX + "fresh"
 
-RecordKind = Literal["owner", "dead", "waits", "done", "retry", "edit", "drop"]
+MessageKind = Literal["dead", "waits"]
 
-_OFFSET_DIGITS = 39
-"""Those of Redis have 128 bits."""
+RecordKind = Literal["owner", "dead", "waits", "done", "retry", "edit", "drop"]
 
 Command = Literal["retry", "edit", "drop"]
 
@@ -111,14 +109,14 @@ MAX_EPOCH = 128
 """Characters of an epoch, at most."""
 
 MAX_OWNER_NAME = 64
-"""Characters of an owner's name, at most: with a position before it, it makes an epoch."""
+"""Characters of an owner's name, at most: an epoch has a position before it."""
 
 OFFSET_DIGITS = 40
 """Digits of an offset, at most: on Redis it has 128 bits."""
 
 
 def parked_topic(topic: str, group: str) -> str:
-    """Where the closed keys of a topic and group stand."""
+    """The topic of the closed keys of a topic and group."""
     return f"{topic}.{group}.parked"
 
 
@@ -127,7 +125,7 @@ class ParkingRecord(NamedTuple):
 
     kind: str
     writer: str
-    """Of an owner record its name, of what an owner wrote its epoch."""
+    """The name in an owner record, the epoch in what an owner wrote."""
     offset: int
     """In the source."""
     target: int
@@ -138,15 +136,13 @@ class ParkingRecord(NamedTuple):
 
 
 def parse_record(headers: Headers) -> ParkingRecord | None:
-    """What a record says; None where it says nothing of ours, or what none of ours would say."""
+    """What a record says; None where it is not ours, or cannot be valid."""
     found = {name: value for name, value in headers if name in _READ_HEADERS and value is not None}
     kind = _parse_token(found.get(KIND))
     if kind not in _KINDS:
         return None
-    offset, target = (
-        parse_int(found.get(OFFSET), OFFSET_DIGITS),
-        parse_int(found.get(TARGET), OFFSET_DIGITS),
-    )
+    offset = parse_int(found.get(OFFSET), OFFSET_DIGITS)
+    target = parse_int(found.get(TARGET), OFFSET_DIGITS)
     owner = _parse_token(found.get(OWNER))
     replaces: str | None = None
     if kind in ("retry", "edit", "drop"):
@@ -165,7 +161,7 @@ def parse_record(headers: Headers) -> ParkingRecord | None:
             return None
         replaces = "" if replaces == NO_EPOCH else replaces
     elif "/" in owner or owner == NO_EPOCH:
-        return None  # it would pass for an epoch of the chain, or for none
+        return None  # it could be taken for an epoch of the chain, or for none
     return ParkingRecord(
         kind,
         owner,
@@ -176,8 +172,18 @@ def parse_record(headers: Headers) -> ParkingRecord | None:
     )
 
 
+def parse_batch(batch: Batch) -> list[tuple[int, bytes | None, ParkingRecord]]:
+    """What the records of a batch say: the position and the key of each, and what it is."""
+    parsed = []
+    for index, position in enumerate(batch.offsets):
+        record = parse_record(batch.headers(index))
+        if record is not None:
+            parsed.append((position, batch.keys[index], record))
+    return parsed
+
+
 def _parse_token(value: bytes | None) -> str:
-    """A name of ours; empty where it is none."""
+    """A name that we may have written; empty where it is none."""
     if not value or len(value) > MAX_EPOCH or not value.isascii():
         return ""
     word = value.decode()
@@ -185,7 +191,7 @@ def _parse_token(value: bytes | None) -> str:
 
 
 def epoch_name(position: int, name: str) -> str:
-    """What the epoch is called that an owner record opens.
+    """The epoch that an owner record opens.
 
     :param position: where the record stands.
     """
@@ -197,18 +203,14 @@ _UNCHAINED_NAME = re.compile(r"[0-9a-f]{32}\Z")
 
 
 def is_possible_epoch(epoch: str, position: int) -> bool:
-    """Whether an epoch of this name may be in force at a position; empty is none."""
+    """Whether an epoch of this name may be in force at a position; empty means none."""
     begun, chained, name = epoch.partition("/")
     if not chained:
         return not epoch or _UNCHAINED_NAME.match(epoch) is not None
     begun_position = parse_int(begun, OFFSET_DIGITS)
     word = _parse_token(name.encode("utf-8", "surrogateescape"))
-    return (
-        begun_position is not None
-        and begun_position < position
-        and word == name != ""
-        and len(name) <= MAX_OWNER_NAME
-    )
+    is_name = word == name != "" and len(name) <= MAX_OWNER_NAME
+    return is_name and begun_position is not None and begun_position < position
 
 
 # -- records -------------------------------------------------------------------------------------
@@ -234,12 +236,7 @@ def owner_record(name: str, replaces: str, partition: int, *, after_reset: bool)
 
 
 def parked_record(
-    kind: Literal["dead", "waits"],
-    epoch_id: str,
-    partition: int,
-    offset: int,
-    message: Record,
-    timestamp: float,
+    kind: MessageKind, epoch_id: str, partition: int, offset: int, message: Record, timestamp: float
 ) -> Record:
     """A message that is dead, or waits behind one that is."""
     redrive = header_text(message.headers, REDRIVE) or "0"
@@ -265,21 +262,21 @@ def done_record(epoch_id: str, partition: int, offset: int, key: bytes) -> Recor
 def command_record(
     command: Command, target: int, partition: int, key: bytes, id: str, edited: Record | None = None
 ) -> Record:
-    """What is to become of the dead message of a key.
+    """Decides what happens to the dead message of a key.
 
     :param target: the position of its record.
     :param edited: it, with other bytes, for ``edit``.
     """
-    headers: list[tuple[str, bytes | None]] = [] if edited is None else list(edited.headers)
-    headers = [pair for pair in headers if pair[0] not in (ID, KIND, OWNER, TARGET)]
+    given = () if edited is None else edited.headers
+    headers = headers_without(given, (ID, KIND, OWNER, TARGET))
     headers += [_header(KIND, command), _header(TARGET, target)]
     value = None if edited is None else edited.value
     return Record(value, key, id, headers, partition)
 
 
 def message_headers(headers: Headers) -> list[tuple[str, bytes | None]]:
-    """A message's own headers: nothing of ours, and not its ID."""
-    return [pair for pair in headers if pair[0] != ID and not pair[0].startswith(PREFIX)]
+    """A message's own headers: without ours, and without its ID."""
+    return headers_without(headers, (ID,), PREFIX)
 
 
 class OriginalMessage(NamedTuple):
@@ -290,21 +287,18 @@ class OriginalMessage(NamedTuple):
     offset: int
     time: float
     headers: list[tuple[str, bytes | None]]
-    """As its handler is to see them, the ID first."""
+    """As its handler sees them, the ID first."""
 
 
 def read_original(headers: Headers, *, as_redriven: bool = True) -> OriginalMessage:
     """The message in a dead, waits or edit record.
 
-    :param as_redriven: as it is to be handled: if it was dead, counted as put back, without its
-        error.
+    :param as_redriven: as its handler is to get it: if it was dead, counted as put back, without
+        its error.
     """
     own = message_headers(headers)
     if as_redriven and header_text(headers, KIND) != "waits":
-        redrive, first = redrives_of(own) + 1, first_failure(own)
-        own = [pair for pair in own if pair[0] != REDRIVE and not pair[0].startswith(ERRORS)]
-        own.append(_header(REDRIVE, redrive))
-        own += first
+        own = redriven_headers(own)
     id = header_text(headers, MESSAGE_ID) or None
     offset = parse_int(header_text(headers, OFFSET), OFFSET_DIGITS)
     when = parse_float(header_text(headers, TIME))
@@ -334,16 +328,16 @@ class ParkedQueue:
         self.source_offsets: deque[int] = deque()
         """Source offsets, ascending."""
         self.record_positions: deque[int] = deque()
-        """Where their first records stand; -1 for one that was written and not read yet."""
+        """Positions of their first records; -1 for one that was written and not read yet."""
         self.is_dead = False
         """The head waits for a command."""
         self.head_position = -1
-        """Where the record stands that has the head's bytes now, if it failed again or was edited.
-        The first one is needed all the same: without it, what is said later is about nothing."""
+        """The position of the record with the head's current bytes, if it failed again or was
+        edited. Its first record is still needed: later records refer to it."""
         self.generation = generation
-        """Changes when what was handed out is handed out no more."""
+        """Changes when messages that were handed out are recalled."""
         self.handed_out = 0
-        """How many from the head on are handed out."""
+        """How many messages, from the head on, are handed out."""
 
     def __len__(self) -> int:
         return len(self.source_offsets)
@@ -353,30 +347,27 @@ class ParkedQueue:
         return index > 0 and self.source_offsets[index - 1] == offset
 
     def position_of(self, index: int) -> int:
-        """Where the bytes of a message stand; -1 where that is not known yet."""
-        return (
-            self.head_position
-            if index == 0 and self.head_position >= 0
-            else self.record_positions[index]
-        )
+        """The position of the record with a message's bytes; -1 where it is not known yet."""
+        replaced = index == 0 and self.head_position >= 0
+        return self.head_position if replaced else self.record_positions[index]
 
     @property
     def lowest_position(self) -> int:
-        """The lowest position that is needed of it; -1 where none is known."""
+        """The lowest position that it needs; -1 where it is not known."""
         return self.record_positions[0]
 
     def _insertion_index(self, offset: int) -> int:
-        """Behind how many messages this one belongs, itself included if it is there. Looked for
-        from the end, where it is as good as always."""
+        """How many messages have an offset up to this one. Searched from the end, where it nearly
+        always is."""
         sources, index = self.source_offsets, len(self.source_offsets)
         while index and sources[index - 1] > offset:
             index -= 1
         return index
 
     def insert(self, offset: int, position: int) -> int | None:
-        """Give a message its place; where it is there already, it learns where its record stands.
+        """Insert a message by its offset; if it is there already, note its record's position.
 
-        :returns: its index if it is new; None otherwise, and where it belongs before the head.
+        :returns: its index if it is new; None if it is not, or belongs before the head.
         """
         index = self._insertion_index(offset)
         if not index and self.source_offsets:
@@ -390,7 +381,7 @@ class ParkedQueue:
         return index
 
     def remove_unwritten(self, offset: int) -> bool:
-        """Remove a message that was to be written, and was not; whether it was there."""
+        """Remove a message whose record was not written; whether it was there."""
         index = self._insertion_index(offset) - 1
         if index < 0 or self.source_offsets[index] != offset or self.record_positions[index] >= 0:
             return False
@@ -412,18 +403,18 @@ class ParkingState:
         self.parked_messages = 0
         """Messages in all queues."""
         self.source_offsets: dict[int, int] = {}
-        """Source offsets that were dead or parked and not forgotten since, from ``keep_from`` on,
-        and where their first record stands. Only what counted is here."""
+        """Source offsets from ``keep_from`` on of messages that were dead or parked, and not
+        forgotten since, with the position of their first record that counted."""
         self.returning: dict[bytes, ParkedQueue] = {}
-        """Those of :attr:`keys` whose head is not dead: it is to be handled."""
+        """Those of :attr:`keys` whose head is not dead, and is to be handled."""
         self.epochs: list[tuple[int, str]] = []
         """Where epochs began, ascending."""
         self.refused_owners = 0
-        """Owner records that counted for nobody."""
+        """Owner records that were ignored."""
         self._keep_from = keep_from
         self._done_unread: dict[int, int] = {}
-        """Source offsets whose done record was written and not read yet, and where the message
-        stands: it counts as needed until then, in case that record counts for nobody."""
+        """Source offsets whose done record was written and not read yet, with the position of the
+        message: it is still needed, in case that record is ignored."""
         self._generation = 0
 
     # -- reading
@@ -438,7 +429,7 @@ class ParkingState:
         elif kind in ("retry", "edit", "drop"):
             self._apply_command(position, key, record)
         elif self.epoch and record.writer != self.epoch:
-            return  # the fence
+            return  # a former owner wrote it (rule 3)
         elif kind == "done":
             self._done_unread.pop(record.offset, None)
             self.remove_handled(key, record.offset)
@@ -453,18 +444,12 @@ class ParkingState:
         self.epoch = epoch_name(position, record.writer) if chained else record.writer
         self.epochs.append((position, self.epoch))
         if record.after_reset:
-            still_parked = {
-                offset for queue in self.keys.values() for offset in queue.source_offsets
-            }
-            remaining = {
-                each: record_position
-                for each, record_position in self.source_offsets.items()
-                if each in still_parked
-            }
-            self.source_offsets = remaining
+            queues, noted = self.keys.values(), self.source_offsets.items()
+            parked = {offset for queue in queues for offset in queue.source_offsets}
+            self.source_offsets = {offset: at for offset, at in noted if offset in parked}
 
     def _continues_chain(self, record: ParkingRecord) -> bool:
-        """Whether an owner record counts: the chain."""
+        """Whether an owner record counts (rules 2 and 8)."""
         if not self.epoch:
             return True  # nothing is known of what came before
         if record.replaces is None:
@@ -483,17 +468,14 @@ class ParkingState:
         self._enqueue(queue, offset, position)
         if dead and queue.source_offsets[0] == offset:
             if was_written:
-                queue.head_position = position  # it failed once more
+                queue.head_position = position  # it failed again
             self._mark_dead(key, queue)
 
     def _apply_command(self, position: int, key: bytes, record: ParkingRecord) -> None:
         queue = self.keys.get(key)
-        if (
-            queue is None
-            or not queue.is_dead
-            or queue.position_of(0) != record.target
-            or record.target < 0
-        ):
+        if queue is None or not queue.is_dead or record.target < 0:
+            return
+        if queue.position_of(0) != record.target:
             return
         if record.kind == "drop":
             self._pop_head(key, queue)
@@ -503,24 +485,20 @@ class ParkingState:
         if record.kind == "edit":
             queue.head_position = position
 
-    # -- what the owner knows before it reads it
+    # -- what the owner knows before it reads its records
 
     def expect_record(self, key: bytes, offset: int, *, dead: bool) -> None:
-        """The owner is about to write this; for a head that came back, nothing changes yet."""
+        """The owner is about to write this. For a head that came back, nothing changes yet."""
         queue = self.keys.get(key)
         if queue is None:
             queue = self._close_key(key)
         self._enqueue(queue, offset, -1)
-        if (
-            dead
-            and len(queue) == 1
-            and queue.source_offsets[0] == offset
-            and queue.record_positions[0] < 0
-        ):
+        is_new = len(queue) == 1 and queue.record_positions[0] < 0
+        if dead and is_new and queue.source_offsets[0] == offset:
             self._mark_dead(key, queue)
 
     def cancel_expected(self, key: bytes, offset: int) -> None:
-        """It was refused, and is not there."""
+        """The record was refused, and is not in the log."""
         queue = self.keys.get(key)
         if queue is None or not queue.remove_unwritten(offset):
             return
@@ -530,9 +508,9 @@ class ParkingState:
             self.returning.pop(key, None)
 
     def remove_handled(self, key: bytes, offset: int, *, unread: bool = False) -> None:
-        """The message of that offset was handled, or is not there any more.
+        """The message of that offset was handled, or its record was deleted.
 
-        :param unread: the record that says so is written, and not read yet.
+        :param unread: its done record is written, and not read yet.
         """
         queue = self.keys.get(key)
         if queue is not None and queue.source_offsets[0] == offset:
@@ -542,11 +520,11 @@ class ParkingState:
 
     @property
     def has_unread(self) -> bool:
-        """There is something to be read, or may be."""
+        """There may be records to read."""
         return bool(self.keys or self._done_unread)
 
     def recall_queue(self, queue: ParkedQueue) -> None:
-        """What was handed out of a queue is not to be handled."""
+        """Messages of a queue that were handed out must not be handled."""
         self._generation += 1
         queue.generation = self._generation
         queue.handed_out = 0
@@ -564,7 +542,7 @@ class ParkingState:
             return
         self.parked_messages += 1
         if index < queue.handed_out:
-            self.recall_queue(queue)  # what was handed out is not in order any more
+            self.recall_queue(queue)  # otherwise they would be handled out of order
 
     def _mark_dead(self, key: bytes, queue: ParkedQueue) -> None:
         queue.is_dead = True
@@ -583,13 +561,13 @@ class ParkingState:
             del self.keys[key]
             self.returning.pop(key, None)
 
-    # -- how much of it must be read again
+    # -- the floor
 
     def floor(self, read_end: int, settled: int) -> tuple[int, str]:
-        """From where on the next owner is to read, and which epoch is in force there.
+        """From where on the next owner has to read, and which epoch is in force there.
 
         :param read_end: everything below was read.
-        :param settled: the source's committed position: of what is below, nothing comes again.
+        :param settled: the source's committed position: no message below it comes again.
         """
         for offset in [each for each in self.source_offsets if each < settled]:
             del self.source_offsets[offset]

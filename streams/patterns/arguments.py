@@ -1,10 +1,11 @@
-"""Arguments of the patterns, looked at where they are given: what cannot work is a ``ConfigError``
-that says so, and never a ``TypeError`` from somewhere inside."""
+"""Checks of what a pattern is given: what cannot work is a ``ConfigError`` that says so, never a
+``TypeError`` from somewhere inside."""
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from streams.errors import ConfigError, InvalidValue
@@ -17,59 +18,99 @@ NOT_GIVEN: Any = object()
 
 
 def check_app(app: object, where: str) -> Streams:
-    """The app, if it is one.
+    """The app; ``where`` says to which pattern it was given.
 
-    :param where: which pattern it was given to.
-    :raises ConfigError: otherwise.
+    :raises ConfigError: it is no app.
     """
     from streams.app import Streams  # not before: not every pattern needs an app
 
     if not isinstance(app, Streams):
-        raise ConfigError(f"{where}({app!r}): an app is needed, Streams(...)")
+        raise ConfigError(f"{where}({app!r}): a Streams app is needed")
     return app
 
 
+def is_int(value: object, minimum: int) -> bool:
+    """Whether it is a whole number from ``minimum``."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+
+
+def is_seconds(value: object, *, positive: bool = True) -> bool:
+    """Whether it is a number of seconds: more than 0, or not negative."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and (value > 0 or (value == 0 and not positive))  # type: ignore[operator]
+
+
 def check_int(where: str, option: str, value: object, minimum: int = 1) -> None:
-    """
-    :param where: whose option it is.
-    :raises ConfigError: it is not a whole number from ``minimum``.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+    """:raises ConfigError: an option of ``where`` is not a whole number from ``minimum``."""
+    if not is_int(value, minimum):
         raise ConfigError(f"{where}({option}={value!r}): a whole number from {minimum}")
 
 
+def check_seconds(where: str, option: str, value: object, *, positive: bool = True) -> None:
+    """:raises ConfigError: an option of ``where`` is no number of :func:`seconds <is_seconds>`."""
+    if not is_seconds(value, positive=positive):
+        minimum = "more than 0" if positive else "not negative"
+        raise ConfigError(f"{where}({option}={value!r}): seconds, {minimum}")
+
+
 def check_mapping(where: str, option: str, value: object) -> None:
-    """
-    :param where: whose option it is.
-    :raises ConfigError: it is neither None nor a mapping.
-    """
+    """:raises ConfigError: an option of ``where`` is neither None nor a mapping."""
     if value is not None and not isinstance(value, Mapping):
         raise ConfigError(f"{where}({option}=...): a mapping, not a {type(value).__name__}")
 
 
 def check_timeout(where: str, value: Any) -> None:
-    """
-    :param where: the call that waits.
-    :raises InvalidValue: it is no number of seconds.
-    """
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (is_number and value >= 0):  # not `value < 0`, which is false for NaN
+    """:raises InvalidValue: the call ``where`` cannot wait for so long."""
+    if not is_seconds(value, positive=False):
         raise InvalidValue(f"{where}(within={value!r}): seconds, not negative")
 
 
-def check_callable(function: Any, where: str, *arguments: str) -> None:
-    """
-    :param where: the call that it is given to.
-    :param arguments: what it is called with.
-    :raises ConfigError: it is no function that can be called so.
-    """
-    expected = f"a function of ({', '.join(arguments)})"
-    if not callable(function) or inspect.isclass(function):
-        raise ConfigError(f"{where}: {function!r} is not {expected}")
+def unwrap_partial(function: Any) -> Any:
+    """The function itself, of a ``partial`` of one."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
+
+
+def is_async(function: Any) -> bool:
+    """Whether calls are to be awaited: of a function, a callable object, a ``partial``."""
+    target = unwrap_partial(function)
+    return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(
+        getattr(target, "__call__", None)  # noqa: B004 - an object may be called as well
+    )
+
+
+def is_generator(function: Any) -> bool:
+    """The same: whether a call runs nothing by itself and makes a generator."""
+    target = unwrap_partial(function)
+    return any(
+        inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each)
+        for each in (target, getattr(target, "__call__", None))  # noqa: B004
+    )
+
+
+def call_error(function: Callable[..., Any], *arguments: object) -> TypeError | None:
+    """Why a function cannot be called with these arguments; None if it can, or does not tell."""
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError as error:
-        name = getattr(function, "__name__", None) or type(function).__name__
+        return error
+    except ValueError:  # a builtin that does not tell its parameters
+        return None
+    return None
+
+
+def callable_name(function: Callable[..., Any]) -> str:
+    """A function as log lines and errors name it."""
+    return getattr(function, "__name__", None) or type(function).__name__
+
+
+def check_callable(function: Any, where: str, *arguments: str) -> None:
+    """:raises ConfigError: it is no function that ``where`` can call with these arguments."""
+    expected = f"a function of ({', '.join(arguments)})"
+    if not callable(function) or inspect.isclass(function):
+        raise ConfigError(f"{where}: {function!r} is not {expected}")
+    error = call_error(function, *arguments)
+    if error is not None:
+        name = callable_name(function)
         raise ConfigError(f"{where}: {name}: {error}; it is called as {expected}") from error
-    except ValueError:
-        return  # a builtin that does not tell its parameters

@@ -1,14 +1,14 @@
-"""Backpressure for what a service calls: so many at once, so many bytes at once, the rest in line.
+"""Backpressure for what a service calls: so many at once, so many bytes at once, the rest wait.
 
 Promises
 --------
-* **Never above the maximum.** A place that is given back goes to the next in line at that very
-  moment, before it has woken up; nobody can slip in between.
-* **First come, first served**, also by weight: a large one waits for its room, and those behind
-  it wait with it.
-* **Nothing leaks.** Whoever is cancelled while it waits, or just as its turn has come, leaves its
-  place to the next; ``async with`` and :meth:`~BackpressureController.with_backpressure` give it
-  back however the work ends.
+* **Never above the maximum.** A permit that is released goes to the next waiter at that very
+  moment, before it has woken up; nobody can get in between.
+* **First come, first served**, also by size: a large request waits until it fits, and those
+  behind it wait with it.
+* **Nothing leaks.** Whoever is cancelled while it waits, or just as it was granted a permit, leaves
+  that to the next; ``async with`` and :meth:`~BackpressureController.with_backpressure` release it
+  however the work ends.
 
 This is for calls that a service makes by itself: a database with few connections, a slow API. What
 a processor takes from its log is bounded already (``concurrency=``, ``Flow``).
@@ -22,9 +22,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar, overload
 
-from streams.cancellation import run_to_completion
-from streams.errors import ConfigError, InvalidValue, StreamsError
-from streams.patterns.operation import call_operation, check_operation, runs_in_thread
+from streams.errors import InvalidValue, StreamsError
+from streams.patterns.arguments import check_int, is_int
+from streams.patterns.operation import await_call, call_operation, check_operation
 
 __all__ = ["BackpressureController", "NotAcquired"]
 
@@ -32,28 +32,28 @@ R = TypeVar("R")
 
 
 class NotAcquired(StreamsError, RuntimeError):
-    """A place was released that nobody holds: a bug at the caller, one release too many."""
+    """A permit was released that nobody holds: a bug at the caller, one release too many."""
 
 
 class BackpressureController:
     """Bounds how much runs at once. Belongs to one event loop.
 
-    :param max_concurrency: places, 1 at least.
-    :param max_bytes: bound for the sizes of those that have a place, together; None: no bound. One
-        that is larger than the bound is let in when no other bytes are.
-    :raises ConfigError: a bound cannot be.
+    :param max_concurrency: permits, 1 at least.
+    :param max_bytes: bound for the total size of the permits held; None: no bound. A request that
+        is larger than the bound is granted when no other bytes are held.
+    :raises ConfigError: a bound is impossible.
     """
 
     def __init__(self, max_concurrency: int, *, max_bytes: int | None = None) -> None:
-        _check_limit("max_concurrency", max_concurrency)
+        check_int("BackpressureController", "max_concurrency", max_concurrency)
         if max_bytes is not None:
-            _check_limit("max_bytes", max_bytes)
+            check_int("BackpressureController", "max_bytes", max_bytes)
         self.max_concurrency = max_concurrency
         self.max_bytes = max_bytes
         self._pending = 0
         self._pending_bytes = 0
         self._held_by_size: Counter[int] = Counter()
-        """How many places are held, by size."""
+        """How many permits are held, by size."""
         self._waiters: OrderedDict[asyncio.Future[None], int] = OrderedDict()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -65,33 +65,33 @@ class BackpressureController:
 
     @property
     def pending(self) -> int:
-        """How many have a place: acquired, or given to somebody who is about to wake up."""
+        """Permits held: acquired, or granted to somebody who is about to wake up."""
         return self._pending
 
     @property
     def waiting(self) -> int:
-        """How many stand in line."""
+        """How many wait for a permit."""
         return len(self._waiters)
 
     @property
     def pending_bytes(self) -> int:
-        """The sizes of those that have a place, together."""
+        """The total size of the permits held."""
         return self._pending_bytes
 
     @property
     def waiting_bytes(self) -> int:
-        """The sizes of those that stand in line, together."""
+        """The total size of what is waited for."""
         return sum(self._waiters.values())
 
     async def acquire(self, size: int = 0) -> None:
-        """Wait for a place; give it back with ``release(size)``.
+        """Wait for a permit; give it back with ``release(size)``.
 
-        Cancelled, it holds none. For a limit to the wait, put ``asyncio.timeout`` around it.
+        Cancelled, it holds none. To limit the wait, put ``asyncio.timeout`` around it.
 
         :param size: bytes, or whatever ``max_bytes`` counts.
-        :raises InvalidValue: ``size`` cannot be.
+        :raises InvalidValue: ``size`` is impossible.
         """
-        if not _is_int(size, 0):
+        if not is_int(size, 0):
             raise InvalidValue(f"acquire(size={size!r}): a whole number, not negative")
         loop = self._running_loop()
         if not self._waiters and self._has_room(size):
@@ -103,24 +103,23 @@ class BackpressureController:
             await waiter
         except BaseException:
             if waiter.done() and not waiter.cancelled():
-                self.release(size)  # its turn had come, and it will not use it
+                self.release(size)  # it was granted, and will not be used
             else:
                 self._waiters.pop(waiter, None)
                 self._wake_waiters()  # those behind it may be smaller
             raise
 
     def release(self, size: int = 0) -> None:
-        """Give a place back; whoever is next in line has it at once.
+        """Release a permit; the next waiter has it at once.
 
         :param size: as it was acquired.
-        :raises NotAcquired: no place of that size is held. Nothing changed.
+        :raises NotAcquired: no permit of that size is held. Nothing changed.
         """
         if self._held_by_size[size] < 1:
             release_call = "release()" if size == 0 else f"release({size!r})"
             raise NotAcquired(
-                f"{release_call}: no place of that size is held ({self._pending} are); release "
-                "once for "
-                "each acquire, with the same size"
+                f"{release_call}: no permit of that size is held ({self._pending} are); release "
+                "once for each acquire, with the same size"
             )
         self._held_by_size[size] -= 1
         if not self._held_by_size[size]:
@@ -138,7 +137,7 @@ class BackpressureController:
 
     @asynccontextmanager
     async def sized(self, size: int) -> AsyncIterator[None]:
-        """``async with controller.sized(len(data)):`` holds a place of that size."""
+        """``async with controller.sized(len(data)):`` holds a permit of that size."""
         await self.acquire(size)
         try:
             yield
@@ -152,22 +151,21 @@ class BackpressureController:
     @overload
     async def with_backpressure(self, operation: Callable[[], R], *, size: int = ...) -> R: ...
     async def with_backpressure(self, operation: Callable[[], Any], *, size: int = 0) -> Any:
-        """Run ``operation`` when there is a place for it, and return what it returns.
+        """Run ``operation`` under a permit, and return what it returns.
 
         :param operation: ``async def`` without parameters, a lambda around a call of one, or a
-            plain function, which runs in a worker thread and holds its place until it ends, also
+            plain function, which runs in a worker thread and holds its permit until it ends, even
             when the caller is cancelled.
         :param size: bytes, or whatever ``max_bytes`` counts.
         """
         check_operation(operation, "with_backpressure(operation)")
         await self.acquire(size)
         try:
-            running = call_operation(operation)
-            return await (run_to_completion(running) if runs_in_thread(operation) else running)
+            return await await_call(operation, call_operation(operation))
         finally:
             self.release(size)
 
-    # -- the line
+    # -- waiters
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
@@ -202,12 +200,3 @@ class BackpressureController:
             del self._waiters[waiter]
             self._grant(size)
             waiter.set_result(None)
-
-
-def _is_int(value: object, minimum: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
-
-
-def _check_limit(name: str, value: object) -> None:
-    if not _is_int(value, 1):
-        raise ConfigError(f"BackpressureController({name}={value!r}): a whole number from 1")

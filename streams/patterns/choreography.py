@@ -1,7 +1,7 @@
-"""Sagas without a conductor: each step listens to events and answers with one.
+"""Sagas without an orchestrator: each step listens to events and answers with one.
 
-A step is a durable subscriber of a bus: it hears an event, does its work, and publishes that it
-succeeded or failed; what happens next is the business of whoever listens to that. The saga's ID
+A step is a durable subscriber of a bus: it receives an event, does its work, and publishes that it
+succeeded or failed; what happens next is up to whoever listens to that. The saga's ID
 travels with every event as ``ce_correlationid``, what caused it as ``ce_causationid``; an event's
 data is plain data, so subscribers that know nothing of sagas see ordinary events.
 
@@ -18,8 +18,8 @@ import asyncio
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import datetime, timezone
-from types import TracebackType
 from typing import Any, Literal, Self, Unpack, cast, overload
 from uuid import NAMESPACE_URL, uuid5
 
@@ -30,11 +30,10 @@ from uuid_utils import uuid7
 from stream_codecs import EncodeError
 from streams.clock import SYSTEM
 from streams.config import Retry
-from streams.derived_records import error_text
 from streams.errors import ConfigError, InvalidValue, Reject, find_config_error
 from streams.log.names import to_valid_name
 from streams.message import CORRELATION
-from streams.patterns.arguments import NOT_GIVEN
+from streams.patterns.arguments import NOT_GIVEN, callable_name, check_seconds, is_int
 from streams.patterns.bus import (
     WILDCARD,
     DurableOptions,
@@ -46,9 +45,8 @@ from streams.patterns.bus import (
     check_handler,
     check_pattern,
     check_topic,
-    handler_name,
 )
-from streams.text import get_logger
+from streams.text import error_text, get_logger
 from streams.topic_reader import OffsetSpec
 
 __all__ = ["ChoreographySaga", "SagaEvent", "SagaState", "SagaTracker", "create_handler"]
@@ -64,7 +62,7 @@ STARTED_TOPIC = "saga.started"
 """The topic of the event that starts a saga, where nobody says another."""
 
 MAX_ERROR_LENGTH = 1_000
-"""What travels of an error's words, at most."""
+"""Characters of an error's text in the header, at most."""
 
 MAX_GROUP_LENGTH = 100
 """A group's name that is made of topics is at most this long."""
@@ -75,9 +73,9 @@ class SagaEvent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     :param saga_id: which saga it belongs to.
     :param step_name: the step that published it; the event's topic where that was no step.
-    :param status: what that step says of itself; ``"started"`` where that was no step.
+    :param status: how that step ended; ``"started"`` where that was no step.
     :param data: the event's data.
-    :param error: of a failure, the type and words of what the step raised.
+    :param error: of a failure, the type and text of what the step raised.
     :param event: the event itself, with its headers and attempt. Made up of the others where it is
         not given, as in a test.
     """
@@ -134,8 +132,139 @@ class SagaEvent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 
 StepFunction = Callable[[SagaEvent], Any]
-"""A step's work, ``async def`` or plain: what it returns is the answer's data, None stands for the
-data it got. Raising :class:`~streams.errors.Reject` fails the step at once."""
+"""A step's work, ``async def`` or plain: what it returns is the answer's data; None: the data it
+got. Raising :class:`~streams.errors.Reject` fails the step at once."""
+
+
+def create_handler(
+    bus: EventBus,
+    listen_to: str,
+    execute: StepFunction,
+    on_success: str | None,
+    on_failure: str | None,
+    *,
+    name: str | None = None,
+    group: str | None = None,
+    **options: Unpack[DurableOptions],
+) -> Subscription:
+    """Make a step: receive an event, do something, publish the outcome. Calling what is returned
+    ends it.
+
+    Over a log a step that raises is tried again as ``retry=`` says (:class:`~streams.Retry`, five
+    attempts by default), then it has failed. On a local bus the first attempt decides.
+
+    :param listen_to: the topic, or on a :class:`PatternEventBus` a pattern, of its events.
+    :param execute: its work, called with a :class:`SagaEvent`; what it returns is the data of
+        ``on_success``, and if that is None the data it got.
+    :param on_success: the topic of its answer if it succeeds; None: it publishes nothing.
+    :param on_failure: the topic of its answer if it fails, with the data it got; None: the event
+        becomes a dead letter (on a local bus the error hook is called).
+    :param name: the step's name; that of the function if not given.
+    :param group: the step's consumer group; made of the topics if not given. A step that keeps its
+        group misses nothing when its code is renamed.
+    :param options: as in :meth:`EventBus.subscribe`.
+    :raises ConfigError: any of these cannot work.
+    """
+    if not isinstance(bus, EventBus):
+        raise ConfigError(f"create_handler({bus!r}, ...): an EventBus is needed")
+    asynchronous = check_handler(execute, SagaEvent)
+    for topic in (on_success, on_failure):
+        if topic is not None:
+            bus.check_declared(check_topic(topic))
+    step = ChoreographyStep(
+        name=_step_name(name, execute, listen_to),
+        group=group or _default_group(check_pattern(listen_to), on_success),
+        bus=bus, execute=execute, asynchronous=asynchronous,
+        on_success=on_success, on_failure=on_failure, retry=options.get("retry", Retry()),
+    )  # fmt: skip
+
+    async def handle(event: Event) -> None:
+        await step.handle(event)
+
+    handle.__name__ = step.name  # by which statistics and log lines know it
+    return bus.subscribe(listen_to, handle, group=step.group, **options)
+
+
+@dataclass(frozen=True, slots=True)
+class ChoreographyStep:
+    """What a step does with an event."""
+
+    name: str
+    group: str
+    bus: EventBus
+    execute: StepFunction
+    asynchronous: bool
+    on_success: str | None
+    on_failure: str | None
+    retry: Retry
+
+    async def handle(self, event: Event) -> None:
+        """Execute, and answer."""
+        saga_event = SagaEvent.of(event)
+        try:
+            result = await self._call(saga_event)
+        except Exception as error:
+            if self.on_failure is None or not self._is_final(error, event):
+                raise
+            if find_config_error(error) is not None:
+                raise  # the step cannot work, whatever the event: it did not fail over this one
+            logger.warning(
+                "saga %s: step %s failed over %r: %r", saga_event.saga_id, self.name, event, error
+            )
+            await self._publish_outcome(event, self.on_failure, "failed", event.data, error)
+            return
+        if self.on_success is not None:
+            try:
+                data = event.data if result is None else result
+                await self._publish_outcome(event, self.on_success, "succeeded", data)
+            except EncodeError as error:
+                # What it returned cannot be written, and never will be.
+                if self.on_failure is None:
+                    raise Reject(f"step {self.name}: {error}") from error
+                await self._publish_outcome(event, self.on_failure, "failed", event.data, error)
+
+    async def _call(self, saga_event: SagaEvent) -> Any:
+        if self.asynchronous:
+            return await self.execute(saga_event)
+        result = await asyncio.to_thread(self.execute, saga_event)
+        return await result if inspect.isawaitable(result) else result
+
+    def _is_final(self, error: Exception, event: Event) -> bool:
+        """Whether nobody will try again."""
+        if self.bus.app is None or isinstance(error, (Reject, *self.retry.never)):
+            return True
+        return event.attempt >= self.retry.attempts
+
+    async def _publish_outcome(
+        self, event: Event, topic: str, status: str, data: Any, error: Exception | None = None
+    ) -> None:
+        headers = {STEP_HEADER: self.name, STATUS_HEADER: status}
+        if error is not None:
+            failure = f"{type(error).__name__}: {error_text(error)}"[:MAX_ERROR_LENGTH]
+            headers[ERROR_HEADER] = failure.encode("utf-8", "replace").decode()
+        id = derive_id(event.id, self.group, self.name)
+        await self.bus.publish_derived(event, topic, data, id=id, headers=headers)
+
+
+def derive_id(*parts: str) -> str:
+    """An ID that follows from these, always the same."""
+    return str(uuid5(NAMESPACE_URL, "\0".join(parts)))
+
+
+def _step_name(name: str | None, execute: StepFunction, listen_to: str) -> str:
+    if name is not None:
+        if not isinstance(name, str) or not name.isprintable() or not name.strip():
+            raise ConfigError(f"create_handler(name={name!r}): the step's name, a non-empty str")
+        return name
+    function_name = callable_name(execute)
+    return listen_to if function_name == "<lambda>" else function_name
+
+
+def _default_group(listen_to: str, on_success: str | None) -> str:
+    group_name = to_valid_name(f"{listen_to}.to.{on_success or 'end'}", "_")
+    if len(group_name) > MAX_GROUP_LENGTH:
+        group_name = f"{group_name[:MAX_GROUP_LENGTH]}-{derive_id(listen_to, on_success or '')[:8]}"
+    return group_name
 
 
 class ChoreographySaga:
@@ -189,183 +318,17 @@ class ChoreographySaga:
         id = derive_id(self.saga_id, "start", topic)
         return await self.bus.publish(topic, data, key=self.saga_id, id=id, headers=headers)
 
-    @staticmethod
-    def create_handler(
-        bus: EventBus,
-        listen_to: str,
-        execute: StepFunction,
-        on_success: str | None,
-        on_failure: str | None,
-        *,
-        name: str | None = None,
-        group: str | None = None,
-        **options: Unpack[DurableOptions],
-    ) -> Subscription:
-        """:func:`create_handler`."""
-        return create_handler(
-            bus, listen_to, execute, on_success, on_failure, name=name, group=group, **options
-        )
+    create_handler = staticmethod(create_handler)
 
     def __repr__(self) -> str:
         return f"<ChoreographySaga {self.saga_id!r} on {self.bus!r}>"
-
-
-def create_handler(
-    bus: EventBus,
-    listen_to: str,
-    execute: StepFunction,
-    on_success: str | None,
-    on_failure: str | None,
-    *,
-    name: str | None = None,
-    group: str | None = None,
-    **options: Unpack[DurableOptions],
-) -> Subscription:
-    """Make a step: hear an event, do something, publish what came of it. Calling what is returned
-    ends it.
-
-    Over a log a step that raises is tried again as ``retry=`` says (:class:`~streams.Retry`, five
-    attempts unless told otherwise), then it has failed. On a local bus the first attempt decides.
-
-    :param listen_to: the topic, or on a :class:`PatternEventBus` a pattern, of the events it hears.
-    :param execute: its work, called with a :class:`SagaEvent`; what it returns is the data of
-        ``on_success``, and if that is None the data it got.
-    :param on_success: the topic of its answer if it succeeds; None: it publishes nothing.
-    :param on_failure: the topic of its answer if it fails, with the data it got; None: the event
-        becomes a dead letter (on a local bus the error hook is told).
-    :param name: the step's name; that of the function if not given.
-    :param group: the step's consumer group; made of the topics if not given. A step that keeps its
-        group misses nothing when its code is renamed.
-    :param options: as in :meth:`EventBus.subscribe`.
-    :raises ConfigError: any of these cannot work.
-    """
-    if not isinstance(bus, EventBus):
-        raise ConfigError(f"create_handler({bus!r}, ...): an EventBus is needed")
-    asynchronous = check_handler(execute, SagaEvent)
-    for topic in (on_success, on_failure):
-        if topic is not None:
-            bus.check_declared(check_topic(topic))
-    step = ChoreographyStep(
-        bus,
-        execute,
-        asynchronous,
-        on_success,
-        on_failure,
-        name=_step_name(name, execute, listen_to),
-        group=group or _default_group(check_pattern(listen_to), on_success),
-        retry=options.get("retry", Retry()),
-    )
-
-    async def handle(event: Event) -> None:
-        await step.handle(event)
-
-    handle.__name__ = step.name  # by which statistics and log lines know it
-    return bus.subscribe(listen_to, handle, group=step.group, **options)
-
-
-class ChoreographyStep:
-    """What a step does with an event."""
-
-    def __init__(
-        self,
-        bus: EventBus,
-        execute: StepFunction,
-        asynchronous: bool,
-        on_success: str | None,
-        on_failure: str | None,
-        *,
-        name: str,
-        group: str,
-        retry: Retry,
-    ) -> None:
-        self._bus = bus
-        self._execute = execute
-        self._asynchronous = asynchronous
-        self._on_success = on_success
-        self._on_failure = on_failure
-        self._retry = retry
-        self.name = name
-        self.group = group
-
-    async def handle(self, event: Event) -> None:
-        """Execute, and answer."""
-        saga_event = SagaEvent.of(event)
-        try:
-            result = await self._call(saga_event)
-        except Exception as error:
-            if self._on_failure is None or not self._is_final(error, event):
-                raise
-            if find_config_error(error) is not None:
-                raise  # the step cannot work, whatever the event: it did not fail over this one
-            logger.warning(
-                "saga %s: step %s failed over %r: %r", saga_event.saga_id, self.name, event, error
-            )
-            await self._publish_outcome(event, self._on_failure, "failed", event.data, error)
-            return
-        if self._on_success is not None:
-            try:
-                data = event.data if result is None else result
-                await self._publish_outcome(event, self._on_success, "succeeded", data)
-            except EncodeError as error:
-                # What it returned cannot be written, and never will be.
-                if self._on_failure is None:
-                    raise Reject(f"step {self.name}: {error}") from error
-                await self._publish_outcome(event, self._on_failure, "failed", event.data, error)
-
-    async def _call(self, saga_event: SagaEvent) -> Any:
-        if self._asynchronous:
-            return await self._execute(saga_event)
-        result = await asyncio.to_thread(self._execute, saga_event)
-        return await result if inspect.isawaitable(result) else result
-
-    def _is_final(self, error: Exception, event: Event) -> bool:
-        """Whether nobody will try again."""
-        if self._bus.app is None or isinstance(error, (Reject, *self._retry.never)):
-            return True
-        return event.attempt >= self._retry.attempts
-
-    async def _publish_outcome(
-        self,
-        event: Event,
-        topic: str,
-        status: str,
-        data: Any,
-        error: Exception | None = None,
-    ) -> None:
-        headers = {STEP_HEADER: self.name, STATUS_HEADER: status}
-        if error is not None:
-            failure = f"{type(error).__name__}: {error_text(error)}"[:MAX_ERROR_LENGTH]
-            headers[ERROR_HEADER] = failure.encode("utf-8", "replace").decode()
-        id = derive_id(event.id, self.group, self.name)
-        await self._bus.publish_derived(event, topic, data, id=id, headers=headers)
-
-
-def derive_id(*parts: str) -> str:
-    """An ID that follows from these, always the same."""
-    return str(uuid5(NAMESPACE_URL, "\0".join(parts)))
-
-
-def _step_name(name: str | None, execute: StepFunction, listen_to: str) -> str:
-    if name is not None:
-        if not isinstance(name, str) or not name.isprintable() or not name.strip():
-            raise ConfigError(f"create_handler(name={name!r}): the step's name, a non-empty str")
-        return name
-    function_name = handler_name(execute)
-    return listen_to if function_name == "<lambda>" else function_name
-
-
-def _default_group(listen_to: str, on_success: str | None) -> str:
-    group_name = to_valid_name(f"{listen_to}.to.{on_success or 'end'}", "_")
-    if len(group_name) > MAX_GROUP_LENGTH:
-        group_name = f"{group_name[:MAX_GROUP_LENGTH]}-{derive_id(listen_to, on_success or '')[:8]}"
-    return group_name
 
 
 class SagaState(msgspec.Struct, frozen=True, kw_only=True):
     """What a tracker knows of a saga.
 
     :param status: ``"open"``, ``"done"`` or ``"failed"``.
-    :param step_name: the step that spoke last.
+    :param step_name: the step that published last.
     :param topic: what it published.
     :param started: when the saga's first event happened, as far as the tracker has seen.
     :param updated: when its last event happened.
@@ -385,8 +348,8 @@ class SagaTracker:
     """Watches a bus and answers which sagas are open, done, failed, stuck.
 
     It is an observer: an ephemeral subscriber, and over a log a reader of what was before. All it
-    knows is in memory; what is made anew knows the same after reading the log again. Every number
-    of trackers may watch one bus.
+    knows is in memory; a new tracker knows the same after reading the log again. Any number of
+    trackers may watch one bus.
 
     :param done: topic or topics (patterns) with which a saga is done.
     :param failed: those with which it has failed; None: the answer of any step that failed. An end
@@ -409,11 +372,8 @@ class SagaTracker:
     ) -> None:
         if not isinstance(bus, EventBus):
             raise ConfigError(f"SagaTracker({bus!r}, ...): an EventBus is needed")
-        if isinstance(stuck_after, bool) or not (
-            isinstance(stuck_after, (int, float)) and stuck_after > 0
-        ):
-            raise ConfigError(f"SagaTracker(stuck_after={stuck_after!r}): seconds, more than 0")
-        if isinstance(keep, bool) or not (isinstance(keep, int) and keep >= 0):
+        check_seconds("SagaTracker", "stuck_after", stuck_after)
+        if not is_int(keep, 0):
             raise ConfigError(f"SagaTracker(keep={keep!r}): a whole number of ended sagas")
         self.bus = bus
         self._topics = bus.check_declared(topics)
@@ -428,10 +388,10 @@ class SagaTracker:
         """When ended sagas came to their end."""
         self._subscription: Subscription | None = None
 
-    # -- its life
+    # -- starting, stopping
 
     async def start(self, since: OffsetSpec | None = "earliest") -> None:
-        """Begin to watch.
+        """Start watching.
 
         :param since: over a log, from where on it is read first (:meth:`streams.Topic.read`); None
             leaves that out.
@@ -445,7 +405,7 @@ class SagaTracker:
         try:
             await subscription.ready()
             if self.bus.app is not None and since is not None:
-                # What comes meanwhile is seen twice, which changes nothing.
+                # What is published meanwhile is seen twice, which changes nothing.
                 async for event in self.bus.read(self._topics, since):
                     self.see(event)
         except BaseException:
@@ -453,7 +413,7 @@ class SagaTracker:
             raise
 
     def stop(self) -> None:
-        """Watch no more; what it knows stays."""
+        """Stop watching; what it knows stays."""
         if self._subscription is not None:
             self._subscription()
             self._subscription = None
@@ -462,22 +422,17 @@ class SagaTracker:
         await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         self.stop()
 
     async def _handle_event(self, event: Event) -> None:
         self.see(event)
 
     def see(self, event: Event) -> None:
-        """Take an event in. Again, or later than a younger one, it does no harm.
+        """Take an event in; it may come again, or after a later one.
 
-        Events of no saga are passed over: those without ``ce_correlationid``, and those of a saga
-        that is not known by an event of a step.
+        Events of no saga are ignored: those without ``ce_correlationid``, and those of a saga of
+        which no event of a step was seen.
         """
         check_event(event, "SagaTracker.see")
         saga_id = event.correlation_id
@@ -488,14 +443,9 @@ class SagaTracker:
             return
         saga_event = SagaEvent.of(event)
         state = SagaState(
-            saga_id=saga_id,
-            status="open",
-            step_name=saga_event.step_name,
-            topic=event.topic,
-            started=event.timestamp,
-            updated=event.timestamp,
-            error=saga_event.error,
-        )
+            saga_id=saga_id, status="open", step_name=saga_event.step_name, topic=event.topic,
+            started=event.timestamp, updated=event.timestamp, error=saga_event.error,
+        )  # fmt: skip
         if known is not None:
             state = _merge_states(known, state)
         outcome = self._outcome_of(event.topic, saga_event.status)
@@ -523,7 +473,7 @@ class SagaTracker:
             oldest, _ = self._ended_sagas.popitem(last=False)
             self._ended_at.pop(oldest, None)
 
-    # -- what it answers
+    # -- queries
 
     def get(self, saga_id: str) -> SagaState | None:
         """One saga; None if it is not known, or no longer."""
@@ -531,25 +481,25 @@ class SagaTracker:
         return self._open_sagas.get(saga_id) or self._ended_sagas.get(saga_id)
 
     def open(self) -> list[SagaState]:
-        """Those that have not ended, the stuck ones among them; the oldest first."""
+        """Sagas that have not ended, stuck ones included; the oldest first."""
         return _oldest_first(self._open_sagas.values())
 
     def stuck(self) -> list[SagaState]:
-        """Those of :meth:`open` of which nothing was heard for too long."""
+        """Those of :meth:`open` without an event for ``stuck_after`` seconds."""
         app = self.bus.app
         oldest_allowed = (SYSTEM if app is None else app.clock).time() - self._stuck_after
         return [each for each in self.open() if each.updated.timestamp() < oldest_allowed]
 
     def done(self) -> list[SagaState]:
-        """Those that came to their good end."""
+        """Completed sagas."""
         return _oldest_first(each for each in self._ended_sagas.values() if each.status == "done")
 
     def failed(self) -> list[SagaState]:
-        """Those that failed."""
+        """Failed sagas."""
         return _oldest_first(each for each in self._ended_sagas.values() if each.status == "failed")
 
     def forget(self, saga_id: str) -> bool:
-        """Know nothing of a saga any more, such as one that was given up. False: it was unknown."""
+        """Forget a saga, such as one that was given up. False: it was unknown."""
         _check_saga_id("forget", saga_id)
         self._ended_at.pop(saga_id, None)
         found = self._open_sagas.pop(saga_id, None) or self._ended_sagas.pop(saga_id, None)
@@ -571,7 +521,7 @@ def _topic_trie(bus: EventBus, option: str, topics: str | Iterable[str]) -> Trie
 
 
 def _merge_states(known: SagaState, seen: SagaState) -> SagaState:
-    """Two sights of one saga as one, in whatever order they were seen."""
+    """Two states of one saga as one, in whatever order they were seen."""
     older, younger = sorted((known, seen), key=lambda each: each.updated)
     return SagaState(
         saga_id=known.saga_id,

@@ -1,9 +1,9 @@
 """Which topics and groups are the toolkit's own: what patterns and processors keep beside a user's
-topics. Lists of the command line leave them out unless ``--all`` is given.
+topics. The command line's lists leave them out unless ``--all`` is given.
 
-A name alone may deceive: somebody's own topic may be called ``left.for.dead``. So a name such as
-``TOPIC.GROUP.dead`` counts only if there is the TOPIC, and a delay topic, which may have any name,
-is known by the group that keeps its floor.
+A name alone proves nothing: a user's topic may be called ``left.for.dead``. So a name such as
+``TOPIC.GROUP.dead`` counts only if the TOPIC exists, and a delay topic, which may have any name, is
+known by the group that keeps its floor.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from streams.patterns.delay import floor_group
 from streams.patterns.saga import saga_name
 
 INTERNAL_SUFFIXES = ("attempts", "dead", "delay", "parked", "retry")
-"""What stands behind ``TOPIC.GROUP.``, or behind a delay topic's own name."""
+"""What follows ``TOPIC.GROUP.``, or a delay topic's own name."""
 
 
 def internal_topics(topics: Iterable[str], groups: Iterable[str]) -> set[str]:
@@ -37,8 +37,8 @@ def _is_derived_topic(name: str, names: Collection[str], delays: Collection[str]
 
 
 def is_internal_group(name: str, topics: Collection[str], internal: Collection[str]) -> bool:
-    """Whether a group is the toolkit's own: all it reads is; or it is the one that marks the dead
-    letters of the topic of its name as dealt with.
+    """Whether a group is the toolkit's own: all topics it reads are; or it marks the dead letters
+    of the topic of its name as processed.
 
     :param topics: where it has positions.
     :param internal: the topics that are the toolkit's own.

@@ -1,20 +1,22 @@
 """Calling what a user gives to be called once: ``async def``, a lambda around one, or a plain one.
 
 A plain function runs in a worker thread, as plain handlers do, so that it never holds up the loop.
-No thread can be interrupted: whoever runs one waits for its end, also when cancelled meanwhile, and
-is cancelled then (:mod:`streams.cancellation`), so that nothing is given free that is still in use.
+No thread can be interrupted: whoever runs one waits for its end even when cancelled, and is
+cancelled then (:mod:`streams.cancellation`), so that nothing is released that is still in use.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
+from streams.cancellation import run_to_completion
 from streams.errors import ConfigError
-from streams.patterns.arguments import check_callable
+from streams.patterns.arguments import check_callable, is_async, unwrap_partial
+
+T = TypeVar("T")
 
 
 def check_operation(operation: object, where: str, *arguments: str) -> None:
@@ -43,13 +45,8 @@ def check_operation(operation: object, where: str, *arguments: str) -> None:
 
 def runs_in_thread(operation: Callable[..., Any]) -> bool:
     """Whether it blocks whoever calls it. A lambda does not: it binds arguments to a call."""
-    while isinstance(operation, functools.partial):
-        operation = operation.func
-    call_method = getattr(operation, "__call__", None)  # noqa: B004 - an object may be called as well
-    asynchronous = inspect.iscoroutinefunction(operation) or inspect.iscoroutinefunction(
-        call_method
-    )
-    return not asynchronous and getattr(operation, "__name__", "") != "<lambda>"
+    is_lambda = getattr(unwrap_partial(operation), "__name__", "") == "<lambda>"
+    return not is_lambda and not is_async(operation)
 
 
 async def call_operation(operation: Callable[..., Any], *args: Any) -> Any:
@@ -59,3 +56,8 @@ async def call_operation(operation: Callable[..., Any], *args: Any) -> Any:
     else:
         result = operation(*args)
     return await result if inspect.isawaitable(result) else result
+
+
+async def await_call(operation: Callable[..., Any], call: Awaitable[T]) -> T:
+    """Await a call of an operation, to its end if that runs in a thread."""
+    return await (run_to_completion(call) if runs_in_thread(operation) else call)

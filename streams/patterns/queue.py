@@ -1,11 +1,11 @@
-"""A message queue on topics and processors: work that is shared out, tried again, and never lost.
+"""A message queue on topics and processors: work that is shared, tried again, and never lost.
 
-A queue is a topic, its consumers are the members of one group (named as the queue), and what is
-promised is what a processor promises:
+A queue is a topic, its consumers are the members of one group (named as the queue), and the
+promises are a processor's:
 
 * a message is handled at least once; a consumer that is killed while it handles loses nothing;
 * several consumers share a queue by its partitions; each runs exactly as many handlers at once as
-  it was told;
+  configured;
 * messages of one key are handled in order; a message that fails holds up its key, one without a
   key nothing; how often it was tried survives restarts;
 * after its last retry a message goes to the dead letters with its error. There always are some:
@@ -39,11 +39,10 @@ from streams.message import (
     Message,
     header_or_legacy,
 )
-from streams.patterns.arguments import NOT_GIVEN, check_app, check_int
+from streams.patterns.arguments import NOT_GIVEN, callable_name, check_app, check_int, check_seconds
 from streams.patterns.delay import Delay, DelayClient, due_at
 from streams.processor import Processor, ProcessorOptions, inspect_handler
-from streams.retries.attempt_log import delay_topic
-from streams.retries.records import Outcome
+from streams.retries import Outcome, delay_topic
 from streams.text import get_logger, is_misspelling, suggestion
 from streams.topic import InternalTopic, Topic
 
@@ -65,7 +64,7 @@ it."""
 
 
 class _LazyHeaders(Mapping[str, str]):
-    """A message's headers, which are looked at when somebody first asks for one."""
+    """A message's headers, which are decoded when one is first read."""
 
     __slots__ = ("_headers", "_message")
 
@@ -160,28 +159,21 @@ class ConsumerConfig:
     flow: Flow = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name, minimum in (("concurrency", 1), ("max_retries", 0)):
-            value: Any = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-                raise ConfigError(
-                    f"ConsumerConfig({name}={value!r}): a whole number from {minimum}"
-                )
-        for name in ("retry_delay", "retry_cap", "drain"):
-            _check_seconds(name, getattr(self, name))
-        _check_seconds("commit", self.commit, positive=True)
+        where, dead_letter_queue = "ConsumerConfig", self.dead_letter_queue
+        check_int(where, "concurrency", self.concurrency)
+        check_int(where, "max_retries", self.max_retries, 0)
+        for option in ("retry_delay", "retry_cap", "drain"):
+            check_seconds(where, option, getattr(self, option), positive=False)
+        check_seconds(where, "commit", self.commit)
         if self.timeout is not None:
-            _check_seconds("timeout", self.timeout, positive=True)
+            check_seconds(where, "timeout", self.timeout)
         dead_letters = DeadLetters()
-        if self.dead_letter_queue is not None:
-            name = check_topic(self.dead_letter_queue)
-            dead_letters = DeadLetters(topic=name)
+        if dead_letter_queue is not None:
+            dead_letters = DeadLetters(topic=check_topic(dead_letter_queue))
         retry = Retry(
-            attempts=self.max_retries + 1,
-            delay=self.retry_delay,
-            cap=self.retry_cap,
-            never=self.never,
-            durable=True,
-        )
+            attempts=self.max_retries + 1, delay=self.retry_delay, cap=self.retry_cap,
+            never=self.never, durable=True,
+        )  # fmt: skip
         object.__setattr__(self, "retry", retry)
         object.__setattr__(self, "dead_letters", dead_letters)
         object.__setattr__(self, "flow", Flow(commit=self.commit, drain=self.drain))
@@ -191,14 +183,6 @@ def check_config(config: object) -> None:
     """:raises ConfigError: it is no consumer's."""
     if not isinstance(config, ConsumerConfig):
         raise ConfigError(f"config={config!r}: use ConsumerConfig(...)")
-
-
-def _check_seconds(name: str, value: Any, *, positive: bool = False) -> None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if is_number and (value > 0 or (value == 0 and not positive)):
-        return
-    minimum = "more than 0" if positive else "not negative"
-    raise ConfigError(f"ConsumerConfig({name}={value!r}): seconds, {minimum}")
 
 
 class _QueueTopic(InternalTopic[Any]):
@@ -247,9 +231,7 @@ class Queue(Generic[T]):
 
     @overload
     def subscribe(
-        self,
-        handler: Callable[[QueueMessage[T]], object],
-        config: ConsumerConfig = ...,
+        self, handler: Callable[[QueueMessage[T]], object], config: ConsumerConfig = ...
     ) -> MessageConsumer: ...
 
     @overload
@@ -289,10 +271,9 @@ class MessageQueue:
         """Queues that were declared, and not only used."""
         self._topics: dict[str, Topic[Any]] = {}
         self._dead_letter_queues: dict[str, str | None] = {}
-        """The names of its consumers' dead letter queues, and of a queue that each is for, where
-        that is known."""
+        """Its consumers' dead letter queues, and a queue that each is for, where that is known."""
         self._ensured: WeakKeyDictionary[Log, set[str]] = WeakKeyDictionary()
-        self._delay_client = DelayClient(app)
+        self._delays = DelayClient(app)
 
     def __repr__(self) -> str:
         return f"<MessageQueue on {self.app!r}>"
@@ -348,7 +329,10 @@ class MessageQueue:
         if not isinstance(queue, str) or queue not in self._topics:
             check_group(queue)
             if self._declared:
-                raise ConfigError(self._undeclared_message(queue))
+                raise ConfigError(
+                    f"queue {queue!r} is not declared: {suggestion(queue, self._topics)} Declare a "
+                    f"new one before it is used: .declare({queue!r}, ...)"
+                )
             self._declare_topic(queue, Any, None, None, None)
         return self._topics[queue]
 
@@ -362,12 +346,10 @@ class MessageQueue:
     ) -> Topic[Any]:
         if check_group(queue) in self._topics:
             raise ConfigError(f"queue {queue!r}: declare it once, before it is used")
-        partition_count = self._partitions if partitions is None else partitions
-        topic_retention = self._retention if retention is None else retention
         topic = _QueueTopic(
-            self.app, queue, type, codec=codec, partitions=partition_count,
-            retention=topic_retention,
-            cloudevents=self.app.cloudevents,
+            self.app, queue, type, codec=codec, cloudevents=self.app.cloudevents,
+            partitions=self._partitions if partitions is None else partitions,
+            retention=self._retention if retention is None else retention,
         )  # fmt: skip
         topic.for_dead_letters = queue in self._dead_letter_queues
         self.app.add_topic(topic)
@@ -375,46 +357,36 @@ class MessageQueue:
         return topic
 
     def add_dead_letter_queue(self, dead_letter_queue: str, queue: str | None) -> None:
-        """A consumer has this dead letter queue, whether it is declared or not.
+        """Note that a consumer has this dead letter queue, declared or not.
 
         :param queue: which queue it is for, where that is known.
-        :raises ConfigError: its name seems to be a slip.
+        :raises ConfigError: its name seems to be a typo.
         """
         if queue is not None and dead_letter_queue not in self._declared:
             for each in sorted(self._declared - {queue}):
-                if is_misspelling(dead_letter_queue, each):
-                    raise ConfigError(
-                        f"queue {queue!r}: dead_letter_queue={dead_letter_queue!r} is not "
-                        "declared: did you "
-                        f"mean {each!r}? Declare it before if it is another one: "
-                        f".declare({dead_letter_queue!r}, ...)"
-                    )
-        self._dead_letter_queues[dead_letter_queue] = queue or self._dead_letter_queues.get(
-            dead_letter_queue
-        )
+                self._check_spelling(queue, dead_letter_queue, each, "?")
+        known = self._dead_letter_queues.get(dead_letter_queue)
+        self._dead_letter_queues[dead_letter_queue] = queue or known
         if dead_letter_queue in self._topics:
             self._topics[dead_letter_queue].for_dead_letters = True
 
     def _check_dead_letter_queues(self, declared: str) -> None:
-        """See that no consumer has meant the queue that is declared now.
+        """Check that no consumer has meant the queue that is declared now.
 
-        :raises ConfigError: the name of a dead letter queue seems to be a slip.
+        :raises ConfigError: the name of a dead letter queue seems to be a typo.
         """
-        for dead_letter_queue, queue in self._dead_letter_queues.items():
-            known = dead_letter_queue in self._declared or queue is None or queue == declared
-            if not known and is_misspelling(dead_letter_queue, declared):
-                raise ConfigError(
-                    f"queue {queue!r}: dead_letter_queue={dead_letter_queue!r} is not declared: "
-                    "did you mean "
-                    f"{declared!r}, which is declared now? Declare it before if it is another one: "
-                    f".declare({dead_letter_queue!r}, ...)"
-                )
+        for name, queue in self._dead_letter_queues.items():
+            if name not in self._declared and queue is not None and queue != declared:
+                self._check_spelling(queue, name, declared, ", which is declared now?")
 
-    def _undeclared_message(self, queue: str) -> str:
-        return (
-            f"queue {queue!r} is not declared: {suggestion(queue, self._topics)} Declare a new one "
-            f"before it is used: .declare({queue!r}, ...)"
-        )
+    @staticmethod
+    def _check_spelling(queue: str, dead_letter_queue: str, other: str, end: str) -> None:
+        if is_misspelling(dead_letter_queue, other):
+            raise ConfigError(
+                f"queue {queue!r}: dead_letter_queue={dead_letter_queue!r} is not declared: did "
+                f"you mean {other!r}{end} Declare it before if it is another one: "
+                f".declare({dead_letter_queue!r}, ...)"
+            )
 
     async def publish(
         self,
@@ -428,8 +400,8 @@ class MessageQueue:
     ) -> str:
         """Put a message into a queue; returns its ID once it is durable.
 
-        :param key: messages of one key are handled one at a time, in order. A delayed one takes
-            its place in that order when it is due.
+        :param key: messages of one key are handled one at a time, in order. A delayed one
+            joins that order when it is due.
         :param delay: it is not handled before so many seconds (or a timedelta) have passed.
         :param id: the message ID, made if not given; the same twice is handled once.
         :raises InvalidValue: no queue has this name, or can have it, or the delay means nothing.
@@ -446,9 +418,7 @@ class MessageQueue:
             await self.app.publisher.publish(queue, record)
         else:
             waiting_topic = delay_topic(queue, queue)
-            await self._delay_client.schedule(
-                waiting_topic, _partition_count(queue), queue, record, due
-            )
+            await self._delays.schedule(waiting_topic, _partitions(queue), queue, record, due)
         return record.id
 
     async def cancel(self, queue: str, id: str, *, within: float = 30.0) -> Outcome:
@@ -458,9 +428,7 @@ class MessageQueue:
         """
         self._topic_or_invalid(queue)
         await self._ensure_queue(queue)
-        return await self._delay_client.cancel(
-            delay_topic(queue, queue), _partition_count(queue), id, within
-        )
+        return await self._delays.cancel(delay_topic(queue, queue), _partitions(queue), id, within)
 
     @overload
     def subscribe(
@@ -480,7 +448,7 @@ class MessageQueue:
 
         :raises ConfigError: any of these cannot work, the handler is annotated with another type,
             others are declared and this queue is not, or the name of its dead letter queue is a
-            slip of one that is declared.
+            typo of one that is declared.
         """
         self.topic(queue)
         if handler is NOT_GIVEN:
@@ -530,7 +498,7 @@ class MessageConsumer:
         self._processor: Processor[..., Any] | None = None
         self._start_task: asyncio.Task[None] | None = None
         self._handler_tasks: set[asyncio.Task[Any] | None] = set()
-        """Those that run a handler."""
+        """Tasks that run a handler."""
 
     def __repr__(self) -> str:
         suffix = "" if self._processor is None else f" of {self._processor.topics[0]!r}"
@@ -612,17 +580,10 @@ class MessageConsumer:
         if config.dead_letter_queue is not None:
             self._queue.add_dead_letter_queue(config.dead_letter_queue, queue)
         options = ProcessorOptions(
-            (topic,),
-            queue,
-            concurrency=config.concurrency,
-            timeout=config.timeout,
-            retry=config.retry,
-            dead_letters=config.dead_letters,
-            flow=config.flow,
-        )
-        self._processor = self._app.declare(
-            self._wrap_handler(queue, handler), options, _QueueProcessor
-        )
+            (topic,), queue, concurrency=config.concurrency, timeout=config.timeout,
+            retry=config.retry, dead_letters=config.dead_letters, flow=config.flow,
+        )  # fmt: skip
+        self._processor = self._app.declare(self._wrap(queue, handler), options, _QueueProcessor)
 
     async def _start_processor(self) -> None:
         processor = self._processor
@@ -636,13 +597,13 @@ class MessageConsumer:
             raise
 
     def _log_start_failure(self, task: asyncio.Task[None]) -> None:
-        """It was started beside the app's body: what went wrong is not kept back."""
+        """It was started in the background, where nobody may await it: log what went wrong."""
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("%r could not be started: %s", self, error)
 
-    def _wrap_handler(self, queue: str, handler: Any) -> Callable[..., Any]:
+    def _wrap(self, queue: str, handler: Any) -> Callable[..., Any]:
         """The processor's handler around the consumer's."""
-        name = getattr(handler, "__name__", type(handler).__name__)
+        name = callable_name(handler)
         signature = inspect_handler(handler, name, batch=False)
         if signature.wants_message:
             raise ConfigError(f"queue {queue!r}: handler {name} takes one parameter, the message")
@@ -651,33 +612,29 @@ class MessageConsumer:
         check_arguments(f"queue {queue!r}: handler {name}", handler, expected)
         tasks = self._handler_tasks
 
-        def to_queue_message(data: Any, source: Message[Any]) -> QueueMessage[Any]:
-            return QueueMessage(
-                source.id,
-                source.timestamp,
-                data,
-                source.attempt - 1,
-                queue,
-                source.key,
-                _LazyHeaders(source),
-            )
-
         async def handle_async(data: Any, source: Message[Any]) -> None:
             task = asyncio.current_task()
             tasks.add(task)
             try:
-                await handler(to_queue_message(data, source))
+                await handler(_queue_message(queue, data, source))
             finally:
                 tasks.discard(task)
 
         def handle_plain(data: Any, source: Message[Any]) -> Any:
-            # What it returns is looked at by the executor: a coroutine would be a mistake.
-            return handler(to_queue_message(data, source))
+            # The executor checks what it returns: a coroutine would be a mistake.
+            return handler(_queue_message(queue, data, source))
 
         wrapped = handle_async if signature.asynchronous else handle_plain
         wrapped.__name__ = name
         return wrapped
 
 
-def _partition_count(queue: str) -> Callable[[Log], int]:
+def _queue_message(queue: str, data: Any, source: Message[Any]) -> QueueMessage[Any]:
+    headers = _LazyHeaders(source)
+    return QueueMessage(
+        source.id, source.timestamp, data, source.attempt - 1, queue, source.key, headers
+    )
+
+
+def _partitions(queue: str) -> Callable[[Log], int]:
     return lambda log: log.topic(queue).partitions

@@ -1,18 +1,21 @@
 """Executors: what drives the engine. They know the engine and a subscription, never a driver.
 
 * :mod:`~streams.processing.job`: what is to be run, decided once when a processor starts.
-* :mod:`~streams.processing.poller`: the thread that polls a subscription, feeds an executor, and
-  commits.
-* :mod:`~streams.processing.executor`: what every executor does with an outcome.
-* :mod:`~streams.processing.thread_executor`: plain handlers, in worker threads.
-* :mod:`~streams.processing.async_executor`: async handlers, on the app's event loop.
+* :mod:`~streams.processing.poller`: the thread that polls a subscription and feeds an executor;
+  :mod:`~streams.processing.polling_hand_over`: a handler's thread that does it instead.
+* :mod:`~streams.processing.committer`: what is committed, and when.
+* :mod:`~streams.processing.partition_lifecycle`: partitions that are assigned, revoked or lost.
+* :mod:`~streams.processing.executor`: what all executors have in common;
+  :mod:`~streams.processing.thread_executor` runs plain handlers, in threads, and
+  :mod:`~streams.processing.async_executor` async ones, on the app's event loop.
+* :mod:`~streams.processing.outcomes`: how a handler is called, and what comes of its messages.
 
 What patterns know of processing is exported here, and nothing else.
 """
 
 from streams.engine.dispatcher import Delivery
+from streams.processing.committer import PartitionProgress
 from streams.processing.job import Decoding, Job, Outgoing, Skip
-from streams.processing.poller import PartitionProgress
 from streams.processing.timing import BUCKET_BOUNDS, Durations
 
 __all__ = [

@@ -1,9 +1,10 @@
 """The transaction that a handler may join, offered as ``message.transaction``.
 
-Begun by its first use, ended by the handler's outcome. A log takes one writer at a time, so the
-handlers of a process take *turns*: a plain handler waits in :meth:`HandlerTransaction.execute`; an
-async one must not block its loop, and waits in ``async with message.transaction:`` instead. Nobody
-waits in a thread of a pool: a pool full of those who wait would leave none to whom they wait for.
+It begins with its first statement and ends with the handler's outcome. The log takes one writer at
+a time, so the handlers of a process share a lock: a plain handler waits for it in
+:meth:`HandlerTransaction.execute`; an async one must not block its loop, and waits in
+``async with message.transaction:`` instead. No handler waits in a thread of a pool: a pool full of
+waiting handlers would leave no thread to the one that has the lock.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ LOCK_TIMEOUT = 60.0
 
 
 class TransactionLock:
-    """One holder at a time, first come, first served; threads and loops alike."""
+    """A fair lock for threads and tasks alike: whoever waits longest gets it next."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -31,7 +32,7 @@ class TransactionLock:
         self._waiters: deque[Callable[[], None]] = deque()
 
     def acquire_or_enqueue(self, on_acquired: Callable[[], None]) -> bool:
-        """True: it is ours. False: ``on_acquired`` is called, from any thread, once it is."""
+        """True: the caller has it. False: ``on_acquired`` is called once it has (any thread)."""
         with self._lock:
             if self._held:
                 self._waiters.append(on_acquired)
@@ -40,7 +41,7 @@ class TransactionLock:
             return True
 
     def withdraw(self, on_acquired: Callable[[], None]) -> bool:
-        """Wait no more. False: too late, it is ours already."""
+        """Wait no more. False: too late, the caller has it already."""
         with self._lock:
             try:
                 self._waiters.remove(on_acquired)
@@ -70,7 +71,7 @@ class TransactionLock:
         def on_acquired() -> None:
             try:
                 loop.call_soon_threadsafe(set_acquired)
-            except RuntimeError:  # the loop is closed, and who waited went with it
+            except RuntimeError:  # the loop is closed, and the task that waited is gone
                 self.release()
 
         if self.acquire_or_enqueue(on_acquired):
@@ -83,7 +84,7 @@ class TransactionLock:
             raise
 
     def release(self) -> None:
-        """Give it to who waits longest."""
+        """Give it to the one that waits longest."""
         with self._lock:
             if not self._waiters:
                 self._held = False
@@ -105,13 +106,13 @@ _open_flag: ContextVar[_OpenFlag | None] = ContextVar("streams-transaction", def
 
 
 def in_transaction() -> bool:
-    """Whether this context's transaction is open: to publish would be to wait for oneself."""
+    """Whether this context's transaction is open: publishing would wait for its own end."""
     flag = _open_flag.get()
     return flag is not None and flag.open
 
 
 class HandlerTransaction:
-    """The transactions of one worker, one after the other."""
+    """The transactions of one handler task or thread, one after the other."""
 
     def __init__(
         self,
@@ -173,7 +174,7 @@ class HandlerTransaction:
             self._release()
 
     def rollback(self) -> None:
-        """The handler failed, or its message is not ours any more."""
+        """The handler failed, or did not use the transaction."""
         transaction, self._transaction = self._transaction, None
         try:
             if transaction is not None:
@@ -184,7 +185,7 @@ class HandlerTransaction:
     def _release(self) -> None:
         if self._held:
             self._held = False
-            # What the handler started and left behind keeps the old mark: it may publish.
+            # A task that the handler started keeps the old flag: it may publish.
             self._open_flag.open = False
             self._open_flag = _OpenFlag()
             self._lock.release()

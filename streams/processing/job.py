@@ -13,7 +13,7 @@ from streams.engine.dispatcher import Delivery, PartitionState
 from streams.engine.progress import FetchedBatch
 from streams.errors import UnreadableHeaders
 from streams.log.protocol import Assignment, Log, StaticMember, TopicPartition
-from streams.message import Batch, Record
+from streams.message import Batch, Record, identity_suffix
 
 Outgoing = tuple[str, Record]
 """A topic and what is to be written to it."""
@@ -27,7 +27,7 @@ class Skip(Exception):
 
 
 class Undecodable:
-    """Stands where a decoded value should, when values are decoded ahead of their turn."""
+    """Stands for a value that cannot be decoded, where values are decoded ahead."""
 
     __slots__ = ("error",)
 
@@ -94,8 +94,53 @@ class Decoding(Protocol):
         ...
 
 
+class DecodedAhead(NamedTuple):
+    """A batch that was decoded because its identities are inside the values."""
+
+    values: list[Any]
+    ids: list[str | None]
+    all_decoded: bool
+
+
+def decode_ahead(decoding: Decoding, batch: Batch, largest: int) -> DecodedAhead:
+    """Values and identities of a batch whose topic has an ``id_reader``; ``largest`` as
+    :meth:`Decoding.fast_decoder` takes it."""
+    identify = decoding.id_reader
+    if identify is None:
+        raise ValueError("this topic's identities are not inside its values")
+    fast = decoding.fast_decoder(batch.values, largest)
+    if fast is not None:
+        try:
+            values = list(map(fast, batch.values))
+            if len(values) < len(batch):
+                raise RuntimeError("decoding raised StopIteration, which ends map()")
+            found: list[Any] = identify.identify_many(values)
+            suffixes = batch.identity_suffixes()
+            if suffixes is not None:
+                found = [id + suffix for id, suffix in zip(found, suffixes, strict=True)]
+            if not batch.unreadable and not batch.decode_errors:
+                return DecodedAhead(values, found, True)
+        except Exception:  # noqa: S110 - which one it was is found below
+            pass
+    values, ids, all_decoded = [], list[str | None](), True
+    for index, header_id in enumerate(batch.ids):
+        try:
+            check_headers(batch, index)
+            value = decoding.decode_one(batch, index)
+            id = identify(value) + identity_suffix(header_id)
+        except Exception as error:
+            values.append(Undecodable(error))
+            # What its headers say is no ID of a value: it must not stand for one.
+            ids.append(None if header_id is None else f"{header_id}\0undecodable")
+            all_decoded = False
+        else:
+            values.append(value)
+            ids.append(id)
+    return DecodedAhead(values, ids, all_decoded)
+
+
 class PartitionObserver(Protocol):
-    """Told which partitions a processor owns, in its poller's thread; what else hangs on them."""
+    """Learns which partitions a processor owns, in the thread that polls."""
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         """These are ours; nothing of them was handled yet."""
@@ -140,7 +185,7 @@ class AttemptLog(Protocol):
         ...
 
     def nothing_recorded(self, batch: Batch) -> bool:
-        """None of these messages waits elsewhere or failed before, so nobody need ask."""
+        """None of these messages waits elsewhere or failed before."""
         ...
 
 
@@ -161,7 +206,7 @@ class KeyParking(Protocol):
     """
 
     wake_poller: Callable[[], None]
-    """Makes the poller come round soon (any thread); set by the poller."""
+    """Makes the poller begin its next cycle soon (any thread); set by the poller."""
 
     # -- the poller's side
 
@@ -201,7 +246,7 @@ class KeyParking(Protocol):
         ...
 
     def replaced_epochs(self) -> Sequence[tuple[Assignment, float]]:
-        """Assignments with which nothing more may be done because somebody else has written as
+        """Assignments with which nothing more may be done because another process has written as
         the partition's owner: each is to be let go of now, with all that was not committed, and
         to be begun again after so many seconds."""
         ...
@@ -298,10 +343,12 @@ class Job:
     """Encodes what the handler returned, for one message; None: it is dropped."""
     dead_letter: Callable[[Delivery], Outgoing] | None = None
     """The dead letter of a delivery that has a reason."""
+    on_rejected: Callable[[Delivery], None] | None = None
+    """Takes what would be dead-lettered instead, where the dispatcher may be touched."""
     write_derived: Callable[[Sequence[Outgoing], OnWritten], None] | None = None
     """Writes derived records until the log has answered; outages are waited out there."""
     start_positions: Mapping[TopicPartition, int] = field(default_factory=dict)
-    """Where to begin in partitions in which the group has no place yet: those of a topic that is
+    """Where to begin in partitions in which the group has no position: those of a topic that is
     new to a group which is live. Others begin at the log's start."""
     member: StaticMember | None = None
     """What it is in its group, if it has a name there."""

@@ -1,4 +1,4 @@
-"""Plain handlers, in worker threads: never on the event loop, never inside a turn of the poller.
+"""Plain handlers, in threads: never on the event loop, never inside a poll cycle.
 
 ``concurrency`` threads share one dispatcher under one lock, which is held only between handlers.
 With one thread, nothing failing and nothing recurring, a whole batch takes the *fast path*: a loop
@@ -13,44 +13,53 @@ line, ``overdue`` in the health) and its outcome counts when it comes.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import CoroutineType, GeneratorType
-from typing import Any
+from typing import Any, NamedTuple
 
 from typing_extensions import override
 
-from streams.engine.dispatcher import Delivery, PartitionState
+from streams.engine.dispatcher import Delivery
 from streams.engine.progress import FetchedBatch
-from streams.errors import BatchError, ConfigError
-from streams.message import Batch, Message, make_message
-from streams.processing.executor import Executor, logger
+from streams.errors import ConfigError
+from streams.message import Message, make_message
+from streams.processing.executor import OWNERSHIP_RECHECK, Executor
 from streams.processing.handler_transaction import HandlerTransaction
 from streams.processing.job import Job, Skip
+from streams.processing.outcomes import NotCalled
 from streams.processing.polling_hand_over import PollingHandOver
+from streams.text import get_logger
 
-OWNERSHIP_RECHECK = 0.05
-"""Seconds between looks at whether ownership was confirmed again."""
-
-FastRunResult = tuple[int, int, "BaseException | None"]
-"""A fast run: where it stopped, before where what it stopped at ends, and why."""
+logger = get_logger("streams")
 
 
-def _decoded_values(fetched: FetchedBatch, start: int, stop: int) -> Iterable[Any]:
+class FastRunResult(NamedTuple):
+    """How a fast run ended: messages before ``stop`` are handled, those from there to before
+    ``end`` are what it stopped at because of ``error``."""
+
+    stop: int
+    end: int
+    error: BaseException | None
+
+
+def _fast_values(fetched: FetchedBatch) -> Iterable[Any]:
     """The values of a batch that may take the fast path, decoded one by one."""
     if fetched.decoded is not None:
-        return fetched.decoded[start:stop]
-    values = fetched.values if stop - start == len(fetched) else fetched.values[start:stop]
-    return map(fetched.decode, values)  # type: ignore[arg-type]  # one of both is there
+        return fetched.decoded
+    return map(fetched.decode, fetched.values)  # type: ignore[arg-type]  # one of both is there
 
 
-def _message_builder(
-    events: Sequence[Any], batch: Batch, start: int, transaction: HandlerTransaction | None
-) -> Callable[[], list[Message[Any]]]:
-    """Makes the messages of consecutive rows of a batch, when it is called."""
-    return lambda: [
-        make_message(event, batch, index, 1, transaction)
-        for index, event in enumerate(events, start)
-    ]
+def _fast_chunks(fetched: FetchedBatch, size: int) -> Iterator[list[Any]]:
+    """The same in lists of ``size``."""
+    for start in range(0, len(fetched), size):
+        stop = min(len(fetched), start + size)
+        if fetched.decoded is not None:
+            yield fetched.decoded[start:stop]
+            continue
+        values = list(map(fetched.decode, fetched.values[start:stop]))  # type: ignore[arg-type]
+        if len(values) < stop - start:
+            raise RuntimeError("decoding raised StopIteration, which ends map()")
+        yield values
 
 
 def _materialized(result: Any) -> Any:
@@ -65,19 +74,15 @@ class ThreadExecutor(Executor):
         self, job: Job, open_transaction: Callable[[], HandlerTransaction] | None = None
     ) -> None:
         super().__init__(job, open_transaction)
-        lock = threading.Lock()
-        self._changed = threading.Condition(lock)
-        """Told when there may be something to do."""
-        self._idle_changed = threading.Condition(lock)
-        """Told, if somebody waits, when a handler ended."""
+        self._changed = threading.Condition(self._lock)
+        """Notified when there may be something to do."""
         self._notifications = 0
         """How often there may have been something to do."""
-        self._waiters = 0
         self._idle = 0
-        self._closed = False
-        self._busy: list[Sequence[FetchedBatch]] = [()] * job.concurrency
+        """Threads that wait for something to do."""
         self._started_at: list[float | None] = [None] * job.concurrency
         self._reported_overdue: set[int] = set()
+        self._single = job.batch is None
         self._threads = [
             threading.Thread(
                 target=self._main,
@@ -95,13 +100,12 @@ class ThreadExecutor(Executor):
         )
         self._hand_over: PollingHandOver | None = None
         self._polling = False
-        """The one thread takes a turn of the poller's, and does not wait for notifications."""
+        """The one thread polls, and does not wait for notifications."""
         self._wake_poll: Callable[[], None] = lambda: None
         self._fast_batch: FetchedBatch | None = None
-        """What is on the fast path; nobody counts it before it ends."""
+        """What is on the fast path, which the counts have only once it ends."""
         self._filtered = 0
         """How many of it were filtered out so far."""
-        self._unwatch: Callable[[], None] = lambda: None
         self._function: Callable[..., Any] = self._first_call
 
     def _first_call(self, *arguments: Any) -> Any:
@@ -118,7 +122,7 @@ class ThreadExecutor(Executor):
         self._function = self.job.function
         return result
 
-    def _timed_handler(self) -> Callable[..., Any]:
+    def _handler(self) -> Callable[..., Any]:
         """What to call for the next batch or message."""
         function = self._function
         if self.timing is None or function == self._first_call:
@@ -129,7 +133,7 @@ class ThreadExecutor(Executor):
 
     @override
     def start(self) -> None:
-        self._unwatch = self.job.clock.on_jump(self._clock_advanced)
+        super().start()
         for thread in self._threads:
             thread.start()
 
@@ -138,8 +142,11 @@ class ThreadExecutor(Executor):
         with self._changed:
             action()
             self._notify()
-            if self._waiters:
-                self._idle_changed.notify_all()
+            self._notify_waiters()
+
+    @override
+    def call_and_wait(self, action: Callable[[], None]) -> None:
+        self.call_soon(action)
 
     def _notify(self, threads: int = 1) -> None:
         """There may be something to do for so many; the lock is held."""
@@ -147,6 +154,11 @@ class ThreadExecutor(Executor):
         self._changed.notify(threads)
         if self._polling:
             self._wake_poll()
+
+    def _notify_waiters(self) -> None:
+        """Something has ended; the lock is held."""
+        if self._waiters:
+            self._idle_changed.notify_all()
 
     @override
     def accept_polling(self, hand_over: PollingHandOver, wake: Callable[[], None]) -> None:
@@ -161,19 +173,15 @@ class ThreadExecutor(Executor):
             with self._changed:
                 self._changed.notify()
 
-    def _clock_advanced(self) -> None:
+    @override
+    def wake_all(self) -> None:
         with self._changed:
             self._notify(len(self._threads))
             self._idle_changed.notify_all()
 
-    @property
-    @override
-    def running(self) -> int:
-        return sum(1 for busy in self._busy if busy)
-
     @override
     def counters(self) -> tuple[int, int]:
-        with self._changed:
+        with self._lock:
             handled, filtered = super().counters()
             if self._fast_batch is not None:
                 filtered_so_far = self._filtered
@@ -182,48 +190,8 @@ class ThreadExecutor(Executor):
             return handled, filtered
 
     @override
-    def call_and_wait(self, action: Callable[[], None]) -> None:
-        self.call_soon(action)
-
-    @override
-    def wait_idle(self, states: Collection[PartitionState] | None, until: float) -> bool:
-        state_ids = None if states is None else set(map(id, states))
-
-        def is_idle() -> bool:
-            if state_ids is None or states is None:
-                return not any(self._busy) and not self.unconfirmed
-            running = (id(fetched.state) for busy in self._busy for fetched in busy)
-            return state_ids.isdisjoint(running) and not any(each.unconfirmed for each in states)
-
-        with self._changed:
-            self._waiters += 1
-            try:
-                while not is_idle():
-                    left = until - self._now()
-                    if left <= 0 or self.impatient or self.fatal is not None:
-                        return is_idle()
-                    self._idle_changed.wait(self.job.clock.real_timeout(left))
-                return True
-            finally:
-                self._waiters -= 1
-
-    @override
-    def suspend(self) -> None:
-        with self._changed:
-            self._suspended = True
-
-    @override
-    def resume(self) -> None:
-        with self._changed:
-            self._suspended = self._closed or self.fatal is not None
-            self._notify(len(self._threads))
-
-    @override
     def close(self) -> None:
-        self._unwatch()
-        with self._changed:
-            self._suspended = self._closed = True
-            self._notify(len(self._threads))
+        super().close()
         for thread in self._threads:
             if thread.is_alive() and thread is not threading.current_thread():
                 # A handler that outlived its deadline keeps its thread, which is a daemon.
@@ -248,7 +216,7 @@ class ThreadExecutor(Executor):
         self._reported_overdue = too_long
         return len(too_long)
 
-    # -- a worker; the lock is held except while a handler runs
+    # -- a handler thread; the lock is held except while a handler runs
 
     def _main(self, thread_index: int) -> None:
         self._changed.acquire()
@@ -263,8 +231,8 @@ class ThreadExecutor(Executor):
                     continue
                 self._idle += 1
                 dispatcher.refill()
-                # The poller tells nobody that it offered something if nobody is idle; and what was
-                # told while the lock was free, to poll, this thread did not hear.
+                # The poller notifies idle threads only, and this one misses what is notified while
+                # the lock is free for it to poll: so it looks at both counts before it waits.
                 if offered == dispatcher.offered and notified == self._notifications:
                     self._changed.wait(self._wait_timeout())
                 self._idle -= 1
@@ -306,261 +274,170 @@ class ThreadExecutor(Executor):
 
     def _handle_next(self, thread_index: int, transaction: HandlerTransaction | None) -> bool:
         """Handle what may be handled now; False: there is nothing."""
-        now = self._now()
-        dispatcher = self.dispatcher
+        now, calls, dispatcher = self._now(), self._calls, self.dispatcher
         dispatcher.release_due(now)
-        if self._fast_allowed:
-            fetched = dispatcher.take_fast(now)
-            if fetched is not None:
-                self._run_fast(fetched, thread_index, transaction)
-                return True
-        batch = self.job.batch
-        if batch is None:
-            delivery = dispatcher.take(now)
-            deliveries = [] if delivery is None else [delivery]
+        work: Any = self._take_fast(now, decoded=True) if self._fast_allowed else None
+        if work is not None:
+            run: Callable[..., None] = self._run_fast
+            busy: Sequence[FetchedBatch] = (work,)
         else:
-            deliveries = dispatcher.take_batch(now, batch)
-        if not deliveries:
-            return False
-        if deliveries[0][6] is not None:
-            self.dead_letter(deliveries[0])
-            return True
-        if self.job.key_parking is not None:
-            deliveries = self.without_parked(deliveries)
-            if not deliveries:
-                return True
-        if self._idle and dispatcher.has_backlog:
-            self._changed.notify()
-        self._mark_running(thread_index, [delivery[0] for delivery in deliveries], now)
+            work = calls.take(now)
+            if work is None:
+                return False
+            if not calls.admits_all or work.reason is not None:
+                work = calls.admit(work)
+                if work is None:
+                    return True
+            if self._idle and dispatcher.has_backlog:
+                self._changed.notify()
+            run = self._run
+            busy = (work.fetched,) if self._single else [each.fetched for each in work]
+        self._busy[thread_index] = busy
+        self._started_at[thread_index] = now
         try:
-            if batch is None:
-                self._run_handler(deliveries[0], transaction)
-            else:
-                self._run_batch_handler(deliveries, transaction)
+            run(work, transaction)
         finally:
-            self._mark_ended(thread_index)
+            self._started_at[thread_index] = None
+            self._busy[thread_index] = ()
+            if self._waiters:
+                self._idle_changed.notify_all()
         return True
 
-    def _mark_running(
-        self, thread_index: int, fetched_batches: Sequence[FetchedBatch], now: float
-    ) -> None:
-        self._busy[thread_index] = fetched_batches
-        self._started_at[thread_index] = now
-
-    def _mark_ended(self, thread_index: int) -> None:
-        self._started_at[thread_index] = None
-        self._busy[thread_index] = ()
-        if self._waiters:
-            self._idle_changed.notify_all()
-
-    def _run_handler(self, delivery: Delivery, transaction: HandlerTransaction | None) -> None:
-        job = self.job
+    def _run(self, unit: Any, transaction: HandlerTransaction | None) -> None:
+        """Handle a message, or a batch of them."""
+        calls, job = self._calls, self.job
+        decoded: Any = None
         result: Any = None
         failure: BaseException | None = None
-        skip = undecodable = False
         self._changed.release()
         try:
-            try:
-                event = self.decode(delivery[0], delivery[1])
-            except Skip:
-                skip = True
-            except Exception as error:
-                undecodable, failure = True, error
-            else:
-                if job.filter is not None and not job.filter(event):
-                    skip = True
-                elif job.builds_messages:
-                    result = self._timed_handler()(
-                        event, *self.message_arguments(delivery, transaction)
-                    )
-                elif job.wants_message:
-                    result = self._timed_handler()(
-                        event, self.build_message(event, delivery, transaction)
-                    )
-                else:
-                    result = self._timed_handler()(event)
-                if job.encode_results is not None:
+            decoded = calls.decode(unit)
+            if type(decoded) is not NotCalled:
+                function = self._function if self.timing is None else self._handler()
+                result = calls.call(function, unit, decoded, transaction)
+                if job.encode_results is not None and result is not None:
                     result = _materialized(result)
+                    if job.batch is not None:
+                        result = [_materialized(each) for each in result]
                 if transaction is not None and transaction.is_open:
-                    failure = self.commit_transaction(transaction, [delivery])
+                    failure = calls.commit(transaction, unit, decoded)
         except Exception as error:
             failure = error
         finally:
             if transaction is not None:
                 transaction.rollback()
             self._changed.acquire()
-        if undecodable and failure is not None:
-            self.reject_undecodable(delivery, failure)
-        elif failure is not None:
-            self.failed(delivery, failure)
-        elif skip:
-            self.skipped(delivery)
+        if type(decoded) is NotCalled:
+            decoded.settle()
         else:
-            self.succeeded(delivery, result)
-
-    def _run_batch_handler(
-        self, deliveries: Sequence[Delivery], transaction: HandlerTransaction | None
-    ) -> None:
-        job = self.job
-        self._changed.release()
-        try:
-            outcome = self.decode_batch(deliveries)
-            chosen = [deliveries[index] for index in outcome.accepted]
-            try:
-                if chosen and job.wants_message:
-                    messages = self.build_messages(outcome.decoded, chosen, transaction)
-                    outcome.result = self._timed_handler()(outcome.decoded, messages)
-                elif chosen:
-                    outcome.result = self._timed_handler()(outcome.decoded)
-                if job.encode_results is not None and outcome.result is not None:
-                    outcome.result = [_materialized(each) for each in outcome.result]
-                if transaction is not None and transaction.is_open:
-                    outcome.failure = self.commit_transaction(transaction, chosen)
-            except Exception as error:
-                outcome.failure = error
-        finally:
-            if transaction is not None:
-                transaction.rollback()
-            self._changed.acquire()
-        self.batch_ended(deliveries, outcome)
+            calls.ended(unit, decoded, result, failure)
 
     # -- the fast path
 
-    def _run_fast(
-        self, fetched: FetchedBatch, thread_index: int, transaction: HandlerTransaction | None
-    ) -> None:
-        dispatcher, job = self.dispatcher, self.job
-        if (fetched.decoded is None and fetched.decode is None) or not self.nothing_recorded(
-            fetched
-        ):
-            dispatcher.decline_fast(fetched)
-            return
-        self._mark_running(thread_index, (fetched,), self._now())
+    def _run_fast(self, fetched: FetchedBatch, transaction: HandlerTransaction | None) -> None:
+        """Handle a whole batch, or as much of it as goes well."""
+        dispatcher, calls = self.dispatcher, self._calls
         self._fast_batch, self._filtered = fetched, 0
         self._changed.release()
         try:
-            if job.batch is not None:
-                stop, end, error = self._fast_batches(fetched, job.batch, transaction)
-            elif job.takes_value_only:
-                stop, end, error = self._fast_values(fetched)
-            else:
-                stop, end, error = self._fast_messages(fetched, transaction)
+            stop, end, error = self._handle_fast(fetched, transaction)
         finally:
             self._changed.acquire()
-            self._mark_ended(thread_index)
             self._fast_batch = None
             dispatcher.counts.filtered += self._filtered
             dispatcher.counts.handled -= self._filtered  # a fast run counts them all
         if error is None:
-            dispatcher.finish_fast(fetched, 0, stop)
+            dispatcher.finish_fast(fetched, stop)
             return
-        deliveries = dispatcher.interrupt_fast(fetched, 0, stop, end)
+        deliveries = dispatcher.interrupt_fast(fetched, stop, end)
         if not deliveries:
             return
-        if len(deliveries) > 1:
-            # Not known yet whose fault it is, decoding's or the handler's: one by one.
-            self.batch_failed(deliveries, error)
-            return
-        delivery = deliveries[0]
-        try:
-            self.decode(fetched, delivery[1])
-        except Skip:
-            self.skipped(delivery)
-        except Exception as undecodable:
-            self.reject_undecodable(delivery, undecodable)
-        else:
-            if isinstance(error, BatchError):
-                self.batch_failed(deliveries, error)
-            else:
-                self.failed(delivery, error)
+        if len(deliveries) == 1:
+            delivery = deliveries[0]
+            try:
+                calls.decode_one(fetched, delivery.index)
+            except Skip:
+                calls.settle(delivery, filtered=True)
+                return
+            except Exception as undecodable:
+                calls.reject_undecodable(delivery, undecodable)
+                return
+        # Of several it is not known yet whose fault it is, decoding's or the handler's.
+        calls.call_failed(deliveries[0] if self.job.batch is None else deliveries, error)
 
-    def _fast_values(self, fetched: FetchedBatch) -> FastRunResult:
-        """The hot loop: the handler takes the value and nothing else is asked for."""
-        function, now, settled = self._timed_handler(), self._now, fetched.settled
-        assignment = fetched.state.assignment
-        index = 0
-        try:
-            for event in _decoded_values(fetched, 0, len(fetched)):
-                if now() >= assignment.valid_until or self._suspended:
-                    break
-                function(event)
-                settled[index] = 1
-                index += 1
-        except Exception as error:
-            return index, index + 1, error
-        return index, index, None
-
-    def _fast_messages(
+    def _handle_fast(
         self, fetched: FetchedBatch, transaction: HandlerTransaction | None
     ) -> FastRunResult:
-        """The same with filter, message and transaction."""
-        job, now, settled, batch = self.job, self._now, fetched.settled, fetched.batch
-        function, accepts, wants_message = self._timed_handler(), job.filter, job.wants_message
-        builds_messages = job.builds_messages
+        """The hot loop: nothing but decode, handler, and a byte stored for each message."""
+        now, settled, size = self._now, fetched.settled, self.job.batch
         assignment = fetched.state.assignment
         index = 0
-        failure: BaseException | None = None
         try:
-            for event in _decoded_values(fetched, 0, len(fetched)):
-                if now() >= assignment.valid_until or self._suspended:
-                    break
-                if accepts is not None and not accepts(event):
-                    self._filtered += 1
-                elif not wants_message:
-                    function(event)
-                else:
-                    if builds_messages:
-                        function(event, batch, index, 1, transaction)
-                    else:
-                        function(event, make_message(event, batch, index, 1, transaction))
-                    if transaction is not None and transaction.is_open:
-                        delivery: Delivery = (fetched, index, None, None, 1, False, None)
-                        failure = self.commit_transaction(transaction, [delivery])
-                        if failure is not None:
-                            return index, index + 1, failure
-                settled[index] = 1
-                index += 1
+            call = self._fast_call(fetched, transaction)
+            if size is None:
+                for value in _fast_values(fetched):
+                    if now() >= assignment.valid_until or self._suspended:
+                        break
+                    call(value)
+                    settled[index] = 1
+                    index += 1
+            else:
+                for values in _fast_chunks(fetched, size):
+                    if now() >= assignment.valid_until or self._suspended:
+                        break
+                    call(values)
+                    count = len(values)
+                    settled[index : index + count] = b"\1" * count
+                    index += count
         except Exception as error:
-            return index, index + 1, error
+            return FastRunResult(index, min(len(fetched), index + (size or 1)), error)
         finally:
             if transaction is not None:
                 transaction.rollback()
-        return index, index, None
+        return FastRunResult(index, index, None)
 
-    def _fast_batches(
-        self, fetched: FetchedBatch, size: int, transaction: HandlerTransaction | None
-    ) -> FastRunResult:
-        """The same for a batch handler."""
-        job, now, settled, batch = self.job, self._now, fetched.settled, fetched.batch
-        function, wants_message = self._timed_handler(), job.wants_message
-        assignment = fetched.state.assignment
-        index, count = 0, len(fetched)
-        end = 0
-        try:
-            while index < count:
-                if now() >= assignment.valid_until or self._suspended:
-                    break
-                end = min(count, index + size)
-                events = list(_decoded_values(fetched, index, end))
-                if len(events) < end - index:
-                    raise RuntimeError("decoding raised StopIteration, which ends map()")
-                if wants_message:
-                    make = _message_builder(events, batch, index, transaction)
-                    function(events, make if job.builds_messages else make())
-                    if transaction is not None and transaction.is_open:
-                        deliveries: list[Delivery] = [
-                            (fetched, at, None, None, 1, False, None) for at in range(index, end)
-                        ]
-                        failure = self.commit_transaction(transaction, deliveries)
-                        if failure is not None:
-                            return index, end, failure
+    def _fast_call(
+        self, fetched: FetchedBatch, transaction: HandlerTransaction | None
+    ) -> Callable[[Any], object]:
+        """What to call with each value of a fast run, or each list of values, one after the
+        other."""
+        job, batch, function = self.job, fetched.batch, self._handler()
+        if job.takes_value_only:
+            return function
+        accepts, wants_message, builds_messages = job.filter, job.wants_message, job.builds_messages
+        following = 0
+
+        def commit(start: int, stop: int) -> None:
+            if transaction is not None and transaction.is_open:
+                deliveries = [Delivery(fetched, at, None, None) for at in range(start, stop)]
+                failure = self._calls.commit_transaction(transaction, deliveries)
+                if failure is not None:
+                    raise failure
+
+        def call_message(value: Any) -> None:
+            nonlocal following
+            index, following = following, following + 1
+            if accepts is not None and not accepts(value):
+                self._filtered += 1
+            elif not wants_message:
+                function(value)
+            else:
+                if builds_messages:
+                    function(value, batch, index, 1, transaction)
                 else:
-                    function(events)
-                settled[index:end] = b"\1" * (end - index)
-                index = end
-        except Exception as error:
-            return index, end, error
-        finally:
-            if transaction is not None:
-                transaction.rollback()
-        return index, index, None
+                    function(value, make_message(value, batch, index, 1, transaction))
+                if transaction is not None:
+                    commit(index, following)
+
+        def call_batch(values: list[Any]) -> None:
+            nonlocal following
+            start, following = following, following + len(values)
+
+            def make_messages() -> list[Message[Any]]:
+                rows = enumerate(values, start)
+                return [make_message(value, batch, at, 1, transaction) for at, value in rows]
+
+            function(values, make_messages if builds_messages else make_messages())
+            commit(start, following)
+
+        return call_message if job.batch is None else call_batch

@@ -9,7 +9,7 @@
         await replay(app, flights, "flights-2", partition=3, start=1041, rate=500)
         await reset(app, "delays", flights, "earliest")
 
-A replay joins no group, so it moves no position and disturbs nobody. Into a function it runs on
+A replay joins no group, so it moves no position and disturbs no one. Into a function it runs on
 the same poller, executors and engine as a processor (order per key, concurrency, retries, batches,
 dedup by message ID, bounded memory), fed with the range instead of a group's partitions.
 """
@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, overload
 
 from streams.config import Dedup, Retry
 from streams.decoding import Source
 from streams.errors import ConfigError
+from streams.log.range_reader import OffsetRange
 from streams.message import Message
 from streams.processor import Processor
 from streams.replay.into_function import ReplayOptions, handle_range
@@ -42,21 +43,26 @@ __all__ = ["Failure", "Move", "ReplayFailed", "ReplayResult", "replay", "reset"]
 A = TypeVar("A")
 
 
+class _Options(TypedDict, total=False):
+    """What :func:`replay` takes by keyword."""
+
+    start: OffsetSpec | Mapping[int, OffsetSpec]
+    end: OffsetSpec
+    partition: int | None
+    key: Key | None
+    rate: float | None
+    dedup: Dedup | None
+    retry: Retry | None
+    errors: Literal["stop", "skip"]
+    progress: Callable[[ReplayResult], None] | None
+
+
 @overload
 async def replay(
     app: Streams,
     topic: Source[A],
     into: Callable[[A], object] | Callable[[A, Message[A]], object],
-    *,
-    start: OffsetSpec | Mapping[int, OffsetSpec] = "earliest",
-    end: OffsetSpec = "latest",
-    partition: int | None = None,
-    key: Key | None = None,
-    rate: float | None = None,
-    dedup: Dedup | None = None,
-    retry: Retry | None = None,
-    errors: Literal["stop", "skip"] = "stop",
-    progress: Callable[[ReplayResult], None] | None = None,
+    **options: Unpack[_Options],
 ) -> ReplayResult: ...
 
 
@@ -65,34 +71,13 @@ async def replay(
     app: Streams,
     topic: Source[Any] | str,
     into: Processor[..., Any] | Topic[Any] | str,
-    *,
-    start: OffsetSpec | Mapping[int, OffsetSpec] = "earliest",
-    end: OffsetSpec = "latest",
-    partition: int | None = None,
-    key: Key | None = None,
-    rate: float | None = None,
-    dedup: Dedup | None = None,
-    retry: Retry | None = None,
-    errors: Literal["stop", "skip"] = "stop",
-    progress: Callable[[ReplayResult], None] | None = None,
+    **options: Unpack[_Options],
 ) -> ReplayResult: ...
 
 
 @overload
 async def replay(
-    app: Streams,
-    topic: str,
-    into: Callable[..., Any],
-    *,
-    start: OffsetSpec | Mapping[int, OffsetSpec] = "earliest",
-    end: OffsetSpec = "latest",
-    partition: int | None = None,
-    key: Key | None = None,
-    rate: float | None = None,
-    dedup: Dedup | None = None,
-    retry: Retry | None = None,
-    errors: Literal["stop", "skip"] = "stop",
-    progress: Callable[[ReplayResult], None] | None = None,
+    app: Streams, topic: str, into: Callable[..., Any], **options: Unpack[_Options]
 ) -> ReplayResult: ...
 
 
@@ -120,8 +105,9 @@ async def replay(
         and nothing becomes a dead letter), a plain or async function of ``(value)`` or
         ``(value, message)``, called one message after the other; or a topic, to which messages
         are written as they stand: bytes, key, headers and ID.
-    :param start: a place, or for each partition one (then only these are read).
-    :param end: a place; what stands there is not read.
+    :param start: an offset, time or other position, or a mapping of them by partition (then only
+        these partitions are read).
+    :param end: the same; the message at ``end`` is not read.
     :param key: only messages of this key.
     :param rate: messages a second, at most.
     :param dedup: the window in which a message ID is handled once. The processor's own if not
@@ -130,51 +116,34 @@ async def replay(
         a function.
     :param errors: ``"stop"`` at the first message that fails for good, or ``"skip"`` it.
     :param progress: called about ten times a second with the figures so far.
-    :raises ReplayFailed: a message failed; what it holds says how to go on.
+    :raises ReplayFailed: a message failed; it says from where to go on.
     :raises NotFound: there is no such topic or partition.
-    :raises ConfigError: some of this means nothing here.
+    :raises ConfigError: an option does not fit.
     """
     if errors not in ("stop", "skip"):
         raise ConfigError(f"errors={errors!r}: 'stop' or 'skip'")
-    TokenBucket(rate)
+    TokenBucket(rate)  # checks it
     name = topic if isinstance(topic, str) else topic.name
     key_bytes = None if key is None else encode_key(name, key)
-    replay_options = ReplayOptions(rate, dedup, retry, errors == "skip", progress)
+    options = ReplayOptions(key_bytes, rate, dedup, retry, errors == "skip", progress)
     log, now = app.log, app.clock.time()
-    into_topic = isinstance(into, (str, Topic))
-    if isinstance(into, str):
-        target = into
-    elif isinstance(into, Topic):
-        target = into.name
-    else:
-        target = ""
-    if into_topic and target == name:
-        raise ConfigError(f"replay of {name} into itself would double every message in it")
-    source = None if into_topic else source_of(app, topic, into)
-    if into_topic:
+    target = into.name if isinstance(into, Topic) else into
+
+    def survey() -> tuple[dict[int, OffsetRange], int | None]:
+        ranges = resolve_ranges(log, name, start, end, partition=partition, now=now)
+        return ranges, total_messages(log, name, ranges)
+
+    if isinstance(target, str):
+        if target == name:
+            raise ConfigError(f"replay of {name} into itself would double every message in it")
         await asyncio.to_thread(log.topic, target)
-
-    def survey() -> tuple[dict[int, tuple[int, int]], int | None]:
-        offsets = resolve_ranges(log, name, start, end, partition=partition, now=now)
-        return offsets, total_messages(log, name, offsets)
-
-    offsets, messages = await asyncio.to_thread(survey)
-    if source is None:
-        return await copy_range(
-            app, name, target, offsets, key=key_bytes, total=messages, options=replay_options
-        )
-    if not callable(into):
+        ranges, total = await asyncio.to_thread(survey)
+        return await copy_range(app, name, target, ranges, total, options)
+    source = source_of(app, topic, target)
+    ranges, total = await asyncio.to_thread(survey)
+    if not callable(target):
         raise ConfigError(f"into={into!r}: a function, a processor or a topic")
-    return await handle_range(
-        app,
-        source,
-        name,
-        into,
-        offsets,
-        key=key_bytes,
-        total=messages,
-        replay_options=replay_options,
-    )
+    return await handle_range(app, source, name, target, ranges, total, options)
 
 
 def source_of(app: Streams, topic: Source[Any] | str, into: object) -> Source[Any]:
@@ -183,18 +152,14 @@ def source_of(app: Streams, topic: Source[Any] | str, into: object) -> Source[An
     A topic's name is looked up in the processor, its dead letter and retry topics included, and
     then among the app's topics.
 
-    :raises ConfigError: nothing says of what type they are.
+    :raises ConfigError: their type is not known.
     """
     if not isinstance(topic, str):
         return topic
     if isinstance(into, Processor):
         dead_letters = into.options.dead_letters
         for source in into.options.topics:
-            extra_topics = (
-                dead_letters.name(source.name, into.group),
-                dead_letters.retry(source.name, into.group),
-            )
-            if topic == source.name or topic in extra_topics:
+            if topic in (source.name, *dead_letters.topic_names([source.name], into.group)):
                 return source
         if topic not in app.topics and len(into.options.topics) == 1:
             return into.options.topics[0]

@@ -1,4 +1,4 @@
-"""Reset: move a group to another place in a topic, from which its processors go on."""
+"""Reset: move a group to another position in a topic, from which its processors go on."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ async def reset(
     """Move a group in a topic. Its dedup window begins empty, so what comes again is handled.
 
     :param to: where to; as for reading, but a negative int goes back by so many messages from
-        where the group *is*. A mapping gives partitions places of their own.
+        where the group *is*. A mapping gives each partition its own position.
     :param partition: only this one; all if None.
     :param force: even while the group has running members, which then start over from there.
-    :param dry_run: change nothing, say what would be.
+    :param dry_run: change nothing, and return what would be changed.
     :raises NotFound: there is no such group, topic or partition.
     :raises GroupNotEmpty: the group has running members, and ``force`` is not set.
     :raises InvalidValue: ``to`` means nothing here.
@@ -93,15 +93,8 @@ def plan_reset(
             raise NotFound(f"{topic} has partitions 0 to {partitions - 1}, not {number}")
         resolve_partition(topic, {"to": when}, number, partitions)
         committed = positions.get((topic, number))
-        moves.append(
-            _plan_partition(
-                log,
-                topic,
-                number,
-                committed,
-                _target_offset(log, topic, number, committed, when, now),
-            )
-        )
+        after = _target_offset(log, topic, number, committed, when, now)
+        moves.append(_plan(log, topic, number, committed, after))
     return moves
 
 
@@ -124,9 +117,7 @@ def _target_offset(
     return max(first, found)
 
 
-def _plan_partition(
-    log: Log, topic: str, partition: int, committed: Committed | None, after: int
-) -> Move:
+def _plan(log: Log, topic: str, partition: int, committed: Committed | None, after: int) -> Move:
     if committed is None:
         return Move(partition, None, after, 0, 0)
     before = committed.position

@@ -2,18 +2,18 @@
 engine as a processor: order per key, concurrency, retries, batches, dedup and bounded memory are
 theirs.
 
-It belongs to no group: it owns every partition of its range from its first poll on, and what it is
-told to commit it only remembers, as the place where another replay would go on.
+It belongs to no group: it owns every partition of its range from its first poll on. Commits are
+only remembered, as the positions from which another replay would go on.
 
 Messages of several partitions come in the order of the log's time. Where only one handler runs at
 a time that order is exact, so a message follows all older ones whatever their partition; otherwise
-slices of some hundred messages are taken in turn, since keys are all that is ordered.
+slices of some hundred messages are taken in turn, since order matters within a key alone.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heapify, heapreplace
 from typing import Any, NoReturn, cast
 
@@ -28,17 +28,15 @@ from streams.log.protocol import (
     Submitted,
     Subscription,
 )
+from streams.log.range_reader import READ_LIMIT, OffsetRanges, PartitionCursor
 from streams.message import Batch
 from streams.replay.token_bucket import TokenBucket
 
-READ_LIMIT = 1_000
-"""Messages read at once from a partition, and given out at once."""
-
 MERGE_SLICE = 250
-"""Messages taken from one partition before another has its turn, where that need not be exact."""
+"""Messages taken from one partition before the next one, where the order need not be exact."""
 
 END_RECHECK = 0.005
-"""Seconds between looks at whether everything is settled, once all was given out."""
+"""Seconds between checks whether everything is settled, once all was given out."""
 
 
 class RangeSubscription:
@@ -53,7 +51,7 @@ class RangeSubscription:
         self,
         log: Log,
         topic: str,
-        ranges: Mapping[int, tuple[int, int]],
+        ranges: OffsetRanges,
         *,
         key: bytes | None,
         exact: bool,
@@ -68,25 +66,30 @@ class RangeSubscription:
         self._is_assigned = False
         self._paused: set[int] = set()
         self.positions = {partition: low for partition, (low, _) in ranges.items()}
-        """By partition, where to go on: everything before was handled or passed over."""
+        """By partition, where to go on: everything before was handled or skipped."""
         self.read = 0
         """Messages given out."""
+        self.scanned = 0
+        """Messages looked at."""
+        self._key = key
         self._partitions = [
             _PartitionRange(
                 Assignment(topic, partition, 0, Committed(low)),
                 log.reader(topic, partition, low, high),
-                key,
+                self._of_key,
             )
             for partition, (low, high) in ranges.items()
             if low < high
         ]
         self._heap: list[tuple[float, int, _PartitionRange]] | None = None
-        """Open parts with something to give, the earliest first; None: to be built."""
+        """Open partitions with a message at hand, the earliest first; None: to be built."""
 
-    @property
-    def scanned(self) -> int:
-        """Messages looked at."""
-        return sum(partition_range.scanned for partition_range in self._partitions)
+    def _of_key(self, batch: Batch) -> Batch:
+        """The messages of a batch that are meant."""
+        self.scanned += len(batch)
+        if self._key is None:
+            return batch
+        return _select_rows(batch, [row for row, key in enumerate(batch.keys) if key == self._key])
 
     def subscribe(self, listener: RebalanceListener) -> Subscription:
         """Begin to be polled by this listener's owner."""
@@ -96,10 +99,8 @@ class RangeSubscription:
     def poll(self, limit: int, timeout: float) -> Sequence[Batch]:
         """The next messages of the range; nothing, once there are no more."""
         if not self._is_assigned and self._listener is not None:
-            self._listener.assigned(
-                [partition_range.assignment for partition_range in self._partitions]
-            )
-            self._is_assigned = True  # not before: in an outage it is to be told again
+            self._listener.assigned([each.assignment for each in self._partitions])
+            self._is_assigned = True  # not before: in an outage it is assigned again
         available = self._rate_limit.available(min(limit, READ_LIMIT))
         if available <= 0:
             self._wait(min(timeout, self._rate_limit.seconds_to_next()))
@@ -111,7 +112,7 @@ class RangeSubscription:
             self.read += taken
         else:
             self._wait(min(timeout, END_RECHECK))
-            if all(partition_range.has_ended for partition_range in self._partitions):
+            if not any(each.is_open for each in self._partitions):
                 self._on_all_read()
         return batches
 
@@ -123,31 +124,30 @@ class RangeSubscription:
     def _merge_next(self, room: int) -> list[Batch]:
         if self._heap is None:
             self._heap = [
-                (partition_range.next_time, number, partition_range)
-                for number, partition_range in enumerate(self._partitions)
-                if partition_range.assignment.partition not in self._paused
-                and partition_range.load_next()
+                (each.next_time, number, each)
+                for number, each in enumerate(self._partitions)
+                if each.assignment.partition not in self._paused and each.load()
             ]
             heapify(self._heap)
         heap = self._heap
         batches: list[Batch] = []
         while room > 0 and heap:
-            _, number, partition_range = heap[0]
+            _, number, partition = heap[0]
             if len(heap) == 1:
-                batch = partition_range.take(room, float("inf"))
+                batch = partition.take(room)
             elif self._exact:
                 other = min(heap[1:3])
                 # Of two at the same time, the lower partition's comes first.
-                batch = partition_range.take(room, other[0], including=number < other[1])
+                batch = partition.take(room, other[0], including=number < other[1])
             else:
-                batch = partition_range.take(min(room, MERGE_SLICE), float("inf"))
+                batch = partition.take(min(room, MERGE_SLICE))
             batches.append(batch)
             room -= len(batch)
-            if not partition_range.has_next:
-                # What was taken goes out before more is read, which may fail.
+            if partition.batch is None:
+                # Give out what was taken before reading more, which may fail.
                 self._heap = None
                 break
-            heapreplace(heap, (partition_range.next_time, number, partition_range))
+            heapreplace(heap, (partition.next_time, number, partition))
         return batches
 
     def commit(self, commits: Sequence[Commit]) -> None:
@@ -171,7 +171,7 @@ class RangeSubscription:
         self._heap = None
 
     def reassign(self, assignments: Iterable[Assignment]) -> NoReturn:
-        """There is no stored place to begin again from."""
+        """There is no committed position to begin again from."""
         raise ConfigError("a replay has no group, so it cannot begin again at a stored place")
 
     def keep_alive(self) -> None:
@@ -186,60 +186,35 @@ class RangeSubscription:
         raise ConfigError("a replay commits no position: reset the group to use transactions")
 
     def close(self) -> None:
-        """Give everything back."""
+        """End the assignments and close the readers."""
         if self._is_assigned and self._listener is not None:
             self._is_assigned = False
-            self._listener.revoked(
-                [partition_range.assignment for partition_range in self._partitions]
-            )
-        for partition_range in self._partitions:
-            partition_range.close()
+            self._listener.revoked([each.assignment for each in self._partitions])
+        for partition in self._partitions:
+            partition.close()
 
 
-class _PartitionRange:
-    """One partition of the range: the batch at hand, and the next message in it."""
+class _PartitionRange(PartitionCursor):
+    """One partition of the range."""
 
-    def __init__(self, assignment: Assignment, reader: Reader, key: bytes | None) -> None:
+    def __init__(
+        self, assignment: Assignment, reader: Reader, convert: Callable[[Batch], Batch]
+    ) -> None:
+        super().__init__(reader, convert)
         self.assignment = assignment
-        self._reader = reader
-        self._key = key
-        self._batch: Batch | None = None
-        self._index = 0
-        self.scanned = 0
-        self.has_ended = False
-
-    @property
-    def has_next(self) -> bool:
-        """There is a next message at hand."""
-        return self._batch is not None
 
     @property
     def next_time(self) -> float:
         """The log's time of the next message."""
-        return 0.0 if self._batch is None else self._batch.time(self._index)
+        return 0.0 if self.batch is None else self.batch.time(self.index)
 
-    def load_next(self) -> bool:
-        """Have a next message at hand; False at the end of the range."""
-        while self._batch is None and not self.has_ended:
-            batch = self._reader.read(READ_LIMIT)
-            if batch is None:
-                self.close()
-                break
-            self.scanned += len(batch)
-            if self._key is not None:
-                rows = [row for row, key in enumerate(batch.keys) if key == self._key]
-                batch = batch if len(rows) == len(batch) else _select_rows(batch, rows)
-            if len(batch):
-                self._batch, self._index = batch, 0
-        return not self.has_ended
-
-    def take(self, limit: int, before: float, *, including: bool = False) -> Batch:
+    def take(self, limit: int, before: float | None = None, *, including: bool = False) -> Batch:
         """The next message, and those behind it that the log took before a time."""
-        batch = self._batch
+        batch, start = self.batch, self.index
         if batch is None:
             raise ValueError("nothing is loaded")
-        start, end = self._index, min(len(batch), self._index + limit)
-        if before < float("inf"):
+        end = min(len(batch), start + limit)
+        if before is not None:
             stop = start + 1
             while stop < end:
                 time = batch.time(stop)
@@ -247,22 +222,18 @@ class _PartitionRange:
                     break
                 stop += 1
             end = stop
+        self.index = end
         if end == len(batch):
-            self._batch = None
-        self._index = end
-        taken = batch if end - start == len(batch) else _select_rows(batch, range(start, end))
+            self.batch = None
+        taken = _select_rows(batch, range(start, end))
         taken.assignment = self.assignment
         return taken
 
-    def close(self) -> None:
-        """Read no more."""
-        if not self.has_ended:
-            self.has_ended = True
-            self._reader.close()
-
 
 def _select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
-    """Some rows of a batch as a batch of their own."""
+    """Some rows of a batch as a batch of their own; the batch itself where they are all."""
+    if len(rows) == len(batch):
+        return batch
     ids, unreadable = batch.ids, batch.unreadable
     return Batch(
         batch.topic,
@@ -280,7 +251,7 @@ def _select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
 
 
 class _GrouplessLog:
-    """The log, but for subscribing."""
+    """A log whose subscriptions join no group."""
 
     def __init__(self, log: Log, listen: Callable[[RebalanceListener], Subscription]) -> None:
         self._log = log

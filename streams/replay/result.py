@@ -1,14 +1,16 @@
-"""What a replay has to tell: figures, failures, and where to go on."""
+"""The result of a replay: figures, failures, and where to go on."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from streams.errors import StreamsError
 from streams.log.protocol import Log
-from streams.message import Position
+from streams.log.range_reader import OffsetRanges
+from streams.message import Batch, Position, text
 from streams.text import error_text
 
 FAILURES_KEPT = 100
@@ -31,6 +33,27 @@ class Failure(NamedTuple):
         return f"{self.position} (ID {self.id!r}{key}): {what}"
 
 
+class FailureLog:
+    """Counts failures, and keeps the first ones. Any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.count = 0
+        self.first: list[Failure] = []
+
+    def add(self, batch: Batch, index: int, attempts: int, error: BaseException) -> Failure:
+        """A message failed for good."""
+        key = batch.keys[index]
+        position = Position(batch.topic, batch.partition, batch.offset(index))
+        key_text = None if key is None else text(key)
+        failure = Failure(position, batch.id(index), key_text, attempts, error)
+        with self._lock:
+            self.count += 1
+            if self.count <= FAILURES_KEPT:
+                self.first.append(failure)
+        return failure
+
+
 @dataclass(frozen=True, slots=True)
 class ReplayResult:
     """Figures of a replay.
@@ -39,11 +62,11 @@ class ReplayResult:
     :param scanned: of these, looked at so far; with ``key=`` also those of other keys.
     :param read: of these, taken.
     :param handled: handled, or written to the other topic.
-    :param duplicates: passed over because their ID had been handled in this replay.
-    :param filtered: passed over by the processor's filter, an unknown tag or as a tombstone.
+    :param duplicates: skipped because their ID had been handled in this replay.
+    :param filtered: skipped by the processor's filter, for an unknown tag or as a tombstone.
     :param retries: failed attempts that were followed by another.
-    :param failed: given up; with ``errors="skip"`` they were passed over.
-    :param failures: what became of these, the first hundred.
+    :param failed: failed for good; with ``errors="skip"`` they were skipped.
+    :param failures: the first hundred of these.
     :param positions: by partition, where a replay that goes on has to start.
     """
 
@@ -83,12 +106,7 @@ def count_messages(log: Log, topic: str, partition: int, low: int, high: int) ->
     return None if lag_of_low is None or lag_of_high is None else max(0, lag_of_low - lag_of_high)
 
 
-def total_messages(log: Log, topic: str, ranges: Mapping[int, tuple[int, int]]) -> int | None:
+def total_messages(log: Log, topic: str, ranges: OffsetRanges) -> int | None:
     """Messages in all these ranges; None where the log cannot know."""
-    found = 0
-    for partition, (low, high) in ranges.items():
-        part = count_messages(log, topic, partition, low, high)
-        if part is None:
-            return None
-        found += part
-    return found
+    counts = [count_messages(log, topic, partition, *each) for partition, each in ranges.items()]
+    return None if None in counts else sum(each or 0 for each in counts)

@@ -1,7 +1,7 @@
 """What is pending in one partition of a delay topic: due times and positions, in due order; pure.
 
 An entry takes one integer, ``due << 128 | position`` (a position on Redis has 105 bits), which a
-heap orders by due time and then by place in the log, and one more integer that stands for its ID.
+heap orders by due time and then by position, and one more integer that stands for its ID.
 Payloads stay in the log.
 
 Memory is bounded by forgetting: past ``limit`` entries those that are due last are dropped, and
@@ -18,7 +18,7 @@ _SHIFT = 128
 _POSITION = (1 << _SHIFT) - 1
 
 DueEntry = int
-"""An entry: when it is due, and where it stands."""
+"""An entry: its due time and position in one integer."""
 
 
 def due_entry(due: int, position: int) -> DueEntry:
@@ -44,31 +44,35 @@ class DueIndex:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self.reset()
+
+    def reset(self, resume_after: DueEntry | None = None, resume_below: int = 0) -> None:
+        """Forget everything, to be filled again from the log.
+
+        :param resume_after: the horizon of an index that was :attr:`is_exhausted`. What is due
+            before it and stands before ``resume_below`` was delivered, and is not added again.
+        """
         self._by_id: dict[int, DueEntry] = {}
         """By what stands for the ID, in the order of positions."""
         self._heap: list[DueEntry] = []
         self._discarded: set[DueEntry] = set()
-        """In the heap still, or given out, and not pending any more."""
+        """Not pending any more, and still in the heap or given out."""
         self._taken: set[DueEntry] = set()
         """Given out by :meth:`take_due`."""
         self.horizon: DueEntry | None = None
         """The earliest entry that was dropped."""
         self._lowest_dropped: int | None = None
         """The lowest position of those that were dropped."""
-        self._resume_after: DueEntry = 0
-        self._resume_below = 0
-        """What stands before this position, and is due before that, is over."""
+        self._resume_after, self._resume_below = resume_after or 0, resume_below
+        """What stands before this position and is due before that entry is delivered already."""
 
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def __contains__(self, id_digest: int) -> bool:
-        return id_digest in self._by_id
-
-    # -- what the log says
+    # -- records of the log
 
     def add(self, id_digest: int, due: int, position: int) -> None:
-        """An entry; it replaces an earlier one of that ID."""
+        """Add an entry; it replaces an earlier one of that ID."""
         replaced = self._by_id.get(id_digest)
         if replaced is not None:
             if log_position(replaced) >= position:
@@ -78,13 +82,13 @@ class DueIndex:
         if position < self._resume_below and entry < self._resume_after:
             return
         if self.horizon is not None and entry >= self.horizon:
-            return  # it stands behind what was dropped before
+            return  # it is due behind the horizon
         self._by_id[id_digest] = entry
         heappush(self._heap, entry)
         self._enforce_limit()
 
     def remove(self, id_digest: int, position: int) -> bool:
-        """The last word about that ID stands at ``before``; whether something was pending."""
+        """A mark of that ID stands at ``position``; whether an entry before it was pending."""
         found = self._by_id.get(id_digest)
         if found is None or log_position(found) >= position:
             return False
@@ -92,7 +96,7 @@ class DueIndex:
         return True
 
     def find(self, id_digest: int) -> DueEntry | None:
-        """The pending entry of that ID."""
+        """The pending entry of that ID, if there is one."""
         return self._by_id.get(id_digest)
 
     # -- what is due
@@ -106,7 +110,7 @@ class DueIndex:
 
     @property
     def is_exhausted(self) -> bool:
-        """Nothing is here, but there is more in the log."""
+        """No entry is here, but more are pending in the log."""
         self._pop_discarded()
         return not self._heap and not self._taken and self.horizon is not None
 
@@ -122,64 +126,50 @@ class DueIndex:
         return taken
 
     def is_taken(self, entry: DueEntry) -> bool:
-        """It was given out and did not come back."""
+        """It was given out, and not given back or removed since."""
         return entry in self._taken
 
     def give_back(self, entries: Iterable[DueEntry]) -> None:
-        """Those that were given out and not delivered."""
+        """Take entries back that were given out and not delivered."""
         returned = [each for each in entries if each in self._taken]
         self._taken.difference_update(returned)
-        # What was dropped meanwhile may be due before them: then they are to come after that.
-        beyond_horizon = {
-            each for each in returned if self.horizon is not None and each >= self.horizon
-        }
+        # Entries that were dropped meanwhile may be due before these, and have to go first.
+        horizon = self.horizon
+        beyond_horizon = {each for each in returned if horizon is not None and each >= horizon}
         for each in returned:
             if each not in beyond_horizon:
-                heappush(self._heap, each)  # if it is gone meanwhile, it is swept away
+                heappush(self._heap, each)  # one that is discarded is popped later
         if beyond_horizon:
             self._drop_entries(beyond_horizon - self._discarded)
             self._discarded -= beyond_horizon
         self._enforce_limit()
 
     def remove_delivered(self, id_digest: int, entry: DueEntry) -> None:
-        """One that was given out is delivered."""
+        """An entry that was given out is delivered."""
         self._taken.discard(entry)
         self._discarded.discard(entry)
         if self._by_id.get(id_digest) == entry:
             del self._by_id[id_digest]
 
     def remove_missing(self, entries: Iterable[DueEntry]) -> None:
-        """Those that were given out do not stand in the log any more: something newer was said
-        of their IDs, and the log was compacted since."""
+        """Entries that were given out are not in the log any more: their IDs have newer records,
+        and the log was compacted since."""
         missing = set(entries)
         self._taken -= missing
         self._discarded -= missing
         if missing:
-            self._by_id = {
-                id_digest: each for id_digest, each in self._by_id.items() if each not in missing
-            }
+            self._by_id = {id: each for id, each in self._by_id.items() if each not in missing}
 
     # -- what must be kept
 
     @property
     def lowest_position(self) -> int | None:
-        """No pending entry stands before this position; None: none is pending."""
+        """The lowest position of a pending entry; None: none is pending."""
         first = next(iter(self._by_id.values()), None)
         known = None if first is None else log_position(first)
         if self._lowest_dropped is None:
             return known
         return self._lowest_dropped if known is None else min(known, self._lowest_dropped)
-
-    def reset(self, resume_after: DueEntry | None = None, resume_below: int = 0) -> None:
-        """Forget everything, to be filled again from the log.
-
-        :param resume_after: the horizon of an index that was :attr:`is_exhausted`: what was due
-            before it is over, so that it takes no room from what comes next, as far as it stands
-            before
-        :param resume_below: this position.
-        """
-        self.__init__(self._limit)  # type: ignore[misc]
-        self._resume_after, self._resume_below = resume_after or 0, resume_below
 
     # -- inside
 
@@ -201,15 +191,13 @@ class DueIndex:
             self._drop_latest()
 
     def _drop_entries(self, dropped: Collection[DueEntry]) -> None:
-        """These are pending, and will be read again from the log."""
+        """Forget pending entries, which will be read again from the log."""
         if not dropped:
             return
         lowest = min(map(log_position, dropped))
         previous = self._lowest_dropped
         self._lowest_dropped = lowest if previous is None else min(lowest, previous)
-        self._by_id = {
-            id_digest: each for id_digest, each in self._by_id.items() if each not in dropped
-        }
+        self._by_id = {id: each for id, each in self._by_id.items() if each not in dropped}
 
     def _drop_latest(self) -> None:
         """Drop those that are due last."""

@@ -1,25 +1,24 @@
-"""What stands in a delay topic: entries, marks, requests; pure.
+"""The records of a delay topic: entries, marks, requests; pure.
 
-Everything is keyed by the message's ID, so that on a compacted topic only the last word about a
-message stays:
+Everything is keyed by the message's ID, so that compaction keeps only the last record about a
+message:
 
 * an *entry*: the message's bytes, with headers that say when it is due, where it goes, and the
   key it has there. A later entry of the same ID replaces the earlier one;
-* a *mark*: a null value (a tombstone, for whoever compacts), saying what became of the entry:
-  ``delivered``, ``cancelled``, or ``dead`` (it could not be delivered). A mark is the last word
-  about every entry of its ID that stands before it;
+* a *mark*: a null value (a tombstone to compaction) that says what became of the entry:
+  ``delivered``, ``cancelled``, or ``dead`` (it could not be delivered). It ends every entry of its
+  ID that stands before it;
 * a *request* to cancel, answered by a mark that names it: ``cancelled``, or ``delivered`` where it
   was too late, or ``unknown``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 from uuid import uuid4
 
-from streams.message import ID, REDRIVE, SOURCE, Headers, Record, text
+from streams.message import ID, SOURCE, Headers, Record, headers_without, text
 from streams.wire import parse_int
 
 DUE = "streams_delay_due"
@@ -41,24 +40,19 @@ CANCEL = "cancel"
 
 Outcome = Literal["cancelled", "delivered", "unknown", "dead"]
 
-_OUTCOMES: dict[str, Outcome] = {
-    "cancelled": "cancelled",
-    "delivered": "delivered",
-    "unknown": "unknown",
-    "dead": "dead",
-}
+_OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 _OWN_HEADERS = frozenset({DUE, TOPIC, KEY, NULL, MESSAGE, MARK, REQUEST, ID})
 
 LATEST_DUE = 1 << 60
-"""No time is later than this, in milliseconds."""
+"""The latest due time, in milliseconds."""
 
 
 class DelayEntry(NamedTuple):
     """A message to be delivered, as it stands in the delay topic."""
 
     key: bytes
-    """What the entry is known by."""
+    """Identifies the entry."""
     topic: str
     due: int
     record: Record
@@ -71,7 +65,7 @@ def entry_record(
     """The entry of a message.
 
     :param record: the message, as it will be written to ``topic``.
-    :param entry_id: what the entry is known by; the message's ID if not given.
+    :param entry_id: identifies the entry; the message's ID if not given.
     :param id: the ID of the entry itself; a fresh one if not given.
     """
     headers: list[tuple[str, bytes | None]] = [(DUE, str(due).encode()), (TOPIC, topic.encode())]
@@ -81,17 +75,17 @@ def entry_record(
         headers.append((NULL, b"1"))
     if entry_id is not None and entry_id != record.id:
         headers.append((MESSAGE, _bytes(record.id)))
-    headers += [pair for pair in record.headers if pair[0] not in _OWN_HEADERS]
+    headers += headers_without(record.headers, _OWN_HEADERS)
     return Record(record.value or b"", _bytes(entry_id or record.id), id or str(uuid4()), headers)
 
 
 def parse_entry(key: bytes | None, value: bytes | None, headers: Headers) -> DelayEntry | None:
-    """The entry in a record; None where there is none, or where it makes no sense."""
+    """The entry in a record; None where there is none, or it cannot be read."""
     found = {name: data for name, data in headers if name in _OWN_HEADERS}
     due, topic = read_due(headers), found.get(TOPIC)
     if key is None or value is None or due is None or topic is None:
         return None
-    own_headers = [pair for pair in headers if pair[0] not in _OWN_HEADERS]
+    own_headers = headers_without(headers, _OWN_HEADERS)
     id = text(found.get(MESSAGE) or key)
     payload = None if found.get(NULL) else value
     return DelayEntry(key, text(topic), due, Record(payload, found.get(KEY), id, own_headers))
@@ -106,7 +100,7 @@ def read_due(headers: Headers) -> int | None:
 
 
 def mark_record(key: bytes, outcome: Outcome, id: str, request_id: str | None = None) -> Record:
-    """The last word about the entries of an ID so far."""
+    """Ends the entries of an ID that stand before it."""
     headers: list[tuple[str, bytes | None]] = [(MARK, outcome.encode())]
     if request_id is not None:
         headers.append((REQUEST, _bytes(request_id)))
@@ -114,7 +108,7 @@ def mark_record(key: bytes, outcome: Outcome, id: str, request_id: str | None = 
 
 
 def cancel_record(message_id: str, id: str) -> Record:
-    """Asks that a message be not delivered."""
+    """Requests that a message is not delivered."""
     return Record(b"", _bytes(message_id), id, [(MARK, CANCEL.encode())])
 
 
@@ -129,29 +123,45 @@ def read_mark(headers: Headers) -> tuple[str | None, str | None]:
     return mark_text, request_id
 
 
+class ScannedRecord(NamedTuple):
+    """What one record of a delay topic says."""
+
+    position: int
+    id_digest: int
+    """Stands for its ID."""
+    due: int | None
+    """Of an entry; None for a mark or a request."""
+    mark: str | None
+    """A mark's outcome, or :data:`CANCEL`."""
+
+
+def scan_record(
+    position: int, key: bytes, value: bytes | None, headers: Headers
+) -> ScannedRecord | None:
+    """What a record says; None: nothing."""
+    due = None if value is None else read_due(headers)
+    mark = read_mark(headers)[0] if due is None else None
+    if due is None and mark is None:
+        return None
+    return ScannedRecord(position, id_digest(key), due, mark)
+
+
 def parse_outcome(mark_text: str | None) -> Outcome | None:
-    """An outcome, if that is one."""
-    return _OUTCOMES.get(mark_text or "")
+    """The outcome of that name, if there is one."""
+    return next((each for each in _OUTCOMES if each == mark_text), None)
 
 
 def id_digest(key: bytes) -> int:
-    """A name for an ID that takes as little memory as a position does. 120 bits: two of a billion
-    IDs have one in common with a chance of less than one in 10**18."""
+    """Stands for an ID, in as little memory as a position. 120 bits: the chance that any two of a
+    billion IDs have the same one is below 10**-18."""
     return int.from_bytes(blake2b(key, digest_size=15).digest())
 
 
 def retry_entry_id(id: str, headers: Headers, redrive: int) -> str:
-    """What the entry of a message's next attempt is known by: source, ID and redrive count are its
-    identity, so that each attempt has an entry of its own."""
+    """Identifies the entry of a message's next attempt. Source, ID and redrive count are the
+    message's identity, so each attempt has an entry of its own."""
     source = next((text(value) for name, value in headers if name == SOURCE and value), "")
     return f"{id}/{source}/{redrive}" if source else f"{id}/{redrive}"
-
-
-def without_headers(
-    headers: Headers, excluded: Sequence[str] = (ID, REDRIVE)
-) -> list[tuple[str, bytes | None]]:
-    """All headers but some."""
-    return [pair for pair in headers if pair[0] not in excluded]
 
 
 def _bytes(text: str) -> bytes:

@@ -1,46 +1,47 @@
-"""Who keeps a delay topic: a processor of a group, whose partitions' owners deliver what is due.
+"""The processor of a delay topic: the owners of its partitions deliver what is due.
 
-The group's processor hears what is said in the topic (entries, marks, requests to cancel) and
-settles it at once: the topic itself is the store. For each partition that it owns there is a
-*partition scheduler*, which
+The processor reads every record of the topic (entries, marks, requests to cancel) and settles it at
+once: the topic itself is the store. Each partition that is owned has a *partition scheduler*, which
 
-1. reads the partition from the *floor* on (below it nothing is pending) and so knows what is
-   pending: due time and position, no payload;
-2. writes what is due where it goes, in due order, under the message's own ID, and after that is
-   confirmed a *mark*. A crash in between writes the message again under the same ID;
-3. moves the floor, as the position of a group without members (``{topic}.floor``): what it has not
-   reached is not trimmed, and on a log without compaction the rest is.
+1. reads the partition from the *floor* on (nothing below it is pending) and so knows the due time
+   and position of everything that is pending, and no payload;
+2. writes what is due to its topic, in due order, under the message's own ID, and a *mark* after
+   that is confirmed. A crash in between writes the message again under the same ID;
+3. moves the floor, which is the position of a group without members (``{topic}.floor``): nothing
+   above it is trimmed, and on a log without compaction everything below it is.
 
-What a partition scheduler may know at once is bounded (see
-:mod:`streams.retries.due_index`); a new message that is due soon passes every message that
-is due late.
+How much a partition scheduler knows at once is bounded (see :mod:`streams.retries.due_index`). A
+new message that is due soon overtakes every message that is due late.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from functools import partial
-from typing import Any, ClassVar, Protocol, TypeVar
+from itertools import takewhile
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast
 
 from typing_extensions import override
 
-from streams import derived_records
-from streams.cancellation import run_in_thread
+from streams.cancellation import run_in_thread, wait_for_callback
 from streams.config import DeadLetters, Dedup, Retry
 from streams.connection import Connection
+from streams.derived_records import dead_letter_record
 from streams.errors import Fatal, InvalidValue, LogError, NotFound, TopicMismatch
-from streams.log.protocol import Assignment, Committed, Log, Retention, TopicInfo, ensure_topic
-from streams.log.record_fetcher import RecordFetcher
-from streams.message import ID, Message, Record, text
+from streams.log.floor import ensure_topic_with_floor
+from streams.log.protocol import Assignment, Committed, Log, Retention, TopicInfo
+from streams.log.range_reader import read_batches
+from streams.log.record_fetcher import FetchedRow, RecordFetcher
+from streams.message import ID, Message, Record, headers_without, text
 from streams.processing.job import Job, Outgoing
 from streams.processor import Processor, ProcessorOptions
-from streams.retries import records, scanning
+from streams.retries import records
 from streams.retries.due_index import DueEntry, DueIndex, log_position
-from streams.retries.scanning import ScannedRecord
+from streams.retries.records import ScannedRecord
 from streams.text import get_logger
 from streams.topic import Topic
 
@@ -49,7 +50,7 @@ T = TypeVar("T")
 logger = get_logger("streams.delay")
 
 READ_BATCH = 1_000
-"""Records of the delay topic taken in at once, at most."""
+"""Records of the delay topic handled at once, at most."""
 
 DELIVERY_BATCH = 4_000
 """Messages delivered at once, at most: the more, the closer together they stand in the log."""
@@ -58,48 +59,34 @@ DELIVERY_BYTES = 4 << 20
 """Their bytes, at most; a single larger one goes alone."""
 
 RECENT_OUTCOMES = 10_000
-"""Messages of which it is remembered what became of them, at least."""
+"""Messages whose outcome is remembered, at least."""
 
 SCAN_BACKLOG = 100_000
-"""What is said while a partition is being read, and has to wait, at most."""
+"""Records that arrive while a partition is scanned and have to wait, at most."""
 
 FLOOR_INTERVAL = 5.0
 """Real seconds between two moves of the floor, at least."""
 
 DELAY_RETENTION = Retention(messages=RECENT_OUTCOMES)
-"""How a delay topic is kept on a log that trims: everything from the floor on, and a little."""
+"""How a delay topic is kept on a log that trims: from the floor on, and some more."""
 
 OWNERSHIP_RECHECK = 0.05
-"""Real seconds between looks at whether ownership was confirmed again."""
+"""Real seconds between checks whether ownership was confirmed again."""
 
 LONGEST_SLEEP = 3600.0
 """Real seconds of one sleep, at most."""
 
 
 class _DelayDeadLetters(DeadLetters):
-    """Dead letters of a delay topic, whose name says the group already."""
+    """Dead letters of a delay topic, whose name contains the group already."""
 
     RETRY: ClassVar[str] = "{topic}.retry"
 
 
 def ensure_delay_topic(log: Log, name: str, partitions: int) -> TopicInfo:
-    """Create a delay topic, or find it; blocks.
-
-    The floor stands before anything may be trimmed.
-    """
-    capabilities = log.capabilities
-    info = ensure_topic(
-        log,
-        name,
-        partitions,
-        config={**capabilities.dead_letter_config, **capabilities.compacted_config},
-    )
-    if not log.committed(floor_group(name), name):
-        first = {number: log.watermarks(name, number)[0] for number in range(info.partitions)}
-        log.initialize_offsets(floor_group(name), name, first)
-    if not capabilities.compacted_config and info.retention != DELAY_RETENTION:
-        info = log.create_topic(name, info.partitions, DELAY_RETENTION)
-    return info
+    """Create a delay topic, or find it; blocks."""
+    group = floor_group(name)
+    return ensure_topic_with_floor(log, name, partitions, group, DELAY_RETENTION, compacted=True)
 
 
 def floor_group(name: str) -> str:
@@ -120,33 +107,6 @@ class DeclaringConnection(Connection, Protocol):
         ...
 
 
-class DelayProcessor(Processor[..., Any]):
-    """The processor that keeps a delay topic."""
-
-    shares_group = True
-
-    def __init__(
-        self,
-        scheduler: DelayScheduler,
-        function: Callable[..., Any],
-        options: ProcessorOptions,
-        name: str,
-    ) -> None:
-        super().__init__(function, options, name)
-        self.scheduler = scheduler
-        scheduler.processor = self
-
-    @override
-    def ensure_topics(self, connection: Connection) -> None:
-        log, scheduler = connection.log, self.scheduler
-        ensure_delay_topic(log, scheduler.topic, scheduler.partition_count(log))
-
-    @override
-    def adapt_job(self, job: Job) -> Job:
-        self.scheduler.loop = asyncio.get_running_loop()
-        return replace(job, observer=self.scheduler)
-
-
 def declare_scheduler(
     app: DeclaringConnection,
     name: str,
@@ -158,9 +118,8 @@ def declare_scheduler(
 
     :param partition_count: how many the topic has, if it must be made.
     :param is_allowed: whether messages may go to a topic: no header alone says where to.
-    :param pending: messages a partition that are known at once.
+    :param pending: messages of a partition that are known at once.
     """
-    scheduler = DelayScheduler(app, name, partition_count, is_allowed, pending)
 
     async def receive(values: list[bytes | None], messages: list[Message[Any]]) -> None:
         await scheduler.receive(messages)
@@ -171,21 +130,22 @@ def declare_scheduler(
         (source,),
         name,
         batch=READ_BATCH,
-        # What is known is known by position; and an ID that comes again replaces.
+        # Entries are known by position, and a later entry of the same ID replaces the earlier one.
         dedup=Dedup(window=0),
         retry=Retry(),
         dead_letters=_DelayDeadLetters(topic="{topic}.dead"),
     )
-    app.declare(receive, options, partial(DelayProcessor, scheduler))
+    new_scheduler = partial(DelayScheduler, app, partition_count, is_allowed, pending)
+    scheduler = cast(DelayScheduler, app.declare(receive, options, new_scheduler))
     return scheduler
 
 
 @dataclass(slots=True)
 class DelayStats:
-    """What a delay topic's owner did, and knows, in this process."""
+    """Figures of a delay topic in this process."""
 
     pending: int = 0
-    """Messages it knows to be pending: the nearest ones."""
+    """Messages known to be pending: those that are due next."""
     delivered: int = 0
     cancelled: int = 0
     dead: int = 0
@@ -194,40 +154,52 @@ class DelayStats:
     """How often a partition was read from its floor on."""
 
 
-class DelayScheduler:
-    """One delay topic's owner in this process: its partition schedulers, by partition."""
+class DelayScheduler(Processor[..., Any]):
+    """The processor that keeps a delay topic, with a scheduler for each partition that it owns."""
+
+    shares_group = True
 
     def __init__(
         self,
-        app: DeclaringConnection,
-        topic: str,
+        app: Connection,
         partition_count: Callable[[Log], int],
         is_allowed: Callable[[str], bool],
         pending_limit: int,
+        function: Callable[..., Any],
+        options: ProcessorOptions,
+        name: str,
     ) -> None:
+        super().__init__(function, options, name)
         self.app = app
-        self.topic = topic
-        self.partition_count = partition_count
+        self.topic = self.topics[0]
         self.is_allowed = is_allowed
         self.pending_limit = pending_limit
-        self.processor: DelayProcessor | None = None
-        self.loop: asyncio.AbstractEventLoop | None = None
         self.counters = DelayStats()
+        self._partition_count = partition_count
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._by_partition: dict[int, PartitionScheduler] = {}
+
+    @override
+    def ensure_topics(self, connection: Connection) -> None:
+        ensure_delay_topic(connection.log, self.topic, self._partition_count(connection.log))
+
+    @override
+    def adapt_job(self, job: Job) -> Job:
+        self._loop = asyncio.get_running_loop()
+        return replace(job, observer=self)
 
     # -- the poller's side (its thread)
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
-        """Begin to keep these."""
+        """Start scheduling these partitions."""
         for assignment in assignments:
             if assignment.topic == self.topic:
-                partition = self._by_partition[assignment.partition] = PartitionScheduler(
-                    self, assignment
-                )
+                partition = PartitionScheduler(self, assignment)
+                self._by_partition[assignment.partition] = partition
                 self.call_on_loop(partition.start)
 
     def revoked(self, assignments: Sequence[Assignment]) -> None:
-        """Deliver nothing more of these."""
+        """Stop delivering from these partitions."""
         revoked = [
             partition
             for each in assignments
@@ -244,14 +216,12 @@ class DelayScheduler:
 
     def call_on_loop(self, action: Callable[[], None]) -> None:
         """Run this on the app's event loop, soon. Any thread."""
-        try:
-            if self.loop is not None:
-                self.loop.call_soon_threadsafe(action)
-        except RuntimeError:
-            return  # the loop is closed: nothing of ours runs on it any more
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(action)
 
     def unfinished(self) -> str:
-        """Whether something is due, or not known yet (any thread)."""
+        """What is due, or not known yet, in words (any thread)."""
         now = self.app.clock.time() * 1000
         for partition in list(self._by_partition.values()):
             if not partition.is_idle:
@@ -262,18 +232,15 @@ class DelayScheduler:
 
     def next_due(self) -> tuple[float, str] | None:
         """When the next delayed message is due (any thread)."""
-        moments = [
-            moment
-            for partition in list(self._by_partition.values())
-            if (moment := partition.idle_until) is not None
-        ]
+        idle_until = [each.idle_until for each in list(self._by_partition.values())]
+        moments = [moment for moment in idle_until if moment is not None]
         if not moments:
             return None
-        count = self.stats().pending
+        count = self.delay_stats().pending
         what = f"{count} delayed message{' waits' if count == 1 else 's wait'}"
         return max(0.0, min(moments) / 1000 - self.app.clock.time()), what
 
-    def stats(self) -> DelayStats:
+    def delay_stats(self) -> DelayStats:
         """Figures of this moment."""
         pending = sum(len(partition.index) for partition in list(self._by_partition.values()))
         return replace(self.counters, pending=pending)
@@ -281,21 +248,35 @@ class DelayScheduler:
     # -- on the loop
 
     async def receive(self, messages: Sequence[Message[Any]]) -> None:
-        """What was said in the topic, in order."""
+        """Records of the topic, in order."""
         for message in messages:
             partition = self._by_partition.get(message.partition)
-            if partition is not None:  # else it is somebody else's by now
+            if partition is not None:  # else another member owns it by now
                 await partition.receive(message)
 
     def fail(self, error: BaseException) -> None:
-        """A partition cannot go on: the processor ends, and says so."""
-        executor = self.processor.executor if self.processor is not None else None
-        if executor is not None:
-            executor.fail(error)
+        """End the processor: a partition cannot go on."""
+        if self.executor is not None:
+            self.executor.fail(error)
+
+
+class _Outcome(NamedTuple):
+    """What became of an entry that was due."""
+
+    entry: DueEntry
+    key: bytes
+    error: BaseException | None
+    """Why it cannot be delivered; None: it was."""
 
 
 class PartitionScheduler:
-    """What is pending in one partition that is owned, and its delivery. On the loop."""
+    """What is pending in one partition that is owned, and its delivery. On the loop.
+
+    A scan is *bounded* once its end is known: records behind that end are received from then on. It
+    is *complete* once everything up to there was applied, and then those that were received
+    meanwhile. Then what is due is delivered in batches. When no known entry is left and more are
+    pending in the log, the next scan begins.
+    """
 
     def __init__(self, scheduler: DelayScheduler, assignment: Assignment) -> None:
         self.assignment = assignment
@@ -315,18 +296,18 @@ class PartitionScheduler:
         self._fetcher = RecordFetcher(self._log, self._topic, self._partition)
         self._recent_outcomes = OutcomeCache(RECENT_OUTCOMES)
         self._scan_bounded = asyncio.Event()
-        """It is known which part of the log the scan covers; the rest is heard."""
+        """The end of the scan is known; what is behind it is received."""
         self._scan_complete = asyncio.Event()
         """All that is pending is known."""
         self._batch_delivered = asyncio.Event()
-        """What was under way has been delivered (set and replaced each time)."""
+        """The batch under way has been delivered (set and replaced each time)."""
         self._wake = asyncio.Event()
         self._scanned_end = 0
-        """Below this position everything was read by a scan."""
+        """The scan covers everything below this position."""
         self._known_end = 0
         """Below this position everything is known."""
         self._received_meanwhile: list[ScannedRecord] = []
-        """Said while a scan runs."""
+        """Records that were received while a scan runs."""
         self._resume_after: DueEntry | None = None
         """What was due before this is over."""
         self._batch_size = DELIVERY_BATCH
@@ -339,7 +320,7 @@ class PartitionScheduler:
         return f"{self._topic}/{self._partition}"
 
     def start(self) -> None:
-        """Begin."""
+        """Start scanning and delivering."""
         loop = asyncio.get_running_loop()
 
         def on_clock_moved() -> None:
@@ -351,7 +332,7 @@ class PartitionScheduler:
             self.stop()
 
     def stop(self) -> None:
-        """End; what was given to the log stays given."""
+        """End; what was handed to the publisher is still written."""
         if self._task is None:
             self.ended.set()
         else:
@@ -373,7 +354,7 @@ class PartitionScheduler:
             self.ended.set()
 
     async def _retry_outages(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Through outages of the log."""
+        """Run this until the log answers."""
         pause = 0.1
         while True:
             try:
@@ -396,9 +377,7 @@ class PartitionScheduler:
         self._scanned_end = self._known_end = max(end, self._known_end)
         self.index.reset(self._resume_after, self._scanned_end)
         self._scan_bounded.set()
-        source = scanning.scan_partition(
-            self._log, self._topic, self._partition, start, self._scanned_end
-        )
+        source = self._scan_log(start, self._scanned_end)
         while (chunk := await run_in_thread(next, source, None)) is not None:
             for record in chunk:
                 self._apply(record)
@@ -409,12 +388,22 @@ class PartitionScheduler:
         self._scan_complete.set()
 
     def _scan_range(self) -> tuple[int, int]:
-        """Where to begin, and the end as it is now; blocks."""
+        """Where a scan begins, and the current end of the partition; blocks."""
         log, topic, partition = self._log, self._topic, self._partition
         first, end = log.watermarks(topic, partition)
         floor = log.committed(floor_group(topic), topic).get(partition)
         start = first if floor is None else max(first, floor.position)
         return min(start, log.offset_before(topic, partition, end, RECENT_OUTCOMES)), end
+
+    def _scan_log(self, start: int, end: int) -> Iterator[list[ScannedRecord]]:
+        """The entries and marks from ``start`` to before ``end``, a batch at a time; blocks."""
+        for batch in read_batches(self._log, self._topic, self._partition, start, end):
+            found = [
+                records.scan_record(batch.offsets[at], key, batch.values[at], batch.headers(at))
+                for at, key in enumerate(batch.keys)
+                if key is not None
+            ]
+            yield [each for each in found if each is not None and each.mark != records.CANCEL]
 
     def _apply(self, record: ScannedRecord) -> None:
         if record.due is not None:
@@ -424,18 +413,16 @@ class PartitionScheduler:
             self._recent_outcomes.add(record.id_digest, record.mark)
 
     async def receive(self, message: Message[Any]) -> None:
-        """What the processor read."""
+        """The next record that the processor read."""
         await self._scan_bounded.wait()
         key, value, headers = message.raw
         if key is None:
             return
         position = int(message.offset)
-        due = records.read_due(headers) if value is not None else None
-        mark, _ = (None, None) if due is not None else records.read_mark(headers)
-        if mark == records.CANCEL:
+        record = records.scan_record(position, key, value, headers)
+        if record is not None and record.mark == records.CANCEL:
             await self._answer_cancel(key, message.id, position)
-        elif position >= self._scanned_end and (due is not None or mark is not None):
-            record = ScannedRecord(position, records.id_digest(key), due, mark)
+        elif record is not None and position >= self._scanned_end:
             if self._scan_complete.is_set():
                 self._apply(record)
                 self.is_idle = False
@@ -449,7 +436,7 @@ class PartitionScheduler:
     # -- cancelling
 
     async def _answer_cancel(self, key: bytes, request: str, position: int) -> None:
-        """Answer a request to cancel by what happened."""
+        """Cancel what is pending, and answer the request with what happened."""
         await self._scan_complete.wait()
         id_digest = records.id_digest(key)
         while (entry := self.index.find(id_digest)) is not None and self.index.is_taken(entry):
@@ -459,9 +446,8 @@ class PartitionScheduler:
         pending = entry is not None and log_position(entry) < position
         outcome: str | None = self._recent_outcomes.get(id_digest)
         if not pending and outcome is None and self.index.horizon is not None:
-            pending = await self._retry_outages(
-                partial(self._is_pending_in_log, id_digest, position)
-            )
+            is_pending = partial(self._is_pending_in_log, id_digest, position)
+            pending = await self._retry_outages(is_pending)
         id = f"{request}/answer"
         if pending:
             self.index.remove(id_digest, position)
@@ -469,7 +455,7 @@ class PartitionScheduler:
             self._recent_outcomes.add(id_digest, "cancelled")
             self._scheduler.counters.cancelled += 1
         else:
-            # Not a mark: who knows what was said of that ID meanwhile.
+            # Not a mark of that ID: a newer entry of it may stand in the log meanwhile.
             known = records.parse_outcome(outcome) or "unknown"
             answer = records.mark_record(request.encode(), known, id, request)
         answer.partition = self._partition
@@ -482,14 +468,12 @@ class PartitionScheduler:
 
         def find_last() -> bool:
             start, _ = self._scan_range()
-            last: ScannedRecord | None = None
-            for chunk in scanning.scan_partition(
-                self._log, self._topic, self._partition, start, before
-            ):
+            due: int | None = None
+            for chunk in self._scan_log(start, before):
                 for record in chunk:
                     if record.id_digest == id_digest:
-                        last = record
-            return last is not None and last.due is not None
+                        due = record.due
+            return due is not None
 
         return await run_in_thread(find_last)
 
@@ -510,13 +494,13 @@ class PartitionScheduler:
                     continue
                 await self._retry_outages(partial(self._deliver_batch, entries))
             finally:
-                self.index.give_back(entries)  # those that are not delivered
+                self.index.give_back(entries)  # those that were not delivered
                 delivered, self._batch_delivered = self._batch_delivered, asyncio.Event()
                 delivered.set()
             await self._commit_floor()
 
     async def _wait_until_due(self) -> None:
-        """Until something is due, or was said."""
+        """Wait until something is due, or a record was received."""
         self._wake.clear()
         due = self.index.next_due
         seconds = LONGEST_SLEEP if due is None else due / 1000 - self._clock.time()
@@ -530,112 +514,85 @@ class PartitionScheduler:
             return
 
     async def _deliver_batch(self, entries: list[DueEntry]) -> None:
-        """Write these where they go, and mark them."""
-        rows, is_complete = await run_in_thread(
-            self._fetcher.fetch, sorted(map(log_position, entries)), DELIVERY_BYTES
-        )
-        # As far as payloads are at hand: what is due later does not go first.
-        fetched: list[DueEntry] = []
-        for entry in entries:
-            if log_position(entry) not in rows:
-                break
-            fetched.append(entry)
-        self._batch_size = (
-            min(DELIVERY_BATCH, self._batch_size * 2) if is_complete else max(1, len(entries) // 2)
-        )
-
+        """Write these to their topics, and mark them."""
+        positions = sorted(map(log_position, entries))
+        rows, is_complete = await run_in_thread(self._fetcher.fetch, positions, DELIVERY_BYTES)
+        limit = self._batch_size * 2 if is_complete else len(entries) // 2
+        self._batch_size = min(DELIVERY_BATCH, max(1, limit))
         outgoing: list[Outgoing] = []
         sent: list[tuple[DueEntry, bytes]] = []
-        undeliverable: list[tuple[DueEntry, bytes, BaseException]] = []
+        undeliverable: list[_Outcome] = []
         missing: list[DueEntry] = []
-        for entry in fetched:
+        # Up to the first whose payload is missing: what is due later must not go first.
+        for entry in takewhile(lambda each: log_position(each) in rows, entries):
             row = rows[log_position(entry)]
             if row is None or row.key is None:
                 missing.append(entry)
                 continue
             delay_entry = records.parse_entry(row.key, row.value, row.headers)
             if delay_entry is None or not self._scheduler.is_allowed(delay_entry.topic):
-                undeliverable.append((entry, row.key, _undeliverable_error(delay_entry)))
+                error = _undeliverable_error(delay_entry)
+                undeliverable.append(_Outcome(entry, row.key, error))
             else:
                 outgoing.append((delay_entry.topic, delay_entry.record))
                 sent.append((entry, row.key))
         self.index.remove_missing(missing)
         answers = await self._write(outgoing)
-        outcomes: list[tuple[DueEntry, bytes, records.Outcome]] = []
-        for (entry, key), answer in zip(sent, answers, strict=True):
-            if answer is None:
-                outcomes.append((entry, key, "delivered"))
-            else:
-                undeliverable.append((entry, key, answer))
+        outcomes = [_Outcome(*each, answer) for each, answer in zip(sent, answers, strict=True)]
+        undeliverable += [each for each in outcomes if each.error is not None]
         if undeliverable:
             await self._write_dead_letters(undeliverable, rows)
-            for entry, key, _ in undeliverable:
-                outcomes.append((entry, key, "dead"))
-        await self._write_marks(outcomes)
+        await self._write_marks([each for each in outcomes if each.error is None] + undeliverable)
 
-    async def _write_marks(
-        self, outcomes: Sequence[tuple[DueEntry, bytes, records.Outcome]]
-    ) -> None:
+    async def _write_marks(self, outcomes: Sequence[_Outcome]) -> None:
         marks: list[Outgoing] = []
-        for entry, key, outcome in outcomes:
-            record = records.mark_record(
-                key, outcome, f"{text(key)}/{log_position(entry)}/{outcome}"
-            )
+        for entry, key, error in outcomes:
+            mark: records.Outcome = "delivered" if error is None else "dead"
+            record = records.mark_record(key, mark, f"{text(key)}/{log_position(entry)}/{mark}")
             record.partition = self._partition
             marks.append((self._topic, record))
         for answer in await self._write(marks):
-            if answer is not None:  # it is delivered again after a restart, under the same ID
+            if answer is not None:  # after a restart it is delivered again, under the same ID
                 logger.error("%s: a delivery could not be marked: %r", self, answer)
-        figures = self._scheduler.counters
-        for entry, key, outcome in outcomes:
+        counters = self._scheduler.counters
+        for entry, key, error in outcomes:
             id_digest = records.id_digest(key)
             self.index.remove_delivered(id_digest, entry)
-            self._recent_outcomes.add(id_digest, outcome)
-            if outcome == "dead":
-                figures.dead += 1
-            else:
-                figures.delivered += 1
+            self._recent_outcomes.add(id_digest, "delivered" if error is None else "dead")
+            counters.dead += error is not None
+            counters.delivered += error is None
 
     async def _write_dead_letters(
-        self, undeliverable: Sequence[tuple[DueEntry, bytes, BaseException]], rows: dict[int, Any]
+        self, undeliverable: Sequence[_Outcome], rows: Mapping[int, FetchedRow | None]
     ) -> None:
-        """Write dead letters of what cannot be delivered, as it stands in the delay topic."""
-        when = datetime.fromtimestamp(self._clock.time(), timezone.utc).isoformat()
+        """Write entries that cannot be delivered, as they stand in the log, as dead letters."""
         dead_letters: list[Outgoing] = []
         for entry, key, error in undeliverable:
             position = log_position(entry)
             row = rows[position]
-            position_text = (self._topic, self._partition, self._log.format_offset(position))
-            headers = records.without_headers(row.headers, (ID,))
-            headers += derived_records.error_headers(error, 1, self._topic, position_text, when)
-            logger.warning("%s: cannot be delivered: %s", "/".join(map(str, position_text)), error)
-            id = f"{text(key)}/{position}"
-            dead_letters.append((f"{self._topic}.dead", Record(row.value, key, id, headers)))
+            if row is None or error is None:
+                continue
+            failed_at = (self._topic, self._partition, self._log.format_offset(position))
+            logger.warning("%s/%d/%s: cannot be delivered: %s", *failed_at, error)
+            headers = headers_without(row.headers, (ID,))
+            record = Record(row.value, key, f"{text(key)}/{position}", headers)
+            now = self._clock.time()
+            dead_letter = dead_letter_record(record, error, 1, self._topic, failed_at, now)
+            dead_letters.append((f"{self._topic}.dead", dead_letter))
         for answer in await self._write(dead_letters):
             if answer is not None:
                 raise LogError(f"{self}: a dead letter was refused: {answer}") from answer
 
     async def _write(self, outgoing: Sequence[Outgoing]) -> Sequence[BaseException | None]:
-        """Write through outages; per record None, or what it is refused for."""
+        """Write these, waiting out outages; for each None, or why it was refused."""
         if not outgoing:
             return ()
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Sequence[BaseException | None]] = loop.create_future()
-
-        def set_answer(errors: Sequence[BaseException | None]) -> None:
-            if not future.done():
-                future.set_result(errors)
-
-        def on_written(errors: Sequence[BaseException | None]) -> None:
-            self._scheduler.call_on_loop(partial(set_answer, errors))
-
-        self._app.publisher.publish_durably(outgoing, on_written)
-        return await future
+        return await wait_for_callback(partial(self._app.publisher.publish_durably, outgoing))
 
     # -- the floor
 
     async def _commit_floor(self) -> None:
-        """Say from where on something may be pending, now and then."""
+        """Commit from where on something may be pending, every few seconds."""
         now = asyncio.get_running_loop().time()
         if now < self._floor_committed_at + FLOOR_INTERVAL:
             return
@@ -647,9 +604,7 @@ class PartitionScheduler:
         position = {self._partition: Committed(floor)}
         group, topic = floor_group(self._topic), self._topic
         try:
-            await run_in_thread(
-                partial(self._log.reset_offsets, group, topic, position, force=True)
-            )
+            await run_in_thread(self._log.reset_offsets, group, topic, position, force=True)
             self._committed_floor = floor
         except LogError as error:
             logger.info("%s: the floor stays where it is: %s", self, error)
@@ -662,7 +617,7 @@ def _undeliverable_error(entry: records.DelayEntry | None) -> InvalidValue:
 
 
 class OutcomeCache:
-    """What became of the last so many IDs, at least ``size`` of them."""
+    """Outcomes of the last IDs, of at least ``size`` of them."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -670,11 +625,11 @@ class OutcomeCache:
         self._old: dict[int, str] = {}
 
     def add(self, id_digest: int, outcome: str) -> None:
-        """That is what became of it."""
+        """Remember an outcome."""
         self._new[id_digest] = outcome
         if len(self._new) >= self._size:
             self._new, self._old = {}, self._new
 
     def get(self, id_digest: int) -> str | None:
-        """What became of it, if that is remembered."""
+        """The outcome of an ID, if that is remembered."""
         return self._new.get(id_digest) or self._old.get(id_digest)

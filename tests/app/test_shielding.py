@@ -311,25 +311,25 @@ async def test_every_use_gives_its_caller_the_cancellation(
 async def test_a_copy_that_is_cancelled_waits_for_the_thread_that_reads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from streams.replay import into_topic
+    from streams.log import range_reader
 
     begun, go, order = threading.Event(), threading.Event(), list[str]()
-    chunk, close = into_topic.RangeReader.read_chunk, into_topic.RangeReader.close
+    chunk, close = range_reader.RangeReader.read_chunk, range_reader.RangeReader.close
 
     def slow(
-        self: into_topic.RangeReader, messages: int, size: int = 1 << 20
-    ) -> list[into_topic.LogRow]:
+        self: range_reader.RangeReader, messages: int, size: int = 1 << 20
+    ) -> list[range_reader.LogRow]:
         begun.set()
         go.wait()
         order.append("read")
         return chunk(self, messages, size)
 
-    def closed(self: into_topic.RangeReader) -> None:
+    def closed(self: range_reader.RangeReader) -> None:
         order.append("closed")
         close(self)
 
-    monkeypatch.setattr(into_topic.RangeReader, "read_chunk", slow)
-    monkeypatch.setattr(into_topic.RangeReader, "close", closed)
+    monkeypatch.setattr(range_reader.RangeReader, "read_chunk", slow)
+    monkeypatch.setattr(range_reader.RangeReader, "close", closed)
     app = Streams("memory://")
     topic, other = app.topic("t", int), app.topic("u", int)
     async with app.connected():

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 OURS = (streams.__path__[0], stream_codecs.__path__[0])
-FEW, MANY = 2_000, 10_000
+FEW, MANY = 1_000, 5_000
 """Messages of the two runs; few enough to be held at once, so that both are read in one piece."""
 
 

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import ours
 from benchmarks.__main__ import _parse, _sizes
 from benchmarks.cases import FULL, LOGS, QUICK, Case, LogTarget, Side, Sizes
-from benchmarks.measure import SideRunner, measure
+from benchmarks.measure import SideRunner
 from benchmarks.pattern_cases import MANY, PATTERN_PREFIX, pattern_cases
 from benchmarks.pattern_cases import QUICK as IN_QUICK
 from benchmarks.patterns import TOPIC, UNMATCHED_PATTERNS, _observed
@@ -134,17 +134,22 @@ def test_what_is_said_to_be_on_is_on() -> None:
 
 
 def measured(where: LogTarget, *names: str) -> None:
-    """Each case, once; all or those of these names."""
+    """Both sides of each case, once, in one worker; all or those of these names."""
     wanted = [
         case
         for case in pattern_cases(where, SMALL)
         if not names or case.name.removeprefix(PATTERN_PREFIX) in names
     ]
     assert len(wanted) >= len(names)
-    for case in wanted:
-        for row in measure(case, 1, {}, {}):
-            assert row["error"] is None, f"{row['case']}: {row['error']}"
-            assert row["ratio"]
+    with ExitStack() as stack:
+        runner = SideRunner({}, stack)
+        for case in wanted:
+            runner.prepare(case.ours)
+            ours = runner.run(case.ours)
+            for rival in case.rivals:
+                assert ours[rival.metric.key] > 0, case.name
+                if isinstance(rival.side, Side):
+                    assert runner.run(rival.side)[rival.metric.key] > 0, case.name
 
 
 def test_they_can_be_measured_in_memory() -> None:

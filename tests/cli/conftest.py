@@ -180,7 +180,7 @@ def fill(log: Log, topic: str, values: Sequence[bytes], partitions: int = 2) -> 
         assert not isinstance(answers[0], Exception)
 
 
-def eventually(condition: Callable[[], object], seconds: float = 30.0) -> None:
+def eventually(condition: Callable[[], object], seconds: float = 90.0) -> None:
     """Wait until something is so."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -61,8 +61,14 @@ def objects(err: bytes) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("setup", ["", "logging.basicConfig(level='INFO')"], ids=["none", "own"])
-@pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["alone", "workers"])
+OWN = "logging.basicConfig(level='INFO')"
+
+
+@pytest.mark.parametrize(
+    ("workers", "setup"),
+    [((), ""), ((), OWN), (("--workers", "2"), OWN)],
+    ids=["alone-none", "alone-own", "workers-own"],
+)
 def test_each_line_is_a_json_object(shell: Shell, workers: tuple[str, ...], setup: str) -> None:
     with shell.log() as log:
         fill(log, "orders", [order(1)])
@@ -113,8 +119,11 @@ def test_what_ends_it_is_a_json_object_too(
     assert said[trouble] in last["message"]
 
 
-@pytest.mark.parametrize("form", ["text", "json"])
-@pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["alone", "workers"])
+@pytest.mark.parametrize(
+    ("workers", "form"),
+    [((), "text"), (("--workers", "2"), "json")],
+    ids=["alone-text", "workers-json"],
+)
 def test_a_second_sigterm_is_logged(shell: Shell, workers: tuple[str, ...], form: str) -> None:
     shell.write(
         "stuck.py",

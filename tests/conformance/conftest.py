@@ -16,10 +16,25 @@ from tests.servers import find
 from tests.servers.find import KafkaAddress, RedisAddress
 from tests.servers.lifetime import Lifetime
 
+VARIANTS = {"kip848", "valkey"}
+"""Kafka and Redis again, to all that stands above the log: with the newer group protocol, and from
+another maker. There they run with the long fault runs only."""
+
+EVERYWHERE = {"test_at_least_once", "test_order"}
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "case" in metafunc.fixturenames:
-        metafunc.parametrize("case", LOGS, ids=lambda case: case.name)
+    if "case" not in metafunc.fixturenames:
+        return
+    module = metafunc.module.__name__.rpartition(".")[2]
+    of_the_log = module.startswith("test_log_") or module in EVERYWHERE
+    cases = [
+        pytest.param(case, marks=pytest.mark.faults)
+        if case.name in VARIANTS and not of_the_log
+        else case
+        for case in LOGS
+    ]
+    metafunc.parametrize("case", cases, ids=lambda case: case.name)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from streams import Dedup, Flow, Message, ProcessorDied, Retry
 from streams.engine.progress import decode
 from streams.errors import Unavailable
 from streams.log.protocol import Retention
-from streams.processing.poller import Poller
+from streams.processing.partition_lifecycle import PartitionLifecycle
 from tests.conformance.stage import PATIENCE, QUICK, Stage
 from tests.faults.fleet import Fleet
 from tests.faults.history import Recorder, Sent, check, read
@@ -80,16 +80,16 @@ async def test_what_waits_for_a_slow_message_is_stored_long_before_the_interval_
 async def test_partitions_that_cannot_be_begun_are_begun_later(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin, failures = Poller._restore_progress, 3
+    begin, failures = PartitionLifecycle._restore_progress, 3
 
-    def fails(self: Poller, *given: Any) -> Any:
+    def fails(self: PartitionLifecycle, *given: Any) -> Any:
         nonlocal failures
         if failures:
             failures -= 1
             raise Unavailable("the log is away for a moment")
         return begin(self, *given)
 
-    monkeypatch.setattr(Poller, "_restore_progress", fails)
+    monkeypatch.setattr(PartitionLifecycle, "_restore_progress", fails)
     app = stage.app()
     topic = stage.topic(app)
     app.processor(topic, group=stage.group, flow=QUICK)(stage.recorder())

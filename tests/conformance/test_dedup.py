@@ -246,7 +246,7 @@ async def test_the_window_is_bounded(stage: Stage) -> None:
             await stage.committed(app)
         await stage.publish(topic, 0, key="k", id="old")
         await stage.committed(app)
-        owned = next(owned for _, owned in app.processors[0].poller._owned.values())  # type: ignore[union-attr]
+        owned = next(each.state for each in app.processors[0].poller._owned.values())  # type: ignore[union-attr]
         assert owned.window is not None
         assert len(owned.window) <= 100
     assert stage.seen.values.count(0) == 2

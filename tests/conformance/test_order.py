@@ -204,7 +204,7 @@ async def test_a_key_still_being_handled_waits_when_its_partition_comes_back(sta
             assert runner is not None
             assert pump is not None
             # The partition is revoked and returns to the same process, as a rebalance does it.
-            held = [owned for _, owned in pump._owned.values()]
+            held = [each.state for each in pump._owned.values()]
             slow = [owned for owned in held if owned.in_flight]
             assert len(slow) == 1
             lane = next(iter(slow[0].in_flight))
@@ -213,7 +213,7 @@ async def test_a_key_still_being_handled_waits_when_its_partition_comes_back(sta
                 assert taker is not None
                 await stage.until(lambda: taker._owned, "a partition given to the other")
             await stage.until(lambda: len(pump._owned) == len(held), "all partitions back")
-            again = [owned for _, owned in pump._owned.values() if lane in owned.in_flight]
+            again = [each.state for each in pump._owned.values() if lane in each.state.in_flight]
             fenced = [owned for owned in again if owned is not slow[0]]
             await stage.publish(topic, 1, key="slow")
             await stage.publish(topic, *range(2, 12), key=lambda value: f"other{value}")

@@ -99,9 +99,9 @@ class Machine(World):
             self.counts["retries"] += 1
             self.group.fail(tenure, entry, error, self.now, random)
         else:
-            assert burial[6] is not None
-            assert burial[6].error is error
-            assert burial[6].attempts == entry.failures + 1
+            assert burial.reason is not None
+            assert burial.reason.error is error
+            assert burial.reason.attempts == entry.failures + 1
             entry.state = "burying"
             self.burials.append(Flight([burial], [entry], [tenure]))
 
@@ -213,7 +213,7 @@ class Machine(World):
         entries = [self.entry_at(index) for index in range(self.at, stop)]
         for entry in entries:
             entry.state = "running"
-        works = self.dispatcher.interrupt_fast(segment, 0, self.at, stop)
+        works = self.dispatcher.interrupt_fast(segment, self.at, stop)
         self.ended(self.at)
         assert len(works) == (stop - self.at if tenure.live else 0)
         if not works:
@@ -233,7 +233,7 @@ class Machine(World):
 
     def ran(self, stop: int) -> None:
         if self.run is not None:
-            self.dispatcher.finish_fast(self.run[0], 0, stop)
+            self.dispatcher.finish_fast(self.run[0], stop)
             self.ended(stop)
 
     def ended(self, stop: int) -> None:
@@ -249,7 +249,7 @@ class Machine(World):
         if self.run is None or self.within:
             return
         if self.at == 0:
-            self.dispatcher.decline_fast(self.run[0])
+            self.dispatcher.finish_fast(self.run[0], 0)
             self.ended(0)
         else:
             self.ran(self.at)

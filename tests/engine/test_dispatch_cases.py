@@ -69,7 +69,7 @@ class Case:
 
 def places(works: Sequence[Delivery | None]) -> list[int]:
     """The offsets of works."""
-    return [work[0].batch.offsets[work[1]] for work in works if work is not None]
+    return [work.fetched.batch.offsets[work.index] for work in works if work is not None]
 
 
 def all_taken(case: Case, now: float = 0.0) -> list[Delivery]:
@@ -116,7 +116,7 @@ def test_a_failed_message_is_not_swallowed_by_its_own_redelivery() -> None:
     assert case.fail(case.take_one()) is None
     assert case.take(0.5) is None
     retry = case.take_one(1.0)
-    assert retry[4] == 2
+    assert retry.attempt == 2
     assert segment.settled == bytes([0, 0])
 
 
@@ -151,7 +151,7 @@ def test_a_lane_stays_busy_until_the_dead_letter_is_written() -> None:
     case.dispatcher.deliver_at(burial, 5.0)
     assert case.take(4.0) is None
     again = case.take_one(5.0)
-    assert again[6] == burial[6]
+    assert again.reason == burial.reason
     assert segment.settled == bytes([0, 0])
     case.dispatcher.mark_settled(again)
     assert segment.settled == bytes([1, 0])
@@ -336,7 +336,7 @@ def test_a_straight_run_that_outlived_its_partition_counts_as_seen() -> None:
     assert case.dispatcher.take_fast(0.0) is segment
     case.again()
     segment.settled[:2] = b"\1\1"
-    case.dispatcher.finish_fast(segment, 0, 2)
+    case.dispatcher.finish_fast(segment, 2)
     case.offer("a1", "b2", "c3")
     assert places(all_taken(case)) == [2]
 
@@ -371,7 +371,7 @@ def test_a_batch_that_failed_is_run_again_one_by_one_in_order() -> None:
     case.dispatcher.split_batch(case.take_batch(3))
     works = [case.take_batch(), case.take_batch(), case.take_batch()]
     assert list(map(places, works)) == [[0], [1], [3]]
-    assert [work[4] for (work,) in works] == [1, 1, 1], "splitting uses no attempts"
+    assert [work.attempt for (work,) in works] == [1, 1, 1], "splitting uses no attempts"
     case.dispatcher.mark_batch_settled(works[0])
     assert places(case.take_batch()) == [2]
 
@@ -383,10 +383,10 @@ def test_of_two_failures_of_a_key_the_second_waits_behind_the_first() -> None:
     assert case.dispatcher.mark_batch_failed(works, {0: ERROR, 2: ERROR}, 0.0, 0.9) == []
     assert case.take_batch() == []
     (first,) = case.take_batch(now=1.0)
-    assert (places([first]), first[4]) == ([0], 2)
+    assert (places([first]), first.attempt) == ([0], 2)
     case.dispatcher.mark_settled(first)
     (second,) = case.take_batch(now=1.0)
-    assert (places([second]), second[4]) == ([2], 2)
+    assert (places([second]), second.attempt) == ([2], 2)
     case.dispatcher.mark_settled(second)
     assert places(case.take_batch(now=1.0)) == [4]
 
@@ -406,7 +406,7 @@ def test_of_two_dead_letters_of_a_key_the_second_is_written_behind_the_first(
     case.dispatcher.mark_settled(burials[0])
     second = case.take_one()
     assert places([second]) == [1]
-    assert second[6] is not None
+    assert second.reason is not None
     assert case.take() is None
     case.dispatcher.mark_settled(second)
     assert segment.settled == bytes([1, 1, 0])
@@ -421,7 +421,7 @@ def test_a_dead_letter_behind_a_retry_does_not_free_the_key() -> None:
     assert case.take() is None
     case.dispatcher.mark_settled(case.take_one(1.0))
     burial = case.take_one(1.0)
-    assert burial[6] is not None
+    assert burial.reason is not None
     assert case.take(1.0) is None
 
 
@@ -434,7 +434,7 @@ def test_a_cancelled_batch_gives_a_key_back_one_at_a_time(order: int) -> None:
         case.dispatcher.abandon(work)
     taken = all_taken(case)
     assert sorted(places(taken)) == [0, 1]
-    case.dispatcher.mark_settled(next(work for work in taken if work[2] == b"a"))
+    case.dispatcher.mark_settled(next(work for work in taken if work.ordering_key == b"a"))
     assert places(all_taken(case)) == [2]
 
 
@@ -456,7 +456,7 @@ def test_straight_is_given_only_where_nothing_is_in_the_way() -> None:
     case.dispatcher.paused = False
     segment = case.dispatcher.take_fast(0.0)
     assert segment is not None
-    case.dispatcher.decline_fast(segment)
+    case.dispatcher.finish_fast(segment, 0)
     busy = case.take_one()
     case.offer("e5")
     assert case.dispatcher.take_fast(0.0) is None
@@ -476,7 +476,7 @@ def test_what_a_straight_run_leaves_is_taken_one_by_one() -> None:
     segment = case.offer("a1", "b2", "a3", "c4")
     assert case.dispatcher.take_fast(0.0) is segment
     segment.settled[0] = 1
-    (work,) = case.dispatcher.interrupt_fast(segment, 0, 1, 2)
+    (work,) = case.dispatcher.interrupt_fast(segment, 1, 2)
     assert places([work]) == [1]
     assert places(all_taken(case)) == [2, 3]
     case.offer("a1")
@@ -490,7 +490,7 @@ def test_a_straight_run_is_seen_by_what_comes_after_it() -> None:
     segment = case.offer("a1", "b2")
     assert case.dispatcher.take_fast(0.0) is segment
     segment.settled[:] = b"\1\1"
-    case.dispatcher.finish_fast(segment, 0, 2)
+    case.dispatcher.finish_fast(segment, 2)
     late = case.offer("b2", "c3")
     assert case.dispatcher.take_fast(0.0) is None
     assert places(all_taken(case)) == [3]
@@ -531,7 +531,7 @@ def test_what_comes_back_is_no_duplicate_and_no_part_of_its_partitions_progress(
     case.dispatcher.mark_settled(case.take_one())
     segment = inserted(case, "a1")
     work = case.take_one()
-    assert work[0] is segment
+    assert work.fetched is segment
     assert case.owned.progress.snapshot().position == 1
     case.dispatcher.mark_settled(work)
     assert case.owned.progress.snapshot().position == 1

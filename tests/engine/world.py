@@ -194,9 +194,9 @@ class World(RuleBasedStateMachine):
     # -- an executor takes
 
     def found(self, works: Sequence[Delivery]) -> Flight:
-        tenures = [self.by_owner[id(work[0].state)] for work in works]
+        tenures = [self.by_owner[id(work.fetched.state)] for work in works]
         entries = [
-            tenure.entries[work[0].batch.offsets[work[1]]]
+            tenure.entries[work.fetched.batch.offsets[work.index]]
             for tenure, work in zip(tenures, works, strict=True)
         ]
         return Flight(works, entries, tenures)
@@ -206,7 +206,7 @@ class World(RuleBasedStateMachine):
         assert not self.dispatcher.paused
         self.note_drops()
         flight = self.found(works)
-        if works[0][6] is not None:
+        if works[0].reason is not None:
             (entry,), (tenure,) = flight.entries, flight.tenures
             assert entry.state == "condemned" or (
                 entry.state == "unburied" and entry.due <= self.now
@@ -218,10 +218,10 @@ class World(RuleBasedStateMachine):
             return
         earlier: list[Entry] = []
         for work, entry, tenure in zip(works, flight.entries, flight.tenures, strict=True):
-            assert work[6] is None
-            assert work[0] is entry.segment
-            assert work[3] == entry.sent.identity
-            assert work[4] == entry.failures + 1, "attempts are counted from 1"
+            assert work.reason is None
+            assert work.fetched is entry.segment
+            assert work.identity == entry.sent.identity
+            assert work.attempt == entry.failures + 1, "attempts are counted from 1"
             assert not (entry.alone and len(works) > 1), "batched with others after a failure"
             assert all(
                 (other.lane, other.sent.identity) != (entry.lane, entry.sent.identity)

@@ -1,4 +1,4 @@
-"""The servers of the fault runs: started at first use, one of each kind a session.
+"""The servers of the fault runs: started at first use, one of each kind, ended with the last run.
 
 A test asks for ``ground`` and says with ``on(...)`` or ``sizes(...)`` on which logs it runs: what a
 log does not support is not collected there. :func:`~tests.faults.sizes.sizes` gives each run two
@@ -28,23 +28,23 @@ from tests.servers.kafka import Kafka
 from tests.servers.lifetime import Lifetime
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def broker(lifetime: Lifetime) -> Iterator[tuple[Kafka, Proxy]]:
     with ExitStack() as stack:
         yield proxied_kafka(lifetime, stack)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def kafka_classic(broker: tuple[Kafka, Proxy]) -> Ground:
     return kafka_ground(*broker, KAFKA, KAFKA["session.timeout.ms"] / 1000)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def kafka_kip848(broker: tuple[Kafka, Proxy]) -> Ground:
     return kafka_ground(*broker, KIP848, BROKER_SESSION)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def redis_durable(lifetime: Lifetime) -> Iterator[Ground]:
     with ExitStack() as stack:
         yield proxied_redis(lifetime, stack)

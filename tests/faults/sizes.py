@@ -17,7 +17,7 @@ BOTH = ("kafka", "redis")
 
 
 def _marks(log: str, what: str) -> list[pytest.MarkDecorator]:
-    """A broker costs some ten seconds of processor time, so one of pytest's workers runs all that
+    """A broker costs some seconds of processor time, so one of pytest's workers runs all that
     need it: one the cases, another the runs, neither of which takes long beside all other tests."""
     return [pytest.mark.xdist_group(f"faults-kafka-{what}")] if log in KAFKA else []
 

@@ -23,7 +23,7 @@ from tests.hostile.service import GOOD, Service
 
 T = TypeVar("T")
 
-EXAMPLES = int(os.environ.get("STREAMS_TEST_EXAMPLES", "8"))
+EXAMPLES = int(os.environ.get("STREAMS_TEST_EXAMPLES", "5"))
 UNHURRIED: list[Any] = list(HealthCheck)
 LONG = int(os.environ.get("STREAMS_TEST_EXAMPLES", "2500"))
 

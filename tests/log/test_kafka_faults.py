@@ -24,7 +24,7 @@ import pytest
 from streams.errors import Fatal, LogError, OutcomeUnknown, Unavailable
 from streams.log.kafka import consumer as consumer_module
 from streams.log.kafka.log import CAPABILITIES, KafkaLog
-from streams.log.kafka.metadata import PartitionCount
+from streams.log.kafka.topics import PartitionCount
 from streams.log.protocol import Commit
 from streams.log.url import open_log
 from streams.message import Position

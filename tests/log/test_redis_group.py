@@ -567,7 +567,7 @@ def test_what_was_read_is_delivered_though_no_more_can_be_asked_for(
             feed.disconnect()
             ask(feed, *args)
 
-        (feed,) = member.subscription._fetchers
+        (feed,) = member.subscription._fetchers._fetchers
         until(lambda: not member.poll() and feed.requested, "a read is under way")
         monkeypatch.setattr(Fetcher, "send_read", ask_in_vain)
         append(log, topic, [b"1", b"2"])

@@ -17,7 +17,7 @@ from streams import ConfigError, Message, ProcessorStats, Retry, Streams
 from streams.clock import SYSTEM
 from streams.patterns import MetricsCollector, MonitoringServer
 from streams.patterns.monitoring.lag_probe import _lag_and_age
-from streams.processing.poller import PartitionProgress
+from streams.processing.committer import PartitionProgress
 from streams.processing.timing import BUCKET_BOUNDS, QUICK_CALL, SAMPLE_EVERY, Histogram, Timing
 from tests.conformance.stage import QUICK as QUICK_FLOW
 from tests.conformance.stage import Stage

@@ -586,7 +586,7 @@ def test_however_it_is_read_a_context_is_whole(read: Callable[[Context], Any]) -
     assert decides is not None
 
     def make() -> DroppedContext:
-        context = decides.dropped_context_class()()
+        context = decides.dropped_class()()
         context.headers = [("traceparent", DROPPED.encode()), ("baggage", b"tenant=7")]
         return context
 
@@ -607,7 +607,7 @@ def test_however_it_is_read_a_context_is_whole(read: Callable[[Context], Any]) -
 def test_threads_that_read_a_context_at_once_find_one_span() -> None:
     decides = early_sampler(TracerProvider(sampler=by_ratio(0.0)).get_tracer("t"), Context())
     assert decides is not None
-    make = decides.dropped_context_class()
+    make = decides.dropped_class()
     for _ in range(50):
         context = make()
         gate = threading.Barrier(4)

@@ -589,9 +589,9 @@ def test_bad_input_is_said_in_one_line(what: str, local: bool) -> None:
         WRONG[what](bus)
     assert "\n" not in str(caught.value)
     assert app is None or app.processors == []
-    assert not bus._subscribers
-    assert not bus._durable_by_group
-    assert len(bus._shared_trie) == 0
+    assert not bus._registry.subscribers
+    assert not bus._registry.by_group
+    assert len(bus._registry.shared_trie) == 0
 
 
 @pytest.mark.parametrize("local", [True, False])
@@ -616,4 +616,4 @@ def test_a_group_has_one_handler(local: bool) -> None:
 def test_two_buses_in_one_process_are_two() -> None:
     one, other = EventBus(), EventBus()
     one.subscribe("a", fine)
-    assert not other._subscribers
+    assert not other._registry.subscribers

@@ -305,7 +305,7 @@ async def test_subscribing_at_the_very_end_of_an_app(logged: World) -> None:
         await bus.publish("a", 1)
         await logged.until(lambda: len(logged.calls.got) == 2)
         assert len(bus.app.processors) == 2
-    assert not [each for each in threading.enumerate() if each.name.endswith("-pump")]
+    assert not [each for each in threading.enumerate() if each.name.endswith("-poller")]
 
 
 # -- on memory alone: what does not differ by the log
@@ -592,7 +592,7 @@ async def test_two_buses_of_one_name_on_one_app() -> None:
     with pytest.raises(ConfigError, match="already reads"):
         one.subscribe("a", watch, group="g")
         two.subscribe("a", watch, group="g")
-    assert "g" not in two._durable_by_group  # what was refused left nothing behind
+    assert "g" not in two._registry.by_group  # what was refused left nothing behind
     async with harness(app) as h:
         await one.publish("a", 1)
         await h.settled()

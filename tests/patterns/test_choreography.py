@@ -496,7 +496,7 @@ def test_bad_input_is_said_in_one_line(what: str, local: bool) -> None:
         WRONG[what](bus)
     assert "\n" not in str(caught.value)
     assert app is None or app.processors == []
-    assert not bus._subscribers
+    assert not bus._registry.subscribers
 
 
 def test_names_of_steps_and_groups() -> None:

@@ -275,12 +275,16 @@ async def test_a_command_that_came_second_looks_again(stage: Stage, name: str) -
 
 async def test_attempts_are_counted_across_restarts(stage: Stage, name: str) -> None:
     attempts: list[int] = []
+    shops: list[Shop] = []
 
     def shop() -> Shop:
         made = Shop(stage, name)
+        shops.append(made)
 
         async def fail(order: Order, call: StepCall) -> None:
             attempts.append(call.attempt)
+            if call.attempt == 2 and len(shops) == 1:  # the first process makes no third one
+                await stage.until(lambda: made.app.runtime.stopping, "the end of the first process")
             raise Refused(f"attempt {call.attempt}")
 
         made.saga.add_step("a", fail, retry=Retry(attempts=3, delay=0.2, cap=0.2))

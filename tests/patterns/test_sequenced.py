@@ -29,10 +29,10 @@ from streams.engine import commit_pace
 from streams.log.appending import append_and_wait
 from streams.log.protocol import Committed
 from streams.message import REDRIVE, Position, Record
-from streams.parking import key_parking
+from streams.parking import key_parking, read_state
 from streams.parking import records as parking_records
 from streams.patterns import ClosedKey, ClosedKeys, NotClosed
-from streams.patterns.deadletters.closed_keys import ClosedKeyReader, read_state
+from streams.patterns.deadletters.closed_keys import ClosedKeyReader
 from streams.testing import Clock, harness
 from tests.conformance.stage import PATIENCE, QUICK, Stage
 
@@ -450,7 +450,7 @@ async def test_no_more_is_held_than_is_allowed(
 ) -> None:
     """What would be parked waits in its key queue, and its partition with it; other keys go on."""
     monkeypatch.setattr(key_parking, "PARKED_LIMIT", 3)
-    monkeypatch.setattr("streams.processing.executor.WRITE_PAUSE", 0.02)
+    monkeypatch.setattr("streams.processing.outcomes.WRITE_PAUSE", 0.02)
     world = World(stage, partitions=1)
     async with world.app:
         await world.failing(0, key="k")

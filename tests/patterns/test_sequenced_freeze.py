@@ -28,9 +28,9 @@ from streams.log.appending import append_and_wait
 from streams.log.membership import LeaseTerms
 from streams.log.memory.log import MemoryLog
 from streams.message import Record
-from streams.parking import key_parking
+from streams.parking import key_parking, read_state
 from streams.parking.records import parked_topic
-from streams.patterns.deadletters.closed_keys import ClosedKeyReader, read_state
+from streams.patterns.deadletters.closed_keys import ClosedKeyReader
 from tests.conformance.stage import Stage
 from tests.patterns import failpoints
 from tests.patterns.conftest import FOUR

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from streams.log.appending import append_and_wait
 from streams.log.protocol import Committed
 from streams.message import ID, REDRIVE, Record
+from streams.parking import read_state
 from streams.parking import records as parking_records
 from streams.parking.records import (
     NO_EPOCH,
@@ -27,7 +28,6 @@ from streams.parking.records import (
     parse_record,
     read_original,
 )
-from streams.patterns.deadletters.closed_keys import read_state
 from tests.conformance.stage import Stage
 from tests.patterns.test_sequenced import World
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from streams import ConfigError, HandlerTimeout, Message, Reject, Retry, Streams
-from streams.engine.dispatcher import PartitionState
+from streams.engine.dispatcher import Delivery, PartitionState
 from streams.engine.progress import Progress
 from streams.log.protocol import Assignment, Commit
 from streams.message import Batch
+from streams.processing.committer import OwnedPartition
 from streams.processing.handler_transaction import HandlerTransaction, TransactionLock
 from streams.testing import harness
 from tests.processing.support import QUICK, until
@@ -129,9 +130,10 @@ async def test_the_pump_takes_no_snapshot_while_a_handler_commits() -> None:
 
     async with app:
         assert handle.poller is not None
-        pump = handle.poller
+        committer = handle.poller._committer
         assignment = Assignment("t", 0, 1, None)
         owned = PartitionState(assignment, Progress(0, 0), None)
+        partition = OwnedPartition(owned, None)
         batch = Batch("t", 0, [0, 1], [None] * 2, [b""] * 2, ["a", "b"])
         segment = owned.progress.add(owned, batch)
         meanwhile: list[Commit | None] = []
@@ -143,26 +145,26 @@ async def test_the_pump_takes_no_snapshot_while_a_handler_commits() -> None:
 
             def commit(self, commits: Sequence[Commit]) -> None:
                 assert [commit.position for commit in commits] == [1]
-                meanwhile.append(pump._next_commit_of(assignment, owned))
+                meanwhile.append(committer._commit_of(partition))
                 if fails:
                     raise OSError("no")
 
             def rollback(self) -> None: ...
 
         joint = HandlerTransaction(
-            Transaction, pump._commit_in_transaction, TransactionLock(), may_block=True
+            Transaction, committer.commit_in_transaction, TransactionLock(), may_block=True
         )
-        work = (segment, 0, None, "a", 1, False, None)
+        work = Delivery(segment, 0, None, "a")
         joint.execute("")
         with pytest.raises(OSError, match="no"):
             joint.commit([work])
-        first = pump._next_commit_of(assignment, owned)
+        first = committer._commit_of(partition)
         assert first is not None
         assert first.position == 0
         fails = False
         joint.execute("")
         joint.commit([work])
-        second = pump._next_commit_of(assignment, owned)
+        second = committer._commit_of(partition)
         assert second is not None
         assert second.position == 1
         assert meanwhile == [None, None]

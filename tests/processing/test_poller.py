@@ -16,8 +16,9 @@ from streams.errors import Unavailable
 from streams.log.memory.log import MemoryLog
 from streams.log.protocol import Retention
 from streams.log.url import open_log
-from streams.processing import poller
-from streams.processing.poller import Poller
+from streams.processing import committer, partition_lifecycle
+from streams.processing.committer import OffsetCommitter
+from streams.processing.partition_lifecycle import PartitionLifecycle
 from streams.replay import replay
 from streams.testing import Clock
 from tests.processing.support import until
@@ -72,7 +73,7 @@ class Counted:
     """An app on a clock that stands still, whose commits cost nothing."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(poller, "thread_time", lambda: 0.0)
+        monkeypatch.setattr(committer, "thread_time", lambda: 0.0)
         self.clock = Clock()
         self.app = Streams(f"memory://{uuid4().hex}")
         self.app.clock = self.clock
@@ -130,14 +131,14 @@ async def test_one_who_has_nothing_to_do_looks_for_nothing_to_commit(
 ) -> None:
     counted = Counted(monkeypatch)
     snapshots = 0
-    snapshot = Poller._next_commit_of
+    snapshot = OffsetCommitter._commit_of
 
-    def count(self: Poller, *given: Any) -> Any:
+    def count(self: OffsetCommitter, *given: Any) -> Any:
         nonlocal snapshots
         snapshots += 1
         return snapshot(self, *given)
 
-    monkeypatch.setattr(Poller, "_next_commit_of", count)
+    monkeypatch.setattr(OffsetCommitter, "_commit_of", count)
     async with counted.app:
         counted.look()
         await counted.topic.publish(1)
@@ -160,15 +161,15 @@ def _has(handled: list[int], number: int) -> bool:
 @pytest.fixture
 def away(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How often the log is away yet when partitions are begun."""
-    left, begin = [2], Poller._restore_progress
+    left, begin = [2], PartitionLifecycle._restore_progress
 
-    def fails(self: Poller, *given: Any) -> Any:
+    def fails(self: PartitionLifecycle, *given: Any) -> Any:
         if left[0]:
             left[0] -= 1
             raise Unavailable("the log is away for a moment")
         return begin(self, *given)
 
-    monkeypatch.setattr(Poller, "_restore_progress", fails)
+    monkeypatch.setattr(PartitionLifecycle, "_restore_progress", fails)
     return left
 
 
@@ -213,7 +214,7 @@ async def test_windows_are_made_one_after_the_other(monkeypatch: pytest.MonkeyPa
     make, held = PROCESS_BUDGET.new_window, list[bool]()
 
     def window(size: int, cap: int) -> DedupWindow:
-        held.append(poller._windows_lock.locked())
+        held.append(partition_lifecycle._windows_lock.locked())
         return make(size, cap)
 
     monkeypatch.setattr(PROCESS_BUDGET, "new_window", window)

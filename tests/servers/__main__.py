@@ -9,8 +9,12 @@ import os
 import subprocess
 import sys
 
+from confluent_kafka import KafkaException
+
 from tests.servers import containers, find
-from tests.servers.java import KAFKA_VERSION, Missing, have_jars, jars, java
+from tests.servers.java import KAFKA_VERSION, Missing, class_archive, have_jars, jars, java
+from tests.servers.kafka import make_class_archive
+from tests.servers.lifetime import StartError
 from tests.servers.redis import redis_program, valkey_program
 
 
@@ -18,7 +22,14 @@ def _kafka() -> str:
     if not have_jars():
         print(f"Fetching Kafka {KAFKA_VERSION} with Maven, once", flush=True)
     program = java()
-    return f"Kafka {KAFKA_VERSION}, jars in {jars()}, Java {program}"
+    found = f"Kafka {KAFKA_VERSION}, jars in {jars()}, Java {program}"
+    if not class_archive().exists():
+        print("Running Kafka once, so that it starts faster from now on", flush=True)
+        try:
+            make_class_archive()
+        except (StartError, KafkaException) as error:  # it goes without
+            print(error, flush=True)
+    return found
 
 
 def _version(program: str) -> str:

@@ -8,6 +8,7 @@ cluster wants long (sessions, elections) are short here; anything can be set oth
 from __future__ import annotations
 
 import base64
+import shutil
 import subprocess
 import uuid
 from collections.abc import Mapping, Sequence
@@ -15,12 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import KafkaException
+from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from tests.servers.certificates import Certificates, certificates
-from tests.servers.java import jars, java
-from tests.servers.lifetime import Lifetime, Process, free_port
+from tests.servers.java import class_archive, jars, java
+from tests.servers.lifetime import Lifetime, Process, free_port, locked
 
 USER = "app"
 PASSWORD = "app-secret"
@@ -54,7 +56,15 @@ def _java_command(options: Sequence[str], level: str, folder: Path) -> list[str]
     logging = folder / f"log4j2-{level}.properties"
     if not logging.exists():
         logging.write_text(_LOGGING.format(level=level), encoding="utf-8")
-    return [java(), *options, f"-Dlog4j2.configurationFile={logging}", "-cp", f"{jars()}/*"]
+    archive = class_archive()
+    return [
+        java(), *options,
+        *([f"-XX:SharedArchiveFile={archive}"] if archive.exists() else []),
+        # An archive that does not fit is no error, and nothing for what reads a tool's output.
+        "-Xlog:disable", "-Xlog:all=warning:stderr",
+        f"-Dlog4j2.configurationFile={logging}",
+        "-cp", f"{jars()}/*",
+    ]  # fmt: skip
 
 
 def tool(bootstrap: str, folder: Path, name: str, *arguments: str, input: str | None = None) -> str:
@@ -72,6 +82,38 @@ def tool(bootstrap: str, folder: Path, name: str, *arguments: str, input: str | 
         timeout=500,
     )
     return done.stdout
+
+
+def make_class_archive() -> None:
+    """Run a broker once, and keep the classes it loaded in the form in which a JVM maps them."""
+    archive = class_archive()
+    with locked(archive.with_suffix(".lock")):
+        if archive.exists():
+            return
+        draft = archive.with_suffix(".draft")
+        options = (*SMALL_JAVA, f"-XX:ArchiveClassesAtExit={draft}")
+        with Lifetime() as lifetime, Kafka(lifetime, java_options=options) as broker:
+            client: dict[str, Any] = {"bootstrap.servers": broker.bootstrap, "log_level": 0}
+            admin = AdminClient(client)
+            admin.create_topics([NewTopic("topic", 1, 1)])["topic"].result(60)
+            producer = Producer({**client, "transactional.id": "id"})
+            producer.init_transactions(60)
+            producer.begin_transaction()
+            producer.produce("topic", b"value")
+            producer.commit_transaction(60)
+            del admin, producer  # so that nobody misses the broker
+            for protocol in ("classic", "consumer"):
+                consumer = Consumer(
+                    {**client, "group.id": protocol, "group.protocol": protocol,
+                     "auto.offset.reset": "earliest"}
+                )  # fmt: skip
+                consumer.subscribe(["topic"])
+                consumer.poll(60)
+                consumer.commit(asynchronous=False)
+                consumer.close()
+            broker.nodes[0].process.stop(300)  # it writes the archive as it ends
+        if draft.exists():
+            draft.rename(archive)
 
 
 class Node:
@@ -134,7 +176,7 @@ class Kafka:
                 [*command, "kafka.Kafka", str(node.properties)],
                 node.folder / "server.log",
             )
-        self._format()
+        self._format(lifetime)
 
     def __enter__(self) -> Kafka:
         self.start()
@@ -271,6 +313,11 @@ class Kafka:
             "share.coordinator.state.topic.min.isr": safe,
             "share.coordinator.state.topic.num.partitions": "4",
             "log.cleaner.dedupe.buffer.size": str(4 << 20),
+            # Whatever wakes up all the time costs as much, in ten minutes, as a start.
+            "metadata.max.idle.interval.ms": "0",
+            "num.network.threads": "2",
+            "num.io.threads": "4",
+            "background.threads": "2",
             # A broker that was killed may come back only once its old session is over.
             "broker.session.timeout.ms": "3000",
             "broker.heartbeat.interval.ms": "500",
@@ -302,21 +349,41 @@ class Kafka:
         text = "".join(f"{name}={value}\n" for name, value in settings.items())
         node.properties.write_text(text, encoding="utf-8")
 
-    def _format(self) -> None:
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        cluster = cluster.replace("-", "A").replace("_", "A")  # a leading dash would be an option
-        arguments = ["kafka.tools.StorageTool", "format", "-t", cluster]
-        if self.certificates is not None:
-            arguments += ["--add-scram", f"{MECHANISM}=[name={USER},password={PASSWORD}]"]
-        command = _java_command(["-XX:TieredStopAtLevel=1"], "error", self.folder)
-
-        def run(node: Node) -> None:
-            subprocess.run(
-                [*command, *arguments, "-c", str(node.properties)],
-                capture_output=True,
-                check=True,
-                timeout=500,
+    def _format(self, lifetime: Lifetime) -> None:
+        """Format the nodes' folders; Kafka's tool does it once a session, the rest is copied."""
+        kind = "plain" if self.certificates is None else "secure"
+        made = lifetime.shared(f"kafka-{kind}-format", self._format_first)
+        cluster = _kafka_uuid()
+        for node in self.nodes:
+            data = node.folder / "data"
+            data.mkdir(exist_ok=True)
+            shutil.copy(made["checkpoint"], data / "bootstrap.checkpoint")
+            (data / "meta.properties").write_text(
+                f"version=1\ncluster.id={cluster}\n"
+                f"node.id={node.id}\ndirectory.id={_kafka_uuid()}\n",
+                encoding="utf-8",
             )
 
-        with ThreadPoolExecutor(len(self.nodes)) as pool:
-            list(pool.map(run, self.nodes))
+    def _format_first(self) -> dict[str, str]:
+        node = self.nodes[0]
+        arguments = ["kafka.tools.StorageTool", "format", "-t", _kafka_uuid()]
+        if self.certificates is not None:
+            arguments += ["--add-scram", f"{MECHANISM}=[name={USER},password={PASSWORD}]"]
+        subprocess.run(
+            [
+                *_java_command(["-XX:TieredStopAtLevel=1"], "error", self.folder),
+                *arguments, "-c", str(node.properties),
+            ],
+            capture_output=True,
+            check=True,
+            timeout=500,
+        )  # fmt: skip
+        # Not where it is: a broker may replace its own.
+        checkpoint = self.folder / "bootstrap.checkpoint"
+        shutil.copy(node.folder / "data" / checkpoint.name, checkpoint)
+        return {"checkpoint": str(checkpoint)}
+
+
+def _kafka_uuid() -> str:
+    text = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    return text.replace("-", "A").replace("_", "A")  # a leading dash would be an option

@@ -115,8 +115,12 @@ def locked(path: Path) -> Generator[None]:
         yield
 
 
+_given_ports: set[int] = set()
+
+
 def free_port() -> int:
-    """A loopback port that nothing uses, below those which the system gives to clients.
+    """A loopback port that nothing uses, below those which the system gives to clients; another one
+    at each call, as whoever asked may not have bound it yet.
 
     A server that is killed and started again needs its port back; from the system's own range some
     client could have taken it meanwhile (even the one that tries to reconnect to it).
@@ -126,12 +130,15 @@ def free_port() -> int:
         low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     for _ in range(1000):
         port = random.randrange(10_000, min(max(low, 12_000), 32_768))
+        if port in _given_ports:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-            return port
+        _given_ports.add(port)
+        return port
     raise StartError("no free port on 127.0.0.1 below the system's own range")
 
 

@@ -301,6 +301,7 @@ def test_pins_that_are_damaged_install_nothing(machine: Machine) -> None:
     assert not machine.stamp.exists()
 
 
+@pytest.mark.faults  # pip's own work, and it takes as long as fifty of the others
 def test_a_file_that_is_not_the_one_that_was_pinned_is_refused(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

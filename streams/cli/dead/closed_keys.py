@@ -6,12 +6,13 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
 from streams.cli import output
+from streams.cli.dead.handling import print_decided
 from streams.cli.dead.options import ClosedKeyName, Group, Topic
-from streams.cli.dead.rendering import cell_value, letter_summary
-from streams.cli.options import AsJson, Url, argument_bytes, open_url
+from streams.cli.dead.rendering import letter_summary
+from streams.cli.options import Json, Url, argument_bytes, open_url
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -22,10 +23,10 @@ def list_closed_keys(
     group: Group,
     topic: Topic,
     limit: Annotated[
-        int, typer.Option("--limit", "-n", min=1, metavar="N", help="So many at most.")
+        int, Option("--limit", "-n", min=1, metavar="N", help="So many at most.")
     ] = 1_000,
     url: Url = None,
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     """List the closed keys, and what closes them.
 
@@ -40,31 +41,18 @@ def list_closed_keys(
       [cyan]streams dead edit billing orders c-17 --value '{"n": 1}'[/cyan]
       [cyan]streams dead drop billing orders c-17[/cyan]          go on without it
     """
+    found = []
     with open_url(url, "ro") as log:
-        found_keys = open_closed_keys(log, group, topic).heads(limit=limit)
-        summaries = (
-            output.call_or_report(
-                f"key {closed_key.key!r}", partial(closed_key_json, log, closed_key)
-            )
-            for closed_key in found_keys
-        )
-        found = [each for each in summaries if each is not None]
-    if json:
-        output.print_json(found)
-        return
+        for head in open_closed_keys(log, group, topic).heads(limit=limit):
+            make_json = partial(closed_key_json, log, head)
+            if (row := output.call_or_report(f"key {head.key!r}", make_json)) is not None:
+                found.append(row)
     columns = ["key", "parked", "state", "failed_at", "attempts", "redrives", "error", "place"]
-    output.print_table(
-        [name.replace("_", " ") for name in columns],
-        [[cell_value(each[name]) for name in columns] for each in found],
-    )
+    output.print_rows(found, columns, json=json)
 
 
 def drop_closed_key(
-    group: Group,
-    topic: Topic,
-    key: ClosedKeyName,
-    url: Url = None,
-    json: AsJson = False,
+    group: Group, topic: Topic, key: ClosedKeyName, url: Url = None, json: Json = False
 ) -> None:
     """Let go of the message that closes a key.
 
@@ -76,20 +64,9 @@ def drop_closed_key(
       [cyan]streams dead drop billing orders c-17[/cyan]
     """
     with open_url(url) as log:
-        closed_keys_log = open_closed_keys(log, group, topic)
-        closed_keys_log.send_command("drop", closed_keys_log.dead_head(argument_bytes(key)))
+        closed_keys = open_closed_keys(log, group, topic)
+        closed_keys.send_command("drop", closed_keys.dead_head(argument_bytes(key)))
     print_decided(group, topic, 1, "dropped", json=json)
-
-
-def print_decided(group: str, topic: str, count: int, field: str, *, json: bool) -> None:
-    """Say for how many keys it was decided."""
-    if json:
-        output.print_json({"group": group, "topic": topic, field: count})
-    else:
-        output.print_note(
-            f"{output.count_text(count, 'key')} {field}; whoever owns the partition follows, once "
-            "it runs"
-        )
 
 
 def open_closed_keys(log: Log, group: str, topic: str) -> ClosedKeyReader:
@@ -102,13 +79,10 @@ def open_closed_keys(log: Log, group: str, topic: str) -> ClosedKeyReader:
     return ClosedKeyReader(log, group, topic)
 
 
-def closed_key_json(log: Log, closed_key: ClosedKeyHead) -> dict[str, Any]:
+def closed_key_json(log: Log, head: ClosedKeyHead) -> dict[str, Any]:
     """A closed key for JSON: the message that closes it, and what waits behind it."""
-    summary = letter_summary(log, closed_key.row, waiting=closed_key.is_dead)
-    if not closed_key.is_dead and summary["error"] == "?":
+    summary = letter_summary(log, head.row, waiting=head.is_dead)
+    if not head.is_dead and summary["error"] == "?":
         summary["error"] = summary["failed_at"] = None
-    return {
-        **summary,
-        "parked": closed_key.parked,
-        "state": "dead" if closed_key.is_dead else "coming back",
-    }
+    state = "dead" if head.is_dead else "coming back"
+    return {**summary, "parked": head.parked, "state": state}

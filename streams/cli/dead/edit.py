@@ -6,46 +6,43 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from streams.cli.command_errors import CommandFailed, UsageError
 from streams.cli.dead import editor
-from streams.cli.dead.closed_keys import open_closed_keys, print_decided
-from streams.cli.dead.handling import LetterAction, print_handled
+from streams.cli.dead.closed_keys import open_closed_keys
+from streams.cli.dead.handling import LetterAction, print_decided, print_handled
 from streams.cli.dead.options import Group, Name, Topic
 from streams.cli.dead.topics import is_of, open_dead_letters
-from streams.cli.options import AsJson, Url, argument_bytes, open_url
+from streams.cli.options import Json, Url, argument_bytes, open_url
 from streams.config import DeadLetters
 from streams.errors import NotFound
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
+    from streams.log.range_reader import LogRow
     from streams.patterns.deadletters import ClosedKeyHead
-    from streams.replay.into_topic import LogRow
 
 
 def edit_dead_letter(
     group: Group,
     topic: Topic,
     which: Annotated[
-        str | None,
-        typer.Argument(metavar="WHICH", help="PARTITION/OFFSET, message ID, or closed key."),
+        str | None, Argument(metavar="WHICH", help="PARTITION/OFFSET, message ID, or closed key.")
     ] = None,
     key: Annotated[
-        str | None, typer.Option("--key", "-k", metavar="KEY", help="The closed key, instead.")
+        str | None, Option("--key", "-k", metavar="KEY", help="The closed key, instead.")
     ] = None,
     value: Annotated[
-        str | None, typer.Option("--value", metavar="TEXT", help="What its value is to be.")
+        str | None, Option("--value", metavar="TEXT", help="What its value is to be.")
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option(
-            "--file", "-f", metavar="FILE", help="The same, from a file; - is standard input."
-        ),
+        Option("--file", "-f", metavar="FILE", help="The same, from a file; - is standard input."),
     ] = None,
     name: Name = None,
     url: Url = None,
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     """Put a dead letter back with another value.
 
@@ -77,11 +74,11 @@ def edit_dead_letter(
         return editor.edit_in_editor(old, command) if data is None else data
 
     with open_url(url) as log:
-        closed_key = None if name is not None else _closed_key_meant(log, group, topic, which, key)
-        if which is None or closed_key is not None:
-            closed_keys_log = open_closed_keys(log, group, topic)
-            closed_key = closed_keys_log.dead_head(argument_bytes(key or which or ""))
-            closed_keys_log.send_command("edit", closed_key, new_value(closed_key.row))
+        head = None if name is not None else _closed_key_meant(log, group, topic, which, key)
+        if which is None or head is not None:
+            closed_keys = open_closed_keys(log, group, topic)
+            head = closed_keys.dead_head(argument_bytes(key or which or ""))
+            closed_keys.send_command("edit", head, new_value(head.row))
             print_decided(group, topic, 1, "edited", json=json)
             return
         dead_letters = open_dead_letters(log, group, topic, name)
@@ -89,19 +86,17 @@ def edit_dead_letter(
         if selection.count > 1:
             raise CommandFailed(
                 f"{dead_letters.name}: {selection.count} letters have the ID {which!r}; name one "
-                "by its "
-                f"PARTITION/OFFSET, see streams dead ls {group} {topic}"
+                f"by its PARTITION/OFFSET, see streams dead ls {group} {topic}"
             )
         (partition, end), *_ = selection.end_offsets.items()
         with closing(dead_letters.row_at(partition, end - 1)) as rows:
             row = next(iter(rows))
         retry_topic = DeadLetters().retry(topic, group)
-        new = new_value(row)
         done = dead_letters.redrive(
             lambda row: retry_topic,
             matches=selection.matches,
             end_offsets=selection.end_offsets,
-            edited=new,
+            edited=new_value(row),
         )
         if not done:
             raise CommandFailed(f"{dead_letters.name}: letter {which!r} was dealt with meanwhile")
@@ -117,20 +112,19 @@ def _closed_key_meant(
     :raises UsageError: it can be both.
     """
     try:
-        closed_keys_log = open_closed_keys(log, group, topic)
+        closed_keys = open_closed_keys(log, group, topic)
     except NotFound:
         if key is None:
             return None
         raise
-    closed_key = next(closed_keys_log.heads(argument_bytes(which or key or "")), None)
-    if closed_key is None or which is None:
-        return closed_key
+    head = next(closed_keys.heads(argument_bytes(which or key or "")), None)
+    if head is None or which is None:
+        return head
     try:
-        open_dead_letters(log, group, topic, None).select_named(
-            [which], lambda row: is_of(row, group, topic)
-        )
+        dead_letters = open_dead_letters(log, group, topic, None)
+        dead_letters.select_named([which], lambda row: is_of(row, group, topic))
     except NotFound:
-        return closed_key
+        return head
     raise UsageError(
         f"{which!r} is a closed key and a letter: give it as --key, or the letter as its "
         f"PARTITION/OFFSET, see streams dead ls {group} {topic}"

@@ -38,9 +38,8 @@ def editor_command() -> list[str]:
     except ValueError as error:
         raise UsageError(f"EDITOR={name!r}: {error}") from None
     if not words:
-        raise UsageError(
-            "streams dead edit takes --value or --file, or EDITOR from the environment"
-        )
+        problem = "streams dead edit takes --value or --file, or EDITOR from the environment"
+        raise UsageError(problem)
     return words
 
 
@@ -52,19 +51,16 @@ def edit_in_editor(data: bytes, command: list[str]) -> bytes:
 
     :raises CommandFailed: the editor failed, or nothing was changed.
     """
+    editor = f"the editor {command[0]!r}"
     with tempfile.TemporaryDirectory(prefix="streams-") as folder:  # its owner's alone
         path = Path(folder, "letter.json" if data[:1] in (b"{", b"[") else "letter.txt")
         path.write_bytes(data)
         try:
             status = subprocess.run([*command, str(path)], check=False).returncode
         except OSError as error:
-            raise CommandFailed(
-                f"the editor {command[0]!r} cannot be run: {error.strerror}"
-            ) from None
+            raise CommandFailed(f"{editor} cannot be run: {error.strerror}") from None
         if status != 0:
-            raise CommandFailed(
-                f"the editor {command[0]!r} ended with status {status}: nothing is changed"
-            )
+            raise CommandFailed(f"{editor} ended with status {status}: nothing is changed")
         found = path.read_bytes()
     if not data.endswith(b"\n"):
         found = found.removesuffix(b"\n").removesuffix(b"\r")

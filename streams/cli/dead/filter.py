@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING
 
 from streams.cli.offset_arguments import parse_duration, parse_time
 from streams.cli.options import argument_bytes
 
 if TYPE_CHECKING:
-    from streams.replay.into_topic import LogRow
+    from streams.log.range_reader import LogRow
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterFilter:
-    """What is asked of a dead letter. Nothing: every letter will do."""
+    """What is asked of a dead letter; by default nothing, so that every one matches."""
 
     error: str | None = None
     """In the error's type or text, whatever the case of letters."""
     keys: frozenset[bytes] | None = None
-    since: float | None = None
-    until: float | None = None
+    since: float = -inf
+    until: float = inf
     """When it failed, in seconds since the epoch; from, and before."""
 
     @property
@@ -30,26 +31,20 @@ class DeadLetterFilter:
         return self == DeadLetterFilter()
 
     def __call__(self, row: LogRow) -> bool:
-        """Whether a letter has what is asked."""
-        from streams import derived_records
+        """Whether a dead letter matches."""
+        from streams.derived_records import ERROR_EXCEPTION, error_of, header_text
         from streams.patterns.deadletters import failure_time
 
         batch, index = row.batch, row.index
         if self.keys is not None and batch.keys[index] not in self.keys:
             return False
-        if self.since is not None or self.until is not None:
-            failed = failure_time(batch, index).timestamp()
-            if self.since is not None and failed < self.since:
-                return False
-            if self.until is not None and failed >= self.until:
-                return False
+        asks_when = self.since > -inf or self.until < inf
+        if asks_when and not self.since <= failure_time(batch, index).timestamp() < self.until:
+            return False
         if self.error is None:
             return True
         headers = batch.headers(index)
-        said = (
-            derived_records.header_text(headers, derived_records.ERROR_EXCEPTION) or "",
-            derived_records.error_of(headers),
-        )
+        said = header_text(headers, ERROR_EXCEPTION) or "", error_of(headers)
         return any(self.error.casefold() in each.casefold() for each in said)
 
 
@@ -63,8 +58,8 @@ def parse_filter(
     return DeadLetterFilter(
         error or None,
         frozenset(map(argument_bytes, keys)) if keys else None,
-        None if since is None else _parse_time(since, "--since"),
-        None if until is None else _parse_time(until, "--until"),
+        -inf if since is None else _parse_time(since, "--since"),
+        inf if until is None else _parse_time(until, "--until"),
     )
 
 

@@ -8,15 +8,15 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.command_errors import UsageError
+from streams.cli.dead import options
 from streams.cli.dead.filter import parse_filter
-from streams.cli.dead.options import ErrorText, Keys, Name, Since, Until
-from streams.cli.dead.rendering import cell_value, letter_summary
+from streams.cli.dead.rendering import letter_summary
 from streams.cli.dead.topics import (
-    LetterSource,
+    FoundTopic,
     dead_ls_arguments,
     find_dead_letter_topics,
     is_of,
@@ -24,7 +24,7 @@ from streams.cli.dead.topics import (
     print_other_topics,
 )
 from streams.cli.log_queries import count_waiting, read_first
-from streams.cli.options import AsJson, Url, open_url
+from streams.cli.options import Json, Url, open_url
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -32,23 +32,22 @@ if TYPE_CHECKING:
 
 def list_dead_letters(
     group: Annotated[
-        str | None, typer.Argument(metavar="GROUP", help="Whose; all there are, if not given.")
+        str | None, Argument(metavar="GROUP", help="Whose; all there are, if not given.")
     ] = None,
-    topic: Annotated[str | None, typer.Argument(metavar="TOPIC", help="Of which topic.")] = None,
+    topic: Annotated[str | None, Argument(metavar="TOPIC", help="Of which topic.")] = None,
     include_handled: Annotated[
-        bool, typer.Option("--all", help="Also those that were retried or purged.")
+        bool, Option("--all", help="Also those that were retried or purged.")
     ] = False,
     limit: Annotated[
-        int,
-        typer.Option("--limit", "-n", min=1, metavar="N", help="The oldest N only."),
+        int, Option("--limit", "-n", min=1, metavar="N", help="The oldest N only.")
     ] = 1_000,
-    error: ErrorText = None,
-    key: Keys = None,
-    since: Since = None,
-    until: Until = None,
-    name: Name = None,
+    error: options.ErrorText = None,
+    key: options.Keys = None,
+    since: options.Since = None,
+    until: options.Until = None,
+    name: options.Name = None,
     url: Url = None,
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     r"""List the dead letters that wait, the oldest first.
 
@@ -84,45 +83,27 @@ def list_dead_letters(
             matching = (row for row in rows if is_of(row, group, topic) and letter_filter(row))
             found = []
             for row in islice(matching, limit):
-                make_summary = partial(letter_summary, log, row, waiting=rows.is_waiting(row))
-                if (
-                    summary := output.call_or_report(
-                        output.position_text(log, row.batch, row.index), make_summary
-                    )
-                ) is not None:
+                where = output.position_text(log, row.batch, row.index)
+                make_json = partial(letter_summary, log, row, waiting=rows.is_waiting(row))
+                if (summary := output.call_or_report(where, make_json)) is not None:
                     found.append(summary)
             more = next(matching, None) is not None
         if more:
             output.print_note(f"the oldest {limit:,}, and there are more; --limit N lists N")
         elif rows.is_truncated:
-            output.print_note(
-                f"only the oldest {SCAN_LIMIT:,} letters of {dead_letters.name} were looked at"
-            )
+            where = dead_letters.name
+            output.print_note(f"only the oldest {SCAN_LIMIT:,} letters of {where} were looked at")
         if not found and group is not None and topic is not None:
             print_other_topics(log, group, topic, dead_letters.name)
-    if json:
-        output.print_json(found)
-        return
     columns = ["place", "failed_at", "key", "attempts", "error", "origin"]
     if group is None:
         columns.insert(1, "group")
-    output.print_table(
-        [name.replace("_", " ") for name in columns],
-        [[cell_value(each[name]) for name in columns] for each in found],
-    )
+    output.print_rows(found, columns, json=json)
 
 
 def _print_topics(log: Log, *, json: bool) -> None:
-    found: list[dict[str, Any]] = []
-    example: str | None = None
     search = find_dead_letter_topics(log)
-    for name, sources in search.topics:
-        found.append(_topic_json(log, name, sources))
-        if example is None:
-            argument_texts = (dead_ls_arguments(group, topic, name) for topic, group in sources)
-            example = next(
-                (f"streams dead ls {words}" for words in argument_texts if "--name" in words), None
-            )
+    found = [_topic_json(log, each) for each in search.topics]
     if not search.complete:
         output.print_note(
             "not every partition was looked at for dead letters: name the topic with --name"
@@ -130,28 +111,26 @@ def _print_topics(log: Log, *, json: bool) -> None:
     if json:
         output.print_json(found)
         return
-    output.print_table(
-        ["dead letters", "of", "waiting", "total", "oldest"],
-        [
-            [
-                each["dead_letters"],
-                ", ".join(f"{of['group']} {of['topic']}" for of in each["of"]) or None,
-                each["waiting"],
-                each["total"],
-                output.age_text(each["oldest_seconds"]),
-            ]
-            for each in found
-        ],
+    for row in found:
+        row["of"] = [f"{of['group']} {of['topic']}" for of in row["of"]]
+    columns = {"dead letters": "dead_letters", "of": "of", "waiting": "waiting", "total": "total"}
+    output.print_rows(found, columns | {"oldest": "oldest_seconds"}, json=False)
+    words = (
+        dead_ls_arguments(of.group, of.topic, each.name)
+        for each in search.topics
+        for of in each.sources
     )
-    if example is not None:
+    if (example := next((each for each in words if "--name" in each), None)) is not None:
         output.print_note(
-            f"a topic with another name than TOPIC.GROUP.dead is given as --name: {example}"
+            "a topic with another name than TOPIC.GROUP.dead is given as --name: streams dead ls "
+            f"{example}"
         )
 
 
-def _topic_json(log: Log, name: str, sources: tuple[LetterSource, ...]) -> dict[str, Any]:
+def _topic_json(log: Log, topic: FoundTopic) -> dict[str, Any]:
     from streams.patterns.deadletters import resolved_offsets
 
+    name, sources = topic
     waiting, total, oldest = 0, 0, None
     for partition, resolved in resolved_offsets(log, name, log.topic(name).partitions).items():
         first, end = log.watermarks(name, partition)

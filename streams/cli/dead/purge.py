@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
+from streams.cli.dead import options
 from streams.cli.dead.filter import parse_filter
 from streams.cli.dead.handling import LetterAction, LetterRequest, handle_letters
-from streams.cli.dead.options import (
-    DryRun,
-    ErrorText,
-    Group,
-    Keys,
-    Limit,
-    Name,
-    Since,
-    Topic,
-    Until,
-    WhichLetters,
-)
 from streams.cli.dead.topics import open_dead_letters
-from streams.cli.options import AsJson, AssumeYes, Url, open_url
+from streams.cli.options import Json, Url, Yes, open_url
 
 
 def purge_dead_letters(
-    group: Group,
-    topic: Topic,
-    which: WhichLetters = None,
-    limit: Limit = None,
-    error: ErrorText = None,
-    key: Keys = None,
-    since: Since = None,
-    until: Until = None,
-    dry_run: DryRun = False,
-    yes: AssumeYes = False,
-    name: Name = None,
+    group: options.Group,
+    topic: options.Topic,
+    which: options.WhichLetters = None,
+    limit: options.Limit = None,
+    error: options.ErrorText = None,
+    key: options.Keys = None,
+    since: options.Since = None,
+    until: options.Until = None,
+    dry_run: options.DryRun = False,
+    yes: Yes = False,
+    name: options.Name = None,
     url: Url = None,
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     """Set the dead letters that wait aside: all, some, or single ones.
 

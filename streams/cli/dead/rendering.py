@@ -9,52 +9,38 @@ from streams.cli import output
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
+    from streams.log.range_reader import LogRow
     from streams.message import Headers
-    from streams.replay.into_topic import LogRow
-
-
-def cell_value(found: Any) -> output.Cell:
-    """A value of the JSON form as a cell of a table."""
-    if isinstance(found, bool):
-        return "yes" if found else "no"
-    return found if found is None or isinstance(found, int) else str(found)
 
 
 def letter_summary(log: Log, row: LogRow, *, waiting: bool) -> dict[str, Any]:
     """A letter for JSON, without its content."""
-    from streams import derived_records
+    from streams import derived_records as records
     from streams.patterns.deadletters import failure_time
 
     batch, index = row.batch, row.index
     headers = batch.headers(index)
-    parts = [
-        _header_text(headers, name)
-        for name in (
-            derived_records.ERROR_TOPIC,
-            derived_records.ERROR_PARTITION,
-            derived_records.ERROR_OFFSET,
-        )
-    ]
-    source = "/".join(part or "?" for part in parts)
-    error = output.printable_text(derived_records.error_of(headers, unknown="?"))
+    parts = (records.ERROR_TOPIC, records.ERROR_PARTITION, records.ERROR_OFFSET)
+    source = "/".join(_header_text(headers, name) or "?" for name in parts)
+    error = output.printable_text(records.error_of(headers, unknown="?"))
     failed_at = output.iso_time(failure_time(batch, index).timestamp())
-    first = wire.parse_iso_time(_header_text(headers, derived_records.FIRST_FAILED))
+    first = wire.parse_iso_time(_header_text(headers, records.FIRST_FAILED))
     position = output.position_text(log, batch, index)
     return {
         "place": position.removeprefix(f"{batch.topic}/"),
         "position": position,
         "failed_at": failed_at,
-        "group": _header_text(headers, derived_records.ERROR_GROUP),
+        "group": _header_text(headers, records.ERROR_GROUP),
         "id": output.printable_text(batch.id(index)),
         "key": output.bytes_text(batch.keys[index]),
-        "attempts": derived_records.attempts_of(headers) or None,
+        "attempts": records.attempts_of(headers) or None,
         "error": error,
         "source": source,
-        "origin": _header_text(headers, derived_records.ORIGIN) or source,
+        "origin": _header_text(headers, records.ORIGIN) or source,
         "first_failed_at": failed_at if first is None else output.iso_time(first.timestamp()),
-        "first_error": _header_text(headers, derived_records.FIRST_ERROR) or error,
-        "redrives": derived_records.redrives_of(headers),
-        "edited": _header_text(headers, derived_records.EDITED) is not None,
+        "first_error": _header_text(headers, records.FIRST_ERROR) or error,
+        "redrives": records.redrives_of(headers),
+        "edited": _header_text(headers, records.EDITED) is not None,
         "waiting": waiting,
     }
 

@@ -5,26 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
 from streams.cli import output
 from streams.cli.command_errors import UsageError
-from streams.cli.dead.closed_keys import open_closed_keys, print_decided
-from streams.cli.dead.filter import DeadLetterFilter, parse_filter
-from streams.cli.dead.handling import LetterAction, LetterRequest, handle_letters, print_dry_run
-from streams.cli.dead.options import (
-    DryRun,
-    ErrorText,
-    Group,
-    Limit,
-    Name,
-    Since,
-    Topic,
-    Until,
-    WhichLetters,
+from streams.cli.dead import options
+from streams.cli.dead.closed_keys import open_closed_keys
+from streams.cli.dead.filter import parse_filter
+from streams.cli.dead.handling import (
+    LetterAction,
+    LetterRequest,
+    handle_letters,
+    print_decided,
+    print_dry_run,
 )
-from streams.cli.dead.topics import is_of, open_dead_letters
-from streams.cli.options import AsJson, AssumeYes, Url, argument_bytes, confirm, open_url
+from streams.cli.dead.topics import open_dead_letters
+from streams.cli.options import Json, Url, Yes, argument_bytes, confirm, open_url
 from streams.config import DeadLetters
 from streams.errors import NotFound
 
@@ -34,28 +30,28 @@ if TYPE_CHECKING:
 
 
 def retry_dead_letters(
-    group: Group,
-    topic: Topic,
-    which: WhichLetters = None,
-    limit: Limit = None,
-    error: ErrorText = None,
+    group: options.Group,
+    topic: options.Topic,
+    which: options.WhichLetters = None,
+    limit: options.Limit = None,
+    error: options.ErrorText = None,
     key: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--key",
             "-k",
             metavar="KEY",
             help="Only those of this key; repeatable. A closed key: see above.",
         ),
     ] = None,
-    keys: Annotated[bool, typer.Option("--keys", help="All closed keys, instead.")] = False,
-    since: Since = None,
-    until: Until = None,
-    dry_run: DryRun = False,
-    yes: AssumeYes = False,
-    name: Name = None,
+    keys: Annotated[bool, Option("--keys", help="All closed keys, instead.")] = False,
+    since: options.Since = None,
+    until: options.Until = None,
+    dry_run: options.DryRun = False,
+    yes: Yes = False,
+    name: options.Name = None,
     url: Url = None,
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     """Put the dead letters that wait back: all, some, or single ones.
 
@@ -88,9 +84,9 @@ def retry_dead_letters(
     request = LetterRequest(group, topic, which, letter_filter, limit, dry_run, yes, json)
     with open_url(url) as log:
         if keys or (key and not which and name is None):
-            closed = _select_closed_keys(log, group, topic, letter_filter, keys=key)
-            if closed is not None:
-                _retry_closed_keys(log, request, closed)
+            heads = _select_closed_keys(log, request, key)
+            if heads is not None:
+                _retry_closed_keys(log, request, heads)
                 return
         retry_topic = DeadLetters().retry(topic, group)
         dead_letters = open_dead_letters(log, group, topic, name)
@@ -110,33 +106,28 @@ def retry_dead_letters(
 
 
 def _select_closed_keys(
-    log: Log, group: str, topic: str, letter_filter: DeadLetterFilter, *, keys: list[str] | None
+    log: Log, request: LetterRequest, names: list[str] | None
 ) -> list[ClosedKeyHead] | None:
-    """The closed keys that are meant; None: none of these is closed, so letters are meant.
+    """What closes the keys that are meant; None: none of these is closed, so letters are meant.
 
+    :param names: the keys; None: all that are closed.
     :raises NotFound: all are meant, and no key was ever closed here.
     :raises NotClosed: some of them are closed, and not this one; or no decision is waited for.
     """
-    if keys is None:
-        closed_keys_log = open_closed_keys(log, group, topic)
-        return [
-            closed_key
-            for closed_key in closed_keys_log.heads()
-            if closed_key.is_dead and letter_filter(closed_key.row)
-        ]
     try:
-        closed_keys_log = open_closed_keys(log, group, topic)
+        closed_keys = open_closed_keys(log, request.group, request.topic)
     except NotFound:
+        if names is None:
+            raise
         return None
-    names = [argument_bytes(each) for each in dict.fromkeys(keys)]
-    if not any(next(closed_keys_log.heads(each), None) for each in names):
+    if names is None:
+        heads = [head for head in closed_keys.heads() if head.is_dead]
+        return [head for head in heads if request.letter_filter(head.row)]
+    keys = [argument_bytes(each) for each in dict.fromkeys(names)]
+    if not any(next(closed_keys.heads(each), None) for each in keys):
         return None
-    filter_without_keys = replace(letter_filter, keys=None)
-    return [
-        closed_key
-        for each in names
-        if filter_without_keys((closed_key := closed_keys_log.dead_head(each)).row)
-    ]
+    any_key = replace(request.letter_filter, keys=None)
+    return [head for head in map(closed_keys.dead_head, keys) if any_key(head.row)]
 
 
 def _require_closed(
@@ -146,32 +137,27 @@ def _require_closed(
 
     :raises NotClosed: the first of them that is not.
     """
-    group, topic = request.group, request.topic
-    if dead_letters.count_waiting(
-        lambda row: is_of(row, group, topic) and request.letter_filter(row)
-    ):
+    if dead_letters.count_waiting(request.matches):
         return
     try:
-        closed_keys_log = open_closed_keys(dead_letters.log, group, topic)
+        closed_keys = open_closed_keys(dead_letters.log, request.group, request.topic)
     except NotFound:
         return
     for name in names:
-        closed_keys_log.dead_head(argument_bytes(name))
+        closed_keys.dead_head(argument_bytes(name))
 
 
-def _retry_closed_keys(log: Log, request: LetterRequest, selection: list[ClosedKeyHead]) -> None:
+def _retry_closed_keys(log: Log, request: LetterRequest, heads: list[ClosedKeyHead]) -> None:
     if request.limit is not None:
         raise UsageError("streams dead retry: --limit and --name are not for closed keys")
-    closed_keys_log = open_closed_keys(log, request.group, request.topic)
-    number = output.count_text(len(selection), "key")
+    closed_keys = open_closed_keys(log, request.group, request.topic)
+    number = output.plural(len(heads), "key")
     if request.dry_run:
-        print_dry_run(request, len(selection), "retried", f"{number} would be retried")
+        print_dry_run(request, len(heads), "retried", f"{number} would be retried")
         return
-    letter_filter = request.letter_filter
-    if selection and (
-        letter_filter.keys is None or not replace(letter_filter, keys=None).matches_all
-    ):
-        confirm(f"{number} of {closed_keys_log.name}: to be retried?", yes=request.yes)
-    for closed_key in selection:
-        closed_keys_log.send_command("retry", closed_key)
-    print_decided(request.group, request.topic, len(selection), "retried", json=request.json)
+    wanted = request.letter_filter
+    if heads and (wanted.keys is None or not replace(wanted, keys=None).matches_all):
+        confirm(f"{number} of {closed_keys.name}: to be retried?", yes=request.yes)
+    for head in heads:
+        closed_keys.send_command("retry", head)
+    print_decided(request.group, request.topic, len(heads), "retried", json=request.json)

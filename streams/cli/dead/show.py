@@ -5,20 +5,20 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.command_errors import CommandFailed, UsageError
 from streams.cli.dead.closed_keys import closed_key_json, open_closed_keys
 from streams.cli.dead.options import Group, Name, Topic
-from streams.cli.dead.rendering import cell_value, letter_details
+from streams.cli.dead.rendering import letter_details
 from streams.cli.dead.topics import is_of, open_dead_letters
-from streams.cli.options import AsJson, Url, argument_bytes, open_url
+from streams.cli.options import Json, Url, argument_bytes, open_url
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
+    from streams.log.range_reader import LogRow
     from streams.patterns.deadletters import DeadLetterRows
-    from streams.replay.into_topic import LogRow
 
 
 def show_dead_letter(
@@ -26,17 +26,16 @@ def show_dead_letter(
     topic: Topic,
     which: Annotated[
         str | None,
-        typer.Argument(
+        Argument(
             metavar="WHICH", help="Its position, PARTITION/OFFSET or message ID; else the oldest."
         ),
     ] = None,
     key: Annotated[
-        str | None,
-        typer.Option("--key", "-k", metavar="KEY", help="What closes this key, instead."),
+        str | None, Option("--key", "-k", metavar="KEY", help="What closes this key, instead.")
     ] = None,
     name: Name = None,
     url: Url = None,
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     """Show one dead letter whole, with its traceback.
 
@@ -53,21 +52,18 @@ def show_dead_letter(
         if key is None:
             details = _find_dead_letter(log, group, topic, which, name)
         else:
-            closed_key = next(open_closed_keys(log, group, topic).heads(argument_bytes(key)), None)
-            if closed_key is None:
-                raise CommandFailed(
-                    f"key {key!r} is not closed; see streams dead keys {group} {topic}"
-                )
-            details = {
-                **closed_key_json(log, closed_key),
-                **letter_details(log, closed_key.row, waiting=closed_key.is_dead),
-            }
+            head = next(open_closed_keys(log, group, topic).heads(argument_bytes(key)), None)
+            if head is None:
+                hint = f"see streams dead keys {group} {topic}"
+                raise CommandFailed(f"key {key!r} is not closed; {hint}")
+            whole = letter_details(log, head.row, waiting=head.is_dead)
+            details = {**closed_key_json(log, head), **whole}
     if json:
         output.print_json(details)
         return
     trace, headers = details.pop("traceback"), details.pop("headers")
     value = {part: details.pop(part) for part in ("value", "text", "base64") if part in details}
-    output.print_mapping({part: cell_value(cell) for part, cell in details.items()})
+    output.print_mapping({part: output.field_cell(part, cell) for part, cell in details.items()})
     for header, text in headers.items():
         output.print_line(f"header {header}: {text or ''}")
     for part, cell in value.items():
@@ -86,30 +82,25 @@ def _find_dead_letter(
     from streams.patterns.deadletters import SCAN_LIMIT
 
     dead_letters = open_dead_letters(log, group, topic, name)
-    partition_offset = None if which is None else dead_letters.parse_position(which)
-    if partition_offset is not None and (
-        found := _first_details(log, dead_letters.row_at(*partition_offset), group, topic, which)
-    ):
+
+    def find(rows: DeadLetterRows) -> dict[str, Any] | None:
+        with closing(rows):
+            for row in rows:
+                if is_of(row, group, topic) and (which is None or _is_named(log, row, which)):
+                    return letter_details(log, row, waiting=rows.is_waiting(row))
+        return None
+
+    position = None if which is None else dead_letters.parse_position(which)
+    if position is not None and (found := find(dead_letters.row_at(*position[1:]))):
         return found
     rows = dead_letters.rows(everything=which is not None)
-    if found := _first_details(log, rows, group, topic, which):
+    if found := find(rows):
         return found
     problem = "no dead letter waits" if which is None else f"there is no letter {which!r}"
     if rows.is_truncated:
         problem += f" among the oldest {SCAN_LIMIT:,}"
-    raise CommandFailed(
-        f"{dead_letters.name}: {problem}; see streams dead ls {group} {topic} --all"
-    )
-
-
-def _first_details(
-    log: Log, rows: DeadLetterRows, group: str, topic: str, which: str | None
-) -> dict[str, Any] | None:
-    """The first letter of a group and topic, or the one that is meant."""
-    with closing(rows):
-        matching = (row for row in rows if is_of(row, group, topic))
-        found = next((row for row in matching if which is None or _is_named(log, row, which)), None)
-        return None if found is None else letter_details(log, found, waiting=rows.is_waiting(found))
+    hint = f"see streams dead ls {group} {topic} --all"
+    raise CommandFailed(f"{dead_letters.name}: {problem}; {hint}")
 
 
 def _is_named(log: Log, row: LogRow, which: str) -> bool:

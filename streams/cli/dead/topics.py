@@ -4,9 +4,8 @@ A dead letter topic can have any name (``DeadLetters(topic="graveyard")``, the
 ``dead_letter_queue`` of a queue's consumer), and a command without an app does not know it. But a
 dead letter says in its headers which topic and group it is of, so the newest records of every topic
 that is not known to be something else are looked at: :data:`RECORDS_SAMPLED` of a partition, of at
-most
-:data:`MAX_PARTITIONS` partitions and for :data:`TIME_LIMIT`, as each takes some questions to a
-server. A topic that holds letters and much else besides may be missed.
+most :data:`MAX_PARTITIONS` partitions and for :data:`TIME_LIMIT`, as each takes several requests. A
+topic that holds dead letters and much else besides may be missed.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from streams.text import close_match, suggestion
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log, TopicInfo
+    from streams.log.range_reader import LogRow
     from streams.message import Headers
     from streams.patterns.deadletters import DeadLetterTopic
-    from streams.replay.into_topic import LogRow
 
 RECORDS_SAMPLED = 20
 """Newest records of a partition that are looked at."""
@@ -35,37 +34,31 @@ RECORDS_SAMPLED = 20
 MAX_PARTITIONS = 2_000
 """Partitions that are looked at, at most, where there is anything in them."""
 
-
 TIME_LIMIT = 10.0
 """Real seconds after which no further topic is looked at."""
 
 
 class LetterSource(NamedTuple):
-    """What a dead letter is of."""
+    """The topic and group that a dead letter comes from."""
 
     topic: str
     group: str
 
 
 class FoundTopic(NamedTuple):
-    """A topic of dead letters.
-
-    :param sources: what the letters that were seen in it are of, the newest of a partition
-        first; none where none was seen.
-    """
+    """A topic of dead letters."""
 
     name: str
     sources: tuple[LetterSource, ...]
+    """Where those that were seen in it come from, the newest of a partition first."""
 
 
 class SearchResult(NamedTuple):
-    """What was found.
-
-    :param complete: every topic that could hold letters was looked at.
-    """
+    """The topics that were found."""
 
     topics: list[FoundTopic]
     complete: bool
+    """Every topic that could hold dead letters was looked at."""
 
 
 def find_dead_letter_topics(log: Log) -> SearchResult:
@@ -73,24 +66,20 @@ def find_dead_letter_topics(log: Log) -> SearchResult:
     from streams.patterns.internal_topics import internal_topics
 
     infos = log.topics()
-    internal = internal_topics(
-        (info.name for info in infos), output.call_or_report("groups", log.groups) or ()
-    )
+    groups = output.call_or_report("groups", log.groups) or ()
+    internal = internal_topics((info.name for info in infos), groups)
     named = [info for info in infos if info.name.endswith(".dead")]
-    others = [
-        info for info in infos if not info.name.endswith(".dead") and info.name not in internal
-    ]
+    others = [info for info in infos if info not in named and info.name not in internal]
     found: list[FoundTopic] = []
     partitions_left, deadline = MAX_PARTITIONS, time.monotonic() + TIME_LIMIT
     for info in (*named, *others):
         if time.monotonic() > deadline:
             partitions_left = 0
-        sampled = (
-            output.call_or_report(info.name, partial(_sample_sources, log, info, partitions_left))
-            if partitions_left
-            else None
-        )
-        sources, partitions_read = ((), 0) if sampled is None else sampled
+        sampled = None
+        if partitions_left:
+            sample = partial(_sample_sources, log, info, partitions_left)
+            sampled = output.call_or_report(info.name, sample)
+        sources, partitions_read = sampled or ((), 0)
         partitions_left -= partitions_read
         if sources or info in named:
             found.append(FoundTopic(info.name, sources))
@@ -173,9 +162,8 @@ def open_dead_letters(
                 hint = _use_name_hint(others, group, topic)
             elif name is None and (suggested := suggest_arguments(found, group, topic)) is not None:
                 hint = f"did you mean {suggested}?"
-        raise CommandFailed(
-            f"there is no dead letter topic {name or default_name!r}; {hint}"
-        ) from error
+        problem = f"there is no dead letter topic {name or default_name!r}"
+        raise CommandFailed(f"{problem}; {hint}") from error
 
 
 def print_other_topics(log: Log, group: str, topic: str, name: str) -> None:
@@ -191,10 +179,8 @@ def print_other_topics(log: Log, group: str, topic: str, name: str) -> None:
 
 
 def _use_name_hint(names: list[str], group: str, topic: str) -> str:
-    return (
-        f"letters of group {group} and topic {topic} stand in {', '.join(names)}: add --name "
-        f"{names[0]}"
-    )
+    where = f"letters of group {group} and topic {topic} stand in {', '.join(names)}"
+    return f"{where}: add --name {names[0]}"
 
 
 def is_of(row: LogRow, group: str | None, topic: str | None) -> bool:

@@ -15,27 +15,28 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.app_loading import load_app
 from streams.cli.command_errors import DONE, FAILED
-from streams.cli.options import AppUrl, AsJson
+from streams.cli.options import AppUrl, Json
 from streams.text import one_line
 
 if TYPE_CHECKING:
     from streams.app import Streams
-    from streams.cli.doctor.inspection import Finding
     from streams.log.protocol import Log
 
 
 def doctor(
-    target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="Where the app is.")],
+    target: Annotated[str, Argument(metavar="MODULE:APP", help="Where the app is.")],
     prometheus: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--prometheus",
             envvar="STREAMS_PROMETHEUS",
             metavar="URL",
@@ -43,10 +44,10 @@ def doctor(
         ),
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="What cannot be known counts as wrong.")
+        bool, Option("--strict", help="What cannot be known counts as wrong.")
     ] = False,
     url: AppUrl = None,
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     r"""Hold an app and its log against the checklist.
 
@@ -74,15 +75,10 @@ def doctor(
     counts = Counter(finding.verdict for finding in findings)
     passed = not counts[Verdict.no] and not (strict and counts[Verdict.unknown])
     if json:
-        output.print_json(
-            {
-                "app": target,
-                "log": redact(app.url),
-                "log_from": app.url_source.source,
-                "ok": passed,
-                "findings": [_finding_json(finding) for finding in findings],
-            }
-        )
+        where = {"app": target, "log": redact(app.url), "log_from": app.url_source.source}
+        names = ("item", "of", "verdict", "why", "do")
+        found = [dict(zip(names, astuple(finding), strict=True)) for finding in findings]
+        output.print_json({**where, "ok": passed, "findings": found})
     else:
         output.print_line(f"{target} on {app.url_source}")
         if app.lifespan is not None:
@@ -91,21 +87,9 @@ def doctor(
             ["", "item", "of", "why", "do"],
             [[f.verdict.value, f.item, f.subject, f.reason, f.advice or None] for f in findings],
         )
-        count_texts = [
-            f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict]
-        ]
-        output.print_line(", ".join(count_texts))
+        texts = (f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict])
+        output.print_line(", ".join(texts))
     raise typer.Exit(DONE if passed else FAILED)
-
-
-def _finding_json(finding: Finding) -> dict[str, str]:
-    return {
-        "item": finding.item,
-        "of": finding.subject,
-        "verdict": finding.verdict.value,
-        "why": finding.reason,
-        "do": finding.advice,
-    }
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from streams.cli.doctor.inspection import AppInspection, Finding, Verdict
+from streams.cli.doctor.inspection import AppInspection, Finding, Subject
 from streams.cli.doctor.log_checks import check_order, check_persistence, check_retention
 from streams.cli.doctor.monitoring_checks import check_alerts, check_monitoring
 from streams.cli.doctor.processor_checks import (
@@ -38,4 +38,4 @@ def run_checks(inspection: AppInspection) -> Iterator[Finding]:
         try:
             yield from check(inspection)
         except LogError as error:
-            yield Finding(item, "the log", Verdict.unknown, str(error), "ask again")
+            yield Subject(item, "the log").unknown(str(error), "ask again")

@@ -52,6 +52,25 @@ class Finding:
     advice: str = ""
 
 
+class Subject(NamedTuple):
+    """What an item of the checklist is about: makes its findings."""
+
+    item: str
+    name: str
+
+    def yes(self, reason: str, advice: str = "") -> Finding:
+        """It is as it should be."""
+        return Finding(*self, Verdict.yes, reason, advice)
+
+    def no(self, reason: str, advice: str) -> Finding:
+        """It is not."""
+        return Finding(*self, Verdict.no, reason, advice)
+
+    def unknown(self, reason: str, advice: str) -> Finding:
+        """It cannot be known."""
+        return Finding(*self, Verdict.unknown, reason, advice)
+
+
 class SampledMessage(NamedTuple):
     """One message of a sample."""
 
@@ -88,7 +107,7 @@ class AppInspection:
 
     @cached_property
     def _helper_processors(self) -> list[Processor[..., Any]]:
-        """What works for other processors is the toolkit's, and not the app's to set."""
+        """Processors of the toolkit that work for the app's, and have no options of their own."""
         return [helper for each in self.app.processors for helper in each.helpers]
 
     @cached_property
@@ -99,10 +118,8 @@ class AppInspection:
     @cached_property
     def topics(self) -> dict[str, Topic[Any]]:
         """What the app declares or reads, by name."""
-        helper_topics = {topic for helper in self._helper_processors for topic in helper.topics}
-        found = {
-            name: topic for name, topic in self.app.topics.items() if name not in helper_topics
-        }
+        others = {topic for helper in self._helper_processors for topic in helper.topics}
+        found = {name: topic for name, topic in self.app.topics.items() if name not in others}
         for processor in self.processors:
             for topic in processor.options.topics:
                 if topic.name not in found and hasattr(topic, "partitions"):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from streams.cli import output
-from streams.cli.doctor.inspection import AppInspection, Finding, Verdict
+from streams.cli.doctor.inspection import AppInspection, Finding, Subject, Verdict
 from streams.errors import NotFound
 
 if TYPE_CHECKING:
@@ -16,72 +16,68 @@ if TYPE_CHECKING:
     from streams.log.protocol import DurabilityFact, TopicInfo
     from streams.topic import Topic
 
+REACH_ADVICE = "see that it can be reached"
+
 
 def check_persistence(inspection: AppInspection) -> Iterator[Finding]:
     """What was acknowledged survives: the process, the power, one machine."""
     if inspection.log is None:
-        yield Finding(
-            "persisted", "the log", Verdict.no, inspection.open_error, "see that it can be reached"
-        )
+        yield Subject("persisted", "the log").no(inspection.open_error, REACH_ADVICE)
         return
     for topic in inspection.topics:
-        of = f"topic {topic}"
+        subject = Subject("persisted", f"topic {topic}")
         try:
             facts = inspection.log.durability(topic)
         except NotFound:
-            yield Finding(
-                "persisted", of, Verdict.unknown, "the log has no such topic yet",
-                f"create it ({inspection.command(f'topics create {topic}')}, or run the app "
-                "once), and "
-                "ask again",
-            )  # fmt: skip
+            command = inspection.command(f"topics create {topic}")
+            yield subject.unknown(
+                "the log has no such topic yet",
+                f"create it ({command}, or run the app once), and ask again",
+            )
             continue
         info = inspection.info(topic)
         declared = inspection.topics[topic].partitions
         if not isinstance(info, str) and declared is not None and info.partitions != declared:
-            yield Finding(
-                "persisted", of, Verdict.no,
+            yield subject.no(
                 f"it has {info.partitions} partitions, and is declared with {declared}",
                 f"declare partitions={info.partitions}, or leave it out",
-            )  # fmt: skip
-        yield _persistence_finding(of, facts)
+            )
+        yield _persistence_finding(subject, facts)
 
 
-def _persistence_finding(of: str, facts: Sequence[DurabilityFact]) -> Finding:
+def _persistence_finding(subject: Subject, facts: Sequence[DurabilityFact]) -> Finding:
     insufficient = [fact for fact in facts if fact.is_safe is False]
     undecided = [fact for fact in facts if fact.is_safe is None]
     verdict = Verdict.no if insufficient else Verdict.unknown if undecided else Verdict.yes
-    decisive = insufficient or undecided or facts
-    why = ", ".join(f"{fact.name} {fact.value}" for fact in decisive)
+    why = ", ".join(f"{fact.name} {fact.value}" for fact in insufficient or undecided or facts)
     with_advice = [*insufficient, *undecided] or [fact for fact in facts if fact.advice]
-    return Finding("persisted", of, verdict, why, "; ".join(each.advice for each in with_advice))
+    return Finding(*subject, verdict, why, "; ".join(each.advice for each in with_advice))
 
 
 def check_order(inspection: AppInspection) -> Iterator[Finding]:
     """Messages of a key come in their order."""
     keyed = {name: topic for name, topic in inspection.topics.items() if topic.key_of is not None}
     if not keyed:
-        yield Finding("order", "the app", Verdict.yes, "no topic declares a key: none is promised")
+        yield Subject("order", "the app").yes("no topic declares a key: none is promised")
     for name in keyed:
         yield _check_key_partitions(inspection, name)
     for processor in inspection.processors:
         mine = [topic for topic in processor.topics if topic in keyed]
         if not mine:
             continue
-        of = f"processor {processor.name}"
+        subject = Subject("order", f"processor {processor.name}")
         if processor.options.retry.in_order:
-            yield Finding("order", of, Verdict.yes, "a message that fails holds up its key")
+            yield subject.yes("a message that fails holds up its key")
         else:
-            yield Finding(
-                "order", of, Verdict.no,
+            yield subject.no(
                 f"Retry(in_order=False): what fails is overtaken by its key, on {', '.join(mine)}",
                 "Retry(in_order=True), or declare no key where order does not matter",
-            )  # fmt: skip
+            )
 
 
 def _check_key_partitions(inspection: AppInspection, topic: str) -> Finding:
     """Whether every message of a key is in one partition, as far as a sample shows."""
-    of, sample = f"topic {topic}", inspection.sample(topic)
+    subject, sample = Subject("order", f"topic {topic}"), inspection.sample(topic)
     partitions_of: defaultdict[bytes, set[int]] = defaultdict(set)
     for seen in sample:
         if seen.key is not None:
@@ -90,26 +86,21 @@ def _check_key_partitions(inspection: AppInspection, topic: str) -> Finding:
     without_key = sum(seen.key is None for seen in sample)
     if split_keys:
         name = output.bytes_text(split_keys[0]) or ""
-        return Finding(
-            "order", of, Verdict.no,
-            f"key {name} is in partitions "
-            f"{', '.join(map(str, sorted(partitions_of[split_keys[0]])))}"
-            + (f", and {len(split_keys) - 1:,} more keys like it" if len(split_keys) > 1 else ""),
+        partitions = ", ".join(map(str, sorted(partitions_of[split_keys[0]])))
+        more = f", and {len(split_keys) - 1:,} more keys like it" if len(split_keys) > 1 else ""
+        return subject.no(
+            f"key {name} is in partitions {partitions}{more}",
             "its producers must place keys alike (on Kafka partitioner=murmur2_random), and the "
             "number of partitions must stay",
-        )  # fmt: skip
+        )
     if without_key:
-        return Finding(
-            "order", of, Verdict.no,
-            f"{without_key:,} of its last {output.count_text(len(sample), 'message')} have no key",
+        return subject.no(
+            f"{without_key:,} of its last {output.plural(len(sample), 'message')} have no key",
             "its producers must set the key that the app declares",
-        )  # fmt: skip
-    why = (
-        f"{output.count_text(len(partitions_of), 'key')} seen, each in one partition"
-        if partitions_of
-        else "no message yet"
-    )
-    return Finding("order", of, Verdict.yes, why)
+        )
+    if not partitions_of:
+        return subject.yes("no message yet")
+    return subject.yes(f"{output.plural(len(partitions_of), 'key')} seen, each in one partition")
 
 
 def check_retention(inspection: AppInspection) -> Iterator[Finding]:
@@ -118,15 +109,13 @@ def check_retention(inspection: AppInspection) -> Iterator[Finding]:
         yield _check_topic_retention(inspection, topic)
     for processor in inspection.processors:
         names = processor.options.dead_letters.topic_names(processor.topics, processor.group)
-        for_ever = [name for name in names if _is_kept_for_ever(inspection.info(name))]
-        if for_ever:
-            yield Finding(
-                "retention", f"processor {processor.name}", Verdict.yes,
-                f"dead letters and their retries are kept for ever: {', '.join(for_ever)}",
-                f"{inspection.command(f'topics retain {for_ever[0]} --keep-for 90d')}, if they "
-                "need not "
-                "be",
-            )  # fmt: skip
+        kept = [name for name in names if _is_kept_for_ever(inspection.info(name))]
+        if kept:
+            command = inspection.command(f"topics retain {kept[0]} --keep-for 90d")
+            yield Subject("retention", f"processor {processor.name}").yes(
+                f"dead letters and their retries are kept for ever: {', '.join(kept)}",
+                f"{command}, if they need not be",
+            )
 
 
 def _is_kept_for_ever(info: TopicInfo | str) -> bool:
@@ -137,40 +126,35 @@ def _is_kept_for_ever(info: TopicInfo | str) -> bool:
 
 def _check_topic_retention(inspection: AppInspection, topic: Topic[Any]) -> Finding:
     """How long one topic's messages are kept, and whether somebody said so."""
-    item, of, info, declared = "retention", f"topic {topic.name}", inspection.info(topic.name), None
+    subject, info = Subject("retention", f"topic {topic.name}"), inspection.info(topic.name)
+    declared = None
     for each in inspection.app.declared_topics:
         if each.name == topic.name and each.retention is not None:
             declared = each.retention
     advice = "declare retention=Retention(seconds=...), or retention=Retention() if that is meant"
     if inspection.log is None:
-        return Finding(
-            item, of, Verdict.unknown, inspection.open_error, "see that it can be reached"
-        )
-    if not isinstance(info, str) and not info.retention_known:
-        return Finding(
-            item, of, Verdict.unknown, "this login may not ask for the topic's settings",
-            "give it DescribeConfigs on the topic",
-        )  # fmt: skip
+        return subject.unknown(inspection.open_error, REACH_ADVICE)
     if isinstance(info, str):
         if declared is None:
-            return Finding(item, of, Verdict.unknown, "not there yet, to be kept for ever", advice)
-        return Finding(
-            item, of, Verdict.yes, f"not there yet, to be {output.retention_text(declared)}"
+            return subject.unknown("not there yet, to be kept for ever", advice)
+        return subject.yes(f"not there yet, to be {output.retention_text(declared)}")
+    if not info.retention_known:
+        return subject.unknown(
+            "this login may not ask for the topic's settings",
+            "give it DescribeConfigs on the topic",
         )
-    actual = info.retention
+    actual = output.retention_text(info.retention)
     if declared is None:
         if _is_kept_for_ever(info):
-            return Finding(item, of, Verdict.unknown, "kept for ever, as nobody said so", advice)
-        return Finding(item, of, Verdict.yes, output.retention_text(actual))
-    if _round_to_milliseconds(actual) == _round_to_milliseconds(declared):
-        return Finding(item, of, Verdict.yes, f"{output.retention_text(actual)}, as declared")
-    command = f"topics retain {topic.name} {output.retention_options(declared)}"
-    return Finding(
-        item, of, Verdict.no,
-        f"{output.retention_text(actual)}, and declared to be {output.retention_text(declared)}",
-        f"{inspection.command(command)}, or "
-        f"declare retention={actual!r}",
-    )  # fmt: skip
+            return subject.unknown("kept for ever, as nobody said so", advice)
+        return subject.yes(actual)
+    if _round_to_milliseconds(info.retention) == _round_to_milliseconds(declared):
+        return subject.yes(f"{actual}, as declared")
+    words = f"topics retain {topic.name} {output.retention_options(declared)}"
+    return subject.no(
+        f"{actual}, and declared to be {output.retention_text(declared)}",
+        f"{inspection.command(words)}, or declare retention={info.retention!r}",
+    )
 
 
 def _round_to_milliseconds(retention: Retention) -> Retention:

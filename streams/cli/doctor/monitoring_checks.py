@@ -6,72 +6,67 @@ import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-from streams.cli.doctor.inspection import AppInspection, Finding, Verdict
+from streams.cli.doctor.inspection import AppInspection, Finding, Subject
+
+PROMETHEUS_ADVICE = "see that --prometheus is right"
 
 
 def check_monitoring(inspection: AppInspection) -> Iterator[Finding]:
     """Somebody can see how it goes."""
-    item, of = "monitoring", "metrics"
+    subject = Subject("monitoring", "metrics")
     names = {processor.name for processor in inspection.processors}
     if inspection.prometheus.url is not None:
         seen = inspection.prometheus.processor_names()
         if isinstance(seen, str):
-            yield Finding(item, of, Verdict.unknown, seen, "see that --prometheus is right")
+            yield subject.unknown(seen, PROMETHEUS_ADVICE)
         elif missing := sorted(names - seen):
-            yield Finding(
-                item, of, Verdict.no, f"Prometheus has no figures of {', '.join(missing)}",
+            yield subject.no(
+                f"Prometheus has no figures of {', '.join(missing)}",
                 "run with --http, and let Prometheus scrape /metrics there",
-            )  # fmt: skip
+            )
         else:
-            yield Finding(item, of, Verdict.yes, "Prometheus has figures of every processor")
+            yield subject.yes("Prometheus has figures of every processor")
     elif find_spec("prometheus_client") is None:
-        yield Finding(
-            item, of, Verdict.no, "prometheus-client is not installed",
-            "pip install prometheus-client",
-        )  # fmt: skip
+        yield subject.no("prometheus-client is not installed", "pip install prometheus-client")
     elif http_address := os.environ.get("STREAMS_HTTP"):
-        yield Finding(
-            item, of, Verdict.yes, f"streams run serves them on {http_address} (STREAMS_HTTP)"
-        )
+        yield subject.yes(f"streams run serves them on {http_address} (STREAMS_HTTP)")
     elif inspection.app.timing_enabled:
-        yield Finding(item, of, Verdict.yes, "the app registers a MetricsCollector")
+        yield subject.yes("the app registers a MetricsCollector")
     else:
-        yield Finding(
-            item, of, Verdict.no, "nothing serves this app's metrics",
+        yield subject.no(
+            "nothing serves this app's metrics",
             "streams run --http 0.0.0.0:9100 (or STREAMS_HTTP), or register MetricsCollector(app)",
-        )  # fmt: skip
+        )
 
 
 def check_alerts(inspection: AppInspection) -> Iterator[Finding]:
     """Somebody is told when it does not go well."""
-    item, of = "alerts", "Prometheus"
+    subject = Subject("alerts", "Prometheus")
     if inspection.prometheus.url is None:
-        yield Finding(
-            item, of, Verdict.unknown, "nobody said where Prometheus is",
+        yield subject.unknown(
+            "nobody said where Prometheus is",
             "load monitoring/alerts.yml into it, and say --prometheus URL (or STREAMS_PROMETHEUS)",
-        )  # fmt: skip
+        )
         return
     loaded = inspection.prometheus.alert_names()
     if isinstance(loaded, str):
-        yield Finding(item, of, Verdict.unknown, loaded, "see that --prometheus is right")
+        yield subject.unknown(loaded, PROMETHEUS_ADVICE)
         return
     missing = [name for name in REQUIRED_ALERTS if name not in loaded]
     if missing:
-        yield Finding(
-            item, of, Verdict.no, f"it has no rule {', '.join(missing)}",
+        yield subject.no(
+            f"it has no rule {', '.join(missing)}",
             "load monitoring/alerts.yml (rule_files), or rules of these names",
-        )  # fmt: skip
-    elif isinstance(has_alertmanager := inspection.prometheus.has_alertmanager(), str):
-        yield Finding(item, of, Verdict.unknown, has_alertmanager, "see that --prometheus is right")
-    elif not has_alertmanager:
-        yield Finding(
-            item, of, Verdict.no, "it has the rules, and no Alertmanager to tell",
-            "set alerting.alertmanagers in its configuration",
-        )  # fmt: skip
-    else:
-        yield Finding(
-            item, of, Verdict.yes, f"{len(REQUIRED_ALERTS)} rules, and an Alertmanager to tell"
         )
+    elif isinstance(has_alertmanager := inspection.prometheus.has_alertmanager(), str):
+        yield subject.unknown(has_alertmanager, PROMETHEUS_ADVICE)
+    elif not has_alertmanager:
+        yield subject.no(
+            "it has the rules, and no Alertmanager to tell",
+            "set alerting.alertmanagers in its configuration",
+        )
+    else:
+        yield subject.yes(f"{len(REQUIRED_ALERTS)} rules, and an Alertmanager to tell")
 
 
 REQUIRED_ALERTS = (

@@ -10,9 +10,11 @@ from typing import Any
 
 from streams.cli import output
 from streams.cli.dead.topics import dead_ls_arguments
-from streams.cli.doctor.inspection import AppInspection, Finding, Verdict
+from streams.cli.doctor.inspection import AppInspection, Finding, Subject
 from streams.cli.log_queries import count_waiting
 from streams.processor import Processor
+
+MIB = 1 << 20
 
 WEEK = 7 * 86_400.0
 """Seconds that somebody needs to see a dead letter and do something about it."""
@@ -23,41 +25,37 @@ def check_idempotence(inspection: AppInspection) -> Iterator[Finding]:
     for processor in inspection.processors:
         yield _check_dedup_window(inspection, processor)
     for name, topic in inspection.topics.items():
-        sample = inspection.sample(name)
-        if not sample or topic.id_in_value:
-            how = "IDs are read from the value" if topic.id_in_value else "publish() makes the IDs"
-            yield Finding("idempotent", f"topic {name}", Verdict.yes, how)
-            continue
+        subject, sample = Subject("idempotent", f"topic {name}"), inspection.sample(name)
+        messages = output.plural(len(sample), "message")
         without_id = sum(seen.id is None for seen in sample)
-        why = f"{without_id} of its last {output.count_text(len(sample), 'message')} have no ID"
-        if without_id:
-            yield Finding(
-                "idempotent", f"topic {name}", Verdict.no, why,
+        if topic.id_in_value:
+            yield subject.yes("IDs are read from the value")
+        elif not sample:
+            yield subject.yes("publish() makes the IDs")
+        elif without_id:
+            yield subject.no(
+                f"{without_id} of its last {messages} have no ID",
                 "its producers must set the header ce_id, or name the field: app.topic(..., id=)",
-            )  # fmt: skip
+            )
         else:
-            why = f"each of its last {output.count_text(len(sample), 'message')} has an ID"
-            yield Finding("idempotent", f"topic {name}", Verdict.yes, why)
+            yield subject.yes(f"each of its last {messages} has an ID")
 
 
 def _check_dedup_window(inspection: AppInspection, processor: Processor[..., Any]) -> Finding:
-    dedup, of = processor.options.dedup, f"processor {processor.name}"
+    dedup, subject = processor.options.dedup, Subject("idempotent", f"processor {processor.name}")
     if not dedup.window:
-        return Finding(
-            "idempotent", of, Verdict.no, "Dedup(window=0): duplicates are handled again",
+        return subject.no(
+            "Dedup(window=0): duplicates are handled again",
             "leave dedup out, or see that its effects can happen twice",
-        )  # fmt: skip
+        )
     infos = [inspection.info(topic) for topic in processor.topics]
     wanted = dedup.window * sum(info.partitions for info in infos if not isinstance(info, str))
     if wanted > dedup.cap:
-        return Finding(
-            "idempotent", of, Verdict.no,
+        return subject.no(
             f"{wanted:,} IDs to remember, if it owns every partition, and at most {dedup.cap:,}",
             f"Dedup(window={dedup.window}, cap={wanted})",
-        )  # fmt: skip
-    return Finding(
-        "idempotent", of, Verdict.yes, f"the last {dedup.window:,} IDs of a partition are known"
-    )
+        )
+    return subject.yes(f"the last {dedup.window:,} IDs of a partition are known")
 
 
 def check_dead_letters(inspection: AppInspection) -> Iterator[Finding]:
@@ -72,46 +70,34 @@ def check_dead_letters(inspection: AppInspection) -> Iterator[Finding]:
 def _check_dead_letter_topic(
     inspection: AppInspection, processor: Processor[..., Any], topic: str, name: str
 ) -> Finding:
-    item, of = "dead letters", f"processor {processor.name}"
-    info = inspection.info(name)
+    subject, info = Subject("dead letters", f"processor {processor.name}"), inspection.info(name)
     if isinstance(info, str):
         if inspection.log is None:
-            return Finding(item, of, Verdict.unknown, f"they go to {name}", "see the log")
-        return Finding(item, of, Verdict.yes, f"they go to {name}, made at its first start")
+            return subject.unknown(f"they go to {name}", "see the log")
+        return subject.yes(f"they go to {name}, made at its first start")
     bound = info.retention
     count = bound.messages or bound.bytes
     if count is not None or (bound.seconds or WEEK) < WEEK:
-        kept = (
-            f"{count:,} {'of them' if bound.messages else 'bytes of them'}"
-            if count is not None
-            else f"them {output.age_text(bound.seconds)}"
-        )
-        return Finding(
-            item, of, Verdict.no, f"{name} keeps {kept}, and then they are gone",
+        kept = f"them {output.age_text(bound.seconds)}"
+        if count is not None:
+            kept = f"{count:,} {'of them' if bound.messages else 'bytes of them'}"
+        return subject.no(
+            f"{name} keeps {kept}, and then they are gone",
             "keep them for a week at least, better for ever",
-        )  # fmt: skip
-    dead_letter_limit, source_limit = (
-        _max_message_bytes(inspection, name),
-        _max_message_bytes(inspection, topic),
-    )
-    if (
-        dead_letter_limit is not None
-        and source_limit is not None
-        and dead_letter_limit <= source_limit
-    ):
-        return Finding(
-            item, of, Verdict.no,
-            f"{name} takes {dead_letter_limit:,} bytes, {topic} {source_limit:,}: a letter is "
-            "larger than its message",
-            _raise_limit_command(inspection, name, source_limit),
-        )  # fmt: skip
+        )
+    limit, needed = (_max_message_bytes(inspection, each) for each in (name, topic))
+    if limit is not None and needed is not None and limit <= needed:
+        return subject.no(
+            f"{name} takes {limit:,} bytes, {topic} {needed:,}: a letter is larger than its "
+            "message",
+            _raise_limit_command(inspection, name, needed),
+        )
     waiting = _count_waiting(inspection, name)
     if waiting:
-        return Finding(
-            item, of, Verdict.yes, f"{output.count_text(waiting, 'letter')} in {name}",
-            inspection.command(f"dead ls {dead_ls_arguments(processor.group, topic, name)}"),
-        )  # fmt: skip
-    return Finding(item, of, Verdict.yes, f"they go to {name}; none waits")
+        command = f"dead ls {dead_ls_arguments(processor.group, topic, name)}"
+        letters = output.plural(waiting, "letter")
+        return subject.yes(f"{letters} in {name}", inspection.command(command))
+    return subject.yes(f"they go to {name}; none waits")
 
 
 def _max_message_bytes(inspection: AppInspection, topic: str) -> int | None:
@@ -132,12 +118,9 @@ def _raise_limit_command(inspection: AppInspection, name: str, limit: int) -> st
     """How to let a dead letter topic (of Kafka) take the letters of messages of this size."""
     from streams.log.url import parse
 
-    setting = "max.message.bytes"
-    default_size = (
-        0
-        if inspection.log is None
-        else int(inspection.log.capabilities.dead_letter_config.get(setting, "0"))
-    )
+    setting, default_size = "max.message.bytes", 0
+    if inspection.log is not None:
+        default_size = int(inspection.log.capabilities.dead_letter_config.get(setting, "0"))
     size = max(default_size, limit + DEAD_LETTER_OVERHEAD)
     brokers = parse(inspection.app.url).addresses(9092)
     return (
@@ -161,29 +144,28 @@ def check_backpressure(inspection: AppInspection) -> Iterator[Finding]:
     """What is held in memory has a bound, and this machine has the memory."""
     processors = inspection.processors
     for processor in processors:
-        flow, of = processor.options.flow, f"processor {processor.name}"
+        flow = processor.options.flow
+        subject = Subject("backpressure", f"processor {processor.name}")
         wanted = processor.options.concurrency * (processor.options.batch or 1)
-        bound = f"{flow.messages:,} messages, {flow.bytes / (1 << 20):,.0f} MiB"
         if wanted > flow.messages:
-            yield Finding(
-                "backpressure", of, Verdict.no,
+            yield subject.no(
                 f"its handlers can have {wanted:,} messages at once, Flow holds {flow.messages:,}",
                 f"Flow(messages={2 * wanted}), or less concurrency",
-            )  # fmt: skip
+            )
         else:
-            yield Finding("backpressure", of, Verdict.yes, bound)
+            yield subject.yes(f"{flow.messages:,} messages, {flow.bytes / MIB:,.0f} MiB")
     if not processors:
         return
     memory = memory_limit()
     total = sum(processor.options.flow.bytes for processor in processors)
     if memory is not None:
+        subject = Subject("backpressure", "the process")
+        reason = f"processors hold {total / MIB:,.0f} MiB at most, of {memory / MIB:,.0f}"
         # Decoded values take more room than their bytes: see docs/promises.md.
-        fits = total <= memory // 2
-        yield Finding(
-            "backpressure", "the process", Verdict.yes if fits else Verdict.no,
-            f"processors hold {total / (1 << 20):,.0f} MiB at most, of {memory / (1 << 20):,.0f}",
-            "" if fits else "Flow(bytes=...): less for each, or more memory",
-        )  # fmt: skip
+        if total <= memory // 2:
+            yield subject.yes(reason)
+        else:
+            yield subject.no(reason, "Flow(bytes=...): less for each, or more memory")
 
 
 def memory_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
@@ -210,36 +192,30 @@ def check_retries(inspection: AppInspection) -> Iterator[Finding]:
 
 
 def _check_retry(inspection: AppInspection, processor: Processor[..., Any]) -> Finding:
-    item, of, retry = "retries", f"processor {processor.name}", processor.options.retry
+    subject, retry = Subject("retries", f"processor {processor.name}"), processor.options.retry
     longest = retry.longest_backoff + retry.attempts * (processor.options.timeout or 0.0)
-    said = f"{retry.attempts} attempts within {_duration_text(longest)}"
+    said = f"{retry.attempts} attempts within {output.age_text(longest)}"
     if retry.attempts == 1:
-        return Finding(item, of, Verdict.yes, "none: what fails is a dead letter at once")
+        return subject.yes("none: what fails is a dead letter at once")
     if min(retry.delay, retry.cap) <= 0:
-        return Finding(
-            item, of, Verdict.no, f"{retry.attempts} attempts with no time in between",
+        return subject.no(
+            f"{retry.attempts} attempts with no time in between",
             "Retry(delay=0.1): give what failed the time to recover",
-        )  # fmt: skip
+        )
     for topic in processor.topics:
         info = inspection.info(topic)
         kept = None if isinstance(info, str) else info.retention.seconds
         if kept is not None and kept <= longest:
-            return Finding(
-                item, of, Verdict.no,
-                f"{said}, and {topic} keeps messages for {_duration_text(kept)} only",
+            return subject.no(
+                f"{said}, and {topic} keeps messages for {output.age_text(kept)} only",
                 "fewer attempts or a smaller cap, or keep the topic's messages longer",
-            )  # fmt: skip
+            )
         window = processor.options.dedup.window
         span = inspection.shortest_time_of(topic, window) if window else None
         if span is not None and span <= longest:
-            return Finding(
-                item, of, Verdict.no,
+            return subject.no(
                 f"{said}, and the last {window:,} messages of a partition of {topic} came within "
-                f"{_duration_text(span)}: a duplicate would be forgotten meanwhile",
+                f"{output.age_text(span)}: a duplicate would be forgotten meanwhile",
                 "a larger Dedup(window=...), or fewer attempts",
-            )  # fmt: skip
-    return Finding(item, of, Verdict.yes, f"{said}, backed off with jitter")
-
-
-def _duration_text(seconds: float) -> str:
-    return output.age_text(seconds) or "0s"
+            )
+    return subject.yes(f"{said}, backed off with jitter")

@@ -118,11 +118,9 @@ class PrometheusClient:
         )
         thread.start()
         thread.join(REQUEST_TIMEOUT)
-        return (
-            answers[0]
-            if answers
-            else f"Prometheus takes longer than {REQUEST_TIMEOUT:g} s to answer"
-        )
+        if answers:
+            return answers[0]
+        return f"Prometheus takes longer than {REQUEST_TIMEOUT:g} s to answer"
 
     def _request(self, endpoint: str, shape: type[T]) -> T | str:
         page = endpoint.partition("?")[0]

@@ -14,7 +14,7 @@ honest edges. The files have the names that those of the other logs have:
 * ``batch``: messages as columns;
 * ``producer``: confirmed, pipelined appends;
 * ``reader``: plain reads, watermarks, and the offset for a time;
-* ``topics``, ``groups`` and ``durability``: administration; ``metadata``: topics' partitions;
+* ``topics``, ``groups`` and ``durability``: administration, and topics' metadata;
   ``forced_resets``: setting the offsets of a running group.
 
 Kafka's alone are ``statistics``, what the driver counts, and ``reconnect``, which replaces a client

@@ -1,8 +1,8 @@
 """What one member of a group has, from the driver's side: owned, pending, fetched, paused.
 
-The cooperative protocols (classic with cooperative-sticky, and KIP-848) take and give single
-partitions; the eager ones know only one call, which names everything that is fetched. Here is
-where they differ, and nowhere else.
+The cooperative protocols (classic with cooperative-sticky, and KIP-848) assign and revoke single
+partitions; the eager ones have only one call, which names everything that is fetched. They differ
+in this module only.
 
 A partition that cannot be started yet is probed in a thread of its own: a request about a
 partition whose broker is down takes ten seconds to fail. In the polling thread that would hold up
@@ -63,7 +63,7 @@ class AssignedPartitions:
         self.pending: dict[TopicPartition, PendingAssignment] = {}
         """Assigned by the group, not yet told to the listener, in order."""
         self.fetched: set[TopicPartition] = set()
-        """What the driver was told to fetch."""
+        """What the driver fetches."""
         self.paused: set[TopicPartition] = set()
 
     @property
@@ -80,21 +80,21 @@ class AssignedPartitions:
             self._consumer.incremental_assign([])
 
     def add_pending(self, keys: Iterable[TopicPartition]) -> None:
-        """The listener is to be told of these."""
+        """Have the listener told of these."""
         self.pending.update((key, PendingAssignment()) for key in keys)
 
     def never_tried(self) -> list[TopicPartition]:
-        """What the listener was never told of."""
+        """The pending ones that were not tried yet."""
         return [key for key, each in self.pending.items() if not each.retry_pause]
 
     def due_for_retry(self, now: float) -> list[TopicPartition]:
-        """What could not be begun, and may be by now."""
+        """Those that could not be started, and are due to be tried again."""
         return [
             key for key, each in self.pending.items() if each.retry_pause and each.retry_at <= now
         ]
 
     def remove_owned(self, assignments: Iterable[Assignment]) -> None:
-        """These are ours no more."""
+        """These are no longer ours."""
         for assignment in assignments:
             key = assignment.topic_partition
             assignment.valid_until = float("-inf")
@@ -111,12 +111,12 @@ class AssignedPartitions:
         self.fetched.update(each.topic_partition for each in assignments)
 
     def stop_fetching(self, keys: Iterable[TopicPartition], *, rebalance: bool = False) -> None:
-        """Fetch these no more, and acknowledge if it is in a rebalance."""
+        """Stop fetching these, and acknowledge if it is in a rebalance."""
         stopped = [key for key in keys if key in self.fetched]
         self.fetched.difference_update(stopped)
         paused = self.paused.intersection(stopped)
         if paused:
-            # The driver would remember it, and deliver nothing should the partition come back.
+            # The driver would remember it, and deliver nothing if the partition came back.
             self._consumer.resume([KTopicPartition(*key) for key in paused])
             self.paused -= paused
         if not self._eager:
@@ -127,7 +127,7 @@ class AssignedPartitions:
             self._assign_all([])
 
     def _assign_all(self, added: list[KTopicPartition]) -> None:
-        """What is fetched already, from where it stands, and ``added``."""
+        """Assign what is fetched already, from its position, and ``added``."""
         partitions = [KTopicPartition(*key) for key in sorted(self.fetched)]
         if partitions:
             partitions = self._consumer.position(partitions)

@@ -79,8 +79,8 @@ class MemberOptions(NamedTuple):
 class GroupConsumer:
     """One member's consumer. Used by one thread at a time.
 
-    :param on_revoke: told in a rebalance which partitions go elsewhere.
-    :param on_lost: told which partitions are somebody else's already.
+    :param on_revoke: called in a rebalance with the partitions that go elsewhere.
+    :param on_lost: called with partitions that are somebody else's already.
     """
 
     def __init__(

@@ -37,9 +37,8 @@ from confluent_kafka import TopicPartition as KTopicPartition
 from streams.errors import GroupNotEmpty, LogError, StreamsError, Unavailable
 from streams.log.kafka.client import close_in_background
 from streams.log.kafka.groups import INTERNAL_PREFIX, Groups
-from streams.log.kafka.metadata import Metadata
 from streams.log.kafka.offsets import OffsetReader
-from streams.log.kafka.topics import OFFSETS_TOPIC
+from streams.log.kafka.topics import OFFSETS_TOPIC, Metadata
 from streams.log.protocol import Committed, TopicPartition
 from streams.text import get_logger
 

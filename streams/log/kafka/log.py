@@ -68,9 +68,6 @@ CAPABILITIES = Capabilities(
     retention=frozenset({"seconds", "bytes", "compacted"}),
     # Each is a record that all replicas of the coordinator's partition write.
     commit_interval=0.1,
-    # While the driver's message objects live, Python's cyclic garbage collector traverses them
-    # again and again: with 1,000, a message cost 10 % more CPU.
-    poll_limit=256,
     # A dead letter topic takes all that the producer may write.
     dead_letter_config={"max.message.bytes": str(MAX_MESSAGE_BYTES)},
     # Readers see each record of a key for an hour before it may be compacted.
@@ -223,8 +220,8 @@ class KafkaLog(DenseOffsets, EventLog):
         return self._readers.watermarks(topic, partition)
 
     def log_end_offset(self, topic: str, partition: int) -> int:
-        """The end, open transactions included: a member that read uncommitted messages may stand
-        beyond what can be read now."""
+        """The end, open transactions included: a member that read uncommitted messages may have a
+        position beyond what can be read now."""
         return self._readers.end(topic, partition)
 
     def offset_for_time(self, topic: str, partition: int, time: float) -> int:
@@ -241,8 +238,8 @@ class KafkaLog(DenseOffsets, EventLog):
     def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
         """See the protocol.
 
-        :raises GroupNotEmpty: the group runs on other topics, so Kafka lets nobody set a position
-            for it; its members find their new partitions without one.
+        :raises GroupNotEmpty: the group runs on other topics, so Kafka refuses to set its
+            positions; its members start their new partitions without one.
         """
         check_group(group)
         self._metadata.check_partitions(topic, positions)

@@ -273,7 +273,7 @@ class Writer:
             except Exception:
                 logger.exception("serving the producer")
             if self._current is not handle:
-                # Whoever was handing over to it may have added to it after it was purged.
+                # An append may have added records after the purge.
                 idle = not handle.busy  # read before the length
                 if idle and not len(producer):
                     return
@@ -286,7 +286,7 @@ class Writer:
                 self._retire(handle)
 
     def _retire(self, handle: _ProducerHandle) -> None:
-        """Take no more records into this producer; what it holds is told to have failed."""
+        """Hand no more records to this producer, and fail what it holds."""
         with self._condition:
             if self._current is not handle:
                 return
@@ -305,7 +305,7 @@ class Writer:
         logger.debug("producer: %s", self._settings.scrub(str(error.str())))
 
     def flush(self, timeout: float) -> None:
-        """Wait until every append so far has been told its outcome.
+        """Wait until the result of every append so far has been reported.
 
         :raises Unavailable: some have not, after ``timeout`` seconds.
         """
@@ -327,10 +327,10 @@ class Writer:
                 self._condition.wait(remaining)
 
     def close(self) -> None:
-        """Tell every append that is not confirmed how it stands, and end.
+        """End every append that is not confirmed with an error, and close.
 
-        What was not sent was not written (:class:`Unavailable`), of what was sent nobody knows
-        (:class:`OutcomeUnknown`).
+        What was not sent was not written (:class:`Unavailable`); of what was sent, the result is
+        unknown (:class:`OutcomeUnknown`).
         """
         with self._condition:
             self._closed = True

@@ -27,8 +27,8 @@ from streams.log.kafka.client import (
     close_in_background,
 )
 from streams.log.kafka.errors import OUT_OF_RANGE
-from streams.log.kafka.metadata import Metadata
 from streams.log.kafka.settings import MEGABYTE
+from streams.log.kafka.topics import Metadata
 from streams.log.protocol import Reader, TopicPartition
 from streams.text import get_logger
 

@@ -159,8 +159,8 @@ def suggest_setting(message: str) -> str:
 
 
 NEEDS_POLLING = frozenset({"debug", "error_cb", "stats_cb", "throttle_cb", "logger"})
-"""What makes the driver queue events for whoever polls the client: nobody does regularly where
-only questions are asked, so they would pile up. The producer and the members tell enough."""
+"""Settings that make the driver queue events for polling: they would pile up in clients that only
+make requests, as nobody polls those regularly. The producer and the members report enough."""
 
 MEMBER_ONLY = _name_set(
     """group.instance.id group.protocol group.protocol.type group.remote.assignor
@@ -247,17 +247,17 @@ class Settings:
         config: Config = {
             "bootstrap.servers": self.hosts,
             "client.id": "streams",
-            # Nothing but the requests of its group may go to a member's coordinator unseen:
-            # see ownership.py. It is also nobody's business what a service consumes.
+            # A member may send its coordinator no other uncounted requests than its heartbeats (see
+            # ownership.py). And what a service consumes is its own business.
             "enable.metrics.push": False,
             # A new partition is noticed within a minute instead of five.
             "topic.metadata.refresh.interval.ms": 60_000,
             # A restarted broker is found again within a second, a frozen one given up after 15.
             "reconnect.backoff.max.ms": 1_000,
             "socket.timeout.ms": 15_000,
-            # When it has lost every connection, the driver (2.16) would do away with its brokers
-            # and begin anew, and now and then goes on using one that is gone: it never reads
-            # again. So it keeps them; whoever is cut off for long gets a new client instead.
+            # When it has lost every connection, the driver (2.16) would remove its brokers and
+            # begin anew, and sometimes goes on using one that is gone and never reads again. So it
+            # keeps them; a client that is cut off for long is replaced instead.
             "metadata.recovery.strategy": "none",
         }
         config.update((k, v) for k, v in self.user_config.items() if k not in excluded)
@@ -278,7 +278,7 @@ class Settings:
             # As Java clients place keys, so that all of them agree.
             "partitioner": "murmur2_random",
             "queue.buffering.max.ms": LINGER_MS,
-            # Java's: long enough for a broker's restart, and then the caller is told.
+            # Java's: long enough for a broker's restart; then the caller gets an error.
             "message.timeout.ms": 120_000,
             # The topic's own max.message.bytes decides, not the driver: a dead letter is larger
             # than its source. A batch of several messages stays under the broker's usual 1 MiB

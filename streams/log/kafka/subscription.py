@@ -217,7 +217,7 @@ class KafkaSubscription(Subscription):
         self._notify_listener(self._listener.lost, assignments)
 
     def _restart(self, keys: Collection[TopicPartition]) -> None:
-        """Fetch these no more, until the listener has been told of them anew."""
+        """Stop fetching these until the listener has been told of them anew."""
         self._consumer.stop_fetching(keys)
         self._consumer.partitions.add_pending(keys)
 

@@ -306,7 +306,7 @@ class MemoryLog(DenseOffsets, EventLog):
             return subscription
 
     def remove_member(self, group: str, member: StaticMember) -> None:
-        """Nothing to do: whoever is in the group is in this process."""
+        """Do nothing: all members are in this process."""
 
     # -- the rest
 

@@ -1,8 +1,8 @@
 """What one memory log holds: its topics and its groups.
 
-Plain data under one lock, :attr:`Store.lock`; whoever calls here, or in :mod:`topics
-<streams.log.memory.topics>` and :mod:`membership <streams.log.memory.membership>`, holds it.
-Nothing here blocks.
+Plain data under one lock, :attr:`Store.lock`. Callers of this module, :mod:`topics
+<streams.log.memory.topics>` and :mod:`membership <streams.log.memory.membership>` hold it. Nothing
+here blocks.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Promises
 --------
 * **One owner.** A partition is a stream that one member at a time reads. Consumer groups of Redis
   share entries out and so lose the order of a key; here a lease with an epoch, checked by the
-  server in the same step as every commit, says who may go on.
+  server in the same step as every commit, decides who is the owner.
 * **One entry per message ID**, within the last ``once`` seconds at least: an append whose answer
   was lost is sent again until its outcome is known.
 * **What Redis's own tools show is true**: each group also is a native one with the same position,

@@ -1,7 +1,7 @@
 """Claims in Redis: a hash a key, ``streams:claims:<name>:<key>``, which the server lets expire.
 
 =============== ===========================================================================
-``token``       the owner's, or of whoever completed it
+``token``       the owner's, or that of the owner which completed it
 ``fingerprint`` of the request
 ``until``       when the lease ends (ms by the server's clock); absent once completed
 ``value``       the outcome; absent until then
@@ -54,10 +54,7 @@ class RedisClaimStore:
         self._closed = False
 
     def execute(self, requests: Sequence[Request]) -> list[Answer | LogError]:
-        """Every request's answer in order, or why there is none.
-
-        :raises Unavailable: it is closed.
-        """
+        """See :meth:`streams.log.claims.ClaimStore.execute`."""
         if self._closed:
             raise Unavailable(f"{self._settings.name}: closed")
         answers: list[Answer | LogError] = []

@@ -146,7 +146,7 @@ class ConnectionPool:
                     return connection, True
             except (RedisError, OSError):
                 pass
-            connection.close()  # the server closed it, or sent what nobody asked for
+            connection.close()  # the server closed it, or sent something unasked
 
     def connect(self, address: Address) -> RedisConnection:
         """A connection of its own."""
@@ -189,10 +189,8 @@ class ConnectionPool:
         """Close what is idle; no connection can be acquired any more."""
         with self._lock:
             self._closed = True
-            idle = [each for connections in self._idle.values() for each in connections]
-            self._idle.clear()
-        for connection in idle:
-            connection.close()
+        for address in list(self._idle):
+            self.close_idle(address)
 
     def _require_open(self) -> None:
         if self._closed:
@@ -333,7 +331,7 @@ class Client:
         self.pool = ConnectionPool(settings)
 
     def close(self) -> None:
-        """Close the idle connections; whoever uses one still finishes."""
+        """Close the idle connections; those in use are closed when they are released."""
         self.pool.close()
         self.servers.close()
 

@@ -43,9 +43,6 @@ class RedisConnection:
                 error, *address, tls=settings.tls, connected_before=connected_before
             ) from error
 
-    def __str__(self) -> str:
-        return f"{self.address[0]}:{self.address[1]}"
-
     def send(self, *args: Any) -> None:
         """Send one command."""
         self._driver.send_command(*args)

@@ -1,9 +1,9 @@
 """Reading ahead: the next batch is asked for before this one, unless it is small, is handed out.
 
-One ``XREAD … BLOCK`` is under way on a connection nearly all the time, over all partitions that
+One ``XREAD … BLOCK`` is in progress on a connection nearly all the time, over all partitions that
 are wanted, from this member's own positions. It costs the server nothing while it waits, and
 while there is a backlog the server works on the next batch as the handlers work on this one.
-Nobody ever blocks *in* the driver: the thread waits for the socket to become readable, together
+No thread ever blocks *in* the driver: it waits for the socket to become readable, together
 with a socket that :meth:`SocketWaiter.wake` writes to, and reads only what has begun to come. So
 the length of the server's BLOCK has nothing to do with the socket's timeout.
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from redis.exceptions import AskError, MovedError, RedisError, ResponseError
 
@@ -100,7 +100,7 @@ class Fetcher:
     def __init__(self, client: Client, waiter: SocketWaiter) -> None:
         self.partitions: list[OwnedPartition] = []
         self.requested: list[OwnedPartition] = []
-        """What the read under way is for; empty while there is none."""
+        """What the read in progress is for; empty while there is none."""
         self.entries_requested = 0
         """Entries that were asked for, for each partition."""
         self._client = client
@@ -138,7 +138,7 @@ class Fetcher:
 
     def read_reply(self, readable: set[int]) -> list[tuple[OwnedPartition, RawEntries]] | None:
         """What was asked for, entries by partition; None while no answer has begun to come. Only
-        one is ever under way, so nothing of it can be in the buffers of the driver or of TLS while
+        one is ever in progress, so the buffers of the driver and of TLS hold nothing of it while
         the socket itself has nothing.
 
         :raises LogError: the server refused, or the connection is dead; it may be asked again.
@@ -166,7 +166,7 @@ class Fetcher:
         return [(found[name], rows) for name, rows in reply]
 
     def interrupt(self) -> None:
-        """Have the server answer the read under way at once, so that another one can be sent.
+        """Have the server answer the read in progress at once, so that another one can be sent.
 
         Where it does not (its ACL, or it is gone), the connection is closed instead.
         """
@@ -195,7 +195,7 @@ class Fetcher:
             self.disconnect()
 
     def misses_partition(self) -> bool:
-        """Whether the read under way leaves out a partition that is wanted."""
+        """Whether the read in progress leaves out a partition that is wanted."""
         if not self.requested:
             return False
         requested = set(self.requested)
@@ -251,7 +251,7 @@ class Fetchers:
     ) -> None:
         self.waiter = SocketWaiter()
         self.is_outdated = False
-        """A read under way may leave out a partition that is wanted."""
+        """A read in progress may leave out a partition that is wanted."""
         self._client = client
         self._group = group
         self._on_failure = on_failure
@@ -263,9 +263,6 @@ class Fetchers:
         self._max_messages = max(1, flow.messages)
         self._failed_reads = 0
         """Reads that failed since one did not."""
-
-    def __iter__(self) -> Iterator[Fetcher]:
-        return iter(self._fetchers)
 
     def add(self, owned: OwnedPartition) -> None:
         """Read this partition, too."""
@@ -299,7 +296,7 @@ class Fetchers:
             fetcher.disconnect_misrouted()
 
     def send_reads(self, limit: int) -> None:
-        """Have a read under way on every connection that has nothing waiting to be delivered.
+        """Have a read in progress on every connection that has nothing waiting to be delivered.
 
         :param limit: messages that a poll returns at most.
         :raises Unavailable: none could be sent.

@@ -67,7 +67,7 @@ class Groups:
         """See :meth:`streams.log.protocol.Log.initialize_offsets`.
 
         One hash decides, for all partitions at once; then each partition's is written. Should this
-        process end in between, whoever takes a partition reads that hash (:meth:`initial_offsets`).
+        process end in between, the owner of a partition reads that hash (:meth:`initial_offsets`).
         """
         check_group(group)
         keys_of = self._topics.partition_keys
@@ -99,10 +99,8 @@ class Groups:
                 partition, _, id_text = word.partition(b":")
                 number, offset = parse_int(partition), parse_entry_id(id_text)
                 if number is None or offset is None:
-                    remedy = (
-                        "passed over, a partition without a position begins at its first message"
-                    )
-                    logger.warning("%s: %s", group, damaged_field(key, topic, word, remedy))
+                    hint = "passed over, a partition without a position begins at its first message"
+                    logger.warning("%s: %s", group, damaged_field(key, topic, word, hint))
                     continue
                 found[topic, number] = offset
         return found

@@ -190,24 +190,17 @@ class PartitionLeases:
 
     def release(self, owned: Iterable[OwnedPartition]) -> None:
         """Release leases; one whose server cannot be reached now expires by itself."""
-        self._send_releases(
-            self._release_command(each.keys, self._member_id, each.assignment.epoch)
-            for each in owned
-        )
+        self._release((each.keys, self._member_id, each.assignment.epoch) for each in owned)
 
     def release_inherited(self, partitions: Iterable[TopicPartition]) -> None:
         """Release leases that a predecessor of this member's name has left."""
-        self._send_releases(
-            self._release_command(self.keys[partition], owner, "")
-            for partition in partitions
-            if (owner := self.inherited.get(partition))
-        )
+        inherited = self.inherited
+        self._release((self.keys[p], inherited[p], "") for p in partitions if p in inherited)
 
-    def _release_command(self, keys: PartitionKeys, *args: Any) -> Command:
-        return group_command(keys, self._group, "release", *args)
-
-    def _send_releases(self, commands: Iterable[Command]) -> None:
-        for reply in self._client.execute_all(list(commands)):
+    def _release(self, leases: Iterable[tuple[PartitionKeys, str | bytes, int | str]]) -> None:
+        group = self._group
+        commands = [group_command(keys, group, "release", *owner) for keys, *owner in leases]
+        for reply in self._client.execute_all(commands):
             if isinstance(reply, LogError):
                 logger.info("%s: a lease was not released: %s", self._group, reply)
 

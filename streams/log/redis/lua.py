@@ -23,8 +23,8 @@ ALLOWED_WHEN_FULL: Set[str] = frozenset(
     )
 )
 """What must go on when ``maxmemory`` is reached: these write next to nothing, and without them
-nobody could take anything out. (Redis 7.0, "Eval flags".) So does the outcome of a claim: what was
-done once must be known as done, and no new claims are let in meanwhile."""
+no group could settle entries, which frees memory. (Redis 7.0, "Eval flags".) So must the outcome of
+a claim: what was done once must be known as done, and no new claims are accepted meanwhile."""
 
 
 _ON_HISTORIES = frozenset(("append_events", "read_histories", "write_snapshots"))

@@ -11,7 +11,7 @@ the member. An owner counts its own time from before its request. The time that 
 (``until``) is for people, and for refusing to reset a group that seems to run.
 
 Anybody can write into these keys. What makes no sense there is passed over and written anew, except
-a position: without it nobody knows where to continue, so that is an error that says what to do.
+a position: without one it is unknown where to continue, so that is an error that says what to do.
 """
 
 from __future__ import annotations
@@ -154,9 +154,8 @@ class Membership:
         chunks = [partitions[start : start + size] for start in range(0, len(partitions), size)]
         renew = self.leases.renew_command
         renewals = [renew(chunk, owned_by_partition, inspect_streams) for chunk in chunks]
-        members, *lease_replies = replies = self._client.execute_all(
-            [self._heartbeat_command(), *renewals]
-        )
+        replies = self._client.execute_all([self._heartbeat_command(), *renewals])
+        members, *lease_replies = replies
         if not all(isinstance(reply, LogError) for reply in replies):
             self._staleness.observe(time.monotonic())
         self._epochs_missing = False
@@ -170,7 +169,7 @@ class Membership:
                 failure = rows
                 for partition in chunk:
                     mine = owned_by_partition.get(partition)
-                    # An unknown lease may be taken by nobody, and stays mine until it is known.
+                    # An unknown lease is not taken, and one of mine stays mine.
                     leases[partition] = (
                         Lease(self.member_id, mine.assignment.epoch, INFINITY)
                         if mine is not None

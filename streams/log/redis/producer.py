@@ -1,7 +1,7 @@
 """Appending, each message ID once.
 
 Records go to their partitions, and each partition's in chunks that one script takes whole, so a
-chunk is in the log altogether or not at all. A partition has one chunk under way at a time: a
+chunk is in the log altogether or not at all. A partition has one chunk in flight at a time: a
 later one can never overtake an earlier one that has to be sent again. Partitions go side by side.
 
 A chunk that got no answer is sent again, with the same message IDs, until it gets one or
@@ -39,7 +39,7 @@ CHUNK_BYTES = 4 << 20
 """Their bytes; a single larger record goes alone."""
 
 MAX_IN_FLIGHT = 4
-"""Chunks under way at once, of different partitions."""
+"""Chunks in flight at once, of different partitions."""
 
 MAX_BYTES = 512_000_000
 """Bytes of one key, value or header (``proto-max-bulk-len`` is 512 MB unless set otherwise)."""
@@ -73,7 +73,7 @@ class Chunk:
 
 
 class PendingAppend:
-    """One append under way."""
+    """One append in progress."""
 
     def __init__(self, topic: str, records: Sequence[Record], deduplicates: bool) -> None:
         self.topic = topic
@@ -146,7 +146,7 @@ class PendingAppend:
 
 
 class _SentChunks(NamedTuple):
-    """Chunks under way together."""
+    """Chunks that were sent together."""
 
     pipeline: Pipeline
     reply_ranges: list[tuple[int, int, int]]
@@ -193,7 +193,7 @@ class Writer:
                 raise Unavailable(f"{self._unfinished} appends have not ended after {timeout:g} s")
 
     def close(self) -> None:
-        """Send nothing again any more."""
+        """Stop retrying."""
         self._closing.set()
 
     def _write(self, append: PendingAppend) -> None:

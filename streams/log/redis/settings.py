@@ -176,9 +176,6 @@ def _check_settings(settings: Settings) -> None:
         )
 
 
-# -- the URL ---------------------------------------------------------------------------------------
-
-
 def _path(url: Url, topology: Topology) -> tuple[str, int | None]:
     # The path is not quoted: it may be meant for another part of the URL.
     context = f"{url.scheme}:// URL"
@@ -198,8 +195,6 @@ def _path(url: Url, topology: Topology) -> tuple[str, int | None]:
         raise ConfigError(f"{context}: the database is a number, as in redis://host:6379/0")
     return service, int(segments[0])
 
-
-# -- options and the driver's settings -------------------------------------------------------------
 
 _Converter = Callable[[Any], Any]
 """Takes a text of the URL, or what code gave, and refuses what the driver would only find out about

@@ -1,7 +1,7 @@
 """What this log keeps in Redis, read as what anybody may have written.
 
-A number, an entry ID, a name or a member's row that makes no sense is None here; whoever reads it
-says what that means.
+A number, an entry ID, a name or a member's row that makes no sense is None here; the caller
+decides what that means.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 One thread polls. A poll sends the heartbeat when it is due and applies the plan, returns what was
 read, asks for the next batch (after a small one, the next poll does), and waits only while there is
-nothing. It uses two kinds of connections: the fetchers', each with a read under way, and the log's
-pool for everything that must not wait behind such a read.
+nothing. It uses two kinds of connections: the fetchers', each with a read in progress, and those of
+the log's pool for everything that must not wait behind such a read.
 
 The group's position never depends on what the server counts as delivered: each owner reads with
 plain XREAD, from its own position. A member that was frozen and wakes up reads, at worst, what
@@ -282,17 +282,14 @@ class RedisSubscription(Subscription):
             self._leases.release(acquired)
             raise
         for owned in acquired:
-            self._start_reading(owned)
+            position, stored = owned.assignment.position, owned.stored
+            owned.last_read_id = entry_id_before(position)
+            entries_read = owned.stream.entries_below(position)
+            if entries_read is None and stored is not None and position == stored.position:
+                entries_read = stored.entries_read
+            owned.lag_counter.entries_read = entries_read
+            self._fetchers.add(owned)
         self._leases.create_native_groups([owned for owned in acquired if owned.stored is None])
-
-    def _start_reading(self, owned: OwnedPartition) -> None:
-        position, stored = owned.assignment.position, owned.stored
-        owned.last_read_id = entry_id_before(position)
-        entries_read = owned.stream.entries_below(position)
-        if entries_read is None and stored is not None and position == stored.position:
-            entries_read = stored.entries_read
-        owned.lag_counter.entries_read = entries_read
-        self._fetchers.add(owned)
 
     def _remove(self, removed: Sequence[OwnedPartition]) -> None:
         for owned in removed:

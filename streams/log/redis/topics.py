@@ -69,39 +69,32 @@ class Topics:
         check_topic(topic)
         if partitions < 1:
             raise ConfigError(f"{topic}: {partitions} partitions: at least 1")
-        max_entries = _parse_max_entries(topic, config or {})
-        has_settings = retention != Retention() or max_entries is not None
-        return self._store(topic, partitions, retention, max_entries, replace=has_settings)
+        info = TopicInfo(topic, partitions, retention)
+        facts = StoredTopic(info, _parse_max_entries(topic, config or {}))
+        return self._store(facts, replace=facts.has_bound)
 
     def create_event_topic(self, topic: str, partitions: int) -> TopicInfo:
         """See :meth:`streams.log.events.EventLog.create_event_topic`."""
         check_topic(topic)
         if partitions < 1:
             raise ConfigError(f"{topic}: {partitions} partitions: at least 1")
-        return self._store(topic, partitions, Retention(), None, replace=False, events=True)
+        info = TopicInfo(topic, partitions, is_event_topic=True)
+        return self._store(StoredTopic(info), replace=False)
 
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
         """See :meth:`streams.log.protocol.Log.set_retention`."""
         facts = self.lookup(topic, fresh=True)
         if facts.info.is_event_topic:
             raise events_only(topic, "trimmed")
-        return self._store(topic, facts.info.partitions, retention, facts.max_entries, replace=True)
+        info = facts.info._replace(retention=retention)
+        return self._store(facts._replace(info=info), replace=True)
 
-    def _store(
-        self,
-        topic: str,
-        partitions: int,
-        retention: Retention,
-        max_entries: int | None,
-        *,
-        replace: bool,
-        events: bool = False,
-    ) -> TopicInfo:
-        """Write a topic's facts, or find them.
+    def _store(self, facts: StoredTopic, *, replace: bool) -> TopicInfo:
+        """Write a topic's facts, unless it exists.
 
-        :param replace: where it exists, it gets this retention.
-        :param events: it is an event topic.
+        :param replace: if it exists, it gets these bounds.
         """
+        (topic, partitions, retention, _, events), max_entries, _ = facts
         reply = self._client.execute(
             script_command(
                 topic, "create_topic", (topic_key(topic), topic.encode()), partitions,
@@ -117,9 +110,9 @@ class Topics:
             mismatch = partition_count_mismatch if events else topic_mismatch
             raise mismatch(topic, found, partitions)
         self._client.execute(key_command(topic, "SADD", TOPICS_KEY, topic))
-        facts = _parse_topic(topic, reply[1:])
-        self._remember(topic, facts)
-        return facts.info
+        stored = _parse_topic(topic, reply[1:])
+        self._remember(topic, stored)
+        return stored.info
 
     def lookup(self, topic: str, *, fresh: bool = False) -> StoredTopic:
         """A topic's facts, from memory unless ``fresh``.
@@ -241,13 +234,8 @@ class Topics:
         facts = self._cached.get(topic)
         if facts is None or not facts.created_here:
             return
-        info = facts.info
-        config = None if facts.max_entries is None else {MAX_ENTRIES: str(facts.max_entries)}
         try:
-            if info.is_event_topic:
-                self.create_event_topic(topic, info.partitions)
-            else:
-                self.create_topic(topic, info.partitions, info.retention, config)
+            self._store(facts, replace=facts.has_bound)
         except TopicMismatch as error:
             raise LogError(f"{topic} was created anew, otherwise than it was: {error}") from error
 

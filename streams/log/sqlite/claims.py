@@ -2,7 +2,7 @@
 
 All requests of a call that write share one transaction; what can be answered by reading (there is
 an outcome, or a claim is held) takes none. A lease is counted on the machine's monotonic clock,
-which nobody sets; where the row names another one (the machine was restarted meanwhile, or the
+which cannot be set; where the row names another one (the machine was restarted meanwhile, or the
 claim is of another time namespace) the time of day decides. Outcomes end by the time of day.
 
 Each transaction also deletes some expired rows, more than it adds.
@@ -79,15 +79,11 @@ class _ClaimRow(NamedTuple):
     timeline: str
     until: float
 
-    def remaining(self, now: _Instant) -> float:
-        """Seconds until it ends; negative afterwards."""
-        if self.lease is not None and self.timeline == now.timeline:
-            return self.lease - now.monotonic
-        return self.until - now.time
-
     def state(self, now: _Instant) -> ClaimState | None:
         """What a decision depends on; None if the row counts as deleted."""
-        expires_in = self.remaining(now)
+        expires_in = self.until - now.time
+        if self.lease is not None and self.timeline == now.timeline:
+            expires_in = self.lease - now.monotonic
         if expires_in <= (0 if self.value is not None else -CLAIM_GRACE):
             return None
         return ClaimState(self.token, self.fingerprint, self.value, expires_in)

@@ -11,8 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Generic, TypeVar
 
 import apsw
@@ -76,10 +75,10 @@ class SqliteConnection(apsw.Connection):
             self.execute(f"PRAGMA {name} = {value:d}").fetchall()
         if settings.mode == "ro":
             self.execute("PRAGMA query_only = ON")
-            wal = Path(f"{settings.path}-wal")
-            if wal.exists() and wal.stat().st_size:
-                # The last connection to close would move what a killed process left there.
-                self.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            with suppress(OSError):
+                if os.path.getsize(f"{settings.path}-wal"):
+                    # The last connection to close would move what a killed process left there.
+                    self.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
 
     def fetch_rows(self, sql: str, bindings: Any = ()) -> list[Any]:
         """Run a statement to its end; its rows."""
@@ -93,10 +92,8 @@ class SqliteConnection(apsw.Connection):
     def roll_back(self) -> None:
         """Roll back whatever is open."""
         if self.in_transaction:
-            try:
+            with suppress(apsw.Error):  # nothing can be done about it here; the next BEGIN fails
                 self.execute("ROLLBACK", can_cache=False)
-            except apsw.Error:
-                return  # nothing can be done about it here, and the next BEGIN fails
 
 
 def _has_event_tables(connection: SqliteConnection) -> bool:

@@ -61,7 +61,7 @@ def _file_system_facts(path: str) -> Iterable[DurabilityFact]:
 
 
 def file_system_of(path: str, mounts: Path = MOUNTS) -> str | None:
-    """The kind of file system that a file lies on; None where nobody says."""
+    """The kind of file system that a file lies on; None if it is unknown."""
     try:
         lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

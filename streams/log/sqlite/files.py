@@ -89,7 +89,7 @@ def open_companion(path: str, database_path: str, *, may_create: bool = True) ->
 
 
 def _copy_permissions(descriptor: int, database: os.stat_result) -> None:
-    """Whoever may use the log may use its companion, as SQLite does it for its own files."""
+    """Give the companion the log's mode and owner, as SQLite does with its own files."""
     os.fchmod(descriptor, stat.S_IMODE(database.st_mode) & 0o666)
     if os.geteuid() == 0:
         os.fchown(descriptor, database.st_uid, database.st_gid)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from streams.errors import NotFound
 from streams.log.names import group_not_empty, group_not_found
@@ -10,6 +10,7 @@ from streams.log.protocol import Committed, GroupInfo, MemberInfo, TopicPartitio
 from streams.log.sqlite.database import Database, SqliteConnection
 from streams.log.sqlite.member_rows import MemberRow, bump_generation, is_running, member_rows
 from streams.log.sqlite.shared_file import group_event
+from streams.log.sqlite.topics import partition_numbers
 from streams.text import get_logger
 
 logger = get_logger("streams")
@@ -120,13 +121,10 @@ def _require_group(db: SqliteConnection, group: str) -> None:
         raise group_not_found(group)
 
 
-def _partition_numbers(
-    db: SqliteConnection, topic: str, wanted: Mapping[int, object]
-) -> dict[int, int]:
+def _partition_numbers(db: SqliteConnection, topic: str, wanted: Iterable[int]) -> list[int]:
     """The numbers of a topic's partitions, all those wanted among them."""
-    rows = db.fetch_rows("SELECT partition, no FROM streams_partitions WHERE topic = ?", (topic,))
-    numbers = dict(rows)
+    numbers = partition_numbers(db, [topic]).get(topic, [])
     for partition in wanted:
-        if partition not in numbers:
+        if not 0 <= partition < len(numbers):
             raise NotFound(f"there is no partition {partition} of a topic {topic!r}")
     return numbers

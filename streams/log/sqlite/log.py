@@ -159,7 +159,7 @@ class SqliteLog(DenseOffsets, Log, EventLog):
     # -- reading
 
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
-        self._trimmer.trim_if_due(topic)  # what is too old is not there any more
+        self._trimmer.trim_if_due(topic)  # what is too old is not to be seen
         with self._database.read() as db:
             found = reader.partition_row(db, topic, partition)
         return found.first_offset, found.end_offset
@@ -206,16 +206,10 @@ class SqliteLog(DenseOffsets, Log, EventLog):
         trim_margin: int = TRIM_MARGIN,
         member: StaticMember | None = None,
     ) -> SqliteSubscription:
+        check_group(group)
+        db, trimmer, on_close = self._database, self._trimmer, self._subscriptions.discard
         subscription = SqliteSubscription(
-            self._database,
-            self._trimmer,
-            check_group(group),
-            topics,
-            listener,
-            flow,
-            trim_margin,
-            self._subscriptions.discard,
-            member,
+            db, trimmer, group, topics, listener, flow, trim_margin, on_close, member
         )
         self._subscriptions.add(subscription)
         return subscription

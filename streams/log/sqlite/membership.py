@@ -55,6 +55,7 @@ from streams.log.sqlite.member_rows import (
 )
 from streams.log.sqlite.offsets import OffsetCommits
 from streams.log.sqlite.shared_file import group_event
+from streams.log.sqlite.topics import partition_numbers
 
 EXPIRED = float("-inf")
 
@@ -289,7 +290,7 @@ class Membership:
         return time.monotonic() - suspected >= SUSPICION_SECONDS
 
     def _release_owned(self, db: SqliteConnection, assignments: Iterable[Assignment]) -> bool:
-        """Let nobody own these; whether there were any."""
+        """Release these; whether there were any."""
         owned = self.partition_numbers
         return self._release_numbers(db, [owned[a] for a in assignments if a in owned])
 
@@ -328,7 +329,7 @@ class Membership:
         """What to release, and what was just acquired, with its partitions' numbers."""
         rows = member_rows(db, self.group)
         topics = {row.number: row.topics for row in rows}
-        numbers = _partition_numbers(db, {topic for names in topics.values() for topic in names})
+        numbers = partition_numbers(db, {topic for names in topics.values() for topic in names})
         partitions_by_number = {
             number: (topic, partition)
             for topic, topic_numbers in numbers.items()
@@ -430,13 +431,3 @@ _RESET_BEYOND_END = """
 UPDATE streams_places SET position = 0, progress = '' WHERE "group" = ?1 AND owner = ?2
     AND position > (SELECT next FROM streams_partitions AS p WHERE p.no = streams_places.no)
 """
-
-
-def _partition_numbers(db: SqliteConnection, topics: set[str]) -> dict[str, list[int]]:
-    """The partition numbers of each topic."""
-    rows = db.fetch_rows(
-        "SELECT topic, json_group_array(no ORDER BY partition) FROM streams_partitions"
-        " WHERE topic IN (SELECT value FROM json_each(?)) GROUP BY topic",
-        (json.dumps(sorted(topics)),),
-    )
-    return {topic: json.loads(numbers) for topic, numbers in rows}

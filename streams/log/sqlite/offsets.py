@@ -24,16 +24,14 @@ WHERE "group" = ?3 AND no = ?4 AND owner = ?5 AND epoch = ?6
 class OffsetCommits:
     """The commits of one member (any thread).
 
-    :param partition_numbers: what the member owns, with each partition's number; kept by
+    :param numbers: what the member owns, with each partition's number; kept by
         :class:`~streams.log.sqlite.membership.Membership`.
     """
 
-    def __init__(
-        self, database: Database, group: str, partition_numbers: Mapping[Assignment, int]
-    ) -> None:
+    def __init__(self, database: Database, group: str, numbers: Mapping[Assignment, int]) -> None:
         self._database = database
         self._group = group
-        self._partition_numbers = partition_numbers
+        self._partition_numbers = numbers
         self.member_number = 0
         """The number of the member's row."""
         self._versions: dict[Assignment, int] = {}
@@ -42,7 +40,7 @@ class OffsetCommits:
         """A commit was refused, so a partition was lost since the last heartbeat."""
 
     def forget(self, assignment: Assignment) -> None:
-        """The member does not own this any more."""
+        """Forget an assignment that the member no longer owns."""
         self._versions.pop(assignment, None)
 
     def commit(

@@ -21,10 +21,8 @@ from streams.log.sqlite.database import Database, SqliteConnection
 from streams.log.sqlite.retention import Trimmer
 from streams.log.sqlite.schema import block_key
 from streams.log.sqlite.shared_file import topic_event
+from streams.log.sqlite.topics import partition_numbers
 from streams.message import Position, Record
-
-AppendOutcomes = Sequence["Position | LogError"]
-
 
 # One statement for many rows, as each step of a statement may cost a thread switch (see blocks.py).
 _INSERT_ROWS = 16
@@ -35,7 +33,7 @@ FROM json_each(?) AS u WHERE no = u.value ->> 3
 """
 
 
-class _PartitionAppend(NamedTuple):
+class _Append(NamedTuple):
     """What goes to one partition: which records, as which blocks."""
 
     partition: int
@@ -69,7 +67,7 @@ class Writer:
         on_appended(outcomes)
         self._trimmer.trim_if_due(topic)
 
-    def _append(self, topic: str, records: Sequence[Record]) -> AppendOutcomes:
+    def _append(self, topic: str, records: Sequence[Record]) -> Sequence[Position | LogError]:
         for _ in range(2):
             numbers = self._partition_numbers.get(topic) or self._load_partition_numbers(topic)
             appends, refused = self._split_by_partition(topic, records, len(numbers))
@@ -81,23 +79,21 @@ class Writer:
 
     def _load_partition_numbers(self, topic: str) -> list[int]:
         with self._database.read() as db:
-            rows = db.fetch_rows(
-                "SELECT no FROM streams_partitions WHERE topic = ? ORDER BY partition", (topic,)
-            )
+            numbers = partition_numbers(db, [topic]).get(topic)
             if self._database.has_event_tables and db.fetch_rows(
                 "SELECT 1 FROM streams_event_topics WHERE topic = ?", (topic,)
             ):
                 raise events_only(topic, "published to")
-        if not rows:
+        if numbers is None:
             raise topic_not_found(topic)
-        numbers = self._partition_numbers[topic] = [number for (number,) in rows]
+        self._partition_numbers[topic] = numbers
         return numbers
 
     # -- before the lock
 
     def _split_by_partition(
         self, topic: str, records: Sequence[Record], count: int
-    ) -> tuple[list[_PartitionAppend], dict[int, LogError]]:
+    ) -> tuple[list[_Append], dict[int, LogError]]:
         """The records by partition, as blocks, and those that cannot be written."""
         refused: dict[int, LogError] = {}
         indexes: Mapping[int, Sequence[int]]
@@ -111,7 +107,7 @@ class Writer:
                 error = NotFound(f"topic {topic!r} has {count} partitions, none is {partition}")
                 refused.update(dict.fromkeys(by_partition.pop(partition), error))
             indexes = by_partition
-        appends: list[_PartitionAppend] = []
+        appends: list[_Append] = []
         for partition, wanted in indexes.items():
             encoded = blocks.encode_blocks([records[index] for index in wanted])
             large = min(self._max_record, blocks.BLOCK_BYTES)
@@ -122,7 +118,7 @@ class Writer:
                     wanted = [index for index in wanted if index not in too_large]
                     encoded = blocks.encode_blocks([records[index] for index in wanted])
             if wanted:
-                appends.append(_PartitionAppend(partition, wanted, encoded))
+                appends.append(_Append(partition, wanted, encoded))
         return appends, refused
 
     def _too_large_error(self, topic: str, record: Record) -> TooLarge:
@@ -133,9 +129,7 @@ class Writer:
 
     # -- under the lock
 
-    def _write(
-        self, topic: str, numbers: list[int], appends: list[_PartitionAppend]
-    ) -> list[int] | None:
+    def _write(self, topic: str, numbers: list[int], appends: list[_Append]) -> list[int] | None:
         """The first offset of each run; None if the topic's partitions are others by now."""
         if not appends:
             return []
@@ -152,10 +146,10 @@ class Writer:
     def _outcomes(
         topic: str,
         records: Sequence[Record],
-        appends: list[_PartitionAppend],
+        appends: list[_Append],
         first_offsets: list[int],
         refused: dict[int, LogError],
-    ) -> AppendOutcomes:
+    ) -> Sequence[Position | LogError]:
         outcomes: list[Any] = [None] * len(records)
         for run, first in zip(appends, first_offsets, strict=True):
             offsets = range(first, first + len(run.indexes))

@@ -95,7 +95,7 @@ def read_settings(request: OpenRequest) -> Settings:
 
 
 def _open_mode(url: Url, options: Mapping[str, str], requested: OpenMode) -> OpenMode:
-    """What both the URL and whoever opens it allow."""
+    """What both the URL and the opener allow."""
     text = options.get("mode", "rwc")
     for mode in _MODES:
         if mode == text:

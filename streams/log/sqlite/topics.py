@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+
 from streams.errors import ConfigError, NotFound, Unavailable
 from streams.log.events import events_only, not_an_event_topic, partition_count_mismatch
 from streams.log.names import check_topic, topic_mismatch, topic_not_found
@@ -170,3 +173,13 @@ def _insert_topic(db: SqliteConnection, topic: str, partitions: int, retention: 
         "INSERT INTO streams_partitions (no, topic, partition) VALUES (?, ?, ?)",
         [(last - partitions + p, topic, p) for p in range(partitions)],
     )
+
+
+def partition_numbers(db: SqliteConnection, topics: Iterable[str]) -> dict[str, list[int]]:
+    """The partition numbers of each topic."""
+    rows = db.fetch_rows(
+        "SELECT topic, json_group_array(no ORDER BY partition) FROM streams_partitions"
+        " WHERE topic IN (SELECT value FROM json_each(?)) GROUP BY topic",
+        (json.dumps(sorted(set(topics))),),
+    )
+    return {topic: json.loads(numbers) for topic, numbers in rows}

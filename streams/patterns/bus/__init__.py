@@ -2,14 +2,16 @@
 
 =================  ===================================================================
 ``bus``            publishing and subscribing
+``subscribers``    the registry of who is subscribed
 ``filters``        subscribing by more than the topic
 ``subscription``   who is subscribed
 ``handlers``       calling a handler, and the error hook
 ``inline_policy``  where a plain handler of a local bus is called: in a thread or in place
 ``local_router``   a local bus: each event to the handlers that want it
-``bus_processor``  a bus over a log: its processors, added and removed while the app runs
+``log_router``     a bus over a log: its topic, and the processors that read it
+``bus_processor``  one of these, added and removed while the app runs
 ``ephemeral``      a subscription that reads from now on, in no group
-``event``          what is carried, and how it stands on the wire
+``event``          what is carried, and its form on the wire
 ``trie``           topics, patterns, and which patterns a topic fits
 =================  ===================================================================
 """
@@ -17,23 +19,12 @@
 from streams.patterns.bus.bus import EventBus, PatternEventBus
 from streams.patterns.bus.event import Event, check_event
 from streams.patterns.bus.filters import EventFilter, FilteredSubscriber
-from streams.patterns.bus.handlers import check_handler, handler_name
+from streams.patterns.bus.handlers import check_handler
 from streams.patterns.bus.subscription import DurableOptions, Subscription
 from streams.patterns.bus.trie import WILDCARD, Trie, check_pattern, check_topic
 
 __all__ = [
-    "WILDCARD",
-    "DurableOptions",
-    "Event",
-    "EventBus",
-    "EventFilter",
-    "FilteredSubscriber",
-    "PatternEventBus",
-    "Subscription",
-    "Trie",
-    "check_event",
-    "check_handler",
-    "check_pattern",
+    "WILDCARD", "DurableOptions", "Event", "EventBus", "EventFilter", "FilteredSubscriber",
+    "PatternEventBus", "Subscription", "Trie", "check_event", "check_handler", "check_pattern",
     "check_topic",
-    "handler_name",
-]
+]  # fmt: skip

@@ -1,10 +1,11 @@
-"""A bus's processors in its app: there as long as they are wanted, also while the app runs."""
+"""A bus's processors in its app: added and removed also while the app runs."""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from streams.app import Streams
@@ -26,13 +27,13 @@ class BusProcessor:
         self._started: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         if app.runtime.is_starting(self._processor):
-            app.runtime.spawn_from_any_thread(self._start, make_resolver(self._started))
+            app.runtime.spawn_from_any_thread(self._start, partial(_resolve, self._started))
         else:
             self._started.set_result(None)
 
     @property
     def has_started(self) -> bool:
-        """Nobody has to wait for it."""
+        """It runs, or starts with the app: nobody has to wait for it."""
         return self._started.done()
 
     async def wait_started(self) -> None:
@@ -43,16 +44,16 @@ class BusProcessor:
         await asyncio.shield(asyncio.wrap_future(self._started))
 
     async def wait_ended(self) -> None:
-        """Wait until nothing of it runs, after :meth:`end`."""
+        """Wait until nothing of it runs, after :meth:`stop`."""
         await asyncio.shield(asyncio.wrap_future(self._ended))
 
     def stop(self) -> None:
-        """Begin nothing more, and take it out of the app (any thread)."""
+        """Start no more handlers, and remove it from the app (any thread)."""
         runtime, processor = self._app.runtime, self._processor
         processor.pause()
         runtime.withdraw(processor)
         runtime.spawn_from_any_thread(
-            lambda: runtime.stop_processor(processor), make_resolver(self._ended)
+            lambda: runtime.stop_processor(processor), partial(_resolve, self._ended)
         )
 
     async def _start(self) -> None:
@@ -63,11 +64,6 @@ class BusProcessor:
             self._started.set_exception(error)
 
 
-def make_resolver(future: concurrent.futures.Future[None]) -> Callable[[], None]:
-    """Ends a future that has not ended."""
-
-    def resolve() -> None:
-        if not future.done():
-            future.set_result(None)
-
-    return resolve
+def _resolve(future: concurrent.futures.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,7 +1,7 @@
 """Reading a topic from now on, in no group: what ephemeral subscribers get.
 
-A :class:`EphemeralSubscription` is a subscription over plain readers: it owns every partition,
-starts where each ended when the app was entered, and commits nothing. A processor fed with it has
+An :class:`EphemeralSubscription` is a subscription over plain readers: it owns every partition,
+starts where each ended when the app was entered, and commits nothing. A processor that polls it has
 the executors, flow control and dedup of any other, and leaves nothing behind in the log: no group
 that would keep messages from being trimmed, no dead letter topic.
 """
@@ -40,10 +40,10 @@ BEYOND_ALL = 1 << 128
 """A position that no message reaches."""
 
 POLL_INTERVAL = 0.05
-"""Real seconds between looks at a partition, where there are several and nothing comes."""
+"""Real seconds between two polls of a partition, where there are several and nothing comes."""
 
 PROBE_AFTER = 1.0
-"""Real seconds without a message after which the log is asked whether it is there at all."""
+"""Real seconds without a message after which the log is asked whether it can be reached."""
 
 
 class EphemeralSubscription:
@@ -66,18 +66,18 @@ class EphemeralSubscription:
         ]
 
     def listen(self, listener: RebalanceListener) -> Subscription:
-        """Begin to be polled by this listener's owner."""
+        """Start being polled by this listener's owner."""
         self._listener = listener
         return self
 
     def poll(self, limit: int, timeout: float) -> Sequence[Batch]:
-        """What has come, of all partitions in turn; waits up to ``timeout`` while nothing has.
+        """The next messages of all partitions; waits up to ``timeout`` while there are none.
 
         :raises Unavailable: the log cannot be reached now.
         """
         if not self._assigned and self._listener is not None:
             self._listener.assigned([part.assignment for part in self._partitions])
-            self._assigned = True  # not before: in an outage it is to be told again
+            self._assigned = True  # not before: after an outage the listener is called again
         unpaused = [part for part in self._partitions if not part.paused]
         batches: list[Batch] = []
         for part in unpaused if len(unpaused) > 1 else ():
@@ -85,11 +85,9 @@ class EphemeralSubscription:
                 batches.append(batch)
                 limit -= len(batch)
         if not batches and unpaused:
-            # A reader waits for its own partition alone: the others are looked at soon again.
-            part, patience = (
-                unpaused[0],
-                timeout if len(unpaused) == 1 else min(timeout, POLL_INTERVAL),
-            )
+            # A reader waits for its own partition alone: the others are polled again soon.
+            part = unpaused[0]
+            patience = timeout if len(unpaused) == 1 else min(timeout, POLL_INTERVAL)
             started = time.monotonic()
             batch = part.read(limit, patience)
             if batch is not None:
@@ -103,7 +101,7 @@ class EphemeralSubscription:
         return batches
 
     def _probe_log(self, partition: _PartitionReader, *, returned_early: bool) -> None:
-        """A reader says the same of silence and of an outage: the log's answer tells them apart."""
+        """A reader returns nothing in silence and in an outage: the log's answer tells which."""
         now = time.monotonic()
         if returned_early or now - self._last_received > PROBE_AFTER:
             self._log.watermarks(partition.assignment.topic, partition.assignment.partition)
@@ -129,21 +127,21 @@ class EphemeralSubscription:
             self._partitions[assignment.partition].paused = paused
 
     def reassign(self, assignments: Iterable[Assignment]) -> NoReturn:
-        """There is no stored place to begin again from."""
+        """There is no committed position to restart from."""
         raise ConfigError("an ephemeral subscriber cannot begin again: give it a group")
 
     def keep_alive(self) -> None:
         """Nothing expires here."""
 
     def wakeup(self) -> None:
-        """A poll is short enough."""
+        """A poll is short enough without it."""
 
     def begin_transaction(self) -> NoReturn:
         """There is no position that a transaction could be committed with."""
         raise ConfigError("an ephemeral subscriber has no transaction: give it a group")
 
     def close(self) -> None:
-        """Give everything back."""
+        """Give up all partitions, and close their readers."""
         if self._assigned and self._listener is not None:
             self._assigned = False
             self._listener.revoked([part.assignment for part in self._partitions])
@@ -152,7 +150,7 @@ class EphemeralSubscription:
 
 
 class _PartitionReader:
-    """One partition, read on and on."""
+    """One partition, read without end."""
 
     def __init__(self, log: Log, assignment: Assignment) -> None:
         self.assignment = assignment
@@ -177,9 +175,8 @@ class _PartitionReader:
         return batch
 
     def _drop_unreadable_headers(self, batch: Batch) -> None:
-        """An event's topic is a header. Where headers cannot be read, nobody can say whom the event
-        is for, and there are no dead letters here: it is logged, and taken for an event of no
-        topic."""
+        """An event's topic is a header. Where headers cannot be read, its subscribers are unknown,
+        and there are no dead letters here: it is logged, and handled as an event of no topic."""
         if batch.ids and batch.unreadable:
             for index, why in sorted(batch.unreadable.items()):
                 logger.warning(
@@ -198,7 +195,7 @@ class EphemeralProcessor(Processor[..., Any]):
     """A processor that follows its one topic. Its handler must not fail: nothing is tried again,
     and there is nowhere to put what cannot be handled.
 
-    :param on_restart: told each time before it is found out where the topic ends.
+    :param on_restart: called each time before the end of the topic is looked up.
     """
 
     has_group_topics = False

@@ -1,4 +1,4 @@
-"""What a bus carries, and how it stands on the wire.
+"""What a bus carries, and its form on the wire.
 
 An event is an ordinary message of the bus's log topic: its data is the value, its topic the header
 ``ce_type`` (CloudEvents ``type``), its ID ``ce_id``, what it belongs to ``ce_correlationid``, what
@@ -8,6 +8,7 @@ caused it ``ce_causationid``. So any client can publish to a bus and read from i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -30,15 +31,6 @@ from streams.message import (
 )
 from streams.processing import Decoding, Skip
 
-__all__ = [
-    "Event",
-    "EventDecoder",
-    "EventSource",
-    "UndecodableData",
-    "attach_message",
-    "causation_headers",
-]
-
 TRACE_HEADERS = ("traceparent", "tracestate")
 """Headers of W3C Trace Context, which travel from an event to what it causes."""
 
@@ -53,7 +45,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     :param timestamp: when it happened; UTC.
     :param headers: all its headers; where a name repeats, the last one.
     :param attempt: which call for this handler this is, from 1.
-    :param message: the log's message it came as, with its place and, on SQLite, its
+    :param message: the log's message it came as, with its position and, on SQLite, its
         ``transaction``; for durable subscribers only.
     """
 
@@ -84,7 +76,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 
 class UndecodableData:
-    """Stands where an event's data should, when it cannot be decoded."""
+    """The data of an event whose data cannot be decoded."""
 
     __slots__ = ("error",)
 
@@ -101,7 +93,7 @@ def causation_headers(cause: Event) -> dict[str, str]:
 
 
 def attach_message(event: Event, message: Message[Any]) -> None:
-    """Say of an event that was just decoded, and that nobody has seen, which message it is."""
+    """Give an event that was just decoded, and that nobody has seen, its message."""
     force_setattr(event, "attempt", message.attempt)
     force_setattr(event, "message", message)
 
@@ -120,14 +112,17 @@ def _event_time(batch: Batch, index: int, headers: Mapping[str, str]) -> datetim
 
 
 class EventDecoder:
-    """Makes events of a bus's messages, and passes over those that nobody here wants before
-    anything of them is decoded (``executors.job.Decoding``).
+    """Decodes a bus's messages as events, and skips those that nobody here wants before
+    anything of them is decoded (:class:`streams.processing.job.Decoding`).
 
-    :param wants: told an event's topic.
+    :param wants: whether anybody here wants events of a topic.
     :param data_decoder: decodes the data.
     :param keep_undecodable: data that cannot be decoded becomes :class:`UndecodableData` instead of
         an error.
     """
+
+    id_reader = None
+    """An event's ID is a header."""
 
     def __init__(
         self,
@@ -141,16 +136,11 @@ class EventDecoder:
         self._keep_undecodable = keep_undecodable
 
     def unwrap(self, batch: Batch) -> Batch:
-        """What the batch holds."""
+        """The batch without envelopes."""
         return self._data_decoder.unwrap(batch)
 
     def fast_decoder(self, values: Sequence[bytes | None], largest: int) -> None:
-        """There is no short way: the topic stands in the headers."""
-        return
-
-    @property
-    def id_reader(self) -> None:
-        """An event's ID is a header."""
+        """There is none: the topic is in the headers."""
         return
 
     def decode_one(self, batch: Batch, index: int) -> Event:
@@ -171,9 +161,7 @@ class EventDecoder:
                 raise
             data = UndecodableData(error)
         key = batch.keys[index]
-        headers = {
-            name: "" if value is None else text(value) for name, value in batch.headers(index)
-        }
+        headers = {name: text(value or b"") for name, value in batch.headers(index)}
         return Event(
             topic=topic,
             data=data,
@@ -184,34 +172,15 @@ class EventDecoder:
         )
 
 
+@dataclass(frozen=True)
 class EventSource:
     """A bus's log topic as a processor reads it (:class:`streams.decoding.Source`)."""
 
-    def __init__(self, name: str, decoding: EventDecoder) -> None:
-        self.name = name
-        self.decoding: Any = decoding
-
-
-class NullDecoder:
-    """Decodes nothing, for a bus without a log (``executors.job.Decoding``)."""
-
-    id_reader = None
-
-    def unwrap(self, batch: Any) -> Any:
-        """There is nothing to open."""
-        return batch
-
-    def fast_decoder(self, values: Any, largest: int) -> None:
-        """There is nothing to decode."""
-
-    def decode_one(self, batch: Any, index: int) -> Any:
-        """There is nothing to decode."""
+    name: str
+    decoding: Any
 
 
 def check_event(event: object, where: str) -> None:
-    """
-    :param where: the call that it is given to.
-    :raises ConfigError: it is no event.
-    """
+    """:raises ConfigError: what was given to the call ``where`` is no event."""
     if not isinstance(event, Event):
         raise ConfigError(f"{where}({event!r}): an event is needed, as a handler gets it")

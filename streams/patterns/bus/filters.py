@@ -17,8 +17,6 @@ from streams.patterns.bus.handlers import Handler
 from streams.patterns.bus.subscription import DurableOptions, Subscription
 from streams.patterns.bus.trie import WILDCARD, pattern_regex
 
-__all__ = ["EventFilter", "FilteredSubscriber"]
-
 _MISSING: Any = object()
 
 
@@ -40,16 +38,14 @@ class EventFilter:
     topic: str | re.Pattern[str] | None = None
     type: str | type | tuple[type, ...] | types.UnionType | None = None
     attributes: Mapping[str, Any | Callable[[Any], object]] = field(default_factory=dict)
-    _topic_matches: Callable[[str], Any] = field(
-        default=bool, init=False, repr=False, compare=False
-    )
+    _fits: Callable[[str], Any] = field(default=bool, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         topic = self.topic
         if isinstance(topic, str):
-            object.__setattr__(self, "_topic_matches", pattern_regex(topic).fullmatch)
+            object.__setattr__(self, "_fits", pattern_regex(topic).fullmatch)
         elif isinstance(topic, re.Pattern) and isinstance(topic.pattern, str):
-            object.__setattr__(self, "_topic_matches", topic.match)
+            object.__setattr__(self, "_fits", topic.match)
         elif topic is not None:
             raise ConfigError(
                 f"EventFilter(topic={topic!r}): a topic, a pattern, or a compiled regular "
@@ -77,7 +73,7 @@ class EventFilter:
     def matches(self, event: Event) -> bool:
         """Whether an event is wanted."""
         check_event(event, "EventFilter.matches")
-        topic_fits = self.topic is None or bool(self._topic_matches(event.topic))
+        topic_fits = self.topic is None or bool(self._fits(event.topic))
         return topic_fits and self.accepts(event)
 
     def accepts(self, event: Event) -> bool:

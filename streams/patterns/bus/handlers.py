@@ -1,4 +1,4 @@
-"""Calling handlers, and telling somebody when one fails.
+"""Calling handlers, and reporting their errors.
 
 An async handler is awaited on the loop; a plain one runs in a worker thread, so that it cannot
 block the loop, or on a local bus in place while it is quick
@@ -9,13 +9,13 @@ and to nobody else.
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from streams.annotation_checks import ArgumentType, check_arguments
 from streams.errors import ConfigError
+from streams.patterns.arguments import call_error, callable_name, is_async, is_generator
 from streams.patterns.bus.event import Event
 from streams.text import get_logger
 
@@ -40,27 +40,18 @@ def check_handler(handler: Callable[..., Any], event: type = Event) -> bool:
     expected = "give a function of one event, `async def handle(event): ...` or plain"
     if not callable(handler) or inspect.isclass(handler):
         raise ConfigError(f"handler {handler!r}: {expected}")
-    target: Any = handler
-    while isinstance(target, functools.partial):
-        target = target.func
-    call_method = getattr(target, "__call__", None)  # noqa: B004 - an object may be called as well
-    for each in (target, call_method):
-        if inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each):
-            raise ConfigError(
-                f"handler {handler_name(handler)}: a generator would not be run; {expected}"
-            )
-    try:
-        inspect.signature(handler).bind(None)
-    except TypeError as error:
-        raise ConfigError(f"handler {handler_name(handler)}: {error}; {expected}") from error
-    except ValueError:
-        pass  # a builtin that does not tell its parameters
-    check_arguments(f"handler {handler_name(handler)}", handler, ArgumentType(event))
-    return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(call_method)
+    where = f"handler {callable_name(handler)}"
+    if is_generator(handler):
+        raise ConfigError(f"{where}: a generator would not be run; {expected}")
+    error = call_error(handler, None)
+    if error is not None:
+        raise ConfigError(f"{where}: {error}; {expected}") from error
+    check_arguments(where, handler, ArgumentType(event))
+    return is_async(handler)
 
 
 def check_error_hook(hook: ErrorHook | None) -> ErrorHook:
-    """The hook, or what stands for it: a line in the log.
+    """The hook; without one, errors are logged.
 
     :raises ConfigError: it cannot be one.
     """
@@ -68,35 +59,25 @@ def check_error_hook(hook: ErrorHook | None) -> ErrorHook:
         return log_error
     if not callable(hook):
         raise ConfigError(f"on_error={hook!r}: a function of (error, event, handler)")
-    try:
-        inspect.signature(hook).bind(None, None, None)
-    except TypeError as error:
-        raise ConfigError(
-            f"on_error={handler_name(hook)}: {error}; it is called as (error, event, handler)"
-        ) from error
-    except ValueError:
-        pass
-    check_arguments(f"on_error={handler_name(hook)}", hook, ArgumentType(Any), ArgumentType(Event))
+    where, error = f"on_error={callable_name(hook)}", call_error(hook, None, None, None)
+    if error is not None:
+        raise ConfigError(f"{where}: {error}; it is called as (error, event, handler)") from error
+    check_arguments(where, hook, ArgumentType(Any), ArgumentType(Event))
     return hook
 
 
-def handler_name(function: Callable[..., Any]) -> str:
-    """A function as a log line names it."""
-    return getattr(function, "__name__", None) or type(function).__name__
-
-
 def log_error(error: Exception, event: Event, handler: Handler | None) -> None:
-    """What is done with an error where no hook was given."""
-    description = "cannot be decoded" if handler is None else f"failed in {handler_name(handler)}"
+    """The error hook where none was given."""
+    description = "cannot be decoded" if handler is None else f"failed in {callable_name(handler)}"
     logger.error("%r %s: %r", event, description, error, exc_info=error)
 
 
 async def call_handler(
-    handler: Handler, event: Event, *, asynchronous: bool, call_in_thread: PlainCaller | None = None
+    handler: Handler, event: Event, *, asynchronous: bool, in_thread: PlainCaller | None = None
 ) -> None:
     """Run a handler.
 
-    :param call_in_thread: calls a plain one in a worker thread; None: as it comes.
+    :param in_thread: calls a plain one in a worker thread; None: as it comes.
     :raises Exception: what it raised. A cancellation that is not ours but came out of what it
         awaited is a failure like others, and comes as ``RuntimeError``.
     """
@@ -104,10 +85,10 @@ async def call_handler(
         if asynchronous:
             await handler(event)
             return
-        if call_in_thread is None:
+        if in_thread is None:
             result = await asyncio.to_thread(call_plain, handler, event)
         else:
-            result = await call_in_thread(handler, event)
+            result = await in_thread(handler, event)
         if inspect.isawaitable(result):  # a lambda around a coroutine function
             await result
     except asyncio.CancelledError as error:
@@ -121,7 +102,7 @@ def call_plain(handler: Handler, event: Event) -> Any:
     """Call a plain handler, in whatever thread.
 
     :raises Exception: what it raised; ``RuntimeError`` for ``StopIteration``, which no future can
-        hold, so that nobody would be told that the call has ended.
+        hold, so that its caller would wait for ever.
     """
     try:
         return handler(event)
@@ -130,27 +111,27 @@ def call_plain(handler: Handler, event: Event) -> Any:
 
 
 def without_stop_iteration(handler: Handler, error: Exception) -> Exception:
-    """What a plain handler raised, as everybody is told it, wherever it ran."""
+    """What a plain handler raised, as it is reported wherever it ran."""
     if not isinstance(error, StopIteration):
         return error
-    replacement = RuntimeError(f"{handler_name(handler)} raised StopIteration")
+    replacement = RuntimeError(f"{callable_name(handler)} raised StopIteration")
     replacement.__cause__ = error
     return replacement
 
 
 def inner_cancellation_error(handler: Handler) -> RuntimeError:
-    """What stands for a cancellation that is not ours."""
-    return RuntimeError(f"{handler_name(handler)} was cancelled from within")
+    """The error for a cancellation that is not ours."""
+    return RuntimeError(f"{callable_name(handler)} was cancelled from within")
 
 
 async def report_error(
     hook: ErrorHook, error: Exception, event: Event, handler: Handler | None
 ) -> None:
-    """Tell the hook. Its own failure is logged, beside what it was told, and stops nobody."""
+    """Call the hook. Its own failure is logged, beside the error, and stops nobody."""
     try:
         result = hook(error, event, handler)
         if inspect.isawaitable(result):
             await result
     except Exception as failure:
-        logger.error("the error hook %s failed: %r", handler_name(hook), failure, exc_info=failure)
+        logger.error("the error hook %s failed: %r", callable_name(hook), failure, exc_info=failure)
         log_error(error, event, handler)

@@ -16,8 +16,6 @@ Used on the bus's loop.
 
 from __future__ import annotations
 
-__all__ = ["QUICK_CALL", "TRIAL_CALLS", "InlinePolicy"]
-
 QUICK_CALL = 0.000_1
 """Seconds of a call that is quick, at most."""
 
@@ -37,34 +35,26 @@ MAX_INTERRUPTION = 0.01
 class InlinePolicy:
     """How quick a plain handler is, as far as its calls have shown."""
 
-    __slots__ = (
-        "inline_calls",
-        "pending_in_threads",
-        "runs_inline",
-        "trial_calls",
-        "trial_calls_left",
-    )
+    __slots__ = ("in_threads", "inline_calls", "runs_inline", "trials", "trials_left")
 
     def __init__(self, *, threads_only: bool = False) -> None:
         self.runs_inline = False
         """It is called in place, unless a call of it is still in a thread: order would be lost."""
-        self.pending_in_threads = 0
+        self.in_threads = 0
         """Calls in threads that have not ended."""
         self.inline_calls = 0
         """Calls in place since it was last slow."""
-        self.trial_calls = TRIAL_CALLS
+        self.trials = TRIAL_CALLS
         """How many quick calls in a row are asked for."""
-        self.trial_calls_left = -1 if threads_only else TRIAL_CALLS
+        self.trials_left = -1 if threads_only else TRIAL_CALLS
         """How many of them are still to come; negative: it is never called in place."""
 
     def record_thread_call(self, seconds: float) -> None:
         """A call in a thread took so long."""
-        if self.trial_calls_left < 0 or self.runs_inline:
+        if self.trials_left < 0 or self.runs_inline:
             return
-        self.trial_calls_left = (
-            self.trial_calls_left - 1 if seconds <= QUICK_CALL else self.trial_calls
-        )
-        if self.trial_calls_left == 0:
+        self.trials_left = self.trials_left - 1 if seconds <= QUICK_CALL else self.trials
+        if self.trials_left == 0:
             self.runs_inline = True
             self.inline_calls = 0
 
@@ -74,6 +64,6 @@ class InlinePolicy:
         self.inline_calls = 0
         if steady and seconds <= MAX_INTERRUPTION:
             return
-        self.trial_calls = TRIAL_CALLS if steady else min(MAX_TRIAL_CALLS, 2 * self.trial_calls)
-        self.trial_calls_left = self.trial_calls
+        self.trials = TRIAL_CALLS if steady else min(MAX_TRIAL_CALLS, 2 * self.trials)
+        self.trials_left = self.trials
         self.runs_inline = False

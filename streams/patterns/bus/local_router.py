@@ -1,7 +1,7 @@
-"""Calling the handlers of a local bus: each event at everybody who wants it, without a log between.
+"""Calling the handlers of a local bus: each event goes to all that want it, without a log between.
 
-Who wants a topic is looked up once and kept until somebody subscribes or unsubscribes. Of those,
-quick plain handlers are called first and in place, one after the other
+The subscribers of a topic are looked up once and cached until somebody subscribes or unsubscribes.
+Quick plain handlers are called first and in place, one after the other
 (:mod:`streams.patterns.bus.inline_policy`); then async handlers and slow plain ones, side by side.
 Each call has a copy of the publisher's context variables, wherever it runs.
 """
@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import ContextVar, copy_context
+from datetime import datetime, timezone
 from time import perf_counter
 from typing import Any, NamedTuple
 
+from stream_codecs import EncodeError
+from streams.message import ID, TYPE, text
 from streams.patterns.bus.event import Event
 from streams.patterns.bus.handlers import (
     ErrorHook,
@@ -27,19 +29,18 @@ from streams.patterns.bus.handlers import (
     without_stop_iteration,
 )
 from streams.patterns.bus.inline_policy import QUICK_CALL, InlinePolicy
-from streams.patterns.bus.subscription import Subscriber, Subscription
-from streams.patterns.bus.trie import Trie
-
-__all__ = ["LocalRouter", "runs_beside_others"]
+from streams.patterns.bus.subscribers import SubscriberRegistry
+from streams.patterns.bus.subscription import Subscriber, Subscription, by_subscriber
+from streams.topic import Key, encode_key
 
 runs_beside_others: ContextVar[bool] = ContextVar("streams_bus_beside_others", default=False)
 """A handler runs here, and others were given the same event."""
 
 MAX_CACHED_TOPICS = 1_024
-"""Topics of which it is kept who wants them."""
+"""Topics whose subscribers are cached."""
 
 YIELD_AFTER = 0.001
-"""Seconds of calls in place after which whoever else is on the loop has a turn."""
+"""Seconds of calls in place after which other tasks get the loop."""
 
 
 class SubscriberMatch(NamedTuple):
@@ -64,19 +65,16 @@ class SubscriberMatch(NamedTuple):
 class LocalRouter:
     """Delivers the events of a local bus, on the loop of whoever publishes.
 
-    :param lock: the bus's, held while ``trie`` changes.
-    :param error_hook: told of every call that failed.
+    :param error_hook: called for every call that failed.
     """
 
-    def __init__(
-        self, lock: threading.Lock, trie: Trie[Subscription], error_hook: ErrorHook
-    ) -> None:
-        self._lock = lock
-        self._trie = trie
+    def __init__(self, name: str, registry: SubscriberRegistry, error_hook: ErrorHook) -> None:
+        self._name = name
+        self._registry = registry
         self._error_hook = error_hook
         self._matches: dict[str, Sequence[SubscriberMatch]] = {}
         self._yielded_at = 0.0
-        """When others had their turn on the loop."""
+        """When others last ran on the loop."""
         self.timer: Callable[[], float] = perf_counter
 
     def has_delivered(self, topic: str) -> bool:
@@ -87,15 +85,52 @@ class LocalRouter:
         """Somebody subscribed or unsubscribed (the lock is held)."""
         self._matches = {}
 
+    def subscribed(self, subscription: Subscription) -> None:
+        """Somebody subscribed (the lock is held)."""
+        self.invalidate()
+
+    unsubscribed = subscribed
+
+    async def publish(
+        self,
+        topic: str,
+        data: Any,
+        key: Key | None,
+        id: str,
+        headers: dict[str, str],
+        timestamp: datetime | None,
+    ) -> None:
+        """Publish an event; returns when every handler it fits has returned or failed.
+
+        :raises EncodeError: an event cannot have this key, ID or time.
+        """
+        key_bytes = encode_key(self._name, key)
+        if not isinstance(id, str) or not id or "\0" in id:
+            raise EncodeError(f"event ID {id!r}: a non-empty str without NUL")
+        if timestamp is None:
+            timestamp = datetime.now(timezone.utc)
+        elif not isinstance(timestamp, datetime) or timestamp.tzinfo is None:
+            raise EncodeError(f"timestamp {timestamp!r}: a datetime with a time zone")
+        event = Event(
+            topic=topic,
+            data=data,
+            id=id,
+            key=None if key_bytes is None else text(key_bytes),
+            timestamp=timestamp.astimezone(timezone.utc),
+            headers=headers | {ID: id, TYPE: topic},
+        )
+        if runs_beside_others.get():
+            # Other handlers of the event that this one follows from are to get that one first.
+            await asyncio.sleep(0)
+        await self.deliver(event)
+
     def _find_matches(self, topic: str) -> Sequence[SubscriberMatch]:
         """Who wants a topic, in the order in which they subscribed."""
-        with self._lock:
-            by_subscriber: dict[Subscriber, list[Subscription]] = {}
-            for subscription in self._trie.match(topic):
-                by_subscriber.setdefault(subscription.subscriber, []).append(subscription)
+        with self._registry.lock:
+            subscriptions = by_subscriber(self._registry.shared_trie.match(topic))
             found = tuple(
                 SubscriberMatch(receiver, each[0], each, len(each) == 1 and each[0].accepts is None)
-                for receiver, each in by_subscriber.items()
+                for receiver, each in subscriptions.items()
             )
             if len(self._matches) >= MAX_CACHED_TOPICS:
                 self._matches = {}
@@ -121,12 +156,12 @@ class LocalRouter:
             subscriber, subscription, _, is_unfiltered = each
             inline_policy, handler = subscriber.inline_policy, subscriber.handler
             if subscriber.asynchronous:
-                other_calls.append(self._call_subscriber(each, event, None))
+                other_calls.append(self._call(each, event, None))
                 continue
-            if not inline_policy.runs_inline or inline_policy.pending_in_threads:
+            if not inline_policy.runs_inline or inline_policy.in_threads:
                 thread = ThreadCall(inline_policy, timer)
                 thread_calls.append(thread)
-                other_calls.append(self._call_subscriber(each, event, thread))
+                other_calls.append(self._call(each, event, thread))
                 continue
             try:
                 if not (subscription.active if is_unfiltered else each.wants(event)):
@@ -158,23 +193,19 @@ class LocalRouter:
                     thread.abandon()
             self._yielded_at = timer()
         elif before - self._yielded_at > YIELD_AFTER:
-            # Nothing was waited for, and whoever publishes may go on without waiting either.
+            # Nothing was awaited, and the publisher may go on without awaiting anything either.
             await asyncio.sleep(0)
             self._yielded_at = timer()
 
-    async def _call_subscriber(
-        self, match: SubscriberMatch, event: Event, thread_call: ThreadCall | None
-    ) -> None:
+    async def _call(self, match: SubscriberMatch, event: Event, thread: ThreadCall | None) -> None:
         """Call one handler on the loop or in a thread, if it still wants the event."""
         handler = match.subscriber.handler
         try:
             if match.wants(event):
-                if thread_call is None:
+                if thread is None:
                     await call_handler(handler, event, asynchronous=True)
                 else:
-                    await call_handler(
-                        handler, event, asynchronous=False, call_in_thread=thread_call.run
-                    )
+                    await call_handler(handler, event, asynchronous=False, in_thread=thread.run)
         except Exception as error:
             await report_error(self._error_hook, error, event, handler)
 
@@ -190,12 +221,14 @@ class LocalRouter:
             await report_error(self._error_hook, error, event, handler)
 
 
-async def gather_side_by_side(calls: Sequence[Awaitable[None]]) -> None:
-    """Do all of it side by side."""
-    await asyncio.gather(*map(_run_beside_others, calls))
+async def gather_side_by_side(
+    calls: Sequence[Awaitable[None]], *, return_exceptions: bool = False
+) -> Sequence[BaseException | None]:
+    """Run calls for one event side by side; see ``asyncio.gather``."""
+    return await asyncio.gather(*map(_beside_others, calls), return_exceptions=return_exceptions)
 
 
-async def _run_beside_others(coroutine: Awaitable[None]) -> None:
+async def _beside_others(coroutine: Awaitable[None]) -> None:
     runs_beside_others.set(True)
     await coroutine
 
@@ -210,7 +243,7 @@ class ThreadCall:
         self._started = False
         self._cancelled = False
         self._duration: float | None = None
-        inline_policy.pending_in_threads += 1
+        inline_policy.in_threads += 1
 
     async def run(self, handler: Handler, event: Event) -> Any:
         """Call the handler, and note how long it took."""
@@ -228,10 +261,10 @@ class ThreadCall:
             raise
 
     def abandon(self) -> None:
-        """Nobody waits for it any more; if it was never begun, it never will be."""
+        """Nobody waits for it any more; if it has not begun, it never will."""
         if not self._started:
             self._started = True
-            self._inline_policy.pending_in_threads -= 1
+            self._inline_policy.in_threads -= 1
 
     def _call_timed(self, handler: Handler, event: Event) -> Any:
         if self._cancelled:
@@ -243,7 +276,7 @@ class ThreadCall:
             self._duration = self._timer() - started_at
 
     def _on_thread_done(self, future: asyncio.Future[Any]) -> None:
-        self._inline_policy.pending_in_threads -= 1
+        self._inline_policy.in_threads -= 1
         if self._duration is not None:
             self._inline_policy.record_thread_call(self._duration)
         if not future.cancelled():

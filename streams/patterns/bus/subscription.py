@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 from streams.config import DeadLetters, Dedup, Flow, Retry, Start
 from streams.message import Message
+from streams.patterns.arguments import callable_name
 from streams.patterns.bus.bus_processor import BusProcessor
 from streams.patterns.bus.event import Event
-from streams.patterns.bus.handlers import Handler, handler_name
+from streams.patterns.bus.handlers import Handler
 from streams.patterns.bus.inline_policy import InlinePolicy
 from streams.patterns.bus.trie import Trie
-
-if TYPE_CHECKING:
-    from streams.patterns.bus.bus import EventBus
 
 EventPredicate = Callable[[Event], bool]
 
 
 class DurableOptions(TypedDict, total=False):
-    """What a durable subscriber may say, as :meth:`streams.Streams.processor` has it."""
+    """A durable subscriber's options, as :meth:`streams.Streams.processor` has them."""
 
     start: Start | datetime
     concurrency: int
@@ -34,6 +33,18 @@ class DurableOptions(TypedDict, total=False):
     flow: Flow
 
 
+class SubscriptionOwner(Protocol):
+    """The bus that a subscription belongs to."""
+
+    def remove_subscription(self, subscription: Subscription) -> None:
+        """Forget a subscription; its handler is not called again. Any thread."""
+        ...
+
+    async def wait_ready(self, subscription: Subscription) -> None:
+        """Wait until what is published from now on reaches the subscription."""
+        ...
+
+
 class Subscription:
     """What :meth:`EventBus.subscribe` returns: call it to unsubscribe.
 
@@ -42,7 +53,11 @@ class Subscription:
     """
 
     def __init__(
-        self, bus: EventBus, topic: str, subscriber: Subscriber, accepts: EventPredicate | None
+        self,
+        bus: SubscriptionOwner,
+        topic: str,
+        subscriber: Subscriber,
+        accepts: EventPredicate | None,
     ) -> None:
         self.topic = topic
         """The topic or pattern that was subscribed to."""
@@ -51,8 +66,8 @@ class Subscription:
         self._bus = bus
         self.subscriber = subscriber
         self.accepts = accepts
-        """What it wants of what fits its topic; None: everything."""
-        self.trie_item_id = 0
+        """Which events of its topic it wants; None: all of them."""
+        self.trie_item_id = subscriber.trie.add(topic, self)
         self.start_offsets: concurrent.futures.Future[dict[int, int]] | None = None
         """Where each partition ended when it joined a reading that was under way already."""
 
@@ -99,39 +114,37 @@ class Subscription:
 
     def __repr__(self) -> str:
         group = "" if self.group is None else f" group={self.group!r}"
-        return f"<Subscription {handler_name(self.handler)} to {self.topic!r}{group}>"
+        return f"<Subscription {callable_name(self.handler)} to {self.topic!r}{group}>"
 
 
+@dataclass(eq=False, slots=True)
 class Subscriber:
     """One handler of a bus, in one group or in none, with everything it is subscribed to.
 
     It gets one call an event, however many of its subscriptions fit.
     """
 
-    def __init__(
-        self,
-        handler: Handler,
-        group: str | None,
-        options: DurableOptions,
-        trie: Trie[Subscription],
-        *,
-        asynchronous: bool,
-        in_thread: bool = False,
-    ) -> None:
-        self.handler = handler
-        self.group = group
-        self.options = options
-        self.trie = trie
-        """Where its subscriptions are: a durable one's own, the others' together."""
-        self.asynchronous = asynchronous
-        self.in_thread = in_thread
-        """A plain handler that is never called in place."""
-        self.inline_policy = InlinePolicy(threads_only=in_thread)
-        """How quick a plain handler of a local bus is."""
-        self.registry_key: Hashable = None
-        """Under which the bus finds it."""
-        self.active_subscriptions = 0
-        """Its active subscriptions."""
-        self.has_predicate = False
-        """One of its subscriptions, at some time, wanted not all of what fits its topic."""
-        self.processor: BusProcessor | None = None
+    handler: Handler
+    group: str | None
+    options: DurableOptions
+    trie: Trie[Subscription]
+    """Where its subscriptions are: a durable one's own, the others' together."""
+    asynchronous: bool
+    in_thread: bool
+    """A plain handler that is never called in place."""
+    inline_policy: InlinePolicy
+    """How quick a plain handler of a local bus is."""
+    registry_key: Hashable
+    """The registry finds it by this key."""
+    active_subscriptions: int = 0
+    has_predicate: bool = False
+    """One of its subscriptions, at some time, wanted not all of what fits its topic."""
+    processor: BusProcessor | None = None
+
+
+def by_subscriber(subscriptions: Iterable[Subscription]) -> dict[Subscriber, list[Subscription]]:
+    """Subscriptions by the handler that they are of, in their order."""
+    found: dict[Subscriber, list[Subscription]] = {}
+    for each in subscriptions:
+        found.setdefault(each.subscriber, []).append(each)
+    return found

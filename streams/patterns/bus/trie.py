@@ -21,8 +21,6 @@ from typing import Generic, TypeVar
 
 from streams.errors import ConfigError
 
-__all__ = ["WILDCARD", "Trie", "check_pattern", "check_topic", "pattern_regex"]
-
 T = TypeVar("T")
 
 WILDCARD = "*"
@@ -109,8 +107,6 @@ class Trie(Generic[T]):
         self._root: _Node[T] = _Node()
         self._last_id = 0
         self._size = 0
-        self.nodes_visited = 0
-        """Nodes looked at by all matches so far, the root included."""
 
     def __len__(self) -> int:
         return self._size
@@ -168,7 +164,6 @@ class Trie(Generic[T]):
         """The items of all patterns that the topic fits, in the order they were added."""
         nodes = [self._root]
         found = list(self._root.multi_level.items())
-        self.nodes_visited += 1
         *levels, last = topic.split(".")
         for level in levels:
             nodes = self._descend(nodes, level)
@@ -192,7 +187,6 @@ class Trie(Generic[T]):
                 next_nodes.append(child)
             if node.single_level is not None:
                 next_nodes.append(node.single_level)
-        self.nodes_visited += len(next_nodes)
         return next_nodes
 
     def items(self) -> Iterator[T]:

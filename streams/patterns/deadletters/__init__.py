@@ -4,13 +4,13 @@
 and :class:`ClosedKeyReader` do the same on a log alone, and block; the command line uses them.
 """
 
+from streams.parking import is_parking_record
 from streams.patterns.deadletters.closed_keys import (
     ClosedKey,
     ClosedKeyHead,
     ClosedKeyReader,
     ClosedKeys,
     NotClosed,
-    is_parking_record,
 )
 from streams.patterns.deadletters.dead_letter import DeadLetter, failure_time
 from streams.patterns.deadletters.manager import DeadLetterManager

@@ -1,33 +1,37 @@
-"""Closed keys as seen by people: what closes them, and what is to become of it.
+"""Closed keys as operators see them: what closes them, and the commands that open them.
 
 ``DeadLetters(sequenced=True)`` closes a key when a message of it is dead. :class:`ClosedKeys` reads
-the same records as the owner of the partition
-(:mod:`streams.parking.records`), without being one, and writes commands. A
-command names the dead message as it was seen, so that given twice, or too late, it does nothing;
-the owner follows it as soon as one runs.
+the same records as the partition's owner (:mod:`streams.parking.records`), and writes commands.
+A command names the dead message as it was read, so it does nothing if it is given twice or too
+late. The owner obeys it as soon as one runs.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from streams.cancellation import run_in_thread
 from streams.derived_records import EDITED
-from streams.errors import ConfigError, InvalidValue, NotFound, StreamsError
+from streams.errors import InvalidValue, NotFound, StreamsError
 from streams.log.appending import append_and_wait
 from streams.log.names import check_group, check_topic, not_found
+from streams.log.range_reader import LogRow
 from streams.log.record_fetcher import RecordFetcher
-from streams.message import Batch, Headers, Record, text
-from streams.parking import floor as parking_floor
-from streams.parking import records as parking_records
-from streams.parking.records import Command, ParkingState, parked_topic
+from streams.message import Batch, Record, headers_without, text
+from streams.parking import (
+    Command,
+    ParkingState,
+    command_record,
+    parked_topic,
+    read_original,
+    read_state,
+)
 from streams.patterns.arguments import check_app
-from streams.patterns.deadletters.dead_letter import DeadLetter, read_dead_letter
-from streams.replay.into_topic import LogRow
+from streams.patterns.deadletters.dead_letter import DeadLetter, declared_topic, read_dead_letter
 from streams.topic import Topic, encode_key
 
 if TYPE_CHECKING:
@@ -36,29 +40,29 @@ if TYPE_CHECKING:
     from streams.topic import Key
 
 READ_BYTES = 16 << 20
-"""Bytes of dead messages looked at at once, about."""
+"""Bytes of dead messages read at once, about."""
 
 
 class NotClosed(StreamsError, LookupError):
-    """No message of that key waits for a decision."""
+    """No message of that key waits for a command."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClosedKeyHead:
-    """A closed key, with what closes it."""
+    """A closed key, with its first message."""
 
     key: bytes
     partition: int
     position: int
-    """Where the record of its first message stands."""
+    """The position of the record of its first message."""
     is_dead: bool
-    """It waits for a decision. False: it was decided, and its messages are coming back."""
+    """It waits for a command. False: it has got one, and its messages are coming back."""
     parked: int
     """Messages that wait behind the first one."""
     row: LogRow = field(repr=False)
     """The first message, as a dead letter would hold it."""
     record: Record = field(repr=False)
-    """The same, as it stands."""
+    """The same, as it stands in the log."""
 
 
 class ClosedKeyReader:
@@ -73,56 +77,49 @@ class ClosedKeyReader:
         try:
             self.partitions = log.topic(self.name).partitions
         except NotFound:
-            raise not_found(
-                "topic",
-                self.name,
+            why = (
                 f"there is no topic {self.name!r}: no processor of {topic!r} in group {group!r} "
-                "ran with DeadLetters(sequenced=True)",
-            ) from None
+                "ran with DeadLetters(sequenced=True)"
+            )
+            raise not_found("topic", self.name, why) from None
 
     def states(self) -> Iterator[tuple[int, ParkingState]]:
-        """By partition, what follows from its records."""
+        """By partition, the state that follows from its records."""
         for partition in range(self.partitions):
             yield partition, read_state(self.log, self.name, partition)
 
     def heads(self, key: bytes | None = None, limit: int | None = None) -> Iterator[ClosedKeyHead]:
-        """Those that are closed, the one that was closed first in each partition first.
+        """The closed keys, in each partition in the order in which they were closed.
 
         :param key: this one only.
-        :param limit: so many at most.
+        :param limit: how many at most.
         """
-        remaining = limit
-        for partition, parking_state in self.states():
+        remaining = 1 << 62 if limit is None else limit
+        for partition, state in self.states():
             queues = {
-                queue.position_of(0): (key_bytes, queue)
-                for key_bytes, queue in parking_state.keys.items()
-                if key is None or key_bytes == key
+                queue.position_of(0): (each, queue)
+                for each, queue in state.keys.items()
+                if key is None or each == key
             }
-            wanted = sorted(queues)[: 1 << 62 if remaining is None else remaining]
+            wanted = sorted(queues)[:remaining]
             fetcher = RecordFetcher(self.log, self.name, partition)
             while wanted:
                 rows, _ = fetcher.fetch(wanted, READ_BYTES)
                 for position in sorted(rows):
-                    row, (key_bytes, queue) = rows[position], queues[position]
+                    row, (each, queue) = rows[position], queues[position]
                     if row is None:
                         continue
-                    record = Record(row.value, key_bytes, "", row.headers, partition)
-                    yield ClosedKeyHead(
-                        key_bytes,
-                        partition,
-                        position,
-                        queue.is_dead,
-                        len(queue) - 1,
-                        self._original_row(record, position),
-                        record,
-                    )
-                    remaining = None if remaining is None else remaining - 1
-                wanted = [key_bytes for key_bytes in wanted if key_bytes not in rows]
+                    record = Record(row.value, each, "", row.headers, partition)
+                    original = self._original_row(record, position)
+                    dead, parked = queue.is_dead, len(queue) - 1
+                    yield ClosedKeyHead(each, partition, position, dead, parked, original, record)
+                    remaining -= 1
+                wanted = [each for each in wanted if each not in rows]
 
     def dead_head(self, key: bytes) -> ClosedKeyHead:
-        """The one of that key.
+        """The closed key of that name.
 
-        :raises NotClosed: it is open, or is being handled.
+        :raises NotClosed: it is open, or its messages are coming back.
         """
         head = next(self.heads(key), None)
         if head is None:
@@ -136,68 +133,40 @@ class ClosedKeyReader:
     def send_command(
         self, command: Command, head: ClosedKeyHead, value: bytes | None = None
     ) -> None:
-        """Say what is to become of a dead message.
+        """Command what happens to a dead message.
 
-        :param value: other bytes for it, for ``edit``.
-        :raises LogError: it is not written, or not known to be; saying it again does no harm.
+        :param value: its new bytes, for ``edit``.
+        :raises LogError: the command is not written, or that is not known; giving it again does no
+            harm.
         """
         edited = None
         if command == "edit":
-            headers = [pair for pair in head.record.headers if pair[0] != EDITED]
+            headers = headers_without(head.record.headers, (EDITED,))
             edited = Record(value, head.key, "", [*headers, (EDITED, b"1")])
         id = f"{command}/{uuid4().hex}"
-        record = parking_records.command_record(
-            command, head.position, head.partition, head.key, id, edited
-        )
+        record = command_record(command, head.position, head.partition, head.key, id, edited)
         (answer,) = append_and_wait(self.log, self.name, [record])
         if isinstance(answer, BaseException):
             raise answer
 
     def _original_row(self, record: Record, position: int) -> LogRow:
-        original = parking_records.read_original(record.headers, as_redriven=False)
+        original = read_original(record.headers, as_redriven=False)
         batch = Batch(
-            self.name,
-            record.partition or 0,
-            (position,),
-            [record.key],
-            [record.value],
-            [original.id],
-            [original.headers],
-            [original.time],
-        )
+            self.name, record.partition or 0, (position,), [record.key], [record.value],
+            [original.id], [original.headers], [original.time],
+        )  # fmt: skip
         return LogRow(batch, 0)
-
-
-def is_parking_record(headers: Headers) -> bool:
-    """Whether a record is one of those that keep a key closed."""
-    return any(name.startswith(parking_records.PREFIX) for name, _ in headers)
-
-
-def read_state(log: Log, name: str, partition: int) -> ParkingState:
-    """What follows from a partition's records, from the floor to the end."""
-    start, end, epoch = parking_floor.read_floor(log, name, partition)
-    parking_state = ParkingState(epoch)
-    if start >= end:
-        return parking_state
-    reader = log.reader(name, partition, start, end)
-    try:
-        while (batch := reader.read(1_000)) is not None:
-            for record in parking_floor.parse_records(batch):
-                parking_state.apply(*record)
-    finally:
-        reader.close()
-    return parking_state
 
 
 @dataclass(frozen=True, slots=True)
 class ClosedKey:
-    """A key that is closed, and what closes it."""
+    """A closed key, and what closes it."""
 
     key: str
     letter: DeadLetter
     """Its first message. Where ``dead`` is false, the error is the last one there was, if any."""
     parked: int
-    """Messages that wait behind it."""
+    """Messages that wait behind the first."""
     dead: bool
     """It waits to be retried, edited or dropped. False: its messages are coming back already."""
 
@@ -206,7 +175,7 @@ class ClosedKeys:
     """The closed keys of a processor with ``DeadLetters(sequenced=True)``.
 
     :param app: the app on whose log they are; to be used while it is entered or connected.
-    :param topic: what the processor reads.
+    :param topic: the topic that the processor reads.
     :param group: its group.
     """
 
@@ -219,46 +188,54 @@ class ClosedKeys:
         return f"<ClosedKeys of {self.topic!r} in group {self.group!r}>"
 
     async def keys(self, limit: int = 100) -> list[ClosedKey]:
-        """Those that are closed, and why.
+        """The closed keys, and what closes them.
 
-        :param limit: so many at most.
+        :param limit: how many at most.
         :raises NotFound: no such processor ran.
         """
         if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
             raise InvalidValue(f"ClosedKeys.keys(limit={limit!r}): a whole number from 1")
-        return await asyncio.to_thread(self._list_keys, limit)
+
+        def list_keys() -> list[ClosedKey]:
+            app, source = self._app, (self.topic, self.group)
+            return [
+                ClosedKey(
+                    text(head.key),
+                    read_dead_letter(app, head.row, waiting=head.is_dead, default_source=source),
+                    head.parked,
+                    head.is_dead,
+                )
+                for head in ClosedKeyReader(app.log, self.group, self.topic).heads(limit=limit)
+            ]
+
+        return await asyncio.to_thread(list_keys)
 
     async def retry(self, key: Key) -> None:
         """Let a key's dead message be handled again, then those that wait behind it.
 
-        Should it fail again, the key is closed again by it.
+        If it fails again, it closes the key again.
 
-        :raises NotClosed: none of that key waits for a decision.
+        :raises NotClosed: no message of that key waits for a command.
         """
         await self._send("retry", key, None)
 
     async def edit(self, key: Key, value: Any) -> None:
-        """Put another value in the place of a key's dead message, and let that be handled.
+        """Replace the value of a key's dead message, and let it be handled again.
 
         :param value: bytes as they are to stand, or what the app's topic takes.
-        :raises NotClosed: none of that key waits for a decision.
+        :raises NotClosed: no message of that key waits for a command.
         :raises EncodeError: the value does not fit the topic's type.
         """
         if not isinstance(value, bytes):
-            declared = self._app.topics.get(self.topic)
-            if declared is None:
-                raise ConfigError(
-                    f"ClosedKeys.edit: how a value of topic {self.topic!r} is written is not "
-                    "known; declare it with app.topic(...), or give bytes"
-                )
+            declared = declared_topic(self._app, self.topic, "ClosedKeys.edit", ", or give bytes")
             value = declared.record(value, key=key, id="edited").value
         await self._send("edit", key, value)
 
     async def drop(self, key: Key) -> None:
-        """Let a key's dead message go, and handle those that wait behind it. Nothing is deleted:
-        it stays in the log as long as that keeps it.
+        """Drop a key's dead message, and let those that wait behind it be handled. It is not
+        deleted: it stays in the log as long as its retention says.
 
-        :raises NotClosed: none of that key waits for a decision.
+        :raises NotClosed: no message of that key waits for a command.
         """
         await self._send("drop", key, None)
 
@@ -268,29 +245,9 @@ class ClosedKeys:
         key_bytes = encode_key(self.topic, key)
         if key_bytes is None:
             raise InvalidValue(f"ClosedKeys.{command}: a message without a key closes nothing")
-        await run_in_thread(self._send_command, command, key_bytes, value)
 
-    def _send_command(self, command: Command, key: bytes, value: bytes | None) -> None:
-        heads = ClosedKeyReader(self._app.log, self.group, self.topic)
-        heads.send_command(command, heads.dead_head(key), value)
+        def send() -> None:
+            closed = ClosedKeyReader(self._app.log, self.group, self.topic)
+            closed.send_command(command, closed.dead_head(key_bytes), value)
 
-    def _list_keys(self, limit: int) -> list[ClosedKey]:
-        log = self._app.log
-        decodings: Mapping[str, Any] = {
-            name: topic.decoding for name, topic in self._app.topics.items()
-        }
-        return [
-            ClosedKey(
-                text(head.key),
-                read_dead_letter(
-                    head.row,
-                    waiting=head.is_dead,
-                    decodings=decodings,
-                    parse=log.parse_offset,
-                    default_source=(self.topic, self.group),
-                ),
-                head.parked,
-                head.is_dead,
-            )
-            for head in ClosedKeyReader(log, self.group, self.topic).heads(limit=limit)
-        ]
+        await run_in_thread(send)

@@ -1,11 +1,11 @@
-"""A dead letter as people look at it."""
+"""Dead letters as applications see them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streams import wire
 from streams.derived_records import (
@@ -23,10 +23,14 @@ from streams.derived_records import (
     header_text,
     redrives_of,
 )
-from streams.message import Batch, Headers, Message, Position, make_message
+from streams.errors import ConfigError
+from streams.log.range_reader import LogRow
+from streams.message import Batch, Message, Position, headers_without, make_message
 from streams.patterns.deadletters.redriving import source_of
-from streams.processing import Decoding
-from streams.replay.into_topic import LogRow
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+    from streams.topic import Topic
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,33 +38,33 @@ class DeadLetter:
     """A message that could not be handled, and why."""
 
     original_message: Message[Any] = field(repr=False)
-    """The message with its key, ID and headers, and the place where it failed. Its value is what
-    the app declares for that topic; its bytes, where they cannot be decoded or the app does not
-    declare it. ``original_message.raw`` has the bytes in any case."""
+    """The message with its key, ID and headers, and the position where it failed. Its value is of
+    the type that the app declares for that topic; bytes where they cannot be decoded, or the app
+    does not declare it. ``original_message.raw`` always has the bytes."""
     error: str
     """What went wrong: the exception's type and text."""
     failed_at: datetime
-    """When it was given up, UTC."""
+    """When it became a dead letter, UTC."""
     retry_count: int
-    """How often it was tried again after its first failure, before it was given up."""
+    """How often it was tried again after its first failure."""
     queue: str
-    """The topic or queue that it is of."""
+    """The topic or queue that it was read from."""
     group: str | None
-    """The consumer group that could not handle it; None where nobody said."""
+    """The consumer group that could not handle it; None where it is not known."""
     redrives: int
     """How often it was put back before: the loop counter."""
     position: Position
-    """Where the letter itself stands."""
+    """Its own position."""
     waiting: bool
-    """Nobody put it back or set it aside yet."""
+    """It was neither put back nor set aside yet."""
     traceback: str = field(default="", repr=False)
     origin: Position | None = None
-    """Where the message stood when it failed first, however often it was put back since; None
-    where nobody said, or it cannot be read."""
+    """Where the message stood when it failed first, however often it was put back since; None where
+    that is not known."""
     first_failed_at: datetime | None = None
-    """When it was given up for the first time, UTC."""
+    """When it became a dead letter for the first time, UTC."""
     first_error: str = ""
-    """What went wrong then."""
+    """What went wrong the first time."""
     edited: bool = False
     """Its value was changed when it was put back."""
 
@@ -76,26 +80,22 @@ class DeadLetter:
 
 
 def read_dead_letter(
+    app: Streams,
     row: LogRow,
     *,
     waiting: bool,
-    decodings: Mapping[str, Decoding],
-    parse: Callable[[str], int],
     default_source: tuple[str | None, str | None] = (None, None),
 ) -> DeadLetter:
-    """The letter that a row of a dead letter topic is.
+    """The dead letter in a row of a dead letter topic.
 
-    :param decodings: how values are decoded, by topic.
-    :param parse: reads an offset as the log writes it.
-    :param default_source: the topic and the group, where the letter does not say.
+    :param default_source: the topic and the group, where the dead letter does not name them.
     """
-    batch, index = row.batch, row.index
-    headers = batch.headers(index)
+    headers = row.headers
     topic, group = source_of(headers)
     topic, group = topic or default_source[0], group or default_source[1]
     attempts = attempts_of(headers) or 1
-    original = _original_message(batch, index, headers, topic, attempts, decodings, parse)
-    error, failed_at = error_of(headers), failure_time(batch, index)
+    original = _original_message(app, row, topic, attempts)
+    error, failed_at = error_of(headers), failure_time(row.batch, row.index)
     origin = header_text(headers, ORIGIN)
     origin_parts = wire.parse_position(origin)
     return DeadLetter(
@@ -103,7 +103,7 @@ def read_dead_letter(
         error=error,
         failed_at=failed_at,
         retry_count=attempts - 1,
-        queue=topic or batch.topic,
+        queue=topic or row.batch.topic,
         group=group,
         redrives=redrives_of(headers),
         position=row.position,
@@ -116,48 +116,44 @@ def read_dead_letter(
     )
 
 
+def declared_topic(app: Streams, name: str | None, what: str, otherwise: str = "") -> Topic[Any]:
+    """The topic that says how a value is encoded.
+
+    :param what: the call that needs it.
+    :param otherwise: what else may be done.
+    :raises ConfigError: the app does not declare it.
+    """
+    declared = app.topics.get(name or "")
+    if declared is None:
+        raise ConfigError(
+            f"{what}: how a value of topic {name!r} is written is not known; declare it with "
+            f"app.topic(...){otherwise}"
+        )
+    return declared
+
+
 def failure_time(batch: Batch, index: int) -> datetime:
-    """When a dead letter was given up."""
+    """When a message became a dead letter."""
     written = wire.parse_iso_time(header_text(batch.headers(index), ERROR_TIME))
     return wire.utc_from_seconds(batch.time(index)) if written is None else written
 
 
-def _original_message(
-    batch: Batch,
-    index: int,
-    headers: Headers,
-    topic: str | None,
-    attempts: int,
-    decodings: Mapping[str, Decoding],
-    parse: Callable[[str], int],
-) -> Message[Any]:
-    """The message as it stood where it failed."""
-    offset_text, offset = header_text(headers, ERROR_OFFSET), 0
-    try:
-        offset = parse(offset_text) if offset_text else 0
-    except Exception:  # written by another tool: the place is not known
-        offset_text = None
-    if not offset_text:
-        topic, offset = topic or batch.topic, batch.offsets[index]
-    own_headers = [pair for pair in headers if not pair[0].startswith(ERROR_PREFIX)]
-    value = batch.values[index]
+def _original_message(app: Streams, row: LogRow, topic: str | None, attempts: int) -> Message[Any]:
+    """The message as it stood where it failed; where that is not known, as it stands here."""
+    batch, index, headers = row.batch, row.index, row.headers
+    partition = wire.parse_int(header_text(headers, ERROR_PARTITION), 9) or 0
+    offset: int | None = None
+    with suppress(Exception):  # written by another tool
+        offset = app.log.parse_offset(header_text(headers, ERROR_OFFSET) or "")
+    if offset is None:
+        topic, partition, offset = topic or batch.topic, batch.partition, row.offset
     original = Batch(
-        topic or batch.topic,
-        wire.parse_int(header_text(headers, ERROR_PARTITION), 9) or 0
-        if offset_text
-        else batch.partition,
-        (offset,),
-        [batch.keys[index]],
-        [value],
-        [batch.ids[index] or batch.id(index)],
-        [own_headers],
+        topic or batch.topic, partition, (offset,), [batch.keys[index]], [row.value],
+        [batch.ids[index] or row.id], [headers_without(headers, prefix=ERROR_PREFIX)],
         [batch.time(index)],
-    )
-    decoding = decodings.get(topic or "")
-    event: Any = value
-    if decoding is not None:
-        try:
-            event = decoding.decode_one(decoding.unwrap(original), 0)
-        except Exception:
-            event = value  # this is perhaps why it is here
-    return make_message(event, original, 0, attempts)
+    )  # fmt: skip
+    value: Any = row.value
+    if (declared := app.topics.get(topic or "")) is not None:
+        with suppress(Exception):  # that may be why it is a dead letter
+            value = declared.decoding.decode_one(declared.decoding.unwrap(original), 0)
+    return make_message(value, original, 0, attempts)

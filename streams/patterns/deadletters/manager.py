@@ -1,4 +1,4 @@
-"""Dead letters in code: look at them, put them back, set them aside, write one by hand.
+"""Dead letters in code: list, redrive, edit and purge them, or write one by hand.
 
 What ``streams dead`` does on the command line, on the same records; see
 :mod:`streams.patterns.deadletters.redriving` for how.
@@ -10,19 +10,18 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Callable, Collection
-from datetime import datetime, timezone
-from functools import partial
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from streams.cancellation import run_in_thread, run_to_completion
 from streams.config import DeadLetters
-from streams.derived_records import ERROR_PREFIX, error_headers
+from streams.derived_records import ERROR_PREFIX, dead_letter_record
 from streams.errors import ConfigError, InvalidValue, NotFound, Reject
 from streams.log.names import check_group, check_topic
 from streams.log.protocol import ensure_topic
-from streams.message import ID, Message, Position, Record
+from streams.message import ID, Message, Position, Record, headers_without
 from streams.patterns.arguments import check_app, check_callable
-from streams.patterns.deadletters.dead_letter import DeadLetter, read_dead_letter
+from streams.patterns.deadletters.dead_letter import DeadLetter, declared_topic, read_dead_letter
 from streams.patterns.deadletters.redriving import SCAN_LIMIT, DeadLetterTopic, source_of
 from streams.patterns.queue import QueueMessage
 from streams.text import get_logger
@@ -31,15 +30,15 @@ from streams.topic import Topic
 if TYPE_CHECKING:
     from streams.app import Streams
     from streams.log.protocol import Log
-    from streams.replay.into_topic import LogRow
+    from streams.log.range_reader import LogRow
 
 logger = get_logger("streams")
 
 Filter = Callable[[DeadLetter], bool]
-"""Which letters are meant; a plain function, called in a worker thread."""
+"""Which dead letters are meant; a plain function, called in a thread."""
 
 DeadLetterRef = DeadLetter | Position | str
-"""One letter: itself, its own position, or that or its message ID as text."""
+"""One dead letter: itself, its own position, or as text its position or message ID."""
 
 
 class DeadLetterManager:
@@ -69,13 +68,13 @@ class DeadLetterManager:
     ) -> Position:
         """Write a dead letter; returns its position once it is durable.
 
-        The message keeps its bytes, key, headers and ID, so that writing it again, because a
-        first try had no answer, makes no second message when it is put back.
+        The message keeps its bytes, key, headers and ID. It may be written again if the outcome of
+        a first try is unknown: it is still handled once when it is put back.
 
-        :param error: why; its text is stored.
+        :param error: the reason; its text is stored.
         :param source_queue: the topic or queue that the message is of.
-        :param group: who could not handle it, and gets it when it is put back. Not given: the one
-            group of this app that reads ``source_queue``, if there is one.
+        :param group: the group that could not handle it, and gets it when it is put back; if not
+            given, the one group of this app that reads ``source_queue``.
         :raises ConfigError: the message has no bytes, and the app does not declare the topic.
         :raises LogError: as :meth:`streams.Topic.publish`.
         """
@@ -86,41 +85,46 @@ class DeadLetterManager:
         if not isinstance(error, BaseException):
             raise ConfigError(f"move_to_dead_letter(error={error!r}): an exception, or a text")
         record, attempts, failed_at = self._dead_letter_record(message, topic)
-        when = datetime.fromtimestamp(self._app.clock.time(), timezone.utc).isoformat()
-        own_headers = [pair for pair in record.headers if not pair[0].startswith(ERROR_PREFIX)]
-        record.headers = [
-            *own_headers,
-            *error_headers(error, attempts, group or "", failed_at, when),
-        ]
+        record.headers = headers_without(record.headers, prefix=ERROR_PREFIX)
+        now = self._app.clock.time()
+        dead_letter = dead_letter_record(record, error, attempts, group or "", failed_at, now)
         await run_in_thread(self._ensure_topic, topic)
-        return await self._app.publisher.publish(self.name, record)
+        return await self._app.publisher.publish(self.name, dead_letter)
 
     async def get_dead_letters(
         self, limit: int = 100, *, filter: Filter | None = None, everything: bool = False
     ) -> list[DeadLetter]:
-        """The letters that wait, oldest first; none where there is no such topic yet.
+        """The dead letters that wait, oldest first; none where there is no such topic yet.
 
-        :param limit: so many at most.
-        :param filter: only those for which it is true. At most 1,000,000 letters are looked at; a
-            warning is logged where there are more.
-        :param everything: also those that were put back or set aside.
-        :raises InvalidValue: ``limit`` cannot be.
+        :param limit: how many at most.
+        :param filter: only those for which it is true. At most 1,000,000 are looked at; a warning
+            is logged where there are more.
+        :param everything: also those that were put back or purged.
+        :raises InvalidValue: ``limit`` is no whole number from 1.
         :raises ConfigError: ``filter`` is no plain function.
         :raises LogError: the log cannot be read.
         """
         _check_limit("get_dead_letters", limit)
         _check_filter("get_dead_letters", filter)
-        return await asyncio.to_thread(self._list_waiting, limit, filter, everything)
+        return await asyncio.to_thread(self._waiting, limit, filter, everything=everything)
 
     async def count(self, filter: Filter | None = None) -> int:
-        """How many letters wait; 0 where there is no such topic yet. Reads them all.
+        """How many dead letters wait; 0 where there is no such topic yet. Reads them all.
 
         :param filter: only those for which it is true.
         :raises ConfigError: ``filter`` is no plain function.
         :raises LogError: the log cannot be read.
         """
         _check_filter("count", filter)
-        return await asyncio.to_thread(self._count, filter)
+        matches = self._row_predicate(filter)
+
+        def count() -> int:
+            try:
+                return DeadLetterTopic(self._app.log, self.name).count_waiting(matches)
+            except NotFound:
+                return 0
+
+        return await asyncio.to_thread(count)
 
     async def reprocess(
         self,
@@ -130,24 +134,24 @@ class DeadLetterManager:
         limit: int | None = None,
         only: DeadLetterRef | Collection[DeadLetterRef] | None = None,
     ) -> int:
-        """Put the letters that wait back, those of a key in the order in which they failed.
+        """Put dead letters that wait back, those of a key in the order in which they failed.
 
         Each is handled once within the dedup window, also when this is killed midway and called
-        again. A message that fails again is a new letter, whose ``redrives`` is one more: a
+        again. A message that fails again is a new dead letter with one more ``redrives``: a
         ``filter`` such as ``lambda letter: letter.redrives < 3`` ends a loop.
 
-        :param target: the topic they go to. Not given: the retry topic of the group that could
-            not handle them, which this group alone reads.
+        :param target: the topic they go to; if not given, the retry topic of the group that could
+            not handle them, which only this group reads.
         :param filter: only those for which it is true.
-        :param limit: so many of each partition, the oldest, at most.
-        :param only: only these letters, of those with a message ID all that wait.
+        :param limit: how many of each partition at most, the oldest first.
+        :param only: only these; a message ID means all that have it and wait.
         :returns: how many.
         :raises NotFound: there is no such dead letter topic, or no topic ``target``, or one of
-            ``only`` is not there or does not wait any more; then nothing is put back.
-        :raises InvalidValue: ``target`` is not given, and a letter does not say which group's it
-            is, or is of a topic that this app does not declare.
-        :raises ReprocessStopped: one was refused by the log, or more were picked out one here,
-            one there than can be noted. What was put back is marked so.
+            ``only`` does not exist or does not wait any more; then nothing is put back.
+        :raises InvalidValue: ``target`` is not given, and a dead letter does not name its group, or
+            is of a topic that this app does not declare.
+        :raises ReprocessStopped: the log refused one, or too many single ones were picked out.
+            Those that were put back are marked.
         """
         _check_limit("reprocess", limit)
         _check_filter("reprocess", filter)
@@ -155,22 +159,56 @@ class DeadLetterManager:
         if name is not None and check_topic(name) == self.name:
             raise ConfigError(f"reprocess(target={name!r}): that is where the letters are")
         chosen = self._refs("reprocess", only)
-        return await self._run_in_thread(partial(self._reprocess, name, filter, limit, chosen))
+
+        def reprocess(stop: threading.Event) -> int:
+            topic = DeadLetterTopic(self._app.log, self.name)
+            if name is not None:
+                self._app.log.topic(name)
+            matches, end_offsets = self._selection(topic, filter, chosen)
+            return topic.redrive(
+                self._destination if name is None else lambda row: str(name),
+                matches=matches,
+                limit=limit,
+                stop=stop,
+                end_offsets=end_offsets,
+            )
+
+        return await self._run_in_thread(reprocess)
 
     async def edit(self, letter: DeadLetterRef, value: Any) -> None:
-        """Put a letter back with another value. It keeps its key, headers and ID, and says that it
-        was edited.
+        """Put a dead letter back with another value. It keeps its key, headers and ID, and gets a
+        header that says that it was edited.
 
-        Killed midway, it may have been put back and still wait. Of the same message put back twice
-        the first is handled.
+        If this is killed midway, it may have been put back and still wait. If it is then put back
+        again, the first is handled.
 
         :param value: bytes as they are to stand, or what the app's topic takes.
-        :raises NotFound: it is not there, or does not wait any more.
+        :raises NotFound: it does not exist, or does not wait any more.
         :raises InvalidValue: several that wait have this message ID: name it by its position.
         :raises EncodeError: the value does not fit the topic's type.
         :raises ReprocessStopped: the log refuses it.
         """
-        await self._run_in_thread(partial(self._edit, self._ref("edit", letter), value))
+        name = self._ref("edit", letter)
+
+        def edit(stop: threading.Event) -> int:
+            topic = DeadLetterTopic(self._app.log, self.name)
+            selection = topic.select_named([name])
+            if selection.count != 1:
+                raise InvalidValue(
+                    f"edit: {selection.count} letters have the ID {name!r}; name one by its "
+                    "position"
+                )
+            ((partition, end),) = selection.end_offsets.items()
+            with closing(topic.row_at(partition, end - 1)) as rows:
+                edited = self._encode_edit(next(iter(rows)), value)
+            return topic.redrive(
+                self._destination,
+                matches=selection.matches,
+                end_offsets=selection.end_offsets,
+                edited=edited,
+            )
+
+        await self._run_in_thread(edit)
 
     async def purge(
         self,
@@ -179,49 +217,50 @@ class DeadLetterManager:
         limit: int | None = None,
         only: DeadLetterRef | Collection[DeadLetterRef] | None = None,
     ) -> int:
-        """Set the letters that wait aside: they are not put back and not listed any more.
+        """Set dead letters that wait aside: they are neither put back nor listed any more.
 
         Nothing is deleted: ``get_dead_letters(everything=True)`` still has them.
 
         :param filter: only those for which it is true.
-        :param limit: so many of each partition, the oldest, at most.
-        :param only: only these letters, of those with a message ID all that wait.
+        :param limit: how many of each partition at most, the oldest first.
+        :param only: only these; a message ID means all that have it and wait.
         :returns: how many.
-        :raises NotFound: there is no such dead letter topic, or one of ``only`` is not there or
+        :raises NotFound: there is no such dead letter topic, or one of ``only`` does not exist or
             does not wait any more; then nothing is set aside.
-        :raises ReprocessStopped: more were picked out one here, one there than can be noted.
+        :raises ReprocessStopped: too many single ones were picked out.
         """
         _check_limit("purge", limit)
         _check_filter("purge", filter)
-        return await self._run_in_thread(
-            partial(self._purge, filter, limit, self._refs("purge", only))
-        )
+        chosen = self._refs("purge", only)
+
+        def purge(stop: threading.Event) -> int:
+            topic = DeadLetterTopic(self._app.log, self.name)
+            matches, end_offsets = self._selection(topic, filter, chosen)
+            return topic.purge(matches=matches, limit=limit, stop=stop, end_offsets=end_offsets)
+
+        return await self._run_in_thread(purge)
 
     # -- inside, off the loop
 
     async def _run_in_thread(self, operation: Callable[[threading.Event], int]) -> int:
         stop = threading.Event()
-        # What was written is to be marked, also if whoever asked is cancelled.
+        # Even if the caller is cancelled, what was written has to be marked.
         return await run_to_completion(asyncio.to_thread(operation, stop), stop.set)
 
-    def _list_waiting(
-        self, limit: int, filter: Filter | None, everything: bool
-    ) -> list[DeadLetter]:
+    def _waiting(self, limit: int, filter: Filter | None, *, everything: bool) -> list[DeadLetter]:
         try:
             topic = DeadLetterTopic(self._app.log, self.name)
             rows = topic.rows(everything=everything, scan_limit=SCAN_LIMIT)
         except NotFound:
             return []
         found: list[DeadLetter] = []
-        try:
+        with closing(rows):
             for row in rows:
-                dead_letter = self._read_row(row, waiting=rows.is_waiting(row))
+                dead_letter = read_dead_letter(self._app, row, waiting=rows.is_waiting(row))
                 if filter is None or filter(dead_letter):
                     found.append(dead_letter)
                     if len(found) >= limit:
                         break
-        finally:
-            rows.close()
         if rows.is_truncated:
             logger.warning(
                 "%s: only the oldest %d dead letters were looked at; deal with those first",
@@ -229,26 +268,17 @@ class DeadLetterManager:
             )  # fmt: skip
         return found
 
-    def _count(self, filter: Filter | None) -> int:
-        try:
-            return DeadLetterTopic(self._app.log, self.name).count_waiting(
-                self._row_predicate(filter)
-            )
-        except NotFound:
-            return 0
-
     def _refs(
         self, what: str, only: DeadLetterRef | Collection[DeadLetterRef] | None
-    ) -> list[str | tuple[int, int]] | None:
-        """The letters that are named, as :meth:`DeadLetterTopic.select_named` takes them; None:
-        all."""
+    ) -> list[str | Position] | None:
+        """The dead letters that are named, for :meth:`DeadLetterTopic.select_named`; None: all."""
         if only is None:
             return None
         if isinstance(only, (DeadLetter, Position, str)) or not isinstance(only, Collection):
             return [self._ref(what, only)]
         return [self._ref(what, each) for each in only]
 
-    def _ref(self, what: str, ref: DeadLetterRef) -> str | tuple[int, int]:
+    def _ref(self, what: str, ref: DeadLetterRef) -> str | Position:
         position = ref.position if isinstance(ref, DeadLetter) else ref
         if isinstance(position, str):
             return position
@@ -262,82 +292,22 @@ class DeadLetterManager:
                 f"{what}: {position} is no position in {self.name}; give that of the letter "
                 "itself, DeadLetter.position"
             )
-        return position.partition, position.offset
-
-    def _edit(self, name: str | tuple[int, int], value: Any, stop: threading.Event) -> int:
-        topic = DeadLetterTopic(self._app.log, self.name)
-        selection = topic.select_named([name])
-        if selection.count != 1:
-            raise InvalidValue(
-                f"edit: {selection.count} letters have the ID {name!r}; name one by its position"
-            )
-        (partition, end), *_ = selection.end_offsets.items()
-        rows = topic.row_at(partition, end - 1)
-        try:
-            row = next(iter(rows))
-        finally:
-            rows.close()
-        return topic.redrive(
-            self._destination,
-            matches=selection.matches,
-            end_offsets=selection.end_offsets,
-            edited=self._encode_edit(row, value),
-        )
+        return position
 
     def _encode_edit(self, row: LogRow, value: Any) -> bytes:
         if isinstance(value, bytes):
             return value
-        topic, _ = source_of(row.batch.headers(row.index))
-        declared = self._app.topics.get(topic or "")
-        if declared is None:
-            raise ConfigError(
-                f"edit: how a value of topic {topic!r} is written is not known; declare it with "
-                "app.topic(...), or give bytes"
-            )
+        topic, _ = source_of(row.headers)
+        declared = declared_topic(self._app, topic, "edit", ", or give bytes")
         found = declared.record(value, id="edited").value
         if found is None:
             raise InvalidValue("edit: a letter's value can be changed, not taken away")
         return found
 
-    def _reprocess(
-        self,
-        target: str | None,
-        filter: Filter | None,
-        limit: int | None,
-        only: list[str | tuple[int, int]] | None,
-        stop: threading.Event,
-    ) -> int:
-        log = self._app.log
-        topic = DeadLetterTopic(log, self.name)
-        if target is not None:
-            log.topic(target)
-        matches, end_offsets = self._selection(topic, filter, only)
-        return topic.redrive(
-            self._destination if target is None else lambda row: target,
-            matches=matches,
-            limit=limit,
-            stop=stop,
-            end_offsets=end_offsets,
-        )
-
-    def _purge(
-        self,
-        filter: Filter | None,
-        limit: int | None,
-        only: list[str | tuple[int, int]] | None,
-        stop: threading.Event,
-    ) -> int:
-        topic = DeadLetterTopic(self._app.log, self.name)
-        matches, end_offsets = self._selection(topic, filter, only)
-        return topic.purge(matches=matches, limit=limit, stop=stop, end_offsets=end_offsets)
-
     def _selection(
-        self,
-        topic: DeadLetterTopic,
-        filter: Filter | None,
-        only: list[str | tuple[int, int]] | None,
+        self, topic: DeadLetterTopic, filter: Filter | None, only: list[str | Position] | None
     ) -> tuple[Callable[[LogRow], bool] | None, dict[int, int] | None]:
-        """Which letters are meant, and before which offsets they stand."""
+        """Which dead letters are meant, and before which offsets they stand."""
         matches = self._row_predicate(filter)
         if only is None:
             return matches, None
@@ -350,18 +320,12 @@ class DeadLetterManager:
     def _row_predicate(self, filter: Filter | None) -> Callable[[LogRow], bool] | None:
         if filter is None:
             return None
-        return lambda row: bool(filter(self._read_row(row, waiting=True)))
-
-    def _read_row(self, row: LogRow, *, waiting: bool) -> DeadLetter:
-        decodings = {name: topic.decoding for name, topic in self._app.topics.items()}
-        return read_dead_letter(
-            row, waiting=waiting, decodings=decodings, parse=self._app.log.parse_offset
-        )
+        return lambda row: bool(filter(read_dead_letter(self._app, row, waiting=True)))
 
     def _destination(self, row: LogRow) -> str:
-        """The retry topic of a letter's group. A header alone says nothing: the app declares the
-        topic, and its name is made here."""
-        topic, group = source_of(row.batch.headers(row.index))
+        """The retry topic of a dead letter's group. Headers are not trusted with its name: the app
+        must declare the source topic, and the name is derived from it."""
+        topic, group = source_of(row.headers)
         group = group or (None if topic is None else self._group_of(topic))
         if topic is None or group is None:
             missing = "topic" if topic is None else "group"
@@ -390,10 +354,10 @@ class DeadLetterManager:
     def _dead_letter_record(
         self, message: Message[Any] | QueueMessage[Any], topic: str
     ) -> tuple[Record, int, tuple[str, int, str]]:
-        """The letter's record without its error, the attempts, and where the message stood."""
+        """The record without its error, the number of attempts, and where the message stood."""
         if isinstance(message, QueueMessage):
-            record = self._encode_value(
-                topic, message.data, key=message.key, id=message.id, timestamp=message.timestamp
+            record = declared_topic(self._app, topic, "move_to_dead_letter").record(
+                message.data, key=message.key, id=message.id, timestamp=message.timestamp
             )
             return record, message.retries + 1, (topic, 0, "")
         if not isinstance(message, Message):
@@ -404,22 +368,14 @@ class DeadLetterManager:
         show = self._app.log.format_offset
         failed_at = (message.topic or topic, message.partition, show(message.offset))
         raw = message.raw
-        headers = [pair for pair in raw.headers if pair[0] != ID]
+        headers = headers_without(raw.headers, (ID,))
         if raw.value is None and message.value is not None:  # made by hand
-            record = self._encode_value(topic, message.value, key=raw.key, id=message.id)
+            declared = declared_topic(self._app, topic, "move_to_dead_letter")
+            record = declared.record(message.value, key=raw.key, id=message.id)
             record.headers = [*headers, *record.headers]
         else:
             record = Record(raw.value, raw.key, message.id, headers)
         return record, message.attempt, failed_at
-
-    def _encode_value(self, topic: str, value: Any, **options: Any) -> Record:
-        declared = self._app.topics.get(topic)
-        if declared is None:
-            raise ConfigError(
-                f"move_to_dead_letter: how a value of topic {topic!r} is written is not known; "
-                "declare it with app.topic(...)"
-            )
-        return declared.record(value, **options)
 
     def _ensure_topic(self, topic: str) -> None:
         """Create the dead letter topic, with as many partitions as its source."""

@@ -1,23 +1,23 @@
-"""A topic of dead letters: which of them wait, putting them back, and setting them aside.
+"""A topic of dead letters: which of them wait, and how they are redriven or purged.
 
 How it works
 ------------
 
-* The letters stand in a topic of their own (``orders.billing.dead``), in which nothing is ever
-  changed. Which of them were dealt with is stored as the place of a group that has *the same name
-  as that topic*: no member ever runs in it, and every log can keep it. A place is a position, and
-  ranges above it (:mod:`streams.engine.progress`), for letters that were picked out.
-* Putting back appends the letter, with its original bytes, key, headers and message ID, to the
+* Dead letters have a topic of their own (``orders.billing.dead``), in which nothing is ever
+  changed. Which of them are *resolved* (redriven or purged) is committed for a group that has *the
+  same name as that topic*; no member ever runs in it, and every log can store it: a position, and
+  ranges above it (:mod:`streams.engine.progress`) for dead letters that were picked out.
+* Redriving appends the message, with its original bytes, key, headers and message ID, to the
   group's retry topic (``orders.billing.retry``), which its processors read beside the topic itself.
-  Never to the topic itself: other groups would see the message again.
-* The header ``streams_redrive`` counts up. It is part of what deduplication compares, so what is
-  put back is handled again, and a letter that was put back twice, because this was killed between
-  writing and storing the place, is handled once: what is written again is at most the last
-  :data:`REDRIVE_CHUNK` letters, in the same order, and a dedup window remembers more than that.
-* Letters of a key are in one partition, in the order in which they failed, and are put back in that
-  order, one chunk confirmed before the next is written.
-* Two who deal with one topic at once do no harm to a message, for the same reason; but one may take
-  the other's notes back, and letters are then put back once more than was asked for.
+  It is never appended to the topic itself, where other groups would see it again.
+* The header ``streams_redrive`` counts up. It is part of what deduplication compares, so a redriven
+  message is handled again. One that is redriven twice, because this process was killed between the
+  write and the commit, is handled once: at most the last :data:`REDRIVE_CHUNK` are written again,
+  in the same order, and a dedup window remembers more than that.
+* Dead letters of a key are in one partition, in the order in which they failed, and are redriven in
+  that order; each chunk is confirmed before the next is written.
+* For the same reason, two processes may redrive one topic at once without harm to a message; but
+  one may overwrite what the other committed, and dead letters are then redriven once more.
 
 Everything here blocks.
 """
@@ -28,26 +28,20 @@ import threading
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from streams import wire
 from streams.config import RETRY_PARTITIONS, DeadLetters
-from streams.derived_records import (
-    EDITED,
-    ERROR_GROUP,
-    ERROR_PREFIX,
-    ERROR_TOPIC,
-    first_failure,
-    header_text,
-    redrives_of,
-)
-from streams.engine.progress import Range, Snapshot, decode, encode
+from streams.derived_records import EDITED, ERROR_GROUP, ERROR_TOPIC, header_text, redriven_headers
+from streams.engine.progress import Range, Snapshot, encode
 from streams.errors import NotFound, StreamsError
 from streams.log.appending import append_and_wait
 from streams.log.protocol import Committed, ensure_topic
-from streams.message import ID, REDRIVE, Record
-from streams.replay.into_topic import COPY_BYTES, LogRow, RangeReader
+from streams.log.range_reader import CHUNK_BYTES, LogRow, OffsetRange, RangeReader
+from streams.message import Position, Record, headers_without
+from streams.replay.offset_reset import settled_ahead
 from streams.text import suggestion
 
 if TYPE_CHECKING:
@@ -55,23 +49,22 @@ if TYPE_CHECKING:
     from streams.message import Headers
 
 REDRIVE_CHUNK = 500
-"""Letters put back between two notes of it, at most."""
+"""Dead letters redriven between two commits, at most."""
 
 SCAN_LIMIT = 1_000_000
-"""Letters that are looked at for those that are wanted, where nobody says how many."""
+"""Dead letters that are searched, where nobody says how many."""
 
 RowPredicate = Callable[[LogRow], bool]
-"""Whether a letter is meant."""
+"""Whether a dead letter is meant."""
 
 Destination = Callable[[LogRow], str]
-"""The topic that a letter is put back to."""
+"""The topic that a dead letter is redriven to."""
 
 
 class ReprocessStopped(StreamsError):
-    """Not every letter could be put back; those that were are marked so, and no more is lost by
-    trying again.
+    """Not every dead letter could be resolved. Those that were are marked; try again for the rest.
 
-    :param done: how many were dealt with before.
+    :param done: how many were resolved before.
     """
 
     def __init__(self, text: str, done: int) -> None:
@@ -81,7 +74,7 @@ class ReprocessStopped(StreamsError):
 
 @dataclass(slots=True)
 class ResolvedOffsets:
-    """Which letters of a partition were dealt with: all below a position, and ranges above it."""
+    """Which dead letters of a partition are resolved: all below a position, and ranges above it."""
 
     position: int
     ranges: list[Range] = field(default_factory=list)
@@ -93,86 +86,71 @@ class ResolvedOffsets:
         return at >= 0 and offset < self.ranges[at][1]
 
     def encoded(self) -> Snapshot:
-        """As it is stored."""
+        """As it is committed."""
         return encode(self.position, 0, self.ranges)
 
 
-class ResolvedTracker:
-    """Deals with the letters of one partition in order, and knows what to store of it."""
+class _Chunk(NamedTuple):
+    """The next dead letters of a partition."""
 
-    def __init__(self, resolved: ResolvedOffsets) -> None:
-        self._before = resolved
-        self._position = resolved.position
-        self._ranges: list[Range] = []
-        self._run_start: int | None = resolved.position
-        """Where the run of letters dealt with began that the last one belongs to."""
-        self._run_end = resolved.position
-        self._next_offset = resolved.position
+    passed: list[tuple[int, bool]]
+    """The offset of each, and whether it is chosen."""
+    chosen: list[LogRow]
 
-    def advance(self, offset: int, *, resolved: bool) -> None:
-        """The next letter was dealt with, or is left."""
-        self._next_offset = offset + 1
-        if resolved:
-            if self._run_start is None:
-                self._run_start = offset
-            self._run_end = offset + 1
-            if self._run_start == self._position:
-                self._run_start = self._position = self._run_end
-        elif self._run_start is not None:
-            if self._run_start > self._position:
-                self._ranges.append((self._run_start, self._run_end))
-            self._run_start = None
+
+class _Resolving:
+    """The dead letters of one partition that are resolved, as far as it was read."""
+
+    def __init__(self, before: ResolvedOffsets) -> None:
+        self._before = before
+        self._runs: list[Range] = [(before.position, before.position)]
+        """Ranges of resolved dead letters; the end of the first is the position."""
+        self._in_run = True
+        """The last dead letter was resolved."""
+        self._next_offset = before.position
+
+    def after(self, chunk: _Chunk, count: int) -> _Resolving:
+        """After a chunk of which the first ``count`` of those chosen were resolved."""
+        after = _Resolving(self._before)
+        runs, in_run = list(self._runs), self._in_run
+        for offset, is_chosen in chunk.passed:
+            if (is_chosen and count > 0) or offset in self._before:
+                runs.append((runs.pop()[0] if in_run else offset, offset + 1))
+                in_run = True
+            else:
+                in_run = False
+            count -= is_chosen
+        after._runs, after._in_run = runs, in_run
+        after._next_offset = chunk.passed[-1][0] + 1 if chunk.passed else self._next_offset
+        return after
 
     def resolved(self) -> ResolvedOffsets:
-        """What was dealt with, as far as this came, and before."""
-        runs = list(self._ranges)
-        if self._run_start is not None and self._run_start > self._position:
-            runs.append((self._run_start, self._run_end))
-        for low, high in self._before.ranges:
-            low = max(low, self._next_offset)
-            if low < high:
-                runs.append((low, high))
-        return ResolvedOffsets(self._position, runs)
-
-    def copy(self) -> ResolvedTracker:
-        """The same, to look ahead with."""
-        copied = ResolvedTracker(self._before)
-        copied._position, copied._ranges = self._position, list(self._ranges)
-        copied._run_start, copied._run_end, copied._next_offset = (
-            self._run_start,
-            self._run_end,
-            self._next_offset,
-        )
-        return copied
+        """What is resolved now."""
+        (_, position), *runs = self._runs
+        later = [(max(low, self._next_offset), high) for low, high in self._before.ranges]
+        return ResolvedOffsets(position, runs + [each for each in later if each[0] < each[1]])
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Letters that were looked for: which of those that wait, and how many there were."""
+    """Which of the dead letters that wait are meant, and how many there are."""
 
     matches: RowPredicate
     count: int
     end_offsets: dict[int, int]
-    """By partition, the offset before which they stand: what came since was not looked at."""
+    """By partition, the offset before which they stand; newer ones were not looked at."""
 
 
-@dataclass(frozen=True, slots=True)
-class ResolveRequest:
-    """What is to be done with which letters."""
+class ResolveRequest(NamedTuple):
+    """What is done with which dead letters."""
 
     action: Callable[[Sequence[LogRow]], Sequence[BaseException | None]]
-    """Does it; per letter None, or why not."""
+    """Does it; for each None, or why not."""
     matches: RowPredicate | None
     limit: int | None
     stop: threading.Event | None
     end_offsets: Mapping[int, int] | None = None
-    """By partition, the offset before which the letters stand that are meant, and no other
-    partition; None: wherever they stand."""
-
-    def is_over(self, resolved_count: int) -> bool:
-        """After so many letters of a partition, nothing more of it is begun."""
-        reached = self.limit is not None and resolved_count >= self.limit
-        return reached or (self.stop is not None and self.stop.is_set())
+    """By partition, the offset before which they stand, and no other partition; None: all."""
 
 
 class DeadLetterTopic:
@@ -187,26 +165,27 @@ class DeadLetterTopic:
         try:
             self.partitions = log.topic(name).partitions
         except NotFound:
-            known = [each for each in dead_topics(log) if each != name]
+            topics = [info.name for info in log.topics()]
+            known = [each for each in topics if each.endswith(".dead") and each != name]
             hint = suggestion(name, known) if known else "there is none at all"
             raise NotFound(f"there is no dead letter topic {name!r}; {hint}") from None
 
     def resolved(self) -> dict[int, ResolvedOffsets]:
-        """By partition, which letters were dealt with."""
+        """By partition, which dead letters are resolved."""
         return resolved_offsets(self.log, self.name, self.partitions)
 
     def rows(
         self, *, everything: bool = False, scan_limit: int | None = SCAN_LIMIT
     ) -> DeadLetterRows:
-        """The letters that wait, oldest first; ``everything``: the others too. To be closed.
+        """The dead letters that wait, oldest first; with ``everything``, all. To be closed.
 
         :param scan_limit: how many are looked at; None: all there are.
         """
         return DeadLetterRows(self, everything=everything, scan_limit=scan_limit)
 
     def row_at(self, partition: int, offset: int) -> DeadLetterRows:
-        """The letter that stands there, whatever was done with it. To be closed."""
-        only = {partition: (offset, offset + 1)} if 0 <= partition < self.partitions else {}
+        """The dead letter at that offset, resolved or not. To be closed."""
+        only = {partition: OffsetRange(offset, offset + 1)}
         return DeadLetterRows(self, everything=True, only=only)
 
     def count_waiting(self, matches: RowPredicate | None = None) -> int:
@@ -214,101 +193,79 @@ class DeadLetterTopic:
         return self.select(matches or (lambda row: True)).count
 
     def select(self, matches: RowPredicate, limit: int | None = None) -> Selection:
-        """Those that wait and are wanted, of what there is now; reads them all.
+        """Those that wait now and match; reads them all.
 
-        :param limit: so many of each partition count, the oldest.
+        :param limit: count so many of each partition, the oldest, at most.
         """
         counts: Counter[int] = Counter()
-        rows = self.rows(scan_limit=None)
-        try:
+        with closing(self.rows(scan_limit=None)) as rows:
             for row in rows:
                 if matches(row):
                     counts[row.batch.partition] += 1
-        finally:
-            rows.close()
         found = counts.values() if limit is None else (min(each, limit) for each in counts.values())
         return Selection(matches, sum(found), rows.end_offsets)
 
     def select_named(
-        self,
-        names: Collection[str | tuple[int, int]],
-        is_of_source: RowPredicate = lambda row: True,
+        self, names: Collection[str | Position], is_of_source: RowPredicate = lambda row: True
     ) -> Selection:
-        """These that wait: each is named by its place (``PARTITION/OFFSET``, or both as numbers) or
-        its message ID, under which there may be several.
+        """The dead letters that are named, all of which must wait.
 
-        :param is_of_source: whether a letter is of the topic and group that are asked about.
+        :param names: positions (also as ``PARTITION/OFFSET``) or message IDs, which several may
+            have.
+        :param is_of_source: whether a dead letter is of the topic and group that are meant.
         :raises NotFound: one of them is not there, or does not wait any more.
         """
-        found: set[tuple[int, int]] = set()
+        found: set[Position] = set()
         ids: set[str] = set()
         for name in dict.fromkeys(names):
             position = self.parse_position(name) if isinstance(name, str) else name
-            is_waiting = None if position is None else self._is_waiting(*position, is_of_source)
-            written = (
-                name if isinstance(name, str) else f"{name[0]}/{self.log.format_offset(name[1])}"
-            )
+            is_waiting = None if position is None else self._is_waiting(position, is_of_source)
             if position is not None and is_waiting:
                 found.add(position)
-            elif is_waiting is not None:
-                raise NotFound(f"{self.name}: {_already_resolved(written)}")
-            else:
-                ids.add(written)
+                continue
+            if isinstance(name, Position):
+                name = f"{name.partition}/{self.log.format_offset(name.offset)}"
+            if is_waiting is not None:
+                raise NotFound(f"{self.name}: {_already_resolved(name)}")
+            ids.add(name)
         if ids:
             found |= self._find_by_id(ids, is_of_source)
         end_offsets: dict[int, int] = {}
-        for partition, offset in found:
+        for _, partition, offset in found:
             end_offsets[partition] = max(end_offsets.get(partition, 0), offset + 1)
-        return Selection(
-            lambda row: (row.batch.partition, row.batch.offsets[row.index]) in found,
-            len(found),
-            end_offsets,
-        )
+        return Selection(lambda row: row.position in found, len(found), end_offsets)
 
-    def parse_position(self, name: str) -> tuple[int, int] | None:
-        """The partition and offset that are written so, with or without the topic before them;
-        None: it is no place."""
+    def parse_position(self, name: str) -> Position | None:
+        """The position that is written so, with or without the topic; None: it is none."""
         partition, slash, offset = name.removeprefix(f"{self.name}/").partition("/")
         number = wire.parse_int(partition, 9)
         if not slash or number is None:
             return None
         try:
-            return number, self.log.parse_offset(offset)
+            return Position(self.name, number, self.log.parse_offset(offset))
         except StreamsError:
             return None
 
-    def _is_waiting(self, partition: int, offset: int, is_of_source: RowPredicate) -> bool | None:
-        """Whether the letter that stands there waits; None: there is none."""
-        rows = self.row_at(partition, offset)
-        try:
+    def _is_waiting(self, position: Position, is_of_source: RowPredicate) -> bool | None:
+        """Whether the dead letter at that position waits; None: there is none."""
+        with closing(self.row_at(position.partition, position.offset)) as rows:
             row = next(iter(rows), None)
             return None if row is None or not is_of_source(row) else rows.is_waiting(row)
-        finally:
-            rows.close()
 
-    def _find_by_id(self, ids: set[str], is_of_source: RowPredicate) -> set[tuple[int, int]]:
-        """Where the letters stand that wait and have these message IDs."""
-        found: set[tuple[int, int]] = set()
+    def _find_by_id(self, ids: set[str], is_of_source: RowPredicate) -> set[Position]:
+        """The positions of those that wait and have these message IDs."""
+        found: set[Position] = set()
         missing = set(ids)
-        rows = self.rows(scan_limit=None)
-        try:
+        with closing(self.rows(scan_limit=None)) as rows:
             for row in rows:
-                id = row.batch.id(row.index)
-                if id in ids and is_of_source(row):
-                    found.add((row.batch.partition, row.batch.offsets[row.index]))
-                    missing.discard(id)
-        finally:
-            rows.close()
+                if row.id in ids and is_of_source(row):
+                    found.add(row.position)
+                    missing.discard(row.id)
         if not missing:
             return found
         name = min(missing)
-        everything = self.rows(everything=True, scan_limit=None)
-        try:
-            is_resolved = any(
-                row.batch.id(row.index) == name and is_of_source(row) for row in everything
-            )
-        finally:
-            everything.close()
+        with closing(self.rows(everything=True, scan_limit=None)) as rows:
+            is_resolved = any(row.id == name and is_of_source(row) for row in rows)
         what = _already_resolved(name) if is_resolved else f"there is no letter {name!r}"
         raise NotFound(f"{self.name}: {what}")
 
@@ -322,19 +279,31 @@ class DeadLetterTopic:
         end_offsets: Mapping[int, int] | None = None,
         edited: bytes | None = None,
     ) -> int:
-        """Write those that wait and are wanted to where they go.
+        """Write those that wait and match to their destinations.
 
         :param limit: so many of each partition, the oldest, at most.
-        :param stop: set, nothing more is begun.
+        :param stop: ends it early once it is set.
         :param end_offsets: as :class:`Selection` has them.
-        :param edited: the value that they are to have.
+        :param edited: their new value.
         :returns: how many.
-        :raises ReprocessStopped: one was refused, or more were picked out than can be noted.
+        :raises ReprocessStopped: one was refused, or more were picked out than can be committed.
         """
         ensured: set[str] = set()
 
         def write(rows: Sequence[LogRow]) -> list[BaseException | None]:
-            return self._redrive_rows(rows, destination, ensured, edited)
+            topics = [destination(row) for row in rows]
+            answers: list[BaseException | None] = [None] * len(rows)
+            for topic in dict.fromkeys(topics):
+                if topic not in ensured:
+                    config = self.log.capabilities.dead_letter_config
+                    ensure_topic(self.log, topic, RETRY_PARTITIONS, config=config)
+                    ensured.add(topic)
+                chosen = [at for at, each in enumerate(topics) if each == topic]
+                records = [redriven_record(rows[at], edited) for at in chosen]
+                found = append_and_wait(self.log, topic, records)
+                for at, answer in zip(chosen, found, strict=True):
+                    answers[at] = answer if isinstance(answer, BaseException) else None
+            return answers
 
         return self._resolve(ResolveRequest(write, matches, limit, stop, end_offsets))
 
@@ -346,10 +315,10 @@ class DeadLetterTopic:
         stop: threading.Event | None = None,
         end_offsets: Mapping[int, int] | None = None,
     ) -> int:
-        """Let those that wait and are wanted count as dealt with. Nothing is deleted.
+        """Mark those that wait and match as resolved. Nothing is deleted.
 
         :param end_offsets: as :class:`Selection` has them.
-        :raises ReprocessStopped: more were picked out than can be noted.
+        :raises ReprocessStopped: more were picked out than can be committed.
         """
         return self._resolve(
             ResolveRequest(lambda rows: [None] * len(rows), matches, limit, stop, end_offsets)
@@ -365,13 +334,9 @@ class DeadLetterTopic:
                 end = min(end, request.end_offsets.get(partition, 0))
             if end <= max(first, resolved.position):
                 continue
-            rows = RangeReader(
-                self.log, self.name, {partition: (max(first, resolved.position), end)}
-            )
-            try:
+            range = OffsetRange(max(first, resolved.position), end)
+            with closing(RangeReader(self.log, self.name, {partition: range})) as rows:
                 count += self._resolve_partition(request, rows, partition, resolved, count)
-            finally:
-                rows.close()
         return count
 
     def _resolve_partition(
@@ -382,60 +347,34 @@ class DeadLetterTopic:
         resolved: ResolvedOffsets,
         count_before: int,
     ) -> int:
-        tracker, count, exhausted = ResolvedTracker(resolved), 0, False
-        while not (exhausted or request.is_over(count)):
-            left = None if request.limit is None else request.limit - count
-            passed, rows_chosen, exhausted = _next_chunk(rows, resolved, request.matches, left)
-            if not rows_chosen:
-                _track_chunk(tracker, passed, resolved, 0)
-                continue
-            ahead = tracker.copy()
-            _track_chunk(ahead, passed, resolved, len(rows_chosen))
-            if not ahead.resolved().encoded().complete:
+        resolving, count = _Resolving(resolved), 0
+        for chunk in _chunks(rows, resolved, request.matches, request.limit):
+            if request.stop is not None and request.stop.is_set():
+                break
+            chosen = chunk.chosen
+            ahead = resolving.after(chunk, len(chosen))
+            if chosen and not ahead.resolved().encoded().complete:
                 raise ReprocessStopped(
-                    f"{rows_chosen[0].position}: more dead letters are picked out one here, one "
-                    "there "
+                    f"{chosen[0].position}: more dead letters are picked out one here, one there "
                     "than can be noted; deal with the older ones first, without a filter",
                     count_before + count,
                 )
-            answers = request.action(rows_chosen)
-            failed_at = next(
-                (at for at, each in enumerate(answers) if each is not None), len(rows_chosen)
-            )
-            _track_chunk(tracker, passed, resolved, failed_at)
+            answers = request.action(chosen) if chosen else ()
+            refused = (at for at, answer in enumerate(answers) if answer is not None)
+            failed_at = next(refused, len(chosen))
+            resolving = resolving.after(chunk, failed_at)
             if failed_at:
-                self._commit_resolved(partition, tracker.resolved())
+                self._commit_resolved(partition, resolving.resolved())
             count += failed_at
-            if failed_at < len(rows_chosen):
+            if failed_at < len(chosen):
                 raise ReprocessStopped(
-                    f"{rows_chosen[failed_at].position} cannot be put back: {answers[failed_at]}",
+                    f"{chosen[failed_at].position} cannot be put back: {answers[failed_at]}",
                     count_before + count,
                 )
         return count
 
-    def _redrive_rows(
-        self,
-        rows: Sequence[LogRow],
-        destination: Destination,
-        ensured: set[str],
-        edited: bytes | None,
-    ) -> list[BaseException | None]:
-        topics = [destination(row) for row in rows]
-        answers: list[BaseException | None] = [None] * len(rows)
-        for topic in dict.fromkeys(topics):
-            if topic not in ensured:
-                ensure_retry_topic(self.log, topic)
-                ensured.add(topic)
-            chosen = [at for at, each in enumerate(topics) if each == topic]
-            found = append_and_wait(
-                self.log, topic, [redriven_record(rows[at], edited) for at in chosen]
-            )
-            for at, answer in zip(chosen, found, strict=True):
-                answers[at] = answer if isinstance(answer, BaseException) else None
-        return answers
-
     def _commit_resolved(self, partition: int, found: ResolvedOffsets) -> None:
-        # Somebody else may have gone further meanwhile: never back.
+        # Never back: another process may have committed more meanwhile.
         current = self.resolved()[partition]
         if current.position > found.position:
             low = current.position
@@ -444,45 +383,33 @@ class DeadLetterTopic:
         self.log.reset_offsets(self.name, self.name, {partition: position}, force=True)
 
 
-def _next_chunk(
-    rows: RangeReader, resolved: ResolvedOffsets, matches: RowPredicate | None, max_rows: int | None
-) -> tuple[list[tuple[int, bool]], list[LogRow], bool]:
-    """The next letters: offset and whether it is chosen, those chosen, and whether that is all."""
-    passed: list[tuple[int, bool]] = []
-    chosen: list[LogRow] = []
-    size = 0
+def _chunks(
+    rows: RangeReader, resolved: ResolvedOffsets, matches: RowPredicate | None, limit: int | None
+) -> Iterator[_Chunk]:
+    """:param limit: how many are chosen, at most, of all chunks together."""
+    chunk, size = _Chunk([], []), 0
     for row in rows:
-        offset = row.batch.offsets[row.index]
-        takes = offset not in resolved and (matches is None or matches(row))
-        passed.append((offset, takes))
-        if takes:
-            chosen.append(row)
-            value = row.batch.values[row.index]
-            size += len(value or b"")
-        full = len(chosen) >= REDRIVE_CHUNK or len(chosen) == max_rows or size >= COPY_BYTES
-        if full or len(passed) >= 20 * REDRIVE_CHUNK:
-            return passed, chosen, False
-    return passed, chosen, True
-
-
-def _track_chunk(
-    tracker: ResolvedTracker,
-    passed: Sequence[tuple[int, bool]],
-    resolved: ResolvedOffsets,
-    resolved_count: int,
-) -> None:
-    """Note a chunk of which the first ``done`` of those chosen were dealt with."""
-    for offset, takes in passed:
-        resolved_now = takes and resolved_count > 0
-        resolved_count -= takes
-        tracker.advance(offset, resolved=resolved_now or offset in resolved)
+        is_chosen = row.offset not in resolved and (matches is None or matches(row))
+        chunk.passed.append((row.offset, is_chosen))
+        if is_chosen:
+            chunk.chosen.append(row)
+            size += len(row.value or b"")
+        count = len(chunk.chosen)
+        is_full = count >= REDRIVE_CHUNK or size >= CHUNK_BYTES
+        if is_full or count == limit or len(chunk.passed) >= 20 * REDRIVE_CHUNK:
+            yield chunk
+            if count == limit:
+                return
+            limit = None if limit is None else limit - count
+            chunk, size = _Chunk([], []), 0
+    yield chunk
 
 
 class DeadLetterRows:
-    """Letters as they stand, partitions merged by the log's time. Iterate once, then close.
+    """Dead letters as they stand, partitions merged by the log's time. Iterate once, then close.
 
     :param scan_limit: how many are looked at; None: all there are.
-    :param only: the ranges of offsets by partition; None: wherever a letter may wait.
+    :param only: the ranges of offsets by partition; None: all that may hold one that waits.
     """
 
     def __init__(
@@ -491,20 +418,20 @@ class DeadLetterRows:
         *,
         everything: bool,
         scan_limit: int | None = None,
-        only: dict[int, tuple[int, int]] | None = None,
+        only: dict[int, OffsetRange] | None = None,
     ) -> None:
         self.resolved = topic.resolved()
         self.is_truncated = False
-        """There are more, which were not looked at."""
+        """There are more, and they were not looked at."""
         self._everything = everything
         self._most = scan_limit
-        ranges: dict[int, tuple[int, int]] = {}
+        ranges: dict[int, OffsetRange] = {}
         for partition, each in self.resolved.items():
             first, end = topic.log.watermarks(topic.name, partition)
-            ranges[partition] = (first if everything else max(first, each.position), end)
+            ranges[partition] = OffsetRange(first if everything else max(first, each.position), end)
             if only is not None:
                 low, high = only.get(partition, (0, 0))
-                ranges[partition] = (max(first, low), min(end, high))
+                ranges[partition] = OffsetRange(max(first, low), min(end, high))
         without = {} if everything else {part: each.ranges for part, each in self.resolved.items()}
         self.end_offsets = {partition: end for partition, (_, end) in ranges.items()}
         """By partition, where looking ends."""
@@ -519,11 +446,11 @@ class DeadLetterRows:
                 yield row
 
     def is_waiting(self, row: LogRow) -> bool:
-        """Nobody dealt with it yet."""
-        return row.batch.offsets[row.index] not in self.resolved[row.batch.partition]
+        """It is not resolved."""
+        return row.offset not in self.resolved[row.batch.partition]
 
     def close(self) -> None:
-        """Give back what reading holds."""
+        """Close the readers."""
         self._rows.close()
 
 
@@ -531,30 +458,21 @@ def _already_resolved(name: str) -> str:
     return f"letter {name!r} was put back or set aside already"
 
 
-def dead_topics(log: Log) -> list[str]:
-    """Topics that are named as dead letter topics are."""
-    return [info.name for info in log.topics() if info.name.endswith(".dead")]
-
-
 def resolved_offsets(log: Log, name: str, partitions: int) -> dict[int, ResolvedOffsets]:
-    """By partition of a dead letter topic, which letters were dealt with."""
+    """By partition of a dead letter topic, which dead letters are resolved."""
     committed = log.committed(name, name)
     found = {}
     for partition in range(partitions):
         position = committed.get(partition)
         if position is None:
             found[partition] = ResolvedOffsets(log.watermarks(name, partition)[0])
-            continue
-        try:
-            ranges = decode(position.position, position.progress)[1] if position.progress else []
-        except ValueError:  # another tool's metadata: its position counts
-            ranges = []
-        found[partition] = ResolvedOffsets(position.position, ranges)
+        else:
+            found[partition] = ResolvedOffsets(position.position, settled_ahead(position))
     return found
 
 
 def source_of(headers: Headers) -> tuple[str | None, str | None]:
-    """The topic and the group a letter is of, as far as it says so.
+    """The topic and the group that a dead letter is of, as far as it says so.
 
     What failed in a group's retry topic is of the topic that it came from.
     """
@@ -564,28 +482,13 @@ def source_of(headers: Headers) -> tuple[str | None, str | None]:
     return topic or None, group or None
 
 
-def ensure_retry_topic(log: Log, name: str) -> None:
-    """Create a topic for what is put back, where it is missing."""
-    ensure_topic(log, name, RETRY_PARTITIONS, config=log.capabilities.dead_letter_config)
-
-
 def redriven_record(row: LogRow, edited: bytes | None = None) -> Record:
-    """The message that a letter was made of, counted as put back once more. It says where it failed
-    first.
+    """The message of a dead letter as it is redriven.
 
-    :param edited: the value that it is to have.
+    :param edited: its new value.
     """
-    batch, index = row.batch, row.index
-    headers = batch.headers(index)
-    new_headers: list[tuple[str, bytes | None]] = [
-        (name, value)
-        for name, value in headers
-        if name not in (ID, REDRIVE) and not name.startswith(ERROR_PREFIX)
-    ]
-    new_headers.append((REDRIVE, str(redrives_of(headers) + 1).encode()))
-    new_headers += first_failure(headers)
-    value = batch.values[index]
+    headers = redriven_headers(row.headers)
     if edited is not None:
-        value = edited
-        new_headers = [*(pair for pair in new_headers if pair[0] != EDITED), (EDITED, b"1")]
-    return Record(value, batch.keys[index], batch.id(index), new_headers)
+        headers = [*headers_without(headers, (EDITED,)), (EDITED, b"1")]
+    value = row.value if edited is None else edited
+    return Record(value, row.batch.keys[row.index], row.id, headers)

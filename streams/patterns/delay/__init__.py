@@ -1,23 +1,15 @@
 """Delayed delivery: a message that is published now and delivered when it is due.
 
-Promises: what was acknowledged is delivered, once due, at least once and under one ID (so that
-deduplication makes it once); in due order within a partition of the delay topic; one far-off
-message holds up nothing; memory holds due times and positions of the nearest messages, never
-payloads. A message can be cancelled by its ID, and the answer says what happened.
+Promises: an acknowledged message is delivered when it is due, at least once and always under the
+same ID (so that deduplication makes it once), in due order within a partition of the delay topic. A
+message that is due late delays no other. Memory holds due times and positions of the messages that
+are due next, never payloads. A message can be cancelled by its ID; the answer says what happened.
 
 :class:`~streams.patterns.delay.delays.Delays` is for applications.
 :mod:`streams.retries.attempt_log` keeps failing messages for ``Retry(in_order=False)``.
 """
 
 from streams.patterns.delay.delays import Delay, DelayClient, Delays, Scheduled, due_at
-from streams.retries.scheduler import DelayStats, floor_group
+from streams.retries import DelayStats, floor_group
 
-__all__ = [
-    "Delay",
-    "DelayClient",
-    "DelayStats",
-    "Delays",
-    "Scheduled",
-    "due_at",
-    "floor_group",
-]
+__all__ = ["Delay", "DelayClient", "DelayStats", "Delays", "Scheduled", "due_at", "floor_group"]

@@ -15,11 +15,21 @@ from streams.cancellation import run_in_thread
 from streams.errors import ConfigError, InvalidValue
 from streams.log.names import check_topic
 from streams.log.protocol import Log
+from streams.log.range_reader import read_batches
 from streams.message import Position, Record
 from streams.patterns.arguments import check_app, check_int, check_timeout
-from streams.retries import records
-from streams.retries.attempt_log import PENDING_LIMIT
-from streams.retries.scheduler import DelayStats, declare_scheduler, ensure_delay_topic
+from streams.retries import (
+    LATEST_DUE,
+    PENDING_LIMIT,
+    DelayStats,
+    Outcome,
+    cancel_record,
+    declare_scheduler,
+    ensure_delay_topic,
+    entry_record,
+    parse_outcome,
+    read_mark,
+)
 from streams.topic import Topic
 from streams.wire import utc_from_seconds
 
@@ -32,11 +42,11 @@ T = TypeVar("T")
 Delay = float | timedelta
 
 PartitionCount = Callable[[Log], int]
-"""How many partitions a delay topic gets if it must be made; blocks."""
+"""How many partitions a delay topic gets if it is created; blocks."""
 
 
 class Scheduled(NamedTuple):
-    """A message that was taken in for later."""
+    """A message that was accepted for later delivery."""
 
     id: str
     """Its message ID, by which it can be cancelled."""
@@ -48,15 +58,15 @@ class Scheduled(NamedTuple):
 class Delays:
     """Delivers messages to topics of an app when they are due.
 
-    Declared on an app, it is a processor of it: whatever process runs the app delivers, and
+    Declared on an app, it is one of its processors: every process that runs the app delivers, and
     several share the partitions. Messages are due in order within a partition of the delay topic,
     and go to their topic under their own ID, key and headers.
 
     :param app: whose topics messages may go to: those it declares, no others.
     :param name: the delay topic, and the group that keeps it.
     :param partitions: how many the delay topic has if it is created here; 1 if not given.
-    :param pending: messages a partition whose due time is held in memory at once (about 150 bytes
-        each); of those beyond it the log is read again when their time comes near.
+    :param pending: messages of a partition whose due times are held in memory at once (about 150
+        bytes each); for those beyond it the log is read again when they are nearly due.
     :raises ConfigError: any of these cannot work.
     """
 
@@ -74,11 +84,10 @@ class Delays:
                 check_int("Delays", option, value)
         self.name = check_topic(name)
         self._app = app
-        self._partitions = partitions or 1
+        self._partitions: PartitionCount = lambda log: partitions or 1
         self._client = DelayClient(app)
-        self._scheduler = declare_scheduler(
-            app, self.name, self._partition_count, app.topics.__contains__, pending
-        )
+        allowed = app.topics.__contains__
+        self._scheduler = declare_scheduler(app, self.name, self._partitions, allowed, pending)
 
     def __repr__(self) -> str:
         return f"<Delays {self.name!r}>"
@@ -101,7 +110,7 @@ class Delays:
 
         :param delay: in so many seconds (or a timedelta).
         :param at: at this time, with a time zone; give one of the two.
-        :raises InvalidValue: the time means nothing.
+        :raises InvalidValue: the time is not valid.
         :raises ConfigError: the topic is another app's.
         :raises EncodeError: the value does not fit the topic's type; nothing was written.
         :raises LogError: as :meth:`streams.Topic.publish`.
@@ -112,12 +121,10 @@ class Delays:
             raise ConfigError(f"{self.name}: topic {topic.name!r} is not declared on this app")
         due = due_at(self._app.clock.time(), delay, at)
         record = topic.record(value, key=key, id=id, headers=headers, timestamp=timestamp)
-        return await self._client.schedule(
-            self.name, self._partition_count, topic.name, record, due
-        )
+        return await self._client.schedule(self.name, self._partitions, topic.name, record, due)
 
-    async def cancel(self, id: str, *, within: float = 30.0) -> records.Outcome:
-        """Ask that a message be not delivered; the answer says what happened.
+    async def cancel(self, id: str, *, within: float = 30.0) -> Outcome:
+        """Request that a message is not delivered; the answer says what happened.
 
         ``"cancelled"``: it is not delivered. ``"delivered"``: it was too late. ``"dead"``: it
         could not be delivered and is a dead letter. ``"unknown"``: no such message is pending, nor
@@ -127,42 +134,37 @@ class Delays:
         :raises TimeoutError: nobody answered; the request stands, and may be answered later.
         :raises LogError: the request could not be written.
         """
-        return await self._client.cancel(self.name, self._partition_count, id, within)
-
-    def _partition_count(self, log: Log) -> int:
-        return self._partitions
+        return await self._client.cancel(self.name, self._partitions, id, within)
 
     def stats(self) -> DelayStats:
         """What is pending and was delivered in this process."""
-        return self._scheduler.stats()
+        return self._scheduler.delay_stats()
 
 
 class DelayClient:
-    """Where messages are handed in for later, and requests made."""
+    """Writes delayed messages and requests to cancel them."""
 
     def __init__(self, app: Streams) -> None:
         self._app = app
         self._ensured_topics: WeakKeyDictionary[Log, set[str]] = WeakKeyDictionary()
 
     async def schedule(
-        self, name: str, partitions: PartitionCount, topic: str, record: Record, due: int
+        self, name: str, count: PartitionCount, topic: str, record: Record, due: int
     ) -> Scheduled:
         """Write an entry to the delay topic ``name``."""
-        await self._ensure_topic(name, partitions)
-        entry = records.entry_record(record, topic, due)
+        await self._ensure_topic(name, count)
+        entry = entry_record(record, topic, due)
         position = await self._app.publisher.publish(name, entry)
         return Scheduled(record.id, utc_from_seconds(due / 1000), position)
 
-    async def cancel(
-        self, name: str, partitions: PartitionCount, id: str, within: float
-    ) -> records.Outcome:
+    async def cancel(self, name: str, count: PartitionCount, id: str, within: float) -> Outcome:
         """Write a request and wait for its answer."""
         if not isinstance(id, str) or not id:
             raise InvalidValue(f"cancel({id!r}): a message ID is needed, as a str")
         check_timeout("cancel", within)
-        await self._ensure_topic(name, partitions)
+        await self._ensure_topic(name, count)
         request = str(uuid7())
-        position = await self._app.publisher.publish(name, records.cancel_record(id, request))
+        position = await self._app.publisher.publish(name, cancel_record(id, request))
         loop = asyncio.get_running_loop()
         give_up, pause, start = loop.time() + within, 0.005, position.offset
         log = self._app.log
@@ -178,19 +180,19 @@ class DelayClient:
             await asyncio.sleep(pause)
             pause = min(0.5, pause * 1.5)
 
-    async def _ensure_topic(self, name: str, partitions: PartitionCount) -> None:
+    async def _ensure_topic(self, name: str, count: PartitionCount) -> None:
         """The delay topic is there, with its floor below what is about to be written."""
         log = self._app.log
         ensured = self._ensured_topics.setdefault(log, set())
         if name not in ensured:
-            await run_in_thread(lambda: ensure_delay_topic(log, name, partitions(log)))
+            await run_in_thread(lambda: ensure_delay_topic(log, name, count(log)))
             ensured.add(name)
 
 
 def due_at(now: float, delay: Delay | None, at: datetime | None) -> int:
     """When that is, in milliseconds since the epoch.
 
-    :raises InvalidValue: it is no time, or not said, or said twice.
+    :raises InvalidValue: not exactly one is given, or it is no valid time.
     """
     if (delay is None) == (at is None):
         raise InvalidValue("give delay= (seconds) or at= (a datetime), one of the two")
@@ -201,7 +203,7 @@ def due_at(now: float, delay: Delay | None, at: datetime | None) -> int:
     else:
         seconds: Any = delay.total_seconds() if isinstance(delay, timedelta) else delay
         number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-        if not number or not 0 <= seconds < records.LATEST_DUE / 2000:
+        if not number or not 0 <= seconds < LATEST_DUE / 2000:
             raise InvalidValue(f"delay={delay!r}: seconds (or a timedelta), not negative")
         moment = now + seconds
     return max(0, math.ceil(moment * 1000))
@@ -209,26 +211,13 @@ def due_at(now: float, delay: Delay | None, at: datetime | None) -> int:
 
 def _find_answer(
     log: Log, position: Position, start: int, request: str
-) -> tuple[records.Outcome | None, int]:
-    """The answer to a request, looked for from ``start`` on; where to go on looking. Blocks."""
+) -> tuple[Outcome | None, int]:
+    """The answer to a request, if it stands from ``start`` on; where to search next. Blocks."""
     _, end = log.watermarks(position.topic, position.partition)
-    if start >= end:
-        return None, start
-    reader = log.reader(position.topic, position.partition, start, end)
-    try:
-        while (batch := reader.read(1_000)) is not None:
-            for index in range(len(batch)):
-                if batch.values[index] is not None:
-                    continue
-                mark, answered_request = records.read_mark(batch.headers(index))
-                if (
-                    answered_request == request
-                    and (found := records.parse_outcome(mark)) is not None
-                ):
+    for batch in read_batches(log, position.topic, position.partition, start, end):
+        for index, value in enumerate(batch.values):
+            if value is None:
+                mark, answered = read_mark(batch.headers(index))
+                if answered == request and (found := parse_outcome(mark)) is not None:
                     return found, end
-    finally:
-        reader.close()
-    return None, end
-
-
-__all__ = ["Delay", "DelayClient", "Delays", "Scheduled", "due_at"]
+    return None, max(start, end)

@@ -27,21 +27,11 @@ Claims themselves are kept by the logs' packages (:mod:`streams.log.claims`).
 """
 
 from streams.patterns.idempotency.consumer import DeduplicatedConsumer
-from streams.patterns.idempotency.errors import (
-    ClaimLost,
-    InProgress,
-    KeyReused,
-    OperationFailed,
-)
+from streams.patterns.idempotency.errors import ClaimLost, InProgress, KeyReused, OperationFailed
 from streams.patterns.idempotency.processor import IdempotentProcessor
 from streams.patterns.idempotency.store import IdempotencyStore
 
 __all__ = [
-    "ClaimLost",
-    "DeduplicatedConsumer",
-    "IdempotencyStore",
-    "IdempotentProcessor",
-    "InProgress",
-    "KeyReused",
-    "OperationFailed",
-]
+    "ClaimLost", "DeduplicatedConsumer", "IdempotencyStore", "IdempotentProcessor",
+    "InProgress", "KeyReused", "OperationFailed",
+]  # fmt: skip

@@ -1,8 +1,8 @@
-"""The way from coroutines to where claims are kept: one thread that takes all that was asked.
+"""Requests of coroutines to the store of claims, sent by one thread.
 
-What is asked while one call runs goes into the next, so many concurrent callers share a
-transaction or a round trip. Requests are done in the order in which they were asked. Claims that
-never wait for anything are asked directly, without a thread.
+What is requested while one call runs goes into the next, so many concurrent callers share a
+transaction or a round trip. Requests are executed in the order in which they were made. A store
+that never blocks is called directly, without a thread.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import asyncio
 import os
 import threading
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 from streams.cancellation import run_in_thread
 from streams.errors import Fatal, LogError, NotRunning
@@ -25,39 +26,30 @@ MAX_REQUESTS = 1000
 """Requests in one call."""
 
 
-class _PendingRequest:
+class _Pending(NamedTuple):
     """A request, and who waits for its answer, if anybody does."""
 
-    __slots__ = ("future", "loop", "request")
-
-    def __init__(
-        self,
-        request: Request,
-        loop: asyncio.AbstractEventLoop | None = None,
-        future: asyncio.Future[Any] | None = None,
-    ) -> None:
-        self.request = request
-        self.loop = loop
-        self.future = future
+    request: Request
+    loop: asyncio.AbstractEventLoop | None = None
+    future: asyncio.Future[Any] | None = None
 
 
 class ClaimsClient:
-    """Asks on behalf of everybody. Usable from any thread and any loop."""
+    """Sends requests on behalf of everybody. Usable from any thread and any loop."""
 
     def __init__(self, claims: ClaimStore, name: str) -> None:
         self.clock = claims.clock
         self._claims = claims
         self._name = name
         self._changed = threading.Condition()
-        self._pending: list[_PendingRequest] = []
-        self._idle = False
+        self._pending: list[_Pending] = []
         self._closed = False
         self._thread: threading.Thread | None = None
         self._pid = 0
 
     @property
     def closed(self) -> bool:
-        """Nothing can be asked any more."""
+        """No more requests can be made."""
         return self._closed
 
     async def send(self, request: Request) -> Answer:
@@ -72,21 +64,19 @@ class ClaimsClient:
             return self._send_inline(request)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
-        self._enqueue(_PendingRequest(request, loop, future))
+        self._enqueue(_Pending(request, loop, future))
         return await future
 
     def send_unanswered(self, request: Request) -> None:
-        """Have a request done after those before it, whatever comes of it."""
-        try:
+        """Queue a request whose outcome nobody needs."""
+        with suppress(LogError, NotRunning):
             if self._claims.never_blocks:
                 self._send_inline(request)
             else:
-                self._enqueue(_PendingRequest(request))
-        except (LogError, NotRunning):
-            return
+                self._enqueue(_Pending(request))
 
     async def close(self) -> None:
-        """Finish what was asked, and let go of the claims."""
+        """Finish what was asked, and close the claims."""
         with self._changed:
             if self._closed:
                 return
@@ -105,22 +95,18 @@ class ClaimsClient:
             raise answer
         return answer
 
-    def _enqueue(self, pending: _PendingRequest) -> None:
+    def _enqueue(self, pending: _Pending) -> None:
         with self._changed:
             if self._closed:
                 raise self._closed_error()
             if self._thread is None:
                 self._pid = os.getpid()
-                self._thread = threading.Thread(
-                    target=self._thread_main, name=self._name, daemon=True
-                )
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
             elif self._pid != os.getpid():
                 raise Fatal(f"{self._name}: used before os.fork(); open it again in the child")
             self._pending.append(pending)
-            if self._idle:
-                self._idle = False
-                self._changed.notify()
+            self._changed.notify()
 
     def _closed_error(self) -> NotRunning:
         return StoreClosed(
@@ -130,17 +116,15 @@ class ClaimsClient:
 
     # -- the thread
 
-    def _thread_main(self) -> None:
+    def _run(self) -> None:
         while True:
             with self._changed:
                 while not self._pending and not self._closed:
-                    self._idle = True
                     self._changed.wait()
-                    self._idle = False
                 pending, self._pending = self._pending[:MAX_REQUESTS], self._pending[MAX_REQUESTS:]
             if not pending:
                 break
-            self._resolve_all(pending, self._run_requests([order.request for order in pending]))
+            self._resolve(pending, self._run_requests([each.request for each in pending]))
         try:
             self._claims.close()
         except LogError as error:
@@ -155,18 +139,14 @@ class ClaimsClient:
             logger.exception("%s: the log failed in an unexpected way", self._name)
             return [LogError(f"{self._name}: {error!r}")] * len(requests)
 
-    def _resolve_all(
-        self, pending: Sequence[_PendingRequest], answers: Sequence[Answer | LogError]
-    ) -> None:
+    def _resolve(self, pending: Sequence[_Pending], answers: Sequence[Answer | LogError]) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
-        for order, answer in zip(pending, answers, strict=True):
-            if order.loop is not None and order.future is not None:
-                by_loop.setdefault(order.loop, []).append((order.future, answer))
-        for loop, each in by_loop.items():
-            try:
-                loop.call_soon_threadsafe(_set_answers, each)
-            except RuntimeError:
-                continue  # that loop is closed: nobody waits any more
+        for (_, loop, future), answer in zip(pending, answers, strict=True):
+            if loop is not None and future is not None:
+                by_loop.setdefault(loop, []).append((future, answer))
+        for loop, answered in by_loop.items():
+            with suppress(RuntimeError):  # that loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(_set_answers, answered)
 
 
 def _set_answers(answered: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:

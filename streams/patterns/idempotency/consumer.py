@@ -10,13 +10,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from streams.cancellation import run_to_completion
-from streams.errors import ConfigError, InvalidValue
+from streams.errors import InvalidValue
 from streams.message import REDRIVE, SOURCE, identity
+from streams.patterns.arguments import check_int
 from streams.patterns.idempotency.single_flight import SharedCall, SingleFlight
-from streams.patterns.operation import call_operation, check_operation, runs_in_thread
-
-__all__ = ["DeduplicatedConsumer"]
+from streams.patterns.operation import await_call, call_operation, check_operation
 
 M = TypeVar("M")
 
@@ -31,8 +29,7 @@ class DeduplicatedConsumer:
     """
 
     def __init__(self, max_size: int = 10_000) -> None:
-        if not isinstance(max_size, int) or isinstance(max_size, bool) or max_size < 1:
-            raise ConfigError(f"DeduplicatedConsumer(max_size={max_size!r}): a whole number from 1")
+        check_int("DeduplicatedConsumer", "max_size", max_size)
         self.max_size = max_size
         self.handled = 0
         """Calls of a handler that succeeded."""
@@ -64,12 +61,11 @@ class DeduplicatedConsumer:
         id = _message_identity(message)
 
         async def handle_once(flight: SharedCall[None]) -> None:
-            work = self._handle(id, message, handler)
-            await (run_to_completion(work) if runs_in_thread(handler) else work)
+            await await_call(handler, self._handle(id, message, handler))
 
         was_called = False
         if id not in self._seen_ids:
-            _, was_called = await self._single_flight.run_or_join(id, handle_once)
+            _, was_called = await self._single_flight.run(id, handle_once)
         if not was_called:
             self.duplicates += 1
         return was_called

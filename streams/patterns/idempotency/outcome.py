@@ -18,7 +18,7 @@ from streams.wire import shorten
 _RESULT_PREFIX = b"="
 _FAILURE_PREFIX = b"!"
 
-MAX_REASON_LENGTH = 2_000
+MAX_REASON = 2_000
 """Characters of an exception's text that are stored."""
 
 
@@ -37,9 +37,7 @@ def encode_result(data: bytes) -> bytes:
 
 def encode_failure(error: BaseException) -> bytes:
     """A failure that is an outcome, as it is stored."""
-    reason = " ".join(error_text(error).encode("utf-8", "replace").decode().split())[
-        :MAX_REASON_LENGTH
-    ]
+    reason = " ".join(error_text(error).encode("utf-8", "replace").decode().split())[:MAX_REASON]
     return _FAILURE_PREFIX + msgspec.json.encode(_Failure(type(error).__name__, reason))
 
 

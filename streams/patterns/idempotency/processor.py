@@ -1,21 +1,21 @@
-"""One execution a key, among any number of callers in any number of processes.
+"""One execution per key, among any number of callers in any number of processes.
 
 How: a caller claims its key in the store. Whoever gets the claim runs the operation, renewing the
-claim meanwhile, and puts the outcome in its place; the others wait for that outcome, or take over
-when the claim is released (the operation failed) or over (its owner is gone). Callers of one
-process first line up among themselves, so that a process asks the store once a key.
+claim meanwhile, and replaces it with the outcome; the others wait for that outcome, or take over
+when the claim is released (the operation failed) or has expired (its owner is gone). Callers of one
+process first wait for each other, so that a process asks the store once per key.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Generic, NamedTuple
 
 from typing_extensions import TypeForm, TypeVar
 
 from stream_codecs import Codec, CodecError
-from streams.cancellation import run_to_completion
 from streams.errors import (
     ConfigError,
     LogError,
@@ -39,9 +39,7 @@ from streams.patterns.idempotency.store import (
     hash_fingerprint,
     new_token,
 )
-from streams.patterns.operation import call_operation, check_operation, runs_in_thread
-
-__all__ = ["IdempotentProcessor"]
+from streams.patterns.operation import await_call, call_operation, check_operation
 
 T = TypeVar("T", default=Any)
 
@@ -49,15 +47,28 @@ POLL_PAUSES = 0.005, 0.25
 """Seconds between two looks at another process's claim, at first and at most."""
 
 
-class _StoredOutcome(NamedTuple):
+class _Stored(NamedTuple):
     """An outcome as it is stored, and the fingerprint of its request."""
 
     fingerprint: str
     value: bytes
 
 
+class _Call(NamedTuple):
+    """One call of :meth:`IdempotentProcessor.process`."""
+
+    key: str
+    store_key: bytes
+    operation: Callable[[], Any]
+    fingerprint: str
+    """A hash of it; empty: none was given."""
+    waits: bool
+    failures: list[Exception]
+    """What its operation failed with, if that is its outcome."""
+
+
 class IdempotentProcessor(Generic[T]):
-    """Runs an operation once a key.
+    """Runs an operation once per key.
 
     :param store: where outcomes and claims are.
     :param ttl: seconds for which an outcome is remembered.
@@ -71,7 +82,7 @@ class IdempotentProcessor(Generic[T]):
     :param type: what results are; None, 0 and "" are results like any other. Every caller, the one
         whose operation ran included, gets the result as it was decoded.
     :param codec: how results are written; by default as bytes, text or JSON, as the type is.
-    :raises ConfigError: a parameter cannot be.
+    :raises ConfigError: a parameter is impossible.
     """
 
     def __init__(
@@ -96,7 +107,7 @@ class IdempotentProcessor(Generic[T]):
         self.wait = wait
         self._errors = _exception_types(errors)
         self._bound = bind_codec(type, codec)
-        self._single_flight: SingleFlight[_StoredOutcome] = SingleFlight()
+        self._single_flight: SingleFlight[_Stored] = SingleFlight()
 
     @property
     def _client(self) -> ClaimsClient:
@@ -133,13 +144,11 @@ class IdempotentProcessor(Generic[T]):
         store_key = self.store.store_key(key)
         fingerprint_hash = hash_fingerprint(fingerprint)
         waits = self.wait if wait is None else wait
-        failures: list[Exception] = []
+        call = _Call(key, store_key, operation, fingerprint_hash, waits, [])
 
-        async def run_as_leader(flight: SharedCall[_StoredOutcome]) -> _StoredOutcome:
-            flight.fingerprint, flight.is_running = fingerprint_hash, False
-            return await self._claim_or_wait(
-                key, store_key, operation, fingerprint_hash, waits, flight, failures
-            )
+        async def run_as_leader(shared_call: SharedCall[_Stored]) -> _Stored:
+            shared_call.fingerprint, shared_call.is_running = fingerprint_hash, False
+            return await self._claim_or_wait(call, shared_call)
 
         call_ahead = self._single_flight.get(key)
         if call_ahead is not None:
@@ -148,77 +157,53 @@ class IdempotentProcessor(Generic[T]):
             if call_ahead.is_running and not waits:
                 raise InProgress(key, self.lease)
         if call_ahead is not None and not waits:
-            stored = await run_as_leader(
-                SharedCall()
-            )  # the store knows by now whether it has begun
+            # The store knows by now whether it has begun.
+            stored = await run_as_leader(SharedCall())
         else:
-            stored, _ = await self._single_flight.run_or_join(key, run_as_leader)
+            stored, _ = await self._single_flight.run(key, run_as_leader)
         if _are_different(stored.fingerprint, fingerprint_hash):
             raise KeyReused(key)
         try:
             result: T = outcome.decode_outcome(key, stored.value, self._bound.decode)
         except Exception as error:
-            if failures:
-                raise error from failures[0]
+            if call.failures:
+                raise error from call.failures[0]
             raise
         return result
 
-    async def _claim_or_wait(
-        self,
-        key: str,
-        store_key: bytes,
-        operation: Callable[[], Any],
-        fingerprint_hash: str,
-        waits: bool,
-        shared_call: SharedCall[_StoredOutcome],
-        failures: list[Exception],
-    ) -> _StoredOutcome:
+    async def _claim_or_wait(self, call: _Call, shared_call: SharedCall[_Stored]) -> _Stored:
         """Claim the key, or wait for what comes of another's claim."""
         token = new_token()
+        claim = Claim(call.store_key, token, self.lease, call.fingerprint)
         pause, longest = POLL_PAUSES
         while True:
             claimed_at = self._client.clock.monotonic()
             try:
-                existing = await self._client.send(
-                    Claim(store_key, token, self.lease, fingerprint_hash)
-                )
+                existing = await self._client.send(claim)
             except NotRunning:
                 raise
             except BaseException:
                 # Perhaps it was granted, and nobody would know.
-                self._client.send_unanswered(Release(store_key, token))
+                self._client.send_unanswered(Release(call.store_key, token))
                 raise
             if not isinstance(existing, StoredClaim):
                 shared_call.is_running = True
-                execution = self._execute(
-                    key, store_key, token, claimed_at, operation, fingerprint_hash, failures
-                )
-                return await (
-                    run_to_completion(execution) if runs_in_thread(operation) else execution
-                )
-            if _are_different(existing.fingerprint, fingerprint_hash):
-                raise KeyReused(key)
+                return await await_call(call.operation, self._execute(call, token, claimed_at))
+            if _are_different(existing.fingerprint, call.fingerprint):
+                raise KeyReused(call.key)
             if existing.value is not None:
-                return _StoredOutcome(existing.fingerprint, existing.value)
-            if not waits:
-                raise InProgress(key, existing.expires_in)
+                return _Stored(existing.fingerprint, existing.value)
+            if not call.waits:
+                raise InProgress(call.key, existing.expires_in)
             await asyncio.sleep(min(pause, self._client.clock.real_timeout(existing.expires_in)))
             pause = min(longest, 2 * pause)
 
-    async def _execute(
-        self,
-        key: str,
-        store_key: bytes,
-        token: str,
-        claimed_at: float,
-        operation: Callable[[], Any],
-        fingerprint_hash: str,
-        failures: list[Exception],
-    ) -> _StoredOutcome:
+    async def _execute(self, call: _Call, token: str, claimed_at: float) -> _Stored:
         """Run the operation under the claim, and store its outcome."""
+        key, store_key, failures = call.key, call.store_key, call.failures
         async with renewed_claim(self._client, key, store_key, token, self.lease, claimed_at):
             try:
-                result = await call_operation(operation)
+                result = await call_operation(call.operation)
             except Exception as error:
                 if not isinstance(error, self._errors) or find_config_error(error) is not None:
                     await self._release(store_key, token)
@@ -226,7 +211,7 @@ class IdempotentProcessor(Generic[T]):
                 failures.append(error)
                 value = outcome.encode_failure(error)
             except BaseException:
-                # Cancelled: not a moment to wait for an answer.
+                # Cancelled: this is no time to wait for an answer.
                 self._client.send_unanswered(Release(store_key, token))
                 raise
             else:
@@ -238,7 +223,7 @@ class IdempotentProcessor(Generic[T]):
                     value = outcome.encode_failure(error)
             if not await self._complete(Complete(store_key, token, value, self.ttl)):
                 raise ClaimLost(key, "somebody else has taken it over")
-        return _StoredOutcome(fingerprint_hash, value)
+        return _Stored(call.fingerprint, value)
 
     async def _complete(self, request: Complete) -> bool:
         """Store an outcome, through an outage as long as the claim lasts (else it is lost)."""
@@ -251,10 +236,8 @@ class IdempotentProcessor(Generic[T]):
                 pause = min(longest, 2 * pause)
 
     async def _release(self, store_key: bytes, token: str) -> None:
-        try:
+        with suppress(LogError, NotRunning):  # then the claim ends with its lease
             await self._client.send(Release(store_key, token))
-        except (LogError, NotRunning):
-            return  # then the claim ends with its lease
 
 
 def _are_different(one: str, other: str) -> bool:

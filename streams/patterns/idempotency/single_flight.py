@@ -1,7 +1,7 @@
-"""Many callers of one loop that want the same: one leads, the others wait for what it found.
+"""Many callers of one loop that want the same: one leads, the others wait for its result.
 
-If the leader fails or is cancelled, the next in line leads in its place, and its own call is made:
-a failure is its caller's own. Nobody is ever woken but the one whose turn it is.
+If the leader fails or is cancelled, the next waiter leads, with its own call: a failure is its
+caller's own. No waiter is woken but the one that leads next.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ R = TypeVar("R")
 
 
 class SharedCall(Generic[R]):
-    """What is under way for one key."""
+    """The call that runs for one key."""
 
     __slots__ = ("fingerprint", "is_running", "waiters")
 
     def __init__(self) -> None:
         self.waiters: dict[asyncio.Future[tuple[R] | None], None] = {}
-        """Who waits, first come first. They are given what was found, or None: lead."""
+        """Who waits, first come first. They get the result, or None: they lead."""
         self.fingerprint = ""
-        """What the leader says of its call."""
+        """The fingerprint of the leader's request."""
         self.is_running = False
         """The leader has begun the work."""
 
 
 class SingleFlight(Generic[R]):
-    """What is under way, by key."""
+    """The calls that run, by key."""
 
     def __init__(self) -> None:
         self._calls: dict[Hashable, SharedCall[R]] = {}
@@ -37,13 +37,11 @@ class SingleFlight(Generic[R]):
         return len(self._calls)
 
     def get(self, key: str) -> SharedCall[R] | None:
-        """What is under way for a key on this loop."""
+        """The call that runs for a key on this loop."""
         return self._calls.get(self._loop_key(key))
 
-    async def run_or_join(
-        self, key: str, lead: Callable[[SharedCall[R]], Awaitable[R]]
-    ) -> tuple[R, bool]:
-        """What ``lead`` found, called by this caller or by the one before it; and whether it was
+    async def run(self, key: str, lead: Callable[[SharedCall[R]], Awaitable[R]]) -> tuple[R, bool]:
+        """The result of ``lead``, called by this caller or by one before it; and whether it was
         this one."""
         loop_key = self._loop_key(key)
         call = self._calls.get(loop_key)

@@ -42,8 +42,6 @@ from streams.patterns.idempotency.claims_client import ClaimsClient
 if TYPE_CHECKING:
     from streams.app import Streams
 
-__all__ = ["DAY", "IdempotencyStore"]
-
 T = TypeVar("T")
 
 DAY = 86_400.0
@@ -66,7 +64,8 @@ class IdempotencyStore:
     Of an app it keeps them where the app's log is, is usable while the app is entered, and needs
     no closing. With a URL it is opened by its first request, and closed by whoever made it, after
     those who use it have ended: with :meth:`close`, or at the end of ``async with``, which opens it
-    again when it is entered again.
+    again when it is entered again. Whatever asks the store raises :class:`~streams.LogError` where
+    that cannot be reached.
 
     :param url: an app, on whose log, driver settings and clock it is; or ``memory://`` (this store
         alone), ``memory://name`` (shared in the process), ``sqlite:///file.db`` (shared on the
@@ -112,7 +111,7 @@ class IdempotencyStore:
 
     async def __aenter__(self) -> Self:
         if self._app is not None:
-            _ = self.client  # an app whose log keeps no claims is told so when it is entered
+            _ = self.client  # raises here, when the app is entered, if its log keeps no claims
         elif self._client.closed:
             self._client = self._new_client()
         return self
@@ -121,9 +120,9 @@ class IdempotencyStore:
         await self.close()
 
     async def close(self) -> None:
-        """Finish what was asked for, and let go of file and connections.
+        """Finish what was requested, and close file and connections.
 
-        One of an app is closed with it, and opened again when the app is entered again.
+        The store of an app is closed with it, and opened again when the app is entered again.
         """
         if self._app is None:
             await self._client.close()
@@ -138,26 +137,27 @@ class IdempotencyStore:
 
     @property
     def client(self) -> ClaimsClient:
-        """Where requests are handed in.
+        """Sends requests to the claims.
 
-        :raises NotRunning: it is an app's, which is not entered.
+        :raises NotRunning: the app is not entered.
         :raises ConfigError: the app's log keeps no claims.
         """
         app = self._app
         if app is None:
             return self._client
         log = app.log
-        client = self._clients.get(log)
-        if client is None:
-            with self._lock:
-                client = self._clients.get(log)
-                if client is None:
-                    self._open_claims = partial(open_claims, app.url, app.driver_config, app.clock)
-                    client = self._clients[log] = self._new_client()
+        with self._lock:
+            client = self._clients.get(log)
+            if client is None:
+                self._open_claims = partial(open_claims, app.url, app.driver_config, app.clock)
+                client = self._clients[log] = self._new_client()
         return client
 
     def _new_client(self) -> ClaimsClient:
         return ClaimsClient(self._open_claims(), f"idempotency store {self.name}")
+
+    def _bind(self, type: TypeForm[Any]) -> Bound[Any]:
+        return self._untyped if type is Any else bind_codec(type, None)
 
     # -- outcomes
 
@@ -166,35 +166,28 @@ class IdempotencyStore:
 
         :param type: what the value is decoded as; without one, as JSON comes.
         :raises OperationFailed: the outcome is a failure.
-        :raises LogError: the store cannot be reached.
         """
         found = await self.client.send(GetClaim(self.store_key(key)))
         if not isinstance(found, StoredClaim) or found.value is None:
             return default
-        bound = self._untyped if type is Any else bind_codec(type, None)
-        return outcome.decode_outcome(key, found.value, bound.decode)
+        return outcome.decode_outcome(key, found.value, self._bind(type).decode)
 
     async def set(
         self, key: str, value: Any, ttl: float = DAY, *, type: TypeForm[Any] = Any
     ) -> None:
-        """Put an outcome under a key, whatever stands there; whoever has a claim loses it.
+        """Store an outcome under a key, whatever is there; whoever has a claim loses it.
 
         :param ttl: seconds for which it is kept.
         :raises EncodeError: the value cannot be written as its type.
-        :raises LogError: the store cannot be reached.
         """
-        bound = self._untyped if type is Any else bind_codec(type, None)
-        data = outcome.encode_result(bound.encode(value))
+        data = outcome.encode_result(self._bind(type).encode(value))
         await self.client.send(PutOutcome(self.store_key(key), data, check_seconds("ttl", ttl)))
 
     async def forget(self, key: str) -> bool:
-        """Remove what stands under a key, outcome or claim; whether anything did.
-
-        :raises LogError: the store cannot be reached.
-        """
+        """Remove what is stored under a key, outcome or claim; whether anything was."""
         return bool(await self.client.send(DeleteClaim(self.store_key(key))))
 
-    # -- the atomic three, and renewing
+    # -- claims
 
     async def claim(
         self, key: str, *, lease: float = DEFAULT_LEASE, fingerprint: object = None
@@ -204,7 +197,6 @@ class IdempotencyStore:
         :param lease: seconds after which somebody else may take it, unless :meth:`renew` is called.
         :param fingerprint: of the request, for others to compare; see
             :meth:`IdempotentProcessor.process`.
-        :raises LogError: the store cannot be reached.
         """
         token = new_token()
         fingerprint_hash = hash_fingerprint(fingerprint)
@@ -212,36 +204,22 @@ class IdempotencyStore:
         return token if await self.client.send(request) is None else None
 
     async def complete(
-        self,
-        key: str,
-        token: str,
-        value: Any,
-        ttl: float = DAY,
-        *,
-        type: TypeForm[Any] = Any,
+        self, key: str, token: str, value: Any, ttl: float = DAY, *, type: TypeForm[Any] = Any
     ) -> bool:
-        """Put the outcome in the claim's place: True, or False where the key is another's by now.
+        """Replace the claim with the outcome: True, or False if the key is claimed by others now.
 
         :raises EncodeError: the value cannot be written as its type.
-        :raises LogError: the store cannot be reached.
         """
-        bound = self._untyped if type is Any else bind_codec(type, None)
-        data = outcome.encode_result(bound.encode(value))
+        data = outcome.encode_result(self._bind(type).encode(value))
         request = Complete(self.store_key(key), token, data, check_seconds("ttl", ttl))
         return bool(await self.client.send(request))
 
     async def release(self, key: str, token: str) -> bool:
-        """Give a key back without an outcome: True, or False where it is another's by now.
-
-        :raises LogError: the store cannot be reached.
-        """
+        """Give a key back without an outcome: True, or False if it is claimed by others now."""
         return bool(await self.client.send(Release(self.store_key(key), token)))
 
     async def renew(self, key: str, token: str, lease: float = DEFAULT_LEASE) -> bool:
-        """Keep a key for ``lease`` seconds from now: True, or False where it is another's by now.
-
-        :raises LogError: the store cannot be reached.
-        """
+        """Keep a key for ``lease`` seconds from now: False if it is claimed by others now."""
         request = Renew(self.store_key(key), token, check_seconds("lease", lease))
         return bool(await self.client.send(request))
 
@@ -290,7 +268,7 @@ def bind_codec(type: TypeForm[Any], codec: Codec | None) -> Bound[Any]:
 
 
 def new_token() -> str:
-    """A name for a claim, nobody else's."""
+    """A unique name for a claim."""
     return uuid4().hex
 
 
@@ -317,9 +295,9 @@ def hash_fingerprint(fingerprint: object) -> str:
 def check_seconds(
     option: str, value: float, error: type[ConfigError | InvalidValue] = InvalidValue
 ) -> float:
-    """A time that can be.
+    """Seconds, as a float.
 
-    :param error: what is raised if it cannot; a declared one is a ``ConfigError``.
+    :param error: raised if they are not: ``ConfigError`` where they are declared.
     """
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or not 0 < value <= MAX_SECONDS:

@@ -7,13 +7,12 @@
   runs and its log answers.
 
 The last two answer with JSON that says why; what an exception says stays out of it, for it may hold
-what should not leave the process. There is no login: listen where only those come who may look.
+what should not leave the process. There is no login: listen where only who may see it can connect.
 
-Whoever comes is bounded: a request has :data:`REQUEST_TIMEOUT` seconds and
-:data:`MAX_REQUEST_BYTES` bytes until its end, its answer as many seconds to be taken, and a
-connection is closed after it. Of more than
-:data:`MAX_CONNECTIONS` at once, the one that has been sending its request for longest is given up
-for the next, so that nobody shuts out the others by holding connections open.
+Clients are bounded: a request has :data:`REQUEST_TIMEOUT` seconds and :data:`MAX_REQUEST_BYTES`
+bytes, its response as many seconds to be read, and then the connection is closed. Beyond
+:data:`MAX_CONNECTIONS` at once, the one that has been sending its request for longest is closed for
+the next, so that nobody shuts out the others by holding connections open.
 """
 
 from __future__ import annotations
@@ -29,15 +28,14 @@ from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from typing_extensions import override
 
 from streams.app import Streams
 from streams.errors import ConfigError
 from streams.health import Health
-from streams.patterns.arguments import check_int
+from streams.patterns.arguments import check_app, check_int, check_seconds
 from streams.text import get_logger
 
 logger = get_logger("streams")
@@ -46,7 +44,7 @@ STUCK_AFTER = 5.0
 """Seconds after which an event loop that does not answer counts as stuck."""
 
 REQUEST_TIMEOUT = 10.0
-"""Seconds in which a request must have come, and as many in which its answer must be taken."""
+"""Seconds in which a request must be complete, and as many in which its response must be read."""
 
 MAX_REQUEST_BYTES = 16 << 10
 """Bytes of a request's line and headers together."""
@@ -54,8 +52,21 @@ MAX_REQUEST_BYTES = 16 << 10
 MAX_CONNECTIONS = 64
 """Connections at once, each of which has a thread."""
 
-HttpResponse = tuple[HTTPStatus, str, bytes]
-"""Status, content type, body."""
+
+class HttpResponse(NamedTuple):
+    """What a page answers."""
+
+    status: HTTPStatus
+    content_type: str
+    body: bytes
+
+
+class MetricsRoute(NamedTuple):
+    """What answers ``/metrics``."""
+
+    respond: Callable[[str], HttpResponse]
+    unregister: Callable[[], None]
+    """Undoes what was registered with ``prometheus_client``."""
 
 
 class MonitoringServer:
@@ -71,17 +82,15 @@ class MonitoringServer:
     def __init__(
         self, app: Streams, host: str = "127.0.0.1", port: int = 9100, *, stuck: float = STUCK_AFTER
     ) -> None:
-        if not isinstance(app, Streams):
-            raise ConfigError(f"MonitoringServer({app!r}): a Streams app is needed")
+        check_app(app, "MonitoringServer")
         if not isinstance(host, str):
             raise ConfigError(f"MonitoringServer(host={host!r}): an address, such as '127.0.0.1'")
         check_int("MonitoringServer", "port", port, 0)
-        if isinstance(stuck, bool) or not (isinstance(stuck, (int, float)) and stuck > 0):
-            raise ConfigError(f"MonitoringServer(stuck={stuck!r}): seconds, more than 0")
+        check_seconds("MonitoringServer", "stuck", stuck)
         self._app = app
         self._stuck = stuck
-        self._metrics, self._unregister = _metrics_route(app)
-        routes = {"/metrics": self._metrics, "/healthz": self._healthz, "/readyz": self._readyz}
+        metrics, self._unregister = _metrics_route(app)
+        routes = {"/metrics": metrics, "/healthz": self._healthz, "/readyz": self._readyz}
         try:
             self._server = _HttpServer(host, port, routes)
         except (OSError, OverflowError, UnicodeError) as error:
@@ -105,12 +114,7 @@ class MonitoringServer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     # -- the three pages
@@ -127,7 +131,7 @@ class MonitoringServer:
     def _is_loop_responsive(self) -> bool:
         loop = self._app.runtime.loop
         if loop is None:
-            return True  # not entered yet, or not any more
+            return True  # the app is not entered
         answered = threading.Event()
         try:
             loop.call_soon_threadsafe(answered.set)
@@ -139,11 +143,10 @@ class MonitoringServer:
 def _health_response(ok: bool, health: Health, **extra: str) -> HttpResponse:
     summary = health.summary(ok=ok, **extra)
     status = HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE
-    return status, "application/json", json.dumps(summary).encode() + b"\n"
+    return HttpResponse(status, "application/json", json.dumps(summary).encode() + b"\n")
 
 
-def _metrics_route(app: Streams) -> tuple[Callable[[str], HttpResponse], Callable[[], None]]:
-    """What answers ``/metrics``, and what undoes the registration."""
+def _metrics_route(app: Streams) -> MetricsRoute:
     try:
         from prometheus_client import REGISTRY, CollectorRegistry
         from prometheus_client.exposition import choose_encoder
@@ -151,8 +154,9 @@ def _metrics_route(app: Streams) -> tuple[Callable[[str], HttpResponse], Callabl
         from streams.patterns.monitoring.prometheus import MetricsCollector
     except (ImportError, ConfigError):
         logger.warning("/metrics has nothing to say: pip install prometheus-client for it")
-        missing = b"the package prometheus-client is not installed\n"
-        return lambda accept: (HTTPStatus.NOT_IMPLEMENTED, "text/plain", missing), lambda: None
+        text = b"the package prometheus-client is not installed\n"
+        missing = HttpResponse(HTTPStatus.NOT_IMPLEMENTED, "text/plain", text)
+        return MetricsRoute(lambda accept: missing, lambda: None)
 
     collector, registry = MetricsCollector(app), REGISTRY
     try:
@@ -170,9 +174,9 @@ def _metrics_route(app: Streams) -> tuple[Callable[[str], HttpResponse], Callabl
 
     def respond(accept: str) -> HttpResponse:
         encode, kind = choose_encoder(accept)
-        return HTTPStatus.OK, kind, encode(registry)
+        return HttpResponse(HTTPStatus.OK, kind, encode(registry))
 
-    return respond, unregister
+    return MetricsRoute(respond, unregister)
 
 
 class _HttpServer(ThreadingHTTPServer):
@@ -194,7 +198,7 @@ class _HttpServer(ThreadingHTTPServer):
         self._max_connections = max_connections
         self._lock = threading.Lock()
         self._incomplete: dict[socket.socket, None] = {}
-        """Connections whose request has not come to its end, the oldest first."""
+        """Connections whose request is incomplete, the oldest first."""
         self._open_count = 0
         found = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -212,7 +216,7 @@ class _HttpServer(ThreadingHTTPServer):
 
     @override
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Whether there is room for one more connection; the oldest that still sends makes room."""
+        """Whether one more connection is allowed; the oldest that still sends is closed for it."""
         with self._lock:
             if self._open_count >= self._max_connections:
                 oldest = next(iter(self._incomplete), None)
@@ -247,7 +251,7 @@ class _HttpServer(ThreadingHTTPServer):
             self._incomplete.pop(request, None)
 
     def complete_request(self, request: socket.socket) -> bool:
-        """A request has come to its end; whether its connection is still wanted."""
+        """A request is complete; whether its connection is still wanted."""
         with self._lock:
             still_open = request in self._incomplete
             self._incomplete.pop(request, None)
@@ -259,11 +263,11 @@ class _HttpServer(ThreadingHTTPServer):
 
 
 class _RequestTooLarge(Exception):
-    """A request goes on beyond its bound."""
+    """A request is larger than its bound."""
 
 
 class _RequestReader(io.RawIOBase):
-    """Reads a request: as many bytes as it may have, up to a moment."""
+    """Reads a request, up to a number of bytes and a deadline."""
 
     def __init__(self, connection: socket.socket, timeout: float) -> None:
         self._connection = connection
@@ -318,21 +322,18 @@ class _RequestHandler(BaseHTTPRequestHandler):
         self._restart_timeout()
         route = self.server.routes.get(self.path.partition("?")[0])
         if route is None:
-            pages = " ".join(self.server.routes)
-            response: HttpResponse = (
-                HTTPStatus.NOT_FOUND,
-                "text/plain",
-                f"there are {pages}\n".encode(),
-            )
+            text = f"there are {' '.join(self.server.routes)}\n".encode()
+            response = HttpResponse(HTTPStatus.NOT_FOUND, "text/plain", text)
         else:
             try:
                 response = route(self.headers.get("Accept", ""))
             except Exception:
                 logger.exception("%s could not be answered", self.path)
-                response = HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", b"see the log\n"
-        status, kind, body = response
+                failed = HTTPStatus.INTERNAL_SERVER_ERROR
+                response = HttpResponse(failed, "text/plain", b"see the log\n")
+        status, content_type, body = response
         self.send_response(status)
-        self.send_header("Content-Type", kind)
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")
         self.end_headers()

@@ -1,13 +1,14 @@
 """How far behind a processor is in each partition that it owns, as the log says now.
 
-The log is asked in a thread of its own: who scrapes is never kept waiting by a log that does not
-answer, and is then told nothing rather than something old. Unknown is unknown, never 0.
+The log is asked in a thread of its own: a scrape is never kept waiting by a log that does not
+answer, and gets nothing then rather than something old. Unknown is unknown, never 0.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import NamedTuple
 
 from streams.app import Streams
@@ -54,18 +55,16 @@ def measure_lag(app: Streams, stats: Stats) -> list[PartitionLag]:
     return found
 
 
-def _lag_and_age(
-    log: Log, progress: PartitionProgress, now: float
-) -> tuple[int | None, float | None]:
-    lag = log.lag(progress.topic, progress.partition, progress.position)
+def _lag_and_age(log: Log, part: PartitionProgress, now: float) -> tuple[int | None, float | None]:
+    lag = log.lag(part.topic, part.partition, part.position)
     if lag == 0:
         return 0, 0.0
-    oldest_at = progress.oldest
+    oldest_at = part.oldest
     if oldest_at is None:  # the first one was not taken in yet
-        _, end = log.watermarks(progress.topic, progress.partition)
-        if progress.position >= end:
+        _, end = log.watermarks(part.topic, part.partition)
+        if part.position >= end:
             return 0, 0.0
-        reader = log.reader(progress.topic, progress.partition, progress.position, end)
+        reader = log.reader(part.topic, part.partition, part.position, end)
         try:
             batch = reader.read(1)
         finally:
@@ -77,7 +76,7 @@ def _lag_and_age(
 
 
 class LagProbe:
-    """Asks the log on behalf of who cannot wait for ever.
+    """Asks the log for callers that cannot wait for ever.
 
     :param app: what is measured.
     """
@@ -85,29 +84,28 @@ class LagProbe:
     def __init__(self, app: Streams) -> None:
         self._app = app
         self._lock = threading.Lock()
-        self._running: _Measurement | None = None
+        self._running: Future[Sequence[PartitionLag] | None] | None = None
 
     def measure(self, stats: Stats, timeout: float) -> Sequence[PartitionLag] | None:
-        """The backlogs as they are now; None where the log has not answered within ``timeout``
-        seconds. One question is open at a time."""
+        """The lags as they are now; None where the log has not answered within ``timeout``
+        seconds. One measurement runs at a time."""
         with self._lock:
             running = self._running
-            if running is None or running.finished.is_set():
-                running = self._running = _Measurement(self._app, stats)
-        return running.result if running.finished.wait(timeout) else None
-
-
-class _Measurement:
-    def __init__(self, app: Streams, stats: Stats) -> None:
-        self.finished = threading.Event()
-        self.result: Sequence[PartitionLag] | None = None
-        self._app, self._stats = app, stats
-        threading.Thread(target=self._run, name="streams-backlog", daemon=True).start()
-
-    def _run(self) -> None:
+            if running is None or running.done():
+                running = self._running = Future()
+                threading.Thread(
+                    target=self._run, args=(running, stats), name="streams-backlog", daemon=True
+                ).start()
         try:
-            self.result = measure_lag(self._app, self._stats)
+            return running.result(timeout)
+        except TimeoutError:
+            return None
+
+    def _run(self, running: Future[Sequence[PartitionLag] | None], stats: Stats) -> None:
+        found = None
+        try:
+            found = measure_lag(self._app, stats)
         except StreamsError as error:  # the app is closing
             logger.debug("backlog: %s", error)
         finally:
-            self.finished.set()
+            running.set_result(found)

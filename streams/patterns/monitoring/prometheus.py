@@ -2,20 +2,21 @@
 
 Counters begin at 0 with each start of a processor, as Prometheus expects of a process. What the log
 did not answer in time is missing from that scrape (``streams_backlog_known`` is 0 then), so an
-alert can tell "nothing waits" from "nobody knows".
+alert can tell "nothing waits" from "unknown".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, TypeAlias
+from typing import Any
 
 from typing_extensions import override
 
 from streams.app import Streams
 from streams.errors import ConfigError
 from streams.health import Health, Stats
+from streams.patterns.arguments import check_app, check_seconds
 from streams.patterns.monitoring.lag_probe import LagProbe, PartitionLag
 from streams.processing import BUCKET_BOUNDS, Durations
 
@@ -48,14 +49,10 @@ _COUNTERS = (
     ("dead_letters", "streams_dead_letters", "Messages moved to the dead letter topic"),
     ("commits", "streams_commits", "Commits acknowledged by the log"),
     ("rebalances", "streams_rebalances", "Times that partitions came or went"),
-    (
-        "losses",
-        "streams_losses",
-        "Times that a position was not in the log any more",
-    ),
+    ("losses", "streams_losses", "Times that a position was not in the log any more"),
     ("rejected", "streams_progress_rejected", "Times that stored progress was not believed"),
 )
-"""An attribute of ProcessorStats, a metric's name and what it says."""
+"""A field of ProcessorStats, a metric's name and its documentation."""
 
 _GAUGES = (
     ("in_flight", "streams_in_flight_messages", "Messages held and not settled"),
@@ -77,8 +74,6 @@ _DURATIONS = (
     ("commit_seconds", "streams_commit_seconds", "How long the log takes to acknowledge a commit"),
 )
 
-Labels: TypeAlias = Sequence[str]
-
 
 class MetricsCollector(Collector):
     """The metrics of one app. Register it: ``prometheus_client.REGISTRY.register(...)``.
@@ -91,10 +86,8 @@ class MetricsCollector(Collector):
     """
 
     def __init__(self, app: Streams, *, patience: float = SCRAPE_TIMEOUT) -> None:
-        if not isinstance(app, Streams):
-            raise ConfigError(f"MetricsCollector({app!r}): a Streams app is needed")
-        if isinstance(patience, bool) or not isinstance(patience, (int, float)) or patience <= 0:
-            raise ConfigError(f"MetricsCollector(patience={patience!r}): seconds, more than 0")
+        check_app(app, "MetricsCollector")
+        check_seconds("MetricsCollector", "patience", patience)
         self.app = app
         self._timeout = patience
         self._lag_probe = LagProbe(app)
@@ -112,49 +105,47 @@ class MetricsCollector(Collector):
         groups = {each.name: each.group for each in list(app.processors)}
         yield from _app_metrics(stats, health, groups)
         log_is_open = health.connected and not health.stopping
-        yield from _lag_metrics(
-            self._lag_probe.measure(stats, self._timeout) if log_is_open else None, groups
-        )
+        found = self._lag_probe.measure(stats, self._timeout) if log_is_open else None
+        yield from _lag_metrics(found, groups)
 
 
 def _app_metrics(stats: Stats, health: Health, groups: dict[str, str]) -> Iterator[Metric]:
     """All metrics but those that the log is asked for."""
-    labelled_stats = [(_labels(name, groups), found) for name, found in stats.processors.items()]
-    for attribute, name, documentation in _COUNTERS:
-        counter = CounterMetricFamily(name, documentation, labels=_PROCESSOR_LABELS)
-        for labels, found in labelled_stats:
-            counter.add_metric(labels, getattr(found, attribute))
-        yield counter
-    for attribute, name, documentation in _GAUGES:
-        gauge = GaugeMetricFamily(name, documentation, labels=_PROCESSOR_LABELS)
-        for labels, found in labelled_stats:
-            gauge.add_metric(labels, getattr(found, attribute))
-        yield gauge
-    for attribute, name, documentation in _DURATIONS:
+    yield from _families(CounterMetricFamily, _COUNTERS, stats.processors, groups)
+    yield from _families(GaugeMetricFamily, _GAUGES, stats.processors, groups)
+    for field, name, documentation in _DURATIONS:
         histogram = HistogramMetricFamily(name, documentation, labels=_PROCESSOR_LABELS)
-        for labels, found in labelled_stats:
-            durations: Durations = getattr(found, attribute)
-            histogram.add_metric(labels, _buckets(durations), durations.total)
+        for processor, found in stats.processors.items():
+            durations: Durations = getattr(found, field)
+            histogram.add_metric(_labels(processor, groups), _buckets(durations), durations.total)
         yield histogram
-    for attribute, name, documentation in _HEALTH:
-        gauge = GaugeMetricFamily(name, documentation, labels=_PROCESSOR_LABELS)
-        for processor, processor_health in health.processors.items():
-            gauge.add_metric(_labels(processor, groups), int(getattr(processor_health, attribute)))
-        yield gauge
-    published = CounterMetricFamily("streams_published", "Records published and acknowledged")
-    published.add_metric([], stats.published)
-    yield published
-    connected = GaugeMetricFamily("streams_app_up", "1 while the app is entered and not stopping")
-    connected.add_metric([], int(health.connected and not health.stopping))
-    yield connected
+    yield from _families(GaugeMetricFamily, _HEALTH, health.processors, groups)
+    published = "Records published and acknowledged"
+    yield CounterMetricFamily("streams_published", published, stats.published)
+    is_up, up = (
+        health.connected and not health.stopping,
+        "1 while the app is entered and not stopping",
+    )
+    yield GaugeMetricFamily("streams_app_up", up, int(is_up))
+
+
+def _families(
+    make: type[CounterMetricFamily | GaugeMetricFamily],
+    rows: Iterable[tuple[str, str, str]],
+    processors: Mapping[str, object],
+    groups: dict[str, str],
+) -> Iterator[Metric]:
+    """A metric of each row, with the figure of each processor."""
+    for field, name, documentation in rows:
+        family = make(name, documentation, labels=_PROCESSOR_LABELS)
+        for processor, found in processors.items():
+            family.add_metric(_labels(processor, groups), int(getattr(found, field)))
+        yield family
 
 
 def _lag_metrics(found: Sequence[PartitionLag] | None, groups: dict[str, str]) -> Iterator[Metric]:
-    known = GaugeMetricFamily(
-        "streams_backlog_known", "1 where the log said in time how far behind the processors are"
-    )
-    known.add_metric([], int(found is not None))
-    yield known
+    known = "1 where the log said in time how far behind the processors are"
+    yield GaugeMetricFamily("streams_backlog_known", known, int(found is not None))
     lag = GaugeMetricFamily(
         "streams_lag_messages",
         "Messages from the first that is not settled to the partition's end",
@@ -175,7 +166,7 @@ def _lag_metrics(found: Sequence[PartitionLag] | None, groups: dict[str, str]) -
     yield age
 
 
-def _labels(processor: str, groups: dict[str, str]) -> Labels:
+def _labels(processor: str, groups: dict[str, str]) -> tuple[str, str]:
     return (processor, groups.get(processor, ""))
 
 

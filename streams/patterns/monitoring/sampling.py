@@ -3,9 +3,9 @@
 OpenTelemetry makes a span, its parent and its attributes first and asks the sampler then, which
 costs some 20 µs for a span that nobody will see. Its own samplers look at two things alone: the
 trace ID, and whether the parent is sampled. Both are known from the header ``traceparent``, or from
-a trace ID that is drawn here. So a span that they will drop is not built. In its place stands a
-:class:`DroppedContext` context, which has OpenTelemetry build the span when somebody reads it: a
-log record that wants the trace ID, a child span, a message that is published.
+a trace ID that is drawn here. So a span that they will drop is not built. A :class:`DroppedContext`
+replaces it, which has OpenTelemetry build the span when somebody reads it: a log record that wants
+the trace ID, a child span, a message that is published.
 
 The decision is never another one than OpenTelemetry's: what it does not drop, it is asked about
 again, with the same trace ID. Where the sampler is not one of its own, or the context travels in
@@ -32,7 +32,7 @@ LOW_BITS = (1 << 64) - 1
 """The bits of a trace ID that the samplers compare."""
 
 SAMPLE_ALL = LOW_BITS + 1
-"""A bound below which all of them are."""
+"""The bound that samples all spans."""
 
 NEVER_SAMPLED = 1 << 62
 """More spans than any process makes."""
@@ -48,7 +48,7 @@ _build_lock = threading.Lock()
 
 class SamplerBounds(NamedTuple):
     """A sampler: a span is sampled where the low bits of its trace ID are below the bound for its
-    parent. 0 is none, :data:`SAMPLE_ALL` is all."""
+    parent: none at 0, all at :data:`SAMPLE_ALL`."""
 
     root: int
     remote_sampled: int
@@ -58,7 +58,7 @@ class SamplerBounds(NamedTuple):
 
 
 class EarlySampler:
-    """Decides for one tracer, for whoever shares an outer context."""
+    """Decides for one tracer, for all who share an outer context."""
 
     def __init__(
         self, tracer: Any, bounds: SamplerBounds, outer: Context, *, reads_parent: bool
@@ -106,7 +106,7 @@ class EarlySampler:
             if trace_id & LOW_BITS >= self._bounds.root:
                 return trace_id
 
-    def dropped_context_class(self) -> type[DroppedContext]:
+    def dropped_class(self) -> type[DroppedContext]:
         """Makes contexts of messages whose span this drops."""
         return type("Dropped", (DroppedContext,), {"__slots__": (), "early": self})
 
@@ -140,8 +140,8 @@ class EarlySampler:
 
     def tracer_with_id(self, trace_id: int) -> Tracer:
         """The tracer, for a span without a parent that is to have this trace ID."""
-        # A copy, as the tracer is its provider's, and made anew each time, as the provider may
-        # give its tracers other settings at any time.
+        # A copy, as the tracer is its provider's; a new one each time, as the provider may change
+        # its tracers' settings at any time.
         copy: Any = object.__new__(type(self._tracer))
         copy.__dict__.update(self._tracer.__dict__)
         copy.id_generator = _FixedTraceId(copy.id_generator, trace_id)
@@ -180,9 +180,8 @@ class _FixedTraceId:
 def _has_random_ids(generator: Any) -> bool:
     """It is the SDK's own, of which it is known that all bits of an ID are random."""
     kind = type(generator)
-    return kind.__module__ == "opentelemetry.sdk.trace.id_generator" and (
-        kind.__name__ == "RandomIdGenerator"
-    )
+    module = "opentelemetry.sdk.trace.id_generator"
+    return (kind.__module__, kind.__name__) == (module, "RandomIdGenerator")
 
 
 def _building_first(name: str) -> Any:
@@ -203,8 +202,8 @@ class DroppedContext(Context):
     span that records nothing, in the message's trace. Built when it is first read.
 
     One for each message, so that what outlives the handler (a task, a thread, a callback that
-    kept the context) goes on in the trace of its own message. As cheap as can be: what is the same
-    for all messages stands in the class, which :meth:`EarlySampler.dropped_context_class` makes.
+    kept the context) stays in the trace of its own message. To be cheap, what is the same for all
+    messages is in the class, which :meth:`EarlySampler.dropped_class` makes.
     """
 
     early: ClassVar[EarlySampler]
@@ -218,22 +217,14 @@ class DroppedContext(Context):
             if not dict.__len__(self):  # two threads may have built it; both read the first
                 dict.update(self, built)
 
-    get = _building_first("get")
-    copy = _building_first("copy")
-    keys = _building_first("keys")
-    items = _building_first("items")
-    values = _building_first("values")
-    __getitem__ = _building_first("__getitem__")
-    __contains__ = _building_first("__contains__")
-    __iter__ = _building_first("__iter__")
-    __reversed__ = _building_first("__reversed__")
-    __len__ = _building_first("__len__")
-    __eq__ = _building_first("__eq__")
-    __ne__ = _building_first("__ne__")
-    __or__ = _building_first("__or__")
-    __ror__ = _building_first("__ror__")
-    __repr__ = _building_first("__repr__")
     __hash__ = None  # type: ignore[assignment]
+
+
+for _name in (
+    *("get", "copy", "keys", "items", "values", "__getitem__", "__contains__", "__iter__"),
+    *("__reversed__", "__len__", "__eq__", "__ne__", "__or__", "__ror__", "__repr__"),
+):
+    setattr(DroppedContext, _name, _building_first(_name))
 
 
 def early_sampler(tracer: Tracer, outer: Context) -> EarlySampler | None:
@@ -320,8 +311,8 @@ def without_span(outer: Context) -> Context:
 def get_context_switch() -> tuple[Callable[[Context], Any], Callable[[Any], None]]:
     """What makes a context the current one, and what undoes that.
 
-    OpenTelemetry keeps the current context in a context variable, unless told otherwise; setting
-    that is half as dear as its own functions.
+    OpenTelemetry keeps the current context in a context variable, unless configured otherwise;
+    setting that costs half as much as its own functions.
     """
     token: Any = context.attach(Context())
     context.detach(token)

@@ -5,13 +5,13 @@ Spans, attributes and headers are those of OpenTelemetry's conventions for messa
 
 * ``publish TOPIC`` (producer, operation type ``send``) around each call that publishes, with the
   current span as its parent. Its context travels in the message's headers, as the global propagator
-  writes it: W3C ``traceparent`` and ``tracestate`` unless told otherwise.
+  writes it: W3C ``traceparent`` and ``tracestate`` by default.
 * ``process TOPIC`` (consumer) around each call of a handler, one for each attempt. It links to the
   span that published the message and, for a single message, is its child, so that one trace shows
   the way of a message. A batch handler's span links to each of its messages.
 * What a handler returned (``to=``) carries the context of its span.
-* The baggage that a message carries is current in its handler, and goes on with what that publishes
-  and returns.
+* The baggage that a message carries is current in its handler, and travels on with what that
+  publishes and returns.
 
 A span that will not be sampled is not built: see :mod:`streams.patterns.monitoring.sampling`.
 Without the SDK, or where the span that published is unknown, nothing is written and nothing breaks.
@@ -25,7 +25,6 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 from streams.app import Streams
@@ -42,6 +41,7 @@ from streams.message import (
     Record,
     make_message,
 )
+from streams.patterns.arguments import check_app
 from streams.processing import Delivery, Job, Outgoing
 
 try:
@@ -67,9 +67,12 @@ MAX_LINKS = 128
 
 Attributes = dict[str, str | int | bool]
 
+Row = tuple[Batch, int, int, Any]
+"""A message as its handler is called with it: batch, index, attempt and transaction."""
+
 _handler_context: ContextVar[_ContextHeaders | None] = ContextVar("streams-handled", default=None)
-"""The context of the handler that was called last, in this task or thread, if it returns what is
-to be published."""
+"""The context of the handler that was called last in this task or thread, if its results are
+published."""
 
 
 def instrument(app: Streams, *, tracer_provider: TracerProvider | None = None) -> None:
@@ -79,8 +82,7 @@ def instrument(app: Streams, *, tracer_provider: TracerProvider | None = None) -
     :raises ConfigError: the app is none, runs already, or is instrumented already, or the provider
         is none.
     """
-    if not isinstance(app, Streams):
-        raise ConfigError(f"instrument({app!r}): a Streams app is needed")
+    check_app(app, "instrument")
     if app.runtime.is_open:
         raise ConfigError("instrument(app): the app is running already; call it before")
     if app.publish_observer is not None:
@@ -104,7 +106,7 @@ class _AppTracing:
         self._app = app
         self._get_tracer = tracer
         self._tracer = tracer()
-        self._early_sampler: EarlySampler | None = None
+        self._early: EarlySampler | None = None
         self._log: Log | None = None
         self._topic_attributes_cache: dict[tuple[str, str, str], Attributes] = {}
         self._context_switch = get_context_switch()
@@ -113,7 +115,7 @@ class _AppTracing:
         """Look at OpenTelemetry's settings, once each time that the app is entered."""
         if self._log is not self._app.log:
             self._tracer = self._get_tracer()  # the global provider may have been set meanwhile
-            self._early_sampler = early_sampler(self._tracer, Context())
+            self._early = early_sampler(self._tracer, Context())
             self._topic_attributes_cache = {}
             self._log = self._app.log
 
@@ -146,16 +148,14 @@ class _AppTracing:
         """Around a call that publishes: see :data:`streams.publisher.PublishObserver`."""
         self._refresh_settings()
         tracer, attributes, dropped = self._tracer, None, False
-        if self._early_sampler is not None:
+        if self._early is not None:
             parent = trace.get_current_span().get_span_context()
             if parent.is_valid:
-                dropped = self._early_sampler.drops_child(parent)
+                dropped = self._early.drops_child(parent)
             else:
-                trace_id = self._early_sampler.draw_trace_id()
+                trace_id = self._early.draw_trace_id()
                 dropped = trace_id is None
-                tracer = self._early_sampler.tracer_with_id(
-                    trace_id or self._early_sampler.dropped_id()
-                )
+                tracer = self._early.tracer_with_id(trace_id or self._early.dropped_id())
         if not dropped:
             attributes = self._publish_attributes(topic, records)
         span = tracer.start_span(f"publish {topic}", kind=SpanKind.PRODUCER, attributes=attributes)
@@ -179,14 +179,7 @@ class _AppTracing:
         if len(records) > 1:
             return attributes | {"messaging.batch.message_count": len(records)}
         record = records[0]
-        attributes["messaging.message.id"] = record.id
-        if record.value is not None:
-            attributes["messaging.message.body.size"] = len(record.value)
-        if attributes["messaging.system"] == "kafka":
-            attributes |= _kafka_attributes(record.key, record.value)
-        correlation = _correlation_id(record.headers)
-        if correlation:
-            attributes["messaging.message.conversation_id"] = correlation
+        _add_message(attributes, record.id, record.key, record.value, record.headers)
         return attributes
 
     # -- handling
@@ -214,108 +207,93 @@ class _AppTracing:
 
     def _message_function(self, job: Job, outer: Context) -> Callable[..., Any]:
         """Calls a handler of single messages."""
-        function, wants_message, has_results = (
-            job.function,
-            job.wants_message,
-            job.encode_results is not None,
-        )
+        function, wants_message = job.function, job.wants_message
+        asynchronous, has_results = job.asynchronous, job.encode_results is not None
         attach, detach = self._context_switch
         sampler = early_sampler(self._tracer, outer)
 
-        async def call_spanned_async(value: Any, trace_id: int | None, *row: Any) -> Any:
-            with self._message_span(job, outer, trace_id, *row):
-                return await (
-                    function(value, make_message(value, *row)) if wants_message else function(value)
-                )
+        def call(value: Any, row: Row) -> Any:
+            return function(value, make_message(value, *row)) if wants_message else function(value)
 
-        def call_spanned(value: Any, trace_id: int | None, *row: Any) -> Any:
-            with self._message_span(job, outer, trace_id, *row):
-                result = (
-                    function(value, make_message(value, *row)) if wants_message else function(value)
-                )
-                return _run_generator(result, has_results)
+        async def call_spanned_async(value: Any, trace_id: int | None, row: Row) -> Any:
+            with self._message_span(job, outer, trace_id, row):
+                return await call(value, row)
 
-        call_in_span = call_spanned_async if job.asynchronous else call_spanned
+        def call_spanned(value: Any, trace_id: int | None, row: Row) -> Any:
+            with self._message_span(job, outer, trace_id, row):
+                return _run_generator(call(value, row), has_results)
+
+        call_in_span = call_spanned_async if asynchronous else call_spanned
         if sampler is None:
-            return lambda value, *row: call_in_span(value, None, *row)
+            return lambda value, *row: call_in_span(value, None, row)
         draw_gap, sampled_id = sampler.draw_gap, sampler.sampled_id
-        find_traceparent, is_dropped, make_dropped = (
-            sampler.traceparent,
-            sampler.drops_remote_child,
-            sampler.dropped_context_class(),
-        )
+        make_dropped = sampler.dropped_class()
         # Handlers' threads that meet at this number may count one message for two: no harm.
         until_sampled = draw_gap()
 
-        # Both do the same, in one function each: a call more would be felt with every message.
-
-        def call_traced_async(
-            value: Any, batch: Batch, index: int, attempt: int, transaction: Any
-        ) -> Any:
+        def call_any(value: Any, headers: Headers, row: Row) -> Any:
             nonlocal until_sampled
-            headers = batch.extra_headers(index)
-            parent = find_traceparent(headers) if headers else None
+            parent = sampler.traceparent(headers) if headers else None
             if parent is None:
                 until_sampled -= 1
                 if until_sampled < 0:
                     until_sampled, trace_id = draw_gap(), sampled_id()
                     if trace_id is not None:
-                        return call_spanned_async(
-                            value, trace_id, batch, index, attempt, transaction
-                        )
-            elif not is_dropped(parent):
-                return call_spanned_async(value, None, batch, index, attempt, transaction)
-            context = make_dropped()
-            if headers:
-                context.headers = headers
-            if has_results:
-                _handler_context.set(_ContextHeaders(context))
-            attach(context)  # the executor detaches it: see Job.leave
-            if wants_message:
-                return function(value, make_message(value, batch, index, attempt, transaction))
-            return function(value)
-
-        def call_traced(
-            value: Any, batch: Batch, index: int, attempt: int, transaction: Any
-        ) -> Any:
-            nonlocal until_sampled
-            headers = batch.extra_headers(index)
-            parent = find_traceparent(headers) if headers else None
-            if parent is None:
-                until_sampled -= 1
-                if until_sampled < 0:
-                    until_sampled, trace_id = draw_gap(), sampled_id()
-                    if trace_id is not None:
-                        return call_spanned(value, trace_id, batch, index, attempt, transaction)
-            elif not is_dropped(parent):
-                return call_spanned(value, None, batch, index, attempt, transaction)
+                        return call_in_span(value, trace_id, row)
+            elif not sampler.drops_remote_child(parent):
+                return call_in_span(value, None, row)
             context = make_dropped()
             if headers:
                 context.headers = headers
             if has_results:
                 _handler_context.set(_ContextHeaders(context))
             token = attach(context)
+            if asynchronous:  # the executor detaches it: see Job.reset_context
+                return call(value, row)
             try:
-                if wants_message:
-                    message = make_message(value, batch, index, attempt, transaction)
-                    return _run_generator(function(value, message), has_results)
-                return _run_generator(function(value), has_results)
+                return _run_generator(call(value, row), has_results)
             finally:
                 detach(token)
 
-        return call_traced_async if job.asynchronous else call_traced
+        if has_results:
+            return lambda value, *row: call_any(value, row[0].extra_headers(row[1]), row)
+
+        # Most messages have no headers and are dropped. Theirs is one function each, which does
+        # as `call_any`: a call more would be felt with every message.
+
+        def call_async(value: Any, batch: Batch, index: int, attempt: int, transaction: Any) -> Any:
+            nonlocal until_sampled
+            headers = batch.extra_headers(index)
+            if headers or until_sampled <= 0:
+                return call_any(value, headers, (batch, index, attempt, transaction))
+            until_sampled -= 1
+            attach(make_dropped())
+            if wants_message:
+                return function(value, make_message(value, batch, index, attempt, transaction))
+            return function(value)
+
+        def call_plain(value: Any, batch: Batch, index: int, attempt: int, transaction: Any) -> Any:
+            nonlocal until_sampled
+            headers = batch.extra_headers(index)
+            if headers or until_sampled <= 0:
+                return call_any(value, headers, (batch, index, attempt, transaction))
+            until_sampled -= 1
+            token = attach(make_dropped())
+            try:
+                if wants_message:
+                    return function(value, make_message(value, batch, index, attempt, transaction))
+                return function(value)
+            finally:
+                detach(token)
+
+        return call_async if asynchronous else call_plain
 
     def _batch_function(self, job: Job, outer: Context) -> Callable[..., Any]:
         """Calls a handler of batches."""
-        function, wants_message, has_results = (
-            job.function,
-            job.wants_message,
-            job.encode_results is not None,
-        )
+        function, wants_message = job.function, job.wants_message
+        has_results = job.encode_results is not None
         sampler = early_sampler(self._tracer, outer)
-        make_dropped: type[Context] = (
-            Context if sampler is None else sampler.dropped_context_class()
-        )
+        make_dropped: type[Context] = Context if sampler is None else sampler.dropped_class()
 
         def batch_context(make: Callable[[], list[Message[Any]]]) -> AbstractContextManager[Any]:
             trace_id = None if sampler is None else sampler.draw_trace_id()
@@ -326,43 +304,32 @@ class _AppTracing:
                 _handler_context.set(_ContextHeaders(context))
             return _SpanContext(None, context, self._context_switch)
 
-        async def call_traced_async(values: Any, make: Any) -> Any:
-            with batch_context(make):
-                return await (function(values, make()) if wants_message else function(values))
+        def call(values: Any, make: Any) -> Any:
+            return function(values, make()) if wants_message else function(values)
 
-        def call_traced(values: Any, make: Any) -> Any:
+        async def call_async(values: Any, make: Any) -> Any:
             with batch_context(make):
-                return _run_generator(
-                    function(values, make()) if wants_message else function(values), has_results
-                )
+                return await call(values, make)
 
-        return call_traced_async if job.asynchronous else call_traced
+        def call_plain(values: Any, make: Any) -> Any:
+            with batch_context(make):
+                return _run_generator(call(values, make), has_results)
+
+        return call_async if job.asynchronous else call_plain
 
     def _message_span(
-        self,
-        job: Job,
-        outer: Context,
-        trace_id: int | None,
-        batch: Batch,
-        index: int,
-        attempt: int,
-        transaction: Any,
+        self, job: Job, outer: Context, trace_id: int | None, row: Row
     ) -> AbstractContextManager[Any]:
         """The span of a message, which is a root span if its trace ID is given."""
+        batch, index, attempt, _ = row
         topic, headers = batch.topic, batch.extra_headers(index)
         attributes = self._topic_attributes("process", "process", topic) | {
             "messaging.consumer.group.name": job.group,
             "messaging.destination.partition.id": str(batch.partition),
-            "messaging.message.id": batch.id(index),
         }
-        correlation = _correlation_id(headers)
-        if correlation:
-            attributes["messaging.message.conversation_id"] = correlation
-        value = batch.values[index]
-        if value is not None:
-            attributes["messaging.message.body.size"] = len(value)
+        key, value = batch.keys[index], batch.values[index]
+        _add_message(attributes, batch.id(index), key, value, headers)
         if attributes["messaging.system"] == "kafka":
-            attributes |= _kafka_attributes(batch.keys[index], value)
             attributes["messaging.kafka.offset"] = batch.offset(index)
         if attempt > 1:
             attributes["streams.attempt"] = attempt
@@ -393,12 +360,9 @@ class _AppTracing:
     ) -> AbstractContextManager[Any]:
         """A handler's span, current beside the baggage of ``origin``, which has its parent."""
         tracer = self._tracer
-        if trace_id is not None and self._early_sampler is not None:
-            tracer = self._early_sampler.tracer_with_id(trace_id)
-        kind = SpanKind.CONSUMER
-        span = tracer.start_span(
-            name, context=origin, kind=kind, attributes=attributes, links=links
-        )
+        if trace_id is not None and self._early is not None:
+            tracer = self._early.tracer_with_id(trace_id)
+        span = tracer.start_span(name, origin, SpanKind.CONSUMER, attributes, links)
         context = trace.set_span_in_context(span, origin)
         if job.encode_results is not None:
             _handler_context.set(_ContextHeaders(context))
@@ -406,8 +370,8 @@ class _AppTracing:
 
 
 class _SpanContext:
-    """While it is entered, a context is the current one; its span ends with it, and says why if
-    that was an exception. As OpenTelemetry's ``use_span`` does it, with ``error.type``."""
+    """Makes a context the current one; its span ends with the block, and records an exception. As
+    OpenTelemetry's ``use_span`` does it, with ``error.type``."""
 
     __slots__ = ("_attach", "_context", "_detach", "_span", "_token")
 
@@ -425,12 +389,7 @@ class _SpanContext:
     def __enter__(self) -> None:
         self._token = self._attach(self._context)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._detach(self._token)
         span = self._span
         if span is None:
@@ -476,13 +435,13 @@ def _with_handler_context(
     return make
 
 
-def _run_generator(result: Any, carries: bool) -> Any:
+def _run_generator(result: Any, has_results: bool) -> Any:
     """A generator's values: its code is the handler's, so it runs inside the handler's span."""
-    return list(result) if carries and hasattr(result, "__next__") else result
+    return list(result) if has_results and hasattr(result, "__next__") else result
 
 
 def _inject_headers(record: Record, carrier: Mapping[str, str], *, overwrite: bool) -> None:
-    """Write the context into a record's headers; what stands there already stays, or goes."""
+    """Write the context into a record's headers, which may have one already."""
     existing = {name for name, _ in record.headers}
     if not carrier or (not overwrite and not existing.isdisjoint(carrier)):
         return
@@ -490,24 +449,26 @@ def _inject_headers(record: Record, carrier: Mapping[str, str], *, overwrite: bo
     record.headers = [*other_headers, *((name, value.encode()) for name, value in carrier.items())]
 
 
-def _correlation_id(headers: Headers) -> str | None:
-    if not headers:
-        return None
-    return header_text(headers, CORRELATION) or header_text(headers, LEGACY_CORRELATION)
+def _add_message(
+    attributes: Attributes, id: str, key: bytes | None, value: bytes | None, headers: Headers
+) -> None:
+    """Add the attributes of a single message."""
+    attributes["messaging.message.id"] = id
+    correlation = header_text(headers, CORRELATION) or header_text(headers, LEGACY_CORRELATION)
+    if correlation:
+        attributes["messaging.message.conversation_id"] = correlation
+    if value is not None:
+        attributes["messaging.message.body.size"] = len(value)
+    if attributes["messaging.system"] == "kafka":
+        if key is not None:
+            attributes["messaging.kafka.message.key"] = key.decode("utf-8", "backslashreplace")
+        if value is None:
+            attributes["messaging.kafka.message.tombstone"] = True
 
 
 def _links(origins: Iterable[Context]) -> list[Link]:
     spans = (trace.get_current_span(origin).get_span_context() for origin in origins)
     return [Link(context) for context in spans if context.is_valid]
-
-
-def _kafka_attributes(key: bytes | None, value: bytes | None) -> Attributes:
-    found: Attributes = {}
-    if key is not None:
-        found["messaging.kafka.message.key"] = key.decode("utf-8", "backslashreplace")
-    if value is None:
-        found["messaging.kafka.message.tombstone"] = True
-    return found
 
 
 def _type_name(kind: type[BaseException]) -> str:

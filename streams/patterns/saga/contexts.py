@@ -1,15 +1,16 @@
-"""The context of a saga: copied for every call, so that nobody shares one, and merged again.
+"""The context of a saga: copied for every call, so that no two calls share one, and merged again.
 
-Within a saga the context is *stored* between steps: as a deep copy in memory, as the encoded
-document of its declared type in a durable saga. Every call of a step gets a context made from what
-is stored, and what it leaves is stored anew: a step that fails half-way leaves no trace in it.
+Between steps the context is *stored*: as a deep copy in memory, as an encoded document of its
+declared type in a durable saga. Every call of a step gets a context made from what is stored, and
+its result is stored anew: a step that fails half-way leaves no trace in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import fields, is_dataclass
+from operator import delitem, setitem
 from typing import Any, Protocol
 
 import msgspec
@@ -18,14 +19,6 @@ from typing_extensions import TypeForm
 from stream_codecs import BindError, Json, type_name
 from streams.errors import ConfigError, InvalidValue
 from streams.patterns.saga.errors import ContextConflict
-
-__all__ = [
-    "MAX_CONTEXT_BYTES",
-    "ContextStore",
-    "CopiedContexts",
-    "EncodedContexts",
-    "merge_contexts",
-]
 
 MAX_CONTEXT_BYTES = 512 << 10
 """The largest context of a durable saga in bytes: with what is around it, it must fit into one
@@ -39,16 +32,16 @@ class ContextStore(Protocol):
     """How contexts are stored between steps."""
 
     def store(self, context: Any) -> Any:
-        """What is kept of a context.
+        """What is stored of a context.
 
-        :raises Exception: it cannot be kept.
+        :raises Exception: it cannot be stored.
         """
         ...
 
     def load(self, stored: Any) -> Any:
-        """A context of one's own.
+        """A context that is the caller's own.
 
-        :raises Exception: what was kept is no context (any more).
+        :raises Exception: what was stored is no context (any more).
         """
         ...
 
@@ -57,7 +50,7 @@ class CopiedContexts:
     """Contexts of a saga that lives in this process's memory: deep copies."""
 
     def store(self, context: Any) -> Any:
-        """A copy: whoever made the context may go on changing it.
+        """A copy: the caller may go on changing its context.
 
         :raises ConfigError: it holds what cannot be copied, such as a connection or a lock.
         :raises InvalidValue: it is nested too deeply.
@@ -102,20 +95,19 @@ class EncodedContexts:
 def merge_contexts(base: Any, results: Sequence[tuple[str, Any]]) -> Any:
     """The context after steps that ran side by side, each on a copy of ``base``.
 
-    What a step changed counts, field by field; what it left alone does not.
+    What a step changed is merged, field by field.
 
     :param results: steps' names and the contexts they left.
     :raises ContextConflict: two changed one field differently.
     """
     if len(results) == 1:
         return results[0][1]
-    read_fields = _field_reader(base)
-    if read_fields is None or any(type(context) is not type(base) for _, context in results):
+    before = _fields(base)
+    if before is None or any(type(context) is not type(base) for _, context in results):
         return _merge_whole(base, results)
-    before = read_fields(base)
     changes: dict[Any, tuple[str, Any]] = {}
     for step, context in results:
-        after = read_fields(context)
+        after = _fields(context) or {}
         for name in {**before, **after}:
             value = after.get(name, _REMOVED)
             if _is_same(before.get(name, _REMOVED), value):
@@ -132,38 +124,30 @@ def merge_contexts(base: Any, results: Sequence[tuple[str, Any]]) -> Any:
 _REMOVED: Any = object()
 
 
-def _field_reader(context: Any) -> Callable[[Any], Mapping[Any, Any]] | None:
-    """How the fields of such a context are read; None if it has none."""
+def _fields(context: Any) -> Mapping[Any, Any] | None:
+    """The fields of a context, by name; None if it has none."""
     if isinstance(context, Mapping):
-        return lambda each: each
+        return context
     if isinstance(context, msgspec.Struct):
-        names = context.__struct_fields__
-        return lambda each: {name: getattr(each, name) for name in names}
+        return {name: getattr(context, name) for name in context.__struct_fields__}
     if is_dataclass(context):
-        declared = [field.name for field in fields(context)]
-        return lambda each: {name: getattr(each, name) for name in declared}
-    if hasattr(context, "__dict__"):
-        return vars
-    return None
+        return {field.name: getattr(context, field.name) for field in fields(context)}
+    return vars(context) if hasattr(context, "__dict__") else None
 
 
 def _apply_changes(base: Any, changes: Mapping[Any, Any]) -> Any:
-    if isinstance(base, Mapping):
-        found: Any = copy(base)
-        for name, value in changes.items():
-            if value is _REMOVED:
-                del found[name]
-            else:
-                found[name] = value
-        return found
     if isinstance(base, msgspec.Struct):
         return msgspec.structs.replace(base, **changes)
-    found = copy(base)
+    found: Any = copy(base)
+    by_item = isinstance(base, Mapping)
+    # Of an object, frozen or not: it is our own copy.
+    delete: Any = delitem if by_item else object.__delattr__
+    put: Any = setitem if by_item else object.__setattr__
     for name, value in changes.items():
         if value is _REMOVED:
-            object.__delattr__(found, name)
+            delete(found, name)
         else:
-            object.__setattr__(found, name, value)  # frozen or not: it is our own copy
+            put(found, name, value)
     return found
 
 

@@ -1,19 +1,19 @@
 """A durable saga: its journal is a topic, and a processor that reads it drives it.
 
-Each entry of the journal is a message. Its handler calls what the entry says is to be called and
-*returns* the next entry, which the processor publishes before the message counts as settled
-(``to=``). So the processor's own promises are the saga's: the owner of the saga ID's partition
-goes on with it, one entry after the other; killed at any instant, the entry that was not settled
-is handled again, by whoever owns the partition then, unless the journal says already what became of
-it (:mod:`streams.patterns.saga.successor_reader`); what was written twice under one number is
-dropped by deduplication; and an entry that is due later waits as a message does that is tried again
-later. There is no state but the journal.
+Each entry of the journal is a message. Its handler calls the steps that are due and *returns* the
+next entry, which the processor publishes before the message counts as settled (``to=``). So the
+processor's own promises are the saga's: the owner of the saga ID's partition advances it, one entry
+after the other; if it is killed at any instant, the entry that was not settled is handled again by
+the partition's next owner, unless the journal already has its successor
+(:mod:`streams.patterns.saga.successor_reader`); what was written twice under one number is dropped
+by deduplication; and an entry that is due later waits like a message that is retried later. There
+is no state but the journal.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from uuid_utils import uuid7
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from streams.app import Streams
     from streams.log.protocol import Log
 
-__all__ = ["DurableSagas"]
-
 DEFAULT_PARTITIONS = 8
 """Partitions of a journal that is created, where nobody said how many: so many processes can share
 its sagas."""
@@ -49,7 +47,7 @@ MIN_INDEXED_ENTRIES = 10_000
 """Entries of a partition among which a saga is looked for by its ID, at least."""
 
 _INTERNAL_RETRY = Retry(attempts=8, delay=0.5)
-"""For what is no step's failure but ours, or an entry that the log refuses; then a dead letter."""
+"""For failures that are not a step's: our own, or an entry that the log refuses."""
 
 
 class _JournalTopic(InternalTopic[StoredEntry]):
@@ -77,37 +75,30 @@ class DurableSagas:
         check_topic(journal_topic(name))
         self.topic: Topic[StoredEntry] = _JournalTopic(
             app, journal_topic(name), StoredEntry, key="saga", id=_message_id,
-            partitions=partitions,
-            retention=retention,
+            partitions=partitions, retention=retention,
         )  # fmt: skip
         app.add_topic(self.topic)
         self._decoder = EntryDecoder(self.topic.name)
         self._waiters: dict[str, set[asyncio.Future[StoredEntry]]] = {}
         self._last_numbers: dict[str, int] = {}
-        """Of each saga that is waited for, the number of the last entry that was seen."""
+        """The number of the last entry seen, of each saga that is waited for."""
         self._awaited_keys: set[bytes] = set()
         """Their keys; read in another thread."""
         self._next_offsets: dict[int, int] = {}
-        """From where on the journal was not looked at, by partition, while somebody waits."""
+        """The next offset to read, by partition, while somebody waits."""
         self._poll_task: asyncio.Task[None] | None = None
         self._successors = SuccessorReader()
         self.processor = app.processor(
-            JournalSource(self.topic.name, self._decoder),
-            group=name,
-            concurrency=concurrency,
-            to=self.topic,
-            retry=_INTERNAL_RETRY,
-            dedup=dedup,
-            flow=flow,
-        )(self._make_handler())
-        self._indexed_entries = max(
-            2 * dedup.window, MIN_INDEXED_ENTRIES
-        )  # deduplication remembers twice its window
+            JournalSource(self.topic.name, self._decoder), group=name, concurrency=concurrency,
+            to=self.topic, retry=_INTERNAL_RETRY, dedup=dedup, flow=flow,
+        )(self._make_handler())  # fmt: skip
+        # Deduplication remembers twice its window.
+        self._indexed_entries = max(2 * dedup.window, MIN_INDEXED_ENTRIES)
         self._recent_sagas = RecentSagas(self._indexed_entries)
         self._recent_log: Log | None = None
         """The log that it was read from."""
         self._catch_ups: dict[int, _SharedRun] = {}
-        """Who reads what was written to a partition since the last time."""
+        """Reads what was written since the last time, by partition."""
 
     @property
     def journal(self) -> Journal:
@@ -115,14 +106,12 @@ class DurableSagas:
         return Journal(self._app.log, self.name, self._decoder)
 
     def _make_handler(self) -> Callable[[StoredEntry, Message[StoredEntry]], Any]:
-        async def advance_saga(
-            entry: StoredEntry, message: Message[StoredEntry]
-        ) -> JournalEntry | None:
+        async def advance(entry: StoredEntry, message: Message[StoredEntry]) -> JournalEntry | None:
             if entry.has_ended:
                 self._resolve_waiters(entry)
                 return None
             if await self._successors.has_successor(self.journal, entry, message):
-                return None  # what became of it is behind it in the log
+                return None  # it was advanced before
             wait = min(MAX_WAIT, entry.due - self._engine.now())
             if wait > 0 and message.attempt == 1:
                 raise RetryAfter(wait, f"saga {entry.saga} goes on in {wait:.3g} s")
@@ -133,8 +122,8 @@ class DurableSagas:
                 raise Reject(str(error)) from error
             return next_entry
 
-        advance_saga.__name__ = f"saga-{self.name}"
-        return advance_saga
+        advance.__name__ = f"saga-{self.name}"
+        return advance
 
     async def start(self, id: str, context: Any) -> int:
         """Write the first entry; the partition it went to."""
@@ -153,7 +142,7 @@ class DurableSagas:
         """Start a saga, or find the one of that ID, and wait until it has ended."""
         is_new, id = id is None, new_saga_id() if id is None else check_saga_id(id)
         future: asyncio.Future[StoredEntry] = asyncio.get_running_loop().create_future()
-        # First, so that whatever is written from here on is seen.
+        # First, so that whatever is written from now on is seen.
         self._waiters.setdefault(id, set()).add(future)
         self._last_numbers.setdefault(id, -1)
         self._awaited_keys.add(saga_key(id))
@@ -174,14 +163,14 @@ class DurableSagas:
                 self._awaited_keys.discard(saga_key(id))
 
     async def _find_or_start(self, id: str, context: Any) -> StoredEntry | None:
-        """See to it that a saga of that ID is there; where it stands if it has ended already: then
-        nothing more is written that could be waited for."""
+        """Make sure that a saga of that ID exists; its last entry if it has ended already, as
+        nothing more is written then that could be waited for."""
         last_entry = self._find_recent(id)
         if last_entry is None:
             partition = await self.start(id, context)
         else:
             partition = last_entry.position.partition
-            # Before it is looked at, so that whatever is written from then on is seen.
+            # Before it is read, so that whatever is written from then on is seen.
             self._next_offsets.setdefault(partition, last_entry.position.offset)
         if last_entry is None or not last_entry.is_final:
             await self._catch_up(partition)
@@ -192,15 +181,15 @@ class DurableSagas:
         if not last_entry.has_ended:
             return None
         entry = await asyncio.to_thread(self.journal.read_entry, last_entry.position)
-        if entry is None:  # the log does not keep it any more: as if there had been none
+        if entry is None:  # the log no longer keeps it: as if there had been none
             await self.start(id, context)
             self._last_numbers[id] = -1
         return entry
 
     async def latest(self, id: str, newest: int | None = DEFAULT_NEWEST) -> StoredEntry:
-        """Where a saga stands.
+        """The last entry of a saga.
 
-        :raises UnknownSaga: it is not there.
+        :raises UnknownSaga: it does not exist.
         """
         last_entry = self._find_recent(id)
         if last_entry is not None:
@@ -213,7 +202,7 @@ class DurableSagas:
         return (await asyncio.to_thread(self.journal.latest, id, newest)).entry
 
     def _find_recent(self, id: str) -> LastEntry | None:
-        """The last entry of a saga, as far as the journal was followed."""
+        """The last entry of a saga, as far as the journal was read."""
         log = self._app.log
         if log is not self._recent_log:  # the app was entered again
             self._recent_sagas, self._recent_log = RecentSagas(self._indexed_entries), log
@@ -221,14 +210,11 @@ class DurableSagas:
         return self._recent_sagas.find(id)
 
     async def _catch_up(self, partition: int) -> None:
-        """Everything that a partition holds at this moment is known to :attr:`_recent_sagas`."""
-        shared_run = self._catch_ups.get(partition)
-        if shared_run is None:
+        """Read everything that a partition holds at this moment into :attr:`_recent_sagas`."""
+        if partition not in self._catch_ups:
             recent, journal = self._recent_sagas, self.journal
-            shared_run = self._catch_ups[partition] = _SharedRun(
-                lambda: recent.catch_up(journal, partition)
-            )
-        await shared_run.wait_for_next()
+            self._catch_ups[partition] = _SharedRun(lambda: recent.catch_up(journal, partition))
+        await self._catch_ups[partition].wait_for_next()
 
     def _resolve_waiters(self, entry: StoredEntry) -> None:
         for future in self._waiters.get(entry.saga, ()):
@@ -247,7 +233,9 @@ class DurableSagas:
         try:
             await self._poll_until_ended()
         except Exception as error:
-            _fail_waiters(self._waiters.values(), error)
+            for future in (each for waiters in self._waiters.values() for each in waiters):
+                if not future.done():
+                    future.set_exception(error)
         finally:
             self._next_offsets.clear()
 
@@ -261,7 +249,7 @@ class DurableSagas:
             try:
                 found = await asyncio.to_thread(journal.read_since, offsets, self._awaited_keys)
             except Unavailable:
-                continue  # the saga goes on meanwhile, or will
+                continue  # the saga advances without us
             for entry in found:
                 # The first of a number counts; what was written too late has no higher one.
                 if entry.n > self._last_numbers.get(entry.saga, entry.n):
@@ -272,46 +260,36 @@ class DurableSagas:
 
 
 class _SharedRun:
-    """Runs one blocking action, as often as somebody needs that it was *begun* after he asked:
-    those who ask while it runs share the next run. Used on one loop."""
+    """Runs one blocking action for callers that need a run which *began* after they asked: those
+    who ask while it runs share the next run. Used on one loop."""
 
     def __init__(self, action: Callable[[], None]) -> None:
         self._action = action
         self._running: asyncio.Task[None] | None = None
-        self._queued: asyncio.Task[None] | None = None
+        self._next: asyncio.Task[None] | None = None
+        """Has not begun."""
 
     async def wait_for_next(self) -> None:
         """Wait for a run that has not begun yet.
 
         :raises Exception: what it raised.
         """
-        if self._running is None or self._running.done():
-            self._running = task = asyncio.ensure_future(self._run(None))
-        elif self._queued is None:
-            self._queued = task = asyncio.ensure_future(self._run(self._running))
-        else:
-            task = self._queued
-        task.add_done_callback(_retrieve_exception)
-        await asyncio.shield(task)
+        if self._next is None:
+            self._next = asyncio.ensure_future(self._run(self._running))
+            self._next.add_done_callback(_retrieve_exception)
+        await asyncio.shield(self._next)
 
     async def _run(self, previous: asyncio.Task[None] | None) -> None:
         if previous is not None:
             await asyncio.wait([previous])
-            self._running, self._queued = self._queued, None
+        self._running, self._next = self._next, None
         await asyncio.to_thread(self._action)
 
 
 def _retrieve_exception(task: asyncio.Task[None]) -> None:
-    """Whoever waited may be gone: then nobody is told of its failure."""
+    """Whoever waited may be gone: asyncio is not to log that nobody read the exception."""
     if not task.cancelled():
         task.exception()
-
-
-def _fail_waiters(waiting: Collection[set[asyncio.Future[StoredEntry]]], error: Exception) -> None:
-    for futures in waiting:
-        for future in futures:
-            if not future.done():
-                future.set_exception(error)
 
 
 def _message_id(entry: StoredEntry) -> str:

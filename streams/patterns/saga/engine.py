@@ -1,18 +1,16 @@
-"""How a saga goes on: from one entry to the next.
+"""How a saga advances: from one entry to the next.
 
-:meth:`SagaEngine.advance` is given where a saga stands, calls what is to be called, and says where
-it stands then. It keeps nothing, so it can be called again with the same entry after a crash. Who
-calls it, and waits for what is due, is another's business: a loop in memory
-(:mod:`streams.patterns.saga.orchestrator`), a processor in a durable saga
-(:mod:`streams.patterns.saga.durable_sagas`).
+:meth:`SagaEngine.advance` takes a saga's last entry, calls the steps that are due, and returns the
+next entry. It keeps no state, so it can be called again with the same entry after a crash. Its
+callers wait until an entry is due: a loop in memory (:mod:`streams.patterns.saga.orchestrator`), a
+processor in a durable saga (:mod:`streams.patterns.saga.durable_sagas`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from random import random
 from typing import Any, NamedTuple
 
@@ -22,6 +20,7 @@ from streams.cancellation import wait_deferring_cancel
 from streams.clock import Clock
 from streams.engine.retry import retry_delay
 from streams.errors import find_config_error
+from streams.patterns.clock_waits import Interrupted, interrupt_after, sleep_until
 from streams.patterns.saga.contexts import ContextStore, merge_contexts
 from streams.patterns.saga.entry_validation import MAX_WAIT
 from streams.patterns.saga.errors import SagaError, StepTimeout
@@ -29,13 +28,11 @@ from streams.patterns.saga.journal_entry import ENDED_STATUSES, Failure, Journal
 from streams.patterns.saga.step import SagaStep, StepCall
 from streams.text import count_with_noun, get_logger
 
-__all__ = ["SagaEngine", "StepErrors"]
-
 logger = get_logger("streams")
 
 StepErrors = MutableMapping[tuple[str, bool], BaseException]
-"""What was raised last, by step and whether it was its compensation: the exceptions themselves, for
-whoever is in the same process."""
+"""The exceptions raised last, by step and whether its compensation raised it; for callers in the
+same process."""
 
 
 class StepOutcome(NamedTuple):
@@ -52,8 +49,8 @@ class SagaEngine:
     """The steps of a saga, and how one leads to the next.
 
     :param name: the orchestrator's; part of every idempotency key.
-    :param compensate_cancelled: a step that is cancelled has failed, and what was done is to be
-        undone. Else the cancellation is passed on, and the saga stands where it stood.
+    :param compensate_cancelled: a step that is cancelled has failed, and the saga is compensated.
+        Else the cancellation is passed on, and the saga stays at the entry it had.
     """
 
     def __init__(
@@ -83,11 +80,11 @@ class SagaEngine:
     # -- one transition
 
     async def advance(self, entry: JournalEntry, errors: StepErrors) -> JournalEntry:
-        """Call what is to be called now; where the saga stands then.
+        """Call the steps that are due; the entry that follows.
 
         A saga whose steps cannot all be found is stopped before anything more is called.
 
-        :param errors: is told what calls raised.
+        :param errors: filled with what calls raised.
         """
         if not entry.plan:
             if not self.plan:
@@ -111,8 +108,8 @@ class SagaEngine:
         return await self._step_forward(entry, errors)
 
     def check_progress(self, entry: JournalEntry, following: JournalEntry) -> None:
-        """See to it that a saga has a bounded number of entries: each one that follows is nearer to
-        an end, whatever the one before it says.
+        """Make sure that a saga has a bounded number of entries: each is nearer to an end than the
+        one before it, whatever that says.
 
         :raises SagaError: this one is not.
         """
@@ -145,10 +142,10 @@ class SagaEngine:
         return (2, max(0, len(entry.plan) - entry.stage), len(entry.current_steps), attempts_left)
 
     def _missing_steps(self, entry: JournalEntry) -> list[str]:
-        """Steps that this saga needs from here on and that are not there."""
+        """Steps that this saga still needs and that do not exist."""
         needed: Iterable[str] = entry.done
         if entry.status == "running":
-            # All of them: what cannot be finished, or not be undone, goes no further.
+            # All of them: a saga that cannot be finished, or undone, must go no further.
             needed = (*needed, *(name for group in entry.plan[entry.stage :] for name in group))
         known = self.steps
         compensating = entry.status == "compensating"
@@ -160,9 +157,8 @@ class SagaEngine:
 
     def _stop(self, entry: JournalEntry, reason: str) -> JournalEntry:
         logger.error("saga %s %s: stopped: %s", self.name, entry.saga, reason)
-        return entry.next_entry(
-            self.now(), status="stopped", stood=entry.status, error=reason, due=0.0
-        )
+        status = entry.status
+        return entry.next_entry(self.now(), status="stopped", stood=status, error=reason, due=0.0)
 
     # -- forward
 
@@ -178,19 +174,19 @@ class SagaEngine:
                 continue
             policy = self.steps[step].retry
             attempts[step] = attempts.get(step, 0) + 1
-            step_failure = make_failure(step, error, attempts[step])
+            failure = make_failure(step, error, attempts[step])
             errors[step, False] = error
-            last_failures.append(step_failure)
+            last_failures.append(failure)
             delay = None
             if not took_effect and not isinstance(error, asyncio.CancelledError):
                 delay = retry_delay(policy, attempts[step], error, random())
             if delay is None:
-                final_failures.append(step_failure)
+                final_failures.append(failure)
             else:
                 delays.append(delay)
             if took_effect or self.steps[step].compensate_failed:
                 partly_done.append(step)
-            self._log_failure(entry, step_failure, "failed", delay)
+            self._log(entry, failure, "failed", delay)
         done = (*entry.done, *(each.step for each in finished))
         context = entry.context
         try:
@@ -199,28 +195,18 @@ class SagaEngine:
             failed_step = finished[-1].step
             errors[failed_step, False] = error
             final_failures.append(make_failure(failed_step, error, 1))
-            self._log_failure(entry, final_failures[-1], "failed", None)
+            self._log(entry, final_failures[-1], "failed", None)
         if cancelled is not None:
             errors["", False] = cancelled
             if not final_failures:
-                # Every step had its effect before it could be interrupted; whoever cancelled does
-                # not know, and takes it that nothing is done.
+                # Every step had its effect before it could be interrupted; whoever cancelled
+                # cannot know, and expects that nothing is done.
                 final_failures.append(make_failure(names[-1], cancelled, 1))
         now = self.now()
         if final_failures:
-            to_compensate = self._compensable((*done, *partly_done))
-            return entry.next_entry(
-                now,
-                status="compensating" if to_compensate else "compensated",
-                context=context,
-                done=to_compensate,
-                attempts={},
-                last=(),
-                due=0.0,
-                failure=final_failures[0],
-            )
+            return self._turn_back(entry, (*done, *partly_done), final_failures[0], context)
         if delays:
-            # They wait together: a group goes on when all of it may.
+            # The steps of a group wait together, until the last of them is due.
             return entry.next_entry(
                 now,
                 context=context,
@@ -230,16 +216,8 @@ class SagaEngine:
                 due=now + min(MAX_WAIT, max(delays)),
             )
         stage = entry.stage + 1
-        return entry.next_entry(
-            now,
-            status="completed" if stage >= len(entry.plan) else "running",
-            context=context,
-            stage=stage,
-            done=done,
-            attempts={},
-            last=(),
-            due=0.0,
-        )
+        status = "completed" if stage >= len(entry.plan) else "running"
+        return entry.moved_on(now, status=status, context=context, stage=stage, done=done)
 
     def _merged_context(self, entry: JournalEntry, finished: Sequence[StepOutcome]) -> Any:
         """What is stored after these steps."""
@@ -251,9 +229,15 @@ class SagaEngine:
         results = [(each.step, load(each.context)) for each in finished]
         return self.contexts.store(merge_contexts(load(entry.context), results))
 
-    def _compensable(self, done: Iterable[str]) -> tuple[str, ...]:
-        """Those of these steps that can be undone."""
-        return tuple(name for name in done if self.steps[name].compensate is not None)
+    def _turn_back(
+        self, entry: JournalEntry, done: Iterable[str], failure: Failure, context: Any
+    ) -> JournalEntry:
+        """Go backward: compensate what is done, as far as that can be."""
+        remaining = tuple(name for name in done if self.steps[name].compensate is not None)
+        status = "compensating" if remaining else "compensated"
+        return entry.moved_on(
+            self.now(), status=status, context=context, done=remaining, failure=failure
+        )
 
     def cancel_retries(
         self, entry: JournalEntry, error: BaseException, errors: StepErrors
@@ -261,20 +245,10 @@ class SagaEngine:
         """A saga that is cancelled while its steps wait to be tried again goes backward."""
         for name in entry.current_steps:
             errors[name, False] = error
-        step_failure = make_failure(
-            entry.current_steps[0], error, entry.attempts.get(entry.current_steps[0], 0)
-        )
+        first = entry.current_steps[0]
+        failure = make_failure(first, error, entry.attempts.get(first, 0))
         partly_done = (name for name in entry.attempts if self.steps[name].compensate_failed)
-        to_compensate = self._compensable((*entry.done, *partly_done))
-        return entry.next_entry(
-            self.now(),
-            status="compensating" if to_compensate else "compensated",
-            done=to_compensate,
-            attempts={},
-            last=(),
-            due=0.0,
-            failure=step_failure,
-        )
+        return self._turn_back(entry, (*entry.done, *partly_done), failure, entry.context)
 
     # -- backward
 
@@ -283,59 +257,45 @@ class SagaEngine:
         (outcome,), _ = await self._call_steps(entry, (name,), compensating=True)
         remaining, now = entry.done[:-1], self.now()
         if outcome.error is None:
-            return self._after_compensation(entry, remaining, entry.uncompensated, outcome.context)
+            return self._compensated(entry, remaining, entry.uncompensated, outcome.context)
         attempts = entry.attempts.get(name, 0) + 1
-        step_failure = make_failure(name, outcome.error, attempts)
+        failure = make_failure(name, outcome.error, attempts)
         errors[name, True] = outcome.error
         delay = None
         if not outcome.took_effect:
             policy = self.steps[name].compensation_retry
             delay = retry_delay(policy, attempts, outcome.error, random())
-        self._log_failure(entry, step_failure, "could not be compensated", delay)
+        self._log(entry, failure, "could not be compensated", delay)
         if delay is not None:
             due = now + min(MAX_WAIT, delay)
-            return entry.next_entry(now, attempts={name: attempts}, last=(step_failure,), due=due)
-        return self._after_compensation(
-            entry, remaining, (*entry.uncompensated, step_failure), entry.context
-        )
+            return entry.next_entry(now, attempts={name: attempts}, last=(failure,), due=due)
+        return self._compensated(entry, remaining, (*entry.uncompensated, failure), entry.context)
 
-    def _after_compensation(
+    def _compensated(
         self,
         entry: JournalEntry,
         remaining: tuple[str, ...],
         uncompensated: tuple[Failure, ...],
         context: Any,
     ) -> JournalEntry:
-        final_status = "failed" if uncompensated else "compensated"
-        return entry.next_entry(
-            self.now(),
-            status="compensating" if remaining else final_status,
-            context=context,
-            done=remaining,
-            attempts={},
-            last=(),
-            due=0.0,
-            uncompensated=uncompensated,
+        ended = "failed" if uncompensated else "compensated"
+        status = "compensating" if remaining else ended
+        return entry.moved_on(
+            self.now(), status=status, context=context, done=remaining, uncompensated=uncompensated
         )
 
-    def _log_failure(
-        self, entry: JournalEntry, step_failure: Failure, verb: str, delay: float | None
-    ) -> None:
-        text = (
-            f"{step_failure.kind}: {step_failure.message}"
-            if step_failure.message
-            else step_failure.kind
-        )
+    def _log(self, entry: JournalEntry, failure: Failure, verb: str, delay: float | None) -> None:
+        text = str(failure.error)
         if delay is None:
             logger.warning(
                 "saga %s %s: step %s %s after %s: %s",
-                self.name, entry.saga, step_failure.step, verb,
-                count_with_noun(step_failure.attempts, "attempt"), text,
+                self.name, entry.saga, failure.step, verb,
+                count_with_noun(failure.attempts, "attempt"), text,
             )  # fmt: skip
         else:
             logger.info(
                 "saga %s %s: step %s %s, attempt %d, again in %.3g s: %s",
-                self.name, entry.saga, step_failure.step, verb, step_failure.attempts, delay, text,
+                self.name, entry.saga, failure.step, verb, failure.attempts, delay, text,
             )  # fmt: skip
 
     # -- calls
@@ -343,15 +303,15 @@ class SagaEngine:
     async def _call_steps(
         self, entry: JournalEntry, names: Sequence[str], *, compensating: bool
     ) -> tuple[Sequence[StepOutcome], asyncio.CancelledError | None]:
-        """Call steps side by side; how each ended, in their order, and whether they were to be
-        interrupted."""
+        """Call steps side by side; how each ended, in their order, and the cancellation that
+        interrupted them, if any."""
         if len(names) == 1 and not self._compensate_cancelled:
-            return (await self._call_step(entry, names[0], compensating=compensating),), None
+            return (await self._call(entry, names[0], compensating=compensating),), None
         outcomes: dict[str, StepOutcome] = {}
         interrupted: asyncio.CancelledError | None = None
 
         async def call_one(name: str) -> None:
-            outcomes[name] = await self._call_step(entry, name, compensating=compensating)
+            outcomes[name] = await self._call(entry, name, compensating=compensating)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -367,9 +327,7 @@ class SagaEngine:
             raise several.exceptions[0] from None  # SystemExit and the like, as it was raised
         return [outcomes[name] for name in names], interrupted
 
-    async def _call_step(
-        self, entry: JournalEntry, name: str, *, compensating: bool
-    ) -> StepOutcome:
+    async def _call(self, entry: JournalEntry, name: str, *, compensating: bool) -> StepOutcome:
         step = self.steps[name]
         attempt = entry.attempts.get(name, 0) + 1
         call = StepCall(self.name, entry.saga, name, attempt, compensating)
@@ -386,27 +344,25 @@ class SagaEngine:
                 raise
             return StepOutcome(name, None, SagaError("it was cancelled from within"), False)
         try:
-            return StepOutcome(
-                name, self.contexts.store(_resulting_context(context, returned, name))
-            )
+            stored = self.contexts.store(_resulting_context(context, returned, name))
         except Exception as error:
             return StepOutcome(name, None, error, True)
+        return StepOutcome(name, stored)
 
     async def _call_action(self, step: SagaStep[Any], call: StepCall, context: Any) -> Any:
-        action = step.action(call)
-        if not step.asynchronous(call):
+        action, asynchronous = step.action(call)
+        if not asynchronous:
             found = await self._call_in_thread(action, context)
             return await found if inspect.isawaitable(found) else found
         if step.timeout is None:
             return await action(context)
-        limit = asyncio.timeout(None)
+        clock = self._get_clock()
+        end = clock.monotonic() + step.timeout
         try:
-            async with limit:
-                with _expire_by_clock(limit, self._get_clock(), step.timeout):
-                    return await action(context)
-        except TimeoutError:
-            if not limit.expired():
-                raise
+            async with interrupt_after(lambda: sleep_until(clock, end)):
+                return await action(context)
+        except Interrupted:
+            pass
         raise StepTimeout(f"step {step.name!r} ran longer than {step.timeout:g} s")
 
     async def _call_in_thread(self, action: Callable[[Any], Any], context: Any) -> Any:
@@ -420,7 +376,7 @@ class SagaEngine:
 
 
 def _call_plain(action: Callable[[Any], Any], context: Any) -> Any:
-    """Call a plain action. ``StopIteration`` is held by no future: nobody would be told of it."""
+    """Call a plain action. No future can hold ``StopIteration``: its caller would wait for ever."""
     try:
         return action(context)
     except StopIteration as error:
@@ -428,7 +384,7 @@ def _call_plain(action: Callable[[Any], Any], context: Any) -> Any:
 
 
 def _resulting_context(context: Any, returned: Any, step: str) -> Any:
-    """The context after a step: what it was given, or what it returned in its place.
+    """The context after a step: the one it was given, or the one it returned.
 
     :raises SagaError: what it returned is none.
     """
@@ -442,42 +398,3 @@ def _resulting_context(context: Any, returned: Any, step: str) -> Any:
         f"step {step!r} returned a {type(returned).__name__}: return the context "
         f"(a {type(context).__name__}), or None to keep the one that was given"
     )
-
-
-@contextmanager
-def _expire_by_clock(limit: asyncio.Timeout, clock: Clock, seconds: float) -> Iterator[None]:
-    """Let ``limit`` end after so many seconds of the app's clock."""
-    loop = asyncio.get_running_loop()
-    end = clock.monotonic() + seconds
-    handle: asyncio.TimerHandle | None = None
-    expired = False
-
-    def check_deadline() -> None:
-        nonlocal handle, expired
-        if handle is not None:
-            handle.cancel()
-        if expired:
-            return
-        seconds_left = end - clock.monotonic()
-        if seconds_left <= 0:
-            expired = True
-            limit.reschedule(loop.time())
-        else:
-            handle = loop.call_later(clock.real_timeout(seconds_left), check_deadline)
-
-    check_deadline()
-    unwatch = clock.on_jump(lambda: _call_soon(loop, check_deadline))
-    try:
-        yield
-    finally:
-        expired = True
-        unwatch()
-        if handle is not None:
-            handle.cancel()
-
-
-def _call_soon(loop: asyncio.AbstractEventLoop, action: Callable[[], None]) -> None:
-    try:
-        loop.call_soon_threadsafe(action)
-    except RuntimeError:  # the loop is closed: nobody is left to be told
-        return

@@ -9,13 +9,10 @@ can make a saga go on for ever.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import TypeGuard
 
-from streams.patterns.saga.journal_entry import Failure, JournalEntry, Status
-
-__all__ = ["MAX_COUNT", "MAX_TIME", "MAX_WAIT", "invalid_reason", "is_saga_id"]
+from streams.patterns.saga.journal_entry import JournalEntry, Status
 
 StepNames = tuple[str, ...]
 Plan = tuple[StepNames, ...]
@@ -37,7 +34,7 @@ _MAX_STEP_LENGTH = 200
 
 _MAX_KIND_LENGTH = 200
 _MAX_MESSAGE_LENGTH = 1 << 10
-"""Characters of the text of a failure, at most (``entry.failure``)."""
+"""Characters of the text of a failure, at most (``journal_entry.make_failure``)."""
 
 _PREVIOUS_STATUSES = {
     "stopped": ("running", "compensating"),
@@ -54,8 +51,8 @@ def is_saga_id(id: object) -> TypeGuard[str]:
 def invalid_reason(entry: JournalEntry, *, cache: bool = False) -> str:
     """Why no saga can stand like this, without quoting the entry; empty if one can.
 
-    :param cache: the entry is small, and others like it will come: what is found of its plan and
-        its steps is kept for them.
+    :param cache: the entry is small, and others like it will come: what is found about its plan
+        and its steps is cached for them.
     """
     if not is_saga_id(entry.saga):
         return f"its saga's ID is not a text of 1 to {_MAX_ID_LENGTH} printable characters"
@@ -101,31 +98,26 @@ def _invalid_steps(
     if not 0 <= stage <= len(plan):
         return "its stage is not in its plan"
     is_halted = status in _PREVIOUS_STATUSES
-    effective_status = previous_status if is_halted else status
-    if effective_status is None:
+    effective = previous_status if is_halted else status
+    if effective is None:
         return f"it is {status}, and does not say what its status was before"
     if previous_status is not None and previous_status not in _PREVIOUS_STATUSES.get(status, ()):
         return f"it is {status}, and its status before that cannot have been {previous_status}"
     if len(set(done + uncompensated)) < len(done) + len(uncompensated):
         return "it has a step twice in what is done and what could not be compensated"
     if not plan:
-        is_fresh = (
-            effective_status == "running" and not done and not uncompensated and not has_failure
-        )
-        return "" if is_fresh else f"it is {effective_status} without a plan"
+        is_fresh = effective == "running" and not done and not uncompensated and not has_failure
+        return "" if is_fresh else f"it is {effective} without a plan"
     earlier_steps = {name for group in plan[:stage] for name in group}
     current_steps = set(plan[stage]) if stage < len(plan) else set[str]()
-    if has_failure == (effective_status in ("running", "completed")):
-        return f"it is {effective_status}, and {'a' if has_failure else 'no'} step failed"
-    if effective_status == "completed":
-        return (
-            ""
-            if not current_steps and set(done) == earlier_steps and not uncompensated
-            else "not all of it is done"
-        )
+    if has_failure == (effective in ("running", "completed")):
+        return f"it is {effective}, and {'a' if has_failure else 'no'} step failed"
+    if effective == "completed":
+        is_complete = not current_steps and set(done) == earlier_steps and not uncompensated
+        return "" if is_complete else "not all of it is done"
     if not current_steps:
-        return f"it is {effective_status}, and its stage is behind its plan"
-    if effective_status == "running":
+        return f"it is {effective}, and its stage is behind its plan"
+    if effective == "running":
         is_consistent = (
             earlier_steps <= set(done)
             and set(done) - earlier_steps < current_steps
@@ -134,10 +126,10 @@ def _invalid_steps(
         return "" if is_consistent else "the steps that are done are not those before its stage"
     if not set(done + uncompensated) <= earlier_steps | current_steps:
         return "it is to undo a step that it never came to"
-    if bool(done) != (effective_status == "compensating"):
-        return f"it is {effective_status}, and {'a' if done else 'no'} step is left to be undone"
-    if effective_status != "compensating" and bool(uncompensated) != (effective_status == "failed"):
-        return f"it is {effective_status}, and {'a' if uncompensated else 'no'} compensation failed"
+    if bool(done) != (effective == "compensating"):
+        return f"it is {effective}, and {'a' if done else 'no'} step is left to be undone"
+    if effective != "compensating" and bool(uncompensated) != (effective == "failed"):
+        return f"it is {effective}, and {'a' if uncompensated else 'no'} compensation failed"
     return ""
 
 
@@ -153,16 +145,10 @@ def _invalid_counts(entry: JournalEntry) -> str:
         return "it counts attempts of a step that is not at hand"
     if not all(0 < count <= MAX_COUNT for count in entry.attempts.values()):
         return f"it counts attempts that are not from 1 to {MAX_COUNT}"
-    failures: list[Failure] = [*entry.last, *entry.uncompensated]
     if len(entry.last) > len(current_steps):
         return "it has more last failures than steps at hand"
-    return _invalid_failures(
-        failures if entry.failure is None else [*failures, entry.failure], names
-    )
-
-
-def _invalid_failures(failures: Iterable[Failure], names: set[str]) -> str:
-    for each in failures:
+    final = () if entry.failure is None else (entry.failure,)
+    for each in (*entry.last, *entry.uncompensated, *final):
         if each.step not in names:
             return "it has a failure of a step that is not in its plan"
         if not 0 <= each.attempts <= MAX_COUNT:

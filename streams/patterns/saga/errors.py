@@ -1,4 +1,4 @@
-"""How a saga can end other than well, and what its step raised when only its text is left."""
+"""How a saga can fail, and what a step raised when only its text is left."""
 
 from __future__ import annotations
 
@@ -6,17 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from streams.errors import StreamsError
-
-__all__ = [
-    "ContextConflict",
-    "FailedCompensation",
-    "SagaError",
-    "SagaFailedError",
-    "SagaStoppedError",
-    "StepError",
-    "StepTimeout",
-    "UnknownSaga",
-]
 
 
 class SagaError(StreamsError):
@@ -71,7 +60,7 @@ class SagaFailedError(SagaError):
     :param saga_id: which saga.
     :param step: the step that failed.
     :param cause: what it raised; a :class:`StepError` if the saga is durable.
-    :param failed_compensations: those that failed in turn, in the order they were tried.
+    :param failed_compensations: those that failed, in the order they were tried.
     :param context: the context after the last compensation.
     """
 
@@ -99,7 +88,7 @@ class SagaFailedError(SagaError):
 
 
 class SagaStoppedError(SagaError):
-    """A durable saga stands still with an error, or was abandoned: nobody goes on with it.
+    """A durable saga was stopped by an error, or abandoned: it does not advance.
 
     :param saga_id: which saga.
     :param status: ``"stopped"`` or ``"abandoned"``.

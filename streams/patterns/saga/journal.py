@@ -1,12 +1,12 @@
-"""A saga's journal as it stands in the log: read, and written to by commands.
+"""A saga's journal in the log: read by everybody, and written to by commands.
 
-The journal of all sagas of one name is the topic ``NAME.saga``, keyed by saga ID. A reading joins
-no group. It looks at the newest entries of each partition, a number that its caller says and is
-told about, so that its cost does not grow with all that was ever written; what stands further back,
-or was removed by the log's retention, is unknown to it.
+The journal of all sagas of one name is the topic ``NAME.saga``, keyed by saga ID. Reading it joins
+no group. Only the newest entries of each partition are read, as many as the caller says, so that
+the cost does not grow with all that was ever written; what is older, or was removed by the log's
+retention, is unknown.
 
-What is no entry of a saga, or stands under another key than its saga's ID, counts for nobody
-(:mod:`streams.patterns.saga.journal_decoder`).
+What is no entry of a saga, or is written under another key than its saga's ID, is ignored by
+everybody (:mod:`streams.patterns.saga.journal_decoder`).
 """
 
 from __future__ import annotations
@@ -25,16 +25,6 @@ from streams.message import Position, Record
 from streams.patterns.saga.errors import UnknownSaga
 from streams.patterns.saga.journal_decoder import EntryDecoder, saga_key
 from streams.patterns.saga.journal_entry import JournalEntry, StoredEntry
-
-__all__ = [
-    "DEFAULT_NEWEST",
-    "TOPIC_SUFFIX",
-    "Journal",
-    "PositionedEntry",
-    "SagaListing",
-    "journal_topic",
-    "saga_name",
-]
 
 TOPIC_SUFFIX = ".saga"
 
@@ -58,17 +48,26 @@ def saga_name(topic: str) -> str | None:
 
 
 class PositionedEntry(NamedTuple):
-    """An entry and where it stands."""
+    """An entry and its position."""
 
     entry: StoredEntry
     position: Position
 
 
-class SagaListing(NamedTuple):
-    """Where sagas stand, and how far back the journal was looked at.
+class EntryRange(NamedTuple):
+    """A part of a partition: from ``start`` to before ``end``."""
 
-    :param entries: the last one of each saga, the saga that moved last at the end.
-    :param is_complete: the journal was looked at from its beginning.
+    start: int
+    end: int
+    is_whole: bool
+    """Nothing that the log keeps is before it."""
+
+
+class SagaListing(NamedTuple):
+    """Sagas, and whether the journal was read from its beginning.
+
+    :param entries: the last one of each saga, in the order of their times.
+    :param is_complete: the journal was read from its beginning.
     """
 
     entries: list[StoredEntry]
@@ -85,71 +84,62 @@ class Journal:
         self._decoder = decoder if decoder is not None else EntryDecoder(self.topic)
 
     def latest(self, id: str, newest: int | None = DEFAULT_NEWEST) -> PositionedEntry:
-        """Where a saga stands.
+        """The last entry of a saga.
 
         :param newest: how many entries of each partition are looked at; None: all there are.
-        :raises UnknownSaga: it is not there.
+        :raises UnknownSaga: it does not exist.
         """
-        return self._latest_and_ends(id, newest)[0]
+        return self._find_latest(id, newest)[0]
 
-    def _latest_and_ends(
-        self, id: str, newest: int | None
-    ) -> tuple[PositionedEntry, dict[int, int]]:
+    def _find_latest(self, id: str, newest: int | None) -> tuple[PositionedEntry, dict[int, int]]:
         """The same, and before which offset of each partition it was looked for."""
         found: PositionedEntry | None = None
-        ends: dict[int, int] = {}
-        reaches_start = True
-        for partition in range(self._partition_count()):
-            start, end, is_whole = self._newest_range(partition, newest)
-            ends[partition] = end
-            reaches_start = reaches_start and is_whole
-            for each in self._scan((saga_key(id),), partition, start, end):
+        ranges = self._newest_ranges(newest)
+        for partition, (start, end, _) in ranges.items():
+            for each in self.read_range(partition, start, end, (saga_key(id),)):
                 # Of entries with one number the first counts: the others were too late.
                 if found is None or each.entry.n > found.entry.n:
                     found = each
         if found is None:
             explanation = "or what the log keeps does not reach back to it"
-            if not reaches_start:
+            if not all(each.is_whole for each in ranges.values()):
                 explanation = (
                     f"or it does not stand among the last {newest:,} entries of a partition"
                 )
             unknown = UnknownSaga(f"there is no saga {id!r} in {self.topic}, {explanation}")
             unknown.id = id
             raise unknown
-        return found, ends
+        return found, {partition: each.end for partition, each in ranges.items()}
 
     def list_latest(
         self, is_wanted: Callable[[JournalEntry], bool], newest: int | None = DEFAULT_NEWEST
     ) -> SagaListing:
-        """Where the sagas stand of which that is wanted.
+        """The last entries of the sagas of which they are wanted.
 
         :param newest: how many entries of each partition are looked at; None: all there are.
         """
         numbers: dict[str, int] = {}
         found: dict[str, StoredEntry] = {}
-        reaches_start = True
-        for partition in range(self._partition_count()):
-            start, end, is_whole = self._newest_range(partition, newest)
-            reaches_start = reaches_start and is_whole
-            for entry, _ in self._scan(None, partition, start, end):
+        ranges = self._newest_ranges(newest)
+        for partition, (start, end, _) in ranges.items():
+            for entry, _ in self.read_range(partition, start, end):
                 if entry.n <= numbers.get(entry.saga, -1):
                     continue
                 numbers[entry.saga] = entry.n
                 found.pop(entry.saga, None)
                 if is_wanted(entry):
                     found[entry.saga] = entry
-        return SagaListing(sorted(found.values(), key=lambda entry: entry.at), reaches_start)
+        is_complete = all(each.is_whole for each in ranges.values())
+        return SagaListing(sorted(found.values(), key=lambda entry: entry.at), is_complete)
 
     def saga_ids(self, newest: int) -> set[str]:
-        """The IDs of sagas among the newest entries of each partition.
-
-        :param newest: how many entries are looked at.
-        """
-        found: set[str] = set()
-        for partition in range(self._partition_count()):
-            start, end, _ = self._newest_range(partition, newest)
-            found.update(each.entry.saga for each in self._scan(None, partition, start, end))
-        return found
+        """The IDs of sagas among so many entries of each partition, the newest."""
+        ranges = self._newest_ranges(newest)
+        return {
+            each.entry.saga
+            for partition, (start, end, _) in ranges.items()
+            for each in self.read_range(partition, start, end)
+        }
 
     def read_since(
         self, offsets: MutableMapping[int, int], keys: Container[bytes]
@@ -163,16 +153,16 @@ class Journal:
         for partition, offset in offsets.items():
             _, end = self.log.watermarks(self.topic, partition)
             if offset < end:
-                found += [each.entry for each in self._scan(keys, partition, offset, end)]
+                found += [each.entry for each in self.read_range(partition, offset, end, keys)]
                 offsets[partition] = end
         return found
 
     def read_entry(self, position: Position) -> StoredEntry | None:
-        """The entry that stands there; None if none does (any more)."""
+        """The entry at this position; None if there is none (any more)."""
         first, _ = self.log.watermarks(self.topic, position.partition)
         if position.offset < first:
             return None
-        found = self._scan(None, position.partition, position.offset, position.offset + 1)
+        found = self.read_range(position.partition, position.offset, position.offset + 1)
         return next((each.entry for each in found), None)
 
     def last_numbers(self, partition: int, start: int) -> dict[str, int]:
@@ -182,7 +172,7 @@ class Journal:
         """
         first, end = self.log.watermarks(self.topic, partition)
         found: dict[str, int] = {}
-        for entry, _ in self._scan(None, partition, max(first, start), end):
+        for entry, _ in self.read_range(partition, max(first, start), end):
             if entry.n > found.get(entry.saga, 0):
                 found[entry.saga] = entry.n
         return found
@@ -193,7 +183,7 @@ class Journal:
         make_next: Callable[[StoredEntry], StoredEntry],
         newest: int | None = DEFAULT_NEWEST,
     ) -> StoredEntry:
-        """Write what follows on where a saga stands; again where somebody was quicker.
+        """Append the entry that follows a saga's last one; again if somebody else was quicker.
 
         :param make_next: the entry that follows; raises if there is none.
         :param newest: as of :meth:`latest`.
@@ -202,54 +192,50 @@ class Journal:
         :raises OutcomeUnknown: perhaps written; look before giving the command again.
         """
         while True:
-            last, ends = self._latest_and_ends(id, newest)
+            last, ends = self._find_latest(id, newest)
             entry = make_next(last.entry)
-            # An ID of its own, so that this entry is told from one of the same number; what
-            # deduplication compares is in the entry.
-            position = self._append(entry, str(uuid7()), last.position.partition)
+            # In the partition of the entry that it follows, however that was chosen. Under an
+            # ID of its own, so that it differs from another entry of the same number; deduplication
+            # compares what is in the entry.
+            partition = last.position.partition
+            record = Record(_encode(entry), saga_key(id), str(uuid7()), partition=partition)
+            (position,) = append_and_wait(self.log, self.topic, [record])
+            if isinstance(position, LogError):
+                raise position
             # None of that number stood before the ends, so only what is new has to be looked at.
-            after = self._scan(
-                (saga_key(id),), position.partition, ends[position.partition], position.offset + 1
-            )
+            end = position.offset + 1
+            after = self.read_range(partition, ends[partition], end, (saga_key(id),))
             first = next((each for each in after if each.entry.n >= entry.n), None)
             if first is None or first.position.offset == position.offset:
                 return entry
 
-    def _append(self, entry: StoredEntry, id: str, partition: int) -> Position:
-        # Beside what it follows on, whoever started the saga and partitioned by whatever rule.
-        record = Record(_encode(entry), saga_key(entry.saga), id, partition=partition)
-        (answer,) = append_and_wait(self.log, self.topic, [record])
-        if isinstance(answer, LogError):
-            raise answer
-        return answer
-
-    def _partition_count(self) -> int:
+    def _newest_ranges(self, newest: int | None) -> dict[int, EntryRange]:
+        """The newest entries of each partition."""
         try:
-            return self.log.topic(self.topic).partitions
+            partitions = range(self.log.topic(self.topic).partitions)
         except NotFound:
             raise UnknownSaga(
                 f"there is no saga {self.saga!r} here: the log has no topic {self.topic}"
             ) from None
+        return {partition: self.newest_range(partition, newest) for partition in partitions}
 
-    def _newest_range(self, partition: int, newest: int | None) -> tuple[int, int, bool]:
-        """The newest entries of a partition, and whether these are all."""
+    def newest_range(self, partition: int, newest: int | None) -> EntryRange:
+        """The newest entries of a partition."""
         first, end = self.log.watermarks(self.topic, partition)
         if newest is None or first >= end:
-            return first, end, True
-        start = max(first, self.log.offset_before(self.topic, partition, end, newest))
-        is_whole = (
-            start <= first or self.log.offset_before(self.topic, partition, start, 1) >= start
-        )
-        return start, end, is_whole
+            return EntryRange(first, end, True)
+        before = self.log.offset_before
+        start = max(first, before(self.topic, partition, end, newest))
+        is_whole = start <= first or before(self.topic, partition, start, 1) >= start
+        return EntryRange(start, end, is_whole)
 
-    def read_range(self, partition: int, start: int, end: int) -> Iterator[PositionedEntry]:
-        """The entries of a part of a partition, in their order."""
-        return self._scan(None, partition, start, end)
-
-    def _scan(
-        self, keys: Container[bytes] | None, partition: int, start: int, end: int
+    def read_range(
+        self, partition: int, start: int, end: int, keys: Container[bytes] | None = None
     ) -> Iterator[PositionedEntry]:
-        """:param keys: the keys of those to be looked at; None: all."""
+        """The entries of a part of a partition, in their order.
+
+        :param keys: only those under these keys; None: all.
+        """
         if start >= end:
             return
         find = self._decoder.try_decode

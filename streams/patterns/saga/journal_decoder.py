@@ -1,14 +1,15 @@
-"""How entries of a journal are read: one way, for everybody who reads them.
+"""How entries of a journal are decoded: one way, for everybody who reads them.
 
-A record that its owner would make a dead letter of must count for nobody else either: else whoever
-looks for a saga's last entry finds one that nobody ever goes on with. So the processor that drives
-the sagas, commands, listings and whoever waits for a saga all ask an :class:`EntryDecoder`.
+A record that the owner would dead-letter must not count for anybody else either: else whoever looks
+for a saga's last entry finds one that nobody ever advances. So the processor that drives the sagas,
+commands, listings and whoever waits for a saga all use an :class:`EntryDecoder`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any
 
 from stream_codecs import DecodeError, Json
 from streams.message import Batch
@@ -16,18 +17,30 @@ from streams.patterns.saga.entry_validation import invalid_reason
 from streams.patterns.saga.journal_entry import StoredEntry
 from streams.processing import Skip
 
-__all__ = ["EntryDecoder", "JournalSource"]
-
-
 _CACHEABLE_BYTES = 4 << 10
-"""Bytes of an entry of which it may be kept what was found."""
+"""Bytes of an entry, at most, whose validation may be cached."""
+
+
+class EntryIdReader:
+    """Reads the message ID of an entry (:class:`streams.processing.job.IdReader`)."""
+
+    def __call__(self, value: StoredEntry) -> str:
+        """The ID of one entry."""
+        return value.message_id
+
+    def identify_many(self, values: Sequence[Any]) -> list[str]:
+        """The ID of each entry."""
+        return [value.message_id for value in values]
 
 
 class EntryDecoder:
-    """Decodes the entries of one journal (``executors.job.Decoding``).
+    """Decodes the entries of one journal (:class:`streams.processing.job.Decoding`).
 
     :param topic: the journal's topic.
     """
+
+    id_reader = EntryIdReader()
+    """An entry's ID is made of its content, whatever its headers say."""
 
     def __init__(self, topic: str) -> None:
         self._topic = topic
@@ -36,17 +49,12 @@ class EntryDecoder:
         self._fast = bound.fast if bound.fast is not None else bound.decode
         self._fast_limit = bound.small
 
-    @property
-    def id_reader(self) -> EntryIdReader:
-        """An entry's ID is made of what stands in it, whatever its headers say."""
-        return ENTRY_ID_READER
-
     def unwrap(self, batch: Batch) -> Batch:
         """Entries have no envelope."""
         return batch
 
     def fast_decoder(self, values: Sequence[bytes | None], largest: int) -> None:
-        """There is no short way: an entry counts only under its saga's key."""
+        """There is none: an entry counts only under its saga's key."""
         return
 
     def decode_one(self, batch: Batch, index: int) -> StoredEntry:
@@ -78,7 +86,7 @@ class EntryDecoder:
         return entry
 
     def try_decode(self, key: bytes | None, value: bytes | None) -> StoredEntry | None:
-        """The same; None for what is no entry."""
+        """As :meth:`decode_entry`; None for what is no entry."""
         if value is None:
             return None
         try:
@@ -95,24 +103,9 @@ def saga_key(id: str) -> bytes:
     return id.encode("utf-8", "surrogateescape")
 
 
-class EntryIdReader:
-    """Reads the message ID of an entry (``executors.job.Identify``)."""
-
-    def __call__(self, value: StoredEntry) -> str:
-        """The ID of one entry."""
-        return value.message_id
-
-    def identify_many(self, values: Sequence[Any]) -> list[str]:
-        """The ID of each entry."""
-        return [value.identity for value in values]
-
-
-ENTRY_ID_READER: Final = EntryIdReader()
-
-
+@dataclass(frozen=True)
 class JournalSource:
     """A journal's topic as its processor reads it (:class:`streams.decoding.Source`)."""
 
-    def __init__(self, name: str, decoding: EntryDecoder) -> None:
-        self.name = name
-        self.decoding: Any = decoding
+    name: str
+    decoding: Any

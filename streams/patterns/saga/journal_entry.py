@@ -1,9 +1,9 @@
 """One entry of a saga's journal: all there is to know about the saga after one transition.
 
-Entry ``n + 1`` is what became of entry ``n``, and their IDs say so: whoever else writes an entry of
-that number, a process that was thought dead or a command that came at the same time, was too late,
-and deduplication drops what it wrote. So the first of a number in the log is the one that counts,
-for the owner of the saga and for whoever reads the journal.
+Entry ``n + 1`` follows entry ``n``, and their IDs say so: whoever else writes an entry of that
+number (a process that was thought dead, a command at the same time) is too late, and deduplication
+drops what it wrote. So the first entry of a number in the log is the one that counts, for the owner
+of the saga and for whoever reads the journal.
 
 On the wire an entry is a JSON object; a saga is started by writing ``{"saga": ID, "context":
 {...}}`` under that ID as key.
@@ -18,33 +18,23 @@ import msgspec
 from streams.patterns.saga.errors import SagaError, StepError
 from streams.text import error_text
 
-__all__ = [
-    "ENDED_STATUSES",
-    "Failure",
-    "JournalEntry",
-    "Status",
-    "abandon_entry",
-    "make_failure",
-    "resume_entry",
-]
-
 Status = Literal[
     "running", "compensating", "completed", "compensated", "failed", "stopped", "abandoned"
 ]
-"""Where a saga stands:
+"""The status of a saga:
 
 * ``running``: forward; ``compensating``: backward;
-* ``completed``: every step is done; ``compensated``: one failed, all before it is undone;
-* ``failed``: one failed, and a compensation did too: something is left to be undone;
+* ``completed``: every step is done; ``compensated``: a step failed, those before it are undone;
+* ``failed``: a step failed, and a compensation too: something is not undone;
 * ``stopped``: it cannot go on with the code there is (a step is missing, say);
-* ``abandon_entry``: somebody said so.
+* ``abandoned``: by a command.
 """
 
 ENDED_STATUSES = frozenset({"completed", "compensated", "failed", "stopped", "abandoned"})
-"""Nobody goes on by himself."""
+"""No owner advances it without a command."""
 
 FINAL_STATUSES = frozenset({"completed", "compensated", "abandoned"})
-"""And nothing is left to be done."""
+"""Final: no entry follows."""
 
 _MAX_MESSAGE_BYTES = 1 << 10
 
@@ -64,7 +54,7 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def make_failure(step: str, error: BaseException, attempts: int) -> Failure:
-    """A failure to be written down: the type's name, and at most 1 KiB of what was said."""
+    """A failure to be written down: the type's name, and at most 1 KiB of its text."""
     message = error_text(error)
     data = message.encode("utf-8", "backslashreplace")
     if len(data) > _MAX_MESSAGE_BYTES:
@@ -85,18 +75,18 @@ class JournalEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     context: Any
     """As it is stored; see :mod:`streams.patterns.saga.contexts`."""
     plan: tuple[tuple[str, ...], ...] = ()
-    """The steps by name, groups of parallel ones together, as they were when the saga began. Empty
-    before anybody who has the steps has seen it."""
+    """The steps by name, in groups of parallel ones, as they were when the saga began. Empty before
+    a process that has the steps has seen it."""
     stage: int = 0
-    """Which group of the plan is at hand, while it goes forward."""
+    """The current group of the plan, while it goes forward."""
     done: tuple[str, ...] = ()
     """Steps that are done, and not compensated."""
     attempts: dict[str, int] = {}
-    """Of the steps at hand, how many calls have failed."""
+    """Failed calls of the current steps."""
     last: tuple[Failure, ...] = ()
     """Their last failures."""
     due: float = 0.0
-    """Not to be gone on with before, in seconds since the epoch."""
+    """Not to be advanced before, in seconds since the epoch."""
     failure: Failure | None = None
     """Why it goes backward."""
     uncompensated: tuple[Failure, ...] = ()
@@ -110,28 +100,28 @@ class JournalEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     @property
     def has_ended(self) -> bool:
-        """Nobody goes on with it by himself."""
+        """It advances only on an explicit command."""
         return self.status in ENDED_STATUSES
 
     @property
     def is_final(self) -> bool:
-        """Nothing is left to be done."""
+        """No entry follows."""
         return self.status in FINAL_STATUSES
 
     @property
     def message_id(self) -> str:
-        """The message ID: first in the log counts."""
+        """The message ID; the first in the log counts."""
         return f"{self.saga}/{self.n}"
 
     @property
     def effective_status(self) -> str:
-        """Its status; of one that was stopped or abandoned, the status before that (empty where
-        the entry does not say it)."""
+        """Its status; of a saga that was stopped or abandoned, the status before that (empty if
+        unknown)."""
         return (self.stood or "") if self.status in ("stopped", "abandoned") else self.status
 
     @property
     def current_steps(self) -> tuple[str, ...]:
-        """The steps at hand: to be executed, or the one to be compensated."""
+        """The steps to be executed next, or the one to be compensated."""
         status = self.effective_status
         if status == "running" and self.stage < len(self.plan):
             return tuple(name for name in self.plan[self.stage] if name not in self.done)
@@ -143,8 +133,8 @@ class JournalEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     @property
     def uncompensated_steps(self) -> tuple[str, ...]:
-        """Steps whose effect would stay if nobody went on with it: those that are done and not
-        compensated, and those whose compensation failed; in the order of the plan."""
+        """Steps whose effect would stay if it ended now: those that are done and not compensated,
+        and those whose compensation failed; in the order of the plan."""
         remaining = {*self.done, *(each.step for each in self.uncompensated)}
         planned = tuple(name for group in self.plan for name in group if name in remaining)
         return planned + tuple(sorted(remaining.difference(planned)))
@@ -153,9 +143,13 @@ class JournalEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         """The entry that follows."""
         return msgspec.structs.replace(self, n=self.n + 1, at=made_at, **changes)
 
+    def moved_on(self, made_at: float, **changes: Any) -> Self:
+        """The entry that follows where other steps are at hand than before: none was tried yet."""
+        return self.next_entry(made_at, attempts={}, last=(), due=0.0, **changes)
+
 
 class StoredEntry(JournalEntry, frozen=True, kw_only=True, omit_defaults=True):
-    """An entry as it stands in the log: its context is a document of its own within it."""
+    """An entry as it is in the log: its context is an encoded document within it."""
 
     context: msgspec.Raw
 
@@ -164,27 +158,17 @@ E = TypeVar("E", bound=JournalEntry)
 
 
 def resume_entry(entry: E, made_at: float) -> E:
-    """A saga that stands still, going on where it stood.
+    """The entry that resumes a saga which was stopped or has failed.
 
-    :raises SagaError: there is nothing to be resumed.
+    :raises SagaError: there is nothing to resume.
     """
     if entry.status == "stopped":
         status = entry.stood or "running"
-        return entry.next_entry(
-            made_at, status=status, error="", stood=None, attempts={}, last=(), due=0.0
-        )
+        return entry.moved_on(made_at, status=status, error="", stood=None)
     if entry.status == "failed":
-        # Undone from the end, so the first that was tried is tried first again.
+        # Compensated from the end, so the first that was tried is tried first again.
         failed_steps = tuple(each.step for each in reversed(entry.uncompensated))
-        return entry.next_entry(
-            made_at,
-            status="compensating",
-            done=failed_steps,
-            uncompensated=(),
-            attempts={},
-            last=(),
-            due=0.0,
-        )
+        return entry.moved_on(made_at, status="compensating", done=failed_steps, uncompensated=())
     if entry.is_final:
         raise SagaError(f"saga {entry.saga} is {entry.status}: there is nothing to resume")
     raise SagaError(
@@ -193,13 +177,11 @@ def resume_entry(entry: E, made_at: float) -> E:
 
 
 def abandon_entry(entry: E, made_at: float, reason: str = "") -> E:
-    """A saga that nobody goes on with any more: no step, and no compensation.
+    """The entry that ends a saga: no further step, no further compensation.
 
     :raises SagaError: it is over.
     """
     if entry.is_final:
         raise SagaError(f"saga {entry.saga} is {entry.status} already")
-    previous_status = entry.stood if entry.status == "stopped" else entry.status
-    return entry.next_entry(
-        made_at, status="abandoned", stood=previous_status, error=reason, due=0.0
-    )
+    previous = entry.stood if entry.status == "stopped" else entry.status
+    return entry.next_entry(made_at, status="abandoned", stood=previous, error=reason, due=0.0)

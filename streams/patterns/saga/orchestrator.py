@@ -1,7 +1,7 @@
-"""The orchestrator: one place that knows a saga's steps, their order, and how to take them back.
+"""The orchestrator: it knows a saga's steps, their order, and how to compensate them.
 
 In memory a saga lives as long as the call of :meth:`SagaOrchestrator.execute`. With an app and a
-name it is durable: its journal stands in the log, and whoever owns its partition goes on with it
+name it is durable: its journal is in the log, and the owner of its partition advances it
 (:mod:`streams.patterns.saga.durable_sagas`). Both are run by the same engine
 (:mod:`streams.patterns.saga.engine`).
 """
@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, get_args, overload
 
 from typing_extensions import TypeForm
@@ -21,7 +22,7 @@ from streams.cancellation import run_to_completion
 from streams.clock import SYSTEM
 from streams.config import Dedup, Flow, Retention
 from streams.errors import ConfigError, InvalidValue, find_config_error
-from streams.patterns.arguments import check_app
+from streams.patterns.arguments import check_app, is_int
 from streams.patterns.saga.contexts import ContextStore, CopiedContexts, EncodedContexts
 from streams.patterns.saga.durable_sagas import DurableSagas, check_saga_id, new_saga_id
 from streams.patterns.saga.engine import SagaEngine, StepErrors
@@ -41,8 +42,6 @@ from streams.text import get_logger, suggestion
 if TYPE_CHECKING:
     from streams.app import Streams
 
-__all__ = ["SagaOrchestrator", "SagaStatus"]
-
 C = TypeVar("C")
 
 STATUSES: tuple[str, ...] = get_args(Status)
@@ -52,19 +51,19 @@ logger = get_logger("streams")
 
 @dataclass(frozen=True, slots=True)
 class SagaStatus(Generic[C]):
-    """Where a durable saga stands.
+    """The state of a durable saga.
 
     :param id: the saga's ID.
     :param status: ``running`` (forward), ``compensating`` (backward), ``completed``,
         ``compensated``, ``failed`` (a compensation failed), ``stopped`` (it cannot go on with the
-        code there is) or ``abandon_entry``.
-    :param steps: the steps at hand: to be executed, or to be compensated.
+        code there is) or ``abandoned``.
+    :param steps: the steps to be executed, or to be compensated, next.
     :param done: steps that are done and not compensated.
     :param failure: why it goes or went backward.
     :param failed_compensations: compensations that failed for good.
-    :param retrying: the last failures of the steps at hand, which are tried again.
+    :param retrying: the last failures of these steps, which are tried again.
     :param reason: why it was stopped or abandoned.
-    :param updated: when it came to stand there; UTC.
+    :param updated: when it reached this state; UTC.
     """
 
     id: str
@@ -99,7 +98,7 @@ class SagaOrchestrator(Generic[C]):
 
     :param app: the app on whose log the journals stand.
     :param name: of these sagas: their journal is the topic ``NAME.saga``, their group is
-        ``MESSAGE_ID``, and it is in every idempotency key.
+        ``NAME``, and it is in every idempotency key.
     :param context: the type of their context, which msgspec can carry.
     :param partitions: of the journal's topic. Not given: one that exists is used as it is, and a
         new one gets 8.
@@ -182,11 +181,7 @@ class SagaOrchestrator(Generic[C]):
     ) -> Self: ...
 
     def add_step(
-        self,
-        step: SagaStep[C] | str,
-        execute: Any = None,
-        compensate: Any = None,
-        **options: Any,
+        self, step: SagaStep[C] | str, execute: Any = None, compensate: Any = None, **options: Any
     ) -> Self:
         """Add a step after those that are there: a :class:`SagaStep`, or a name and what else
         makes one.
@@ -230,11 +225,11 @@ class SagaOrchestrator(Generic[C]):
     # -- running
 
     async def execute(self, context: C, *, id: str | None = None) -> C:
-        """Run a saga to its end; the context its last step left.
+        """Run a saga to its end; the context after its last step.
 
         The context that is given is not touched. In memory, cancelling this call fails the step
-        at hand: what was done is compensated, and then the cancellation goes on. A durable saga
-        goes on whether or not somebody waits for it here.
+        at hand: what was done is compensated, and then the cancellation is raised. A durable saga
+        advances whether or not somebody waits for it here.
 
         :param id: the saga's ID, part of every idempotency key; a fresh one if not given. A
             durable saga of that ID is not started twice: the one there is is waited for.
@@ -261,8 +256,8 @@ class SagaOrchestrator(Generic[C]):
                 raise error
         for error in errors.values():
             if (found := find_config_error(error)) is not None:
-                # What was done is compensated, as nobody could go on with it. That it fails like
-                # this is not the saga's fault, and whoever is told must not try again.
+                # What was done is compensated, as nobody could go on with it. The failure is not
+                # the saga's, and the caller must not try again.
                 self._note_uncompensated(found, "cannot work", entry)
                 raise found
         return self._result_or_raise(entry, errors)
@@ -281,7 +276,7 @@ class SagaOrchestrator(Generic[C]):
         return saga_id
 
     async def _run_in_memory(self, entry: JournalEntry, errors: StepErrors) -> JournalEntry:
-        """In memory: forward as long as it goes, and then to the end whatever comes."""
+        """Forward until it completes or fails; compensations run to their end, whatever happens."""
         engine = self._engine
         while entry.status == "running":
             try:
@@ -306,36 +301,29 @@ class SagaOrchestrator(Generic[C]):
         context: C = self._engine.contexts.load(entry.context)
         if entry.failure is None:
             return context
-        error = self._failed_error(entry, errors, context)
-        raise error from error.cause
-
-    def _failed_error(
-        self, entry: JournalEntry, errors: StepErrors, context: Any
-    ) -> SagaFailedError:
         failure = entry.failure
-        assert failure is not None  # noqa: S101 - whoever calls this has looked
         cause = errors.get((failure.step, False), failure.error)
         failed = tuple(
             FailedCompensation(each.step, errors.get((each.step, True), each.error), each.attempts)
             for each in entry.uncompensated
         )
-        return SagaFailedError(entry.saga, failure.step, cause, failed, context)
+        raise SagaFailedError(entry.saga, failure.step, cause, failed, context) from cause
 
     def _note_uncompensated(self, error: BaseException, verb: str, entry: JournalEntry) -> None:
-        """What is raised in place of a :class:`SagaFailedError` says what is left undone."""
+        """Say what is not undone, in what is raised in place of a :class:`SagaFailedError`."""
         uncompensated = ", ".join(each.step for each in entry.uncompensated)
         if uncompensated:
             error.add_note(f"saga {entry.saga} {verb}; not compensated: {uncompensated}")
 
-    # -- looking, and putting right
+    # -- looking, and commands
 
     async def status(self, id: str, *, newest: int | None = DEFAULT_NEWEST) -> SagaStatus[C]:
-        """Where a durable saga stands.
+        """The state of a durable saga.
 
         :param newest: how many journal entries of each partition are looked at, the last ones;
             None: all that the log keeps. Costs little for a saga that :meth:`execute` was asked
             for by its ID in this process.
-        :raises UnknownSaga: none of that ID stands there.
+        :raises UnknownSaga: there is none of that ID.
         """
         durable = self._require_durable("status")
         _check_id_type("status", id)
@@ -344,10 +332,10 @@ class SagaOrchestrator(Generic[C]):
     async def list(
         self, *statuses: Status, newest: int | None = DEFAULT_NEWEST
     ) -> list[SagaStatus[C]]:
-        """Where all sagas of this name stand, in the order in which they came to stand there.
+        """The states of all sagas of this name, in the order in which they reached them.
 
-        :param statuses: only those; if none is given, all that are not over, which are those that
-            run, go backward, have failed or were stopped.
+        :param statuses: only those; if none is given, all that are not final: running,
+            compensating, failed or stopped.
         :param newest: how many journal entries of each partition are looked at, the last ones;
             None: all that the log keeps. A warning is logged where there are more.
         """
@@ -372,15 +360,13 @@ class SagaOrchestrator(Generic[C]):
         return [self._status_of(entry) for entry in found.entries]
 
     async def resume(self, id: str) -> SagaStatus[C]:
-        """Go on with a saga that was stopped, from where it stood; or try the compensations of a
+        """Resume a saga that was stopped, at the step where it was; or try the compensations of a
         failed one again.
 
         :raises UnknownSaga: the log knows none of that ID.
-        :raises SagaError: there is nothing to be resumed.
+        :raises SagaError: there is nothing to resume.
         """
-        return await self._append_command(
-            "resume", id, lambda last: resume_entry(last, self._engine.now())
-        )
+        return await self._append_command("resume", id, resume_entry)
 
     async def abandon(self, id: str, reason: str = "") -> SagaStatus[C]:
         """Take no further step of a saga, neither forward nor backward.
@@ -392,16 +378,16 @@ class SagaOrchestrator(Generic[C]):
         """
         if not isinstance(reason, str):
             raise InvalidValue(f"abandon(reason={reason!r}): a str")
-        return await self._append_command(
-            "abandon", id, lambda last: abandon_entry(last, self._engine.now(), reason)
-        )
+        return await self._append_command("abandon", id, partial(abandon_entry, reason=reason))
 
     async def _append_command(
-        self, method: str, id: str, make_next: Callable[[StoredEntry], StoredEntry]
+        self, method: str, id: str, make_next: Callable[[StoredEntry, float], StoredEntry]
     ) -> SagaStatus[C]:
-        journal = self._require_durable(method).journal
+        journal, now = self._require_durable(method).journal, self._engine.now
         _check_id_type(method, id)
-        return self._status_of(await asyncio.to_thread(journal.append_command, id, make_next))
+        return self._status_of(
+            await asyncio.to_thread(journal.append_command, id, lambda last: make_next(last, now()))
+        )
 
     def _status_of(self, entry: StoredEntry) -> SagaStatus[C]:
         return SagaStatus(
@@ -432,10 +418,8 @@ def _check_id_type(method: str, id: object) -> None:
         raise InvalidValue(f"{method}({id!r}): the saga's ID is a str")
 
 
-def _check_newest(method: str, newest: object) -> int | None:
+def _check_newest(method: str, newest: int | None) -> int | None:
     """:raises ConfigError: it is no number of entries."""
-    if newest is None:
-        return None
-    if not isinstance(newest, int) or isinstance(newest, bool) or newest < 1:
+    if newest is not None and not is_int(newest, 1):
         raise ConfigError(f"{method}(newest={newest!r}): a whole number from 1, or None for all")
     return newest

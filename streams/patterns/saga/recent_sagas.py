@@ -1,9 +1,9 @@
 """The sagas whose last entry is among the newest of their partition, by ID.
 
-Whoever asks for one saga by its ID would else read its partition's journal from the beginning. So
-what was asked for once is followed: :meth:`RecentSagas.catch_up` reads the newest entries of a
-partition the first time, and afterwards what was written since. What is kept of a saga is a number
-and an offset, of no more sagas than have an entry among the last ``min_entries`` that count.
+To find one saga by its ID, its partition's journal would have to be read from the beginning. So
+a partition that was read once is followed: :meth:`RecentSagas.catch_up` reads its newest entries
+the first time, and afterwards what was written since. A number and an offset are kept of each saga
+that has an entry among the last ``min_entries`` that count.
 
 ``min_entries`` is at least what deduplication can remember. So a saga that is not found here is
 unknown to deduplication too: a second start of it runs it again, as the promise says.
@@ -18,16 +18,12 @@ from streams.message import Position
 from streams.patterns.saga.journal import DEFAULT_NEWEST, Journal
 from streams.patterns.saga.journal_entry import JournalEntry
 
-__all__ = ["LastEntry", "RecentSagas"]
-
 
 class LastEntry(NamedTuple):
     """The last entry of a saga.
 
-    :param number: its number.
-    :param position: where it stands.
-    :param has_ended: nobody goes on with the saga by himself.
-    :param is_final: nothing is left to be done, so no entry follows.
+    :param has_ended: the saga advances only on an explicit command.
+    :param is_final: no entry follows.
     """
 
     number: int
@@ -46,8 +42,7 @@ class _PartitionIndex:
         self.entry_count = 0
         """Entries that counted so far."""
         self.sagas: dict[str, tuple[int, LastEntry]] = {}
-        """By ID, in the order in which they moved: what :attr:`entry_count` was then, the last
-        entry."""
+        """By ID, in the order of their last entries: :attr:`entry_count` then, and that entry."""
 
     def add_entry(self, entry: JournalEntry, position: Position, min_entries: int) -> None:
         """The next entry. The first of a number counts, what was written too late does not."""
@@ -89,31 +84,22 @@ class RecentSagas:
         with index.lock:
             first, end = journal.log.watermarks(journal.topic, partition)
             if index.read_until is None or end < index.read_until:  # the topic was made anew
-                self._read_newest(index, journal, partition, first, end)
+                self._read_newest(index, journal, partition)
                 return
             for entry, position in journal.read_range(partition, max(first, index.read_until), end):
                 index.add_entry(entry, position, self._min_entries)
             index.read_until = end
 
-    def _read_newest(
-        self, index: _PartitionIndex, journal: Journal, partition: int, first: int, end: int
-    ) -> None:
+    def _read_newest(self, index: _PartitionIndex, journal: Journal, partition: int) -> None:
         """Read the newest entries: further back where many of them do not count."""
         lookback = self._min_entries + self._min_entries // 4
         while True:
-            start = max(first, journal.log.offset_before(journal.topic, partition, end, lookback))
+            start, end, is_whole = journal.newest_range(partition, lookback)
             index.entry_count, index.sagas = 0, {}
             for entry, position in journal.read_range(partition, start, end):
                 index.add_entry(entry, position, self._min_entries)
-            reaches_start = (
-                start <= first
-                or journal.log.offset_before(journal.topic, partition, start, 1) >= start
-            )
-            if (
-                index.entry_count >= self._min_entries
-                or reaches_start
-                or lookback >= DEFAULT_NEWEST
-            ):
+            enough = index.entry_count >= self._min_entries
+            if enough or is_whole or lookback >= DEFAULT_NEWEST:
                 index.read_until = end
                 return
             lookback = min(DEFAULT_NEWEST, 4 * lookback)

@@ -6,13 +6,12 @@ import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from streams.annotation_checks import ArgumentType, check_arguments
 from streams.config import Retry
 from streams.errors import ConfigError
-
-__all__ = ["Action", "SagaStep", "StepCall"]
+from streams.patterns.arguments import is_async, is_generator, is_seconds
 
 C = TypeVar("C")
 
@@ -20,8 +19,8 @@ Action = (
     Callable[[C], Awaitable[C | None] | C | None]
     | Callable[[C, "StepCall"], Awaitable[C | None] | C | None]
 )
-"""What a step does: takes the context, or the context and the call, and returns None (it changed
-the context in place) or the context that takes its place."""
+"""What a step does: it takes the context, or the context and the call, and returns None (it changed
+the context in place) or a new context."""
 
 NO_RETRY = Retry(attempts=1)
 """A step that fails has failed, unless its own policy says otherwise."""
@@ -60,7 +59,7 @@ class SagaStep(Generic[C]):
     :param name: unlike that of any other step of the saga. A durable saga finds its steps by it,
         so it must outlive the code around it.
     :param execute: ``(context)`` or ``(context, call)``, async or plain (a plain one runs in a
-        worker thread). It changes the context, or returns the one to go on with.
+        worker thread). It changes the context, or returns a new one.
     :param compensate: undoes it, called the same way; None where there is nothing to undo.
     :param retry: how a failing ``execute`` is tried again; once is the rule. ``Reject`` and
         ``RetryAfter`` mean what they mean in a handler.
@@ -92,17 +91,13 @@ class SagaStep(Generic[C]):
             if not found.in_order:
                 raise ConfigError(f"{where}: {option}: in_order=False means nothing within a saga")
         seconds: object = self.timeout
-        if seconds is not None:
-            is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-            if not is_number or not seconds > 0:  # type: ignore[operator]  # it is a number here
-                raise ConfigError(f"{where}: timeout={seconds!r}: seconds, more than 0")
+        if seconds is not None and not is_seconds(seconds):
+            raise ConfigError(f"{where}: timeout={seconds!r}: seconds, more than 0")
         if self.compensate_failed and self.compensate is None:
             raise ConfigError(f"{where}: compensate_failed=True without a compensate")
-        object.__setattr__(
-            self, "_execute", _inspect_action(where, "execute", self.execute, seconds)
-        )
+        object.__setattr__(self, "_execute", _inspect(where, "execute", self.execute, seconds))
         if self.compensate is not None:
-            found = _inspect_action(where, "compensate", self.compensate, seconds)
+            found = _inspect(where, "compensate", self.compensate, seconds)
             object.__setattr__(self, "_compensate", found)
 
     def check_context(self, saga: str, type: Any) -> None:
@@ -116,49 +111,34 @@ class SagaStep(Generic[C]):
                 # Of a union a step may be known to get only what the step before it returned.
                 check_arguments(where, function, ArgumentType(type), any_part=True)
 
-    def action(self, call: StepCall) -> Callable[[Any], Any]:
-        """The function of the context that this call means."""
-        signature: ActionSignature = getattr(
-            self, "_compensate" if call.compensating else "_execute"
-        )
-        return partial(signature.function, call=call)
-
-    def asynchronous(self, call: StepCall) -> bool:
-        """Whether that function is a coroutine function."""
-        signature: ActionSignature = getattr(
-            self, "_compensate" if call.compensating else "_execute"
-        )
-        return signature.asynchronous
+    def action(self, call: StepCall) -> StepAction:
+        """What a call means: a function of the context."""
+        found: StepAction = getattr(self, "_compensate" if call.compensating else "_execute")
+        return found._replace(function=partial(found.function, call=call))
 
 
-@dataclass(frozen=True, slots=True)
-class ActionSignature:
-    """How an action wants to be called: always ``function(context, call=...)`` from outside."""
+class StepAction(NamedTuple):
+    """A step's function or its compensation, however many parameters it has."""
 
     function: Callable[..., Any]
+    """Called as ``function(context, call=...)``."""
     asynchronous: bool
 
 
-def _inspect_action(where: str, option: str, function: Any, timeout: object) -> ActionSignature:
+def _inspect(where: str, option: str, function: Any, timeout: object) -> StepAction:
     """:raises ConfigError: it cannot be called as an action is."""
     expected = "(context) or (context, call)"
     if not callable(function) or inspect.isclass(function):
         raise ConfigError(f"{where}: {option}={function!r}: give a function {expected}")
-    target = function
-    while isinstance(target, partial):
-        target = target.func
-    call_method = getattr(target, "__call__", None)  # noqa: B004 - an object may be called as well
-    for kind in (inspect.isasyncgenfunction, inspect.isgeneratorfunction):
-        if kind(target) or kind(call_method):
-            raise ConfigError(f"{where}: {option} is a generator, and nothing would run it")
-    asynchronous = inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(call_method)
+    if is_generator(function):
+        raise ConfigError(f"{where}: {option} is a generator, and nothing would run it")
+    asynchronous = is_async(function)
     if timeout is not None and not asynchronous:
         raise ConfigError(
             f"{where}: timeout={timeout:g} and a plain {option}, which nobody can interrupt: make "
-            "it "
-            "async def, or leave timeout out"
+            "it async def, or leave timeout out"
         )
-    return ActionSignature(_adapt_action(where, option, function, expected), asynchronous)
+    return StepAction(_adapt_action(where, option, function, expected), asynchronous)
 
 
 def _adapt_action(where: str, option: str, function: Any, expected: str) -> Callable[..., Any]:

@@ -1,13 +1,13 @@
 """Which entries were followed by another one already, when their partition became ours.
 
-An entry that was not settled when its owner died comes again, though what follows on it may have
-been written. To call its step again would be to ask a question that has its answer: a step that
-failed could have its effect now, and nobody would ever undo it. So before the first entry of an
-assignment is handled, the part of the journal that comes again is read once, up to its end. What is
-kept of it is a number for each saga that was under way, and only until that entry has come.
+An entry that was not settled when its owner died is redelivered, though the entry that follows it
+may have been written. To call its step again would be wrong: a step that failed could have its
+effect now, and nobody would ever undo it. So before the first entry of an assignment is handled,
+the part of the journal that is redelivered is read once, up to its end. Of each saga that was under
+way a number is kept, until that entry has been redelivered.
 
-An entry that was put back from the dead letters stands in a topic of its own; what followed on it
-is looked up in the journal, for that saga alone.
+An entry that was put back from the dead letters is in a topic of its own; its successor is looked
+up in the journal, for that saga alone.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from streams.patterns.saga.journal import Journal
 from streams.patterns.saga.journal_entry import JournalEntry
 from streams.text import get_logger
 
-__all__ = ["SuccessorReader"]
-
 T = TypeVar("T")
 
 logger = get_logger("streams")
@@ -34,24 +32,22 @@ RETRY_PAUSE = 1.0
 
 
 class SuccessorReader:
-    """What came after what, by partition. Used on the app's loop."""
+    """Knows the successors of redelivered entries, by partition. Used on the app's loop."""
 
     def __init__(self) -> None:
         self._last_numbers: dict[int, tuple[Any, asyncio.Task[dict[str, int]]]] = {}
-        """The assignment, and the numbers of the last entries in its tail by saga."""
+        """The assignment, and the number of each saga's last entry behind its position."""
 
     async def has_successor(
         self, journal: Journal, entry: JournalEntry, message: Message[Any]
     ) -> bool:
-        """Whether the journal already says what became of this entry."""
+        """Whether the journal already has an entry that follows this one."""
         assignment: Any = message.assignment
         if assignment is None:
             return False
         if message.topic != journal.topic:
-            return (
-                await _ask_when_reachable(journal, lambda: _last_number(journal, entry.saga))
-                > entry.n
-            )
+            last = await _ask_when_reachable(journal, lambda: _last_number(journal, entry.saga))
+            return last > entry.n
         partition = message.partition
         cached = self._last_numbers.get(partition)
         if cached is None or cached[0] is not assignment:
@@ -78,7 +74,7 @@ def _last_number(journal: Journal, id: str) -> int:
 
 
 async def _ask_when_reachable(journal: Journal, ask: Callable[[], T]) -> T:
-    """The answer of a journal, once its log is within reach."""
+    """What a journal answers, once its log can be reached."""
     while True:
         try:
             return await asyncio.to_thread(ask)

@@ -1,0 +1,241 @@
+"""Reading ranges of a topic's partitions, outside any group; blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from heapq import heapify, heappop, heapreplace
+from typing import NamedTuple
+
+from streams.log.protocol import Log, Reader
+from streams.message import ID, Batch, Headers, Position, Record, headers_without
+
+READ_LIMIT = 1_000
+"""Messages read at once from a partition."""
+
+CHUNK_BYTES = 4 << 20
+"""Bytes of one chunk, about."""
+
+SKIP_LIMIT = 16
+"""Ranges of a partition that are passed over instead of read, at most: a reader is opened behind
+each."""
+
+
+class OffsetRange(NamedTuple):
+    """Offsets of a partition, from ``start`` to before ``end``."""
+
+    start: int
+    end: int
+
+
+OffsetRanges = Mapping[int, OffsetRange]
+"""By partition, what is to be read of it."""
+
+
+def read_batches(
+    log: Log, topic: str, partition: int, start: int, end: int, limit: int = READ_LIMIT
+) -> Iterator[Batch]:
+    """The batches of a range, up to ``limit`` messages each."""
+    if start < end:
+        with closing(log.reader(topic, partition, start, end)) as reader:
+            while (batch := reader.read(limit)) is not None:
+                yield batch
+
+
+class PartitionCursor:
+    """One partition of a reading: the batch at hand, and the next message in it.
+
+    :param convert: what becomes of each batch that is read; it may leave messages out.
+    """
+
+    def __init__(
+        self, reader: Reader, convert: Callable[[Batch], Batch] = lambda batch: batch
+    ) -> None:
+        self._reader = reader
+        self._convert = convert
+        self.is_open = True
+        """The end was not reached, and nobody closed it."""
+        self.batch: Batch | None = None
+        self.index = 0
+
+    def load(self) -> bool:
+        """Have a next message at hand; False at the end."""
+        while self.batch is None and self.is_open:
+            batch = self._reader.read(READ_LIMIT)
+            if batch is None:
+                self.close()
+            elif len(batch) and len(converted := self._convert(batch)):
+                self.batch, self.index = converted, 0
+        return self.batch is not None
+
+    def advance(self) -> bool:
+        """Move to the next message; False at the end."""
+        self.index += 1
+        if self.batch is not None and self.index >= len(self.batch):
+            self.batch = None
+        return self.load()
+
+    def close(self) -> None:
+        """Give the reader back."""
+        if self.is_open:
+            self.is_open = False
+            self._reader.close()
+
+
+def merge_by_time(cursors: Sequence[PartitionCursor]) -> Iterator[tuple[Batch, int]]:
+    """All messages of these partitions, the earliest (log time) next."""
+    if len(cursors) == 1:
+        cursor = cursors[0]
+        while cursor.advance() and cursor.batch is not None:
+            yield cursor.batch, cursor.index
+        return
+    heap = [
+        (cursor.batch.time(cursor.index), number)
+        for number, cursor in enumerate(cursors)
+        if cursor.advance() and cursor.batch is not None
+    ]
+    heapify(heap)
+    while heap:
+        _, number = heap[0]
+        cursor = cursors[number]
+        if cursor.batch is not None:
+            yield cursor.batch, cursor.index
+        if cursor.advance() and cursor.batch is not None:
+            heapreplace(heap, (cursor.batch.time(cursor.index), number))
+        else:
+            heappop(heap)
+
+
+@dataclass(frozen=True, slots=True)
+class LogRow:
+    """One message, as a row of a batch."""
+
+    batch: Batch
+    index: int
+
+    @property
+    def position(self) -> Position:
+        """Where it stands."""
+        return Position(self.batch.topic, self.batch.partition, self.batch.offset(self.index))
+
+    @property
+    def offset(self) -> int:
+        """Its offset, as a plain number."""
+        return self.batch.offsets[self.index]
+
+    @property
+    def id(self) -> str:
+        """Its message ID; one without an ID is named by its position."""
+        return self.batch.id(self.index)
+
+    @property
+    def value(self) -> bytes | None:
+        """Its value."""
+        return self.batch.values[self.index]
+
+    @property
+    def headers(self) -> Headers:
+        """Its headers, the ID included."""
+        return self.batch.headers(self.index)
+
+    def record(self) -> Record:
+        """The same message, to be written elsewhere, under the ID that it goes by here."""
+        key = self.batch.keys[self.index]
+        return Record(self.value, key, self.id, headers_without(self.headers, (ID,)))
+
+
+class RangeReader:
+    """The messages of a range as they stand, partitions merged by the log's time.
+
+    It opens no reader before it is iterated: once, in one thread at a time. Then close it.
+
+    :param key: messages of this key only.
+    :param skip: by partition, ranges of offsets that need not be read, ascending. They are
+        passed over where that saves more than it costs, so some of them may come all the same.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        topic: str,
+        ranges: OffsetRanges,
+        *,
+        key: bytes | None = None,
+        skip: Mapping[int, Sequence[tuple[int, int]]] | None = None,
+    ) -> None:
+        self._key = key
+        self._cursors: list[PartitionCursor] = []
+        for partition, each in ranges.items():
+            remaining = _remaining_ranges(each, (skip or {}).get(partition, ()))
+            if remaining:
+                reader = _RangesReader(log, topic, partition, remaining)
+                self._cursors.append(PartitionCursor(reader))
+        self._merged = merge_by_time(self._cursors)
+        self.scanned = 0
+        """Messages looked at."""
+
+    def __iter__(self) -> Iterator[LogRow]:
+        for batch, index in self._merged:
+            self.scanned += 1
+            if self._key is None or batch.keys[index] == self._key:
+                yield LogRow(batch, index)
+
+    def read_chunk(self, messages: int, size: int = CHUNK_BYTES) -> list[LogRow]:
+        """The next messages: so many at most, and no more once they have so many bytes."""
+        found: list[LogRow] = []
+        for row in self:
+            found.append(row)
+            size -= len(row.value or b"") + len(row.batch.keys[row.index] or b"")
+            if size <= 0 or len(found) >= messages:
+                break
+        return found
+
+    def close(self) -> None:
+        """Close its readers."""
+        for cursor in self._cursors:
+            cursor.close()
+
+
+class _RangesReader:
+    """Reads several ranges of a partition, one after the other (a :class:`Reader`)."""
+
+    def __init__(self, log: Log, topic: str, partition: int, ranges: Sequence[OffsetRange]) -> None:
+        self._log = log
+        self._topic = topic
+        self._partition = partition
+        self._ranges_left = list(reversed(ranges))
+        self._reader: Reader | None = None
+
+    def read(self, limit: int, timeout: float = 5.0) -> Batch | None:
+        """The next messages of the range at hand, or of the next one."""
+        while self._ranges_left:
+            if self._reader is None:
+                range = self._ranges_left[-1]
+                self._reader = self._log.reader(self._topic, self._partition, *range)
+            batch = self._reader.read(limit, timeout)
+            if batch is not None:
+                return batch
+            self.close()
+            self._ranges_left.pop()
+        return None
+
+    def close(self) -> None:
+        """Close the reader at hand."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+
+def _remaining_ranges(
+    whole: tuple[int, int], skipped: Sequence[tuple[int, int]]
+) -> list[OffsetRange]:
+    """What is left of a range without the widest of these others."""
+    low, high = whole
+    widest = sorted(sorted(skipped, key=lambda each: each[0] - each[1])[:SKIP_LIMIT])
+    remaining: list[OffsetRange] = []
+    for start, end in widest:
+        if low < min(start, high):
+            remaining.append(OffsetRange(low, min(start, high)))
+        low = max(low, end)
+    return [*remaining, OffsetRange(low, high)] if low < high else remaining

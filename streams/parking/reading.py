@@ -1,0 +1,51 @@
+"""Reading the records of closed keys, from the floor on; blocks.
+
+The floor is the position of a group without members that has the name of the topic, with the epoch
+in force there (:mod:`streams.parking.records`).
+"""
+
+from __future__ import annotations
+
+from streams.log.protocol import Log
+from streams.log.range_reader import read_batches
+from streams.message import Headers
+from streams.parking.records import PREFIX, ParkingState, is_possible_epoch, parse_batch
+from streams.text import get_logger
+
+logger = get_logger("streams.dead")
+
+
+def is_parking_record(headers: Headers) -> bool:
+    """Whether a record is one of those that keep a key closed."""
+    return any(name.startswith(PREFIX) for name, _ in headers)
+
+
+def read_state(log: Log, name: str, partition: int) -> ParkingState:
+    """What follows from a partition's records, from the floor to the end."""
+    start, end, epoch = read_floor(log, name, partition)
+    state = ParkingState(epoch)
+    for batch in read_batches(log, name, partition, start, end):
+        for record in parse_batch(batch):
+            state.apply(*record)
+    return state
+
+
+def read_floor(log: Log, name: str, partition: int) -> tuple[int, int, str]:
+    """Where reading begins, where the log ends, and the epoch in force at the beginning.
+
+    The epoch is empty where it is not known. A floor that something else wrote is ignored:
+    everything there is gets read.
+    """
+    first, end = log.watermarks(name, partition)
+    committed = log.committed(name, name).get(partition)
+    if committed is None or committed.position < first:
+        return first, end, ""
+    position, epoch = committed.position, committed.progress
+    if position <= end and (epoch or position == first) and is_possible_epoch(epoch, position):
+        return position, end, epoch
+    logger.error(
+        "%s/%d: where its keys are read from was overwritten by something else (%s): reading "
+        "from the beginning, %s",
+        name, partition, log.format_offset(position), log.format_offset(first),
+    )  # fmt: skip
+    return first, end, ""

@@ -1,0 +1,89 @@
+"""The subscriptions of a bus, found by handler, by group and by topic."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable
+
+from streams.errors import ConfigError
+from streams.patterns.arguments import callable_name
+from streams.patterns.bus.handlers import Handler
+from streams.patterns.bus.inline_policy import InlinePolicy
+from streams.patterns.bus.subscription import DurableOptions, Subscriber, Subscription
+from streams.patterns.bus.trie import Trie
+
+
+class SubscriberRegistry:
+    """Who is subscribed to a bus. What is not said to take the lock is called under it.
+
+    :param groups_apart: each durable subscriber has its own trie, as its own processor looks its
+        topics up; else all subscriptions are in one.
+    """
+
+    def __init__(self, *, groups_apart: bool) -> None:
+        self.lock = threading.Lock()
+        self.shared_trie: Trie[Subscription] = Trie()
+        """All subscriptions of a local bus, the ephemeral ones of one over a log."""
+        self._groups_apart = groups_apart
+        self.subscribers: dict[Hashable, Subscriber] = {}
+        self.by_group: dict[str, Subscriber] = {}
+
+    def match(self, trie: Trie[Subscription], topic: str) -> list[Subscription]:
+        """The subscriptions in a trie that a topic fits (takes the lock)."""
+        with self.lock:
+            return trie.match(topic)
+
+    def get_or_add(
+        self,
+        handler: Handler,
+        group: str | None,
+        options: DurableOptions,
+        *,
+        asynchronous: bool,
+        in_thread: bool,
+    ) -> Subscriber:
+        """The subscriber that is this handler in this group; a new one if there is none.
+
+        :raises ConfigError: it has other options, or the group has another handler.
+        """
+        try:
+            key: Hashable = (group, handler)
+            subscriber = self.subscribers.get(key)
+        except TypeError:  # a callable that cannot be hashed
+            key = (group, id(handler))
+            subscriber = self.subscribers.get(key)
+        name = callable_name(handler)
+        if subscriber is not None:
+            if (options and options != subscriber.options) or in_thread > subscriber.in_thread:
+                raise ConfigError(
+                    f"group {group!r}: {name} is subscribed with other options already"
+                )
+            return subscriber
+        if group in self.by_group:
+            raise ConfigError(
+                f"group {group!r} has a handler already, "
+                f"{callable_name(self.by_group[group].handler)}; give {name} a group of its own"
+            )
+        own_trie = group is not None and self._groups_apart
+        trie: Trie[Subscription] = Trie() if own_trie else self.shared_trie
+        subscriber = self.subscribers[key] = Subscriber(
+            handler, group, options, trie, asynchronous, in_thread,
+            InlinePolicy(threads_only=in_thread), key,
+        )  # fmt: skip
+        if group is not None:
+            self.by_group[group] = subscriber
+        return subscriber
+
+    def remove(self, subscription: Subscription) -> None:
+        """Forget an active subscription, and its subscriber if that was the last one."""
+        subscription.active = False
+        subscriber = subscription.subscriber
+        subscriber.active_subscriptions -= 1
+        if subscriber.active_subscriptions or subscriber.trie is self.shared_trie:
+            # The last one of a durable subscriber stays: an event that is just being handed to
+            # it is handled, as one that nobody wants would count as settled.
+            subscriber.trie.remove(subscription.topic, subscription.trie_item_id)
+        if not subscriber.active_subscriptions:
+            del self.subscribers[subscriber.registry_key]
+            if subscriber.group is not None:
+                del self.by_group[subscriber.group]

@@ -1,0 +1,307 @@
+"""What a processor commits, and when.
+
+Positions and settled sets are read off the progress of its partitions, by the thread that polls.
+A handler's transaction commits its own, so progress is read and extended under a lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from time import perf_counter, thread_time
+from typing import Any, NamedTuple
+
+from streams.engine.commit_pace import CommitPace
+from streams.engine.dispatcher import Delivery, PartitionState
+from streams.engine.progress import PROGRESS_LIMIT, FetchedBatch, Unsettled
+from streams.errors import LogError
+from streams.log.protocol import Assignment, Commit, Committed, Subscription
+from streams.message import Batch
+from streams.processing.job import Job
+from streams.processing.timing import Durations, Histogram
+from streams.text import get_logger
+
+logger = get_logger("streams")
+
+PROGRESS_FULL = PROGRESS_LIMIT * 3 // 4
+"""Characters of progress from which on a partition takes in no more, until it shrinks."""
+
+
+class PartitionProgress(NamedTuple):
+    """How far a processor is in a partition that it owns.
+
+    :param position: everything below is settled.
+    :param polled: everything below was taken in.
+    :param oldest: when the log took the first message that is taken in and not settled, in seconds
+        since the epoch; None where there is none.
+    """
+
+    topic: str
+    partition: int
+    position: int
+    polled: int
+    oldest: float | None
+
+
+class OwnedPartition:
+    """A partition that this processor owns, and what was stored of it."""
+
+    __slots__ = ("assignment", "committed", "state", "submitted")
+
+    def __init__(self, state: PartitionState, committed: Committed | None) -> None:
+        self.assignment: Assignment = state.assignment
+        self.state = state
+        self.committed = committed
+        """What was committed last."""
+        self.submitted: Committed | None = None
+        """What was stored last in another way: by a submit, or with a handler's transaction."""
+
+
+class OffsetCommitter:
+    """Commits what is settled of the partitions in ``owned``.
+
+    :param handed_over: whether the handler's thread polls, and commits.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        commit_interval: float,
+        owned: Mapping[Assignment, OwnedPartition],
+        handed_over: Callable[[], bool],
+    ) -> None:
+        self._job = job
+        self._now = job.clock.monotonic
+        self._owned = owned
+        self._handed_over = handed_over
+        self._pace = CommitPace(job.flow.commit, commit_interval)
+        self._progress_lock = threading.Lock()
+        """Held while progress is read or extended: the poller and transactions both do."""
+        self.full: set[Assignment] = set()
+        """Those whose settled set nears its limit: nothing more is taken in."""
+        self._in_transaction: list[PartitionState] = []
+        """Partitions whose position a handler's transaction is storing at this moment."""
+        self._unsaved = False
+        """Messages came in since it was last seen that all are settled and stored."""
+        self._unsettled = 0
+        """Messages that were not settled when they were last counted."""
+        self._pending = False
+        """The log has not said yet what became of the last submit."""
+        self.error: LogError | None = None
+        """Why a commit failed in this poll cycle."""
+        self.start_uncommitted = False
+        """A partition was begun elsewhere than the group is: that is committed before anything of
+        it is delivered."""
+        self._next_commit = 0.0
+        self.due = 0.0
+        """When to commit next, if anything is settled by then."""
+        self.commits = 0
+        self._commit_times = Histogram()
+
+    # -- progress
+
+    def take_in(
+        self, state: PartitionState, batch: Batch, ids: list[str | None] | None
+    ) -> FetchedBatch:
+        """Add a batch to its partition's progress."""
+        with self._progress_lock:
+            return state.progress.add(state, batch, ids)
+
+    def record_intake(self) -> None:
+        """Something was taken in, which is to be committed once it is settled."""
+        if not self._unsaved:
+            self._unsaved = True
+            self._plan()
+
+    def held(self) -> Unsettled:
+        """What was taken in and is not settled (any thread)."""
+        with self._progress_lock:
+            return self._held()
+
+    def _held(self) -> Unsettled:
+        messages = size = 0
+        for each in list(self._owned.values()):
+            unsettled = each.state.progress.unsettled()
+            messages += unsettled.messages
+            size += unsettled.bytes
+        return Unsettled(messages, size)
+
+    def count_held(self, is_too_much: Callable[[Unsettled], bool]) -> Unsettled:
+        """:meth:`held`; what is settled lets go of its bytes first if that ``is_too_much``."""
+        with self._progress_lock:
+            held = self._held()
+            if is_too_much(held):
+                for each in self._owned.values():
+                    each.state.progress.release_settled()
+                held = self._held()
+        self._unsettled = held.messages
+        return held
+
+    def progress(self) -> tuple[PartitionProgress, ...]:
+        """How far each partition is (any thread)."""
+        with self._progress_lock:
+            return tuple(_partition_progress(each) for each in list(self._owned.values()))
+
+    def commit_seconds(self) -> Durations:
+        """How long commits took."""
+        return self._commit_times.read()
+
+    # -- when
+
+    def commit_if_due(self, subscription: Subscription) -> None:
+        """Positions are submitted as soon as something moved and the last submit is paid for; and
+        committed, for good, every ``Flow.commit`` seconds.
+
+        If that fails the poll cycle goes on, because a rebalance on account of which a commit is
+        refused is served in poll; the cycle's end raises ``error``.
+        """
+        now = self._now()
+        if now < self.due or self.error is not None:
+            return
+        try:
+            if now >= self._next_commit:
+                self.commit_all(subscription)
+            else:
+                self._submit(subscription)
+        except LogError as error:
+            self.error = error
+
+    def _plan(self) -> None:
+        """Something has changed that says when to commit next."""
+        self.due = self._next_commit
+        if self._unsaved and not self._pending:
+            self.due = min(self.due, self._pace.due)
+
+    # -- what
+
+    def _commit_of(self, partition: OwnedPartition, *stored: Committed | None) -> Commit | None:
+        """What to commit of a partition; None where that is ``stored`` already."""
+        assignment, state = partition.assignment, partition.state
+        with self._progress_lock:
+            if state in self._in_transaction:
+                # Taken now, stored after it, this would take its messages back; what is settled
+                # by now is in its own commit.
+                return None
+            found = state.progress.snapshot()
+            state.snapshot_version += 1
+            version = state.snapshot_version
+        size = len(found.progress)
+        if not found.complete or size > PROGRESS_FULL:
+            if assignment not in self.full:
+                self.full.add(assignment)
+                logger.warning(
+                    "%s: %s/%d takes in no more until its settled set is smaller: "
+                    "%d characters, position %d",
+                    self._job.name, assignment.topic, assignment.partition, size, found.position,
+                )  # fmt: skip
+        elif size * 2 < PROGRESS_FULL:
+            self.full.discard(assignment)
+        snapshot = Committed(found.position, found.progress)
+        if snapshot in stored:
+            return None
+        key_parking = self._job.key_parking
+        if key_parking is not None and not key_parking.is_confirmed(assignment):
+            # Asked after the snapshot was taken, so that it holds for everything below it.
+            return None
+        return Commit(assignment, *snapshot, version)
+
+    def commit_all(self, subscription: Subscription) -> None:
+        """Commit what is settled of all partitions, for good."""
+        self._next_commit = self._now() + self._job.flow.commit
+        self._plan()
+        self.commit(subscription, list(self._owned.values()))
+        self.start_uncommitted = False
+
+    def commit(self, subscription: Subscription, partitions: Sequence[OwnedPartition]) -> None:
+        """Commit what is settled of these, for good."""
+        found = [self._commit_of(each, each.committed) for each in partitions]
+        commits = [commit for commit in found if commit is not None]
+        if not commits:
+            return
+        began = perf_counter()
+        subscription.commit(commits)
+        self._record_commit(began)
+        for each in commits:
+            if (partition := self._owned.get(each.assignment)) is not None:
+                partition.committed = Committed(each.position, each.progress)
+
+    def _record_commit(self, began: float) -> None:
+        self._commit_times.add(perf_counter() - began)
+        self.commits += 1
+
+    def _submit(self, subscription: Subscription) -> None:
+        began, cpu_began = perf_counter(), thread_time()
+        found = [
+            self._commit_of(each, each.committed, each.submitted)
+            for each in list(self._owned.values())
+        ]
+        commits = [commit for commit in found if commit is not None]
+        if commits:
+            self._pending = True
+            try:
+                subscription.commit_async(commits, partial(self._on_submitted, commits, began))
+            except BaseException:
+                self._on_submitted(commits, began, stored=False)
+                raise
+        # Where the handler's thread commits, it is its time that passes, whoever is busy.
+        cost = perf_counter() - began if self._handed_over() else thread_time() - cpu_began
+        if commits:
+            self._pace.record_commit(self._now(), cost)
+        else:
+            self._unsaved = self._unsettled > 0
+            self._pace.record_idle_look(self._now(), cost)
+        self._plan()
+
+    def _on_submitted(self, commits: Sequence[Commit], began: float, stored: bool) -> None:
+        """A submit has ended; called inside of it, or of a later poll or commit."""
+        self._pending = False
+        if stored:
+            self._record_commit(began)
+            self._remember_submitted(commits)
+        else:
+            self._unsaved = True
+            self._pace.record_idle_look(self._now(), 0.0)
+        self._plan()
+
+    def _remember_submitted(self, commits: Sequence[Commit]) -> None:
+        for each in commits:
+            if (partition := self._owned.get(each.assignment)) is not None:
+                partition.submitted = Committed(each.position, each.progress)
+
+    # -- with a handler's transaction
+
+    def commit_in_transaction(self, transaction: Any, deliveries: Sequence[Delivery]) -> None:
+        """Commit a handler's transaction together with the positions of what it handled."""
+        by_state: dict[PartitionState, list[tuple[FetchedBatch, int]]] = {}
+        for each in deliveries:
+            by_state.setdefault(each.fetched.state, []).append((each.fetched, each.index))
+        commits: list[Commit] = []
+        with self._progress_lock:
+            for state, messages in by_state.items():
+                found = state.progress.preview_commit(messages)
+                state.snapshot_version += 1
+                commits.append(
+                    Commit(state.assignment, found.position, found.progress, state.snapshot_version)
+                )
+                self._in_transaction.append(state)
+        is_committed = False
+        try:
+            transaction.commit(commits)
+            is_committed = True
+            self._remember_submitted(commits)
+        finally:
+            with self._progress_lock:
+                for state, messages in by_state.items():
+                    self._in_transaction.remove(state)
+                    if is_committed:
+                        for fetched, index in messages:
+                            fetched.settled[index] = 1
+
+
+def _partition_progress(partition: OwnedPartition) -> PartitionProgress:
+    assignment, progress = partition.assignment, partition.state.progress
+    oldest = progress.oldest_unsettled()  # first, as it moves the position
+    return PartitionProgress(
+        assignment.topic, assignment.partition, progress.position, progress.polled, oldest
+    )

@@ -1,0 +1,802 @@
+"""What a handler is called with, and what comes of it: settled, tried again, dead-lettered, its
+results written.
+
+:class:`MessageCalls` calls handlers of single messages, :class:`BatchCalls` those of batches. An
+executor has one of them, chosen when it is made, and runs each *unit* (a message, or a batch)
+through the same steps: ``take``, ``admit``, ``decode``, ``call``, ``commit`` and ``ended``.
+``decode``, ``call`` and ``commit`` may run anywhere, the others where the dispatcher may be
+touched.
+
+Nothing waits for a write: what a handler returned and dead letters are sent with a callback, and
+until it comes the message's key stays in flight and the message unsettled.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from random import random
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+
+from msgspec.structs import replace
+from typing_extensions import override
+
+from streams.engine.dispatcher import Delivery, Dispatcher, state_and_key
+from streams.engine.progress import FetchedBatch
+from streams.engine.retry import retry_delay
+from streams.errors import BatchError, Fenced, LogError, Unavailable, find_config_error
+from streams.message import Message, make_message
+from streams.processing.handler_transaction import HandlerTransaction
+from streams.processing.job import AttemptLog, Job, Outgoing, Skip, Undecodable, check_headers
+from streams.text import count_with_noun, get_logger
+
+logger = get_logger("streams")
+
+Unit = TypeVar("Unit")
+"""What a handler is called for: a :class:`Delivery`, or a list of them."""
+
+Handler: TypeAlias = "Callable[..., Any]"
+Errors: TypeAlias = "Mapping[int, BaseException]"
+"""Failures of a batch, by index into it."""
+Answers: TypeAlias = "Sequence[BaseException | None]"
+"""How a write ended, record by record (see :data:`~streams.processing.job.OnWritten`)."""
+
+
+class OwnershipLost(Fenced):
+    """A handler's transaction was rolled back because its partition is another member's now."""
+
+
+class TransactionPostponed(Unavailable):
+    """A handler's transaction was rolled back because the log could not be reached."""
+
+
+TRANSACTION_PAUSE = 1.0
+"""Seconds before such a message is handled again; it uses up no attempt."""
+
+WRITE_PAUSE = 1.0
+"""Seconds before a dead letter that was refused is written again (times 2 each time, to 60)."""
+
+
+class NotCalled(NamedTuple):
+    """What ``decode`` returns where the handler is not to be called."""
+
+    settle: Callable[[], None]
+    """Settles, retries or dead-letters the unit."""
+
+
+class DecodedBatch(NamedTuple):
+    """A batch as far as its handler is called with it, by index into the deliveries."""
+
+    accepted: list[int]
+    """Given to the handler, in this order."""
+    values: list[Any]
+    """Their decoded values."""
+    skipped: list[int]
+    """Not for this handler, or filtered out."""
+    errors: dict[int, BaseException]
+    """Not decodable, or their filter raised."""
+    undecodable: set[int]
+    """Those of ``errors`` that no attempt will change."""
+
+    def of_accepted(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """The deliveries that are given to the handler."""
+        return [deliveries[index] for index in self.accepted]
+
+
+class Calls(ABC, Generic[Unit]):
+    """How a job's handler is called, and what becomes of its messages.
+
+    One class, though long: each outcome may turn into another (a result that is refused is a
+    failure, a failure a dead letter), for single messages and for batches alike.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        dispatcher: Dispatcher,
+        call_soon: Callable[[Callable[[], None]], None],
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        """
+        :param call_soon: runs an action where the dispatcher may be touched (any thread).
+        :param fail: ends the processor with an error.
+        """
+        self.job = job
+        self.dispatcher = dispatcher
+        self._call_soon = call_soon
+        self._fail = fail
+        self._now = job.clock.monotonic
+        self._key_parking = job.key_parking
+        self._accepts = job.filter
+        self.settles_at_once = (
+            job.batch is None and job.encode_results is None and job.key_parking is None
+        )
+        """A message is settled as soon as its handler has returned, by the dispatcher alone."""
+        self.decodes_at_once = job.batch is None and job.filter is None and job.attempt_log is None
+        """A message is handled if its value can be decoded."""
+        self.admits_all = job.batch is None and job.key_parking is None
+        """:meth:`admit` is to be asked only of what has a reason to be dead-lettered."""
+        self.unconfirmed = 0
+        """Messages whose writes (results, dead letters) are not confirmed yet."""
+
+    # -- the steps
+
+    @abstractmethod
+    def take(self, now: float) -> Unit | None:
+        """What was given out next; None: nothing."""
+
+    @abstractmethod
+    def admit(self, unit: Unit) -> Unit | None:
+        """What of it is to be handled now. None: nothing, it is dead-lettered, or parked because
+        its key is closed; take again."""
+
+    @abstractmethod
+    def decode(self, unit: Unit) -> Any:
+        """What :meth:`call` takes, or :class:`NotCalled`."""
+
+    @abstractmethod
+    def call(
+        self, function: Handler, unit: Unit, decoded: Any, transaction: HandlerTransaction | None
+    ) -> Any:
+        """Call the handler, ``function``; what it returns."""
+
+    @abstractmethod
+    def commit(
+        self, transaction: HandlerTransaction, unit: Unit, decoded: Any
+    ) -> BaseException | None:
+        """Commit the transaction in which the handler ran; what went wrong, if so."""
+
+    @abstractmethod
+    def ended(self, unit: Unit, decoded: Any, result: Any, failure: BaseException | None) -> None:
+        """The handler returned, or failed."""
+
+    @abstractmethod
+    def call_failed(self, unit: Unit, error: BaseException) -> None:
+        """The handler failed, and it is not known how far it came."""
+
+    @abstractmethod
+    def abandon(self, unit: Unit) -> None:
+        """The handler was stopped: its messages are not settled."""
+
+    # -- one message
+
+    def nothing_recorded(self, fetched: FetchedBatch) -> bool:
+        """Nothing is kept of any of these messages that would have to be asked for, before one of
+        them fails."""
+        attempt_log, key_parking = self.job.attempt_log, self._key_parking
+        return (attempt_log is None or attempt_log.nothing_recorded(fetched.batch)) and (
+            key_parking is None or key_parking.no_key_closed(fetched)
+        )
+
+    def decode_one(self, fetched: FetchedBatch, index: int) -> Any:
+        """The value to be handled.
+
+        :raises Skip: it is not for this handler.
+        """
+        attempt_log = self.job.attempt_log
+        if attempt_log is not None and attempt_log.is_delayed(fetched.batch, index):
+            raise Skip
+        if fetched.decoded is not None:
+            value = fetched.decoded[index]
+            if isinstance(value, Undecodable):
+                raise value.error
+            return value
+        if fetched.decode is not None:
+            try:
+                return fetched.decode(fetched.values[index])
+            except Exception:  # noqa: S110 - the careful way says what is wrong
+                pass
+        batch = fetched.batch
+        if batch.unreadable:
+            check_headers(batch, index)
+        return self.job.decodings[batch.topic].decode_one(batch, index)
+
+    def _attempt_log_of(self, delivery: Delivery) -> AttemptLog | None:
+        """What counts this message's attempts in the log. Of one that has come back from behind a
+        dead one they are not."""
+        key_parking = self._key_parking
+        if key_parking is not None and key_parking.has_returned(delivery):
+            return None
+        return self.job.attempt_log
+
+    def attempt_number(self, delivery: Delivery) -> int:
+        """Which attempt this is, from 1; those before a restart count where the log knows them."""
+        attempt_log = self._attempt_log_of(delivery)
+        if attempt_log is None:
+            return delivery.attempt
+        return delivery.attempt + attempt_log.failed_attempts(
+            delivery.fetched.batch, delivery.index
+        )
+
+    def succeeded(self, delivery: Delivery, result: Any) -> None:
+        """The handler returned."""
+        if self.job.encode_results is not None and result is not None:
+            try:
+                outgoing = self.job.encode_results(result, delivery)
+            except Exception as error:
+                self.failed(delivery, error)
+                return
+            if outgoing:
+
+                def on_written(errors: Answers) -> None:
+                    error = next((error for error in errors if error is not None), None)
+                    if error is None:
+                        self.settle(delivery)
+                    else:
+                        self.failed(delivery, error)
+
+                self._write([delivery], outgoing, on_written)
+                return
+        self.settle(delivery)
+
+    def settle(self, delivery: Delivery, *, filtered: bool = False) -> None:
+        """The message was handled, or passed over, and what its handler returned is written."""
+        mark = self.dispatcher.mark_filtered if filtered else self.dispatcher.mark_settled
+        key_parking = self._key_parking
+        if (
+            key_parking is None
+            or not key_parking.has_returned(delivery)
+            or not delivery.fetched.state.is_owned
+        ):
+            mark(delivery)
+            return
+        # Not its partition's progress but a record says that it was handled.
+        record = key_parking.handled(delivery)
+        self._settle_when_written(delivery, record, mark, "%s: %s was handled, and not noted: %r")
+
+    def _settle_when_written(
+        self, delivery: Delivery, record: Outgoing, mark: Callable[[Delivery], None], complaint: str
+    ) -> None:
+        """Write what key parking has to say of a message, which is settled by that."""
+
+        def refused(error: BaseException) -> None:
+            logger.error(complaint, self.job.name, location(delivery), error)
+            self.dispatcher.deliver_at(delivery, self._now() + WRITE_PAUSE)
+
+        self._write_outcome(delivery, record, mark, refused)
+
+    def _write_outcome(
+        self,
+        delivery: Delivery,
+        record: Outgoing,
+        mark: Callable[[Delivery], None],
+        refused: Callable[[BaseException], None],
+    ) -> None:
+        key_parking = self._key_parking
+
+        def on_written(errors: Answers) -> None:
+            error = errors[0]
+            if error is not None:
+                if key_parking is not None:
+                    key_parking.write_refused(delivery)
+                refused(error)
+            elif key_parking is not None and not key_parking.write_confirmed(delivery):
+                # The partition is another member's: what was written does not count.
+                self.dispatcher.abandon(delivery)
+            else:
+                mark(delivery)
+
+        self._write([delivery], [record], on_written)
+
+    def failed(self, delivery: Delivery, error: BaseException) -> None:
+        """The handler raised, or what it returned cannot be written."""
+        if isinstance(error, OwnershipLost):
+            # Whoever owns it handles it: that is no failure, whatever the attempt.
+            self.dispatcher.abandon(delivery)
+            return
+        if isinstance(error, TransactionPostponed):
+            logger.warning("%s: rolled back %s: %s", self.job.name, location(delivery), error)
+            self.dispatcher.deliver_at(delivery, self._now() + TRANSACTION_PAUSE)
+            return
+        if self._fail_on_config_error([delivery], {0: error}):
+            return
+        if self._attempt_log_of(delivery) is not None:
+            self._settle_batch([delivery], {0: error}, ())
+            return
+        rejected = self.dispatcher.mark_failed(delivery, error, self._now(), random())
+        if rejected is None:
+            self._log_attempt(delivery, error)
+        else:
+            self.dead_letter(rejected)
+
+    def _log_attempt(self, delivery: Delivery, error: BaseException) -> None:
+        logger.info(
+            "%s: attempt %d of %d failed for %s: %r",
+            self.job.name, delivery.attempt, self.job.retry.attempts, location(delivery), error,
+        )  # fmt: skip
+
+    def _fail_on_config_error(self, deliveries: Sequence[Delivery], errors: Errors) -> bool:
+        """End the processor if one of these failures (by index) is a :class:`ConfigError`: it is
+        the program that is wrong, not the message. Messages that failed stay unsettled."""
+        config_errors = (
+            (at, found) for at, each in errors.items() if (found := find_config_error(each))
+        )
+        index, found = next(config_errors, (-1, None))
+        if found is None:
+            return False
+        logger.error(
+            "%s: stopped, as no message can be handled like this; %s stays unsettled: %s",
+            self.job.name, location(deliveries[index]), found, exc_info=found,
+        )  # fmt: skip
+        self._fail(found)
+        self.dispatcher.mark_batch_settled(
+            [delivery for at, delivery in enumerate(deliveries) if at not in errors]
+        )
+        for at in sorted(errors, reverse=True):
+            self.dispatcher.abandon(deliveries[at])
+        return True
+
+    def reject_undecodable(self, delivery: Delivery, error: BaseException) -> None:
+        """The message cannot be decoded: no attempt will change that."""
+        if not self._fail_on_config_error([delivery], {0: error}):
+            self.dead_letter(self.dispatcher.rejected(delivery, error))
+
+    # -- failures of some of a batch; of one message, where its attempts are counted in the log
+
+    def _settle_batch(
+        self, deliveries: Sequence[Delivery], errors: Errors, final: Collection[int]
+    ) -> None:
+        """Settle all but those that failed, by index; those in ``final`` are not tried again."""
+        if not errors:
+            key_parking = self._key_parking
+            if key_parking is not None and key_parking.has_returned(deliveries[0]):
+                self.settle(deliveries[0])  # it comes alone
+            else:
+                self.dispatcher.mark_batch_settled(deliveries)
+            return
+        if self._fail_on_config_error(deliveries, errors):
+            return
+        attempt_log = self._attempt_log_of(deliveries[0])
+        if attempt_log is not None:
+            self._record_attempts(attempt_log, deliveries, errors, final)
+        else:
+            self._settle_failed(deliveries, errors, final)
+
+    def _settle_failed(
+        self, deliveries: Sequence[Delivery], errors: Errors, final: Collection[int]
+    ) -> None:
+        now = self._now()
+        for rejected in self.dispatcher.mark_batch_failed(deliveries, errors, now, random(), final):
+            self.dead_letter(rejected)
+
+    def _record_attempts(
+        self,
+        attempt_log: AttemptLog,
+        deliveries: Sequence[Delivery],
+        errors: Errors,
+        final: Collection[int],
+    ) -> None:
+        """Failures whose attempts are counted in the log: once that is written, those messages
+        that wait elsewhere are settled, and the others wait in their key queue or are
+        dead-lettered."""
+        deliveries, failures, exhausted = list(deliveries), dict(errors), set(final)
+        copy_of: list[int] = []
+        outgoing: list[Outgoing] = []
+        for index, error in errors.items():
+            attempt = self.attempt_number(deliveries[index])
+            deliveries[index] = delivery = replace(deliveries[index], attempt=attempt)
+            delay = (
+                None if index in final else retry_delay(self.job.retry, attempt, error, random())
+            )
+            if delay is None:
+                exhausted.add(index)
+                continue
+            self._log_attempt(delivery, error)
+            delayed_copy, attempt_record = attempt_log.record_failure(delivery, attempt, delay)
+            if delayed_copy is not None:
+                outgoing.append(delayed_copy)
+                copy_of.append(index)
+            outgoing.append(attempt_record)
+            copy_of.append(-1)
+
+        def on_written(answers: Answers) -> None:
+            counts = self.dispatcher.counts
+            for index, answer in zip(copy_of, answers, strict=True):
+                if index < 0:
+                    if answer is not None:
+                        logger.error("%s: an attempt was not noted: %r", self.job.name, answer)
+                elif answer is None:
+                    del failures[index]
+                    counts.retries += 1
+                    counts.handled -= 1  # it is settled here, and was not handled
+                else:
+                    failures[index] = answer
+                    exhausted.add(index)
+            if failures:
+                self._settle_failed(deliveries, failures, exhausted)
+            else:
+                self.dispatcher.mark_batch_settled(deliveries)
+
+        if outgoing:
+            self._write(deliveries, outgoing, on_written)
+        else:
+            self._settle_failed(deliveries, failures, exhausted)
+
+    # -- keys that are closed behind a dead message
+
+    def park_if_closed(self, delivery: Delivery) -> bool:
+        """Whether the message is not to be handled now, because its key is closed."""
+        key_parking = self._key_parking
+        if key_parking is None:
+            return False
+        try:
+            parking = key_parking.decide(delivery)
+        except Unavailable:  # it has said so
+            self.dispatcher.deliver_at(delivery, self._now() + WRITE_PAUSE)
+            return True
+        if parking is None:
+            return False
+        if parking.record is None:
+            self._mark_parked(delivery)
+            self.dispatcher.counts.duplicates += parking.is_duplicate
+        else:
+            self._settle_when_written(
+                delivery, parking.record, self._mark_parked,
+                "%s: cannot be parked behind a dead message of its key, again in "
+                f"{WRITE_PAUSE:g} s: %s: %r",
+            )  # fmt: skip
+        return True
+
+    def _mark_parked(self, delivery: Delivery) -> None:
+        self.dispatcher.mark_settled(delivery)
+        self.dispatcher.counts.handled -= 1
+
+    # -- dead letters, and how they are written
+
+    def dead_letter(self, delivery: Delivery) -> None:
+        """Write the dead letter of a delivery that has a reason; the source is settled after
+        that."""
+        job, reason, key_parking = self.job, delivery.reason, self._key_parking
+        if job.on_rejected is not None:
+            job.on_rejected(delivery)
+            return
+        if reason is None or job.dead_letter is None:
+            raise RuntimeError("nothing to bury, or nowhere to")
+        logger.warning(
+            "%s: dead letter after %s: %s: %r",
+            job.name, count_with_noun(reason.attempts, "attempt"), location(delivery),
+            reason.error,
+        )  # fmt: skip
+        if key_parking is not None and not delivery.fetched.state.is_owned:
+            self.dispatcher.abandon(delivery)  # whoever owns it now decides what becomes of its key
+            return
+
+        def refused(error: BaseException) -> None:
+            pause = min(60.0, WRITE_PAUSE * 2.0 ** min(reason.failed_writes, 10))
+            logger.error(
+                "%s: cannot write the dead letter of %s, again in %g s: %r",
+                job.name, location(delivery), pause, error,
+            )  # fmt: skip
+            again = reason._replace(failed_writes=reason.failed_writes + 1)
+            self.dispatcher.deliver_at(replace(delivery, reason=again), self._now() + pause)
+
+        try:
+            record = job.dead_letter(delivery)
+            if key_parking is not None:
+                record = key_parking.close_key(delivery, record)
+        except Exception as error:
+            refused(error)
+            return
+        self._write_outcome(delivery, record, self.dispatcher.mark_settled, refused)
+
+    def _write(
+        self,
+        deliveries: Sequence[Delivery],
+        outgoing: Sequence[Outgoing],
+        on_written: Callable[[Answers], None],
+    ) -> None:
+        """Write, and call ``on_written`` where the dispatcher may be touched once the log
+        answered."""
+        write_derived = self.job.write_derived
+        if write_derived is None:
+            raise RuntimeError("this job has nothing to write with")
+        self.unconfirmed += len(deliveries)
+        for delivery in deliveries:
+            delivery.fetched.state.unconfirmed += 1
+
+        def on_answer(errors: Answers) -> None:
+            self.unconfirmed -= len(deliveries)
+            for delivery in deliveries:
+                delivery.fetched.state.unconfirmed -= 1
+            on_written(errors)
+
+        write_derived(outgoing, lambda errors: self._call_soon(lambda: on_answer(errors)))
+
+    # -- transactions
+
+    def commit_transaction(
+        self, transaction: HandlerTransaction, deliveries: Sequence[Delivery]
+    ) -> BaseException | None:
+        """Commit the handler's transaction with its messages' positions; what went wrong, if
+        so."""
+        try:
+            transaction.commit(deliveries)
+        except Fenced as error:
+            logger.warning("%s: rolled back, the partition moved on: %r", self.job.name, error)
+            for each in deliveries:  # start nothing more of it until the log has said what holds
+                each.fetched.state.assignment.valid_until = float("-inf")
+            return OwnershipLost(str(error))
+        except Unavailable as error:
+            return TransactionPostponed(str(error))
+        except LogError as error:
+            return error
+        return None
+
+
+class MessageCalls(Calls[Delivery]):
+    """The handler takes one message at a time."""
+
+    @override
+    def take(self, now: float) -> Delivery | None:
+        return self.dispatcher.take(now)
+
+    @override
+    def admit(self, unit: Delivery) -> Delivery | None:
+        if unit.reason is not None:
+            self.dead_letter(unit)
+            return None
+        return None if self.park_if_closed(unit) else unit
+
+    @override
+    def decode(self, unit: Delivery) -> Any:
+        try:
+            value = self.decode_one(unit.fetched, unit.index)
+        except Skip:
+            return NotCalled(partial(self.settle, unit, filtered=True))
+        except Exception as error:
+            return NotCalled(partial(self.reject_undecodable, unit, error))
+        if self._accepts is None:
+            return value
+        try:
+            if self._accepts(value):
+                return value
+        except Exception as error:
+            return NotCalled(partial(self.failed, unit, error))
+        return NotCalled(partial(self.settle, unit, filtered=True))
+
+    @override
+    def call(
+        self,
+        function: Handler,
+        unit: Delivery,
+        decoded: Any,
+        transaction: HandlerTransaction | None,
+    ) -> Any:
+        job = self.job
+        if not job.wants_message:
+            return function(decoded)
+        batch, index = unit.fetched.batch, unit.index
+        attempt = unit.attempt if job.attempt_log is None else self.attempt_number(unit)
+        if job.builds_messages:
+            return function(decoded, batch, index, attempt, transaction)
+        return function(decoded, make_message(decoded, batch, index, attempt, transaction))
+
+    @override
+    def commit(
+        self, transaction: HandlerTransaction, unit: Delivery, decoded: Any
+    ) -> BaseException | None:
+        return self.commit_transaction(transaction, [unit])
+
+    @override
+    def ended(
+        self, unit: Delivery, decoded: Any, result: Any, failure: BaseException | None
+    ) -> None:
+        if failure is not None:
+            self.failed(unit, failure)
+        elif self.settles_at_once:
+            self.dispatcher.mark_settled(unit)
+        else:
+            self.succeeded(unit, result)
+
+    @override
+    def call_failed(self, unit: Delivery, error: BaseException) -> None:
+        self.failed(unit, error)
+
+    @override
+    def abandon(self, unit: Delivery) -> None:
+        self.dispatcher.abandon(unit)
+
+
+class BatchCalls(Calls[list[Delivery]]):
+    """The handler takes up to ``Job.batch`` messages at a time."""
+
+    @override
+    def take(self, now: float) -> list[Delivery] | None:
+        return self.dispatcher.take_batch(now, self.job.batch or 1) or None
+
+    @override
+    def admit(self, unit: list[Delivery]) -> list[Delivery] | None:
+        """Of a key that is closed, all messages are looked at one by one, in order."""
+        if unit[0].reason is not None:
+            self.dead_letter(unit[0])
+            return None
+        key_parking = self._key_parking
+        if key_parking is None:
+            return unit
+        if len(unit) == 1:
+            return None if self.park_if_closed(unit[0]) else unit
+        closed = {state_and_key(each) for each in unit if key_parking.is_closed(each)}
+        if not closed:
+            return unit
+        self.dispatcher.split_batch([each for each in unit if state_and_key(each) in closed])
+        return [each for each in unit if state_and_key(each) not in closed] or None
+
+    @override
+    def decode(self, unit: list[Delivery]) -> DecodedBatch | NotCalled:
+        decoded = DecodedBatch([], [], [], {}, set())
+        accepts = self._accepts
+        for index, delivery in enumerate(unit):
+            try:
+                value = self.decode_one(delivery.fetched, delivery.index)
+            except Skip:
+                decoded.skipped.append(index)
+                continue
+            except Exception as error:
+                decoded.errors[index] = error
+                decoded.undecodable.add(index)
+                continue
+            try:
+                accepted = accepts is None or accepts(value)
+            except Exception as error:
+                decoded.errors[index] = error
+                continue
+            if accepted:
+                decoded.accepted.append(index)
+                decoded.values.append(value)
+            else:
+                decoded.skipped.append(index)
+        if not decoded.accepted:
+            return NotCalled(partial(self.ended, unit, decoded, None, None))
+        return decoded
+
+    @override
+    def call(
+        self,
+        function: Handler,
+        unit: list[Delivery],
+        decoded: DecodedBatch,
+        transaction: HandlerTransaction | None,
+    ) -> Any:
+        if not self.job.wants_message:
+            return function(decoded.values)
+
+        def make_messages() -> list[Message[Any]]:
+            return [
+                make_message(
+                    value, each.fetched.batch, each.index, self.attempt_number(each), transaction
+                )
+                for value, each in zip(decoded.values, decoded.of_accepted(unit), strict=True)
+            ]
+
+        return function(
+            decoded.values, make_messages if self.job.builds_messages else make_messages()
+        )
+
+    @override
+    def commit(
+        self, transaction: HandlerTransaction, unit: list[Delivery], decoded: DecodedBatch
+    ) -> BaseException | None:
+        return self.commit_transaction(transaction, decoded.of_accepted(unit))
+
+    @override
+    def ended(
+        self,
+        unit: list[Delivery],
+        decoded: DecodedBatch,
+        result: Any,
+        failure: BaseException | None,
+    ) -> None:
+        accepted, errors = decoded.accepted, dict(decoded.errors)
+        if failure is not None and self._fail_on_config_error(
+            unit, dict.fromkeys(range(len(unit)), failure)
+        ):
+            return
+        if isinstance(failure, BatchError) and failure.results is not None:
+            result = list(failure.results)
+        elif failure is not None and len(accepted) == len(unit):
+            self.call_failed(unit, failure)
+            return
+        elif isinstance(failure, BatchError) and self.job.encode_results is not None:
+            self.dispatcher.split_batch(unit)
+            return
+        if isinstance(failure, BatchError):
+            named = set(failure.errors)
+            if not named or not named <= set(range(len(accepted))):
+                self.dispatcher.split_batch(unit)
+                return
+            errors.update((accepted[index], error) for index, error in failure.errors.items())
+        elif failure is not None:
+            self.dispatcher.split_batch(unit)
+            return
+        self.dispatcher.counts.filtered += len(decoded.skipped)
+        self.dispatcher.counts.handled -= len(decoded.skipped)
+        outgoing: list[Outgoing] = []
+        senders: list[int] = []
+        if result is not None:
+            outgoing, senders = self._encode_results(unit, decoded, result, errors)
+        if not outgoing:
+            self._settle_batch(unit, errors, decoded.undecodable)
+            return
+
+        def on_written(answers: Answers) -> None:
+            pairs = zip(senders, answers, strict=True)
+            errors.update((index, answer) for index, answer in pairs if answer is not None)
+            self._settle_batch(unit, errors, decoded.undecodable)
+
+        self._write(unit, outgoing, on_written)
+
+    def _encode_results(
+        self,
+        deliveries: list[Delivery],
+        decoded: DecodedBatch,
+        result: Any,
+        errors: dict[int, BaseException],
+    ) -> tuple[list[Outgoing], list[int]]:
+        """The records of what the handler returned, and of which message each of them is; those
+        that cannot be made are added to ``errors``."""
+        outgoing: list[Outgoing] = []
+        senders: list[int] = []
+        encode = self.job.encode_results
+        if encode is None:
+            return outgoing, senders
+        accepted = decoded.accepted
+        try:
+            items = list(result)
+            if len(items) != len(accepted):
+                raise ValueError(
+                    f"{self.job.name} returned {len(items)} results for a batch of "
+                    f"{len(accepted)} messages: return one for each, None for nothing"
+                )
+        except Exception as error:
+            errors.update(dict.fromkeys(accepted, error))
+            return outgoing, senders
+        for index, item in zip(accepted, items, strict=True):
+            if index in errors or item is None:
+                continue
+            try:
+                records = encode(item, deliveries[index])
+            except Exception as error:
+                errors[index] = error
+                continue
+            outgoing.extend(records)
+            senders.extend([index] * len(records))
+        return outgoing, senders
+
+    @override
+    def call_failed(self, unit: Sequence[Delivery], error: BaseException) -> None:
+        """The handler raised over all of these."""
+        if isinstance(error, OwnershipLost):
+            self.dispatcher.split_batch(unit)
+            return
+        if self._fail_on_config_error(unit, dict.fromkeys(range(len(unit)), error)):
+            return
+        if isinstance(error, BatchError):
+            if self.job.encode_results is not None and len(unit) > 1:
+                # What the others would have returned is not known.
+                self.dispatcher.split_batch(unit)
+                return
+            wrong = [index for index in error.errors if index not in range(len(unit))]
+            if error.errors and not wrong:
+                self._settle_batch(unit, error.errors, ())
+                return
+            logger.error(
+                "%s: BatchError names %s of a batch of %d: taken as a failure of all",
+                self.job.name, f"message {wrong[0]!r}" if wrong else "no message", len(unit),
+            )  # fmt: skip
+        if len(unit) == 1:
+            self.failed(unit[0], error)
+            return
+        logger.info("%s: a batch of %d failed, one by one: %r", self.job.name, len(unit), error)
+        self.dispatcher.split_batch(unit)
+
+    @override
+    def abandon(self, unit: Sequence[Delivery]) -> None:
+        for delivery in reversed(unit):
+            self.dispatcher.abandon(delivery)
+
+
+def location(delivery: Delivery) -> str:
+    """Where a delivery's message stands, for a log line."""
+    batch = delivery.fetched.batch
+    return f"{batch.topic}/{batch.partition}/{batch.offset(delivery.index)}"
