@@ -11,7 +11,6 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from datetime import datetime, timedelta
-from types import TracebackType
 from typing import Generic, Literal, Self, TypeVar
 
 from stream_codecs import DecodeError
@@ -213,12 +212,7 @@ class TopicReader(Generic[T]):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         await run_in_thread(self.close)  # the log may be closed next
 
     def _read_chunk(self) -> list[Message[T] | BaseException]:

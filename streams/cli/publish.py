@@ -114,8 +114,6 @@ def _read_lines(source: BufferedReader) -> Iterator[_LineChunk]:
     rest: list[bytes] = []
     while True:
         data = source.read1(READ_SIZE)
-        if not done:
-            data = data.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, as some editors write it
         done += len(data)
         head, end, tail = data.rpartition(b"\n")
         if data and not end:
@@ -125,6 +123,8 @@ def _read_lines(source: BufferedReader) -> Iterator[_LineChunk]:
                 raise CommandFailed(f"line {number + 1} is longer than {MAX_LINE >> 20} MiB")
             continue
         lines = (b"".join(rest) + head).split(b"\n")
+        if not number:
+            lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")  # a byte order mark of an editor
         rest, size = [tail], len(tail)
         found = [(number + at, line.strip()) for at, line in enumerate(lines, 1)]
         number += len(lines)

@@ -468,7 +468,10 @@ class Log(Protocol):
 
     def committed(self, group: str, topic: str) -> dict[int, Committed]:
         """What a group has committed in one topic, by partition; empty if nothing."""
-        ...
+        try:
+            return self.group(group).committed_in(topic)
+        except NotFound:
+            return {}
 
     def groups(self) -> list[str]:
         """The names of all groups, sorted."""

@@ -19,7 +19,7 @@ from streams.log.range_reader import OffsetRanges
 from streams.processing.job import Job
 from streams.processing.poller import Poller
 from streams.processor import Processor, ProcessorOptions, inspect_handler, topic_type_of
-from streams.replay.range_subscription import RangeSubscription, groupless_log
+from streams.replay.range_subscription import RangeSubscription
 from streams.replay.result import FailureLog, ReplayFailed, ReplayResult
 from streams.replay.token_bucket import TokenBucket
 from streams.wiring import make_executor
@@ -144,7 +144,7 @@ async def handle_range(
         rate_limit=TokenBucket(options.rate),
         on_all_read=stop_if_settled,
     )
-    poller = Poller(groupless_log(connection.log, feed.subscribe), job, executor)
+    poller = Poller(feed.in_place_of(connection.log), job, executor)
     failures.stop = poller.stop
     ended = asyncio.Event()
 

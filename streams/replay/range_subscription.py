@@ -15,21 +15,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from heapq import heapify, heapreplace
-from typing import Any, NoReturn, cast
 
-from streams.errors import ConfigError
-from streams.log.protocol import (
-    Assignment,
-    Commit,
-    Committed,
-    Log,
-    Reader,
-    RebalanceListener,
-    Submitted,
-    Subscription,
-)
+from typing_extensions import override
+
+from streams.log.protocol import Assignment, Commit, Committed, Log, Reader
 from streams.log.range_reader import READ_LIMIT, OffsetRanges, PartitionCursor
 from streams.message import Batch
+from streams.replay.groupless import GrouplessSubscription
 from streams.replay.token_bucket import TokenBucket
 
 MERGE_SLICE = 250
@@ -39,7 +31,7 @@ END_RECHECK = 0.005
 """Seconds between checks whether everything is settled, once all was given out."""
 
 
-class RangeSubscription:
+class RangeSubscription(GrouplessSubscription["_PartitionRange"]):
     """The subscription. Polled by one thread at a time.
 
     :param key: give out messages of this key only.
@@ -62,9 +54,6 @@ class RangeSubscription:
         self._exact = exact
         self._on_all_read = on_all_read
         self._wake = threading.Event()
-        self._listener: RebalanceListener | None = None
-        self._is_assigned = False
-        self._paused: set[int] = set()
         self.positions = {partition: low for partition, (low, _) in ranges.items()}
         """By partition, where to go on: everything before was handled or skipped."""
         self.read = 0
@@ -72,7 +61,7 @@ class RangeSubscription:
         self.scanned = 0
         """Messages looked at."""
         self._key = key
-        self._partitions = [
+        partitions = [
             _PartitionRange(
                 Assignment(topic, partition, 0, Committed(low)),
                 log.reader(topic, partition, low, high),
@@ -81,6 +70,7 @@ class RangeSubscription:
             for partition, (low, high) in ranges.items()
             if low < high
         ]
+        super().__init__("a replay", "reset the group instead", partitions)
         self._heap: list[tuple[float, int, _PartitionRange]] | None = None
         """Open partitions with a message at hand, the earliest first; None: to be built."""
 
@@ -91,16 +81,10 @@ class RangeSubscription:
             return batch
         return _select_rows(batch, [row for row, key in enumerate(batch.keys) if key == self._key])
 
-    def subscribe(self, listener: RebalanceListener) -> Subscription:
-        """Begin to be polled by this listener's owner."""
-        self._listener = listener
-        return self
-
+    @override
     def poll(self, limit: int, timeout: float) -> Sequence[Batch]:
         """The next messages of the range; nothing, once there are no more."""
-        if not self._is_assigned and self._listener is not None:
-            self._listener.assigned([each.assignment for each in self._partitions])
-            self._is_assigned = True  # not before: in an outage it is assigned again
+        self._assign()
         available = self._rate_limit.available(min(limit, READ_LIMIT))
         if available <= 0:
             self._wait(min(timeout, self._rate_limit.seconds_to_next()))
@@ -150,48 +134,25 @@ class RangeSubscription:
             heapreplace(heap, (partition.next_time, number, partition))
         return batches
 
+    @override
     def commit(self, commits: Sequence[Commit]) -> None:
         """Remember where to go on."""
         for commit in commits:
             self.positions[commit.assignment.partition] = commit.position
 
-    def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
-        """Remember where to go on."""
-        self.commit(commits)
-        on_submitted(True)
-
+    @override
     def pause(self, assignments: Iterable[Assignment]) -> None:
-        """Give out nothing of these until resumed."""
-        self._paused.update(each.partition for each in assignments)
+        super().pause(assignments)
         self._heap = None
 
+    @override
     def resume(self, assignments: Iterable[Assignment]) -> None:
-        """Go on with these."""
-        self._paused.difference_update(each.partition for each in assignments)
+        super().resume(assignments)
         self._heap = None
 
-    def reassign(self, assignments: Iterable[Assignment]) -> NoReturn:
-        """There is no committed position to begin again from."""
-        raise ConfigError("a replay has no group, so it cannot begin again at a stored place")
-
-    def keep_alive(self) -> None:
-        """Nothing expires here."""
-
+    @override
     def wakeup(self) -> None:
-        """End a wait in :meth:`poll`."""
         self._wake.set()
-
-    def begin_transaction(self) -> NoReturn:
-        """There is no position that a transaction could be committed with."""
-        raise ConfigError("a replay commits no position: reset the group to use transactions")
-
-    def close(self) -> None:
-        """End the assignments and close the readers."""
-        if self._is_assigned and self._listener is not None:
-            self._is_assigned = False
-            self._listener.revoked([each.assignment for each in self._partitions])
-        for partition in self._partitions:
-            partition.close()
 
 
 class _PartitionRange(PartitionCursor):
@@ -248,25 +209,3 @@ def _select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
         if unreadable
         else unreadable,
     )
-
-
-class _GrouplessLog:
-    """A log whose subscriptions join no group."""
-
-    def __init__(self, log: Log, listen: Callable[[RebalanceListener], Subscription]) -> None:
-        self._log = log
-        self._listen = listen
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._log, name)
-
-    def subscribe(
-        self, group: str, topics: Sequence[str], listener: RebalanceListener, **_: object
-    ) -> Subscription:
-        """No group is joined."""
-        return self._listen(listener)
-
-
-def groupless_log(log: Log, listen: Callable[[RebalanceListener], Subscription]) -> Log:
-    """What a poller is given instead of the log, so that it reads what ``listen`` subscribes to."""
-    return cast(Log, _GrouplessLog(log, listen))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
+from typing import Any
 
 import pytest
 
+from streams.cli.publish import _read_lines
 from tests.cli.conftest import Run, Shell, eventually
 
 
@@ -109,3 +112,28 @@ def test_a_pipe_that_trickles_is_published_as_it_comes(topic: Shell) -> None:
         process.stdin.close()
         assert process.wait(timeout=30) == 0
     assert [value for _, value, _ in values(topic)] == [b'{"n":%d}' % n for n in range(4)]
+
+
+class Reads(io.RawIOBase):
+    """A pipe that gives out one piece at each read."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self._pieces = list(pieces)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self._pieces.pop(0) if self._pieces else b""
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+@pytest.mark.parametrize(
+    "pieces", [(b"\xef\xbb\xbf", b"1\n2\n"), (b"\xef", b"\xbb\xbf1\n", b"2"), (b"1\n2",)]
+)
+def test_a_byte_order_mark_is_no_end_however_it_arrives(pieces: tuple[bytes, ...]) -> None:
+    found = [
+        pair for chunk in _read_lines(io.BufferedReader(Reads(*pieces))) for pair in chunk.lines
+    ]
+    assert found == [(1, b"1"), (2, b"2")]

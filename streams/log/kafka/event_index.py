@@ -20,7 +20,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KTopicPartition
 
-from streams.errors import LogError, Unavailable
+from streams.errors import LogError, OutcomeUnknown, Unavailable
 from streams.log.event_headers import CAUSE, EVENT, FINAL, MAX_CAUSE, parse_event
 from streams.log.events import EMPTY, Caused, Head
 from streams.log.kafka.arbitration import Arbiter, Counted
@@ -46,8 +46,11 @@ WAIT_TIMEOUT = 30.0
 REPORT_INTERVAL = 5.0
 """Seconds between two lines about an index that is being built."""
 
-OnDecided = Callable[["Counted | Head"], None]
-"""Told what became of an append: that it counts, or where its history ended when it did not."""
+OnDecided = Callable[["Counted | Head | LogError"], None]
+"""Called once with what became of an append: it counts; or where its history ended when it did not;
+or why nobody can say."""
+
+_Decided = tuple[OnDecided, "Counted | Head | LogError"]
 
 
 class KeyIndex:
@@ -80,7 +83,7 @@ class PartitionIndex:
         """By append: who waits for what becomes of it."""
         self._ends: dict[str, tuple[int, bytes]] = {}
         """By append: the offset of its last record, once that is known, and its key."""
-        self._decided: list[tuple[OnDecided, Counted | Head]] = []
+        self._decided: list[_Decided] = []
 
     def watch(self, append_id: str, on_decided: OnDecided) -> None:
         """Tell somebody what becomes of an append that is about to be written."""
@@ -154,7 +157,13 @@ class PartitionIndex:
             _, key = self._ends.pop(append_id)
             self._decided.append((self._watched.pop(append_id), self.arbiter.head(key)))
 
-    def take_decided(self) -> Sequence[tuple[OnDecided, Counted | Head]]:
+    def fail(self, error: LogError) -> None:
+        """Nothing will be folded any more: nobody can say what becomes of what is watched."""
+        self._decided += [(on_decided, error) for on_decided in self._watched.values()]
+        self._watched.clear()
+        self._ends.clear()
+
+    def take_decided(self) -> Sequence[_Decided]:
         """Who is to be told what, now that the lock can be released."""
         decided, self._decided = self._decided, []
         return decided
@@ -232,8 +241,13 @@ class TopicIndex:
         _tell(decided)
 
     def watch(self, partition: int, append_id: str, on_decided: OnDecided) -> None:
-        """Tell somebody what becomes of an append that is about to be written."""
+        """Tell somebody what becomes of an append that is about to be written.
+
+        :raises LogError: nothing is folded any more.
+        """
         with self.lock:
+            if self._error is not None:
+                raise type(self._error)(str(self._error)) from self._error
             self.partitions[partition].watch(append_id, on_decided)
 
     def unwatch(self, partition: int, append_id: str) -> None:
@@ -274,9 +288,15 @@ class TopicIndex:
             close_in_background(consumer)
 
     def _fail(self, error: LogError) -> None:
+        unknown = OutcomeUnknown(f"written, but not read back: {error}")
         with self._changed:
             self._error = error
+            decided = []
+            for index in self.partitions.values():
+                index.fail(unknown)
+                decided += index.take_decided()
             self._changed.notify_all()
+        _tell(decided)
 
     def _assign_wanted(self, consumer: Consumer) -> None:
         with self.lock:
@@ -319,7 +339,7 @@ class TopicIndex:
         for failed in errors:
             self._handle_error(failed)
 
-    def _progressed(self, index: PartitionIndex) -> Sequence[tuple[OnDecided, Counted | Head]]:
+    def _progressed(self, index: PartitionIndex) -> Sequence[_Decided]:
         index.settle()
         self._folded_at = time.monotonic()
         self._changed.notify_all()
@@ -375,6 +395,6 @@ class TopicIndex:
         return found.refusals.get(record_id)
 
 
-def _tell(decided: Sequence[tuple[OnDecided, Counted | Head]]) -> None:
+def _tell(decided: Sequence[_Decided]) -> None:
     for on_decided, found in decided:
         on_decided(found)

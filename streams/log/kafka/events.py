@@ -92,19 +92,27 @@ class _AppendCall:
     def __init__(self, count: int, on_appended: OnEventsAppended) -> None:
         self._outcomes: list[Any] = [None] * count
         self._left = count
-        self._lock = threading.Lock()
+        self._settled = threading.Condition()
         self._on_appended = on_appended
 
     def settle(self, number: int, outcome: AppendOutcome) -> None:
         """What became of one; the last one calls back."""
-        with self._lock:
+        with self._settled:
             if self._outcomes[number] is not None:
                 return
             self._outcomes[number] = outcome
             self._left -= 1
             is_last = self._left == 0
+            self._settled.notify_all()
         if is_last:
             self._on_appended(self._outcomes)
+
+    def wait(self, numbers: Sequence[int]) -> None:
+        """Wait until it is known what became of these."""
+        with self._settled:
+            self._settled.wait_for(
+                lambda: all(self._outcomes[each] is not None for each in numbers)
+            )
 
 
 class Events:
@@ -207,19 +215,23 @@ class Events:
             unknown = [each for each in set(partitions) if each not in index.partitions]
         if unknown:
             index.wait(self._ends(topic, unknown))
-        earlier: set[bytes] = set()
-        for number, (append, partition) in enumerate(zip(appends, partitions, strict=True)):
-            # An append that continues another one of the call is judged by the log alone.
-            if append.key not in earlier:
+        pending: Sequence[int] = range(len(appends))
+        while pending:
+            # Appends of one key follow each other, so each is judged by what the one before became.
+            first = {appends[number].key: number for number in reversed(pending)}
+            chosen = sorted(first.values())
+            for number in chosen:
+                append, partition = appends[number], partitions[number]
                 verdict = judge(append, _KeyHistory(self, index, partition, append.key))
                 if isinstance(verdict, Refused):
                     call.settle(number, verdict)
-                    continue
-                if verdict == "appended":
+                elif verdict == "appended":
                     call.settle(number, self._appended_before(index, partition, append))
-                    continue
-            earlier.add(append.key)
-            self._write(index, partition, append, call, number)
+                else:
+                    self._write(index, partition, append, call, number)
+            pending = [number for number in pending if number not in set(chosen)]
+            if pending:
+                call.wait(chosen)
 
     def _appended_before(
         self, index: TopicIndex, partition: int, append: EventAppend
@@ -242,11 +254,14 @@ class Events:
     ) -> None:
         append_id = append.records[0].id
 
-        def on_decided(found: Counted | Head) -> None:
+        def on_decided(found: Counted | Head | LogError) -> None:
             if isinstance(found, Counted):
                 call.settle(number, Appended(partition, found.offsets))
+            elif isinstance(found, Head):
+                # Its base was the history's end when it was sent: somebody was faster.
+                call.settle(number, Refused("final" if found.is_final else "conflict", found))
             else:
-                call.settle(number, self._lost(index, partition, append, found))
+                call.settle(number, found)
 
         def on_written(results: Sequence[Position | LogError]) -> None:
             errors = [each for each in results if isinstance(each, LogError)]
@@ -270,12 +285,6 @@ class Events:
             for record in append.records
         ]
         self._writer.append(index.topic, records, on_written)
-
-    @staticmethod
-    def _lost(index: TopicIndex, partition: int, append: EventAppend, head: Head) -> Refused:
-        """Why an append did not count whose base was the end of its history when it was sent, or
-        one of the same call."""
-        return Refused("final" if head.is_final else "conflict", head)
 
     # -- reading
 

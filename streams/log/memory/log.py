@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 
 from streams.config import Flow
-from streams.errors import Fatal, LogError, NotFound, Unavailable
+from streams.errors import Fatal, LogError, Unavailable
 from streams.log.dense_offsets import DenseOffsets
 from streams.log.events import (
     AppendOutcome,
@@ -249,12 +249,6 @@ class MemoryLog(DenseOffsets, EventLog):
                 for member in found.live_members(self.store.clock.monotonic())
             )
             return GroupInfo(group, members, dict(found.positions))
-
-    def committed(self, group: str, topic: str) -> dict[int, Committed]:
-        try:
-            return self.group(group).committed_in(topic)
-        except NotFound:
-            return {}
 
     def groups(self) -> list[str]:
         with self._locked():

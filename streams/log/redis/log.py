@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from streams.config import Flow
-from streams.errors import NotFound
 from streams.log.events import (
     EventAppend,
     EventLog,
@@ -182,12 +181,6 @@ class RedisLog(Log, EventLog):
 
     def group(self, group: str) -> GroupInfo:
         return self._groups.describe_group(group)
-
-    def committed(self, group: str, topic: str) -> dict[int, Committed]:
-        try:
-            return self.group(group).committed_in(topic)
-        except NotFound:
-            return {}
 
     def groups(self) -> list[str]:
         return self._groups.list_groups()

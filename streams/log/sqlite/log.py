@@ -7,7 +7,6 @@ from typing import Any
 
 from streams.clock import SYSTEM
 from streams.config import Flow
-from streams.errors import NotFound
 from streams.log.dense_offsets import DenseOffsets
 from streams.log.events import (
     EventAppend,
@@ -178,12 +177,6 @@ class SqliteLog(DenseOffsets, Log, EventLog):
 
     def group(self, group: str) -> GroupInfo:
         return self._groups.describe_group(group)
-
-    def committed(self, group: str, topic: str) -> dict[int, Committed]:
-        try:
-            return self.group(group).committed_in(topic)
-        except NotFound:
-            return {}
 
     def groups(self) -> list[str]:
         return self._groups.list_groups()

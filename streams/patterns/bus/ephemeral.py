@@ -9,29 +9,20 @@ that would keep messages from being trimmed, no dead letter topic.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 from typing_extensions import override
 
 from streams.config import Retry
 from streams.connection import Connection
-from streams.errors import ConfigError, NotRunning, Unavailable
-from streams.log.protocol import (
-    Assignment,
-    Commit,
-    Committed,
-    Log,
-    Reader,
-    RebalanceListener,
-    Submitted,
-    Subscription,
-)
+from streams.errors import NotRunning, Unavailable
+from streams.log.protocol import Assignment, Committed, Log, Reader
 from streams.message import ALL_READABLE, Batch
 from streams.processing import Job
 from streams.processor import Processor, ProcessorOptions
-from streams.replay.range_subscription import groupless_log
+from streams.replay.groupless import GrouplessSubscription
 from streams.text import get_logger
 
 logger = get_logger("streams.bus")
@@ -46,7 +37,7 @@ PROBE_AFTER = 1.0
 """Real seconds without a message after which the log is asked whether it can be reached."""
 
 
-class EphemeralSubscription:
+class EphemeralSubscription(GrouplessSubscription["_PartitionReader"]):
     """The subscription. Made anywhere, polled by one thread."""
 
     def __init__(self, log: Log, topic: str) -> None:
@@ -55,30 +46,25 @@ class EphemeralSubscription:
         :raises LogError: the log does not say.
         """
         self._log = log
-        self._listener: RebalanceListener | None = None
-        self._assigned = False
         self._last_received = time.monotonic()
-        self._partitions = [
+        partitions = [
             _PartitionReader(
                 log, Assignment(topic, partition, 0, Committed(log.watermarks(topic, partition)[1]))
             )
             for partition in range(log.topic(topic).partitions)
         ]
+        super().__init__("an ephemeral subscriber", "give it a group", partitions)
 
-    def listen(self, listener: RebalanceListener) -> Subscription:
-        """Start being polled by this listener's owner."""
-        self._listener = listener
-        return self
-
+    @override
     def poll(self, limit: int, timeout: float) -> Sequence[Batch]:
         """The next messages of all partitions; waits up to ``timeout`` while there are none.
 
         :raises Unavailable: the log cannot be reached now.
         """
-        if not self._assigned and self._listener is not None:
-            self._listener.assigned([part.assignment for part in self._partitions])
-            self._assigned = True  # not before: after an outage the listener is called again
-        unpaused = [part for part in self._partitions if not part.paused]
+        self._assign()
+        unpaused = [
+            part for part in self._partitions if part.assignment.partition not in self._paused
+        ]
         batches: list[Batch] = []
         for part in unpaused if len(unpaused) > 1 else ():
             if limit > 0 and (batch := part.read(limit, 0.0)) is not None:
@@ -107,54 +93,12 @@ class EphemeralSubscription:
             self._log.watermarks(partition.assignment.topic, partition.assignment.partition)
             self._last_received = now
 
-    def commit(self, commits: Sequence[Commit]) -> None:
-        """Nothing is kept."""
-
-    def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
-        """Nothing is kept."""
-        on_submitted(True)
-
-    def pause(self, assignments: Iterable[Assignment]) -> None:
-        """Deliver nothing of these until resumed."""
-        self._set_paused(assignments, paused=True)
-
-    def resume(self, assignments: Iterable[Assignment]) -> None:
-        """Go on with these."""
-        self._set_paused(assignments, paused=False)
-
-    def _set_paused(self, assignments: Iterable[Assignment], *, paused: bool) -> None:
-        for assignment in assignments:
-            self._partitions[assignment.partition].paused = paused
-
-    def reassign(self, assignments: Iterable[Assignment]) -> NoReturn:
-        """There is no committed position to restart from."""
-        raise ConfigError("an ephemeral subscriber cannot begin again: give it a group")
-
-    def keep_alive(self) -> None:
-        """Nothing expires here."""
-
-    def wakeup(self) -> None:
-        """A poll is short enough without it."""
-
-    def begin_transaction(self) -> NoReturn:
-        """There is no position that a transaction could be committed with."""
-        raise ConfigError("an ephemeral subscriber has no transaction: give it a group")
-
-    def close(self) -> None:
-        """Give up all partitions, and close their readers."""
-        if self._assigned and self._listener is not None:
-            self._assigned = False
-            self._listener.revoked([part.assignment for part in self._partitions])
-        for part in self._partitions:
-            part.close()
-
 
 class _PartitionReader:
     """One partition, read without end."""
 
     def __init__(self, log: Log, assignment: Assignment) -> None:
         self.assignment = assignment
-        self.paused = False
         self._log = log
         self._reader: Reader | None = None
 
@@ -232,4 +176,4 @@ class EphemeralProcessor(Processor[..., Any]):
     def subscribed_log(self, connection: Connection) -> Log:
         if self._subscription is None:
             raise NotRunning(f"processor {self.name} was not prepared")
-        return groupless_log(connection.log, self._subscription.listen)
+        return self._subscription.in_place_of(connection.log)
