@@ -118,7 +118,7 @@ class Poller:
         self.ended = threading.Event()
         self.on_end: Callable[[], None] = lambda: None
         self.reachable = True
-        executor.dispatcher.refill = self._has_capacity
+        executor.dispatcher.refill = self._signal_room
         if job.clock is SYSTEM:
             # Where a test moves the clock, a lease runs out while a handler's thread does not poll.
             executor.accept_polling(self._hand_over, self._wake)
@@ -419,7 +419,7 @@ class Poller:
             size = 0  # a single message is taken, however large
         return gate.capacity(messages, size)
 
-    def _has_capacity(self) -> None:
+    def _signal_room(self) -> None:
         """The executor has room (any thread)."""
         if not self._has_room.is_set():
             self._has_room.set()

@@ -94,7 +94,7 @@ def force_reset(
         try:
             groups.delete_group(reset_group)
         except StreamsError as error:
-            logger.warning("group %s: its desk was not cleared: %s", group, error)
+            logger.warning("group %s: its reset group was not deleted: %s", group, error)
 
 
 class _Visit:
@@ -228,7 +228,7 @@ class ResetRequests:
         except StreamsError as error:
             # A member that may not read this is not reset; one that cannot now tries again.
             again = again or isinstance(error, Unavailable)
-            logger.debug("group %s: its desk: %s", self._reset_group, error)
+            logger.debug("asking %s: %s", self._reset_group, error)
         if again:
             self._look_at = min(self._look_at, time.monotonic() + POLL_INTERVAL)
         else:
