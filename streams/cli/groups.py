@@ -10,7 +10,7 @@ import typer
 from typer import Argument
 
 from streams.cli import output
-from streams.cli.log_queries import read_first, sum_known
+from streams.cli.log_queries import sum_known
 from streams.cli.options import Json, ShowAll, Url, Yes, confirm, open_url
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def show_group(group: Name, url: Url = None, json: Json = False) -> None:
 def _partition_json(
     log: Log, info: GroupInfo, topic: str, partition: int, owner: str | None
 ) -> dict[str, Any]:
+    from streams.log.range_reader import read_first
     from streams.replay.offset_reset import settled_ahead
     from streams.replay.result import count_messages
 

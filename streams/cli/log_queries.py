@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import closing
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
-    from streams.message import Batch
     from streams.patterns.deadletters import ResolvedOffsets
-
-
-def read_first(log: Log, topic: str, partition: int, start: int, end: int) -> Batch | None:
-    """The first message from an offset on, in a batch of its own; None: there is none before
-    ``end``."""
-    if start >= end:
-        return None
-    with closing(log.reader(topic, partition, start, end)) as reader:
-        return reader.read(1)
 
 
 def count_waiting(log: Log, name: str, partition: int, resolved: ResolvedOffsets) -> int:

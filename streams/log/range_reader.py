@@ -43,6 +43,15 @@ def read_batches(
                 yield batch
 
 
+def read_first(log: Log, topic: str, partition: int, start: int, end: int) -> Batch | None:
+    """The first message from an offset on, in a batch of its own; None: there is none before
+    ``end``."""
+    if start >= end:
+        return None
+    with closing(log.reader(topic, partition, start, end)) as reader:
+        return reader.read(1)
+
+
 class PartitionCursor:
     """One partition of a reading: the batch at hand, and the next message in it.
 

@@ -13,10 +13,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from streams.log.protocol import Log, Reader
+from streams.log.range_reader import READ_LIMIT
 from streams.message import Batch, Headers
-
-READ_LIMIT = 1_000
-"""Messages read at once, at most."""
 
 FIRST_READ = 16
 """Messages read at once after one that was wanted; doubled as long as that helps."""

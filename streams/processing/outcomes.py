@@ -452,7 +452,7 @@ class Calls(ABC, Generic[Unit]):
             job.on_rejected(delivery)
             return
         if reason is None or job.dead_letter is None:
-            raise RuntimeError("nothing to bury, or nowhere to")
+            raise RuntimeError("nothing to dead-letter, or nowhere to write it")
         logger.warning(
             "%s: dead letter after %s: %s: %r",
             job.name, count_with_noun(reason.attempts, "attempt"), location(delivery),

@@ -17,6 +17,7 @@ from streams.engine.dispatcher import PartitionState
 from streams.engine.progress import Progress, Range, decode, truncated, with_offsets
 from streams.errors import LogError
 from streams.log.protocol import Assignment, Log, Subscription
+from streams.log.range_reader import read_batches
 from streams.processing.committer import OffsetCommitter, OwnedPartition
 from streams.processing.executor import Executor
 from streams.processing.job import Job, decode_ahead
@@ -267,31 +268,27 @@ class PartitionLifecycle:
     ) -> None:
         """Rebuild the dedup window from the log: what was settled below ``high``."""
         decoding = self._job.decodings[topic]
-        reader = self._log.reader(topic, partition, low, high)
         ranges = iter(settled)
         current: Range | None = next(ranges, None)
         kept_alive_at = self._now()
-        try:
-            while (batch := reader.read(1_000)) is not None:
-                if self._now() - kept_alive_at > KEEP_ALIVE_EVERY:  # settled ranges may reach far
-                    self.keep_alive()
-                    kept_alive_at = self._now()
-                batch = decoding.unwrap(batch)
-                if decoding.id_reader is None:
-                    ids = batch.ids
-                else:
-                    ids = decode_ahead(decoding, batch, batch.total_and_largest()[1]).ids
-                for offset, identity in zip(batch.offsets, ids, strict=True):
-                    if identity is None:
+        for batch in read_batches(self._log, topic, partition, low, high):
+            if self._now() - kept_alive_at > KEEP_ALIVE_EVERY:  # settled ranges may reach far
+                self.keep_alive()
+                kept_alive_at = self._now()
+            unwrapped = decoding.unwrap(batch)
+            if decoding.id_reader is None:
+                ids = unwrapped.ids
+            else:
+                ids = decode_ahead(decoding, unwrapped, unwrapped.total_and_largest()[1]).ids
+            for offset, identity in zip(unwrapped.offsets, ids, strict=True):
+                if identity is None:
+                    continue
+                if offset >= position:
+                    while current is not None and current[1] <= offset:
+                        current = next(ranges, None)
+                    if current is None or offset < current[0]:
                         continue
-                    if offset >= position:
-                        while current is not None and current[1] <= offset:
-                            current = next(ranges, None)
-                        if current is None or offset < current[0]:
-                            continue
-                    window.add(identity)
-        finally:
-            reader.close()
+                window.add(identity)
 
     def _report_gap(
         self, assignment: Assignment, progress: Progress, beyond_end: int | None, rejected: str

@@ -28,7 +28,7 @@ from streams.engine.dispatcher import Delivery
 from streams.errors import LogError
 from streams.log.names import check_topic
 from streams.log.protocol import Assignment, Log, Retention, ensure_topic
-from streams.log.range_reader import read_batches
+from streams.log.range_reader import read_batches, read_first
 from streams.message import ID, REDRIVE, TIME, Batch, Position, Record, headers_without
 from streams.processing.job import Outgoing
 from streams.processor import Processor
@@ -199,7 +199,7 @@ class DurableAttemptLog:
         _, last = log.watermarks(topic, partition)
         if first >= end:
             return
-        oldest = next(read_batches(log, topic, partition, assignment.position, last, 1), None)
+        oldest = read_first(log, topic, partition, assignment.position, last)
         if oldest is None:
             return
         since = log.offset_for_time(attempt_topic, partition, oldest.time(0) - CLOCK_SKEW)

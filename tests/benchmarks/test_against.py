@@ -149,3 +149,23 @@ def test_both_commits_run_their_own_files(
         assert row["interval"][0] <= row["ratio"] <= row["interval"][1]
     assert "2 quicker" in table.read_text()
     assert "2 quicker" in capsys.readouterr().out
+
+
+def test_a_task_that_the_other_commit_lacks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unpack = against.unpack
+
+    def unpack_older(commit: str, folder: Path) -> None:
+        unpack(commit, folder)
+        file = folder / "benchmarks" / "worker.py"
+        file.write_text(file.read_text().replace("ours.consume,", ""))
+
+    monkeypatch.setattr(against, "unpack", unpack_older)
+    file = tmp_path / "rows.json"
+    run = [*SMALL, "--against", "HEAD", "--repeats", str(MIN_TURNS), "--json", str(file)]
+    assert main(run) == 1
+    for row in json.loads(file.read_text()):
+        assert "consume" in row["error"]
+        assert row["ratio"] is None
+    assert "failed" in capsys.readouterr().err

@@ -201,8 +201,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shell, str]:
                 return False
             dead = log.lag("orders.billing.dead", 0, 0) or 0
             dead += log.lag("orders.billing.dead", 1, 0) or 0
-            ended = list(Journal(log, "trips").list_latest(lambda entry: entry.status != "running"))
-            return dead == len(records) and bool(ended)
+            listing = Journal(log, "trips").list_latest(lambda entry: entry.status == "failed")
+            return dead == len(records) and bool(listing.entries)
 
     with shell.start("run", "shop:app", "-l", "debug", "--http", "127.0.0.1:0") as process:
         eventually(over)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -202,31 +205,33 @@ def test_members_that_do_not_look_cannot_be_forced(
     assert world.position(group, topic) == 5
 
 
-@pytest.mark.parametrize("protocol", ["classic", "consumer"])
-def test_members_look_for_a_forced_reset_only_when_the_group_changes(
-    kafka: KafkaAddress, monkeypatch: pytest.MonkeyPatch, protocol: str
-) -> None:
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """When members look for a forced reset; they do it quickly one after the other."""
     monkeypatch.setattr(forced_resets, "POLL_INTERVAL", 0.1)
-    looks: list[str] = []
+    found: list[str] = []
     read = forced_resets.ResetRequests._look
 
     def look(requests: forced_resets.ResetRequests, keys: Sequence[Partition]) -> None:
-        looks.append("begins")
+        found.append("begins")
         read(requests, keys)
-        looks.append("ends")
+        found.append("ends")
 
     monkeypatch.setattr(forced_resets.ResetRequests, "_look", look)
+    return found
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_members_look_for_a_forced_reset_only_when_the_group_changes(
+    kafka: KafkaAddress, looks: list[str], protocol: str
+) -> None:
     world = World(CASE, f"{kafka.url}?group.protocol={protocol}")
     topic, group = world.topic(4), world.group()
     members = [world.member(group, topic) for _ in range(2)]
     shared(world, members, [2, 2])
-    time.sleep(3)  # until the last change was seen: no sign of that comes from outside
-    until(
-        lambda: looks.count("begins") == looks.count("ends"), PATIENCE, "the first looks have ended"
-    )
-    before, told = len(looks), len(world.history.events)
-    time.sleep(3)
-    assert len(looks) == before
+    until(lambda: _is_quiet(looks), PATIENCE, "nobody looks any more")
+    assert looks.count("begins") == looks.count("ends")
+    told = len(world.history.events)
     partition = min(members[0].owned)[1]
     world.log.reset_offsets(group, topic, {partition: Committed(0)}, force=True)
     until(lambda: len(members[0].owned) == 2, PATIENCE, "it started over")
@@ -239,6 +244,52 @@ def test_members_look_for_a_forced_reset_only_when_the_group_changes(
     until(
         lambda: looks.count("begins") == looks.count("ends"), PATIENCE, "the last looks have ended"
     )
+    world.close()
+
+
+def _is_quiet(looks: list[str]) -> bool:
+    """Thirty times as long as between two looks nobody looked."""
+    before = len(looks)
+    time.sleep(3)
+    return len(looks) == before
+
+
+KILLED = """
+import os, signal, sys
+from streams.log.kafka.groups import Groups
+from streams.log.protocol import Committed
+from streams.log.url import open_log
+
+alter_offsets = Groups.alter_offsets
+
+def killed(groups, group, *given):
+    alter_offsets(groups, group, *given)
+    if group.startswith("__streams"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Groups.alter_offsets = killed
+url, group, topic = sys.argv[1:]
+open_log(url).reset_offsets(group, topic, {0: Committed(0)}, force=True)
+"""
+"""Forces a reset, and is killed as soon as it has written the request."""
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_a_request_of_a_process_that_is_killed_does_not_lie_there_unseen(
+    kafka: KafkaAddress, looks: list[str], protocol: str
+) -> None:
+    """Else a rebalance of some later day would reset the group, when nobody thinks of it."""
+    world = World(CASE, f"{kafka.url}?group.protocol={protocol}")
+    topic, group = world.topic(1), world.group()
+    member = world.member(group, topic)
+    member.until_owns(1)
+    until(lambda: _is_quiet(looks), PATIENCE, "nobody looks any more")
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED, world.url, group, topic], timeout=PATIENCE, check=False
+    )
+    assert ended.returncode == -signal.SIGKILL
+    # The killed one's session has to end: 10 s, with KIP-848 what the broker says.
+    until(lambda: len(member.past) == 2, 2 * PATIENCE, "it started over")
     world.close()
 
 

@@ -115,7 +115,8 @@ async def test_a_commit_comes_as_soon_as_the_last_one_is_paid_for(
             await until(partial(_has, counted.handled, number))
             counted.clock.advance(LONGEST_LOOK)
             await until(lambda: counted.position() == len(counted.handled), "it is not committed")
-            # Until time passes, what is handled now waits.
+            # Until time passes, what is handled now waits. (A commit is counted after it is made.)
+            await counted.polled(1)
             commits = counted.commits
             await counted.topic.publish(number + 100)
             await until(partial(_has, counted.handled, number + 100))

@@ -23,7 +23,7 @@ from streams.cli.dead.topics import (
     open_dead_letters,
     print_other_topics,
 )
-from streams.cli.log_queries import count_waiting, read_first
+from streams.cli.log_queries import count_waiting
 from streams.cli.options import Json, Url, open_url
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ def _print_topics(log: Log, *, json: bool) -> None:
 
 
 def _topic_json(log: Log, topic: FoundTopic) -> dict[str, Any]:
+    from streams.log.range_reader import read_first
     from streams.patterns.deadletters import resolved_offsets
 
     name, sources = topic

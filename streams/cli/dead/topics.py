@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -91,6 +90,8 @@ def _sample_sources(
 ) -> tuple[tuple[LetterSource, ...], int]:
     """Topic and group of the letters among a topic's newest records, and how many partitions were
     looked at for that."""
+    from streams.log.range_reader import read_batches
+
     sources: dict[LetterSource, None] = {}
     partitions_read = 0
     for partition in range(info.partitions):
@@ -101,10 +102,9 @@ def _sample_sources(
             break
         partitions_read += 1
         start = max(first, log.offset_before(info.name, partition, end, RECORDS_SAMPLED))
-        with closing(log.reader(info.name, partition, start, end)) as reader:
-            while (batch := reader.read(RECORDS_SAMPLED)) is not None:
-                found = [_source_of(batch.headers(at)) for at in range(len(batch.offsets))]
-                sources |= dict.fromkeys(each for each in reversed(found) if each is not None)
+        for batch in read_batches(log, info.name, partition, start, end, RECORDS_SAMPLED):
+            found = [_source_of(batch.headers(at)) for at in range(len(batch.offsets))]
+            sources |= dict.fromkeys(each for each in reversed(found) if each is not None)
     return tuple(sources), partitions_read
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from streams.cli.log_queries import read_first
 from streams.errors import LogError, NotFound
+from streams.log.range_reader import read_batches, read_first
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -155,12 +154,9 @@ class AppInspection:
         for partition in range(min(info.partitions, MAX_PARTITIONS)):
             first, end = self.log.watermarks(topic, partition)
             start = max(first, self.log.offset_before(topic, partition, end, SAMPLE_SIZE))
-            if start >= end:
-                continue
-            with closing(self.log.reader(topic, partition, start, end)) as reader:
-                while (batch := reader.read(SAMPLE_SIZE)) is not None:
-                    for key, id in zip(batch.keys, batch.ids, strict=True):
-                        yield SampledMessage(partition, key, id)
+            for batch in read_batches(self.log, topic, partition, start, end, SAMPLE_SIZE):
+                for key, id in zip(batch.keys, batch.ids, strict=True):
+                    yield SampledMessage(partition, key, id)
 
     def shortest_time_of(self, topic: str, count: int) -> float | None:
         """Seconds in which the last ``count`` messages of a partition came, where they came

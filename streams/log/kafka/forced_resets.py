@@ -8,8 +8,9 @@ until all are marked, and deletes the reset group. Members that do not run this 
 and then the request is withdrawn.
 
 **When a member looks.** Whenever the group has changed: it got partitions, or the generation (of a
-classic group) or its epoch (with KIP-848) is another one. So the requester, once it has left the
-request, joins the group for a moment, which changes that for every member. It subscribes to
+classic group) or its epoch (with KIP-848) is another one. So the requester joins the group, writes
+the request, and leaves, which changes that for every member. If it dies in between, its session
+ends, which changes it as well: no request lies there unseen. It subscribes to
 :data:`~streams.log.kafka.topics.OFFSETS_TOPIC`, so that members keep all their partitions; where
 this user may not, to the topic itself, and then a partition may go to and fro. A request for a
 topic always has an entry for partition 0, so a look is one small request however many partitions
@@ -50,8 +51,11 @@ POLL_INTERVAL = 2.0
 RESET_TIMEOUT = 20.0
 """Seconds until a request that is not applied is withdrawn."""
 
+JOIN_TIMEOUT = 5.0
+"""Seconds that joining the group may delay a request, or the end of one."""
+
 LEAVE_TIMEOUT = 5.0
-"""Seconds that joining and leaving the group may delay the end of a request."""
+"""Seconds that leaving it may."""
 
 RESET_PREFIX = INTERNAL_PREFIX + "move."
 
@@ -70,31 +74,39 @@ def force_reset(
 
     :raises GroupNotEmpty: they do not; nothing was reset but what is marked.
     """
+    with closing(_Visit(groups, metadata, group, topic)) as visit:
+        visit.join()
+        _request_reset(groups, visit, group, topic, offsets)
+
+
+def _request_reset(
+    groups: Groups, visit: _Visit, group: str, topic: str, offsets: Mapping[int, Committed]
+) -> None:
+    """Leave the request, and wait until it is applied."""
     reset_group = reset_group_name(group)
     groups.alter_offsets(reset_group, topic, {0: Committed(0, APPLIED), **offsets})
     deadline = time.monotonic() + RESET_TIMEOUT
     try:
-        with closing(_Visit(groups, metadata, group, topic)) as visit:
-            while True:
-                wanted = [(topic, partition) for partition in offsets]
-                requested = groups.committed(reset_group, wanted)
-                waiting = [key for key, each in requested.items() if each.progress != APPLIED]
-                if not waiting:
-                    return
-                if time.monotonic() > deadline:
-                    names = ", ".join(f"{topic}/{partition}" for topic, partition in waiting)
-                    raise GroupNotEmpty(
-                        f"group {group!r}: its members did not give up {names} within "
-                        f"{RESET_TIMEOUT:g} s: stop them first (those that do not run this toolkit "
-                        "never give theirs up; static members that were stopped count until their "
-                        "sessions have ended: then try again)"
-                    )
-                visit.wait(0.25)
+        while True:
+            wanted = [(topic, partition) for partition in offsets]
+            requested = groups.committed(reset_group, wanted)
+            waiting = [key for key, each in requested.items() if each.progress != APPLIED]
+            if not waiting:
+                return
+            if time.monotonic() > deadline:
+                names = ", ".join(f"{topic}/{partition}" for topic, partition in waiting)
+                raise GroupNotEmpty(
+                    f"group {group!r}: its members did not give up {names} within "
+                    f"{RESET_TIMEOUT:g} s: stop them first (those that do not run this toolkit "
+                    "never give theirs up; static members that were stopped count until their "
+                    "sessions have ended: then try again)"
+                )
+            visit.wait(0.25)
     finally:
         try:
             groups.delete_group(reset_group)
         except StreamsError as error:
-            logger.warning("group %s: its desk was not cleared: %s", group, error)
+            logger.warning("group %s: its reset group was not deleted: %s", group, error)
 
 
 class _Visit:
@@ -127,13 +139,23 @@ class _Visit:
         self._joined = True
         consumer.incremental_assign([])
 
+    def join(self) -> None:
+        """Wait for the join, but not long: what is not joined then, is joined later."""
+        consumer = self._consumer
+        deadline = time.monotonic() + JOIN_TIMEOUT
+        try:
+            while consumer is not None and not self._joined and time.monotonic() < deadline:
+                consumer.consume(1, 0.1)  # what comes is no message, but an error
+        except KafkaException as error:
+            logger.debug("joining for a moment: %s", error)
+
     def wait(self, seconds: float) -> None:
         """Wait, and leave the group as soon as it was joined."""
         if self._consumer is None:
             time.sleep(seconds)
             return
         try:
-            self._consumer.consume(1, seconds)  # what comes is no message, but an error
+            self._consumer.consume(1, 0.0 if self._joined else seconds)
         except KafkaException as error:
             logger.debug("joining for a moment: %s", error)
             self._joined = True
@@ -143,15 +165,11 @@ class _Visit:
     def close(self) -> None:
         """Leave the group. A consumer that is closed while it joins remains a member until its
         session ends, so this waits for the join, but not long."""
-        consumer, self._consumer = self._consumer, None
+        consumer = self._consumer
         if consumer is None:
             return
-        deadline = time.monotonic() + LEAVE_TIMEOUT
-        try:
-            while not self._joined and time.monotonic() < deadline:
-                consumer.consume(1, 0.1)
-        except KafkaException as error:
-            logger.debug("joining for a moment: %s", error)
+        self.join()
+        self._consumer = None
         close_in_background(consumer).join(LEAVE_TIMEOUT)
 
 
@@ -228,7 +246,7 @@ class ResetRequests:
         except StreamsError as error:
             # A member that may not read this is not reset; one that cannot now tries again.
             again = again or isinstance(error, Unavailable)
-            logger.debug("group %s: its desk: %s", self._reset_group, error)
+            logger.debug("asking %s: %s", self._reset_group, error)
         if again:
             self._look_at = min(self._look_at, time.monotonic() + POLL_INTERVAL)
         else:

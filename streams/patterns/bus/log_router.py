@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from uuid_utils import uuid7
 
 from streams.app import Streams
-from streams.cancellation import run_in_thread
+from streams.cancellation import run_in_thread, wait_for_callback
 from streams.errors import find_config_error
 from streams.message import TYPE, Message
 from streams.patterns.arguments import callable_name
@@ -91,11 +91,8 @@ class LogRouter:
         """Publish an event whose ID is derived, again and again until the log answers."""
         record = self._topic.record(data, key=key, id=id, headers={**headers, TYPE: topic})
         await self._before_publish()
-        written: concurrent.futures.Future[BaseException | None] = concurrent.futures.Future()
-        self._app.publisher.publish_durably(
-            [(self._topic.name, record)], lambda errors: written.set_result(errors[0])
-        )
-        error = await asyncio.shield(asyncio.wrap_future(written))
+        outgoing = [(self._topic.name, record)]
+        (error,) = await wait_for_callback(partial(self._app.publisher.publish_durably, outgoing))
         if error is not None:
             raise error
 

@@ -15,6 +15,7 @@ from streams.app import Streams
 from streams.errors import LogError, StreamsError
 from streams.health import Stats
 from streams.log.protocol import Log
+from streams.log.range_reader import read_first
 from streams.processing import PartitionProgress
 from streams.text import get_logger
 
@@ -62,14 +63,8 @@ def _lag_and_age(log: Log, part: PartitionProgress, now: float) -> tuple[int | N
     oldest_at = part.oldest
     if oldest_at is None:  # the first one was not taken in yet
         _, end = log.watermarks(part.topic, part.partition)
-        if part.position >= end:
-            return 0, 0.0
-        reader = log.reader(part.topic, part.partition, part.position, end)
-        try:
-            batch = reader.read(1)
-        finally:
-            reader.close()
-        if batch is None:  # gaps up to the end
+        batch = read_first(log, part.topic, part.partition, part.position, end)
+        if batch is None:  # nothing but gaps up to the end
             return 0, 0.0
         oldest_at = batch.time(0)
     return lag, max(0.0, now - oldest_at)

@@ -12,7 +12,6 @@ everybody (:mod:`streams.patterns.saga.journal_decoder`).
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, MutableMapping
-from contextlib import closing
 from typing import NamedTuple
 
 import msgspec
@@ -21,6 +20,7 @@ from uuid_utils import uuid7
 from streams.errors import LogError, NotFound
 from streams.log.appending import append_and_wait
 from streams.log.protocol import Log
+from streams.log.range_reader import read_batches
 from streams.message import Position, Record
 from streams.patterns.saga.errors import UnknownSaga
 from streams.patterns.saga.journal_decoder import EntryDecoder, saga_key
@@ -30,9 +30,6 @@ TOPIC_SUFFIX = ".saga"
 
 DEFAULT_NEWEST = 1_000_000
 """Entries of each partition that are looked at, where nobody says how many."""
-
-READ_BATCH = 1_000
-"""Records read at once."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -236,15 +233,12 @@ class Journal:
 
         :param keys: only those under these keys; None: all.
         """
-        if start >= end:
-            return
         find = self._decoder.try_decode
-        with closing(self.log.reader(self.topic, partition, start, end)) as reader:
-            while (batch := reader.read(READ_BATCH)) is not None:
-                for index, key in enumerate(batch.keys):
-                    if keys is not None and (key is None or key not in keys):
-                        continue
-                    entry = find(key, batch.values[index])
-                    if entry is not None:
-                        offset = batch.offsets[index]
-                        yield PositionedEntry(entry, Position(self.topic, partition, offset))
+        for batch in read_batches(self.log, self.topic, partition, start, end):
+            for index, key in enumerate(batch.keys):
+                if keys is not None and (key is None or key not in keys):
+                    continue
+                entry = find(key, batch.values[index])
+                if entry is not None:
+                    offset = batch.offsets[index]
+                    yield PositionedEntry(entry, Position(self.topic, partition, offset))
