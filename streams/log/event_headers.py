@@ -28,6 +28,7 @@ from streams.wire import parse_int, text
 EVENT = "streams_event"
 CAUSE = "streams_cause"
 FINAL = "streams_final"
+VOID = "streams_void"
 
 MAX_COUNT = 10_000
 """Events in one append, at most: what a reader has to remember of an append that is not whole."""

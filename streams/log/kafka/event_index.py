@@ -279,6 +279,21 @@ class TopicIndex:
             self._use([partition])
             return self.partitions[partition].decided_until()
 
+    def wait_until_decided(self, partition: int, offset: int, timeout: float) -> bool:
+        """Wait until it is known of all records below an offset whether they count.
+
+        :raises LogError: nothing is folded any more.
+        """
+        with self._changed:
+            self._use([partition])
+            index = self.partitions[partition]
+            return (
+                self._changed.wait_for(
+                    lambda: self._error or self._closed or index.decided_until() >= offset, timeout
+                )
+                and index.decided_until() >= offset
+            )
+
     def uncounted_offsets(self, partition: int, first: int, end: int) -> list[int]:
         """Which records from ``first`` up to, not including, ``end`` do not count; waits until that
         is decided."""

@@ -396,6 +396,13 @@ class Events:
         """
         return self._index(topic).decided_until(partition)
 
+    def wait_until_decided(self, topic: str, partition: int, offset: int, timeout: float) -> bool:
+        """Wait until it is known of all records below an offset whether they count; whether it is.
+
+        :raises LogError: the index has failed and cannot be used.
+        """
+        return self._index(topic).wait_until_decided(partition, offset, timeout)
+
     def uncounted_offsets(self, topic: str, partition: int, first: int, end: int) -> list[int]:
         """The offsets from ``first`` up to, not including, ``end`` whose records do not count: those
         of appends that lost or were never whole, refusals, and records that are no events. Sorted.

@@ -12,8 +12,9 @@ from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from streams.config import Flow
-from streams.errors import ConfigError, GroupNotEmpty
+from streams.errors import ConfigError, GroupNotEmpty, LogError
 from streams.log.dense_offsets import DenseOffsets
+from streams.log.event_filter import EventReader
 from streams.log.events import (
     EventAppend,
     EventLog,
@@ -23,11 +24,13 @@ from streams.log.events import (
     HistoryRequest,
     OnEventsAppended,
     StoredSnapshot,
+    events_only,
 )
 from streams.log.kafka import durability, forced_resets
 from streams.log.kafka.client import RequestRetry, SharedClient
 from streams.log.kafka.consumer import KafkaClients, MemberOptions
 from streams.log.kafka.errors import DriverLogger
+from streams.log.kafka.event_readers import EventReaders, KnownTopics, PolledEvents
 from streams.log.kafka.events import Events
 from streams.log.kafka.groups import Groups
 from streams.log.kafka.producer import Writer
@@ -50,6 +53,7 @@ from streams.log.protocol import (
     GroupInfo,
     OnAppended,
     OpenRequest,
+    Reader,
     RebalanceListener,
     Retention,
     StaticMember,
@@ -117,6 +121,8 @@ class KafkaLog(DenseOffsets, EventLog):
         connect_producer = partial(self._connect, Producer, logger=driver_logger)
         self._writer = Writer(connect_producer, requests, readers)
         self._events = Events(self._topics, self._writer, readers)
+        self._event_readers = EventReaders(self._events)
+        self._known_topics = KnownTopics(self._topics, readers)
 
     def __repr__(self) -> str:
         return f"<Kafka log at {self._settings.hosts}>"
@@ -162,25 +168,45 @@ class KafkaLog(DenseOffsets, EventLog):
 
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
         check_retention(topic, retention, CAPABILITIES)
+        if self._known_topics.is_event_topic(topic):
+            raise events_only(topic, "trimmed")
         return self._topics.set_retention(topic, retention)
 
     def topic(self, topic: str) -> TopicInfo:
-        return self._topics.describe_topic(topic)
+        info = self._topics.describe_topic(topic)
+        try:
+            return info._replace(is_event_topic=self._known_topics.is_event_topic(topic))
+        except LogError as error:  # this user may not read it, perhaps
+            logger.debug("whether %s is an event topic: %s", topic, error)
+            return info
 
     def topics(self) -> list[TopicInfo]:
-        return self._topics.list_topics()
+        """All topics; of those that nobody has used here it is not said which are event topics."""
+        known = self._known_topics.known
+        return [
+            info._replace(is_event_topic=bool(known(info.name)))
+            for info in self._topics.list_topics()
+        ]
 
     def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
         return durability.durability_facts(self._requests, topic)
 
     def delete_topic(self, topic: str) -> None:
         self._events.forget(topic)
+        self._known_topics.forget(topic)
         self._topics.delete_topic(topic)
 
     # -- writing
 
     def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
-        """Return once the records are queued; call ``on_appended`` when all have ended."""
+        """Return once the records are queued; call ``on_appended`` when all have ended.
+
+        What is known to be an event topic is refused. It is found out by :meth:`topic`, by readers
+        and members, never here.
+        """
+        if self._known_topics.known(topic):
+            on_appended([events_only(topic, "published to")] * len(records))
+            return
         self._writer.append(topic, records, on_appended)
 
     # -- histories
@@ -190,7 +216,9 @@ class KafkaLog(DenseOffsets, EventLog):
         return False
 
     def create_event_topic(self, topic: str, partitions: int) -> TopicInfo:
-        return self._events.create_topic(topic, partitions)
+        info = self._events.create_topic(topic, partitions)
+        self._known_topics.declare(topic)
+        return info
 
     def append_events(
         self, topic: str, appends: Sequence[EventAppend], on_appended: OnEventsAppended
@@ -214,6 +242,13 @@ class KafkaLog(DenseOffsets, EventLog):
     def event_totals(self, topic: str) -> EventTotals:
         return self._events.totals(topic)
 
+    def index_progress(self, topic: str) -> tuple[int, int]:
+        if not self._known_topics.is_event_topic(topic):
+            return 0, 0
+        for partition in range(self._metadata.partition_count(topic)):
+            self._events.decided_until(topic, partition)  # begin with it
+        return self._events.index_progress(topic)
+
     # -- reading
 
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
@@ -229,7 +264,16 @@ class KafkaLog(DenseOffsets, EventLog):
         ``message.timestamp.type=LogAppendTime``."""
         return self._readers.offset_for_time(topic, partition, time)
 
-    def reader(self, topic: str, partition: int, start: int, end: int) -> KafkaReader:
+    def reader(self, topic: str, partition: int, start: int, end: int) -> Reader:
+        reader = self.raw_reader(topic, partition, start, end)
+        try:
+            is_event_topic = self._known_topics.is_event_topic(topic)
+        except BaseException:
+            reader.close()
+            raise
+        return EventReader(reader, self._event_readers) if is_event_topic else reader
+
+    def raw_reader(self, topic: str, partition: int, start: int, end: int) -> KafkaReader:
         self._metadata.check_partitions(topic, [partition])
         return self._readers.open_reader(topic, partition, start, end)
 
@@ -306,9 +350,16 @@ class KafkaLog(DenseOffsets, EventLog):
             listener,
             forced_resets.ResetRequests(self._groups, group, always=self._settings.eager),
             self._subscriptions.discard,
+            self._polled_events(topics),
         )
         self._subscriptions.add(subscription)
         return subscription
+
+    def _polled_events(self, topics: Sequence[str]) -> PolledEvents | None:
+        """What leaves out what does not count; None where it is known that all of it does."""
+        if all(self._known_topics.known(topic) is False for topic in topics):
+            return None
+        return PolledEvents(topics, self._event_readers, self._known_topics)
 
     def remove_member(self, group: str, member: StaticMember) -> None:
         """Do nothing: the driver has no such request. A static member gets its partitions back as
