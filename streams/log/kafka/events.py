@@ -404,8 +404,8 @@ class Events:
         return self._index(topic).wait_until_decided(partition, offset, timeout)
 
     def uncounted_offsets(self, topic: str, partition: int, first: int, end: int) -> list[int]:
-        """The offsets from ``first`` up to, not including, ``end`` whose records do not count: those
-        of appends that lost or were never whole, refusals, and records that are no events. Sorted.
+        """The offsets from ``first`` up to, not including, ``end`` whose records do not count:
+        of appends that lost or were never whole, refusals, and what is no event. Sorted.
 
         A reader has its batch from the log as ever, and leaves these out::
 

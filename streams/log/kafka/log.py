@@ -168,7 +168,7 @@ class KafkaLog(DenseOffsets, EventLog):
 
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
         check_retention(topic, retention, CAPABILITIES)
-        if self._known_topics.is_event_topic(topic):
+        if retention != Retention() and self._known_topics.is_event_topic(topic):
             raise events_only(topic, "trimmed")
         return self._topics.set_retention(topic, retention)
 
