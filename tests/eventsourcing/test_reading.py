@@ -203,7 +203,7 @@ async def test_nothing_but_the_aggregate_writes_them(stage: Stage) -> None:
         if name == "to":
             written: Any = accounts(other, stage.topic_name).events
             with pytest.raises(ConfigError, match=r"to=.* holds the histories"):
-                other.processor(other.topic("orders", bytes), group="g", to=written)(lambda value: value)
+                other.processor(other.topic("orders", bytes), group="g", to=written)(lambda it: it)
             continue
         written = other.topic(topic, bytes)
         async with other:
