@@ -71,6 +71,11 @@ class Arbiter:
         """Where a key's history ends."""
         return self.heads.get(key, EMPTY)
 
+    def first_pending_offset(self) -> int | None:
+        """Where the oldest append began that may still become whole."""
+        begun = [each.offsets[0] for found in self._pending.values() for each in found.values()]
+        return min(begun, default=None)
+
     def feed(
         self,
         offset: int,

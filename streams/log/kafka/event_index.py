@@ -141,6 +141,11 @@ class PartitionIndex:
             self._ends.pop(counted.append_id, None)
             self._decided.append((on_decided, counted))
 
+    def decided_until(self) -> int:
+        """Of all records below this offset it is known whether they count."""
+        first = self.arbiter.first_pending_offset()
+        return self.next_offset if first is None else first
+
     def skip_to(self, offset: int) -> None:
         """There is no record below this offset that was not folded."""
         if offset > self.next_offset:
@@ -191,15 +196,19 @@ class TopicIndex:
         self._folded_at = time.monotonic()
         """When something was folded last, or it was certain that there is nothing."""
 
-    def wait(self, ends: Mapping[int, int]) -> None:
+    def wait(self, ends: Mapping[int, int], *, until_decided: bool = False) -> None:
         """Wait until these partitions are folded up to these offsets.
 
+        :param until_decided: also until it is known of each record below whether it counts.
         :raises Unavailable: there was no progress for :data:`WAIT_TIMEOUT` seconds.
         """
         with self._changed:
             self._use(ends)
             self._folded_at = max(self._folded_at, time.monotonic() - WAIT_TIMEOUT / 2)
-            while any(self.partitions[each].next_offset < end for each, end in ends.items()):
+            while any(
+                self._reached(self.partitions[each], until_decided) < end
+                for each, end in ends.items()
+            ):
                 if self._error is not None:
                     raise type(self._error)(str(self._error)) from self._error
                 if self._closed:
@@ -210,6 +219,10 @@ class TopicIndex:
                         f"{self.topic}: nothing of its end could be read for {WAIT_TIMEOUT:g} s"
                     )
                 self._changed.wait(min(remaining, 1.0))
+
+    @staticmethod
+    def _reached(index: PartitionIndex, until_decided: bool) -> int:
+        return index.decided_until() if until_decided else index.next_offset
 
     def _use(self, partitions: Iterable[int]) -> None:
         """Begin to follow partitions (the lock is held)."""
@@ -254,6 +267,25 @@ class TopicIndex:
         """Nobody waits for an append any more."""
         with self.lock:
             self.partitions[partition].unwatch(append_id)
+
+    def decided_until(self, partition: int) -> int:
+        """How far it is known which records count. Does not block.
+
+        :raises LogError: nothing is folded any more.
+        """
+        with self.lock:
+            if self._error is not None:
+                raise type(self._error)(str(self._error)) from self._error
+            self._use([partition])
+            return self.partitions[partition].decided_until()
+
+    def uncounted_offsets(self, partition: int, first: int, end: int) -> list[int]:
+        """Which records from ``first`` up to, not including, ``end`` do not count; waits until that
+        is decided."""
+        self.wait({partition: end}, until_decided=True)
+        with self.lock:
+            uncounted = self.partitions[partition].uncounted
+            return [offset for offset in range(first, end) if offset in uncounted]
 
     def close(self) -> None:
         """Stop following."""

@@ -385,6 +385,44 @@ class Events:
             missing = min(wanted - found.keys())
             raise LogError(f"{topic}/{partition}: the event at offset {missing} is gone")
 
+    # -- what counts, for readers
+
+    def decided_until(self, topic: str, partition: int) -> int:
+        """How far it is known which records of a partition count: of all below the offset that is
+        returned, and of none beyond that can be relied on. Does not block; the first call begins
+        to build the partition's index, from then on it is followed.
+
+        :raises LogError: the index has failed and cannot be used.
+        """
+        return self._index(topic).decided_until(partition)
+
+    def uncounted_offsets(self, topic: str, partition: int, first: int, end: int) -> list[int]:
+        """The offsets from ``first`` up to, not including, ``end`` whose records do not count: those
+        of appends that lost or were never whole, refusals, and records that are no events. Sorted.
+
+        A reader has its batch from the log as ever, and leaves these out::
+
+            dropped = set(events.uncounted_offsets(topic, partition, offsets[0], offsets[-1] + 1))
+            kept = [number for number, offset in enumerate(offsets) if offset not in dropped]
+
+        Blocks until that is decided of each of them, which takes as long as building the index the
+        first time (:meth:`index_progress` says how far that is). Where an append was cut off after
+        its first records, its readers wait for a moment until it is known that it will not count.
+        A caller that must not block asks :meth:`decided_until` before, and holds back the rest.
+
+        :raises Unavailable: there was no progress for half a minute.
+        """
+        return self._index(topic).uncounted_offsets(partition, first, end)
+
+    def index_progress(self, topic: str) -> tuple[int, int]:
+        """How many records the indexes of the partitions in use have passed, and how many there
+        are. Asks the brokers."""
+        index = self._index(topic)
+        with index.lock:
+            passed = {number: each.next_offset for number, each in index.partitions.items()}
+        ends = self._ends(topic, list(passed))
+        return sum(min(passed[each], end) for each, end in ends.items()), sum(ends.values())
+
     # -- snapshots and lists
 
     def write_snapshots(self, topic: str, snapshots: Sequence[StoredSnapshot]) -> None:
