@@ -24,7 +24,7 @@ import stat
 import struct
 import sys
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from zlib import crc32
 
@@ -103,7 +103,7 @@ class IndexFile:
         try:
             self._open()
         except IndexFileDamaged as error:
-            logger.warning("%s; it is built anew", error)
+            logger.error("%s; it is built anew", error)
             self._remove()
             self._open()
 
@@ -122,13 +122,24 @@ class IndexFile:
                         writer.execute(statement)
                     writer.executemany("INSERT INTO facts VALUES (?, ?)", self._facts.items())
             else:
-                for name, value in self._facts.items():
-                    if found.get(name) != value:
-                        raise IndexFileDamaged(
-                            f"index file {self.path}: its {name} is {found.get(name)!r}, and "
-                            f"{value!r} is needed"
-                        )
+                self._check(found)
             self._reader = _connect(self.path)
+
+    def _check(self, found: Mapping[str, str]) -> None:
+        """See that it is the file of this topic."""
+        wanted = self._facts
+        identity = found.get("identity")
+        if identity and wanted["identity"] and identity != wanted["identity"]:
+            raise IndexFileDamaged(
+                f"HistoryTruncated: index file {self.path} is of an earlier topic "
+                f"{wanted['topic']!r}, which was deleted since and made anew"
+            )
+        for name in ("format", "topic", "partitions"):
+            if found.get(name) != wanted[name]:
+                raise IndexFileDamaged(
+                    f"index file {self.path}: its {name} is {found.get(name)!r}, and "
+                    f"{wanted[name]!r} is needed"
+                )
 
     @contextmanager
     def translated(self) -> Iterator[None]:
@@ -391,7 +402,8 @@ def check_folder(folder: str) -> str:
 def open_index_file(folder: str, topic: str, identity: str, partitions: int) -> IndexFile | None:
     """The first index file of a topic that nobody uses; None if there can be none, which is logged.
 
-    :param identity: of the topic: one that was deleted and created anew has another.
+    :param identity: of the topic: one that was deleted and created anew has another. Empty: it is
+        not known.
     """
     try:
         for number in range(MAX_FILES):

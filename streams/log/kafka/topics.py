@@ -226,12 +226,17 @@ class Topics:
 
     def topic_id(self, topic: str) -> str:
         """What the cluster calls this topic: one that is created anew under its name has another.
-        Empty where this cannot be known."""
+        Empty where this cannot be known.
+
+        :raises Unavailable: no broker answers.
+        """
         wanted = TopicCollection([topic])
         try:
             found = self._requests.run_admin(
                 f"asking for topic {topic}", AdminClient.describe_topics, wanted
             )
+        except Unavailable:
+            raise
         except LogError:
             return ""
         return str(found.topic_id or "")
