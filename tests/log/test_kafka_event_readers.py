@@ -15,6 +15,7 @@ from streams.errors import EventTopicError
 from streams.log.event_headers import EVENT, make_append
 from streams.log.events import NO_HISTORY, Appended, Base, EventAppend
 from streams.log.kafka.log import KafkaLog
+from streams.log.kafka.snapshot_index import snapshot_topic
 from streams.log.protocol import Assignment, Reader, Retention
 from streams.log.url import open_log
 from streams.message import ID, Record
@@ -44,6 +45,13 @@ def stranger(kafka: KafkaAddress) -> Iterator[KafkaLog]:
 def topic(log: KafkaLog) -> str:
     """An event topic of one partition."""
     return log.create_event_topic(f"{uuid4().hex[:12]}.events", 1).name
+
+
+@pytest.fixture
+def unmarked(log: KafkaLog, topic: str) -> str:
+    """One whose mark is gone."""
+    log.delete_topic(snapshot_topic(topic))
+    return topic
 
 
 @pytest.fixture
@@ -152,9 +160,12 @@ def read(reader: Reader) -> list[int]:
     return found
 
 
+@pytest.mark.parametrize("marked", [True, False], ids=["marked", "by its headers"])
 def test_a_range_has_what_counts_wherever_it_starts(
-    log: KafkaLog, stranger: KafkaLog, raw: RawWriter, topic: str
+    log: KafkaLog, stranger: KafkaLog, raw: RawWriter, topic: str, marked: bool
 ) -> None:
+    if not marked:
+        log.delete_topic(snapshot_topic(topic))
     mixed = write_mixture(log, raw, topic)
     for each in (log, stranger):
         for start in (0, mixed.middle, mixed.others[-1], mixed.end):
@@ -244,6 +255,43 @@ def test_a_partition_that_leaves_takes_along_what_is_held_back(
     assert [each.offset for each in seen.events if each.what == "message"] == [0, 0, 1, 2]
 
 
+def test_half_an_append_holds_nobody_up_for_long(
+    log: KafkaLog, stranger: KafkaLog, raw: RawWriter, topic: str
+) -> None:
+    """Its writer was killed between the records: the rest never comes."""
+    begun, other = made(b"a", count=3), made(b"b")
+    raw.write(topic, *begun.records[:2], *other.records)
+    assert read(stranger.reader(topic, 0, 0, 3)) == [2]
+    seen = History()
+    member = Member(stranger, f"g-{topic}", [topic], seen, "m")
+    try:
+        member.until_delivered(1)
+    finally:
+        member.close()
+    assert [each.offset for each in seen.events if each.what == "message"] == [2]
+
+
+def test_a_strangers_open_transaction_holds_nobody_up(
+    kafka: KafkaAddress, log: KafkaLog, stranger: KafkaLog, topic: str
+) -> None:
+    producer = Producer({"bootstrap.servers": kafka.bootstrap, "transactional.id": topic})
+    producer.init_transactions()
+    producer.begin_transaction()
+    producer.produce(topic, b"foreign", b"k", 0)
+    assert producer.flush(PATIENCE) == 0
+    append(log, topic, b"a", NO_HISTORY, b"1")
+    seen = History()
+    member = Member(stranger, f"g-{topic}", [topic], seen, "m")
+    try:
+        member.until_delivered(1)
+        assert stranger.watermarks(topic, 0) == (0, 2)
+        assert read(stranger.reader(topic, 0, 0, 2)) == [1]
+    finally:
+        member.close()
+        producer.abort_transaction(PATIENCE)
+    assert [each.offset for each in seen.events if each.what == "message"] == [1]
+
+
 def test_foreign_records_are_reported_once(
     log: KafkaLog, raw: RawWriter, topic: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -280,25 +328,33 @@ def test_one_record_makes_no_event_topic_of_another(
 
 
 def test_a_foreign_record_unmakes_no_event_topic(
-    log: KafkaLog, stranger: KafkaLog, raw: RawWriter, topic: str
+    log: KafkaLog, stranger: KafkaLog, raw: RawWriter, unmarked: str
 ) -> None:
-    raw.write(topic, Record(b"first", b"k", "x"))
+    raw.write(unmarked, Record(b"first", b"k", "x"))
     for key in (b"a", b"b", b"c"):
-        append(log, topic, key, NO_HISTORY, b"1")
+        append(log, unmarked, key, NO_HISTORY, b"1")
+    assert stranger.topic(unmarked).is_event_topic
+    assert read(stranger.reader(unmarked, 0, 0, 4)) == [1, 2, 3]
+
+
+def test_an_event_topic_is_known_before_it_has_events(stranger: KafkaLog, topic: str) -> None:
     assert stranger.topic(topic).is_event_topic
-    assert read(stranger.reader(topic, 0, 0, 4)) == [1, 2, 3]
 
 
-def test_an_empty_topic_is_looked_at_again(log: KafkaLog, stranger: KafkaLog, topic: str) -> None:
-    assert not stranger.topic(topic).is_event_topic
-    append(log, topic, b"a", NO_HISTORY, b"1")
-    assert stranger.topic(topic).is_event_topic
-    assert log.topic(topic).is_event_topic
-
-
-def test_a_member_that_waits_at_an_empty_topic_learns_what_it_is(
-    log: KafkaLog, stranger: KafkaLog, raw: RawWriter, topic: str
+def test_an_empty_topic_without_a_mark_is_looked_at_again(
+    log: KafkaLog, stranger: KafkaLog, unmarked: str
 ) -> None:
+    assert not stranger.topic(unmarked).is_event_topic
+    append(log, unmarked, b"a", NO_HISTORY, b"1")
+    assert stranger.topic(unmarked).is_event_topic
+
+
+@pytest.mark.parametrize("marked", [True, False], ids=["marked", "by its headers"])
+def test_a_member_that_waits_at_an_empty_topic_learns_what_it_is(
+    log: KafkaLog, stranger: KafkaLog, raw: RawWriter, topic: str, marked: bool
+) -> None:
+    if not marked:
+        log.delete_topic(snapshot_topic(topic))
     seen = History()
     member = Member(stranger, f"g-{topic}", [topic], seen, "m")
     try:

@@ -10,13 +10,14 @@ import pytest
 from confluent_kafka import Producer
 
 from streams.log.event_headers import make_append
-from streams.log.events import NO_HISTORY, Base, EventAppend
+from streams.log.events import EMPTY, NO_HISTORY, Appended, Base, EventAppend
 from streams.log.kafka.log import KafkaLog
 from streams.log.url import open_log
 from streams.message import ID, Record
-from tests.conformance.histories import event
+from tests.conformance.histories import append_all, event, grow, history, values
 from tests.conformance.member import PATIENCE
 from tests.servers.find import KafkaAddress
+from tests.servers.lifetime import until
 
 
 @pytest.fixture
@@ -75,12 +76,40 @@ def test_losers_refusals_and_foreign_records_do_not_count(
 def test_what_is_not_decided_yet_is_waited_for(
     log: KafkaLog, topic: str, producer: Producer
 ) -> None:
-    first, torn = made(b"a"), made(b"k", count=2)
-    write(producer, topic, [*first.records, torn.records[0], *made(b"b").records])
+    first, slow = made(b"a"), made(b"k", count=2)
+    write(producer, topic, [*first.records, slow.records[0], *made(b"b").records])
     events = log._events
     assert events.uncounted_offsets(topic, 0, 0, 1) == []
-    log._events._current(topic, [0])
+    until(lambda: events.index_progress(topic) == (3, 3), PATIENCE, "folded")
     assert events.decided_until(topic, 0) == 1
-    write(producer, topic, torn.records[1:])
+    write(producer, topic, slow.records[1:])
     assert events.uncounted_offsets(topic, 0, 0, 4) == []
     assert events.decided_until(topic, 0) == 4
+
+
+def test_an_append_that_was_cut_off_holds_up_no_writer_and_no_reader_for_long(
+    log: KafkaLog, topic: str, producer: Producer
+) -> None:
+    torn = made(b"k", count=3)
+    write(producer, topic, torn.records[:2])
+    head = grow(log, topic, b"other", b"1", b"2")
+    assert history(log, topic, b"other").head == head
+    assert history(log, topic, b"k").head == EMPTY
+    assert log._events.uncounted_offsets(topic, 0, 0, 4) == [0, 1]  # declared void
+    write(producer, topic, torn.records[2:])  # its writer was frozen, and goes on
+    assert history(log, topic, b"k").head == EMPTY
+    head = grow(log, topic, b"k", b"1")
+    assert history(log, topic, b"k").head == head
+    assert values(history(log, topic, b"k")) == [b"1"]
+
+
+def test_the_first_append_that_is_whole_goes_on_where_another_was_cut_off(
+    log: KafkaLog, topic: str, producer: Producer
+) -> None:
+    torn, rival = made(b"k", count=2), made(b"k", count=2)
+    write(producer, topic, torn.records[:1])
+    assert append_all(log, topic, [rival]) == [Appended(0, (1, 2))]
+    assert log._events.uncounted_offsets(topic, 0, 0, 3) == [0]
+    write(producer, topic, torn.records[1:])
+    assert log._events.uncounted_offsets(topic, 0, 0, 4) == [0, 3]
+    assert history(log, topic, b"k").head == rival.head

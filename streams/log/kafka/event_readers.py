@@ -1,9 +1,9 @@
 """Which topics of a cluster are event topics, and what their readers are given of them.
 
-Kafka has no mark for an event topic. It is one if this process has declared it; and without that by
-what stands in it: it keeps its messages for ever, and most of the first records of its partitions
-say which append they belong to (:mod:`streams.log.event_headers`). One record does not make one,
-nor unmake it, whoever wrote it. What was found out is remembered, so it is looked up once a topic.
+An event topic is marked by the topic of its snapshots (:mod:`streams.log.kafka.event_topics`).
+Where that is gone, or may not be seen by this user, it is known by what stands in it: it keeps its
+messages for ever, and most of the first records of its partitions say which append they belong to
+(:mod:`streams.log.event_headers`). One record does not make one, nor unmake it, whoever wrote it.
 
 Whether a record of an event topic counts is known when the partition's index has passed it
 (:mod:`streams.log.kafka.event_index`). Until then it is held back, and so is what stands behind it.
@@ -25,11 +25,15 @@ from streams.errors import LogError, Unavailable
 from streams.log.event_filter import ForeignRecords, select_rows
 from streams.log.event_headers import VOID, event_header, parse_event
 from streams.log.kafka.batch import KafkaBatch, remove_errors, split_by_partition
+from streams.log.kafka.event_topics import KIND_TTL
 from streams.log.kafka.events import Events
 from streams.log.kafka.reader import ReaderPool
 from streams.log.kafka.topics import Topics
 from streams.log.protocol import Assignment, Retention, TopicPartition
 from streams.message import Batch
+from streams.text import get_logger
+
+logger = get_logger("streams.kafka")
 
 SAMPLED_PARTITIONS = 4
 """Partitions whose first records are looked at, at most."""
@@ -45,36 +49,71 @@ HELD_WAIT = 0.05
 
 
 class KnownTopics:
-    """Which topics are event topics (any thread)."""
+    """Which topics are event topics, for their readers (any thread)."""
 
-    def __init__(self, topics: Topics, readers: ReaderPool) -> None:
+    def __init__(self, events: Events, topics: Topics, readers: ReaderPool) -> None:
+        self._events = events
         self._topics = topics
         self._readers = readers
-        self._known: dict[str, bool] = {}
+        self._known: set[str] = set()
+        self._plain: dict[str, float] = {}
+        """Topics that are none, and until when that is believed."""
 
     def declare(self, topic: str) -> None:
         """It is one: it was declared."""
-        self._known[topic] = True
+        self._known.add(topic)
 
     def forget(self, topic: str) -> None:
         """It is deleted, so it may be another one next time."""
-        self._known.pop(topic, None)
+        self._known.discard(topic)
+        self._plain.pop(topic, None)
 
     def known(self, topic: str) -> bool | None:
         """Whether it is one, as far as that is known already. Never blocks."""
-        return self._known.get(topic)
+        if topic in self._known:
+            return True
+        return False if time.monotonic() < self._plain.get(topic, 0.0) else None
 
     def is_event_topic(self, topic: str) -> bool:
-        """Whether it is one. A topic without messages is none yet, and is looked at again.
+        """Whether it is one. One that was not declared and has no messages is none yet, and is
+        looked at again.
 
         :raises LogError: that cannot be found out now.
         """
-        found = self._known.get(topic)
+        found = self.known(topic)
         if found is None:
-            found = self._look_at(topic)
-            if found is not None:
-                found = self._known.setdefault(topic, found)
+            found = self._is_marked(topic) or self._look_at(topic)
+            if found:
+                self._known.add(topic)
+            elif found is not None:
+                self._plain[topic] = time.monotonic() + KIND_TTL
         return bool(found)
+
+    def _is_marked(self, topic: str) -> bool:
+        try:
+            return self._events.is_marked(topic)
+        except Unavailable:
+            raise
+        except LogError as error:  # this user may not see the mark, perhaps
+            logger.debug("whether %s is an event topic: %s", topic, error)
+            return False
+
+    def have_only_events(self, topics: Sequence[str]) -> bool:
+        """Whether these are marked as event topics, or belong to one, as dead letters do that are
+        put back."""
+        marked = [topic for topic in topics if self._is_known_or_marked(topic)]
+        return bool(marked) and all(
+            topic in marked or any(topic.startswith(f"{each}.") for each in marked)
+            for topic in topics
+        )
+
+    def _is_known_or_marked(self, topic: str) -> bool:
+        found = self.known(topic)
+        if found is None:
+            found = self._is_marked(topic)
+            if found:
+                self._known.add(topic)
+        return found
 
     def _look_at(self, topic: str) -> bool | None:
         """What its first records say; None: there are none."""
@@ -100,7 +139,7 @@ class KnownTopics:
             if len(starts) == SAMPLED_PARTITIONS or (starts and time.monotonic() > deadline):
                 break
             try:
-                first, end = self._readers.watermarks(topic, partition)
+                first, end = self._readers.bounds(topic, partition)
             except LogError as failure:
                 error = failure
                 continue
@@ -112,7 +151,7 @@ class KnownTopics:
 
     def _first_records(self, topic: str, starts: Sequence[KTopicPartition]) -> list[KafkaBatch]:
         readers = self._readers
-        consumer = readers.acquire()
+        consumer = readers.acquire(uncommitted=True)
         healthy = False
         try:
             consumer.assign(list(starts))
@@ -140,7 +179,7 @@ class KnownTopics:
         except KafkaException as error:
             raise readers.translate(error, f"reading {topic}") from error
         finally:
-            readers.release(consumer, healthy=healthy)
+            readers.release(consumer, healthy=healthy, uncommitted=True)
 
 
 def _is_of_append(batch: Batch, index: int) -> bool:

@@ -42,6 +42,7 @@ from streams.log.kafka.settings import (
     read_settings,
     suggest_setting,
 )
+from streams.log.kafka.snapshot_index import snapshot_topic
 from streams.log.kafka.subscription import KafkaSubscription
 from streams.log.kafka.topics import Topics
 from streams.log.names import check_group
@@ -120,9 +121,9 @@ class KafkaLog(DenseOffsets, EventLog):
         self._clients = KafkaClients(connect_member, requests, readers)
         connect_producer = partial(self._connect, Producer, logger=driver_logger)
         self._writer = Writer(connect_producer, requests, readers)
-        self._events = Events(self._topics, self._writer, readers)
+        self._events = Events(self._topics, self._writer, readers, requests)
         self._event_readers = EventReaders(self._events)
-        self._known_topics = KnownTopics(self._topics, readers)
+        self._known_topics = KnownTopics(self._events, self._topics, readers)
 
     def __repr__(self) -> str:
         return f"<Kafka log at {self._settings.hosts}>"
@@ -164,48 +165,55 @@ class KafkaLog(DenseOffsets, EventLog):
         :raises Fatal: this user may not create it.
         """
         check_retention(topic, retention, CAPABILITIES)
+        if self._events.refuses_records(topic):
+            raise events_only(topic, "created as another topic")
         return self._topics.create_topic(topic, partitions, retention, config)
 
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
         check_retention(topic, retention, CAPABILITIES)
-        if retention != Retention() and self._known_topics.is_event_topic(topic):
+        if retention != Retention() and self._events.refuses_records(topic):
             raise events_only(topic, "trimmed")
         return self._topics.set_retention(topic, retention)
 
     def topic(self, topic: str) -> TopicInfo:
         info = self._topics.describe_topic(topic)
+        return info._replace(is_event_topic=self._holds_events(topic))
+
+    def _holds_events(self, topic: str) -> bool:
+        """Whether it is an event topic, as far as that can be found out."""
         try:
-            return info._replace(is_event_topic=self._known_topics.is_event_topic(topic))
+            return self._known_topics.is_event_topic(topic)
         except LogError as error:  # this user may not read it, perhaps
             logger.debug("whether %s is an event topic: %s", topic, error)
-            return info
+            return self._events.refuses_records(topic)
 
     def topics(self) -> list[TopicInfo]:
-        """All topics; of those that nobody has used here it is not said which are event topics."""
-        known = self._known_topics.known
+        found = self._topics.list_topics()
+        names = {info.name for info in found}
         return [
-            info._replace(is_event_topic=bool(known(info.name)))
-            for info in self._topics.list_topics()
+            info._replace(is_event_topic=True)
+            if snapshot_topic(info.name) in names and self._events.refuses_records(info.name)
+            else info
+            for info in found
         ]
 
     def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
         return durability.durability_facts(self._requests, topic)
 
     def delete_topic(self, topic: str) -> None:
+        is_event_topic = self._events.refuses_records(topic)
         self._events.forget(topic)
         self._known_topics.forget(topic)
         self._topics.delete_topic(topic)
+        if is_event_topic:
+            self._events.delete_snapshot_topic(topic)
 
     # -- writing
 
     def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
-        """Return once the records are queued; call ``on_appended`` when all have ended.
-
-        What is known to be an event topic is refused. It is found out by :meth:`topic`, by readers
-        and members, never here.
-        """
-        if self._known_topics.known(topic):
-            on_appended([events_only(topic, "published to")] * len(records))
+        """Return once the records are queued; call ``on_appended`` when all have ended."""
+        if self._events.refuses_records(topic):
+            self._events.refuse_records(topic, records, on_appended)
             return
         self._writer.append(topic, records, on_appended)
 
@@ -232,7 +240,7 @@ class KafkaLog(DenseOffsets, EventLog):
         self._events.write_snapshots(topic, snapshots)
 
     def delete_snapshots(self, topic: str, fingerprint: str | None = None) -> int:
-        raise NotImplementedError
+        return self._events.delete_snapshots(topic, fingerprint)
 
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int
@@ -252,6 +260,8 @@ class KafkaLog(DenseOffsets, EventLog):
     # -- reading
 
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
+        if self._known_topics.known(topic):  # a stranger's open transaction holds nobody up
+            return self._readers.bounds(topic, partition)
         return self._readers.watermarks(topic, partition)
 
     def log_end_offset(self, topic: str, partition: int) -> int:
@@ -265,17 +275,15 @@ class KafkaLog(DenseOffsets, EventLog):
         return self._readers.offset_for_time(topic, partition, time)
 
     def reader(self, topic: str, partition: int, start: int, end: int) -> Reader:
+        self._metadata.check_partitions(topic, [partition])
+        is_event_topic = self._known_topics.is_event_topic(topic)
         reader = self.raw_reader(topic, partition, start, end)
-        try:
-            is_event_topic = self._known_topics.is_event_topic(topic)
-        except BaseException:
-            reader.close()
-            raise
         return EventReader(reader, self._event_readers) if is_event_topic else reader
 
     def raw_reader(self, topic: str, partition: int, start: int, end: int) -> KafkaReader:
         self._metadata.check_partitions(topic, [partition])
-        return self._readers.open_reader(topic, partition, start, end)
+        uncommitted = self._known_topics.known(topic) is True
+        return self._readers.open_reader(topic, partition, start, end, uncommitted=uncommitted)
 
     # -- groups
 
@@ -346,7 +354,14 @@ class KafkaLog(DenseOffsets, EventLog):
         )
         subscription = KafkaSubscription(
             self._clients,
-            MemberOptions(group, topics, flow, session_timeout, member_name),
+            MemberOptions(
+                group,
+                topics,
+                flow,
+                session_timeout,
+                member_name,
+                uncommitted=self._known_topics.have_only_events(topics),
+            ),
             listener,
             forced_resets.ResetRequests(self._groups, group, always=self._settings.eager),
             self._subscriptions.discard,
