@@ -110,7 +110,7 @@ class KafkaSubscription(Subscription):
         events = self._events
         if events is None:
             return self._poll(limit, timeout)
-        if events.holds_back:
+        if events.holds_back(self._may_deliver):
             # It is waited for that, and the group is heard meanwhile.
             batches = self._poll(1, 0.0)
         else:
