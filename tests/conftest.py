@@ -78,7 +78,7 @@ PROCESSES = (
     "app/test_asgi.py", "app/test_run.py", "benchmarks/", "cli/test_dead_command.py",
     "cli/test_hostile_output.py", "cli/test_look.py", "cli/test_publish.py",
     "cli/test_replay_command.py", "cli/test_run_command.py", "cli/test_saga_command.py",
-    "cli/test_workers.py", "docs/", "examples/", "faults/test_kill.py",
+    "cli/test_workers.py", "docs/", "examples/", "faults/test_decisions.py", "faults/test_kill.py",
     "log/test_sqlite_processes.py", "monitoring/test_serving.py", "patterns/test_saga_kill.py",
     "patterns/test_sequenced_freeze.py", "patterns/test_sequenced_kill.py", "servers/",
     "test_bad_input.py", "tooling/",
