@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any, assert_never
 import msgspec
 
 from streams import Retry, Streams
-from streams.errors import LogError, NotRunning, OutcomeUnknown
+from streams.errors import LogError, NotRunning, OutcomeUnknown, Unavailable
 from streams.eventsourcing import Aggregate, Cache, Snapshot, WrongExpectedVersion
 from tests.faults.decisions import IN, OUT, Answered, Called, Figures, Outcome, Recorder, now
 
@@ -156,12 +157,25 @@ class Client:
 
     async def run(self) -> None:
         """Call until it is to stop, then wait for what was called."""
-        async with self._app.connected():
+        async with AsyncExitStack() as stack:
+            if not await self._enter(stack):
+                return
             async with asyncio.TaskGroup() as group:
                 for _ in range(AT_ONCE):
                     group.create_task(self._work())
             self._write_figures()
         self._recorder.close()
+
+    async def _enter(self, stack: AsyncExitStack) -> bool:
+        """Enter the app as soon as the log can be reached; False if it is to stop before that."""
+        while not self._stopping():
+            try:
+                await stack.enter_async_context(self._app.connected())
+            except Unavailable:
+                await asyncio.sleep(PAUSE)
+            else:
+                return True
+        return False
 
     async def finish(self, transfers: list[Transfer]) -> None:
         """Carry out the second halves of transfers, each of them twice."""

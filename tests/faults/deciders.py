@@ -196,7 +196,8 @@ class Deciders:
             client.join(STALLED)
             if client.exitcode is None:
                 client.kill()
-            assert client.exitcode == 0, f"{client.name} ended with {client.exitcode}"
+            # One that was not yet up has no handler for the signal, and has called nothing.
+            assert client.exitcode in (0, -signal.SIGTERM), f"{client.name}: {client.exitcode}"
 
 
 async def decide_in_one_process(
