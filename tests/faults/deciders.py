@@ -115,7 +115,7 @@ class Deciders:
         self.clients: dict[str, BaseProcess] = {}
         """Those that are to be running, by name."""
         self.tail = Tail(folder)
-        self.kills = self.freezes = self.restarts = 0
+        self.kills = self.freezes = self.restarts = self.cuts = 0
 
     def __enter__(self) -> Deciders:
         return self

@@ -29,19 +29,24 @@ class Size(NamedTuple):
     """How much happens in a run.
 
     :param answers: that tell what became of a call.
-    :param frozen: seconds that a frozen client stands still.
+    :param kills: of clients, and how often others are frozen.
+    :param frozen: seconds that a frozen client stands still at least.
+    :param restarts: of the server, after a ``kill -9``.
+    :param cuts: how often all connections are cut.
     """
 
     answers: int
     kills: int
     freezes: int
-    restarts: int
     frozen: float
+    restarts: int = 0
+    cuts: int = 0
 
 
-SHORT = Size(1_500, 3, 1, 1, 0.0)
-SHORT_ON_SERVER = Size(800, 2, 1, 1, 0.0)
-LONG = Size(100_000, 20, 5, 3, 15.0)
+SHORT = Size(1_500, 3, 1, 0.0)
+SHORT_ON_SERVER = Size(800, 2, 1, 0.0, restarts=1, cuts=5)
+LONG = Size(100_000, 20, 5, 15.0)
+LONG_ON_SERVER = LONG._replace(restarts=3, cuts=40)
 
 
 def run(folder: Path, url: str, size: Size, ground: Ground | None = None) -> Deciders:
@@ -51,8 +56,9 @@ def run(folder: Path, url: str, size: Size, ground: Ground | None = None) -> Dec
         for _ in range(CLIENTS):
             deciders.start()
         deciders.until_all_are_answered()
-        restarts = size.restarts if ground is not None else 0
-        faults = ["kill"] * size.kills + ["freeze"] * size.freezes + ["restart"] * restarts
+        faults = ["kill"] * size.kills + ["freeze"] * size.freezes
+        if ground is not None:
+            faults += ["restart"] * size.restarts + ["cut"] * size.cuts
         deciders.random.shuffle(faults)
         for number, fault in enumerate(faults, 1):
             deciders.until_answers(size.answers * number // (len(faults) + 1))
@@ -60,6 +66,8 @@ def run(folder: Path, url: str, size: Size, ground: Ground | None = None) -> Dec
                 deciders.kill_one()
             elif fault == "freeze":
                 deciders.freeze_one(size.frozen)
+            elif ground is not None and fault == "cut":
+                deciders.cuts += ground.proxy.cut()
             elif ground is not None:
                 ground.server.kill()
                 ground.server.restart()
@@ -75,10 +83,11 @@ async def approve(folder: Path, url: str, deciders: Deciders) -> Verdict:
     report, figures = verdict.report, verdict.figures
     logger.warning(
         "%s, seed %d: %d calls (%d decided, %d looked, %d unknown of which %d are there), %d "
-        "events, %d kills, %d freezes, %d restarts, %d conflicts, %d causes found, %d snapshots; "
-        "%s; %d anomalies",
+        "events, %d kills, %d freezes, %d restarts, %d connections cut, %d conflicts, %d causes "
+        "found, %d snapshots; %s; %d anomalies",
         url.partition(":")[0], SEED, report.calls, report.decided, report.looked, report.unknown,
         report.found_after_all, report.events, deciders.kills, deciders.freezes, deciders.restarts,
+        deciders.cuts,
         figures.conflicts, figures.caused, figures.snapshots, dict(verdict.reasons),
         len(report.anomalies),
     )  # fmt: skip
@@ -103,9 +112,9 @@ async def test_decisions_on_sqlite(tmp_path: Path, size: Size) -> None:
     await approve(folder, url, run(folder, url, size))
 
 
-@sizes(SHORT_ON_SERVER, LONG, long_logs=("kafka", "redis"), seconds=3000)
+@sizes(SHORT_ON_SERVER, LONG_ON_SERVER, long_logs=("kafka", "redis"), seconds=3000)
 async def test_decisions_on_a_server(ground: Ground, size: Size, tmp_path: Path) -> None:
-    await approve(tmp_path, ground.direct, run(tmp_path, ground.direct, size, ground))
+    await approve(tmp_path, ground.direct, run(tmp_path, ground.through, size, ground))
 
 
 async def test_decisions_in_memory(tmp_path: Path) -> None:
