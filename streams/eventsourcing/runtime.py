@@ -29,7 +29,7 @@ from streams.app import Streams
 from streams.cancellation import run_in_thread
 from streams.config import Retry
 from streams.engine.retry import retry_delay
-from streams.errors import ConfigError, InvalidValue, NotRunning, OutcomeUnknown
+from streams.errors import ConfigError, InvalidValue, LogError, NotRunning, OutcomeUnknown
 from streams.eventsourcing.errors import (
     AggregateClosed,
     HistoryTruncated,
@@ -337,6 +337,7 @@ class AggregateRuntime:
 
     async def _append(self, histories: Histories, append: EventAppend) -> Appended | Refused:
         """Append, and send the same again while nobody knows what became of it."""
+        unknown: OutcomeUnknown | None = None
         for pause in RESEND_PAUSES:
             if pause:
                 await asyncio.sleep(pause)
@@ -344,6 +345,12 @@ class AggregateRuntime:
                 return await histories.append(append)
             except OutcomeUnknown as error:
                 unknown = error
+            except (LogError, NotRunning) as error:
+                if unknown is None:
+                    raise
+                # This time nothing was written. The time before something may have been.
+                unknown = OutcomeUnknown(f"{unknown}; when it was sent again: {error}")
+        assert unknown is not None  # noqa: S101 - it was sent at least once
         raise unknown
 
     def _appended(
