@@ -20,6 +20,7 @@ from streams.eventsourcing.runtime import AggregateRuntime, Definition, Expected
 from streams.eventsourcing.snapshots import Snapshot
 from streams.eventsourcing.state_cache import Cache
 from streams.eventsourcing.state_type import StateType
+from streams.health import AggregateHealth
 from streams.log.event_headers import MAX_CAUSE
 from streams.message import Position
 from streams.wire import utc_from_seconds
@@ -92,6 +93,7 @@ class Aggregate(Generic[E, S]):
         self._runtime = AggregateRuntime(self.definition)
         app.add_topic(self._events)
         app.add_resource(self._runtime)
+        app.aggregates[name] = self
 
     def __repr__(self) -> str:
         return f"<Aggregate {self.name!r}>"
@@ -214,6 +216,10 @@ class Aggregate(Generic[E, S]):
     def stats(self) -> AggregateStats:
         """Figures of this moment."""
         return self._runtime.stats()
+
+    def health(self) -> AggregateHealth:
+        """Whether it can be used, and which aggregates cannot."""
+        return self._runtime.health()
 
 
 def _check_cause(name: str, cause: Any) -> str | Literal[False]:

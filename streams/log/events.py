@@ -272,6 +272,15 @@ class EventLog(Protocol):
         ...
 
 
+@runtime_checkable
+class ArbitratingLog(Protocol):
+    """A log that takes in every record, and whose readers decide which of them count."""
+
+    def uncounted_records(self, topic: str) -> int:
+        """Records that count for no history, of what was read here so far. Asks nobody."""
+        ...
+
+
 # -- the decision, for the logs that do not leave it to a server ----------------------------------
 
 

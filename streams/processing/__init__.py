@@ -16,13 +16,14 @@ What patterns know of processing is exported here, and nothing else.
 from streams.engine.dispatcher import Delivery
 from streams.processing.committer import PartitionProgress
 from streams.processing.job import Decoding, Job, Outgoing, Skip
-from streams.processing.timing import BUCKET_BOUNDS, Durations
+from streams.processing.timing import BUCKET_BOUNDS, Durations, Histogram
 
 __all__ = [
     "BUCKET_BOUNDS",
     "Decoding",
     "Delivery",
     "Durations",
+    "Histogram",
     "Job",
     "Outgoing",
     "PartitionProgress",

@@ -385,6 +385,15 @@ class Events:
             missing = min(wanted - found.keys())
             raise LogError(f"{topic}/{partition}: the event at offset {missing} is gone")
 
+    def uncounted_records(self, topic: str) -> int:
+        """See :meth:`streams.log.events.ArbitratingLog.uncounted_records`."""
+        with self._lock:
+            index = self._indexes.get(topic)
+        if index is None:
+            return 0
+        with index.lock:
+            return sum(len(each.uncounted) for each in index.partitions.values())
+
     # -- snapshots and lists
 
     def write_snapshots(self, topic: str, snapshots: Sequence[StoredSnapshot]) -> None:

@@ -214,6 +214,9 @@ class KafkaLog(DenseOffsets, EventLog):
     def event_totals(self, topic: str) -> EventTotals:
         return self._events.totals(topic)
 
+    def uncounted_records(self, topic: str) -> int:
+        return self._events.uncounted_records(topic)
+
     # -- reading
 
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
