@@ -261,6 +261,10 @@ class EventLog(Protocol):
         """Delete all snapshots of one fingerprint, or all there are; how many."""
         ...
 
+    def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
+        """All snapshots of one key, of whatever fingerprint, by fingerprint."""
+        ...
+
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int
     ) -> list[HistoryKey]:

@@ -52,7 +52,7 @@ def check_alerts(inspection: AppInspection) -> Iterator[Finding]:
     if isinstance(loaded, str):
         yield subject.unknown(loaded, PROMETHEUS_ADVICE)
         return
-    required = REQUIRED_ALERTS
+    required: tuple[str, ...] = REQUIRED_ALERTS
     if inspection.app.aggregates:
         required += AGGREGATE_ALERTS
     missing = [name for name in required if name not in loaded]

@@ -400,6 +400,13 @@ class Events:
         """Snapshots are not kept on Kafka yet."""
         raise NotImplementedError
 
+    def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
+        """See :meth:`streams.log.events.EventLog.list_snapshots`."""
+        kinds = sorted(self.totals(topic).snapshots)
+        requests = [HistoryRequest(key, limit=1, fingerprint=kind) for kind in kinds]
+        found = self.read(topic, requests) if requests else []
+        return [each.snapshot for each in found if each.snapshot is not None]
+
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int
     ) -> list[HistoryKey]:

@@ -328,6 +328,21 @@ class Events:
                     deleted += count
         return deleted
 
+    def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
+        """See :meth:`streams.log.events.EventLog.list_snapshots`."""
+        partition = partition_for(key, "", self._partitions(topic))
+        keys = self._topics.partition_keys(topic, partition)
+        kinds = sorted(kind for kind, _ in self._snapshot_kinds(keys))
+        stored = self._client.execute_or_raise(
+            [key_command(str(keys), "HGET", keys.snapshots_key(kind), key) for kind in kinds]
+        )
+        found = [
+            _snapshot(HistoryRequest(key, fingerprint=kind), data)
+            for kind, data in zip(kinds, stored, strict=True)
+            if data is not None
+        ]
+        return [each for each in found if each is not None]
+
     def _snapshot_kinds(self, keys: PartitionKeys) -> Iterator[tuple[str, int]]:
         """The kinds of snapshots that a partition has, and how many of each."""
         kinds = keys.event_key("snapshots")

@@ -498,6 +498,20 @@ class Events:
             )
             return db.changes()
 
+    def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
+        """See :meth:`streams.log.events.EventLog.list_snapshots`."""
+        numbers = self._partition_numbers(topic)
+        with self._database.read() as db:
+            rows = db.fetch_rows(
+                'SELECT fingerprint, version, last_id, "offset", data FROM streams_snapshots'
+                " WHERE no = ? AND key = ? ORDER BY fingerprint",
+                (numbers[partition_for(key, "", len(numbers))], key),
+            )
+        return [
+            StoredSnapshot(key, fingerprint, Base(version, last_id), offset, data)
+            for fingerprint, version, last_id, offset, data in rows
+        ]
+
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int
     ) -> list[HistoryKey]:
