@@ -111,21 +111,21 @@ class AggregateView:
                 inspected,
             )
         from streams.eventsourcing.inspection import until
+        from streams.log.events import EMPTY
 
         wanted, last = until(at), None
+        head, partition = EMPTY, -1
         snapshot: StoredSnapshot | None = None
         for found in self._pages(at, snapshots):
+            head, partition = found.head, found.partition
             snapshot = found.snapshot or snapshot
             chosen = [each for each in found.events if wanted(each)]
             last = chosen[-1] if chosen else last
             if len(chosen) < len(found.events):
                 break
-        head = found.head
         version = snapshot.base.version if snapshot is not None else 0
         version = version if last is None else last.version
-        return _Found(
-            head.base.version, head.is_final, found.partition, version, last, snapshot, None
-        )
+        return _Found(head.base.version, head.is_final, partition, version, last, snapshot, None)
 
     def _pages(
         self, at: int | datetime | None, snapshots: Iterable[StoredSnapshot]

@@ -379,7 +379,20 @@ class Events:
     # -- reading
 
     def read(self, topic: str, requests: Sequence[HistoryRequest]) -> list[History]:
-        """See :meth:`streams.log.events.EventLog.read_histories`."""
+        """See :meth:`streams.log.events.EventLog.read_histories`.
+
+        :raises LogError: a row is none of ours.
+        """
+        try:
+            return self._read(topic, requests)
+        except InvalidValue:
+            raise
+        except (msgspec.DecodeError, ValueError) as error:
+            raise LogError(
+                f"{topic}: somebody has changed the tables of its histories: {error}"
+            ) from error
+
+    def _read(self, topic: str, requests: Sequence[HistoryRequest]) -> list[History]:
         numbers = self._partition_numbers(topic)
         partitions = [partition_for(request.key, "", len(numbers)) for request in requests]
         if any(request.limit < 1 for request in requests):
@@ -510,6 +523,7 @@ class Events:
         return [
             StoredSnapshot(key, fingerprint, Base(version, last_id), offset, data)
             for fingerprint, version, last_id, offset, data in rows
+            if isinstance(version, int) and isinstance(offset, int) and isinstance(data, bytes)
         ]
 
     def list_keys(
