@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 
 from streams.log.event_headers import make_append
-from streams.log.events import NO_HISTORY, StoredSnapshot
+from streams.log.events import NO_HISTORY, HistoryRequest, StoredSnapshot
 from streams.message import Record
 from tests.cli.conftest import eventually
 from tests.hostile.commands import command, lists
