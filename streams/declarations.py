@@ -29,6 +29,7 @@ from streams.handler_types import (
     ProcessorDecorator,
     PublishingDecorator,
 )
+from streams.health import ReportingAggregate
 from streams.log.names import check_member
 from streams.log.protocol import Log, OpenMode
 from streams.log.url import ChosenUrl, choose_url, redact
@@ -106,6 +107,8 @@ class Declarations(ABC):
         """Declared processors, in order."""
         self.resources: list[AbstractAsyncContextManager[Any]] = []
         """What is entered and left with it."""
+        self.aggregates: dict[str, ReportingAggregate] = {}
+        """Declared aggregates by name."""
         self.declarations_closed = False
         """It is entered, past the point where processors can be declared."""
         self.timing_enabled = False

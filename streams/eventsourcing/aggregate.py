@@ -21,6 +21,7 @@ from streams.eventsourcing.runtime import AggregateRuntime, Definition, Expected
 from streams.eventsourcing.snapshots import Snapshot
 from streams.eventsourcing.state_cache import Cache
 from streams.eventsourcing.state_type import StateType
+from streams.health import AggregateHealth
 from streams.log.event_headers import CAUSE, EVENT, FINAL, MAX_CAUSE
 from streams.message import ID, Message, Position
 from streams.wire import utc_from_seconds
@@ -94,6 +95,7 @@ class Aggregate(Generic[E, S]):
         app.add_topic(self._events)
         app.add_resource(self._runtime)
         follow_handlers(app)
+        app.aggregates[name] = self
 
     def __repr__(self) -> str:
         return f"<Aggregate {self.name!r}>"
@@ -229,6 +231,10 @@ class Aggregate(Generic[E, S]):
     def stats(self) -> AggregateStats:
         """Figures of this moment."""
         return self._runtime.stats()
+
+    def health(self) -> AggregateHealth:
+        """Whether it can be used, and which aggregates cannot."""
+        return self._runtime.health()
 
 
 def _check_cause(name: str, cause: Any) -> str | Message[Any] | Literal[False]:

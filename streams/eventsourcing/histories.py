@@ -10,6 +10,7 @@ from streams.eventsourcing.batching import Answers, RequestBatcher
 from streams.log.events import (
     Appended,
     AppendOutcome,
+    ArbitratingLog,
     EventAppend,
     EventLog,
     History,
@@ -64,6 +65,12 @@ class Histories:
         :raises LogError: they may be kept or not.
         """
         await run_in_thread(self._log.write_snapshots, self._topic, snapshots)
+
+    def uncounted_records(self) -> int:
+        """Records that count for no history, as far as this process has read the topic. Asks
+        nobody."""
+        log = self._log
+        return log.uncounted_records(self._topic) if isinstance(log, ArbitratingLog) else 0
 
     async def close(self) -> None:
         """Finish what was asked for."""

@@ -29,7 +29,7 @@ from streams.app import Streams
 from streams.cancellation import run_in_thread
 from streams.config import Retry
 from streams.engine.retry import retry_delay
-from streams.errors import ConfigError, InvalidValue, NotRunning, OutcomeUnknown
+from streams.errors import ConfigError, InvalidValue, LogError, NotRunning, OutcomeUnknown
 from streams.eventsourcing.causes import Cause, cause_of_call
 from streams.eventsourcing.errors import (
     AggregateClosed,
@@ -46,6 +46,7 @@ from streams.eventsourcing.results import AggregateStats, Decided, Loaded
 from streams.eventsourcing.snapshots import Snapshot, SnapshotWriter
 from streams.eventsourcing.state_cache import Cache, KnownState, StateCache
 from streams.eventsourcing.state_type import StateType
+from streams.health import AggregateHealth, StoppedAggregate
 from streams.log.event_headers import MAX_COUNT, make_append
 from streams.log.events import (
     EMPTY,
@@ -60,7 +61,7 @@ from streams.log.events import (
     StoredEvent,
 )
 from streams.message import Position, Record
-from streams.processing import in_transaction
+from streams.processing import Histogram, in_transaction
 from streams.text import get_logger
 from streams.topic import encode_key
 from streams.wire import utc_from_seconds
@@ -81,6 +82,9 @@ RESEND_PAUSES = (0.0, 0.1, 0.5, 2.0)
 
 PAGE = 1_000
 """Events that are read of a history at once."""
+
+MAX_STOPPED = 10_000
+"""Aggregates that are known to be stopped by an event that cannot be decoded, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +122,11 @@ class Counters:
     """What :class:`AggregateStats` is made of."""
 
     def __init__(self) -> None:
-        self.decisions = self.conflicts = self.retries = 0
-        self.appends = self.events = self.caused = self.loads = 0
-        self.load_seconds = 0.0
+        self.decisions = self.conflicts = self.retries = self.refused = 0
+        self.appends = self.events = self.caused = 0
+        self.snapshots_used = self.snapshots_useless = 0
+        self.truncated = self.failures = 0
+        self.load_durations = Histogram()
 
 
 class AggregateRuntime:
@@ -143,7 +149,8 @@ class AggregateRuntime:
         self._cache = StateCache(self._definition.cache)
         self._lock = KeyedLock()
         self._counters = Counters()
-        self._undecodable: dict[str, Undecodable] = {}
+        self._stopped_here: dict[str, StoppedAggregate] = {}
+        """By ID; :data:`MAX_STOPPED` at most."""
         self._snapshots: SnapshotWriter | None = None
 
     async def __aenter__(self) -> Self:
@@ -188,24 +195,37 @@ class AggregateRuntime:
         return self._histories
 
     def stats(self) -> AggregateStats:
-        """Figures of this moment."""
-        counters, cache = self._counters, self._cache
+        """Figures of this moment (any thread)."""
+        counters, cache, snapshots = self._counters, self._cache, self._snapshots
+        histories = self._histories
         return AggregateStats(
-            counters.decisions,
-            counters.conflicts,
-            counters.retries,
-            counters.appends,
-            counters.events,
-            counters.caused,
-            counters.loads,
-            counters.load_seconds,
-            cache.hits,
-            cache.misses,
-            len(cache),
-            cache.bytes,
-            self._snapshots.written if self._snapshots is not None else 0,
-            len(self._undecodable),
+            decisions=counters.decisions,
+            conflicts=counters.conflicts,
+            retries=counters.retries,
+            appends=counters.appends,
+            events=counters.events,
+            refused=counters.refused,
+            caused=counters.caused,
+            load_durations=counters.load_durations.read(),
+            cache_hits=cache.hits,
+            cache_misses=cache.misses,
+            cached=len(cache),
+            cached_bytes=cache.bytes,
+            snapshots=0 if snapshots is None else snapshots.written,
+            snapshots_used=counters.snapshots_used,
+            snapshots_useless=counters.snapshots_useless,
+            snapshots_failed=0 if snapshots is None else snapshots.failed,
+            snapshot_age=None if snapshots is None else snapshots.age,
+            undecodable=len(self._stopped_here),
+            truncated=counters.truncated,
+            failures=counters.failures,
+            uncounted=0 if histories is None else histories.uncounted_records(),
         )
+
+    def health(self) -> AggregateHealth:
+        """How it is (any thread)."""
+        stopped = tuple(self._stopped_here.copy().values())
+        return AggregateHealth(self._histories is not None, stopped, self._counters.truncated)
 
     # -- deciding
 
@@ -234,6 +254,9 @@ class AggregateRuntime:
                 await lock.wait(id)
             try:
                 return await self._decide(histories, id, key, decision, cause, options)
+            except LogError:
+                self._counters.failures += 1
+                raise
             finally:
                 lock.release(id)
 
@@ -297,6 +320,7 @@ class AggregateRuntime:
 
         :raises StreamsError: it is not taken again.
         """
+        self._counters.refused += 1
         if outcome.reason == "truncated":
             self._cache.drop(id)
             raise self._truncated(id, known)
@@ -428,6 +452,7 @@ class AggregateRuntime:
             f"{self._name} {id!r}: version {known.head.base.version} was acknowledged, and the log "
             "does not have it any more: it has lost writes, or was exchanged"
         )
+        self._counters.truncated += 1
         logger.error("%s", error)
         return error
 
@@ -453,9 +478,9 @@ class AggregateRuntime:
             self._cache.drop(id)
             raise self._truncated(id, start) from None
         self._keep(id, known)
-        self._undecodable.pop(id, None)
-        self._counters.loads += 1
-        self._counters.load_seconds += loop.time() - began
+        if self._stopped_here:
+            self._stopped_here.pop(id, None)
+        self._counters.load_durations.add(loop.time() - began)
         return known, caused
 
     async def _fold(
@@ -471,8 +496,10 @@ class AggregateRuntime:
             if found.snapshot is not None:
                 decoded = self._state_type.decode(found.snapshot.data)
                 if decoded is None:
+                    self._counters.snapshots_useless += 1
                     fingerprint = ""  # it cannot be used: read the events instead
                     continue
+                self._counters.snapshots_used += 1
                 state, base, offset = decoded.state, found.snapshot.base, found.snapshot.offset
             state = self._fold_events(id, state, found.events)
             if found.events:
@@ -496,13 +523,25 @@ class AggregateRuntime:
 
     def _stopped(self, id: str, version: int, error: DecodeError) -> Undecodable:
         found = Undecodable(self._name, id, version, str(error))
-        if id not in self._undecodable:
+        is_new = id not in self._stopped_here
+        if is_new and len(self._stopped_here) >= MAX_STOPPED:
+            return found
+        self._stopped_here[id] = StoppedAggregate(id, version, str(error))
+        if is_new:
             logger.error("%s", found)
-        self._undecodable[id] = found
+            if len(self._stopped_here) == MAX_STOPPED:
+                logger.error("%s: no more than %d such are told", self._name, MAX_STOPPED)
         return found
 
     async def load(self, id: str, at: int | datetime | None) -> Loaded[Any]:
         """See :meth:`Aggregate.load`."""
+        try:
+            return await self._load(id, at)
+        except LogError:
+            self._counters.failures += 1
+            raise
+
+    async def _load(self, id: str, at: int | datetime | None) -> Loaded[Any]:
         histories, key = self._open, self._key(id)
         if at is None:
             known, _ = await self._catch_up(histories, id, key, self._cache.get(id), "")

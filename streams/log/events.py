@@ -261,6 +261,10 @@ class EventLog(Protocol):
         """Delete all snapshots of one fingerprint, or all there are; how many."""
         ...
 
+    def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
+        """All snapshots of one key, of whatever fingerprint, by fingerprint."""
+        ...
+
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int
     ) -> list[HistoryKey]:
@@ -269,6 +273,15 @@ class EventLog(Protocol):
 
     def event_totals(self, topic: str) -> EventTotals:
         """How much an event topic holds."""
+        ...
+
+
+@runtime_checkable
+class ArbitratingLog(Protocol):
+    """A log that takes in every record, and whose readers decide which of them count."""
+
+    def uncounted_records(self, topic: str) -> int:
+        """Records that count for no history, of what was read here so far. Asks nobody."""
         ...
 
 

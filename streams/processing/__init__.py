@@ -18,13 +18,14 @@ from streams.engine.dispatcher import Delivery
 from streams.processing.committer import PartitionProgress
 from streams.processing.handler_transaction import in_transaction
 from streams.processing.job import Decoding, Job, Outgoing, Several, Skip, reset_generation
-from streams.processing.timing import BUCKET_BOUNDS, Durations
+from streams.processing.timing import BUCKET_BOUNDS, Durations, Histogram
 
 __all__ = [
     "BUCKET_BOUNDS",
     "Decoding",
     "Delivery",
     "Durations",
+    "Histogram",
     "Job",
     "Outgoing",
     "PartitionProgress",

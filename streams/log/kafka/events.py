@@ -385,11 +385,27 @@ class Events:
             missing = min(wanted - found.keys())
             raise LogError(f"{topic}/{partition}: the event at offset {missing} is gone")
 
+    def uncounted_records(self, topic: str) -> int:
+        """See :meth:`streams.log.events.ArbitratingLog.uncounted_records`."""
+        with self._lock:
+            index = self._indexes.get(topic)
+        if index is None:
+            return 0
+        with index.lock:
+            return sum(len(each.uncounted) for each in index.partitions.values())
+
     # -- snapshots and lists
 
     def write_snapshots(self, topic: str, snapshots: Sequence[StoredSnapshot]) -> None:
         """Snapshots are not kept on Kafka yet."""
         raise NotImplementedError
+
+    def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
+        """See :meth:`streams.log.events.EventLog.list_snapshots`."""
+        kinds = sorted(self.totals(topic).snapshots)
+        requests = [HistoryRequest(key, limit=1, fingerprint=kind) for kind in kinds]
+        found = self.read(topic, requests) if requests else []
+        return [each.snapshot for each in found if each.snapshot is not None]
 
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int
