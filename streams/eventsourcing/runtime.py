@@ -394,6 +394,7 @@ class AggregateRuntime:
 
     async def _append(self, histories: Histories, append: EventAppend) -> Appended | Refused:
         """Append, and send the same again while nobody knows what became of it."""
+        unknown: OutcomeUnknown | None = None
         for pause in RESEND_PAUSES:
             if pause:
                 await asyncio.sleep(pause)
@@ -401,6 +402,12 @@ class AggregateRuntime:
                 return await histories.append(append)
             except OutcomeUnknown as error:
                 unknown = error
+            except (LogError, NotRunning) as error:
+                if unknown is None:
+                    raise
+                # This time nothing was written. The time before something may have been.
+                unknown = OutcomeUnknown(f"{unknown}; when it was sent again: {error}")
+        assert unknown is not None  # noqa: S101 - it was sent at least once
         raise unknown
 
     def _appended(

@@ -221,17 +221,32 @@ class Events:
             first = {appends[number].key: number for number in reversed(pending)}
             chosen = sorted(first.values())
             for number in chosen:
-                append, partition = appends[number], partitions[number]
-                verdict = judge(append, _KeyHistory(self, index, partition, append.key))
-                if isinstance(verdict, Refused):
-                    call.settle(number, verdict)
-                elif verdict == "appended":
-                    call.settle(number, self._appended_before(index, partition, append))
-                else:
-                    self._write(index, partition, append, call, number)
+                try:
+                    self._append_one(index, partitions[number], appends[number], call, number)
+                except LogError as error:  # of this one: others may have been written
+                    call.settle(number, error)
             pending = [number for number in pending if number not in set(chosen)]
             if pending:
                 call.wait(chosen)
+
+    def _append_one(
+        self,
+        index: TopicIndex,
+        partition: int,
+        append: EventAppend,
+        call: _AppendCall,
+        number: int,
+    ) -> None:
+        is_settled = False
+        while not is_settled:
+            verdict = judge(append, _KeyHistory(self, index, partition, append.key))
+            is_settled = True
+            if isinstance(verdict, Refused):
+                call.settle(number, verdict)
+            elif verdict == "appended":
+                call.settle(number, self._appended_before(index, partition, append))
+            else:
+                is_settled = self._write(index, partition, append, call, number)
 
     def _appended_before(
         self, index: TopicIndex, partition: int, append: EventAppend
@@ -251,7 +266,11 @@ class Events:
         append: EventAppend,
         call: _AppendCall,
         number: int,
-    ) -> None:
+    ) -> bool:
+        """Write an append, unless the history has gone on since it was judged: then False.
+
+        What it has gone on with may be this very append, which was sent before.
+        """
         append_id = append.records[0].id
 
         def on_decided(found: Counted | Head | LogError) -> None:
@@ -280,11 +299,17 @@ class Events:
             )
 
         index.watch(partition, append_id, on_decided)
+        with index.lock:
+            has_gone_on = index.head(partition, append.key).base != append.base
+        if has_gone_on:
+            index.unwatch(partition, append_id)
+            return False
         records = [
             Record(record.value, append.key, record.id, record.headers, partition)
             for record in append.records
         ]
         self._writer.append(index.topic, records, on_written)
+        return True
 
     # -- reading
 
