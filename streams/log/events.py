@@ -31,6 +31,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
+import msgspec
+
 from streams.errors import EventTopicError, LogError, PartitionCountMismatch
 from streams.log.protocol import TopicInfo
 from streams.message import Record
@@ -152,8 +154,9 @@ class StoredSnapshot(NamedTuple):
     data: bytes
 
 
-class StoredEvent(NamedTuple):
-    """An event as the log has it.
+class StoredEvent(msgspec.Struct, frozen=True, gc=False):
+    """An event as the log has it. (There are many of these: the garbage collector need not look at
+    them.)
 
     :param time: when the log took it, in seconds since the epoch.
     """
