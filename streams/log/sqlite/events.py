@@ -288,12 +288,14 @@ class Events:
 
     def _size_error(self, topic: str, append: EventAppend) -> TooLarge | None:
         limit = self._database.settings.max_record
-        largest = max(map(blocks.record_size, append.records))
-        if largest <= limit:
-            return None
-        return TooLarge(
-            f"{topic}: an event has {largest} bytes, {limit} are allowed (?max_record= of the URL)"
-        )
+        for record in append.records:
+            size = blocks.record_size(record)
+            if size > limit:
+                return TooLarge(
+                    f"{topic}: an event has {size} bytes, {limit} are allowed (?max_record= of the "
+                    "URL)"
+                )
+        return None
 
     @staticmethod
     def _load_heads(
