@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Option
@@ -64,12 +64,17 @@ def resolve_url(url: str | None) -> ChosenUrl:
 
 
 @contextmanager
-def open_url(url: str | ChosenUrl | None, mode: OpenMode = "rw") -> Iterator[Log]:
+def open_url(
+    url: str | ChosenUrl | None,
+    mode: OpenMode = "rw",
+    driver_config: Mapping[str, Any] | None = None,
+) -> Iterator[Log]:
     """The log of ``--url``, else of the environment, closed afterwards. A person who looks on is
     told which one it is.
 
     :param url: ``--url``, or a choice that was made already.
     :param mode: ``ro`` for a command that only looks, ``rwc`` for one that may make a file.
+    :param driver_config: the app's, where the log is one's.
     :raises UsageError: neither is given.
     :raises NotFound: there is no such file.
     """
@@ -81,7 +86,7 @@ def open_url(url: str | ChosenUrl | None, mode: OpenMode = "rw") -> Iterator[Log
     configure_warnings()
     if sys.stderr.isatty():
         output.print_note(f"on {source}")
-    with closing(open_log(source.url, mode=mode)) as log:
+    with closing(open_log(source.url, driver_config, mode=mode)) as log:
         try:
             yield log
         except NotFound as error:

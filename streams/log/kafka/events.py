@@ -687,6 +687,15 @@ class Events:
         ends = self._ends(topic, list(passed))
         return sum(min(passed[each], end) for each, end in ends.items()), sum(ends.values())
 
+    def uncounted_records(self, topic: str) -> int:
+        """See :meth:`streams.log.events.ArbitratingLog.uncounted_records`."""
+        with self._lock:
+            index = self._indexes.get(topic)
+        if index is None:
+            return 0
+        with index.lock:
+            return sum(len(each.uncounted) for each in index.partitions.values())
+
     # -- snapshots
 
     def _snapshot_index(self, topic: str) -> SnapshotIndex:
@@ -833,6 +842,13 @@ class Events:
         return len(records)
 
     # -- lists
+
+    def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
+        """See :meth:`streams.log.events.EventLog.list_snapshots`."""
+        kinds = sorted(self.totals(topic).snapshots)
+        requests = [HistoryRequest(key, limit=1, fingerprint=kind) for kind in kinds]
+        found = self.read(topic, requests) if requests else []
+        return [each.snapshot for each in found if each.snapshot is not None]
 
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int

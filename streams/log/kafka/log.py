@@ -226,6 +226,9 @@ class KafkaLog(DenseOffsets, EventLog):
     def delete_snapshots(self, topic: str, fingerprint: str | None = None) -> int:
         return self._events.delete_snapshots(topic, fingerprint)
 
+    def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
+        return self._events.list_snapshots(topic, key)
+
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int
     ) -> list[HistoryKey]:
@@ -233,6 +236,9 @@ class KafkaLog(DenseOffsets, EventLog):
 
     def event_totals(self, topic: str) -> EventTotals:
         return self._events.totals(topic)
+
+    def uncounted_records(self, topic: str) -> int:
+        return self._events.uncounted_records(topic)
 
     # -- reading
 
