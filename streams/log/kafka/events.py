@@ -195,6 +195,13 @@ class Events:
         """Whether a topic takes nothing but appends."""
         return self._kinds.refuses_records(topic)
 
+    def is_marked(self, topic: str) -> bool:
+        """Whether a topic was declared as an event topic, by whomever.
+
+        :raises LogError: it cannot be known now.
+        """
+        return self._kinds.is_marked(topic)
+
     def is_event_topic(self, topic: str) -> bool:
         """Whether a topic holds histories.
 
@@ -657,6 +664,15 @@ class Events:
         """
         return self._using_index(topic, lambda index: index.decided_until(partition))
 
+    def wait_until_decided(self, topic: str, partition: int, offset: int, timeout: float) -> bool:
+        """Wait until it is known of all records below an offset whether they count; whether it is.
+
+        :raises LogError: the index has failed and cannot be used.
+        """
+        return self._using_index(
+            topic, lambda index: index.wait_until_decided(partition, offset, timeout)
+        )
+
     def uncounted_offsets(self, topic: str, partition: int, first: int, end: int) -> list[int]:
         """The offsets from ``first`` up to, not including, ``end`` whose records do not count:
         those of appends that lost or were never whole, refusals, and records that are no events.
@@ -694,7 +710,7 @@ class Events:
         if index is None:
             return 0
         with index.lock:
-            return sum(len(each.uncounted) for each in index.partitions.values())
+            return sum(each.uncounted_count for each in index.partitions.values())
 
     # -- snapshots
 
