@@ -14,7 +14,7 @@ from streams.eventsourcing.event_codec import EventCodec
 from streams.log.events import EventLog, events_only
 from streams.log.protocol import Log
 from streams.message import Batch, Record
-from streams.processing.job import Skip
+from streams.processing import Skip
 from streams.topic import InternalTopic
 
 E = TypeVar("E")
