@@ -31,7 +31,7 @@ class EventCodec(Generic[E]):
 
     def __init__(self, name: str, type: TypeForm[E], codec: Codec | None) -> None:
         self._name = name
-        self._type = type
+        self.type = type
         self._codec = codec if codec is not None else default_codec(type)
         self.event_classes = _classes(type)
         """Today's."""
@@ -154,7 +154,7 @@ class EventCodec(Generic[E]):
 
     def _bind_decoder(self) -> Callable[[bytes], Any]:
         self.check()
-        known = cast(Any, Union[(self._type, *self._upcasts)] if self._upcasts else self._type)
+        known = cast(Any, Union[(self.type, *self._upcasts)] if self._upcasts else self.type)
         try:
             bound = self._codec.bind(known, topic=self._name, role="value")
         except BindError as error:

@@ -7,6 +7,7 @@ from typing import Any, Generic, NoReturn
 
 from typing_extensions import TypeVar
 
+from streams.annotation_checks import TopicType
 from streams.app import Streams
 from streams.decoding import TopicDecoder
 from streams.errors import EventTopicError
@@ -68,6 +69,8 @@ class EventTopic(InternalTopic[E]):
             bytes,  # type: ignore[arg-type]  # its decoder makes events of them
             partitions=DEFAULT_PARTITIONS if partitions is None else partitions,
         )
+        self.type = codec.type
+        self.topic_type = TopicType(self.name, codec.type)
         self.decoding = EventDecoder(codec)
 
     def ensure(self, log: Log) -> None:
