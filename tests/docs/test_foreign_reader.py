@@ -42,7 +42,7 @@ class Message:
     """As much of a message of confluent_kafka as the reader asks for."""
 
     def __init__(
-        self, offset: int, key: bytes | None, headers: list[tuple[str, bytes | None]] | None
+        self, offset: int, key: bytes | None, headers: list[tuple[str, str | bytes | None]] | None
     ) -> None:
         self._offset, self._key, self._headers = offset, key, headers
 
