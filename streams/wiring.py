@@ -69,7 +69,10 @@ def make_job(
             clock=connection.clock,
             encode_results=_result_encoder(processor),
             dead_letter=derived_records.dead_letter_maker(
-                group, lambda topic: dead_letters.name(sources[topic].name, group), connection.clock
+                group,
+                lambda topic: dead_letters.name(sources[topic].name, group),
+                connection.clock,
+                lambda topic: sources[topic].name != topic,
             ),
             write_derived=connection.publisher.publish_durably,
             attempt_log=processor.attempt_log,

@@ -64,7 +64,7 @@ def reset(
         running_members = len(log.group(group).members)
         if not dry_run:
             try:
-                apply_reset(log, group, topic, moves, force=force)
+                apply_reset(log, group, topic, moves, now=time.time(), force=force)
             except GroupNotEmpty as error:
                 raise CommandFailed(f"{error} (--force)") from error
         rows = [_move_json(log, move) for move in moves]

@@ -15,7 +15,8 @@ What patterns know of processing is exported here, and nothing else.
 
 from streams.engine.dispatcher import Delivery
 from streams.processing.committer import PartitionProgress
-from streams.processing.job import Decoding, Job, Outgoing, Skip
+from streams.processing.handler_transaction import in_transaction
+from streams.processing.job import Decoding, Job, Outgoing, Skip, reset_generation
 from streams.processing.timing import BUCKET_BOUNDS, Durations
 
 __all__ = [
@@ -27,4 +28,6 @@ __all__ = [
     "Outgoing",
     "PartitionProgress",
     "Skip",
+    "in_transaction",
+    "reset_generation",
 ]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from streams.clock import SYSTEM, Clock
 from streams.config import Dedup, Flow, Retry
 from streams.engine.dispatcher import Delivery, PartitionState
-from streams.engine.progress import FetchedBatch
+from streams.engine.progress import FetchedBatch, decode_generation
 from streams.errors import UnreadableHeaders
 from streams.log.protocol import Assignment, Log, StaticMember, TopicPartition
 from streams.message import Batch, Record, identity_suffix
@@ -137,6 +137,12 @@ def decode_ahead(decoding: Decoding, batch: Batch, largest: int) -> DecodedAhead
             values.append(value)
             ids.append(id)
     return DecodedAhead(values, ids, all_decoded)
+
+
+def reset_generation(assignment: Assignment | None) -> int:
+    """Which reset of its group a partition's owner goes on from; 0: none, or there is no owner."""
+    committed = None if assignment is None else assignment.committed
+    return 0 if committed is None else decode_generation(committed.progress)
 
 
 class PartitionObserver(Protocol):
