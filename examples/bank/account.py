@@ -2,12 +2,6 @@
 
 Nothing here knows of a log. A decision is a method that returns the event to be appended, or raises
 and nothing is. ``evolve`` says what the account is after an event, and decides nothing.
-
-A transfer that is refused for lack of money is an *event*, :class:`Declined`, and no exception: the
-transfer's saga may ask twice (a worker was killed before it could write the answer down), and both
-times the answer has to be the same, whatever was paid in meanwhile. A refusal that nobody asks for
-twice, such as :class:`Overdrawn` at the counter, is an exception and leaves no trace. That an
-account is closed needs no event either: it stays so.
 """
 
 from __future__ import annotations
@@ -45,13 +39,6 @@ class Sent(Struct, tag="sent", frozen=True):
     cents: int
 
 
-class Declined(Struct, tag="declined", frozen=True):
-    """A transfer is not made, now or later."""
-
-    transfer: str
-    reason: str
-
-
 class Received(Struct, tag="received", frozen=True):
     """Money has come from another account."""
 
@@ -78,13 +65,7 @@ class Closed(Struct, tag="closed", frozen=True):
     paid_out: int
 
 
-AccountEvent = (
-    Opened | Deposited | Withdrawn | Sent | Declined | Received | Arrived | Returned | Closed
-)
-
-
-NO_ACCOUNT = "there is no such account"
-NOT_COVERED = "there is not that much money"
+AccountEvent = Opened | Deposited | Withdrawn | Sent | Received | Arrived | Returned | Closed
 
 
 class NoAccount(Exception):
@@ -117,20 +98,16 @@ class Account(Struct, frozen=True):
         return [Opened(owner), Deposited(cents)] if cents else [Opened(owner)]
 
     def withdraw(self, cents: int) -> Withdrawn:
-        self._check_open()
-        if cents > self.cents:
-            raise Overdrawn(f"{self.owner} has {self.cents} cents, and wants {cents}")
+        self._check_cents(cents)
         return Withdrawn(cents)
 
-    def send(self, transfer: str, to: str, cents: int) -> Sent | Declined:
-        if not self.owner:
-            return Declined(transfer, NO_ACCOUNT)
-        if cents > self.cents:
-            return Declined(transfer, NOT_COVERED)
+    def send(self, transfer: str, to: str, cents: int) -> Sent:
+        self._check_cents(cents)
         return Sent(transfer, to, cents)
 
-    def receive(self, transfer: str, cents: int) -> Received | Declined:
-        return Received(transfer, cents) if self.owner else Declined(transfer, NO_ACCOUNT)
+    def receive(self, transfer: str, cents: int) -> Received:
+        self._check_open()
+        return Received(transfer, cents)
 
     def note_arrival(self, transfer: str) -> Arrived:
         return Arrived(transfer)
@@ -146,7 +123,11 @@ class Account(Struct, frozen=True):
 
     def _check_open(self) -> None:
         if not self.owner:
-            raise NoAccount(NO_ACCOUNT)
+            raise NoAccount("nobody has opened this account")
+
+    def _check_cents(self, cents: int) -> None:
+        if not self.owner or cents > self.cents:
+            raise Overdrawn(f"there are {self.cents} cents, and {cents} are wanted")
 
 
 def evolve(account: Account, event: AccountEvent) -> Account:
@@ -166,8 +147,6 @@ def evolve(account: Account, event: AccountEvent) -> Account:
         case Returned():
             on_its_way = _without(account.on_its_way, event.transfer)
             return replace(account, cents=account.cents + event.cents, on_its_way=on_its_way)
-        case Declined():
-            return account
         case Closed():
             return replace(account, cents=0)
         case _:

@@ -14,14 +14,13 @@ from examples.bank.account import (
     AccountEvent,
     Arrived,
     Closed,
-    Declined,
     Deposited,
     Received,
     Returned,
     Sent,
     Withdrawn,
 )
-from streams.eventsourcing import RecordedEvent
+from streams import RecordedEvent
 
 History = Sequence[RecordedEvent[AccountEvent]]
 
@@ -83,7 +82,7 @@ def audit(histories: Mapping[str, History]) -> Sums:
                     held[id] += event.cents
                 case _:
                     pass
-            if isinstance(event, (Sent, Declined, Received, Arrived, Returned)):
+            if isinstance(event, (Sent, Received, Arrived, Returned)):
                 transfers.setdefault(event.transfer, []).append((id, event))
             if held[id] < 0:
                 errors.append(f"{id}: {held[id]} cents at version {each.version}")

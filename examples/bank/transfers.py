@@ -2,13 +2,16 @@
 
 A transfer takes three steps, each of which is one decision upon one account:
 
-    send      at the one account: the money leaves it, or the transfer is declined
-    receive   at the other one: the money is there (if that is closed, send is undone: take back)
+    send      at the one account: the money leaves it (undone by *take back*)
+    receive   at the other one: the money is there
     arrive    at the first again: the money is no longer on its way
 
 Whoever has the saga in hand may be killed between any two words here, and then the step at hand is
 called again by another. Each decision names the step as its *cause*; where an account has an event
-of that cause already, it is found and nothing is appended. So money moves once.
+of that cause already, it is found and nothing is appended. So money moves once. A refusal is
+remembered in the same way (``refusals=``): otherwise whoever asks again, now that there is money,
+would hear yes, after the saga has gone by the no. That an account is closed need not be remembered:
+it stays so.
 """
 
 from __future__ import annotations
@@ -19,10 +22,18 @@ from dataclasses import dataclass
 
 from msgspec import Struct
 
-from examples.bank.account import Account, AccountEvent, Closed, Declined, evolve
-from streams import Retry, Streams
-from streams.eventsourcing import Aggregate, AggregateClosed, Decided
-from streams.patterns import SagaOrchestrator, SagaStep, StepCall
+from examples.bank.account import Account, AccountEvent, Closed, NoAccount, Overdrawn, evolve
+from streams import (
+    Aggregate,
+    AggregateClosed,
+    DecisionRefused,
+    Retry,
+    SagaOrchestrator,
+    SagaStep,
+    Snapshot,
+    StepCall,
+    Streams,
+)
 
 PARTITIONS = 4
 
@@ -35,11 +46,9 @@ class Transfer(Struct):
     cents: int
 
 
-class Refused(Exception):
-    """An account has declined."""
-
-
-PATIENT = Retry(attempts=1_000_000, delay=0.1, cap=5.0, never=(Refused, AggregateClosed))
+PATIENT = Retry(
+    attempts=1_000_000, delay=0.1, cap=5.0, never=(Overdrawn, NoAccount, AggregateClosed)
+)
 """What ends a transfer; everything else is an outage, and waited for."""
 
 
@@ -71,7 +80,7 @@ def create(
     app = Streams(url, member=member, lifespan=lifespan)
     accounts: Aggregate[AccountEvent, Account] = Aggregate(
         app, f"{name}-accounts", AccountEvent, Account, evolve,
-        partitions=PARTITIONS, final=Closed,
+        partitions=PARTITIONS, final=Closed, snapshot=Snapshot(every=100),
     )  # fmt: skip
     transfers = SagaOrchestrator(
         app, f"{name}-transfers", context=Transfer, partitions=PARTITIONS, concurrency=32
@@ -79,18 +88,25 @@ def create(
 
     def caused(call: StepCall) -> Aggregate[AccountEvent, Account]:
         """The accounts, as this step decides upon them: however often it is called."""
-        return accounts.with_options(cause=call.idempotency_key)
+        cause = call.idempotency_key
+        return accounts.with_options(cause=cause, refusals=(Overdrawn, NoAccount))
 
     async def send(transfer: Transfer, call: StepCall) -> None:
         source, target, cents = transfer.source, transfer.target, transfer.cents
-        _check(await caused(call).decide(source, Account.send, call.saga_id, target, cents))
+        try:
+            await caused(call).decide(source, Account.send, call.saga_id, target, cents)
+        except DecisionRefused as error:
+            raise Overdrawn(f"{source} cannot send {cents} cents") from error
 
     async def take_back(transfer: Transfer, call: StepCall) -> None:
         await caused(call).decide(transfer.source, Account.take_back, call.saga_id)
 
     async def receive(transfer: Transfer, call: StepCall) -> None:
         target, cents = transfer.target, transfer.cents
-        _check(await caused(call).decide(target, Account.receive, call.saga_id, cents))
+        try:
+            await caused(call).decide(target, Account.receive, call.saga_id, cents)
+        except DecisionRefused as error:
+            raise NoAccount(f"nobody has opened an account {target}") from error
 
     async def arrive(transfer: Transfer, call: StepCall) -> None:
         await caused(call).decide(transfer.source, Account.note_arrival, call.saga_id)
@@ -102,10 +118,3 @@ def create(
     ):
         transfers.add_step(step)
     return Bank(app, accounts, transfers)
-
-
-def _check(done: Decided[Account, AccountEvent]) -> None:
-    """:raises Refused: what was decided is that it is not done."""
-    (event,) = done.events
-    if isinstance(event, Declined):
-        raise Refused(event.reason)
