@@ -11,6 +11,8 @@ people and foreign readers. On Kafka, which cannot check, it is what every reade
                    ``0/0/...`` is a refusal, which is no event.
 ``streams_cause``  what the events were appended for, in the first record
 ``streams_final``  ``1`` in the last record of an append that ends its history for good
+``streams_void``   alone, on Kafka: the append of this ID, begun above, does not count if it is not
+                   whole by now
 =================  =====================================================================
 
 If the append counts, the event's version is ``BASE_VERSION + INDEX + 1``.
@@ -28,6 +30,7 @@ from streams.wire import parse_int, text
 EVENT = "streams_event"
 CAUSE = "streams_cause"
 FINAL = "streams_final"
+VOID = "streams_void"
 
 MAX_COUNT = 10_000
 """Events in one append, at most: what a reader has to remember of an append that is not whole."""
@@ -35,7 +38,10 @@ MAX_COUNT = 10_000
 MAX_CAUSE = 1_000
 """Bytes of a cause, at most."""
 
-_MAX_HEADER = 400
+MAX_ID = 200
+"""Bytes of a record's ID, at most; ``/`` is not possible in one."""
+
+_MAX_HEADER = 500
 
 
 class EventHeader(NamedTuple):
@@ -98,6 +104,8 @@ def parse_event(value: bytes | None, record_id: str) -> EventHeader | None:
     last_id = text(parts[3])
     if version and not last_id:
         return None
+    if not record_id or len(record_id) > MAX_ID or "/" in record_id:
+        return None  # no base could name it
     if index == 0:
         return EventHeader(0, count, Base(version, last_id), record_id) if len(parts) == 4 else None
     if index >= count or len(parts) == 4 or not parts[4]:

@@ -140,6 +140,15 @@ class KafkaBatch(Batch):
             self._mark_unreadable(index, error)
         return self.headers(index)
 
+    def all_headers(self) -> list[Headers]:
+        """The headers of all messages, read in one go. Before any message is released."""
+        source = iter(self._messages)
+        try:
+            return [headers or () for headers in map(_headers, source)]
+        except SystemError as error:
+            self._mark_unreadable(len(self._messages) - length_hint(source) - 1, error)
+        return [self.headers(index) for index in range(len(self._messages))]
+
     @override
     def time(self, index: int) -> float:
         """The broker's or the producer's time of one message, in seconds since the epoch."""

@@ -23,6 +23,7 @@ from streams.log.events import (
     HistoryRequest,
     OnEventsAppended,
     StoredSnapshot,
+    events_only,
 )
 from streams.log.kafka import durability, forced_resets
 from streams.log.kafka.client import RequestRetry, SharedClient
@@ -39,6 +40,7 @@ from streams.log.kafka.settings import (
     read_settings,
     suggest_setting,
 )
+from streams.log.kafka.snapshot_index import snapshot_topic
 from streams.log.kafka.subscription import KafkaSubscription
 from streams.log.kafka.topics import Topics
 from streams.log.names import check_group
@@ -116,7 +118,7 @@ class KafkaLog(DenseOffsets, EventLog):
         self._clients = KafkaClients(connect_member, requests, readers)
         connect_producer = partial(self._connect, Producer, logger=driver_logger)
         self._writer = Writer(connect_producer, requests, readers)
-        self._events = Events(self._topics, self._writer, readers)
+        self._events = Events(self._topics, self._writer, readers, requests)
 
     def __repr__(self) -> str:
         return f"<Kafka log at {self._settings.hosts}>"
@@ -158,29 +160,47 @@ class KafkaLog(DenseOffsets, EventLog):
         :raises Fatal: this user may not create it.
         """
         check_retention(topic, retention, CAPABILITIES)
+        if self._events.refuses_records(topic):
+            raise events_only(topic, "created as another topic")
         return self._topics.create_topic(topic, partitions, retention, config)
 
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
         check_retention(topic, retention, CAPABILITIES)
+        if self._events.refuses_records(topic) and retention != Retention():
+            raise events_only(topic, "trimmed")
         return self._topics.set_retention(topic, retention)
 
     def topic(self, topic: str) -> TopicInfo:
-        return self._topics.describe_topic(topic)
+        info = self._topics.describe_topic(topic)
+        return info._replace(is_event_topic=self._events.refuses_records(topic))
 
     def topics(self) -> list[TopicInfo]:
-        return self._topics.list_topics()
+        found = self._topics.list_topics()
+        names = {info.name for info in found}
+        return [
+            info._replace(is_event_topic=True)
+            if snapshot_topic(info.name) in names and self._events.refuses_records(info.name)
+            else info
+            for info in found
+        ]
 
     def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
         return durability.durability_facts(self._requests, topic)
 
     def delete_topic(self, topic: str) -> None:
+        is_event_topic = self._events.refuses_records(topic)
         self._events.forget(topic)
         self._topics.delete_topic(topic)
+        if is_event_topic:
+            self._events.delete_snapshot_topic(topic)
 
     # -- writing
 
     def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
         """Return once the records are queued; call ``on_appended`` when all have ended."""
+        if self._events.refuses_records(topic):
+            self._events.refuse_records(topic, records, on_appended)
+            return
         self._writer.append(topic, records, on_appended)
 
     # -- histories
@@ -204,7 +224,7 @@ class KafkaLog(DenseOffsets, EventLog):
         self._events.write_snapshots(topic, snapshots)
 
     def delete_snapshots(self, topic: str, fingerprint: str | None = None) -> int:
-        raise NotImplementedError
+        return self._events.delete_snapshots(topic, fingerprint)
 
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int
