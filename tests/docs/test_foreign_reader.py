@@ -7,7 +7,7 @@ import contextlib
 import io
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
@@ -15,7 +15,7 @@ from confluent_kafka import Producer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.log.event_headers import CAUSE, EVENT, FINAL, make_append, parse_event
+from streams.log.event_headers import CAUSE, EVENT, FINAL, VOID, make_append, parse_event
 from streams.log.events import NO_HISTORY, Base, EventLog, HistoryRequest
 from streams.log.kafka.arbitration import Arbiter
 from streams.log.url import open_log
@@ -38,12 +38,13 @@ def shown() -> dict[str, Any]:
 EVENTS: Callable[[Sequence[Any]], Any] = shown()["events"]
 
 
+Headers = list[tuple[str, bytes | None]]
+
+
 class Message:
     """As much of a message of confluent_kafka as the reader asks for."""
 
-    def __init__(
-        self, offset: int, key: bytes | None, headers: list[tuple[str, str | bytes | None]] | None
-    ) -> None:
+    def __init__(self, offset: int, key: bytes | None, headers: Headers | None) -> None:
         self._offset, self._key, self._headers = offset, key, headers
 
     def offset(self) -> int:
@@ -52,13 +53,16 @@ class Message:
     def key(self) -> bytes | None:
         return self._key
 
-    def headers(self) -> list[tuple[str, bytes | None]] | None:
+    def headers(self) -> Headers | None:
         return self._headers
 
 
 def feed(arbiter: Arbiter, message: Message) -> list[tuple[int, int]]:
     """Version and offset of each event that counts with this message, by the toolkit's rule."""
     headers = dict(message.headers() or ())
+    void = headers.get(VOID)
+    if void is not None:
+        arbiter.void(message.key(), void.decode())
     record_id = (headers.get(ID) or b"").decode()
     header = parse_event(headers.get(EVENT), record_id)
     is_final = headers.get(FINAL) == b"1"
@@ -78,6 +82,13 @@ KEYS = tuple(b"key %d" % number for number in range(8))
 STRANGERS = (b"", b"0/1", b"x/1/0/", b"1/2/0//someone", b"0/1/0/x/y/z", b"\xff", None)
 
 
+def append_id_of(record: Record) -> bytes:
+    """The ID of the append that a record belongs to."""
+    header = parse_event(dict(record.headers).get(EVENT), record.id)
+    assert header is not None
+    return header.append_id.encode()
+
+
 def messages_of(choose: random.Random, length: int) -> list[Message]:
     """What several writers leave in a partition: appends on bases that hold or not, in pieces that
     mingle, twice, cut off; refusals, last ones; and what others write."""
@@ -92,6 +103,12 @@ def messages_of(choose: random.Random, length: int) -> list[Message]:
             id = uuid4().hex.encode()
             stranger = [(EVENT, header), (ID, id)] if what < 0.05 else None
             written.append(Message(len(written), choose.choice([*KEYS, None]), stranger))
+        elif what < 0.15 and unwritten:
+            record = choose.choice(unwritten)[0]  # one that has begun, or will
+            void: Headers = [(VOID, append_id_of(record)), (ID, uuid4().hex.encode())]
+            message = Message(len(written), record.key, void)
+            written.append(message)
+            feed(arbiter, message)
         elif not unwritten or (what < 0.5 and len(unwritten) < 4):
             key = choose.choice(KEYS)
             is_refusal = choose.random() < 0.1
@@ -146,7 +163,10 @@ def test_it_reads_a_topic_of_kafka(kafka: KafkaAddress) -> None:
         producer = Producer({"bootstrap.servers": kafka.bootstrap})
         for each in messages:
             producer.produce(
-                topic, str(each.offset()).encode(), each.key(), headers=each.headers() or []
+                topic,
+                str(each.offset()).encode(),
+                each.key(),
+                headers=cast(Any, each.headers() or []),
             )
         assert producer.flush(60) == 0
         out = io.StringIO()
@@ -169,7 +189,7 @@ def test_it_reads_a_topic_of_kafka(kafka: KafkaAddress) -> None:
 
 def test_the_page_says_what_the_headers_are() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    for name in (ID, EVENT, CAUSE, FINAL):
+    for name in (ID, EVENT, CAUSE, FINAL, VOID):
         assert f"`{name}`" in text, name
 
 
