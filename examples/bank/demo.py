@@ -54,13 +54,14 @@ class Outcome(NamedTuple):
 
 
 def transfers_of(count: int, choose: random.Random) -> list[Transfer]:
-    """Transfers between the few accounts, some for more than there can be, few to nobody."""
+    """Transfers between the few accounts, some of more than there is anywhere, few to nobody."""
     found = []
     for number in range(count):
         source, target = choose.sample(OWNERS, 2)
         if number % 40 == 7:
             target = NOBODY
-        found.append(Transfer(source, target, choose.randrange(1, 40_00)))
+        cents = 10 * MONEY if number % 15 == 4 else choose.randrange(1, 10_00)
+        found.append(Transfer(source, target, cents))
     return found
 
 

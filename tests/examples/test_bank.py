@@ -219,6 +219,7 @@ def test_transfers_are_of_all_kinds() -> None:
     assert {each.target for each in found} == {*OWNERS, NOBODY}
     assert CLOSED in {each.source for each in found[45:]}
     assert all(each.source != each.target for each in found)
+    assert len([each for each in found if each.cents > len(OWNERS) * MONEY]) == 6
 
 
 # -- the commands
