@@ -11,7 +11,7 @@ called again by another. Each decision names the step as its *cause*; where an a
 of that cause already, it is found and nothing is appended. So money moves once. A refusal is
 remembered in the same way (``refusals=``): otherwise whoever asks again, now that there is money,
 would hear yes, after the saga has gone by the no. That an account is closed need not be remembered:
-it stays so.
+it stays so. (Give another cause each time, and a run with more kills finds money from nowhere.)
 """
 
 from __future__ import annotations
