@@ -26,6 +26,16 @@ class Skip(Exception):
     """A message that is not for this handler (a tombstone, an unknown tag): settled unhandled."""
 
 
+class Several:
+    """Stands for the values of a message that is several, or none: they are handled one after the
+    other, and settled together (:mod:`streams.processing.several`)."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, values: Sequence[Any]) -> None:
+        self.values = values
+
+
 class Undecodable:
     """Stands for a value that cannot be decoded, where values are decoded ahead."""
 

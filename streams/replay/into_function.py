@@ -19,6 +19,7 @@ from streams.errors import ProcessorDied, StreamsError
 from streams.log.range_reader import OffsetRanges
 from streams.processing.job import Job
 from streams.processing.poller import Poller
+from streams.processing.several import expand_several
 from streams.processor import Processor, ProcessorOptions, inspect_handler, topic_type_of
 from streams.replay.range_subscription import RangeSubscription
 from streams.replay.result import FailureLog, ReplayFailed, ReplayResult
@@ -93,7 +94,7 @@ def _replay_job(
             wants_message=handler.wants_message,
             has_filter=options.filter is not None,
         )
-    return Job(
+    job = Job(
         name=name,
         group=name,
         topics=(topic,),
@@ -110,6 +111,7 @@ def _replay_job(
         flow=options.flow,
         clock=connection.clock,
     )
+    return expand_several(job) if source.decoding.gives_several else job
 
 
 async def handle_range(
