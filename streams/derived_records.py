@@ -20,8 +20,8 @@ from typing import Any
 from streams import wire
 from streams.clock import Clock
 from streams.engine.dispatcher import Delivery
-from streams.log.protocol import Assignment
 from streams.log.event_headers import copied_headers
+from streams.log.protocol import Assignment
 from streams.message import (
     CAUSATION,
     CORRELATION,
