@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Option
@@ -73,13 +73,17 @@ def resolve_url(url: str | None) -> ChosenUrl:
 
 @contextmanager
 def open_url(
-    url: str | ChosenUrl | None, mode: OpenMode = "rw", index: str | None = None
+    url: str | ChosenUrl | None,
+    mode: OpenMode = "rw",
+    driver_config: Mapping[str, Any] | None = None,
+    index: str | None = None,
 ) -> Iterator[Log]:
     """The log of ``--url``, else of the environment, closed afterwards. A person who looks on is
     told which one it is.
 
     :param url: ``--url``, or a choice that was made already.
     :param mode: ``ro`` for a command that only looks, ``rwc`` for one that may make a file.
+    :param driver_config: the app's, where the log is one's.
     :param index: the folder of ``--index``.
     :raises UsageError: neither is given; or an index, and the log has none.
     :raises NotFound: there is no such file.
@@ -92,10 +96,11 @@ def open_url(
     configure_warnings()
     if sys.stderr.isatty():
         output.print_note(f"on {source}")
-    if index is not None and not source.url.startswith("kafka"):
-        raise UsageError("--index: only Kafka has to find out which events count; leave it out")
-    config = None if index is None else {"event_index": index}
-    with closing(open_log(source.url, config, mode=mode)) as log:
+    if index is not None:
+        if not source.url.startswith("kafka"):
+            raise UsageError("--index: only Kafka has to find out which events count; leave it out")
+        driver_config = {**(driver_config or {}), "event_index": index}
+    with closing(open_log(source.url, driver_config, mode=mode)) as log:
         try:
             yield log
         except NotFound as error:

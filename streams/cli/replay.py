@@ -187,7 +187,7 @@ def _print_range(
     from streams.topic_reader import resolve_ranges
 
     with ExitStack() as stack:
-        log = stack.enter_context(open_url(url_source, "ro", index))
+        log = stack.enter_context(open_url(url_source, "ro", index=index))
         span.require_partitions(log)
         topic, now = span.topic, time.time()
         holds_events = log.topic(topic).is_event_topic

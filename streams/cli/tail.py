@@ -82,7 +82,7 @@ def tail(
         offsets = "latest"
     # With a key, how far back its last messages are is not known.
     begin = offsets if offsets is not None else -count if key_bytes is None else "earliest"
-    with open_url(url, "ro", index) as log:
+    with open_url(url, "ro", index=index) as log:
         info = log.topic(topic)
         holds_events = info.is_event_topic and not raw
         printer = _MessagePrinter(log, json=json, holds_events=holds_events)

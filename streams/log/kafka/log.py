@@ -241,6 +241,9 @@ class KafkaLog(DenseOffsets, EventLog):
     def delete_snapshots(self, topic: str, fingerprint: str | None = None) -> int:
         return self._events.delete_snapshots(topic, fingerprint)
 
+    def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
+        return self._events.list_snapshots(topic, key)
+
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int
     ) -> list[HistoryKey]:
@@ -248,6 +251,9 @@ class KafkaLog(DenseOffsets, EventLog):
 
     def event_totals(self, topic: str) -> EventTotals:
         return self._events.totals(topic)
+
+    def uncounted_records(self, topic: str) -> int:
+        return self._events.uncounted_records(topic)
 
     def index_progress(self, topic: str) -> tuple[int, int]:
         if not self._known_topics.is_event_topic(topic):

@@ -282,7 +282,8 @@ class KafkaSubscription(Subscription):
         if not resets:
             return
         assignments = [self._consumer.partitions.owned[key] for key in resets]
-        logger.warning("group %s: moved by force: %s", self.group, assignments)
+        names = ", ".join(f"{topic}/{partition}" for topic, partition in resets)
+        logger.info("group %s: moved by force: %s", self.group, names)
         self._lose(assignments)
         self._restart(resets)
         try:

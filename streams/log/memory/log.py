@@ -202,6 +202,10 @@ class MemoryLog(DenseOffsets, EventLog):
         with self._locked():
             return self.store.event_index(topic).delete_snapshots(fingerprint)
 
+    def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
+        with self._locked():
+            return self.store.event_index(topic).list_snapshots(key)
+
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int
     ) -> list[HistoryKey]:

@@ -149,6 +149,9 @@ class SqliteLog(DenseOffsets, Log, EventLog):
     def delete_snapshots(self, topic: str, fingerprint: str | None = None) -> int:
         return self._events.delete_snapshots(topic, fingerprint)
 
+    def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
+        return self._events.list_snapshots(topic, key)
+
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int
     ) -> list[HistoryKey]:
