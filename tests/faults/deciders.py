@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
@@ -103,11 +103,18 @@ class Deciders:
 
     :param url: of the log.
     :param name: of the aggregate.
+    :param urls: what some clients add to the URL, in turn; whoever is started in the place of one
+        that was killed adds what that did.
     """
 
-    def __init__(self, folder: Path, url: str, name: str, seed: int) -> None:
+    def __init__(
+        self, folder: Path, url: str, name: str, seed: int, urls: Sequence[str] = ("",)
+    ) -> None:
         self.folder = folder
         self._url = url
+        self._urls = urls
+        self._added: dict[str, str] = {}
+        """What each client adds to the URL."""
         self.name = name
         self._seed = seed
         self.random = Random(seed)
@@ -125,11 +132,14 @@ class Deciders:
             client.kill()
             client.join()
 
-    def start(self) -> None:
+    def start(self, added: str | None = None) -> None:
         """One more client."""
+        if added is None:
+            added = self._urls[self._started % len(self._urls)]
         self._started += 1
         name = f"client-{self._started}"
-        plan = Plan(self.folder, self._url, self.name, name, self._seed)
+        self._added[name] = added
+        plan = Plan(self.folder, self._url + added, self.name, name, self._seed)
         self.clients[name] = _context.Process(target=run_process, args=(plan,), name=name)
         self.clients[name].start()
 
@@ -140,7 +150,7 @@ class Deciders:
         victim.kill()
         victim.join()
         self.kills += 1
-        self.start()
+        self.start(self._added[name])
 
     def freeze_one(self, seconds: float) -> None:
         """SIGSTOP one of them for so long, and until the others were told something meanwhile, if
