@@ -16,6 +16,9 @@ people and foreign readers. On Kafka, which cannot check, it is what every reade
 =================  =====================================================================
 
 If the append counts, the event's version is ``BASE_VERSION + INDEX + 1``.
+
+A copy of an event in another topic (a dead letter, a message that is tried again later, what a
+replay has copied) is a message like any other: it has ``streams_event_version`` in place of these.
 """
 
 from __future__ import annotations
@@ -23,14 +26,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from streams.log.events import Base, EventAppend
-from streams.message import Headers, Record
+from streams.log.events import Base, EventAppend, Head
+from streams.message import Headers, Record, headers_without
 from streams.wire import parse_int, text
 
 EVENT = "streams_event"
 CAUSE = "streams_cause"
 FINAL = "streams_final"
 VOID = "streams_void"
+COPIED_VERSION = "streams_event_version"
 
 MAX_COUNT = 10_000
 """Events in one append, at most: what a reader has to remember of an append that is not whole."""
@@ -42,6 +46,8 @@ MAX_ID = 200
 """Bytes of a record's ID, at most; ``/`` is not possible in one."""
 
 _MAX_HEADER = 500
+
+_APPEND_HEADERS = frozenset((EVENT, CAUSE, FINAL, COPIED_VERSION))
 
 
 class EventHeader(NamedTuple):
@@ -88,7 +94,8 @@ def make_append(
             headers.append((FINAL, b"1"))
         record.key = key
         record.headers = [*headers, *record.headers]
-    return EventAppend(key, base, records, cause, is_final, is_refusal)
+    head = Head(Base(base.version + count, records[-1].id), is_final)
+    return EventAppend(key, base, records, head, cause, is_refusal)
 
 
 def parse_event(value: bytes | None, record_id: str) -> EventHeader | None:
@@ -137,3 +144,25 @@ def is_final(headers: Headers) -> bool:
 def is_event(headers: Headers) -> bool:
     """Whether an append wrote this record, going by its headers."""
     return event_header(headers) is not None
+
+
+def event_version(header: EventHeader) -> int | None:
+    """The version of an event whose append counts; None of a refusal, which has none."""
+    return None if header.is_refusal else header.base.version + header.record_index + 1
+
+
+def copied_headers(headers: Headers) -> list[tuple[str, bytes | None]]:
+    """The headers of a copy that stands in another topic; of what is no event, the same.
+
+    They say which version the event is of, and not that an append wrote them there: an event topic
+    is known by headers that say so.
+    """
+    value = event_header(headers)
+    if value is None:
+        return list(headers)
+    found = headers_without(headers, _APPEND_HEADERS)
+    header = parse_event(value, "copied")
+    version = None if header is None else event_version(header)
+    if version is not None:
+        found.append((COPIED_VERSION, str(version).encode()))
+    return found

@@ -31,8 +31,10 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
+import msgspec
+
 from streams.errors import EventTopicError, LogError, PartitionCountMismatch
-from streams.log.protocol import TopicInfo
+from streams.log.protocol import Reader, TopicInfo
 from streams.message import Record
 
 
@@ -70,8 +72,8 @@ class EventAppend(NamedTuple):
 
     :param records: with their IDs and all headers (:mod:`streams.log.event_headers`); the IDs were
         never used before. Their keys are ``key``.
+    :param head: where the history ends once they are appended.
     :param cause: what they are appended for; empty: nothing is to be found by it later.
-    :param is_final: nothing may be appended after these.
     :param is_refusal: there is no event. The one record says that the cause was refused: it has no
         version, and ends the history as its last record, so that nothing that was decided upon what
         was before it can be appended any more.
@@ -80,15 +82,14 @@ class EventAppend(NamedTuple):
     key: bytes
     base: Base
     records: Sequence[Record]
+    head: Head
     cause: str = ""
-    is_final: bool = False
     is_refusal: bool = False
 
     @property
-    def head(self) -> Head:
-        """Where the history ends once this is appended."""
-        version = self.base.version + (0 if self.is_refusal else len(self.records))
-        return Head(Base(version, self.records[-1].id), self.is_final)
+    def is_final(self) -> bool:
+        """Nothing may be appended after these."""
+        return self.head.is_final
 
 
 class Appended(NamedTuple):
@@ -152,8 +153,9 @@ class StoredSnapshot(NamedTuple):
     data: bytes
 
 
-class StoredEvent(NamedTuple):
-    """An event as the log has it.
+class StoredEvent(msgspec.Struct, frozen=True, gc=False):
+    """An event as the log has it. (There are many of these: the garbage collector need not look at
+    them.)
 
     :param time: when the log took it, in seconds since the epoch.
     """
@@ -261,6 +263,10 @@ class EventLog(Protocol):
         """Delete all snapshots of one fingerprint, or all there are; how many."""
         ...
 
+    def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
+        """All snapshots of one key, of whatever fingerprint, by fingerprint."""
+        ...
+
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int
     ) -> list[HistoryKey]:
@@ -269,6 +275,26 @@ class EventLog(Protocol):
 
     def event_totals(self, topic: str) -> EventTotals:
         """How much an event topic holds."""
+        ...
+
+    def raw_reader(self, topic: str, partition: int, start: int, end: int) -> Reader:
+        """Read the records of a range as they stand, those too that are no events. A topic's own
+        :meth:`~streams.log.protocol.Log.reader` has its events alone."""
+        ...
+
+    def index_progress(self, topic: str) -> tuple[int, int]:
+        """How many of an event topic's records were looked at to know which of them count, and how
+        many there are. Readers wait until they are the same; asking begins with it. (0, 0) where
+        nothing has to be looked at before."""
+        ...
+
+
+@runtime_checkable
+class ArbitratingLog(Protocol):
+    """A log that takes in every record, and whose readers decide which of them count."""
+
+    def uncounted_records(self, topic: str) -> int:
+        """Records that count for no history, of what was read here so far. Asks nobody."""
         ...
 
 

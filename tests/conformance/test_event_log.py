@@ -482,6 +482,9 @@ def test_snapshots_are_deleted_by_fingerprint_and_nothing_else_changes(world: Wo
         found = history(log, topic, key)
         log.write_snapshots(topic, [snapshot_of(found, key, f, b"x") for f in ("f1", "f2")])
     assert dict(log.event_totals(topic).snapshots) == {"f1": 3, "f2": 3}
+    for key in (b"a", b"b", b"c", b"none"):
+        kept = [(each.key, each.fingerprint) for each in log.list_snapshots(topic, key)]
+        assert kept == ([] if key == b"none" else [(key, "f1"), (key, "f2")])
     assert log.delete_snapshots(topic, "f1") == 3
     assert dict(log.event_totals(topic).snapshots) == {"f2": 3}
     assert log.delete_snapshots(topic, "none") == 0

@@ -19,6 +19,7 @@ the broken list.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import call, length_hint
@@ -154,6 +155,17 @@ class KafkaBatch(Batch):
         """The broker's or the producer's time of one message, in seconds since the epoch."""
         message = self._messages[index]
         return 0.0 if message is None else message.timestamp()[1] / 1000
+
+    def split_at(self, offset: int) -> tuple[KafkaBatch, KafkaBatch | None]:
+        """Its messages before an offset, of which there are some, and those from there on."""
+        if self.offsets[-1] < offset:
+            return self, None
+        count = bisect_left(self.offsets, offset)
+        messages, assignment = self._messages, self.assignment
+        return (
+            KafkaBatch(self.topic, self.partition, messages[:count], assignment),
+            KafkaBatch(self.topic, self.partition, messages[count:], assignment),
+        )
 
     @override
     def release(self, index: int) -> None:

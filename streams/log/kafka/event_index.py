@@ -207,6 +207,23 @@ class TopicIndex:
             self._check()
             return self.partitions[partition].decided_until()
 
+    def wait_until_decided(self, partition: int, offset: int, timeout: float) -> bool:
+        """Wait until it is known of all records below an offset whether they count; whether it is.
+
+        :raises LogError: nothing is folded any more.
+        """
+        self.use([partition])
+        with self._changed:
+            index = self.partitions[partition]
+
+            def is_over() -> bool:
+                is_decided = index.decided_until() >= offset
+                return is_decided or self.error is not None or self._closed.is_set()
+
+            self._changed.wait_for(is_over, timeout)
+            self._check()
+            return index.decided_until() >= offset
+
     def uncounted_offsets(self, partition: int, first: int, end: int) -> list[int]:
         """Which records from ``first`` up to, not including, ``end`` do not count; waits until that
         is decided."""

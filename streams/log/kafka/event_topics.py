@@ -108,6 +108,13 @@ class EventTopics:
             self._plain[topic] = time.monotonic() + KIND_TTL
         return found
 
+    def is_marked(self, topic: str) -> bool:
+        """Whether a topic was declared as an event topic, by whomever.
+
+        :raises LogError: it cannot be known now.
+        """
+        return topic in self._declared or self._has_snapshots(topic)
+
     def is_event_topic(self, topic: str) -> bool:
         """Whether a topic holds histories, as its snapshots say, or its own first record.
 

@@ -195,6 +195,13 @@ class Events:
         """Whether a topic takes nothing but appends."""
         return self._kinds.refuses_records(topic)
 
+    def is_marked(self, topic: str) -> bool:
+        """Whether a topic was declared as an event topic, by whomever.
+
+        :raises LogError: it cannot be known now.
+        """
+        return self._kinds.is_marked(topic)
+
     def is_event_topic(self, topic: str) -> bool:
         """Whether a topic holds histories.
 
@@ -657,6 +664,15 @@ class Events:
         """
         return self._using_index(topic, lambda index: index.decided_until(partition))
 
+    def wait_until_decided(self, topic: str, partition: int, offset: int, timeout: float) -> bool:
+        """Wait until it is known of all records below an offset whether they count; whether it is.
+
+        :raises LogError: the index has failed and cannot be used.
+        """
+        return self._using_index(
+            topic, lambda index: index.wait_until_decided(partition, offset, timeout)
+        )
+
     def uncounted_offsets(self, topic: str, partition: int, first: int, end: int) -> list[int]:
         """The offsets from ``first`` up to, not including, ``end`` whose records do not count:
         those of appends that lost or were never whole, refusals, and records that are no events.
@@ -686,6 +702,15 @@ class Events:
             passed = {number: each.next_offset for number, each in index.partitions.items()}
         ends = self._ends(topic, list(passed))
         return sum(min(passed[each], end) for each, end in ends.items()), sum(ends.values())
+
+    def uncounted_records(self, topic: str) -> int:
+        """See :meth:`streams.log.events.ArbitratingLog.uncounted_records`."""
+        with self._lock:
+            index = self._indexes.get(topic)
+        if index is None:
+            return 0
+        with index.lock:
+            return sum(each.uncounted_count for each in index.partitions.values())
 
     # -- snapshots
 
@@ -833,6 +858,13 @@ class Events:
         return len(records)
 
     # -- lists
+
+    def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
+        """See :meth:`streams.log.events.EventLog.list_snapshots`."""
+        kinds = sorted(self.totals(topic).snapshots)
+        requests = [HistoryRequest(key, limit=1, fingerprint=kind) for kind in kinds]
+        found = self.read(topic, requests) if requests else []
+        return [each.snapshot for each in found if each.snapshot is not None]
 
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int

@@ -12,8 +12,9 @@ from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from streams.config import Flow
-from streams.errors import ConfigError, GroupNotEmpty
+from streams.errors import ConfigError, GroupNotEmpty, LogError
 from streams.log.dense_offsets import DenseOffsets
+from streams.log.event_filter import EventReader
 from streams.log.events import (
     EventAppend,
     EventLog,
@@ -29,6 +30,7 @@ from streams.log.kafka import durability, forced_resets
 from streams.log.kafka.client import RequestRetry, SharedClient
 from streams.log.kafka.consumer import KafkaClients, MemberOptions
 from streams.log.kafka.errors import DriverLogger
+from streams.log.kafka.event_readers import EventReaders, KnownTopics, PolledEvents
 from streams.log.kafka.events import Events
 from streams.log.kafka.groups import Groups
 from streams.log.kafka.producer import Writer
@@ -52,6 +54,7 @@ from streams.log.protocol import (
     GroupInfo,
     OnAppended,
     OpenRequest,
+    Reader,
     RebalanceListener,
     Retention,
     StaticMember,
@@ -119,6 +122,8 @@ class KafkaLog(DenseOffsets, EventLog):
         connect_producer = partial(self._connect, Producer, logger=driver_logger)
         self._writer = Writer(connect_producer, requests, readers)
         self._events = Events(self._topics, self._writer, readers, requests)
+        self._event_readers = EventReaders(self._events)
+        self._known_topics = KnownTopics(self._events, self._topics, readers)
 
     def __repr__(self) -> str:
         return f"<Kafka log at {self._settings.hosts}>"
@@ -166,13 +171,21 @@ class KafkaLog(DenseOffsets, EventLog):
 
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
         check_retention(topic, retention, CAPABILITIES)
-        if self._events.refuses_records(topic) and retention != Retention():
+        if retention != Retention() and self._events.refuses_records(topic):
             raise events_only(topic, "trimmed")
         return self._topics.set_retention(topic, retention)
 
     def topic(self, topic: str) -> TopicInfo:
         info = self._topics.describe_topic(topic)
-        return info._replace(is_event_topic=self._events.refuses_records(topic))
+        return info._replace(is_event_topic=self._holds_events(topic))
+
+    def _holds_events(self, topic: str) -> bool:
+        """Whether it is an event topic, as far as that can be found out."""
+        try:
+            return self._known_topics.is_event_topic(topic)
+        except LogError as error:  # this user may not read it, perhaps
+            logger.debug("whether %s is an event topic: %s", topic, error)
+            return self._events.refuses_records(topic)
 
     def topics(self) -> list[TopicInfo]:
         found = self._topics.list_topics()
@@ -190,6 +203,7 @@ class KafkaLog(DenseOffsets, EventLog):
     def delete_topic(self, topic: str) -> None:
         is_event_topic = self._events.refuses_records(topic)
         self._events.forget(topic)
+        self._known_topics.forget(topic)
         self._topics.delete_topic(topic)
         if is_event_topic:
             self._events.delete_snapshot_topic(topic)
@@ -210,7 +224,9 @@ class KafkaLog(DenseOffsets, EventLog):
         return False
 
     def create_event_topic(self, topic: str, partitions: int) -> TopicInfo:
-        return self._events.create_topic(topic, partitions)
+        info = self._events.create_topic(topic, partitions)
+        self._known_topics.declare(topic)
+        return info
 
     def append_events(
         self, topic: str, appends: Sequence[EventAppend], on_appended: OnEventsAppended
@@ -226,6 +242,9 @@ class KafkaLog(DenseOffsets, EventLog):
     def delete_snapshots(self, topic: str, fingerprint: str | None = None) -> int:
         return self._events.delete_snapshots(topic, fingerprint)
 
+    def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
+        return self._events.list_snapshots(topic, key)
+
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int
     ) -> list[HistoryKey]:
@@ -234,9 +253,21 @@ class KafkaLog(DenseOffsets, EventLog):
     def event_totals(self, topic: str) -> EventTotals:
         return self._events.totals(topic)
 
+    def uncounted_records(self, topic: str) -> int:
+        return self._events.uncounted_records(topic)
+
+    def index_progress(self, topic: str) -> tuple[int, int]:
+        if not self._known_topics.is_event_topic(topic):
+            return 0, 0
+        for partition in range(self._metadata.partition_count(topic)):
+            self._events.decided_until(topic, partition)  # begin with it
+        return self._events.index_progress(topic)
+
     # -- reading
 
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
+        if self._known_topics.known(topic):  # a stranger's open transaction holds nobody up
+            return self._readers.bounds(topic, partition)
         return self._readers.watermarks(topic, partition)
 
     def log_end_offset(self, topic: str, partition: int) -> int:
@@ -249,9 +280,16 @@ class KafkaLog(DenseOffsets, EventLog):
         ``message.timestamp.type=LogAppendTime``."""
         return self._readers.offset_for_time(topic, partition, time)
 
-    def reader(self, topic: str, partition: int, start: int, end: int) -> KafkaReader:
+    def reader(self, topic: str, partition: int, start: int, end: int) -> Reader:
         self._metadata.check_partitions(topic, [partition])
-        return self._readers.open_reader(topic, partition, start, end)
+        is_event_topic = self._known_topics.is_event_topic(topic)
+        reader = self.raw_reader(topic, partition, start, end)
+        return EventReader(reader, self._event_readers) if is_event_topic else reader
+
+    def raw_reader(self, topic: str, partition: int, start: int, end: int) -> KafkaReader:
+        self._metadata.check_partitions(topic, [partition])
+        uncommitted = self._known_topics.known(topic) is True
+        return self._readers.open_reader(topic, partition, start, end, uncommitted=uncommitted)
 
     # -- groups
 
@@ -322,13 +360,27 @@ class KafkaLog(DenseOffsets, EventLog):
         )
         subscription = KafkaSubscription(
             self._clients,
-            MemberOptions(group, topics, flow, session_timeout, member_name),
+            MemberOptions(
+                group,
+                topics,
+                flow,
+                session_timeout,
+                member_name,
+                uncommitted=self._known_topics.have_only_events(topics),
+            ),
             listener,
             forced_resets.ResetRequests(self._groups, group, always=self._settings.eager),
             self._subscriptions.discard,
+            self._polled_events(topics),
         )
         self._subscriptions.add(subscription)
         return subscription
+
+    def _polled_events(self, topics: Sequence[str]) -> PolledEvents | None:
+        """What leaves out what does not count; None where it is known that all of it does."""
+        if all(self._known_topics.known(topic) is False for topic in topics):
+            return None
+        return PolledEvents(topics, self._event_readers, self._known_topics)
 
     def remove_member(self, group: str, member: StaticMember) -> None:
         """Do nothing: the driver has no such request. A static member gets its partitions back as
