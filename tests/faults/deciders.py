@@ -274,10 +274,12 @@ async def judge(folder: Path, url: str, name: str) -> Verdict:
         loaded = await asyncio.gather(*map(accounts.load, histories))
         told = {each: found.state.cents for each, found in zip(histories, loaded, strict=True)}
         topic = accounts.events.name
+        as_topic = await read_topic(accounts)
     log = open_log(url)
     try:
         again = histories_by_the_rule(log, topic)
-        wrong = [f"read by the rule: {each}" for each in differences(histories, again)]
+        wrong = [f"read as a topic: {each}" for each in differences(histories, as_topic)]
+        wrong += [f"read by the rule: {each}" for each in differences(histories, again)]
         assert isinstance(log, EventLog)
         log.delete_snapshots(topic)
     finally:
@@ -312,6 +314,17 @@ async def read_histories(accounts: Aggregate[AccountEvent, Account]) -> dict[str
 
     names = [account_name(number) for number in range(AGGREGATES)]
     return dict(zip(names, await asyncio.gather(*map(read, names)), strict=True))
+
+
+async def read_topic(accounts: Aggregate[AccountEvent, Account]) -> dict[str, History]:
+    """The histories of all accounts, as whoever reads the topic of their events finds them."""
+    found: dict[str, list[StoredEvent]] = {account_name(n): [] for n in range(AGGREGATES)}
+    async for message in accounts.events.read():
+        assert message.key is not None
+        history = found[message.key]
+        position = Position(message.topic, message.partition, message.offset)
+        history.append(stored_event(len(history) + 1, message.id, message.value, position))
+    return dict(found)
 
 
 def stored_event(version: int, id: str, event: AccountEvent, position: Position) -> StoredEvent:
