@@ -20,6 +20,7 @@ from typing import Any
 from streams import wire
 from streams.clock import Clock
 from streams.engine.dispatcher import Delivery
+from streams.log.event_headers import copied_headers
 from streams.log.protocol import Assignment
 from streams.message import (
     CAUSATION,
@@ -108,7 +109,7 @@ def dead_letter_maker(
         if reason is None:
             raise ValueError("a delivery without a reason has no dead letter")
         headers = with_generation(
-            headers_without(batch.headers(index), (ID,), ERROR_PREFIX),
+            copied_headers(headers_without(batch.headers(index), (ID,), ERROR_PREFIX)),
             delivery.fetched.state.assignment,
             has_come_back=has_come_back(batch.topic),
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streams.decoding import Source
 from streams.engine.progress import MAX_GENERATION, decode, decode_generation, encode
-from streams.errors import InvalidValue, NotFound
+from streams.errors import GroupNotEmpty, InvalidValue, NotFound
 from streams.log.protocol import Committed, Log
 from streams.replay.result import count_messages
 from streams.topic_reader import OffsetSpec, resolve_offset, resolve_partition
@@ -58,8 +58,12 @@ async def reset(
 
     def plan_and_apply() -> list[Move]:
         moves = plan_reset(app.log, group, name, to, partition=partition, now=app.clock.time())
-        if not dry_run:
+        if dry_run:
+            return moves
+        try:
             apply_reset(app.log, group, name, moves, now=app.clock.time(), force=force)
+        except GroupNotEmpty as error:
+            raise error if force else GroupNotEmpty(f"{error}, or give force=True") from error
         return moves
 
     return await asyncio.to_thread(plan_and_apply)

@@ -33,6 +33,7 @@ from streams.derived_records import (
 )
 from streams.engine.dispatcher import Delivery
 from streams.errors import LogError
+from streams.log.event_headers import copied_headers
 from streams.log.names import check_topic
 from streams.log.protocol import Assignment, Log, Retention, ensure_topic
 from streams.log.range_reader import read_batches, read_first
@@ -154,7 +155,7 @@ class DurableAttemptLog:
         headers = batch.headers(index)
         redrive = redrives_of(headers) + 1
         own_headers = with_generation(
-            headers_without(headers, (ID, REDRIVE), ERROR_PREFIX),
+            copied_headers(headers_without(headers, (ID, REDRIVE), ERROR_PREFIX)),
             delivery.fetched.state.assignment,
             has_come_back=batch.topic not in self._sources,
         )

@@ -288,6 +288,16 @@ class Versus(RuleBasedStateMachine):
     def deliver(self, count: int) -> None:
         self.add(self.log[self.delivered : self.delivered + count], 0)
 
+    @precondition(lambda self: self.delivered < len(self.log))
+    @rule(count=st.integers(1, 9))
+    def skip(self, count: int) -> None:
+        """The next offsets have no messages: they are as good as settled."""
+        skipped = self.log[self.delivered : self.delivered + count]
+        self.progress.skip_to(skipped[-1] + 1)
+        self.progress.skip_to(skipped[0])  # what was polled already is not skipped
+        self.settled.update(skipped)
+        self.delivered += len(skipped)
+
     @precondition(lambda self: self.delivered > self.next)
     @rule(back=st.integers(1, 12), count=st.integers(1, 15))
     def deliver_again(self, back: int, count: int) -> None:

@@ -245,6 +245,24 @@ async def test_an_upcast_that_ends_nowhere_is_refused_when_the_app_is_entered() 
 
 
 @pytest.mark.anyio
+def test_a_handler_of_events_takes_todays_events() -> None:
+    app = Streams("memory://")
+    bank = accounts(app)
+
+    @app.processor(bank.events, group="whole")
+    def whole(event: AccountEvent) -> None: ...
+
+    with pytest.raises(ConfigError, match=r"topic 'accounts\.events' has .*Opened"):
+
+        @app.processor(bank.events, group="one")
+        def one(event: Opened) -> None: ...
+
+    with pytest.raises(ConfigError, match=r"annotated str"):
+
+        @app.processor(bank.events, group="text")
+        def text(event: str) -> None: ...
+
+
 async def test_an_event_topic_takes_no_messages() -> None:
     app = Streams("memory://")
     bank = accounts(app, final=Closed)

@@ -101,8 +101,7 @@ def evolve(account: Account, event: AccountEvent) -> Account:
 
 def declare(app: Streams, name: str, **options: Any) -> Aggregate[AccountEvent, Account]:
     """The accounts. Few states are kept, so that some come from snapshots and some from events."""
-    snapshot = None if app.url.startswith("kafka") else Snapshot(every=20)
-    options = {"snapshot": snapshot, "cache": Cache(count=AGGREGATES // 2), **options}
+    options = {"snapshot": Snapshot(every=20), "cache": Cache(count=AGGREGATES // 2), **options}
     return Aggregate(app, name, AccountEvent, Account, evolve, partitions=PARTITIONS, **options)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -58,13 +58,13 @@ def test_an_append_whose_first_try_arrives_while_it_is_sent_again_is_no_conflict
     watch = TopicIndex.watch
     arrived = False
 
-    def watch_too_late(index: TopicIndex, partition: int, append_id: str, *rest: Any) -> Any:
+    def watch_too_late(index: TopicIndex, appends: Iterable[Any]) -> Any:
         nonlocal arrived
         if not arrived:
             arrived = True
             arrive(kafka, topic, made)
             index.wait({0: 1 + count})
-        return watch(index, partition, append_id, *rest)
+        return watch(index, appends)
 
     monkeypatch.setattr(TopicIndex, "watch", watch_too_late)
     (outcome,) = append_all(log, topic, [made])
