@@ -20,6 +20,7 @@ from typing import Any
 from streams import wire
 from streams.clock import Clock
 from streams.engine.dispatcher import Delivery
+from streams.log.event_headers import copied_headers
 from streams.message import (
     CAUSATION,
     CORRELATION,
@@ -73,7 +74,7 @@ def dead_letter_maker(
         batch, index, reason = delivery.fetched.batch, delivery.index, delivery.reason
         if reason is None:
             raise ValueError("a delivery without a reason has no dead letter")
-        headers = headers_without(batch.headers(index), (ID,), ERROR_PREFIX)
+        headers = copied_headers(headers_without(batch.headers(index), (ID,), ERROR_PREFIX))
         record = Record(batch.values[index], batch.keys[index], batch.id(index), headers)
         failed_at = (batch.topic, batch.partition, str(batch.offset(index)))
         return topic(batch.topic), dead_letter_record(

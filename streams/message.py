@@ -185,6 +185,10 @@ class Batch:
     decode_errors: Mapping[int, Exception] = MappingProxyType({})
     """Why the values of some messages cannot be decoded, by index, where that is known before."""
 
+    skipped_to = 0
+    """Where messages were left out because they are none (:mod:`streams.log.event_filter`): all
+    below this offset was looked at. 0 where nothing was. Such a batch may be empty."""
+
     def __init__(
         self,
         topic: str,

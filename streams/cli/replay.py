@@ -15,6 +15,7 @@ from typer import Argument, Option
 from streams.cli import output
 from streams.cli.app_loading import load_app
 from streams.cli.command_errors import INTERRUPTED, CommandFailed, UsageError, print_error
+from streams.cli.log_queries import await_index
 from streams.cli.offset_arguments import (
     OFFSET_HELP,
     format_positions,
@@ -119,6 +120,8 @@ def replay(
 
       [cyan]--to TOPIC[/cyan] writes them as they stand: bytes, key, headers and ID.
 
+    Of the events of an aggregate, its ID and their versions are printed.
+
     No group is joined. To let a group itself go over a topic again, with all
     that it writes, see [cyan]streams reset[/cyan].
 
@@ -173,6 +176,9 @@ def _print_range(span: _Range, url_source: ChosenUrl, rate: float | None) -> Non
         log = stack.enter_context(open_url(url_source, "ro"))
         span.require_partitions(log)
         topic, now = span.topic, time.time()
+        holds_events = log.topic(topic).is_event_topic
+        if holds_events:
+            await_index(log, topic)
         ranges = resolve_ranges(log, topic, span.start, span.end, partition=span.partition, now=now)
         rows = stack.enter_context(closing(RangeReader(log, topic, ranges, key=span.key)))
         bucket, total = TokenBucket(rate), total_messages(log, topic, ranges)
@@ -186,7 +192,8 @@ def _print_range(span: _Range, url_source: ChosenUrl, rate: float | None) -> Non
             if not chunk:
                 break
             for row in chunk:
-                output.write_bytes(output.json_line(log, row.batch, row.index))
+                line = output.json_line(log, row.batch, row.index, is_event=holds_events)
+                output.write_bytes(line)
             sys.stdout.buffer.flush()
             bucket.consume(len(chunk))
             show_progress(rows.scanned, total)

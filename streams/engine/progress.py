@@ -333,6 +333,14 @@ class Progress:
             self._restored = []
         return fetched
 
+    def skip_to(self, offset: int) -> None:
+        """There is no message from where it was polled to before this offset."""
+        if offset > self.polled:
+            self._batches.append(_SettledRun(self.polled, offset))
+            self.polled = offset
+            if self._restored and self._restored[-1][1] <= offset:
+                self._restored = []
+
     def unsettled(self) -> Unsettled:
         """What is delivered and not settled."""
         if not self._batches:

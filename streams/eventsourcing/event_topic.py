@@ -59,6 +59,8 @@ class EventDecoder(TopicDecoder[E], Generic[E]):
 class EventTopic(InternalTopic[E]):
     """The events of one aggregate type. Made by :class:`~streams.Aggregate`."""
 
+    is_read_only = True
+
     def __init__(
         self, app: Streams, aggregate: str, codec: EventCodec[E], partitions: int | None
     ) -> None:

@@ -32,7 +32,7 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from streams.errors import EventTopicError, LogError, PartitionCountMismatch
-from streams.log.protocol import TopicInfo
+from streams.log.protocol import Reader, TopicInfo
 from streams.message import Record
 
 
@@ -273,6 +273,17 @@ class EventLog(Protocol):
 
     def event_totals(self, topic: str) -> EventTotals:
         """How much an event topic holds."""
+        ...
+
+    def raw_reader(self, topic: str, partition: int, start: int, end: int) -> Reader:
+        """Read the records of a range as they stand, those too that are no events. A topic's own
+        :meth:`~streams.log.protocol.Log.reader` has its events alone."""
+        ...
+
+    def index_progress(self, topic: str) -> tuple[int, int]:
+        """How many of an event topic's records were looked at to know which of them count, and how
+        many there are. Readers wait until they are the same; asking begins with it. (0, 0) where
+        nothing has to be looked at before."""
         ...
 
 

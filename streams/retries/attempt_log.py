@@ -26,6 +26,7 @@ from streams import wire
 from streams.derived_records import ERROR_ATTEMPTS, ERROR_PREFIX, ORIGIN, attempts_of, redrives_of
 from streams.engine.dispatcher import Delivery
 from streams.errors import LogError
+from streams.log.event_headers import copied_headers
 from streams.log.names import check_topic
 from streams.log.protocol import Assignment, Log, Retention, ensure_topic
 from streams.log.range_reader import read_batches, read_first
@@ -145,7 +146,7 @@ class DurableAttemptLog:
     def _delayed_copy(self, batch: Batch, index: int, attempt: int, delay: float) -> Outgoing:
         headers = batch.headers(index)
         redrive = redrives_of(headers) + 1
-        own_headers = headers_without(headers, (ID, REDRIVE), ERROR_PREFIX)
+        own_headers = copied_headers(headers_without(headers, (ID, REDRIVE), ERROR_PREFIX))
         if not any(name == TIME for name, _ in own_headers):
             taken = wire.utc_from_seconds(batch.time(index))
             own_headers.append((TIME, taken.isoformat().encode()))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from streams.cli import output
 from streams.cli.aggregates.place import SUFFIX, Place, event_topics
 from streams.cli.command_errors import print_error
+from streams.cli.log_queries import await_index
 from streams.text import escape
 from streams.wire import shorten
 
@@ -57,6 +58,7 @@ def list_topics(place: Place, scan: int | None, *, json: bool) -> None:
 
 
 def _topic_json(log: EventLog, info: TopicInfo) -> dict[str, Any]:
+    await_index(log, info.name)
     totals = log.event_totals(info.name)
     return {
         "aggregate": info.name.removesuffix(SUFFIX),
