@@ -11,6 +11,13 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,  # pyright: ignore[reportPrivateImportUsage]
+    ConfigEntry,  # pyright: ignore[reportPrivateImportUsage]
+    ConfigResource,  # pyright: ignore[reportPrivateImportUsage]
+    ResourceType,  # pyright: ignore[reportPrivateImportUsage]
+)
 
 from streams import Streams
 from streams.eventsourcing import Aggregate, Snapshot
@@ -151,14 +158,6 @@ def test_a_topic_that_holds_no_histories(clinic: Clinic) -> None:
 
 def configure(url: str, topic: str, settings: dict[str, str]) -> None:
     """Change settings of a topic, as an administrator can."""
-    from confluent_kafka.admin import (
-        AdminClient,
-        AlterConfigOpType,
-        ConfigEntry,
-        ConfigResource,
-        ResourceType,
-    )
-
     admin = AdminClient({"bootstrap.servers": urlsplit(url).netloc})
     entries = [
         ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)

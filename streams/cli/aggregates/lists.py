@@ -57,7 +57,7 @@ def list_topics(place: Place, scan: int | None, *, json: bool) -> None:
     output.print_rows(rows, [*columns, "snapshots"], json=False)
 
 
-def _topic_json(log: EventLog, info: TopicInfo) -> dict[str, Any]:
+def _topic_json(log: Any, info: TopicInfo) -> dict[str, Any]:
     await_index(log, info.name)
     totals = log.event_totals(info.name)
     return {

@@ -107,8 +107,9 @@ def _read_sample(log: Log, info: TopicInfo) -> Iterator[_SampledEvent]:
         start = max(first, log.offset_before(info.name, partition, end, SAMPLE_SIZE))
         if start >= end:
             continue
-        is_event_log = isinstance(log, EventLog) and info.is_event_topic
-        open_reader = log.raw_reader if is_event_log else log.reader
+        open_reader = log.reader
+        if info.is_event_topic and isinstance(log, EventLog):
+            open_reader = log.raw_reader
         with closing(open_reader(info.name, partition, start, end)) as reader:
             while (batch := reader.read(SAMPLE_SIZE)) is not None:
                 for index in range(len(batch.offsets)):
