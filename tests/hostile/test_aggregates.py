@@ -150,6 +150,8 @@ def test_rows_of_the_file_that_somebody_has_changed(stage: Ground, name: str, ap
     )
     db.commit()
     db.close()
+    first = command(stage.url, "aggregates", "ls", name, "-n", "1", "--json")
+    assert [each["id"] for each in first.documents[0]] == ["also good"]
     looked_at(stage, name, app, ["good", "also good", "zoe"])
 
 

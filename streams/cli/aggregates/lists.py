@@ -142,6 +142,7 @@ def _partition_keys(
         page = output.call_or_report(
             where, partial(log.list_keys, info.name, partition, after, size)
         )
+        before = after
         for each in page or ():
             key: Any = each.key
             if not isinstance(key, bytes):  # somebody else's row
@@ -155,6 +156,10 @@ def _partition_keys(
             after = key
         if not page or len(page) < size:
             return
+        if after == before:  # nothing but such keys, which stand before all bytes
+            if after is not None:
+                return
+            after = b""
 
 
 def list_ids(keys: Iterator[HistoryKey], number: int, *, json: bool) -> None:
