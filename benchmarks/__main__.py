@@ -33,6 +33,7 @@ from rich.progress import (
 
 from benchmarks import against, machine
 from benchmarks.against import Comparison, UnknownRevision
+from benchmarks.aggregate_cases import aggregate_cases
 from benchmarks.cases import FULL, LOGS, LOGS_WITH_SERVER, QUICK, Case, LogTarget, Sizes, cases
 from benchmarks.measure import Row, measure
 from benchmarks.pattern_cases import pattern_cases
@@ -125,6 +126,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--backlog", type=_whole_number(0),
         help=f"messages of the backlog case ({FULL.backlog:,}; a full run: 10,000,000; 0: none)",
     )  # fmt: skip
+    add(
+        "--aggregates", type=_whole_number(1_000),
+        help=f"of which one is loaded ({FULL.aggregates:,}; a full run on SQLite: 10,000,000)",
+    )  # fmt: skip
     add("--list", action="store_true", help="the cases that would be measured, and no more")
     add("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
     add("--html", type=Path, metavar="FILE", help="also write the page")
@@ -168,6 +173,8 @@ def _sizes(arguments: argparse.Namespace) -> Sizes:
         )
     if arguments.backlog is not None:
         sizes = replace(sizes, backlog=arguments.backlog)
+    if arguments.aggregates is not None:
+        sizes = replace(sizes, aggregates=arguments.aggregates)
     return sizes
 
 
@@ -329,7 +336,11 @@ def _selected_cases(
     return [
         case
         for place in targets
-        for case in [*cases(place, sizes), *pattern_cases(place, sizes)]
+        for case in [
+            *cases(place, sizes),
+            *pattern_cases(place, sizes),
+            *aggregate_cases(place, sizes),
+        ]
         if not texts or any(text.casefold() in case.name.casefold() for text in texts)
     ]
 

@@ -128,7 +128,8 @@ class Sizes:
     :param slow_peer: messages for peers that take their time.
     :param per_pattern: sagas, or messages through a pattern that writes for each; five times as
         many where it does not. At most a fifth of ``messages``.
-    :param all_patterns: all patterns on all logs, or a few.
+    :param all_patterns: all patterns on all logs, or a few; and aggregates at length.
+    :param aggregates: where one of many is loaded.
     """
 
     messages: int
@@ -141,10 +142,13 @@ class Sizes:
     slow_peer: int
     per_pattern: int
     all_patterns: bool
+    aggregates: int
 
 
-FULL = Sizes(1_000_000, 3.0, 2_000_000, 100_000, 10_000, 10.0, 200_000, 20_000, 10_000, True)
-QUICK = Sizes(60_000, 0.5, 0, 20_000, 1_000, 1.0, 20_000, 2_000, 1_000, False)
+FULL = Sizes(
+    1_000_000, 3.0, 2_000_000, 100_000, 10_000, 10.0, 200_000, 20_000, 10_000, True, 1_000_000
+)
+QUICK = Sizes(60_000, 0.5, 0, 20_000, 1_000, 1.0, 20_000, 2_000, 1_000, False, 0)
 
 
 @dataclass(frozen=True)

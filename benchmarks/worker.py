@@ -35,15 +35,15 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def task_of(name: str) -> Callable[..., dict[str, Any]]:
-    """A task; the patterns are imported by those that need them.
+    """A task; patterns and aggregates are imported by those that need them.
 
     :raises KeyError: there is none.
     """
     if name in TASKS:
         return TASKS[name]
-    from benchmarks import patterns
+    from benchmarks import aggregates, patterns
 
-    return patterns.TASKS[name]
+    return {**patterns.TASKS, **aggregates.TASKS}[name]
 
 
 def main() -> None:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from streams.eventsourcing import AggregateStats as AggregateStats
     from streams.eventsourcing import Cache as Cache
     from streams.eventsourcing import Decided as Decided
+    from streams.eventsourcing import DecisionRefused as DecisionRefused
     from streams.eventsourcing import EventTopic as EventTopic
     from streams.eventsourcing import HistoryTruncated as HistoryTruncated
     from streams.eventsourcing import Loaded as Loaded
@@ -81,7 +82,7 @@ else:
                 "TopicMismatch Unavailable"
             ),
             "streams.eventsourcing": (
-                "Aggregate AggregateClosed AggregateStats Cache Decided EventTopic "
+                "Aggregate AggregateClosed AggregateStats Cache Decided DecisionRefused EventTopic "
                 "HistoryTruncated Loaded RecordedEvent Snapshot Undecodable WrongExpectedVersion"
             ),
             "streams.health": "Health ProcessorHealth ProcessorStats Stats",

@@ -115,6 +115,8 @@ class Declarations(ABC):
         """Handlers' calls are timed."""
         self.job_wrappers: list[Callable[[Job], Job]] = []
         """What is put around each processor's job when it starts (tracing)."""
+        self.replay_wrappers: list[Callable[[Job], Job]] = []
+        """The same of a job that is a replay into a function."""
         self.publish_observer: PublishObserver | None = None
         """What is entered around each call that publishes (tracing)."""
 

@@ -59,6 +59,10 @@ PEERS: Mapping[str, Peer] = {
         Peer(
             "aiokafka", "aiokafka", "aiokafka_program", ("aiokafka", "uvloop"), "faststream.txt"
         ),
+        Peer(
+            "eventsourcing", "eventsourcing", "eventsourcing_program", ("eventsourcing",),
+            "eventsourcing.txt",
+        ),
         Peer("parallel-consumer", "Parallel Consumer (JVM)"),
     )
 }  # fmt: skip

@@ -95,10 +95,12 @@ def call_or_report(name: str, make: Callable[[], T]) -> T | None:
 
 
 def print_hidden_count(count: int, noun: str) -> None:
-    """Say that so many of the toolkit's own were left out of a list."""
+    """Say that so many topics of the toolkit's own, or groups that read only such, were left out of
+    a list."""
     if count:
-        are = "is" if count == 1 else "are"
-        print_note(f"{plural(count, noun)} of the toolkit's own {are} not shown; --all shows all")
+        are, own = "is" if count == 1 else "are", "of the toolkit's own"
+        which = f"{own} topics alone" if noun == "group" else own
+        print_note(f"{plural(count, noun)} {which} {are} not shown; --all shows all")
 
 
 def print_rows(

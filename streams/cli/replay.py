@@ -22,7 +22,16 @@ from streams.cli.offset_arguments import (
     parse_offsets,
     require_partition,
 )
-from streams.cli.options import AppUrl, Json, Key, Partition, argument_bytes, open_url, resolve_url
+from streams.cli.options import (
+    AppUrl,
+    Index,
+    Json,
+    Key,
+    Partition,
+    argument_bytes,
+    open_url,
+    resolve_url,
+)
 from streams.text import did_you_mean, error_text
 
 if TYPE_CHECKING:
@@ -107,6 +116,7 @@ def replay(
     errors: Annotated[
         OnError, Option("--errors", help="At a message that fails for good.")
     ] = OnError.stop,
+    index: Index = None,
     url: AppUrl = None,
     json: Json = False,
 ) -> None:
@@ -149,8 +159,10 @@ def replay(
     app = None if target is None else load_app(target, url)
     url_source = resolve_url(url) if app is None else app.url_source
     if into is None and to is None:
-        _print_range(span, url_source, rate)
+        _print_range(span, url_source, rate, index)
         return
+    if index is not None:
+        raise UsageError("--index: for what is printed; an app says event_index= in its URL")
     app = Streams(url_source.url) if app is None else app
     if not json:
         output.print_note(f"replaying {topic} on {url_source}")
@@ -165,7 +177,9 @@ def replay(
         output.print_note(_summary_text(result, began))
 
 
-def _print_range(span: _Range, url_source: ChosenUrl, rate: float | None) -> None:
+def _print_range(
+    span: _Range, url_source: ChosenUrl, rate: float | None, index: str | None
+) -> None:
     """The range as JSON lines."""
     from streams.log.range_reader import RangeReader
     from streams.replay.result import total_messages
@@ -173,7 +187,7 @@ def _print_range(span: _Range, url_source: ChosenUrl, rate: float | None) -> Non
     from streams.topic_reader import resolve_ranges
 
     with ExitStack() as stack:
-        log = stack.enter_context(open_url(url_source, "ro"))
+        log = stack.enter_context(open_url(url_source, "ro", index=index))
         span.require_partitions(log)
         topic, now = span.topic, time.time()
         holds_events = log.topic(topic).is_event_topic

@@ -18,7 +18,7 @@ from streams.cli import output
 from streams.cli.command_errors import UsageError, print_error
 from streams.cli.log_queries import await_index
 from streams.cli.offset_arguments import OFFSET_HELP, parse_offsets, require_partition
-from streams.cli.options import Json, Key, Partition, Url, argument_bytes, open_url
+from streams.cli.options import Index, Json, Key, Partition, Url, argument_bytes, open_url
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -53,6 +53,7 @@ def tail(
         bool,
         Option("--raw", help="Of an event topic, all records as they stand, whatever they are."),
     ] = False,
+    index: Index = None,
     url: Url = None,
     json: Json = False,
 ) -> None:
@@ -81,7 +82,7 @@ def tail(
         offsets = "latest"
     # With a key, how far back its last messages are is not known.
     begin = offsets if offsets is not None else -count if key_bytes is None else "earliest"
-    with open_url(url, "ro") as log:
+    with open_url(url, "ro", index=index) as log:
         info = log.topic(topic)
         holds_events = info.is_event_topic and not raw
         printer = _MessagePrinter(log, json=json, holds_events=holds_events)

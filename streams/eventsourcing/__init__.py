@@ -13,6 +13,7 @@ from streams.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from streams.eventsourcing.aggregate import Aggregate as Aggregate
     from streams.eventsourcing.errors import AggregateClosed as AggregateClosed
+    from streams.eventsourcing.errors import DecisionRefused as DecisionRefused
     from streams.eventsourcing.errors import HistoryTruncated as HistoryTruncated
     from streams.eventsourcing.errors import Undecodable as Undecodable
     from streams.eventsourcing.errors import WrongExpectedVersion as WrongExpectedVersion
@@ -32,7 +33,7 @@ else:
         {
             "streams.eventsourcing.aggregate": "Aggregate",
             "streams.eventsourcing.errors": (
-                "AggregateClosed HistoryTruncated Undecodable WrongExpectedVersion"
+                "AggregateClosed DecisionRefused HistoryTruncated Undecodable WrongExpectedVersion"
             ),
             "streams.eventsourcing.event_topic": "EventTopic",
             "streams.eventsourcing.given_when": "Given When given",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from streams.errors import LogError, NotRunning
@@ -42,60 +43,62 @@ class RequestBatcher(Generic[Q, A]):
         self._name = name
         self._call = call
         self._max_requests = max_requests
-        self._changed = threading.Condition()
-        self._requests: list[tuple[Q, asyncio.Future[A], asyncio.AbstractEventLoop]] = []
-        self._idle = False
+        self._requests: SimpleQueue[tuple[Q, asyncio.Future[A]] | None] = SimpleQueue()
+        """What was asked and is not taken yet; None comes last."""
+        self._lock = threading.Lock()
+        """Of what follows, so that nothing is put behind the None."""
         self._closed = False
         self._thread: threading.Thread | None = None
 
-    async def send(self, request: Q) -> A:
-        """The answer to a request. Cancelled or not, it will be asked.
+    def send(self, request: Q) -> asyncio.Future[A]:
+        """The answer to a request. Awaited or cancelled or not, it will be asked.
 
-        :raises LogError: there is none.
+        The future ends with a LogError where there is no answer.
+
         :raises NotRunning: the batcher is closed.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[A] = loop.create_future()
-        with self._changed:
+        future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
+        with self._lock:
             if self._closed:
                 raise NotRunning(f"{self._name}: the app is closing or closed")
-            self._requests.append((request, future, loop))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
-            elif self._idle:
-                self._idle = False
-                self._changed.notify()
-        return await future
+            self._requests.put((request, future))
+        return future
 
     def close(self) -> None:
         """Ask what was handed in before, then end; blocks."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._requests.put(None)
         if self._thread is not None:
             self._thread.join()
 
     # -- the thread
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not self._requests:
-                    if self._closed:
-                        return
-                    self._idle = True
-                    self._changed.wait()
-                    self._idle = False
-                taken = self._requests[: self._max_requests]
-                del self._requests[: self._max_requests]
+        while (first := self._requests.get()) is not None:
+            taken = [first]
+            # Only this thread takes any, so as many as there are can be had without waiting.
+            for _ in range(min(self._requests.qsize(), self._max_requests - 1)):
+                following = self._requests.get()
+                if following is None:
+                    self._requests.put(None)
+                    break
+                taken.append(following)
             self._ask(taken)
 
-    def _ask(self, taken: Sequence[tuple[Q, asyncio.Future[A], asyncio.AbstractEventLoop]]) -> None:
+    def _ask(self, taken: Sequence[tuple[Q, asyncio.Future[A]]]) -> None:
         def answer(answers: Answers[A]) -> None:
             by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[A], Any]]] = {}
-            for (_, future, loop), each in zip(taken, answers, strict=True):
-                by_loop.setdefault(loop, []).append((future, each))
+            for (_, future), each in zip(taken, answers, strict=True):
+                loop = future.get_loop()
+                answered = by_loop.get(loop)
+                if answered is None:
+                    answered = by_loop[loop] = []
+                answered.append((future, each))
             for loop, answered in by_loop.items():
                 try:
                     loop.call_soon_threadsafe(_set_answers, answered)
@@ -103,7 +106,7 @@ class RequestBatcher(Generic[Q, A]):
                     continue  # that loop is closed: nobody waits any more
 
         try:
-            self._call([request for request, _, _ in taken], answer)
+            self._call([request for request, _ in taken], answer)
         except LogError as error:
             answer([error] * len(taken))
         except Exception as error:

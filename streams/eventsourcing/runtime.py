@@ -30,8 +30,10 @@ from streams.cancellation import run_in_thread
 from streams.config import Retry
 from streams.engine.retry import retry_delay
 from streams.errors import ConfigError, InvalidValue, LogError, NotRunning, OutcomeUnknown
+from streams.eventsourcing.causes import Cause, cause_of_call
 from streams.eventsourcing.errors import (
     AggregateClosed,
+    DecisionRefused,
     HistoryTruncated,
     Undecodable,
     WrongExpectedVersion,
@@ -59,7 +61,7 @@ from streams.log.events import (
     StoredEvent,
 )
 from streams.message import Position, Record
-from streams.processing import Histogram
+from streams.processing import Histogram, in_transaction
 from streams.text import get_logger
 from streams.topic import encode_key
 from streams.wire import utc_from_seconds
@@ -107,9 +109,11 @@ class Definition(Generic[E, S]):
 class Options(NamedTuple):
     """What :meth:`~streams.eventsourcing.aggregate.Aggregate.with_options` sets."""
 
-    cause: Any = None
+    cause: Cause = None
     """None: the message that is being handled, if there is one."""
     expected: Expected | None = None
+    refusals: tuple[type[Exception], ...] = ()
+    """What a decision raises to refuse: that is remembered under its cause."""
     headers: tuple[tuple[str, bytes], ...] = ()
     retry: Retry = CONFLICT_RETRY
 
@@ -231,16 +235,30 @@ class AggregateRuntime:
         """See :meth:`Aggregate.decide`."""
         histories, lock = self._open, self._lock
         key = self._key(id)
-        self._counters.decisions += 1
-        if not lock.try_acquire(id):
-            await lock.wait(id)
-        try:
-            return await self._decide(histories, id, key, decision, options)
-        except LogError:
-            self._counters.failures += 1
-            raise
-        finally:
-            lock.release(id)
+        if in_transaction():
+            raise ConfigError(
+                f"aggregate {self._name!r}: deciding while message.transaction is open would wait "
+                "for itself: decide before the first execute"
+            )
+        with cause_of_call(self._name, id, options.cause) as cause:
+            if options.refusals and not cause:
+                raise ConfigError(
+                    f"aggregate {self._name!r}: with_options(refusals=...) remembers refusals by "
+                    f"their causes, and the call upon {id!r} has none: give with_options(cause=...)"
+                )
+            self._counters.decisions += 1
+            if cause and histories.never_blocks:
+                # So that calls at the same time are seen to be that in tests, too.
+                await asyncio.sleep(0)
+            if not lock.try_acquire(id):
+                await lock.wait(id)
+            try:
+                return await self._decide(histories, id, key, decision, cause, options)
+            except LogError:
+                self._counters.failures += 1
+                raise
+            finally:
+                lock.release(id)
 
     async def _decide(
         self,
@@ -248,9 +266,9 @@ class AggregateRuntime:
         id: str,
         key: bytes,
         decision: Callable[[Any], Any],
+        cause: str,
         options: Options,
     ) -> Decided[Any, Any]:
-        cause = options.cause if isinstance(options.cause, str) else ""
         known = self._cache.get(id)
         is_fresh = False
         attempt = 1
@@ -258,6 +276,9 @@ class AggregateRuntime:
             if known is None or cause or attempt > 1:
                 known, caused = await self._catch_up(histories, id, key, known, cause)
                 is_fresh = True
+                if caused is not None and not caused.event_count:
+                    self._counters.caused += 1
+                    raise DecisionRefused(self._name, id, cause)
                 if caused is not None:
                     return await self._found(histories, id, key, known, caused)
             failure: Exception | None = None
@@ -272,12 +293,19 @@ class AggregateRuntime:
                 known, _ = await self._catch_up(histories, id, key, known, "")
                 is_fresh = True
                 continue
-            if failure is not None:
+            is_refusal = isinstance(failure, options.refusals)
+            if failure is not None and not is_refusal:
                 raise failure
-            if not events:
+            if is_refusal:
+                append, next_state = self._prepare_refusal(key, known, cause), known.state
+            elif events:
+                append, next_state = self._prepare(id, key, known, events, cause, options)
+            else:
                 return self._decided(known, (), ())
-            append, next_state = self._prepare(id, key, known, events, cause, options)
             outcome = await self._append(histories, append)
+            if is_refusal and isinstance(outcome, Appended):
+                self._keep(id, KnownState(known.state, append.head, known.partition, known.offset))
+                raise DecisionRefused(self._name, id, cause) from failure
             if isinstance(outcome, Appended):
                 return self._appended(id, append, outcome, next_state, events)
             delay = self._refused(id, known, outcome, options.retry, attempt)
@@ -360,8 +388,13 @@ class AggregateRuntime:
             )
         return make_append(key, known.head.base, records, cause=cause, is_final=is_final), state
 
+    def _prepare_refusal(self, key: bytes, known: KnownState, cause: str) -> EventAppend:
+        record = Record(b"", key, str(uuid7()))
+        return make_append(key, known.head.base, [record], cause=cause, is_refusal=True)
+
     async def _append(self, histories: Histories, append: EventAppend) -> Appended | Refused:
         """Append, and send the same again while nobody knows what became of it."""
+        unknown: OutcomeUnknown | None = None
         for pause in RESEND_PAUSES:
             if pause:
                 await asyncio.sleep(pause)
@@ -369,6 +402,12 @@ class AggregateRuntime:
                 return await histories.append(append)
             except OutcomeUnknown as error:
                 unknown = error
+            except (LogError, NotRunning) as error:
+                if unknown is None:
+                    raise
+                # This time nothing was written. The time before something may have been.
+                unknown = OutcomeUnknown(f"{unknown}; when it was sent again: {error}")
+        assert unknown is not None  # noqa: S101 - it was sent at least once
         raise unknown
 
     def _appended(

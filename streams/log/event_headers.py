@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from streams.log.events import Base, EventAppend
+from streams.log.events import Base, EventAppend, Head
 from streams.message import Headers, Record, headers_without
 from streams.wire import parse_int, text
 
@@ -94,7 +94,8 @@ def make_append(
             headers.append((FINAL, b"1"))
         record.key = key
         record.headers = [*headers, *record.headers]
-    return EventAppend(key, base, records, cause, is_final, is_refusal)
+    head = Head(Base(base.version + count, records[-1].id), is_final)
+    return EventAppend(key, base, records, head, cause, is_refusal)
 
 
 def parse_event(value: bytes | None, record_id: str) -> EventHeader | None:

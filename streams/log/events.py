@@ -31,6 +31,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
+import msgspec
+
 from streams.errors import EventTopicError, LogError, PartitionCountMismatch
 from streams.log.protocol import Reader, TopicInfo
 from streams.message import Record
@@ -70,8 +72,8 @@ class EventAppend(NamedTuple):
 
     :param records: with their IDs and all headers (:mod:`streams.log.event_headers`); the IDs were
         never used before. Their keys are ``key``.
+    :param head: where the history ends once they are appended.
     :param cause: what they are appended for; empty: nothing is to be found by it later.
-    :param is_final: nothing may be appended after these.
     :param is_refusal: there is no event. The one record says that the cause was refused: it has no
         version, and ends the history as its last record, so that nothing that was decided upon what
         was before it can be appended any more.
@@ -80,15 +82,14 @@ class EventAppend(NamedTuple):
     key: bytes
     base: Base
     records: Sequence[Record]
+    head: Head
     cause: str = ""
-    is_final: bool = False
     is_refusal: bool = False
 
     @property
-    def head(self) -> Head:
-        """Where the history ends once this is appended."""
-        version = self.base.version + (0 if self.is_refusal else len(self.records))
-        return Head(Base(version, self.records[-1].id), self.is_final)
+    def is_final(self) -> bool:
+        """Nothing may be appended after these."""
+        return self.head.is_final
 
 
 class Appended(NamedTuple):
@@ -152,8 +153,9 @@ class StoredSnapshot(NamedTuple):
     data: bytes
 
 
-class StoredEvent(NamedTuple):
-    """An event as the log has it.
+class StoredEvent(msgspec.Struct, frozen=True, gc=False):
+    """An event as the log has it. (There are many of these: the garbage collector need not look at
+    them.)
 
     :param time: when the log took it, in seconds since the epoch.
     """

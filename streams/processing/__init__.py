@@ -9,13 +9,15 @@
   :mod:`~streams.processing.thread_executor` runs plain handlers, in threads, and
   :mod:`~streams.processing.async_executor` async ones, on the app's event loop.
 * :mod:`~streams.processing.outcomes`: how a handler is called, and what comes of its messages.
+* :mod:`~streams.processing.several`: messages that are several values each.
 
 What patterns know of processing is exported here, and nothing else.
 """
 
 from streams.engine.dispatcher import Delivery
 from streams.processing.committer import PartitionProgress
-from streams.processing.job import Decoding, Job, Outgoing, Skip
+from streams.processing.handler_transaction import in_transaction
+from streams.processing.job import Decoding, Job, Outgoing, Several, Skip, reset_generation
 from streams.processing.timing import BUCKET_BOUNDS, Durations, Histogram
 
 __all__ = [
@@ -27,5 +29,8 @@ __all__ = [
     "Job",
     "Outgoing",
     "PartitionProgress",
+    "Several",
     "Skip",
+    "in_transaction",
+    "reset_generation",
 ]

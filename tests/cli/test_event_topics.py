@@ -119,6 +119,13 @@ def test_nothing_is_written_to_them(filled: Shell, run: Run) -> None:
     assert run("topics", "delete", "accounts.events", "--yes").status == 0
 
 
+def test_an_index_is_for_kafka(filled: Shell, run: Run) -> None:
+    for command in (("tail", "accounts.events"), ("replay", "accounts.events")):
+        ended = run(*command, "--index", "kept")
+        assert ended.status == 2
+        assert "only Kafka" in ended.err
+
+
 def test_on_kafka_they_are_known_by_their_headers(
     shell: Shell, run: Run, kafka: KafkaAddress
 ) -> None:
@@ -143,6 +150,10 @@ def test_on_kafka_they_are_known_by_their_headers(
     assert [row["version"] for row in rows] == [1, 2, 3, 1]
     assert values(run("tail", topic, "-n", "1", "--url", kafka.url, "--json").lines) == [4]
     assert values(run("replay", topic, "--url", kafka.url, "--start", "1").lines) == [2, 3, 4]
+    for number in range(2):
+        kept = run("tail", topic, "--url", kafka.url, "--json", "--index", "kept").lines
+        assert values(kept) == [1, 2, 3, 4]
+        assert [each.name for each in (shell.folder / "kept").iterdir()], number
     assert len(run("tail", topic, "--raw", "--url", kafka.url, "--json").lines) == 9
     shell.write("line.json", '{"n": 5}\n')
     for command in (

@@ -232,6 +232,29 @@ def test_what_is_not_decided_is_held_back_and_nothing_of_it_is_lost(
     assert [each.offset for each in seen.events if each.what == "message"] == [0, 1, 2]
 
 
+def test_what_is_held_back_is_not_given_out_while_its_partition_is_paused(
+    log: KafkaLog, stranger: KafkaLog, raw: RawWriter, topic: str
+) -> None:
+    first, begun = made(b"a"), made(b"b", count=2)
+    raw.write(topic, *first.records, begun.records[0])
+    seen = History()
+    member = Member(stranger, f"g-{topic}", [topic], seen, "m")
+    try:
+        member.until_delivered(1)
+        (assignment,) = member.owned.values()
+        subscription: Any = member.subscription
+        member.do(lambda: subscription.pause([assignment]))
+        raw.write(topic, begun.records[1])
+        assert read(log.reader(topic, 0, 0, 3)) == [0, 1, 2]  # it is decided
+        for _ in range(3):
+            assert member.do(lambda: list(subscription.poll(100, 0.1))) == []
+        member.do(lambda: subscription.resume([assignment]))
+        member.until_delivered(3)
+    finally:
+        member.close()
+    assert [each.offset for each in seen.events if each.what == "message"] == [0, 1, 2]
+
+
 def test_a_partition_that_leaves_takes_along_what_is_held_back(
     log: KafkaLog, stranger: KafkaLog, raw: RawWriter, topic: str
 ) -> None:

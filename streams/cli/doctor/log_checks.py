@@ -30,9 +30,11 @@ def check_persistence(inspection: AppInspection) -> Iterator[Finding]:
             facts = inspection.log.durability(topic)
         except NotFound:
             command = inspection.command(f"topics create {topic}")
+            creates = inspection.log.capabilities.creates_topics
+            by_app = creates or inspection.topics[topic].partitions is not None
             yield subject.unknown(
                 "the log has no such topic yet",
-                f"create it ({command}, or run the app once), and ask again",
+                f"create it ({command}{', or run the app once' * by_app}), and ask again",
             )
             continue
         info = inspection.info(topic)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from streams.errors import LogError, OutcomeUnknown, Unavailable
+from streams.log.events import EventAppend
 from streams.log.kafka.batch import KafkaBatch
 from streams.log.kafka.index_file import IndexFile
 from streams.log.kafka.partition_index import (
@@ -250,16 +251,24 @@ class TopicIndex:
 
     # -- appends
 
-    def watch(self, appends: Iterable[tuple[int, str, OnDecided]]) -> None:
-        """Tell somebody what becomes of appends that are about to be written.
+    def watch(self, appends: Iterable[tuple[int, EventAppend, OnDecided]]) -> Sequence[bool]:
+        """Tell somebody what becomes of appends that are about to be written: of those that
+        continue their history as it is known. Which of them do; to know that and to watch is one
+        step, as one that was sent before may be folded at any moment.
 
-        :param appends: partition and ID of each.
+        :param appends: partition of each, and the append.
         :raises LogError: nothing is folded any more.
         """
+        continuing = []
         with self.lock:
             self._check()
-            for partition, append_id, on_decided in appends:
-                self.partitions[partition].watch(append_id, on_decided)
+            for partition, append, on_decided in appends:
+                index = self.partitions[partition]
+                head = index.head(append.key)
+                continuing.append(head.base == append.base and not head.is_final)
+                if continuing[-1]:
+                    index.watch(append.records[0].id, on_decided)
+        return continuing
 
     def unwatch(self, partition: int, append_id: str) -> None:
         """Nobody waits for an append any more."""

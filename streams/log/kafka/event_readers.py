@@ -218,6 +218,10 @@ class EventReaders:
         )
 
 
+MayDeliver = Callable[[Assignment], "bool | None"]
+"""Whether an assignment's messages may be given out; None: never, as it is ours no more."""
+
+
 class _HeldBatches:
     """What was polled of one assignment and is held back, in order."""
 
@@ -247,10 +251,9 @@ class PolledEvents:
         self._is_event_topic: dict[str, bool] = {}
         self._held: dict[TopicPartition, _HeldBatches] = {}
 
-    @property
-    def holds_back(self) -> bool:
-        """Something was polled, and it is not known yet whether it counts."""
-        return bool(self._held)
+    def holds_back(self, may_deliver: MayDeliver) -> bool:
+        """Something was polled that may be given out as soon as it is known whether it counts."""
+        return any(may_deliver(held.assignment) for held in self._held.values())
 
     @property
     def is_needed(self) -> bool:
@@ -263,13 +266,11 @@ class PolledEvents:
         self,
         batches: Sequence[KafkaBatch],
         timeout: float,
-        may_deliver: Callable[[Assignment], bool | None],
+        may_deliver: MayDeliver,
     ) -> list[Batch]:
         """What may be given out now, of what was polled and of what was held back.
 
         :param timeout: seconds for which it is waited, if it is nothing.
-        :param may_deliver: whether an assignment's messages may be given out: None: never, as it is
-            ours no more.
         :raises LogError: what counts cannot be known now; nothing that was polled is lost.
         """
         passed: list[Batch] = []
@@ -289,7 +290,7 @@ class PolledEvents:
                 passed += self._take_decided(may_deliver)
         return passed
 
-    def _take_decided(self, may_deliver: Callable[[Assignment], bool | None]) -> list[Batch]:
+    def _take_decided(self, may_deliver: MayDeliver) -> list[Batch]:
         decided: list[Batch] = []
         for key, held in list(self._held.items()):
             may = may_deliver(held.assignment)
@@ -328,9 +329,7 @@ class PolledEvents:
                 self._is_event_topic[topic] = found
         return found
 
-    def _wait_for_first(
-        self, timeout: float, may_deliver: Callable[[Assignment], bool | None]
-    ) -> bool:
+    def _wait_for_first(self, timeout: float, may_deliver: MayDeliver) -> bool:
         """Wait until something that is held is decided upon; whether it is."""
         for (topic, partition), held in self._held.items():
             if may_deliver(held.assignment):

@@ -349,41 +349,33 @@ class Events:
         unknown = {each.partition for each in appends} - index.partitions.keys()
         if unknown:
             index.wait(self._ends(index.topic, unknown))
-        others = self._write_continuing(index, appends, call)
-        if not others:
-            return
-        # What is refused, or stands there already, is told from the log's end.
-        index.wait(self._ends(index.topic, {each.partition for each in others}))
-        again = []
-        for each in others:
+        others = self._write(index, appends, call)
+        try:
+            while others:
+                others = self._write(index, self._judge(index, others, call), call)
+        except IndexFileDamaged:
+            raise
+        except LogError as error:  # of these: the others may have been written
+            for each in others:
+                call.settle(each.number, error)
+
+    def _judge(
+        self, index: TopicIndex, appends: Sequence[_Sent], call: _AppendCall
+    ) -> Sequence[_Sent]:
+        """Tell what is refused, or stands there already, from the log's end; the others, whose base
+        holds by now."""
+        index.wait(self._ends(index.topic, {each.partition for each in appends}))
+        holding = []
+        for each in appends:
             append = each.append
             verdict = judge(append, _KeyHistory(self, index, each.partition, append.key))
             if verdict == "append":
-                again.append(each)
+                holding.append(each)
             elif isinstance(verdict, Refused):
                 call.settle(each.number, verdict)
             else:
                 call.settle(each.number, self._appended_before(index, each))
-        for each in self._write_continuing(index, again, call):
-            # Its base held a moment ago: somebody was faster.
-            with index.lock:
-                head = index.partitions[each.partition].head(each.append.key)
-            call.settle(each.number, Refused("final" if head.is_final else "conflict", head))
-
-    def _write_continuing(
-        self, index: TopicIndex, appends: Sequence[_Sent], call: _AppendCall
-    ) -> Sequence[_Sent]:
-        """Write those whose base is where the index knows their history to end; the others."""
-        continuing: list[_Sent] = []
-        others: list[_Sent] = []
-        with index.lock:
-            for each in appends:
-                head = index.partitions[each.partition].head(each.append.key)
-                holds = head.base == each.append.base and not head.is_final
-                (continuing if holds else others).append(each)
-        if continuing:
-            self._write(index, continuing, call)
-        return others
+        return holding
 
     def _appended_before(self, index: TopicIndex, sent: _Sent) -> AppendOutcome:
         append, partition = sent.append, sent.partition
@@ -397,25 +389,32 @@ class Events:
             start = append.base.version
             return Appended(partition, tuple(entry.offsets[start : start + len(append.records)]))
 
-    def _write(self, index: TopicIndex, appends: Sequence[_Sent], call: _AppendCall) -> None:
-        """Write appends, all in one; each is told what the index says of it later."""
-        index.watch(
-            (each.partition, each.append.records[0].id, self._on_decided(index, each, call))
-            for each in appends
+    def _write(
+        self, index: TopicIndex, appends: Sequence[_Sent], call: _AppendCall
+    ) -> Sequence[_Sent]:
+        """Write appends whose base is where the index knows their history to end, all in one; each
+        is told what the index says of it later. The others, which have to be judged: the history
+        of one that is sent again may have gone on with its own first try."""
+        holds = index.watch(
+            (each.partition, each.append, self._on_decided(index, each, call)) for each in appends
         )
+        others = [each for each, is_held in zip(appends, holds, strict=True) if not is_held]
+        written = [each for each, is_held in zip(appends, holds, strict=True) if is_held]
         records = [
             Record(record.value, record.key, record.id, record.headers, each.partition)
-            for each in appends
+            for each in written
             for record in each.append.records
         ]
 
         def on_written(results: Sequence[Position | LogError]) -> None:
             try:
-                self._note_written(index, appends, records, results, call)
+                self._note_written(index, written, records, results, call)
             except LogError as error:  # the index's file is damaged
                 index.fail(error)
 
-        self._writer.append(index.topic, records, on_written)
+        if written:
+            self._writer.append(index.topic, records, on_written)
+        return others
 
     def _on_decided(
         self, index: TopicIndex, sent: _Sent, call: _AppendCall
@@ -426,7 +425,10 @@ class Events:
             elif found.base == sent.append.base and not found.is_final:
                 # It was not whole: somebody declared it void, or the log lost a part of it.
                 if sent.attempt < RESENDS:
-                    self._write(index, [sent._replace(attempt=sent.attempt + 1)], call)
+                    again = sent._replace(attempt=sent.attempt + 1)
+                    if self._write(index, [again], call):
+                        error = f"{index.topic}: an append was written more than once"
+                        call.settle(sent.number, OutcomeUnknown(error))
                 else:
                     error = f"{index.topic}: an append was written {RESENDS} times, never whole"
                     call.settle(sent.number, Unavailable(error))
@@ -707,8 +709,8 @@ class Events:
             index = self._indexes.get(topic)
         if index is None:
             return 0
-        with index.lock:  # all records from the first on are there, and each of them was folded
-            return sum(each.next_offset - each.event_count for each in index.partitions.values())
+        with index.lock:
+            return sum(each.uncounted_count for each in index.partitions.values())
 
     # -- snapshots
 
@@ -859,12 +861,7 @@ class Events:
 
     def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
         """See :meth:`streams.log.events.EventLog.list_snapshots`."""
-        self._kinds.declared_count(topic)
-        try:
-            names = self._current_snapshots(topic).names(None)
-        except NotFound:
-            return []
-        kinds = sorted(fingerprint for _, (name, fingerprint) in names if name == key)
+        kinds = sorted(self.totals(topic).snapshots)
         requests = [HistoryRequest(key, limit=1, fingerprint=kind) for kind in kinds]
         found = self.read(topic, requests) if requests else []
         return [each.snapshot for each in found if each.snapshot is not None]

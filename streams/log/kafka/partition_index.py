@@ -133,6 +133,8 @@ class PartitionIndex:
         self._causes: dict[tuple[bytes, str], Caused] = {}
         self._uncounted: set[int] = set()
         """Offsets of records that do not count, or not yet; with a file those it has not."""
+        self._saved_losers = 0
+        """How many more this process has given to the file."""
         for key, append_id, count, offsets, cause in state.pending:
             pending = PendingAppend(count, offsets, text(cause))
             self._arbiter.pending.setdefault(key, {})[text(append_id)] = pending
@@ -171,6 +173,11 @@ class PartitionIndex:
         """What was appended for a cause."""
         found = self._file.find_cause(key, cause) if self._file is not None else None
         return self._causes.get((key, cause)) if found is None else found
+
+    @property
+    def uncounted_count(self) -> int:
+        """How many records that this process has passed do not count, or not yet."""
+        return len(self._uncounted) + self._saved_losers
 
     def uncounted(self, first: int, end: int) -> list[int]:
         """The offsets from ``first`` up to, not including, ``end`` that do not count; sorted."""
@@ -437,6 +444,7 @@ class PartitionIndex:
         self._taken = {}
         self._has_stored_keys = self._has_stored_keys or bool(changes.keys)
         self._uncounted.difference_update(changes.losers)
+        self._saved_losers += len(changes.losers)
         for key, cause, _ in changes.causes:
             self._causes.pop((key, cause), None)
 

@@ -110,7 +110,7 @@ class KafkaSubscription(Subscription):
         events = self._events
         if events is None:
             return self._poll(limit, timeout)
-        if events.holds_back:
+        if events.holds_back(self._may_deliver):
             # It is waited for that, and the group is heard meanwhile.
             batches = self._poll(1, 0.0)
         else:
@@ -282,7 +282,8 @@ class KafkaSubscription(Subscription):
         if not resets:
             return
         assignments = [self._consumer.partitions.owned[key] for key in resets]
-        logger.warning("group %s: moved by force: %s", self.group, assignments)
+        names = ", ".join(f"{topic}/{partition}" for topic, partition in resets)
+        logger.info("group %s: moved by force: %s", self.group, names)
         self._lose(assignments)
         self._restart(resets)
         try:

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
+from hiredis import pack_command
 from redis import connection as driver
 from redis.exceptions import RedisError, ResponseError
 
@@ -49,7 +50,9 @@ class RedisConnection:
 
     def send_many(self, commands: Sequence[Sequence[Any]]) -> None:
         """Send several commands in as few packets as they fit in."""
-        self._driver.send_packed_command(self._driver.pack_commands(commands))
+        # The driver's own pack_commands() looks at each argument in Python first.
+        packed = b"".join([pack_command(tuple(each)) for each in commands])
+        self._driver.send_packed_command([packed])
 
     def receive(self) -> Any:
         """The next answer.

@@ -439,9 +439,11 @@ def _arguments(append: EventAppend) -> tuple[list[Any], int]:
     size = 0
     for record in append.records:
         names, values, _ = encode_fields(record)
-        size += MAX_BYTES * (len(names) > MAX_FIELDS) + sum(map(len, values))
-        args.append(2 * len(names))
-        args += [item for pair in zip(names, values, strict=False) for item in pair]
+        count = len(names)
+        size += MAX_BYTES * (count > MAX_FIELDS) + sum(map(len, values))
+        fields: list[Any] = [2 * count] * (1 + 2 * count)
+        fields[1::2], fields[2::2] = names, values[:count]
+        args += fields
     return args, size
 
 

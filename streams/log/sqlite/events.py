@@ -5,20 +5,20 @@ check and the write are one step, and the order of transactions is the order of 
 
 As everywhere in this package a call takes few steps of statements, whatever it has to do (see
 :mod:`streams.log.sqlite.blocks`): what is asked goes in as one JSON array, keys in hexadecimal, and
-what is found comes out as one.
+what is found comes out as one. The events themselves are stored as MessagePack, and come out one
+behind the other, as the elements of one array.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
-from streams.errors import InvalidValue, LogError, NotFound, TooLarge
+from streams.errors import Fatal, InvalidValue, LogError, NotFound, TooLarge
 from streams.log.events import (
     EMPTY,
     Appended,
@@ -69,17 +69,16 @@ LEFT JOIN streams_snapshots AS s
 ON s.no = h.no AND s.key = h.key AND s.fingerprint = r.value ->> 4 AND s.version > r.value ->> 2
 """
 
+# The IDs, and the data one behind the other. (In a file in UTF-8, which a log's is, group_concat()
+# takes the bytes of a BLOB as they are.)
 _SELECT_EVENTS = """
-SELECT json_group_array(json_array(
-    r.value ->> 0, e.version, e."offset", e.time, e.id, hex(e.value), e.value IS NULL,
-    hex(e.headers)
-))
+SELECT json_group_array(e.id), CAST(group_concat(e.data, '') AS BLOB)
 FROM json_each(?) AS r CROSS JOIN streams_events AS e
-ON e.no = r.value ->> 1 AND e.key = unhex(r.value ->> 2)
-AND e.version > r.value ->> 3 AND e.version <= r.value ->> 4
+ON e.no = r.value ->> 0 AND e.key = unhex(r.value ->> 1)
+AND e.version > r.value ->> 2 AND e.version <= r.value ->> 3
 """
 
-_INSERT_EVENT = "INSERT INTO streams_events VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_EVENT = "INSERT INTO streams_events VALUES (?, ?, ?, ?, ?)"
 _INSERT_ROWS = 64
 
 _UPSERT_HEADS = """
@@ -107,14 +106,23 @@ ON CONFLICT DO UPDATE SET version = excluded.version, last_id = excluded.last_id
 "offset" = excluded."offset", data = excluded.data WHERE excluded.version >= version
 """
 
-_pack_headers = msgspec.msgpack.Encoder().encode
-_unpack_headers = msgspec.msgpack.Decoder(list[tuple[str, bytes | None]]).decode
+
+class _EventData(msgspec.Struct, array_like=True, gc=False):
+    """What ``streams_events`` has of an event, beside what it is found by.
+
+    :param time: in microseconds.
+    """
+
+    offset: int
+    time: int
+    value: bytes | None
+    headers: list[tuple[str, bytes | None]]
 
 
 class _RequestRow(NamedTuple):
     """What :data:`_SELECT_REQUESTS` finds of one request."""
 
-    index: int
+    place: int
     version: int
     last_id: str
     final: int
@@ -127,10 +135,12 @@ class _RequestRow(NamedTuple):
     snapshot_data: str
 
 
-_EventRow = tuple[int, int, int, int, str, str, int, str]
-
+_pack = msgspec.msgpack.Encoder().encode
+_unpack_events = msgspec.msgpack.Decoder(list[_EventData]).decode
+_encode_json = msgspec.json.Encoder().encode
+_decode_heads = msgspec.json.Decoder(list[tuple[int, str, int, str, int]]).decode
 _decode_requests = msgspec.json.Decoder(list[_RequestRow]).decode
-_decode_events = msgspec.json.Decoder(list[_EventRow]).decode
+_decode_ids = msgspec.json.Decoder(list[str]).decode
 
 
 class _PendingHistory:
@@ -231,23 +241,19 @@ class Events:
         """What became of each append; None if the topic's partitions are others by now."""
         outcomes: list[Any] = [self._size_error(topic, append) for append in appends]
         partitions = [partition_for(append.key, "", len(numbers)) for append in appends]
-        now = int(self._database.clock.time() * 1e6)
-        wanted = {
+        names = [
             (numbers[partition], append.key)
             for partition, append in zip(partitions, appends, strict=True)
-        }
-        packed_headers = [
-            [_pack_headers(record.headers) for record in append.records] for append in appends
         ]
+        now = int(self._database.clock.time() * 1e6)
         with self._database.write() as db:
-            histories = self._load_heads(db, wanted)
+            histories = self._load_heads(db, set(names))
             runs: dict[int, _Run] = {}
             again: list[int] = []
             for index, append in enumerate(appends):
                 if outcomes[index] is not None:
                     continue
-                number = numbers[partitions[index]]
-                history = histories[number, append.key]
+                history = histories[names[index]]
                 verdict = judge(append, history)
                 if isinstance(verdict, Refused):
                     outcomes[index] = verdict
@@ -255,7 +261,8 @@ class Events:
                     again.append(index)
                 else:
                     history.add(append)
-                    run = runs.setdefault(number, _Run())
+                    number = names[index][0]
+                    run = runs.get(number) or runs.setdefault(number, _Run())
                     run.indexes.append((index, len(run.records)))
                     run.records += append.records
             if runs:
@@ -268,26 +275,27 @@ class Events:
                 if written is None:
                     return None
                 for (number, run), where in zip(runs.items(), written, strict=True):
-                    self._write_run(db, number, run, where, appends, packed_headers)
+                    self._write_run(db, number, run, where, appends)
                     for index, start in run.indexes:
                         first = where.first_offset + start
                         offsets = tuple(range(first, first + len(appends[index].records)))
                         outcomes[index] = Appended(partitions[index], offsets)
                 self._write_heads(db, histories)
             for index in again:
-                append, partition = appends[index], partitions[index]
-                offsets = self._offsets_of(db, numbers[partition], append)
-                outcomes[index] = Appended(partition, offsets)
+                offsets = self._offsets_of(db, names[index][0], appends[index])
+                outcomes[index] = Appended(partitions[index], offsets)
         return outcomes
 
     def _size_error(self, topic: str, append: EventAppend) -> TooLarge | None:
-        largest = max(blocks.record_size(record) for record in append.records)
         limit = self._database.settings.max_record
-        if largest <= limit:
-            return None
-        return TooLarge(
-            f"{topic}: an event has {largest} bytes, {limit} are allowed (?max_record= of the URL)"
-        )
+        for record in append.records:
+            size = blocks.record_size(record)
+            if size > limit:
+                return TooLarge(
+                    f"{topic}: an event has {size} bytes, {limit} are allowed (?max_record= of the "
+                    "URL)"
+                )
+        return None
 
     @staticmethod
     def _load_heads(
@@ -295,8 +303,8 @@ class Events:
     ) -> dict[tuple[int, bytes], _PendingHistory]:
         found = {
             (number, bytes.fromhex(key)): Head(Base(version, last_id), bool(final))
-            for number, key, version, last_id, final in db.fetch_json(
-                _SELECT_HEADS, (json.dumps([(number, key.hex()) for number, key in wanted]),)
+            for number, key, version, last_id, final in _decode_heads(
+                db.fetch_rows(_SELECT_HEADS, (_json((no, key.hex()) for no, key in wanted),))[0][0]
             )
         }
         return {name: _PendingHistory(db, *name, found.get(name, EMPTY)) for name in wanted}
@@ -308,45 +316,33 @@ class Events:
         run: _Run,
         where: WrittenRun,
         appends: Sequence[EventAppend],
-        packed_headers: Sequence[Sequence[bytes]],
     ) -> None:
         """Write what the tables by key have of one partition's appends."""
-        rows: list[tuple[Any, ...]] = []
+        first_offset, time = where
+        values: list[Any] = []
         causes: list[tuple[Any, ...]] = []
         refusals: list[tuple[Any, ...]] = []
         for index, start in run.indexes:
             append = appends[index]
-            offset, version = where.first_offset + start, append.base.version
+            key, version, offset = append.key, append.base.version, first_offset + start
             if append.is_refusal:
-                refusals.append((number, append.key.hex(), append.records[0].id, version, offset))
+                refusals.append((number, key.hex(), append.records[0].id, version, offset))
             else:
-                for place, (record, headers) in enumerate(
-                    zip(append.records, packed_headers[index], strict=True)
-                ):
-                    rows.append(
-                        (
-                            number,
-                            append.key,
-                            version + place + 1,
-                            offset + place,
-                            where.time,
-                            record.id,
-                            record.value,
-                            headers,
-                        )
-                    )
+                for place, record in enumerate(append.records):
+                    data = _pack((offset + place, time, record.value, record.headers))
+                    values += (number, key, version + place + 1, record.id, data)
             if append.cause:
                 cause = append.cause.encode("utf-8", "surrogateescape").hex()
                 count = 0 if append.is_refusal else len(append.records)
-                causes.append((number, append.key.hex(), cause, version + 1, count))
-        for first in range(0, len(rows), _INSERT_ROWS):
-            chunk = rows[first : first + _INSERT_ROWS]
-            sql = _INSERT_EVENT + ", (?, ?, ?, ?, ?, ?, ?, ?)" * (len(chunk) - 1)
-            db.execute(sql, tuple(chain.from_iterable(chunk)))
+                causes.append((number, key.hex(), cause, version + 1, count))
+        width = _INSERT_EVENT.count("?")
+        for first in range(0, len(values), width * _INSERT_ROWS):
+            chunk = values[first : first + width * _INSERT_ROWS]
+            db.execute(_INSERT_EVENT + ", (?, ?, ?, ?, ?)" * (len(chunk) // width - 1), chunk)
         if causes:
-            db.execute(_INSERT_CAUSES, (json.dumps(causes),))
+            db.execute(_INSERT_CAUSES, (_json(causes),))
         if refusals:
-            db.execute(_INSERT_REFUSALS, (json.dumps(refusals),))
+            db.execute(_INSERT_REFUSALS, (_json(refusals),))
 
     @staticmethod
     def _write_heads(
@@ -357,7 +353,7 @@ class Events:
             for (number, key), history in histories.items()
             if history.new_ids or history.new_refusals
         ]
-        db.execute(_UPSERT_HEADS, (json.dumps(rows),))
+        db.execute(_UPSERT_HEADS, (_json(rows),))
 
     @staticmethod
     def _offsets_of(db: SqliteConnection, number: int, append: EventAppend) -> tuple[int, ...]:
@@ -369,11 +365,8 @@ class Events:
             )
         else:
             version = append.base.version
-            rows = db.fetch_rows(
-                'SELECT "offset" FROM streams_events WHERE no = ? AND key = ?'
-                " AND version > ? AND version <= ? ORDER BY version",
-                (number, append.key, version, version + len(append.records)),
-            )
+            asked = (number, append.key.hex(), version, version + len(append.records))
+            return tuple(data.offset for _, data in _fetch_events(db, [asked]))
         return tuple(offset for (offset,) in rows)
 
     # -- reading
@@ -397,21 +390,19 @@ class Events:
         partitions = [partition_for(request.key, "", len(numbers)) for request in requests]
         if any(request.limit < 1 for request in requests):
             raise InvalidValue("limit=: at least 1")
-        asked = json.dumps(
-            [
-                (
-                    numbers[partition],
-                    request.key.hex(),
-                    request.after.version,
-                    request.cause.encode("utf-8", "surrogateescape").hex() or None,
-                    request.fingerprint or None,
-                )
-                for partition, request in zip(partitions, requests, strict=True)
-            ]
+        asked = _json(
+            (
+                numbers[partition],
+                request.key.hex(),
+                request.after.version,
+                request.cause.encode("utf-8", "surrogateescape").hex() or None,
+                request.fingerprint or None,
+            )
+            for partition, request in zip(partitions, requests, strict=True)
         )
         with self._database.read(snapshot=True) as db:
             rows = {
-                row.index: row
+                row.place: row
                 for row in _decode_requests(db.fetch_rows(_SELECT_REQUESTS, (asked,))[0][0])
             }
             found = [
@@ -461,24 +452,24 @@ class Events:
         found: Sequence[History],
     ) -> dict[int, list[StoredEvent]]:
         """The events of each answer that has any, by its index."""
-        asked = []
+        indexes: list[int] = []
+        asked: list[tuple[int, str, int, int]] = []
         for index, (request, history) in enumerate(zip(requests, found, strict=True)):
             start = (history.snapshot.base if history.snapshot else request.after).version
-            if not history.is_truncated and history.head.base.version > start:
-                number = numbers[history.partition]
-                asked.append((index, number, request.key.hex(), start, start + request.limit))
+            end = min(history.head.base.version, start + request.limit)
+            if not history.is_truncated and end > start:
+                indexes.append(index)
+                asked.append((numbers[history.partition], request.key.hex(), start, end))
+        rows = iter(_fetch_events(db, asked))
         events: dict[int, list[StoredEvent]] = {}
-        if not asked:
-            return events
-        rows = db.fetch_rows(_SELECT_EVENTS, (json.dumps(asked),))
-        for index, version, offset, time, id, value, is_null, headers in _decode_events(rows[0][0]):
-            record = Record(
-                None if is_null else bytes.fromhex(value),
-                requests[index].key,
-                id,
-                _unpack_headers(bytes.fromhex(headers)),
-            )
-            events.setdefault(index, []).append(StoredEvent(version, offset, time / 1e6, record))
+        for index, (_, _, start, end) in zip(indexes, asked, strict=True):
+            key = requests[index].key
+            events[index] = [
+                StoredEvent(
+                    version, data.offset, data.time / 1e6, Record(data.value, key, id, data.headers)
+                )
+                for version, (id, data) in zip(range(start + 1, end + 1), rows, strict=False)
+            ]
         return events
 
     # -- snapshots and lists
@@ -564,6 +555,31 @@ class Events:
                 (numbers,),
             )
         return EventTotals(keys, int(events), causes, int(cause_bytes), Counter(dict(snapshots)))
+
+
+def _json(rows: Iterable[tuple[Any, ...]]) -> str:
+    return _encode_json(list(rows)).decode()
+
+
+def _fetch_events(
+    db: SqliteConnection, asked: Sequence[tuple[int, str, int, int]]
+) -> Sequence[tuple[str, _EventData]]:
+    """Events and their IDs, in order.
+
+    :param asked: parts of histories: partition number, key in hexadecimal, the version before the
+        first event and the version of the last one. All of these events are there.
+    :raises Fatal: the file is damaged.
+    """
+    if not asked:
+        return ()
+    ((ids, data),) = db.fetch_rows(_SELECT_EVENTS, (_json(asked),))
+    wanted = sum(end - start for _, _, start, end in asked)
+    try:
+        # The head of a MessagePack array with that many elements.
+        events = _unpack_events(b"\xdd" + wanted.to_bytes(4, "big") + (data or b""))
+        return list(zip(_decode_ids(ids), events, strict=True))
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise Fatal(f"the events of a history are damaged: {error}; restore a backup") from error
 
 
 def _id_at(db: SqliteConnection, number: int, key: bytes, version: int) -> str | None:

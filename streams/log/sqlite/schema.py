@@ -97,11 +97,8 @@ CREATE TABLE IF NOT EXISTS streams_events (
     no INTEGER NOT NULL,
     key BLOB NOT NULL,
     version INTEGER NOT NULL,
-    "offset" INTEGER NOT NULL,
-    time INTEGER NOT NULL,
     id TEXT NOT NULL,
-    value BLOB,
-    headers BLOB NOT NULL,      -- MessagePack: pairs of name and value, without the ID
+    data BLOB NOT NULL,         -- MessagePack: offset, time, value, headers without the ID
     PRIMARY KEY (no, key, version)
 ) WITHOUT ROWID;
 

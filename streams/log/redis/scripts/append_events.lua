@@ -7,6 +7,7 @@
 -- Returns for each append {1, entry ID, ...}, or {0, reason, version, last ID, 1 if final}.
 
 local stream, refusals, refused, causes, index = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local has_refused = call('EXISTS', refused) == 1
 
 local function append(history, at)
   local key, base_version, base_id = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2]
@@ -21,7 +22,7 @@ local function append(history, at)
   end
 
   local version = call('LLEN', history)
-  local last_id, is_final = last_record(stream, history, refused, key)
+  local last_id, is_final = last_record(stream, history, has_refused and refused, key)
   if version ~= base_version or last_id ~= base_id then
     if is_refusal then
       local found = call('HGET', refusals, member(key, first_id))
@@ -47,11 +48,12 @@ local function append(history, at)
   if is_refusal then
     call('HSET', refusals, member(key, first_id), version .. ' ' .. entries[2])
     call('HSET', refused, key, first_id)
+    has_refused = true
   else
     for first = 2, count + 1, 5000 do  -- Lua's stack takes 8,000 values at once
       call('RPUSH', history, unpack(entries, first, math.min(first + 4999, count + 1)))
     end
-    if last_id ~= '' then call('HDEL', refused, key) end
+    if has_refused and last_id ~= '' then call('HDEL', refused, key) end
   end
   if cause ~= '' then
     local events = is_refusal and 0 or count

@@ -30,9 +30,10 @@ local function event_id(stream, history, version)
   return id
 end
 
--- The ID of a history's last record, empty where it has none, and whether it is final.
+-- The ID of a history's last record, empty where it has none, and whether it is final. `refused` is
+-- false where that hash is empty.
 local function last_record(stream, history, refused, key)
-  local refusal = call('HGET', refused, key)
+  local refusal = refused and call('HGET', refused, key)
   if refusal then return refusal, false end
   local entry = call('LINDEX', history, -1)
   if not entry then return '', false end

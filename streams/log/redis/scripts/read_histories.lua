@@ -9,12 +9,13 @@
 
 local stream, refusals, refused, causes = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local answers = {}
+local has_refused = call('EXISTS', refused) == 1
 
 local function read(history, snapshots, at)
   local key, known, known_id = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2]
   local limit, cause = tonumber(ARGV[at + 3]), ARGV[at + 4]
   local version = call('LLEN', history)
-  local last_id, is_final = last_record(stream, history, refused, key)
+  local last_id, is_final = last_record(stream, history, has_refused and refused, key)
   local caused = cause ~= '' and call('HGET', causes, member(key, cause)) or ''
   local is_end = version == known and last_id == known_id
   if not is_end and not has_base(stream, history, refusals, key, known, known_id) then

@@ -1,0 +1,188 @@
+"""What aggregates are measured against, and what each should reach.
+
+On SQLite that is eventsourcing, a Python toolkit of the same kind, with the same events and the
+same durability. On the servers, and for what no peer does, it is a limit that was promised.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.cases import GROWTH, P50, Case, Limit, LogTarget, Metric, Rival, Side, Sizes
+
+AGGREGATE_PREFIX = "aggregates: "
+"""The first part of the names of these cases."""
+
+ACCOUNTS = 1_000
+EVENTS_OF_A_LOAD = 20
+EVENTS_OF_A_REPLAY = 100
+"""Of each account."""
+FEW_ACCOUNTS = 1_000
+"""What many accounts are compared with."""
+
+DECISIONS = Metric("rate", "decisions/s")
+LOADS = Metric("rate", "loads/s")
+EVENTS = Metric("rate", "events/s")
+
+MEMORY_LIMIT = 64 << 20
+"""Bytes by which a process may grow while it loads one history, however long."""
+
+
+def aggregate_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
+    """All cases of aggregates on a log."""
+    if log_target.log in ("codecs", "memory"):
+        return []
+    found = _peer_cases(log_target, sizes) if log_target.log == "sqlite" else []
+    if log_target.log == "redis":
+        found = [
+            *_decision_cases(log_target, sizes, 5_000, 40_000),
+            _case(
+                log_target, "load of 20 events",
+                _load_side(log_target, sizes), Rival(Limit("the limit", 5_000), 1.0, LOADS),
+            ),
+        ]  # fmt: skip
+    if log_target.log == "kafka":
+        return _decision_cases(log_target, sizes, None, 15_000)
+    if sizes.all_patterns:
+        found += _growth_cases(log_target, sizes)
+        found += _long_cases(log_target, sizes)
+    return found
+
+
+def _side(name: str, task: str, said: str = "", /, **arguments: Any) -> Side:
+    settings = {"with": said} if said else {}
+    return Side(name, task, arguments, process="aggregates", settings=settings)
+
+
+def _case(log_target: LogTarget, name: str, ours: Side, *rivals: Rival) -> Case:
+    return Case(AGGREGATE_PREFIX + name, log_target.log, ours, rivals)
+
+
+def _decide_side(log_target: LogTarget, sizes: Sizes, *, at_once: bool = False) -> Side:
+    count = sizes.per_pattern * (5 if at_once else 1) // 2
+    said = "1,000 concurrent calls, each account once a round" if at_once else "one after the other"
+    return _side(
+        "streams", "decide", f"{said}; states from the cache", url=log_target.url,
+        accounts=ACCOUNTS, decisions=count, at_once=at_once,
+    )  # fmt: skip
+
+
+def _load_side(log_target: LogTarget, sizes: Sizes, *, at_once: bool = False) -> Side:
+    said = "1,000 concurrent calls" if at_once else "one after the other"
+    count = sizes.per_pattern * (5 if at_once else 1) // 5
+    return _side(
+        "streams", "load", f"{said}; nothing is cached", url=log_target.url,
+        accounts=200, events=EVENTS_OF_A_LOAD, loads=count, at_once=at_once,
+    )  # fmt: skip
+
+
+# -- beside the peer -------------------------------------------------------------------------------
+
+
+def _peer_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
+    folder, events = log_target.folder, sizes.messages
+    few = sizes.per_pattern // 5
+
+    def peer(name: str, task: str, **arguments: Any) -> Side:
+        return Side(name, task, {"folder": folder, **arguments}, peer="eventsourcing")
+
+    plain = peer("eventsourcing", "decide", accounts=ACCOUNTS, decisions=few)
+    cached = peer(
+        "eventsourcing, its cache on", "decide", accounts=ACCOUNTS, decisions=few, cached=True
+    )
+    loading = peer("eventsourcing", "load", accounts=200, events=EVENTS_OF_A_LOAD, loads=few)
+    replaying = peer(
+        "eventsourcing", "replay", accounts=events // EVENTS_OF_A_REPLAY, events=EVENTS_OF_A_REPLAY
+    )
+    name = f"replayed-{events}"
+    given = {"url": log_target.url, "name": name}
+    return [
+        _case(
+            log_target, "decide, one at a time", _decide_side(log_target, sizes),
+            Rival(plain, 2.0, DECISIONS), Rival(cached, None, DECISIONS),
+        ),
+        _case(
+            log_target, "decide, 1,000 at once", _decide_side(log_target, sizes, at_once=True),
+            Rival(plain, 10.0, DECISIONS), Rival(cached, None, DECISIONS),
+        ),
+        _case(
+            log_target, "load of 20 events", _load_side(log_target, sizes),
+            Rival(loading, 5.0, LOADS),
+        ),
+        _case(
+            log_target, "load of 20 events, 1,000 at once",
+            _load_side(log_target, sizes, at_once=True), Rival(loading, None, LOADS),
+        ),
+        _case(
+            log_target, f"replay of {events:,}",
+            Side(
+                "streams", "replay_events", {**given, "events": events}, process="aggregates",
+                prepare=(
+                    "fill_accounts",
+                    {**given, "accounts": events // EVENTS_OF_A_REPLAY,
+                     "events": EVENTS_OF_A_REPLAY},
+                ),
+                settings={"with": "replay() into a plain function"},
+            ),
+            Rival(replaying, 8.0, EVENTS),
+        ),
+    ]  # fmt: skip
+
+
+# -- beside a limit --------------------------------------------------------------------------------
+
+
+def _decision_cases(
+    log_target: LogTarget, sizes: Sizes, singly: float | None, at_once: float
+) -> list[Case]:
+    one = Rival(Limit("2 ms", 2.0), 1.0, P50)
+    if singly is not None:
+        one = Rival(Limit("the limit", singly), 1.0, DECISIONS)
+    return [
+        _case(log_target, "decide, one at a time", _decide_side(log_target, sizes), one),
+        _case(
+            log_target, "decide, 1,000 at once", _decide_side(log_target, sizes, at_once=True),
+            Rival(Limit("the limit", at_once), 1.0, DECISIONS),
+        ),
+    ]  # fmt: skip
+
+
+def _growth_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
+    """One of many aggregates beside one of few."""
+    count, few = sizes.aggregates, FEW_ACCOUNTS
+    given = {"url": log_target.url, "name": f"bank-of-{count}", "accounts": count}
+
+    def case(way: str) -> Case:
+        ours = Side(
+            f"1 of {count:,}", "one_of_many", {**given, "way": way}, process="aggregates",
+            prepare=("fill_accounts", given), settings={"with": "one event each, none cached"},
+        )  # fmt: skip
+        rival = _side(f"1 of {few:,}", "one_of_many", url=log_target.url, accounts=few, way=way)
+        return _case(log_target, f"{way} 1 of {count:,}", ours, Rival(rival, 1.5, P50))
+
+    return [case("load"), case("decide")]
+
+
+def _long_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
+    """One aggregate of very many events."""
+    events = sizes.messages
+    given = {"url": log_target.url, "name": f"long-{events}"}
+
+    def side(way: str) -> Side:
+        return Side(
+            "streams", "load_long", {**given, "way": way}, fresh=True,
+            prepare=("fill_long", {**given, "events": events}),
+        )  # fmt: skip
+
+    name = f"load of {events:,} events"
+    milliseconds = events / 1_000_000 * 2_000
+    return [
+        _case(
+            log_target, f"{name}, snapshot", side("snapshot"), Rival(Limit("5 ms", 5.0), 1.0, P50)
+        ),
+        _case(
+            log_target, f"{name}, none", side("events"),
+            Rival(Limit(f"{milliseconds:g} ms", milliseconds), 1.0, P50),
+            Rival(Limit("64 MiB", MEMORY_LIMIT), 1.0, GROWTH, ", memory"),
+        ),
+    ]  # fmt: skip

@@ -1,0 +1,281 @@
+"""What aggregates cost: decisions, loads and replays, as tasks of a worker process.
+
+The accounts of one bank, opened once and paid into. Each task takes aggregates of a name of its
+own, so that no other has made them longer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+
+from benchmarks.counting import MessageCounter, percentiles
+from benchmarks.machine import MemorySampler
+from benchmarks.ours import Answer, run
+from streams import Streams
+from streams.eventsourcing import Aggregate, Cache, Snapshot
+from streams.replay import replay
+
+PARTITIONS = 8
+AT_ONCE = 1_000
+"""Calls that run at the same time, where many do."""
+WARM_UP = 200
+"""Decisions that are not measured."""
+SAMPLE = 2_000
+"""Calls of which the median is taken."""
+PER_APPEND = 1_000
+"""Events that one append of a long history has, where it is filled."""
+
+
+class Opened(msgspec.Struct, tag="opened", frozen=True):
+    """An account's first event."""
+
+    owner: str
+
+
+class Deposited(msgspec.Struct, tag="deposited", frozen=True):
+    """Money was paid in."""
+
+    cents: int
+    reference: str
+
+
+AccountEvent = Opened | Deposited
+
+
+class Account(msgspec.Struct, frozen=True):
+    """What its events add up to."""
+
+    owner: str = ""
+    cents: int = 0
+    reference: str = ""
+
+
+def evolve(account: Account, event: AccountEvent) -> Account:
+    match event:
+        case Opened(owner):
+            return Account(owner)
+        case Deposited(cents, reference):
+            return Account(account.owner, account.cents + cents, reference)
+
+
+REFERENCE = "transfer 4711 of the savings plan, standing order 12"
+DEPOSIT = Deposited(5, REFERENCE)
+
+
+def deposit(account: Account, cents: int) -> Deposited:
+    """The decision of all measurements."""
+    return Deposited(cents, REFERENCE)
+
+
+Accounts = Aggregate[AccountEvent, Account]
+
+
+def _accounts(
+    app: Streams, name: str = "", *, cached: bool = True, snapshot: Snapshot | None = None
+) -> Accounts:
+    return Aggregate(
+        app, name or f"accounts-{uuid4().hex}", AccountEvent, Account, evolve,
+        partitions=PARTITIONS, cache=Cache() if cached else Cache(count=0), snapshot=snapshot,
+    )  # fmt: skip
+
+
+def _id(number: int) -> str:
+    return f"account-{number}"
+
+
+async def _in_rounds(call: Callable[[int], Awaitable[Any]], count: int) -> None:
+    """Call it with the numbers up to ``count``, a thousand at once."""
+    for start in range(0, count, AT_ONCE):
+        numbers = range(start, min(start + AT_ONCE, count))
+        await asyncio.gather(*(call(number) for number in numbers))
+
+
+async def _open(accounts: Accounts, count: int, events: int = 1) -> None:
+    """Open accounts with so many events each."""
+    made: Sequence[AccountEvent] = [Opened("ada"), *[DEPOSIT] * (events - 1)]
+    await _in_rounds(lambda number: accounts.append(_id(number), made, expected="new"), count)
+
+
+def _timed(calls: int, seconds: Sequence[float], began: float, cpu: float) -> Answer:
+    """Calls a second, CPU time of each, and milliseconds."""
+    took, used = time.perf_counter() - began, time.process_time() - cpu
+    answer = {"rate": calls / took, "cpu_us": used / calls * 1e6}
+    if seconds:
+        answer["p50"] = percentiles(seconds)["p50"] * 1e3
+    return answer
+
+
+async def _one_by_one(call: Callable[[int], Awaitable[Any]], calls: int) -> Answer:
+    seconds: list[float] = []
+    began, cpu = time.perf_counter(), time.process_time()
+    for number in range(calls):
+        before = time.perf_counter()
+        await call(number)
+        seconds.append(time.perf_counter() - before)
+    return _timed(calls, seconds, began, cpu)
+
+
+# -- decisions and loads ---------------------------------------------------------------------------
+
+
+def decide(url: str, accounts: int, decisions: int, *, at_once: bool = False) -> Answer:
+    """Deposits into each account in turn, one after the other or a thousand at once."""
+    app = Streams(url)
+    bank = _accounts(app)
+
+    async def main() -> Answer:
+        async with app:
+            await _open(bank, accounts)
+
+            async def call(number: int) -> None:
+                await bank.decide(_id(number % accounts), deposit, 5)
+
+            await _in_rounds(call, WARM_UP)
+            if not at_once:
+                return await _one_by_one(call, decisions)
+            began, cpu = time.perf_counter(), time.process_time()
+            await _in_rounds(call, decisions)
+            return _timed(decisions, (), began, cpu)
+
+    answer: Answer = run(main)
+    return answer
+
+
+def load(url: str, accounts: int, events: int, loads: int, *, at_once: bool = False) -> Answer:
+    """Accounts of so many events, read and folded one after the other or a thousand at once.
+    Nothing is cached."""
+    app = Streams(url)
+    bank = _accounts(app, cached=False)
+
+    async def main() -> Answer:
+        async with app:
+            await _open(bank, accounts, events)
+
+            async def call(number: int) -> None:
+                loaded = await bank.load(_id(number % accounts))
+                assert loaded.version == events
+
+            if not at_once:
+                return await _one_by_one(call, loads)
+            began, cpu = time.perf_counter(), time.process_time()
+            await _in_rounds(call, loads)
+            return _timed(loads, (), began, cpu)
+
+    answer: Answer = run(main)
+    return answer
+
+
+# -- long topics -----------------------------------------------------------------------------------
+
+
+def fill_accounts(url: str, name: str, accounts: int, events: int = 1) -> Answer:
+    """So many accounts with so many events each, that other tasks read; once."""
+    app = Streams(url)
+    bank = _accounts(app, name, cached=False)
+
+    async def main() -> None:
+        async with app:
+            if not (await bank.load(_id(accounts - 1))).version:
+                await _open(bank, accounts, events)
+
+    run(main)
+    return {}
+
+
+def replay_events(url: str, name: str, events: int) -> Answer:
+    """Every event of a bank, through a function."""
+    app = Streams(url)
+    bank = _accounts(app, name)
+    counter = MessageCounter(events)
+    one = counter.count_one
+
+    def count(event: Any) -> None:
+        one()
+
+    async def main() -> None:
+        async with app.connected():
+            await replay(app, bank.events, count)
+
+    run(main)
+    return counter.result
+
+
+def one_of_many(url: str, accounts: int, way: str, name: str = "") -> Answer:
+    """The median time of a ``load`` or a ``decide`` of one of so many accounts. None is cached.
+
+    :param name: of a bank that has them; without one, they are opened.
+    """
+    app = Streams(url)
+    bank = _accounts(app, name, cached=False)
+    chosen = random.Random(way)
+
+    async def call(number: int) -> None:
+        id = _id(chosen.randrange(accounts))
+        await (bank.load(id) if way == "load" else bank.decide(id, deposit, 5))
+
+    async def main() -> Answer:
+        async with app:
+            if not name:
+                await _open(bank, accounts)
+            await _one_by_one(call, WARM_UP)
+            return await _one_by_one(call, SAMPLE)
+
+    answer: Answer = run(main)
+    return answer
+
+
+# -- one long history ------------------------------------------------------------------------------
+
+LONG = "the-long-one"
+EVERY = 1_000
+"""Events between two snapshots."""
+
+
+def fill_long(url: str, name: str, events: int) -> Answer:
+    """One account of so many events, with snapshots."""
+    app = Streams(url)
+    bank = _accounts(app, name, snapshot=Snapshot(every=EVERY))
+
+    async def main() -> None:
+        async with app:
+            filled = (await bank.load(LONG)).version
+            for _ in range(filled, events, PER_APPEND):
+                await bank.append(LONG, [DEPOSIT] * PER_APPEND, expected="any")
+
+    run(main)
+    return {}
+
+
+def load_long(url: str, name: str, way: str) -> Answer:
+    """Milliseconds that loading the long one takes, from its ``snapshot`` or from its ``events``,
+    and how much the process grows meanwhile."""
+    app = Streams(url)
+    snapshot = Snapshot(every=EVERY) if way == "snapshot" else None
+    bank = _accounts(app, name, cached=False, snapshot=snapshot)
+
+    async def main() -> Answer:
+        async with app:
+            await bank.load("another")
+            with MemorySampler(0.01) as memory:
+                timed = await _one_by_one(
+                    lambda number: bank.load(LONG), 100 if way == "snapshot" else 1
+                )
+        return {**timed, "growth": memory.growth}
+
+    answer: Answer = run(main)
+    return answer
+
+
+TASKS: dict[str, Callable[..., Answer]] = {
+    task.__name__: task
+    for task in (
+        decide, load, fill_accounts, replay_events, one_of_many, fill_long, load_long,
+    )
+}  # fmt: skip

@@ -1,0 +1,136 @@
+"""eventsourcing: aggregates of one bank's accounts, in its SQLite recorder.
+
+Its file has a write-ahead log and SQLite's default ``synchronous=full``, as ours has, so an event
+that was saved is on the disk on both sides. It is synchronous: a thousand decisions at once are
+taken one after the other, which is faster there than threads that wait for each other.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+from uuid import UUID, uuid4
+
+from benchmarks.peers.program import Answer, main
+
+# By name: type checkers run where it is not installed.
+application: Any = importlib.import_module("eventsourcing.application")
+domain: Any = importlib.import_module("eventsourcing.domain")
+event: Any = domain.event
+
+REFERENCE = "transfer 4711 of the savings plan, standing order 12"
+
+
+class Account(domain.Aggregate):  # type: ignore[misc]
+    """The account of ``benchmarks.aggregates``, in this toolkit's own manner."""
+
+    @event("Opened")  # type: ignore[untyped-decorator]
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
+        self.cents = 0
+        self.reference = ""
+
+    @event("Deposited")  # type: ignore[untyped-decorator]
+    def deposit(self, cents: int, reference: str) -> None:
+        """Add to the balance."""
+        self.cents += cents
+        self.reference = reference
+
+
+class Bank(application.Application[UUID]):  # type: ignore[misc]
+    """Its accounts."""
+
+
+CACHE = {"AGGREGATE_CACHE_MAXSIZE": "10000", "AGGREGATE_CACHE_FASTFORWARD": "n"}
+"""States are kept, and no events are looked for that another process may have saved."""
+
+
+@contextmanager
+def _bank(folder: str, name: str = "", *, cached: bool = False) -> Iterator[Bank]:
+    """A bank in a file; a new one unless it has a name."""
+    path = f"{folder}/{name or uuid4().hex}-eventsourcing.db"
+    env = {"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": path}
+    with Bank({**env, **CACHE} if cached else env) as bank:
+        yield bank
+
+
+def _settings(said: str) -> Answer:
+    return {
+        "settings": {
+            "toolkit": f"eventsourcing {version('eventsourcing')}",
+            "app": said,
+            "file": "journal_mode=WAL, synchronous=FULL, as it comes",
+        }
+    }
+
+
+def _open(bank: Bank, accounts: int, events: int) -> list[UUID]:
+    """Accounts with so many events each, saved a hundred at a time."""
+    found: list[UUID] = []
+    pending: list[Account] = []
+    for number in range(accounts):
+        account = Account(f"owner {number}")
+        for _ in range(events - 1):
+            account.deposit(5, REFERENCE)
+        found.append(account.id)
+        pending.append(account)
+        if len(pending) == 100:
+            bank.save(*pending)
+            pending.clear()
+    bank.save(*pending)
+    return found
+
+
+def decide(folder: str, accounts: int, decisions: int, *, cached: bool = False) -> Answer:
+    """Deposits, one after the other, into each account in turn."""
+    with _bank(folder, cached=cached) as bank:
+        ids = _open(bank, accounts, 1)
+        for id in ids:
+            bank.repository.get(id)
+        began = time.perf_counter()
+        for number in range(decisions):
+            account: Account = bank.repository.get(ids[number % accounts])
+            account.deposit(5, REFERENCE)
+            bank.save(account)
+        rate = decisions / (time.perf_counter() - began)
+    settings = ", ".join(f"{name}={value}" for name, value in CACHE.items())
+    return {"rate": rate, **_settings(settings if cached else "as it comes")}
+
+
+def load(folder: str, accounts: int, events: int, loads: int) -> Answer:
+    """Accounts of so many events, read and folded one after the other."""
+    with _bank(folder) as bank:
+        ids = _open(bank, accounts, events)
+        began = time.perf_counter()
+        for number in range(loads):
+            bank.repository.get(ids[number % accounts])
+        rate = loads / (time.perf_counter() - began)
+    return {"rate": rate, **_settings("as it comes")}
+
+
+def replay(folder: str, accounts: int, events: int) -> Answer:
+    """Every event of so many accounts, in the order in which they were saved."""
+    with _bank(folder, f"{accounts}-of-{events}") as bank:
+        recorder, mapper = bank.recorder, bank.mapper
+        if not recorder.max_notification_id():
+            _open(bank, accounts, events)
+        seen, last, began = 0, 0, time.perf_counter()
+        while found := recorder.select_notifications(last, 1_000, inclusive_of_start=False):
+            for each in found:
+                mapper.to_domain_event(each)
+            seen += len(found)
+            last = found[-1].id
+        rate = seen / (time.perf_counter() - began)
+    if seen != accounts * events:
+        raise RuntimeError(f"{seen} events were read, {accounts * events} were saved")
+    return {"rate": rate, **_settings("select_notifications(limit=1000), mapper.to_domain_event")}
+
+
+TASKS: dict[str, Callable[..., Answer]] = {"decide": decide, "load": load, "replay": replay}
+
+if __name__ == "__main__":
+    main(TASKS)
