@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from streams.decoding import Source as Source
     from streams.errors import BatchError as BatchError
     from streams.errors import ConfigError as ConfigError
+    from streams.errors import EventTopicError as EventTopicError
     from streams.errors import Fatal as Fatal
     from streams.errors import Fenced as Fenced
     from streams.errors import GroupNotEmpty as GroupNotEmpty
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from streams.errors import NotFound as NotFound
     from streams.errors import NotRunning as NotRunning
     from streams.errors import OutcomeUnknown as OutcomeUnknown
+    from streams.errors import PartitionCountMismatch as PartitionCountMismatch
     from streams.errors import ProcessorDied as ProcessorDied
     from streams.errors import Reject as Reject
     from streams.errors import RetryAfter as RetryAfter
@@ -40,6 +42,19 @@ if TYPE_CHECKING:
     from streams.errors import TooLarge as TooLarge
     from streams.errors import TopicMismatch as TopicMismatch
     from streams.errors import Unavailable as Unavailable
+    from streams.eventsourcing import Aggregate as Aggregate
+    from streams.eventsourcing import AggregateClosed as AggregateClosed
+    from streams.eventsourcing import AggregateStats as AggregateStats
+    from streams.eventsourcing import Cache as Cache
+    from streams.eventsourcing import Decided as Decided
+    from streams.eventsourcing import DecisionRefused as DecisionRefused
+    from streams.eventsourcing import EventTopic as EventTopic
+    from streams.eventsourcing import HistoryTruncated as HistoryTruncated
+    from streams.eventsourcing import Loaded as Loaded
+    from streams.eventsourcing import RecordedEvent as RecordedEvent
+    from streams.eventsourcing import Snapshot as Snapshot
+    from streams.eventsourcing import Undecodable as Undecodable
+    from streams.eventsourcing import WrongExpectedVersion as WrongExpectedVersion
     from streams.health import Health as Health
     from streams.health import ProcessorHealth as ProcessorHealth
     from streams.health import ProcessorStats as ProcessorStats
@@ -61,9 +76,14 @@ else:
             "streams.config": "CloudEvents DeadLetters Dedup Flow Retention Retry",
             "streams.decoding": "Source",
             "streams.errors": (
-                "BatchError ConfigError Fatal Fenced GroupNotEmpty HandlerTimeout InvalidValue "
-                "LogError MemberFenced NotFound NotRunning OutcomeUnknown ProcessorDied Reject "
-                "RetryAfter StreamsError TooLarge TopicMismatch Unavailable"
+                "BatchError ConfigError EventTopicError Fatal Fenced GroupNotEmpty HandlerTimeout "
+                "InvalidValue LogError MemberFenced NotFound NotRunning OutcomeUnknown "
+                "PartitionCountMismatch ProcessorDied Reject RetryAfter StreamsError TooLarge "
+                "TopicMismatch Unavailable"
+            ),
+            "streams.eventsourcing": (
+                "Aggregate AggregateClosed AggregateStats Cache Decided DecisionRefused EventTopic "
+                "HistoryTruncated Loaded RecordedEvent Snapshot Undecodable WrongExpectedVersion"
             ),
             "streams.health": "Health ProcessorHealth ProcessorStats Stats",
             "streams.message": "Message Position Raw Transaction",

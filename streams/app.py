@@ -165,14 +165,19 @@ class Streams(Declarations):
         found = {each.name: each.stats() for each in self.processors}
         publisher = self.runtime.publisher
         published = publisher.published if publisher is not None else 0
-        return Stats({name: each for name, each in found.items() if each is not None}, published)
+        return Stats(
+            {name: each for name, each in found.items() if each is not None},
+            published,
+            {name: each.stats() for name, each in list(self.aggregates.items())},
+        )
 
     def health(self) -> Health:
-        """How the app and its processors are."""
+        """How the app, its processors and its aggregates are."""
         runtime = self.runtime
         known = (each for each in self.processors if not runtime.is_starting(each))
         found = {each.name: each.health() for each in known}
-        return Health(runtime.is_open, found, runtime.stopping)
+        aggregates = {name: each.health() for name, each in list(self.aggregates.items())}
+        return Health(runtime.is_open, found, runtime.stopping, aggregates)
 
     async def failed(self) -> ProcessorDied:
         """Wait until a processor dies, and return why: what ``async with app`` raises at its end.

@@ -29,6 +29,7 @@ from streams.handler_types import (
     ProcessorDecorator,
     PublishingDecorator,
 )
+from streams.health import ReportingAggregate
 from streams.log.names import check_member
 from streams.log.protocol import Log, OpenMode
 from streams.log.url import ChosenUrl, choose_url, redact
@@ -106,12 +107,16 @@ class Declarations(ABC):
         """Declared processors, in order."""
         self.resources: list[AbstractAsyncContextManager[Any]] = []
         """What is entered and left with it."""
+        self.aggregates: dict[str, ReportingAggregate] = {}
+        """Declared aggregates by name."""
         self.declarations_closed = False
         """It is entered, past the point where processors can be declared."""
         self.timing_enabled = False
         """Handlers' calls are timed."""
         self.job_wrappers: list[Callable[[Job], Job]] = []
         """What is put around each processor's job when it starts (tracing)."""
+        self.replay_wrappers: list[Callable[[Job], Job]] = []
+        """The same of a job that is a replay into a function."""
         self.publish_observer: PublishObserver | None = None
         """What is entered around each call that publishes (tracing)."""
 

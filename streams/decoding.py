@@ -34,6 +34,9 @@ class Source(Protocol[T_co]):
 class TopicDecoder(Generic[T_co]):
     """Decodes one topic's values for the executors (``streams.processing.job.Decoding``)."""
 
+    gives_several = False
+    """:meth:`decode_one` may answer :class:`~streams.processing.job.Several`."""
+
     def __init__(
         self,
         codec: Codec,

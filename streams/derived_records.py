@@ -20,6 +20,8 @@ from typing import Any
 from streams import wire
 from streams.clock import Clock
 from streams.engine.dispatcher import Delivery
+from streams.log.event_headers import copied_headers
+from streams.log.protocol import Assignment
 from streams.message import (
     CAUSATION,
     CORRELATION,
@@ -31,7 +33,7 @@ from streams.message import (
     headers_without,
     text,
 )
-from streams.processing.job import Outgoing
+from streams.processing.job import Outgoing, reset_generation
 from streams.text import error_text
 
 ERROR_EXCEPTION = "__streams.errors.exception"
@@ -53,6 +55,10 @@ EDITED = "streams_edited"
 """What a message that was put back says of its first failure: where it stood, when it was given up
 and why; and that somebody changed its value. Nothing is decided by these: they are for people."""
 
+GENERATION = "streams_generation"
+"""Which reset of its group a message was handled after that comes back through another topic;
+absent means none. Only what comes back to that very group is believed to say so."""
+
 ERROR_BYTES = 8 << 10
 """All error headers together, at most; the traceback shrinks first, then the message."""
 
@@ -61,19 +67,52 @@ _MESSAGE_BYTES = 1 << 10
 _ATTEMPT_DIGITS = 9
 
 
+def message_generation(header: bytes | None, assignment: Assignment | None) -> int:
+    """Which reset of its group a message is handled after.
+
+    :param header: its :data:`GENERATION`, if it has come back to the group.
+    :param assignment: the ownership under which it was polled.
+    """
+    return max(wire.parse_int(header) or 0, reset_generation(assignment))
+
+
+def with_generation(
+    headers: Headers, assignment: Assignment | None, *, has_come_back: bool
+) -> list[tuple[str, bytes | None]]:
+    """The headers of a message that is to come back to its group, or may be: with the reset that it
+    was handled after.
+
+    :param has_come_back: it came back before, so its headers are our own.
+    """
+    header = next((value for name, value in headers if name == GENERATION), None)
+    generation = message_generation(header if has_come_back else None, assignment)
+    found = headers_without(headers, (GENERATION,))
+    if generation:
+        found.append((GENERATION, str(generation).encode()))
+    return found
+
+
 def dead_letter_maker(
-    group: str, topic: Callable[[str], str], clock: Clock
+    group: str,
+    topic: Callable[[str], str],
+    clock: Clock,
+    has_come_back: Callable[[str], bool] = lambda topic: False,
 ) -> Callable[[Delivery], Outgoing]:
     """Makes the dead letter of a delivery that has a reason.
 
     :param topic: the dead letter topic of a source topic.
+    :param has_come_back: whether what is read from a topic has come back to the group.
     """
 
     def make_dead_letter(delivery: Delivery) -> Outgoing:
         batch, index, reason = delivery.fetched.batch, delivery.index, delivery.reason
         if reason is None:
             raise ValueError("a delivery without a reason has no dead letter")
-        headers = headers_without(batch.headers(index), (ID,), ERROR_PREFIX)
+        headers = with_generation(
+            copied_headers(headers_without(batch.headers(index), (ID,), ERROR_PREFIX)),
+            delivery.fetched.state.assignment,
+            has_come_back=has_come_back(batch.topic),
+        )
         record = Record(batch.values[index], batch.keys[index], batch.id(index), headers)
         failed_at = (batch.topic, batch.partition, str(batch.offset(index)))
         return topic(batch.topic), dead_letter_record(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 from streams.processing.committer import PartitionProgress
 from streams.processing.executor import Executor
@@ -66,15 +66,77 @@ class ProcessorStats:
 
 
 @dataclass(frozen=True, slots=True)
+class AggregateStats:
+    """Figures of one aggregate type in this process, since the app was entered.
+
+    :param decisions: calls of :meth:`Aggregate.decide` and :meth:`Aggregate.append`.
+    :param conflicts: appends that came too late.
+    :param retries: decisions that were called again because of one.
+    :param appends: that count.
+    :param events: that they have.
+    :param refused: appends that the log refused: too late, behind a final event, or upon events
+        that it does not have.
+    :param caused: decisions that found what was appended for their cause before.
+    :param load_durations: how long it took to read histories, or to catch up with them.
+    :param cached: states in the cache.
+    :param cached_bytes: what they take, about.
+    :param snapshots: that were written.
+    :param snapshots_used: loads that began at one.
+    :param snapshots_useless: that were found and could not be read.
+    :param snapshots_failed: that could not be written.
+    :param snapshot_age: seconds since one was written; None: none was.
+    :param undecodable: aggregates that are stopped by an event that cannot be decoded.
+    :param truncated: times that the log did not have what it had acknowledged.
+    :param failures: calls that ended because the log refused or did not answer.
+    :param uncounted: records in the event topic that count for no history, as far as this process
+        has read it: of appends that came too late, or foreign. Only Kafka lets any in.
+    """
+
+    decisions: int
+    conflicts: int
+    retries: int
+    appends: int
+    events: int
+    refused: int
+    caused: int
+    load_durations: Durations
+    cache_hits: int
+    cache_misses: int
+    cached: int
+    cached_bytes: int
+    snapshots: int
+    snapshots_used: int
+    snapshots_useless: int
+    snapshots_failed: int
+    snapshot_age: float | None
+    undecodable: int
+    truncated: int
+    failures: int
+    uncounted: int
+
+    @property
+    def loads(self) -> int:
+        """Histories that were read, or caught up with."""
+        return self.load_durations.number
+
+    @property
+    def load_seconds(self) -> float:
+        """How long that took altogether."""
+        return self.load_durations.total
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """Figures of an app.
 
     :param processors: by processor name.
     :param published: records acknowledged since the app was entered.
+    :param aggregates: by aggregate name.
     """
 
     processors: Mapping[str, ProcessorStats]
     published: int
+    aggregates: Mapping[str, AggregateStats] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +172,52 @@ class ProcessorHealth:
         return well and not self.overdue and not self.contested
 
 
+class StoppedAggregate(NamedTuple):
+    """An aggregate upon which nothing can be decided in this process.
+
+    :param id: its ID.
+    :param version: of the event that cannot be decoded.
+    :param reason: why not.
+    """
+
+    id: str
+    version: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AggregateHealth:
+    """How one aggregate type is in this process.
+
+    :param open: its event topic is there, and it can be used.
+    :param undecodable: the aggregates that are stopped by an event that cannot be decoded, as far
+        as somebody asked for them here. Others go on, and a restart helps only with other code, so
+        it makes the app not unready.
+    :param truncated: as in :class:`AggregateStats`. It makes nothing unhealthy: alert on it.
+    """
+
+    open: bool
+    undecodable: tuple[StoppedAggregate, ...] = ()
+    truncated: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Nothing needs a person's attention."""
+        return self.open and not self.undecodable
+
+
+class ReportingAggregate(Protocol):
+    """An aggregate type, as the app asks it how it is."""
+
+    def stats(self) -> AggregateStats:
+        """Figures of this moment."""
+        ...
+
+    def health(self) -> AggregateHealth:
+        """How it is."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Health:
     """How an app is.
@@ -117,11 +225,13 @@ class Health:
     :param connected: the app is entered and its log open.
     :param processors: by processor name.
     :param stopping: it is on its way out and takes in nothing more.
+    :param aggregates: by aggregate name.
     """
 
     connected: bool
     processors: Mapping[str, ProcessorHealth]
     stopping: bool = False
+    aggregates: Mapping[str, AggregateHealth] = field(default_factory=dict)
 
     @property
     def live(self) -> bool:
@@ -130,12 +240,14 @@ class Health:
 
     @property
     def ready(self) -> bool:
-        """Messages are handled: the app is connected and stays so, its processors run, and the log
-        answers them. Overdue handlers, which are slow and no more, do not count."""
+        """Messages are handled: the app is connected and stays so, its processors run, the log
+        answers them, and its aggregates can be used. Overdue handlers, which are slow and no more,
+        do not count."""
         return (
             self.connected
             and not self.stopping
             and all(each.running and each.reachable for each in self.processors.values())
+            and all(each.open for each in self.aggregates.values())
             and self.live
         )
 
@@ -146,18 +258,28 @@ class Health:
         :param ok: the page's answer.
         :param more: further fields.
         """
-        return {
+        found = {
             "ok": ok,
             **more,
             "connected": self.connected,
             "stopping": self.stopping,
             "processors": {name: _without_text(each) for name, each in self.processors.items()},
         }
+        if self.aggregates:
+            found["aggregates"] = {
+                name: asdict(each) | {"undecodable": len(each.undecodable)}
+                for name, each in self.aggregates.items()
+            }
+        return found
 
     @property
     def ok(self) -> bool:
-        """The app is connected and every processor is well."""
-        return self.connected and all(each.ok for each in self.processors.values())
+        """The app is connected, and every processor and aggregate is well."""
+        return (
+            self.connected
+            and all(each.ok for each in self.processors.values())
+            and all(each.ok for each in self.aggregates.values())
+        )
 
 
 def _without_text(health: ProcessorHealth) -> dict[str, Any]:

@@ -185,6 +185,10 @@ class Batch:
     decode_errors: Mapping[int, Exception] = MappingProxyType({})
     """Why the values of some messages cannot be decoded, by index, where that is known before."""
 
+    skipped_to = 0
+    """Where messages were left out because they are none (:mod:`streams.log.event_filter`): all
+    below this offset was looked at. 0 where nothing was. Such a batch may be empty."""
+
     def __init__(
         self,
         topic: str,
@@ -483,3 +487,29 @@ def make_message(
     message._index = index  # noqa: SLF001
     message._transaction = transaction  # noqa: SLF001
     return message
+
+
+def numbered_message(message: Message[Any], value: Any, number: int) -> Message[Any]:
+    """One of the values that a message stands for, as a message of its own at the same place.
+
+    :param number: which one, from 0; its ID is the message's with ``#number``.
+    """
+    batch = numbered_batch(message._batch, message._index, number)  # noqa: SLF001
+    return make_message(value, batch, 0, message.attempt, message._transaction)  # noqa: SLF001
+
+
+def numbered_batch(batch: Batch, index: int, number: int) -> Batch:
+    """One row of a batch as one of the values that it stands for."""
+    id = f"{batch.id(index)}#{number}"
+    others = headers_without(batch.headers(index), (ID,))
+    return Batch(
+        batch.topic,
+        batch.partition,
+        (batch.offset(index),),
+        [batch.keys[index]],
+        [batch.values[index]],
+        [id + identity_suffix(batch.ids[index])],
+        [[(ID, id.encode("utf-8", "surrogateescape")), *others]],
+        [batch.time(index)],
+        batch.assignment,
+    )

@@ -86,6 +86,11 @@ class ProcessorOptions:
             yield "filter is an async function; use a plain one"
         if self.to is not None and not isinstance(self.to, Topic):
             yield f"to={self.to!r}: a topic from app.topic(...)"
+        elif self.to is not None and self.to.is_read_only:
+            yield (
+                f"to={self.to.name!r}: holds the histories of an aggregate, and only its decide() "
+                "and append() write to it: call them in the handler"
+            )
         if isinstance(self.start, datetime):
             if self.start.tzinfo is None:
                 yield f"start={self.start!r} has no time zone"

@@ -33,12 +33,23 @@ def ensure_declared_topics(
     for name, topics in by_name.items():
         for topic in topics:
             check_retention(name, topic.retention or Retention(), capabilities)
+    processors = list(processors)
     dead_letter_topics = _dead_letter_topics(processors)
-    for name, topics in by_name.items():
+    sources = _dead_letter_sources(processors)
+
+    def depth(name: str) -> int:
+        """How many topics have to be there before it."""
+        count = 0
+        while name in sources and count < len(sources):
+            name, count = sources[name], count + 1
+        return count
+
+    for name in sorted(by_name, key=depth):
+        topics = by_name[name]
         for_letters = name in dead_letter_topics or any(each.for_dead_letters for each in topics)
         config = capabilities.dead_letter_config if for_letters else None
         try:
-            _ensure_declared_topic(log, topics, config)
+            _ensure_declared_topic(log, topics, config, sources.get(name))
         except NotFound:
             if not missing_ok:
                 raise
@@ -53,22 +64,41 @@ def _dead_letter_topics(processors: Iterable[Processor[..., Any]]) -> set[str]:
     }
 
 
+def _dead_letter_sources(processors: Iterable[Processor[..., Any]]) -> dict[str, str]:
+    """By the name of a topic for dead letters: the topic that they come from."""
+    sources: dict[str, str] = {}
+    for processor in processors:
+        if processor.has_group_topics:
+            for source in processor.topics:
+                name = processor.options.dead_letters.name(source, processor.group)
+                sources.setdefault(name, source)
+    return sources
+
+
 def _ensure_declared_topic(
-    log: Log, topics: Sequence[Topic[Any]], config: Mapping[str, str] | None
+    log: Log,
+    topics: Sequence[Topic[Any]],
+    config: Mapping[str, str] | None,
+    source: str | None = None,
 ) -> None:
     """Create a topic, or find it as it is declared.
 
     :param topics: its declarations, which do not contradict each other.
     :param config: settings that it is created with.
+    :param source: the topic whose dead letters it gets, and whose number of partitions, unless it
+        is declared with its own.
     """
     name = topics[0].name
     partitions = next((each.partitions for each in topics if each.partitions), None)
     retention = next((each.retention for each in topics if each.retention), Retention())
     internal = any(each.internal for each in topics)
-    if partitions is None and not internal and not log.capabilities.creates_topics:
-        log.topic(name)
-        return
     default_partitions = partitions or max(each.default_partitions for each in topics)
+    if partitions is None and not internal:
+        if source is not None:
+            default_partitions = log.topic(source).partitions
+        elif not log.capabilities.creates_topics:
+            log.topic(name)
+            return
     info = ensure_topic(log, name, default_partitions, retention, config)
     if partitions is not None and info.partitions != partitions:
         raise TopicMismatch(

@@ -9,6 +9,8 @@
             h.clock.advance(60)          # retries that wait are due now
             await h.settled()
             assert await h.dead(orders, group="totals") == []
+
+What an aggregate decides is tested without a log, by :func:`given`.
 """
 
 from __future__ import annotations
@@ -25,11 +27,12 @@ from streams.clock import SYSTEM
 from streams.clock import Clock as ClockProtocol
 from streams.config import DeadLetters
 from streams.errors import ConfigError, ProcessorDied
+from streams.eventsourcing import Given, When, given
 from streams.log.protocol import Log, TopicPartition
 from streams.message import Message
 from streams.topic import Topic
 
-__all__ = ["Clock", "Harness", "harness"]
+__all__ = ["Clock", "Given", "Harness", "When", "given", "harness"]
 
 T = TypeVar("T")
 

@@ -51,6 +51,8 @@ class Topic(Generic[T]):
     created on Kafka unless its partitions are declared, as their number can never change."""
     for_dead_letters = False
     """Dead letters go to it: it is created with the settings of a dead letter topic."""
+    is_read_only = False
+    """It is published to by nobody: it has the events of an aggregate, which alone writes them."""
 
     def __init__(
         self,

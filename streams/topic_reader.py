@@ -11,7 +11,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from datetime import datetime, timedelta
-from typing import Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 from stream_codecs import DecodeError
 from streams.cancellation import run_in_thread
@@ -20,8 +20,8 @@ from streams.decoding import Source
 from streams.errors import ConfigError, InvalidValue, NotFound
 from streams.log.protocol import Log
 from streams.log.range_reader import READ_LIMIT, OffsetRange, PartitionCursor, merge_by_time
-from streams.message import Message, Position, make_message
-from streams.processing.job import Skip
+from streams.message import Message, Position, make_message, numbered_message
+from streams.processing.job import Several, Skip
 from streams.text import get_logger
 
 T = TypeVar("T")
@@ -234,7 +234,7 @@ class TopicReader(Generic[T]):
                 if self._key is not None and batch.keys[index] != self._key:
                     continue
                 try:
-                    value = self._decoder.decode_one(batch, index)
+                    value: Any = self._decoder.decode_one(batch, index)
                 except Skip:
                     continue
                 except DecodeError as error:
@@ -245,7 +245,12 @@ class TopicReader(Generic[T]):
                     self.skipped += 1
                     logger.warning("reading %s: %s", where, error)
                     continue
-                yield make_message(value, batch, index, 1)
+                message = make_message(value, batch, index, 1)
+                if type(value) is not Several:
+                    yield message
+                    continue
+                for number, each in enumerate(value.values):
+                    yield numbered_message(message, each, number)
         finally:
             for cursor in self._cursors:
                 cursor.close()

@@ -17,6 +17,7 @@ from streams.processing.async_executor import AsyncExecutor
 from streams.processing.executor import Executor
 from streams.processing.handler_transaction import HandlerTransaction
 from streams.processing.job import Job, Outgoing
+from streams.processing.several import expand_several
 from streams.processing.thread_executor import ThreadExecutor
 from streams.processor import Processor
 
@@ -50,40 +51,44 @@ def make_job(
     sources: dict[str, Source[Any]] = {}
     for topic in options.topics:
         sources[topic.name] = sources[dead_letters.retry(topic.name, group)] = topic
-    return processor.adapt_job(
-        Job(
-            name=processor.name,
-            group=group,
-            topics=tuple(sources),
-            function=processor.function,
-            asynchronous=processor.signature.asynchronous,
-            wants_message=processor.signature.wants_message,
-            decodings={name: topic.decoding for name, topic in sources.items()},
-            concurrency=options.concurrency,
-            batch=options.batch,
-            filter=options.filter,
-            timeout=options.timeout,
-            retry=options.retry,
-            dedup=options.dedup,
-            flow=options.flow,
-            clock=connection.clock,
-            encode_results=_result_encoder(processor),
-            dead_letter=derived_records.dead_letter_maker(
-                group, lambda topic: dead_letters.name(sources[topic].name, group), connection.clock
-            ),
-            write_derived=connection.publisher.publish_durably,
-            attempt_log=processor.attempt_log,
-            observer=processor.attempt_log,
-            key_parking=processor.key_parking,
-            start_positions=start_positions,
-            member=member,
-            transactions=(
-                connection.log.capabilities.transactions
-                and options.to is None
-                and processor.key_parking is None
-            ),
-        )
+    job = Job(
+        name=processor.name,
+        group=group,
+        topics=tuple(sources),
+        function=processor.function,
+        asynchronous=processor.signature.asynchronous,
+        wants_message=processor.signature.wants_message,
+        decodings={name: topic.decoding for name, topic in sources.items()},
+        concurrency=options.concurrency,
+        batch=options.batch,
+        filter=options.filter,
+        timeout=options.timeout,
+        retry=options.retry,
+        dedup=options.dedup,
+        flow=options.flow,
+        clock=connection.clock,
+        encode_results=_result_encoder(processor),
+        dead_letter=derived_records.dead_letter_maker(
+            group,
+            lambda topic: dead_letters.name(sources[topic].name, group),
+            connection.clock,
+            lambda topic: sources[topic].name != topic,
+        ),
+        write_derived=connection.publisher.publish_durably,
+        attempt_log=processor.attempt_log,
+        observer=processor.attempt_log,
+        key_parking=processor.key_parking,
+        start_positions=start_positions,
+        member=member,
+        transactions=(
+            connection.log.capabilities.transactions
+            and options.to is None
+            and processor.key_parking is None
+        ),
     )
+    if any(topic.decoding.gives_several for topic in options.topics):
+        job = expand_several(job)
+    return processor.adapt_job(job)
 
 
 def _result_encoder(

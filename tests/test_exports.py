@@ -12,20 +12,25 @@ from typing import cast
 import pytest
 
 import streams
-from streams import patterns
+from streams import eventsourcing, patterns, testing
 from streams.patterns import monitoring
 
 
 def test_every_public_name_is_found_where_it_is_said_to_be() -> None:
-    for module in (streams, patterns):
+    for module in (streams, patterns, eventsourcing):
         assert list(module.__all__) == sorted(module.__all__)
         for name in module.__all__:
             assert getattr(module, name) is not None
     for name in dir(patterns):
         assert getattr(streams, name) is getattr(patterns, name)
+    for name in {*dir(eventsourcing)} - {"Given", "When", "given"}:
+        assert getattr(streams, name) is getattr(eventsourcing, name)
+    for name in testing.__all__:
+        assert getattr(testing, name) is not None
+    assert testing.given is eventsourcing.given
 
 
-@pytest.mark.parametrize("module", [streams, patterns, monitoring])
+@pytest.mark.parametrize("module", [streams, patterns, monitoring, eventsourcing])
 def test_type_checkers_are_told_the_same_names(module: ModuleType) -> None:
     tree = ast.parse(Path(str(module.__file__)).read_text())
     branch = next(node for node in tree.body if isinstance(node, ast.If))

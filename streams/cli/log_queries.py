@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -37,3 +38,31 @@ def count_all(log: Log, topic: str, partitions: int) -> int | None:
         log.lag(topic, partition, log.watermarks(topic, partition)[0])
         for partition in range(partitions)
     )
+
+
+INDEX_LOOK = 0.05
+"""Seconds between looks at how far an index is."""
+
+INDEX_PATIENCE = 30.0
+"""Seconds without progress after which nothing more is shown; whoever reads is told why."""
+
+
+def await_index(log: Log, topic: str) -> None:
+    """Wait until a log knows which records of an event topic count, and show how far it is."""
+    from streams.cli import output
+    from streams.log.events import EventLog
+
+    if not isinstance(log, EventLog):
+        return
+    passed, total = log.index_progress(topic)
+    if passed >= total:
+        return
+    with output.progress_bar(f"finding out which events of {topic} count") as show_progress:
+        since = time.monotonic()
+        while passed < total and time.monotonic() < since + INDEX_PATIENCE:
+            show_progress(passed, total)
+            time.sleep(INDEX_LOOK)
+            before = passed
+            passed, total = log.index_progress(topic)
+            if passed != before:
+                since = time.monotonic()

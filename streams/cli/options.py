@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Option
@@ -43,6 +43,14 @@ Partition = Annotated[
     int | None, Option("--partition", "-p", min=0, metavar="N", help="Only this partition.")
 ]
 Key = Annotated[str | None, Option("--key", "-k", metavar="KEY", help="Only messages of this key.")]
+Index = Annotated[
+    str | None,
+    Option(
+        "--index",
+        metavar="DIR",
+        help="On Kafka: a folder that keeps for the next call which events count.",
+    ),
+]
 
 
 def argument_bytes(text: str) -> bytes:
@@ -64,13 +72,20 @@ def resolve_url(url: str | None) -> ChosenUrl:
 
 
 @contextmanager
-def open_url(url: str | ChosenUrl | None, mode: OpenMode = "rw") -> Iterator[Log]:
+def open_url(
+    url: str | ChosenUrl | None,
+    mode: OpenMode = "rw",
+    driver_config: Mapping[str, Any] | None = None,
+    index: str | None = None,
+) -> Iterator[Log]:
     """The log of ``--url``, else of the environment, closed afterwards. A person who looks on is
     told which one it is.
 
     :param url: ``--url``, or a choice that was made already.
     :param mode: ``ro`` for a command that only looks, ``rwc`` for one that may make a file.
-    :raises UsageError: neither is given.
+    :param driver_config: the app's, where the log is one's.
+    :param index: the folder of ``--index``.
+    :raises UsageError: neither is given; or an index, and the log has none.
     :raises NotFound: there is no such file.
     """
     from streams.cli import output
@@ -81,7 +96,11 @@ def open_url(url: str | ChosenUrl | None, mode: OpenMode = "rw") -> Iterator[Log
     configure_warnings()
     if sys.stderr.isatty():
         output.print_note(f"on {source}")
-    with closing(open_log(source.url, mode=mode)) as log:
+    if index is not None:
+        if not source.url.startswith("kafka"):
+            raise UsageError("--index: only Kafka has to find out which events count; leave it out")
+        driver_config = {**(driver_config or {}), "event_index": index}
+    with closing(open_log(source.url, driver_config, mode=mode)) as log:
         try:
             yield log
         except NotFound as error:

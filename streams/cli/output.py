@@ -95,10 +95,12 @@ def call_or_report(name: str, make: Callable[[], T]) -> T | None:
 
 
 def print_hidden_count(count: int, noun: str) -> None:
-    """Say that so many of the toolkit's own were left out of a list."""
+    """Say that so many topics of the toolkit's own, or groups that read only such, were left out of
+    a list."""
     if count:
-        are = "is" if count == 1 else "are"
-        print_note(f"{plural(count, noun)} of the toolkit's own {are} not shown; --all shows all")
+        are, own = "is" if count == 1 else "are", "of the toolkit's own"
+        which = f"{own} topics alone" if noun == "group" else own
+        print_note(f"{plural(count, noun)} {which} {are} not shown; --all shows all")
 
 
 def print_rows(
@@ -254,10 +256,37 @@ def position_text(log: Log, batch: Batch, index: int) -> str:
     return f"{batch.topic}/{batch.partition}/{log.format_offset(batch.offsets[index])}"
 
 
-def json_line(log: Log, batch: Batch, index: int) -> bytes:
-    """A message as one line of JSON; nothing where it cannot be shown, which is said."""
-    where = position_text(log, batch, index)
-    return call_or_report(where, lambda: json_bytes(message_json(log, batch, index))) or b""
+def json_line(log: Log, batch: Batch, index: int, *, is_event: bool = False) -> bytes:
+    """A message as one line of JSON; nothing where it cannot be shown, which is said.
+
+    :param is_event: of an event topic: its aggregate and version are shown.
+    """
+
+    def make_line() -> bytes:
+        found = message_json(log, batch, index)
+        return json_bytes({**found, **event_json(batch, index)} if is_event else found)
+
+    return call_or_report(position_text(log, batch, index), make_line) or b""
+
+
+def event_json(batch: Batch, index: int) -> dict[str, Any]:
+    """Which aggregate an event is of, its version, and what it was appended for if that is said."""
+    from streams.log.event_headers import cause_of
+
+    key, cause = batch.keys[index] or b"", cause_of(batch.headers(index))
+    name, text = (
+        ("aggregate", key.decode()) if _is_text(key) else ("aggregate_base64", base64_text(key))
+    )
+    found = {name: text, "version": _event_version(batch, index)}
+    return {**found, "cause": printable_text(cause)} if cause else found
+
+
+def _event_version(batch: Batch, index: int) -> int | None:
+    """The version that an event has in its history."""
+    from streams.log.event_headers import event_header, event_version, parse_event
+
+    header = parse_event(event_header(batch.headers(index)), batch.id(index))
+    return None if header is None else event_version(header)
 
 
 def message_json(log: Log, batch: Batch, index: int) -> dict[str, Any]:
@@ -325,8 +354,11 @@ def _is_text(data: bytes) -> bool:
     return True
 
 
-def message_line(log: Log, batch: Batch, index: int, *, colour: bool) -> str:
-    """A message for a person: when, where, key, value."""
+def message_line(
+    log: Log, batch: Batch, index: int, *, colour: bool, is_event: bool = False
+) -> str:
+    """A message for a person: when, where, key, value; of an event, the version behind the key,
+    which is its aggregate's ID."""
     position = position_text(log, batch, index).removeprefix(f"{batch.topic}/")
     key, data = bytes_text(batch.keys[index]), batch.values[index]
     batch.headers(index)  # what cannot be read is known once it was tried
@@ -334,6 +366,8 @@ def message_line(log: Log, batch: Batch, index: int, *, colour: bool) -> str:
     if index in batch.unreadable:
         content += f"  (headers cannot be read: {escape(batch.unreadable[index])})"
     cells = [iso_time(batch.time(index)), position, "-" if key is None else escape(key)]
+    if is_event:
+        cells[2] += f" v{_event_version(batch, index)}"
     if colour:
         cells = [f"\x1b[{code}m{cell}\x1b[0m" for code, cell in zip((2, 36, 1), cells, strict=True)]
     return f"{'  '.join(cells)}  {content}\n"

@@ -65,6 +65,8 @@ def publish(
       [cyan]streams publish orders o.jsonl --key-field customer --id-field id[/cyan]
       [cyan]tail -F app.log | jq -c --unbuffered .event | streams publish app[/cyan]
     """
+    from streams.log.events import events_only
+
     if key is not None and key_field is not None:
         raise UsageError("--key and --key-field: give one of them")
     maker = _RecordMaker(None if key is None else argument_bytes(key), key_field, id_field)
@@ -72,7 +74,8 @@ def publish(
     with ExitStack() as stack:
         source, size = stack.enter_context(_open_source(file))
         log = stack.enter_context(open_url(url))
-        log.topic(topic)
+        if log.topic(topic).is_event_topic:
+            raise events_only(topic, "published to")
         show_progress = stack.enter_context(output.progress_bar(f"publishing to {topic}"))
         for lines in _read_lines(source):
             records, problem = _make_records(maker, lines.lines, skip=skip)

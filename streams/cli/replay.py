@@ -15,13 +15,23 @@ from typer import Argument, Option
 from streams.cli import output
 from streams.cli.app_loading import load_app
 from streams.cli.command_errors import INTERRUPTED, CommandFailed, UsageError, print_error
+from streams.cli.log_queries import await_index
 from streams.cli.offset_arguments import (
     OFFSET_HELP,
     format_positions,
     parse_offsets,
     require_partition,
 )
-from streams.cli.options import AppUrl, Json, Key, Partition, argument_bytes, open_url, resolve_url
+from streams.cli.options import (
+    AppUrl,
+    Index,
+    Json,
+    Key,
+    Partition,
+    argument_bytes,
+    open_url,
+    resolve_url,
+)
 from streams.text import did_you_mean, error_text
 
 if TYPE_CHECKING:
@@ -106,6 +116,7 @@ def replay(
     errors: Annotated[
         OnError, Option("--errors", help="At a message that fails for good.")
     ] = OnError.stop,
+    index: Index = None,
     url: AppUrl = None,
     json: Json = False,
 ) -> None:
@@ -118,6 +129,8 @@ def replay(
       What it returns is not published, and nothing becomes a dead letter.
 
       [cyan]--to TOPIC[/cyan] writes them as they stand: bytes, key, headers and ID.
+
+    Of the events of an aggregate, its ID and their versions are printed.
 
     No group is joined. To let a group itself go over a topic again, with all
     that it writes, see [cyan]streams reset[/cyan].
@@ -146,8 +159,10 @@ def replay(
     app = None if target is None else load_app(target, url)
     url_source = resolve_url(url) if app is None else app.url_source
     if into is None and to is None:
-        _print_range(span, url_source, rate)
+        _print_range(span, url_source, rate, index)
         return
+    if index is not None:
+        raise UsageError("--index: for what is printed; an app says event_index= in its URL")
     app = Streams(url_source.url) if app is None else app
     if not json:
         output.print_note(f"replaying {topic} on {url_source}")
@@ -162,7 +177,9 @@ def replay(
         output.print_note(_summary_text(result, began))
 
 
-def _print_range(span: _Range, url_source: ChosenUrl, rate: float | None) -> None:
+def _print_range(
+    span: _Range, url_source: ChosenUrl, rate: float | None, index: str | None
+) -> None:
     """The range as JSON lines."""
     from streams.log.range_reader import RangeReader
     from streams.replay.result import total_messages
@@ -170,9 +187,12 @@ def _print_range(span: _Range, url_source: ChosenUrl, rate: float | None) -> Non
     from streams.topic_reader import resolve_ranges
 
     with ExitStack() as stack:
-        log = stack.enter_context(open_url(url_source, "ro"))
+        log = stack.enter_context(open_url(url_source, "ro", index=index))
         span.require_partitions(log)
         topic, now = span.topic, time.time()
+        holds_events = log.topic(topic).is_event_topic
+        if holds_events:
+            await_index(log, topic)
         ranges = resolve_ranges(log, topic, span.start, span.end, partition=span.partition, now=now)
         rows = stack.enter_context(closing(RangeReader(log, topic, ranges, key=span.key)))
         bucket, total = TokenBucket(rate), total_messages(log, topic, ranges)
@@ -186,7 +206,8 @@ def _print_range(span: _Range, url_source: ChosenUrl, rate: float | None) -> Non
             if not chunk:
                 break
             for row in chunk:
-                output.write_bytes(output.json_line(log, row.batch, row.index))
+                line = output.json_line(log, row.batch, row.index, is_event=holds_events)
+                output.write_bytes(line)
             sys.stdout.buffer.flush()
             bucket.consume(len(chunk))
             show_progress(rows.scanned, total)

@@ -64,9 +64,9 @@ def reset(
         running_members = len(log.group(group).members)
         if not dry_run:
             try:
-                apply_reset(log, group, topic, moves, force=force)
+                apply_reset(log, group, topic, moves, now=time.time(), force=force)
             except GroupNotEmpty as error:
-                raise CommandFailed(f"{error} (--force)") from error
+                raise CommandFailed(f"{error}, or add --force") from error
         rows = [_move_json(log, move) for move in moves]
     if json:
         result = {"group": group, "topic": topic, "moved": not dry_run, "members": running_members}

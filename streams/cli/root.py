@@ -12,7 +12,19 @@ from typer import Option
 from typer.core import TyperGroup
 from typing_extensions import override
 
-from streams.cli import dead, doctor, groups, publish, replay, reset, run_app, saga, tail, topics
+from streams.cli import (
+    aggregates,
+    dead,
+    doctor,
+    groups,
+    publish,
+    replay,
+    reset,
+    run_app,
+    saga,
+    tail,
+    topics,
+)
 from streams.cli.command_errors import (
     DONE,
     FAILED,
@@ -96,6 +108,7 @@ app.command("replay")(replay.replay)
 app.command("reset")(reset.reset)
 app.add_typer(dead.app, name="dead")
 app.add_typer(saga.app, name="saga")
+app.add_typer(aggregates.app, name="aggregates")
 
 
 def run(arguments: Sequence[str]) -> int:

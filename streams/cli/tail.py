@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from contextlib import closing
 from functools import partial
@@ -16,12 +16,13 @@ from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.command_errors import UsageError, print_error
+from streams.cli.log_queries import await_index
 from streams.cli.offset_arguments import OFFSET_HELP, parse_offsets, require_partition
-from streams.cli.options import Json, Key, Partition, Url, argument_bytes, open_url
+from streams.cli.options import Index, Json, Key, Partition, Url, argument_bytes, open_url
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
-    from streams.log.range_reader import LogRow
+    from streams.log.range_reader import LogRow, OffsetRanges
 
 POLL_INTERVAL = 0.2
 """Seconds between looks at whether something arrived."""
@@ -48,12 +49,18 @@ def tail(
     ] = None,
     partition: Partition = None,
     key: Key = None,
+    raw: Annotated[
+        bool,
+        Option("--raw", help="Of an event topic, all records as they stand, whatever they are."),
+    ] = False,
+    index: Index = None,
     url: Url = None,
     json: Json = False,
 ) -> None:
     """Show the last messages of a topic, and what arrives.
 
-    No group is joined, and no position moves.
+    No group is joined, and no position moves. Of the events of an aggregate, its
+    ID and their versions are shown; on Kafka it is first found out which count.
 
     [bold]Examples[/bold]
 
@@ -75,19 +82,58 @@ def tail(
         offsets = "latest"
     # With a key, how far back its last messages are is not known.
     begin = offsets if offsets is not None else -count if key_bytes is None else "earliest"
-    with open_url(url, "ro") as log:
-        printer = _MessagePrinter(log, json=json)
-        require_partition(offsets, "--from", partition, log.topic(topic).partitions)
+    with open_url(url, "ro", index=index) as log:
+        info = log.topic(topic)
+        holds_events = info.is_event_topic and not raw
+        printer = _MessagePrinter(log, json=json, holds_events=holds_events)
+        require_partition(offsets, "--from", partition, info.partitions)
         now = time.time()
         ranges = resolve_ranges(log, topic, begin, "latest", partition=partition, now=now)
-        with closing(RangeReader(log, topic, ranges, key=key_bytes)) as rows:
-            last = offsets is None
-            printer.print_rows(deque(rows, maxlen=count) if last else islice(rows, number))
+        if holds_events:
+            await_index(log, topic)
+        if holds_events and begin == -count:
+            printer.print_rows(_last_events(log, topic, ranges, count))
+        else:
+            with closing(RangeReader(log, topic, ranges, key=key_bytes, raw=raw)) as rows:
+                last = offsets is None
+                printer.print_rows(deque(rows, maxlen=count) if last else islice(rows, number))
         if follow:
-            _follow(printer, topic, {p: end for p, (_, end) in ranges.items()}, key_bytes)
+            ends = {p: end for p, (_, end) in ranges.items()}
+            _follow(printer, topic, ends, key_bytes, raw=raw)
 
 
-def _follow(printer: _MessagePrinter, topic: str, ends: dict[int, int], key: bytes | None) -> None:
+def _last_events(log: Log, topic: str, ranges: OffsetRanges, count: int) -> list[LogRow]:
+    """The last events there are: how far back these are is not known, as not every record is one.
+
+    :param ranges: the last records, as many of each partition.
+    """
+    from streams.log.range_reader import OffsetRange, RangeReader
+
+    looked_at = dict.fromkeys(ranges, count)
+    while True:
+        found: deque[LogRow] = deque(maxlen=count)
+        events = Counter[int]()
+        with closing(RangeReader(log, topic, ranges)) as rows:
+            for row in rows:
+                found.append(row)
+                events[row.batch.partition] += 1
+        too_few = [
+            number
+            for number, range in ranges.items()
+            if events[number] < count and range.start > log.watermarks(topic, number)[0]
+        ]
+        if not too_few:
+            return list(found)
+        for number in too_few:
+            looked_at[number] *= 4
+            end = ranges[number].end
+            start = log.offset_before(topic, number, end, looked_at[number])
+            ranges = {**ranges, number: OffsetRange(start, end)}
+
+
+def _follow(
+    printer: _MessagePrinter, topic: str, ends: dict[int, int], key: bytes | None, *, raw: bool
+) -> None:
     from streams.errors import Unavailable
     from streams.log.range_reader import OffsetRange, RangeReader
 
@@ -95,7 +141,7 @@ def _follow(printer: _MessagePrinter, topic: str, ends: dict[int, int], key: byt
     while True:
         try:
             ranges = {p: OffsetRange(at, log.watermarks(topic, p)[1]) for p, at in ends.items()}
-            with closing(RangeReader(log, topic, ranges, key=key)) as rows:
+            with closing(RangeReader(log, topic, ranges, key=key, raw=raw)) as rows:
                 for row in rows:
                     printer.print_row(row)
                     ends[row.batch.partition] = row.position.offset + 1
@@ -111,10 +157,14 @@ def _follow(printer: _MessagePrinter, topic: str, ends: dict[int, int], key: byt
 
 
 class _MessagePrinter:
-    """Messages on standard output."""
+    """Messages on standard output.
 
-    def __init__(self, log: Log, *, json: bool) -> None:
+    :param holds_events: they are the events of an aggregate.
+    """
+
+    def __init__(self, log: Log, *, json: bool, holds_events: bool) -> None:
         self.log = log
+        self._holds_events = holds_events
         self._json = json
         self._colour = not json and sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
@@ -126,9 +176,11 @@ class _MessagePrinter:
     def print_row(self, row: LogRow) -> None:
         place = self.log, row.batch, row.index
         if self._json:
-            output.write_bytes(output.json_line(*place))
+            output.write_bytes(output.json_line(*place, is_event=self._holds_events))
             return
-        make_line = partial(output.message_line, *place, colour=self._colour)
+        make_line = partial(
+            output.message_line, *place, colour=self._colour, is_event=self._holds_events
+        )
         line = output.call_or_report(output.position_text(*place), make_line)
         if line is not None:
             output.write_bytes(line.encode("utf-8", "backslashreplace"))

@@ -192,6 +192,7 @@ def set_retention(
       [cyan]streams topics retain orders --for-ever[/cyan]
     """
     from streams.config import Retention
+    from streams.log.events import events_only
 
     retention = _parse_retention(keep_for, keep, keep_bytes, compacted=compacted)
     if for_ever == (retention != Retention()):
@@ -202,6 +203,8 @@ def set_retention(
     with open_url(url) as log:
         info = log.topic(topic)
         if not for_ever:
+            if info.is_event_topic:
+                raise events_only(topic, "trimmed")
             before, after = map(output.retention_text, (info.retention, retention))
             confirm(
                 f"{topic}: {before}. {after.capitalize()} from now on, and delete what is beyond "

@@ -6,12 +6,16 @@
   handle them again (Confluent's Parallel Consumer stores the same kind of map).
 * **floor**: where the group last started or was reset to. Identities below it do not count for
   deduplication.
+* **generation**: which reset the group goes on from; 0 before the first. What a message is handled
+  for once more on purpose has another generation than what is merely redelivered.
 
 Settled set and floor travel as an opaque ASCII string of at most 4,095 characters, in the shorter
 of two forms:
 
 ``1r<floor><run>...``   runs: lengths of unsettled and settled stretches in turn
 ``1b<floor><bitmap>``   one bit an offset from the position on, base64url
+
+After a reset these begin with ``2r<generation>`` and ``2b<generation>``.
 
 Numbers are written base 32, least digit first, with a continuation bit (64 letters in all). ``~``
 before a number says that it changes the high half of a 128-bit offset (Redis' milliseconds); the
@@ -38,8 +42,12 @@ Range = tuple[int, int]
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _DIGIT = {letter: digit for digit, letter in enumerate(_ALPHABET)}
 _LOW_HALF = (1 << 64) - 1
+MAX_GENERATION = _LOW_HALF
+"""The largest generation that can be written."""
 _MAX_DIGITS = 13
 """Letters of the longest number: half an offset."""
+_FORMS = frozenset(("1r", "1b", "2r", "2b"))
+"""What a text of ours begins with."""
 _FLIP = bytes([1, 0]) + bytes(254)
 
 
@@ -114,11 +122,22 @@ class _ProgressReader:
 
 
 def encode(
-    position: int, floor: int, settled: Sequence[Range], limit: int = PROGRESS_LIMIT
+    position: int,
+    floor: int,
+    settled: Sequence[Range],
+    limit: int = PROGRESS_LIMIT,
+    *,
+    generation: int = 0,
 ) -> Snapshot:
-    """Write floor and settled set; ``settled`` ascends, above ``position``, ranges not touching."""
+    """Write floor and settled set; ``settled`` ascends, above ``position``, ranges not touching.
+
+    :param generation: of the reset, at most :data:`MAX_GENERATION`; 0 before the first.
+    """
     encoded_floor = _encode_step(max(0, floor), 0)
-    runs = ["1r", encoded_floor]
+    form = "1"
+    if generation:
+        form, encoded_floor = "2", _encode_number(generation) + encoded_floor
+    runs = [f"{form}r", encoded_floor]
     size = 2 + len(encoded_floor)
     previous, covered = position, position
     for start, end in settled:
@@ -143,7 +162,7 @@ def encode(
                 bits |= ((1 << (high - low)) - 1) << low
             packed = bits.to_bytes(-(-span // 8), "little")
             text = urlsafe_b64encode(packed).decode().rstrip("=")
-            return Snapshot(position, f"1b{encoded_floor}{text}", span == last - position)
+            return Snapshot(position, f"{form}b{encoded_floor}{text}", span == last - position)
     return Snapshot(position, "".join(runs), covered == last)
 
 
@@ -152,9 +171,10 @@ def decode(position: int, text: str) -> tuple[int, list[Range]]:
 
     :raises ValueError: the text is not ours (another tool's metadata, or damaged).
     """
-    if len(text) > PROGRESS_LIMIT or text[:2] not in ("1r", "1b"):
+    if len(text) > PROGRESS_LIMIT or text[:2] not in _FORMS:
         raise ValueError("progress is not of this toolkit's form")
     scanner = _ProgressReader(text, 2)
+    _read_generation(scanner)
     floor = scanner.read_step(0)
     if floor > position:
         raise ValueError("progress has its floor above its position")
@@ -184,6 +204,26 @@ def decode(position: int, text: str) -> tuple[int, list[Range]]:
     if settled and settled[-1][1] >> 64 != position >> 64:
         raise ValueError("progress has an offset that no log has")
     return floor, settled
+
+
+def _read_generation(scanner: _ProgressReader) -> int:
+    """The generation, from where it stands in a text that may have one."""
+    if scanner.text[0] == "1":
+        return 0
+    generation = scanner.read_number()
+    if not generation:
+        raise ValueError("progress has a generation of 0, which is left out")
+    return generation
+
+
+def decode_generation(text: str) -> int:
+    """Which reset a group goes on from; 0 before the first, and where the text is not ours."""
+    if text[:2] not in _FORMS:
+        return 0
+    try:
+        return _read_generation(_ProgressReader(text, 2))
+    except ValueError:
+        return 0
 
 
 def truncated(settled: Sequence[Range], end: int) -> list[Range]:
@@ -296,9 +336,12 @@ def _settled_run(fetched: FetchedBatch) -> _SettledRun:
 class Progress:
     """The progress of one assignment. Every method is for one caller at a time."""
 
-    def __init__(self, position: int, floor: int, settled: Iterable[Range] = ()) -> None:
+    def __init__(
+        self, position: int, floor: int, settled: Iterable[Range] = (), *, generation: int = 0
+    ) -> None:
         self.position = position
         self.floor = floor
+        self.generation = generation
         self._batches: list[FetchedBatch | _SettledRun] = []
         self._collapse_above = 64
         """Collapse settled batches once there are more than this."""
@@ -332,6 +375,14 @@ class Progress:
         if self._restored and self._restored[-1][1] <= self.polled:
             self._restored = []
         return fetched
+
+    def skip_to(self, offset: int) -> None:
+        """There is no message from where it was polled to before this offset."""
+        if offset > self.polled:
+            self._batches.append(_SettledRun(self.polled, offset))
+            self.polled = offset
+            if self._restored and self._restored[-1][1] <= offset:
+                self._restored = []
 
     def unsettled(self) -> Unsettled:
         """What is delivered and not settled."""
@@ -437,7 +488,9 @@ class Progress:
     def snapshot(self, limit: int = PROGRESS_LIMIT) -> Snapshot:
         """What can be committed now."""
         self._advance()
-        return encode(self.position, self.floor, self.settled_ranges(), limit)
+        return encode(
+            self.position, self.floor, self.settled_ranges(), limit, generation=self.generation
+        )
 
     def preview_commit(self, settling: Iterable[tuple[FetchedBatch, int]]) -> Snapshot:
         """The snapshot as it will be once these messages (batch, index) are settled too.
@@ -449,7 +502,7 @@ class Progress:
         for fetched, index in unsettled:
             fetched.settled[index] = 1
         try:
-            preview = Progress(self.position, self.floor)
+            preview = Progress(self.position, self.floor, generation=self.generation)
             preview._batches = list(self._batches)
             preview.polled, preview._restored = self.polled, self._restored
             return preview.snapshot()

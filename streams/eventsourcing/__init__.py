@@ -1,28 +1,44 @@
-"""Event sourcing: aggregates whose state is folded from events in the app's own log."""
+"""Event sourcing: aggregates whose state is folded from events in the app's own log.
 
-from streams.eventsourcing.aggregate import Aggregate
-from streams.eventsourcing.errors import (
-    AggregateClosed,
-    HistoryTruncated,
-    Undecodable,
-    WrongExpectedVersion,
-)
-from streams.eventsourcing.event_topic import EventTopic
-from streams.eventsourcing.results import AggregateStats, Decided, Loaded, RecordedEvent
-from streams.eventsourcing.snapshots import Snapshot
-from streams.eventsourcing.state_cache import Cache
+A decision is taken upon an aggregate's state, and what it returns is appended to the aggregate's
+history, if nobody has appended since. The same on every log that keeps histories
+(:mod:`streams.log.events`). Start with :class:`Aggregate`. Names are imported when they are first
+used.
+"""
 
-__all__ = [
-    "Aggregate",
-    "AggregateClosed",
-    "AggregateStats",
-    "Cache",
-    "Decided",
-    "EventTopic",
-    "HistoryTruncated",
-    "Loaded",
-    "RecordedEvent",
-    "Snapshot",
-    "Undecodable",
-    "WrongExpectedVersion",
-]
+from typing import TYPE_CHECKING
+
+from streams.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from streams.eventsourcing.aggregate import Aggregate as Aggregate
+    from streams.eventsourcing.errors import AggregateClosed as AggregateClosed
+    from streams.eventsourcing.errors import DecisionRefused as DecisionRefused
+    from streams.eventsourcing.errors import HistoryTruncated as HistoryTruncated
+    from streams.eventsourcing.errors import Undecodable as Undecodable
+    from streams.eventsourcing.errors import WrongExpectedVersion as WrongExpectedVersion
+    from streams.eventsourcing.event_topic import EventTopic as EventTopic
+    from streams.eventsourcing.given_when import Given as Given
+    from streams.eventsourcing.given_when import When as When
+    from streams.eventsourcing.given_when import given as given
+    from streams.eventsourcing.results import AggregateStats as AggregateStats
+    from streams.eventsourcing.results import Decided as Decided
+    from streams.eventsourcing.results import Loaded as Loaded
+    from streams.eventsourcing.results import RecordedEvent as RecordedEvent
+    from streams.eventsourcing.snapshots import Snapshot as Snapshot
+    from streams.eventsourcing.state_cache import Cache as Cache
+else:
+    __all__, __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "streams.eventsourcing.aggregate": "Aggregate",
+            "streams.eventsourcing.errors": (
+                "AggregateClosed DecisionRefused HistoryTruncated Undecodable WrongExpectedVersion"
+            ),
+            "streams.eventsourcing.event_topic": "EventTopic",
+            "streams.eventsourcing.given_when": "Given When given",
+            "streams.eventsourcing.results": "AggregateStats Decided Loaded RecordedEvent",
+            "streams.eventsourcing.snapshots": "Snapshot",
+            "streams.eventsourcing.state_cache": "Cache",
+        },
+    )

@@ -13,6 +13,7 @@ from stream_codecs import Codec
 from streams.app import Streams
 from streams.config import Retry
 from streams.errors import ConfigError, InvalidValue
+from streams.eventsourcing.causes import follow_handlers
 from streams.eventsourcing.event_codec import EventCodec
 from streams.eventsourcing.event_topic import EventTopic
 from streams.eventsourcing.results import AggregateStats, Decided, Loaded, RecordedEvent
@@ -20,8 +21,9 @@ from streams.eventsourcing.runtime import AggregateRuntime, Definition, Expected
 from streams.eventsourcing.snapshots import Snapshot
 from streams.eventsourcing.state_cache import Cache
 from streams.eventsourcing.state_type import StateType
-from streams.log.event_headers import MAX_CAUSE
-from streams.message import Position
+from streams.health import AggregateHealth
+from streams.log.event_headers import CAUSE, EVENT, FINAL, MAX_CAUSE
+from streams.message import ID, Message, Position
 from streams.wire import utc_from_seconds
 
 E = TypeVar("E")
@@ -92,6 +94,8 @@ class Aggregate(Generic[E, S]):
         self._runtime = AggregateRuntime(self.definition)
         app.add_topic(self._events)
         app.add_resource(self._runtime)
+        follow_handlers(app)
+        app.aggregates[name] = self
 
     def __repr__(self) -> str:
         return f"<Aggregate {self.name!r}>"
@@ -123,19 +127,27 @@ class Aggregate(Generic[E, S]):
     def with_options(
         self,
         *,
-        cause: str | Literal[False] | None = None,
+        cause: str | Message[Any] | Literal[False] | None = None,
         expected: Expected | None = None,
         headers: Mapping[str, str] | None = None,
         retry: Retry | None = None,
+        refusals: type[Exception] | tuple[type[Exception], ...] | None = None,
     ) -> Self:
         """The same aggregate, with other options for what is decided through it.
 
         :param cause: what the decision is taken for. Where events were appended to the aggregate
-            for the same cause before, they are returned and nothing is appended. By default, in a
-            handler, its message; False: nothing.
+            for the same cause before, they are returned and nothing is appended. A text is a cause
+            as it is, for one decision on an aggregate. A message, in a handler, is the cause of
+            each call of it: the first call finds what the first appended, the second the second.
+            By default, in a handler, its message; False: nothing.
         :param expected: the version at which the caller has seen the aggregate, as of an If-Match.
         :param headers: of each event.
         :param retry: how often a decision is taken upon conflicts.
+        :param refusals: exceptions by which a decision refuses. That is remembered under its cause:
+            the call raises :class:`DecisionRefused`, and so does every later one for the same
+            cause, whatever has come between. For process managers, which compensate what was
+            refused.
+        :raises InvalidValue: one of these cannot be.
         """
         options = self._options
         if cause is not None:
@@ -143,10 +155,13 @@ class Aggregate(Generic[E, S]):
         if expected is not None:
             options = options._replace(expected=_check_expected(self.name, expected))
         if headers is not None:
-            pairs = tuple((name, text.encode()) for name, text in headers.items())
-            options = options._replace(headers=pairs)
+            options = options._replace(headers=_encode_headers(self.name, headers))
         if retry is not None:
+            if not isinstance(retry, Retry):
+                raise InvalidValue(f"aggregate {self.name!r}: retry={retry!r}: give a Retry(...)")
             options = options._replace(retry=retry)
+        if refusals is not None:
+            options = options._replace(refusals=_check_refusals(self.name, refusals))
         found = copy(self)
         found._options = options  # noqa: SLF001 - it is one of these
         return found
@@ -168,6 +183,8 @@ class Aggregate(Generic[E, S]):
         :raises WrongExpectedVersion: ``expected`` does not hold, or others were faster again and
             again.
         :raises AggregateClosed: it has had its final event.
+        :raises DecisionRefused: it raised, with ``refusals``; or did so for the same cause before.
+        :raises ConfigError: in a handler, its cause has to be named.
         :raises OutcomeUnknown: the events may have been appended.
         :raises HistoryTruncated: the log has lost events that it had acknowledged.
         :raises Undecodable: one of its events cannot be decoded.
@@ -215,15 +232,42 @@ class Aggregate(Generic[E, S]):
         """Figures of this moment."""
         return self._runtime.stats()
 
+    def health(self) -> AggregateHealth:
+        """Whether it can be used, and which aggregates cannot."""
+        return self._runtime.health()
 
-def _check_cause(name: str, cause: Any) -> str | Literal[False]:
-    if cause is False:
-        return False
+
+def _check_cause(name: str, cause: Any) -> str | Message[Any] | Literal[False]:
+    if cause is False or isinstance(cause, Message):
+        return cause
     if not isinstance(cause, str) or not cause:
-        raise InvalidValue(f"aggregate {name!r}: cause={cause!r}: a non-empty str, or False")
+        problem = f"cause={cause!r}: a non-empty str, a message, or False"
+        raise InvalidValue(f"aggregate {name!r}: {problem}")
     if len(cause.encode("utf-8", "surrogateescape")) > MAX_CAUSE:
         raise InvalidValue(f"aggregate {name!r}: a cause has at most {MAX_CAUSE} bytes")
     return cause
+
+
+def _check_refusals(name: str, given: Any) -> tuple[type[Exception], ...]:
+    found = given if isinstance(given, tuple) else (given,)
+    if not all(isinstance(each, type) and issubclass(each, Exception) for each in found):
+        raise InvalidValue(
+            f"aggregate {name!r}: refusals={given!r}: a type of exception, or several"
+        )
+    return found
+
+
+def _encode_headers(name: str, headers: Any) -> tuple[tuple[str, bytes], ...]:
+    if not isinstance(headers, Mapping):
+        raise InvalidValue(f"aggregate {name!r}: headers={headers!r}: a mapping of str")
+    found = []
+    for header, content in headers.items():
+        if not isinstance(header, str) or not isinstance(content, str):
+            raise InvalidValue(f"aggregate {name!r}: header {header!r}: names and values are str")
+        if header in (ID, EVENT, CAUSE, FINAL):
+            raise InvalidValue(f"aggregate {name!r}: header {header!r} is written by the append")
+        found.append((header, content.encode("utf-8", "surrogateescape")))
+    return tuple(found)
 
 
 def _check_expected(name: str, expected: Any) -> Expected:

@@ -25,6 +25,20 @@ class AggregateClosed(StreamsError):
     """The aggregate has had its final event (``final=``): nothing can be appended any more."""
 
 
+class DecisionRefused(StreamsError):
+    """The decision raised one of ``refusals=``, which is this error's cause, and it is remembered;
+    or it was refused before for the same cause, whatever the state is now. No event was appended.
+
+    :param id: the aggregate's.
+    :param cause: what it was taken for.
+    """
+
+    def __init__(self, aggregate: str, id: str, cause: str) -> None:
+        super().__init__(f"{aggregate} {id!r}: what was decided for {cause!r} is refused, for ever")
+        self.id = id
+        self.cause = cause
+
+
 class HistoryTruncated(LogError):
     """The log has fewer events of an aggregate, or other ones, than it acknowledged before: it lost
     writes in a failover or in a power cut. Nothing was appended; what was cached of the aggregate

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, Union, cast
 
 from typing_extensions import TypeForm
 
-from stream_codecs import BindError, Codec, DecodeError, default_codec, tags_of, type_name
+from stream_codecs import BindError, Bound, Codec, DecodeError, default_codec, tags_of, type_name
 from streams.errors import ConfigError
 
 E = TypeVar("E")
@@ -31,18 +31,27 @@ class EventCodec(Generic[E]):
 
     def __init__(self, name: str, type: TypeForm[E], codec: Codec | None) -> None:
         self._name = name
-        self._type = type
-        self._codec = codec if codec is not None else default_codec(type)
+        self.type = type
+        """The union of today's events."""
+        self.codec = codec if codec is not None else default_codec(type)
         self.event_classes = _classes(type)
         """Today's."""
         self._upcasts: dict[Any, Upcast] = {}
         self._raw_upcasts: list[Callable[[bytes], Any]] = []
+        self._bound: Bound[Any] | None = None
+        """Once an event was read, or may have been."""
         self._decode: Callable[[bytes], Any] | None = None
         self._check_tags(self.event_classes)
         try:
-            self._encode = self._codec.bind(type, topic=name, role="value").encode
+            bound = self.codec.bind(type, topic=name, role="value")
         except BindError as error:
             raise ConfigError(f"aggregate {name!r}: {error}") from error
+        if bound.needs_headers:
+            raise ConfigError(
+                f"aggregate {name!r}: codec={codec!r} keeps a part of each event in headers, and "
+                "an event is its bytes alone: use one that does not, such as stream_codecs.Json()"
+            )
+        self._encode = bound.encode
 
     def _check_tags(self, classes: Sequence[Any]) -> None:
         for each in classes:
@@ -141,26 +150,43 @@ class EventCodec(Generic[E]):
 
         :raises DecodeError: the bytes are no event that is known, and no upcast made one of them.
         """
-        decode = self._decode or self._bind_decoder()
+        decode = self._decode or self._bind_decoder().decode
         if value is None:
             raise self._error(b"", "an event without a value")
         try:
             event = decode(value)
         except DecodeError as error:
             return self._upcast_bytes(value, error)
+        except Exception as error:  # a codec of the user's own may raise anything
+            explained = self._bind_decoder().explain(value, error)
+            explained.__cause__ = error
+            return self._upcast_bytes(value, explained)
         if type(event) in self._upcasts:
             return self._upcast(event, value)
         return (event,)
 
-    def _bind_decoder(self) -> Callable[[bytes], Any]:
+    def fast_decoder(
+        self, values: Sequence[bytes | None], largest: int
+    ) -> Callable[[Any], Any] | None:
+        """The bare decoder of events of today, if it is safe for these values and there are no
+        others; else None.
+
+        :param largest: the largest value's size in bytes, -1 where one is null.
+        """
+        bound = self._bound or self._bind_decoder()
+        if self._upcasts or bound.fast is None or bound.needs_headers or largest < 0:
+            return None
+        return bound.fast if largest <= bound.small or bound.cleared(values) else None
+
+    def _bind_decoder(self) -> Bound[Any]:
         self.check()
-        known = cast(Any, Union[(self._type, *self._upcasts)] if self._upcasts else self._type)
+        known = cast(Any, Union[(self.type, *self._upcasts)] if self._upcasts else self.type)
         try:
-            bound = self._codec.bind(known, topic=self._name, role="value")
+            bound = self.codec.bind(known, topic=self._name, role="value")
         except BindError as error:
             raise ConfigError(f"aggregate {self._name!r}: {error}") from error
-        self._decode = bound.decode
-        return bound.decode
+        self._bound, self._decode = bound, bound.decode
+        return bound
 
     def _upcast(self, event: Any, value: bytes, depth: int = 1) -> Sequence[E]:
         """What an event of an old type becomes, which may be of an old type again."""

@@ -9,12 +9,13 @@ from typing_extensions import TypeVar
 
 from streams.app import Streams
 from streams.decoding import TopicDecoder
-from streams.errors import EventTopicError
+from streams.errors import EventTopicError, InvalidValue
 from streams.eventsourcing.event_codec import EventCodec
+from streams.log.event_headers import EVENT, parse_event
 from streams.log.events import EventLog, events_only
 from streams.log.protocol import Log
-from streams.message import Batch, Record
-from streams.processing.job import Skip
+from streams.message import Batch, Message, Record
+from streams.processing import Several, Skip
 from streams.topic import InternalTopic
 
 E = TypeVar("E")
@@ -26,38 +27,42 @@ DEFAULT_PARTITIONS = 8
 class EventDecoder(TopicDecoder[E], Generic[E]):
     """Decodes stored events as events of today."""
 
+    gives_several = True
+
     def __init__(self, codec: EventCodec[E]) -> None:
         self._codec = codec
+        self.id_reader = None
+        """None: events are known by the message ID in their headers."""
 
     def unwrap(self, batch: Batch) -> Batch:
         """What the batch holds: its events stand in it as they are."""
         return batch
 
-    @property
-    def id_reader(self) -> None:
-        """Events are known by the message ID in their headers."""
-        return
-
     def fast_decoder(
         self, values: Sequence[bytes | None], largest: int
     ) -> Callable[[Any], Any] | None:
-        """None: an event may have to be upcast."""
-        return None
+        """The bare decoder, if every one of these values is an event of today and it is safe for
+        them; else None."""
+        return self._codec.fast_decoder(values, largest)
 
-    def decode_one(self, batch: Batch, index: int) -> E:
-        """Decode one event.
+    def decode_one(self, batch: Batch, index: int) -> Any:
+        """One event; :class:`~streams.processing.Several`, where upcasts have made several of it.
 
-        :raises Skip: an upcast has made nothing of it.
+        :raises Skip: they have made nothing of it.
         :raises DecodeError: it cannot be decoded.
         """
         events = self._codec.decode(batch.values[index])
+        if len(events) == 1:
+            return events[0]
         if not events:
             raise Skip
-        return events[0]
+        return Several(events)
 
 
 class EventTopic(InternalTopic[E]):
     """The events of one aggregate type. Made by :class:`~streams.Aggregate`."""
+
+    is_read_only = True
 
     def __init__(
         self, app: Streams, aggregate: str, codec: EventCodec[E], partitions: int | None
@@ -65,7 +70,8 @@ class EventTopic(InternalTopic[E]):
         super().__init__(
             app,
             f"{aggregate}.events",
-            bytes,  # type: ignore[arg-type]  # its decoder makes events of them
+            codec.type,
+            codec=codec.codec,
             partitions=DEFAULT_PARTITIONS if partitions is None else partitions,
         )
         self.decoding = EventDecoder(codec)
@@ -79,6 +85,16 @@ class EventTopic(InternalTopic[E]):
         if not isinstance(log, EventLog):
             raise EventTopicError(f"{log.capabilities.name} keeps no histories")
         log.create_event_topic(self.name, self.partitions or DEFAULT_PARTITIONS)
+
+    def version_of(self, message: Message[Any]) -> int:
+        """Which version of its aggregate an event is that was read here.
+
+        :raises InvalidValue: the message is none of an event topic.
+        """
+        found = parse_event(message.header(EVENT), message.id)
+        if found is None or found.is_refusal:
+            raise InvalidValue(f"topic {self.name!r}: version_of({message!r}): it is no event")
+        return found.base.version + found.record_index + 1
 
     def _refuse(self, *given: Any, **options: Any) -> NoReturn:
         raise events_only(self.name, "published to")

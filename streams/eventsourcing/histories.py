@@ -10,6 +10,7 @@ from streams.eventsourcing.batching import Answers, RequestBatcher
 from streams.log.events import (
     Appended,
     AppendOutcome,
+    ArbitratingLog,
     EventAppend,
     EventLog,
     History,
@@ -25,6 +26,8 @@ class Histories:
     def __init__(self, log: EventLog, topic: str) -> None:
         self._log = log
         self._topic = topic
+        self.never_blocks = log.never_blocks
+        """Nothing here suspends its caller."""
         self._reads: RequestBatcher[HistoryRequest, History] = RequestBatcher(
             f"streams-{topic}-reader", self._read
         )
@@ -37,7 +40,7 @@ class Histories:
 
         :raises LogError: it cannot be read.
         """
-        if self._log.never_blocks:
+        if self.never_blocks:
             return self._log.read_histories(self._topic, [request])[0]
         return await self._reads.send(request)
 
@@ -47,7 +50,7 @@ class Histories:
         :raises OutcomeUnknown: it may be in the history; the same append again tells.
         :raises LogError: it is not in the history.
         """
-        if not self._log.never_blocks:
+        if not self.never_blocks:
             return await self._appends.send(append)
         outcomes: list[AppendOutcome] = []
         self._log.append_events(self._topic, [append], outcomes.extend)
@@ -62,6 +65,12 @@ class Histories:
         :raises LogError: they may be kept or not.
         """
         await run_in_thread(self._log.write_snapshots, self._topic, snapshots)
+
+    def uncounted_records(self) -> int:
+        """Records that count for no history, as far as this process has read the topic. Asks
+        nobody."""
+        log = self._log
+        return log.uncounted_records(self._topic) if isinstance(log, ArbitratingLog) else 0
 
     async def close(self) -> None:
         """Finish what was asked for."""

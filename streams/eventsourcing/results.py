@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Generic, NamedTuple
+from typing import Generic
 
 from typing_extensions import TypeVar
 
+from streams.health import AggregateStats as AggregateStats
 from streams.message import Position
 
 E = TypeVar("E")
@@ -66,34 +67,3 @@ class RecordedEvent(Generic[E]):
     id: str
     time: datetime
     position: Position
-
-
-class AggregateStats(NamedTuple):
-    """Figures of one aggregate type in this process, since the app was entered.
-
-    :param decisions: calls of :meth:`Aggregate.decide` and :meth:`Aggregate.append`.
-    :param conflicts: appends that came too late.
-    :param retries: decisions that were called again because of one.
-    :param appends: that count.
-    :param events: that they have.
-    :param caused: decisions that found what was appended for their cause before.
-    :param loads: histories that were read, or caught up with.
-    :param load_seconds: how long that took altogether.
-    :param cached: states in the cache.
-    :param undecodable: aggregates that are stopped by an event that cannot be decoded.
-    """
-
-    decisions: int
-    conflicts: int
-    retries: int
-    appends: int
-    events: int
-    caused: int
-    loads: int
-    load_seconds: float
-    cache_hits: int
-    cache_misses: int
-    cached: int
-    cached_bytes: int
-    snapshots: int
-    undecodable: int

@@ -29,9 +29,11 @@ from streams.app import Streams
 from streams.cancellation import run_in_thread
 from streams.config import Retry
 from streams.engine.retry import retry_delay
-from streams.errors import ConfigError, InvalidValue, NotRunning, OutcomeUnknown
+from streams.errors import ConfigError, InvalidValue, LogError, NotRunning, OutcomeUnknown
+from streams.eventsourcing.causes import Cause, cause_of_call
 from streams.eventsourcing.errors import (
     AggregateClosed,
+    DecisionRefused,
     HistoryTruncated,
     Undecodable,
     WrongExpectedVersion,
@@ -44,6 +46,7 @@ from streams.eventsourcing.results import AggregateStats, Decided, Loaded
 from streams.eventsourcing.snapshots import Snapshot, SnapshotWriter
 from streams.eventsourcing.state_cache import Cache, KnownState, StateCache
 from streams.eventsourcing.state_type import StateType
+from streams.health import AggregateHealth, StoppedAggregate
 from streams.log.event_headers import MAX_COUNT, make_append
 from streams.log.events import (
     EMPTY,
@@ -58,6 +61,7 @@ from streams.log.events import (
     StoredEvent,
 )
 from streams.message import Position, Record
+from streams.processing import Histogram, in_transaction
 from streams.text import get_logger
 from streams.topic import encode_key
 from streams.wire import utc_from_seconds
@@ -78,6 +82,9 @@ RESEND_PAUSES = (0.0, 0.1, 0.5, 2.0)
 
 PAGE = 1_000
 """Events that are read of a history at once."""
+
+MAX_STOPPED = 10_000
+"""Aggregates that are known to be stopped by an event that cannot be decoded, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +109,11 @@ class Definition(Generic[E, S]):
 class Options(NamedTuple):
     """What :meth:`~streams.eventsourcing.aggregate.Aggregate.with_options` sets."""
 
-    cause: Any = None
+    cause: Cause = None
     """None: the message that is being handled, if there is one."""
     expected: Expected | None = None
+    refusals: tuple[type[Exception], ...] = ()
+    """What a decision raises to refuse: that is remembered under its cause."""
     headers: tuple[tuple[str, bytes], ...] = ()
     retry: Retry = CONFLICT_RETRY
 
@@ -113,9 +122,11 @@ class Counters:
     """What :class:`AggregateStats` is made of."""
 
     def __init__(self) -> None:
-        self.decisions = self.conflicts = self.retries = 0
-        self.appends = self.events = self.caused = self.loads = 0
-        self.load_seconds = 0.0
+        self.decisions = self.conflicts = self.retries = self.refused = 0
+        self.appends = self.events = self.caused = 0
+        self.snapshots_used = self.snapshots_useless = 0
+        self.truncated = self.failures = 0
+        self.load_durations = Histogram()
 
 
 class AggregateRuntime:
@@ -138,7 +149,8 @@ class AggregateRuntime:
         self._cache = StateCache(self._definition.cache)
         self._lock = KeyedLock()
         self._counters = Counters()
-        self._undecodable: dict[str, Undecodable] = {}
+        self._stopped_here: dict[str, StoppedAggregate] = {}
+        """By ID; :data:`MAX_STOPPED` at most."""
         self._snapshots: SnapshotWriter | None = None
 
     async def __aenter__(self) -> Self:
@@ -183,24 +195,37 @@ class AggregateRuntime:
         return self._histories
 
     def stats(self) -> AggregateStats:
-        """Figures of this moment."""
-        counters, cache = self._counters, self._cache
+        """Figures of this moment (any thread)."""
+        counters, cache, snapshots = self._counters, self._cache, self._snapshots
+        histories = self._histories
         return AggregateStats(
-            counters.decisions,
-            counters.conflicts,
-            counters.retries,
-            counters.appends,
-            counters.events,
-            counters.caused,
-            counters.loads,
-            counters.load_seconds,
-            cache.hits,
-            cache.misses,
-            len(cache),
-            cache.bytes,
-            self._snapshots.written if self._snapshots is not None else 0,
-            len(self._undecodable),
+            decisions=counters.decisions,
+            conflicts=counters.conflicts,
+            retries=counters.retries,
+            appends=counters.appends,
+            events=counters.events,
+            refused=counters.refused,
+            caused=counters.caused,
+            load_durations=counters.load_durations.read(),
+            cache_hits=cache.hits,
+            cache_misses=cache.misses,
+            cached=len(cache),
+            cached_bytes=cache.bytes,
+            snapshots=0 if snapshots is None else snapshots.written,
+            snapshots_used=counters.snapshots_used,
+            snapshots_useless=counters.snapshots_useless,
+            snapshots_failed=0 if snapshots is None else snapshots.failed,
+            snapshot_age=None if snapshots is None else snapshots.age,
+            undecodable=len(self._stopped_here),
+            truncated=counters.truncated,
+            failures=counters.failures,
+            uncounted=0 if histories is None else histories.uncounted_records(),
         )
+
+    def health(self) -> AggregateHealth:
+        """How it is (any thread)."""
+        stopped = tuple(self._stopped_here.copy().values())
+        return AggregateHealth(self._histories is not None, stopped, self._counters.truncated)
 
     # -- deciding
 
@@ -210,13 +235,30 @@ class AggregateRuntime:
         """See :meth:`Aggregate.decide`."""
         histories, lock = self._open, self._lock
         key = self._key(id)
-        self._counters.decisions += 1
-        if not lock.try_acquire(id):
-            await lock.wait(id)
-        try:
-            return await self._decide(histories, id, key, decision, options)
-        finally:
-            lock.release(id)
+        if in_transaction():
+            raise ConfigError(
+                f"aggregate {self._name!r}: deciding while message.transaction is open would wait "
+                "for itself: decide before the first execute"
+            )
+        with cause_of_call(self._name, id, options.cause) as cause:
+            if options.refusals and not cause:
+                raise ConfigError(
+                    f"aggregate {self._name!r}: with_options(refusals=...) remembers refusals by "
+                    f"their causes, and the call upon {id!r} has none: give with_options(cause=...)"
+                )
+            self._counters.decisions += 1
+            if cause and histories.never_blocks:
+                # So that calls at the same time are seen to be that in tests, too.
+                await asyncio.sleep(0)
+            if not lock.try_acquire(id):
+                await lock.wait(id)
+            try:
+                return await self._decide(histories, id, key, decision, cause, options)
+            except LogError:
+                self._counters.failures += 1
+                raise
+            finally:
+                lock.release(id)
 
     async def _decide(
         self,
@@ -224,9 +266,9 @@ class AggregateRuntime:
         id: str,
         key: bytes,
         decision: Callable[[Any], Any],
+        cause: str,
         options: Options,
     ) -> Decided[Any, Any]:
-        cause = options.cause if isinstance(options.cause, str) else ""
         known = self._cache.get(id)
         is_fresh = False
         attempt = 1
@@ -234,6 +276,9 @@ class AggregateRuntime:
             if known is None or cause or attempt > 1:
                 known, caused = await self._catch_up(histories, id, key, known, cause)
                 is_fresh = True
+                if caused is not None and not caused.event_count:
+                    self._counters.caused += 1
+                    raise DecisionRefused(self._name, id, cause)
                 if caused is not None:
                     return await self._found(histories, id, key, known, caused)
             failure: Exception | None = None
@@ -248,12 +293,19 @@ class AggregateRuntime:
                 known, _ = await self._catch_up(histories, id, key, known, "")
                 is_fresh = True
                 continue
-            if failure is not None:
+            is_refusal = isinstance(failure, options.refusals)
+            if failure is not None and not is_refusal:
                 raise failure
-            if not events:
+            if is_refusal:
+                append, next_state = self._prepare_refusal(key, known, cause), known.state
+            elif events:
+                append, next_state = self._prepare(id, key, known, events, cause, options)
+            else:
                 return self._decided(known, (), ())
-            append, next_state = self._prepare(id, key, known, events, cause, options)
             outcome = await self._append(histories, append)
+            if is_refusal and isinstance(outcome, Appended):
+                self._keep(id, KnownState(known.state, append.head, known.partition, known.offset))
+                raise DecisionRefused(self._name, id, cause) from failure
             if isinstance(outcome, Appended):
                 return self._appended(id, append, outcome, next_state, events)
             delay = self._refused(id, known, outcome, options.retry, attempt)
@@ -268,6 +320,7 @@ class AggregateRuntime:
 
         :raises StreamsError: it is not taken again.
         """
+        self._counters.refused += 1
         if outcome.reason == "truncated":
             self._cache.drop(id)
             raise self._truncated(id, known)
@@ -335,8 +388,13 @@ class AggregateRuntime:
             )
         return make_append(key, known.head.base, records, cause=cause, is_final=is_final), state
 
+    def _prepare_refusal(self, key: bytes, known: KnownState, cause: str) -> EventAppend:
+        record = Record(b"", key, str(uuid7()))
+        return make_append(key, known.head.base, [record], cause=cause, is_refusal=True)
+
     async def _append(self, histories: Histories, append: EventAppend) -> Appended | Refused:
         """Append, and send the same again while nobody knows what became of it."""
+        unknown: OutcomeUnknown | None = None
         for pause in RESEND_PAUSES:
             if pause:
                 await asyncio.sleep(pause)
@@ -344,6 +402,12 @@ class AggregateRuntime:
                 return await histories.append(append)
             except OutcomeUnknown as error:
                 unknown = error
+            except (LogError, NotRunning) as error:
+                if unknown is None:
+                    raise
+                # This time nothing was written. The time before something may have been.
+                unknown = OutcomeUnknown(f"{unknown}; when it was sent again: {error}")
+        assert unknown is not None  # noqa: S101 - it was sent at least once
         raise unknown
 
     def _appended(
@@ -395,6 +459,7 @@ class AggregateRuntime:
             f"{self._name} {id!r}: version {known.head.base.version} was acknowledged, and the log "
             "does not have it any more: it has lost writes, or was exchanged"
         )
+        self._counters.truncated += 1
         logger.error("%s", error)
         return error
 
@@ -420,9 +485,9 @@ class AggregateRuntime:
             self._cache.drop(id)
             raise self._truncated(id, start) from None
         self._keep(id, known)
-        self._undecodable.pop(id, None)
-        self._counters.loads += 1
-        self._counters.load_seconds += loop.time() - began
+        if self._stopped_here:
+            self._stopped_here.pop(id, None)
+        self._counters.load_durations.add(loop.time() - began)
         return known, caused
 
     async def _fold(
@@ -438,8 +503,10 @@ class AggregateRuntime:
             if found.snapshot is not None:
                 decoded = self._state_type.decode(found.snapshot.data)
                 if decoded is None:
+                    self._counters.snapshots_useless += 1
                     fingerprint = ""  # it cannot be used: read the events instead
                     continue
+                self._counters.snapshots_used += 1
                 state, base, offset = decoded.state, found.snapshot.base, found.snapshot.offset
             state = self._fold_events(id, state, found.events)
             if found.events:
@@ -463,13 +530,25 @@ class AggregateRuntime:
 
     def _stopped(self, id: str, version: int, error: DecodeError) -> Undecodable:
         found = Undecodable(self._name, id, version, str(error))
-        if id not in self._undecodable:
+        is_new = id not in self._stopped_here
+        if is_new and len(self._stopped_here) >= MAX_STOPPED:
+            return found
+        self._stopped_here[id] = StoppedAggregate(id, version, str(error))
+        if is_new:
             logger.error("%s", found)
-        self._undecodable[id] = found
+            if len(self._stopped_here) == MAX_STOPPED:
+                logger.error("%s: no more than %d such are told", self._name, MAX_STOPPED)
         return found
 
     async def load(self, id: str, at: int | datetime | None) -> Loaded[Any]:
         """See :meth:`Aggregate.load`."""
+        try:
+            return await self._load(id, at)
+        except LogError:
+            self._counters.failures += 1
+            raise
+
+    async def _load(self, id: str, at: int | datetime | None) -> Loaded[Any]:
         histories, key = self._open, self._key(id)
         if at is None:
             known, _ = await self._catch_up(histories, id, key, self._cache.get(id), "")

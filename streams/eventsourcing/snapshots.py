@@ -8,6 +8,7 @@ beside the decisions, never within one.
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,15 @@ class SnapshotWriter:
         self._is_failing = False
         self.written = 0
         """Snapshots that were handed to the log."""
+        self.failed = 0
+        """Snapshots that could not be written."""
+        self._written_at: float | None = None
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since snapshots were written last; None: none were."""
+        written_at = self._written_at
+        return None if written_at is None else time.monotonic() - written_at
 
     def offer(self, key: bytes, version_before: int, known: KnownState) -> None:
         """Keep this state, if enough events lie between it and the one before."""
@@ -88,17 +98,22 @@ class SnapshotWriter:
                 try:
                     data = self._state_type.encode(known.state)
                 except CodecError as error:
+                    self.failed += 1
                     self._report(f"a state cannot be written: {error}")
                     continue
                 snapshots.append(
                     StoredSnapshot(key, self._fingerprint, known.head.base, known.offset, data)
                 )
+            if not snapshots:
+                continue
             try:
                 await self._histories.write_snapshots(snapshots)
             except LogError as error:
+                self.failed += len(snapshots)
                 self._report(str(error))
             else:
                 self.written += len(snapshots)
+                self._written_at = time.monotonic()
                 self._is_failing = False
 
     def _report(self, reason: str) -> None:

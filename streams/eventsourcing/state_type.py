@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
-from typing import Any, Generic, NamedTuple
+from collections.abc import Mapping, MutableMapping, MutableSequence, MutableSet
+from typing import Any, Generic, NamedTuple, get_origin, is_typeddict
 
 import msgspec
 from typing_extensions import TypeVar
 
-from stream_codecs import BindError, Bound, Codec, CodecError, default_codec, type_name
+from stream_codecs import BindError, Bound, Codec, default_codec, type_name
 from streams.errors import ConfigError
 
 S = TypeVar("S")
@@ -40,7 +40,7 @@ class StateType(Generic[S]):
                     f"aggregate {name!r}: {type_name(state)}() cannot be made, so say how a state "
                     f"begins: initial=... ({error})"
                 ) from error
-        elif not isinstance(initial, state):
+        elif not _is_of_type(initial, state):
             raise ConfigError(f"aggregate {name!r}: initial={initial!r} is no {type_name(state)}")
         self.initial: S = initial
         """The state before the first event."""
@@ -58,19 +58,15 @@ class StateType(Generic[S]):
         """
         if self._bound is None:
             raise ConfigError(f"aggregate {self._name!r}: snapshot=: {self._bind_error}")
-        try:
-            schemas, definitions = msgspec.json.schema_components([self._type])
-        except Exception:  # another library's type: its name has to do
-            shape: Any = type_name(self._type)
-        else:
-            shape = _shape(schemas[0], definitions, ())
+        schema, definitions = _json_schema(self._type)
+        shape = _shape(schema, definitions, ())
         data = msgspec.json.encode([version, self._bound.content_type, shape], order="sorted")
         return hashlib.sha256(data).hexdigest()[:16]
 
     def encode(self, state: S) -> bytes:
         """A state's bytes.
 
-        :raises CodecError: it does not fit its type.
+        :raises Exception: it does not fit its type; of a codec of the user's own, any.
         """
         if self._bound is None:
             raise ConfigError(f"aggregate {self._name!r}: snapshot=: {self._bind_error}")
@@ -82,7 +78,7 @@ class StateType(Generic[S]):
             return None
         try:
             return DecodedState(self._bound.decode(data))
-        except CodecError:
+        except Exception:  # whatever it is, the events are there
             return None
 
     def size(self, state: S) -> int:
@@ -91,27 +87,53 @@ class StateType(Generic[S]):
             return 1_000
         try:
             return len(self._bound.encode(state))
-        except CodecError:
+        except Exception:
             return 1_000
+
+
+def _is_of_type(value: Any, type: Any) -> bool:
+    try:
+        return isinstance(value, type)
+    except TypeError:  # a TypedDict, a list[int]: what it holds is not looked at
+        origin = get_origin(type) or type
+        return isinstance(value, dict if is_typeddict(origin) else origin)
 
 
 def _check_frozen(name: str, state: Any) -> None:
     """Refuse a state that can be changed: a decision that changed one would have an effect without
     an event."""
     is_frozen = True
-    if isinstance(state, type) and issubclass(state, msgspec.Struct):
-        is_frozen = bool(state.__struct_config__.frozen)
-    elif dataclasses.is_dataclass(state):
-        is_frozen = bool(getattr(state, "__dataclass_params__").frozen)  # noqa: B009
-    elif isinstance(state, type) and issubclass(state, (list, dict, set, bytearray)):
-        is_frozen = False
-    elif isinstance(config := getattr(state, "model_config", None), Mapping):
+    base = get_origin(state) or state
+    if isinstance(base, type) and issubclass(base, msgspec.Struct):
+        is_frozen = bool(base.__struct_config__.frozen)
+    elif dataclasses.is_dataclass(base):
+        is_frozen = bool(getattr(base, "__dataclass_params__").frozen)  # noqa: B009
+    elif isinstance(base, type) and issubclass(base, (MutableSequence, MutableMapping, MutableSet)):
+        raise ConfigError(
+            f"aggregate {name!r}: its state {type_name(state)} can be changed in place: use a "
+            "frozen Struct, or a tuple, a frozenset or another type that cannot"
+        )
+    elif isinstance(config := getattr(base, "model_config", None), Mapping):
         is_frozen = bool(config.get("frozen"))
     if not is_frozen:
         raise ConfigError(
             f"aggregate {name!r}: its state {type_name(state)} can be changed in place: declare it "
             "with frozen=True"
         )
+
+
+def _json_schema(type: Any) -> tuple[Any, Mapping[str, Any]]:
+    """A type's JSON schema, and the definitions it refers to. Of another library's type that has
+    none, its name has to do."""
+    make_schema = getattr(type, "model_json_schema", None)
+    try:
+        if callable(make_schema):
+            schema = dict(make_schema())
+            return schema, schema.pop("$defs", {})
+        schemas, definitions = msgspec.json.schema_components([type])
+    except Exception:
+        return type_name(type), {}
+    return schemas[0], definitions
 
 
 def _shape(schema: Any, definitions: Mapping[str, Any], within: tuple[str, ...]) -> Any:

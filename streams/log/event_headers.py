@@ -11,9 +11,14 @@ people and foreign readers. On Kafka, which cannot check, it is what every reade
                    ``0/0/...`` is a refusal, which is no event.
 ``streams_cause``  what the events were appended for, in the first record
 ``streams_final``  ``1`` in the last record of an append that ends its history for good
+``streams_void``   alone, on Kafka: the append of this ID, begun above, does not count if it is not
+                   whole by now
 =================  =====================================================================
 
 If the append counts, the event's version is ``BASE_VERSION + INDEX + 1``.
+
+A copy of an event in another topic (a dead letter, a message that is tried again later, what a
+replay has copied) is a message like any other: it has ``streams_event_version`` in place of these.
 """
 
 from __future__ import annotations
@@ -22,12 +27,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from streams.log.events import Base, EventAppend, Head
-from streams.message import Headers, Record
+from streams.message import Headers, Record, headers_without
 from streams.wire import parse_int, text
 
 EVENT = "streams_event"
 CAUSE = "streams_cause"
 FINAL = "streams_final"
+VOID = "streams_void"
+COPIED_VERSION = "streams_event_version"
 
 MAX_COUNT = 10_000
 """Events in one append, at most: what a reader has to remember of an append that is not whole."""
@@ -35,7 +42,12 @@ MAX_COUNT = 10_000
 MAX_CAUSE = 1_000
 """Bytes of a cause, at most."""
 
-_MAX_HEADER = 400
+MAX_ID = 200
+"""Bytes of a record's ID, at most; ``/`` is not possible in one."""
+
+_MAX_HEADER = 500
+
+_APPEND_HEADERS = frozenset((EVENT, CAUSE, FINAL, COPIED_VERSION))
 
 
 class EventHeader(NamedTuple):
@@ -99,6 +111,8 @@ def parse_event(value: bytes | None, record_id: str) -> EventHeader | None:
     last_id = text(parts[3])
     if version and not last_id:
         return None
+    if not record_id or len(record_id) > MAX_ID or "/" in record_id:
+        return None  # no base could name it
     if index == 0:
         return EventHeader(0, count, Base(version, last_id), record_id) if len(parts) == 4 else None
     if index >= count or len(parts) == 4 or not parts[4]:
@@ -130,3 +144,25 @@ def is_final(headers: Headers) -> bool:
 def is_event(headers: Headers) -> bool:
     """Whether an append wrote this record, going by its headers."""
     return event_header(headers) is not None
+
+
+def event_version(header: EventHeader) -> int | None:
+    """The version of an event whose append counts; None of a refusal, which has none."""
+    return None if header.is_refusal else header.base.version + header.record_index + 1
+
+
+def copied_headers(headers: Headers) -> list[tuple[str, bytes | None]]:
+    """The headers of a copy that stands in another topic; of what is no event, the same.
+
+    They say which version the event is of, and not that an append wrote them there: an event topic
+    is known by headers that say so.
+    """
+    value = event_header(headers)
+    if value is None:
+        return list(headers)
+    found = headers_without(headers, _APPEND_HEADERS)
+    header = parse_event(value, "copied")
+    version = None if header is None else event_version(header)
+    if version is not None:
+        found.append((COPIED_VERSION, str(version).encode()))
+    return found

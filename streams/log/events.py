@@ -34,7 +34,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import msgspec
 
 from streams.errors import EventTopicError, LogError, PartitionCountMismatch
-from streams.log.protocol import TopicInfo
+from streams.log.protocol import Reader, TopicInfo
 from streams.message import Record
 
 
@@ -263,6 +263,10 @@ class EventLog(Protocol):
         """Delete all snapshots of one fingerprint, or all there are; how many."""
         ...
 
+    def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
+        """All snapshots of one key, of whatever fingerprint, by fingerprint."""
+        ...
+
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int
     ) -> list[HistoryKey]:
@@ -271,6 +275,26 @@ class EventLog(Protocol):
 
     def event_totals(self, topic: str) -> EventTotals:
         """How much an event topic holds."""
+        ...
+
+    def raw_reader(self, topic: str, partition: int, start: int, end: int) -> Reader:
+        """Read the records of a range as they stand, those too that are no events. A topic's own
+        :meth:`~streams.log.protocol.Log.reader` has its events alone."""
+        ...
+
+    def index_progress(self, topic: str) -> tuple[int, int]:
+        """How many of an event topic's records were looked at to know which of them count, and how
+        many there are. Readers wait until they are the same; asking begins with it. (0, 0) where
+        nothing has to be looked at before."""
+        ...
+
+
+@runtime_checkable
+class ArbitratingLog(Protocol):
+    """A log that takes in every record, and whose readers decide which of them count."""
+
+    def uncounted_records(self, topic: str) -> int:
+        """Records that count for no history, of what was read here so far. Asks nobody."""
         ...
 
 

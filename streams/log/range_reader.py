@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heapreplace
 from typing import NamedTuple
 
+from streams.log.event_headers import copied_headers
+from streams.log.events import EventLog
 from streams.log.protocol import Log, Reader
 from streams.message import ID, Batch, Headers, Position, Record, headers_without
 
@@ -151,7 +153,8 @@ class LogRow:
     def record(self) -> Record:
         """The same message, to be written elsewhere, under the ID that it goes by here."""
         key = self.batch.keys[self.index]
-        return Record(self.value, key, self.id, headers_without(self.headers, (ID,)))
+        headers = copied_headers(headers_without(self.headers, (ID,)))
+        return Record(self.value, key, self.id, headers)
 
 
 class RangeReader:
@@ -160,6 +163,7 @@ class RangeReader:
     It opens no reader before it is iterated: once, in one thread at a time. Then close it.
 
     :param key: messages of this key only.
+    :param raw: of an event topic, have its records as they stand, those too that are no events.
     :param skip: by partition, ranges of offsets that need not be read, ascending. They are
         passed over where that saves more than it costs, so some of them may come all the same.
     """
@@ -171,6 +175,7 @@ class RangeReader:
         ranges: OffsetRanges,
         *,
         key: bytes | None = None,
+        raw: bool = False,
         skip: Mapping[int, Sequence[tuple[int, int]]] | None = None,
     ) -> None:
         self._key = key
@@ -178,7 +183,8 @@ class RangeReader:
         for partition, each in ranges.items():
             remaining = _remaining_ranges(each, (skip or {}).get(partition, ()))
             if remaining:
-                reader = _RangesReader(log, topic, partition, remaining)
+                open_reader = log.raw_reader if raw and isinstance(log, EventLog) else log.reader
+                reader = _RangesReader(open_reader, topic, partition, remaining)
                 self._cursors.append(PartitionCursor(reader))
         self._merged = merge_by_time(self._cursors)
         self.scanned = 0
@@ -209,8 +215,14 @@ class RangeReader:
 class _RangesReader:
     """Reads several ranges of a partition, one after the other (a :class:`Reader`)."""
 
-    def __init__(self, log: Log, topic: str, partition: int, ranges: Sequence[OffsetRange]) -> None:
-        self._log = log
+    def __init__(
+        self,
+        open_reader: Callable[[str, int, int, int], Reader],
+        topic: str,
+        partition: int,
+        ranges: Sequence[OffsetRange],
+    ) -> None:
+        self._open_reader = open_reader
         self._topic = topic
         self._partition = partition
         self._ranges_left = list(reversed(ranges))
@@ -221,7 +233,7 @@ class _RangesReader:
         while self._ranges_left:
             if self._reader is None:
                 range = self._ranges_left[-1]
-                self._reader = self._log.reader(self._topic, self._partition, *range)
+                self._reader = self._open_reader(self._topic, self._partition, *range)
             batch = self._reader.read(limit, timeout)
             if batch is not None:
                 return batch

@@ -498,6 +498,7 @@ class PartitionParking:
             [each.id for each in found],
             [each.headers for each in found],
             [each.time for each in found],
+            self.assignment,
             unreadable=_unreadable_reasons([row for _, row in chosen]),
         )
         return ReturnedBatch(partition_state, batch, [each.generation for each, _ in chosen])

@@ -78,6 +78,7 @@ from collections import deque
 from typing import Literal, NamedTuple, get_args
 
 from streams.derived_records import header_text, redriven_headers
+from streams.log.event_headers import copied_headers
 from streams.message import ID, REDRIVE, Batch, Headers, Record, headers_without
 from streams.wire import FIRST_SECOND, LAST_SECOND, parse_float, parse_int
 
@@ -276,7 +277,7 @@ def command_record(
 
 def message_headers(headers: Headers) -> list[tuple[str, bytes | None]]:
     """A message's own headers: without ours, and without its ID."""
-    return headers_without(headers, (ID,), PREFIX)
+    return copied_headers(headers_without(headers, (ID,), PREFIX))
 
 
 class OriginalMessage(NamedTuple):

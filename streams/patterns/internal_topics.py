@@ -30,6 +30,8 @@ def internal_topics(topics: Iterable[str], groups: Iterable[str]) -> set[str]:
 
 def _is_derived_topic(name: str, names: Collection[str], delays: Collection[str]) -> bool:
     base, _, suffix = name.rpartition(".")
+    if suffix == "snapshots":
+        return base in names  # of an event topic, on Kafka
     if suffix not in INTERNAL_SUFFIXES:
         return False
     parts = base.split(".")

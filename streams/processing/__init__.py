@@ -9,22 +9,28 @@
   :mod:`~streams.processing.thread_executor` runs plain handlers, in threads, and
   :mod:`~streams.processing.async_executor` async ones, on the app's event loop.
 * :mod:`~streams.processing.outcomes`: how a handler is called, and what comes of its messages.
+* :mod:`~streams.processing.several`: messages that are several values each.
 
 What patterns know of processing is exported here, and nothing else.
 """
 
 from streams.engine.dispatcher import Delivery
 from streams.processing.committer import PartitionProgress
-from streams.processing.job import Decoding, Job, Outgoing, Skip
-from streams.processing.timing import BUCKET_BOUNDS, Durations
+from streams.processing.handler_transaction import in_transaction
+from streams.processing.job import Decoding, Job, Outgoing, Several, Skip, reset_generation
+from streams.processing.timing import BUCKET_BOUNDS, Durations, Histogram
 
 __all__ = [
     "BUCKET_BOUNDS",
     "Decoding",
     "Delivery",
     "Durations",
+    "Histogram",
     "Job",
     "Outgoing",
     "PartitionProgress",
+    "Several",
     "Skip",
+    "in_transaction",
+    "reset_generation",
 ]

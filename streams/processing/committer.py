@@ -108,6 +108,12 @@ class OffsetCommitter:
         with self._progress_lock:
             return state.progress.add(state, batch, ids)
 
+    def skip(self, state: PartitionState, offset: int) -> None:
+        """A partition has no message between what was polled of it and this offset."""
+        with self._progress_lock:
+            state.progress.skip_to(offset)
+        self.record_intake()
+
     def record_intake(self) -> None:
         """Something was taken in, which is to be committed once it is settled."""
         if not self._unsaved:

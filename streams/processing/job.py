@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from streams.clock import SYSTEM, Clock
 from streams.config import Dedup, Flow, Retry
 from streams.engine.dispatcher import Delivery, PartitionState
-from streams.engine.progress import FetchedBatch
+from streams.engine.progress import FetchedBatch, decode_generation
 from streams.errors import UnreadableHeaders
 from streams.log.protocol import Assignment, Log, StaticMember, TopicPartition
 from streams.message import Batch, Record, identity_suffix
@@ -24,6 +24,16 @@ OnWritten = Callable[[Sequence["BaseException | None"]], None]
 
 class Skip(Exception):
     """A message that is not for this handler (a tombstone, an unknown tag): settled unhandled."""
+
+
+class Several:
+    """Stands for the values of a message that is several, or none: they are handled one after the
+    other, and settled together (:mod:`streams.processing.several`)."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, values: Sequence[Any]) -> None:
+        self.values = values
 
 
 class Undecodable:
@@ -137,6 +147,12 @@ def decode_ahead(decoding: Decoding, batch: Batch, largest: int) -> DecodedAhead
             values.append(value)
             ids.append(id)
     return DecodedAhead(values, ids, all_decoded)
+
+
+def reset_generation(assignment: Assignment | None) -> int:
+    """Which reset of its group a partition's owner goes on from; 0: none, or there is no owner."""
+    committed = None if assignment is None else assignment.committed
+    return 0 if committed is None else decode_generation(committed.progress)
 
 
 class PartitionObserver(Protocol):

@@ -25,7 +25,7 @@ from typing_extensions import override
 from streams.engine.dispatcher import Delivery, Dispatcher, state_and_key
 from streams.engine.progress import FetchedBatch
 from streams.engine.retry import retry_delay
-from streams.errors import BatchError, Fenced, LogError, Unavailable, find_config_error
+from streams.errors import BatchError, Fenced, LogError, RetryAfter, Unavailable, find_config_error
 from streams.message import Message, make_message
 from streams.processing.handler_transaction import HandlerTransaction
 from streams.processing.job import AttemptLog, Job, Outgoing, Skip, Undecodable, check_headers
@@ -301,10 +301,16 @@ class Calls(ABC, Generic[Unit]):
             self.dead_letter(rejected)
 
     def _log_attempt(self, delivery: Delivery, error: BaseException) -> None:
-        logger.info(
-            "%s: attempt %d of %d failed for %s: %r",
-            self.job.name, delivery.attempt, self.job.retry.attempts, location(delivery), error,
-        )  # fmt: skip
+        attempt, attempts = delivery.attempt, self.job.retry.attempts
+        name, where = self.job.name, location(delivery)
+        if isinstance(error, RetryAfter):
+            logger.info(
+                "%s: attempt %d of %d put %s off: %s", name, attempt, attempts, where, error
+            )
+        else:
+            logger.info(
+                "%s: attempt %d of %d failed for %s: %r", name, attempt, attempts, where, error
+            )
 
     def _fail_on_config_error(self, deliveries: Sequence[Delivery], errors: Errors) -> bool:
         """End the processor if one of these failures (by index) is a :class:`ConfigError`: it is

@@ -14,7 +14,14 @@ from typing import NamedTuple
 
 from streams.engine.dedup_window import PROCESS_BUDGET, DedupWindow
 from streams.engine.dispatcher import PartitionState
-from streams.engine.progress import Progress, Range, decode, truncated, with_offsets
+from streams.engine.progress import (
+    Progress,
+    Range,
+    decode,
+    decode_generation,
+    truncated,
+    with_offsets,
+)
 from streams.errors import LogError
 from streams.log.protocol import Assignment, Log, Subscription
 from streams.log.range_reader import read_batches
@@ -245,7 +252,8 @@ class PartitionLifecycle:
                     keep_alive=self.keep_alive,
                 ),
             )
-        progress = Progress(position, floor, settled)
+        generation = 0 if committed is None else decode_generation(committed.progress)
+        progress = Progress(position, floor, settled, generation=generation)
         if not job.dedup.window:
             return _Restored(progress, None, beyond_end, rejected)
         with _windows_lock:

@@ -465,7 +465,12 @@ class Poller:
 
     def _offer(self, batch: Batch) -> None:
         owned = self._owned.get(batch.assignment)
-        if owned is None or not len(batch):
+        if owned is None:
+            return
+        skipped_to = batch.skipped_to
+        if not len(batch):
+            if skipped_to:
+                self._committer.skip(owned.state, skipped_to)
             return
         decoding, state = self._job.decodings[batch.topic], owned.state
         batch = decoding.unwrap(batch)
@@ -483,6 +488,8 @@ class Poller:
         self._committer.record_intake()
         self._gate.record_size(len(fetched), fetched.held_bytes)
         self._executor.dispatcher.offer(fetched)
+        if skipped_to:
+            self._committer.skip(state, skipped_to)
 
     # -- the end
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, over
 from streams.config import Dedup, Retry
 from streams.decoding import Source
 from streams.errors import ConfigError
+from streams.log.events import events_only
 from streams.log.range_reader import OffsetRange
 from streams.message import Message
 from streams.processor import Processor
@@ -104,7 +105,8 @@ async def replay(
     :param into: a processor (its handler runs as declared, but what it returns is not published
         and nothing becomes a dead letter), a plain or async function of ``(value)`` or
         ``(value, message)``, called one message after the other; or a topic, to which messages
-        are written as they stand: bytes, key, headers and ID.
+        are written as they stand: bytes, key, headers and ID. (An aggregate's event is a message
+        like any other there: in place of the headers of its append it has its version.)
     :param start: an offset, time or other position, or a mapping of them by partition (then only
         these partitions are read).
     :param end: the same; the message at ``end`` is not read.
@@ -118,6 +120,7 @@ async def replay(
     :param progress: called about ten times a second with the figures so far.
     :raises ReplayFailed: a message failed; it says from where to go on.
     :raises NotFound: there is no such topic or partition.
+    :raises EventTopicError: the topic to write to holds an aggregate's events.
     :raises ConfigError: an option does not fit.
     """
     if errors not in ("stop", "skip"):
@@ -136,7 +139,8 @@ async def replay(
     if isinstance(target, str):
         if target == name:
             raise ConfigError(f"replay of {name} into itself would double every message in it")
-        await asyncio.to_thread(log.topic, target)
+        if (await asyncio.to_thread(log.topic, target)).is_event_topic:
+            raise events_only(target, "replayed into")
         ranges, total = await asyncio.to_thread(survey)
         return await copy_range(app, name, target, ranges, total, options)
     source = source_of(app, topic, target)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streams.annotation_checks import check_handler
 from streams.cancellation import run_to_completion
@@ -18,11 +19,15 @@ from streams.errors import ProcessorDied, StreamsError
 from streams.log.range_reader import OffsetRanges
 from streams.processing.job import Job
 from streams.processing.poller import Poller
+from streams.processing.several import expand_several
 from streams.processor import Processor, ProcessorOptions, inspect_handler, topic_type_of
 from streams.replay.range_subscription import RangeSubscription
 from streams.replay.result import FailureLog, ReplayFailed, ReplayResult
 from streams.replay.token_bucket import TokenBucket
 from streams.wiring import make_executor
+
+if TYPE_CHECKING:
+    from streams.app import Streams
 
 REPORT_INTERVAL = 0.1
 """Seconds between two reports of progress."""
@@ -89,7 +94,7 @@ def _replay_job(
             wants_message=handler.wants_message,
             has_filter=options.filter is not None,
         )
-    return Job(
+    job = Job(
         name=name,
         group=name,
         topics=(topic,),
@@ -106,10 +111,11 @@ def _replay_job(
         flow=options.flow,
         clock=connection.clock,
     )
+    return expand_several(job) if source.decoding.gives_several else job
 
 
 async def handle_range(
-    connection: Connection,
+    app: Streams,
     source: Source[Any],
     topic: str,
     function: Callable[..., Any],
@@ -123,9 +129,9 @@ async def handle_range(
     """
     loop = asyncio.get_running_loop()
     failures = _Failures(skip_failed=options.skip_failed)
-    job = replace(
-        _replay_job(connection, source, topic, function, options), on_rejected=failures.reject
-    )
+    job = replace(_replay_job(app, source, topic, function, options), on_rejected=failures.reject)
+    for wrap in app.replay_wrappers:
+        job = wrap(job)
     executor = make_executor(job, loop)
     failures.dispatcher = executor.dispatcher
 
@@ -136,15 +142,16 @@ async def handle_range(
 
     feed = await asyncio.to_thread(
         RangeSubscription,
-        connection.log,
+        app.log,
         topic,
         ranges,
         key=options.key,
         exact=job.concurrency == 1 and job.batch is None,
         rate_limit=TokenBucket(options.rate),
         on_all_read=stop_if_settled,
+        generation=secrets.randbits(63) | 1,
     )
-    poller = Poller(feed.in_place_of(connection.log), job, executor)
+    poller = Poller(feed.in_place_of(app.log), job, executor)
     failures.stop = poller.stop
     ended = asyncio.Event()
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streams.decoding import Source
-from streams.engine.progress import decode, encode
-from streams.errors import InvalidValue, NotFound
+from streams.engine.progress import MAX_GENERATION, decode, decode_generation, encode
+from streams.errors import GroupNotEmpty, InvalidValue, NotFound
 from streams.log.protocol import Committed, Log
 from streams.replay.result import count_messages
 from streams.topic_reader import OffsetSpec, resolve_offset, resolve_partition
@@ -58,8 +58,12 @@ async def reset(
 
     def plan_and_apply() -> list[Move]:
         moves = plan_reset(app.log, group, name, to, partition=partition, now=app.clock.time())
-        if not dry_run:
-            apply_reset(app.log, group, name, moves, force=force)
+        if dry_run:
+            return moves
+        try:
+            apply_reset(app.log, group, name, moves, now=app.clock.time(), force=force)
+        except GroupNotEmpty as error:
+            raise error if force else GroupNotEmpty(f"{error}, or give force=True") from error
         return moves
 
     return await asyncio.to_thread(plan_and_apply)
@@ -144,14 +148,35 @@ def settled_ahead(committed: Committed) -> list[tuple[int, int]]:
 
 
 def apply_reset(
-    log: Log, group: str, topic: str, moves: list[Move], *, force: bool = False
+    log: Log, group: str, topic: str, moves: list[Move], *, now: float, force: bool = False
 ) -> None:
-    """Move the group: its floor is its new position, so no older message counts as seen.
+    """Move the group: its floor is its new position, so no older message counts as seen, and its
+    generation is a new one, so what is handled again is handled on purpose.
 
     :raises GroupNotEmpty: the group has running members, and ``force`` is not set.
     """
+    before = log.committed(group, topic)
     positions = {
-        move.partition: Committed(move.after, encode(move.after, move.after, ()).progress)
+        move.partition: Committed(
+            move.after,
+            encode(
+                move.after,
+                move.after,
+                (),
+                generation=next_generation(before.get(move.partition), now),
+            ).progress,
+        )
         for move in moves
     }
     log.reset_offsets(group, topic, positions, force=force)
+
+
+def next_generation(committed: Committed | None, now: float) -> int:
+    """The generation of a reset: the time in milliseconds, and larger than the one before. (A group
+    that is deleted begins anew at 0, so counting resets could give a number twice.)
+
+    :param committed: what the group has stored until now.
+    """
+    before = 0 if committed is None else decode_generation(committed.progress)
+    found = max(int(now * 1000), before + 1)
+    return found if 0 < found <= MAX_GENERATION else 1  # somebody else wrote the one before

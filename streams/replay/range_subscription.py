@@ -18,6 +18,7 @@ from heapq import heapify, heapreplace
 
 from typing_extensions import override
 
+from streams.engine.progress import encode
 from streams.log.protocol import Assignment, Commit, Committed, Log, Reader
 from streams.log.range_reader import READ_LIMIT, OffsetRanges, PartitionCursor
 from streams.message import Batch
@@ -37,6 +38,7 @@ class RangeSubscription(GrouplessSubscription["_PartitionRange"]):
     :param key: give out messages of this key only.
     :param exact: merge partitions message by message.
     :param on_all_read: called, again and again, once everything was given out.
+    :param generation: tells this replay from any other, as the reset of a group does.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class RangeSubscription(GrouplessSubscription["_PartitionRange"]):
         exact: bool,
         rate_limit: TokenBucket,
         on_all_read: Callable[[], None],
+        generation: int,
     ) -> None:
         self._rate_limit = rate_limit
         self._exact = exact
@@ -63,7 +66,7 @@ class RangeSubscription(GrouplessSubscription["_PartitionRange"]):
         self._key = key
         partitions = [
             _PartitionRange(
-                Assignment(topic, partition, 0, Committed(low)),
+                Assignment(topic, partition, 0, _begun_at(low, generation)),
                 log.reader(topic, partition, low, high),
                 self._of_key,
             )
@@ -153,6 +156,11 @@ class RangeSubscription(GrouplessSubscription["_PartitionRange"]):
     @override
     def wakeup(self) -> None:
         self._wake.set()
+
+
+def _begun_at(position: int, generation: int) -> Committed:
+    progress = encode(position, position, (), generation=generation).progress
+    return Committed(position, progress)
 
 
 class _PartitionRange(PartitionCursor):

@@ -23,9 +23,17 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from streams import wire
-from streams.derived_records import ERROR_ATTEMPTS, ERROR_PREFIX, ORIGIN, attempts_of, redrives_of
+from streams.derived_records import (
+    ERROR_ATTEMPTS,
+    ERROR_PREFIX,
+    ORIGIN,
+    attempts_of,
+    redrives_of,
+    with_generation,
+)
 from streams.engine.dispatcher import Delivery
 from streams.errors import LogError
+from streams.log.event_headers import copied_headers
 from streams.log.names import check_topic
 from streams.log.protocol import Assignment, Log, Retention, ensure_topic
 from streams.log.range_reader import read_batches, read_first
@@ -121,7 +129,7 @@ class DurableAttemptLog:
         """The message as it is to come back, if it waits in the delay topic; and a note."""
         batch, index = delivery.fetched.batch, delivery.index
         if self._unordered or batch.keys[index] is None:
-            copy = self._delayed_copy(batch, index, attempt, delay)
+            copy = self._delayed_copy(delivery, attempt, delay)
             return copy, self._attempt_record(batch, index, DELAYED)
         position = _position(batch, index)
         if self._restored_attempts.get(position) or attempts_of(batch.headers(index)):
@@ -142,10 +150,15 @@ class DurableAttemptLog:
         record = Record(count, name.encode(), f"{name}/{attempt}", (), batch.partition)
         return self._topics[batch.topic].attempts, record
 
-    def _delayed_copy(self, batch: Batch, index: int, attempt: int, delay: float) -> Outgoing:
+    def _delayed_copy(self, delivery: Delivery, attempt: int, delay: float) -> Outgoing:
+        batch, index = delivery.fetched.batch, delivery.index
         headers = batch.headers(index)
         redrive = redrives_of(headers) + 1
-        own_headers = headers_without(headers, (ID, REDRIVE), ERROR_PREFIX)
+        own_headers = with_generation(
+            copied_headers(headers_without(headers, (ID, REDRIVE), ERROR_PREFIX)),
+            delivery.fetched.state.assignment,
+            has_come_back=batch.topic not in self._sources,
+        )
         if not any(name == TIME for name, _ in own_headers):
             taken = wire.utc_from_seconds(batch.time(index))
             own_headers.append((TIME, taken.isoformat().encode()))

@@ -72,30 +72,36 @@ app.run()
 
 
 @contextmanager
-def running(how: str) -> Iterator[subprocess.Popen[str]]:
+def running(how: str) -> Iterator[subprocess.Popen[bytes]]:
     """The program, once its handler has begun."""
     process = subprocess.Popen(
         [sys.executable, "-W", "default", "-c", PROGRAM, how],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        bufsize=0,  # after readline(), communicate() has all that follows
         cwd=ROOT,
         env={"PYTHONPATH": f"{ROOT}:{ROOT}/codecs"},
     )
     try:
         assert process.stdout is not None
-        assert process.stdout.readline() == "begun\n"
+        assert process.stdout.readline() == b"begun\n"
         yield process
     finally:
         process.kill()
         process.communicate()
 
 
+def ended(process: subprocess.Popen[bytes]) -> tuple[str, str]:
+    """What else it wrote to stdout and stderr before it ended."""
+    out, err = process.communicate(timeout=60)
+    return out.decode(), err.decode()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_in_order(number: signal.Signals) -> None:
     with running("returns") as process:
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = ended(process)
     assert (process.returncode, out, err) == (0, "left\n", "")
 
 
@@ -109,9 +115,9 @@ def test_a_second_signal_ends_it_at_once_and_is_said(
     with running(how) as process:
         process.send_signal(number)
         assert process.stdout is not None
-        assert process.stdout.readline() == "told\n"
+        assert process.stdout.readline() == b"told\n"
         process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        _, err = ended(process)
     assert process.returncode == status
     said = f"streams: {number.name} again: interrupted, not everything was finished"
     assert err.splitlines()[-1] == said
@@ -121,9 +127,9 @@ def test_a_second_signal_ends_it_while_c_code_blocks_the_main_thread() -> None:
     with running("stuck") as process:
         process.send_signal(signal.SIGTERM)
         assert process.stdout is not None
-        assert process.stdout.readline() == "told\n"
+        assert process.stdout.readline() == b"told\n"
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
+        _, err = ended(process)
     # By the signal itself, if that came before the thread was blocked.
     assert process.returncode in (128 + signal.SIGTERM, -signal.SIGTERM)
     said = "streams: SIGTERM again: interrupted, not everything was finished"
@@ -132,7 +138,7 @@ def test_a_second_signal_ends_it_while_c_code_blocks_the_main_thread() -> None:
 
 def test_a_dead_processor_ends_it_with_one_clear_line() -> None:
     with running("dies") as process:
-        out, err = process.communicate(timeout=60)
+        out, err = ended(process)
     assert (process.returncode, out) == (1, "left\n")
     assert err.splitlines()[-1] == "streams: processor handle died: SystemExit: 5"
     assert "never awaited" not in err
@@ -153,19 +159,19 @@ app.run()
 
 
 @contextmanager
-def waiting(url: str) -> Iterator[subprocess.Popen[str]]:
+def waiting(url: str) -> Iterator[subprocess.Popen[bytes]]:
     """An app whose server is not there, once it has said so."""
     with subprocess.Popen(
         [sys.executable, "-c", WAITING, url],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        bufsize=0,  # after readline(), communicate() has all that follows
         cwd=ROOT,
         env={"PYTHONPATH": f"{ROOT}:{ROOT}/codecs"},
     ) as process:
         try:
             assert process.stderr is not None
-            assert "trying again in" in process.stderr.readline()
+            assert b"trying again in" in process.stderr.readline()
             yield process
         finally:
             process.kill()
@@ -179,7 +185,7 @@ async def test_a_server_that_is_not_there_yet_is_waited_for(lifetime: Lifetime) 
         async with app.connected():
             await topic.publish(7)
         assert process.stdout is not None
-        assert process.stdout.readline() == "handled 7\n"
+        assert process.stdout.readline() == b"handled 7\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
 
@@ -187,7 +193,7 @@ async def test_a_server_that_is_not_there_yet_is_waited_for(lifetime: Lifetime) 
 def test_a_signal_ends_the_waiting(lifetime: Lifetime) -> None:
     with waiting(Redis(lifetime).url) as process:
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
+        _, err = ended(process)
     assert process.returncode == 1
     assert err.splitlines()[-1].startswith("streams: ")
     assert "refused" in err.splitlines()[-1]

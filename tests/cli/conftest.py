@@ -126,6 +126,7 @@ class Shell:
             stdin=stdin,
             stdout=subprocess.PIPE if stdout is None else stdout,
             stderr=subprocess.PIPE,
+            bufsize=0,  # after readline(), communicate() has all that follows
             # As in a terminal, whatever runs these tests: Ctrl-C is heard.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )

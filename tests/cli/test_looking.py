@@ -35,6 +35,10 @@ LOOKING = (
     "dead keys billing orders",
     "saga list",
     "saga status trips ann",
+    "aggregates ls",
+    "aggregates ls shop:app",
+    "aggregates ls accounts",
+    "aggregates show accounts a-1 --events",
     "doctor shop:app",
 )
 
@@ -51,6 +55,7 @@ CHANGING = (
     "dead drop billing orders c1",
     "saga resume trips ann",
     "saga abandon trips an --yes",
+    "aggregates drop-snapshots accounts --yes",
 )
 
 

@@ -46,6 +46,11 @@ class Case:
         """Its groups speak Kafka's newer protocol."""
         return self.name == "kip848"
 
+    @property
+    def checks_appends(self) -> bool:
+        """It checks the condition of an append of events when it writes it: Kafka cannot."""
+        return self.capabilities.events and self.capabilities.name not in ("kafka", "kip848")
+
     def can(self, need: str) -> bool:
         """Whether it has a capability, one of :class:`Capabilities` or of this class."""
         return bool(getattr(self if hasattr(self, need) else self.capabilities, need))

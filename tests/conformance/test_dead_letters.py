@@ -160,6 +160,21 @@ def hostile(sound: bytes, number: int, random: Random) -> bytes:
     return random.randbytes(random.randrange(1, 200)) + b"\xff"
 
 
+async def test_a_declared_dead_letter_topic_has_as_many_partitions_as_its_source(
+    stage: Stage,
+) -> None:
+    app = stage.app()
+    name = f"{stage.topic_name}.{stage.group}.dead"
+    letters = app.topic(name, bytes)  # before its source
+    topic = stage.topic(app, partitions=3)
+    app.processor(topic, group=stage.group)(lambda value: None)
+    app.processor(letters, group="readers")(lambda value: None)
+    again = app.topic(f"{name}.readers.dead", bytes)  # of what its reader cannot handle
+    async with app.connected():
+        assert app.log.topic(letters.name).partitions == 3
+        assert app.log.topic(again.name).partitions == 3
+
+
 async def test_larger_than_the_bound_is_a_letter(stage: Stage) -> None:
     from stream_codecs import Json
 

@@ -482,6 +482,9 @@ def test_snapshots_are_deleted_by_fingerprint_and_nothing_else_changes(world: Wo
         found = history(log, topic, key)
         log.write_snapshots(topic, [snapshot_of(found, key, f, b"x") for f in ("f1", "f2")])
     assert dict(log.event_totals(topic).snapshots) == {"f1": 3, "f2": 3}
+    for key in (b"a", b"b", b"c", b"none"):
+        kept = [(each.key, each.fingerprint) for each in log.list_snapshots(topic, key)]
+        assert kept == ([] if key == b"none" else [(key, "f1"), (key, "f2")])
     assert log.delete_snapshots(topic, "f1") == 3
     assert dict(log.event_totals(topic).snapshots) == {"f2": 3}
     assert log.delete_snapshots(topic, "none") == 0
@@ -602,3 +605,56 @@ def test_any_sequence_of_appends_ends_as_a_naive_model_says(world: World, seed: 
             if base.version > before.version
         ]
         assert len(ids) == len(set(ids))
+
+
+def test_nobody_sees_a_part_of_an_append(world: World) -> None:
+    """While events are appended several at a time, whoever reads finds a history that ends with
+    the last event of an append."""
+    topic = event_topic(world, 1)
+    keys = [b"a", b"b"]
+    over = threading.Event()
+    errors: list[BaseException] = []
+    seen: set[Base] = set()
+
+    def look(log: Log) -> None:
+        assert isinstance(log, EventLog)
+        known = dict.fromkeys(keys, NO_HISTORY)
+        try:
+            while not over.is_set():
+                for key in keys:
+                    found = history(log, topic, key, known[key])
+                    check_whole(found, known[key])
+                    known[key] = found.head.base
+                    seen.add(found.head.base)
+        except BaseException as error:
+            errors.append(error)
+
+    readers = [threading.Thread(target=look, args=(log,)) for log in (world.log, world.open())]
+    for reader in readers:
+        reader.start()
+    choose, log = random.Random(0), events_of(world)
+    bases = dict.fromkeys(keys, NO_HISTORY)
+    for _ in range(25):
+        batch = [
+            make_append(key, bases[key], [event() for _ in range(choose.randint(2, 5))])
+            for key in keys
+        ]
+        for made, outcome in zip(batch, append_all(log, topic, batch), strict=True):
+            assert isinstance(outcome, Appended), outcome
+            bases[made.key] = made.head.base
+    over.set()
+    for reader in readers:
+        reader.join()
+    assert not errors, errors
+    assert seen
+
+
+def check_whole(found: History, after: Base) -> None:
+    """What was read ends with the last event of an append."""
+    assert versions(found) == list(range(after.version + 1, found.head.base.version + 1))
+    if found.events:
+        last = found.events[-1].record
+        assert found.head.base.last_id == last.id
+        header = parse_event(event_header(last.headers), last.id)
+        assert header is not None
+        assert header.is_last, f"half an append is seen: {header}"

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from streams.engine.progress import (
+    MAX_GENERATION,
     PROGRESS_LIMIT,
     FetchedBatch,
     Progress,
     Range,
     decode,
+    decode_generation,
     encode,
     truncated,
     with_offsets,
@@ -97,6 +99,35 @@ def test_what_fits_comes_back_whole(place: tuple[int, int, list[Range]]) -> None
     assert decode(position, snapshot.progress) == (floor, settled)
 
 
+generations = st.integers(0, 5) | st.integers(0, MAX_GENERATION)
+
+
+@runs(300)
+@given(places(), generations, st.integers(60, PROGRESS_LIMIT))
+def test_the_generation_of_a_reset_comes_back(
+    place: tuple[int, int, list[Range]], generation: int, limit: int
+) -> None:
+    position, floor, settled = place
+    snapshot = encode(position, floor, settled, limit, generation=generation)
+    assert len(snapshot.progress) <= limit
+    assert set(snapshot.progress) <= set(ALPHABET)
+    found = decode(position, snapshot.progress)
+    assert found[0] == floor
+    assert within(found[1], settled)
+    assert (found[1] == settled) == snapshot.complete
+    assert decode_generation(snapshot.progress) == generation
+    restored = Progress(position, *found, generation=generation)
+    assert decode_generation(restored.snapshot().progress) == generation
+    assert decode_generation(restored.preview_commit(()).progress) == generation
+
+
+@pytest.mark.parametrize("text", ["", "2r", "2rA", "2rgg", '{"leader": 1}', "2r" + "_" * 13])
+def test_a_text_that_is_not_ours_has_no_generation(text: str) -> None:
+    assert decode_generation(text) == 0
+    with pytest.raises(ValueError, match="progress"):
+        decode(5, text)
+
+
 @runs(300)
 @given(places(), st.integers(40, 300))
 def test_what_does_not_fit_is_forgotten_never_invented(
@@ -137,12 +168,15 @@ def test_thirty_thousand_gaps_are_cut() -> None:
 foreign = (
     st.text(max_size=40)
     | st.text(ALPHABET, max_size=60)
-    | st.builds(str.__add__, st.sampled_from(["1r", "1b"]), st.text(ALPHABET, max_size=60))
+    | st.builds(
+        str.__add__, st.sampled_from(["1r", "1b", "2r", "2b"]), st.text(ALPHABET, max_size=60)
+    )
 )
 
 
 @runs(500)
 @given(st.integers(0, 1 << 70), foreign)
+@example(5, "2rBA")
 @example(5, "")
 @example(5, "1r")
 @example(5, '{"leader": 1}')
@@ -253,6 +287,16 @@ class Versus(RuleBasedStateMachine):
     @rule(count=st.integers(1, 9))
     def deliver(self, count: int) -> None:
         self.add(self.log[self.delivered : self.delivered + count], 0)
+
+    @precondition(lambda self: self.delivered < len(self.log))
+    @rule(count=st.integers(1, 9))
+    def skip(self, count: int) -> None:
+        """The next offsets have no messages: they are as good as settled."""
+        skipped = self.log[self.delivered : self.delivered + count]
+        self.progress.skip_to(skipped[-1] + 1)
+        self.progress.skip_to(skipped[0])  # what was polled already is not skipped
+        self.settled.update(skipped)
+        self.delivered += len(skipped)
 
     @precondition(lambda self: self.delivered > self.next)
     @rule(back=st.integers(1, 12), count=st.integers(1, 15))

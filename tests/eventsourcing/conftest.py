@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conformance.conftest import kafka_url, memory_url, redis_url, sqlite_url
+from tests.conformance.conftest import kafka_url, memory_url, redis_url, sqlite_url, world
 from tests.conformance.logs import LOGS, Case
 from tests.conformance.stage import Stage
 
-__all__ = ["kafka_url", "memory_url", "redis_url", "sqlite_url"]
+__all__ = ["kafka_url", "memory_url", "redis_url", "sqlite_url", "world"]
 
 HISTORIES = [
     case

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
 from msgspec import Struct
+from pydantic import BaseModel, Field
 
+from stream_codecs import Bound
 from streams import Streams
 from streams.errors import ConfigError
 from streams.eventsourcing import Aggregate, Cache, Snapshot
+from streams.eventsourcing.state_type import StateType
 from tests.eventsourcing.bank import (
     Account,
     AccountEvent,
@@ -58,6 +61,29 @@ class SameTag(Struct, tag="deposited", frozen=True):
     pence: int
 
 
+class Typed(TypedDict, total=False):
+    cents: int
+
+
+class MutableModel(BaseModel):
+    cents: int = 0
+
+
+class FrozenModel(BaseModel, frozen=True):
+    cents: int
+
+
+class Unwritable:
+    """A type that no codec knows."""
+
+
+class InHeaders:
+    """A codec that keeps its schema in headers."""
+
+    def bind(self, type: Any, *, topic: str = "", role: str = "value") -> Bound[Any]:
+        return Bound(encode=bytes, decode=bytes, needs_headers=True)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -65,7 +91,19 @@ class SameTag(Struct, tag="deposited", frozen=True):
         ({"event": int}, "int has no tag"),
         ({"state": Mutable}, "frozen=True"),
         ({"state": MutableData}, "frozen=True"),
-        ({"state": dict}, "frozen=True"),
+        ({"state": dict}, "use a frozen Struct"),
+        ({"state": list[int]}, "use a frozen Struct"),
+        ({"state": dict[str, int], "initial": {}}, "use a frozen Struct"),
+        ({"state": Typed}, "use a frozen Struct"),
+        ({"state": set}, "use a frozen Struct"),
+        ({"state": bytearray}, "use a frozen Struct"),
+        ({"state": MutableModel}, "frozen=True"),
+        ({"state": FrozenModel}, "initial="),
+        ({"state": tuple[int, ...], "initial": [1]}, "is no tuple"),
+        ({"event": FrozenModel}, "FrozenModel has no tag"),
+        ({"event": Data}, "Data has no tag"),
+        ({"codec": InHeaders()}, "in headers"),
+        ({"state": Unwritable, "snapshot": Snapshot()}, "snapshot="),
         ({"state": NoDefault}, "initial="),
         ({"initial": 5}, "is no Account"),
         ({"evolve": None}, "evolve=None"),
@@ -112,6 +150,48 @@ def test_a_state_may_be_any_frozen_type() -> None:
         app, "given", Deposited | Withdrawn, NoDefault, lambda s, e: s, initial=NoDefault("x")
     )
     Aggregate(app, "one", Deposited, int, lambda n, e: n + e.cents)
+    model: Any = FrozenModel(cents=1)
+    Aggregate(app, "model", Deposited, FrozenModel, lambda s, e: s, initial=model)
+    pair: Any = tuple[int, int]
+    Aggregate(app, "pair", Deposited, pair, lambda s, e: s, initial=(0, 0))
+    Aggregate(app, "unwritable", Deposited, Unwritable, lambda s, e: s)
+
+
+def test_a_models_fields_are_its_shape() -> None:
+    def fingerprint(state: Any) -> str:
+        return StateType("a", state, state(), None).fingerprint(1)
+
+    class Model(BaseModel, frozen=True):
+        cents: int = 0
+
+    before = fingerprint(Model)
+
+    class Model(BaseModel, frozen=True):  # type: ignore[no-redef]
+        """A text."""
+
+        cents: int = Field(0, description="Another.", title="Cents")
+
+    assert fingerprint(Model) == before
+
+    class Inner(BaseModel, frozen=True):
+        cents: int = 0
+
+    class Model(BaseModel, frozen=True):  # type: ignore[no-redef]
+        cents: int = 0
+        inner: Inner = Inner()
+
+    deeper = fingerprint(Model)
+    assert deeper != before
+
+    class Inner(BaseModel, frozen=True):  # type: ignore[no-redef]
+        cents: int = 0
+        euros: int = 0
+
+    class Model(BaseModel, frozen=True):  # type: ignore[no-redef]
+        cents: int = 0
+        inner: Inner = Inner()
+
+    assert fingerprint(Model) != deeper
 
 
 def test_two_aggregates_cannot_have_one_name() -> None:
@@ -165,6 +245,24 @@ async def test_an_upcast_that_ends_nowhere_is_refused_when_the_app_is_entered() 
 
 
 @pytest.mark.anyio
+def test_a_handler_of_events_takes_todays_events() -> None:
+    app = Streams("memory://")
+    bank = accounts(app)
+
+    @app.processor(bank.events, group="whole")
+    def whole(event: AccountEvent) -> None: ...
+
+    with pytest.raises(ConfigError, match=r"topic 'accounts\.events' has .*Opened"):
+
+        @app.processor(bank.events, group="one")
+        def one(event: Opened) -> None: ...
+
+    with pytest.raises(ConfigError, match=r"annotated str"):
+
+        @app.processor(bank.events, group="text")
+        def text(event: str) -> None: ...
+
+
 async def test_an_event_topic_takes_no_messages() -> None:
     app = Streams("memory://")
     bank = accounts(app, final=Closed)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from streams import Streams
-from streams.eventsourcing.given import given
+from streams.testing import given
 from tests.eventsourcing.bank import (
     Account,
     Deposited,

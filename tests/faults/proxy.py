@@ -6,6 +6,7 @@ it works for Redis as it is, and for Kafka where the broker advertises the proxy
 
 * :meth:`Proxy.cut` resets every connection (new ones are let in);
 * :meth:`Proxy.is_shut` resets them and lets no new one in until :meth:`Proxy.open`;
+* :meth:`Proxy.turn_to` resets them and carries new ones to another server;
 * :meth:`Proxy.block` resets a connection instead of letting a certain request through;
 * :attr:`Proxy.delay` holds back each piece, in both directions, without changing the order;
 * :meth:`Proxy.lose_reply` lets a request through, waits until the server has answered it, throws
@@ -115,6 +116,15 @@ class Proxy:
             self._shut = False
 
         self._do(open)
+
+    def turn_to(self, port: int) -> None:
+        """Reset every connection, and carry new ones to another server."""
+
+        def turn() -> None:
+            self._target = port
+            self._cut()
+
+        self._do(turn)
 
     def block(self, marker: bytes) -> None:
         """Reset each connection in whose requests ``marker`` stands, before the server has it.

@@ -7,6 +7,7 @@ import socketserver
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -36,14 +37,20 @@ class Answer(socketserver.StreamRequestHandler):
             return
 
 
-@pytest.fixture
-def echo() -> Iterator[Echo]:
+@contextmanager
+def serving() -> Iterator[Echo]:
     with Echo() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def echo() -> Iterator[Echo]:
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture
@@ -132,6 +139,17 @@ def test_a_lost_reply_leaves_the_request_done_and_the_client_without_an_answer(
         assert lost.wait(60)
         assert echo.lines == [b"read\n", b"write\n"]
         assert ask(other, b"write\n") == b"write\n", "only one reply is lost"
+
+
+def test_another_server_takes_over(proxy: Proxy, echo: Echo) -> None:
+    with serving() as second, connect(proxy) as one:
+        assert ask(one, b"first\n") == b"first\n"
+        proxy.turn_to(second.server_address[1])
+        with pytest.raises(ConnectionError):
+            ask(one, b"cut\n")
+        with connect(proxy) as other:
+            assert ask(other, b"second\n") == b"second\n"
+        assert (echo.lines, second.lines) == ([b"first\n"], [b"second\n"])
 
 
 def test_a_server_that_is_not_there_refuses_through_it(echo: Echo) -> None:

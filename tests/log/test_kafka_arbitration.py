@@ -66,6 +66,16 @@ def test_an_append_counts_at_its_last_record_and_not_before() -> None:
     assert (counted.offsets, counted.head) == ((0, 1, 2), made.head)
 
 
+def test_an_append_upon_another_history_never_counts() -> None:
+    """The number of its base matches; the event that it was decided upon is another."""
+    log = Partition()
+    one, other = append(b"k", NO_HISTORY), append(b"k", NO_HISTORY)
+    log.write(*one.records)
+    for count in (1, 2):
+        assert log.write(*append(b"k", other.head.base, count).records) == []
+    assert len(log.write(*append(b"k", one.head.base).records)) == 1
+
+
 def test_of_two_that_are_interleaved_the_first_that_is_whole_wins() -> None:
     log = Partition()
     one, two = append(b"k", NO_HISTORY, 2), append(b"k", NO_HISTORY, 2)

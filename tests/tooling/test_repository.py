@@ -200,3 +200,12 @@ def test_the_readme_names_every_extra_that_a_service_may_add() -> None:
     for extra in set(project["optional-dependencies"]) - {"dev"}:
         assert f"`{extra}`" in section, extra
     assert "uvicorn" in section
+
+
+def test_every_log_stands_in_the_contracts_that_name_them_all() -> None:
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    logs = {f"streams.log.{each.parent.name}" for each in ROOT.glob("streams/log/*/__init__.py")}
+    for contract in config["tool"]["importlinter"]["contracts"]:
+        for key in ("modules", "forbidden_modules"):
+            named = {each for each in contract.get(key, ()) if each in logs}
+            assert len(named) <= 1 or named == logs, contract["name"]

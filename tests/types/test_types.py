@@ -1,6 +1,6 @@
 """What Mypy and Pyright, in their strict modes, say of programs that use the toolkit.
 
-``accepted.py`` and ``refused.py`` hold what they must take and what they must not. README.md and
+``accepted*.py`` and ``refused*.py`` hold what they must take and what they must not. README.md and
 docs/ are programs as well: a page's blocks are one, with its lines where they are on the page, as
 ``tests.docs.run`` runs them; a block that is a file is one of its own.
 
@@ -24,6 +24,8 @@ import pytest
 from tests.docs.blocks import PAGES, PYTHON, ROOT, Block, blocks
 
 HERE = Path(__file__).parent
+ACCEPTED = ("accepted.py", "accepted_aggregates.py")
+REFUSED = ("refused.py", "refused_aggregates.py")
 
 PAGE = """\
 # pyright: reportUnusedImport=false, reportUnusedVariable=false
@@ -98,7 +100,7 @@ def environment() -> dict[str, str]:
 def programs(tmp_path: Path) -> dict[str, Path]:
     """Every program that is checked, by its name in the folder; where it comes from."""
     found: dict[str, Path] = {}
-    for name in ("accepted.py", "refused.py"):
+    for name in (*ACCEPTED, *REFUSED):
         found[name] = HERE / name
         (tmp_path / name).write_text((HERE / name).read_text(encoding="utf-8"), encoding="utf-8")
     for page in PAGES:
@@ -125,21 +127,22 @@ def as_function(code: list[Block]) -> str:
 
 def unexpected(checker: str, found: list[Complaint], programs: dict[str, Path]) -> Iterator[str]:
     """Complaints about what is right, and what is wrong without one."""
-    wrong = list(expected(checker))
-    assert len(wrong) > 40
+    wrong = {name: list(expected(checker, name)) for name in REFUSED}
+    assert all(len(statements) > 40 for statements in wrong.values())
     for complaint in found:
-        if complaint.file != "refused.py":
+        if complaint.file not in wrong:
             yield f"{programs[complaint.file].name}, {complaint}"
-        elif not any(complaint.line in lines for lines in wrong):
+        elif not any(complaint.line in lines for lines in wrong[complaint.file]):
             yield f"{complaint}"
-    for lines in wrong:
-        if not any(each.file == "refused.py" and each.line in lines for each in found):
-            yield f"refused.py:{lines.start}: {checker} takes it"
+    for name, statements in wrong.items():
+        for lines in statements:
+            if not any(each.file == name and each.line in lines for each in found):
+                yield f"{name}:{lines.start}: {checker} takes it"
 
 
-def expected(checker: str) -> Iterator[range]:
-    """The lines of each statement in ``refused.py`` that must have an error."""
-    source = (HERE / "refused.py").read_text(encoding="utf-8")
+def expected(checker: str, name: str) -> Iterator[range]:
+    """The lines of each statement in a file of those refused that must have an error."""
+    source = (HERE / name).read_text(encoding="utf-8")
     lines = source.splitlines()
     for statement in ast.parse(source).body:
         first = min(
@@ -153,6 +156,7 @@ def expected(checker: str) -> Iterator[range]:
 
 
 def test_what_is_accepted_can_be_declared() -> None:
-    from tests.types import accepted
+    from tests.types import accepted, accepted_aggregates
 
     assert len(accepted.app.processors) > 40
+    accepted_aggregates.test_account()

@@ -4,6 +4,7 @@
 ``checklist``                 the items, in their order
 ``inspection``                the app and its log, looked at; what an item found
 ``log_checks``                items about the log: persisted, order, retention
+``history_checks``            items about aggregates: their event topics and snapshots
 ``processor_checks``          items about processors: idempotent, dead letters, and so on
 ``monitoring_checks``         items about who watches: monitoring, alerts
 ``prometheus``                what a Prometheus is asked
@@ -54,8 +55,9 @@ def doctor(
     Are messages persisted, are they handled once, where do those go that
     cannot be handled, is memory bounded, is somebody told when it goes
     wrong, do retries end, is the order of keys kept, is what is deleted meant
-    to be: yes, no, or why that cannot be known, and what to do. Nothing is
-    changed. The exit status is 1 if anything is wrong.
+    to be, are the histories of aggregates whole and readable: yes, no, or why
+    that cannot be known, and what to do. Nothing is changed. The exit status
+    is 1 if anything is wrong.
 
     [bold]Examples[/bold]
 
@@ -71,7 +73,8 @@ def doctor(
     prometheus_client = PrometheusClient(prometheus)
     app = load_app(target, url)
     with _open_read_only(app) as (log, open_error):
-        findings = list(run_checks(AppInspection(app, log, open_error, prometheus_client)))
+        inspection = AppInspection(app, log, open_error, prometheus_client, target)
+        findings = list(run_checks(inspection))
     counts = Counter(finding.verdict for finding in findings)
     passed = not counts[Verdict.no] and not (strict and counts[Verdict.unknown])
     if json:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from streams.cli.doctor.history_checks import check_histories
 from streams.cli.doctor.inspection import AppInspection, Finding, Subject
 from streams.cli.doctor.log_checks import check_order, check_persistence, check_retention
 from streams.cli.doctor.monitoring_checks import check_alerts, check_monitoring
@@ -29,6 +30,7 @@ CHECKS: Sequence[tuple[str, Callable[[AppInspection], Iterator[Finding]]]] = (
     ("retries", check_retries),
     ("order", check_order),
     ("retention", check_retention),
+    ("histories", check_histories),
 )
 
 

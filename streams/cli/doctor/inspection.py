@@ -16,6 +16,7 @@ from streams.log.range_reader import read_batches, read_first
 if TYPE_CHECKING:
     from streams.app import Streams
     from streams.cli.doctor.prometheus import PrometheusClient
+    from streams.eventsourcing import Aggregate
     from streams.log.protocol import Log, TopicInfo
     from streams.processor import Processor
     from streams.topic import Topic
@@ -82,12 +83,19 @@ class AppInspection:
     """An app and its log, looked at.
 
     :param log: None: it could not be opened, and ``open_error`` says why.
+    :param target: how the command line names the app.
     """
 
     def __init__(
-        self, app: Streams, log: Log | None, open_error: str, prometheus: PrometheusClient
+        self,
+        app: Streams,
+        log: Log | None,
+        open_error: str,
+        prometheus: PrometheusClient,
+        target: str = "MODULE:APP",
     ) -> None:
         self.app = app
+        self.target = target
         self.log = log
         self.open_error = open_error
         self.prometheus = prometheus
@@ -124,6 +132,14 @@ class AppInspection:
                 if topic.name not in found and hasattr(topic, "partitions"):
                     found[topic.name] = topic  # type: ignore[assignment]  # a topic of a pattern
         return found
+
+    @cached_property
+    def aggregates(self) -> dict[str, Aggregate[Any, Any]]:
+        """What the app declares, by the name of the event topic."""
+        from streams.eventsourcing import Aggregate
+
+        declared = (each for each in self.app.aggregates.values() if isinstance(each, Aggregate))
+        return {each.events.name: each for each in declared}
 
     def info(self, topic: str) -> TopicInfo | str:
         """A topic's facts, or why there are none."""

@@ -30,14 +30,18 @@ def check_persistence(inspection: AppInspection) -> Iterator[Finding]:
             facts = inspection.log.durability(topic)
         except NotFound:
             command = inspection.command(f"topics create {topic}")
+            creates = inspection.log.capabilities.creates_topics
+            by_app = creates or inspection.topics[topic].partitions is not None
             yield subject.unknown(
                 "the log has no such topic yet",
-                f"create it ({command}, or run the app once), and ask again",
+                f"create it ({command}{', or run the app once' * by_app}), and ask again",
             )
             continue
         info = inspection.info(topic)
         declared = inspection.topics[topic].partitions
-        if not isinstance(info, str) and declared is not None and info.partitions != declared:
+        if isinstance(info, str) or topic in inspection.aggregates:
+            pass  # of an aggregate's there is more to say
+        elif declared is not None and info.partitions != declared:
             yield subject.no(
                 f"it has {info.partitions} partitions, and is declared with {declared}",
                 f"declare partitions={info.partitions}, or leave it out",
@@ -106,7 +110,8 @@ def _check_key_partitions(inspection: AppInspection, topic: str) -> Finding:
 def check_retention(inspection: AppInspection) -> Iterator[Finding]:
     """What is deleted is meant to be, and so is what is kept for ever."""
     for topic in inspection.topics.values():
-        yield _check_topic_retention(inspection, topic)
+        if topic.name not in inspection.aggregates:  # whose events are kept for ever, always
+            yield _check_topic_retention(inspection, topic)
     for processor in inspection.processors:
         names = processor.options.dead_letters.topic_names(processor.topics, processor.group)
         kept = [name for name in names if _is_kept_for_ever(inspection.info(name))]

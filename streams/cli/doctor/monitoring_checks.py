@@ -52,7 +52,10 @@ def check_alerts(inspection: AppInspection) -> Iterator[Finding]:
     if isinstance(loaded, str):
         yield subject.unknown(loaded, PROMETHEUS_ADVICE)
         return
-    missing = [name for name in REQUIRED_ALERTS if name not in loaded]
+    required: tuple[str, ...] = REQUIRED_ALERTS
+    if inspection.app.aggregates:
+        required += AGGREGATE_ALERTS
+    missing = [name for name in required if name not in loaded]
     if missing:
         yield subject.no(
             f"it has no rule {', '.join(missing)}",
@@ -66,7 +69,7 @@ def check_alerts(inspection: AppInspection) -> Iterator[Finding]:
             "set alerting.alertmanagers in its configuration",
         )
     else:
-        yield subject.yes(f"{len(REQUIRED_ALERTS)} rules, and an Alertmanager to tell")
+        yield subject.yes(f"{len(required)} rules, and an Alertmanager to tell")
 
 
 REQUIRED_ALERTS = (
@@ -80,3 +83,6 @@ REQUIRED_ALERTS = (
     "StreamsMessagesLost",
 )
 """The rules of ``monitoring/alerts.yml`` that everybody needs."""
+
+AGGREGATE_ALERTS = ("StreamsAggregatesStopped", "StreamsHistoryTruncated", "StreamsDecisionsFail")
+"""The rules of ``monitoring/alerts.yml`` that everybody needs who has aggregates."""

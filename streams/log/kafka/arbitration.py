@@ -15,16 +15,24 @@ wins. A writer reads back to its own last record and knows what became of its ap
 lock, lease, clock or transaction that could hold anybody up.
 
 * The records of an append may have records of others between them. An append whose last record
-  never comes does not count, and holds nobody up.
+  never comes does not count, and holds no writer up.
+* Whoever *reads* past its first records cannot know whether they will count. So where the rest does
+  not follow for a while, one who follows the partition writes a record that says so (*void*): what
+  that append had begun is dropped there. It needs no agreement: it does nothing if the append was
+  whole before, and an append that goes on behind it is not whole. Its writer sends it again.
 * The same append may stand in the log more than once (its writer did not hear of the first). The
   first whole one counts; the others find that the history has gone on.
 * What is no record of an append, or lies about its place in one, never counts.
+* Transactions mean nothing here: a record counts where it stands, whether somebody wrapped it in a
+  transaction or not, and what became of that. So all who decide read uncommitted records, and an
+  open transaction of a stranger holds nobody up. (Appends are never written in one.)
 
 :class:`Arbiter` is that rule for one partition: pure, fed in order, without I/O.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from streams.log.event_headers import EventHeader
@@ -47,29 +55,52 @@ class Counted(NamedTuple):
     is_refusal: bool
 
 
-class _PendingAppend:
+class PendingAppend:
     """The first records of an append whose base holds."""
 
     __slots__ = ("cause", "count", "offsets")
 
-    def __init__(self, count: int, offset: int, cause: str) -> None:
+    def __init__(self, count: int, offsets: list[int], cause: str) -> None:
         self.count = count
-        self.offsets = [offset]
+        self.offsets = offsets
         self.cause = cause
 
 
-class Arbiter:
-    """Decides, record by record, which appends of one partition count."""
+HeadOf = Callable[[bytes], Head]
+"""Where a key's history ends."""
 
-    def __init__(self) -> None:
+
+class Arbiter:
+    """Decides, record by record, which appends of one partition count.
+
+    :param head_of: for whoever keeps the histories himself: he knows their ends. By default the
+        arbiter remembers them.
+    """
+
+    def __init__(self, head_of: HeadOf | None = None) -> None:
         self.heads: dict[bytes, Head] = {}
-        """Where each key's history ends."""
-        self._pending: dict[bytes, dict[str, _PendingAppend]] = {}
+        """Where each key's history ends, if the arbiter is to remember that."""
+        self.pending: dict[bytes, dict[str, PendingAppend]] = {}
         """By key and append; all of them have the key's present head as their base."""
+        self._remembers = head_of is None
+        self._head_of = self.head if head_of is None else head_of
 
     def head(self, key: bytes) -> Head:
         """Where a key's history ends."""
         return self.heads.get(key, EMPTY)
+
+    def first_pending_offset(self) -> int | None:
+        """Where the oldest append began that may still become whole."""
+        if not self.pending:
+            return None
+        begun = [each.offsets[0] for found in self.pending.values() for each in found.values()]
+        return min(begun, default=None)
+
+    def void(self, key: bytes | None, append_id: str) -> None:
+        """The next record says that what this append has begun does not count."""
+        found = self.pending.get(key or b"")
+        if found is not None and found.pop(append_id, None) is not None and not found:
+            del self.pending[key or b""]
 
     def feed(
         self,
@@ -87,7 +118,7 @@ class Arbiter:
         """
         if header is None or key is None:
             return None
-        head = self.heads.get(key, EMPTY)
+        head = self._head_of(key)
         if head.base != header.base or head.is_final:
             return None
         index, count = header.record_index, header.record_count
@@ -96,10 +127,10 @@ class Arbiter:
                 return None
             if header.is_last:
                 return self._count(key, header, (offset,), record_id, cause, is_final)
-            pending = self._pending.setdefault(key, {})
-            pending[header.append_id] = _PendingAppend(count, offset, cause)
+            pending = self.pending.setdefault(key, {})
+            pending[header.append_id] = PendingAppend(count, [offset], cause)
             return None
-        found = self._pending.get(key, {}).get(header.append_id)
+        found = self.pending.get(key, {}).get(header.append_id)
         if found is None or found.count != count or len(found.offsets) != index:
             return None
         found.offsets.append(offset)
@@ -117,6 +148,7 @@ class Arbiter:
         is_final: bool,
     ) -> Counted:
         head = Head(Base(header.base.version + header.record_count, last_id), is_final)
-        self.heads[key] = head
-        self._pending.pop(key, None)  # they were decided upon what has passed now
+        if self._remembers:
+            self.heads[key] = head
+        self.pending.pop(key, None)  # they were decided upon what has passed now
         return Counted(key, header.append_id, header.base, offsets, head, cause, header.is_refusal)

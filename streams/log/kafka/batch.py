@@ -19,6 +19,7 @@ the broken list.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import call, length_hint
@@ -140,11 +141,31 @@ class KafkaBatch(Batch):
             self._mark_unreadable(index, error)
         return self.headers(index)
 
+    def all_headers(self) -> list[Headers]:
+        """The headers of all messages, read in one go. Before any message is released."""
+        source = iter(self._messages)
+        try:
+            return [headers or () for headers in map(_headers, source)]
+        except SystemError as error:
+            self._mark_unreadable(len(self._messages) - length_hint(source) - 1, error)
+        return [self.headers(index) for index in range(len(self._messages))]
+
     @override
     def time(self, index: int) -> float:
         """The broker's or the producer's time of one message, in seconds since the epoch."""
         message = self._messages[index]
         return 0.0 if message is None else message.timestamp()[1] / 1000
+
+    def split_at(self, offset: int) -> tuple[KafkaBatch, KafkaBatch | None]:
+        """Its messages before an offset, of which there are some, and those from there on."""
+        if self.offsets[-1] < offset:
+            return self, None
+        count = bisect_left(self.offsets, offset)
+        messages, assignment = self._messages, self.assignment
+        return (
+            KafkaBatch(self.topic, self.partition, messages[:count], assignment),
+            KafkaBatch(self.topic, self.partition, messages[count:], assignment),
+        )
 
     @override
     def release(self, index: int) -> None:

@@ -74,6 +74,8 @@ class MemberOptions(NamedTuple):
     """Seconds after which the coordinator gives up a silent member."""
     member_name: str = ""
     """The name by which the group knows this member, if it is a static one."""
+    uncommitted: bool = False
+    """It reads event topics, in which transactions mean nothing."""
 
 
 class GroupConsumer:
@@ -135,6 +137,8 @@ class GroupConsumer:
         )
         config["error_cb"] = if_current(self._on_client_error)
         config["on_commit"] = if_current(self._on_commit)
+        if options.uncommitted:
+            config["isolation.level"] = "read_uncommitted"
         consumer = self._connect(config)
         try:
             consumer.subscribe(

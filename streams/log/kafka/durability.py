@@ -26,8 +26,8 @@ def durability_facts(requests: RequestRetry, topic: str) -> tuple[DurabilityFact
 
     :raises NotFound: there is no such topic.
     """
-    replicas, insync = _replica_counts(requests, topic)
-    config = _topic_config(requests, topic)
+    replicas, insync = replica_counts(requests, topic)
+    config = topic_config(requests, topic)
     min_insync = int(config.get("min.insync.replicas", "0"))
     flushes_each = config.get("flush.messages") == "1"
     result = [
@@ -65,7 +65,7 @@ def durability_facts(requests: RequestRetry, topic: str) -> tuple[DurabilityFact
 
 def _offsets_topic_facts(requests: RequestRetry) -> tuple[DurabilityFact, ...]:
     try:
-        replicas, _ = _replica_counts(requests, OFFSETS_TOPIC)
+        replicas, _ = replica_counts(requests, OFFSETS_TOPIC)
     except LogError:  # there has been no group yet; or this login may not ask
         return ()
     advice = "with its broker all groups lose their places: give it 3 replicas"
@@ -75,7 +75,7 @@ def _offsets_topic_facts(requests: RequestRetry) -> tuple[DurabilityFact, ...]:
     )
 
 
-def _replica_counts(requests: RequestRetry, topic: str) -> tuple[int, int]:
+def replica_counts(requests: RequestRetry, topic: str) -> tuple[int, int]:
     """The fewest replicas, and the fewest in-sync replicas, of any partition."""
     wanted = TopicCollection([topic])
     try:
@@ -90,7 +90,7 @@ def _replica_counts(requests: RequestRetry, topic: str) -> tuple[int, int]:
     )
 
 
-def _topic_config(requests: RequestRetry, topic: str) -> Mapping[str, str]:
+def topic_config(requests: RequestRetry, topic: str) -> Mapping[str, str]:
     """The topic's effective settings; none where this login may not ask."""
     operation = f"asking for the settings of {topic}"
     try:

@@ -1,44 +1,36 @@
-"""What is known of an event topic's histories: an index in memory, folded from the log.
+"""What is known of an event topic's histories: an index, folded from the log and followed.
 
 Kafka has no way to ask for one key's messages, so whoever decides upon histories reads their whole
-partitions once, from the start, and follows them from then on. The index keeps no events, only
-where they stand: for each key the offsets of the events that count, and where its history ends.
+partitions once, from the start, and follows them from then on (:mod:`.partition_index` says what
+it keeps of them). With ``?event_index=DIR`` what was folded is kept in a file there, and the next
+start goes on where that ends.
 
-One consumer and one thread serve all partitions of a topic that are in use. A writer's own records
-need not be waited for: where they stand right behind what was folded, they are folded as soon as
-the broker has confirmed them.
+A writer's own records need not be waited for: where they stand right behind what was folded, they
+are folded as soon as the broker has confirmed them.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
-
-from confluent_kafka import Consumer, KafkaError, KafkaException
-from confluent_kafka import TopicPartition as KTopicPartition
 
 from streams.errors import LogError, OutcomeUnknown, Unavailable
-from streams.log.event_headers import CAUSE, EVENT, FINAL, MAX_CAUSE, parse_event
-from streams.log.events import EMPTY, Caused, Head
-from streams.log.kafka.arbitration import Arbiter, Counted
-from streams.log.kafka.batch import KafkaBatch, remove_errors, split_by_partition
-from streams.log.kafka.client import close_in_background
-from streams.log.kafka.errors import OUT_OF_RANGE
+from streams.log.events import EventAppend
+from streams.log.kafka.batch import KafkaBatch
+from streams.log.kafka.index_file import IndexFile
+from streams.log.kafka.partition_index import (
+    Decided,
+    OnDecided,
+    PartitionIndex,
+    PartitionState,
+)
 from streams.log.kafka.reader import ReaderPool
-from streams.message import Headers
+from streams.log.kafka.topic_follower import HistoryGone, TopicFollower
+from streams.message import ID, Headers
 from streams.text import get_logger
-from streams.wire import text
 
 logger = get_logger("streams.kafka")
-
-FETCH_LIMIT = 5_000
-"""Messages that are folded at once."""
-
-POLL_TIMEOUT = 0.1
-"""Seconds that the thread waits for a message."""
 
 WAIT_TIMEOUT = 30.0
 """Seconds without any progress after which whoever waits for the index is told so."""
@@ -46,355 +38,380 @@ WAIT_TIMEOUT = 30.0
 REPORT_INTERVAL = 5.0
 """Seconds between two lines about an index that is being built."""
 
-OnDecided = Callable[["Counted | Head | LogError"], None]
-"""Called once with what became of an append: it counts; or where its history ended when it did not;
-or why nobody can say."""
+VOID_AFTER = 3.0
+"""Seconds after which an append whose rest does not come is declared void. Its writer has had the
+records in its queue all at once."""
 
-_Decided = tuple[OnDecided, "Counted | Head | LogError"]
+SAVE_INTERVAL = 1.0
+"""Seconds between two writings of the file."""
 
+SAVE_SHARE = 20
+"""The file is written for at most this part of the time."""
 
-class KeyIndex:
-    """One key's history: where its events stand."""
-
-    __slots__ = ("offsets", "refusals")
-
-    def __init__(self) -> None:
-        self.offsets = array("q")
-        """Of the events, by version - 1."""
-        self.refusals: dict[str, tuple[int, int]] | None = None
-        """Version and offset of each refusal, by its record's ID."""
-
-
-class PartitionIndex:
-    """The histories of one partition. Not thread-safe: the topic's lock is held."""
-
-    def __init__(self) -> None:
-        self.next_offset = 0
-        """Everything below was folded."""
-        self.arbiter = Arbiter()
-        self.keys: dict[bytes, KeyIndex] = {}
-        self.causes: dict[tuple[bytes, str], Caused] = {}
-        self.event_count = 0
-        self.uncounted: set[int] = set()
-        """Offsets of records that do not count, or not yet."""
-        self.sorted_keys: list[bytes] = []
-        """The keys in order, as far as somebody listed them."""
-        self._watched: dict[str, OnDecided] = {}
-        """By append: who waits for what becomes of it."""
-        self._ends: dict[str, tuple[int, bytes]] = {}
-        """By append: the offset of its last record, once that is known, and its key."""
-        self._decided: list[_Decided] = []
-
-    def watch(self, append_id: str, on_decided: OnDecided) -> None:
-        """Tell somebody what becomes of an append that is about to be written."""
-        self._watched[append_id] = on_decided
-
-    def unwatch(self, append_id: str) -> None:
-        """Nobody waits for an append any more."""
-        self._watched.pop(append_id, None)
-        self._ends.pop(append_id, None)
-
-    def written(self, append_id: str, key: bytes, last_offset: int) -> None:
-        """An append that is watched stands in the log up to this offset."""
-        if append_id in self._watched:
-            self._ends[append_id] = last_offset, key
-            self._settle_passed()
-
-    def feed(self, offset: int, key: bytes | None, record_id: str, headers: Headers) -> None:
-        """Fold the next record."""
-        value, cause, is_final = None, "", False
-        for name, data in headers:
-            if name == EVENT:
-                value = data
-            elif name == CAUSE and data and len(data) <= MAX_CAUSE:
-                cause = text(data)
-            elif name == FINAL:
-                is_final = data == b"1"
-        header = None if value is None else parse_event(value, record_id)
-        counted = self.arbiter.feed(offset, key, record_id, header, cause, is_final)
-        self.next_offset = offset + 1
-        if counted is None:
-            self.uncounted.add(offset)
-        else:
-            self._add(counted)
-
-    def _add(self, counted: Counted) -> None:
-        index = self.keys.get(counted.key)
-        if index is None:
-            index = self.keys[counted.key] = KeyIndex()
-        version = counted.base.version
-        if counted.is_refusal:
-            if index.refusals is None:
-                index.refusals = {}
-            index.refusals[counted.append_id] = version, counted.offsets[0]
-            self.uncounted.add(counted.offsets[0])
-        else:
-            index.offsets.extend(counted.offsets)
-            self.event_count += len(counted.offsets)
-            if len(counted.offsets) > 1:
-                self.uncounted.difference_update(counted.offsets)
-        if counted.cause:
-            count = 0 if counted.is_refusal else len(counted.offsets)
-            self.causes.setdefault((counted.key, counted.cause), Caused(version + 1, count))
-        on_decided = self._watched.pop(counted.append_id, None)
-        if on_decided is not None:
-            self._ends.pop(counted.append_id, None)
-            self._decided.append((on_decided, counted))
-
-    def skip_to(self, offset: int) -> None:
-        """There is no record below this offset that was not folded."""
-        if offset > self.next_offset:
-            self.next_offset = offset
-
-    def settle(self) -> None:
-        """Tell those whose appends were passed and did not count."""
-        if self._ends:
-            self._settle_passed()
-
-    def _settle_passed(self) -> None:
-        passed = [id for id, (offset, _) in self._ends.items() if offset < self.next_offset]
-        for append_id in passed:
-            _, key = self._ends.pop(append_id)
-            self._decided.append((self._watched.pop(append_id), self.arbiter.head(key)))
-
-    def fail(self, error: LogError) -> None:
-        """Nothing will be folded any more: nobody can say what becomes of what is watched."""
-        self._decided += [(on_decided, error) for on_decided in self._watched.values()]
-        self._watched.clear()
-        self._ends.clear()
-
-    def take_decided(self) -> Sequence[_Decided]:
-        """Who is to be told what, now that the lock can be released."""
-        decided, self._decided = self._decided, []
-        return decided
+WriteVoid = Callable[[int, bytes, str], None]
+"""Has a record written that declares an append void: its partition, key and ID."""
 
 
 class TopicIndex:
     """The index of one event topic, as far as its partitions are in use (any thread).
 
-    The thread is the only user of the consumer. ``lock`` guards the partitions and is held for a
-    batch of records at most; whoever is to be told something is told after it was released.
+    ``lock`` guards the partitions and is held for a batch of records at most; whoever is to be told
+    something is told after it was released.
+
+    :param file: what is kept from one start to the next; the index closes it.
     """
 
-    def __init__(self, topic: str, readers: ReaderPool) -> None:
+    def __init__(
+        self,
+        topic: str,
+        readers: ReaderPool,
+        write_void: WriteVoid | None = None,
+        file: IndexFile | None = None,
+    ) -> None:
         self.topic = topic
         self.lock = threading.Lock()
         self.partitions: dict[int, PartitionIndex] = {}
+        self.error: LogError | None = None
+        """Why nothing is folded any more: another index has to be made."""
         self._readers = readers
+        self._write_void = write_void
+        self._file = file
         self._changed = threading.Condition(self.lock)
-        self._wanted: list[int] = []
-        """Partitions that the consumer is still to be given."""
-        self._consumer: Consumer | None = None
-        self._thread: threading.Thread | None = None
-        self._closed = False
-        self._error: LogError | None = None
+        self._opening = threading.Lock()
+        """Held while partitions are opened."""
+        self._follower = TopicFollower(topic, readers, self)
+        self._closed = threading.Event()
         self._folded_at = time.monotonic()
         """When something was folded last, or it was certain that there is nothing."""
+        self._waiting_since: float | None = None
+        self._reported_at = time.monotonic()
+        self._pending_since: dict[tuple[int, bytes, str], float] = {}
+        """Since when appends are known that are not whole."""
+        self._keeper: threading.Thread | None = None
+        if file is not None:
+            self._keeper = threading.Thread(
+                target=self._keep, name=f"streams-{topic}-index-file", daemon=True
+            )
+            self._keeper.start()
 
-    def wait(self, ends: Mapping[int, int]) -> None:
+    # -- following partitions
+
+    def use(self, partitions: Iterable[int]) -> None:
+        """Begin to follow partitions, unless they are followed.
+
+        :raises LogError: nothing is folded any more; or the log does not have what it had.
+        """
+        wanted = set(partitions)
+        if wanted <= self.partitions.keys() and self.error is None:
+            return
+        with self._opening:
+            for partition in sorted(wanted - self.partitions.keys()):
+                index = self._open_partition(partition)
+                with self.lock:
+                    self._check()
+                    self.partitions[partition] = index
+                self._follower.follow({partition: index.next_offset})
+        with self.lock:
+            self._check()
+
+    def _check(self) -> None:
+        if self.error is not None:
+            raise type(self.error)(str(self.error)) from self.error
+        if self._closed.is_set():
+            raise Unavailable(f"{self.topic}: this log is closed")
+
+    def _open_partition(self, partition: int) -> PartitionIndex:
+        if self._file is None:
+            return PartitionIndex(partition)
+        rows = self._file.partition(partition)
+        if rows.state.next_offset > 0 and not self._fits(partition, rows.state):
+            self._file.forget_partition(partition)
+            rows = self._file.partition(partition)
+        return PartitionIndex(partition, rows)
+
+    def _fits(self, partition: int, state: PartitionState) -> bool:
+        """Whether the log has what the file was folded from; if it has not, that is said.
+
+        :raises HistoryGone: it has not even its beginning.
+        """
+        place = f"{self.topic}/{partition}"
+        first, end = self._readers.bounds(self.topic, partition)
+        if first > 0:
+            raise HistoryGone(
+                f"{place} begins at offset {first}: its first records were deleted, so no history "
+                "is whole (an event topic keeps its messages for ever: retention.ms=-1, "
+                "retention.bytes=-1, cleanup.policy=delete)"
+            )
+        found = end >= state.next_offset
+        if found and state.last_offset >= 0:
+            found = self._id_at(partition, state.last_offset) == state.last_id
+        if not found:
+            logger.error(
+                "%s: HistoryTruncated: the index file was folded up to offset %d, and the log, "
+                "which ends at %d, does not have what it had then: it was made anew, or has lost "
+                "what was acknowledged. The index is built anew from what there is",
+                place, state.next_offset, end,
+            )  # fmt: skip
+        return found
+
+    def _id_at(self, partition: int, offset: int) -> bytes | None:
+        reader = self._readers.open_reader(
+            self.topic, partition, offset, offset + 1, uncommitted=True
+        )
+        try:
+            batch = reader.read(1)
+        finally:
+            reader.close()
+        if batch is None:
+            return None
+        ids = [value for name, value in batch.headers(0) if name == ID]
+        return ids[0] if ids else None
+
+    # -- waiting
+
+    def wait(self, ends: Mapping[int, int], *, until_decided: bool = False) -> None:
         """Wait until these partitions are folded up to these offsets.
 
+        :param until_decided: also until it is known of each record below whether it counts.
         :raises Unavailable: there was no progress for :data:`WAIT_TIMEOUT` seconds.
         """
+        self.use(ends)
         with self._changed:
-            self._use(ends)
-            self._folded_at = max(self._folded_at, time.monotonic() - WAIT_TIMEOUT / 2)
-            while any(self.partitions[each].next_offset < end for each, end in ends.items()):
-                if self._error is not None:
-                    raise type(self._error)(str(self._error)) from self._error
-                if self._closed:
-                    raise Unavailable(f"{self.topic}: this log is closed")
-                remaining = self._folded_at + WAIT_TIMEOUT - time.monotonic()
+            began = time.monotonic()
+            while any(
+                self._reached(self.partitions[each], until_decided) < end
+                for each, end in ends.items()
+            ):
+                self._check()
+                if self._waiting_since is None:
+                    self._waiting_since = time.monotonic()
+                remaining = max(self._folded_at, began) + WAIT_TIMEOUT - time.monotonic()
                 if remaining <= 0:
                     raise Unavailable(
                         f"{self.topic}: nothing of its end could be read for {WAIT_TIMEOUT:g} s"
                     )
                 self._changed.wait(min(remaining, 1.0))
+            self._waiting_since = None
 
-    def _use(self, partitions: Iterable[int]) -> None:
-        """Begin to follow partitions (the lock is held)."""
-        new = [each for each in partitions if each not in self.partitions]
-        for partition in new:
-            self.partitions[partition] = PartitionIndex()
-        self._wanted += new
-        if self._thread is None:
-            name = f"streams-{self.topic}-index"
-            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-            self._thread.start()
+    @staticmethod
+    def _reached(index: PartitionIndex, until_decided: bool) -> int:
+        return index.decided_until() if until_decided else index.next_offset
 
-    def written(self, partition: int, records: Sequence[tuple[int, bytes, str, Headers]]) -> None:
-        """Take note of an append that was written, and fold it at once if nothing stands between it
-        and what was folded.
-
-        :param records: offset, key, ID and headers of each, in order.
-        """
-        with self._changed:
-            index = self.partitions[partition]
-            last_offset, key, _, _ = records[-1]
-            index.written(records[0][2], key, last_offset)
-            for record in records:
-                if record[0] == index.next_offset:
-                    index.feed(*record)
-            index.settle()
-            decided = index.take_decided()
-            self._changed.notify_all()
-        _tell(decided)
-
-    def watch(self, partition: int, append_id: str, on_decided: OnDecided) -> None:
-        """Tell somebody what becomes of an append that is about to be written.
+    def decided_until(self, partition: int) -> int:
+        """How far it is known which records count. Does not wait for that.
 
         :raises LogError: nothing is folded any more.
         """
+        self.use([partition])
         with self.lock:
-            if self._error is not None:
-                raise type(self._error)(str(self._error)) from self._error
-            self.partitions[partition].watch(append_id, on_decided)
+            self._check()
+            return self.partitions[partition].decided_until()
+
+    def wait_until_decided(self, partition: int, offset: int, timeout: float) -> bool:
+        """Wait until it is known of all records below an offset whether they count; whether it is.
+
+        :raises LogError: nothing is folded any more.
+        """
+        self.use([partition])
+        with self._changed:
+            index = self.partitions[partition]
+
+            def is_over() -> bool:
+                is_decided = index.decided_until() >= offset
+                return is_decided or self.error is not None or self._closed.is_set()
+
+            self._changed.wait_for(is_over, timeout)
+            self._check()
+            return index.decided_until() >= offset
+
+    def uncounted_offsets(self, partition: int, first: int, end: int) -> list[int]:
+        """Which records from ``first`` up to, not including, ``end`` do not count; waits until that
+        is decided."""
+        self.wait({partition: end}, until_decided=True)
+        with self.lock:
+            return self.partitions[partition].uncounted(first, end)
+
+    def close(self) -> None:
+        """Stop following; what is known goes to the file."""
+        with self._changed:
+            self._closed.set()
+            self._changed.notify_all()
+        self._follower.close()
+        if self._keeper is not None:
+            self._keeper.join(60.0)
+        if self._file is not None:
+            self._file.close()
+
+    def discard(self) -> None:
+        """Stop following, and remove the file: what it says is wrong."""
+        file, self._file = self._file, None
+        self.close()
+        if file is not None:
+            file.discard()
+
+    # -- appends
+
+    def watch(self, appends: Iterable[tuple[int, EventAppend, OnDecided]]) -> Sequence[bool]:
+        """Tell somebody what becomes of appends that are about to be written: of those that
+        continue their history as it is known. Which of them do; to know that and to watch is one
+        step, as one that was sent before may be folded at any moment.
+
+        :param appends: partition of each, and the append.
+        :raises LogError: nothing is folded any more.
+        """
+        continuing = []
+        with self.lock:
+            self._check()
+            for partition, append, on_decided in appends:
+                index = self.partitions[partition]
+                head = index.head(append.key)
+                continuing.append(head.base == append.base and not head.is_final)
+                if continuing[-1]:
+                    index.watch(append.records[0].id, on_decided)
+        return continuing
 
     def unwatch(self, partition: int, append_id: str) -> None:
         """Nobody waits for an append any more."""
         with self.lock:
             self.partitions[partition].unwatch(append_id)
 
-    def close(self) -> None:
-        """Stop following."""
+    def written(
+        self,
+        partition: int,
+        appends: Sequence[tuple[str, bytes, int]],
+        offsets: Sequence[int],
+        keys: Sequence[bytes],
+        headers: Sequence[Headers],
+    ) -> None:
+        """Take note of appends that were written, and fold their records at once where nothing
+        stands between them and what was folded.
+
+        :param appends: ID, key and last offset of each.
+        :param offsets: of all their records, in order, with their keys and headers.
+        """
         with self._changed:
-            self._closed = True
+            index = self.partitions[partition]
+            for append in appends:
+                index.written(*append)
+            if index.next_offset in offsets:
+                start = offsets.index(index.next_offset)
+                stop = start + 1
+                while stop < len(offsets) and offsets[stop] == offsets[stop - 1] + 1:
+                    stop += 1
+                index.fold(offsets[start:stop], keys[start:stop], headers[start:stop])
+            index.settle()
+            decided = index.take_decided()
+            self._folded_at = time.monotonic()
             self._changed.notify_all()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(5.0)
+        _tell(decided)
 
-    # -- the thread
+    # -- what the follower does
 
-    def _run(self) -> None:
-        try:
-            consumer = self._consumer = self._readers.new_consumer()
-        except LogError as error:
-            self._fail(error)
-            return
-        report_at = time.monotonic() + REPORT_INTERVAL
-        try:
-            while not self._closed:
-                self._assign_wanted(consumer)
-                self._fold_next(consumer)
-                if time.monotonic() >= report_at:
-                    report_at = time.monotonic() + REPORT_INTERVAL
-                    self._report()
-        except LogError as error:
-            self._fail(error)
-        except Exception as error:
-            logger.exception("the index of %s failed", self.topic)
-            self._fail(LogError(f"{self.topic}: its index failed: {error!r}"))
-        finally:
-            close_in_background(consumer)
-
-    def _fail(self, error: LogError) -> None:
-        unknown = OutcomeUnknown(f"written, but not read back: {error}")
+    def fold(self, batch: KafkaBatch) -> None:
+        """Fold the next records of a partition."""
+        headers = batch.all_headers()  # before the lock is taken, as the driver takes its time
         with self._changed:
-            self._error = error
-            decided = []
+            index = self.partitions[batch.partition]
+            index.fold(batch.offsets, batch.keys, headers)
+            decided = self._progressed(index)
+        _tell(decided)
+
+    def reach(self, partition: int, offset: int) -> None:
+        """There is no record below this offset that was not folded."""
+        if partition in self.partitions:
+            with self._changed:
+                index = self.partitions[partition]
+                index.skip_to(offset)
+                decided = self._progressed(index)
+            _tell(decided)
+
+    def _progressed(self, index: PartitionIndex) -> Sequence[Decided]:
+        index.settle()
+        self._folded_at = time.monotonic()
+        self._changed.notify_all()
+        return index.take_decided()
+
+    def next_offsets(self) -> Mapping[int, int]:
+        """Where each partition goes on."""
+        with self.lock:
+            return {number: each.next_offset for number, each in self.partitions.items()}
+
+    def tick(self) -> None:
+        """See to appends that are not whole, and say how far an index is that takes its time."""
+        now = time.monotonic()
+        with self.lock:
+            pending = {
+                (number, *append): self._pending_since.get((number, *append), now)
+                for number, index in self.partitions.items()
+                for append in index.pending_appends()
+            }
+            self._pending_since = pending
+            waiting = self._waiting_since
+            folded = sum(each.next_offset for each in self.partitions.values())
+        overdue = [append for append, since in pending.items() if now >= since + VOID_AFTER]
+        for partition, key, append_id in overdue:
+            self._pending_since[partition, key, append_id] = now  # again, if that gets lost
+            if self._write_void is not None:
+                self._write_void(partition, key, append_id)
+        if waiting is not None and now >= max(self._reported_at, waiting) + REPORT_INTERVAL:
+            self._reported_at = now
+            logger.info("the index of %s: %d records so far", self.topic, folded)
+
+    def fail(self, error: LogError) -> None:
+        """Nothing will be folded any more."""
+        unknown = OutcomeUnknown(f"written, but not read back: {error}")
+        decided: list[Decided] = []
+        if isinstance(error, HistoryGone):
+            logger.error("HistoryTruncated: %s", error)
+        with self._changed:
+            self.error = error
             for index in self.partitions.values():
                 index.fail(unknown)
                 decided += index.take_decided()
             self._changed.notify_all()
         _tell(decided)
 
-    def _assign_wanted(self, consumer: Consumer) -> None:
-        with self.lock:
-            wanted, self._wanted = self._wanted, []
-            starts = [
-                KTopicPartition(self.topic, each, self.partitions[each].next_offset)
-                for each in wanted
-            ]
-        if starts:
+    # -- the file
+
+    def _keep(self) -> None:
+        """Write what changes to the file, again and again."""
+        is_failing = False
+        next_at = time.monotonic() + SAVE_INTERVAL
+        while True:
+            is_last = self._closed.wait(SAVE_INTERVAL / 4)
+            began = time.monotonic()
+            with self.lock:
+                if self.error is not None or self._file is None:
+                    return
+                has_changed = any(each.has_changed for each in self.partitions.values())
+            if not is_last and (not has_changed or began < next_at):
+                continue
             try:
-                consumer.incremental_assign(starts)
-            except KafkaException as error:
-                raise self._readers.translate(error, f"reading {self.topic}") from error
-
-    def _fold_next(self, consumer: Consumer) -> None:
-        try:
-            messages: list[Any] = consumer.consume(1, POLL_TIMEOUT)
-            if messages:
-                messages += consumer.consume(FETCH_LIMIT - 1, 0.0)
-        except KafkaException as error:
-            raise self._readers.translate(error, f"reading {self.topic}") from error
-        errors = remove_errors(messages)
-        batches = [
-            KafkaBatch(self.topic, partition, run)
-            for _, partition, run in split_by_partition(messages, self.topic)
-        ]
-        for batch in batches:
-            # Read before the lock is taken, as the driver takes its time over headers.
-            rows = [
-                (offset, key, batch.id(number), batch.headers(number))
-                for number, (offset, key) in enumerate(zip(batch.offsets, batch.keys, strict=True))
-            ]
-            with self._changed:
-                index = self.partitions[batch.partition]
-                for row in rows:
-                    if row[0] >= index.next_offset:
-                        index.feed(*row)
-                decided = self._progressed(index)
-            _tell(decided)
-        for failed in errors:
-            self._handle_error(failed)
-
-    def _progressed(self, index: PartitionIndex) -> Sequence[_Decided]:
-        index.settle()
-        self._folded_at = time.monotonic()
-        self._changed.notify_all()
-        return index.take_decided()
-
-    def _handle_error(self, failed: Any) -> None:
-        error: KafkaError = failed.error()
-        partition = failed.partition()
-        if error.code() == KafkaError._PARTITION_EOF and partition in self.partitions:
-            with self._changed:
-                index = self.partitions[partition]
-                index.skip_to(failed.offset())
-                decided = self._progressed(index)
-            _tell(decided)
-            return
-        translated = self._readers.translate(error, f"reading {self.topic}")
-        if error.code() in OUT_OF_RANGE:
-            translated = LogError(
-                f"{self.topic}/{partition}: its first events were deleted, so no history is whole: "
-                "an event topic keeps its messages for ever (retention.ms=-1, retention.bytes=-1)"
-            )
-        elif isinstance(translated, Unavailable):
-            logger.debug("%s", translated)  # the driver tries again
-            return
-        raise translated
-
-    def _report(self) -> None:
-        """Say how far an index is that takes its time."""
-        with self.lock:
-            if not self._consumer or time.monotonic() - self._folded_at > REPORT_INTERVAL:
+                for index in list(self.partitions.values()):
+                    self._save(self._file, index)
+                is_failing = False
+            except LogError as error:
+                if not is_failing:
+                    logger.error("%s: the index is not written at present: %s", self.topic, error)
+                is_failing = True
+            if is_last:
                 return
-            folded = sum(each.next_offset for each in self.partitions.values())
-        logger.debug("the index of %s: %d records", self.topic, folded)
+            took = time.monotonic() - began
+            next_at = began + took + max(SAVE_INTERVAL, took * SAVE_SHARE)
 
-    # -- what is known (the lock is held)
-
-    def head(self, partition: int, key: bytes) -> Head:
-        """Where a key's history ends."""
-        return self.partitions[partition].arbiter.heads.get(key, EMPTY)
-
-    def offset_at(self, partition: int, key: bytes, version: int) -> int | None:
-        """Where the event of a version stands."""
-        found = self.partitions[partition].keys.get(key)
-        if found is None or not 1 <= version <= len(found.offsets):
-            return None
-        return found.offsets[version - 1]
-
-    def refusal(self, partition: int, key: bytes, record_id: str) -> tuple[int, int] | None:
-        """Version and offset of a refusal."""
-        found = self.partitions[partition].keys.get(key)
-        if found is None or found.refusals is None:
-            return None
-        return found.refusals.get(record_id)
+    def _save(self, file: IndexFile, index: PartitionIndex) -> None:
+        with self.lock:
+            changes = index.take_changes()
+        try:
+            file.write(index.partition, changes)
+        except BaseException:
+            with self.lock:
+                index.changes_lost(changes)
+            raise
+        with self.lock:
+            index.changes_written(changes)
 
 
-def _tell(decided: Sequence[_Decided]) -> None:
+def _tell(decided: Sequence[Decided]) -> None:
     for on_decided, found in decided:
         on_decided(found)

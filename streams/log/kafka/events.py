@@ -8,16 +8,18 @@ for that, which costs no more than the confirmation of its own write where nobod
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
+from uuid import uuid4
 
-from streams.errors import EventTopicError, InvalidValue, LogError, NotFound, OutcomeUnknown
-from streams.log.event_headers import EVENT
+from streams.errors import InvalidValue, LogError, NotFound, OutcomeUnknown, Unavailable
+from streams.log.event_headers import VOID, event_header, parse_event
 from streams.log.events import (
-    EMPTY,
+    NO_HISTORY,
     Appended,
     AppendOutcome,
+    Base,
     EventAppend,
     EventTotals,
     Head,
@@ -28,28 +30,45 @@ from streams.log.events import (
     Refused,
     StoredEvent,
     StoredSnapshot,
+    events_only,
     has_base,
     judge,
-    not_an_event_topic,
-    partition_count_mismatch,
 )
-from streams.log.kafka.arbitration import Counted
+from streams.log.kafka.client import RequestRetry
 from streams.log.kafka.event_index import TopicIndex
+from streams.log.kafka.event_topics import EventTopics, write_records
+from streams.log.kafka.index_file import IndexFile, IndexFileDamaged, open_index_file
+from streams.log.kafka.partition_index import PartitionIndex
 from streams.log.kafka.producer import Writer
 from streams.log.kafka.reader import ReaderPool
+from streams.log.kafka.snapshot_index import (
+    FoundSnapshot,
+    SnapshotIndex,
+    newest,
+    parse_snapshot,
+    record_header,
+    record_key,
+    snapshot_topic,
+)
+from streams.log.kafka.topic_follower import HistoryGone
 from streams.log.kafka.topics import Topics
 from streams.log.names import partition_for
-from streams.log.protocol import Retention, TopicInfo
-from streams.message import ID, Position, Record
+from streams.log.protocol import OnAppended, TopicInfo
+from streams.message import ID, Headers, Position, Record
+from streams.text import get_logger
+
+logger = get_logger("streams.kafka")
+
+T = TypeVar("T")
 
 MAX_GAP = 500
 """Records that are not wanted and are read all the same, between two that are."""
 
-EVENT_TOPIC_CONFIG = {
-    "cleanup.policy": "delete",
-    "retention.ms": "-1",
-    "retention.bytes": "-1",
-}
+RESENDS = 3
+"""How often an append is written again that was not whole in the log."""
+
+SNAPSHOT_TIMEOUT = 5.0
+"""Seconds without progress after which histories are read without snapshots."""
 
 
 class _KeyHistory:
@@ -61,22 +80,30 @@ class _KeyHistory:
         self._partition = partition
         self._key = key
         with index.lock:
-            self.head = index.head(partition, key)
+            self.head = index.partitions[partition].head(key)
 
     def id_at(self, version: int) -> str | None:
         """The ID of the event of a version, read from the log."""
         with self._index.lock:
-            offset = self._index.offset_at(self._partition, self._key, version)
-        if offset is None:
-            return None
+            entry = self._index.partitions[self._partition].entry(self._key)
+            if entry is None or not 1 <= version <= len(entry.offsets):
+                return None
+            offset = entry.offsets[version - 1]
+        if version == self.head.base.version and not _ends_with_refusal(entry):
+            return self.head.base.last_id
         found = self._events.read_records(self._index.topic, self._partition, [offset])
         return found[offset].record.id
 
     def refusal_version(self, record_id: str) -> int | None:
         """The version at which a refusal stands."""
         with self._index.lock:
-            found = self._index.refusal(self._partition, self._key, record_id)
+            entry = self._index.partitions[self._partition].entry(self._key)
+        found = None if entry is None or entry.refusals is None else entry.refusals.get(record_id)
         return None if found is None else found[0]
+
+
+def _ends_with_refusal(entry: Any) -> bool:
+    return bool(entry.refusals)
 
 
 class FoundRecord(NamedTuple):
@@ -115,84 +142,176 @@ class _AppendCall:
             )
 
 
+class _Sent(NamedTuple):
+    """An append that is being written."""
+
+    number: int
+    """Of the append in its call."""
+    append: EventAppend
+    partition: int
+    attempt: int = 1
+
+
+class _Look(NamedTuple):
+    """What the index says of a request.
+
+    :param start: the base behind which events are read: what is known, or a snapshot's.
+    :param offsets: of the events to be read.
+    :param known_is_open: whether the history had what is known is still to be found out.
+    """
+
+    history: History
+    start: Base
+    offsets: Sequence[int]
+    known_is_open: bool
+    snapshot: FoundSnapshot | None
+
+
 class Events:
     """The event topics of one log. Usable from any thread."""
 
-    def __init__(self, topics: Topics, writer: Writer, readers: ReaderPool) -> None:
+    def __init__(
+        self, topics: Topics, writer: Writer, readers: ReaderPool, requests: RequestRetry
+    ) -> None:
         self._topics = topics
         self._writer = writer
         self._readers = readers
-        self._metadata = readers.metadata
+        self._kinds = EventTopics(topics, writer, readers, requests)
+        self._index_folder = requests.settings.event_index
         self._lock = threading.Lock()
         self._indexes: dict[str, TopicIndex] = {}
-        self._partitions: dict[str, int] = {}
-        """Partitions that each topic was declared with."""
+        self._snapshots: dict[str, SnapshotIndex] = {}
+        self._opening = threading.Lock()
+        """Held while an index is opened or replaced."""
         self._closed = False
+
+    # -- topics
 
     def create_topic(self, topic: str, partitions: int) -> TopicInfo:
         """See :meth:`streams.log.events.EventLog.create_event_topic`."""
-        try:
-            info = self._topics.describe_topic(topic)
-        except NotFound:
-            info = self._topics.create_topic(topic, partitions, Retention(), EVENT_TOPIC_CONFIG)
-        if info.partitions != partitions:
-            raise partition_count_mismatch(topic, info.partitions, partitions)
-        if info.retention_known and info.retention != Retention():
-            raise EventTopicError(
-                f"topic {topic!r} deletes or compacts its messages: set retention.ms=-1, "
-                "retention.bytes=-1 and cleanup.policy=delete, so that histories stay whole"
-            )
-        self._check_first_records(topic, partitions)
-        self._partitions[topic] = partitions
-        return info._replace(is_event_topic=True)
+        return self._kinds.create(topic, partitions)
 
-    def _check_first_records(self, topic: str, partitions: int) -> None:
-        """See that what stands in a topic are events, as far as its first records say."""
-        for partition in range(partitions):
-            first, end = self._readers.watermarks(topic, partition)
-            if first < end:
-                reader = self._readers.open_reader(topic, partition, first, end)
-                try:
-                    batch = reader.read(1)
-                finally:
-                    reader.close()
-                if batch is not None and not any(name == EVENT for name, _ in batch.headers(0)):
-                    raise not_an_event_topic(topic)
-                return
+    def refuses_records(self, topic: str) -> bool:
+        """Whether a topic takes nothing but appends."""
+        return self._kinds.refuses_records(topic)
 
-    def _partition_count(self, topic: str) -> int:
-        declared = self._partitions.get(topic)
-        found = self._metadata.partition_count(topic)
-        if declared is None:
-            declared = self._partitions[topic] = found
-        if found != declared:
-            raise partition_count_mismatch(topic, found, declared)
-        return declared
+    def is_marked(self, topic: str) -> bool:
+        """Whether a topic was declared as an event topic, by whomever.
+
+        :raises LogError: it cannot be known now.
+        """
+        return self._kinds.is_marked(topic)
+
+    def is_event_topic(self, topic: str) -> bool:
+        """Whether a topic holds histories.
+
+        :raises LogError: it cannot be known now.
+        """
+        return self._kinds.is_event_topic(topic)
+
+    def refuse_records(
+        self, topic: str, records: Sequence[Record], on_appended: OnAppended
+    ) -> None:
+        """Tell somebody that an event topic takes nothing but appends."""
+        on_appended([events_only(topic, "published to")] * len(records))
 
     def _index(self, topic: str) -> TopicIndex:
-        with self._lock:
-            if self._closed:
-                raise LogError("Kafka: this log is closed")
-            found = self._indexes.get(topic)
-            if found is None:
-                found = self._indexes[topic] = TopicIndex(topic, self._readers)
+        """The index of a topic; a new one where the last one has failed.
+
+        :raises LogError: the log is closed.
+        """
+        found = self._indexes.get(topic)
+        if found is not None and found.error is None:
             return found
+        with self._opening:
+            with self._lock:
+                if self._closed:
+                    raise LogError("Kafka: this log is closed")
+                found = self._indexes.get(topic)
+            if found is not None:
+                if found.error is None:
+                    return found
+                self._drop(topic, found)
+            index = TopicIndex(topic, self._readers, self._void_writer(topic), self._file(topic))
+            with self._lock:
+                if not self._closed:
+                    self._indexes[topic] = index
+                    return index
+            index.close()
+            raise LogError("Kafka: this log is closed")
+
+    def _file(self, topic: str) -> IndexFile | None:
+        if not self._index_folder:
+            return None
+        identity = self._topics.topic_id(topic)
+        count = self._kinds.declared_count(topic)
+        return open_index_file(self._index_folder, topic, identity, count)
+
+    def _drop(self, topic: str, index: TopicIndex) -> None:
+        """Use an index no more that has failed."""
+        with self._lock:
+            if self._indexes.get(topic) is index:
+                del self._indexes[topic]
+        if isinstance(index.error, (IndexFileDamaged, HistoryGone)):
+            index.discard()
+        else:
+            index.close()
+
+    def _void_writer(self, topic: str) -> Callable[[int, bytes, str], None]:
+        def write_void(partition: int, key: bytes, append_id: str) -> None:
+            logger.info(
+                "%s/%d: append %s was cut off after its first records: it is declared void",
+                topic, partition, append_id,
+            )  # fmt: skip
+            name = append_id.encode("utf-8", "surrogateescape")
+            record = Record(None, key, uuid4().hex, [(VOID, name)], partition)
+            self._writer.append(topic, [record], report)
+
+        def report(results: Sequence[Position | LogError]) -> None:
+            for each in results:
+                if isinstance(each, LogError):
+                    logger.warning("%s: an append cannot be declared void: %s", topic, each)
+
+        return write_void
+
+    def _using_index(self, topic: str, use: Callable[[TopicIndex], T]) -> T:
+        """What comes of using an index; if its file turns out to be damaged, that of a new one."""
+        index = self._index(topic)
+        try:
+            return use(index)
+        except IndexFileDamaged as error:
+            logger.error("%s; the index is built anew", error)
+            index.fail(error)
+        return use(self._index(topic))
 
     def forget(self, topic: str) -> None:
         """A topic is deleted."""
         with self._lock:
             index = self._indexes.pop(topic, None)
-            self._partitions.pop(topic, None)
+            snapshots = self._snapshots.pop(topic, None)
+        self._kinds.forget(topic)
         if index is not None:
-            index.close()
+            index.discard()
+        if snapshots is not None:
+            snapshots.close()
+
+    def delete_snapshot_topic(self, topic: str) -> None:
+        """Delete the topic of an event topic's snapshots, if there is one."""
+        try:
+            self._topics.delete_topic(snapshot_topic(topic))
+        except NotFound:
+            pass
 
     def close(self) -> None:
         """Follow nothing any more."""
         with self._lock:
             self._closed = True
             indexes, self._indexes = list(self._indexes.values()), {}
+            snapshots, self._snapshots = list(self._snapshots.values()), {}
         for index in indexes:
             index.close()
+        for each in snapshots:
+            each.close()
 
     # -- appending
 
@@ -200,158 +319,305 @@ class Events:
         self, topic: str, appends: Sequence[EventAppend], on_appended: OnEventsAppended
     ) -> None:
         """See :meth:`streams.log.events.EventLog.append_events`."""
+        if not appends:
+            on_appended([])
+            return
         call = _AppendCall(len(appends), on_appended)
         try:
-            self._append(topic, appends, call)
+            count = self._kinds.writable_count(topic)
+            partitions = [partition_for(append.key, "", count) for append in appends]
+            pending: Sequence[int] = range(len(appends))
+            while pending:
+                # Appends of one key follow each other, so each is judged by what the one before
+                # became.
+                first = {appends[number].key: number for number in reversed(pending)}
+                chosen = sorted(first.values())
+                sent = [_Sent(each, appends[each], partitions[each]) for each in chosen]
+                self._using_index(topic, lambda index, sent=sent: self._append(index, sent, call))  # type: ignore[misc]
+                if len(chosen) == len(pending):
+                    return
+                done = set(chosen)
+                pending = [number for number in pending if number not in done]
+                call.wait(chosen)
         except LogError as error:
             for number in range(len(appends)):
                 call.settle(number, error)
 
-    def _append(self, topic: str, appends: Sequence[EventAppend], call: _AppendCall) -> None:
-        count = self._partition_count(topic)
-        partitions = [partition_for(append.key, "", count) for append in appends]
-        index = self._index(topic)
-        with index.lock:
-            unknown = [each for each in set(partitions) if each not in index.partitions]
+    def _append(self, index: TopicIndex, appends: Sequence[_Sent], call: _AppendCall) -> None:
+        """Write appends of different keys whose base is where their history ends, and judge the
+        others."""
+        unknown = {each.partition for each in appends} - index.partitions.keys()
         if unknown:
-            index.wait(self._ends(topic, unknown))
-        pending: Sequence[int] = range(len(appends))
-        while pending:
-            # Appends of one key follow each other, so each is judged by what the one before became.
-            first = {appends[number].key: number for number in reversed(pending)}
-            chosen = sorted(first.values())
-            for number in chosen:
-                append, partition = appends[number], partitions[number]
-                verdict = judge(append, _KeyHistory(self, index, partition, append.key))
-                if isinstance(verdict, Refused):
-                    call.settle(number, verdict)
-                elif verdict == "appended":
-                    call.settle(number, self._appended_before(index, partition, append))
-                else:
-                    self._write(index, partition, append, call, number)
-            pending = [number for number in pending if number not in set(chosen)]
-            if pending:
-                call.wait(chosen)
+            index.wait(self._ends(index.topic, unknown))
+        others = self._write(index, appends, call)
+        try:
+            while others:
+                others = self._write(index, self._judge(index, others, call), call)
+        except IndexFileDamaged:
+            raise
+        except LogError as error:  # of these: the others may have been written
+            for each in others:
+                call.settle(each.number, error)
 
-    def _appended_before(
-        self, index: TopicIndex, partition: int, append: EventAppend
-    ) -> AppendOutcome:
+    def _judge(
+        self, index: TopicIndex, appends: Sequence[_Sent], call: _AppendCall
+    ) -> Sequence[_Sent]:
+        """Tell what is refused, or stands there already, from the log's end; the others, whose base
+        holds by now."""
+        index.wait(self._ends(index.topic, {each.partition for each in appends}))
+        holding = []
+        for each in appends:
+            append = each.append
+            verdict = judge(append, _KeyHistory(self, index, each.partition, append.key))
+            if verdict == "append":
+                holding.append(each)
+            elif isinstance(verdict, Refused):
+                call.settle(each.number, verdict)
+            else:
+                call.settle(each.number, self._appended_before(index, each))
+        return holding
+
+    def _appended_before(self, index: TopicIndex, sent: _Sent) -> AppendOutcome:
+        append, partition = sent.append, sent.partition
         with index.lock:
+            entry = index.partitions[partition].entry(append.key)
+            if entry is None:  # it was there when the append was judged
+                return LogError(f"{index.topic}: its index has failed")
             if append.is_refusal:
-                found = index.refusal(partition, append.key, append.records[0].id)
+                found = (entry.refusals or {}).get(append.records[0].id)
                 return Appended(partition, () if found is None else (found[1],))
             start = append.base.version
-            offsets = index.partitions[partition].keys[append.key].offsets
-            return Appended(partition, tuple(offsets[start : start + len(append.records)]))
+            return Appended(partition, tuple(entry.offsets[start : start + len(append.records)]))
 
     def _write(
-        self,
-        index: TopicIndex,
-        partition: int,
-        append: EventAppend,
-        call: _AppendCall,
-        number: int,
-    ) -> None:
-        append_id = append.records[0].id
-
-        def on_decided(found: Counted | Head | LogError) -> None:
-            if isinstance(found, Counted):
-                call.settle(number, Appended(partition, found.offsets))
-            elif isinstance(found, Head):
-                # Its base was the history's end when it was sent: somebody was faster.
-                call.settle(number, Refused("final" if found.is_final else "conflict", found))
-            else:
-                call.settle(number, found)
+        self, index: TopicIndex, appends: Sequence[_Sent], call: _AppendCall
+    ) -> Sequence[_Sent]:
+        """Write appends whose base is where the index knows their history to end, all in one; each
+        is told what the index says of it later. The others, which have to be judged: the history
+        of one that is sent again may have gone on with its own first try."""
+        holds = index.watch(
+            (each.partition, each.append, self._on_decided(index, each, call)) for each in appends
+        )
+        others = [each for each, is_held in zip(appends, holds, strict=True) if not is_held]
+        written = [each for each, is_held in zip(appends, holds, strict=True) if is_held]
+        records = [
+            Record(record.value, record.key, record.id, record.headers, each.partition)
+            for each in written
+            for record in each.append.records
+        ]
 
         def on_written(results: Sequence[Position | LogError]) -> None:
-            errors = [each for each in results if isinstance(each, LogError)]
-            if errors:
-                index.unwatch(partition, append_id)
-                unknown = [each for each in errors if isinstance(each, OutcomeUnknown)]
-                call.settle(number, (unknown or errors)[0])
-                return
-            offsets = [each.offset for each in results if isinstance(each, Position)]
-            index.written(
-                partition,
-                [
-                    (offset, append.key, record.id, record.headers)
-                    for offset, record in zip(offsets, append.records, strict=True)
-                ],
-            )
+            try:
+                self._note_written(index, written, records, results, call)
+            except LogError as error:  # the index's file is damaged
+                index.fail(error)
 
-        index.watch(partition, append_id, on_decided)
-        records = [
-            Record(record.value, append.key, record.id, record.headers, partition)
-            for record in append.records
-        ]
-        self._writer.append(index.topic, records, on_written)
+        if written:
+            self._writer.append(index.topic, records, on_written)
+        return others
+
+    def _on_decided(
+        self, index: TopicIndex, sent: _Sent, call: _AppendCall
+    ) -> Callable[[Appended | Head | LogError], None]:
+        def on_decided(found: Appended | Head | LogError) -> None:
+            if not isinstance(found, Head):
+                call.settle(sent.number, found)
+            elif found.base == sent.append.base and not found.is_final:
+                # It was not whole: somebody declared it void, or the log lost a part of it.
+                if sent.attempt < RESENDS:
+                    again = sent._replace(attempt=sent.attempt + 1)
+                    if self._write(index, [again], call):
+                        error = f"{index.topic}: an append was written more than once"
+                        call.settle(sent.number, OutcomeUnknown(error))
+                else:
+                    error = f"{index.topic}: an append was written {RESENDS} times, never whole"
+                    call.settle(sent.number, Unavailable(error))
+            else:
+                # Its base was the history's end when it was sent: somebody was faster.
+                call.settle(sent.number, Refused("final" if found.is_final else "conflict", found))
+
+        return on_decided
+
+    def _note_written(
+        self,
+        index: TopicIndex,
+        appends: Sequence[_Sent],
+        records: Sequence[Record],
+        results: Sequence[Position | LogError],
+        call: _AppendCall,
+    ) -> None:
+        written: dict[int, tuple[list[Any], list[int], list[bytes], list[Headers]]] = {}
+        start = 0
+        for each in appends:
+            stop = start + len(each.append.records)
+            ended, own = results[start:stop], records[start:stop]
+            start = stop
+            errors = [result for result in ended if isinstance(result, LogError)]
+            if errors:
+                index.unwatch(each.partition, own[0].id)
+                unknown = [error for error in errors if isinstance(error, OutcomeUnknown)]
+                call.settle(each.number, (unknown or errors)[0])
+                continue
+            appended, offsets, keys, headers = written.setdefault(each.partition, ([], [], [], []))
+            for record, result in zip(own, ended, strict=True):
+                if isinstance(result, Position):
+                    offsets.append(result.offset)
+                    keys.append(each.append.key)
+                    id = record.id.encode("utf-8", "surrogateescape")
+                    headers.append([(ID, id), *record.headers])
+            appended.append((own[0].id, each.append.key, offsets[-1]))
+        for partition, (appended, offsets, keys, headers) in written.items():
+            index.written(partition, appended, offsets, keys, headers)
 
     # -- reading
 
-    def _ends(self, topic: str, partitions: Sequence[int]) -> dict[int, int]:
+    def _ends(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
         """Where these partitions end now."""
-        return {each: self._readers.watermarks(topic, each)[1] for each in partitions}
-
-    def _current(self, topic: str, partitions: Sequence[int]) -> TopicIndex:
-        """The index, folded up to the log's end as it is now."""
-        index = self._index(topic)
-        index.wait(self._ends(topic, sorted(set(partitions))))
-        return index
+        return self._readers.ends(topic, sorted(partitions))
 
     def read(self, topic: str, requests: Sequence[HistoryRequest]) -> list[History]:
         """See :meth:`streams.log.events.EventLog.read_histories`."""
         if any(request.limit < 1 for request in requests):
             raise InvalidValue("limit=: at least 1")
-        count = self._partition_count(topic)
+        if not requests:
+            return []
+        count = self._kinds.declared_count(topic)
+        return self._using_index(topic, lambda index: self._read(index, requests, count))
+
+    def _read(
+        self, index: TopicIndex, requests: Sequence[HistoryRequest], count: int
+    ) -> list[History]:
+        topic = index.topic
         partitions = [partition_for(request.key, "", count) for request in requests]
-        index = self._current(topic, partitions)
-        found: list[History] = []
+        snapshots = None
+        if any(request.fingerprint for request in requests):
+            snapshots = self._ready_snapshots(topic)
+        index.wait(self._ends(topic, set(partitions)))
+        with index.lock:
+            looks = [
+                self._look_up(index.partitions[partition], partition, request, snapshots)
+                for request, partition in zip(requests, partitions, strict=True)
+            ]
         offsets_by_partition: dict[int, list[int]] = {}
-        offsets: list[Sequence[int]] = []
-        for request, partition in zip(requests, partitions, strict=True):
-            history, wanted = self._look_up(index, partition, request)
-            found.append(history)
-            offsets.append(wanted)
-            offsets_by_partition.setdefault(partition, []).extend(wanted)
+        for partition, look in zip(partitions, looks, strict=True):
+            if look.offsets:
+                offsets_by_partition.setdefault(partition, []).extend(look.offsets)
         records = {
             partition: self.read_records(topic, partition, wanted)
             for partition, wanted in offsets_by_partition.items()
         }
-        for number, (history, wanted) in enumerate(zip(found, offsets, strict=True)):
-            if wanted:
-                start = requests[number].after.version
-                events = [
-                    StoredEvent(version, offset, *_time_and_record(records, history, offset))
-                    for version, offset in enumerate(wanted, start + 1)
-                ]
-                found[number] = history._replace(events=events)
+        data = self._read_snapshots(topic, requests, looks)
+        found: list[History] = []
+        for number, (request, look) in enumerate(zip(requests, looks, strict=True)):
+            history = self._finish(
+                index, request, look, records.get(look.history.partition, {}), data.get(number)
+            )
+            if history is None:  # its snapshot is of no use
+                without = request._replace(fingerprint="")
+                (history,) = self._read(index, [without], count)
+            found.append(history)
         return found
 
     def _look_up(
-        self, index: TopicIndex, partition: int, request: HistoryRequest
-    ) -> tuple[History, Sequence[int]]:
-        """An answer without its events, and where these stand."""
-        history = _KeyHistory(self, index, partition, request.key)
-        head = history.head
-        caused = None
-        if request.cause:
-            with index.lock:
-                causes = index.partitions[partition].causes
-                caused = causes.get((request.key, request.cause))
-        if request.after != head.base and not has_base(history, request.after):
-            return History(partition, (), head, caused, is_truncated=True), ()
-        start = request.after.version
-        with index.lock:
-            found = index.partitions[partition].keys.get(request.key)
-            stop = min(head.base.version, start + request.limit)
-            wanted = () if found is None else tuple(found.offsets[start:stop])
-        return History(partition, (), head, caused), wanted
+        self,
+        index: PartitionIndex,
+        partition: int,
+        request: HistoryRequest,
+        snapshots: SnapshotIndex | None,
+    ) -> _Look:
+        """What the index says of a request (its lock is held)."""
+        entry = index.entry(request.key)
+        head = index.head(request.key)
+        caused = index.cause(request.key, request.cause) if request.cause else None
+        history = History(partition, (), head, caused)
+        after = request.after
+        known_is_open = after not in (head.base, NO_HISTORY)
+        count = 0 if entry is None else len(entry.offsets)
+        if known_is_open and (entry is None or after.version > count):
+            return _Look(history._replace(is_truncated=True), after, (), False, None)
+        start, snapshot = after, None
+        if snapshots is not None and request.fingerprint:
+            snapshot = snapshots.find(partition, (request.key, request.fingerprint))
+            if snapshot is not None and after.version < snapshot.base.version <= count:
+                start = snapshot.base
+            else:
+                snapshot = None
+        stop = start.version + request.limit
+        offsets = () if entry is None else tuple(entry.offsets[start.version : stop])
+        return _Look(history, start, offsets, known_is_open, snapshot)
+
+    def _finish(
+        self,
+        index: TopicIndex,
+        request: HistoryRequest,
+        look: _Look,
+        records: dict[int, FoundRecord],
+        snapshot: StoredSnapshot | None,
+    ) -> History | None:
+        """The answer to a request; None if its snapshot is not one of this history."""
+        history, start = look.history, look.start
+        if history.is_truncated:
+            return history
+        events = [
+            StoredEvent(version, offset, records[offset].time, records[offset].record)
+            for version, offset in enumerate(look.offsets, start.version + 1)
+        ]
+        for each in {0: events[:1], 1: events[-1:]}.values():
+            if each:
+                self._check_event(index, request.key, *each)
+        if look.known_is_open and not self._has_base(index, history, request, events, start):
+            return history._replace(is_truncated=True)
+        if look.snapshot is None:
+            return history._replace(events=events)
+        if snapshot is None or not self._fits(index, history, snapshot, events):
+            return None
+        return history._replace(events=events, snapshot=snapshot)
+
+    def _has_base(
+        self,
+        index: TopicIndex,
+        history: History,
+        request: HistoryRequest,
+        events: Sequence[StoredEvent],
+        start: Base,
+    ) -> bool:
+        """Whether the history has what the caller knows. The event behind it says so itself."""
+        if start == request.after and events and _continues(events[0], start):
+            return True
+        key_history = _KeyHistory(self, index, history.partition, request.key)
+        return has_base(key_history, request.after)
+
+    def _fits(
+        self,
+        index: TopicIndex,
+        history: History,
+        snapshot: StoredSnapshot,
+        events: Sequence[StoredEvent],
+    ) -> bool:
+        """Whether a snapshot was made of this history."""
+        base = snapshot.base
+        if base == history.head.base or (events and _continues(events[0], base)):
+            return True
+        return has_base(_KeyHistory(self, index, history.partition, snapshot.key), base)
+
+    def _check_event(self, index: TopicIndex, key: bytes, event: StoredEvent) -> None:
+        """See that the record which the index names is what it takes it for."""
+        header = parse_event(event_header(event.record.headers), event.record.id)
+        if (
+            header is not None
+            and event.record.key == key
+            and header.base.version + header.record_index + 1 == event.version
+        ):
+            return
+        error = f"{index.topic}: offset {event.offset} is not the event that its index says it is"
+        raise IndexFileDamaged(error)
 
     def read_records(
-        self, topic: str, partition: int, offsets: Sequence[int]
+        self, topic: str, partition: int, offsets: Sequence[int], *, may_lack: bool = False
     ) -> dict[int, FoundRecord]:
         """The records at some offsets.
 
+        :param may_lack: leave those out that are not there.
         :raises LogError: one is not there.
         """
         found: dict[int, FoundRecord] = {}
@@ -363,13 +629,18 @@ class Events:
                 last += 1
             self._read_range(topic, partition, wanted[first : last + 1], found)
             first = last + 1
+        if len(found) < len(wanted) and not may_lack:
+            missing = min(set(wanted) - found.keys())
+            raise LogError(f"{topic}/{partition}: the event at offset {missing} is gone")
         return found
 
     def _read_range(
         self, topic: str, partition: int, offsets: Sequence[int], found: dict[int, FoundRecord]
     ) -> None:
         wanted = set(offsets)
-        reader = self._readers.open_reader(topic, partition, offsets[0], offsets[-1] + 1)
+        reader = self._readers.open_reader(
+            topic, partition, offsets[0], offsets[-1] + 1, uncommitted=True
+        )
         try:
             while (batch := reader.read(1_000)) is not None:
                 for number, offset in enumerate(batch.offsets):
@@ -381,52 +652,260 @@ class Events:
                         found[offset] = FoundRecord(record, batch.time(number))
         finally:
             reader.close()
-        if not wanted <= found.keys():
-            missing = min(wanted - found.keys())
-            raise LogError(f"{topic}/{partition}: the event at offset {missing} is gone")
 
-    # -- snapshots and lists
+    # -- what counts, for readers
+
+    def decided_until(self, topic: str, partition: int) -> int:
+        """How far it is known which records of a partition count: of all below the offset that is
+        returned, and of none beyond that can be relied on. Does not block; the first call begins
+        to build the partition's index, from then on it is followed.
+
+        :raises LogError: the index has failed and cannot be used.
+        """
+        return self._using_index(topic, lambda index: index.decided_until(partition))
+
+    def wait_until_decided(self, topic: str, partition: int, offset: int, timeout: float) -> bool:
+        """Wait until it is known of all records below an offset whether they count; whether it is.
+
+        :raises LogError: the index has failed and cannot be used.
+        """
+        return self._using_index(
+            topic, lambda index: index.wait_until_decided(partition, offset, timeout)
+        )
+
+    def uncounted_offsets(self, topic: str, partition: int, first: int, end: int) -> list[int]:
+        """The offsets from ``first`` up to, not including, ``end`` whose records do not count:
+        those of appends that lost or were never whole, refusals, and records that are no events.
+        Sorted.
+
+        A reader has its batch from the log as ever, and leaves these out::
+
+            dropped = set(events.uncounted_offsets(topic, partition, offsets[0], offsets[-1] + 1))
+            kept = [number for number, offset in enumerate(offsets) if offset not in dropped]
+
+        Blocks until that is decided of each of them, which takes as long as building the index the
+        first time (:meth:`index_progress` says how far that is). Where an append was cut off after
+        its first records, its readers wait for a moment until it is known that it will not count.
+        A caller that must not block asks :meth:`decided_until` before, and holds back the rest.
+
+        :raises Unavailable: there was no progress for half a minute.
+        """
+        return self._using_index(
+            topic, lambda index: index.uncounted_offsets(partition, first, end)
+        )
+
+    def index_progress(self, topic: str) -> tuple[int, int]:
+        """How many records the indexes of the partitions in use have passed, and how many there
+        are. Asks the brokers."""
+        index = self._index(topic)
+        with index.lock:
+            passed = {number: each.next_offset for number, each in index.partitions.items()}
+        ends = self._ends(topic, list(passed))
+        return sum(min(passed[each], end) for each, end in ends.items()), sum(ends.values())
+
+    def uncounted_records(self, topic: str) -> int:
+        """See :meth:`streams.log.events.ArbitratingLog.uncounted_records`."""
+        with self._lock:
+            index = self._indexes.get(topic)
+        if index is None:
+            return 0
+        with index.lock:
+            return sum(each.uncounted_count for each in index.partitions.values())
+
+    # -- snapshots
+
+    def _snapshot_index(self, topic: str) -> SnapshotIndex:
+        """The index of a topic's snapshots; a new one where the last one has failed.
+
+        :raises NotFound: there is no topic for them.
+        """
+        found = self._snapshots.get(topic)
+        if found is not None and found.error is None:
+            return found
+        snapshots = snapshot_topic(topic)
+        count = len(self._readers.metadata.read(snapshots, remember=True).partitions)
+        with self._lock:
+            if self._closed:
+                raise LogError("Kafka: this log is closed")
+            found = self._snapshots.get(topic)
+            if found is None or found.error is not None:
+                if found is not None:
+                    found.close()
+                found = self._snapshots[topic] = SnapshotIndex(snapshots, self._readers, count)
+        return found
+
+    def _current_snapshots(self, topic: str, timeout: float = 30.0) -> SnapshotIndex:
+        """The index of a topic's snapshots, read up to their end as it is now."""
+        index = self._snapshot_index(topic)
+        index.wait(self._ends(index.topic, index.next_offsets()), timeout)
+        return index
+
+    def _ready_snapshots(self, topic: str) -> SnapshotIndex | None:
+        """The index of a topic's snapshots, if it was read up to their end once; None if that
+        cannot be: they are only a cache."""
+        try:
+            index = self._snapshot_index(topic)
+            if not index.is_ready:
+                if time.monotonic() < index.patient_after:
+                    return None
+                index.patient_after = time.monotonic() + SNAPSHOT_TIMEOUT
+                index.wait(self._ends(index.topic, index.next_offsets()), SNAPSHOT_TIMEOUT)
+                index.is_ready = True
+        except LogError as error:
+            logger.debug("%s: read without snapshots: %s", topic, error)
+            return None
+        return index
+
+    def _read_snapshots(
+        self, topic: str, requests: Sequence[HistoryRequest], looks: Sequence[_Look]
+    ) -> dict[int, StoredSnapshot]:
+        """The snapshots that were found, by the number of their request."""
+        wanted: dict[int, list[int]] = {}
+        for number, look in enumerate(looks):
+            if look.snapshot is not None:
+                wanted.setdefault(look.history.partition, []).append(number)
+        found: dict[int, StoredSnapshot] = {}
+        for partition, numbers in wanted.items():
+            offsets = [snapshot.at for each in numbers if (snapshot := looks[each].snapshot)]
+            try:
+                records = self.read_records(
+                    snapshot_topic(topic), partition, offsets, may_lack=True
+                )
+            except LogError as error:
+                logger.debug("%s: read without snapshots: %s", topic, error)
+                continue
+            for number in numbers:
+                snapshot, request = looks[number].snapshot, requests[number]
+                if snapshot is None or snapshot.at not in records:
+                    continue
+                record = records[snapshot.at].record
+                if (
+                    record.key == record_key(request.key, request.fingerprint)
+                    and parse_snapshot(record.headers, snapshot.at) == snapshot
+                    and record.value is not None
+                ):
+                    found[number] = StoredSnapshot(
+                        request.key,
+                        request.fingerprint,
+                        snapshot.base,
+                        snapshot.offset,
+                        record.value,
+                    )
+        return found
 
     def write_snapshots(self, topic: str, snapshots: Sequence[StoredSnapshot]) -> None:
-        """Snapshots are not kept on Kafka yet."""
-        raise NotImplementedError
+        """See :meth:`streams.log.events.EventLog.write_snapshots`."""
+        if not snapshots:
+            return
+        count = self._kinds.writable_count(topic)
+        found = newest(snapshots)
+        partitions = {name: partition_for(name[0], "", count) for name in found}
+
+        def chosen(index: TopicIndex) -> list[StoredSnapshot]:
+            index.wait(self._ends(topic, set(partitions.values())))
+            return [
+                snapshot
+                for name, snapshot in found.items()
+                if self._is_of_history(index, partitions[name], snapshot)
+            ]
+
+        def is_newer(snapshot: StoredSnapshot, index: TopicIndex) -> bool:
+            partition = partitions[snapshot.key, snapshot.fingerprint]
+            kept = kept_index.find(partition, (snapshot.key, snapshot.fingerprint))
+            return (
+                kept is None
+                or kept.base.version <= snapshot.base.version
+                or not has_base(_KeyHistory(self, index, partition, snapshot.key), kept.base)
+            )
+
+        kept_index = self._current_snapshots(topic)
+        records = [
+            Record(
+                snapshot.data,
+                record_key(snapshot.key, snapshot.fingerprint),
+                uuid4().hex,
+                [record_header(snapshot)],
+                partitions[snapshot.key, snapshot.fingerprint],
+            )
+            for snapshot in self._using_index(
+                topic, lambda index: [each for each in chosen(index) if is_newer(each, index)]
+            )
+        ]
+        self._write_snapshot_records(topic, records)
+
+    def _is_of_history(self, index: TopicIndex, partition: int, snapshot: StoredSnapshot) -> bool:
+        history = _KeyHistory(self, index, partition, snapshot.key)
+        return snapshot.base != NO_HISTORY and has_base(history, snapshot.base)
+
+    def _write_snapshot_records(self, topic: str, records: Sequence[Record]) -> None:
+        """Write them, and wait until they are found."""
+        if not records:
+            return
+        positions = write_records(self._writer, snapshot_topic(topic), records)
+        ends: dict[int, int] = {}
+        for each in positions:
+            ends[each.partition] = max(ends.get(each.partition, 0), each.offset + 1)
+        self._snapshot_index(topic).wait(ends, 30.0)
+
+    def delete_snapshots(self, topic: str, fingerprint: str | None = None) -> int:
+        """See :meth:`streams.log.events.EventLog.delete_snapshots`."""
+        self._kinds.declared_count(topic)
+        names = self._current_snapshots(topic).names(fingerprint)
+        records = [
+            Record(None, record_key(*name), uuid4().hex, (), partition) for partition, name in names
+        ]
+        self._write_snapshot_records(topic, records)
+        return len(records)
+
+    # -- lists
+
+    def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
+        """See :meth:`streams.log.events.EventLog.list_snapshots`."""
+        kinds = sorted(self.totals(topic).snapshots)
+        requests = [HistoryRequest(key, limit=1, fingerprint=kind) for kind in kinds]
+        found = self.read(topic, requests) if requests else []
+        return [each.snapshot for each in found if each.snapshot is not None]
 
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int
     ) -> list[HistoryKey]:
         """See :meth:`streams.log.events.EventLog.list_keys`."""
-        count = self._partition_count(topic)
+        count = self._kinds.declared_count(topic)
         if not 0 <= partition < count:
             raise NotFound(f"topic {topic!r} has {count} partitions, none is {partition}")
-        index = self._current(topic, [partition])
-        with index.lock:
-            found = index.partitions[partition]
-            if len(found.sorted_keys) != len(found.keys):  # none ever goes
-                found.sorted_keys = sorted(found.keys)
-            start = 0 if after is None else bisect_right(found.sorted_keys, after)
-            heads = found.arbiter.heads
-            return [
-                HistoryKey(key, heads.get(key, EMPTY))
-                for key in found.sorted_keys[start : start + limit]
-            ]
+
+        def use(index: TopicIndex) -> list[HistoryKey]:
+            index.wait(self._ends(topic, [partition]))
+            with index.lock:
+                found = index.partitions[partition].list_keys(after, limit)
+            return [HistoryKey(*each) for each in found]
+
+        return self._using_index(topic, use)
 
     def totals(self, topic: str) -> EventTotals:
         """See :meth:`streams.log.events.EventLog.event_totals`."""
-        count = self._partition_count(topic)
-        index = self._current(topic, range(count))
-        with index.lock:
-            partitions = list(index.partitions.values())
-            causes = [cause for each in partitions for _, cause in each.causes]
-            return EventTotals(
-                sum(len(each.keys) for each in partitions),
-                sum(each.event_count for each in partitions),
-                len(causes),
-                sum(len(cause) + 200 for cause in causes),
-            )
+        count = self._kinds.declared_count(topic)
+        try:
+            snapshots = dict(self._current_snapshots(topic).counts())
+        except NotFound:
+            snapshots = {}
+
+        def use(index: TopicIndex) -> EventTotals:
+            index.wait(self._ends(topic, range(count)))
+            with index.lock:
+                found = list(index.partitions.values())
+                return EventTotals(
+                    sum(each.key_count for each in found),
+                    sum(each.event_count for each in found),
+                    sum(each.cause_count for each in found),
+                    sum(each.cause_bytes for each in found),
+                    snapshots,
+                )
+
+        return self._using_index(topic, use)
 
 
-def _time_and_record(
-    records: dict[int, dict[int, FoundRecord]], history: History, offset: int
-) -> tuple[float, Record]:
-    record, moment = records[history.partition][offset]
-    return moment, record
+def _continues(event: StoredEvent, base: Base) -> bool:
+    """Whether this event's append was made upon ``base``."""
+    header = parse_event(event_header(event.record.headers), event.record.id)
+    return header is not None and header.record_index == 0 and header.base == base

@@ -12,8 +12,9 @@ from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from streams.config import Flow
-from streams.errors import ConfigError, GroupNotEmpty
+from streams.errors import ConfigError, GroupNotEmpty, LogError
 from streams.log.dense_offsets import DenseOffsets
+from streams.log.event_filter import EventReader
 from streams.log.events import (
     EventAppend,
     EventLog,
@@ -23,11 +24,13 @@ from streams.log.events import (
     HistoryRequest,
     OnEventsAppended,
     StoredSnapshot,
+    events_only,
 )
 from streams.log.kafka import durability, forced_resets
 from streams.log.kafka.client import RequestRetry, SharedClient
 from streams.log.kafka.consumer import KafkaClients, MemberOptions
 from streams.log.kafka.errors import DriverLogger
+from streams.log.kafka.event_readers import EventReaders, KnownTopics, PolledEvents
 from streams.log.kafka.events import Events
 from streams.log.kafka.groups import Groups
 from streams.log.kafka.producer import Writer
@@ -39,6 +42,7 @@ from streams.log.kafka.settings import (
     read_settings,
     suggest_setting,
 )
+from streams.log.kafka.snapshot_index import snapshot_topic
 from streams.log.kafka.subscription import KafkaSubscription
 from streams.log.kafka.topics import Topics
 from streams.log.names import check_group
@@ -50,6 +54,7 @@ from streams.log.protocol import (
     GroupInfo,
     OnAppended,
     OpenRequest,
+    Reader,
     RebalanceListener,
     Retention,
     StaticMember,
@@ -116,7 +121,9 @@ class KafkaLog(DenseOffsets, EventLog):
         self._clients = KafkaClients(connect_member, requests, readers)
         connect_producer = partial(self._connect, Producer, logger=driver_logger)
         self._writer = Writer(connect_producer, requests, readers)
-        self._events = Events(self._topics, self._writer, readers)
+        self._events = Events(self._topics, self._writer, readers, requests)
+        self._event_readers = EventReaders(self._events)
+        self._known_topics = KnownTopics(self._events, self._topics, readers)
 
     def __repr__(self) -> str:
         return f"<Kafka log at {self._settings.hosts}>"
@@ -158,29 +165,56 @@ class KafkaLog(DenseOffsets, EventLog):
         :raises Fatal: this user may not create it.
         """
         check_retention(topic, retention, CAPABILITIES)
+        if self._events.refuses_records(topic):
+            raise events_only(topic, "created as another topic")
         return self._topics.create_topic(topic, partitions, retention, config)
 
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
         check_retention(topic, retention, CAPABILITIES)
+        if retention != Retention() and self._events.refuses_records(topic):
+            raise events_only(topic, "trimmed")
         return self._topics.set_retention(topic, retention)
 
     def topic(self, topic: str) -> TopicInfo:
-        return self._topics.describe_topic(topic)
+        info = self._topics.describe_topic(topic)
+        return info._replace(is_event_topic=self._holds_events(topic))
+
+    def _holds_events(self, topic: str) -> bool:
+        """Whether it is an event topic, as far as that can be found out."""
+        try:
+            return self._known_topics.is_event_topic(topic)
+        except LogError as error:  # this user may not read it, perhaps
+            logger.debug("whether %s is an event topic: %s", topic, error)
+            return self._events.refuses_records(topic)
 
     def topics(self) -> list[TopicInfo]:
-        return self._topics.list_topics()
+        found = self._topics.list_topics()
+        names = {info.name for info in found}
+        return [
+            info._replace(is_event_topic=True)
+            if snapshot_topic(info.name) in names and self._events.refuses_records(info.name)
+            else info
+            for info in found
+        ]
 
     def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
         return durability.durability_facts(self._requests, topic)
 
     def delete_topic(self, topic: str) -> None:
+        is_event_topic = self._events.refuses_records(topic)
         self._events.forget(topic)
+        self._known_topics.forget(topic)
         self._topics.delete_topic(topic)
+        if is_event_topic:
+            self._events.delete_snapshot_topic(topic)
 
     # -- writing
 
     def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
         """Return once the records are queued; call ``on_appended`` when all have ended."""
+        if self._events.refuses_records(topic):
+            self._events.refuse_records(topic, records, on_appended)
+            return
         self._writer.append(topic, records, on_appended)
 
     # -- histories
@@ -190,7 +224,9 @@ class KafkaLog(DenseOffsets, EventLog):
         return False
 
     def create_event_topic(self, topic: str, partitions: int) -> TopicInfo:
-        return self._events.create_topic(topic, partitions)
+        info = self._events.create_topic(topic, partitions)
+        self._known_topics.declare(topic)
+        return info
 
     def append_events(
         self, topic: str, appends: Sequence[EventAppend], on_appended: OnEventsAppended
@@ -204,7 +240,10 @@ class KafkaLog(DenseOffsets, EventLog):
         self._events.write_snapshots(topic, snapshots)
 
     def delete_snapshots(self, topic: str, fingerprint: str | None = None) -> int:
-        raise NotImplementedError
+        return self._events.delete_snapshots(topic, fingerprint)
+
+    def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
+        return self._events.list_snapshots(topic, key)
 
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int
@@ -214,9 +253,21 @@ class KafkaLog(DenseOffsets, EventLog):
     def event_totals(self, topic: str) -> EventTotals:
         return self._events.totals(topic)
 
+    def uncounted_records(self, topic: str) -> int:
+        return self._events.uncounted_records(topic)
+
+    def index_progress(self, topic: str) -> tuple[int, int]:
+        if not self._known_topics.is_event_topic(topic):
+            return 0, 0
+        for partition in range(self._metadata.partition_count(topic)):
+            self._events.decided_until(topic, partition)  # begin with it
+        return self._events.index_progress(topic)
+
     # -- reading
 
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
+        if self._known_topics.known(topic):  # a stranger's open transaction holds nobody up
+            return self._readers.bounds(topic, partition)
         return self._readers.watermarks(topic, partition)
 
     def log_end_offset(self, topic: str, partition: int) -> int:
@@ -229,9 +280,16 @@ class KafkaLog(DenseOffsets, EventLog):
         ``message.timestamp.type=LogAppendTime``."""
         return self._readers.offset_for_time(topic, partition, time)
 
-    def reader(self, topic: str, partition: int, start: int, end: int) -> KafkaReader:
+    def reader(self, topic: str, partition: int, start: int, end: int) -> Reader:
         self._metadata.check_partitions(topic, [partition])
-        return self._readers.open_reader(topic, partition, start, end)
+        is_event_topic = self._known_topics.is_event_topic(topic)
+        reader = self.raw_reader(topic, partition, start, end)
+        return EventReader(reader, self._event_readers) if is_event_topic else reader
+
+    def raw_reader(self, topic: str, partition: int, start: int, end: int) -> KafkaReader:
+        self._metadata.check_partitions(topic, [partition])
+        uncommitted = self._known_topics.known(topic) is True
+        return self._readers.open_reader(topic, partition, start, end, uncommitted=uncommitted)
 
     # -- groups
 
@@ -302,13 +360,27 @@ class KafkaLog(DenseOffsets, EventLog):
         )
         subscription = KafkaSubscription(
             self._clients,
-            MemberOptions(group, topics, flow, session_timeout, member_name),
+            MemberOptions(
+                group,
+                topics,
+                flow,
+                session_timeout,
+                member_name,
+                uncommitted=self._known_topics.have_only_events(topics),
+            ),
             listener,
             forced_resets.ResetRequests(self._groups, group, always=self._settings.eager),
             self._subscriptions.discard,
+            self._polled_events(topics),
         )
         self._subscriptions.add(subscription)
         return subscription
+
+    def _polled_events(self, topics: Sequence[str]) -> PolledEvents | None:
+        """What leaves out what does not count; None where it is known that all of it does."""
+        if all(self._known_topics.known(topic) is False for topic in topics):
+            return None
+        return PolledEvents(topics, self._event_readers, self._known_topics)
 
     def remove_member(self, group: str, member: StaticMember) -> None:
         """Do nothing: the driver has no such request. A static member gets its partitions back as

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KTopicPartition
 from typing_extensions import override
 
@@ -64,6 +64,7 @@ class ReaderPool:
         self._connect = connect
         self._lock = threading.Lock()
         self._idle: list[Consumer] = []
+        self._idle_uncommitted: list[Consumer] = []
         self._closed = False
         config = settings.reader_config(MEGABYTE)
         self._query_consumer = SharedClient(lambda: connect(config))
@@ -73,20 +74,27 @@ class ReaderPool:
         self._uncommitted_consumer = SharedClient(lambda: connect(uncommitted))
         """One that asks where a log ends, whatever transactions are open."""
 
-    def acquire(self) -> Consumer:
+    def acquire(self, *, uncommitted: bool = False) -> Consumer:
         """A consumer that reads nothing yet."""
         with self._lock:
             if self._closed:
                 raise LogError("Kafka: this log is closed")
-            if self._idle:
-                return self._idle.pop()
-        return self.new_consumer()
+            idle = self._idle_uncommitted if uncommitted else self._idle
+            if idle:
+                return idle.pop()
+        return self.new_consumer(uncommitted=uncommitted)
 
-    def new_consumer(self) -> Consumer:
-        """A new consumer."""
-        return self._connect(self._settings.reader_config(READER_PREFETCH))
+    def new_consumer(self, *, uncommitted: bool = False) -> Consumer:
+        """A new consumer.
 
-    def release(self, consumer: Consumer, *, healthy: bool) -> None:
+        :param uncommitted: it reads on past open transactions, and what they wrote.
+        """
+        config = self._settings.reader_config(READER_PREFETCH)
+        if uncommitted:
+            config["isolation.level"] = "read_uncommitted"
+        return self._connect(config)
+
+    def release(self, consumer: Consumer, *, healthy: bool, uncommitted: bool = False) -> None:
         """Return one; an unhealthy one is not used again."""
         try:
             consumer.unassign()
@@ -96,8 +104,9 @@ class ReaderPool:
             close_in_background(consumer)
             return
         with self._lock:
-            if not self._closed and len(self._idle) < MAX_IDLE:
-                self._idle.append(consumer)
+            idle = self._idle_uncommitted if uncommitted else self._idle
+            if not self._closed and len(idle) < MAX_IDLE:
+                idle.append(consumer)
                 return
         consumer.close()
 
@@ -105,7 +114,8 @@ class ReaderPool:
         """Close the idle ones; the others follow when they are released."""
         with self._lock:
             self._closed = True
-            idle, self._idle = self._idle, []
+            idle = [*self._idle, *self._idle_uncommitted]
+            self._idle, self._idle_uncommitted = [], []
         for consumer in idle:
             consumer.close()
         self._query_consumer.close()
@@ -132,19 +142,46 @@ class ReaderPool:
         return self._run(
             f"bounds of {topic}/{partition}",
             topic,
-            partition,
+            [partition],
             lambda consumer: consumer.get_watermark_offsets(wanted, timeout=REQUEST_TIMEOUT),
         )
 
     def end(self, topic: str, partition: int) -> int:
         """Where the log ends, readable or not."""
+        return self.bounds(topic, partition)[1]
+
+    def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        """The first position that can be read, and where the log ends, whatever transactions are
+        open."""
         wanted = KTopicPartition(topic, partition)
-        _, end = self._requests.run(
+        return self._run(
             f"end of {topic}/{partition}",
-            self._uncommitted_consumer,
+            topic,
+            [partition],
             lambda consumer: consumer.get_watermark_offsets(wanted, timeout=REQUEST_TIMEOUT),
+            self._uncommitted_consumer,
         )
-        return end
+
+    def ends(self, topic: str, partitions: Sequence[int]) -> dict[int, int]:
+        """Where these partitions end, whatever transactions are open: one question."""
+
+        def request(consumer: Consumer) -> dict[int, int]:
+            wanted = [KTopicPartition(topic, each, OFFSET_END) for each in partitions]
+            found = {}
+            for answer in consumer.offsets_for_times(wanted, timeout=REQUEST_TIMEOUT):
+                if answer.error is not None:
+                    raise KafkaException(answer.error)
+                found[answer.partition] = answer.offset
+            return found
+
+        found = self._run(
+            f"ends of {topic}", topic, partitions, request, self._uncommitted_consumer
+        )
+        return {
+            # A broker that does not take this for a time answers with -1.
+            each: offset if offset >= 0 else self.end(topic, each)
+            for each, offset in found.items()
+        }
 
     def offset_for_time(self, topic: str, partition: int, moment: float) -> int:
         """The position of the first message at or after ``moment``; the end if there is none."""
@@ -156,13 +193,18 @@ class ReaderPool:
                 raise KafkaException(answer.error)
             return answer.offset
 
-        offset = self._run(f"time in {topic}/{partition}", topic, partition, request)
+        offset = self._run(f"time in {topic}/{partition}", topic, [partition], request)
         return offset if offset >= 0 else self.watermarks(topic, partition)[1]
 
     def _run(
-        self, operation: str, topic: str, partition: int, request: Callable[[Consumer], T]
+        self,
+        operation: str,
+        topic: str,
+        partitions: Sequence[int],
+        request: Callable[[Consumer], T],
+        client: SharedClient[Consumer] | None = None,
     ) -> T:
-        run, query_consumer = self._requests.run, self._query_consumer
+        run, query_consumer = self._requests.run, client or self._query_consumer
         try:
             return run(operation, query_consumer, request)
         except NotFound:
@@ -176,14 +218,19 @@ class ReaderPool:
             return run(operation, query_consumer, request)
         except NotFound as error:
             # ...or the broker does not.
-            self.metadata.check_partitions(topic, [partition])
+            self.metadata.check_partitions(topic, partitions)
             raise Unavailable(f"{error}; it exists, but not every broker knows it yet") from error
 
-    def open_reader(self, topic: str, partition: int, start: int, end: int) -> KafkaReader:
-        """Read one partition from ``start`` up to, not including, ``end``."""
-        consumer = self.acquire()
+    def open_reader(
+        self, topic: str, partition: int, start: int, end: int, *, uncommitted: bool = False
+    ) -> KafkaReader:
+        """Read one partition from ``start`` up to, not including, ``end``.
+
+        :param uncommitted: read on past open transactions, and what they wrote.
+        """
+        consumer = self.acquire(uncommitted=uncommitted)
         self.assign(consumer, topic, partition, start)
-        return KafkaReader(self, consumer, topic, partition, start, end)
+        return KafkaReader(self, consumer, topic, partition, start, end, uncommitted=uncommitted)
 
     def assign(self, consumer: Consumer, topic: str, partition: int, start: int) -> None:
         """Have a consumer read one partition from ``start`` on.
@@ -208,8 +255,11 @@ class KafkaReader(Reader):
         partition: int,
         start: int,
         end: int,
+        *,
+        uncommitted: bool = False,
     ) -> None:
         self._readers = readers
+        self._uncommitted = uncommitted
         self._consumer: Consumer | None = consumer
         self._topic = topic
         self._partition = partition
@@ -243,10 +293,11 @@ class KafkaReader(Reader):
         self._progress_at = time.monotonic()
         topic, partition, start = self._topic, self._partition, self._next_offset
         try:
-            _, end = self._readers.watermarks(topic, partition)
+            bounds = self._readers.bounds if self._uncommitted else self._readers.watermarks
+            _, end = bounds(topic, partition)
             if min(end, self._end) <= start:
                 return
-            fresh = self._readers.new_consumer()
+            fresh = self._readers.new_consumer(uncommitted=self._uncommitted)
             self._readers.assign(fresh, topic, partition, start)
         except LogError as error:
             logger.debug("%s: %s", self._operation, error)
@@ -348,4 +399,4 @@ class KafkaReader(Reader):
     def close(self) -> None:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            self._readers.release(consumer, healthy=self._healthy)
+            self._readers.release(consumer, healthy=self._healthy, uncommitted=self._uncommitted)

@@ -7,7 +7,10 @@ mapping given in code (which wins), except what
 * would run or load code that the program did not import (:data:`RUNS_CODE`),
 * would break one of the toolkit's promises (:data:`FIXED`, :data:`MANAGED`).
 
-Each of those is a :class:`~streams.errors.ConfigError` that says why. librdkafka knows many
+Two settings are the toolkit's own: ``replication.factor`` of the topics that it creates, and
+``event_index``, a folder in which the indexes of event topics are kept from one start to the next.
+
+Each of those above is a :class:`~streams.errors.ConfigError` that says why. librdkafka knows many
 settings under two names; they are brought to one before anything is checked, so that no check is
 passed by under an alias.
 
@@ -26,6 +29,7 @@ from confluent_kafka import KafkaError, KafkaException
 from streams.config import Flow
 from streams.errors import ConfigError, StreamsError
 from streams.log.kafka.errors import translate
+from streams.log.kafka.index_file import check_folder
 from streams.log.protocol import OpenRequest
 from streams.log.secrets import Secrets
 from streams.log.url import parse
@@ -180,6 +184,8 @@ class Settings:
     :param secrets: what no text may show.
     :param possible_secret_names: names in the URL that may be part of a secret before them.
     :param member_name: the name that the app's members will have, if they will be static.
+    :param event_index: the folder in which indexes of event topics are kept from one start to the
+        next (``?event_index=DIR``); empty: in memory only.
     """
 
     hosts: str
@@ -188,6 +194,7 @@ class Settings:
     secrets: Secrets = field(default_factory=Secrets)
     possible_secret_names: frozenset[str] = frozenset()
     member_name: str = ""
+    event_index: str = ""
 
     def __repr__(self) -> str:
         return f"<Kafka settings for {self.hosts}>"
@@ -396,11 +403,14 @@ def read_settings(request: OpenRequest) -> Settings:
     if not all(host.isascii() for host, _ in url.hosts):
         raise ConfigError(f"{url.scheme}:// URL: a broker's name is written in ASCII (IDNA)")
     user_config: Config = {}
-    replication = -1
+    replication, event_index = -1, ""
     for source, pairs in (("URL", request.options), ("config", request.config)):
         for name, value in pairs.items():
             if name == "replication.factor":
                 replication = _replication_factor(value)
+                continue
+            if name == "event_index":
+                event_index = check_folder(str(value))
                 continue
             shown = repr(name) if source == "config" else url.display_name(name)
             user_config[ALIASES.get(name, name)] = _checked_value(name, value, source, shown)
@@ -423,6 +433,7 @@ def read_settings(request: OpenRequest) -> Settings:
         url.secrets(request.config),
         frozenset(url.possible_secret_names()),
         request.member,
+        event_index,
     )
     check_settings(settings)
     return settings

@@ -38,6 +38,7 @@ from streams.log.kafka.assignment_starter import AssignmentStarter
 from streams.log.kafka.batch import KafkaBatch, remove_errors, split_by_partition
 from streams.log.kafka.consumer import GroupConsumer, KafkaClients, MemberOptions
 from streams.log.kafka.errors import OUT_OF_RANGE
+from streams.log.kafka.event_readers import HELD_WAIT, PolledEvents
 from streams.log.kafka.forced_resets import ResetRequests
 from streams.log.kafka.offsets import MembershipLost
 from streams.log.protocol import (
@@ -49,6 +50,7 @@ from streams.log.protocol import (
     TopicPartition,
     Transaction,
 )
+from streams.message import Batch
 from streams.text import get_logger
 
 logger = get_logger("streams.kafka")
@@ -62,6 +64,7 @@ class KafkaSubscription(Subscription):
 
     :param reset_requests: where forced resets of the group are requested.
     :param on_closed: called once this is closed.
+    :param events: leaves out what does not count in event topics; None: there are none.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class KafkaSubscription(Subscription):
         listener: RebalanceListener,
         reset_requests: ResetRequests,
         on_closed: Callable[[KafkaSubscription], None],
+        events: PolledEvents | None = None,
     ) -> None:
         settings, flow = clients.settings, options.flow
         self.group = options.group
@@ -84,6 +88,7 @@ class KafkaSubscription(Subscription):
         self._listener = listener
         self._reset_requests = reset_requests
         self._on_closed = on_closed
+        self._events = events
         self._only_topic = options.topics[0] if len(options.topics) == 1 else None
         self._wakeup = threading.Event()
         self._closed = False
@@ -101,7 +106,28 @@ class KafkaSubscription(Subscription):
 
     # -- polling
 
-    def poll(self, limit: int, timeout: float) -> Sequence[KafkaBatch]:
+    def poll(self, limit: int, timeout: float) -> Sequence[Batch]:
+        events = self._events
+        if events is None:
+            return self._poll(limit, timeout)
+        if events.holds_back(self._may_deliver):
+            # It is waited for that, and the group is heard meanwhile.
+            batches = self._poll(1, 0.0)
+        else:
+            batches, timeout = self._poll(limit, timeout), HELD_WAIT
+        found = events.pass_on(batches, min(timeout, POLL_SLICE), self._may_deliver)
+        if not events.is_needed:
+            self._events = None
+        return found
+
+    def _may_deliver(self, assignment: Assignment) -> bool | None:
+        """Whether messages of an assignment may be given out; None: it is ours no more."""
+        partitions, key = self._consumer.partitions, assignment.topic_partition
+        if partitions.owned.get(key) is not assignment or key not in partitions.fetched:
+            return None
+        return key not in partitions.paused
+
+    def _poll(self, limit: int, timeout: float) -> Sequence[KafkaBatch]:
         self._raise_fatal()
         self._apply_resets()
         self._starter.start_pending()
@@ -256,7 +282,8 @@ class KafkaSubscription(Subscription):
         if not resets:
             return
         assignments = [self._consumer.partitions.owned[key] for key in resets]
-        logger.warning("group %s: moved by force: %s", self.group, assignments)
+        names = ", ".join(f"{topic}/{partition}" for topic, partition in resets)
+        logger.info("group %s: moved by force: %s", self.group, names)
         self._lose(assignments)
         self._restart(resets)
         try:

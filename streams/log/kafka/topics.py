@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from confluent_kafka import Consumer, KafkaException
+from confluent_kafka import Consumer, KafkaException, TopicCollection
 
 # Documented there, though the package's __all__ does not list all of them.
 # pyright: reportPrivateImportUsage=false
@@ -223,6 +223,23 @@ class Topics:
         """
         count = len(self._metadata.read(topic, remember=True).partitions)
         return _info(topic, count, self._read_retentions([topic]))
+
+    def topic_id(self, topic: str) -> str:
+        """What the cluster calls this topic: one that is created anew under its name has another.
+        Empty where this cannot be known.
+
+        :raises Unavailable: no broker answers.
+        """
+        wanted = TopicCollection([topic])
+        try:
+            found = self._requests.run_admin(
+                f"asking for topic {topic}", AdminClient.describe_topics, wanted
+            )
+        except Unavailable:
+            raise
+        except LogError:
+            return ""
+        return str(found.topic_id or "")
 
     def list_topics(self) -> list[TopicInfo]:
         """All topics but Kafka's own, by name."""

@@ -151,6 +151,11 @@ class EventIndex:
             del self._snapshots[name]
         return len(names)
 
+    def list_snapshots(self, key: bytes) -> list[StoredSnapshot]:
+        """Those of one key."""
+        names = sorted(name for name in self._snapshots if name[0] == key)
+        return [self._snapshots[name] for name in names]
+
     def list_keys(self, partition: int, after: bytes | None, limit: int) -> list[HistoryKey]:
         """Keys in order, behind ``after``."""
         histories, keys = self._histories[partition], self._sorted_keys[partition]

@@ -10,6 +10,7 @@ from dataclasses import fields
 from streams.config import Flow
 from streams.errors import Fatal, LogError, Unavailable
 from streams.log.dense_offsets import DenseOffsets
+from streams.log.event_filter import EventFilter, EventReader, EventSubscription, ForeignRecords
 from streams.log.events import (
     AppendOutcome,
     EventAppend,
@@ -38,9 +39,11 @@ from streams.log.protocol import (
     MemberInfo,
     OnAppended,
     OpenRequest,
+    Reader,
     RebalanceListener,
     Retention,
     StaticMember,
+    Subscription,
     TopicInfo,
     check_retention,
 )
@@ -78,6 +81,7 @@ class MemoryLog(DenseOffsets, EventLog):
         self._lock = store.lock
         self._subscriptions: set[MemorySubscription] = set()
         self._faults = FaultPoints()
+        self._event_filter = EventFilter(ForeignRecords())
         self._close_reason = ""
         self._appending = 0
         self._append_ended = threading.Condition(store.lock)
@@ -200,6 +204,10 @@ class MemoryLog(DenseOffsets, EventLog):
         with self._locked():
             return self.store.event_index(topic).delete_snapshots(fingerprint)
 
+    def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
+        with self._locked():
+            return self.store.event_index(topic).list_snapshots(key)
+
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int
     ) -> list[HistoryKey]:
@@ -210,6 +218,9 @@ class MemoryLog(DenseOffsets, EventLog):
     def event_totals(self, topic: str) -> EventTotals:
         with self._locked():
             return self.store.event_index(topic).totals()
+
+    def index_progress(self, topic: str) -> tuple[int, int]:
+        return 0, 0
 
     # -- reading
 
@@ -222,7 +233,13 @@ class MemoryLog(DenseOffsets, EventLog):
         with self._locked():
             return self.store.partition(topic, partition).offset_for_time(time)
 
-    def reader(self, topic: str, partition: int, start: int, end: int) -> MemoryReader:
+    def reader(self, topic: str, partition: int, start: int, end: int) -> Reader:
+        reader = self.raw_reader(topic, partition, start, end)
+        if self.topic(topic).is_event_topic:
+            return EventReader(reader, self._event_filter)
+        return reader
+
+    def raw_reader(self, topic: str, partition: int, start: int, end: int) -> MemoryReader:
         with self._locked():
             self.store.partition(topic, partition)
         return MemoryReader(
@@ -281,11 +298,11 @@ class MemoryLog(DenseOffsets, EventLog):
         flow: Flow = Flow(),
         trim_margin: int = TRIM_MARGIN,
         member: StaticMember | None = None,
-    ) -> MemorySubscription:
+    ) -> Subscription:
         with self._locked():
             found = self.store.ensure_group(group)
+            event_topics = [name for name in topics if self.store.topic(name).is_event_topic]
             for topic in topics:
-                self.store.topic(topic)
                 found.trim_margins[topic] = trim_margin
             subscription = MemorySubscription(
                 self.store,
@@ -297,7 +314,9 @@ class MemoryLog(DenseOffsets, EventLog):
                 member,
             )
             self._subscriptions.add(subscription)
-            return subscription
+        if event_topics:
+            return EventSubscription(subscription, event_topics, self._event_filter)
+        return subscription
 
     def remove_member(self, group: str, member: StaticMember) -> None:
         """Do nothing: all members are in this process."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from streams.errors import InvalidValue, LogError, OutcomeUnknown, TooLarge, Unavailable
+from streams.errors import Fatal, InvalidValue, LogError, OutcomeUnknown, TooLarge, Unavailable
 from streams.log.events import (
     EMPTY,
     Appended,
@@ -328,13 +328,35 @@ class Events:
                     deleted += count
         return deleted
 
+    def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
+        """See :meth:`streams.log.events.EventLog.list_snapshots`."""
+        partition = partition_for(key, "", self._partitions(topic))
+        keys = self._topics.partition_keys(topic, partition)
+        kinds = sorted(kind for kind, _ in self._snapshot_kinds(keys))
+        stored = self._client.execute_all(
+            [key_command(str(keys), "HGET", keys.snapshots_key(kind), key) for kind in kinds]
+        )
+        for data in stored:
+            if isinstance(data, Unavailable):
+                raise data
+        found = [
+            _snapshot(HistoryRequest(key, fingerprint=kind), data)
+            for kind, data in zip(kinds, stored, strict=True)
+            if isinstance(data, bytes)
+        ]
+        return [each for each in found if each is not None]
+
     def _snapshot_kinds(self, keys: PartitionKeys) -> Iterator[tuple[str, int]]:
         """The kinds of snapshots that a partition has, and how many of each."""
         kinds = keys.event_key("snapshots")
-        for name in self._client.execute(key_command(str(keys), "SMEMBERS", kinds)):
-            kind = text(name)
-            snapshots = keys.snapshots_key(kind)
-            yield kind, self._client.execute(key_command(str(keys), "HLEN", snapshots))
+        names = [
+            text(name) for name in self._client.execute(key_command(str(keys), "SMEMBERS", kinds))
+        ]
+        counts = self._client.execute_all(
+            [key_command(str(keys), "HLEN", keys.snapshots_key(kind)) for kind in names]
+        )
+        for kind, count in zip(names, counts, strict=True):
+            yield kind, _count(count)
 
     def _all_keys(self, topic: str) -> list[PartitionKeys]:
         self._partitions(topic)
@@ -352,8 +374,24 @@ class Events:
                 str(keys), "ZRANGE", keys.event_key("keys"), lowest, "+", "BYLEX", "LIMIT", 0, limit
             )
         )
-        heads = self.read(topic, [HistoryRequest(key, limit=1) for key in found])
-        return [HistoryKey(key, each.head) for key, each in zip(found, heads, strict=True)]
+        heads: list[Head] = []
+        for start in range(0, len(found), CALL_REQUESTS):
+            heads += self._heads(topic, partition, found[start : start + CALL_REQUESTS])
+        return [HistoryKey(key, head) for key, head in zip(found, heads, strict=True)]
+
+    def _heads(self, topic: str, partition: int, keys: Sequence[bytes]) -> list[Head]:
+        """Where histories end; one that somebody has put something else in place of is empty."""
+        requests = [HistoryRequest(key, limit=1) for key in keys]
+        command = self._read_command(topic, partition, range(len(requests)), requests)
+        try:
+            answers = self._client.execute(command)
+        except (Unavailable, Fatal):
+            raise
+        except LogError:
+            if len(keys) == 1:
+                return [EMPTY]
+            return [head for key in keys for head in self._heads(topic, partition, [key])]
+        return [_head(*answer[:3]) for answer in answers]
 
     def totals(self, topic: str) -> EventTotals:
         """See :meth:`streams.log.events.EventLog.event_totals`."""
@@ -361,19 +399,22 @@ class Events:
         snapshots: dict[str, int] = {}
         for keys in self._all_keys(topic):
             hashes = keys.event_key("causes")
-            count, length, refusals, caused, memory = self._client.execute_or_raise(
-                [
-                    key_command(str(keys), "ZCARD", keys.event_key("keys")),
-                    key_command(str(keys), "XLEN", keys.stream),
-                    key_command(str(keys), "HLEN", keys.event_key("refusals")),
-                    key_command(str(keys), "HLEN", hashes),
-                    Command(str(keys), hashes, "MEMORY", "USAGE", hashes),
-                ]
+            count, length, refusals, caused, memory = map(
+                _count,
+                self._client.execute_all(
+                    [
+                        key_command(str(keys), "ZCARD", keys.event_key("keys")),
+                        key_command(str(keys), "XLEN", keys.stream),
+                        key_command(str(keys), "HLEN", keys.event_key("refusals")),
+                        key_command(str(keys), "HLEN", hashes),
+                        Command(str(keys), hashes, "MEMORY", "USAGE", hashes),
+                    ]
+                ),
             )
             keys_total += count
             events += length - refusals
             causes += caused
-            cause_bytes += memory or 0
+            cause_bytes += memory
             for kind, number in self._snapshot_kinds(keys):
                 snapshots[kind] = snapshots.get(kind, 0) + number
         return EventTotals(keys_total, events, causes, cause_bytes, snapshots)
@@ -409,7 +450,7 @@ def _arguments(append: EventAppend) -> tuple[list[Any], int]:
 def _history(topic: str, partition: int, request: HistoryRequest, answer: Sequence[Any]) -> History:
     """What the script found."""
     version, last_id, is_final, is_truncated, caused, snapshot, entries = answer
-    head = Head(Base(version, text(last_id)), bool(is_final)) if version or last_id else EMPTY
+    head = _head(version, last_id, is_final)
     kept = _snapshot(request, snapshot) if snapshot else None
     start = (kept.base if kept else request.after).version
     events: list[StoredEvent] = []
@@ -439,6 +480,21 @@ def _record(key: bytes, fields: list[bytes]) -> Record:
         (name, fields[at] if at > 0 else None) for name, at in layout.headers if at != layout.id
     ]
     return Record(value, key, id, headers)
+
+
+def _head(version: int, last_id: bytes, is_final: int) -> Head:
+    return Head(Base(version, text(last_id)), bool(is_final)) if version or last_id else EMPTY
+
+
+def _count(reply: Any) -> int:
+    """How many there are; none where this login may not ask, or somebody has put something else in
+    place of it.
+
+    :raises Unavailable: nobody can be asked now.
+    """
+    if isinstance(reply, Unavailable):
+        raise reply
+    return reply if isinstance(reply, int) else 0
 
 
 def _caused(stored: bytes) -> Caused | None:

@@ -187,7 +187,7 @@ class Groups:
             ]
         )  # fmt: skip
         if not all(replies):
-            raise group_not_empty(group, None, ", or force it")
+            raise group_not_empty(group, None)
 
     def delete_group(self, group: str) -> None:
         """See :meth:`streams.log.protocol.Log.delete_group`."""

@@ -71,7 +71,8 @@ class PartitionKeys:
 
     def snapshots_key(self, fingerprint: str) -> bytes:
         """The hash with snapshots of one kind."""
-        return b"%s:snapshots:%s" % (self._hash_tag, fingerprint.encode())
+        name = fingerprint.encode("utf-8", "surrogateescape")
+        return b"%s:snapshots:%s" % (self._hash_tag, name)
 
     def group_key(self, group: str) -> bytes:
         """The hash with a group's lease and position in this partition."""

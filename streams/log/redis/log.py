@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from streams.config import Flow
+from streams.log.event_filter import EventFilter, EventReader, EventSubscription, ForeignRecords
 from streams.log.events import (
     EventAppend,
     EventLog,
@@ -26,9 +27,11 @@ from streams.log.protocol import (
     Log,
     OnAppended,
     OpenRequest,
+    Reader,
     RebalanceListener,
     Retention,
     StaticMember,
+    Subscription,
     TopicInfo,
     check_retention,
 )
@@ -68,6 +71,7 @@ class RedisLog(Log, EventLog):
         self._trimmer = Trimmer(self._client, self._topics)
         self._writer = Writer(self._client, self._topics)
         self._events = Events(self._client, self._topics)
+        self._event_filter = EventFilter(ForeignRecords())
         self._capabilities = replace(CAPABILITIES, append_once=settings.dedup_seconds > 0)
 
     def __repr__(self) -> str:
@@ -146,6 +150,9 @@ class RedisLog(Log, EventLog):
     def delete_snapshots(self, topic: str, fingerprint: str | None = None) -> int:
         return self._events.delete_snapshots(topic, fingerprint)
 
+    def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
+        return self._events.list_snapshots(topic, key)
+
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int
     ) -> list[HistoryKey]:
@@ -153,6 +160,9 @@ class RedisLog(Log, EventLog):
 
     def event_totals(self, topic: str) -> EventTotals:
         return self._events.totals(topic)
+
+    def index_progress(self, topic: str) -> tuple[int, int]:
+        return 0, 0
 
     # -- reading
 
@@ -171,7 +181,13 @@ class RedisLog(Log, EventLog):
     def lag(self, topic: str, partition: int, position: int) -> int | None:
         return self._offsets.lag(topic, partition, position)
 
-    def reader(self, topic: str, partition: int, start: int, end: int) -> RedisReader:
+    def reader(self, topic: str, partition: int, start: int, end: int) -> Reader:
+        reader = self.raw_reader(topic, partition, start, end)
+        if self._topics.lookup(topic).info.is_event_topic:
+            return EventReader(reader, self._event_filter)
+        return reader
+
+    def raw_reader(self, topic: str, partition: int, start: int, end: int) -> RedisReader:
         return self._offsets.reader(topic, partition, start, end)
 
     # -- groups
@@ -202,18 +218,22 @@ class RedisLog(Log, EventLog):
         flow: Flow = Flow(),
         trim_margin: int = TRIM_MARGIN,
         member: StaticMember | None = None,
-    ) -> RedisSubscription:
+    ) -> Subscription:
         check_group(group)
         names = list(dict.fromkeys(topics))
-        for name in names:
-            self._topics.lookup(name, fresh=True)
+        event_topics = [
+            name for name in names if self._topics.lookup(name, fresh=True).info.is_event_topic
+        ]
         self._groups.register(group, names)
         client = self._client
         membership = Membership(
             client, self._topics, self._groups, group, names, trim_margin, member
         )
         membership.join()
-        return RedisSubscription(client, self._trimmer, membership, group, listener, flow)
+        subscription = RedisSubscription(client, self._trimmer, membership, group, listener, flow)
+        if event_topics:
+            return EventSubscription(subscription, event_topics, self._event_filter)
+        return subscription
 
     def remove_member(self, group: str, member: StaticMember) -> None:
         self._groups.remove_member(group, str(member))

@@ -372,7 +372,20 @@ class Events:
     # -- reading
 
     def read(self, topic: str, requests: Sequence[HistoryRequest]) -> list[History]:
-        """See :meth:`streams.log.events.EventLog.read_histories`."""
+        """See :meth:`streams.log.events.EventLog.read_histories`.
+
+        :raises LogError: a row is none of ours.
+        """
+        try:
+            return self._read(topic, requests)
+        except InvalidValue:
+            raise
+        except (msgspec.DecodeError, ValueError) as error:
+            raise LogError(
+                f"{topic}: somebody has changed the tables of its histories: {error}"
+            ) from error
+
+    def _read(self, topic: str, requests: Sequence[HistoryRequest]) -> list[History]:
         numbers = self._partition_numbers(topic)
         partitions = [partition_for(request.key, "", len(numbers)) for request in requests]
         if any(request.limit < 1 for request in requests):
@@ -488,6 +501,21 @@ class Events:
                 (numbers, fingerprint),
             )
             return db.changes()
+
+    def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
+        """See :meth:`streams.log.events.EventLog.list_snapshots`."""
+        numbers = self._partition_numbers(topic)
+        with self._database.read() as db:
+            rows = db.fetch_rows(
+                'SELECT fingerprint, version, last_id, "offset", data FROM streams_snapshots'
+                " WHERE no = ? AND key = ? ORDER BY fingerprint",
+                (numbers[partition_for(key, "", len(numbers))], key),
+            )
+        return [
+            StoredSnapshot(key, fingerprint, Base(version, last_id), offset, data)
+            for fingerprint, version, last_id, offset, data in rows
+            if isinstance(version, int) and isinstance(offset, int) and isinstance(data, bytes)
+        ]
 
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int

@@ -109,7 +109,7 @@ class Groups:
     def _require_no_members(self, db: SqliteConnection, group: str) -> None:
         running = self._running_members(db, group)
         if running:
-            raise group_not_empty(group, len(running), f" (such as {running[0].id}), or force it")
+            raise group_not_empty(group, len(running), f" (such as {running[0].id})")
 
 
 def _ensure_group(db: SqliteConnection, group: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from streams.clock import SYSTEM
 from streams.config import Flow
 from streams.log.dense_offsets import DenseOffsets
+from streams.log.event_filter import EventFilter, EventReader, EventSubscription, ForeignRecords
 from streams.log.events import (
     EventAppend,
     EventLog,
@@ -28,9 +29,11 @@ from streams.log.protocol import (
     Log,
     OnAppended,
     OpenRequest,
+    Reader,
     RebalanceListener,
     Retention,
     StaticMember,
+    Subscription,
     TopicInfo,
     check_retention,
 )
@@ -74,6 +77,7 @@ class SqliteLog(DenseOffsets, Log, EventLog):
         self._topics = Topics(self._database, self._trimmer)
         self._writer = Writer(self._database, self._trimmer)
         self._events = Events(self._database)
+        self._event_filter = EventFilter(ForeignRecords())
         self._groups = Groups(self._database)
         self._queries = QueryRunner(self._database)
         self._subscriptions: set[SqliteSubscription] = set()
@@ -147,6 +151,9 @@ class SqliteLog(DenseOffsets, Log, EventLog):
     def delete_snapshots(self, topic: str, fingerprint: str | None = None) -> int:
         return self._events.delete_snapshots(topic, fingerprint)
 
+    def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
+        return self._events.list_snapshots(topic, key)
+
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int
     ) -> list[HistoryKey]:
@@ -154,6 +161,9 @@ class SqliteLog(DenseOffsets, Log, EventLog):
 
     def event_totals(self, topic: str) -> EventTotals:
         return self._events.totals(topic)
+
+    def index_progress(self, topic: str) -> tuple[int, int]:
+        return 0, 0
 
     # -- reading
 
@@ -167,7 +177,13 @@ class SqliteLog(DenseOffsets, Log, EventLog):
         with self._database.read(snapshot=True) as db:
             return reader.offset_for_time(db, topic, partition, time)
 
-    def reader(self, topic: str, partition: int, start: int, end: int) -> SqliteReader:
+    def reader(self, topic: str, partition: int, start: int, end: int) -> Reader:
+        reader = self.raw_reader(topic, partition, start, end)
+        if self._topics.describe_topic(topic).is_event_topic:
+            return EventReader(reader, self._event_filter)
+        return reader
+
+    def raw_reader(self, topic: str, partition: int, start: int, end: int) -> SqliteReader:
         return SqliteReader(self._database, topic, partition, start, end)
 
     # -- groups
@@ -198,13 +214,16 @@ class SqliteLog(DenseOffsets, Log, EventLog):
         flow: Flow = Flow(),
         trim_margin: int = TRIM_MARGIN,
         member: StaticMember | None = None,
-    ) -> SqliteSubscription:
+    ) -> Subscription:
         check_group(group)
+        event_topics = [name for name in topics if self._topics.describe_topic(name).is_event_topic]
         db, trimmer, on_close = self._database, self._trimmer, self._subscriptions.discard
         subscription = SqliteSubscription(
             db, trimmer, group, topics, listener, flow, trim_margin, on_close, member
         )
         self._subscriptions.add(subscription)
+        if event_topics:
+            return EventSubscription(subscription, event_topics, self._event_filter)
         return subscription
 
     def remove_member(self, group: str, member: StaticMember) -> None:

@@ -27,6 +27,7 @@ from streams.errors import ConfigError
 from streams.log.range_reader import LogRow
 from streams.message import Batch, Message, Position, headers_without, make_message
 from streams.patterns.deadletters.redriving import source_of
+from streams.processing import Several
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -40,7 +41,8 @@ class DeadLetter:
     original_message: Message[Any] = field(repr=False)
     """The message with its key, ID and headers, and the position where it failed. Its value is of
     the type that the app declares for that topic; bytes where they cannot be decoded, or the app
-    does not declare it. ``original_message.raw`` always has the bytes."""
+    does not declare it; a list, of an old event that is several events today.
+    ``original_message.raw`` always has the bytes."""
     error: str
     """What went wrong: the exception's type and text."""
     failed_at: datetime
@@ -156,4 +158,6 @@ def _original_message(app: Streams, row: LogRow, topic: str | None, attempts: in
     if (declared := app.topics.get(topic or "")) is not None:
         with suppress(Exception):  # that may be why it is a dead letter
             value = declared.decoding.decode_one(declared.decoding.unwrap(original), 0)
+            if isinstance(value, Several):
+                value = list(value.values)
     return make_message(value, original, 0, attempts)

@@ -17,6 +17,7 @@ from streams.cancellation import run_in_thread, run_to_completion
 from streams.config import DeadLetters
 from streams.derived_records import ERROR_PREFIX, dead_letter_record
 from streams.errors import ConfigError, InvalidValue, NotFound, Reject
+from streams.log.event_headers import copied_headers
 from streams.log.names import check_group, check_topic
 from streams.log.protocol import ensure_topic
 from streams.message import ID, Message, Position, Record, headers_without
@@ -368,7 +369,7 @@ class DeadLetterManager:
         show = self._app.log.format_offset
         failed_at = (message.topic or topic, message.partition, show(message.offset))
         raw = message.raw
-        headers = headers_without(raw.headers, (ID,))
+        headers = copied_headers(headers_without(raw.headers, (ID,)))
         if raw.value is None and message.value is not None:  # made by hand
             declared = declared_topic(self._app, topic, "move_to_dead_letter")
             record = declared.record(message.value, key=raw.key, id=message.id)

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from streams.app import Streams
 from streams.errors import ConfigError
-from streams.health import Health, Stats
+from streams.health import AggregateStats, Health, Stats
 from streams.patterns.arguments import check_app, check_seconds
 from streams.patterns.monitoring.lag_probe import LagProbe, PartitionLag
 from streams.processing import BUCKET_BOUNDS, Durations
@@ -39,6 +39,7 @@ SCRAPE_TIMEOUT = 3.0
 """Seconds that a scrape waits for the log. Prometheus gives a scrape 10 by default."""
 
 _PROCESSOR_LABELS = ("processor", "group")
+_AGGREGATE_LABELS = ("aggregate",)
 _PARTITION_LABELS = ("processor", "group", "topic", "partition")
 
 _COUNTERS = (
@@ -67,6 +68,32 @@ _HEALTH = (
     ("paused", "streams_processor_paused", "1 while the processor is paused on purpose"),
     ("reachable", "streams_log_reachable", "1 while the log answers the processor"),
     ("overdue", "streams_handlers_overdue", "Plain handlers that outlive the timeout"),
+)
+
+_AGGREGATE_COUNTERS = (
+    ("decisions", "streams_aggregate_decisions", "Calls of decide and append"),
+    ("conflicts", "streams_aggregate_conflicts", "Appends that came too late"),
+    ("retries", "streams_aggregate_retries", "Decisions called again because of a conflict"),
+    ("appends", "streams_aggregate_appends", "Appends that count"),
+    ("events", "streams_aggregate_events", "Events of the appends that count"),
+    ("refused", "streams_aggregate_appends_refused", "Appends that the log refused"),
+    ("caused", "streams_aggregate_causes_found", "Decisions that had been taken for their cause"),
+    ("cache_hits", "streams_aggregate_cache_hits", "States that were in the cache"),
+    ("cache_misses", "streams_aggregate_cache_misses", "States that were not in the cache"),
+    ("snapshots", "streams_aggregate_snapshots", "Snapshots written"),
+    ("snapshots_used", "streams_aggregate_snapshots_used", "Loads that began at a snapshot"),
+    ("snapshots_useless", "streams_aggregate_snapshots_useless", "Snapshots that were not read"),
+    ("snapshots_failed", "streams_aggregate_snapshots_failed", "Snapshots that were not written"),
+    ("truncated", "streams_aggregate_truncated", "Times that the log lacked acknowledged events"),
+    ("failures", "streams_aggregate_failures", "Calls that the log refused or did not answer"),
+)
+"""A field of AggregateStats, a metric's name and its documentation."""
+
+_AGGREGATE_GAUGES = (
+    ("cached", "streams_aggregate_cached", "States in the cache"),
+    ("cached_bytes", "streams_aggregate_cached_bytes", "Bytes of the states in the cache"),
+    ("undecodable", "streams_aggregate_undecodable", "Aggregates stopped by an unreadable event"),
+    ("uncounted", "streams_aggregate_uncounted_records", "Records that count for no history"),
 )
 
 _DURATIONS = (
@@ -120,6 +147,7 @@ def _app_metrics(stats: Stats, health: Health, groups: dict[str, str]) -> Iterat
             histogram.add_metric(_labels(processor, groups), _buckets(durations), durations.total)
         yield histogram
     yield from _families(GaugeMetricFamily, _HEALTH, health.processors, groups)
+    yield from _aggregate_metrics(stats.aggregates)
     published = "Records published and acknowledged"
     yield CounterMetricFamily("streams_published", published, stats.published)
     is_up, up = (
@@ -127,6 +155,36 @@ def _app_metrics(stats: Stats, health: Health, groups: dict[str, str]) -> Iterat
         "1 while the app is entered and not stopping",
     )
     yield GaugeMetricFamily("streams_app_up", up, int(is_up))
+
+
+def _aggregate_metrics(aggregates: Mapping[str, AggregateStats]) -> Iterator[Metric]:
+    """The metrics of aggregates, each with the label ``aggregate``."""
+    for make, rows in (
+        (CounterMetricFamily, _AGGREGATE_COUNTERS),
+        (GaugeMetricFamily, _AGGREGATE_GAUGES),
+    ):
+        for field, name, documentation in rows:
+            family = make(name, documentation, labels=_AGGREGATE_LABELS)
+            for aggregate, found in aggregates.items():
+                family.add_metric([aggregate], getattr(found, field))
+            yield family
+    loads = HistogramMetricFamily(
+        "streams_aggregate_load_seconds",
+        "How long it takes to read a history, or to catch up with it",
+        labels=_AGGREGATE_LABELS,
+    )
+    age = GaugeMetricFamily(
+        "streams_aggregate_snapshot_age_seconds",
+        "Seconds since snapshots were written last",
+        labels=_AGGREGATE_LABELS,
+    )
+    for aggregate, found in aggregates.items():
+        durations = found.load_durations
+        loads.add_metric([aggregate], _buckets(durations), durations.total)
+        if found.snapshot_age is not None:
+            age.add_metric([aggregate], found.snapshot_age)
+    yield loads
+    yield age
 
 
 def _families(

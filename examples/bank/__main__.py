@@ -1,0 +1,124 @@
+"""Run the example; see ``python -m examples.bank --help``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+
+from examples.bank.account import Account
+from examples.bank.demo import run
+from examples.bank.report import money, show
+from examples.bank.transfers import Bank, Transfer, create
+from streams.errors import StreamsError
+from streams.patterns import SagaFailedError
+
+URL = "sqlite:///bank.db"
+"""The log of all commands but the demo, unless another one is given."""
+
+
+def main() -> int:
+    """The process's exit status: 0; 1 where the sums are wrong or something was refused; 2 where
+    the log cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.bank",
+        description="Accounts and transfers, with workers that are killed.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    demo = commands.add_parser("demo", help="make transfers, kill workers, do the sums")
+    for each in (parser, demo):
+        each.add_argument("--transfers", type=int, default=300, metavar="N", help="how many (300)")
+        each.add_argument("--kills", type=int, default=2, metavar="N", help="in the first half (2)")
+        each.add_argument("--seed", type=int, default=1, metavar="N", help="of all choices (1)")
+    commands.add_parser("work", help="carry transfers out until Ctrl-C")
+    opening = commands.add_parser("open", help="open an account")
+    opening.add_argument("owner", help="whose; the account's ID, too")
+    opening.add_argument("cents", type=int, nargs="?", default=0, help="that are paid in (0)")
+    send = commands.add_parser("send", help="make a transfer, and wait for its end")
+    send.add_argument("source")
+    send.add_argument("target")
+    send.add_argument("cents", type=int)
+    looking = commands.add_parser("show", help="what happened to an account")
+    looking.add_argument("owner")
+    for each in (parser, *commands.choices.values()):
+        each.add_argument(
+            "--url",
+            default=argparse.SUPPRESS,  # it may stand before the command or after it
+            help="the log, such as kafka://localhost:9092; if not given, STREAMS_URL, else a file",
+        )
+    arguments = parser.parse_args()
+    if arguments.transfers < 10 or arguments.kills < 0:
+        parser.error("--transfers is at least 10, --kills at least 0")
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    url: str = getattr(arguments, "url", os.environ.get("STREAMS_URL", ""))
+    try:
+        if arguments.command in (None, "demo"):
+            return _demo(arguments, url)
+        bank = create(url or URL)
+        if arguments.command == "work":
+            bank.app.run()
+            return 0
+        action = {"open": _open, "send": _send, "show": _show}[arguments.command]
+        return asyncio.run(action(bank, arguments))
+    except StreamsError as error:
+        print(f"bank: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _demo(arguments: argparse.Namespace, url: str) -> int:
+    console = Console(highlight=False)
+    with TemporaryDirectory(prefix="bank-") as folder:
+        outcome = asyncio.run(
+            run(
+                url,
+                arguments.transfers,
+                arguments.kills,
+                arguments.seed,
+                Path(folder),
+                lambda line: console.print(f"· {line}"),
+            )
+        )
+    show(outcome, console)
+    return 1 if outcome.errors else 0
+
+
+async def _open(bank: Bank, arguments: argparse.Namespace) -> int:
+    async with bank.app.connected():
+        done = await bank.accounts.decide(
+            arguments.owner, Account.open, arguments.owner, arguments.cents
+        )
+    print(f"{arguments.owner}: {money(done.state.cents)} at version {done.version}")
+    return 0
+
+
+async def _send(bank: Bank, arguments: argparse.Namespace) -> int:
+    transfer = Transfer(arguments.source, arguments.target, arguments.cents)
+    async with bank.app.connected():
+        try:
+            await bank.transfers.execute(transfer)
+        except SagaFailedError as error:
+            print(f"not sent: {error}")
+            return 1
+    print(f"sent: {money(transfer.cents)} from {transfer.source} to {transfer.target}")
+    return 0
+
+
+async def _show(bank: Bank, arguments: argparse.Namespace) -> int:
+    async with bank.app.connected():
+        async for each in bank.accounts.read(arguments.owner):
+            print(f"{each.version:>6}  {each.time:%Y-%m-%d %H:%M:%S}  {each.event}")
+        found = await bank.accounts.load(arguments.owner)
+    print(f"{arguments.owner}: {money(found.state.cents)} at version {found.version}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,251 @@
+"""Transfers while workers are killed, and then the bank's sums."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import NamedTuple
+
+from examples.bank.account import Account, Closed, MoneyOnItsWay, Overdrawn
+from examples.bank.audit import History, Sums, audit
+from examples.bank.transfers import Bank, Transfer, create
+from examples.bank.worker import Figures, figures_of, read_figures
+from streams import SagaStatus
+
+OWNERS = ("ada", "bob", "cyd", "dan", "eve", "fay")
+CLOSED = "cyd"
+"""Whose account is closed half-way."""
+NOBODY = "nobody"
+"""An account that is never opened."""
+MONEY = 100_00
+"""Cents that each account begins with."""
+
+TIMEOUT = 120.0
+"""Seconds after which the run is given up."""
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Outcome(NamedTuple):
+    """What came of the run.
+
+    :param money_before: cents that were paid in at the start.
+    :param refused: transfers that were not made, by reason.
+    :param errors: what is wrong; none, if the log keeps its promises.
+    """
+
+    money_before: int
+    sums: Sums
+    figures: Figures
+    completed: int
+    refused: Counter[str]
+    counter_refusals: int
+    kills: int
+    errors: list[str]
+
+
+def transfers_of(count: int, choose: random.Random) -> list[Transfer]:
+    """Transfers between the few accounts, some of more than there is anywhere, few to nobody."""
+    found = []
+    for number in range(count):
+        source, target = choose.sample(OWNERS, 2)
+        if number % 40 == 7:
+            target = NOBODY
+        cents = 10 * MONEY if number % 15 == 4 else choose.randrange(1, 10_00)
+        found.append(Transfer(source, target, cents))
+    return found
+
+
+async def run(
+    url: str,
+    count: int,
+    kills: int,
+    seed: int,
+    folder: Path,
+    report: Callable[[str], None],
+) -> Outcome:
+    """Make transfers, kill the workers that carry them out, and do the sums.
+
+    :param count: of transfers; from 10.
+    :param kills: while the first half is made; one more follows in the second.
+    :param folder: for the file of the log, if no URL is given, and the workers' figures.
+    """
+    url = url or f"sqlite:///{folder}/bank.db"
+    choose = random.Random(seed)
+    name = f"bank-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{os.getpid()}"
+    bank = create(url, name)
+    wanted = {f"t{n:05}": each for n, each in enumerate(transfers_of(count, choose))}
+    ids = list(wanted)
+    first, second = ids[: count // 2], ids[count // 2 :]
+    is_memory = url.startswith("memory:")  # nobody else can be on it: this process does the work
+    async with bank.app if is_memory else bank.app.connected():
+        accounts = bank.accounts
+        await asyncio.gather(
+            *(accounts.decide(owner, Account.open, owner, MONEY) for owner in OWNERS)
+        )
+        report(f"{len(OWNERS)} accounts with {MONEY / 100:,.2f} each")
+        refusals = 0
+        async with _workers(url, name, folder, 0 if is_memory else 2) as workers:
+            await _start(bank, wanted, first)
+            report(f"{len(first)} transfers are begun")
+            refusals += await _ask_for_too_much(bank)
+            for number, limit in enumerate(sorted(choose.choices(range(1, count // 3), k=kills))):
+                await _wait_for_ended(bank, limit)
+                if workers.kill(number):
+                    report(f"a worker was killed with SIGKILL when {limit} transfers were over")
+            paid_out = await _close(bank, CLOSED)
+            report(f"the account of {CLOSED} is closed, {paid_out / 100:,.2f} are paid out")
+            await _start(bank, wanted, second)
+            report(f"{len(second)} more transfers are begun")
+            refusals += await _ask_for_too_much(bank)
+            if workers.kill(kills):
+                report("a worker was killed with SIGKILL")
+            await _wait_for_ended(bank, count)
+        ended = await _ended(bank)
+        histories = {id: [each async for each in accounts.read(id)] for id in (*OWNERS, NOBODY)}
+        states = {id: (await accounts.load(id)).state for id in histories}
+        figures = Figures(*map(sum, zip(read_figures(folder), figures_of(bank), strict=True)))
+    sums = audit(histories)
+    refused = Counter(_reason(each) for each in ended if each.status != "completed")
+    completed = len(ended) - refused.total()
+    errors = _errors(wanted, ended, sums, completed, states, histories)
+    made = workers.kills
+    return Outcome(len(OWNERS) * MONEY, sums, figures, completed, refused, refusals, made, errors)
+
+
+async def _start(bank: Bank, wanted: Mapping[str, Transfer], ids: list[str]) -> None:
+    await asyncio.gather(*(bank.transfers.start(wanted[id], id=id) for id in ids))
+
+
+async def _ask_for_too_much(bank: Bank) -> int:
+    """Ask at the counter for more than there is, in all accounts at once; how many refused."""
+    refused = 0
+    for answer in await asyncio.gather(
+        *(bank.accounts.decide(owner, Account.withdraw, 1_000_000_00) for owner in OWNERS[:2]),
+        return_exceptions=True,
+    ):
+        if not isinstance(answer, Overdrawn):
+            raise RuntimeError(f"more was paid out than there is: {answer!r}")
+        refused += 1
+    return refused
+
+
+async def _close(bank: Bank, owner: str) -> int:
+    """Close an account as soon as nothing that was sent from it can come back; what it paid out."""
+    async with asyncio.timeout(TIMEOUT):
+        while True:
+            try:
+                done = await bank.accounts.decide(owner, Account.close)
+            except MoneyOnItsWay:
+                await asyncio.sleep(0.02)
+            else:
+                return sum(each.paid_out for each in done.events if isinstance(each, Closed))
+
+
+async def _ended(bank: Bank) -> list[SagaStatus[Transfer]]:
+    return await bank.transfers.list("completed", "compensated", "failed", "stopped")
+
+
+def _reason(saga: SagaStatus[Transfer]) -> str:
+    """Why a transfer was not made: the exception's name."""
+    return saga.status if saga.failure is None else saga.failure.error.kind
+
+
+async def _wait_for_ended(bank: Bank, count: int) -> None:
+    """Wait until so many transfers are over."""
+    async with asyncio.timeout(TIMEOUT):
+        while len(await _ended(bank)) < count:  # noqa: ASYNC110 - workers end them
+            await asyncio.sleep(0.05)
+
+
+class _Workers:
+    """Processes that carry transfers out; one that was killed is started again."""
+
+    def __init__(self, url: str, name: str, folder: Path, count: int) -> None:
+        self._url, self._name, self._folder = url, name, folder
+        self._lives = 0
+        self.kills = 0
+        self._running = [self._start(number) for number in range(count)]
+
+    def _start(self, number: int) -> subprocess.Popen[bytes]:
+        self._lives += 1
+        figures = self._folder / f"{self._lives}.figures"
+        paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        command = [
+            *(sys.executable, "-m", "examples.bank.worker"),
+            *(self._url, self._name, f"worker-{number}", str(figures)),
+        ]
+        return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths})
+
+    def kill(self, number: int) -> bool:
+        """``kill -9``, whatever it is doing; whether there is one to be killed."""
+        if not self._running:
+            return False
+        index = number % len(self._running)
+        self._running[index].kill()
+        self._running[index].wait()
+        self._running[index] = self._start(index)
+        self.kills += 1
+        return True
+
+    def close(self) -> None:
+        """Let them finish what they have begun."""
+        for worker in self._running:
+            worker.send_signal(signal.SIGTERM)
+        for worker in self._running:
+            try:
+                worker.wait(30)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()
+
+
+@asynccontextmanager
+async def _workers(url: str, name: str, folder: Path, count: int) -> AsyncIterator[_Workers]:
+    workers = await asyncio.to_thread(_Workers, url, name, folder, count)
+    try:
+        yield workers
+    finally:
+        await asyncio.to_thread(workers.close)
+
+
+def _errors(
+    wanted: Mapping[str, Transfer],
+    ended: list[SagaStatus[Transfer]],
+    sums: Sums,
+    completed: int,
+    states: Mapping[str, Account],
+    histories: Mapping[str, History],
+) -> list[str]:
+    """What is wrong with the bank."""
+    errors = list(sums.errors)
+    errors += [f"{id} was lost" for id in wanted.keys() - {each.id for each in ended}]
+    errors += [
+        f"{each.id} is {each.status}"
+        for each in ended
+        if each.status not in ("completed", "compensated")
+    ]
+    before = len(OWNERS) * MONEY
+    if sums.paid_in != before or sums.money_after != before:
+        errors.append(f"{before} cents became {sums.money_after}")
+    if sums.on_its_way:
+        errors.append(f"{sums.on_its_way} cents are on their way, though no transfer is")
+    if sums.received != completed:
+        errors.append(f"{completed} transfers completed, and {sums.received} arrived")
+    errors += [
+        f"{id}: {state.cents} cents by its state, {sums.balances.get(id, 0)} by its events"
+        for id, state in states.items()
+        if state.cents != sums.balances.get(id, 0)
+    ]
+    if not any(isinstance(each.event, Closed) for each in histories[CLOSED]):
+        errors.append(f"the account of {CLOSED} was not closed")
+    return errors

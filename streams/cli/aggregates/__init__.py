@@ -1,0 +1,252 @@
+"""``streams aggregates``: event-sourced aggregates, their events, states and snapshots.
+
+Without an app the log says what is stored. With one, ``MODULE:APP`` before the name, its code says
+what the events are today, what they add up to, and where it cannot go on. The app is not run, and
+nothing is made or changed but by ``drop-snapshots``.
+
+==========  ==========================================================
+``place``   the log and the app that a command is about
+``lists``   lists of aggregates and of IDs; those that code cannot read
+``view``    one aggregate: state, events, snapshots
+==========  ==========================================================
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+from streams.cli import output
+from streams.cli.aggregates.lists import list_ids, list_keys, list_stopped, list_topics
+from streams.cli.aggregates.place import open_place
+from streams.cli.aggregates.view import AggregateView, print_aggregate
+from streams.cli.command_errors import CommandFailed, UsageError
+from streams.cli.offset_arguments import parse_duration, parse_time
+from streams.cli.options import AppUrl, Json, Yes, argument_bytes, confirm
+from streams.text import suggestion
+from streams.wire import parse_duration as parse_seconds
+from streams.wire import parse_int, shorten, utc_from_seconds
+
+app = typer.Typer(
+    no_args_is_help=True, help="List and show event-sourced aggregates; delete snapshots."
+)
+
+PAGE = 1_000
+"""IDs that are asked for at once."""
+
+
+@app.command("ls")
+def list_aggregates(
+    first: Annotated[
+        str | None,
+        Argument(metavar="APP|NAME", help="The aggregate's name, or MODULE:APP before it."),
+    ] = None,
+    second: Annotated[
+        str | None, Argument(metavar="NAME", help="The aggregate's name, behind an app.")
+    ] = None,
+    prefix: Annotated[str, Option("--prefix", metavar="TEXT", help="Only IDs that begin so.")] = "",
+    after: Annotated[
+        str | None, Option("--after", metavar="ID", help="Only IDs behind this one, in order.")
+    ] = None,
+    number: Annotated[
+        int, Option("-n", "--lines", min=0, metavar="N", help="So many IDs at most; 0: all.")
+    ] = 100,
+    undecodable: Annotated[
+        bool,
+        Option("--undecodable", help="Those with an event that the app's code cannot go on from."),
+    ] = False,
+    scan: Annotated[
+        int,
+        Option(
+            "--scan",
+            min=0,
+            metavar="N",
+            help="With --undecodable: look at so many aggregates at most; 0: at all.",
+        ),
+    ] = 100_000,
+    url: AppUrl = None,
+    json: Json = False,
+) -> None:
+    r"""List the aggregates of a log or an app, or the IDs of one aggregate.
+
+    Without a name: how many aggregates, events and causes each event topic
+    holds, and snapshots by the fingerprint of the code that made them. With
+    one: the IDs in their order, with versions.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams aggregates ls[/cyan]                              all of the log's
+      [cyan]streams aggregates ls shop:app[/cyan]                     those that the app declares
+      [cyan]streams aggregates ls accounts --prefix a- -n 20[/cyan]   IDs and versions
+      [cyan]streams aggregates ls shop:app accounts --undecodable[/cyan]
+    """
+    target, (name,) = _split_words("ls", (first, second), 1)
+    if undecodable and target is None:
+        raise UsageError("--undecodable: with which code? Write MODULE:APP before the name")
+    if name is None and (prefix or after is not None):
+        raise UsageError("--prefix and --after: the IDs of which aggregate? Give its name")
+    with open_place(target, url) as place:
+        if name is None:
+            list_topics(place, scan if undecodable else None, json=json)
+            return
+        info = place.event_topic(name)
+        after_bytes = None if after is None else argument_bytes(after)
+        size = min(number or PAGE, PAGE)
+        keys = list_keys(place.log, info, argument_bytes(prefix), after_bytes, size)
+        if undecodable:
+            list_stopped(place, name, keys, number, scan, json=json)
+        else:
+            list_ids(keys, number, json=json)
+
+
+@app.command("show")
+def show_aggregate(
+    first: Annotated[
+        str, Argument(metavar="APP|NAME", help="The aggregate's name, or MODULE:APP before it.")
+    ],
+    second: Annotated[str, Argument(metavar="NAME|ID", help="Its ID; behind an app, the name.")],
+    third: Annotated[str | None, Argument(metavar="ID", help="The ID, behind an app.")] = None,
+    at: Annotated[
+        str | None,
+        Option(
+            "--at",
+            metavar="PLACE",
+            help="As of a version (17), a time (2013-01-05T10:00Z), or that long ago (2h30m).",
+        ),
+    ] = None,
+    events: Annotated[bool, Option("--events", "-e", help="Also its events.")] = False,
+    number: Annotated[
+        int, Option("-n", "--lines", min=0, metavar="N", help="So many of the last events; 0: all.")
+    ] = 1_000,
+    url: AppUrl = None,
+    json: Json = False,
+) -> None:
+    r"""Show an aggregate: version, state, snapshots, events.
+
+    The state and what old events are today come from the app's code; without
+    an app, events are shown as they are stored. An event that cannot be decoded
+    is shown as it is stored, and why it cannot.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams aggregates show shop:app accounts a-1[/cyan]
+      [cyan]streams aggregates show shop:app accounts a-1 --at 17[/cyan]
+      [cyan]streams aggregates show accounts a-1 --events[/cyan]      without the app
+      [cyan]streams aggregates show shop:app accounts a-1 --json | jq .state[/cyan]
+    """
+    target, (name, id) = _split_words("show", (first, second, third), 2)
+    if name is None or id is None:
+        raise UsageError(f"{second}: which of them? streams aggregates show {first} {second} ID")
+    moment = None if at is None else _parse_at(at)
+    with open_place(target, url) as place:
+        info = place.event_topic(name)
+        view = AggregateView(place, name, info, argument_bytes(id))
+        document = view.document(moment, number if events else None)
+    if json:
+        output.print_json(document)
+    else:
+        print_aggregate(document)
+
+
+@app.command("drop-snapshots")
+def drop_snapshots(
+    first: Annotated[
+        str, Argument(metavar="APP|NAME", help="The aggregate's name, or MODULE:APP before it.")
+    ],
+    second: Annotated[
+        str | None, Argument(metavar="NAME", help="The aggregate's name, behind an app.")
+    ] = None,
+    fingerprint: Annotated[
+        str | None,
+        Option("--fingerprint", "-f", metavar="F", help="Only those of this fingerprint."),
+    ] = None,
+    unused: Annotated[
+        bool, Option("--unused", help="Only those that the app's code does not use.")
+    ] = False,
+    yes: Yes = False,
+    url: AppUrl = None,
+    json: Json = False,
+) -> None:
+    """Delete snapshots of an aggregate.
+
+    They are only a cache: what is deleted changes no state and no version, but
+    until there are new ones loading takes longer.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams aggregates drop-snapshots accounts[/cyan]                     asks first
+      [cyan]streams aggregates drop-snapshots accounts -f 3f0c9b1d2a4e5f60 --yes[/cyan]
+      [cyan]streams aggregates drop-snapshots shop:app accounts --unused[/cyan]   of older code
+    """
+    target, (name,) = _split_words("drop-snapshots", (first, second), 1)
+    if name is None:
+        raise UsageError(f"{first}: of which aggregate? streams aggregates drop-snapshots NAME")
+    if unused and target is None:
+        raise UsageError("--unused: not used by which code? Write MODULE:APP before the name")
+    if unused and fingerprint is not None:
+        raise UsageError("--unused and --fingerprint: give one of them")
+    with open_place(target, url, "rw") as place:
+        topic = place.event_topic(name).name
+        kinds = dict(place.log.event_totals(topic).snapshots)
+        used = place.aggregate(name).definition.fingerprint if place.app is not None else ""
+        if fingerprint is not None and fingerprint not in kinds:
+            raise CommandFailed(
+                f"{name} has no snapshots of fingerprint {shorten(fingerprint, 60)!r}; "
+                f"{suggestion(fingerprint, list(kinds))}"
+            )
+        chosen = [
+            each
+            for each in sorted(kinds)
+            if (fingerprint is None or each == fingerprint) and not (unused and each == used)
+        ]
+        count = sum(kinds[each] for each in chosen)
+        deleted = 0
+        if count:
+            texts = ", ".join(f"{kinds[each]:,} of fingerprint {each}" for each in chosen)
+            confirm(
+                f"Delete {output.plural(count, 'snapshot')} of {name} ({texts})? Loading takes "
+                "longer until there are new ones.",
+                yes=yes,
+            )
+            deleted = sum(place.log.delete_snapshots(topic, each) for each in chosen)
+    if json:
+        output.print_json({"aggregate": name, "deleted": deleted})
+    else:
+        output.print_line(f"{name}: {output.plural(deleted, 'snapshot')} deleted")
+
+
+def _split_words(
+    command: str, words: tuple[str | None, ...], count: int
+) -> tuple[str | None, tuple[str | None, ...]]:
+    """``MODULE:APP`` if it was given, and the other words. A name of an aggregate has no colon."""
+    given = [word for word in words if word is not None]
+    target = given.pop(0) if given and ":" in given[0] else None
+    if len(given) > count:
+        usage = {"ls": "[NAME]", "show": "NAME ID", "drop-snapshots": "NAME"}[command]
+        raise UsageError(
+            f"{given[0]!r} is no app: streams aggregates {command} [MODULE:APP] {usage}"
+        )
+    return target, (*given, *[None] * (count - len(given)))
+
+
+def _parse_at(text: str) -> int | datetime:
+    """A version, a time, or a time that long ago.
+
+    :raises UsageError: it is none of them.
+    """
+    text = text.strip()
+    version = parse_int(text)
+    if version is not None:
+        return version
+    if parse_seconds(text) is not None:
+        return utc_from_seconds(time.time() - parse_duration(text, "--at"))
+    if not text[:1].isdigit() or text.isdigit():
+        raise UsageError(
+            f"--at {shorten(text, 60)!r}: a version (17), a time (2013-01-05T10:00Z), or that long "
+            "ago (2h30m)"
+        )
+    return parse_time(text, "--at")

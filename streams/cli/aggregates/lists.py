@@ -1,0 +1,236 @@
+"""Lists of aggregates, of their IDs, and of those that an app's code cannot go on with.
+
+Whatever stands in the log, what can be listed is, and what cannot is named on standard error.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Generator, Iterator, Mapping
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from streams.cli import output
+from streams.cli.aggregates.place import SUFFIX, Place, event_topics
+from streams.cli.command_errors import print_error
+from streams.text import escape
+from streams.wire import shorten
+
+if TYPE_CHECKING:
+    from streams.eventsourcing.inspection import StoppedAt
+    from streams.log.events import EventLog, HistoryKey
+    from streams.log.protocol import TopicInfo
+
+CHECK_SIZE = 100
+"""Aggregates that are checked at once."""
+
+PAGE = 1_000
+"""Keys that are listed at once, where nobody asked for fewer."""
+
+
+def list_topics(place: Place, scan: int | None, *, json: bool) -> None:
+    """A row for each event topic of the app, or of the log.
+
+    :param scan: also count the aggregates that the app's code cannot go on with, among so many.
+    """
+    found: list[dict[str, Any]] = []
+    if place.app is None:
+        for info in event_topics(place.log):
+            row = output.call_or_report(info.name, partial(_topic_json, place.log, info))
+            if row is not None:
+                found.append(row)
+    else:
+        for name in place.app.aggregates:
+            row = output.call_or_report(name, partial(_declared_json, place, name, scan))
+            if row is not None:
+                found.append(row)
+        if not place.app.aggregates:
+            output.print_note(f"{place.target} declares no aggregates")
+    if json:
+        output.print_json(found)
+        return
+    rows = [{**row, "snapshots": _snapshots_text(row)} for row in found]
+    columns = ["aggregate", "partitions", "aggregates", "events", "causes", "cause_bytes"]
+    columns += ["undecodable"] if scan is not None else []
+    output.print_rows(rows, [*columns, "snapshots"], json=False)
+
+
+def _topic_json(log: EventLog, info: TopicInfo) -> dict[str, Any]:
+    totals = log.event_totals(info.name)
+    return {
+        "aggregate": info.name.removesuffix(SUFFIX),
+        "topic": info.name,
+        "partitions": info.partitions,
+        "aggregates": totals.keys,
+        "events": totals.events,
+        "causes": totals.causes,
+        "cause_bytes": totals.cause_bytes,
+        "snapshots": {
+            output.printable_text(str(kind)): count for kind, count in totals.snapshots.items()
+        },
+    }
+
+
+def _declared_json(place: Place, name: str, scan: int | None) -> dict[str, Any]:
+    """A row of an aggregate that the app declares."""
+    from streams.errors import NotFound
+
+    aggregate = place.aggregate(name)
+    try:
+        place.log.topic(aggregate.events.name)
+    except NotFound:
+        output.print_note(f"{name}: not there yet; the app makes its topic when it runs")
+        nothing = dict.fromkeys(("aggregates", "events", "causes", "cause_bytes"), 0)
+        row: dict[str, Any] = {
+            "aggregate": name,
+            "topic": aggregate.events.name,
+            "partitions": aggregate.events.partitions,
+            **nothing,
+            "snapshots": {},
+        }
+        stopped = 0
+    else:
+        info = place.event_topic(name)
+        row = _topic_json(place.log, info)
+        stopped = 0
+        if scan is not None:
+            keys = list_keys(place.log, info, b"", None, PAGE)
+            stopped = sum(1 for _ in _check(place, name, keys, scan))
+    row["fingerprint"] = aggregate.definition.fingerprint or None
+    if scan is not None:
+        row["undecodable"] = stopped
+    return row
+
+
+def _snapshots_text(row: Mapping[str, Any]) -> str | None:
+    used = row.get("fingerprint")
+    texts = [
+        f"{kind}: {count:,}{' (this code)' if kind == used else ''}"
+        for kind, count in sorted(row["snapshots"].items(), key=lambda pair: pair[0] != used)
+    ]
+    return ", ".join(texts) or None
+
+
+def list_keys(
+    log: EventLog, info: TopicInfo, prefix: bytes, after: bytes | None, size: int
+) -> Iterator[HistoryKey]:
+    """The keys of all partitions in the order of their bytes."""
+    parts = [
+        _partition_keys(log, info, partition, prefix, after, size)
+        for partition in range(info.partitions)
+    ]
+    return heapq.merge(*parts, key=lambda found: found.key)
+
+
+def _partition_keys(
+    log: EventLog, info: TopicInfo, partition: int, prefix: bytes, after: bytes | None, size: int
+) -> Iterator[HistoryKey]:
+    """The keys of one partition; where they cannot be listed, that is said and they end."""
+    from streams.log.events import EMPTY, HistoryKey, HistoryRequest
+
+    where = f"{info.name}/{partition}"
+    if prefix and (after is None or after < prefix):
+        request = [HistoryRequest(prefix, limit=1)]
+        found = output.call_or_report(where, partial(log.read_histories, info.name, request))
+        if found and found[0].partition == partition and found[0].head != EMPTY:
+            yield HistoryKey(prefix, found[0].head)
+        after = prefix
+    while True:
+        page = output.call_or_report(
+            where, partial(log.list_keys, info.name, partition, after, size)
+        )
+        for each in page or ():
+            key: Any = each.key
+            if not isinstance(key, bytes):  # somebody else's row
+                print_error(f"{where}: a key that is no bytes: {escape(shorten(repr(key), 60))}")
+                continue
+            if after is not None and key <= after:
+                continue
+            if not key.startswith(prefix):
+                return
+            yield each
+            after = key
+        if not page or len(page) < size:
+            return
+
+
+def list_ids(keys: Iterator[HistoryKey], number: int, *, json: bool) -> None:
+    """A row for each ID, so many at most; 0: all."""
+    found: list[dict[str, Any]] = []
+    last = None
+    for each in islice(keys, number or None):
+        where = output.bytes_text(each.key) or ""
+        row = output.call_or_report(where, partial(_key_json, each))
+        last = each
+        if row is not None:
+            found.append(row)
+    output.print_rows(found, {"id": "id", "version": "version", "closed": "closed"}, json=json)
+    if last is not None and number and next(keys, None) is not None:
+        output.print_note(
+            f"there are more: -n 0 lists all, --after {output.bytes_text(last.key)} goes on"
+        )
+
+
+def _key_json(found: HistoryKey) -> dict[str, Any]:
+    return {
+        **id_json(found.key),
+        "version": int(found.head.base.version),
+        "closed": bool(found.head.is_final),
+    }
+
+
+def id_json(key: bytes) -> dict[str, Any]:
+    """An aggregate's ID, without loss."""
+    text = output.bytes_text(key) or ""
+    if text.encode("utf-8", "backslashreplace") == key:
+        return {"id": text}
+    return {"id": text, "id_base64": output.base64_text(key)}
+
+
+def list_stopped(
+    place: Place, name: str, keys: Iterator[HistoryKey], number: int, scan: int, *, json: bool
+) -> None:
+    """The aggregates that the app's code cannot go on with."""
+    found: list[dict[str, Any]] = []
+    checked = _check(place, name, keys, scan)
+    for key, stopped in islice(checked, number or None):
+        found.append({**id_json(key), "version": stopped.version, "why": stopped.reason})
+    checked.close()
+    output.print_rows(found, {"id": "id", "version": "version", "why": "why"}, json=json)
+    if number and len(found) == number:
+        output.print_note(f"there may be more: -n 0 lists all, --after {found[-1]['id']} goes on")
+
+
+def _check(
+    place: Place, name: str, keys: Iterator[HistoryKey], scan: int
+) -> Generator[tuple[bytes, StoppedAt], None, None]:
+    """Which aggregates are stopped, and by what; says how far it is, and where it stopped looking.
+
+    :param scan: how many are looked at; 0: all.
+    """
+    from streams.errors import Fatal, LogError, Unavailable
+
+    inspector, looked_at, last = place.inspector(name), 0, b""
+    total = None if scan == 0 else scan
+    with output.progress_bar(f"reading {name}") as show_progress:
+        while chunk := [each.key for each in islice(keys, _next_size(looked_at, scan))]:
+            for key, found in zip(chunk, inspector.check(chunk), strict=True):
+                if isinstance(found, (Unavailable, Fatal)):
+                    raise found
+                if isinstance(found, LogError):
+                    print_error(f"{name} {output.bytes_text(key)}: cannot be read: {found}")
+                elif found is not None:
+                    yield key, found
+            looked_at += len(chunk)
+            last = chunk[-1]
+            show_progress(looked_at, total)
+    if scan and looked_at == scan and next(keys, None) is not None:
+        output.print_note(
+            f"{name}: only {scan:,} aggregates were looked at; --scan 0 looks at all, --after "
+            f"{output.bytes_text(last)} goes on"
+        )
+
+
+def _next_size(looked_at: int, scan: int) -> int:
+    return min(CHECK_SIZE, scan - looked_at) if scan else CHECK_SIZE

@@ -1,0 +1,333 @@
+"""One aggregate: its version, state, snapshots and events, as a document and for people."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from streams.cli import output
+from streams.cli.aggregates.lists import id_json, list_keys
+from streams.cli.command_errors import CommandFailed
+from streams.text import did_you_mean
+
+if TYPE_CHECKING:
+    from streams.cli.aggregates.place import Place
+    from streams.eventsourcing.inspection import Inspected, InspectedEvent, StoppedAt
+    from streams.log.events import History, StoredEvent, StoredSnapshot
+    from streams.log.protocol import TopicInfo
+
+SUGGESTED_FROM = 1_000
+"""IDs among which one like one that is not there is looked for."""
+
+
+class _Found(NamedTuple):
+    """What was found of an aggregate."""
+
+    head_version: int
+    is_final: bool
+    partition: int
+    version: int
+    """That is shown: the last one, or the one that was asked for."""
+    last: StoredEvent | None
+    """The event of that version, if it was read."""
+    snapshot: StoredSnapshot | None
+    """Behind which reading began."""
+    inspected: Inspected | None
+
+
+class AggregateView:
+    """One aggregate, as it is shown."""
+
+    def __init__(self, place: Place, name: str, info: TopicInfo, key: bytes) -> None:
+        self._place = place
+        self._log: Any = place.log
+        self._name = name
+        self._topic = info.name
+        self._info = info
+        self._key = key
+        self._inspector = None if place.app is None else place.inspector(name)
+
+    def document(self, at: int | datetime | None, number: int | None) -> dict[str, Any]:
+        """All that is shown.
+
+        :param number: also so many of its last events, 0: all.
+        """
+        snapshots = output.call_or_report(
+            "snapshots", partial(self._log.list_snapshots, self._topic, self._key)
+        )
+        found = self._find(at, snapshots or ())
+        if found.head_version == 0:
+            raise self._not_there()
+        if isinstance(at, int) and at > found.head_version:
+            raise CommandFailed(
+                f"{self._name} {self._id}: it has {output.plural(found.head_version, 'version')}, "
+                f"and none is {at}"
+            )
+        document: dict[str, Any] = {
+            "aggregate": self._name,
+            **id_json(self._key),
+            "topic": self._topic,
+            "partition": found.partition,
+            "version": found.head_version,
+            "closed": found.is_final,
+            "last": self._last_json(found),
+        }
+        if found.inspected is not None:
+            document["stopped"] = _stopped_json(found.inspected.stopped)
+            document["state_version"] = found.inspected.version
+            document["state"] = self._state_json(found.inspected)
+        document["snapshots"] = [
+            row
+            for each in snapshots or ()
+            if (row := output.call_or_report("snapshot", partial(self._snapshot_json, each, found)))
+            is not None
+        ]
+        if number is not None:
+            document["events"] = list(self._events(at, number))
+        return document
+
+    @property
+    def _id(self) -> str:
+        return repr(output.bytes_text(self._key))
+
+    def _find(self, at: int | datetime | None, snapshots: Iterable[StoredSnapshot]) -> _Found:
+        if self._inspector is not None:
+            inspected = self._inspector.inspect(self._key, at)
+            head = inspected.head
+            version = inspected.version
+            if inspected.last is not None:
+                version = max(version, inspected.last.version)
+            return _Found(
+                head.base.version,
+                head.is_final,
+                inspected.partition,
+                version,
+                inspected.last,
+                inspected.snapshot,
+                inspected,
+            )
+        from streams.eventsourcing.inspection import until
+        from streams.log.events import EMPTY
+
+        wanted, last = until(at), None
+        head, partition = EMPTY, -1
+        snapshot: StoredSnapshot | None = None
+        for found in self._pages(at, snapshots):
+            head, partition = found.head, found.partition
+            snapshot = found.snapshot or snapshot
+            chosen = [each for each in found.events if wanted(each)]
+            last = chosen[-1] if chosen else last
+            if len(chosen) < len(found.events):
+                break
+        version = snapshot.base.version if snapshot is not None else 0
+        version = version if last is None else last.version
+        return _Found(head.base.version, head.is_final, partition, version, last, snapshot, None)
+
+    def _pages(
+        self, at: int | datetime | None, snapshots: Iterable[StoredSnapshot]
+    ) -> Iterator[History]:
+        """The history, or its end, if that is enough: behind the newest snapshot of any kind."""
+        from streams.eventsourcing.inspection import history_pages
+
+        newest = max(snapshots, key=lambda each: each.base.version, default=None)
+        kind = "" if newest is None or at is not None else newest.fingerprint
+        return history_pages(self._log, self._topic, self._key, kind)
+
+    def _not_there(self) -> CommandFailed:
+        from streams.errors import LogError
+
+        try:
+            keys = list_keys(self._log, self._info, b"", None, SUGGESTED_FROM)
+            known = [output.bytes_text(each.key) or "" for each in islice(keys, SUGGESTED_FROM)]
+        except LogError:
+            known = []
+        hint = did_you_mean(output.bytes_text(self._key) or "", known)
+        more = f"; {hint}" if hint else ""
+        return CommandFailed(f"{self._name} {self._id}: there is no such aggregate{more}")
+
+    def _last_json(self, found: _Found) -> dict[str, Any] | None:
+        """The last event: when and where."""
+        moment: float | None
+        if found.last is not None:
+            offset, moment = found.last.offset, found.last.time
+        elif found.snapshot is not None:
+            offset = found.snapshot.offset
+            moment = self._time_at(found.partition, offset)
+        else:
+            return None
+        return {
+            "version": found.version,
+            "time": None if moment is None else output.iso_time(moment),
+            "position": self._position(found.partition, offset),
+        }
+
+    def _position(self, partition: int, offset: int) -> str:
+        return f"{self._topic}/{partition}/{self._log.format_offset(offset)}"
+
+    def _time_at(self, partition: int, offset: int) -> float | None:
+        """When the log took a record."""
+        from streams.log.range_reader import read_first
+
+        where = self._position(partition, offset)
+        read = partial(read_first, self._log, self._topic, partition, offset, offset + 1)
+        batch = output.call_or_report(where, read)
+        return None if batch is None else batch.time(0)
+
+    def _state_json(self, inspected: Inspected) -> Any:
+        from streams.eventsourcing.inspection import json_document
+
+        return output.document_json(json_document(inspected.state))
+
+    def _snapshot_json(self, snapshot: StoredSnapshot, found: _Found) -> dict[str, Any]:
+        version = snapshot.base.version
+        why = "" if self._inspector is None else self._inspector.why_useless(snapshot)
+        if not why and not self._is_held(snapshot):
+            why = "the history does not have what it was made of"
+        moment = self._time_at(found.partition, snapshot.offset)
+        return {
+            "fingerprint": output.printable_text(str(snapshot.fingerprint)),
+            "version": version,
+            "behind": found.head_version - version,
+            "time": None if moment is None else output.iso_time(moment),
+            "bytes": len(snapshot.data),
+            "usable": None if self._inspector is None and not why else not why,
+            "why": why or None,
+        }
+
+    def _is_held(self, snapshot: StoredSnapshot) -> bool:
+        """Whether the log would hand it out: its history has what it was made of."""
+        from streams.log.events import HistoryRequest
+
+        request = HistoryRequest(self._key, limit=1, fingerprint=snapshot.fingerprint)
+        (found,) = self._log.read_histories(self._topic, [request])
+        return found.snapshot is not None
+
+    # -- events
+
+    def _events(self, at: int | datetime | None, number: int) -> Iterable[dict[str, Any]]:
+        """The last events up to a place, each as one document or several."""
+        from streams.eventsourcing.inspection import history_pages, until
+
+        wanted = until(at)
+        rows: deque[dict[str, Any]] = deque(maxlen=number or None)
+        cause, append_id = "", ""
+        for found in history_pages(self._log, self._topic, self._key):
+            for each in self._inspect(found):
+                stored = each.stored
+                if not wanted(stored):
+                    return rows
+                where = f"{self._name} {self._id} {stored.version}"
+                row = output.call_or_report(
+                    where, partial(self._event_json, each, found.partition, cause, append_id)
+                )
+                for part in row or ():
+                    cause, append_id = part["cause"] or "", part["append"] or ""
+                    rows.append(part)
+        return rows
+
+    def _inspect(self, found: History) -> Iterator[InspectedEvent]:
+        if self._inspector is not None:
+            yield from self._inspector.events(found)
+            return
+        from streams.eventsourcing.inspection import InspectedEvent
+
+        for stored in found.events:
+            yield InspectedEvent(stored, ())
+
+    def _event_json(
+        self, event: InspectedEvent, partition: int, cause_before: str, append_before: str
+    ) -> list[dict[str, Any]]:
+        """An event; several rows where it is several today."""
+        from streams.eventsourcing.inspection import json_document
+        from streams.log.event_headers import (
+            CAUSE,
+            EVENT,
+            FINAL,
+            cause_of,
+            event_header,
+            is_final,
+            parse_event,
+        )
+
+        stored = event.stored
+        record = stored.record
+        header = parse_event(event_header(record.headers), record.id)
+        append_id = "" if header is None else header.append_id
+        cause = cause_of(record.headers)
+        if not cause and append_id and append_id == append_before:
+            cause = cause_before
+        common = {
+            "version": stored.version,
+            "time": output.iso_time(stored.time),
+            "id": output.printable_text(record.id),
+            "position": self._position(partition, stored.offset),
+            "append": output.printable_text(append_id) or None,
+            "cause": output.printable_text(cause) or None,
+            "final": is_final(record.headers),
+            "headers": {
+                output.printable_text(name): output.bytes_text(value)
+                for name, value in record.headers
+                if name not in (EVENT, CAUSE, FINAL)
+            },
+        }
+        if self._inspector is None:
+            return [{**common, **output.value_json(record.value)}]
+        if event.reason:
+            return [{**common, **output.value_json(record.value), "why": event.reason}]
+        rows = [
+            {**common, "type": type(each).__name__, "event": json_document(each)}
+            for each in event.events
+        ]
+        for index, row in enumerate(rows):
+            row["event"] = output.document_json(row["event"])  # type: ignore[arg-type]
+            if len(rows) > 1:
+                row["id"] = f"{common['id']}#{index}"
+        return rows or [{**common, "type": None, "event": None}]
+
+
+def _stopped_json(stopped: StoppedAt | None) -> dict[str, Any] | None:
+    return None if stopped is None else {"version": stopped.version, "why": stopped.reason}
+
+
+def print_aggregate(document: Mapping[str, Any]) -> None:
+    """An aggregate for a person."""
+    closed = ", closed" if document["closed"] else ""
+    name = f"{document['aggregate']} {document['id']}"
+    output.print_line(f"{name}: version {document['version']}{closed}")
+    lines: dict[str, output.Cell] = {}
+    last = document["last"]
+    if last is not None:
+        lines[f"event {last['version']}"] = f"{last['time'] or '?'}  {last['position']}"
+    stopped = document.get("stopped")
+    if stopped is not None:
+        lines["stopped"] = stopped["why"]
+    if "state" in document:
+        state = output.json_bytes(document["state"]).decode().rstrip()
+        lines[f"state at {document['state_version']}"] = state
+    for each in document["snapshots"]:
+        use = {None: "", True: ", used by this code", False: f", of no use: {each['why']}"}
+        behind = output.plural(each["behind"], "event")
+        lines[f"snapshot {each['fingerprint']}"] = (
+            f"of version {each['version']} ({each['time'] or '?'}), {behind} behind, "
+            f"{each['bytes']:,} bytes{use[each['usable']]}"
+        )
+    output.print_mapping(lines)
+    if "events" in document:
+        rows = [{**row, "event": _event_text(row)} for row in document["events"]]
+        output.print_rows(rows, ["version", "time", "id", "cause", "event"], json=False)
+
+
+def _event_text(row: Mapping[str, Any]) -> str:
+    """What stands in an event, on one line."""
+    why = f"  (cannot be decoded: {row['why']})" if row.get("why") else ""
+    if row.get("type") is None and "event" in row:
+        return "(nothing, by an upcast)"
+    for field in ("event", "value"):
+        if field in row:
+            content = output.json_bytes(row[field]).decode().rstrip()
+            return f"{row['type']} {content}" if field == "event" else f"{content}{why}"
+    return f"{row.get('text', row.get('base64'))}{why}"

@@ -1,0 +1,244 @@
+"""Causes: what a decision is taken for, as a text that is the same whenever it is taken again.
+
+In a handler that is its message. The text is made of
+
+* the group, so that two groups which decide upon one message do not swallow each other's decisions;
+* the message's topic, CloudEvents source and ID, without how often it was put back: redelivered, or
+  redriven from the dead letters, it is the same message;
+* the group's generation: after a reset the message is handled on purpose, and decided upon anew;
+* which of the handler's calls on that aggregate it is, counted from 0.
+
+The aggregate is not part of it, as a cause is looked up in one aggregate's history.
+
+A handler must make its calls on one aggregate one after the other, in the same order each time. One
+that cannot names its causes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from hashlib import blake2b
+from typing import Any, Literal
+
+from streams.app import Streams
+from streams.config import DeadLetters
+from streams.derived_records import GENERATION, message_generation
+from streams.errors import ConfigError
+from streams.log.event_headers import MAX_CAUSE
+from streams.message import SOURCE, Message, make_message, text
+from streams.processing import Job
+
+Cause = str | Message[Any] | Literal[False] | None
+"""A cause as it may be given: a text, a message, none (False), or the message that is being handled
+(None)."""
+
+
+class Handling:
+    """One call of a handler: what it is called with, and what it has decided so far.
+
+    Its calls are counted on the app's loop only.
+    """
+
+    __slots__ = ("_counts", "_in_flight", "ended", "group", "message", "sources")
+
+    def __init__(
+        self, group: str, sources: Mapping[str, str], message: Message[Any] | None
+    ) -> None:
+        self.group = group
+        self.sources = sources
+        """The topics of the group, by those through which their messages come back."""
+        self.message = message
+        """None: a batch."""
+        self.ended = False
+        """The handler has returned or raised."""
+        self._counts: dict[tuple[str, str, str], int] = {}
+        self._in_flight: set[tuple[str, str, str]] = set()
+
+    def begin_call(self, aggregate: str, id: str, cause: str) -> int:
+        """Which call with this cause on this aggregate begins, from 0.
+
+        :raises ConfigError: one is going on.
+        """
+        call = (aggregate, id, cause)
+        if call in self._in_flight:
+            raise ConfigError(
+                f"aggregate {aggregate!r}: two calls upon {id!r} at the same time in one handler: "
+                "which of them is the first may be another next time, so await one after the "
+                "other, or name their causes with with_options(cause=...)"
+            )
+        number = self._counts.get(call, 0)
+        self._counts[call] = number + 1
+        self._in_flight.add(call)
+        return number
+
+    def end_call(self, aggregate: str, id: str, cause: str) -> None:
+        """The call has ended."""
+        self._in_flight.discard((aggregate, id, cause))
+
+
+_handling: ContextVar[Handling | None] = ContextVar("streams-handling", default=None)
+
+
+def is_handling() -> bool:
+    """Whether this is called in a handler of an app with aggregates, or by what one started."""
+    return _handling.get() is not None
+
+
+@contextmanager
+def cause_of_call(aggregate: str, id: str, given: Cause) -> Iterator[str]:
+    """The cause of a call upon an aggregate, while it goes on; empty: it has none.
+
+    :raises ConfigError: it has to be named.
+    """
+    if given is False or isinstance(given, str):
+        yield given or ""
+        return
+    handling = _handling.get()
+    message = given
+    if message is None:
+        message = None if handling is None else _message_of(handling, aggregate, id)
+    if message is None:
+        yield ""
+        return
+    cause = _source_of(message, handling)
+    number = 0 if handling is None else handling.begin_call(aggregate, id, cause)
+    try:
+        yield _cause_text(f"{number}/{cause}")
+    finally:
+        if handling is not None:
+            handling.end_call(aggregate, id, cause)
+
+
+def _message_of(handling: Handling, aggregate: str, id: str) -> Message[Any]:
+    """The message that a handler handles.
+
+    :raises ConfigError: there are several, or it is not being handled any more.
+    """
+    advice = "give it with with_options(cause=...): a message, a text, or False for none"
+    if handling.ended:
+        raise ConfigError(
+            f"aggregate {aggregate!r}: a call upon {id!r} by a task that outlives the handler "
+            f"which started it: what it is for cannot be told, so {advice}"
+        )
+    if handling.message is None:
+        raise ConfigError(
+            f"aggregate {aggregate!r}: a call upon {id!r} in a batch handler: for which of the "
+            f"messages cannot be told, so {advice}"
+        )
+    return handling.message
+
+
+def _source_of(message: Message[Any], handling: Handling | None) -> str:
+    """A group and a message, without how often it was put back."""
+    group, topic, came_back = "", message.topic, False
+    if handling is not None:
+        group, topic = handling.group, handling.sources.get(topic, topic)
+        came_back = topic != message.topic
+    header = message.header(GENERATION) if came_back else None
+    generation = message_generation(header, message.assignment)
+    source = text(message.header(SOURCE) or b"").replace("%", "%25").replace("#", "%23")
+    return f"{group}/{generation}/{topic}/{source}#{message.id}"
+
+
+def _cause_text(cause: str) -> str:
+    """A cause that is not too long: the beginning of one that is, and a hash."""
+    data = cause.encode("utf-8", "surrogateescape")
+    if len(data) <= MAX_CAUSE:
+        return cause
+    digest = blake2b(data, digest_size=16).hexdigest()
+    return f"{data[: MAX_CAUSE - 100].decode('utf-8', 'ignore')}~{digest}"
+
+
+# -- handlers, as the app runs them ---------------------------------------------------------------
+
+
+def follow_handlers(app: Streams) -> None:
+    """Have the app's handlers be the causes of what they decide; once is enough."""
+    for wrappers in (app.job_wrappers, app.replay_wrappers):
+        if _wrap_job not in wrappers:
+            wrappers.append(_wrap_job)
+
+
+def _wrap_job(job: Job) -> Job:
+    """The same job, with each call of its handler known as a :class:`Handling`."""
+    names = DeadLetters()
+    retry_topics = {names.retry(each, job.group): each for each in job.topics}
+    sources = {each: retry_topics[each] for each in job.topics if each in retry_topics}
+    if job.batch is not None:
+        return replace(job, function=_batch_function(job, sources))
+    return replace(
+        job,
+        function=_message_function(job, sources),
+        wants_message=True,
+        transactions=job.transactions and job.wants_message,
+    )
+
+
+def _message_function(job: Job, sources: Mapping[str, str]) -> Callable[..., Any]:
+    """Calls a handler of single messages, which is given what it asked for."""
+    function, group = job.function, job.group
+    has_results, wants_message, builds_messages = (
+        job.encode_results is not None,
+        job.wants_message,
+        job.builds_messages,
+    )
+
+    def begin(value: Any, row: tuple[Any, ...]) -> tuple[Handling, tuple[Any, ...]]:
+        message = make_message(value, *row) if builds_messages else row[0]
+        return Handling(group, sources, message), row if wants_message else ()
+
+    async def call_async(value: Any, *row: Any) -> Any:
+        handling, given = begin(value, row)
+        token = _handling.set(handling)
+        try:
+            return await function(value, *given)
+        finally:
+            handling.ended = True
+            _handling.reset(token)
+
+    def call_plain(value: Any, *row: Any) -> Any:
+        handling, given = begin(value, row)
+        token = _handling.set(handling)
+        try:
+            return _run_generator(function(value, *given), has_results)
+        finally:
+            handling.ended = True
+            _handling.reset(token)
+
+    return call_async if job.asynchronous else call_plain
+
+
+def _batch_function(job: Job, sources: Mapping[str, str]) -> Callable[..., Any]:
+    """Calls a handler of batches."""
+    function, group, has_results = job.function, job.group, job.encode_results is not None
+
+    async def call_async(*given: Any) -> Any:
+        handling = Handling(group, sources, None)
+        token = _handling.set(handling)
+        try:
+            return await function(*given)
+        finally:
+            handling.ended = True
+            _handling.reset(token)
+
+    def call_plain(*given: Any) -> Any:
+        handling = Handling(group, sources, None)
+        token = _handling.set(handling)
+        try:
+            found = _run_generator(function(*given), has_results)
+            if has_results and isinstance(found, (list, tuple)):
+                return [_run_generator(each, has_results) for each in found]
+            return found
+        finally:
+            handling.ended = True
+            _handling.reset(token)
+
+    return call_async if job.asynchronous else call_plain
+
+
+def _run_generator(result: Any, has_results: bool) -> Any:
+    """A generator's values: its code is the handler's, and is to run while that is handling."""
+    return list(result) if has_results and hasattr(result, "__next__") else result

@@ -1,0 +1,255 @@
+"""Aggregates looked at through a log alone: the app does not run, and nothing is written or made.
+
+What the command line shows comes from here. It reads as the app would (its snapshot, the events
+behind it, upcasts, ``evolve``), and where the app would stop it says at which event, and why.
+Whatever stands in the log ends in one of :class:`~streams.errors.LogError` or in what is returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import msgspec
+
+from stream_codecs import CodecError, DecodeError, default_codec
+from streams.errors import LogError
+from streams.eventsourcing.aggregate import Aggregate
+from streams.log.events import (
+    EMPTY,
+    NO_HISTORY,
+    Base,
+    EventLog,
+    Head,
+    History,
+    HistoryRequest,
+    StoredEvent,
+    StoredSnapshot,
+)
+from streams.text import error_text
+from streams.wire import utc_from_seconds
+
+PAGE = 1_000
+"""Events that are read of a history at once."""
+
+CHECK_PAGE = 100
+"""Events that are read at once of each of many histories."""
+
+
+class StoppedAt(NamedTuple):
+    """Where code cannot go on with a history.
+
+    :param version: of the event that cannot be decoded or folded.
+    :param reason: why not.
+    """
+
+    version: int
+    reason: str
+
+
+class InspectedEvent(NamedTuple):
+    """An event as it is stored, and as today's code reads it.
+
+    :param events: what it is today: one event, several, or none.
+    :param reason: why it cannot be decoded; empty: it can.
+    """
+
+    stored: StoredEvent
+    events: Sequence[Any]
+    reason: str = ""
+
+
+class Inspected(NamedTuple):
+    """An aggregate as today's code finds it.
+
+    :param head: where its whole history ends.
+    :param partition: where its events stand.
+    :param state: after the events up to ``version``.
+    :param last: the last event that was read; None: none was, behind the snapshot if there is one.
+    :param snapshot: where loading began, if not at the first event.
+    :param stopped: what stands in the way of the versions behind that; None: nothing.
+    """
+
+    head: Head
+    partition: int
+    state: Any
+    version: int
+    last: StoredEvent | None
+    snapshot: StoredSnapshot | None
+    stopped: StoppedAt | None
+
+
+def history_pages(
+    log: EventLog, topic: str, key: bytes, fingerprint: str = "", after: Base = NO_HISTORY
+) -> Iterator[History]:
+    """A history from ``after`` to its end, in parts; at least one, which says where it ends.
+
+    :param fingerprint: begin behind the snapshot of this kind.
+    :raises LogError: it cannot be read, or not to its end.
+    """
+    while True:
+        request = HistoryRequest(key, after, PAGE, fingerprint=fingerprint)
+        (found,) = log.read_histories(topic, [request])
+        if found.is_truncated:
+            raise LogError(f"{topic}: this history changed while it was read: ask again")
+        yield found
+        fingerprint = ""
+        if not found.events:
+            return
+        last = found.events[-1]
+        after = Base(last.version, last.record.id)
+        if after.version >= found.head.base.version:
+            return
+
+
+class AggregateInspector:
+    """Looks at the aggregates of one type. Blocks; one thread at a time.
+
+    :param aggregate: as the app declares it.
+    :param log: that the app is on; open for reading at least.
+    """
+
+    def __init__(self, aggregate: Aggregate[Any, Any], log: EventLog) -> None:
+        self._definition = aggregate.definition
+        self._log = log
+        self.topic = aggregate.events.name
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the snapshots that this code uses; empty: it uses none."""
+        return self._definition.fingerprint
+
+    def inspect(self, key: bytes, at: int | datetime | None = None) -> Inspected:
+        """An aggregate as it is, or was at a version or a time.
+
+        :raises LogError: it cannot be read.
+        """
+        wanted = until(at)
+        state, version, snapshot = self._definition.state_type.initial, 0, None
+        head, partition = EMPTY, -1
+        last: StoredEvent | None = None
+        stopped: StoppedAt | None = None
+        fingerprint = self.fingerprint if at is None else ""
+        for found in self._pages(key, fingerprint):
+            head, partition = found.head, found.partition
+            if found.snapshot is not None:
+                decoded = self._definition.state_type.decode(found.snapshot.data)
+                if decoded is not None:
+                    state, snapshot = decoded.state, found.snapshot
+                    version = snapshot.base.version
+            chosen = [each for each in found.events if wanted(each)]
+            last = chosen[-1] if chosen else last
+            if stopped is None:
+                state, version, stopped = self._fold(state, version, chosen)
+            if len(chosen) < len(found.events):
+                break
+        return Inspected(head, partition, state, version, last, snapshot, stopped)
+
+    def _pages(self, key: bytes, fingerprint: str) -> Iterator[History]:
+        """A history's parts, from its snapshot on if that can be read."""
+        pages = history_pages(self._log, self.topic, key, fingerprint)
+        first = next(pages)
+        if first.snapshot is not None and self.why_useless(first.snapshot):
+            yield from history_pages(self._log, self.topic, key)
+            return
+        yield first
+        yield from pages
+
+    def events(self, found: History) -> Iterator[InspectedEvent]:
+        """The events of a part of a history, as today's code reads them."""
+        for stored in found.events:
+            try:
+                yield InspectedEvent(stored, self._definition.codec.decode(stored.record.value))
+            except DecodeError as error:
+                yield InspectedEvent(stored, (), error_text(error))
+
+    def why_useless(self, snapshot: StoredSnapshot) -> str:
+        """Why this code cannot use a snapshot; empty: it can, if the history still has what the
+        snapshot was made of."""
+        if not self.fingerprint:
+            return "the aggregate is declared without snapshots"
+        if snapshot.fingerprint != self.fingerprint:
+            return "made by other code: another state, or another version of the snapshot"
+        if self._definition.state_type.decode(snapshot.data) is None:
+            return "its state cannot be decoded"
+        return ""
+
+    def check(self, keys: Sequence[bytes]) -> list[StoppedAt | LogError | None]:
+        """What stops each of these aggregates, from its first event on: None, nothing does. Where
+        a history cannot be read, the error that says so."""
+        try:
+            firsts = self._log.read_histories(
+                self.topic, [HistoryRequest(key, limit=CHECK_PAGE) for key in keys]
+            )
+        except LogError as error:
+            if len(keys) == 1:
+                return [error]
+            return [each for key in keys for each in self.check([key])]
+        return [self._check_one(key, first) for key, first in zip(keys, firsts, strict=True)]
+
+    def _check_one(self, key: bytes, first: History) -> StoppedAt | LogError | None:
+        state, version, stopped = self._fold(
+            self._definition.state_type.initial, 0, list(first.events)
+        )
+        if stopped is not None or not first.events or version >= first.head.base.version:
+            return stopped
+        last = first.events[-1]
+        try:
+            for found in history_pages(
+                self._log, self.topic, key, after=Base(last.version, last.record.id)
+            ):
+                state, version, stopped = self._fold(state, version, list(found.events))
+                if stopped is not None:
+                    return stopped
+        except LogError as error:
+            return error
+        return None
+
+    def _fold(
+        self, state: Any, version: int, events: Sequence[StoredEvent]
+    ) -> tuple[Any, int, StoppedAt | None]:
+        """The state after events, its version, and what it was stopped by."""
+        definition = self._definition
+        for stored in events:
+            try:
+                decoded = definition.codec.decode(stored.record.value)
+            except DecodeError as error:
+                reason = f"event {stored.version} cannot be decoded: {error_text(error)}"
+                return state, version, StoppedAt(stored.version, reason)
+            try:
+                after = state
+                for event in decoded:
+                    after = definition.evolve(after, event)
+            except Exception as error:
+                reason = (
+                    f"evolve failed at event {stored.version}: "
+                    f"{type(error).__name__}: {error_text(error)}"
+                )
+                return state, version, StoppedAt(stored.version, reason)
+            state, version = after, stored.version
+        return state, version, None
+
+
+def until(at: int | datetime | None) -> Callable[[StoredEvent], bool]:
+    """Which events a version consists of, or there were at a time; None: all."""
+    if at is None:
+        return lambda stored: True
+    if isinstance(at, datetime):
+        moment = at
+        return lambda stored: utc_from_seconds(stored.time) <= moment
+    version = at
+    return lambda stored: stored.version <= version
+
+
+def json_document(value: Any) -> bytes:
+    """An event or a state as JSON, whatever codec it is stored with; what cannot be written so as
+    the text that Python shows."""
+    try:
+        return msgspec.json.encode(value)
+    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError):
+        pass
+    try:
+        return default_codec(type(value)).bind(type(value), topic="", role="value").encode(value)
+    except (CodecError, TypeError, ValueError, RecursionError):
+        return msgspec.json.encode(repr(value))

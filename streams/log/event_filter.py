@@ -1,0 +1,227 @@
+"""Event topics as their readers see them: the events that count, and nothing else.
+
+Whoever reads an event topic, in a group or outside of one, is given its events and no other record:
+
+* a *refusal* (:attr:`~streams.log.events.EventAppend.is_refusal`) is no event;
+* a record that no append wrote is *foreign*: it is left out, and reported once;
+* on Kafka, which cannot check a condition when it writes, so are the records of appends that do not
+  count (:mod:`streams.log.kafka.event_readers`).
+
+What is left out leaves a gap in the offsets, which are compared and never counted. A batch of which
+something is left out says up to where it was looked at (:attr:`~streams.message.Batch.skipped_to`),
+so that a group's position moves over what stands at its end. Only who asks for it
+(:meth:`~streams.log.events.EventLog.raw_reader`) is given the records as they stand.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from typing_extensions import override
+
+from streams.log.event_headers import event_header
+from streams.log.protocol import Assignment, Commit, Reader, Submitted, Subscription, Transaction
+from streams.message import Batch, Headers
+from streams.text import get_logger
+
+logger = get_logger("streams")
+
+_REFUSAL = b"0/0/"
+"""What the header of a refusal begins with."""
+
+
+class SelectedBatch(Batch):
+    """Some messages of a batch, which keeps their headers and times."""
+
+    __slots__ = ("_rows", "_whole", "skipped_to")
+
+    def __init__(self, whole: Batch, rows: Sequence[int]) -> None:
+        """:param rows: the indexes of those that are kept, ascending."""
+        offsets, keys, values, ids = whole.offsets, whole.keys, whole.values, whole.ids
+        unreadable = whole.unreadable  # complete, now that the IDs were read
+        super().__init__(
+            whole.topic,
+            whole.partition,
+            [offsets[row] for row in rows],
+            [keys[row] for row in rows],
+            [values[row] for row in rows],
+            [ids[row] for row in rows],
+            assignment=whole.assignment,
+            unreadable={
+                index: unreadable[row] for index, row in enumerate(rows) if row in unreadable
+            }
+            if unreadable
+            else unreadable,
+        )
+        self._whole = whole
+        self._rows = rows
+        self.skipped_to = offsets[-1] + 1
+
+    @override
+    def headers(self, index: int) -> Headers:
+        return self._whole.headers(self._rows[index])
+
+    @override
+    def extra_headers(self, index: int) -> Headers:
+        return self._whole.extra_headers(self._rows[index])
+
+    @override
+    def time(self, index: int) -> float:
+        return self._whole.time(self._rows[index])
+
+    @override
+    def offset(self, index: int) -> int:
+        return self._whole.offset(self._rows[index])
+
+    @override
+    def release(self, index: int) -> None:
+        super().release(index)
+        self._whole.release(self._rows[index])
+
+
+def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
+    """These messages of a batch; the batch itself where they are all."""
+    return batch if len(rows) == len(batch) else SelectedBatch(batch, rows)
+
+
+class ForeignRecords:
+    """Reports what stands in event topics and was written by no append, each record once (any
+    thread)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._reported: dict[tuple[str, int], int] = {}
+        """By partition, the offset below which all is reported."""
+
+    def report(self, batch: Batch, rows: Sequence[int]) -> None:
+        """These records of a batch are foreign."""
+        place = batch.topic, batch.partition
+        with self._lock:
+            before = self._reported.get(place, 0)
+            new = [row for row in rows if batch.offsets[row] >= before]
+            if not new:
+                return
+            self._reported[place] = batch.offsets[new[-1]] + 1
+        others = f", and {len(new) - 1} more up to {batch.offset(new[-1])}" if new[1:] else ""
+        logger.warning(
+            "%s/%d holds events of an aggregate, and something else has written to it: the record "
+            "at offset %s%s is none and is left out; only the aggregate may write there",
+            *place, batch.offset(new[0]), others,
+        )  # fmt: skip
+
+
+class EventFilter:
+    """What counts where the log has checked each append's condition: all but refusals."""
+
+    def __init__(self, foreign: ForeignRecords) -> None:
+        self._foreign = foreign
+
+    def events_of(self, batch: Batch) -> Batch:
+        """The events of a batch, which may be none."""
+        rows: list[int] = []
+        foreign: list[int] = []
+        for row in range(len(batch)):
+            header = event_header(batch.extra_headers(row))
+            if header is None:
+                foreign.append(row)
+            elif not header.startswith(_REFUSAL):
+                rows.append(row)
+        if foreign:
+            self._foreign.report(batch, foreign)
+        return select_rows(batch, rows)
+
+
+class HoldsEvents(Protocol):
+    """What leaves out of a batch what is no event."""
+
+    def events_of(self, batch: Batch) -> Batch:
+        """The events of a batch, which may be none."""
+        ...
+
+
+class EventReader(Reader):
+    """Reads the events of a range.
+
+    :param reader: of its records.
+    """
+
+    def __init__(self, reader: Reader, filter: HoldsEvents) -> None:
+        self._reader = reader
+        self._filter = filter
+
+    @override
+    def read(self, limit: int, timeout: float = 5.0) -> Batch | None:
+        while (batch := self._reader.read(limit, timeout)) is not None:
+            events = self._filter.events_of(batch)
+            if len(events):
+                return events
+        return None
+
+    @override
+    def close(self) -> None:
+        self._reader.close()
+
+
+class EventSubscription(Subscription):
+    """A member of a group that reads event topics, and perhaps others.
+
+    :param subscription: which has their records.
+    :param event_topics: those of its topics that are event topics.
+    """
+
+    def __init__(
+        self, subscription: Subscription, event_topics: Iterable[str], filter: HoldsEvents
+    ) -> None:
+        self._subscription = subscription
+        self._event_topics = frozenset(event_topics)
+        self._filter = filter
+
+    def __getattr__(self, name: str) -> Any:
+        """What a log's own subscription has beside the protocol."""
+        return getattr(self._subscription, name)
+
+    @override
+    def poll(self, limit: int, timeout: float) -> Sequence[Batch]:
+        batches = self._subscription.poll(limit, timeout)
+        return [
+            self._filter.events_of(batch) if batch.topic in self._event_topics else batch
+            for batch in batches
+        ]
+
+    @override
+    def commit(self, commits: Sequence[Commit]) -> None:
+        self._subscription.commit(commits)
+
+    @override
+    def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
+        self._subscription.commit_async(commits, on_submitted)
+
+    @override
+    def pause(self, assignments: Iterable[Assignment]) -> None:
+        self._subscription.pause(assignments)
+
+    @override
+    def resume(self, assignments: Iterable[Assignment]) -> None:
+        self._subscription.resume(assignments)
+
+    @override
+    def reassign(self, assignments: Iterable[Assignment]) -> None:
+        self._subscription.reassign(assignments)
+
+    @override
+    def keep_alive(self) -> None:
+        self._subscription.keep_alive()
+
+    @override
+    def wakeup(self) -> None:
+        self._subscription.wakeup()
+
+    @override
+    def begin_transaction(self) -> Transaction:
+        return self._subscription.begin_transaction()
+
+    @override
+    def close(self) -> None:
+        self._subscription.close()

@@ -1,0 +1,462 @@
+"""The histories of one partition, as far as its records were folded.
+
+An index keeps no events, only where they stand: for each key the offsets of the events that count,
+and where its history ends. It is fed the partition's records in order and judges them by the rule
+in :mod:`streams.log.kafka.arbitration`.
+
+Nearly every record is an append of one event that counts, so that is recognized without parsing
+anything: its header is compared with the only one that can count now.
+
+With an :class:`~streams.log.kafka.index_file.IndexFile` behind it, the index begins where the file
+ends, looks up there what it does not have in memory, and remembers what has changed since.
+
+Nothing here is thread-safe: the lock of the topic's index is held.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from streams.errors import LogError
+from streams.log.event_headers import CAUSE, EVENT, FINAL, MAX_CAUSE, MAX_ID, VOID, parse_event
+from streams.log.events import EMPTY, Appended, Base, Caused, Head
+from streams.log.kafka.arbitration import Arbiter, Counted, PendingAppend
+from streams.message import ID, Headers
+from streams.wire import text
+
+OnDecided = Callable[["Appended | Head | LogError"], None]
+"""Called once with what became of an append: it counts; or where its history ended when it did not;
+or why nobody can say."""
+
+Decided = tuple[OnDecided, "Appended | Head | LogError"]
+
+CHUNK = 1024
+"""Events whose offsets are written to the file in one piece: a key that gets another one is not
+written anew from its beginning."""
+
+
+class KeyEntry(msgspec.Struct, gc=False):
+    """One key's history: where its events stand, and how it ends."""
+
+    offsets: Any
+    """Of the events, by version - 1: an ``array("q")``."""
+    last_id: bytes = b""
+    """The ID of its last record."""
+    is_final: bool = False
+    refusals: dict[str, tuple[int, int]] | None = None
+    """Version and offset of each refusal, by its record's ID."""
+
+    @property
+    def head(self) -> Head:
+        """Where the history ends."""
+        return Head(Base(len(self.offsets), text(self.last_id)), self.is_final)
+
+
+class PartitionState(msgspec.Struct, array_like=True):
+    """What an index has to know beside its keys, to go on where it was.
+
+    :param next_offset: everything below was folded.
+    :param last_offset: of the last record that counts; -1: there is none.
+    :param last_id: that record's ID.
+    :param pending: key, append ID, count, offsets and cause of appends that are not whole.
+    """
+
+    next_offset: int = 0
+    last_offset: int = -1
+    last_id: bytes = b""
+    key_count: int = 0
+    event_count: int = 0
+    cause_count: int = 0
+    cause_bytes: int = 0
+    pending: list[tuple[bytes, bytes, int, list[int], bytes]] = msgspec.field(default_factory=list)
+
+
+class Changes(msgspec.Struct):
+    """What has changed since the file was written last."""
+
+    state: PartitionState
+    keys: list[tuple[bytes, KeyEntry, int]]
+    """Each with a copy of its entry, which has the offsets from one version on, and the number of
+    events before that: a multiple of :data:`CHUNK`."""
+    causes: list[tuple[bytes, str, Caused]]
+    refusals: list[tuple[bytes, str, int, int]]
+    losers: list[int]
+
+
+class PartitionFile(Protocol):
+    """What an index asks of its file."""
+
+    state: PartitionState
+    """As of the last time that it was written."""
+
+    def find_key(self, key: bytes) -> KeyEntry | None:
+        """A key's entry."""
+        ...
+
+    def find_cause(self, key: bytes, cause: str) -> Caused | None:
+        """What was appended for a cause."""
+        ...
+
+    def find_losers(self, first: int, end: int) -> Iterable[int]:
+        """Offsets between two that do not count."""
+        ...
+
+    def list_keys(self, after: bytes | None, limit: int) -> list[tuple[bytes, Head]]:
+        """Keys in order, behind ``after``."""
+        ...
+
+
+class PartitionIndex:
+    """The histories of one partition."""
+
+    def __init__(self, partition: int, file: PartitionFile | None = None) -> None:
+        self.partition = partition
+        self.keys: dict[bytes, KeyEntry] = {}
+        """With a file: those that were needed so far."""
+        self._file = file
+        state = PartitionState() if file is None else file.state
+        self._has_stored_keys = state.key_count > 0
+        self.next_offset = state.next_offset
+        """Everything below was folded."""
+        self.key_count = state.key_count
+        self.event_count = state.event_count
+        self.cause_count = state.cause_count
+        self.cause_bytes = state.cause_bytes
+        self._last_offset = state.last_offset
+        self._last_id = state.last_id
+        self._arbiter = Arbiter(self.head)
+        self._causes: dict[tuple[bytes, str], Caused] = {}
+        self._uncounted: set[int] = set()
+        """Offsets of records that do not count, or not yet; with a file those it has not."""
+        self._saved_losers = 0
+        """How many more this process has given to the file."""
+        for key, append_id, count, offsets, cause in state.pending:
+            pending = PendingAppend(count, offsets, text(cause))
+            self._arbiter.pending.setdefault(key, {})[text(append_id)] = pending
+            self._uncounted.update(offsets)
+        self._sorted_keys: list[bytes] = []
+        """The keys in memory in order, as far as somebody listed them."""
+        self._watched: dict[str, OnDecided] = {}
+        """By append: who waits for what becomes of it."""
+        self._ends: dict[str, tuple[int, bytes]] = {}
+        """By append: the offset of its last record, once that is known, and its key."""
+        self._decided: list[Decided] = []
+        self._changed: dict[bytes, int] | None = None if file is None else {}
+        """Keys that are to be written to the file, and how many events it has of each."""
+        self._taken: Mapping[bytes, int] = {}
+        """Those that are being written to the file now."""
+        self._changed_causes: list[tuple[bytes, str]] = []
+        self._changed_refusals: list[tuple[bytes, str]] = []
+
+    # -- what is known
+
+    def entry(self, key: bytes) -> KeyEntry | None:
+        """A key's entry; None where there is no history."""
+        found = self.keys.get(key)
+        if found is None and self._has_stored_keys and self._file is not None:
+            found = self._file.find_key(key)
+            if found is not None:
+                self.keys[key] = found
+        return found
+
+    def head(self, key: bytes) -> Head:
+        """Where a key's history ends."""
+        found = self.entry(key)
+        return EMPTY if found is None else found.head
+
+    def cause(self, key: bytes, cause: str) -> Caused | None:
+        """What was appended for a cause."""
+        found = self._file.find_cause(key, cause) if self._file is not None else None
+        return self._causes.get((key, cause)) if found is None else found
+
+    @property
+    def uncounted_count(self) -> int:
+        """How many records that this process has passed do not count, or not yet."""
+        return len(self._uncounted) + self._saved_losers
+
+    def uncounted(self, first: int, end: int) -> list[int]:
+        """The offsets from ``first`` up to, not including, ``end`` that do not count; sorted."""
+        uncounted = self._uncounted
+        if len(uncounted) < end - first:
+            found = {offset for offset in uncounted if first <= offset < end}
+        else:
+            found = {offset for offset in range(first, end) if offset in uncounted}
+        if self._file is not None:
+            found.update(self._file.find_losers(first, end))
+        return sorted(found)
+
+    def decided_until(self) -> int:
+        """Of all records below this offset it is known whether they count."""
+        first = self._arbiter.first_pending_offset()
+        return self.next_offset if first is None else first
+
+    def pending_appends(self) -> list[tuple[bytes, str]]:
+        """Key and ID of the appends that are not whole yet, and that nobody here waits for."""
+        return [
+            (key, append_id)
+            for key, found in self._arbiter.pending.items()
+            for append_id in found
+            if append_id not in self._watched
+        ]
+
+    def list_keys(self, after: bytes | None, limit: int) -> list[tuple[bytes, Head]]:
+        """Keys in order, behind ``after``, and where their histories end."""
+        if self._file is None:
+            if len(self._sorted_keys) != len(self.keys):  # none ever goes
+                self._sorted_keys = sorted(self.keys)
+            keys = self._sorted_keys
+        else:  # what the file does not have has changed
+            keys = sorted({*(self._changed or ()), *self._taken})
+        start = 0 if after is None else bisect_left(keys, after + b"\0")
+        found = {key: self.keys[key].head for key in keys[start : start + limit]}
+        if self._file is not None:
+            for key, head in self._file.list_keys(after, limit):
+                in_memory = self.keys.get(key)
+                found[key] = head if in_memory is None else in_memory.head
+        return sorted(found.items())[:limit]
+
+    # -- folding
+
+    def fold(
+        self,
+        offsets: Sequence[int],
+        keys: Sequence[bytes | None],
+        headers: Sequence[Headers],
+    ) -> None:
+        """Fold the next records; those that were folded before are passed over."""
+        if offsets[0] < self.next_offset:
+            start = bisect_left(offsets, self.next_offset)
+            if start == len(offsets):
+                return
+            offsets, keys, headers = offsets[start:], keys[start:], headers[start:]
+        find, pending = self.keys.get, self._arbiter.pending
+        watched, changed = self._watched, self._changed
+        all_in_memory = not self._has_stored_keys
+        count, last_offset, last_id = 0, -1, b""
+        for offset, key, pairs in zip(offsets, keys, headers, strict=True):
+            # One event, without a cause, that continues its history: all that is general is below.
+            if len(pairs) == 2 and key is not None:
+                (id_name, id), (name, value) = pairs
+                if (
+                    name == EVENT
+                    and id_name == ID
+                    and id
+                    and len(id) <= MAX_ID
+                    and id.isascii()
+                    and b"/" not in id
+                    and b"\0" not in id
+                ):
+                    entry = find(key)
+                    if entry is None and not all_in_memory:
+                        entry = self.entry(key)
+                    if entry is None:
+                        continues = value == b"0/1/0/"
+                        if continues:
+                            entry = self.keys[key] = KeyEntry(array("q"))
+                            self.key_count += 1
+                    else:
+                        continues = (
+                            value == b"0/1/%d/%b" % (len(entry.offsets), entry.last_id)
+                            and not entry.is_final
+                        )
+                    if continues and entry is not None:
+                        if changed is not None and key not in changed:
+                            changed[key] = len(entry.offsets)
+                        entry.offsets.append(offset)
+                        entry.last_id = id
+                        count += 1
+                        last_offset, last_id = offset, id
+                        if pending:
+                            pending.pop(key, None)
+                        if watched and (on_decided := watched.pop(id.decode(), None)):
+                            self._ends.pop(id.decode(), None)
+                            appended = Appended(self.partition, (offset,))
+                            self._decided.append((on_decided, appended))
+                        continue
+            if count:  # in order
+                self.event_count += count
+                self._last_offset, self._last_id = last_offset, last_id
+                count = 0
+            self._fold_record(offset, key, pairs)
+        if count:
+            self.event_count += count
+            self._last_offset, self._last_id = last_offset, last_id
+        self.next_offset = offsets[-1] + 1
+
+    def _fold_record(self, offset: int, key: bytes | None, headers: Headers) -> None:
+        """Fold a record, whatever it is."""
+        value, cause, is_final, id = None, "", False, ""
+        for name, data in headers:
+            if name == EVENT:
+                if value is None:
+                    value = data
+            elif name == ID:
+                if data is not None:
+                    id = text(data).partition("\0")[0]
+            elif name == CAUSE:
+                if data and not cause and len(data) <= MAX_CAUSE:
+                    cause = text(data)
+            elif name == FINAL:
+                is_final = is_final or data == b"1"
+            elif name == VOID and data is not None:
+                self._arbiter.void(key, text(data))
+        header = None if value is None else parse_event(value, id)
+        self._uncounted.add(offset)
+        if header is not None:
+            counted = self._arbiter.feed(offset, key, id, header, cause, is_final)
+            if counted is not None:
+                self._add(counted)
+
+    def _add(self, counted: Counted) -> None:
+        key, version, offsets = counted.key, counted.base.version, counted.offsets
+        entry = self.entry(key)
+        if entry is None:
+            entry = self.keys[key] = KeyEntry(array("q"))
+            self.key_count += 1
+        if self._changed is not None and key not in self._changed:
+            self._changed[key] = len(entry.offsets)
+        if counted.is_refusal:
+            if entry.refusals is None:
+                entry.refusals = {}
+            entry.refusals[counted.append_id] = version, offsets[0]
+            if self._file is not None:
+                self._changed_refusals.append((key, counted.append_id))
+        else:
+            entry.offsets.extend(offsets)
+            self.event_count += len(offsets)
+            self._uncounted.difference_update(offsets)
+        last_id = counted.head.base.last_id.encode("utf-8", "surrogateescape")
+        entry.last_id, entry.is_final = last_id, counted.head.is_final
+        self._last_offset, self._last_id = offsets[-1], last_id
+        if counted.cause and self.cause(key, counted.cause) is None:
+            count = 0 if counted.is_refusal else len(offsets)
+            self._causes[key, counted.cause] = Caused(version + 1, count)
+            self.cause_count += 1
+            self.cause_bytes += len(counted.cause) + 200
+            if self._file is not None:
+                self._changed_causes.append((key, counted.cause))
+        on_decided = self._watched.pop(counted.append_id, None)
+        if on_decided is not None:
+            self._ends.pop(counted.append_id, None)
+            self._decided.append((on_decided, Appended(self.partition, offsets)))
+
+    def skip_to(self, offset: int) -> None:
+        """There is no record below this offset that was not folded."""
+        if offset > self.next_offset:
+            self.next_offset = offset
+
+    # -- those who wait for what becomes of their appends
+
+    def watch(self, append_id: str, on_decided: OnDecided) -> None:
+        """Tell somebody what becomes of an append that is about to be written."""
+        self._watched[append_id] = on_decided
+
+    def unwatch(self, append_id: str) -> None:
+        """Nobody waits for an append any more."""
+        self._watched.pop(append_id, None)
+        self._ends.pop(append_id, None)
+
+    def written(self, append_id: str, key: bytes, last_offset: int) -> None:
+        """An append that is watched stands in the log up to this offset."""
+        if append_id in self._watched:
+            self._ends[append_id] = last_offset, key
+
+    def settle(self) -> None:
+        """Tell those whose appends were passed and did not count."""
+        if not self._ends:
+            return
+        passed = [id for id, (offset, _) in self._ends.items() if offset < self.next_offset]
+        for append_id in passed:
+            _, key = self._ends.pop(append_id)
+            self._decided.append((self._watched.pop(append_id), self.head(key)))
+
+    def fail(self, error: LogError) -> None:
+        """Nothing will be folded any more: nobody can say what becomes of what is watched."""
+        self._decided += [(on_decided, error) for on_decided in self._watched.values()]
+        self._watched.clear()
+        self._ends.clear()
+
+    def take_decided(self) -> Sequence[Decided]:
+        """Who is to be told what, now that the lock can be released."""
+        decided, self._decided = self._decided, []
+        return decided
+
+    # -- what is written to the file
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether there is anything that the file does not have."""
+        return bool(self._changed)
+
+    def take_changes(self) -> Changes:
+        """What has changed since the last time. Until it is in the file, or was given back, it
+        stays in memory only."""
+        pending = [
+            (
+                key,
+                append_id.encode("utf-8", "surrogateescape"),
+                each.count,
+                list(each.offsets),
+                each.cause.encode("utf-8", "surrogateescape"),
+            )
+            for key, found in self._arbiter.pending.items()
+            for append_id, each in found.items()
+        ]
+        undecided = {offset for _, _, _, offsets, _ in pending for offset in offsets}
+        losers = sorted(self._uncounted - undecided)
+        changed: Mapping[bytes, int] = self._changed or {}
+        keys = []
+        for key, stored in changed.items():
+            entry, first = self.keys[key], stored - stored % CHUNK
+            copied = KeyEntry(entry.offsets[first:], entry.last_id, entry.is_final, entry.refusals)
+            keys.append((key, copied, first))
+        refusals = []
+        for key, id in self._changed_refusals:
+            known = self.keys[key].refusals or {}
+            refusals.append((key, id, *known[id]))
+        changes = Changes(
+            PartitionState(
+                self.next_offset,
+                self._last_offset,
+                self._last_id,
+                self.key_count,
+                self.event_count,
+                self.cause_count,
+                self.cause_bytes,
+                pending,
+            ),
+            keys,
+            [(key, cause, self._causes[key, cause]) for key, cause in self._changed_causes],
+            refusals,
+            losers,
+        )
+        self._taken = changed
+        self._changed, self._changed_causes, self._changed_refusals = {}, [], []
+        return changes
+
+    def changes_written(self, changes: Changes) -> None:
+        """What was taken is in the file now."""
+        self._taken = {}
+        self._has_stored_keys = self._has_stored_keys or bool(changes.keys)
+        self._uncounted.difference_update(changes.losers)
+        self._saved_losers += len(changes.losers)
+        for key, cause, _ in changes.causes:
+            self._causes.pop((key, cause), None)
+
+    def changes_lost(self, changes: Changes) -> None:
+        """What was taken could not be written: it is to be written with what follows."""
+        if self._changed is None:
+            return
+        self._changed.update(self._taken)
+        self._taken = {}
+        self._changed_causes = [(key, cause) for key, cause, _ in changes.causes] + (
+            self._changed_causes
+        )
+        self._changed_refusals = [(key, id) for key, id, _, _ in changes.refusals] + (
+            self._changed_refusals
+        )

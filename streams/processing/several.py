@@ -1,0 +1,206 @@
+"""Messages that stand for several values each, as an old event that is several events today.
+
+A handler sees the values of one message one after the other, each with a message of its own, whose
+ID is the stored one's with ``#0``, ``#1`` and so on. They are settled together: if one fails
+the message is tried again, or dead-lettered, with all its values, so those before it are handled
+again. A handler of batches gets them side by side in one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import CoroutineType
+from typing import Any, NamedTuple
+
+from msgspec.structs import replace as replace_fields
+
+from streams.engine.dispatcher import Delivery
+from streams.engine.progress import FetchedBatch
+from streams.errors import BatchError
+from streams.message import Message, numbered_batch, numbered_message
+from streams.processing.job import Job, Outgoing, Several
+
+Encoder = Callable[[Any, Delivery], Sequence[Outgoing]]
+
+
+class _Results:
+    """What a handler returned for each of a message's values; None where it was not called."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, values: list[Any]) -> None:
+        self.values = values
+
+
+def expand_several(job: Job) -> Job:
+    """The same job for messages of which some are :class:`Several`.
+
+    :param job: one that does not build messages itself.
+    """
+    accepts, encode = job.filter, job.encode_results
+    return replace(
+        job,
+        function=_message_function(job) if job.batch is None else _batch_function(job),
+        filter=None if accepts is None else _any_accepted(accepts),
+        encode_results=None if encode is None else _encode_each(encode),
+    )
+
+
+def _any_accepted(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    def accepts_any(value: Any) -> bool:
+        if type(value) is Several:
+            return any(map(accepts, value.values))
+        return accepts(value)
+
+    return accepts_any
+
+
+def _encode_each(encode: Encoder) -> Encoder:
+    def encode_each(result: Any, delivery: Delivery) -> Sequence[Outgoing]:
+        if type(result) is not _Results:
+            return encode(result, delivery)
+        found: list[Outgoing] = []
+        for number, each in enumerate(result.values):
+            if each is not None:
+                found += encode(each, _numbered_delivery(delivery, number))
+        return found
+
+    return encode_each
+
+
+def _numbered_delivery(delivery: Delivery, number: int) -> Delivery:
+    """A delivery of one value, by which its results get IDs of their own."""
+    batch = numbered_batch(delivery.fetched.batch, delivery.index, number)
+    fetched = FetchedBatch(delivery.fetched.state, batch)
+    return replace_fields(delivery, fetched=fetched, index=0, identity=batch.ids[0])
+
+
+def _materialized(result: Any) -> Any:
+    """A generator's values: its code is the handler's, so it runs before the next value's."""
+    return list(result) if hasattr(result, "__next__") else result
+
+
+def _message_function(job: Job) -> Callable[..., Any]:
+    """Calls a handler of single messages."""
+    function, accepts, has_results = job.function, job.filter, job.encode_results is not None
+
+    def arguments(value: Several, given: tuple[Any, ...]) -> list[tuple[Any, ...] | None]:
+        """What to call the handler with for each value; None: not at all."""
+        return [
+            (each, *(numbered_message(message, each, number) for message in given))
+            if accepts is None or accepts(each)
+            else None
+            for number, each in enumerate(value.values)
+        ]
+
+    async def call_async(value: Any, *given: Any) -> Any:
+        if type(value) is not Several:
+            return await function(value, *given)
+        results = [
+            None if each is None else await function(*each) for each in arguments(value, given)
+        ]
+        return _Results(results) if has_results else None
+
+    def call_plain(value: Any, *given: Any) -> Any:
+        if type(value) is not Several:
+            return function(value, *given)
+        results: list[Any] = []
+        for each in arguments(value, given):
+            result = None if each is None else function(*each)
+            if isinstance(result, CoroutineType):
+                return result  # the executor says what is wrong with that
+            results.append(_materialized(result) if has_results else None)
+        return _Results(results) if has_results else None
+
+    return call_async if job.asynchronous else call_plain
+
+
+class _Expanded(NamedTuple):
+    """A batch with its messages' values side by side."""
+
+    arguments: tuple[list[Any], ...]
+    """Values, and perhaps messages."""
+    origins: list[int]
+    """Of which message each value is, by index into the batch."""
+    numbers: list[int]
+    """Which of its values; -1: it has but one."""
+
+
+def _batch_function(job: Job) -> Callable[..., Any]:
+    """Calls a handler of batches."""
+    function, accepts, has_results = job.function, job.filter, job.encode_results is not None
+
+    def expand(values: Sequence[Any], messages: Sequence[Message[Any]] | None) -> _Expanded:
+        flat: list[Any] = []
+        flat_messages: list[Any] = []
+        origins: list[int] = []
+        numbers: list[int] = []
+        for index, value in enumerate(values):
+            several = type(value) is Several
+            for number, each in enumerate(value.values if several else (value,)):
+                if several and accepts is not None and not accepts(each):
+                    continue
+                flat.append(each)
+                origins.append(index)
+                numbers.append(number if several else -1)
+                if messages is not None:
+                    message = messages[index]
+                    flat_messages.append(
+                        numbered_message(message, each, number) if several else message
+                    )
+        return _Expanded((flat,) if messages is None else (flat, flat_messages), origins, numbers)
+
+    def regroup(results: Any, expanded: _Expanded, values: Sequence[Any]) -> Any:
+        """Results by value as results by message."""
+        if not has_results or results is None:
+            return results
+        found = list(results)
+        if len(found) != len(expanded.origins):
+            raise ValueError(
+                f"{job.name} returned {len(found)} results for {len(expanded.origins)} values: "
+                "return one for each, None for nothing"
+            )
+        grouped: list[Any] = [
+            _Results([None] * len(each.values)) if type(each) is Several else None
+            for each in values
+        ]
+        for result, index, number in zip(found, expanded.origins, expanded.numbers, strict=True):
+            if number < 0:
+                grouped[index] = result
+            else:
+                grouped[index].values[number] = _materialized(result)
+        return grouped
+
+    def regrouped(error: BatchError, expanded: _Expanded, values: Sequence[Any]) -> BatchError:
+        errors: dict[int, BaseException] = {}
+        for at, each in error.errors.items():
+            known = isinstance(at, int) and 0 <= at < len(expanded.origins)
+            errors.setdefault(expanded.origins[at] if known else -1, each)
+        return BatchError(errors, regroup(error.results, expanded, values))
+
+    def is_plain(values: Sequence[Any]) -> bool:
+        return not any(type(each) is Several for each in values)
+
+    async def call_async(values: Sequence[Any], messages: Any = None) -> Any:
+        if is_plain(values):
+            return await (function(values) if messages is None else function(values, messages))
+        expanded = expand(values, messages)
+        try:
+            return regroup(await function(*expanded.arguments), expanded, values)
+        except BatchError as error:
+            raise regrouped(error, expanded, values) from error
+
+    def call_plain(values: Sequence[Any], messages: Any = None) -> Any:
+        if is_plain(values):
+            return function(values) if messages is None else function(values, messages)
+        expanded = expand(values, messages)
+        try:
+            result = function(*expanded.arguments)
+            if isinstance(result, CoroutineType):
+                return result  # the executor says what is wrong with that
+            return regroup(result, expanded, values)
+        except BatchError as error:
+            raise regrouped(error, expanded, values) from error
+
+    return call_async if job.asynchronous else call_plain
