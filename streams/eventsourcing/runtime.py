@@ -19,6 +19,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import reduce
 from typing import Any, Generic, Literal, NamedTuple, Self
 
 from typing_extensions import TypeVar
@@ -519,6 +520,9 @@ class AggregateRuntime:
 
     def _fold_events(self, id: str, state: Any, events: Sequence[StoredEvent]) -> Any:
         evolve, decode = self._evolve, self._codec.decode
+        decoded_at_once = self._decode_at_once(events)
+        if decoded_at_once is not None:
+            return reduce(evolve, decoded_at_once, state)
         for stored in events:
             try:
                 decoded = decode(stored.record.value)
@@ -527,6 +531,20 @@ class AggregateRuntime:
             for event in decoded:
                 state = evolve(state, event)
         return state
+
+    def _decode_at_once(self, events: Sequence[StoredEvent]) -> Sequence[Any] | None:
+        """All of these events, if they can be decoded without looking at each; else None."""
+        values = [stored.record.value for stored in events]
+        if not values:
+            return values
+        largest = -1 if None in values else max(map(len, values))  # type: ignore[arg-type]
+        decode = self._codec.fast_decoder(values, largest)
+        if decode is None:
+            return None
+        try:
+            return [decode(value) for value in values]
+        except Exception:  # which one it is, and why, is found when they are looked at one by one
+            return None
 
     def _stopped(self, id: str, version: int, error: DecodeError) -> Undecodable:
         found = Undecodable(self._name, id, version, str(error))
