@@ -225,7 +225,7 @@ def test_a_log_that_lost_what_was_folded_is_said(
         state = file.partition(0).state
         for name, value in changed.items():
             setattr(state, name, value)
-        index = log_index(file)
+        index: Any = log_index(file)
         index.next_offset, index._last_id = state.next_offset, state.last_id
         file.write(0, index.take_changes())
         file.close()
