@@ -20,6 +20,7 @@ from streams.log.event_headers import make_append
 from streams.log.events import NO_HISTORY, Caused, Head, History, HistoryRequest
 from streams.log.kafka.index_file import IndexFile, open_index_file
 from streams.log.kafka.log import KafkaLog
+from streams.log.kafka.partition_index import PartitionIndex
 from streams.log.url import open_log
 from tests.conformance.histories import append, append_all, event, grow, history, values
 from tests.conformance.member import PATIENCE
@@ -236,9 +237,7 @@ def test_a_log_that_lost_what_was_folded_is_said(
         log.close()
 
 
-def log_index(file: IndexFile) -> object:
-    from streams.log.kafka.partition_index import PartitionIndex
-
+def log_index(file: IndexFile) -> PartitionIndex:
     return PartitionIndex(0, file.partition(0))
 
 
