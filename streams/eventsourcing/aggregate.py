@@ -14,10 +14,11 @@ from streams.app import Streams
 from streams.config import Retry
 from streams.errors import ConfigError, InvalidValue
 from streams.eventsourcing.causes import follow_handlers
+from streams.eventsourcing.definition import Definition, Expected, Options
 from streams.eventsourcing.event_codec import EventCodec
 from streams.eventsourcing.event_topic import EventTopic
 from streams.eventsourcing.results import AggregateStats, Decided, Loaded, RecordedEvent
-from streams.eventsourcing.runtime import AggregateRuntime, Definition, Expected, Options
+from streams.eventsourcing.runtime import AggregateRuntime
 from streams.eventsourcing.snapshots import Snapshot
 from streams.eventsourcing.state_cache import Cache
 from streams.eventsourcing.state_type import StateType
