@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import redis
@@ -128,10 +129,10 @@ def test_what_others_add_to_an_event_topic_is_left_out_and_reported(
     topic = log.create_event_topic(name("events"), 1).name
     head = grow(log, topic, b"k", b"1", b"2")
     stream = log._topics.partition_keys(topic, 0).stream
-    foreign = client.xadd(stream, {"amount": "5"})
+    foreign: Any = client.xadd(stream, {"amount": "5"})
     _, outcome = histories_append(log, topic, b"k", head.base, b"3")
     assert isinstance(outcome, Appended), outcome
-    last = client.xadd(stream, {"value": "x", "key": "k", "ce_id": "x"})
+    last: Any = client.xadd(stream, {"value": "x", "key": "k", "ce_id": "x"})
     _, end = log.watermarks(topic, 0)
     for _ in range(2):
         found = [batch.values for batch in read_batches(log, topic, 0, 0, end)]
