@@ -92,13 +92,13 @@ class EventTopics:
 
     # -- which are
 
-    def refuses_records(self, topic: str) -> bool:
+    def refuses_records(self, topic: str, *, ask: bool = True) -> bool:
         """Whether a topic takes nothing but appends. One question to the brokers a topic, asked
         again after a minute about one that takes records; what was known before is believed where
         they do not answer."""
         if topic in self._declared:
             return True
-        if time.monotonic() < self._plain.get(topic, 0.0):
+        if not ask or time.monotonic() < self._plain.get(topic, 0.0):
             return False
         try:
             found = self._has_snapshots(topic)

@@ -191,9 +191,12 @@ class Events:
         """See :meth:`streams.log.events.EventLog.create_event_topic`."""
         return self._kinds.create(topic, partitions)
 
-    def refuses_records(self, topic: str) -> bool:
-        """Whether a topic takes nothing but appends."""
-        return self._kinds.refuses_records(topic)
+    def refuses_records(self, topic: str, *, ask: bool = True) -> bool:
+        """Whether a topic takes nothing but appends.
+
+        :param ask: the brokers, if it is not known.
+        """
+        return self._kinds.refuses_records(topic, ask=ask)
 
     def is_marked(self, topic: str) -> bool:
         """Whether a topic was declared as an event topic, by whomever.

@@ -211,7 +211,9 @@ class KafkaLog(DenseOffsets, EventLog):
 
     def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
         """Return once the records are queued; call ``on_appended`` when all have ended."""
-        if self._events.refuses_records(topic):
+        # Where the topic was used before, brokers that do not answer hold up no append.
+        ask = not self._metadata.has_count(topic)
+        if self._known_topics.known(topic) or self._events.refuses_records(topic, ask=ask):
             self._events.refuse_records(topic, records, on_appended)
             return
         self._writer.append(topic, records, on_appended)

@@ -98,6 +98,10 @@ class Metadata:
             raise KafkaException(found.error)
         return found
 
+    def has_count(self, topic: str) -> bool:
+        """Whether a topic's number of partitions was read before."""
+        return topic in self._counts
+
     def forget(self, topic: str) -> None:
         """Believe nothing that was read of this topic."""
         self._counts.pop(topic, None)
