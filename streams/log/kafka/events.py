@@ -861,7 +861,12 @@ class Events:
 
     def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
         """See :meth:`streams.log.events.EventLog.list_snapshots`."""
-        kinds = sorted(self.totals(topic).snapshots)
+        self._kinds.declared_count(topic)
+        try:
+            names = self._current_snapshots(topic).names(None)
+        except NotFound:
+            return []
+        kinds = sorted(fingerprint for _, (name, fingerprint) in names if name == key)
         requests = [HistoryRequest(key, limit=1, fingerprint=kind) for kind in kinds]
         found = self.read(topic, requests) if requests else []
         return [each.snapshot for each in found if each.snapshot is not None]
