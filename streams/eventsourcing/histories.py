@@ -17,6 +17,7 @@ from streams.log.events import (
     HistoryRequest,
     Refused,
     StoredSnapshot,
+    read_each,
 )
 
 
@@ -84,7 +85,7 @@ class Histories:
         requests: Sequence[HistoryRequest],
         answer: Callable[[Answers[History]], None],
     ) -> None:
-        answer(self._log.read_histories(self._topic, requests))
+        answer(read_each(self._log, self._topic, requests))
 
     def _append(
         self,
