@@ -29,7 +29,7 @@ def damage(stage: Ground, id: str) -> None:
         return
     place = urlsplit(stage.url)
     with Redis(host=place.hostname or "", port=place.port or 0) as redis:
-        (entry,) = redis.lrange(f"{{{topic}}}:history:{id}", 0, -1)  # type: ignore[misc]
+        (entry,) = redis.lrange(f"{{{topic}}}:history:{id}", 0, -1)
         redis.xdel(topic, entry)
 
 
