@@ -427,7 +427,7 @@ class AggregateRuntime:
         if self._snapshots is not None:
             self._snapshots.offer(append.key, append.base.version, known)
         name, partition = self._topic.name, outcome.partition
-        positions = tuple(Position(name, partition, offset) for offset in outcome.offsets)
+        positions = tuple([Position(name, partition, offset) for offset in outcome.offsets])
         return self._decided(known, tuple(events), positions)
 
     def _decided(
