@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from streams.cancellation import run_in_thread
-from streams.errors import LogError
+from streams.errors import LogError, Unavailable
 from streams.eventsourcing.batching import Answers, RequestBatcher
 from streams.log.events import (
     Appended,
@@ -18,6 +18,9 @@ from streams.log.events import (
     Refused,
     StoredSnapshot,
 )
+from streams.text import get_logger
+
+logger = get_logger("streams")
 
 MAX_READS = 100
 """Histories that one call of the log reads from, at most: each of them may answer with a page of
@@ -88,7 +91,23 @@ class Histories:
         requests: Sequence[HistoryRequest],
         answer: Callable[[Answers[History]], None],
     ) -> None:
-        answer(self._log.read_histories(self._topic, requests))
+        try:
+            found: list[History | LogError] = [*self._log.read_histories(self._topic, requests)]
+        except Unavailable:
+            raise
+        except LogError as error:
+            if len(requests) == 1:
+                raise
+            logger.debug("%s: %s; each history is read by itself", self._topic, error)
+            found = [self._read_one(request) for request in requests]
+        answer(found)
+
+    def _read_one(self, request: HistoryRequest) -> History | LogError:
+        """One history, or why it cannot be read: a damaged one must not hide others."""
+        try:
+            return self._log.read_histories(self._topic, [request])[0]
+        except LogError as error:
+            return error
 
     def _append(
         self,
