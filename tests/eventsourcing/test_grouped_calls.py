@@ -56,7 +56,7 @@ async def test_what_was_handed_in_is_asked_before_the_end_and_nothing_after() ->
     calls.may_answer.set()
     await closing
     with pytest.raises(NotRunning):
-        batcher.send(100)
+        await batcher.send(100)
     found = await asyncio.gather(*asked, return_exceptions=True)
     assert [each for each in found if isinstance(each, int)] == [*range(7), *range(8, 100)]
     assert sum(map(len, calls.calls)) == 100
