@@ -20,6 +20,10 @@ from streams.log.events import (
     read_each,
 )
 
+MAX_READS = 100
+"""Histories that one call of the log reads from, at most: each of them may answer with a page of
+events, all of which are in memory at once."""
+
 
 class Histories:
     """Reads and appends of one event topic. Concurrent callers share calls of the log."""
@@ -30,7 +34,7 @@ class Histories:
         self.never_blocks = log.never_blocks
         """Nothing here suspends its caller."""
         self._reads: RequestBatcher[HistoryRequest, History] = RequestBatcher(
-            f"streams-{topic}-reader", self._read
+            f"streams-{topic}-reader", self._read, max_requests=MAX_READS
         )
         self._appends: RequestBatcher[EventAppend, Appended | Refused] = RequestBatcher(
             f"streams-{topic}-writer", self._append
