@@ -382,7 +382,8 @@ def records(
     log: Log, topic: str, partition: int
 ) -> Iterator[tuple[Position, bytes, str, Headers, bytes | None]]:
     """Every record of a partition: position, key, ID, headers, value."""
-    reader = log.reader(topic, partition, *log.watermarks(topic, partition))
+    assert isinstance(log, EventLog)
+    reader = log.raw_reader(topic, partition, *log.watermarks(topic, partition))
     try:
         while (batch := reader.read(5_000, 20.0)) is not None:
             for index, offset in enumerate(batch.offsets):

@@ -289,7 +289,7 @@ def test_a_transaction_that_nobody_ends_holds_up_no_writer(
         headers: Any = [(ID, record.id.encode()), *record.headers]
         stranger.produce(topic, record.value, record.key, 0, headers=headers)
     stranger.flush(PATIENCE)
-    assert log.watermarks(topic, 0)[1] == 1  # nothing behind it can be read as committed
+    assert log._readers.watermarks(topic, 0)[1] == 1  # nothing behind it can be read as committed
     head = grow(log, topic, b"other", b"1", b"2")
     assert history(other, topic, b"other").head == head
     # What a stranger forged counts where it stands, whatever becomes of the transaction.
