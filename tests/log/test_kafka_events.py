@@ -157,12 +157,13 @@ class HeldWriter:
     connection over which no answer comes."""
 
     def __init__(self, log: KafkaLog, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._append = log._writer.append
+        writer = log._events.writer()
+        self._append = writer.append
         self.held: list[Any] = []
         self.is_holding = False
         self.answers: list[LogError] = []
         """What is answered instead of what becomes of a write."""
-        monkeypatch.setattr(log._writer, "append", self.append)
+        monkeypatch.setattr(writer, "append", self.append)
 
     def append(self, topic: str, records: Sequence[Record], done: OnAppended) -> None:
         """As the writer's own."""

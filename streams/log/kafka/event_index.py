@@ -283,9 +283,11 @@ class TopicIndex:
 
     def fold(self, batch: KafkaBatch) -> None:
         """Fold the next records of a partition."""
+        index = self.partitions[batch.partition]
+        if batch.offsets[-1] < index.next_offset:  # our own, folded when they were confirmed
+            return
         headers = batch.all_headers()  # before the lock is taken, as the driver takes its time
         with self._changed:
-            index = self.partitions[batch.partition]
             index.fold(batch.offsets, batch.keys, headers)
             decided = self._progressed(index)
         _tell(decided)

@@ -64,6 +64,13 @@ T = TypeVar("T")
 MAX_GAP = 500
 """Records that are not wanted and are read all the same, between two that are."""
 
+MAX_CALLS = 2
+"""Calls with appends that are on their way, before the next one waits for a moment."""
+
+GATHER_TIMEOUT = 0.005
+"""Seconds that a call waits for the ones before, at most: one whose broker does not answer holds up
+nobody else."""
+
 RESENDS = 3
 """How often an append is written again that was not whole in the log."""
 
@@ -171,12 +178,17 @@ class Events:
     """The event topics of one log. Usable from any thread."""
 
     def __init__(
-        self, topics: Topics, writer: Writer, readers: ReaderPool, requests: RequestRetry
+        self,
+        topics: Topics,
+        make_writer: Callable[[], Writer],
+        readers: ReaderPool,
+        requests: RequestRetry,
     ) -> None:
         self._topics = topics
-        self._writer = writer
+        self._make_writer = make_writer
+        self._made_writer: Writer | None = None
         self._readers = readers
-        self._kinds = EventTopics(topics, writer, readers, requests)
+        self._kinds = EventTopics(topics, self.writer, readers, requests)
         self._index_folder = requests.settings.event_index
         self._lock = threading.Lock()
         self._indexes: dict[str, TopicIndex] = {}
@@ -184,6 +196,24 @@ class Events:
         self._opening = threading.Lock()
         """Held while an index is opened or replaced."""
         self._closed = False
+        self._calls = 0
+        """Calls of :meth:`append` that are not answered yet."""
+        self._answered = threading.Condition()
+
+    def writer(self) -> Writer:
+        """What appends are written by; made when it is first needed.
+
+        :raises LogError: the log is closed.
+        """
+        found = self._made_writer
+        if found is None:
+            with self._lock:
+                if self._closed:
+                    raise LogError("Kafka: this log is closed")
+                found = self._made_writer
+                if found is None:
+                    found = self._made_writer = self._make_writer()
+        return found
 
     # -- topics
 
@@ -258,7 +288,7 @@ class Events:
             )  # fmt: skip
             name = append_id.encode("utf-8", "surrogateescape")
             record = Record(None, key, uuid4().hex, [(VOID, name)], partition)
-            self._writer.append(topic, [record], report)
+            self.writer().append(topic, [record], report)
 
         def report(results: Sequence[Position | LogError]) -> None:
             for each in results:
@@ -305,6 +335,8 @@ class Events:
             index.close()
         for each in snapshots:
             each.close()
+        if self._made_writer is not None:
+            self._made_writer.close()
 
     # -- appending
 
@@ -315,7 +347,7 @@ class Events:
         if not appends:
             on_appended([])
             return
-        call = _AppendCall(len(appends), on_appended)
+        call = _AppendCall(len(appends), self._counting(on_appended))
         try:
             count = self._kinds.writable_count(topic)
             partitions = [partition_for(append.key, "", count) for append in appends]
@@ -335,6 +367,22 @@ class Events:
         except LogError as error:
             for number in range(len(appends)):
                 call.settle(number, error)
+
+    def _counting(self, on_appended: OnEventsAppended) -> OnEventsAppended:
+        """Wait for a moment while there are calls that are not answered, so that whoever gathers
+        appends has more of them for the next; see that this one is counted until it is answered."""
+        with self._answered:
+            if self._calls >= MAX_CALLS:
+                self._answered.wait_for(lambda: self._calls < MAX_CALLS, GATHER_TIMEOUT)
+            self._calls += 1
+
+        def on_all(outcomes: Sequence[AppendOutcome]) -> None:
+            with self._answered:
+                self._calls -= 1
+                self._answered.notify()
+            on_appended(outcomes)
+
+        return on_all
 
     def _append(self, index: TopicIndex, appends: Sequence[_Sent], call: _AppendCall) -> None:
         """Write appends of different keys whose base is where their history ends, and judge the
@@ -371,8 +419,8 @@ class Events:
         others: list[_Sent] = []
         with index.lock:
             for each in appends:
-                head = index.partitions[each.partition].head(each.append.key)
-                holds = head.base == each.append.base and not head.is_final
+                append = each.append
+                holds = index.partitions[each.partition].ends_at(append.key, append.base)
                 (continuing if holds else others).append(each)
         if continuing:
             self._write(index, continuing, call)
@@ -396,11 +444,11 @@ class Events:
             (each.partition, each.append.records[0].id, self._on_decided(index, each, call))
             for each in appends
         )
-        records = [
-            Record(record.value, record.key, record.id, record.headers, each.partition)
-            for each in appends
-            for record in each.append.records
-        ]
+        records: list[Record] = []
+        for each in appends:
+            for record in each.append.records:
+                record.partition = each.partition
+                records.append(record)
 
         def on_written(results: Sequence[Position | LogError]) -> None:
             try:
@@ -408,7 +456,7 @@ class Events:
             except LogError as error:  # the index's file is damaged
                 index.fail(error)
 
-        self._writer.append(index.topic, records, on_written)
+        self.writer().append(index.topic, records, on_written)
 
     def _on_decided(
         self, index: TopicIndex, sent: _Sent, call: _AppendCall
@@ -814,7 +862,7 @@ class Events:
         """Write them, and wait until they are found."""
         if not records:
             return
-        positions = write_records(self._writer, snapshot_topic(topic), records)
+        positions = write_records(self.writer(), snapshot_topic(topic), records)
         ends: dict[int, int] = {}
         for each in positions:
             ends[each.partition] = max(ends.get(each.partition, 0), each.offset + 1)

@@ -24,7 +24,7 @@ import msgspec
 
 from streams.errors import LogError
 from streams.log.event_headers import CAUSE, EVENT, FINAL, MAX_CAUSE, MAX_ID, VOID, parse_event
-from streams.log.events import EMPTY, Appended, Base, Caused, Head
+from streams.log.events import EMPTY, NO_HISTORY, Appended, Base, Caused, Head
 from streams.log.kafka.arbitration import Arbiter, Counted, PendingAppend
 from streams.message import ID, Headers
 from streams.wire import text
@@ -175,6 +175,17 @@ class PartitionIndex:
         """Where a key's history ends."""
         found = self.entry(key)
         return EMPTY if found is None else found.head
+
+    def ends_at(self, key: bytes, base: Base) -> bool:
+        """Whether a key's history ends there, and may be continued."""
+        found = self.entry(key)
+        if found is None:
+            return base == NO_HISTORY
+        return (
+            len(found.offsets) == base.version
+            and text(found.last_id) == base.last_id
+            and not found.is_final
+        )
 
     def cause(self, key: bytes, cause: str) -> Caused | None:
         """What was appended for a cause."""
