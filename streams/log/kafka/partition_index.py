@@ -156,6 +156,10 @@ class PartitionIndex:
         """Those that are being written to the file now."""
         self._has_reached_end = False
         """Since the file was written last."""
+        self.foreign_count = 0
+        """Records that no append wrote, of those that were folded here."""
+        self.first_foreign = -1
+        """Where the first of them stands."""
         self._stored_count = state.event_count
         self._changed_causes: list[tuple[bytes, str]] = []
         self._changed_refusals: list[tuple[bytes, str]] = []
@@ -265,18 +269,15 @@ class PartitionIndex:
                     entry = find(key)
                     if entry is None and not all_in_memory:
                         entry = self.entry(key)
-                    if entry is None:
-                        continues = value == b"0/1/0/"
-                        if continues:
-                            entry = self.keys[key] = KeyEntry(array("q"))
-                            self.key_count += 1
-                            version, places = 0, entry.offsets
-                    else:
-                        places = entry.offsets
-                        version = len(places)
-                        prefix = _PREFIXES[version] if version < 1024 else b"0/1/%d/" % version
-                        continues = value == prefix + entry.last_id and not entry.is_final
-                    if continues and entry is not None:
+                    if entry is None and value == b"0/1/0/":
+                        entry = self.keys[key] = KeyEntry(array("q"))
+                        self.key_count += 1
+                    places = [] if entry is None else entry.offsets
+                    version = len(places)
+                    prefix = _PREFIXES[version] if version < 1024 else b"0/1/%d/" % version
+                    if entry is not None and (
+                        value == prefix + entry.last_id and not entry.is_final
+                    ):
                         if changed is not None and key not in changed:
                             changed[key] = version
                         places.append(offset)
@@ -303,6 +304,7 @@ class PartitionIndex:
     def _fold_record(self, offset: int, key: bytes | None, headers: Headers) -> None:
         """Fold a record, whatever it is."""
         value, cause, is_final, id = None, "", False, ""
+        is_void = False
         for name, data in headers:
             if name == EVENT:
                 if value is None:
@@ -317,9 +319,15 @@ class PartitionIndex:
                 is_final = is_final or data == b"1"
             elif name == VOID and data is not None:
                 self._arbiter.void(key, text(data))
+                is_void = True
         header = None if value is None else parse_event(value, id)
         self._uncounted.add(offset)
-        if header is not None:
+        if header is None or key is None:
+            if not is_void:
+                if not self.foreign_count:
+                    self.first_foreign = offset
+                self.foreign_count += 1
+        else:
             counted = self._arbiter.feed(offset, key, id, header, cause, is_final)
             if counted is not None:
                 self._add(counted)
