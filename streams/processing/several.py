@@ -34,10 +34,13 @@ class _Results:
 
 
 def expand_several(job: Job) -> Job:
-    """The same job for messages of which some are :class:`Several`.
+    """The same job, for messages of which some may be :class:`Several`.
 
     :param job: one that does not build messages itself.
     """
+    # Not every decoding says so: most can give no more than one value.
+    if not any(getattr(each, "gives_several", False) for each in job.decodings.values()):
+        return job
     accepts, encode = job.filter, job.encode_results
     return replace(
         job,
