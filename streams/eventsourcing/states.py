@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
+from functools import reduce
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -63,7 +64,7 @@ class States:
         self._histories = histories
         self._name = definition.name
         self._topic = definition.topic.name
-        self._decode = definition.codec.decode
+        self._codec = definition.codec
         self._evolve = definition.evolve
         self._state_type = definition.state_type
         self._fingerprint = definition.fingerprint
@@ -159,14 +160,31 @@ class States:
 
     def _fold_events(self, id: str, state: Any, events: Sequence[StoredEvent]) -> Any:
         evolve = self._evolve
+        decoded_at_once = self._decode_at_once(events)
+        if decoded_at_once is not None:
+            return reduce(evolve, decoded_at_once, state)
         for stored in events:
             for event in self._decode_stored(id, stored):
                 state = evolve(state, event)
         return state
 
+    def _decode_at_once(self, events: Sequence[StoredEvent]) -> Sequence[Any] | None:
+        """All of these events, if they can be decoded without looking at each; else None."""
+        values = [stored.record.value for stored in events]
+        if not values:
+            return values
+        largest = -1 if None in values else max(map(len, values))  # type: ignore[arg-type]
+        decode = self._codec.fast_decoder(values, largest)
+        if decode is None:
+            return None
+        try:
+            return [decode(value) for value in values]
+        except Exception:  # which one it is, and why, is found when they are looked at one by one
+            return None
+
     def _decode_stored(self, id: str, stored: StoredEvent) -> Sequence[Any]:
         try:
-            return self._decode(stored.record.value)
+            return self._codec.decode(stored.record.value)
         except DecodeError as error:
             raise self._stop(id, stored.version, error) from error
 

@@ -241,7 +241,8 @@ def ignore_fingerprints(patch: Patch, log: str) -> None:
         old = "record.key == record_key(request.key, request.fingerprint)"
         change(patch, kafka_events.Events, "_read_snapshots", old, "True")
     if log == "redis":
-        change(patch, PartitionKeys, "snapshots_key", "fingerprint.encode()", "b'any'")
+        old = 'fingerprint.encode("utf-8", "surrogateescape")'
+        change(patch, PartitionKeys, "snapshots_key", old, "b'any'")
 
 
 async def test_red_if_a_log_ignores_fingerprints(

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
@@ -103,11 +103,18 @@ class Deciders:
 
     :param url: of the log.
     :param name: of the aggregate.
+    :param urls: what some clients add to the URL, in turn; whoever is started in the place of one
+        that was killed adds what that did.
     """
 
-    def __init__(self, folder: Path, url: str, name: str, seed: int) -> None:
+    def __init__(
+        self, folder: Path, url: str, name: str, seed: int, urls: Sequence[str] = ("",)
+    ) -> None:
         self.folder = folder
         self._url = url
+        self._urls = urls
+        self._added: dict[str, str] = {}
+        """What each client adds to the URL."""
         self.name = name
         self._seed = seed
         self.random = Random(seed)
@@ -125,11 +132,14 @@ class Deciders:
             client.kill()
             client.join()
 
-    def start(self) -> None:
+    def start(self, added: str | None = None) -> None:
         """One more client."""
+        if added is None:
+            added = self._urls[self._started % len(self._urls)]
         self._started += 1
         name = f"client-{self._started}"
-        plan = Plan(self.folder, self._url, self.name, name, self._seed)
+        self._added[name] = added
+        plan = Plan(self.folder, self._url + added, self.name, name, self._seed)
         self.clients[name] = _context.Process(target=run_process, args=(plan,), name=name)
         self.clients[name].start()
 
@@ -140,7 +150,7 @@ class Deciders:
         victim.kill()
         victim.join()
         self.kills += 1
-        self.start()
+        self.start(self._added[name])
 
     def freeze_one(self, seconds: float) -> None:
         """SIGSTOP one of them for so long, and until the others were told something meanwhile, if
@@ -264,10 +274,12 @@ async def judge(folder: Path, url: str, name: str) -> Verdict:
         loaded = await asyncio.gather(*map(accounts.load, histories))
         told = {each: found.state.cents for each, found in zip(histories, loaded, strict=True)}
         topic = accounts.events.name
+        as_topic = await read_topic(accounts)
     log = open_log(url)
     try:
         again = histories_by_the_rule(log, topic)
-        wrong = [f"read by the rule: {each}" for each in differences(histories, again)]
+        wrong = [f"read as a topic: {each}" for each in differences(histories, as_topic)]
+        wrong += [f"read by the rule: {each}" for each in differences(histories, again)]
         assert isinstance(log, EventLog)
         log.delete_snapshots(topic)
     finally:
@@ -302,6 +314,17 @@ async def read_histories(accounts: Aggregate[AccountEvent, Account]) -> dict[str
 
     names = [account_name(number) for number in range(AGGREGATES)]
     return dict(zip(names, await asyncio.gather(*map(read, names)), strict=True))
+
+
+async def read_topic(accounts: Aggregate[AccountEvent, Account]) -> dict[str, History]:
+    """The histories of all accounts, as whoever reads the topic of their events finds them."""
+    found: dict[str, list[StoredEvent]] = {account_name(n): [] for n in range(AGGREGATES)}
+    async for message in accounts.events.read():
+        assert message.key is not None
+        history = found[message.key]
+        position = Position(message.topic, message.partition, message.offset)
+        history.append(stored_event(len(history) + 1, message.id, message.value, position))
+    return dict(found)
 
 
 def stored_event(version: int, id: str, event: AccountEvent, position: Position) -> StoredEvent:

@@ -9,6 +9,7 @@ call; the money all there.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -44,15 +45,22 @@ class Size(NamedTuple):
 
 
 SHORT = Size(1_500, 3, 1, 0.0)
-SHORT_ON_SERVER = Size(800, 2, 1, 0.0, restarts=1, cuts=5)
+SHORT_ON_REDIS = Size(800, 2, 1, 0.0, restarts=1, cuts=5)
+SHORT_ON_KAFKA = SHORT_ON_REDIS._replace(restarts=0)  # a broker takes its time
 LONG = Size(100_000, 20, 5, 15.0)
 LONG_ON_SERVER = LONG._replace(restarts=3, cuts=40)
 
 
-def run(folder: Path, url: str, size: Size, ground: Ground | None = None) -> Deciders:
+def run(
+    folder: Path,
+    url: str,
+    size: Size,
+    ground: Ground | None = None,
+    urls: Sequence[str] = ("",),
+) -> Deciders:
     """Let clients decide, and break things at seeded moments."""
     name = f"bank-{uuid4().hex[:8]}"
-    with Deciders(folder, url, name, SEED) as deciders:
+    with Deciders(folder, url, name, SEED, urls) as deciders:
         for _ in range(CLIENTS):
             deciders.start()
         deciders.until_all_are_answered()
@@ -112,9 +120,20 @@ async def test_decisions_on_sqlite(tmp_path: Path, size: Size) -> None:
     await approve(folder, url, run(folder, url, size))
 
 
-@sizes(SHORT_ON_SERVER, LONG_ON_SERVER, long_logs=("kafka", "redis"), seconds=3000)
-async def test_decisions_on_a_server(ground: Ground, size: Size, tmp_path: Path) -> None:
+@sizes(SHORT_ON_REDIS, LONG_ON_SERVER, logs=["redis"], long_logs=["redis"], seconds=3000)
+async def test_decisions_on_redis(ground: Ground, size: Size, tmp_path: Path) -> None:
     await approve(tmp_path, ground.direct, run(tmp_path, ground.through, size, ground))
+
+
+@sizes(SHORT_ON_KAFKA, LONG_ON_SERVER, logs=["kafka"], long_logs=["kafka"], seconds=3000)
+async def test_decisions_on_kafka(ground: Ground, size: Size, tmp_path: Path) -> None:
+    """Half of the clients keep their index in a file, which the next one finds after a kill."""
+    urls = [
+        f"&event_index={tmp_path / f'index-{number}'}" if number % 2 else ""
+        for number in range(CLIENTS)
+    ]
+    deciders = run(tmp_path, ground.through, size, ground, urls)
+    await approve(tmp_path, ground.direct, deciders)
 
 
 async def test_decisions_in_memory(tmp_path: Path) -> None:
