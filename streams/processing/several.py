@@ -38,8 +38,7 @@ def expand_several(job: Job) -> Job:
 
     :param job: one that does not build messages itself.
     """
-    # Not every decoding says so: most can give no more than one value.
-    if not any(getattr(each, "gives_several", False) for each in job.decodings.values()):
+    if not any(each.gives_several for each in job.decodings.values()):
         return job
     accepts, encode = job.filter, job.encode_results
     return replace(
