@@ -92,27 +92,27 @@ class AggregateStats:
         has read it: of appends that came too late, or foreign. Only Kafka lets any in.
     """
 
-    decisions: int
-    conflicts: int
-    retries: int
-    appends: int
-    events: int
-    refused: int
-    caused: int
-    load_durations: Durations
-    cache_hits: int
-    cache_misses: int
-    cached: int
-    cached_bytes: int
-    snapshots: int
-    snapshots_used: int
-    snapshots_useless: int
-    snapshots_failed: int
-    snapshot_age: float | None
-    undecodable: int
-    truncated: int
-    failures: int
-    uncounted: int
+    decisions: int = 0
+    conflicts: int = 0
+    retries: int = 0
+    appends: int = 0
+    events: int = 0
+    refused: int = 0
+    caused: int = 0
+    load_durations: Durations = NO_DURATIONS
+    cache_hits: int = 0
+    cache_misses: int = 0
+    cached: int = 0
+    cached_bytes: int = 0
+    snapshots: int = 0
+    snapshots_used: int = 0
+    snapshots_useless: int = 0
+    snapshots_failed: int = 0
+    snapshot_age: float | None = None
+    undecodable: int = 0
+    truncated: int = 0
+    failures: int = 0
+    uncounted: int = 0
 
     @property
     def loads(self) -> int:

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from examples.bank.account import Account
-from examples.bank.demo import run
+from examples.bank.demo import DemoError, run
 from examples.bank.report import money, show
 from examples.bank.transfers import Bank, Transfer, create
 from streams.errors import StreamsError
@@ -25,7 +25,7 @@ URL = "sqlite:///bank.db"
 
 def main() -> int:
     """The process's exit status: 0; 1 where the sums are wrong or something was refused; 2 where
-    the log cannot be used."""
+    it could not run."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.bank",
         description="Accounts and transfers, with workers that are killed.",
@@ -66,7 +66,7 @@ def main() -> int:
             return 0
         action = {"open": _open, "send": _send, "show": _show}[arguments.command]
         return asyncio.run(action(bank, arguments))
-    except StreamsError as error:
+    except (DemoError, StreamsError) as error:
         print(f"bank: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -33,6 +34,10 @@ TIMEOUT = 120.0
 """Seconds after which the run is given up."""
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+class DemoError(Exception):
+    """The run could not be finished; one line."""
 
 
 class Outcome(NamedTuple):
@@ -78,6 +83,7 @@ async def run(
     :param count: of transfers; from 10.
     :param kills: while the first half is made; one more follows in the second.
     :param folder: for the file of the log, if no URL is given, and the workers' figures.
+    :raises DemoError: the run got stuck.
     """
     url = url or f"sqlite:///{folder}/bank.db"
     choose = random.Random(seed)
@@ -99,7 +105,7 @@ async def run(
             report(f"{len(first)} transfers are begun")
             refusals += await _ask_for_too_much(bank)
             for number, limit in enumerate(sorted(choose.choices(range(1, count // 3), k=kills))):
-                await _wait_for_ended(bank, limit)
+                await _wait_for_ended(bank, limit, workers)
                 if workers.kill(number):
                     report(f"a worker was killed with SIGKILL when {limit} transfers were over")
             paid_out = await _close(bank, CLOSED)
@@ -109,15 +115,21 @@ async def run(
             refusals += await _ask_for_too_much(bank)
             if workers.kill(kills):
                 report("a worker was killed with SIGKILL")
-            await _wait_for_ended(bank, count)
+            await _wait_for_ended(bank, count, workers)
         ended = await _ended(bank)
         histories = {id: [each async for each in accounts.read(id)] for id in (*OWNERS, NOBODY)}
+        seen = await _seen_by_readers(bank)
         states = {id: (await accounts.load(id)).state for id in histories}
         figures = Figures(*map(sum, zip(read_figures(folder), figures_of(bank), strict=True)))
     sums = audit(histories)
     refused = Counter(_reason(each) for each in ended if each.status != "completed")
     completed = len(ended) - refused.total()
     errors = _errors(wanted, ended, sums, completed, states, histories)
+    errors += [
+        f"{id}: a reader of the topic sees other events than its history has"
+        for id, history in histories.items()
+        if seen.get(id, []) != [each.id for each in history]
+    ]
     made = workers.kills
     return Outcome(len(OWNERS) * MONEY, sums, figures, completed, refused, refusals, made, errors)
 
@@ -155,16 +167,31 @@ async def _ended(bank: Bank) -> list[SagaStatus[Transfer]]:
     return await bank.transfers.list("completed", "compensated", "failed", "stopped")
 
 
+async def _seen_by_readers(bank: Bank) -> dict[str | None, list[str]]:
+    """The IDs of each account's events, as whoever reads the topic is given them."""
+    seen: dict[str | None, list[str]] = {}
+    async with bank.accounts.events.read() as messages:
+        async for message in messages:
+            seen.setdefault(message.key, []).append(message.id)
+    return seen
+
+
 def _reason(saga: SagaStatus[Transfer]) -> str:
     """Why a transfer was not made: the exception's name."""
     return saga.status if saga.failure is None else saga.failure.error.kind
 
 
-async def _wait_for_ended(bank: Bank, count: int) -> None:
-    """Wait until so many transfers are over."""
-    async with asyncio.timeout(TIMEOUT):
-        while len(await _ended(bank)) < count:  # noqa: ASYNC110 - workers end them
-            await asyncio.sleep(0.05)
+async def _wait_for_ended(bank: Bank, count: int, workers: _Workers) -> None:
+    """Wait until so many transfers are over.
+
+    :raises DemoError: nobody carries them out.
+    """
+    deadline = time.monotonic() + TIMEOUT
+    while (ended := len(await _ended(bank))) < count:
+        workers.check()
+        if time.monotonic() > deadline:
+            raise DemoError(f"{ended} of {count} transfers are over after {TIMEOUT:g} s")
+        await asyncio.sleep(0.05)
 
 
 class _Workers:
@@ -185,6 +212,12 @@ class _Workers:
             *(self._url, self._name, f"worker-{number}", str(figures)),
         ]
         return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths})
+
+    def check(self) -> None:
+        """:raises DemoError: one has ended by itself."""
+        for worker in self._running:
+            if worker.poll() is not None:
+                raise DemoError(f"a worker ended by itself with status {worker.returncode}")
 
     def kill(self, number: int) -> bool:
         """``kill -9``, whatever it is doing; whether there is one to be killed."""

@@ -14,15 +14,16 @@ from streams.app import Streams
 from streams.config import Retry
 from streams.errors import ConfigError, InvalidValue
 from streams.eventsourcing.causes import follow_handlers
+from streams.eventsourcing.definition import Definition, Expected, Options
 from streams.eventsourcing.event_codec import EventCodec
 from streams.eventsourcing.event_topic import EventTopic
 from streams.eventsourcing.results import AggregateStats, Decided, Loaded, RecordedEvent
-from streams.eventsourcing.runtime import AggregateRuntime, Definition, Expected, Options
+from streams.eventsourcing.runtime import AggregateRuntime
 from streams.eventsourcing.snapshots import Snapshot
 from streams.eventsourcing.state_cache import Cache
 from streams.eventsourcing.state_type import StateType
 from streams.health import AggregateHealth
-from streams.log.event_headers import CAUSE, EVENT, FINAL, MAX_CAUSE
+from streams.log.event_headers import CAUSE, COPIED_VERSION, EVENT, FINAL, MAX_CAUSE
 from streams.message import ID, Message, Position
 from streams.wire import utc_from_seconds
 
@@ -264,7 +265,7 @@ def _encode_headers(name: str, headers: Any) -> tuple[tuple[str, bytes], ...]:
     for header, content in headers.items():
         if not isinstance(header, str) or not isinstance(content, str):
             raise InvalidValue(f"aggregate {name!r}: header {header!r}: names and values are str")
-        if header in (ID, EVENT, CAUSE, FINAL):
+        if header in (ID, EVENT, CAUSE, FINAL, COPIED_VERSION):
             raise InvalidValue(f"aggregate {name!r}: header {header!r} is written by the append")
         found.append((header, content.encode("utf-8", "surrogateescape")))
     return tuple(found)

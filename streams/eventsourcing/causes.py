@@ -83,23 +83,20 @@ _handling: ContextVar[Handling | None] = ContextVar("streams-handling", default=
 
 
 def is_handling() -> bool:
-    """Whether this is called in a handler of an app with aggregates, or by what one started."""
+    """Whether this is called in a handler, or by what one has started."""
     return _handling.get() is not None
 
 
 @contextmanager
-def cause_of_call(aggregate: str, id: str, given: Cause) -> Iterator[str]:
+def cause_of_call(aggregate: str, id: str, message: Message[Any] | None) -> Iterator[str]:
     """The cause of a call upon an aggregate, while it goes on; empty: it has none.
 
+    :param message: that was given as the cause; None: the one that is being handled.
     :raises ConfigError: it has to be named.
     """
-    if given is False or isinstance(given, str):
-        yield given or ""
-        return
     handling = _handling.get()
-    message = given
-    if message is None:
-        message = None if handling is None else _message_of(handling, aggregate, id)
+    if message is None and handling is not None:
+        message = _message_of(handling, aggregate, id)
     if message is None:
         yield ""
         return

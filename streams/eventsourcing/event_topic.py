@@ -11,12 +11,13 @@ from streams.app import Streams
 from streams.decoding import TopicDecoder
 from streams.errors import EventTopicError, InvalidValue
 from streams.eventsourcing.event_codec import EventCodec
-from streams.log.event_headers import EVENT, parse_event
+from streams.log.event_headers import COPIED_VERSION, EVENT, event_version, parse_event
 from streams.log.events import EventLog, events_only
 from streams.log.protocol import Log
 from streams.message import Batch, Message, Record
 from streams.processing import Several, Skip
 from streams.topic import InternalTopic
+from streams.wire import parse_int
 
 E = TypeVar("E")
 
@@ -92,9 +93,12 @@ class EventTopic(InternalTopic[E]):
         :raises InvalidValue: the message is none of an event topic.
         """
         found = parse_event(message.header(EVENT), message.id)
-        if found is None or found.is_refusal:
+        version = None if found is None else event_version(found)
+        if version is None:  # one that has come back to its group is a copy
+            version = parse_int(message.header(COPIED_VERSION))
+        if version is None:
             raise InvalidValue(f"topic {self.name!r}: version_of({message!r}): it is no event")
-        return found.base.version + found.record_index + 1
+        return version
 
     def _refuse(self, *given: Any, **options: Any) -> NoReturn:
         raise events_only(self.name, "published to")

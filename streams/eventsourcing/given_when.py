@@ -12,8 +12,9 @@ from typing import Any, Concatenate, Generic, ParamSpec
 
 from typing_extensions import TypeVar
 
+from streams.errors import StreamsError
 from streams.eventsourcing.aggregate import Aggregate
-from streams.eventsourcing.runtime import Definition, events_of
+from streams.eventsourcing.definition import Definition, events_of
 
 E = TypeVar("E")
 S = TypeVar("S")
@@ -79,7 +80,10 @@ class Given(Generic[S, E]):
 
     def __init__(self, definition: Definition[E, S], events: Sequence[E]) -> None:
         self._definition = definition
-        self.state: S = _fold(definition, definition.state_type.initial, events)
+        self._is_closed = False
+        self.state: S = definition.state_type.initial
+        for event in events:
+            self.state, self._is_closed = self._after((event,))
 
     def when(
         self,
@@ -93,10 +97,27 @@ class Given(Generic[S, E]):
         given = [repr(each) for each in args] + [f"{k}={v!r}" for k, v in kwargs.items()]
         description = f"{name}({', '.join(given)}) upon {self.state!r}"
         try:
-            events: Sequence[Any] = events_of(decision(self.state, *args, **kwargs))
+            decided = decision(self.state, *args, **kwargs)
         except Exception as error:
             return When(self.state, (), error, description)
-        return When(_fold(self._definition, self.state, events), events, None, description)
+        events = events_of(self._definition.name, decided)
+        if not events:
+            return When(self.state, (), None, description)
+        try:
+            state, _ = self._after(events)
+        except StreamsError as error:
+            return When(self.state, (), error, description)
+        return When(state, events, None, description)
+
+    def _after(self, events: Sequence[Any]) -> tuple[S, bool]:
+        """The state after events of one append, each written and read back, as the log would; and
+        whether nothing can follow."""
+        definition, state = self._definition, self.state
+        found = definition.prepare("given", state, events, is_closed=self._is_closed)
+        for value in found.values:
+            for each in definition.codec.decode(value):
+                state = definition.evolve(state, each)
+        return state, found.is_final
 
 
 def given(aggregate: Aggregate[E, S], *events: E) -> Given[S, E]:
@@ -104,14 +125,6 @@ def given(aggregate: Aggregate[E, S], *events: E) -> Given[S, E]:
 
     :raises TypeError: one is no event of the aggregate.
     :raises EncodeError: one could not be appended.
+    :raises AggregateClosed: one is behind the final event.
     """
     return Given(aggregate.definition, events)
-
-
-def _fold(definition: Definition[E, S], state: S, events: Sequence[E]) -> S:
-    """The state after events, each of which is written and read back, as the log would."""
-    codec = definition.codec
-    for event in events:
-        for each in codec.decode(codec.encode(event)):
-            state = definition.evolve(state, each)
-    return state

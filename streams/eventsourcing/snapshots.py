@@ -12,7 +12,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from stream_codecs import CodecError
 from streams.errors import ConfigError, LogError
 from streams.eventsourcing.histories import Histories
 from streams.eventsourcing.state_cache import KnownState
@@ -97,7 +96,7 @@ class SnapshotWriter:
             for key, known in pending.items():
                 try:
                     data = self._state_type.encode(known.state)
-                except CodecError as error:
+                except Exception as error:  # a codec of the user's own may raise anything
                     self.failed += 1
                     self._report(f"a state cannot be written: {error}")
                     continue

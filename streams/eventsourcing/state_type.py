@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping, MutableMapping, MutableSequence, MutableSet
-from typing import Any, Generic, NamedTuple, get_origin, is_typeddict
+from types import NoneType
+from typing import Any, Generic, NamedTuple, get_args, get_origin, is_typeddict
 
 import msgspec
 from typing_extensions import TypeVar
@@ -42,6 +43,8 @@ class StateType(Generic[S]):
                 ) from error
         elif not _is_of_type(initial, state):
             raise ConfigError(f"aggregate {name!r}: initial={initial!r} is no {type_name(state)}")
+        self.may_be_none = state is NoneType or NoneType in get_args(state)
+        """None is a state as any."""
         self.initial: S = initial
         """The state before the first event."""
         self._bound: Bound[S] | None = None

@@ -28,6 +28,9 @@ from streams.text import get_logger
 
 logger = get_logger("streams")
 
+MAX_REPORTED = 10_000
+"""Foreign records that are reported, at most: what is remembered so that none is reported twice."""
+
 _REFUSAL = b"0/0/"
 """What the header of a refusal begins with."""
 
@@ -88,28 +91,32 @@ def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
 
 class ForeignRecords:
     """Reports what stands in event topics and was written by no append, each record once (any
-    thread)."""
+    thread); the first :data:`MAX_REPORTED` of them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._reported: dict[tuple[str, int], int] = {}
-        """By partition, the offset below which all is reported."""
+        self._reported: set[tuple[str, int, int]] = set()
+        """Topic, partition and offset of each."""
 
     def report(self, batch: Batch, rows: Sequence[int]) -> None:
         """These records of a batch are foreign."""
         place = batch.topic, batch.partition
         with self._lock:
-            before = self._reported.get(place, 0)
-            new = [row for row in rows if batch.offsets[row] >= before]
+            if len(self._reported) >= MAX_REPORTED:
+                return
+            new = [row for row in rows if (*place, batch.offsets[row]) not in self._reported]
             if not new:
                 return
-            self._reported[place] = batch.offsets[new[-1]] + 1
+            self._reported.update((*place, batch.offsets[row]) for row in new)
+            is_last = len(self._reported) >= MAX_REPORTED
         others = f", and {len(new) - 1} more up to {batch.offset(new[-1])}" if new[1:] else ""
         logger.warning(
             "%s/%d holds events of an aggregate, and something else has written to it: the record "
             "at offset %s%s is none and is left out; only the aggregate may write there",
             *place, batch.offset(new[0]), others,
         )  # fmt: skip
+        if is_last:
+            logger.warning("there are so many of these that no more are reported")
 
 
 class EventFilter:

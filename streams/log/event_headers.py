@@ -87,7 +87,9 @@ def make_append(
     common = f"{count}/{base.version}/{base.last_id}"
     for index, record in enumerate(records):
         value = f"{index}/{common}/{append_id}" if index else f"0/{common}"
-        headers: list[tuple[str, bytes | None]] = [(EVENT, value.encode())]
+        headers: list[tuple[str, bytes | None]] = [
+            (EVENT, value.encode("utf-8", "surrogateescape"))
+        ]
         if cause and not index:
             headers.append((CAUSE, cause.encode("utf-8", "surrogateescape")))
         if is_final and index == len(records) - 1:

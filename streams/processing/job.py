@@ -76,6 +76,11 @@ class IdReader(Protocol):
 class Decoding(Protocol):
     """How one topic's values become what the handler is declared to take."""
 
+    @property
+    def gives_several(self) -> bool:
+        """:meth:`decode_one` may answer :class:`Several`."""
+        ...
+
     def unwrap(self, batch: Batch) -> Batch:
         """What the batch holds, where some of its messages are wrapped in an envelope that has
         their IDs and headers; else itself."""

@@ -55,9 +55,6 @@ accounts = Aggregate(app, "NAME", Opened | Deposited, Account, evolve, partition
 """
 
 
-with_snapshots = pytest.mark.parametrize("bank", ["sqlite", "redis"], indirect=True)
-
-
 class Bank:
     """Accounts on one log, and the command line beside them."""
 
@@ -83,7 +80,7 @@ class Bank:
             app = Streams(self.url)
             accounts: Aggregate[Any, Account] = Aggregate(
                 app, self.name, AccountEvent, Account, evolve, partitions=3, final=Closed,
-                snapshot=None if self.is_kafka else Snapshot(every=2),
+                snapshot=Snapshot(every=2),
             )  # fmt: skip
             async with app:
                 await act(accounts)
@@ -94,10 +91,6 @@ class Bank:
         log = open_log(self.url)
         assert isinstance(log, EventLog)
         return log
-
-    @property
-    def is_kafka(self) -> bool:
-        return self.url.startswith("kafka")
 
 
 LOGS = ["sqlite", "redis", "kafka"]
@@ -149,7 +142,6 @@ def test_a_log_says_how_much_its_event_topics_hold(filled: Bank) -> None:
     assert plain.err == ""
 
 
-@with_snapshots
 def test_snapshots_are_counted_by_fingerprint(filled: Bank) -> None:
     found = filled("ls", "bank:app", "--json").json[0]
     assert found["snapshots"] == {found["fingerprint"]: 2}
@@ -361,7 +353,6 @@ accounts = Aggregate(app, "NAME", AccountEvent, Account, fold, partitions=3)
     assert (listed["id"], listed["why"]) == ("a-1", why)
 
 
-@with_snapshots
 def test_snapshots_are_shown_with_their_age_and_use(filled: Bank) -> None:
     log = filled.log()
     (found,) = log.read_histories(filled.topic, [HistoryRequest(b"a-1", limit=2)])
@@ -391,7 +382,6 @@ def test_snapshots_are_shown_with_their_age_and_use(filled: Bank) -> None:
     assert {each["usable"] for each in raw["snapshots"]} == {None}
 
 
-@with_snapshots
 def test_a_snapshot_that_cannot_be_read_is_of_no_use_and_in_nobodys_way(filled: Bank) -> None:
     kind = filled("ls", "bank:app", "--json").json[0]["fingerprint"]
     log = filled.log()
@@ -405,7 +395,6 @@ def test_a_snapshot_that_cannot_be_read_is_of_no_use_and_in_nobodys_way(filled: 
     assert (snapshot["usable"], snapshot["why"]) == (False, "its state cannot be decoded")
 
 
-@with_snapshots
 def test_snapshots_are_deleted_and_nothing_else_changes(filled: Bank) -> None:
     before = filled("show", "bank:app", "NAME", "a-1", "--events", "--json").json
     kind = filled("ls", "bank:app", "--json").json[0]["fingerprint"]

@@ -7,11 +7,19 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,  # pyright: ignore[reportPrivateImportUsage]
+    ConfigEntry,  # pyright: ignore[reportPrivateImportUsage]
+    ConfigResource,  # pyright: ignore[reportPrivateImportUsage]
+    ResourceType,  # pyright: ignore[reportPrivateImportUsage]
+)
 
-from streams import Retention, Streams
+from streams import Streams
 from streams.eventsourcing import Aggregate, Snapshot
 from streams.log.events import HistoryRequest, StoredSnapshot
 from streams.log.url import open_log
@@ -148,28 +156,37 @@ def test_a_topic_that_holds_no_histories(clinic: Clinic) -> None:
     assert why == f"topic {clinic.topic} holds no histories"
 
 
+def configure(url: str, topic: str, settings: dict[str, str]) -> None:
+    """Change settings of a topic, as an administrator can."""
+    admin = AdminClient({"bootstrap.servers": urlsplit(url).netloc})
+    entries = [
+        ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+        for name, value in settings.items()
+    ]
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
+    for done in admin.incremental_alter_configs([resource]).values():
+        done.result(30)
+
+
 @pytest.mark.parametrize(
-    ("retention", "said"),
+    ("settings", "said"),
     [
-        (Retention(seconds=3_600), "deletes events: kept for 1h"),
-        (Retention(compacted=True), "compacts events: kept only the last message of each key"),
+        ({"retention.ms": "3600000"}, "deletes events: kept for 1h"),
+        ({"cleanup.policy": "compact"}, "compacts events: kept only the last message of each key"),
     ],
 )
 def test_events_that_are_deleted_on_kafka(
-    kafka_url: str, run: Run, shell: Shell, retention: Retention, said: str
+    kafka_url: str, run: Run, shell: Shell, settings: dict[str, str], said: str
 ) -> None:
     clinic = Clinic(kafka_url, shell.folder, run)
-    log = clinic.log()
-    log.create_topic(clinic.topic, 2, retention)
-    log.close()
+    clinic.fill()
+    configure(kafka_url, clinic.topic, settings)
     why, advice = clinic.no()
     assert said in why
     assert f"topics retain {clinic.topic} --for-ever" in advice
 
 
 def test_records_that_no_aggregate_wrote_on_redis(redis_url: str, run: Run, shell: Shell) -> None:
-    from urllib.parse import urlsplit
-
     from redis import Redis
 
     clinic = Clinic(redis_url, shell.folder, run)

@@ -108,7 +108,7 @@ def test_a_batch_keeps_headers_times_and_ids(world: World) -> None:
     write(world, topic)
     log = events_of(world)
     reader = log.raw_reader(topic, 0, *world.log.watermarks(topic, 0))
-    whole = {}
+    whole: dict[int, tuple[Any, int]] = {}
     while (raw := reader.read(100)) is not None:
         whole.update((raw.offsets[row], (raw, row)) for row in range(len(raw)))
     reader.close()

@@ -113,8 +113,10 @@ async def test_a_dead_event_is_put_back_to_its_group_and_never_into_the_topic(
 ) -> None:
     app, bank = declared(stage)
     fails = True
+    versions: list[int] = []
 
     def act(value: Any, message: Message[Any]) -> None:
+        versions.append(bank.events.version_of(message))
         if fails and value == Deposited(1):
             raise Reject("not now")
 
@@ -132,6 +134,7 @@ async def test_a_dead_event_is_put_back_to_its_group_and_never_into_the_topic(
         fails = False
         assert await letters.reprocess() == 1
         await stage.until(lambda: len(stage.seen.handled) == 3)
+        assert versions == [1, 2, 3, 2]  # it is the same event
         assert ends == [stage.anchor.watermarks(bank.events.name, each) for each in range(2)]
         await bank.decide("a", deposit, 3)
         assert [e.version async for e in bank.read("a")] == [1, 2, 3, 4]

@@ -21,6 +21,7 @@ import redis
 
 from streams import Streams
 from streams.eventsourcing import Aggregate, HistoryTruncated, Loaded, Snapshot
+from streams.eventsourcing.states import States
 from streams.log.event_headers import make_append
 from streams.log.events import NO_HISTORY, Appended, Base, EventAppend, EventLog, Head, Refused
 from streams.log.names import partition_for
@@ -272,6 +273,12 @@ def grow_to(log: EventLog, key: bytes, version: int, random: Random) -> None:
         assert len(values(history(log, TOPIC, key))) == version
 
 
+def states_of(bank: Aggregate[Any, Account]) -> States:
+    states = bank._runtime._states
+    assert states is not None
+    return states
+
+
 async def test_a_file_that_was_put_back_is_told_and_never_forks(tmp_path: Path) -> None:
     file = tmp_path / "log.db"
     app, others = Streams(f"sqlite:///{file}"), Streams(f"sqlite:///{file}")
@@ -283,12 +290,12 @@ async def test_a_file_that_was_put_back_is_told_and_never_forks(tmp_path: Path) 
     async with app:
         for id in ("a", "b"):
             await bank.decide(id, deposit, 1)
-        known = bank._runtime._cache
+        known = states_of(bank).cache
     shutil.copy(tmp_path / "earlier.db", file)
     async with others:
         await their_bank.decide("a", deposit, 50)
     async with app:
-        bank._runtime._cache = known  # as of one that was not closed meanwhile
+        states_of(bank).cache = known  # as of one that was not closed meanwhile
         for id in ("a", "b"):
             with pytest.raises(HistoryTruncated, match=id):
                 await bank.decide(id, deposit, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import pytest
 from confluent_kafka import Producer
 
 from streams.errors import EventTopicError
-from streams.log.event_headers import EVENT, make_append
+from streams.log.event_headers import EVENT, VOID, make_append
 from streams.log.events import NO_HISTORY, Appended, Base, EventAppend
 from streams.log.kafka.log import KafkaLog
 from streams.log.kafka.snapshot_index import snapshot_topic
@@ -320,8 +321,8 @@ def test_foreign_records_are_reported_once(
 ) -> None:
     mixed = write_mixture(log, raw, topic)
     with caplog.at_level(logging.WARNING, "streams"):
-        for _ in range(2):
-            read(log.reader(topic, 0, 0, mixed.end))
+        for start in (mixed.middle, 0, 0):  # what is read last may stand first
+            read(log.reader(topic, 0, start, mixed.end))
     said = [each.getMessage() for each in caplog.records if "something else" in each.getMessage()]
     assert said
     assert all(f"{topic}/0" in each for each in said)
@@ -427,3 +428,113 @@ def test_what_is_known_to_hold_events_is_written_by_appends_alone(
         with pytest.raises(EventTopicError, match="cannot be trimmed"):
             each.set_retention(topic, Retention(seconds=60))
     assert log.watermarks(topic, 0) == (0, 1)
+
+
+# -- against a naive model -------------------------------------------------------------------------
+
+
+class NaiveFold:
+    """Which records of a partition count, found out the slow way: every prefix from its start."""
+
+    def __init__(self) -> None:
+        self.records: list[tuple[bytes | None, str, dict[str, bytes | None]]] = []
+
+    def add(self, record: Record) -> None:
+        self.records.append((record.key, record.id, dict(record.headers)))
+
+    def counted(self) -> list[int]:
+        found: list[int] = []
+        for key in {key for key, _, _ in self.records if key is not None}:
+            found += self._counted_of(key)
+        return sorted(found)
+
+    def _counted_of(self, key: bytes) -> list[int]:
+        version, last_id, found = 0, "", list[int]()
+        begun: dict[str, list[int]] = {}
+        for offset, (each, id, headers) in enumerate(self.records):
+            if each != key:
+                continue
+            if "streams_void" in headers:
+                begun.pop((headers["streams_void"] or b"").decode(), None)
+                continue
+            parts = (headers.get(EVENT) or b"").decode("utf-8", "replace").split("/")
+            if len(parts) < 4 or (parts[2], parts[3]) != (str(version), last_id):
+                continue
+            index, count = int(parts[0]), int(parts[1])
+            append_id = parts[4] if index else id
+            if index == 0:
+                begun[append_id] = [offset]
+            elif append_id in begun and len(begun[append_id]) == index:
+                begun[append_id].append(offset)
+            else:
+                continue
+            if index + 1 >= count:
+                found += begun[append_id] if count else []
+                version, last_id, begun = version + count, id, {}
+        return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_readers_agree_with_a_naive_model(
+    log: KafkaLog, stranger: KafkaLog, raw: RawWriter, topic: str, seed: int
+) -> None:
+    """Stale bases, halves that go on later or never, duplicates, lies, refusals and voids, in any
+    order; read from anywhere, in steps of any size, by a group that is killed and comes back."""
+    choose = random.Random(seed)
+    fold, keys = NaiveFold(), [b"a", b"b", b"c"]
+    bases: dict[bytes, list[Base]] = {key: [NO_HISTORY] for key in keys}
+    queued: list[list[Record]] = []
+    written: list[Record] = []
+    for _ in range(120):
+        key = choose.choice(keys)
+        act = choose.random()
+        if act < 0.55:
+            base = choose.choice(bases[key][-2:])
+            new = made(key, base, choose.randint(1, 3))
+            bases[key].append(new.head.base)
+            queued.append(list(new.records))
+        elif act < 0.65:
+            queued.append(list(made(key, bases[key][-1], is_refusal=True).records))
+            bases[key].append(Base(bases[key][-1].version, queued[-1][0].id))
+        elif act < 0.75 and written:
+            queued.append([choose.choice(written)])
+        elif act < 0.8:
+            queued.append([Record(b"foreign", key, uuid4().hex)])
+        elif act < 0.85:
+            last = bases[key][-1]
+            queued.append([lie(key, f"1/2/{last.version}/{last.last_id}/nobody".encode())])
+        elif queued:
+            begun = choose.choice(queued)
+            queued.append([Record(None, key, uuid4().hex, [(VOID, begun[0].id.encode())])])
+        while queued and choose.random() < 0.8:
+            records = choose.choice(queued)
+            record = records.pop(0)
+            raw.write(topic, record)
+            fold.add(record)
+            written.append(record)
+            if not records or choose.random() < 0.05:
+                queued.remove(records)
+    # What was begun and never ended is given up by readers; the model must see that, too.
+    end = len(fold.records)
+    first = read(stranger.reader(topic, 0, 0, end))
+    reader = stranger.raw_reader(topic, 0, end, stranger.watermarks(topic, 0)[1])
+    while (batch := reader.read(100)) is not None:
+        for row in range(len(batch)):
+            fold.add(Record(None, batch.keys[row], batch.id(row), batch.headers(row)))
+    reader.close()
+    counted = [offset for offset in fold.counted() if offset < end]
+    assert first == counted
+    for each in (log, stranger):
+        for _ in range(3):
+            start, stop = sorted(choose.sample(range(end + 1), 2))
+            found = read(each.reader(topic, 0, start, stop))
+            assert found == [offset for offset in counted if start <= offset < stop]
+    seen = History()
+    for part in (counted[: len(counted) // 2], counted):
+        limit = choose.randint(1, 20)
+        member = Committing(stranger, f"g-{topic}", [topic], seen, "m", limit=limit)
+        try:
+            member.until_delivered(len(part))
+        finally:
+            member.close()
+    assert [each.offset for each in seen.events if each.what == "message"] == counted

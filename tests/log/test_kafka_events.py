@@ -265,7 +265,7 @@ def test_an_append_that_was_declared_void_while_it_was_written_is_written_again(
     call: Any = SimpleNamespace(settle=settle)
     sent = _Sent(0, slow, 0)
     decided = log._events._on_decided(index, sent, call)
-    index.watch([(0, slow.records[0].id, decided)])
+    index.watch([(0, slow, decided)])
     (end,) = write(producer, topic, slow.records[1:])
     index.written(0, [(slow.records[0].id, b"k", end)], [end], [b"k"], [slow.records[1].headers])
     until(lambda: outcomes or None, PATIENCE, "what became of it")

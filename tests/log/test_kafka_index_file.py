@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -20,6 +21,7 @@ from streams.log.event_headers import make_append
 from streams.log.events import NO_HISTORY, Caused, Head, History, HistoryRequest
 from streams.log.kafka.index_file import IndexFile, open_index_file
 from streams.log.kafka.log import KafkaLog
+from streams.log.kafka.partition_index import PartitionIndex
 from streams.log.url import open_log
 from tests.conformance.histories import append, append_all, event, grow, history, values
 from tests.conformance.member import PATIENCE
@@ -225,7 +227,7 @@ def test_a_log_that_lost_what_was_folded_is_said(
         state = file.partition(0).state
         for name, value in changed.items():
             setattr(state, name, value)
-        index = log_index(file)
+        index: Any = log_index(file)
         index.next_offset, index._last_id = state.next_offset, state.last_id
         file.write(0, index.take_changes())
         file.close()
@@ -236,9 +238,7 @@ def test_a_log_that_lost_what_was_folded_is_said(
         log.close()
 
 
-def log_index(file: IndexFile) -> object:
-    from streams.log.kafka.partition_index import PartitionIndex
-
+def log_index(file: IndexFile) -> PartitionIndex:
     return PartitionIndex(0, file.partition(0))
 
 

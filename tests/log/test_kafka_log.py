@@ -384,7 +384,7 @@ def test_a_reader_whose_consumer_sees_nothing_goes_on_with_another(
     log, topic = world.log, world.topic(1)
     assert isinstance(log, KafkaLog)
     append(log, topic, [record(b"1"), record(b"2")])
-    reader = log.reader(topic, 0, 0, 1 << 62)
+    reader = log.raw_reader(topic, 0, 0, 1 << 62)
     batch = reader.read(1)
     assert batch is not None
     assert batch.values == [b"1"]

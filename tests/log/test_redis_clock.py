@@ -92,8 +92,9 @@ def test_a_clock_that_is_set_forward_makes_no_second_owner(
     step(client, topic, group, -HOUR * 2)
     other = Member(logs[1], group, topic)
     members.append(other)
+    subscription: Any = other.subscription
     for _ in range(50):
-        other.subscription._next_heartbeat = 0.0
+        subscription._next_heartbeat = 0.0
         other.poll(timeout=0.0)
     assert other.owned == {}
     assert all(each.valid_until > time.monotonic() for each in owner.owned.values())

@@ -25,6 +25,7 @@ from streams.cli.aggregates.lists import list_ids, list_keys, list_stopped, list
 from streams.cli.aggregates.place import open_place
 from streams.cli.aggregates.view import AggregateView, print_aggregate
 from streams.cli.command_errors import CommandFailed, UsageError
+from streams.cli.log_queries import await_index
 from streams.cli.offset_arguments import parse_duration, parse_time
 from streams.cli.options import AppUrl, Json, Yes, argument_bytes, confirm
 from streams.text import suggestion
@@ -94,6 +95,7 @@ def list_aggregates(
             list_topics(place, scan if undecodable else None, json=json)
             return
         info = place.event_topic(name)
+        await_index(place.log, info.name)
         after_bytes = None if after is None else argument_bytes(after)
         size = min(number or PAGE, PAGE)
         keys = list_keys(place.log, info, argument_bytes(prefix), after_bytes, size)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from streams.cli import output
 from streams.cli.aggregates.place import SUFFIX, Place, event_topics
 from streams.cli.command_errors import print_error
+from streams.cli.log_queries import await_index
 from streams.text import escape
 from streams.wire import shorten
 
@@ -56,7 +57,8 @@ def list_topics(place: Place, scan: int | None, *, json: bool) -> None:
     output.print_rows(rows, [*columns, "snapshots"], json=False)
 
 
-def _topic_json(log: EventLog, info: TopicInfo) -> dict[str, Any]:
+def _topic_json(log: Any, info: TopicInfo) -> dict[str, Any]:
+    await_index(log, info.name)
     totals = log.event_totals(info.name)
     return {
         "aggregate": info.name.removesuffix(SUFFIX),
@@ -140,6 +142,7 @@ def _partition_keys(
         page = output.call_or_report(
             where, partial(log.list_keys, info.name, partition, after, size)
         )
+        before = after
         for each in page or ():
             key: Any = each.key
             if not isinstance(key, bytes):  # somebody else's row
@@ -153,6 +156,10 @@ def _partition_keys(
             after = key
         if not page or len(page) < size:
             return
+        if after == before:  # nothing but such keys, which stand before all bytes
+            if after is not None:
+                return
+            after = b""
 
 
 def list_ids(keys: Iterator[HistoryKey], number: int, *, json: bool) -> None:

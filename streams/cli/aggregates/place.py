@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from streams.cli import output
 from streams.cli.app_loading import load_app
 from streams.cli.command_errors import CommandFailed
 from streams.cli.options import open_url
@@ -22,12 +19,6 @@ if TYPE_CHECKING:
 
 SUFFIX = ".events"
 """What follows an aggregate's name in the name of its event topic."""
-
-SAMPLE_SIZE = 20
-"""Records of a partition among which an event is looked for, where the log cannot tell."""
-
-MAX_PARTITIONS = 32
-"""Partitions that are looked at for that."""
 
 
 class Place(NamedTuple):
@@ -75,7 +66,7 @@ class Place(NamedTuple):
             hint = did_you_mean(name, known)
             more = f"; {hint}" if hint else f": it has no topic {topic!r}"
             raise CommandFailed(f"the log has no aggregates {name!r}{more}") from error
-        if not is_event_topic(self.log, info, when_empty=True):
+        if not info.is_event_topic:
             raise CommandFailed(
                 f"topic {topic!r} holds no histories; streams tail {topic} shows what stands in it"
             )
@@ -101,31 +92,4 @@ def open_place(target: str | None, url: str | None, mode: OpenMode = "ro") -> It
 
 def event_topics(log: Log) -> list[TopicInfo]:
     """The event topics of a log, by name."""
-    named = [info for info in log.topics() if info.name.endswith(SUFFIX)]
-    return [
-        info
-        for info in named
-        if output.call_or_report(info.name, partial(is_event_topic, log, info))
-    ]
-
-
-def is_event_topic(log: Log, info: TopicInfo, *, when_empty: bool = False) -> bool:
-    """Whether a topic holds histories.
-
-    :param when_empty: what to believe of an empty one, where only records can tell.
-    """
-    from streams.log.event_headers import is_event
-    from streams.log.events import ArbitratingLog
-    from streams.log.range_reader import read_batches
-
-    if info.is_event_topic or not isinstance(log, ArbitratingLog):
-        return info.is_event_topic
-    is_empty = True
-    for partition in range(min(info.partitions, MAX_PARTITIONS)):
-        first, end = log.watermarks(info.name, partition)
-        batches = read_batches(log, info.name, partition, first, end, SAMPLE_SIZE)
-        for batch in islice(batches, 1):
-            is_empty = False
-            if any(is_event(batch.headers(at)) for at in range(len(batch.offsets))):
-                return True
-    return is_empty and when_empty
+    return [info for info in log.topics() if info.name.endswith(SUFFIX) and info.is_event_topic]

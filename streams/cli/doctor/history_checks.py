@@ -4,6 +4,7 @@ can be read by this code."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streams.cli import output
@@ -14,7 +15,6 @@ from streams.cli.doctor.inspection import (
     Finding,
     Subject,
 )
-from streams.log.range_reader import read_batches
 from streams.text import error_text
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def _check_aggregate(
     yield from _check_topic(inspection, subject, aggregate, info)
     sample = list(_read_sample(log, info))
     foreign = [each for each in sample if not each.is_event]
-    if sample and len(foreign) == len(sample):
+    if not info.is_event_topic:
         yield subject.no(
             f"topic {topic} holds no histories", "give the aggregate another name, or the topic"
         )
@@ -99,13 +99,21 @@ class _SampledEvent(NamedTuple):
 
 
 def _read_sample(log: Log, info: TopicInfo) -> Iterator[_SampledEvent]:
-    """The last records of each partition."""
+    """The last records of each partition, whatever they are."""
+    from streams.log.events import EventLog
+
     for partition in range(min(info.partitions, MAX_PARTITIONS)):
         first, end = log.watermarks(info.name, partition)
         start = max(first, log.offset_before(info.name, partition, end, SAMPLE_SIZE))
-        for batch in read_batches(log, info.name, partition, start, end, SAMPLE_SIZE):
-            for index in range(len(batch.offsets)):
-                yield _sampled(log, batch, index)
+        if start >= end:
+            continue
+        open_reader = log.reader
+        if info.is_event_topic and isinstance(log, EventLog):
+            open_reader = log.raw_reader
+        with closing(open_reader(info.name, partition, start, end)) as reader:
+            while (batch := reader.read(SAMPLE_SIZE)) is not None:
+                for index in range(len(batch.offsets)):
+                    yield _sampled(log, batch, index)
 
 
 def _sampled(log: Log, batch: Batch, index: int) -> _SampledEvent:

@@ -383,11 +383,13 @@ class TopicIndex:
             with self.lock:
                 if self.error is not None or self._file is None:
                     return
-                has_changed = any(each.has_changed for each in self.partitions.values())
-            if not is_last and (not has_changed or began < next_at):
+                chosen = [
+                    each for each in self.partitions.values() if is_last or each.is_worth_saving
+                ]
+            if not is_last and (not chosen or began < next_at):
                 continue
             try:
-                for index in list(self.partitions.values()):
+                for index in chosen:
                     self._save(self._file, index)
                 is_failing = False
             except LogError as error:

@@ -61,6 +61,9 @@ PRIMARY KEY (partition, last)) WITHOUT ROWID;
 
 _TABLES = ("partitions", "keys", "chunks", "causes", "refusals", "losers")
 
+_OF_PARTITION, _OF_KEY, _OF_CHUNK, _OF_CAUSE, _OF_REFUSAL, _OF_LOSERS = range(1, 7)
+"""Kinds of rows."""
+
 _CRC = struct.Struct("<I")
 _KEY = struct.Struct("<QBH")
 """Of a key's row: version, flags, bytes of the last ID; then the ID and the offsets of the last
@@ -76,9 +79,9 @@ class IndexFileDamaged(LogError):
     """The file cannot be used, and is to be built anew."""
 
 
-def _seal(content: bytes, *names: object) -> bytes:
+def _seal(content: bytes, kind: int, key: bytes = b"", number: int = 0) -> bytes:
     """A row: its content behind a checksum over it and what it stands under."""
-    return _CRC.pack(crc32(content, crc32(repr(names).encode()))) + content
+    return _CRC.pack(crc32(content, crc32(key, kind + (number << 3) & 0xFFFFFFFF))) + content
 
 
 class IndexFile:
@@ -179,16 +182,16 @@ class IndexFile:
         """
         return PartitionRows(self, partition)
 
-    def unseal(self, row: object, *names: object) -> bytes:
+    def unseal(self, row: object, kind: int, key: bytes = b"", number: int = 0) -> bytes:
         """The content of a row.
 
         :raises IndexFileDamaged: it is not what was written.
         """
         if isinstance(row, bytes) and len(row) >= 4:
             content = row[4:]
-            if _CRC.pack(crc32(content, crc32(repr(names).encode()))) == row[:4]:
+            if _seal(content, kind, key, number) == row:
                 return content
-        raise IndexFileDamaged(f"index file {self.path}: the checksum of {names[0]} is wrong")
+        raise IndexFileDamaged(f"index file {self.path}: the checksum of a row is wrong")
 
     def read(self, sql: str, *parameters: object) -> list[tuple[object, ...]]:
         """The rows of a query."""
@@ -225,27 +228,41 @@ class IndexFile:
                 writer.executemany(
                     "INSERT OR IGNORE INTO causes VALUES (?, ?, ?, ?)",
                     [
-                        (partition, key, cause, _seal(_PAIR.pack(*caused), "cause", key, cause))
+                        (
+                            partition,
+                            key,
+                            cause,
+                            _seal(_PAIR.pack(*caused), _OF_CAUSE, key + cause, len(key)),
+                        )
                         for key, name, caused in changes.causes
                         for cause in [name.encode("utf-8", "surrogateescape")]
+                        for joined in [(key + cause, len(key))]
                     ],
                 )
                 writer.executemany(
                     "INSERT OR REPLACE INTO refusals VALUES (?, ?, ?, ?)",
                     [
-                        (partition, key, id, _seal(_PAIR.pack(version, at), "refusal", key, id))
+                        (
+                            partition,
+                            key,
+                            id,
+                            _seal(_PAIR.pack(version, at), _OF_REFUSAL, key + id, len(key)),
+                        )
                         for key, name, version, at in changes.refusals
                         for id in [name.encode("utf-8", "surrogateescape")]
+                        for joined in [(key + id, len(key))]
                     ],
                 )
                 if changes.losers:
                     first, last = changes.losers[0], changes.losers[-1]
-                    row = _seal(array("q", changes.losers).tobytes(), "losers", first, last)
+                    row = _seal(
+                        array("q", changes.losers).tobytes(), _OF_LOSERS, b"%d" % first, last
+                    )
                     writer.execute(
                         "INSERT OR REPLACE INTO losers VALUES (?, ?, ?, ?)",
                         (partition, last, first, row),
                     )
-                state = _seal(_encode_state(changes.state), "partition", partition)
+                state = _seal(_encode_state(changes.state), _OF_PARTITION, b"", partition)
                 writer.execute(
                     "INSERT OR REPLACE INTO partitions VALUES (?, ?)", (partition, state)
                 )
@@ -262,14 +279,14 @@ def _key_rows(
         for start in range(0, count - count % CHUNK, CHUNK):
             chunk = (first + start) // CHUNK
             content = offsets[start : start + CHUNK].tobytes()
-            chunks.append((partition, key, chunk, _seal(content, "chunk", key, chunk)))
+            chunks.append((partition, key, chunk, _seal(content, _OF_CHUNK, key, chunk)))
         flags = entry.is_final * _FINAL | bool(entry.refusals) * _HAS_REFUSALS
         content = (
             _KEY.pack(first + count, flags, len(entry.last_id))
             + entry.last_id
-            + offsets[count - count % CHUNK :].tobytes()
+            + (offsets if count < CHUNK else offsets[count - count % CHUNK :]).tobytes()
         )
-        keys.append((partition, key, _seal(content, "key", key)))
+        keys.append((partition, key, _seal(content, _OF_KEY, key)))
     return keys, chunks
 
 
@@ -282,12 +299,12 @@ class PartitionRows:
         self.state = PartitionState()
         for (row,) in file.read("SELECT row FROM partitions WHERE partition = ?", partition):
             with file.translated():
-                self.state = _decode_state(file.unseal(row, "partition", partition))
+                self.state = _decode_state(file.unseal(row, _OF_PARTITION, b"", partition))
 
     def _head(self, key: bytes, row: object) -> tuple[int, int, bytes, bytes]:
         """Version, flags, last ID and the last offsets."""
         with self._file.translated():
-            content = self._file.unseal(row, "key", key)
+            content = self._file.unseal(row, _OF_KEY, key)
             version, flags, length = _KEY.unpack_from(content)
         start = _KEY.size + length
         return version, flags, content[_KEY.size : start], content[start:]
@@ -311,7 +328,7 @@ class PartitionRows:
             )  # fmt: skip
         with self._file.translated():
             for number, row in chunks:
-                offsets.frombytes(self._file.unseal(row, "chunk", key, number))
+                offsets.frombytes(self._file.unseal(row, _OF_CHUNK, key, _number(number)))
             offsets.frombytes(tail)
         if len(offsets) != version:
             raise IndexFileDamaged(f"index file {self._file.path}: offsets of a key are missing")
@@ -322,7 +339,7 @@ class PartitionRows:
             )
             with self._file.translated():
                 refusals = {
-                    text(id): _PAIR.unpack(self._file.unseal(row, "refusal", key, id))
+                    text(id): _PAIR.unpack(self._file.unseal(row, _OF_REFUSAL, key + id, len(key)))
                     for id, row in found
                     if isinstance(id, bytes)
                 }
@@ -338,7 +355,9 @@ class PartitionRows:
         if not rows:
             return None
         with self._file.translated():
-            return Caused(*_PAIR.unpack(self._file.unseal(rows[0][0], "cause", key, name)))
+            return Caused(
+                *_PAIR.unpack(self._file.unseal(rows[0][0], _OF_CAUSE, key + name, len(key)))
+            )
 
     def find_losers(self, first: int, end: int) -> Iterable[int]:
         """Offsets between two that do not count."""
@@ -350,7 +369,8 @@ class PartitionRows:
         for low, high, row in rows:
             offsets = array("q")
             with self._file.translated():
-                offsets.frombytes(self._file.unseal(row, "losers", low, high))
+                name = str(low).encode()
+                offsets.frombytes(self._file.unseal(row, _OF_LOSERS, name, _number(high)))
             found += (offset for offset in offsets if first <= offset < end)
         return found
 
@@ -368,6 +388,16 @@ class PartitionRows:
             version, flags, last_id, _ = self._head(key, row)
             found.append((key, Head(Base(version, text(last_id)), bool(flags & _FINAL))))
         return found
+
+
+def _number(value: object) -> int:
+    """A number of a row.
+
+    :raises ValueError: it is none.
+    """
+    if not isinstance(value, int):
+        raise ValueError("a number of a row is none")
+    return value
 
 
 # -- opening --------------------------------------------------------------------------------------

@@ -54,7 +54,6 @@ from streams.log.protocol import (
     GroupInfo,
     OnAppended,
     OpenRequest,
-    Reader,
     RebalanceListener,
     Retention,
     StaticMember,
@@ -280,7 +279,7 @@ class KafkaLog(DenseOffsets, EventLog):
         ``message.timestamp.type=LogAppendTime``."""
         return self._readers.offset_for_time(topic, partition, time)
 
-    def reader(self, topic: str, partition: int, start: int, end: int) -> Reader:
+    def reader(self, topic: str, partition: int, start: int, end: int) -> KafkaReader | EventReader:
         self._metadata.check_partitions(topic, [partition])
         is_event_topic = self._known_topics.is_event_topic(topic)
         reader = self.raw_reader(topic, partition, start, end)

@@ -35,6 +35,12 @@ or why nobody can say."""
 
 Decided = tuple[OnDecided, "Appended | Head | LogError"]
 
+_PLAIN = bytes(sorted(set(range(33, 127)) - {ord("/")}))
+"""What the ID of a record is made of, unless it is a strange one."""
+
+_PREFIXES = [b"0/1/%d/" % version for version in range(1024)]
+"""How the header of an append of one event begins, by the version that it continues."""
+
 CHUNK = 1024
 """Events whose offsets are written to the file in one piece: a key that gets another one is not
 written anew from its beginning."""
@@ -150,6 +156,9 @@ class PartitionIndex:
         """Keys that are to be written to the file, and how many events it has of each."""
         self._taken: Mapping[bytes, int] = {}
         """Those that are being written to the file now."""
+        self._has_reached_end = False
+        """Since the file was written last."""
+        self._stored_count = state.event_count
         self._changed_causes: list[tuple[bytes, str]] = []
         self._changed_refusals: list[tuple[bytes, str]] = []
 
@@ -247,9 +256,7 @@ class PartitionIndex:
                     and id_name == ID
                     and id
                     and len(id) <= MAX_ID
-                    and id.isascii()
-                    and b"/" not in id
-                    and b"\0" not in id
+                    and not id.translate(None, _PLAIN)
                 ):
                     entry = find(key)
                     if entry is None and not all_in_memory:
@@ -259,15 +266,16 @@ class PartitionIndex:
                         if continues:
                             entry = self.keys[key] = KeyEntry(array("q"))
                             self.key_count += 1
+                            version, places = 0, entry.offsets
                     else:
-                        continues = (
-                            value == b"0/1/%d/%b" % (len(entry.offsets), entry.last_id)
-                            and not entry.is_final
-                        )
+                        places = entry.offsets
+                        version = len(places)
+                        prefix = _PREFIXES[version] if version < 1024 else b"0/1/%d/" % version
+                        continues = value == prefix + entry.last_id and not entry.is_final
                     if continues and entry is not None:
                         if changed is not None and key not in changed:
-                            changed[key] = len(entry.offsets)
-                        entry.offsets.append(offset)
+                            changed[key] = version
+                        places.append(offset)
                         entry.last_id = id
                         count += 1
                         last_offset, last_id = offset, id
@@ -346,7 +354,8 @@ class PartitionIndex:
             self._decided.append((on_decided, Appended(self.partition, offsets)))
 
     def skip_to(self, offset: int) -> None:
-        """There is no record below this offset that was not folded."""
+        """There is no record below this offset that was not folded: it is the log's end."""
+        self._has_reached_end = True
         if offset > self.next_offset:
             self.next_offset = offset
 
@@ -389,9 +398,12 @@ class PartitionIndex:
     # -- what is written to the file
 
     @property
-    def has_changed(self) -> bool:
-        """Whether there is anything that the file does not have."""
-        return bool(self._changed)
+    def is_worth_saving(self) -> bool:
+        """Whether the file is to be written. While an index is built most of its keys change all
+        the time, so it is only written when it has grown to double its size, and at its end."""
+        if not self._changed:
+            return False
+        return self._has_reached_end or self.event_count > 2 * self._stored_count + 100_000
 
     def take_changes(self) -> Changes:
         """What has changed since the last time. Until it is in the file, or was given back, it
@@ -435,6 +447,8 @@ class PartitionIndex:
             refusals,
             losers,
         )
+        self._has_reached_end = False
+        self._stored_count = self.event_count
         self._taken = changed
         self._changed, self._changed_causes, self._changed_refusals = {}, [], []
         return changes

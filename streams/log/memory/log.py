@@ -39,11 +39,9 @@ from streams.log.protocol import (
     MemberInfo,
     OnAppended,
     OpenRequest,
-    Reader,
     RebalanceListener,
     Retention,
     StaticMember,
-    Subscription,
     TopicInfo,
     check_retention,
 )
@@ -233,7 +231,9 @@ class MemoryLog(DenseOffsets, EventLog):
         with self._locked():
             return self.store.partition(topic, partition).offset_for_time(time)
 
-    def reader(self, topic: str, partition: int, start: int, end: int) -> Reader:
+    def reader(
+        self, topic: str, partition: int, start: int, end: int
+    ) -> MemoryReader | EventReader:
         reader = self.raw_reader(topic, partition, start, end)
         if self.topic(topic).is_event_topic:
             return EventReader(reader, self._event_filter)
@@ -298,7 +298,7 @@ class MemoryLog(DenseOffsets, EventLog):
         flow: Flow = Flow(),
         trim_margin: int = TRIM_MARGIN,
         member: StaticMember | None = None,
-    ) -> Subscription:
+    ) -> MemorySubscription | EventSubscription:
         with self._locked():
             found = self.store.ensure_group(group)
             event_topics = [name for name in topics if self.store.topic(name).is_event_topic]

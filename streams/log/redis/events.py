@@ -33,13 +33,13 @@ from streams.log.events import (
     not_an_event_topic,
 )
 from streams.log.names import partition_for
-from streams.log.redis.batch import RedisBatch, encode_fields
+from streams.log.redis.batch import encode_fields, fields_as_json, layout_of
 from streams.log.redis.client import Client, Command, key_command, script_command
 from streams.log.redis.errors import WritesRefused
 from streams.log.redis.keys import PartitionKeys, entry_id, offset_of, offsets_of
 from streams.log.redis.producer import MAX_BYTES, MAX_FIELDS, RETRY_BACKOFF
 from streams.log.redis.topics import Topics
-from streams.message import ID, Record
+from streams.message import Record
 from streams.wire import parse_int, text
 
 CALL_APPENDS = 500
@@ -461,13 +461,25 @@ def _history(topic: str, partition: int, request: HistoryRequest, answer: Sequen
                 f"{topic}/{partition}: entries of {text(request.key)!r} are missing from its "
                 "stream: somebody has deleted or trimmed them; restore a backup"
             )
-        batch = RedisBatch(topic, partition, rows)
-        offsets = list(batch.offsets)
-        for index, offset in enumerate(offsets):
-            headers = [pair for pair in batch.headers(index) if pair[0] != ID]
-            record = Record(batch.values[index], batch.keys[index], batch.id(index), headers)
-            events.append(StoredEvent(start + index + 1, offset, batch.time(index), record))
+        offsets = offsets_of([entry for entry, _ in rows])
+        for version, (offset, (_, fields)) in enumerate(zip(offsets, rows, strict=True), start + 1):
+            time = (offset >> 64) / 1000
+            events.append(StoredEvent(version, offset, time, _record(request.key, fields)))
     return History(partition, events, head, _caused(caused), bool(is_truncated), kept)
+
+
+def _record(key: bytes, fields: list[bytes]) -> Record:
+    """The record of an entry of a history."""
+    layout = layout_of(tuple(fields[::2]))
+    if layout.is_foreign:
+        value: bytes | None = fields_as_json(fields)
+    else:
+        value = fields[layout.value] if layout.value > 0 else None
+    id = text(fields[layout.id]) if layout.id > 0 else ""
+    headers = [
+        (name, fields[at] if at > 0 else None) for name, at in layout.headers if at != layout.id
+    ]
+    return Record(value, key, id, headers)
 
 
 def _head(version: int, last_id: bytes, is_final: int) -> Head:

@@ -27,11 +27,9 @@ from streams.log.protocol import (
     Log,
     OnAppended,
     OpenRequest,
-    Reader,
     RebalanceListener,
     Retention,
     StaticMember,
-    Subscription,
     TopicInfo,
     check_retention,
 )
@@ -181,7 +179,7 @@ class RedisLog(Log, EventLog):
     def lag(self, topic: str, partition: int, position: int) -> int | None:
         return self._offsets.lag(topic, partition, position)
 
-    def reader(self, topic: str, partition: int, start: int, end: int) -> Reader:
+    def reader(self, topic: str, partition: int, start: int, end: int) -> RedisReader | EventReader:
         reader = self.raw_reader(topic, partition, start, end)
         if self._topics.lookup(topic).info.is_event_topic:
             return EventReader(reader, self._event_filter)
@@ -218,7 +216,7 @@ class RedisLog(Log, EventLog):
         flow: Flow = Flow(),
         trim_margin: int = TRIM_MARGIN,
         member: StaticMember | None = None,
-    ) -> Subscription:
+    ) -> RedisSubscription | EventSubscription:
         check_group(group)
         names = list(dict.fromkeys(topics))
         event_topics = [

@@ -275,6 +275,8 @@ class Database:
                 if snapshot:
                     connection.execute("BEGIN")
                 yield connection
+                if snapshot:
+                    connection.execute("END")  # kept prepared, which roll_back()'s is not
         finally:
             connection.roll_back()
             self.release(connection)

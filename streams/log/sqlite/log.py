@@ -29,11 +29,9 @@ from streams.log.protocol import (
     Log,
     OnAppended,
     OpenRequest,
-    Reader,
     RebalanceListener,
     Retention,
     StaticMember,
-    Subscription,
     TopicInfo,
     check_retention,
 )
@@ -177,7 +175,9 @@ class SqliteLog(DenseOffsets, Log, EventLog):
         with self._database.read(snapshot=True) as db:
             return reader.offset_for_time(db, topic, partition, time)
 
-    def reader(self, topic: str, partition: int, start: int, end: int) -> Reader:
+    def reader(
+        self, topic: str, partition: int, start: int, end: int
+    ) -> SqliteReader | EventReader:
         reader = self.raw_reader(topic, partition, start, end)
         if self._topics.describe_topic(topic).is_event_topic:
             return EventReader(reader, self._event_filter)
@@ -214,7 +214,7 @@ class SqliteLog(DenseOffsets, Log, EventLog):
         flow: Flow = Flow(),
         trim_margin: int = TRIM_MARGIN,
         member: StaticMember | None = None,
-    ) -> Subscription:
+    ) -> SqliteSubscription | EventSubscription:
         check_group(group)
         event_topics = [name for name in topics if self._topics.describe_topic(name).is_event_topic]
         db, trimmer, on_close = self._database, self._trimmer, self._subscriptions.discard

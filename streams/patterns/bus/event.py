@@ -121,6 +121,7 @@ class EventDecoder:
         an error.
     """
 
+    gives_several = False
     id_reader = None
     """An event's ID is a header."""
 

@@ -39,6 +39,7 @@ class EntryDecoder:
     :param topic: the journal's topic.
     """
 
+    gives_several = False
     id_reader = EntryIdReader()
     """An entry's ID is made of its content, whatever its headers say."""
 

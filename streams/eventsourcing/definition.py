@@ -1,0 +1,137 @@
+"""An aggregate type as it was declared, and what its decisions may come to; without a log."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, NamedTuple
+
+from typing_extensions import TypeVar
+
+from streams.app import Streams
+from streams.config import Retry
+from streams.errors import InvalidValue
+from streams.eventsourcing.causes import Cause
+from streams.eventsourcing.errors import AggregateClosed
+from streams.eventsourcing.event_codec import EventCodec
+from streams.eventsourcing.event_topic import EventTopic
+from streams.eventsourcing.snapshots import Snapshot
+from streams.eventsourcing.state_cache import Cache
+from streams.eventsourcing.state_type import StateType
+from streams.log.event_headers import MAX_COUNT
+
+E = TypeVar("E")
+S = TypeVar("S")
+
+Expected = int | Literal["any", "new", "exists"]
+"""At which version an aggregate has to be: at that one, at any, at none yet, or at some."""
+
+CONFLICT_RETRY = Retry(attempts=20, delay=0.002, cap=0.25)
+"""How a decision is taken again upon a conflict, unless said otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Definition(Generic[E, S]):
+    """An aggregate type, as it was declared.
+
+    :param fingerprint: of the snapshots that can be used; empty where there are none.
+    """
+
+    app: Streams
+    name: str
+    topic: EventTopic[E]
+    codec: EventCodec[E]
+    state_type: StateType[S]
+    evolve: Callable[[S, E], S]
+    final: type[Any] | None
+    snapshot: Snapshot | None
+    fingerprint: str
+    cache: Cache
+
+    def closed(self, id: str) -> AggregateClosed:
+        """The error for what is to be appended behind the final event."""
+        return AggregateClosed(f"{self.name} {id!r} has had its final event")
+
+    def prepare(
+        self, id: str, state: S, events: Sequence[Any], *, is_closed: bool
+    ) -> PreparedEvents[S]:
+        """What a decision returned, as it is to be appended: nothing is that cannot be written, or
+        folded into the state.
+
+        :param is_closed: the aggregate has had its final event.
+        :raises AggregateClosed: it has.
+        :raises InvalidValue: these events cannot be one append.
+        :raises TypeError: one is no event, or ``evolve`` makes no state of it.
+        :raises EncodeError: one does not fit its type.
+        """
+        if len(events) > MAX_COUNT:
+            raise InvalidValue(
+                f"aggregate {self.name!r}: a decision upon {id!r} returned {len(events)} events; "
+                f"{MAX_COUNT} are possible"
+            )
+        if is_closed:
+            raise self.closed(id)
+        encode, evolve, final = self.codec.encode, self.evolve, self.final
+        values = []
+        for event in events:
+            values.append(encode(event))
+            state = evolve(state, event)
+            if state is None and not self.state_type.may_be_none:
+                raise TypeError(
+                    f"aggregate {self.name!r}: evolve returned None for {event!r}: it has to "
+                    "return the state in every case"
+                )
+        if final is None:
+            return PreparedEvents(values, state, is_final=False)
+        if any(isinstance(each, final) for each in events[:-1]):
+            raise InvalidValue(
+                f"aggregate {self.name!r}: a decision upon {id!r} returned events behind its "
+                "final one"
+            )
+        return PreparedEvents(values, state, is_final=isinstance(events[-1], final))
+
+
+class PreparedEvents(NamedTuple, Generic[S]):
+    """Events that can be appended.
+
+    :param values: their bytes.
+    :param state: after them.
+    :param is_final: the last one is the aggregate's final event.
+    """
+
+    values: Sequence[bytes]
+    state: S
+    is_final: bool
+
+
+class Options(NamedTuple):
+    """What :meth:`~streams.eventsourcing.aggregate.Aggregate.with_options` sets."""
+
+    cause: Cause = None
+    """None: the message that is being handled, if there is one."""
+    expected: Expected | None = None
+    refusals: tuple[type[Exception], ...] = ()
+    """What a decision raises to refuse: that is remembered under its cause."""
+    headers: tuple[tuple[str, bytes], ...] = ()
+    retry: Retry = CONFLICT_RETRY
+
+
+def events_of(aggregate: str, result: Any) -> Sequence[Any]:
+    """What a decision returned, as a sequence.
+
+    :raises TypeError: it was an async function.
+    """
+    if result is None:
+        return ()
+    if isinstance(result, (list, tuple)):
+        return result
+    if inspect.iscoroutine(result):
+        result.close()
+        raise TypeError(
+            f"aggregate {aggregate!r}: a decision is a plain function, as it may be called more "
+            "than once, and this one is async: await what it needs first, and give it the result"
+        )
+    if isinstance(result, Sequence) and not isinstance(result, (str, bytes, bytearray)):
+        return result
+    return (result,)

@@ -1,0 +1,296 @@
+"""States of aggregates, folded from their histories.
+
+A state is loaded from the cache, else from the last snapshot and the events behind it. An event
+that cannot be decoded stops its aggregate in this process: nothing is decided upon a state without
+it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime
+from functools import reduce
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+from stream_codecs import DecodeError
+from streams.errors import InvalidValue
+from streams.eventsourcing.definition import Definition
+from streams.eventsourcing.errors import HistoryTruncated, Undecodable
+from streams.eventsourcing.histories import Histories
+from streams.eventsourcing.snapshots import SnapshotWriter
+from streams.eventsourcing.state_cache import KnownState, StateCache
+from streams.health import StoppedAggregate
+from streams.log.events import (
+    EMPTY,
+    NO_HISTORY,
+    Base,
+    Caused,
+    History,
+    HistoryRequest,
+    StoredEvent,
+)
+from streams.processing import Histogram
+from streams.text import get_logger
+from streams.topic import encode_key
+from streams.wire import utc_from_seconds
+
+logger = get_logger("streams")
+
+PAGE = 1_000
+"""Events that are read of a history at once."""
+
+MAX_STOPPED = 10_000
+"""Aggregates that are known to be stopped by an event that cannot be decoded, at most."""
+
+
+class ReadEvent(NamedTuple):
+    """An event of a history.
+
+    :param events: of today, that it is: one, several or none.
+    :param partition: where it stands.
+    """
+
+    stored: StoredEvent
+    events: Sequence[Any]
+    partition: int
+
+
+class States:
+    """The states of one aggregate type, while its app is entered. On the app's loop only."""
+
+    def __init__(self, definition: Definition[Any, Any], histories: Histories) -> None:
+        self._histories = histories
+        self._name = definition.name
+        self._topic = definition.topic.name
+        self._codec = definition.codec
+        self._evolve = definition.evolve
+        self._state_type = definition.state_type
+        self._fingerprint = definition.fingerprint
+        self._initial = KnownState(definition.state_type.initial, EMPTY, -1, -1)
+        self.cache = StateCache(definition.cache)
+        self.snapshots: SnapshotWriter | None = None
+        """Writes them; None: there are none."""
+        if definition.snapshot is not None:
+            self.snapshots = SnapshotWriter(
+                histories, self._state_type, self._fingerprint, definition.snapshot.every
+            )
+        self.stopped: dict[str, StoppedAggregate] = {}
+        """By ID; :data:`MAX_STOPPED` at most."""
+        self.snapshots_used = self.snapshots_useless = self.truncated = 0
+        self.load_durations = Histogram()
+
+    def key_of(self, id: Any) -> bytes:
+        """An aggregate's ID as the key of its events.
+
+        :raises InvalidValue: it is none.
+        """
+        if not isinstance(id, str) or not id:
+            raise InvalidValue(f"aggregate {self._name!r}: its IDs are non-empty str, not {id!r}")
+        key = encode_key(self._topic, id)
+        assert key is not None  # noqa: S101 - it is None for None alone
+        return key
+
+    def keep(self, id: str, known: KnownState) -> None:
+        """Have a state in the cache."""
+        size = self.cache.size_of(id)
+        version = known.head.base.version
+        if not size or version & (version - 1) == 0:  # at each power of two: it may have grown
+            size = self._state_type.size(known.state) + len(id) + 200
+        self.cache.put(id, known, size)
+
+    def lost(self, id: str, known: KnownState) -> HistoryTruncated:
+        """The error for a state whose events the log does not have; it is not kept any more."""
+        self.cache.drop(id)
+        error = HistoryTruncated(
+            f"{self._name} {id!r}: version {known.head.base.version} was acknowledged, and the log "
+            "does not have it any more: it has lost writes, or was exchanged"
+        )
+        self.truncated += 1
+        logger.error("%s", error)
+        return error
+
+    # -- the state of now
+
+    async def load(
+        self, id: str, key: bytes, known: KnownState | None, cause: str = ""
+    ) -> tuple[KnownState, Caused | None]:
+        """The state at the log's end, and what was appended for a cause.
+
+        :param known: what is known already.
+        :raises HistoryTruncated: the log does not have that.
+        :raises Undecodable: an event cannot be decoded.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        known, caused = await self._fold(id, key, known or self._initial, cause)
+        self.keep(id, known)
+        if self.stopped:
+            self.stopped.pop(id, None)
+        self.load_durations.add(loop.time() - began)
+        return known, caused
+
+    async def _fold(
+        self, id: str, key: bytes, known: KnownState, cause: str
+    ) -> tuple[KnownState, Caused | None]:
+        fingerprint = self._fingerprint
+        while True:
+            base = known.head.base
+            found = await self._histories.read(HistoryRequest(key, base, PAGE, cause, fingerprint))
+            if found.is_truncated:
+                raise self.lost(id, known)
+            state, offset = known.state, known.offset
+            if found.snapshot is not None:
+                decoded = self._state_type.decode(found.snapshot.data)
+                if decoded is None:
+                    self.snapshots_useless += 1
+                    fingerprint = ""  # it cannot be used: read the events instead
+                    continue
+                self.snapshots_used += 1
+                state, base, offset = decoded.state, found.snapshot.base, found.snapshot.offset
+            state = self._fold_events(id, state, found.events)
+            if found.events:
+                last = found.events[-1]
+                base, offset = Base(last.version, last.record.id), last.offset
+            if base.version >= found.head.base.version:
+                return KnownState(state, found.head, found.partition, offset), found.caused
+            known = KnownState(state, EMPTY._replace(base=base), found.partition, offset)
+            fingerprint = ""
+
+    def _fold_events(self, id: str, state: Any, events: Sequence[StoredEvent]) -> Any:
+        evolve = self._evolve
+        decoded_at_once = self._decode_at_once(events)
+        if decoded_at_once is not None:
+            return reduce(evolve, decoded_at_once, state)
+        for stored in events:
+            for event in self._decode_stored(id, stored):
+                state = evolve(state, event)
+        return state
+
+    def _decode_at_once(self, events: Sequence[StoredEvent]) -> Sequence[Any] | None:
+        """All of these events, if they can be decoded without looking at each; else None."""
+        values = [stored.record.value for stored in events]
+        if not values:
+            return values
+        largest = -1 if None in values else max(map(len, values))  # type: ignore[arg-type]
+        decode = self._codec.fast_decoder(values, largest)
+        if decode is None:
+            return None
+        try:
+            return [decode(value) for value in values]
+        except Exception:  # which one it is, and why, is found when they are looked at one by one
+            return None
+
+    def _decode_stored(self, id: str, stored: StoredEvent) -> Sequence[Any]:
+        try:
+            return self._codec.decode(stored.record.value)
+        except DecodeError as error:
+            raise self._stop(id, stored.version, error) from error
+
+    def _stop(self, id: str, version: int, error: DecodeError) -> Undecodable:
+        found = Undecodable(self._name, id, version, str(error))
+        is_new = id not in self.stopped
+        if is_new and len(self.stopped) >= MAX_STOPPED:
+            return found
+        self.stopped[id] = StoppedAggregate(id, version, str(error))
+        if is_new:
+            logger.error("%s", found)
+            if len(self.stopped) == MAX_STOPPED:
+                logger.error("%s: no more than %d such are told", self._name, MAX_STOPPED)
+        return found
+
+    # -- the past
+
+    async def load_at(self, id: str, key: bytes, at: int | datetime) -> KnownState:
+        """The state at a version or a time.
+
+        :raises InvalidValue: there never was such a version.
+        """
+        if isinstance(at, datetime):
+            if at.tzinfo is None:
+                raise InvalidValue(f"at={at!r} has no time zone: say datetime.now(timezone.utc)")
+            moment = at
+            return await self._fold_while(
+                id, key, lambda each: utc_from_seconds(each.time) <= moment
+            )
+        version = self.check_version("at", at)
+        known = await self._fold_while(id, key, lambda each: each.version <= version)
+        count = known.head.base.version
+        if count != version:
+            raise InvalidValue(f"{self._name} {id!r} has {count} versions, and none is {version}")
+        return known
+
+    def check_version(self, option: str, version: Any) -> int:
+        """A version as it was given.
+
+        :raises InvalidValue: it can be none.
+        """
+        if not isinstance(version, int) or isinstance(version, bool) or version < 0:
+            raise InvalidValue(f"aggregate {self._name!r}: {option}={version!r}: a version from 0")
+        return version
+
+    async def _fold_while(
+        self, id: str, key: bytes, is_wanted: Callable[[StoredEvent], bool]
+    ) -> KnownState:
+        """The state after the first events, up to the first one that is not wanted."""
+        known = self._initial
+        async for found in self._pages(id, key, NO_HISTORY):
+            chosen = list(takewhile(is_wanted, found.events))
+            if chosen:
+                last = chosen[-1]
+                state = self._fold_events(id, known.state, chosen)
+                head = EMPTY._replace(base=Base(last.version, last.record.id))
+                known = KnownState(state, head, found.partition, last.offset)
+            if known.head.base.version == found.head.base.version:
+                return known._replace(head=found.head)
+            if len(chosen) < len(found.events):
+                break
+        return known
+
+    async def load_caused(
+        self, id: str, key: bytes, caused: Caused
+    ) -> tuple[KnownState, list[ReadEvent]]:
+        """The state as it was after what was appended for a cause, and that."""
+        last = caused.first_version + caused.event_count - 1
+        state, base, partition, offset = self._initial.state, NO_HISTORY, -1, -1
+        events: list[ReadEvent] = []
+        async for found in self._pages(id, key, NO_HISTORY):
+            partition = found.partition
+            for stored in found.events:
+                if stored.version > last:
+                    break
+                decoded = self._decode_stored(id, stored)
+                for event in decoded:
+                    state = self._evolve(state, event)
+                base, offset = Base(stored.version, stored.record.id), stored.offset
+                if stored.version >= caused.first_version:
+                    events.append(ReadEvent(stored, decoded, partition))
+            if base.version >= last:
+                break
+        return KnownState(state, EMPTY._replace(base=base), partition, offset), events
+
+    async def read(self, id: str, key: bytes, start: int) -> AsyncIterator[ReadEvent]:
+        """The events behind a version, up to the log's end as it is when it is reached.
+
+        :raises InvalidValue: it is no version.
+        """
+        start = self.check_version("start", start)
+        async for found in self._pages(id, key, NO_HISTORY):
+            for stored in found.events:
+                if stored.version > start:
+                    yield ReadEvent(stored, self._decode_stored(id, stored), found.partition)
+
+    async def _pages(self, id: str, key: bytes, after: Base) -> AsyncIterator[History]:
+        """A history's events, page by page; at least one page, which may have none.
+
+        :raises HistoryTruncated: the history changed while it was read.
+        """
+        while True:
+            found = await self._histories.read(HistoryRequest(key, after, PAGE))
+            if found.is_truncated:
+                raise HistoryTruncated(f"{self._name} {id!r}: its events changed while being read")
+            yield found
+            if not found.events or found.events[-1].version >= found.head.base.version:
+                return
+            after = Base(found.events[-1].version, found.events[-1].record.id)

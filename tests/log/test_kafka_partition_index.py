@@ -1,0 +1,175 @@
+"""The index of a partition: however its records come in, it says what the rule says."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streams.log.event_headers import VOID, cause_of, event_header, is_final, parse_event
+from streams.log.events import NO_HISTORY, Base, Caused, Head
+from streams.log.kafka.arbitration import Arbiter, Counted
+from streams.log.kafka.partition_index import (
+    CHUNK,
+    Changes,
+    KeyEntry,
+    PartitionIndex,
+    PartitionState,
+)
+from streams.message import ID, Headers, Record
+from tests.log.test_kafka_arbitration import append
+
+KEYS = [b"a", b"b", b""]
+
+
+class File:
+    """What a file would keep, in memory."""
+
+    def __init__(self) -> None:
+        self.state = PartitionState()
+        self.keys: dict[bytes, KeyEntry] = {}
+        self.causes: dict[tuple[bytes, str], Caused] = {}
+        self.losers: set[int] = set()
+
+    def write(self, changes: Changes) -> None:
+        self.state = changes.state
+        for key, entry, first in changes.keys:
+            assert first % CHUNK == 0
+            known = self.keys.get(key)
+            before = [] if known is None else known.offsets[:first]
+            offsets = entry.offsets[:0]
+            offsets.extend(before)
+            offsets.extend(entry.offsets)
+            self.keys[key] = KeyEntry(offsets, entry.last_id, entry.is_final, entry.refusals)
+        for key, cause, caused in changes.causes:
+            self.causes.setdefault((key, cause), caused)
+        assert not self.losers & set(changes.losers)
+        self.losers |= set(changes.losers)
+
+    def find_key(self, key: bytes) -> KeyEntry | None:
+        found = self.keys.get(key)
+        if found is None:
+            return None
+        return KeyEntry(found.offsets[:], found.last_id, found.is_final, dict(found.refusals or {}))
+
+    def find_cause(self, key: bytes, cause: str) -> Caused | None:
+        return self.causes.get((key, cause))
+
+    def find_losers(self, first: int, end: int) -> set[int]:
+        return {offset for offset in self.losers if first <= offset < end}
+
+    def list_keys(self, after: bytes | None, limit: int) -> list[tuple[bytes, Head]]:
+        found = sorted(
+            (key, each.head) for key, each in self.keys.items() if after is None or key > after
+        )
+        return found[:limit]
+
+
+@st.composite
+def partitions(draw: st.DrawFn) -> list[tuple[int, bytes | None, Headers]]:
+    """Records of honest and other writers, with gaps between their offsets."""
+    bases: dict[bytes, list[Base]] = {key: [NO_HISTORY, Base(3, "never")] for key in KEYS}
+    queues: list[list[Record]] = []
+    records: list[tuple[int, bytes | None, Headers]] = []
+    arbiter, offset = Arbiter(), 0
+    for _ in range(draw(st.integers(1, 40))):
+        what = draw(st.integers(0, 9))
+        key = draw(st.sampled_from(KEYS))
+        if what == 0:
+            name = draw(st.sampled_from([each[0].id for each in queues if each] or ["x"]))
+            record = Record(None, key, "void", [(VOID, name.encode())])
+        elif what == 1:
+            header = draw(
+                st.sampled_from([b"", b"0/1/0/", b"0/1/1/x", b"1/2/0//x", b"0/2/0/", b"\xff"])
+            )
+            id = draw(st.sampled_from(["", "a/b", "\0", "x y", "\udcff", "plain", "i" * 300]))
+            record = Record(
+                b"x", draw(st.sampled_from([key, None])), id, [("streams_event", header)]
+            )
+        else:
+            if what < 6 or not queues:
+                made = append(
+                    key,
+                    draw(st.sampled_from(bases[key][-1:] * 3 + bases[key])),
+                    draw(st.sampled_from([1, 1, 1, 2, 3])),
+                    is_final=draw(st.integers(0, 30)) == 0,
+                    cause=draw(st.sampled_from(["", "", "c", "d"])),
+                )
+                if draw(st.integers(0, 9)) == 0:
+                    made = append(key, made.base, 1, cause=made.cause, is_refusal=True)
+                queues.append(list(made.records) * draw(st.sampled_from([1, 1, 1, 2])))
+            queue = draw(st.sampled_from(queues))
+            if not queue:
+                continue
+            record = queue.pop(0)
+        offset += draw(st.sampled_from([1, 1, 1, 2, 5]))
+        headers = [(ID, record.id.encode("utf-8", "surrogateescape")), *record.headers]
+        if draw(st.integers(0, 5)) == 0:
+            headers.append(("traceparent", b"00-1"))
+        records.append((offset, record.key, headers))
+        counted = judged(arbiter, offset, record.key, headers)
+        if counted is not None:
+            bases[counted.key].append(counted.head.base)
+    return records
+
+
+def judged(arbiter: Arbiter, offset: int, key: bytes | None, headers: Headers) -> Counted | None:
+    """What the rule says of the next record."""
+    for name, value in headers:
+        if name == VOID and value is not None:
+            arbiter.void(key, value.decode("utf-8", "surrogateescape"))
+    (id,) = [value for name, value in headers if name == ID and value is not None]
+    record_id = id.decode("utf-8", "surrogateescape").partition("\0")[0]
+    header = parse_event(event_header(headers), record_id)
+    return arbiter.feed(offset, key, record_id, header, cause_of(headers), is_final(headers))
+
+
+@settings(max_examples=400, deadline=None)
+@given(partitions(), st.data())
+def test_an_index_says_what_the_rule_says(
+    records: list[tuple[int, bytes | None, Headers]], data: st.DataObject
+) -> None:
+    """Fed in batches of any size, with what came before again, and begun anew from its file."""
+    arbiter = Arbiter()
+    counted = [found for each in records if (found := judged(arbiter, *each))]
+    events = {o for each in counted if not each.is_refusal for o in each.offsets}
+    file = File() if data.draw(st.booleans(), "with a file") else None
+    index = PartitionIndex(0, file)
+    at = 0
+    while at < len(records):
+        size = data.draw(st.integers(1, 8), "batch")
+        again = data.draw(st.integers(0, min(at, 3)), "seen before")
+        offsets, keys, headers = zip(*records[at - again : at + size], strict=True)
+        index.fold(offsets, keys, headers)
+        at += size
+        what = data.draw(st.integers(0, 3), "then") if file is not None else 0
+        if file is not None and what:
+            changes = index.take_changes()
+            if what == 1:  # it could not be written
+                index.changes_lost(changes)
+            else:
+                file.write(changes)
+                index.changes_written(changes)
+                if what == 3:
+                    index = PartitionIndex(0, file)
+    end = records[-1][0] + 1
+    assert index.next_offset == end
+    for key in KEYS:
+        assert index.head(key) == arbiter.head(key)
+        entry = index.entry(key)
+        expected = [o for each in counted if each.key == key for o in each.offsets]
+        assert list(entry.offsets if entry else ()) == [o for o in expected if o in events]
+        for cause in ("c", "d"):
+            first = next((each for each in counted if (each.key, each.cause) == (key, cause)), None)
+            caused = None
+            if first is not None:
+                count = 0 if first.is_refusal else len(first.offsets)
+                caused = Caused(first.base.version + 1, count)
+            assert index.cause(key, cause) == caused
+    assert index.uncounted(0, end) == sorted({o for o, _, _ in records} - events)
+    assert index.event_count == len(events)
+    assert index.key_count == len({each.key for each in counted})
+    assert index.list_keys(None, 10) == sorted(
+        {each.key: arbiter.head(each.key) for each in counted}.items()
+    )
+    pending = arbiter.first_pending_offset()
+    assert index.decided_until() == (end if pending is None else pending)
