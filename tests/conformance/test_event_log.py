@@ -197,15 +197,16 @@ def test_a_refusal_has_no_version_and_ends_what_was_decided_before_it(world: Wor
 
 
 def appended_at(made: EventAppend, world: World) -> tuple[int, ...]:
-    """Where the records of an append stand, as one finds them who reads whatever there is."""
+    """Where the records of an append stand, as whoever reads every record finds them."""
     ids = [each.id for each in made.records]
-    found = []
+    log, found = events_of(world), []
     for info in world.log.topics():
         if not info.is_event_topic and world.case.capabilities.name != "kafka":
             continue
         for partition in range(info.partitions):
-            bounds = world.log.watermarks(info.name, partition)
-            reader = events_of(world).raw_reader(info.name, partition, *bounds)
+            reader = log.raw_reader(
+                info.name, partition, *world.log.watermarks(info.name, partition)
+            )
             while (batch := reader.read(1_000)) is not None:
                 found += [
                     batch.offsets[index] for index in range(len(batch)) if batch.id(index) in ids

@@ -22,8 +22,24 @@ import msgspec
 
 from streams import Retry, Streams
 from streams.errors import LogError, NotRunning, OutcomeUnknown, Unavailable
-from streams.eventsourcing import Aggregate, Cache, Snapshot, WrongExpectedVersion
-from tests.faults.decisions import IN, OUT, Answered, Called, Figures, Outcome, Recorder, now
+from streams.eventsourcing import (
+    Aggregate,
+    Cache,
+    DecisionRefused,
+    Snapshot,
+    WrongExpectedVersion,
+)
+from tests.faults.decisions import (
+    FOR_GOOD,
+    IN,
+    OUT,
+    Answered,
+    Called,
+    Figures,
+    Outcome,
+    Recorder,
+    now,
+)
 
 AGGREGATES = 50
 PARTITIONS = 4
@@ -147,7 +163,7 @@ class Client:
         self._recorder = Recorder(plan.folder, plan.client)
         self._calls = 0
         self._answers = 0
-        self._transfers = 0
+        self._transfers = self._claims = 0
         self._seen: dict[str, int] = {}
         """The version at which each account was seen last."""
         app = Streams(plan.url)
@@ -188,6 +204,7 @@ class Client:
             (self._deposit, 30),
             (self._withdraw, 25),
             (self._transfer, 15),
+            (self._claim, 10),
             (self._look, 10),
             (self._load, 5),
             (self._expect, 8),
@@ -233,6 +250,15 @@ class Client:
             if outcome in ("decided", "looked") or self._stopping():
                 return outcome
             await asyncio.sleep(PAUSE)
+
+    async def _claim(self) -> None:
+        """A command of a process manager, which several clients carry out at the same time: it is
+        done once, or refused for good."""
+        self._claims += self._random.randrange(1, 4)
+        claim = Transfer(f"claim-{self._plan.seed}-{self._claims}")
+        account, amounts = account_name(claim.source), [claim.cents, 2 * claim.cents]
+        options: dict[str, Any] = {"cause": claim.name, "refusals": Overdrawn}
+        await self._decide(account, Account.withdraw, amounts, name=claim.name, **options)
 
     async def _look(self) -> None:
         await self._decide(self._account(), lambda account, *_: account.look(), [])
@@ -314,6 +340,8 @@ class Client:
             return self._answer(
                 call, account, "looked", error.actual, expected=error.expected, reason=reason
             )
+        if isinstance(error, DecisionRefused):
+            return self._answer(call, account, "failed", reason=FOR_GOOD)
         if isinstance(error, OutcomeUnknown):
             return self._answer(call, account, "unknown", reason=reason)
         if isinstance(error, (LogError, NotRunning)):

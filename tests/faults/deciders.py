@@ -361,6 +361,9 @@ def histories_by_the_rule(log: Log, topic: str) -> dict[str, History]:
                 continue
             if header.base != bases.get(key, NO_HISTORY):
                 continue
+            if header.is_refusal:
+                bases[key] = Base(header.base.version, id)
+                continue
             if header.record_index == 0:
                 begun[header.append_id] = []
             parts = begun.get(header.append_id)
@@ -381,7 +384,7 @@ _decode_event = msgspec.json.Decoder(AccountEvent).decode
 def records(
     log: Log, topic: str, partition: int
 ) -> Iterator[tuple[Position, bytes, str, Headers, bytes | None]]:
-    """Every record of a partition: position, key, ID, headers, value."""
+    """Every record of a partition, whether it counts or not: position, key, ID, headers, value."""
     assert isinstance(log, EventLog)
     reader = log.raw_reader(topic, partition, *log.watermarks(topic, partition))
     try:

@@ -30,6 +30,10 @@ Outcome = Literal["decided", "looked", "failed", "unknown"]
 tells of a version. ``failed``: nothing was appended. ``unknown``: it may have been."""
 
 
+FOR_GOOD = "DecisionRefused"
+"""The reason of a call whose decision is refused for good, under its cause."""
+
+
 class Called(msgspec.Struct, tag="called", array_like=True, frozen=True):
     """A client is about to call.
 
@@ -274,7 +278,13 @@ class _AggregateCheck:
             tries = self._by_decision.get(append.decision)
             if tries is None:
                 self._wrong(f"{append.decision} was never called")
-            elif not any(each.outcome in ("decided", "unknown") for each in tries):
+                continue
+            for_good = [
+                each for each in tries if each.answered and each.answered.reason == FOR_GOOD
+            ]
+            if for_good:
+                self._wrong(f"{append.decision} is there and was refused for good: {for_good[0]}")
+            if not any(each.outcome in ("decided", "unknown") for each in tries):
                 told = ", ".join(f"{each}: {each.outcome}" for each in tries)
                 self._wrong(f"{append.decision} is there and was refused: {told}")
             elif not any(each.outcome == "decided" for each in tries):

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.faults.decisions import (
+    FOR_GOOD,
     Answered,
     Call,
     Called,
@@ -150,6 +151,15 @@ def test_what_is_right_is_passed() -> None:
             [decided("x", 0, 9, 1), looked("new", 1, 2, 1), looked("old", 3, 4, 0)],
             [event(1, "x")],
             "stands behind it",
+        ),
+        (
+            "a decision that was refused for good",
+            [
+                decided("x", 0, 1, 1),
+                Call(Called(0, "too", "x", A), Answered(3, "too", "failed", reason=FOR_GOOD)),
+            ],
+            [event(1, "x")],
+            "refused for good",
         ),
         (
             "a refusal although its cause had been decided",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ from confluent_kafka import Producer
 
 from streams.errors import Unavailable
 from streams.log.event_headers import make_append
-from streams.log.events import NO_HISTORY, Appended, Base, EventAppend
+from streams.log.events import NO_HISTORY, Appended, Base, EventAppend, EventLog, History
 from streams.log.kafka.event_index import TopicIndex
 from streams.log.kafka.events import Events
 from streams.log.kafka.log import CAPABILITIES
@@ -27,6 +28,7 @@ from tests.conformance.histories import (
 from tests.conformance.logs import Case
 from tests.conformance.world import World
 from tests.servers.find import KafkaAddress
+from tests.servers.lifetime import until
 
 
 @pytest.fixture
@@ -93,3 +95,40 @@ def test_a_failure_of_one_append_says_nothing_of_those_beside_it(
     assert isinstance(outcomes[1], Unavailable)
     assert values(history(log, topic, b"good")) == [b"good"]
     assert isinstance(outcomes[0], Appended), outcomes
+
+
+def test_what_is_read_is_never_older_than_the_call(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index that hears of nothing for a while keeps its readers waiting: what others have
+    appended and were acknowledged is there, or there is no answer."""
+    log, topic = events_of(world), event_topic(world, 1)
+    grow(log, topic, b"k", b"1")
+    other = world.open()
+    assert isinstance(other, EventLog)
+    assert values(history(other, topic, b"k")) == [b"1"]
+    go_on = threading.Event()
+    fold = TopicIndex.fold
+    behind: list[TopicIndex] = []
+
+    def fold_later(index: TopicIndex, batch: Any) -> None:
+        behind.append(index)
+        assert go_on.wait(60)
+        fold(index, batch)
+
+    found: list[History] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(TopicIndex, "fold", fold_later)
+        grow(log, topic, b"k", b"2", b"3")  # its own it folds by itself
+        until(lambda: behind, 60, "the other is behind")
+        reading = threading.Thread(target=lambda: found.append(history(other, topic, b"k")))
+        reading.start()
+        until(lambda: not reading.is_alive() or is_waiting(behind), 60, "it reads, and waits")
+        go_on.set()
+        reading.join()
+    assert values(found[0]) == [b"1", b"2", b"3"]
+
+
+def is_waiting(indexes: list[TopicIndex]) -> bool:
+    """Whether somebody waits for one of them to be folded."""
+    return any(each._waiting_since is not None for each in indexes)
