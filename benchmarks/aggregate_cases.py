@@ -23,6 +23,8 @@ FEW_ACCOUNTS = 1_000
 DECISIONS = Metric("rate", "decisions/s")
 LOADS = Metric("rate", "loads/s")
 EVENTS = Metric("rate", "events/s")
+CPU = Metric("cpu_us", "µs/call", "less")
+"""Steadier than a rate where a machine is busy; it leaves out the wait for the disk."""
 
 MEMORY_LIMIT = 64 << 20
 """Bytes by which a process may grow while it loads one history, however long."""
@@ -100,14 +102,16 @@ def _peer_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
         _case(
             log_target, "decide, one at a time", _decide_side(log_target, sizes),
             Rival(plain, 2.0, DECISIONS), Rival(cached, None, DECISIONS),
+            Rival(plain, None, CPU, ", CPU time"),
         ),
         _case(
             log_target, "decide, 1,000 at once", _decide_side(log_target, sizes, at_once=True),
             Rival(plain, 10.0, DECISIONS), Rival(cached, None, DECISIONS),
+            Rival(plain, None, CPU, ", CPU time"),
         ),
         _case(
             log_target, "load of 20 events", _load_side(log_target, sizes),
-            Rival(loading, 5.0, LOADS),
+            Rival(loading, 5.0, LOADS), Rival(loading, None, CPU, ", CPU time"),
         ),
         _case(
             log_target, "load of 20 events, 1,000 at once",

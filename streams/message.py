@@ -224,6 +224,11 @@ class Batch:
         """The headers of one message without the ID, where leaving it out is cheaper; else all."""
         return self.headers(index)
 
+    def may_have_header(self, part: bytes) -> bool:
+        """Whether a header of any message may have these bytes in its value. False where the log
+        can tell without decoding them that none has."""
+        return True
+
     def time(self, index: int) -> float:
         """The log's own time of one message, in seconds since the epoch."""
         return self._times[index] if self._times is not None else 0.0

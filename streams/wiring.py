@@ -86,9 +86,7 @@ def make_job(
             and processor.key_parking is None
         ),
     )
-    if any(topic.decoding.gives_several for topic in options.topics):
-        job = expand_several(job)
-    return processor.adapt_job(job)
+    return processor.adapt_job(expand_several(job))
 
 
 def _result_encoder(

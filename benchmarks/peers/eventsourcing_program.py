@@ -85,31 +85,43 @@ def _open(bank: Bank, accounts: int, events: int) -> list[UUID]:
     return found
 
 
+class _Timing:
+    """Calls a second, and the CPU time of each."""
+
+    def __init__(self) -> None:
+        self._began, self._cpu = time.perf_counter(), time.process_time()
+
+    def of(self, calls: int) -> Answer:
+        """What so many calls took."""
+        took, used = time.perf_counter() - self._began, time.process_time() - self._cpu
+        return {"rate": calls / took, "cpu_us": used / calls * 1e6}
+
+
 def decide(folder: str, accounts: int, decisions: int, *, cached: bool = False) -> Answer:
     """Deposits, one after the other, into each account in turn."""
     with _bank(folder, cached=cached) as bank:
         ids = _open(bank, accounts, 1)
         for id in ids:
             bank.repository.get(id)
-        began = time.perf_counter()
+        timing = _Timing()
         for number in range(decisions):
             account: Account = bank.repository.get(ids[number % accounts])
             account.deposit(5, REFERENCE)
             bank.save(account)
-        rate = decisions / (time.perf_counter() - began)
+        answer = timing.of(decisions)
     settings = ", ".join(f"{name}={value}" for name, value in CACHE.items())
-    return {"rate": rate, **_settings(settings if cached else "as it comes")}
+    return {**answer, **_settings(settings if cached else "as it comes")}
 
 
 def load(folder: str, accounts: int, events: int, loads: int) -> Answer:
     """Accounts of so many events, read and folded one after the other."""
     with _bank(folder) as bank:
         ids = _open(bank, accounts, events)
-        began = time.perf_counter()
+        timing = _Timing()
         for number in range(loads):
             bank.repository.get(ids[number % accounts])
-        rate = loads / (time.perf_counter() - began)
-    return {"rate": rate, **_settings("as it comes")}
+        answer = timing.of(loads)
+    return {**answer, **_settings("as it comes")}
 
 
 def replay(folder: str, accounts: int, events: int) -> Answer:
@@ -118,16 +130,16 @@ def replay(folder: str, accounts: int, events: int) -> Answer:
         recorder, mapper = bank.recorder, bank.mapper
         if not recorder.max_notification_id():
             _open(bank, accounts, events)
-        seen, last, began = 0, 0, time.perf_counter()
+        seen, last, timing = 0, 0, _Timing()
         while found := recorder.select_notifications(last, 1_000, inclusive_of_start=False):
             for each in found:
                 mapper.to_domain_event(each)
             seen += len(found)
             last = found[-1].id
-        rate = seen / (time.perf_counter() - began)
+        answer = timing.of(seen)
     if seen != accounts * events:
         raise RuntimeError(f"{seen} events were read, {accounts * events} were saved")
-    return {"rate": rate, **_settings("select_notifications(limit=1000), mapper.to_domain_event")}
+    return {**answer, **_settings("select_notifications(limit=1000), mapper.to_domain_event")}
 
 
 TASKS: dict[str, Callable[..., Answer]] = {"decide": decide, "load": load, "replay": replay}

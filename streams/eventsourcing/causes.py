@@ -42,20 +42,30 @@ class Handling:
     Its calls are counted on the app's loop only.
     """
 
-    __slots__ = ("_counts", "_in_flight", "ended", "group", "message", "sources")
+    __slots__ = ("_counts", "_in_flight", "_row", "_value", "ended", "group", "sources")
 
     def __init__(
-        self, group: str, sources: Mapping[str, str], message: Message[Any] | None
+        self, group: str, sources: Mapping[str, str], value: Any = None, row: tuple[Any, ...] = ()
     ) -> None:
+        """:param row: the message, or what it is made of beside its value; empty: a batch."""
         self.group = group
         self.sources = sources
         """The topics of the group, by those through which their messages come back."""
-        self.message = message
-        """None: a batch."""
         self.ended = False
         """The handler has returned or raised."""
-        self._counts: dict[tuple[str, str, str], int] = {}
-        self._in_flight: set[tuple[str, str, str]] = set()
+        self._value = value
+        self._row = row
+        # Most calls decide nothing: what only decisions need is made when there is one.
+        self._counts: dict[tuple[str, str, str], int] | None = None
+        self._in_flight: set[tuple[str, str, str]] | None = None
+
+    @property
+    def message(self) -> Message[Any] | None:
+        """None: a batch."""
+        row = self._row
+        if len(row) > 1:
+            row = self._row = (make_message(self._value, *row),)
+        return row[0] if row else None
 
     def begin_call(self, aggregate: str, id: str, cause: str) -> int:
         """Which call with this cause on this aggregate begins, from 0.
@@ -63,6 +73,8 @@ class Handling:
         :raises ConfigError: one is going on.
         """
         call = (aggregate, id, cause)
+        if self._counts is None or self._in_flight is None:
+            self._counts, self._in_flight = {}, set()
         if call in self._in_flight:
             raise ConfigError(
                 f"aggregate {aggregate!r}: two calls upon {id!r} at the same time in one handler: "
@@ -76,7 +88,8 @@ class Handling:
 
     def end_call(self, aggregate: str, id: str, cause: str) -> None:
         """The call has ended."""
-        self._in_flight.discard((aggregate, id, cause))
+        if self._in_flight is not None:
+            self._in_flight.discard((aggregate, id, cause))
 
 
 _handling: ContextVar[Handling | None] = ContextVar("streams-handling", default=None)
@@ -170,6 +183,7 @@ def _wrap_job(job: Job) -> Job:
         job,
         function=_message_function(job, sources),
         wants_message=True,
+        builds_messages=True,
         transactions=job.transactions and job.wants_message,
     )
 
@@ -184,8 +198,10 @@ def _message_function(job: Job, sources: Mapping[str, str]) -> Callable[..., Any
     )
 
     def begin(value: Any, row: tuple[Any, ...]) -> tuple[Handling, tuple[Any, ...]]:
-        message = make_message(value, *row) if builds_messages else row[0]
-        return Handling(group, sources, message), row if wants_message else ()
+        handling = Handling(group, sources, value, row)
+        if not wants_message:
+            return handling, ()
+        return handling, row if builds_messages else (handling.message,)
 
     async def call_async(value: Any, *row: Any) -> Any:
         handling, given = begin(value, row)
@@ -213,7 +229,7 @@ def _batch_function(job: Job, sources: Mapping[str, str]) -> Callable[..., Any]:
     function, group, has_results = job.function, job.group, job.encode_results is not None
 
     async def call_async(*given: Any) -> Any:
-        handling = Handling(group, sources, None)
+        handling = Handling(group, sources)
         token = _handling.set(handling)
         try:
             return await function(*given)
@@ -222,7 +238,7 @@ def _batch_function(job: Job, sources: Mapping[str, str]) -> Callable[..., Any]:
             _handling.reset(token)
 
     def call_plain(*given: Any) -> Any:
-        handling = Handling(group, sources, None)
+        handling = Handling(group, sources)
         token = _handling.set(handling)
         try:
             found = _run_generator(function(*given), has_results)

@@ -17,7 +17,12 @@ from streams.log.events import (
     HistoryRequest,
     Refused,
     StoredSnapshot,
+    read_each,
 )
+
+MAX_READS = 100
+"""Histories that one call of the log reads from, at most: each of them may answer with a page of
+events, all of which are in memory at once."""
 
 
 class Histories:
@@ -29,7 +34,7 @@ class Histories:
         self.never_blocks = log.never_blocks
         """Nothing here suspends its caller."""
         self._reads: RequestBatcher[HistoryRequest, History] = RequestBatcher(
-            f"streams-{topic}-reader", self._read
+            f"streams-{topic}-reader", self._read, max_requests=MAX_READS
         )
         self._appends: RequestBatcher[EventAppend, Appended | Refused] = RequestBatcher(
             f"streams-{topic}-writer", self._append
@@ -84,7 +89,7 @@ class Histories:
         requests: Sequence[HistoryRequest],
         answer: Callable[[Answers[History]], None],
     ) -> None:
-        answer(self._log.read_histories(self._topic, requests))
+        answer(read_each(self._log, self._topic, requests))
 
     def _append(
         self,

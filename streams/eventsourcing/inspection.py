@@ -26,6 +26,7 @@ from streams.log.events import (
     HistoryRequest,
     StoredEvent,
     StoredSnapshot,
+    read_each,
 )
 from streams.text import error_text
 from streams.wire import utc_from_seconds
@@ -177,18 +178,17 @@ class AggregateInspector:
 
     def check(self, keys: Sequence[bytes]) -> list[StoppedAt | LogError | None]:
         """What stops each of these aggregates, from its first event on: None, nothing does. Where
-        a history cannot be read, the error that says so."""
-        try:
-            firsts = self._log.read_histories(
-                self.topic, [HistoryRequest(key, limit=CHECK_PAGE) for key in keys]
-            )
-        except LogError as error:
-            if len(keys) == 1:
-                return [error]
-            return [each for key in keys for each in self.check([key])]
+        a history cannot be read, the error that says so.
+
+        :raises Unavailable: the log cannot be reached now.
+        """
+        requests = [HistoryRequest(key, limit=CHECK_PAGE) for key in keys]
+        firsts = read_each(self._log, self.topic, requests)
         return [self._check_one(key, first) for key, first in zip(keys, firsts, strict=True)]
 
-    def _check_one(self, key: bytes, first: History) -> StoppedAt | LogError | None:
+    def _check_one(self, key: bytes, first: History | LogError) -> StoppedAt | LogError | None:
+        if isinstance(first, LogError):
+            return first
         state, version, stopped = self._fold(
             self._definition.state_type.initial, 0, list(first.events)
         )

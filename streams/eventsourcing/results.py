@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic
 
+import msgspec
 from typing_extensions import TypeVar
 
 from streams.health import AggregateStats as AggregateStats
@@ -16,8 +17,7 @@ E = TypeVar("E")
 S = TypeVar("S")
 
 
-@dataclass(frozen=True, slots=True)
-class Decided(Generic[S, E]):
+class Decided(msgspec.Struct, Generic[S, E], frozen=True):
     """What a decision came to.
 
     As text it is a token, the position of the last event: whoever has it can wait until a view has

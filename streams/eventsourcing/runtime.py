@@ -342,7 +342,7 @@ class AggregateRuntime:
         if states.snapshots is not None:
             states.snapshots.offer(append.key, append.base.version, known)
         name, partition = self._topic, outcome.partition
-        positions = tuple(Position(name, partition, offset) for offset in outcome.offsets)
+        positions = tuple([Position(name, partition, offset) for offset in outcome.offsets])
         return self._decided(known, tuple(events), positions)
 
     def _decided(

@@ -125,17 +125,17 @@ def _check_frozen(name: str, state: Any) -> None:
         )
 
 
-def _json_schema(type: Any) -> tuple[Any, Mapping[str, Any]]:
+def _json_schema(state: Any) -> tuple[Any, Mapping[str, Any]]:
     """A type's JSON schema, and the definitions it refers to. Of another library's type that has
     none, its name has to do."""
-    make_schema = getattr(type, "model_json_schema", None)
+    make_schema: Any = getattr(state, "model_json_schema", None)
     try:
-        if callable(make_schema):
-            schema = dict(make_schema())
+        if make_schema is not None:
+            schema: dict[str, Any] = make_schema()
             return schema, schema.pop("$defs", {})
-        schemas, definitions = msgspec.json.schema_components([type])
+        schemas, definitions = msgspec.json.schema_components([state])
     except Exception:
-        return type_name(type), {}
+        return type_name(state), {}
     return schemas[0], definitions
 
 

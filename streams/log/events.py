@@ -33,7 +33,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
-from streams.errors import EventTopicError, LogError, PartitionCountMismatch
+from streams.errors import EventTopicError, LogError, PartitionCountMismatch, Unavailable
 from streams.log.protocol import Reader, TopicInfo
 from streams.message import Record
 
@@ -296,6 +296,26 @@ class ArbitratingLog(Protocol):
     def uncounted_records(self, topic: str) -> int:
         """Records that count for no history, of what was read here so far. Asks nobody."""
         ...
+
+
+def read_each(
+    log: EventLog, topic: str, requests: Sequence[HistoryRequest]
+) -> Sequence[History | LogError]:
+    """The same as :meth:`EventLog.read_histories`, but that a history that cannot be read (somebody
+    has damaged it) hides no other: it has its error in its place.
+
+    :raises Unavailable: the log cannot be reached now.
+    """
+    try:
+        return log.read_histories(topic, requests)
+    except Unavailable:
+        raise
+    except LogError as error:
+        if len(requests) == 1:
+            return [error]
+        middle = len(requests) // 2
+        first = read_each(log, topic, requests[:middle])
+        return [*first, *read_each(log, topic, requests[middle:])]
 
 
 # -- the decision, for the logs that do not leave it to a server ----------------------------------

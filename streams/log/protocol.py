@@ -115,8 +115,7 @@ class TopicInfo(NamedTuple):
     retention_known: bool = True
     """False where this user may not ask for it (Kafka: DescribeConfigs on the topic)."""
     is_event_topic: bool = False
-    """It holds histories (:mod:`streams.log.events`), and nothing else may be written to it. Kafka
-    cannot tell: there the records' headers do."""
+    """It holds histories (:mod:`streams.log.events`), and nothing else may be written to it."""
 
 
 class DurabilityFact(NamedTuple):

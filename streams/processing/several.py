@@ -34,10 +34,12 @@ class _Results:
 
 
 def expand_several(job: Job) -> Job:
-    """The same job for messages of which some are :class:`Several`.
+    """The same job, for messages of which some may be :class:`Several`.
 
     :param job: one that does not build messages itself.
     """
+    if not any(each.gives_several for each in job.decodings.values()):
+        return job
     accepts, encode = job.filter, job.encode_results
     return replace(
         job,

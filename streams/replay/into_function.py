@@ -111,7 +111,7 @@ def _replay_job(
         flow=options.flow,
         clock=connection.clock,
     )
-    return expand_several(job) if source.decoding.gives_several else job
+    return expand_several(job)
 
 
 async def handle_range(

@@ -218,6 +218,21 @@ def test_an_aggregate_is_shown_with_its_state(filled: Bank) -> None:
     assert not {"state", "stopped", "events"} & set(raw)
 
 
+def test_an_aggregate_that_has_only_refused_a_command(filled: Bank) -> None:
+    log = filled.log()
+    outcomes: list[Any] = []
+    record = Record(None, b"shy", "refusal-1")
+    append = make_append(b"shy", NO_HISTORY, [record], cause="no", is_refusal=True)
+    log.append_events(filled.topic, [append], outcomes.extend)
+    eventually(lambda: outcomes)
+    log.close()
+    assert "shy" in [each["id"] for each in filled("ls", "NAME", "--json").json]
+    found = filled("show", "bank:app", "NAME", "shy", "--events", "--json").json
+    assert (found["version"], found["last"], found["events"]) == (0, None, [])
+    assert found["state"] == {"owner": "", "cents": 0}
+    assert filled("show", "NAME", "shy").out.startswith(f"{filled.name} shy: version 0\n")
+
+
 def test_an_aggregate_is_shown_as_it_was(filled: Bank) -> None:
     first = filled("show", "bank:app", "NAME", "a-1", "--at", "1", "--json").json
     assert (first["version"], first["state_version"], first["state"]["cents"]) == (4, 1, 0)

@@ -12,6 +12,7 @@ import pytest
 
 from streams.errors import ConfigError, LogError, NotRunning
 from streams.eventsourcing import Loaded
+from streams.eventsourcing.keyed_lock import KeyedLock
 from tests.conformance.stage import Stage
 from tests.eventsourcing.bank import Account, Deposited, accounts, deposit
 
@@ -39,6 +40,20 @@ async def test_a_cancelled_decision_counts_or_does_not_and_the_next_one_knows(
             assert events.count(Deposited(100)) == number + 1
             assert events.count(Deposited(1)) <= number + 1
         assert await bank.load("a") == Loaded(done.state, done.version)
+
+
+async def test_a_turn_that_was_handed_to_one_who_is_cancelled_goes_on() -> None:
+    lock = KeyedLock()
+    assert lock.try_acquire("a")
+    waiting = [asyncio.create_task(lock.wait("a")) for _ in range(2)]
+    await asyncio.sleep(0)
+    lock.release("a")  # to the first, which has not run since
+    waiting[0].cancel()
+    await asyncio.wait(waiting[:1])
+    await waiting[1]
+    assert waiting[0].cancelled()
+    lock.release("a")
+    assert lock.try_acquire("a")
 
 
 async def test_all_are_cancelled_and_none_waits_for_ever(stage: Stage) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -14,7 +14,10 @@ from streams.eventsourcing import Aggregate
 from streams.log.event_headers import EVENT
 from streams.log.events import Appended, EventLog, HistoryRequest
 from streams.log.protocol import Retention
+from streams.patterns.bus import EventBus
 from streams.patterns.deadletters import ClosedKeys, DeadLetterManager
+from streams.patterns.delay import Delays
+from streams.patterns.queue import MessageQueue
 from streams.replay import replay, reset
 from tests.conformance.histories import append
 from tests.conformance.stage import PATIENCE, QUICK, Stage
@@ -233,3 +236,41 @@ async def test_another_app_that_declares_no_aggregate_reads_them_as_any_topic(
         await stage.until(lambda: len(stage.seen.handled) == 3)
         assert len([message async for message in topic.read()]) == 3
     assert [b'"type":"opened"' in value for value in stage.seen.values] == [True, False, False]
+
+
+async def test_no_pattern_writes_them_either(stage: Stage) -> None:
+    app, bank = declared(stage)
+    topic = bank.events.name
+    async with app:
+        await bank.decide("a", open_with, "ada", 1)
+    other = stage.app()
+    bus = EventBus(other, name=topic)
+    delayed, delays = stage.app(), f"{stage.topic_name}-delays"
+    later = Delays(delayed, delays)
+    written = delayed.topic(topic, bytes)
+    async with other:
+        with pytest.raises(EventTopicError, match="published to"):
+            await bus.publish("opened", b"x")
+    other = stage.app()
+    queues = MessageQueue(other)
+    async with other:
+        with pytest.raises(EventTopicError, match="published to"):
+            await queues.publish(topic, b"x")
+    async with delayed:
+        await later.publish(written, b"x", delay=0.0)
+        dead = delayed.topic(f"{delays}.dead", bytes)
+
+        async def letters() -> list[Any]:
+            return [each async for each in dead.read()]
+
+        await until(letters)
+    found = [each async for each in _read_all(stage)]
+    assert len(found) == 2
+
+
+async def _read_all(stage: Stage) -> AsyncIterator[Message[bytes]]:
+    app = stage.app()
+    topic = app.topic(f"{stage.topic_name}.events", bytes)
+    async with app.connected():
+        async for each in topic.read():
+            yield each

@@ -157,17 +157,18 @@ class HeldWriter:
     connection over which no answer comes."""
 
     def __init__(self, log: KafkaLog, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._append = log._writer.append
+        writer = log._events.writer()
+        self._append = writer.append
         self.held: list[Any] = []
         self.is_holding = False
-        self.answers: list[LogError] = []
+        self.answers: Sequence[LogError] = []
         """What is answered instead of what becomes of a write."""
-        monkeypatch.setattr(log._writer, "append", self.append)
+        monkeypatch.setattr(writer, "append", self.append)
 
     def append(self, topic: str, records: Sequence[Record], done: OnAppended) -> None:
         """As the writer's own."""
         if self.answers:
-            error = self.answers.pop(0)
+            error, *self.answers = self.answers
             if not self.is_holding:
                 self._append(topic, records, lambda _: done([error] * len(records)))
                 return
@@ -289,7 +290,7 @@ def test_a_transaction_that_nobody_ends_holds_up_no_writer(
         headers: Any = [(ID, record.id.encode()), *record.headers]
         stranger.produce(topic, record.value, record.key, 0, headers=headers)
     stranger.flush(PATIENCE)
-    assert log.watermarks(topic, 0)[1] == 1  # nothing behind it can be read as committed
+    assert log._readers.watermarks(topic, 0)[1] == 1  # nothing behind it can be read as committed
     head = grow(log, topic, b"other", b"1", b"2")
     assert history(other, topic, b"other").head == head
     # What a stranger forged counts where it stands, whatever becomes of the transaction.
@@ -300,7 +301,9 @@ def test_a_transaction_that_nobody_ends_holds_up_no_writer(
     assert values(history(other, topic, b"k")) == [b"1", b"0", b"3"]
 
 
-def test_foreign_records_change_nothing(log: KafkaLog, topic: str, producer: Producer) -> None:
+def test_foreign_records_change_nothing_and_are_reported_once(
+    log: KafkaLog, topic: str, producer: Producer, caplog: pytest.LogCaptureFixture
+) -> None:
     head = grow(log, topic, b"k", b"1")
     plain: list[Any] = [
         (None, b"x", None),
@@ -319,6 +322,25 @@ def test_foreign_records_change_nothing(log: KafkaLog, topic: str, producer: Pro
     assert history(log, topic, b"k").head == head
     assert log._events.uncounted_offsets(topic, 0, 0, 10) == list(range(1, 10))
     assert grow(log, topic, b"k", b"2").base.version == 2
+
+    def said() -> list[str]:
+        return [each for each in caplog.messages if "no event of an aggregate" in each]
+
+    until(lambda: said() or None, PATIENCE, "a report")
+    assert "offset 1 is" in said()[0]
+    assert len(said()) == 1
+
+
+def test_appends_that_nobody_read_back_are_told_when_the_log_is_closed(
+    log: KafkaLog, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grow(log, topic, b"k", b"1")
+    HeldWriter(log, monkeypatch).is_holding = True
+    outcomes: list[AppendOutcome] = []
+    log.append_events(topic, [made(b"o")], outcomes.extend)
+    log.close()
+    (outcome,) = outcomes
+    assert isinstance(outcome, OutcomeUnknown)
 
 
 # -- snapshots ------------------------------------------------------------------------------------

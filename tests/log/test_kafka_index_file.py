@@ -293,6 +293,7 @@ def test_rows_that_were_exchanged_are_noticed(reopen: Open, topic: str, folder: 
             db.execute("UPDATE keys SET row = ? WHERE key = ?", (rows[other], key))
     db.close()
     log = reopen()
+    assert {each.key: each.head for each in log.list_keys(topic, 0, None, 9)} == heads
     for key, head in heads.items():
         assert history(log, topic, key).head == head
 

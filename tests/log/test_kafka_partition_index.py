@@ -123,6 +123,16 @@ def judged(arbiter: Arbiter, offset: int, key: bytes | None, headers: Headers) -
     return arbiter.feed(offset, key, record_id, header, cause_of(headers), is_final(headers))
 
 
+def test_nothing_follows_a_final_event() -> None:
+    last = append(b"k", NO_HISTORY, is_final=True)
+    late = append(b"k", last.head.base)
+    index = PartitionIndex(0)
+    for offset, record in enumerate([*last.records, *late.records]):
+        index.fold([offset], [b"k"], [[(ID, record.id.encode()), *record.headers]])
+    assert index.head(b"k") == last.head
+    assert index.uncounted(0, 2) == [1]
+
+
 @settings(max_examples=400, deadline=None)
 @given(partitions(), st.data())
 def test_an_index_says_what_the_rule_says(

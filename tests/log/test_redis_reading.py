@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import redis
 
+from streams.log.events import Appended
+from streams.log.range_reader import read_batches
 from streams.log.redis import RedisLog, reader
+from tests.conformance.histories import append as histories_append
+from tests.conformance.histories import grow
 from tests.log.redis_support import Member, Proxy, append, name, open_redis, record
 from tests.servers.find import RedisAddress
 
@@ -116,3 +121,26 @@ def test_bounds_of_what_is_empty(log: RedisLog, client: redis.Redis) -> None:
     assert log.watermarks(topic, 0) == (position.offset + 1, position.offset + 1)
     assert log.lag(topic, 0, 0) == 0
     assert log.offset_for_time(topic, 0, 0.0) == position.offset + 1
+
+
+def test_what_others_add_to_an_event_topic_is_left_out_and_reported(
+    log: RedisLog, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = log.create_event_topic(name("events"), 1).name
+    head = grow(log, topic, b"k", b"1", b"2")
+    stream = log._topics.partition_keys(topic, 0).stream
+    foreign: Any = client.xadd(stream, {"amount": "5"})
+    _, outcome = histories_append(log, topic, b"k", head.base, b"3")
+    assert isinstance(outcome, Appended), outcome
+    last: Any = client.xadd(stream, {"value": "x", "key": "k", "ce_id": "x"})
+    _, end = log.watermarks(topic, 0)
+    for _ in range(2):
+        found = [batch.values for batch in read_batches(log, topic, 0, 0, end)]
+        assert [value for values in found for value in values] == [b"1", b"2", b"3"]
+    member = Member(log, name("group"), topic)
+    member.poll_until(lambda: len(member.values) == 3, "all")
+    assert member.values == [b"1", b"2", b"3"]
+    member.subscription.close()
+    said = "\n".join(each.getMessage() for each in caplog.records)
+    assert said.count("something else has written to it") == 1
+    assert f"offset {foreign.decode()}, and 1 more up to {last.decode()}" in said

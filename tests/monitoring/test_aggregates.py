@@ -157,9 +157,9 @@ async def test_an_aggregate_that_is_stopped_is_listed_and_the_app_stays_ready(st
 async def test_stopped_aggregates_are_listed_up_to_a_bound(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from streams.eventsourcing import runtime  # the bound, which nobody wants to reach here
+    from streams.eventsourcing import states  # the bound, which nobody wants to reach here
 
-    monkeypatch.setattr(runtime, "MAX_STOPPED", 3)
+    monkeypatch.setattr(states, "MAX_STOPPED", 3)
     url = "memory://stopped-up-to-a-bound"
     before, app = Streams(url), Streams(url)
     newer: Aggregate[Any, Account] = Aggregate(

@@ -216,15 +216,13 @@ def _check(
 
     :param scan: how many are looked at; 0: all.
     """
-    from streams.errors import Fatal, LogError, Unavailable
+    from streams.errors import LogError
 
     inspector, looked_at, last = place.inspector(name), 0, b""
     total = None if scan == 0 else scan
     with output.progress_bar(f"reading {name}") as show_progress:
         while chunk := [each.key for each in islice(keys, _next_size(looked_at, scan))]:
             for key, found in zip(chunk, inspector.check(chunk), strict=True):
-                if isinstance(found, (Unavailable, Fatal)):
-                    raise found
                 if isinstance(found, LogError):
                     print_error(f"{name} {output.bytes_text(key)}: cannot be read: {found}")
                 elif found is not None:

@@ -17,7 +17,7 @@ from streams.text import did_you_mean
 if TYPE_CHECKING:
     from streams.cli.aggregates.place import Place
     from streams.eventsourcing.inspection import Inspected, InspectedEvent, StoppedAt
-    from streams.log.events import History, StoredEvent, StoredSnapshot
+    from streams.log.events import Head, History, StoredEvent, StoredSnapshot
     from streams.log.protocol import TopicInfo
 
 SUGGESTED_FROM = 1_000
@@ -27,8 +27,7 @@ SUGGESTED_FROM = 1_000
 class _Found(NamedTuple):
     """What was found of an aggregate."""
 
-    head_version: int
-    is_final: bool
+    head: Head
     partition: int
     version: int
     """That is shown: the last one, or the one that was asked for."""
@@ -56,15 +55,18 @@ class AggregateView:
 
         :param number: also so many of its last events, 0: all.
         """
+        from streams.log.events import EMPTY
+
         snapshots = output.call_or_report(
             "snapshots", partial(self._log.list_snapshots, self._topic, self._key)
         )
         found = self._find(at, snapshots or ())
-        if found.head_version == 0:
+        if found.head == EMPTY:  # one with a refused command alone has no version either
             raise self._not_there()
-        if isinstance(at, int) and at > found.head_version:
+        head_version = found.head.base.version
+        if isinstance(at, int) and at > head_version:
             raise CommandFailed(
-                f"{self._name} {self._id}: it has {output.plural(found.head_version, 'version')}, "
+                f"{self._name} {self._id}: it has {output.plural(head_version, 'version')}, "
                 f"and none is {at}"
             )
         document: dict[str, Any] = {
@@ -72,8 +74,8 @@ class AggregateView:
             **id_json(self._key),
             "topic": self._topic,
             "partition": found.partition,
-            "version": found.head_version,
-            "closed": found.is_final,
+            "version": head_version,
+            "closed": found.head.is_final,
             "last": self._last_json(found),
         }
         if found.inspected is not None:
@@ -97,13 +99,11 @@ class AggregateView:
     def _find(self, at: int | datetime | None, snapshots: Iterable[StoredSnapshot]) -> _Found:
         if self._inspector is not None:
             inspected = self._inspector.inspect(self._key, at)
-            head = inspected.head
             version = inspected.version
             if inspected.last is not None:
                 version = max(version, inspected.last.version)
             return _Found(
-                head.base.version,
-                head.is_final,
+                inspected.head,
                 inspected.partition,
                 version,
                 inspected.last,
@@ -125,7 +125,7 @@ class AggregateView:
                 break
         version = snapshot.base.version if snapshot is not None else 0
         version = version if last is None else last.version
-        return _Found(head.base.version, head.is_final, partition, version, last, snapshot, None)
+        return _Found(head, partition, version, last, snapshot, None)
 
     def _pages(
         self, at: int | datetime | None, snapshots: Iterable[StoredSnapshot]
@@ -191,7 +191,7 @@ class AggregateView:
         return {
             "fingerprint": output.printable_text(str(snapshot.fingerprint)),
             "version": version,
-            "behind": found.head_version - version,
+            "behind": found.head.base.version - version,
             "time": None if moment is None else output.iso_time(moment),
             "bytes": len(snapshot.data),
             "usable": None if self._inspector is None and not why else not why,

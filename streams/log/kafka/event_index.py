@@ -85,6 +85,8 @@ class TopicIndex:
         """When something was folded last, or it was certain that there is nothing."""
         self._waiting_since: float | None = None
         self._reported_at = time.monotonic()
+        self._has_reported = False
+        """Foreign records."""
         self._pending_since: dict[tuple[int, bytes, str], float] = {}
         """Since when appends are known that are not whole."""
         self._keeper: threading.Thread | None = None
@@ -237,6 +239,7 @@ class TopicIndex:
             self._closed.set()
             self._changed.notify_all()
         self._follower.close()
+        self._tell_nobody_knows(OutcomeUnknown(f"{self.topic}: this log is closed"))
         if self._keeper is not None:
             self._keeper.join(60.0)
         if self._file is not None:
@@ -264,8 +267,7 @@ class TopicIndex:
             self._check()
             for partition, append, on_decided in appends:
                 index = self.partitions[partition]
-                head = index.head(append.key)
-                continuing.append(head.base == append.base and not head.is_final)
+                continuing.append(index.ends_at(append.key, append.base))
                 if continuing[-1]:
                     index.watch(append.records[0].id, on_decided)
         return continuing
@@ -309,9 +311,11 @@ class TopicIndex:
 
     def fold(self, batch: KafkaBatch) -> None:
         """Fold the next records of a partition."""
+        index = self.partitions[batch.partition]
+        if batch.offsets[-1] < index.next_offset:  # our own, folded when they were confirmed
+            return
         headers = batch.all_headers()  # before the lock is taken, as the driver takes its time
         with self._changed:
-            index = self.partitions[batch.partition]
             index.fold(batch.offsets, batch.keys, headers)
             decided = self._progressed(index)
         _tell(decided)
@@ -346,6 +350,7 @@ class TopicIndex:
                 for append in index.pending_appends()
             }
             self._pending_since = pending
+            foreign = [each for each in self.partitions.values() if each.foreign_count]
             waiting = self._waiting_since
             folded = sum(each.next_offset for each in self.partitions.values())
         overdue = [append for append, since in pending.items() if now >= since + VOID_AFTER]
@@ -353,22 +358,33 @@ class TopicIndex:
             self._pending_since[partition, key, append_id] = now  # again, if that gets lost
             if self._write_void is not None:
                 self._write_void(partition, key, append_id)
+        if foreign and not self._has_reported:
+            self._has_reported = True
+            logger.warning(
+                "%s/%d: the record at offset %d is no event of an aggregate and is ignored, as all "
+                "such that follow: nothing but the aggregate's decide() and append() should write "
+                "there (an ACL keeps others out)",
+                self.topic, foreign[0].partition, foreign[0].first_foreign,
+            )  # fmt: skip
         if waiting is not None and now >= max(self._reported_at, waiting) + REPORT_INTERVAL:
             self._reported_at = now
             logger.info("the index of %s: %d records so far", self.topic, folded)
 
     def fail(self, error: LogError) -> None:
         """Nothing will be folded any more."""
-        unknown = OutcomeUnknown(f"written, but not read back: {error}")
-        decided: list[Decided] = []
         if isinstance(error, HistoryGone):
             logger.error("HistoryTruncated: %s", error)
         with self._changed:
             self.error = error
-            for index in self.partitions.values():
-                index.fail(unknown)
-                decided += index.take_decided()
             self._changed.notify_all()
+        self._tell_nobody_knows(OutcomeUnknown(f"written, but not read back: {error}"))
+
+    def _tell_nobody_knows(self, error: LogError) -> None:
+        decided: list[Decided] = []
+        with self.lock:
+            for index in self.partitions.values():
+                index.fail(error)
+                decided += index.take_decided()
         _tell(decided)
 
     # -- the file

@@ -78,7 +78,11 @@ class EventTopics:
     """The event topics of one cluster (any thread)."""
 
     def __init__(
-        self, topics: Topics, writer: Writer, readers: ReaderPool, requests: RequestRetry
+        self,
+        topics: Topics,
+        writer: Callable[[], Writer],
+        readers: ReaderPool,
+        requests: RequestRetry,
     ) -> None:
         self._topics = topics
         self._writer = writer
@@ -265,7 +269,7 @@ class EventTopics:
             count = info.partitions
         if not self._has_records(snapshots, 1):
             mark = Record(b"", MARK_KEY, "declared", [(MARK, b"%d" % partitions)], 0)
-            write_records(self._writer, snapshots, [mark])
+            write_records(self._writer(), snapshots, [mark])
         elif not self._holds(snapshots, 1, is_mark):
             raise EventTopicError(
                 f"topic {snapshots!r} exists and holds no snapshots: give the aggregate another "

@@ -64,6 +64,13 @@ T = TypeVar("T")
 MAX_GAP = 500
 """Records that are not wanted and are read all the same, between two that are."""
 
+MAX_CALLS = 2
+"""Calls with appends that are on their way, before the next one waits for a moment."""
+
+GATHER_TIMEOUT = 0.005
+"""Seconds that a call waits for the ones before, at most: one whose broker does not answer holds up
+nobody else."""
+
 RESENDS = 3
 """How often an append is written again that was not whole in the log."""
 
@@ -171,12 +178,17 @@ class Events:
     """The event topics of one log. Usable from any thread."""
 
     def __init__(
-        self, topics: Topics, writer: Writer, readers: ReaderPool, requests: RequestRetry
+        self,
+        topics: Topics,
+        make_writer: Callable[[], Writer],
+        readers: ReaderPool,
+        requests: RequestRetry,
     ) -> None:
         self._topics = topics
-        self._writer = writer
+        self._make_writer = make_writer
+        self._made_writer: Writer | None = None
         self._readers = readers
-        self._kinds = EventTopics(topics, writer, readers, requests)
+        self._kinds = EventTopics(topics, self.writer, readers, requests)
         self._index_folder = requests.settings.event_index
         self._lock = threading.Lock()
         self._indexes: dict[str, TopicIndex] = {}
@@ -184,6 +196,24 @@ class Events:
         self._opening = threading.Lock()
         """Held while an index is opened or replaced."""
         self._closed = False
+        self._calls = 0
+        """Calls of :meth:`append` that are not answered yet."""
+        self._answered = threading.Condition()
+
+    def writer(self) -> Writer:
+        """What appends are written by; made when it is first needed.
+
+        :raises LogError: the log is closed.
+        """
+        found = self._made_writer
+        if found is None:
+            with self._lock:
+                if self._closed:
+                    raise LogError("Kafka: this log is closed")
+                found = self._made_writer
+                if found is None:
+                    found = self._made_writer = self._make_writer()
+        return found
 
     # -- topics
 
@@ -265,7 +295,7 @@ class Events:
             )  # fmt: skip
             name = append_id.encode("utf-8", "surrogateescape")
             record = Record(None, key, uuid4().hex, [(VOID, name)], partition)
-            self._writer.append(topic, [record], report)
+            self.writer().append(topic, [record], report)
 
         def report(results: Sequence[Position | LogError]) -> None:
             for each in results:
@@ -312,6 +342,8 @@ class Events:
             index.close()
         for each in snapshots:
             each.close()
+        if self._made_writer is not None:
+            self._made_writer.close()
 
     # -- appending
 
@@ -322,7 +354,7 @@ class Events:
         if not appends:
             on_appended([])
             return
-        call = _AppendCall(len(appends), on_appended)
+        call = _AppendCall(len(appends), self._counting(on_appended))
         try:
             count = self._kinds.writable_count(topic)
             partitions = [partition_for(append.key, "", count) for append in appends]
@@ -342,6 +374,22 @@ class Events:
         except LogError as error:
             for number in range(len(appends)):
                 call.settle(number, error)
+
+    def _counting(self, on_appended: OnEventsAppended) -> OnEventsAppended:
+        """Wait for a moment while there are calls that are not answered, so that whoever gathers
+        appends has more of them for the next; see that this one is counted until it is answered."""
+        with self._answered:
+            if self._calls >= MAX_CALLS:
+                self._answered.wait_for(lambda: self._calls < MAX_CALLS, GATHER_TIMEOUT)
+            self._calls += 1
+
+        def on_all(outcomes: Sequence[AppendOutcome]) -> None:
+            with self._answered:
+                self._calls -= 1
+                self._answered.notify()
+            on_appended(outcomes)
+
+        return on_all
 
     def _append(self, index: TopicIndex, appends: Sequence[_Sent], call: _AppendCall) -> None:
         """Write appends of different keys whose base is where their history ends, and judge the
@@ -400,11 +448,11 @@ class Events:
         )
         others = [each for each, is_held in zip(appends, holds, strict=True) if not is_held]
         written = [each for each, is_held in zip(appends, holds, strict=True) if is_held]
-        records = [
-            Record(record.value, record.key, record.id, record.headers, each.partition)
-            for each in written
-            for record in each.append.records
-        ]
+        records: list[Record] = []
+        for each in written:
+            for record in each.append.records:
+                record.partition = each.partition
+                records.append(record)
 
         def on_written(results: Sequence[Position | LogError]) -> None:
             try:
@@ -413,7 +461,7 @@ class Events:
                 index.fail(error)
 
         if written:
-            self._writer.append(index.topic, records, on_written)
+            self.writer().append(index.topic, records, on_written)
         return others
 
     def _on_decided(
@@ -841,7 +889,7 @@ class Events:
         """Write them, and wait until they are found."""
         if not records:
             return
-        positions = write_records(self._writer, snapshot_topic(topic), records)
+        positions = write_records(self.writer(), snapshot_topic(topic), records)
         ends: dict[int, int] = {}
         for each in positions:
             ends[each.partition] = max(ends.get(each.partition, 0), each.offset + 1)
@@ -861,7 +909,12 @@ class Events:
 
     def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
         """See :meth:`streams.log.events.EventLog.list_snapshots`."""
-        kinds = sorted(self.totals(topic).snapshots)
+        self._kinds.declared_count(topic)
+        try:
+            names = self._current_snapshots(topic).names(None)
+        except NotFound:
+            return []
+        kinds = sorted(fingerprint for _, (name, fingerprint) in names if name == key)
         requests = [HistoryRequest(key, limit=1, fingerprint=kind) for kind in kinds]
         found = self.read(topic, requests) if requests else []
         return [each.snapshot for each in found if each.snapshot is not None]

@@ -236,7 +236,6 @@ class IndexFile:
                         )
                         for key, name, caused in changes.causes
                         for cause in [name.encode("utf-8", "surrogateescape")]
-                        for joined in [(key + cause, len(key))]
                     ],
                 )
                 writer.executemany(
@@ -250,7 +249,6 @@ class IndexFile:
                         )
                         for key, name, version, at in changes.refusals
                         for id in [name.encode("utf-8", "surrogateescape")]
-                        for joined in [(key + id, len(key))]
                     ],
                 )
                 if changes.losers:

@@ -120,7 +120,9 @@ class KafkaLog(DenseOffsets, EventLog):
         self._clients = KafkaClients(connect_member, requests, readers)
         connect_producer = partial(self._connect, Producer, logger=driver_logger)
         self._writer = Writer(connect_producer, requests, readers)
-        self._events = Events(self._topics, self._writer, readers, requests)
+        # What is appended to histories comes in groups, and somebody waits for each.
+        make_event_writer = partial(Writer, connect_producer, requests, readers, linger=0)
+        self._events = Events(self._topics, make_event_writer, readers, requests)
         self._event_readers = EventReaders(self._events)
         self._known_topics = KnownTopics(self._events, self._topics, readers)
 

@@ -24,7 +24,7 @@ import msgspec
 
 from streams.errors import LogError
 from streams.log.event_headers import CAUSE, EVENT, FINAL, MAX_CAUSE, MAX_ID, VOID, parse_event
-from streams.log.events import EMPTY, Appended, Base, Caused, Head
+from streams.log.events import EMPTY, NO_HISTORY, Appended, Base, Caused, Head
 from streams.log.kafka.arbitration import Arbiter, Counted, PendingAppend
 from streams.message import ID, Headers
 from streams.wire import text
@@ -158,6 +158,10 @@ class PartitionIndex:
         """Those that are being written to the file now."""
         self._has_reached_end = False
         """Since the file was written last."""
+        self.foreign_count = 0
+        """Records that no append wrote, of those that were folded here."""
+        self.first_foreign = -1
+        """Where the first of them stands."""
         self._stored_count = state.event_count
         self._changed_causes: list[tuple[bytes, str]] = []
         self._changed_refusals: list[tuple[bytes, str]] = []
@@ -177,6 +181,17 @@ class PartitionIndex:
         """Where a key's history ends."""
         found = self.entry(key)
         return EMPTY if found is None else found.head
+
+    def ends_at(self, key: bytes, base: Base) -> bool:
+        """Whether a key's history ends there, and may be continued."""
+        found = self.entry(key)
+        if found is None:
+            return base == NO_HISTORY
+        return (
+            len(found.offsets) == base.version
+            and text(found.last_id) == base.last_id
+            and not found.is_final
+        )
 
     def cause(self, key: bytes, cause: str) -> Caused | None:
         """What was appended for a cause."""
@@ -261,18 +276,15 @@ class PartitionIndex:
                     entry = find(key)
                     if entry is None and not all_in_memory:
                         entry = self.entry(key)
-                    if entry is None:
-                        continues = value == b"0/1/0/"
-                        if continues:
-                            entry = self.keys[key] = KeyEntry(array("q"))
-                            self.key_count += 1
-                            version, places = 0, entry.offsets
-                    else:
-                        places = entry.offsets
-                        version = len(places)
-                        prefix = _PREFIXES[version] if version < 1024 else b"0/1/%d/" % version
-                        continues = value == prefix + entry.last_id and not entry.is_final
-                    if continues and entry is not None:
+                    if entry is None and value == b"0/1/0/":
+                        entry = self.keys[key] = KeyEntry(array("q"))
+                        self.key_count += 1
+                    places = [] if entry is None else entry.offsets
+                    version = len(places)
+                    prefix = _PREFIXES[version] if version < 1024 else b"0/1/%d/" % version
+                    if entry is not None and (
+                        value == prefix + entry.last_id and not entry.is_final
+                    ):
                         if changed is not None and key not in changed:
                             changed[key] = version
                         places.append(offset)
@@ -299,6 +311,7 @@ class PartitionIndex:
     def _fold_record(self, offset: int, key: bytes | None, headers: Headers) -> None:
         """Fold a record, whatever it is."""
         value, cause, is_final, id = None, "", False, ""
+        is_void = False
         for name, data in headers:
             if name == EVENT:
                 if value is None:
@@ -313,9 +326,15 @@ class PartitionIndex:
                 is_final = is_final or data == b"1"
             elif name == VOID and data is not None:
                 self._arbiter.void(key, text(data))
+                is_void = True
         header = None if value is None else parse_event(value, id)
         self._uncounted.add(offset)
-        if header is not None:
+        if header is None or key is None:
+            if not is_void:
+                if not self.foreign_count:
+                    self.first_foreign = offset
+                self.foreign_count += 1
+        else:
             counted = self._arbiter.feed(offset, key, id, header, cause, is_final)
             if counted is not None:
                 self._add(counted)

@@ -44,6 +44,8 @@ logger = get_logger("streams.kafka")
 POLL_TIMEOUT = 0.1
 """Seconds that the serving thread blocks at once."""
 
+LINGER = "queue.buffering.max.ms"
+
 QUEUE_FULL_PAUSE = 0.005
 """Seconds between two looks for room in a full queue."""
 
@@ -133,6 +135,8 @@ class Writer:
     """The producing side of one log (any thread).
 
     :param connect: makes the driver's producer.
+    :param linger: milliseconds for which the driver waits for more records, unless the user has
+        said.
     """
 
     def __init__(
@@ -140,8 +144,10 @@ class Writer:
         connect: Callable[[dict[str, Any]], Producer],
         requests: RequestRetry,
         readers: ReaderPool,
+        linger: int | None = None,
     ) -> None:
         self._settings = requests.settings
+        self._linger = linger
         self._connect = connect
         self._requests = requests
         self._readers = readers
@@ -246,6 +252,8 @@ class Writer:
                 return handle
         handle = _ProducerHandle(self._readers.probe_broker)
         config = self._settings.producer_config()
+        if self._linger is not None and LINGER not in self._settings.user_config:
+            config[LINGER] = self._linger
         config["error_cb"] = self._on_client_error
         config["stats_cb"] = handle.observe_statistics
         handle.producer = self._connect(config)

@@ -19,6 +19,7 @@ for a number: turning each into a 128-bit integer would cost as much as all the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, overload
 
 import msgspec
@@ -131,17 +132,23 @@ def encode_fields(record: Record) -> tuple[tuple[bytes | str, ...], list[bytes],
         for name, value in record.headers:
             if name in (SOURCE, REDRIVE):
                 needs_identity = True
-            if value is None:
-                name = _NULL_PREFIX + name
-            elif name in _RESERVED or name.startswith((_ESCAPE_PREFIX, _NULL_PREFIX)):
-                name = _ESCAPE_PREFIX + name
-            header_names.append(name if name.isascii() else name.encode("utf-8", "surrogateescape"))
+            header_names.append(_field_name(name, value is None))
             values.append(b"" if value is None else value)
         names += tuple(header_names)
         if needs_identity:
             identity_index = len(values)
             values.append(identity_of_record(record).encode("utf-8", "surrogateescape"))
     return names, values, identity_index
+
+
+@lru_cache(1_000)
+def _field_name(header: str, is_null: bool) -> bytes | str:
+    """The field that a header becomes."""
+    if is_null:
+        header = _NULL_PREFIX + header
+    elif header in _RESERVED or header.startswith((_ESCAPE_PREFIX, _NULL_PREFIX)):
+        header = _ESCAPE_PREFIX + header
+    return header if header.isascii() else header.encode("utf-8", "surrogateescape")
 
 
 def identity_of_record(record: Record) -> str:

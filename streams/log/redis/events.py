@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from streams.errors import Fatal, InvalidValue, LogError, OutcomeUnknown, TooLarge, Unavailable
@@ -228,9 +229,11 @@ class Events:
     def _take_outcomes(
         partition: int, call: _Call, reply: Sequence[Any], outcomes: list[Any]
     ) -> None:
+        # All at once, as this is done for every append.
+        offsets = iter(offsets_of([entry for answer in reply if answer[0] for entry in answer[1:]]))
         for index, answer in zip(call.indexes, reply, strict=True):
-            if answer[0] == 1:
-                outcomes[index] = Appended(partition, tuple(offsets_of(answer[1:])))
+            if answer[0]:
+                outcomes[index] = Appended(partition, tuple(islice(offsets, len(answer) - 1)))
             else:
                 _, reason, version, last_id, is_final = answer
                 head = Head(Base(version, text(last_id)), bool(is_final))

@@ -277,6 +277,13 @@ class SqliteBatch(Batch):
                 self._header_pairs += (_decoded_headers(block) or [None] * high)[low:high]
         return self._header_pairs[index] or ()
 
+    def may_have_header(self, part: bytes) -> bool:
+        """Whether a header may have these bytes in its value: values stand in a block as they are,
+        so one look at all of its headers tells."""
+        return any(
+            each.block.invalid_text or part in bytes(each.block.headers) for each in self._slices
+        )
+
     def time(self, index: int) -> float:
         """When the log took one message, in seconds since the epoch."""
         if not self._times_us:

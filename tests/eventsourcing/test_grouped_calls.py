@@ -1,0 +1,101 @@
+"""Grouped calls: many callers share a call of the log, and none pays for another."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streams import Streams
+from streams.errors import Fatal, LogError, NotRunning, Unavailable
+from streams.eventsourcing.batching import RequestBatcher
+from tests.eventsourcing.bank import accounts, deposit
+
+pytestmark = pytest.mark.anyio
+
+Answer = Callable[[Sequence[Any]], None]
+
+
+class Calls:
+    """Answers each request with itself, once it may."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[int]] = []
+        self.has_begun = threading.Event()
+        self.may_answer = threading.Event()
+
+    def __call__(self, requests: Sequence[int], answer: Answer) -> None:
+        self.calls.append(list(requests))
+        self.has_begun.set()
+        assert self.may_answer.wait(60)
+        answer(requests)
+
+
+async def test_what_is_asked_during_a_call_is_asked_in_the_next_one() -> None:
+    calls = Calls()
+    batcher: RequestBatcher[int, int] = RequestBatcher("test", calls, max_requests=5)
+    first = batcher.send(0)
+    assert await asyncio.to_thread(calls.has_begun.wait, 60)
+    others = [batcher.send(number) for number in range(1, 9)]
+    calls.may_answer.set()
+    assert await asyncio.gather(first, *others) == list(range(9))
+    assert calls.calls == [[0], [1, 2, 3, 4, 5], [6, 7, 8]]
+    batcher.close()
+
+
+async def test_what_was_handed_in_is_asked_before_the_end_and_nothing_after() -> None:
+    calls = Calls()
+    batcher: RequestBatcher[int, int] = RequestBatcher("test", calls)
+    asked = [batcher.send(number) for number in range(100)]
+    asked[7].cancel()
+    closing = asyncio.create_task(asyncio.to_thread(batcher.close))
+    calls.may_answer.set()
+    await closing
+    with pytest.raises(NotRunning):
+        await batcher.send(100)
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    assert [each for each in found if isinstance(each, int)] == [*range(7), *range(8, 100)]
+    assert sum(map(len, calls.calls)) == 100
+    batcher.close()
+
+
+async def test_a_batcher_that_was_never_used_is_closed_at_once() -> None:
+    RequestBatcher("test", Calls()).close()
+
+
+@pytest.mark.parametrize("error", [Unavailable("away"), RuntimeError("a defect")])
+async def test_a_call_that_fails_fails_for_all_who_share_it(error: Exception) -> None:
+    def call(requests: Sequence[int], answer: Answer) -> None:
+        raise error
+
+    batcher: RequestBatcher[int, int] = RequestBatcher("test", call)
+    found = await asyncio.gather(*(batcher.send(n) for n in range(3)), return_exceptions=True)
+    assert [type(each) for each in found] == [
+        type(error) if isinstance(error, LogError) else LogError
+    ] * 3
+    assert len({id(each) for each in found}) == 3  # a traceback grows on each
+    batcher.close()
+
+
+async def test_a_damaged_history_hides_no_other(tmp_path: Path) -> None:
+    app = Streams(f"sqlite:///{tmp_path}/log.db")
+    bank = accounts(app, "bank")
+    ids = [f"account-{number}" for number in range(20)]
+    async with app:
+        for id in ids:
+            await bank.decide(id, deposit, 5)
+        log: Any = app.log
+        with log._database.write() as db:
+            db.execute("UPDATE streams_events SET data = x'93c0' WHERE key = ?", (b"account-7",))
+    again = Streams(app.url)
+    bank = accounts(again, "bank")
+    async with again:
+        found = await asyncio.gather(*map(bank.load, ids), return_exceptions=True)
+        failed = [id for id, each in zip(ids, found, strict=True) if isinstance(each, Exception)]
+        assert failed == ["account-7"]
+        with pytest.raises(Fatal, match="damaged"):
+            await bank.load("account-7")
