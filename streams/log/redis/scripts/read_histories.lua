@@ -11,7 +11,11 @@ local stream, refusals, refused, causes = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local answers = {}
 local has_refused = call('EXISTS', refused) == 1
 
-local function read(history, snapshots, at)
+-- Many long histories that are asked for at once would hold up everybody else: when so many entries
+-- were read, each of the others is answered with a few, and whoever wants more asks again.
+local budget, LEAST = 5000, 16
+
+local function read(history, snapshots, at, number_of)
   local key, known, known_id = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2]
   local limit, cause = tonumber(ARGV[at + 3]), ARGV[at + 4]
   local version = call('LLEN', history)
@@ -27,16 +31,18 @@ local function read(history, snapshots, at)
     if made_of > known and made_of <= version then start = made_of else snapshot = '' end
   end
   local entries = {}
+  if number_of > 1 then limit = math.min(limit, math.max(LEAST, budget)) end
   if version > start then
     for place, entry in ipairs(call('LRANGE', history, start, start + limit - 1)) do
       entries[place] = call('XRANGE', stream, entry, entry)[1] or entry
     end
+    budget = budget - #entries
   end
   return { version, last_id, is_final and 1 or 0, 0, caused, snapshot, entries }
 end
 
 local requests = (#KEYS - 4) / 2
 for request = 1, requests do
-  answers[request] = read(KEYS[3 + 2 * request], KEYS[4 + 2 * request], 5 * request - 4)
+  answers[request] = read(KEYS[3 + 2 * request], KEYS[4 + 2 * request], 5 * request - 4, request)
 end
 return answers
