@@ -179,7 +179,7 @@ class Events:
             call = found[-1]
             error = self._failure(replies[number * width : (number + 1) * width], topic)
             if error is None:
-                self._take_outcomes(partition, call, replies[number * width], outcomes)
+                self._take_outcomes(topic, partition, call, replies[number * width], outcomes)
                 found.pop()
             elif self._may_retry(error):
                 call.was_sent = call.was_sent or isinstance(error, OutcomeUnknown)
@@ -227,13 +227,19 @@ class Events:
 
     @staticmethod
     def _take_outcomes(
-        partition: int, call: _Call, reply: Sequence[Any], outcomes: list[Any]
+        topic: str, partition: int, call: _Call, reply: Sequence[Any], outcomes: list[Any]
     ) -> None:
         # All at once, as this is done for every append.
-        offsets = iter(offsets_of([entry for answer in reply if answer[0] for entry in answer[1:]]))
+        written = [entry for answer in reply if answer[0] == 1 for entry in answer[1:]]
+        offsets = iter(offsets_of(written))
         for index, answer in zip(call.indexes, reply, strict=True):
-            if answer[0]:
+            if answer[0] == 1:
                 outcomes[index] = Appended(partition, tuple(islice(offsets, len(answer) - 1)))
+            elif answer[0] == 2:
+                outcomes[index] = LogError(
+                    f"{topic}/{partition}: a history cannot be read, so nothing was appended to "
+                    f"it; somebody has changed its keys: {text(answer[1])}"
+                )
             else:
                 _, reason, version, last_id, is_final = answer
                 head = Head(Base(version, text(last_id)), bool(is_final))
