@@ -476,10 +476,14 @@ class Events:
             elif found.base == sent.append.base and not found.is_final:
                 # It was not whole: somebody declared it void, or the log lost a part of it.
                 if sent.attempt < RESENDS:
+                    # Not in this thread: it may be the one that makes room in the producer's queue.
                     again = sent._replace(attempt=sent.attempt + 1)
-                    if self._write(index, [again], call):
-                        error = f"{index.topic}: an append was written more than once"
-                        call.settle(sent.number, OutcomeUnknown(error))
+                    threading.Thread(
+                        target=self._write_again,
+                        args=(index, again, call),
+                        name=f"streams-{index.topic}-again",
+                        daemon=True,
+                    ).start()
                 else:
                     error = f"{index.topic}: an append was written {RESENDS} times, never whole"
                     call.settle(sent.number, Unavailable(error))
@@ -488,6 +492,17 @@ class Events:
                 call.settle(sent.number, Refused("final" if found.is_final else "conflict", found))
 
         return on_decided
+
+    def _write_again(self, index: TopicIndex, sent: _Sent, call: _AppendCall) -> None:
+        """Write an append once more that was not whole in the log."""
+        try:
+            if self._write(index, [sent], call):
+                error = f"{index.topic}: an append was written more than once"
+                call.settle(sent.number, OutcomeUnknown(error))
+        except LogError as error:
+            call.settle(
+                sent.number, OutcomeUnknown(f"{index.topic}: written in part; then: {error}")
+            )
 
     def _note_written(
         self,
