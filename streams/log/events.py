@@ -297,6 +297,11 @@ class ArbitratingLog(Protocol):
         """Records that count for no history, of what was read here so far. Asks nobody."""
         ...
 
+    def stop_following(self, topic: str) -> None:
+        """Give back what it takes to know which records of a topic count, until somebody uses the
+        topic again."""
+        ...
+
 
 def read_each(
     log: EventLog, topic: str, requests: Sequence[HistoryRequest]

@@ -580,3 +580,18 @@ def test_on_several_brokers_acknowledged_events_must_be_safe(
         with pytest.raises(EventTopicError, match="unclean"):
             log.create_event_topic(topic, 2)
         log.close()
+
+
+def test_a_topic_that_is_followed_no_more_costs_nothing_and_can_be_used_again(
+    log: KafkaLog, topic: str
+) -> None:
+    head = grow(log, topic, b"k", b"1", b"2")
+
+    def following() -> list[str]:
+        return [each.name for each in threading.enumerate() if topic in each.name]
+
+    assert following()
+    log.stop_following(topic)
+    until(lambda: not following(), PATIENCE, "its threads have ended")
+    assert history(log, topic, b"k").head == head
+    assert grow(log, topic, b"k", b"3").base.version == 3

@@ -58,8 +58,12 @@ def list_topics(place: Place, scan: int | None, *, json: bool) -> None:
 
 
 def _topic_json(log: Any, info: TopicInfo) -> dict[str, Any]:
+    from streams.log.events import ArbitratingLog
+
     await_index(log, info.name)
     totals = log.event_totals(info.name)
+    if isinstance(log, ArbitratingLog):
+        log.stop_following(info.name)  # there may be many topics
     return {
         "aggregate": info.name.removesuffix(SUFFIX),
         "topic": info.name,

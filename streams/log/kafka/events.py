@@ -317,6 +317,16 @@ class Events:
             index.fail(error)
         return use(self._index(topic))
 
+    def stop_following(self, topic: str) -> None:
+        """See :meth:`streams.log.events.ArbitratingLog.stop_following`."""
+        with self._lock:
+            index = self._indexes.pop(topic, None)
+            snapshots = self._snapshots.pop(topic, None)
+        if index is not None:
+            index.close()
+        if snapshots is not None:
+            snapshots.close()
+
     def forget(self, topic: str) -> None:
         """A topic is deleted."""
         with self._lock:

@@ -259,6 +259,9 @@ class KafkaLog(DenseOffsets, EventLog):
     def uncounted_records(self, topic: str) -> int:
         return self._events.uncounted_records(topic)
 
+    def stop_following(self, topic: str) -> None:
+        self._events.stop_following(topic)
+
     def index_progress(self, topic: str) -> tuple[int, int]:
         if not self._known_topics.is_event_topic(topic):
             return 0, 0
