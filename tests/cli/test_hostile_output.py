@@ -94,6 +94,7 @@ saga list trips --all
 saga ls
 saga status trips SAGA
 saga status trips EVIL
+aggregates ls
 """
 WRITE = """
 publish orders lines.json --key id
@@ -139,6 +140,11 @@ tail orders -p EVIL
 replay EVIL
 replay orders --start EVIL
 replay shop:app orders --into EVIL
+aggregates ls EVIL
+aggregates ls EVIL:app
+aggregates show EVIL EVIL
+aggregates show orders EVIL
+aggregates drop-snapshots EVIL --yes
 reset EVIL orders
 reset billing EVIL
 reset billing orders --to EVIL
@@ -157,6 +163,7 @@ dead edit desk calls KEY --file EVIL
 dead drop desk calls EVIL
 saga status EVIL EVIL
 saga status trips EVIL
+aggregates ls
 saga resume trips EVIL
 saga abandon trips EVIL --yes
 EVIL
