@@ -190,10 +190,12 @@ class KafkaLog(DenseOffsets, EventLog):
 
     def topics(self) -> list[TopicInfo]:
         found = self._topics.list_topics()
-        names = {info.name for info in found}
+        compacted = {info.name for info in found if info.retention.compacted}
         return [
+            # There may be thousands: their marks, which decide elsewhere, are not read here.
             info._replace(is_event_topic=True)
-            if snapshot_topic(info.name) in names and self._events.refuses_records(info.name)
+            if self._events.refuses_records(info.name, ask=False)
+            or (snapshot_topic(info.name) in compacted and info.retention == Retention())
             else info
             for info in found
         ]
