@@ -235,9 +235,9 @@ class MemoryLog(DenseOffsets, EventLog):
         self, topic: str, partition: int, start: int, end: int
     ) -> MemoryReader | EventReader:
         reader = self.raw_reader(topic, partition, start, end)
-        if self.topic(topic).is_event_topic:
-            return EventReader(reader, self._event_filter)
-        return reader
+        with self._locked():
+            is_event_topic = self.store.topic(topic).is_event_topic
+        return EventReader(reader, self._event_filter) if is_event_topic else reader
 
     def raw_reader(self, topic: str, partition: int, start: int, end: int) -> MemoryReader:
         with self._locked():
