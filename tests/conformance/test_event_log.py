@@ -193,25 +193,20 @@ def test_a_refusal_has_no_version_and_ends_what_was_decided_before_it(world: Wor
     # Both ends of version 1 were ends of this history, and are only conflicts now.
     for base in (head.base, made.head.base):
         assert append(log, topic, b"k", base, b"x")[1] == Refused("conflict", later.head)
-    assert append_all(log, topic, [made])[0] == Appended(found.partition, appended_at(made, world))
+    assert append_all(log, topic, [made])[0] == Appended(
+        found.partition, appended_at(made, world, topic)
+    )
 
 
-def appended_at(made: EventAppend, world: World) -> tuple[int, ...]:
+def appended_at(made: EventAppend, world: World, topic: str) -> tuple[int, ...]:
     """Where the records of an append stand, as whoever reads every record finds them."""
     ids = [each.id for each in made.records]
     log, found = events_of(world), []
-    for info in world.log.topics():
-        if not info.is_event_topic and world.case.capabilities.name != "kafka":
-            continue
-        for partition in range(info.partitions):
-            reader = log.raw_reader(
-                info.name, partition, *world.log.watermarks(info.name, partition)
-            )
-            while (batch := reader.read(1_000)) is not None:
-                found += [
-                    batch.offsets[index] for index in range(len(batch)) if batch.id(index) in ids
-                ]
-            reader.close()
+    for partition in range(world.log.topic(topic).partitions):
+        reader = log.raw_reader(topic, partition, *world.log.watermarks(topic, partition))
+        while (batch := reader.read(1_000)) is not None:
+            found += [batch.offsets[index] for index in range(len(batch)) if batch.id(index) in ids]
+        reader.close()
     return tuple(found)
 
 

@@ -64,7 +64,9 @@ def app(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def looked_at(stage: Ground, name: str, app: str, good: Sequence[str]) -> None:
     """Every command ends well, and shows the good ones."""
-    assert name in [row["aggregate"] for row in lists(stage.url, "aggregates", "ls").documents[0]]
+    if stage.case.name != "kafka":  # whose broker has those of all other tests as well
+        rows = lists(stage.url, "aggregates", "ls").documents[0]
+        assert name in [row["aggregate"] for row in rows]
     listed = lists(stage.url, "aggregates", "ls", name, "-n", "0").documents[0]
     assert set(good) <= {row["id"] for row in listed}
     lists(stage.url, "aggregates", "ls", app)
