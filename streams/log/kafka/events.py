@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
-from streams.errors import InvalidValue, LogError, NotFound, OutcomeUnknown, Unavailable
+from streams.errors import LogError, NotFound, OutcomeUnknown, Unavailable
 from streams.log.event_headers import VOID, event_header, parse_event
 from streams.log.events import (
     NO_HISTORY,
@@ -553,8 +553,6 @@ class Events:
 
     def read(self, topic: str, requests: Sequence[HistoryRequest]) -> list[History]:
         """See :meth:`streams.log.events.EventLog.read_histories`."""
-        if any(request.limit < 1 for request in requests):
-            raise InvalidValue("limit=: at least 1")
         if not requests:
             return []
         count = self._kinds.declared_count(topic)
@@ -923,7 +921,7 @@ class Events:
             ends[each.partition] = max(ends.get(each.partition, 0), each.offset + 1)
         self._snapshot_index(topic).wait(ends, 30.0)
 
-    def delete_snapshots(self, topic: str, fingerprint: str | None = None) -> int:
+    def delete_snapshots(self, topic: str, fingerprint: str | None) -> int:
         """See :meth:`streams.log.events.EventLog.delete_snapshots`."""
         self._kinds.declared_count(topic)
         names = self._current_snapshots(topic).names(fingerprint)

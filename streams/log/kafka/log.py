@@ -15,17 +15,8 @@ from streams.config import Flow
 from streams.errors import ConfigError, GroupNotEmpty, LogError
 from streams.log.dense_offsets import DenseOffsets
 from streams.log.event_filter import EventReader
-from streams.log.events import (
-    EventAppend,
-    EventLog,
-    EventTotals,
-    History,
-    HistoryKey,
-    HistoryRequest,
-    OnEventsAppended,
-    StoredSnapshot,
-    events_only,
-)
+from streams.log.events import events_only
+from streams.log.history_log import HistoryLog
 from streams.log.kafka import durability, forced_resets
 from streams.log.kafka.client import RequestRetry, SharedClient
 from streams.log.kafka.consumer import KafkaClients, MemberOptions
@@ -89,7 +80,7 @@ def open(request: OpenRequest) -> KafkaLog:
     return KafkaLog(read_settings(request))
 
 
-class KafkaLog(DenseOffsets, EventLog):
+class KafkaLog(DenseOffsets, HistoryLog):
     """Topics, appends, reads and groups on Kafka.
 
     ``offset_before`` and ``lag`` count offsets, as Kafka's own tools do, with transaction markers
@@ -224,39 +215,10 @@ class KafkaLog(DenseOffsets, EventLog):
 
     # -- histories
 
-    @property
-    def never_blocks(self) -> bool:
-        return False
-
     def create_event_topic(self, topic: str, partitions: int) -> TopicInfo:
         info = self._events.create_topic(topic, partitions)
         self._known_topics.declare(topic)
         return info
-
-    def append_events(
-        self, topic: str, appends: Sequence[EventAppend], on_appended: OnEventsAppended
-    ) -> None:
-        self._events.append(topic, appends, on_appended)
-
-    def read_histories(self, topic: str, requests: Sequence[HistoryRequest]) -> list[History]:
-        return self._events.read(topic, requests)
-
-    def write_snapshots(self, topic: str, snapshots: Sequence[StoredSnapshot]) -> None:
-        self._events.write_snapshots(topic, snapshots)
-
-    def delete_snapshots(self, topic: str, fingerprint: str | None = None) -> int:
-        return self._events.delete_snapshots(topic, fingerprint)
-
-    def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
-        return self._events.list_snapshots(topic, key)
-
-    def list_keys(
-        self, topic: str, partition: int, after: bytes | None, limit: int
-    ) -> list[HistoryKey]:
-        return self._events.list_keys(topic, partition, after, limit)
-
-    def event_totals(self, topic: str) -> EventTotals:
-        return self._events.totals(topic)
 
     def uncounted_records(self, topic: str) -> int:
         return self._events.uncounted_records(topic)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from streams.errors import Fatal, InvalidValue, LogError, OutcomeUnknown, TooLarge, Unavailable
+from streams.errors import Fatal, LogError, OutcomeUnknown, TooLarge, Unavailable
 from streams.log.events import (
     EMPTY,
     Appended,
@@ -249,8 +249,6 @@ class Events:
 
     def read(self, topic: str, requests: Sequence[HistoryRequest]) -> list[History]:
         """See :meth:`streams.log.events.EventLog.read_histories`."""
-        if any(request.limit < 1 for request in requests):
-            raise InvalidValue("limit=: at least 1")
         partitions = self._partitions(topic)
         by_partition: dict[int, list[int]] = {}
         for index, request in enumerate(requests):

@@ -7,16 +7,7 @@ from dataclasses import replace
 
 from streams.config import Flow
 from streams.log.event_filter import EventFilter, EventReader, EventSubscription, ForeignRecords
-from streams.log.events import (
-    EventAppend,
-    EventLog,
-    EventTotals,
-    History,
-    HistoryKey,
-    HistoryRequest,
-    OnEventsAppended,
-    StoredSnapshot,
-)
+from streams.log.history_log import HistoryLog
 from streams.log.names import check_group
 from streams.log.protocol import (
     TRIM_MARGIN,
@@ -58,7 +49,7 @@ def open(request: OpenRequest) -> RedisLog:
     return RedisLog(read_settings(request))
 
 
-class RedisLog(Log, EventLog):
+class RedisLog(Log, HistoryLog):
     """Topics, appends, reads and groups on Redis Streams. Usable from any thread."""
 
     def __init__(self, settings: Settings) -> None:
@@ -127,40 +118,8 @@ class RedisLog(Log, EventLog):
 
     # -- histories
 
-    @property
-    def never_blocks(self) -> bool:
-        return False
-
     def create_event_topic(self, topic: str, partitions: int) -> TopicInfo:
         return self._topics.create_event_topic(topic, partitions)
-
-    def append_events(
-        self, topic: str, appends: Sequence[EventAppend], on_appended: OnEventsAppended
-    ) -> None:
-        self._events.append(topic, appends, on_appended)
-
-    def read_histories(self, topic: str, requests: Sequence[HistoryRequest]) -> list[History]:
-        return self._events.read(topic, requests)
-
-    def write_snapshots(self, topic: str, snapshots: Sequence[StoredSnapshot]) -> None:
-        self._events.write_snapshots(topic, snapshots)
-
-    def delete_snapshots(self, topic: str, fingerprint: str | None = None) -> int:
-        return self._events.delete_snapshots(topic, fingerprint)
-
-    def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
-        return self._events.list_snapshots(topic, key)
-
-    def list_keys(
-        self, topic: str, partition: int, after: bytes | None, limit: int
-    ) -> list[HistoryKey]:
-        return self._events.list_keys(topic, partition, after, limit)
-
-    def event_totals(self, topic: str) -> EventTotals:
-        return self._events.totals(topic)
-
-    def index_progress(self, topic: str) -> tuple[int, int]:
-        return 0, 0
 
     # -- reading
 

@@ -388,8 +388,6 @@ class Events:
     def _read(self, topic: str, requests: Sequence[HistoryRequest]) -> list[History]:
         numbers = self._partition_numbers(topic)
         partitions = [partition_for(request.key, "", len(numbers)) for request in requests]
-        if any(request.limit < 1 for request in requests):
-            raise InvalidValue("limit=: at least 1")
         asked = _json(
             (
                 numbers[partition],

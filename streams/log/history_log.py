@@ -1,0 +1,111 @@
+"""What logs with a server or a file have in common of :class:`~streams.log.events.EventLog`.
+
+Each has one object for its histories (``events.py`` of its package), to which the log passes on
+what it is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from typing_extensions import override
+
+from streams.errors import InvalidValue
+from streams.log.events import (
+    EventAppend,
+    EventLog,
+    EventTotals,
+    History,
+    HistoryKey,
+    HistoryRequest,
+    OnEventsAppended,
+    StoredSnapshot,
+)
+
+
+class Histories(Protocol):
+    """The histories of one log's event topics; each method as in
+    :class:`~streams.log.events.EventLog`."""
+
+    def append(
+        self, topic: str, appends: Sequence[EventAppend], on_appended: OnEventsAppended
+    ) -> None:
+        """``append_events``."""
+        ...
+
+    def read(self, topic: str, requests: Sequence[HistoryRequest]) -> list[History]:
+        """``read_histories``; each limit is at least 1."""
+        ...
+
+    def write_snapshots(self, topic: str, snapshots: Sequence[StoredSnapshot]) -> None:
+        """``write_snapshots``."""
+        ...
+
+    def delete_snapshots(self, topic: str, fingerprint: str | None) -> int:
+        """``delete_snapshots``."""
+        ...
+
+    def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
+        """``list_snapshots``."""
+        ...
+
+    def list_keys(
+        self, topic: str, partition: int, after: bytes | None, limit: int
+    ) -> list[HistoryKey]:
+        """``list_keys``."""
+        ...
+
+    def totals(self, topic: str) -> EventTotals:
+        """``event_totals``."""
+        ...
+
+
+class HistoryLog(EventLog, Protocol):
+    """A log that has its histories in one object, and waits for its server or its disk."""
+
+    _events: Histories
+
+    @property
+    @override
+    def never_blocks(self) -> bool:
+        return False
+
+    @override
+    def append_events(
+        self, topic: str, appends: Sequence[EventAppend], on_appended: OnEventsAppended
+    ) -> None:
+        self._events.append(topic, appends, on_appended)
+
+    @override
+    def read_histories(self, topic: str, requests: Sequence[HistoryRequest]) -> list[History]:
+        for request in requests:
+            if request.limit < 1:
+                raise InvalidValue(f"limit={request.limit}: at least 1")
+        return self._events.read(topic, requests)
+
+    @override
+    def write_snapshots(self, topic: str, snapshots: Sequence[StoredSnapshot]) -> None:
+        self._events.write_snapshots(topic, snapshots)
+
+    @override
+    def delete_snapshots(self, topic: str, fingerprint: str | None = None) -> int:
+        return self._events.delete_snapshots(topic, fingerprint)
+
+    @override
+    def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
+        return self._events.list_snapshots(topic, key)
+
+    @override
+    def list_keys(
+        self, topic: str, partition: int, after: bytes | None, limit: int
+    ) -> list[HistoryKey]:
+        return self._events.list_keys(topic, partition, after, limit)
+
+    @override
+    def event_totals(self, topic: str) -> EventTotals:
+        return self._events.totals(topic)
+
+    @override
+    def index_progress(self, topic: str) -> tuple[int, int]:
+        return 0, 0
