@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from typing import Any
+
+from streams.errors import LogError
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -69,3 +71,34 @@ def enter_in_thread(context: AbstractAsyncContextManager[Any]) -> Iterator[None]
         thread.join()
     if failure:
         raise failure[0]
+
+
+def answer_futures(answered: Iterable[tuple[asyncio.Future[Any], Any]]) -> None:
+    """Give answers to coroutines that wait, from any thread: all of one loop in one step.
+
+    A :class:`~streams.errors.LogError` is raised where it is awaited.
+    """
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
+    for future, answer in answered:
+        loop = future.get_loop()
+        waiting = by_loop.get(loop)
+        if waiting is None:
+            waiting = by_loop[loop] = []
+        waiting.append((future, answer))
+    for loop, waiting in by_loop.items():
+        with suppress(RuntimeError):  # that loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(_set_answers, waiting)
+
+
+def _set_answers(answered: Iterable[tuple[asyncio.Future[Any], Any]]) -> None:
+    """On the loop of those who wait."""
+    for future, answer in answered:
+        if future.done():
+            continue
+        if isinstance(answer, LogError):
+            # Each its own, as a traceback grows on it where it is raised.
+            error = type(answer)(str(answer))
+            error.__cause__ = answer
+            future.set_exception(error)
+        else:
+            future.set_result(answer)

@@ -10,9 +10,10 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from streams.errors import LogError, NotRunning
+from streams.event_loop import answer_futures
 from streams.text import get_logger
 
 Q = TypeVar("Q")
@@ -92,18 +93,8 @@ class RequestBatcher(Generic[Q, A]):
 
     def _ask(self, taken: Sequence[tuple[Q, asyncio.Future[A]]]) -> None:
         def answer(answers: Answers[A]) -> None:
-            by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[A], Any]]] = {}
-            for (_, future), each in zip(taken, answers, strict=True):
-                loop = future.get_loop()
-                answered = by_loop.get(loop)
-                if answered is None:
-                    answered = by_loop[loop] = []
-                answered.append((future, each))
-            for loop, answered in by_loop.items():
-                try:
-                    loop.call_soon_threadsafe(_set_answers, answered)
-                except RuntimeError:
-                    continue  # that loop is closed: nobody waits any more
+            futures = [future for _, future in taken]
+            answer_futures(zip(futures, answers, strict=True))
 
         try:
             self._call([request for request, _ in taken], answer)
@@ -112,17 +103,3 @@ class RequestBatcher(Generic[Q, A]):
         except Exception as error:
             logger.exception("%s: the log failed in an unexpected way", self._name)
             answer([LogError(f"{self._name}: {error!r}")] * len(taken))
-
-
-def _set_answers(answered: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
-    """On the loop of those who wait."""
-    for future, answer in answered:
-        if future.done():
-            continue
-        if isinstance(answer, LogError):
-            # Each its own, as a traceback grows on it where it is raised.
-            error = type(answer)(str(answer))
-            error.__cause__ = answer
-            future.set_exception(error)
-        else:
-            future.set_result(answer)

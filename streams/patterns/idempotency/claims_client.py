@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from streams.cancellation import run_in_thread
 from streams.errors import Fatal, LogError, NotRunning
+from streams.event_loop import answer_futures
 from streams.log.claims import Answer, ClaimStore, Request
 from streams.patterns.idempotency.errors import StoreClosed
 from streams.text import get_logger
@@ -30,7 +31,6 @@ class _Pending(NamedTuple):
     """A request, and who waits for its answer, if anybody does."""
 
     request: Request
-    loop: asyncio.AbstractEventLoop | None = None
     future: asyncio.Future[Any] | None = None
 
 
@@ -62,9 +62,8 @@ class ClaimsClient:
         """
         if self._claims.never_blocks:
             return self._send_inline(request)
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer] = loop.create_future()
-        self._enqueue(_Pending(request, loop, future))
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._enqueue(_Pending(request, future))
         return await future
 
     def send_unanswered(self, request: Request) -> None:
@@ -124,7 +123,12 @@ class ClaimsClient:
                 pending, self._pending = self._pending[:MAX_REQUESTS], self._pending[MAX_REQUESTS:]
             if not pending:
                 break
-            self._resolve(pending, self._run_requests([each.request for each in pending]))
+            answers = self._run_requests([each.request for each in pending])
+            answer_futures(
+                (each.future, answer)
+                for each, answer in zip(pending, answers, strict=True)
+                if each.future is not None
+            )
         try:
             self._claims.close()
         except LogError as error:
@@ -138,26 +142,3 @@ class ClaimsClient:
         except Exception as error:
             logger.exception("%s: the log failed in an unexpected way", self._name)
             return [LogError(f"{self._name}: {error!r}")] * len(requests)
-
-    def _resolve(self, pending: Sequence[_Pending], answers: Sequence[Answer | LogError]) -> None:
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
-        for (_, loop, future), answer in zip(pending, answers, strict=True):
-            if loop is not None and future is not None:
-                by_loop.setdefault(loop, []).append((future, answer))
-        for loop, answered in by_loop.items():
-            with suppress(RuntimeError):  # that loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(_set_answers, answered)
-
-
-def _set_answers(answered: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
-    """On the loop of those who wait."""
-    for future, answer in answered:
-        if future.done():
-            continue
-        if isinstance(answer, LogError):
-            # Each its own, as a traceback grows on it where it is raised.
-            error = type(answer)(str(answer))
-            error.__cause__ = answer
-            future.set_exception(error)
-        else:
-            future.set_result(answer)
