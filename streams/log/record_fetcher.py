@@ -10,9 +10,9 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from streams.log.protocol import Log, Reader
+from streams.log.protocol import Reader
 from streams.log.range_reader import READ_LIMIT
 from streams.message import Batch, Headers
 
@@ -21,17 +21,29 @@ FIRST_READ = 16
 
 
 class FetchedRow(NamedTuple):
-    """A record that was looked up."""
+    """A record that was looked up.
+
+    :param time: when the log took it, in seconds since the epoch.
+    """
 
     key: bytes | None
     value: bytes | None
     headers: Headers
+    time: float
+
+
+class OpensReaders(Protocol):
+    """A log, or what reads it in another way."""
+
+    def reader(self, topic: str, partition: int, start: int, end: int) -> Reader:
+        """See :meth:`streams.log.protocol.Log.reader`."""
+        ...
 
 
 class RecordFetcher:
     """Looks up records of one partition."""
 
-    def __init__(self, log: Log, topic: str, partition: int) -> None:
+    def __init__(self, log: OpensReaders, topic: str, partition: int) -> None:
         self._log = log
         self._topic = topic
         self._partition = partition
@@ -106,7 +118,9 @@ def _pick_wanted(
         index = bisect_left(offsets, position)
         if offsets[index] == position:
             value = batch.values[index]
-            found[position] = FetchedRow(batch.keys[index], value, batch.headers(index))
+            found[position] = FetchedRow(
+                batch.keys[index], value, batch.headers(index), batch.time(index)
+            )
             size += len(value or b"")
         else:
             found[position] = None  # compacted away

@@ -7,6 +7,7 @@ for that, which costs no more than the confirmation of its own write where nobod
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -40,7 +41,7 @@ from streams.log.kafka.event_topics import EventTopics, write_records
 from streams.log.kafka.index_file import IndexFile, IndexFileDamaged, open_index_file
 from streams.log.kafka.partition_index import PartitionIndex
 from streams.log.kafka.producer import Writer
-from streams.log.kafka.reader import ReaderPool
+from streams.log.kafka.reader import KafkaReader, ReaderPool
 from streams.log.kafka.snapshot_index import (
     FoundSnapshot,
     SnapshotIndex,
@@ -54,15 +55,13 @@ from streams.log.kafka.topic_follower import HistoryGone
 from streams.log.kafka.topics import Topics
 from streams.log.names import partition_for
 from streams.log.protocol import OnAppended, TopicInfo
-from streams.message import ID, Headers, Position, Record
+from streams.log.record_fetcher import FetchedRow, RecordFetcher
+from streams.message import ID, Headers, Position, Record, headers_without, identity_of
 from streams.text import get_logger
 
 logger = get_logger("streams.kafka")
 
 T = TypeVar("T")
-
-MAX_GAP = 500
-"""Records that are not wanted and are read all the same, between two that are."""
 
 MAX_CALLS = 2
 """Calls with appends that are on their way, before the next one waits for a moment."""
@@ -118,6 +117,23 @@ class FoundRecord(NamedTuple):
 
     record: Record
     time: float
+
+
+class _Uncommitted:
+    """Reads on past open transactions, and what they wrote."""
+
+    def __init__(self, readers: ReaderPool) -> None:
+        self._readers = readers
+
+    def reader(self, topic: str, partition: int, start: int, end: int) -> KafkaReader:
+        """A reader of a range."""
+        return self._readers.open_reader(topic, partition, start, end, uncommitted=True)
+
+
+def _found_record(row: FetchedRow) -> FoundRecord:
+    id = (identity_of(row.headers) or "").partition("\0")[0]
+    record = Record(row.value, row.key, id, headers_without(row.headers, (ID,)))
+    return FoundRecord(record, row.time)
 
 
 class _AppendCall:
@@ -193,6 +209,8 @@ class Events:
         self._lock = threading.Lock()
         self._indexes: dict[str, TopicIndex] = {}
         self._snapshots: dict[str, SnapshotIndex] = {}
+        self._fetchers: dict[tuple[str, int], RecordFetcher] = {}
+        """By topic and partition."""
         self._opening = threading.Lock()
         """Held while an index is opened or replaced."""
         self._closed = False
@@ -694,38 +712,17 @@ class Events:
         :param may_lack: leave those out that are not there.
         :raises LogError: one is not there.
         """
-        found: dict[int, FoundRecord] = {}
         wanted = sorted(set(offsets))
-        first = 0
-        while first < len(wanted):
-            last = first
-            while last + 1 < len(wanted) and wanted[last + 1] - wanted[last] <= MAX_GAP:
-                last += 1
-            self._read_range(topic, partition, wanted[first : last + 1], found)
-            first = last + 1
+        fetcher = self._fetchers.get((topic, partition))
+        if fetcher is None:
+            fetcher = RecordFetcher(_Uncommitted(self._readers), topic, partition)
+            self._fetchers[topic, partition] = fetcher
+        rows, _ = fetcher.fetch(wanted, sys.maxsize)
+        found = {offset: _found_record(row) for offset, row in rows.items() if row is not None}
         if len(found) < len(wanted) and not may_lack:
             missing = min(set(wanted) - found.keys())
             raise LogError(f"{topic}/{partition}: the event at offset {missing} is gone")
         return found
-
-    def _read_range(
-        self, topic: str, partition: int, offsets: Sequence[int], found: dict[int, FoundRecord]
-    ) -> None:
-        wanted = set(offsets)
-        reader = self._readers.open_reader(
-            topic, partition, offsets[0], offsets[-1] + 1, uncommitted=True
-        )
-        try:
-            while (batch := reader.read(1_000)) is not None:
-                for number, offset in enumerate(batch.offsets):
-                    if offset in wanted:
-                        headers = [pair for pair in batch.headers(number) if pair[0] != ID]
-                        record = Record(
-                            batch.values[number], batch.keys[number], batch.id(number), headers
-                        )
-                        found[offset] = FoundRecord(record, batch.time(number))
-        finally:
-            reader.close()
 
     # -- what counts, for readers
 
