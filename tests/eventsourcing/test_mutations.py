@@ -30,8 +30,8 @@ from streams.log.events import (
     EventLog,
     OnEventsAppended,
 )
-from streams.log.kafka import events as kafka_events
 from streams.log.kafka.arbitration import Arbiter
+from streams.log.kafka.event_snapshots import EventSnapshots
 from streams.log.kafka.snapshot_index import SnapshotIndex
 from streams.log.memory import events as memory_events
 from streams.log.redis import client as redis_client
@@ -239,7 +239,7 @@ def ignore_fingerprints(patch: Patch, log: str) -> None:
         )
         change(patch, SnapshotIndex, "find", "self._found[partition].get(name)", any_kind)
         old = "record.key == record_key(request.key, request.fingerprint)"
-        change(patch, kafka_events.Events, "_read_snapshots", old, "True")
+        change(patch, EventSnapshots, "fetch", old, "True")
     if log == "redis":
         old = 'fingerprint.encode("utf-8", "surrogateescape")'
         change(patch, PartitionKeys, "snapshots_key", old, "b'any'")

@@ -13,7 +13,7 @@ from streams.errors import Unavailable
 from streams.log.event_headers import make_append
 from streams.log.events import NO_HISTORY, Appended, Base, EventAppend, EventLog, History
 from streams.log.kafka.event_index import TopicIndex
-from streams.log.kafka.events import Events
+from streams.log.kafka.event_indexes import EventIndexes
 from streams.log.kafka.log import CAPABILITIES
 from streams.message import ID
 from tests.conformance.histories import (
@@ -90,7 +90,7 @@ def test_a_failure_of_one_append_says_nothing_of_those_beside_it(
         raise Unavailable("cannot be read now")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Events, "read_records", broken)
+        patched.setattr(EventIndexes, "read_records", broken)
         outcomes = append_all(log, topic, [good, bad, good])
     assert isinstance(outcomes[1], Unavailable)
     assert values(history(log, topic, b"good")) == [b"good"]

@@ -40,7 +40,7 @@ from streams.log.events import (
     Refused,
     StoredSnapshot,
 )
-from streams.log.kafka.events import _Sent
+from streams.log.kafka.event_appends import Sent
 from streams.log.kafka.log import KafkaLog
 from streams.log.kafka.snapshot_index import record_key, snapshot_topic
 from streams.log.protocol import OnAppended, TopicInfo
@@ -258,14 +258,14 @@ def test_an_append_that_was_declared_void_while_it_was_written_is_written_again(
     write(producer, topic, slow.records[:1])
     assert log._events.uncounted_offsets(topic, 0, 0, 1) == [0]
     outcomes: list[AppendOutcome] = []
-    index = log._events._index(topic)
+    index = log._events.indexes.get(topic)
 
     def settle(_: int, outcome: AppendOutcome) -> None:
         outcomes.append(outcome)
 
     call: Any = SimpleNamespace(settle=settle)
-    sent = _Sent(0, slow, 0)
-    decided = log._events._on_decided(index, sent, call)
+    sent = Sent(0, slow, 0)
+    decided = log._events.appends._on_decided(index, sent, call)
     index.watch([(0, slow, decided)])
     (end,) = write(producer, topic, slow.records[1:])
     index.written(0, [(slow.records[0].id, b"k", end)], [end], [b"k"], [slow.records[1].headers])

@@ -71,7 +71,7 @@ def index_path(folder: Path, topic: str, number: int = 0) -> Path:
 def folded_from(log: KafkaLog, topic: str) -> list[int]:
     """The keys that the index of this process has in memory, by partition: what it folded, or was
     asked for."""
-    index = log._events._index(topic)
+    index = log._events.indexes.get(topic)
     return [len(each.keys) for each in index.partitions.values()]
 
 

@@ -25,7 +25,7 @@ from streams.errors import LogError, Unavailable
 from streams.log.event_filter import ForeignRecords, select_rows
 from streams.log.event_headers import VOID, event_header, parse_event
 from streams.log.kafka.batch import KafkaBatch, remove_errors, split_by_partition
-from streams.log.kafka.event_topics import KIND_TTL
+from streams.log.kafka.event_topics import KIND_TTL, EventTopics
 from streams.log.kafka.events import Events
 from streams.log.kafka.reader import ReaderPool
 from streams.log.kafka.topics import Topics
@@ -51,8 +51,8 @@ HELD_WAIT = 0.05
 class KnownTopics:
     """Which topics are event topics, for their readers (any thread)."""
 
-    def __init__(self, events: Events, topics: Topics, readers: ReaderPool) -> None:
-        self._events = events
+    def __init__(self, kinds: EventTopics, topics: Topics, readers: ReaderPool) -> None:
+        self._kinds = kinds
         self._topics = topics
         self._readers = readers
         self._known: set[str] = set()
@@ -91,7 +91,7 @@ class KnownTopics:
 
     def _is_marked(self, topic: str) -> bool:
         try:
-            return self._events.is_marked(topic)
+            return self._kinds.is_marked(topic)
         except Unavailable:
             raise
         except LogError as error:  # this user may not see the mark, perhaps

@@ -115,7 +115,7 @@ class KafkaLog(DenseOffsets, HistoryLog):
         make_event_writer = partial(Writer, connect_producer, requests, readers, linger=0)
         self._events = Events(self._topics, make_event_writer, readers, requests)
         self._event_readers = EventReaders(self._events)
-        self._known_topics = KnownTopics(self._events, self._topics, readers)
+        self._known_topics = KnownTopics(self._events.kinds, self._topics, readers)
 
     def __repr__(self) -> str:
         return f"<Kafka log at {self._settings.hosts}>"
@@ -157,13 +157,13 @@ class KafkaLog(DenseOffsets, HistoryLog):
         :raises Fatal: this user may not create it.
         """
         check_retention(topic, retention, CAPABILITIES)
-        if self._events.refuses_records(topic):
+        if self._events.kinds.refuses_records(topic):
             raise events_only(topic, "created as another topic")
         return self._topics.create_topic(topic, partitions, retention, config)
 
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
         check_retention(topic, retention, CAPABILITIES)
-        if retention != Retention() and self._events.refuses_records(topic):
+        if retention != Retention() and self._events.kinds.refuses_records(topic):
             raise events_only(topic, "trimmed")
         return self._topics.set_retention(topic, retention)
 
@@ -177,7 +177,7 @@ class KafkaLog(DenseOffsets, HistoryLog):
             return self._known_topics.is_event_topic(topic)
         except LogError as error:  # this user may not read it, perhaps
             logger.debug("whether %s is an event topic: %s", topic, error)
-            return self._events.refuses_records(topic)
+            return self._events.kinds.refuses_records(topic)
 
     def topics(self) -> list[TopicInfo]:
         found = self._topics.list_topics()
@@ -185,7 +185,7 @@ class KafkaLog(DenseOffsets, HistoryLog):
         return [
             # There may be thousands: their marks, which decide elsewhere, are not read here.
             info._replace(is_event_topic=True)
-            if self._events.refuses_records(info.name, ask=False)
+            if self._events.kinds.refuses_records(info.name, ask=False)
             or (snapshot_topic(info.name) in compacted and info.retention == Retention())
             else info
             for info in found
@@ -195,7 +195,7 @@ class KafkaLog(DenseOffsets, HistoryLog):
         return durability.durability_facts(self._requests, topic)
 
     def delete_topic(self, topic: str) -> None:
-        is_event_topic = self._events.refuses_records(topic)
+        is_event_topic = self._events.kinds.refuses_records(topic)
         self._events.forget(topic)
         self._known_topics.forget(topic)
         self._topics.delete_topic(topic)
@@ -208,15 +208,15 @@ class KafkaLog(DenseOffsets, HistoryLog):
         """Return once the records are queued; call ``on_appended`` when all have ended."""
         # Where the topic was used before, brokers that do not answer hold up no append.
         ask = not self._metadata.has_count(topic)
-        if self._known_topics.known(topic) or self._events.refuses_records(topic, ask=ask):
-            self._events.refuse_records(topic, records, on_appended)
+        if self._known_topics.known(topic) or self._events.kinds.refuses_records(topic, ask=ask):
+            on_appended([events_only(topic, "published to")] * len(records))
             return
         self._writer.append(topic, records, on_appended)
 
     # -- histories
 
     def create_event_topic(self, topic: str, partitions: int) -> TopicInfo:
-        info = self._events.create_topic(topic, partitions)
+        info = self._events.kinds.create(topic, partitions)
         self._known_topics.declare(topic)
         return info
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -138,10 +137,6 @@ class SnapshotIndex:
                 for name in found
                 if fingerprint in (None, name[1])
             ]
-
-    def counts(self) -> Counter[str]:
-        """How many there are of each fingerprint."""
-        return Counter(fingerprint for _, (_, fingerprint) in self.names(None))
 
     def has_reached(self, ends: Mapping[int, int]) -> bool:
         """Whether the partitions were read up to these offsets."""
