@@ -15,7 +15,6 @@ from streams.log.events import NO_HISTORY, Appended, Base, EventAppend, EventLog
 from streams.log.kafka.event_index import TopicIndex
 from streams.log.kafka.event_indexes import EventIndexes
 from streams.log.kafka.log import CAPABILITIES
-from streams.message import ID
 from tests.conformance.histories import (
     append_all,
     event,
@@ -27,6 +26,7 @@ from tests.conformance.histories import (
 )
 from tests.conformance.logs import Case
 from tests.conformance.world import World
+from tests.log.kafka_histories import write
 from tests.servers.find import KafkaAddress
 from tests.servers.lifetime import until
 
@@ -41,11 +41,7 @@ def world(kafka: KafkaAddress) -> Iterator[World]:
 def arrive(kafka: KafkaAddress, topic: str, append: EventAppend) -> None:
     """The records of an append come to stand in the log, as those of a try do whose answer was
     lost."""
-    producer = Producer({"bootstrap.servers": kafka.bootstrap, "log_level": 0})
-    for record in append.records:
-        headers: list[Any] = [*record.headers, (ID, record.id.encode())]
-        producer.produce(topic, record.value, record.key, partition=0, headers=headers)
-    assert producer.flush(60) == 0
+    write(Producer({"bootstrap.servers": kafka.bootstrap, "log_level": 0}), topic, append.records)
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -13,24 +13,19 @@ import pytest
 from confluent_kafka import Producer
 
 from streams.errors import EventTopicError
-from streams.log.event_headers import EVENT, VOID, make_append
+from streams.log.event_headers import EVENT, VOID
 from streams.log.events import NO_HISTORY, Appended, Base, EventAppend
 from streams.log.kafka.log import KafkaLog
 from streams.log.kafka.snapshot_index import snapshot_topic
 from streams.log.protocol import Assignment, Reader, Retention
 from streams.log.url import open_log
-from streams.message import ID, Record
-from tests.conformance.histories import append, append_all, event, history
+from streams.message import Record
+from tests.conformance.histories import append, append_all, history
 from tests.conformance.member import PATIENCE, History, Member
+from tests.log.kafka_histories import log, made, topic, write
 from tests.servers.find import KafkaAddress
 
-
-@pytest.fixture
-def log(kafka: KafkaAddress) -> Iterator[KafkaLog]:
-    opened = open_log(kafka.url)
-    assert isinstance(opened, KafkaLog)
-    yield opened
-    opened.close()
+__all__ = ["log", "topic"]
 
 
 @pytest.fixture
@@ -40,12 +35,6 @@ def stranger(kafka: KafkaAddress) -> Iterator[KafkaLog]:
     assert isinstance(opened, KafkaLog)
     yield opened
     opened.close()
-
-
-@pytest.fixture
-def topic(log: KafkaLog) -> str:
-    """An event topic of one partition."""
-    return log.create_event_topic(f"{uuid4().hex[:12]}.events", 1).name
 
 
 @pytest.fixture
@@ -68,24 +57,7 @@ class RawWriter:
 
     def write(self, topic: str, *records: Record, partition: int = 0) -> list[int]:
         """Write records as they are; where they stand."""
-        offsets: list[int] = []
-
-        def written(error: Any, message: Any) -> None:
-            assert error is None, error
-            offsets.append(message.offset())
-
-        for each in records:
-            headers: Any = [(ID, each.id.encode()), *each.headers] if each.id else each.headers
-            self._producer.produce(
-                topic, each.value, each.key, partition, written, headers=list(headers)
-            )
-        assert self._producer.flush(PATIENCE) == 0
-        return offsets
-
-
-def made(key: bytes, base: Base = NO_HISTORY, count: int = 1, **options: Any) -> EventAppend:
-    """An append, which nobody checks before it is written."""
-    return make_append(key, base, [event(b"%d" % number) for number in range(count)], **options)
+        return write(self._producer, topic, records, partition)
 
 
 def lie(key: bytes, header: bytes) -> Record:

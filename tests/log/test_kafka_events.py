@@ -28,14 +28,11 @@ from streams.errors import (
     PartitionCountMismatch,
     Unavailable,
 )
-from streams.log.event_headers import make_append
 from streams.log.events import (
     EMPTY,
-    NO_HISTORY,
     Appended,
     AppendOutcome,
     Base,
-    EventAppend,
     HistoryRequest,
     Refused,
     StoredSnapshot,
@@ -46,51 +43,15 @@ from streams.log.kafka.snapshot_index import record_key, snapshot_topic
 from streams.log.protocol import OnAppended, TopicInfo
 from streams.log.url import open_log
 from streams.message import ID, Position, Record
-from tests.conformance.histories import append_all, event, grow, history, values
+from tests.conformance.histories import append_all, grow, history, values
 from tests.conformance.member import PATIENCE
 from tests.conformance.records import append as append_records
+from tests.log.kafka_histories import log, made, producer, topic, write
 from tests.servers.find import KafkaAddress
 from tests.servers.kafka import Kafka
 from tests.servers.lifetime import Lifetime, until
 
-
-@pytest.fixture
-def log(kafka: KafkaAddress) -> Iterator[KafkaLog]:
-    opened = open_log(kafka.url)
-    assert isinstance(opened, KafkaLog)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def topic(log: KafkaLog) -> str:
-    """An event topic of one partition."""
-    return log.create_event_topic(f"{uuid4().hex[:12]}.events", 1).name
-
-
-@pytest.fixture
-def producer(kafka: KafkaAddress) -> Producer:
-    return Producer({"bootstrap.servers": kafka.bootstrap, "enable.idempotence": True})
-
-
-def write(producer: Producer, topic: str, records: Sequence[Record]) -> list[int]:
-    """Write records as they are, whether they count or not; where they stand."""
-    offsets: list[int] = []
-
-    def written(error: Any, message: Any) -> None:
-        assert error is None, error
-        offsets.append(message.offset())
-
-    for record in records:
-        headers: Any = [(ID, record.id.encode()), *record.headers]
-        producer.produce(topic, record.value, record.key, 0, written, headers=headers)
-    assert producer.flush(PATIENCE) == 0
-    return offsets
-
-
-def made(key: bytes, base: Base = NO_HISTORY, count: int = 1, **options: Any) -> EventAppend:
-    """An append, which nobody checks before it is written."""
-    return make_append(key, base, [event(b"%d" % number) for number in range(count)], **options)
+__all__ = ["log", "producer", "topic"]
 
 
 def test_losers_refusals_and_foreign_records_do_not_count(
@@ -493,8 +454,8 @@ def test_creators_beside_each_other_make_one_topic(kafka: KafkaAddress) -> None:
     for thread in threads:
         thread.join()
     assert found == [TopicInfo(name, 2, Retention(), True, True)] * 4
-    for log in logs:
-        log.close()
+    for each in logs:
+        each.close()
 
 
 def test_a_topic_that_was_created_half_is_finished(log: KafkaLog, kafka: KafkaAddress) -> None:

@@ -25,7 +25,7 @@ from streams.log.kafka.partition_index import PartitionIndex
 from streams.log.url import open_log
 from tests.conformance.histories import append, append_all, event, grow, history, values
 from tests.conformance.member import PATIENCE
-from tests.log.test_kafka_events import made, producer, write
+from tests.log.kafka_histories import made, producer, write
 from tests.servers.find import KafkaAddress
 from tests.servers.lifetime import until
 

@@ -1,0 +1,62 @@
+"""Appends to event topics on Kafka that nobody checks before they stand there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from confluent_kafka import Producer
+
+from streams.log.event_headers import make_append
+from streams.log.events import NO_HISTORY, Base, EventAppend
+from streams.log.kafka.log import KafkaLog
+from streams.log.url import open_log
+from streams.message import ID, Record
+from tests.conformance.histories import event
+from tests.conformance.member import PATIENCE
+from tests.servers.find import KafkaAddress
+
+
+@pytest.fixture
+def log(kafka: KafkaAddress) -> Iterator[KafkaLog]:
+    opened = open_log(kafka.url)
+    assert isinstance(opened, KafkaLog)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def topic(log: KafkaLog) -> str:
+    """An event topic of one partition."""
+    return log.create_event_topic(f"{uuid4().hex[:12]}.events", 1).name
+
+
+@pytest.fixture
+def producer(kafka: KafkaAddress) -> Producer:
+    return Producer({"bootstrap.servers": kafka.bootstrap, "enable.idempotence": True})
+
+
+def write(
+    producer: Producer, topic: str, records: Iterable[Record], partition: int = 0
+) -> list[int]:
+    """Write records as they are, whether they count or not; where they stand."""
+    offsets: list[int] = []
+
+    def written(error: Any, message: Any) -> None:
+        assert error is None, error
+        offsets.append(message.offset())
+
+    for each in records:
+        headers: Any = [*each.headers]
+        if each.id:
+            headers.insert(0, (ID, each.id.encode()))
+        producer.produce(topic, each.value, each.key, partition, written, headers=headers)
+    assert producer.flush(PATIENCE) == 0
+    return offsets
+
+
+def made(key: bytes, base: Base = NO_HISTORY, count: int = 1, **options: Any) -> EventAppend:
+    """An append, which nobody checks before it is written."""
+    return make_append(key, base, [event(b"%d" % number) for number in range(count)], **options)
