@@ -200,16 +200,25 @@ class IndexFile:
                 raise IndexFileDamaged(f"index file {self.path}: it is closed")
             return self._reader.execute(sql, parameters).fetchall()
 
-    def forget_partition(self, partition: int) -> None:
-        """Remove what the file says of one partition: it is not what the log says."""
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that writes.
+
+        :raises IndexFileDamaged: the file cannot be written, or is closed.
+        """
         with self.translated():
             writer = self._writer
             if writer is None:
                 raise IndexFileDamaged(f"index file {self.path}: it is closed")
             with writer:
                 writer.execute("BEGIN IMMEDIATE")
-                for table in _TABLES:
-                    writer.execute(f"DELETE FROM {table} WHERE partition = ?", (partition,))  # noqa: S608
+                yield writer
+
+    def forget_partition(self, partition: int) -> None:
+        """Remove what the file says of one partition: it is not what the log says."""
+        with self._writing() as writer:
+            for table in _TABLES:
+                writer.execute(f"DELETE FROM {table} WHERE partition = ?", (partition,))  # noqa: S608
 
     def write(self, partition: int, changes: Changes) -> None:
         """Write what has changed in one partition, all at once.
@@ -217,53 +226,44 @@ class IndexFile:
         :raises IndexFileDamaged: it is not written.
         """
         keys, chunks = _key_rows(partition, changes)
-        with self.translated():
-            writer = self._writer
-            if writer is None:
-                raise IndexFileDamaged(f"index file {self.path}: it is closed")
-            with writer:
-                writer.execute("BEGIN IMMEDIATE")
-                writer.executemany("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?)", chunks)
-                writer.executemany("INSERT OR REPLACE INTO keys VALUES (?, ?, ?)", keys)
-                writer.executemany(
-                    "INSERT OR IGNORE INTO causes VALUES (?, ?, ?, ?)",
-                    [
-                        (
-                            partition,
-                            key,
-                            cause,
-                            _seal(_PAIR.pack(*caused), _OF_CAUSE, key + cause, len(key)),
-                        )
-                        for key, name, caused in changes.causes
-                        for cause in [name.encode("utf-8", "surrogateescape")]
-                    ],
-                )
-                writer.executemany(
-                    "INSERT OR REPLACE INTO refusals VALUES (?, ?, ?, ?)",
-                    [
-                        (
-                            partition,
-                            key,
-                            id,
-                            _seal(_PAIR.pack(version, at), _OF_REFUSAL, key + id, len(key)),
-                        )
-                        for key, name, version, at in changes.refusals
-                        for id in [name.encode("utf-8", "surrogateescape")]
-                    ],
-                )
-                if changes.losers:
-                    first, last = changes.losers[0], changes.losers[-1]
-                    row = _seal(
-                        array("q", changes.losers).tobytes(), _OF_LOSERS, b"%d" % first, last
+        with self._writing() as writer:
+            writer.executemany("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?)", chunks)
+            writer.executemany("INSERT OR REPLACE INTO keys VALUES (?, ?, ?)", keys)
+            writer.executemany(
+                "INSERT OR IGNORE INTO causes VALUES (?, ?, ?, ?)",
+                [
+                    (
+                        partition,
+                        key,
+                        cause,
+                        _seal(_PAIR.pack(*caused), _OF_CAUSE, key + cause, len(key)),
                     )
-                    writer.execute(
-                        "INSERT OR REPLACE INTO losers VALUES (?, ?, ?, ?)",
-                        (partition, last, first, row),
+                    for key, name, caused in changes.causes
+                    for cause in [name.encode("utf-8", "surrogateescape")]
+                ],
+            )
+            writer.executemany(
+                "INSERT OR REPLACE INTO refusals VALUES (?, ?, ?, ?)",
+                [
+                    (
+                        partition,
+                        key,
+                        id,
+                        _seal(_PAIR.pack(version, at), _OF_REFUSAL, key + id, len(key)),
                     )
-                state = _seal(_encode_state(changes.state), _OF_PARTITION, b"", partition)
+                    for key, name, version, at in changes.refusals
+                    for id in [name.encode("utf-8", "surrogateescape")]
+                ],
+            )
+            if changes.losers:
+                first, last = changes.losers[0], changes.losers[-1]
+                row = _seal(array("q", changes.losers).tobytes(), _OF_LOSERS, b"%d" % first, last)
                 writer.execute(
-                    "INSERT OR REPLACE INTO partitions VALUES (?, ?)", (partition, state)
+                    "INSERT OR REPLACE INTO losers VALUES (?, ?, ?, ?)",
+                    (partition, last, first, row),
                 )
+            state = _seal(_encode_state(changes.state), _OF_PARTITION, b"", partition)
+            writer.execute("INSERT OR REPLACE INTO partitions VALUES (?, ?)", (partition, state))
 
 
 def _key_rows(

@@ -66,18 +66,14 @@ class Topics:
         self, topic: str, partitions: int, retention: Retention, config: Mapping[str, str] | None
     ) -> TopicInfo:
         """See :meth:`streams.log.protocol.Log.create_topic`."""
-        check_topic(topic)
-        if partitions < 1:
-            raise ConfigError(f"{topic}: {partitions} partitions: at least 1")
+        _check_new(topic, partitions)
         info = TopicInfo(topic, partitions, retention)
         facts = StoredTopic(info, _parse_max_entries(topic, config or {}))
         return self._store(facts, replace=facts.has_bound)
 
     def create_event_topic(self, topic: str, partitions: int) -> TopicInfo:
         """See :meth:`streams.log.events.EventLog.create_event_topic`."""
-        check_topic(topic)
-        if partitions < 1:
-            raise ConfigError(f"{topic}: {partitions} partitions: at least 1")
+        _check_new(topic, partitions)
         info = TopicInfo(topic, partitions, is_event_topic=True)
         return self._store(StoredTopic(info), replace=False)
 
@@ -272,6 +268,13 @@ def _parse_topic(topic: str, stored: Iterable[bytes | None]) -> StoredTopic:
     number = _parse_partitions(topic, partitions) if partitions else 1
     info = TopicInfo(topic, number, retention, is_event_topic=events == b"1")
     return StoredTopic(info, _parse_count(topic, "most", max_entries))
+
+
+def _check_new(topic: str, partitions: int) -> None:
+    """See that there could be such a topic."""
+    check_topic(topic)
+    if partitions < 1:
+        raise ConfigError(f"{topic}: {partitions} partitions: at least 1")
 
 
 def _parse_partitions(topic: str, stored: bytes) -> int:

@@ -208,6 +208,12 @@ class Database:
                 self._add_to_file(connection, statements)
         self.has_event_tables = _has_event_tables(connection)
 
+    def holds_histories(self, connection: SqliteConnection, topic: str) -> bool:
+        """Whether a topic is an event topic."""
+        return self.has_event_tables and bool(
+            connection.fetch_rows("SELECT 1 FROM streams_event_topics WHERE topic = ?", (topic,))
+        )
+
     def _add_to_file(self, connection: SqliteConnection, statements: str) -> None:
         """Add what there was not yet when the file was made."""
         try:

@@ -206,9 +206,7 @@ class Events:
             )
             if not rows:
                 raise topic_not_found(topic)
-            if not self._database.has_event_tables or not db.fetch_rows(
-                "SELECT 1 FROM streams_event_topics WHERE topic = ?", (topic,)
-            ):
+            if not self._database.holds_histories(db, topic):
                 raise not_an_event_topic(topic)
         numbers = self._numbers[topic] = [number for (number,) in rows]
         return numbers

@@ -80,9 +80,7 @@ class Writer:
     def _load_partition_numbers(self, topic: str) -> list[int]:
         with self._database.read() as db:
             numbers = partition_numbers(db, [topic]).get(topic)
-            if self._database.has_event_tables and db.fetch_rows(
-                "SELECT 1 FROM streams_event_topics WHERE topic = ?", (topic,)
-            ):
+            if self._database.holds_histories(db, topic):
                 raise events_only(topic, "published to")
         if numbers is None:
             raise topic_not_found(topic)

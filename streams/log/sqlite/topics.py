@@ -34,11 +34,7 @@ class Topics:
     def create_topic(self, topic: str, partitions: int, retention: Retention) -> TopicInfo:
         """See :meth:`streams.log.protocol.Log.create_topic`; a retention that is given replaces
         that of a topic that exists."""
-        check_topic(topic)
-        if not 1 <= partitions <= _MAX_PARTITIONS:
-            raise ConfigError(
-                f"topic {topic!r}: {partitions} partitions; 1 to {_MAX_PARTITIONS} are possible"
-            )
+        _check_new(topic, partitions)
         try:
             found = self.describe_topic(topic)
         except NotFound:
@@ -58,11 +54,7 @@ class Topics:
 
     def create_event_topic(self, topic: str, partitions: int) -> TopicInfo:
         """See :meth:`streams.log.events.EventLog.create_event_topic`."""
-        check_topic(topic)
-        if not 1 <= partitions <= _MAX_PARTITIONS:
-            raise ConfigError(
-                f"topic {topic!r}: {partitions} partitions; 1 to {_MAX_PARTITIONS} are possible"
-            )
+        _check_new(topic, partitions)
         if not self._database.has_event_tables:
             raise Unavailable(
                 f"{self._database.path}: its file could not be extended; open it again"
@@ -122,6 +114,15 @@ class Topics:
         events = [group_event(group) for (group,) in groups]
         self._database.shared_file.notify([topic_event(topic), *events])
         self._trimmer.finish_deletions()
+
+
+def _check_new(topic: str, partitions: int) -> None:
+    """See that there could be such a topic."""
+    check_topic(topic)
+    if not 1 <= partitions <= _MAX_PARTITIONS:
+        raise ConfigError(
+            f"topic {topic!r}: {partitions} partitions; 1 to {_MAX_PARTITIONS} are possible"
+        )
 
 
 def _select_topics(db: SqliteConnection, clause: str, *bindings: str) -> list[TopicInfo]:
