@@ -97,6 +97,8 @@ class Shell:
             "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "codecs"))),
             "STREAMS_URL": self.url,
             "COLUMNS": "100",
+            # Where supervisors of the same app find each other: not those of other tests.
+            "TMPDIR": str(folder),
         }
 
     def __call__(
