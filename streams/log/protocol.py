@@ -54,6 +54,8 @@ class Capabilities:
     """Writing one message ID twice leaves one entry in the log."""
     events: bool = False
     """It keeps histories: it is an :class:`~streams.log.events.EventLog`."""
+    documents: bool = False
+    """It keeps documents: it is a :class:`~streams.log.documents.DocumentLog`."""
     creates_topics: bool = True
     """A missing topic of the user's is created when declared, with one partition unless it says
     otherwise. The toolkit's own topics are created on every log."""

@@ -22,6 +22,7 @@ from streams.log.events import (
     OnEventsAppended,
     StoredSnapshot,
 )
+from streams.log.memory.documents import MemoryDocuments
 from streams.log.memory.faults import Fault, FaultPoints
 from streams.log.memory.membership import Group
 from streams.log.memory.reader import MemoryReader
@@ -53,6 +54,7 @@ CAPABILITIES = Capabilities(
     processes=False,
     uses_app_clock=True,
     events=True,
+    documents=True,
     # A service for any log is tested on this one. Of these it applies seconds and messages.
     retention=frozenset(each.name for each in fields(Retention)),
 )
@@ -83,6 +85,7 @@ class MemoryLog(DenseOffsets, EventLog):
         self._close_reason = ""
         self._appending = 0
         self._append_ended = threading.Condition(store.lock)
+        self.documents = MemoryDocuments(store.collections, self._locked)
 
     @property
     def capabilities(self) -> Capabilities:

@@ -19,6 +19,7 @@ from streams.log.events import (
     not_an_event_topic,
     partition_count_mismatch,
 )
+from streams.log.memory.documents import Collection
 from streams.log.memory.events import EventIndex
 from streams.log.memory.membership import Group
 from streams.log.memory.topics import Partition, Topic, no_partition
@@ -50,6 +51,7 @@ class Store:
         self.users = 0
         self.topics: dict[str, Topic] = {}
         self._event_indexes: dict[str, EventIndex] = {}
+        self.collections: dict[str, Collection] = {}
         self._groups: dict[str, Group] = {}
         self.members_joined = 0
         self._unwatch: Callable[[], None] = clock.on_jump(self._clock_advanced)

@@ -100,6 +100,10 @@ def _has_event_tables(connection: SqliteConnection) -> bool:
     return connection.table_exists("main", schema.EVENT_TABLE_NAMES[-1])
 
 
+def _has_document_tables(connection: SqliteConnection) -> bool:
+    return connection.table_exists("main", "streams_documents")
+
+
 ConnectionT = TypeVar("ConnectionT", bound=SqliteConnection)
 
 
@@ -183,6 +187,7 @@ class Database:
             try:
                 connection.execute(schema.TABLES)
                 connection.execute(schema.EVENT_TABLES)
+                connection.execute(schema.DOCUMENT_TABLES)
                 connection.execute(
                     "INSERT OR IGNORE INTO streams_meta VALUES"
                     " ('version', ?), ('partitions', 0), ('members', 0)",
@@ -202,6 +207,7 @@ class Database:
             )
         for is_there, statements in (
             (_has_event_tables(connection), schema.EVENT_TABLES),
+            (_has_document_tables(connection), schema.DOCUMENT_TABLES),
             (connection.fetch_rows(_FIND_VIEWS), schema.VIEWS),
         ):
             if not is_there:

@@ -28,6 +28,7 @@ from streams.log.protocol import (
 )
 from streams.log.sqlite import durability, reader, settings
 from streams.log.sqlite.database import Database
+from streams.log.sqlite.documents import SqliteDocuments
 from streams.log.sqlite.events import Events
 from streams.log.sqlite.groups import Groups
 from streams.log.sqlite.producer import Writer
@@ -38,7 +39,9 @@ from streams.log.sqlite.topics import Topics
 from streams.log.sqlite.user_sql import QueryRunner
 from streams.message import Record
 
-CAPABILITIES = Capabilities(name="sqlite", transactions=True, uses_app_clock=True, events=True)
+CAPABILITIES = Capabilities(
+    name="sqlite", transactions=True, uses_app_clock=True, events=True, documents=True
+)
 
 
 def open(request: OpenRequest) -> Log:
@@ -66,6 +69,7 @@ class SqliteLog(DenseOffsets, Log, HistoryLog):
         self._topics = Topics(self._database, self._trimmer)
         self._writer = Writer(self._database, self._trimmer)
         self._events = Events(self._database)
+        self.documents = SqliteDocuments(self._database)
         self._event_filter = EventFilter(ForeignRecords())
         self._groups = Groups(self._database)
         self._queries = QueryRunner(self._database)

@@ -143,6 +143,30 @@ EVENT_TABLE_NAMES: Final = (
 )
 """Those that have rows of a partition."""
 
+DOCUMENT_TABLES: Final = """
+CREATE TABLE IF NOT EXISTS streams_checkpoints (
+    no INTEGER PRIMARY KEY AUTOINCREMENT,   -- of a partition of documents; never used again
+    collection TEXT NOT NULL,
+    partition INTEGER NOT NULL,
+    epoch INTEGER NOT NULL DEFAULT 0,       -- of the writer that claimed it last
+    position INTEGER,                       -- NULL until something is written
+    data BLOB NOT NULL DEFAULT x'',
+    UNIQUE (collection, partition)
+);
+
+CREATE TABLE IF NOT EXISTS streams_documents (
+    no INTEGER NOT NULL,
+    key BLOB NOT NULL,
+    value BLOB,
+    failure BLOB,                           -- why it is behind the checkpoint; NULL: it is not
+    PRIMARY KEY (no, key)
+) WITHOUT ROWID;
+
+CREATE INDEX IF NOT EXISTS streams_stopped ON streams_documents (no, key)
+WHERE failure IS NOT NULL;
+"""
+"""Documents and their checkpoints (:mod:`streams.log.documents`)."""
+
 VIEWS: Final = """
 CREATE VIEW IF NOT EXISTS streams_view_topics AS
 SELECT name AS topic, partitions, seconds AS keep_seconds, messages AS keep_messages
