@@ -118,6 +118,7 @@ def test_answers_that_take_long_are_not_given_up_for_others(served: MonitoringSe
             for each in (one, two):
                 with each.makefile("rb") as answer:
                     assert answer.read().endswith(b"at last")
+        eventually(lambda: served._server._open_count == 0)  # that ends behind the answer
         assert get(served, "/healthz")[0] == 200
     finally:
         free.set()
