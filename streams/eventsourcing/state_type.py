@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import hashlib
 from collections.abc import Mapping, MutableMapping, MutableSequence, MutableSet
@@ -32,7 +33,7 @@ class StateType(Generic[S]):
     def __init__(self, name: str, state: type[S], initial: S | None, codec: Codec | None) -> None:
         self._name = name
         self._type = state
-        _check_frozen(name, state)
+        check_frozen(f"aggregate {name!r}: its state", state)
         if initial is None:
             try:
                 initial = state()
@@ -61,10 +62,7 @@ class StateType(Generic[S]):
         """
         if self._bound is None:
             raise ConfigError(f"aggregate {self._name!r}: snapshot=: {self._bind_error}")
-        schema, definitions = _json_schema(self._type)
-        shape = _shape(schema, definitions, ())
-        data = msgspec.json.encode([version, self._bound.content_type, shape], order="sorted")
-        return hashlib.sha256(data).hexdigest()[:16]
+        return shape_fingerprint(self._type, version, self._bound.content_type)
 
     def encode(self, state: S) -> bytes:
         """A state's bytes.
@@ -102,27 +100,41 @@ def _is_of_type(value: Any, type: Any) -> bool:
         return isinstance(value, dict if is_typeddict(origin) else origin)
 
 
-def _check_frozen(name: str, state: Any) -> None:
-    """Refuse a state that can be changed: a decision that changed one would have an effect without
-    an event."""
+def check_frozen(what: str, type: Any) -> None:
+    """Refuse a type whose values can be changed in place: what is folded must not be, since a
+    change of one would have no event.
+
+    :param what: what is of this type, for the error.
+    :raises ConfigError: they can.
+    """
     is_frozen = True
-    base = get_origin(state) or state
-    if isinstance(base, type) and issubclass(base, msgspec.Struct):
+    base = get_origin(type) or type
+    if isinstance(base, builtins.type) and issubclass(base, msgspec.Struct):
         is_frozen = bool(base.__struct_config__.frozen)
     elif dataclasses.is_dataclass(base):
         is_frozen = bool(getattr(base, "__dataclass_params__").frozen)  # noqa: B009
-    elif isinstance(base, type) and issubclass(base, (MutableSequence, MutableMapping, MutableSet)):
+    elif isinstance(base, builtins.type) and issubclass(
+        base, (MutableSequence, MutableMapping, MutableSet)
+    ):
         raise ConfigError(
-            f"aggregate {name!r}: its state {type_name(state)} can be changed in place: use a "
-            "frozen Struct, or a tuple, a frozenset or another type that cannot"
+            f"{what} {type_name(type)} can be changed in place: use a frozen Struct, or a tuple, a "
+            "frozenset or another type that cannot"
         )
     elif isinstance(config := getattr(base, "model_config", None), Mapping):
         is_frozen = bool(config.get("frozen"))
     if not is_frozen:
         raise ConfigError(
-            f"aggregate {name!r}: its state {type_name(state)} can be changed in place: declare it "
-            "with frozen=True"
+            f"{what} {type_name(type)} can be changed in place: declare it with frozen=True"
         )
+
+
+def shape_fingerprint(type: Any, version: int, content_type: str) -> str:
+    """What tells documents of one shape from those of another: of their type (its JSON schema,
+    without texts and names), the version that the user gives, and how they are written."""
+    schema, definitions = _json_schema(type)
+    shape = _shape(schema, definitions, ())
+    data = msgspec.json.encode([version, content_type, shape], order="sorted")
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _json_schema(state: Any) -> tuple[Any, Mapping[str, Any]]:

@@ -1,0 +1,153 @@
+"""A view as it was declared; without a log."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic
+
+from typing_extensions import TypeVar
+
+from stream_codecs import Codec
+from streams.annotation_checks import signature
+from streams.app import Streams
+from streams.decoding import Source
+from streams.errors import ConfigError
+from streams.eventsourcing.event_topic import EventTopic
+from streams.eventsourcing.views.document_type import DocumentType
+from streams.log.names import check_topic
+
+D = TypeVar("D")
+
+KeyFunction = Callable[[Any], "str | Sequence[str] | None"]
+"""Which documents an event changes: one, several, or none."""
+
+MAX_VERSION = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class ViewDefinition(Generic[D]):
+    """One version of a view, as it was declared.
+
+    :param key: which documents an event changes; None: the one of its message's key.
+    :param wants_message: the function takes the message, too.
+    """
+
+    app: Streams
+    name: str
+    version: int
+    sources: tuple[Source[Any], ...]
+    document_type: DocumentType[D]
+    fold: Callable[..., Any]
+    wants_message: bool
+    key: KeyFunction | None
+
+    @property
+    def where(self) -> str:
+        """How errors name it."""
+        return f"view {self.name!r}"
+
+    @property
+    def collection(self) -> str:
+        """Where its documents are; its group has the same name."""
+        return f"{self.name}.v{self.version}"
+
+    @property
+    def is_keyed(self) -> bool:
+        """Its events are first written again by the keys of their documents, as the events of one
+        document may stand in several partitions."""
+        return self.key is not None or len(self.sources) > 1
+
+    @property
+    def keyed_topic(self) -> str:
+        """Where they are written to."""
+        return f"{self.collection}.keyed"
+
+    @property
+    def places_keys(self) -> bool:
+        """The partition of a document follows from its key: nothing but appends writes the
+        events."""
+        return self.is_keyed or isinstance(self.sources[0], EventTopic)
+
+
+def define_view(
+    app: Any,
+    name: str,
+    document: type[D],
+    fold: Callable[..., Any],
+    sources: Sequence[Any],
+    key: KeyFunction | None,
+    version: int,
+    codec: Codec | None,
+) -> ViewDefinition[D]:
+    """A view's definition.
+
+    :raises ConfigError: it cannot work.
+    """
+    where = f"view {name!r}"
+    if not isinstance(app, Streams):
+        raise ConfigError(f"{where}: the first argument is an app, Streams(...), not {app!r}")
+    check_topic(name)
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= MAX_VERSION:
+        raise ConfigError(f"{where}: version={version!r}: a whole number from 1")
+    if not sources:
+        raise ConfigError(f"{where}: give at least one topic: app.topic(...) or aggregate.events")
+    for source in sources:
+        if not (hasattr(source, "name") and hasattr(source, "decoding")):
+            raise ConfigError(
+                f"{where}: {source!r} is not a topic; use app.topic(...) or aggregate.events"
+            )
+    names = [source.name for source in sources]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"{where}: reads a topic twice: {', '.join(names)}")
+    if key is not None and (not callable(key) or inspect.iscoroutinefunction(key)):
+        raise ConfigError(f"{where}: key={key!r}: a plain function of the event")
+    definition = ViewDefinition(
+        app,
+        name,
+        version,
+        tuple(sources),
+        DocumentType(where, document, codec),
+        fold,
+        _wants_message(where, fold),
+        key,
+    )
+    check_topic(definition.keyed_topic)
+    return definition
+
+
+def _wants_message(where: str, fold: Any) -> bool:
+    """Whether the function takes (document, event, message) and not (document, event)."""
+    if not callable(fold):
+        raise ConfigError(f"{where}: {fold!r} is no function of a document and an event")
+    forms = (fold, getattr(fold, "__call__", None))  # noqa: B004 - an object may be called too
+    if any(
+        check(form)
+        for form in forms
+        for check in (
+            inspect.iscoroutinefunction,
+            inspect.isgeneratorfunction,
+            inspect.isasyncgenfunction,
+        )
+    ):
+        raise ConfigError(
+            f"{where}: the function must be a plain one, which only returns the document: what has "
+            "effects belongs into a processor"
+        )
+    try:
+        parameters = signature(fold).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    takes = [each for each in parameters if each.kind in positional]
+    required = [each for each in takes if each.default is each.empty]
+    has_rest = any(each.kind is each.VAR_POSITIONAL for each in parameters)
+    if len(required) > 3 or (len(takes) < 2 and not has_rest):
+        raise ConfigError(
+            f"{where}: the function takes {len(required)} parameters; it is called as (document, "
+            "event) or (document, event, message)"
+        )
+    if any(each.kind is each.KEYWORD_ONLY and each.default is each.empty for each in parameters):
+        raise ConfigError(f"{where}: the function has a parameter by keyword without a default")
+    return len(required) == 3

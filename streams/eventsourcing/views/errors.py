@@ -1,0 +1,41 @@
+"""What views raise."""
+
+from __future__ import annotations
+
+from streams.errors import StreamsError
+
+
+class ViewNotReady(StreamsError):
+    """No version of the view that this process declares can serve yet.
+
+    :param view: its name.
+    :param progress: how much of the events is folded, from 0 to 1; None: nobody has begun.
+    """
+
+    def __init__(self, view: str, reason: str, progress: float | None = None) -> None:
+        super().__init__(f"view {view!r}: {reason}")
+        self.view = view
+        self.progress = progress
+
+
+class DocumentStopped(StreamsError):
+    """A document is behind, because the view's function failed at one of its events.
+
+    :param key: the document's.
+    :param position: of the event, as text.
+    :param reason: what the function raised, in one line.
+    """
+
+    def __init__(self, view: str, key: str, position: str, reason: str) -> None:
+        super().__init__(
+            f"view {view!r}: document {key!r} stands still at {position}, where folding failed: "
+            f"{reason}; mend the function, then: streams views retry {view} {key}"
+        )
+        self.view = view
+        self.key = key
+        self.position = position
+        self.reason = reason
+
+
+class ViewTimeout(StreamsError, TimeoutError):
+    """The view had not folded what was waited for when the time was over."""

@@ -1,0 +1,209 @@
+"""What the messages of a partition mean to a view: of its one source, or of its keyed topic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+from typing_extensions import override
+
+from streams.decoding import TopicDecoder
+from streams.eventsourcing.views.checkpoints import SourcePosition
+from streams.eventsourcing.views.keyed_records import KeyedRecord, parse_keyed, source_batch
+from streams.log.event_filter import ForeignRecords
+from streams.message import Batch, Message, Position, make_message, numbered_message
+from streams.processing import Several, Skip
+
+
+class Unit(NamedTuple):
+    """One event of a message.
+
+    :param number: which of the message's events it is, from 0.
+    :param message: makes the message that the view's function is given.
+    """
+
+    number: int
+    event: Any
+    message: Callable[[], Message[Any]]
+
+
+class EventReader(Protocol):
+    """Reads the batches of one partition, one after the other."""
+
+    def begin(self, batch: Batch, start: int) -> None:
+        """The next batch, or the rest of one."""
+        ...
+
+    def fast_events(self, batch: Batch) -> Sequence[Any] | None:
+        """The event of each message, where each has one that can be decoded at once; else None."""
+        ...
+
+    def read(self, batch: Batch, index: int) -> Sequence[Unit]:
+        """The events of one message that are to be folded.
+
+        :raises Skip: there is none.
+        :raises Exception: it cannot be decoded.
+        """
+        ...
+
+    def position(self, batch: Batch, index: int) -> Position:
+        """Where the message stands that the event came with."""
+        ...
+
+    def sources_before(self, index: int) -> Mapping[str, SourcePosition]:
+        """How far each source partition is read before a message of the batch; empty where the
+        offsets of the batch say it."""
+        ...
+
+    def at(self, sources: Mapping[str, SourcePosition]) -> EventReader:
+        """Another reader of the same partition, from where its sources were read so far."""
+        ...
+
+
+def _units(decoding: TopicDecoder[Any], batch: Batch, index: int) -> Sequence[Unit]:
+    value = decoding.decode_one(batch, index)
+    if type(value) is not Several:
+        return (Unit(0, value, partial(make_message, value, batch, index, 1)),)
+    whole = make_message(None, batch, index, 1)
+    return [
+        Unit(number, each, partial(numbered_message, whole, each, number))
+        for number, each in enumerate(value.values)
+    ]
+
+
+class SourceReader(EventReader):
+    """Reads a view's one source, whose messages' keys are the documents'."""
+
+    def __init__(self, decoding: TopicDecoder[Any]) -> None:
+        self._decoding = decoding
+
+    @override
+    def begin(self, batch: Batch, start: int) -> None:
+        """Nothing depends on what was read before."""
+
+    @override
+    def fast_events(self, batch: Batch) -> Sequence[Any] | None:
+        decoding, values = self._decoding, batch.values
+        if batch.unreadable or batch.decode_errors:
+            return None
+        decode = decoding.fast_decoder(values, batch.total_and_largest()[1])
+        if decode is None:
+            return None
+        try:
+            events = list(map(decode, values))
+        except Exception:  # which one it is, is seen when they are decoded one by one
+            return None
+        return events if len(events) == len(values) else None
+
+    @override
+    def read(self, batch: Batch, index: int) -> Sequence[Unit]:
+        return _units(self._decoding, batch, index)
+
+    @override
+    def position(self, batch: Batch, index: int) -> Position:
+        return Position(batch.topic, batch.partition, batch.offset(index))
+
+    @override
+    def sources_before(self, index: int) -> Mapping[str, SourcePosition]:
+        return {}
+
+    @override
+    def at(self, sources: Mapping[str, SourcePosition]) -> EventReader:
+        return self
+
+
+class KeyedReader(EventReader):
+    """Reads a view's keyed topic, in which each event stands again under its document's key.
+
+    What is written there is written again when its writer did not learn that it was. A record
+    counts if it is the next one of its source partition: it is behind the last that counted, and
+    nothing that belongs between them is missing (:mod:`.keyed_records`).
+
+    :param decodings: of the sources, by topic.
+    :param sources: how far each source partition was read.
+    """
+
+    def __init__(
+        self,
+        decodings: Mapping[str, TopicDecoder[Any]],
+        foreign: ForeignRecords,
+        sources: Mapping[str, SourcePosition],
+    ) -> None:
+        self._decodings = decodings
+        self._foreign = foreign
+        self._sources = dict(sources)
+        self._batch: Batch | None = None
+        self._records: list[KeyedRecord | None] = []
+        """Of the batch, those that count."""
+        self._before: list[tuple[str, SourcePosition | None]] = []
+        """Of each message of the batch: the source whose position it moves, and that before."""
+
+    @override
+    def begin(self, batch: Batch, start: int) -> None:
+        if batch is self._batch:  # the rest of it: what was not folded is read again
+            self._sources = dict(self.sources_before(start))
+        self._batch, sources = batch, self._sources
+        records: list[KeyedRecord | None] = [None] * start
+        before: list[tuple[str, SourcePosition | None]] = [("", None)] * start
+        foreign: list[int] = []
+        for index in range(start, len(batch)):
+            found = parse_keyed(batch.extra_headers(index))
+            if found is None or found.topic not in self._decodings:
+                foreign.append(index)
+                records.append(None)
+                before.append(("", None))
+                continue
+            name = found.source
+            last = sources.get(name)
+            place = found.offset, found.copy
+            is_next = (last is None or place > last) and (
+                found.after is None or (last is not None and found.after <= last)
+            )
+            records.append(found if is_next else None)
+            before.append((name if is_next else "", last))
+            if is_next:
+                sources[name] = place
+        self._records, self._before = records, before
+        if foreign:
+            self._foreign.report(batch, foreign)
+
+    @override
+    def fast_events(self, batch: Batch) -> Sequence[Any] | None:
+        return None
+
+    @override
+    def read(self, batch: Batch, index: int) -> Sequence[Unit]:
+        record = self._records[index]
+        if record is None:
+            raise Skip
+        decoding = self._decodings[record.topic]
+        row = source_batch(record, batch, index)
+        return [
+            each
+            for each in _units(decoding, decoding.unwrap(row), 0)
+            if each.number == record.number
+        ]
+
+    @override
+    def position(self, batch: Batch, index: int) -> Position:
+        record = self._records[index]
+        if record is None:
+            return Position(batch.topic, batch.partition, batch.offset(index))
+        return Position(record.topic, record.partition, record.offset)
+
+    @override
+    def sources_before(self, index: int) -> Mapping[str, SourcePosition]:
+        sources = dict(self._sources)
+        for name, last in reversed(self._before[index:]):
+            if not name:
+                continue
+            if last is None:
+                sources.pop(name, None)
+            else:
+                sources[name] = last
+        return sources
+
+    @override
+    def at(self, sources: Mapping[str, SourcePosition]) -> EventReader:
+        return KeyedReader(self._decodings, self._foreign, sources)

@@ -1,0 +1,156 @@
+"""The subscription of a view: folds what it polls into documents.
+
+A partition begins at the checkpoint of its documents, wherever the group stands: the group's
+position is only for those who look at it. Whoever owns a partition claims its documents first, so
+that a former owner that does not know of its loss writes nothing any more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from typing_extensions import override
+
+from streams.errors import LogError
+from streams.eventsourcing.views.checkpoints import UnreadableCheckpoint, decode_checkpoint
+from streams.eventsourcing.views.folding import PartitionFolder
+from streams.eventsourcing.views.inline_subscription import (
+    InlineSubscription,
+    OpenPartition,
+    PartitionCounts,
+)
+from streams.eventsourcing.views.retry_requests import RetryRequests
+from streams.log.documents import DocumentStore, DocumentWriter
+from streams.log.protocol import Assignment, Committed, Log
+from streams.log.range_reader import read_batches, read_first
+from streams.message import Batch
+from streams.text import get_logger
+from streams.wire import shorten
+
+logger = get_logger("streams.views")
+
+KEEP_ALIVE_EVERY = 1.0
+"""Seconds between signs of life while a document is folded on."""
+
+
+class CheckpointBeyondLog(LogError):
+    """The log does not have what a view has folded: it has lost what it had acknowledged, or is
+    another one."""
+
+
+class FoldingSubscription(InlineSubscription[PartitionFolder]):
+    """See the module.
+
+    :param store: of the documents.
+    :param new_folder: makes the folder of a partition, of its writer.
+    :param retries: documents to be folded on.
+    :param on_folded: called in the polling thread after something was written.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        store: DocumentStore,
+        collection: str,
+        counts: dict[tuple[str, int], PartitionCounts],
+        new_folder: Callable[[DocumentWriter], PartitionFolder],
+        retries: RetryRequests,
+        on_folded: Callable[[], None],
+    ) -> None:
+        super().__init__(log, collection, counts)
+        self._store = store
+        self._new_folder = new_folder
+        self._retries = retries
+        self._after = on_folded
+
+    @override
+    def _after_handling(self) -> None:
+        self._after()
+
+    @override
+    def _begin(self, assignment: Assignment) -> PartitionFolder:
+        writer = self._store.claim(self._name, assignment.partition)
+        try:
+            self._check(assignment, writer)
+            folder = self._new_folder(writer)
+        except BaseException:
+            writer.close()
+            raise
+        # The group may be elsewhere: what was written and not committed, or reset.
+        assignment.committed = None if writer.checkpoint is None else Committed(folder.position)
+        assignment.stored_beyond_end = None
+        return folder
+
+    def _check(self, assignment: Assignment, writer: DocumentWriter) -> None:
+        """Hold the checkpoint against the log.
+
+        :raises CheckpointBeyondLog: the log has not what was folded.
+        """
+        checkpoint = writer.checkpoint
+        if checkpoint is None:
+            return
+        topic, partition = assignment.topic, assignment.partition
+        show = self._log.format_offset
+        where = f"{self._name}: {topic}/{partition}"
+        rebuild = "streams views rebuild makes the documents anew from what the log has"
+        try:
+            last, _ = decode_checkpoint(checkpoint.data)
+        except UnreadableCheckpoint as error:
+            raise CheckpointBeyondLog(f"{where}: its checkpoint: {error}; {rebuild}") from error
+        first, end = self._log.watermarks(topic, partition)
+        if checkpoint.position > end and checkpoint.position > self._log.log_end_offset(
+            topic, partition
+        ):
+            raise CheckpointBeyondLog(
+                f"{where}: its documents were folded up to {show(checkpoint.position)}, and the "
+                f"log ends at {show(end)}: it has lost messages that it had acknowledged, or the "
+                f"topic was made anew; {rebuild}"
+            )
+        if last is None or last[0] < first:
+            return  # it was deleted since, as its retention says
+        batch = read_first(self._log, topic, partition, last[0], min(end, last[0] + 1))
+        if batch is None or batch.offsets[0] != last[0] or batch.id(0) != last[1]:
+            raise CheckpointBeyondLog(
+                f"{where}: the message at {show(last[0])}, which was folded last, is not there "
+                "any more, or another one: the log has lost messages that it had acknowledged; "
+                f"{rebuild}"
+            )
+
+    # -- documents that stand still
+
+    @override
+    def _between_polls(self) -> None:
+        for partition in list(self._partitions.values()):
+            for request in self._retries.take(partition.assignment.partition):
+                try:
+                    goes_on = self._retry_document(partition, request.key)
+                except LogError as error:
+                    self._retries.put_back(request)
+                    self._give_up(partition, error)
+                    break
+                self._retries.done(request, goes_on)
+
+    def _retry_document(self, partition: OpenPartition[PartitionFolder], key: bytes) -> bool:
+        start = partition.handler.stopped_at(key)
+        if start is None:
+            return True
+        topic, number = partition.assignment.topic_partition
+        first, _ = self._log.watermarks(topic, number)
+        if first > start:
+            logger.error(
+                "%s: document %r cannot be folded on: its messages were deleted meanwhile",
+                self._name, shorten(key),
+            )  # fmt: skip
+            return False
+        return partition.handler.retry(key, self._read(topic, number, start, partition))
+
+    def _read(
+        self, topic: str, number: int, start: int, partition: OpenPartition[PartitionFolder]
+    ) -> Iterator[Batch]:
+        alive_at = time.monotonic()
+        for batch in read_batches(self._log, topic, number, start, partition.handler.position):
+            if time.monotonic() - alive_at > KEEP_ALIVE_EVERY:
+                self.keep_alive()
+                alive_at = time.monotonic()
+            yield batch

@@ -1,0 +1,365 @@
+"""A subscription that handles what it polls, in the poll itself.
+
+It stands between a log's subscription and the poller of a processor. What it polls it gives to its
+partition's handler at once, and tells the poller only how far it has come. So the poller does the
+rest as for any processor: it waits out outages, commits positions, drains and leaves.
+
+A partition whose handler cannot go on at a message *waits* there, and tries again at growing
+intervals. One whose handler failed at the log is given up, and begun anew from what the log says.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
+
+from typing_extensions import override
+
+from streams.config import Flow
+from streams.errors import Fenced, LogError
+from streams.log.protocol import (
+    Assignment,
+    Commit,
+    Log,
+    RebalanceListener,
+    StaticMember,
+    Submitted,
+    Subscription,
+    Transaction,
+)
+from streams.message import Batch
+from streams.text import count_with_noun, describe_error, get_logger
+from streams.wire import shorten
+
+logger = get_logger("streams.views")
+
+POLL_LIMIT = 2_000
+"""Messages that are polled and handled at once, at most."""
+
+RETRY_PAUSE = 1.0
+"""Seconds after which a partition that waits at a message tries it again; then twice as long."""
+
+MAX_RETRY_PAUSE = 30.0
+
+WAITING_POLL = 0.05
+"""Seconds a poll may block while a partition waits."""
+
+
+class Handled(NamedTuple):
+    """How far a batch was handled.
+
+    :param stop: the first message that was not.
+    :param error: why not; None: there is none.
+    :param events: that were handled.
+    :param stopped: documents that stand still since.
+    """
+
+    stop: int
+    error: Exception | None
+    events: int
+    stopped: int = 0
+
+
+class PartitionHandler(Protocol):
+    """Handles the messages of one partition. Of no use after a :class:`LogError`."""
+
+    @property
+    def position(self) -> int:
+        """Everything below is handled."""
+        ...
+
+    def handle(self, batch: Batch, start: int) -> Handled:
+        """Handle the messages of a batch from ``start`` on, as far as that can be.
+
+        :raises LogError: nobody knows what of it was written.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of what it holds."""
+        ...
+
+
+class PartitionCounts:
+    """Figures of one partition that is handled here; written by the polling thread alone."""
+
+    def __init__(self, position: int) -> None:
+        self.events = 0
+        self.stopped = 0
+        self.position = position
+        self.waiting = ""
+        """Why it waits at a message; empty: it does not."""
+
+
+class SkippedBatch(Batch):
+    """No message: everything below an offset was handled."""
+
+    __slots__ = ("skipped_to",)
+
+    def __init__(self, assignment: Assignment, position: int) -> None:
+        super().__init__(
+            assignment.topic, assignment.partition, (), [], [], [], None, None, assignment
+        )
+        self.skipped_to = position
+
+
+H = TypeVar("H", bound=PartitionHandler)
+
+
+class OpenPartition(Generic[H]):
+    """A partition that is handled here."""
+
+    def __init__(self, assignment: Assignment, handler: H) -> None:
+        self.assignment = assignment
+        self.handler = handler
+        self.pending: list[tuple[Batch, int]] = []
+        """Polled, and not handled from the index on: it waits at the first of these."""
+        self.pause = RETRY_PAUSE
+        self.due = 0.0
+        """When it is tried again, on :func:`time.monotonic`."""
+
+
+class InlineSubscription(Subscription, Generic[H]):
+    """See the module.
+
+    :param name: what it is, for log lines.
+    :param counts: figures by topic and partition, kept here.
+    """
+
+    def __init__(self, log: Log, name: str, counts: dict[tuple[str, int], PartitionCounts]) -> None:
+        self._log = log
+        self._name = name
+        self._counts = counts
+        self._partitions: dict[Assignment, OpenPartition[H]] = {}
+        self._given_up: list[Assignment] = []
+        """To be assigned anew."""
+        # Both there once it has subscribed.
+        self._subscription: Subscription = cast(Any, None)
+        self._listener: RebalanceListener = cast(Any, None)
+
+    @abstractmethod
+    def _begin(self, assignment: Assignment) -> H:
+        """The handler of a partition that was assigned; may set what it has committed.
+
+        :raises LogError: it cannot begin now.
+        """
+
+    def _between_polls(self) -> None:
+        """Do what else there is to do."""
+
+    def _after_handling(self) -> None:
+        """Something was handled."""
+
+    # -- in place of a log's
+
+    def in_place_of(self, log: Log) -> Log:
+        """What a poller is given instead of the log, so that it polls this subscription."""
+        return cast(Log, _InlineLog(log, self))
+
+    def subscribe(
+        self, group: str, topics: Sequence[str], listener: RebalanceListener, **options: Any
+    ) -> Subscription:
+        """Join the group."""
+        self._listener = listener
+        self._subscription = self._log.subscribe(group, topics, self, **options)
+        return self
+
+    # -- what the log's subscription tells
+
+    def assigned(self, assignments: Sequence[Assignment]) -> None:
+        """Listener: begin with these."""
+        begun: list[OpenPartition[H]] = []
+        try:
+            begun.extend(OpenPartition(each, self._begin(each)) for each in assignments)
+            self._listener.assigned(assignments)
+        except BaseException:
+            for each in begun:
+                each.handler.close()
+            raise
+        for each in begun:
+            self._partitions[each.assignment] = each
+            self._counts[each.assignment.topic_partition] = PartitionCounts(each.handler.position)
+
+    def revoked(self, assignments: Sequence[Assignment]) -> None:
+        """Listener: these go elsewhere."""
+        self._listener.revoked(assignments)
+        self._forget(assignments)
+
+    def lost(self, assignments: Sequence[Assignment]) -> None:
+        """Listener: these have another owner."""
+        self._listener.lost(assignments)
+        self._forget(assignments)
+
+    def _forget(self, assignments: Iterable[Assignment]) -> None:
+        for assignment in assignments:
+            partition = self._partitions.pop(assignment, None)
+            if partition is not None:
+                partition.handler.close()
+                self._counts.pop(assignment.topic_partition, None)
+
+    # -- polling
+
+    @override
+    def poll(self, limit: int, timeout: float) -> Sequence[Batch]:
+        self._reassign()
+        told = self._try_again()
+        self._between_polls()
+        if told:
+            timeout = 0.0
+        elif any(each.pending for each in self._partitions.values()):
+            timeout = min(timeout, WAITING_POLL)
+        for batch in self._subscription.poll(POLL_LIMIT, timeout):
+            partition = self._partitions.get(batch.assignment)
+            if partition is None:
+                continue
+            if partition.pending:
+                partition.pending.append((batch, 0))
+            else:
+                told += self._handle(partition, batch, 0)
+        if told:
+            self._after_handling()
+        return told
+
+    def _handle(self, partition: OpenPartition[H], batch: Batch, start: int) -> list[Batch]:
+        """Handle a batch; what to tell the poller of it."""
+        try:
+            found = partition.handler.handle(batch, start)
+        except LogError as error:
+            self._give_up(partition, error)
+            return []
+        self._record(partition, batch, found)
+        return [SkippedBatch(partition.assignment, partition.handler.position)]
+
+    def _record(self, partition: OpenPartition[H], batch: Batch, found: Handled) -> None:
+        assignment = partition.assignment
+        counts = self._counts[assignment.topic_partition]
+        counts.events += found.events
+        counts.position = partition.handler.position
+        if found.stopped:
+            counts.stopped += found.stopped
+            logger.error(
+                "%s: in partition %d %s where folding failed; streams views show lists them",
+                self._name, assignment.partition,
+                f"{count_with_noun(found.stopped, 'document')} stopped",
+            )  # fmt: skip
+        if found.error is None:
+            if counts.waiting:
+                logger.warning("%s: partition %d goes on", self._name, assignment.partition)
+            counts.waiting, partition.pause = "", RETRY_PAUSE
+            return
+        if not partition.pending:
+            self._subscription.pause([assignment])
+        partition.pending.insert(0, (batch, found.stop))
+        reason = shorten(describe_error(found.error), 300)
+        if reason != counts.waiting:
+            logger.error(
+                "%s: %s/%d waits at %s, and tries again: %s",
+                self._name, batch.topic, batch.partition,
+                self._log.format_offset(batch.offsets[found.stop]), reason,
+            )  # fmt: skip
+        counts.waiting = reason
+        partition.due = time.monotonic() + partition.pause
+        partition.pause = min(2 * partition.pause, MAX_RETRY_PAUSE)
+
+    def _try_again(self) -> list[Batch]:
+        """Go on with partitions that wait and are due."""
+        told: list[Batch] = []
+        now = time.monotonic()
+        for partition in list(self._partitions.values()):
+            while partition.pending and now >= partition.due:
+                batch, start = partition.pending.pop(0)
+                told += self._handle(partition, batch, start)
+                if partition.assignment not in self._partitions:
+                    break
+                if not partition.pending:
+                    self._subscription.resume([partition.assignment])
+        return told
+
+    # -- giving up
+
+    def _give_up(self, partition: OpenPartition[H], error: LogError) -> None:
+        """Nobody knows what stands in the log: begin anew from what it says."""
+        level = logger.info if isinstance(error, Fenced) else logger.warning
+        level("%s: partition %d begins anew: %s", self._name, partition.assignment.partition,
+              error)  # fmt: skip
+        assignment = partition.assignment
+        self.lost([assignment])
+        self._given_up.append(assignment)
+        self._reassign()
+
+    def _reassign(self) -> None:
+        """:raises Unavailable: the log cannot be reached; it is tried again at the next poll."""
+        if self._given_up:
+            self._subscription.reassign(list(self._given_up))
+            self._given_up.clear()
+
+    # -- the rest is the subscription's
+
+    @override
+    def commit(self, commits: Sequence[Commit]) -> None:
+        self._subscription.commit(commits)
+
+    @override
+    def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
+        self._subscription.commit_async(commits, on_submitted)
+
+    @override
+    def pause(self, assignments: Iterable[Assignment]) -> None:
+        self._subscription.pause(assignments)
+
+    @override
+    def resume(self, assignments: Iterable[Assignment]) -> None:
+        self._subscription.resume(
+            each
+            for each in assignments
+            if each not in self._partitions or not self._partitions[each].pending
+        )
+
+    @override
+    def reassign(self, assignments: Iterable[Assignment]) -> None:
+        self._subscription.reassign(assignments)
+
+    @override
+    def keep_alive(self) -> None:
+        self._subscription.keep_alive()
+
+    @override
+    def wakeup(self) -> None:
+        self._subscription.wakeup()
+
+    @override
+    def begin_transaction(self) -> Transaction:
+        return self._subscription.begin_transaction()
+
+    @override
+    def close(self) -> None:
+        self._subscription.close()
+        self._forget(list(self._partitions))
+
+
+class _InlineLog:
+    """A log whose subscription handles what it polls."""
+
+    def __init__(self, log: Log, subscription: InlineSubscription[Any]) -> None:
+        self._log = log
+        self._subscription = subscription
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    def subscribe(
+        self,
+        group: str,
+        topics: Sequence[str],
+        listener: RebalanceListener,
+        *,
+        flow: Flow = Flow(),
+        trim_margin: int = 0,
+        member: StaticMember | None = None,
+    ) -> Subscription:
+        """Join the group."""
+        return self._subscription.subscribe(
+            group, topics, listener, flow=flow, trim_margin=trim_margin, member=member
+        )

@@ -1,0 +1,123 @@
+"""The records of a keyed topic: a view's events, written again under the keys of their documents.
+
+Where a document's events stand in several partitions, they are first brought into one. A record of
+the keyed topic has the key of a document, the bytes and headers of the event's message, and a
+header that says where that stands:
+
+``__streams.view``: ``PARTITION/OFFSET/COPY/NUMBER/AFTER/TOPIC``
+
+* COPY counts the records that are made of one message, from 0: of each of its events (NUMBER says
+  which), one for each document that it changes.
+* AFTER is ``OFFSET.COPY`` of the record before it of the same source partition in the same
+  partition of the keyed topic; ``-``: all before it were confirmed when it was written.
+
+A writer confirms all records of a batch before it begins the next, and begins again with the
+batch's first message when that fails. So a reader that takes only records which are behind the last
+one it took, and whose AFTER is not behind that, takes each record once, in the order of the source,
+and none is missing.
+"""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import NamedTuple
+
+from streams.message import ID, Batch, Headers, headers_without, identity_of, text
+
+HEADER = "__streams.view"
+
+MAX_HEADER = 400
+"""Bytes of the header, at most: a topic's name has up to 249."""
+
+
+class KeyedRecord(NamedTuple):
+    """What the header says."""
+
+    topic: str
+    partition: int
+    offset: int
+    copy: int
+    number: int
+    after: tuple[int, int] | None
+
+    @property
+    def source(self) -> str:
+        """The source partition, as text."""
+        return f"{self.topic}/{self.partition}"
+
+
+def keyed_header(record: KeyedRecord) -> tuple[str, bytes]:
+    """The header of a record."""
+    topic, partition, offset, copy, number, after = record
+    behind = "-" if after is None else f"{after[0]}.{after[1]}"
+    return HEADER, f"{partition}/{offset}/{copy}/{number}/{behind}/{topic}".encode()
+
+
+def parse_keyed(headers: Headers) -> KeyedRecord | None:
+    """What a record's header says; None: it has none that was written here."""
+    value = next((value for name, value in headers if name == HEADER), None)
+    if value is None or len(value) > MAX_HEADER:
+        return None
+    try:
+        partition, offset, copy, number, after, topic = value.decode("ascii").split("/", 5)
+        if after == "-":
+            behind = None
+        else:
+            first, _, second = after.partition(".")
+            behind = _number(first), _number(second)
+        return KeyedRecord(
+            topic, _number(partition), _number(offset), _number(copy), _number(number), behind
+        )
+    except ValueError:
+        return None
+
+
+def _number(text: str) -> int:
+    if len(text) > 60 or not text.isdigit():
+        raise ValueError(text)
+    return int(text)
+
+
+_ID = "__streams.view.id"
+_KEY = "__streams.view.key"
+_TIME = "__streams.view.time"
+_PUT_ASIDE = frozenset((ID, HEADER, _ID, _KEY, _TIME))
+
+
+def copied_headers(batch: Batch, index: int) -> list[tuple[str, bytes | None]]:
+    """The headers of a message, as its copies have them: what a log gives each message anew (ID,
+    key and time) is put aside."""
+    headers = headers_without(batch.headers(index), _PUT_ASIDE)
+    headers.append((_TIME, repr(batch.time(index)).encode()))
+    for name, value in batch.headers(index):
+        if name == ID:
+            headers.append((_ID, value))
+    if batch.keys[index] is not None:
+        headers.append((_KEY, batch.keys[index]))
+    return headers
+
+
+def source_batch(record: KeyedRecord, batch: Batch, index: int) -> Batch:
+    """The message that a record was made of, in a batch of its own."""
+    found = dict(batch.headers(index))
+    headers = headers_without(batch.headers(index), _PUT_ASIDE)
+    if (id := found.get(_ID)) is not None:
+        headers.insert(0, (ID, id))
+    return Batch(
+        record.topic,
+        record.partition,
+        (record.offset,),
+        [found.get(_KEY)],
+        [batch.values[index]],
+        [identity_of(headers)],
+        [headers],
+        [_time(found.get(_TIME))],
+    )
+
+
+def _time(written: bytes | None) -> float:
+    try:
+        seconds = float(text(written or b"0")[:40])
+    except ValueError:
+        return 0.0
+    return seconds if isfinite(seconds) else 0.0

@@ -1,0 +1,179 @@
+"""The first stage of a keyed view: writes its events again under the keys of their documents.
+
+It polls the sources in a group of its own, whose position says how far all is written
+(:mod:`streams.eventsourcing.views.keyed_records` has the rules).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from typing_extensions import override
+
+from streams.errors import LogError
+from streams.eventsourcing.views.definition import ViewDefinition
+from streams.eventsourcing.views.event_readers import SourceReader
+from streams.eventsourcing.views.inline_subscription import (
+    Handled,
+    InlineSubscription,
+    PartitionCounts,
+    PartitionHandler,
+)
+from streams.eventsourcing.views.keyed_records import KeyedRecord, copied_headers, keyed_header
+from streams.log.names import partition_for
+from streams.log.protocol import Assignment, Log
+from streams.message import Batch, Position, Record
+from streams.processing import Skip
+
+KEEP_ALIVE_EVERY = 1.0
+"""Seconds between signs of life while an append is waited for."""
+
+
+class KeyingHandler(PartitionHandler):
+    """Writes one source partition's events by key.
+
+    :param reader: of the source.
+    :param partitions: of the keyed topic.
+    :param append: appends records and waits until they are confirmed.
+    """
+
+    def __init__(
+        self,
+        definition: ViewDefinition[Any],
+        reader: SourceReader,
+        partitions: int,
+        append: Callable[[Sequence[Record]], None],
+        position: int,
+    ) -> None:
+        self._definition = definition
+        self._reader = reader
+        self._count = partitions
+        self._append = append
+        self._position = position
+
+    @property
+    @override
+    def position(self) -> int:
+        return self._position
+
+    @override
+    def handle(self, batch: Batch, start: int) -> Handled:
+        records: list[Record] = []
+        after: dict[int, tuple[int, int]] = {}
+        error: Exception | None = None
+        stop, events = len(batch), 0
+        for index in range(start, len(batch)):
+            try:
+                units = self._reader.read(batch, index)
+                keyed = [(unit.number, key) for unit in units for key in self._keys(unit.event)]
+            except Skip:
+                continue
+            except Exception as problem:
+                stop, error = index, problem
+                break
+            events += len(units)
+            if keyed:
+                self._add(records, after, batch, index, keyed)
+        if records:
+            self._append(records)
+        position = batch.skipped_to if stop == len(batch) else 0
+        if stop > start:
+            position = max(position, batch.offsets[stop - 1] + 1)
+        self._position = max(self._position, position)
+        return Handled(stop, error, events)
+
+    def _keys(self, event: Any) -> Sequence[str]:
+        """The keys of the documents that an event changes.
+
+        :raises TypeError: the view's function gives something else.
+        """
+        function = self._definition.key
+        assert function is not None  # noqa: S101 - else the message's key is used
+        found = function(event)
+        if found is None:
+            return ()
+        keys: Sequence[Any] = (found,) if isinstance(found, str) else found
+        if not isinstance(keys, (list, tuple)) or not all(isinstance(each, str) for each in keys):
+            raise TypeError(
+                f"{self._definition.where}: key= returned {found!r}: a str, a list of them, or None"
+            )
+        return list(dict.fromkeys(keys))
+
+    def _add(
+        self,
+        records: list[Record],
+        after: dict[int, tuple[int, int]],
+        batch: Batch,
+        index: int,
+        keyed: Sequence[tuple[int, str]],
+    ) -> None:
+        """Add the copies of one message."""
+        offset = batch.offsets[index]
+        headers = copied_headers(batch, index)
+        place = Position(batch.topic, batch.partition, batch.offset(index))
+        for copy, (number, key) in enumerate(keyed):
+            encoded = key.encode("utf-8", "surrogateescape")
+            partition = partition_for(encoded, "", self._count)
+            header = keyed_header(
+                KeyedRecord(
+                    batch.topic, batch.partition, offset, copy, number, after.get(partition)
+                )
+            )
+            after[partition] = offset, copy
+            records.append(
+                Record(
+                    batch.values[index], encoded, f"{place}#{copy}", [header, *headers], partition
+                )
+            )
+
+    @override
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
+
+class KeyingSubscription(InlineSubscription[KeyingHandler]):
+    """See the module."""
+
+    def __init__(
+        self,
+        log: Log,
+        definition: ViewDefinition[Any],
+        counts: dict[tuple[str, int], PartitionCounts],
+        partitions: int,
+    ) -> None:
+        super().__init__(log, definition.keyed_topic, counts)
+        self._definition = definition
+        self._decodings = {source.name: source.decoding for source in definition.sources}
+        self._count = partitions
+
+    @override
+    def _begin(self, assignment: Assignment) -> KeyingHandler:
+        committed = assignment.committed
+        return KeyingHandler(
+            self._definition,
+            SourceReader(self._decodings[assignment.topic]),
+            self._count,
+            self._append,
+            0 if committed is None else committed.position,
+        )
+
+    def _append(self, records: Sequence[Record]) -> None:
+        """Write records, and wait until all are confirmed.
+
+        :raises LogError: one is not.
+        """
+        answers: list[Any] = []
+        answered = threading.Event()
+
+        def on_appended(found: Sequence[Any]) -> None:
+            answers.extend(found)
+            answered.set()
+
+        self._log.append(self._name, records, on_appended)
+        while not answered.wait(KEEP_ALIVE_EVERY):
+            self.keep_alive()
+        for answer in answers:
+            if isinstance(answer, LogError):
+                raise answer

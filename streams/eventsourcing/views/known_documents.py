@@ -1,0 +1,91 @@
+"""The documents that a partition's writer has in memory.
+
+Nobody else writes them, so what is here is what stands in the log, or what this writer is about to
+write there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from streams.errors import StreamsError
+from streams.log.documents import DocumentWriter, StoredDocument
+from streams.text import describe_error
+from streams.wire import shorten
+
+MAX_COUNT = 100_000
+"""Documents of a partition that are kept, at most."""
+
+MAX_BYTES = 64 << 20
+"""Their bytes, as they are stored, at most."""
+
+
+class UnreadableDocument(StreamsError):
+    """A stored document is not what its type says, so nothing can be folded into it."""
+
+
+class KnownDocument:
+    """One key's document as it is at this moment.
+
+    :param failure: why it is behind; empty: it is not.
+    """
+
+    __slots__ = ("document", "failure", "size")
+
+    def __init__(self, document: Any, failure: bytes, size: int) -> None:
+        self.document = document
+        self.failure = failure
+        self.size = size
+
+
+class KnownDocuments:
+    """Documents by key, those used last."""
+
+    def __init__(self, writer: DocumentWriter, decode: Callable[[bytes], Any]) -> None:
+        self._writer = writer
+        self._decode = decode
+        self._known: dict[bytes, KnownDocument] = {}
+        self._bytes = 0
+
+    def load(self, keys: Iterable[bytes]) -> dict[bytes, KnownDocument]:
+        """All that is known, with these keys among it.
+
+        :raises UnreadableDocument: one cannot be decoded.
+        :raises LogError: they cannot be read.
+        """
+        known = self._known
+        missing = [key for key in set(keys) if key not in known]
+        if missing:
+            found = self._writer.read(missing)
+            for key, stored in zip(missing, found, strict=True):
+                known[key] = self._decoded(key, stored)
+                self._bytes += known[key].size
+        return known
+
+    def _decoded(self, key: bytes, stored: StoredDocument | None) -> KnownDocument:
+        if stored is None or stored.value is None:
+            return KnownDocument(None, b"" if stored is None else stored.failure, len(key))
+        try:
+            document = self._decode(stored.value)
+        except Exception as error:
+            raise UnreadableDocument(
+                f"the stored document of key {shorten(key)!r} cannot be read: "
+                f"{describe_error(error)}; streams views rebuild makes all documents anew"
+            ) from error
+        return KnownDocument(document, stored.failure, len(key) + len(stored.value))
+
+    def resize(self, known: KnownDocument, size: int) -> None:
+        """A document's bytes have become others."""
+        self._bytes += size - known.size
+        known.size = size
+
+    def shrink(self) -> None:
+        """Let go of what has been here for longest, down to the limits."""
+        known = self._known
+        if len(known) <= MAX_COUNT and self._bytes <= MAX_BYTES:
+            return
+        for key in list(known):
+            if len(known) <= MAX_COUNT // 2 and self._bytes <= MAX_BYTES // 2:
+                return
+            self._bytes -= known.pop(key).size

@@ -1,0 +1,58 @@
+"""Which documents are to be folded on, told by the app's loop to the threads that fold."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class RetryRequest(NamedTuple):
+    """A document that stands still, and is to be folded on.
+
+    :param id: of the request.
+    """
+
+    id: str
+    partition: int
+    key: bytes
+
+
+class RetryRequests:
+    """Requests that wait for the thread that folds their partition (any thread).
+
+    :param on_done: called with a request that was carried out, and whether the document stands
+        still no more.
+    """
+
+    def __init__(self, on_done: Callable[[RetryRequest, bool], None]) -> None:
+        self._lock = threading.Lock()
+        self._waiting: dict[str, RetryRequest] = {}
+        self._taken: set[str] = set()
+        self._on_done = on_done
+
+    def offer(self, request: RetryRequest) -> None:
+        """Have a request carried out, unless that is done or being done."""
+        with self._lock:
+            if request.id not in self._taken:
+                self._waiting[request.id] = request
+
+    def take(self, partition: int) -> list[RetryRequest]:
+        """The requests for a partition, to be carried out now."""
+        if not self._waiting:
+            return []
+        with self._lock:
+            found = [each for each in self._waiting.values() if each.partition == partition]
+            for each in found:
+                del self._waiting[each.id]
+                self._taken.add(each.id)
+        return found
+
+    def put_back(self, request: RetryRequest) -> None:
+        """It could not be carried out now."""
+        with self._lock:
+            self._taken.discard(request.id)
+
+    def done(self, request: RetryRequest, goes_on: bool) -> None:
+        """It was carried out."""
+        self._on_done(request, goes_on)
