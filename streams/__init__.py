@@ -48,12 +48,16 @@ if TYPE_CHECKING:
     from streams.eventsourcing import Cache as Cache
     from streams.eventsourcing import Decided as Decided
     from streams.eventsourcing import DecisionRefused as DecisionRefused
+    from streams.eventsourcing import DocumentStopped as DocumentStopped
     from streams.eventsourcing import EventTopic as EventTopic
     from streams.eventsourcing import HistoryTruncated as HistoryTruncated
     from streams.eventsourcing import Loaded as Loaded
     from streams.eventsourcing import RecordedEvent as RecordedEvent
     from streams.eventsourcing import Snapshot as Snapshot
     from streams.eventsourcing import Undecodable as Undecodable
+    from streams.eventsourcing import View as View
+    from streams.eventsourcing import ViewNotReady as ViewNotReady
+    from streams.eventsourcing import ViewTimeout as ViewTimeout
     from streams.eventsourcing import WrongExpectedVersion as WrongExpectedVersion
     from streams.health import Health as Health
     from streams.health import ProcessorHealth as ProcessorHealth
@@ -82,8 +86,9 @@ else:
                 "TopicMismatch Unavailable"
             ),
             "streams.eventsourcing": (
-                "Aggregate AggregateClosed AggregateStats Cache Decided DecisionRefused EventTopic "
-                "HistoryTruncated Loaded RecordedEvent Snapshot Undecodable WrongExpectedVersion"
+                "Aggregate AggregateClosed AggregateStats Cache Decided DecisionRefused "
+                "DocumentStopped EventTopic HistoryTruncated Loaded RecordedEvent Snapshot "
+                "Undecodable View ViewNotReady ViewTimeout WrongExpectedVersion"
             ),
             "streams.health": "Health ProcessorHealth ProcessorStats Stats",
             "streams.message": "Message Position Raw Transaction",

@@ -172,12 +172,13 @@ class Streams(Declarations):
         )
 
     def health(self) -> Health:
-        """How the app, its processors and its aggregates are."""
+        """How the app, its processors, its aggregates and its views are."""
         runtime = self.runtime
         known = (each for each in self.processors if not runtime.is_starting(each))
         found = {each.name: each.health() for each in known}
         aggregates = {name: each.health() for name, each in list(self.aggregates.items())}
-        return Health(runtime.is_open, found, runtime.stopping, aggregates)
+        views = {name: each.health() for name, each in list(self.views.items())}
+        return Health(runtime.is_open, found, runtime.stopping, aggregates, views)
 
     async def failed(self) -> ProcessorDied:
         """Wait until a processor dies, and return why: what ``async with app`` raises at its end.

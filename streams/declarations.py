@@ -29,7 +29,7 @@ from streams.handler_types import (
     ProcessorDecorator,
     PublishingDecorator,
 )
-from streams.health import ReportingAggregate
+from streams.health import ReportingAggregate, ReportingView
 from streams.log.names import check_member
 from streams.log.protocol import Log, OpenMode
 from streams.log.url import ChosenUrl, choose_url, redact
@@ -109,6 +109,8 @@ class Declarations(ABC):
         """What is entered and left with it."""
         self.aggregates: dict[str, ReportingAggregate] = {}
         """Declared aggregates by name."""
+        self.views: dict[str, ReportingView] = {}
+        """Declared versions of views, by the names of their groups."""
         self.declarations_closed = False
         """It is entered, past the point where processors can be declared."""
         self.timing_enabled = False

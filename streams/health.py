@@ -219,6 +219,37 @@ class ReportingAggregate(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ViewHealth:
+    """How one version of a view is, as this process sees it.
+
+    :param serving: the version that this process reads from; None: none of those that it declares
+        can serve yet.
+    :param promoted: the version that serves in the log; 0: none.
+    :param waiting: the partitions that wait at an event here, each with the reason.
+    :param stopped: documents that have stopped here since the app was entered. Others go on, and
+        a restart would not help, so it makes nothing unready.
+    """
+
+    serving: int | None
+    promoted: int = 0
+    waiting: tuple[str, ...] = ()
+    stopped: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Nothing needs a person's attention."""
+        return self.serving is not None and not self.waiting and not self.stopped
+
+
+class ReportingView(Protocol):
+    """A version of a view, as the app asks it how it is."""
+
+    def health(self) -> ViewHealth:
+        """How it is."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """How an app is.
 
@@ -226,12 +257,14 @@ class Health:
     :param processors: by processor name.
     :param stopping: it is on its way out and takes in nothing more.
     :param aggregates: by aggregate name.
+    :param views: versions of views, by the names of their groups.
     """
 
     connected: bool
     processors: Mapping[str, ProcessorHealth]
     stopping: bool = False
     aggregates: Mapping[str, AggregateHealth] = field(default_factory=dict)
+    views: Mapping[str, ViewHealth] = field(default_factory=dict)
 
     @property
     def live(self) -> bool:
@@ -241,13 +274,14 @@ class Health:
     @property
     def ready(self) -> bool:
         """Messages are handled: the app is connected and stays so, its processors run, the log
-        answers them, and its aggregates can be used. Overdue handlers, which are slow and no more,
-        do not count."""
+        answers them, its aggregates can be used, and its views can be read. Overdue handlers,
+        which are slow and no more, do not count."""
         return (
             self.connected
             and not self.stopping
             and all(each.running and each.reachable for each in self.processors.values())
             and all(each.open for each in self.aggregates.values())
+            and all(each.serving is not None for each in self.views.values())
             and self.live
         )
 
@@ -270,15 +304,21 @@ class Health:
                 name: asdict(each) | {"undecodable": len(each.undecodable)}
                 for name, each in self.aggregates.items()
             }
+        if self.views:
+            found["views"] = {
+                name: asdict(each) | {"waiting": len(each.waiting)}
+                for name, each in self.views.items()
+            }
         return found
 
     @property
     def ok(self) -> bool:
-        """The app is connected, and every processor and aggregate is well."""
+        """The app is connected, and every processor, aggregate and view is well."""
         return (
             self.connected
             and all(each.ok for each in self.processors.values())
             and all(each.ok for each in self.aggregates.values())
+            and all(each.ok for each in self.views.values())
         )
 
 

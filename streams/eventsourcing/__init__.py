@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from streams.eventsourcing.results import RecordedEvent as RecordedEvent
     from streams.eventsourcing.snapshots import Snapshot as Snapshot
     from streams.eventsourcing.state_cache import Cache as Cache
+    from streams.eventsourcing.views.errors import DocumentStopped as DocumentStopped
+    from streams.eventsourcing.views.errors import ViewNotReady as ViewNotReady
+    from streams.eventsourcing.views.errors import ViewTimeout as ViewTimeout
+    from streams.eventsourcing.views.view import View as View
 else:
     __all__, __getattr__, __dir__ = lazy_exports(
         __name__,
@@ -40,5 +44,7 @@ else:
             "streams.eventsourcing.results": "AggregateStats Decided Loaded RecordedEvent",
             "streams.eventsourcing.snapshots": "Snapshot",
             "streams.eventsourcing.state_cache": "Cache",
+            "streams.eventsourcing.views.errors": "DocumentStopped ViewNotReady ViewTimeout",
+            "streams.eventsourcing.views.view": "View",
         },
     )

@@ -22,6 +22,7 @@ from streams.eventsourcing.runtime import AggregateRuntime
 from streams.eventsourcing.snapshots import Snapshot
 from streams.eventsourcing.state_cache import Cache
 from streams.eventsourcing.state_type import StateType
+from streams.eventsourcing.views.view import View
 from streams.health import AggregateHealth
 from streams.log.event_headers import CAUSE, COPIED_VERSION, EVENT, FINAL, MAX_CAUSE
 from streams.message import ID, Message, Position
@@ -30,6 +31,7 @@ from streams.wire import utc_from_seconds
 E = TypeVar("E")
 S = TypeVar("S")
 Old = TypeVar("Old")
+D = TypeVar("D")
 P = ParamSpec("P")
 
 
@@ -166,6 +168,39 @@ class Aggregate(Generic[E, S]):
         found = copy(self)
         found._options = options  # noqa: SLF001 - it is one of these
         return found
+
+    def view(
+        self,
+        name: str,
+        document: type[D],
+        /,
+        *,
+        key: Callable[[E], str | Sequence[str] | None] | None = None,
+        version: int = 1,
+        codec: Codec | None = None,
+        promote: bool = True,
+    ) -> Callable[[Callable[..., D | None]], View[D]]:
+        """Declare a view of its events: decorates the function of a document and an event that
+        returns the next document (:class:`View`). The view's name is ``{aggregate}.{name}``.
+
+        :param key: which document an event changes; left out, there is one for each aggregate.
+        :raises ConfigError: a declaration that cannot work.
+        """
+
+        def declare(fold: Callable[..., D | None]) -> View[D]:
+            return View(
+                self.app,
+                f"{self.name}.{name}",
+                document,
+                fold,
+                self._events,
+                key=key,
+                version=version,
+                codec=codec,
+                promote=promote,
+            )
+
+        return declare
 
     # -- deciding
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from streams.errors import StreamsError
+from streams.message import Position
 
 
 class ViewNotReady(StreamsError):
@@ -39,3 +40,13 @@ class DocumentStopped(StreamsError):
 
 class ViewTimeout(StreamsError, TimeoutError):
     """The view had not folded what was waited for when the time was over."""
+
+
+class MissingKey(StreamsError):
+    """A message without a key, in a view whose documents are known by keys."""
+
+    def __init__(self, position: Position) -> None:
+        super().__init__(
+            f"the message at {position} has no key, by which its document would be known: declare "
+            "the view with key=, a function of the event"
+        )

@@ -19,9 +19,10 @@ from typing import Any
 from typing_extensions import override
 
 from stream_codecs import UnknownTag
-from streams.errors import ConfigError, StreamsError
+from streams.errors import ConfigError
 from streams.eventsourcing.views.checkpoints import decode_checkpoint, encode_checkpoint
 from streams.eventsourcing.views.definition import ViewDefinition
+from streams.eventsourcing.views.errors import MissingKey
 from streams.eventsourcing.views.event_readers import EventReader, Unit
 from streams.eventsourcing.views.failures import decode_failure, encode_failure
 from streams.eventsourcing.views.inline_subscription import Handled, PartitionHandler
@@ -33,10 +34,6 @@ from streams.eventsourcing.views.known_documents import (
 from streams.log.documents import Checkpoint, DocumentChange, DocumentWriter, StoredDocument
 from streams.message import Batch
 from streams.processing import Skip
-
-
-class MissingKey(StreamsError):
-    """A message without a key, in a view whose documents are known by keys."""
 
 
 class _Touched:
@@ -166,11 +163,7 @@ class PartitionFolder(PartitionHandler):
             if not units:
                 continue
             if key is None:
-                position = self._reader.position(batch, index)
-                return index, MissingKey(
-                    f"the message at {position} has no key, by which its document would be known: "
-                    "declare the view with key=, a function of the event"
-                )
+                return index, MissingKey(self._reader.position(batch, index))
             for unit in units:
                 self._fold_unit(key, known[key], batch, index, unit, touched)
         return len(batch), None

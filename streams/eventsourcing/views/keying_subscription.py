@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from streams.errors import LogError
 from streams.eventsourcing.views.definition import ViewDefinition
+from streams.eventsourcing.views.errors import MissingKey
 from streams.eventsourcing.views.event_readers import SourceReader
 from streams.eventsourcing.views.inline_subscription import (
     Handled,
@@ -67,7 +68,11 @@ class KeyingHandler(PartitionHandler):
         for index in range(start, len(batch)):
             try:
                 units = self._reader.read(batch, index)
-                keyed = [(unit.number, key) for unit in units for key in self._keys(unit.event)]
+                keyed = [
+                    (unit.number, key)
+                    for unit in units
+                    for key in self._keys(unit.event, batch, index)
+                ]
             except Skip:
                 continue
             except Exception as problem:
@@ -84,13 +89,18 @@ class KeyingHandler(PartitionHandler):
         self._position = max(self._position, position)
         return Handled(stop, error, events)
 
-    def _keys(self, event: Any) -> Sequence[str]:
+    def _keys(self, event: Any, batch: Batch, index: int) -> Sequence[bytes]:
         """The keys of the documents that an event changes.
 
+        :raises MissingKey: its message has none.
         :raises TypeError: the view's function gives something else.
         """
         function = self._definition.key
-        assert function is not None  # noqa: S101 - else the message's key is used
+        if function is None:
+            key = batch.keys[index]
+            if key is None:
+                raise MissingKey(self._reader.position(batch, index))
+            return (key,)
         found = function(event)
         if found is None:
             return ()
@@ -99,7 +109,7 @@ class KeyingHandler(PartitionHandler):
             raise TypeError(
                 f"{self._definition.where}: key= returned {found!r}: a str, a list of them, or None"
             )
-        return list(dict.fromkeys(keys))
+        return [each.encode("utf-8", "surrogateescape") for each in dict.fromkeys(keys)]
 
     def _add(
         self,
@@ -107,15 +117,14 @@ class KeyingHandler(PartitionHandler):
         after: dict[int, tuple[int, int]],
         batch: Batch,
         index: int,
-        keyed: Sequence[tuple[int, str]],
+        keyed: Sequence[tuple[int, bytes]],
     ) -> None:
         """Add the copies of one message."""
         offset = batch.offsets[index]
         headers = copied_headers(batch, index)
         place = Position(batch.topic, batch.partition, batch.offset(index))
         for copy, (number, key) in enumerate(keyed):
-            encoded = key.encode("utf-8", "surrogateescape")
-            partition = partition_for(encoded, "", self._count)
+            partition = partition_for(key, "", self._count)
             header = keyed_header(
                 KeyedRecord(
                     batch.topic, batch.partition, offset, copy, number, after.get(partition)
@@ -123,9 +132,7 @@ class KeyingHandler(PartitionHandler):
             )
             after[partition] = offset, copy
             records.append(
-                Record(
-                    batch.values[index], encoded, f"{place}#{copy}", [header, *headers], partition
-                )
+                Record(batch.values[index], key, f"{place}#{copy}", [header, *headers], partition)
             )
 
     @override

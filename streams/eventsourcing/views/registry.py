@@ -33,6 +33,7 @@ class Declared(msgspec.Struct, frozen=True, tag="declared"):
 
     :param shape: the fingerprint of its documents.
     :param topics: that it reads.
+    :param is_keyed: its events are written again by the keys of its documents.
     :param goal: where they ended then, by ``topic/partition``, offsets as text: once it has folded
         so far it can serve, if no version served before.
     """
@@ -40,6 +41,7 @@ class Declared(msgspec.Struct, frozen=True, tag="declared"):
     version: int
     shape: str
     topics: tuple[str, ...]
+    is_keyed: bool
     goal: dict[str, str]
 
 
@@ -106,6 +108,7 @@ class KnownVersion(msgspec.Struct, frozen=True):
     version: int
     shape: str
     topics: tuple[str, ...]
+    is_keyed: bool
     goal: dict[str, str]
     is_building: bool = True
 
@@ -129,8 +132,8 @@ def evolve(view: KnownView, event: RegistryEvent) -> KnownView:
     """A view after an event."""
     replace = msgspec.structs.replace
     match event:
-        case Declared(version, shape, topics, goal):
-            known = KnownVersion(version, shape, topics, goal)
+        case Declared(version, shape, topics, is_keyed, goal):
+            known = KnownVersion(version, shape, topics, is_keyed, goal)
             others = [each for each in view.versions if each.version != version]
             versions = sorted([*others, known], key=lambda each: each.version)
             return replace(view, versions=tuple(versions))
@@ -164,26 +167,21 @@ def _with(view: KnownView, version: int, **changes: Any) -> KnownView:
 # -- decisions ------------------------------------------------------------------------------------
 
 
-def declare(
-    view: KnownView,
-    name: str,
-    version: int,
-    shape: str,
-    topics: tuple[str, ...],
-    goal: dict[str, str],
-) -> Declared | None:
+def declare(view: KnownView, name: str, declared: Declared) -> Declared | None:
     """A version is declared by a process.
 
     :raises ConfigError: with documents of another shape, or other topics, than before.
     """
-    known = view.version(version)
+    known = view.version(declared.version)
     if known is None:
-        return Declared(version, shape, topics, goal)
-    check_declaration(name, known, shape, topics)
+        return declared
+    check_declaration(name, known, declared.shape, declared.topics, declared.is_keyed)
     return None
 
 
-def check_declaration(name: str, known: KnownVersion, shape: str, topics: tuple[str, ...]) -> None:
+def check_declaration(
+    name: str, known: KnownVersion, shape: str, topics: tuple[str, ...], is_keyed: bool
+) -> None:
     """See that a version is declared as it was first.
 
     :raises ConfigError: it is not.
@@ -202,6 +200,9 @@ def check_declaration(name: str, known: KnownVersion, shape: str, topics: tuple[
             f"view {name!r}: version {version} is made of {', '.join(known.topics)} in the log, "
             f"not of {', '.join(topics)}: {advice}"
         )
+    if known.is_keyed != is_keyed:
+        was = "with key=" if known.is_keyed else "without key="
+        raise ConfigError(f"view {name!r}: version {version} was declared {was}: {advice}")
 
 
 def promote(view: KnownView, version: int) -> Promoted | None:

@@ -1,0 +1,359 @@
+"""All versions of one view that an app declares: which of them serves, and when a new one does.
+
+While the app runs, a task follows the registry. It declares new versions there, promotes a version
+that has come as far as the one before it (or, if there is none, as far as its sources had when it
+was declared), and passes requests to fold documents on to whoever folds them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Self
+
+from streams.cancellation import run_in_thread
+from streams.errors import ConfigError, LogError, NotRunning
+from streams.eventsourcing.views.checkpoints import parse_offset
+from streams.eventsourcing.views.definition import ViewDefinition
+from streams.eventsourcing.views.errors import ViewNotReady
+from streams.eventsourcing.views.registry import (
+    Declared,
+    KnownVersion,
+    KnownView,
+    Rebuilt,
+    ViewRegistry,
+    check_declaration,
+    declare,
+    end_retry,
+    finish_rebuild,
+    promote,
+)
+from streams.eventsourcing.views.retry_requests import RetryRequest, RetryRequests
+from streams.eventsourcing.views.tracker import Coverage, Progress, VersionTracker
+from streams.eventsourcing.views.version import ViewVersion, document_store
+from streams.health import ViewHealth
+from streams.log.protocol import TopicPartition
+from streams.text import get_logger
+
+logger = get_logger("streams.views")
+
+FOLLOW_INTERVAL = 0.5
+"""Seconds between two looks at the registry."""
+
+BUILDING_INTERVAL = 0.1
+"""The same while a version is built here, or none serves yet."""
+
+
+class ViewFamily:
+    """See the module. A resource of the app."""
+
+    def __init__(self, app: Any, name: str, registry: ViewRegistry) -> None:
+        self._app = app
+        self.name = name
+        self.registry = registry
+        self.versions: dict[int, ViewVersion] = {}
+        """Those that are declared here."""
+        self.promotes: dict[int, bool] = {}
+        """Whether each is promoted by itself."""
+        self.known = KnownView()
+        """What the registry said last."""
+        self._served: dict[TopicPartition, int] = {}
+        """How far the sources were folded in what this process has read."""
+        self._served_version = 0
+        self._catching_up: Coverage | None = None
+        """A version has taken over that must first have folded what the one before it served."""
+        self._coverages: dict[int, Coverage] = {}
+        """Of versions that are being built."""
+        self._finished: list[tuple[RetryRequest, bool]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.is_open = False
+        """The app is entered."""
+
+    def add(self, definition: ViewDefinition[Any], *, promotes: bool) -> ViewVersion:
+        """Declare a version."""
+        retries = RetryRequests(self._retried)
+        version = ViewVersion(definition, retries, self._folded)
+        self.versions[definition.version] = version
+        self.promotes[definition.version] = promotes
+        return version
+
+    # -- its life
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        self._served.clear()
+        self._served_version = 0
+        self._catching_up = None
+        self._coverages.clear()
+        document_store(self._app.log, f"view {self.name!r}")
+        self.known = await self.registry.load(self.name)
+        for number, version in self.versions.items():
+            known = self.known.version(number)
+            if known is not None:
+                self._check(known, version)
+        self._task = asyncio.create_task(self._follow())
+        self.is_open = True
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.is_open = False
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    @staticmethod
+    def _check(known: KnownVersion, version: ViewVersion) -> None:
+        definition = version.definition
+        topics = tuple(source.name for source in definition.sources)
+        shape = definition.document_type.fingerprint
+        check_declaration(definition.name, known, shape, topics, definition.is_keyed)
+
+    async def _follow(self) -> None:
+        reported = ""
+        while True:
+            try:
+                await self._look()
+                reported = ""
+            except (LogError, ConfigError, NotRunning) as error:
+                if str(error) != reported:
+                    reported = str(error)
+                    logger.warning("view %s: %s", self.name, error)
+            is_settled = not self._coverages and self.known.promoted
+            interval = FOLLOW_INTERVAL if is_settled else BUILDING_INTERVAL
+            self._changed.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(interval):
+                    await self._changed.wait()
+                # What was folded is looked at once for many writes.
+                await asyncio.sleep(BUILDING_INTERVAL / 4)
+
+    async def _look(self) -> None:
+        """Look at the registry, and do what is due."""
+        self.known = await self.registry.load(self.name)
+        while self._finished:
+            request, goes_on = self._finished[0]
+            await self.registry.decide(self.name, end_retry, request.id, goes_on)
+            self._finished.pop(0)
+        for each in self.known.retries:
+            if (version := self.versions.get(each.version)) is not None:
+                version.retries.offer(RetryRequest(each.id, each.partition, each.key))
+        if not self._app.runtime.runs_processors:
+            return
+        for number, version in sorted(self.versions.items()):
+            known = self.known.version(number)
+            if known is None:
+                known = await self._declare(version)
+            if known is not None and (known.is_building or self._may_promote(number)):
+                await self._build(number, version, known)
+            else:
+                self._coverages.pop(number, None)
+
+    def _may_promote(self, number: int) -> bool:
+        return self.promotes[number] and number > self.known.promoted
+
+    async def _declare(self, version: ViewVersion) -> KnownVersion | None:
+        definition = version.definition
+        tracker = version.tracker(self._app.log)
+        if not await run_in_thread(tracker.partitions):
+            return None  # its processor has not begun
+        goal = await run_in_thread(tracker.source_ends)
+        declared = Declared(
+            definition.version,
+            definition.document_type.fingerprint,
+            tracker.topics,
+            definition.is_keyed,
+            {f"{topic}/{partition}": str(end) for (topic, partition), end in goal.items()},
+        )
+        decided = await self.registry.decide(self.name, declare, self.name, declared)
+        self.known = decided.state
+        return self.known.version(definition.version)
+
+    async def _build(self, number: int, version: ViewVersion, known: KnownVersion) -> None:
+        """See whether a version that is built has come far enough."""
+        coverage = self._coverages.get(number)
+        if coverage is None:
+            goal = await run_in_thread(self._goal, known)
+            coverage = Coverage(version.tracker(self._app.log), goal)
+            self._coverages[number] = coverage
+        if not await run_in_thread(coverage.is_reached):
+            return
+        del self._coverages[number]
+        if known.is_building and (number <= self.known.promoted or not self.promotes[number]):
+            decided = await self.registry.decide(self.name, finish_rebuild, number)
+        else:
+            decided = await self.registry.decide(self.name, promote, number)
+        self.known = decided.state
+        if decided.events and not isinstance(decided.events[0], Rebuilt):
+            logger.info("view %s: version %d serves from now on", self.name, number)
+
+    def _goal(self, known: KnownVersion) -> dict[TopicPartition, int]:
+        """How far a version has to come: as far as its sources were when it was declared, and as
+        the version is that serves now."""
+        goal: dict[TopicPartition, int] = {}
+        for name, offset in known.goal.items():
+            topic, _, partition = name.rpartition("/")
+            goal[topic, int(partition)] = parse_offset(offset)
+        serving = self.known.version(self.known.promoted)
+        if serving is not None and serving.version < known.version:
+            tracker = self._tracker_of(serving)
+            for each, position in tracker.source_positions().items():
+                if each[0] in known.topics:
+                    goal[each] = max(position, goal.get(each, 0))
+        return goal
+
+    def _tracker_of(self, known: KnownVersion) -> VersionTracker:
+        log = self._app.log
+        return VersionTracker(
+            log,
+            document_store(log, f"view {self.name!r}"),
+            f"{self.name}.v{known.version}",
+            known.topics,
+            is_keyed=known.is_keyed,
+        )
+
+    # -- told by the threads that fold
+
+    def _folded(self) -> None:
+        loop = self._loop
+        if loop is not None and self._coverages:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._changed.set)
+
+    def _retried(self, request: RetryRequest, goes_on: bool) -> None:
+        self._finished.append((request, goes_on))
+        loop = self._loop
+        if loop is not None:
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._changed.set)
+
+    # -- which one serves
+
+    def newest_serving(self) -> int | None:
+        """The newest version that is declared here and was promoted; None: there is none."""
+        known = self.known
+        ready = [
+            number
+            for number in self.versions
+            if number <= known.promoted
+            and (found := known.version(number)) is not None
+            and not found.is_building
+        ]
+        return max(ready, default=None)
+
+    async def serving(self) -> ViewVersion:
+        """The version that serves.
+
+        :raises ViewNotReady: none can.
+        """
+        if not self.is_open:
+            self._app.log  # noqa: B018 - says why the app is not running, where it is not
+            raise NotRunning(f"view {self.name!r}: declare it before its app is entered")
+        number = self.newest_serving()
+        if number is None:
+            self.known = await self.registry.load(self.name)
+            number = self.newest_serving()
+        if number is None:
+            raise await self._not_ready()
+        if number != self._served_version:
+            if self._served_version and self._served:
+                tracker = self.versions[number].tracker(self._app.log)
+                served = {
+                    each: position
+                    for each, position in self._served.items()
+                    if each[0] in tracker.topics
+                }
+                self._catching_up = Coverage(tracker, served)
+            self._served_version = number
+        return self.versions[number]
+
+    async def serving_by(self, deadline: float) -> ViewVersion:
+        """The version that serves, as soon as there is one.
+
+        :param deadline: on :func:`time.monotonic`.
+        :raises ViewNotReady: there is none by then.
+        """
+        pause = 0.005
+        while True:
+            try:
+                return await self.serving()
+            except ViewNotReady:
+                if time.monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(0.1, 2 * pause)
+
+    async def catch_up(self, deadline: float) -> None:
+        """After another version has taken over: wait until it has folded all that this process has
+        seen of the one before.
+
+        :raises TimeoutError: it has not, in time.
+        """
+        coverage = self._catching_up
+        if coverage is not None:
+            await wait_until(coverage.is_reached, deadline)
+            if self._catching_up is coverage:
+                self._catching_up = None
+
+    def note_served(self, version: ViewVersion, positions: dict[TopicPartition, int]) -> None:
+        """What was read is made of these."""
+        if version.definition.version != self._served_version:
+            return
+        for each, position in positions.items():
+            if position > self._served.get(each, 0):
+                self._served[each] = position
+
+    async def _not_ready(self) -> ViewNotReady:
+        number = max(self.versions)
+        known = self.known.version(number)
+        if known is None:
+            reason = f"version {number} is not built yet: no process that declares it runs"
+            return ViewNotReady(self.name, reason)
+        share = (await self.progress(number)).share
+        done = "" if share is None else f", {share:.0%} of its events are folded"
+        newer = self.known.promoted
+        other = (
+            f"; version {newer} serves, and is not declared in this process"
+            if newer and newer != number
+            else ""
+        )
+        return ViewNotReady(self.name, f"version {number} is being built{done}{other}", share)
+
+    def health(self, number: int) -> ViewHealth:
+        """How one version is (any thread)."""
+        counts = self.versions[number].all_counts()
+        waiting = tuple(
+            f"{topic}/{partition}: {each.waiting}"
+            for (topic, partition), each in counts.items()
+            if each.waiting
+        )
+        return ViewHealth(
+            serving=self.newest_serving(),
+            promoted=self.known.promoted,
+            waiting=waiting,
+            stopped=sum(each.stopped for each in counts.values()),
+        )
+
+    async def progress(self, number: int) -> Progress:
+        """How far a version has come."""
+        return await run_in_thread(self.versions[number].tracker(self._app.log).progress)
+
+
+async def wait_until(is_reached: Callable[[], bool], deadline: float) -> None:
+    """Ask again and again, at first often, until something is reached.
+
+    :param deadline: on :func:`time.monotonic`.
+    :raises TimeoutError: it is not, in time.
+    """
+    pause = 0.001
+    while not await run_in_thread(is_reached):
+        if time.monotonic() >= deadline:
+            raise TimeoutError
+        await asyncio.sleep(pause)
+        pause = min(0.05, pause * 1.5)

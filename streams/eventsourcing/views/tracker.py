@@ -1,0 +1,185 @@
+"""How far a version of a view has come: what of its sources is in its documents.
+
+Asks the log alone, so it knows versions, too, that this process does not run. Everything here
+blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from streams.errors import NotFound
+from streams.log.documents import DocumentStore
+from streams.log.protocol import Log, TopicPartition
+
+
+class Progress(NamedTuple):
+    """How much of a version's sources is in its documents.
+
+    :param folded: messages that are, about; None where the log cannot count them.
+    :param total: messages that there are, about.
+    """
+
+    folded: int | None
+    total: int | None
+
+    @property
+    def share(self) -> float | None:
+        """From 0 to 1; None where it cannot be known."""
+        if self.folded is None or self.total is None:
+            return None
+        return min(1.0, self.folded / self.total) if self.total else 1.0
+
+
+class VersionTracker:
+    """Tracks one version.
+
+    :param topics: its sources.
+    :param is_keyed: its events are written again by the keys of its documents.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        store: DocumentStore,
+        collection: str,
+        topics: Iterable[str],
+        *,
+        is_keyed: bool,
+    ) -> None:
+        self.log = log
+        self.store = store
+        self.collection = collection
+        self.topics = tuple(topics)
+        self.is_keyed = is_keyed
+
+    @property
+    def keyed_topic(self) -> str:
+        """Where the events of a keyed version are written again; its first group has that name."""
+        return f"{self.collection}.keyed"
+
+    def source_partitions(self) -> list[TopicPartition]:
+        """The partitions of its sources, as far as they exist."""
+        found: list[TopicPartition] = []
+        for topic in self.topics:
+            try:
+                count = self.log.topic(topic).partitions
+            except NotFound:
+                continue
+            found += [(topic, partition) for partition in range(count)]
+        return found
+
+    def source_ends(self) -> dict[TopicPartition, int]:
+        """Where its sources end now."""
+        return {each: self.log.watermarks(*each)[1] for each in self.source_partitions()}
+
+    def partitions(self) -> int:
+        """How many partitions its documents have; 0: there are none yet."""
+        try:
+            return self.store.find(self.collection).partitions
+        except NotFound:
+            return 0
+
+    def checkpoint(self, partition: int) -> int:
+        """Up to where a partition of its documents is folded, in the topic that it is made of."""
+        try:
+            found = self.store.checkpoint(self.collection, partition)
+        except NotFound:
+            return 0
+        return 0 if found is None else found.position
+
+    def source_positions(self) -> dict[TopicPartition, int]:
+        """Up to where each partition of its sources is folded; of a keyed version, is written
+        again by key."""
+        if not self.is_keyed:
+            (topic,) = self.topics
+            return {
+                (topic, partition): self.checkpoint(partition)
+                for partition in range(self.partitions())
+            }
+        found: dict[TopicPartition, int] = {}
+        for topic in self.topics:
+            for partition, committed in self.log.committed(self.keyed_topic, topic).items():
+                found[topic, partition] = committed.position
+        return found
+
+    def keyed_ends(self) -> dict[int, int]:
+        """Where each partition of the keyed topic ends now."""
+        return {
+            partition: self.log.watermarks(self.keyed_topic, partition)[1]
+            for partition in range(self.partitions())
+        }
+
+    def progress(self) -> Progress:
+        """How much of its sources is in its documents."""
+        positions = self.source_positions()
+        left = total = 0
+        for topic, partition in self.source_partitions():
+            first, _ = self.log.watermarks(topic, partition)
+            position = max(first, positions.get((topic, partition), first))
+            whole = self.log.lag(topic, partition, first)
+            lag = self.log.lag(topic, partition, position)
+            if whole is None or lag is None:
+                return Progress(None, None)
+            total += whole
+            left += lag
+        if self.is_keyed:
+            for partition in range(self.partitions()):
+                behind = self.log.lag(self.keyed_topic, partition, self.checkpoint(partition))
+                left += behind or 0
+        return Progress(max(0, total - left), total)
+
+
+class Coverage:
+    """Whether a version has folded up to certain positions of its sources. Once it has, it always
+    has.
+
+    :param positions: by source partition: everything below is to be in the documents.
+    :param partition: of the documents, where only one matters.
+    """
+
+    def __init__(
+        self,
+        tracker: VersionTracker,
+        positions: Mapping[TopicPartition, int],
+        partition: int | None = None,
+    ) -> None:
+        self._tracker = tracker
+        self._left = {each: position for each, position in positions.items() if position > 0}
+        self._partition = partition
+        self._keyed_left: dict[int, int] | None = None
+        """Of a keyed version whose first stage is so far: what its second has to reach."""
+
+    def is_reached(self) -> bool:
+        """Ask the log (blocks).
+
+        :raises LogError: it does not say.
+        """
+        tracker = self._tracker
+        if self._left:
+            if tracker.is_keyed or len(self._left) > 1:
+                found = tracker.source_positions()
+            else:
+                (only,) = self._left
+                found = {only: tracker.checkpoint(only[1])}
+            self._left = {
+                each: position
+                for each, position in self._left.items()
+                if found.get(each, 0) < position
+            }
+        if self._left:
+            return False
+        if not tracker.is_keyed:
+            return True
+        if self._keyed_left is None:
+            ends = tracker.keyed_ends()
+            if self._partition is not None:
+                ends = {self._partition: ends.get(self._partition, 0)}
+            self._keyed_left = ends
+        self._keyed_left = {
+            partition: end
+            for partition, end in self._keyed_left.items()
+            if tracker.checkpoint(partition) < end
+        }
+        return not self._keyed_left

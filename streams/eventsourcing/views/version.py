@@ -1,0 +1,250 @@
+"""One version of a view in an app: its processors, and its documents as they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from stream_codecs import type_name
+from streams.connection import Connection
+from streams.errors import ConfigError, InvalidValue, NotFound
+from streams.eventsourcing.views.checkpoints import decode_checkpoint
+from streams.eventsourcing.views.definition import ViewDefinition
+from streams.eventsourcing.views.errors import DocumentStopped
+from streams.eventsourcing.views.event_readers import KeyedReader, SourceReader
+from streams.eventsourcing.views.failures import decode_failure
+from streams.eventsourcing.views.folding import PartitionFolder
+from streams.eventsourcing.views.folding_subscription import FoldingSubscription
+from streams.eventsourcing.views.inline_subscription import InlineSubscription, PartitionCounts
+from streams.eventsourcing.views.keying_subscription import KeyingSubscription
+from streams.eventsourcing.views.processors import declare_inline
+from streams.eventsourcing.views.retry_requests import RetryRequests
+from streams.eventsourcing.views.tracker import VersionTracker
+from streams.log.documents import (
+    Checkpoint,
+    DocumentLog,
+    DocumentStore,
+    DocumentWriter,
+    StoredDocument,
+)
+from streams.log.event_filter import ForeignRecords
+from streams.log.names import partition_for
+from streams.log.protocol import Log, TopicPartition, ensure_topic
+from streams.message import text
+from streams.topic import InternalTopic
+
+
+class Found(NamedTuple):
+    """A document as it was read.
+
+    :param partition: in which it was looked for.
+    :param checkpoint: of that partition then.
+    """
+
+    document: Any
+    partition: int
+    checkpoint: Checkpoint | None
+
+
+def document_store(log: Log, where: str) -> DocumentStore:
+    """A log's documents.
+
+    :raises ConfigError: it keeps none.
+    """
+    if not isinstance(log, DocumentLog) or not log.capabilities.documents:
+        raise ConfigError(f"{where}: {log.capabilities.name} keeps no documents")
+    return log.documents
+
+
+def key_bytes(where: str, key: Any) -> bytes:
+    """A document's key as bytes.
+
+    :raises InvalidValue: it is none.
+    """
+    if not isinstance(key, str):
+        raise InvalidValue(f"{where}: key={key!r}: a str")
+    return key.encode("utf-8", "surrogateescape")
+
+
+class ViewVersion:
+    """One version of a view.
+
+    :param retries: documents to be folded on.
+    :param on_folded: called in the folding thread after something was written.
+    """
+
+    def __init__(
+        self,
+        definition: ViewDefinition[Any],
+        retries: RetryRequests,
+        on_folded: Callable[[], None],
+    ) -> None:
+        self.definition = definition
+        self.retries = retries
+        self._on_folded = on_folded
+        self._foreign = ForeignRecords()
+        self.counts: dict[TopicPartition, PartitionCounts] = {}
+        """Of the partitions that are folded here."""
+        self.keyed_counts: dict[TopicPartition, PartitionCounts] = {}
+        """Of the source partitions that are written by key here."""
+        source: Any = definition.sources[0]
+        if definition.is_keyed:
+            declare_inline(
+                definition,
+                definition.keyed_topic,
+                definition.sources,
+                self._subscribe_keying,
+                self.keyed_counts,
+            )
+            source = InternalTopic(definition.app, definition.keyed_topic, bytes)
+        self._source = source
+        self.processor = declare_inline(
+            definition, definition.collection, (source,), self._subscribe_folding, self.counts
+        )
+
+    # -- folding
+
+    def _partition_count(self, log: Log) -> int:
+        """How many partitions its documents have, or are to have.
+
+        :raises NotFound: a source is missing.
+        """
+        store = document_store(log, self.definition.where)
+        try:
+            return store.find(self.definition.collection).partitions
+        except NotFound:
+            return max(log.topic(source.name).partitions for source in self.definition.sources)
+
+    def _subscribe_keying(self, connection: Connection) -> InlineSubscription[Any]:
+        log, definition = connection.log, self.definition
+        count = ensure_topic(log, definition.keyed_topic, self._partition_count(log)).partitions
+        return KeyingSubscription(log, definition, self.keyed_counts, count)
+
+    def _subscribe_folding(self, connection: Connection) -> InlineSubscription[Any]:
+        log, definition = connection.log, self.definition
+        store = document_store(log, definition.where)
+        count = self._partition_count(log)
+        if definition.is_keyed:
+            count = ensure_topic(log, definition.keyed_topic, count).partitions
+        store.create(definition.collection, count)
+        return FoldingSubscription(
+            log,
+            store,
+            definition.collection,
+            self.counts,
+            self._new_folder,
+            self.retries,
+            self._on_folded,
+        )
+
+    def _new_folder(self, writer: DocumentWriter) -> PartitionFolder:
+        definition = self.definition
+        if not definition.is_keyed:
+            reader: Any = SourceReader(self._source.decoding)
+        else:
+            data = b"" if writer.checkpoint is None else writer.checkpoint.data
+            decodings = {source.name: source.decoding for source in definition.sources}
+            reader = KeyedReader(decodings, self._foreign, decode_checkpoint(data)[1])
+        return PartitionFolder(definition, reader, writer)
+
+    # -- reading
+
+    def tracker(self, log: Log) -> VersionTracker:
+        """How far it has come."""
+        definition = self.definition
+        return VersionTracker(
+            log,
+            document_store(log, definition.where),
+            definition.collection,
+            [source.name for source in definition.sources],
+            is_keyed=definition.is_keyed,
+        )
+
+    def partition_of(self, key: bytes, partitions: int) -> int | None:
+        """The partition of a document; None: it may be in any."""
+        return partition_for(key, "", partitions) if self.definition.places_keys else None
+
+    def read(self, log: Log, key: bytes) -> Found:
+        """A document as it is now (blocks).
+
+        :raises DocumentStopped: it stands still.
+        :raises NotFound: there are no documents of this version yet.
+        """
+        store = document_store(log, self.definition.where)
+        collection = self.definition.collection
+        count = store.find(collection).partitions
+        placed = self.partition_of(key, count)
+        guess = partition_for(key, "", count) if placed is None else placed
+        found = store.read(collection, guess, [key])
+        partition = guess
+        if placed is None and found.documents[0] is None:
+            for other in range(count):
+                if other != guess:
+                    elsewhere = store.read(collection, other, [key])
+                    if elsewhere.documents[0] is not None:
+                        found, partition = elsewhere, other
+                        break
+        return Found(self.decoded(key, found.documents[0]), partition, found.checkpoint)
+
+    def read_many(self, log: Log, keys: Sequence[bytes]) -> dict[bytes, Any]:
+        """The documents of these keys, by key; those that there are (blocks).
+
+        :raises DocumentStopped: one stands still.
+        """
+        store = document_store(log, self.definition.where)
+        collection = self.definition.collection
+        count = store.find(collection).partitions
+        by_partition: dict[int, list[bytes]] = {}
+        for key in dict.fromkeys(keys):
+            placed = self.partition_of(key, count)
+            for partition in range(count) if placed is None else (placed,):
+                by_partition.setdefault(partition, []).append(key)
+        documents: dict[bytes, Any] = {}
+        for partition, wanted in by_partition.items():
+            found = store.read(collection, partition, wanted)
+            for key, stored in zip(wanted, found.documents, strict=True):
+                document = self.decoded(key, stored)
+                if document is not None:
+                    documents[key] = document
+        return documents
+
+    def decoded(self, key: bytes, stored: StoredDocument | None) -> Any:
+        """A document.
+
+        :raises DocumentStopped: it stands still.
+        """
+        if stored is None:
+            return None
+        definition = self.definition
+        if stored.failure:
+            failure = decode_failure(stored.failure)
+            raise DocumentStopped(definition.name, text(key), failure.position, failure.reason)
+        if stored.value is None:
+            return None
+        try:
+            return definition.document_type.decode(stored.value)
+        except Exception as error:
+            raise DocumentStopped(
+                definition.name,
+                text(key),
+                "an unknown place",
+                f"what is stored is no {type_name(definition.document_type.type)}: {error}",
+            ) from error
+
+    def source_positions(self, found: Found) -> dict[TopicPartition, int]:
+        """Which events of the sources a document that was read is made of, and all before them."""
+        if found.checkpoint is None:
+            return {}
+        definition = self.definition
+        if not definition.is_keyed:
+            return {(definition.sources[0].name, found.partition): found.checkpoint.position}
+        _, sources = decode_checkpoint(found.checkpoint.data)
+        positions: dict[TopicPartition, int] = {}
+        for name, (offset, _) in sources.items():
+            topic, _, partition = name.rpartition("/")
+            positions[topic, int(partition)] = offset + 1
+        return positions
+
+    def all_counts(self) -> dict[TopicPartition, PartitionCounts]:
+        """Figures of all partitions that are handled here."""
+        return {**self.keyed_counts.copy(), **self.counts.copy()}

@@ -1,0 +1,286 @@
+"""Views as users declare and read them."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Generic
+
+from typing_extensions import TypeVar
+
+from stream_codecs import Codec
+from streams.app import Streams
+from streams.cancellation import run_in_thread
+from streams.decoding import Source
+from streams.errors import InvalidValue, NotFound
+from streams.eventsourcing.results import Decided
+from streams.eventsourcing.views.definition import KeyFunction, define_view
+from streams.eventsourcing.views.errors import ViewNotReady, ViewTimeout
+from streams.eventsourcing.views.family import ViewFamily, wait_until
+from streams.eventsourcing.views.registry import ViewRegistry
+from streams.eventsourcing.views.tracker import Coverage, Progress
+from streams.eventsourcing.views.version import ViewVersion, document_store, key_bytes
+from streams.health import ViewHealth
+from streams.log.documents import KeyedDocument, end_of_prefix
+from streams.log.protocol import TopicPartition
+from streams.message import Message, Position, text
+
+D = TypeVar("D")
+
+WaitFor = Decided[Any, Any] | Position | Message[Any] | str
+"""What a reader waits for: a decision, the position of a message, or one of them as text."""
+
+MAX_SCAN = 10_000
+"""Documents that one scan returns, at most."""
+
+PAGE = 1_000
+"""Documents of a partition that are read at once."""
+
+
+class View(Generic[D]):
+    """Documents by key, folded from the events of one topic or several.
+
+    :param name: of the view. With the version it is the name of its group.
+    :param document: the type of its documents; frozen.
+    :param fold: the document after an event, of the document before (None: there is none) and the
+        event; it may take the message as a third. None: there is no document any more. It must not
+        do anything else.
+    :param topics: that it reads, from the beginning.
+    :param key: which document an event changes, or several, or None; left out, the one of its
+        message's key, which takes a single topic.
+    :param version: a view that changes gets a new one, which is built beside the old.
+    :param codec: of the documents; JSON unless said otherwise.
+    :param promote: serve from this version as soon as it has come far enough; False: only once
+        ``streams views promote`` says so.
+    :raises ConfigError: a declaration that cannot work.
+    """
+
+    def __init__(
+        self,
+        app: Streams,
+        name: str,
+        document: type[D],
+        fold: Callable[..., D | None],
+        *topics: Source[Any],
+        key: KeyFunction | None = None,
+        version: int = 1,
+        codec: Codec | None = None,
+        promote: bool = True,
+    ) -> None:
+        definition = define_view(app, name, document, fold, topics, key, version, codec)
+        self.app = app
+        self.name = name
+        self.version = version
+        self._definition = definition
+        self._family = family_of(app, name)
+        self._version: ViewVersion = self._family.add(definition, promotes=promote)
+        app.views[definition.collection] = self
+
+    def __repr__(self) -> str:
+        return f"<View {self.name!r} version {self.version}>"
+
+    def __call__(self, *given: Any) -> D | None:
+        """Call the function, as the plain function it is."""
+        found: D | None = self._definition.fold(*given)
+        return found
+
+    # -- reading
+
+    async def get(
+        self,
+        key: str,
+        *,
+        wait_for: WaitFor | None = None,
+        timeout: float = 10.0,  # noqa: ASYNC109 - the error says what was waited for
+    ) -> D | None:
+        """A document; None: there is none.
+
+        :param wait_for: read at least up to there: what a decision came to, the position of a
+            message, or either as text (a token from another process).
+        :param timeout: seconds to wait, at most.
+        :raises ViewNotReady: no version that this process declares can serve yet.
+        :raises DocumentStopped: it stands still, where the view's function failed.
+        :raises ViewTimeout: what was waited for is not folded in time.
+        :raises InvalidValue: ``wait_for`` is no place in the view's topics.
+        :raises Unavailable: the log cannot be reached.
+        """
+        encoded = key_bytes(self._definition.where, key)
+        deadline = time.monotonic() + timeout
+        version = await self._ready(encoded, wait_for, deadline)
+        found = await self._in_thread(version.read, self.app.log, encoded)
+        self._family.note_served(version, version.source_positions(found))
+        document: D | None = found.document
+        return document
+
+    async def get_many(
+        self,
+        keys: Iterable[str],
+        *,
+        wait_for: WaitFor | None = None,
+        timeout: float = 10.0,  # noqa: ASYNC109 - as above
+    ) -> dict[str, D]:
+        """Documents by key; those that there are. Each is read as :meth:`get` reads it."""
+        encoded = [key_bytes(self._definition.where, key) for key in keys]
+        version = await self._ready(None, wait_for, time.monotonic() + timeout)
+        found = await self._in_thread(version.read_many, self.app.log, encoded)
+        return {text(key): document for key, document in found.items()}
+
+    async def scan(
+        self, prefix: str = "", *, limit: int = 100, start: str = ""
+    ) -> list[tuple[str, D]]:
+        """Keys and documents in the order of their keys (of their UTF-8 bytes), without those that
+        stand still.
+
+        :param prefix: only of keys that begin with it.
+        :param limit: how many, at most; to go on, give the last one's key with a NUL behind it as
+            ``start``.
+        :param start: only of keys from this one on.
+        """
+        where = self._definition.where
+        if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= MAX_SCAN:
+            raise InvalidValue(f"{where}: limit={limit!r}: a whole number from 1 to {MAX_SCAN:,}")
+        first = key_bytes(where, prefix)
+        end = end_of_prefix(first)
+        first = max(first, key_bytes(where, start))
+        version = await self._ready(None, None, time.monotonic() + 10.0)
+        found: list[tuple[str, D]] = await self._in_thread(self._scan, version, first, end, limit)
+        return found
+
+    def _scan(
+        self, version: ViewVersion, start: bytes, end: bytes | None, limit: int
+    ) -> list[tuple[str, D]]:
+        store = document_store(self.app.log, self._definition.where)
+        collection = version.definition.collection
+        pages = [
+            _pages(partial(store.scan, collection, partition), start, end, min(limit, PAGE))
+            for partition in range(store.find(collection).partitions)
+        ]
+        documents: list[tuple[str, D]] = []
+        for key, stored in heapq.merge(*pages, key=lambda each: each.key):
+            if stored.failure:
+                continue
+            document = version.decoded(key, stored)
+            if document is not None:
+                documents.append((text(key), document))
+                if len(documents) == limit:
+                    break
+        return documents
+
+    async def watch(self, key: str) -> AsyncIterator[D | None]:
+        """A document as it is, and then each time that it has changed; without an end.
+
+        Of changes that follow each other faster than they are read, the last is given.
+
+        :raises DocumentStopped: it stands still.
+        """
+        pause, last, is_first = 0.002, None, True
+        while True:
+            document = await self.get(key)
+            if is_first or document != last:
+                pause, last, is_first = 0.002, document, False
+                yield document
+                continue
+            await asyncio.sleep(pause)
+            pause = min(0.1, pause * 1.5)
+
+    async def ready(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as above
+        """Wait until the view can be read.
+
+        :param timeout: seconds to wait, at most; None: for as long as it takes.
+        :raises ViewNotReady: it cannot, by then.
+        """
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        await self._family.serving_by(deadline)
+
+    async def progress(self) -> Progress:
+        """How much of its topics this version has folded, whoever folds them."""
+        return await self._family.progress(self.version)
+
+    def health(self) -> ViewHealth:
+        """How it is, as this process sees it."""
+        return self._family.health(self.version)
+
+    async def _ready(
+        self, key: bytes | None, wait_for: WaitFor | None, deadline: float
+    ) -> ViewVersion:
+        """The version that serves, once it has folded what is waited for."""
+        family = self._family
+        positions = {} if wait_for is None else self._positions(wait_for)
+        version = await (family.serving_by(deadline) if positions else family.serving())
+        try:
+            await family.catch_up(deadline)
+            if positions:
+                tracker = version.tracker(self.app.log)
+                partition = None
+                if key is not None and version.definition.is_keyed:
+                    count = await run_in_thread(tracker.partitions)
+                    partition = version.partition_of(key, count) if count else None
+                coverage = Coverage(tracker, positions, partition)
+                await wait_until(coverage.is_reached, deadline)
+        except TimeoutError:
+            shown = ", ".join(f"{topic}/{number}" for topic, number in positions)
+            raise ViewTimeout(
+                f"view {self.name!r}: version {version.definition.version} has not folded in time "
+                f"what was waited for{f' in {shown}' if shown else ''}: is a process running that "
+                "declares it?"
+            ) from None
+        return version
+
+    def _positions(self, wait_for: WaitFor) -> Mapping[TopicPartition, int]:
+        """Up to where the sources have to be folded."""
+        found: Position | None
+        if isinstance(wait_for, Decided):
+            found = wait_for.last
+        elif isinstance(wait_for, Message):
+            found = wait_for.position
+        elif isinstance(wait_for, str):
+            found = Position.parse(wait_for) if wait_for else None
+        elif isinstance(wait_for, Position):
+            found = wait_for
+        else:
+            raise InvalidValue(
+                f"view {self.name!r}: wait_for={wait_for!r}: what decide() returned, a position, a "
+                "message, or one of them as text"
+            )
+        if found is None:
+            return {}
+        names = [source.name for source in self._definition.sources]
+        if found.topic not in names:
+            raise InvalidValue(
+                f"view {self.name!r}: wait_for={str(found)!r}: it reads {', '.join(names)}"
+            )
+        return {(found.topic, found.partition): int(found.offset) + 1}
+
+    async def _in_thread(self, function: Callable[..., Any], *given: Any) -> Any:
+        try:
+            return await run_in_thread(function, *given)
+        except NotFound as error:
+            raise ViewNotReady(self.name, f"its documents are not there: {error}") from error
+
+
+def _pages(
+    scan: Callable[[bytes, bytes | None, int], Sequence[KeyedDocument]],
+    start: bytes,
+    end: bytes | None,
+    limit: int,
+) -> Iterable[KeyedDocument]:
+    """The documents of a partition, page by page."""
+    while page := scan(start, end, limit):
+        yield from page
+        start = page[-1].key + b"\x00"
+
+
+def family_of(app: Streams, name: str) -> ViewFamily:
+    """The family of a view in an app; made with the first of its versions."""
+    registry: ViewRegistry | None = None
+    for each in app.resources:
+        if isinstance(each, ViewFamily):
+            registry = each.registry
+            if each.name == name:
+                return each
+    family = ViewFamily(app, name, registry or ViewRegistry(app))
+    app.add_resource(family)
+    return family
