@@ -11,10 +11,13 @@ lost a claim or a write of its own: it never goes on upon documents that it has 
 write that is sent again is done once.
 
 **Large writes** go whole to one script, whatever their size up to :data:`MAX_BYTES`: this is what
-keeps them atomic. The server does nothing else meanwhile, so their size is the caller's to choose.
+keeps them atomic. The server does nothing else meanwhile: for some 2 ms with 1,000 documents of 100
+bytes, 15 ms with 10,000 and 300 ms with 100,000 (Redis 7.0, measured on one machine). Their size is
+the caller's to choose.
 
-Sizes and durations are in ``docs/``; a server that evicts keys (``maxmemory-policy`` of
-``allkeys-…``) can lose documents.
+A document costs the server its key twice, its value, and about 180 bytes more: 315 bytes with a key
+of 16 and a value of 100. A server that evicts keys (``maxmemory-policy`` of ``allkeys-…``) can lose
+documents.
 """
 
 from __future__ import annotations

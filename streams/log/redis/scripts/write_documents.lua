@@ -57,11 +57,14 @@ local function forget_failures(first, last, by)
   end
 end
 
-local valued = 9
+local valued = 9  -- where the keys of each kind begin
 local failed = valued + 2 * tonumber(ARGV[5])
 local valueless = failed + 2 * tonumber(ARGV[6])
 local gone = valueless + tonumber(ARGV[7])
 local last = gone + tonumber(ARGV[8]) - 1
+
+-- This first: a server that is full refuses it, but nothing after a deletion has succeeded.
+call('HSET', checkpoint, 'writes', writes + 1, 'position', ARGV[3], 'data', ARGV[4])
 
 if has_stopped then
   forget_failures(valued, failed - 1, 2)
@@ -74,5 +77,4 @@ add(stopped, failed, valueless - 1)
 each('HDEL', values, valueless, gone - 1)
 each('HDEL', values, gone, last)
 each('ZREM', keys, gone, last)
-call('HSET', checkpoint, 'writes', writes + 1, 'position', ARGV[3], 'data', ARGV[4])
 return 1
