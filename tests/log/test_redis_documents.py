@@ -208,7 +208,7 @@ def refused(server: Redis, log: RedisLog, error: type[LogError], option: str, va
     with server.client() as client:
         client.hset(b"room", "x", b"x" * 2_000_000)
         before = dumped(client, keys)
-        kept = client.config_get(option)[option]
+        kept = client.config_get(option)[option] or "0"
         client.config_set(option, value)
         try:
             with pytest.raises(error):
@@ -254,6 +254,23 @@ def test_waiting_for_replicas(lifetime: Lifetime, server: Redis, log: RedisLog) 
             writer.write([change(A, b"%d" % number)], Checkpoint(number))
             assert follower.hget(keys.values, A) == b"%d" % number
             assert follower.hget(keys.checkpoint, "position") == b"%d" % number
+        # No replica is counted that has what the connection wrote before, but not this.
+        near = open_redis(f"{server.url}?wait=1&wait_timeout=0.1")
+        other = made(log).name
+        waiting = near.documents.claim(other, 0)
+        writer.write([], Checkpoint(13))
+        client.script_flush()
+
+        def has_everything() -> bool:
+            facts: Any = client.info("replication")
+            return bool(facts["slave0"]["offset"] == facts["master_repl_offset"])
+
+        until(has_everything, "the replica has said that it has everything")
+        replica.pause()
+        with pytest.raises(OutcomeUnknown, match="0 replicas have it"):
+            waiting.write([change(A, b"2")], Checkpoint(2))
+        replica.resume()
+        near.close()
     far.close()
 
 

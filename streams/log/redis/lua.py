@@ -20,7 +20,6 @@ ALLOWED_WHEN_FULL: Set[str] = frozenset(
     (
         *("acquire", "commit", "heartbeat", "release", "renew", "trim"),
         *("claim_complete", "claim_release", "claim_renew"),
-        *("clear_documents",),
     )
 )
 """What must go on when ``maxmemory`` is reached: these write next to nothing, and without them
