@@ -168,6 +168,49 @@ def test_stopped_documents_are_told_apart(world: World) -> None:
     assert store.totals(name) == CollectionTotals(3, 1)
 
 
+def test_a_document_is_stopped_and_goes_on(world: World) -> None:
+    """Its value and its failure come and go, each in every way; no trace of the former is left."""
+    store, name = collection(world, 1)
+    writer = store.claim(name, 0)
+    steps = [(b"1", b""), (b"1", b"why"), (None, b"at once"), (b"2", b""), (None, b"again")]
+    position = 0
+    for first in steps:
+        for then in steps:
+            for value, failure in (first, then, (None, b"")):
+                position += 1
+                changed = change(b"a", value, failure)
+                expected = changed.document
+                writer.write([change(b"b", b"beside"), changed], Checkpoint(position))
+                assert list(store.read(name, 0, [b"a"]).documents) == [expected], (first, then)
+                found = [] if expected is None else [KeyedDocument(b"a", expected)]
+                beside = KeyedDocument(b"b", StoredDocument(b"beside"))
+                assert list(store.scan(name, 0, b"", None, 9)) == [*found, beside]
+                assert list(store.stopped(name, 0, None, 9)) == (found if failure else [])
+                assert store.totals(name) == CollectionTotals(len(found) + 1, int(failure != b""))
+
+
+def test_thousands_of_documents_are_written_and_read_at_once(world: World) -> None:
+    store, name = collection(world, 1)
+    writer = store.claim(name, 0)
+    keys = [b"%06d" % number for number in range(9_000)]
+    value = bytes(range(256)) * 2
+    expected = [StoredDocument(key + value, b"why" if key[-1:] == b"7" else b"") for key in keys]
+    writer.write(
+        [DocumentChange(*each) for each in zip(keys, expected, strict=True)], Checkpoint(1)
+    )
+    found = store.read(name, 0, [*keys, b"missing", *keys[:100]])
+    assert found.checkpoint == Checkpoint(1)
+    assert list(found.documents) == [*expected, None, *expected[:100]]
+    assert list(writer.read(keys)) == expected
+    documents = list(map(KeyedDocument, keys, expected))
+    assert list(store.scan(name, 0, b"", None, 20_000)) == documents
+    assert list(store.scan(name, 0, keys[10], keys[8_010], 20_000)) == documents[10:8_010]
+    assert list(store.stopped(name, 0, None, 20_000)) == documents[7::10]
+    writer.write([change(key, None) for key in keys[:8_999]], Checkpoint(2))
+    assert list(store.scan(name, 0, b"", None, 20_000)) == documents[8_999:]
+    assert store.totals(name) == CollectionTotals(1, 0)
+
+
 def test_collections_are_created_once_listed_and_deleted(world: World) -> None:
     store, name = collection(world, 3)
     assert store.create(name, 3) == CollectionInfo(name, 3) == store.find(name)
@@ -187,6 +230,8 @@ def test_collections_are_created_once_listed_and_deleted(world: World) -> None:
     missing = world.name("missing")
     for call in (
         lambda: store.find(missing),
+        lambda: store.stopped(missing, 0, None, 1),
+        lambda: store.clear(missing, 0),
         lambda: store.read(missing, 0, [b"a"]),
         lambda: store.checkpoint(missing, 0),
         lambda: store.scan(missing, 0, b"", None, 1),

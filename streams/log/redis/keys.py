@@ -16,10 +16,16 @@ Cluster specification, "Hash tags"):
 ``{orders:3}:snapshots``        set: the kinds of snapshots that there are
 ``{orders:3}:snapshots:KIND``   hash: key to version, record ID, entry ID and state
 ``{orders}:topic``              hash: partitions and retention
+``{documents:D:3}:checkpoint``  hash: writer, position of partition 3 of the documents ``D``
+``{documents:D:3}:values``      hash: key to value
+``{documents:D:3}:failures``    hash: key to failure, of stopped documents
+``{documents:D:3}:keys``        sorted set: the keys of all documents
+``{documents:D:3}:stopped``     sorted set: the keys of stopped documents
 ``{group:billing}:members``     hash: member to "times written, lease, until, topics"
 ``{group:billing}:topics``      hash: topic to the positions the group began at
 ``streams:topics``              set: the topics created through this toolkit
 ``streams:groups``              set: the groups
+``streams:documents``           hash: collection of documents to its number of partitions
 ``streams:claims:NAME:KEY``     hash: a claim, or what came of it (:mod:`streams.log.redis.claims`)
 ==============================  ===================================================================
 
@@ -40,6 +46,7 @@ from streams.wire import RedisEntryId as RedisEntryId
 
 TOPICS_KEY = b"streams:topics"
 GROUPS_KEY = b"streams:groups"
+COLLECTIONS_KEY = b"streams:documents"
 
 MAX_OFFSET = (1 << 128) - 1
 """The greatest entry ID there can be."""
@@ -82,19 +89,46 @@ class PartitionKeys:
         return f"{self.topic}/{self.partition}"
 
 
+class DocumentKeys:
+    """The keys of one partition of a collection of documents."""
+
+    __slots__ = ("checkpoint", "collection", "failures", "keys", "partition", "stopped", "values")
+
+    def __init__(self, collection: str, partition: int) -> None:
+        self.collection = collection
+        self.partition = partition
+        tag = b"{documents:%s:%d}" % (collection.encode("utf-8", "surrogatepass"), partition)
+        self.checkpoint = tag + b":checkpoint"
+        self.values = tag + b":values"
+        self.failures = tag + b":failures"
+        self.keys = tag + b":keys"
+        self.stopped = tag + b":stopped"
+
+    @property
+    def all(self) -> tuple[bytes, ...]:
+        """All of them, the checkpoint first."""
+        return self.checkpoint, self.values, self.failures, self.keys, self.stopped
+
+    def __str__(self) -> str:
+        return f"documents {self.collection!r}, partition {self.partition}"
+
+
 def expected_type(key: bytes) -> str:
-    """The Redis type of one of the keys above."""
+    """The Redis type of one of the keys above, as TYPE calls it."""
     if key in (TOPICS_KEY, GROUPS_KEY) or key.endswith(b"}:snapshots"):
         return "set"
     if b"}:history:" in key:
         return "list"
-    if key.endswith(b"}:keys"):
-        return "sorted set"
-    return "hash" if _HASH_KEY.search(key) or key.startswith(b"streams:claims:") else "stream"
+    if key.endswith((b"}:keys", b"}:stopped")):
+        return "zset"
+    if key == COLLECTIONS_KEY or key.startswith(b"streams:claims:"):
+        return "hash"
+    return "hash" if _HASH_KEY.search(key) else "stream"
 
 
 _HASH_KEY = re.compile(
-    rb"\}:(?:topic|members|topics|ids:\d|group:[^:]*|causes|refusals|refused|snapshots:.*)\Z"
+    rb"\}:(?:topic|members|topics|ids:\d|group:[^:]*|causes|refusals|refused|snapshots:.*"
+    rb"|checkpoint|values|failures)\Z"
 )
 
 

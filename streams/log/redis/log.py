@@ -26,6 +26,7 @@ from streams.log.protocol import (
 )
 from streams.log.redis import durability
 from streams.log.redis.client import Client
+from streams.log.redis.documents import RedisDocuments
 from streams.log.redis.events import Events
 from streams.log.redis.groups import Groups
 from streams.log.redis.keys import RedisEntryId, parse_offset, topic_key
@@ -38,7 +39,7 @@ from streams.log.redis.subscription import RedisSubscription
 from streams.log.redis.topics import Topics
 from streams.message import Record
 
-CAPABILITIES = Capabilities("redis", append_once=True, events=True)
+CAPABILITIES = Capabilities("redis", append_once=True, events=True, documents=True)
 
 
 def open(request: OpenRequest) -> RedisLog:
@@ -60,6 +61,7 @@ class RedisLog(Log, HistoryLog):
         self._trimmer = Trimmer(self._client, self._topics)
         self._writer = Writer(self._client, self._topics)
         self._events = Events(self._client, self._topics)
+        self.documents = RedisDocuments(self._client)
         self._event_filter = EventFilter(ForeignRecords())
         self._capabilities = replace(CAPABILITIES, append_once=settings.dedup_seconds > 0)
 
