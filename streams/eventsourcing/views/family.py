@@ -12,18 +12,22 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Self
+from uuid import uuid4
 
 from streams.cancellation import run_in_thread
-from streams.errors import ConfigError, LogError, NotRunning
+from streams.errors import ConfigError, InvalidValue, LogError, NotRunning
 from streams.eventsourcing.views.checkpoints import parse_offset
 from streams.eventsourcing.views.definition import ViewDefinition
 from streams.eventsourcing.views.errors import ViewNotReady
 from streams.eventsourcing.views.registry import (
+    MAX_RETRIES,
     Declared,
     KnownVersion,
     KnownView,
     Rebuilt,
+    RetryAsked,
     ViewRegistry,
+    ask_retry,
     check_declaration,
     declare,
     end_retry,
@@ -324,6 +328,29 @@ class ViewFamily:
             else ""
         )
         return ViewNotReady(self.name, f"version {number} is being built{done}{other}", share)
+
+    async def retry(self, number: int, partition: int, key: bytes, timeout: float) -> bool:  # noqa: ASYNC109
+        """Have a document folded on; whether that was done in time.
+
+        :raises InvalidValue: there are too many such requests.
+        """
+        deadline = time.monotonic() + timeout
+        request = RetryAsked(number, partition, key, uuid4().hex)
+        known = (await self.registry.decide(self.name, ask_retry, request)).state
+        asked = next((each for each in known.retries if each.asks_the_same(request)), None)
+        if asked is None:
+            raise InvalidValue(
+                f"view {self.name!r}: {MAX_RETRIES} documents wait to be folded on; wait for those"
+            )
+        pause = 0.005
+        while any(each.id == asked.id for each in known.retries):
+            if time.monotonic() >= deadline:
+                return False
+            self._changed.set()
+            await asyncio.sleep(pause)
+            pause = min(0.2, 2 * pause)
+            known = await self.registry.load(self.name)
+        return True
 
     def health(self, number: int) -> ViewHealth:
         """How one version is (any thread)."""

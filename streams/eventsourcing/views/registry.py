@@ -85,6 +85,10 @@ class RetryAsked(msgspec.Struct, frozen=True, tag="retry_asked"):
     key: bytes
     id: str
 
+    def asks_the_same(self, other: RetryAsked) -> bool:
+        """It is about the same document."""
+        return (self.version, self.key) == (other.version, other.key)
+
 
 class RetryDone(msgspec.Struct, frozen=True, tag="retry_done"):
     """That was carried out.
@@ -219,8 +223,7 @@ def finish_rebuild(view: KnownView, version: int) -> Rebuilt | None:
 
 def ask_retry(view: KnownView, request: RetryAsked) -> RetryAsked | None:
     """A document is to be folded on; nothing where that is asked for already."""
-    same = (request.version, request.key)
-    if any((each.version, each.key) == same for each in view.retries):
+    if any(each.asks_the_same(request) for each in view.retries):
         return None
     return request if len(view.retries) < MAX_RETRIES else None
 

@@ -37,6 +37,7 @@ from streams.topic import InternalTopic
 class Found(NamedTuple):
     """A document as it was read.
 
+    :param document: None: there is none.
     :param partition: in which it was looked for.
     :param checkpoint: of that partition then.
     """
@@ -170,6 +171,14 @@ class ViewVersion:
         :raises DocumentStopped: it stands still.
         :raises NotFound: there are no documents of this version yet.
         """
+        found = self.stored(log, key)
+        return found._replace(document=self.decoded(key, found.document))
+
+    def stored(self, log: Log, key: bytes) -> Found:
+        """A document as it is stored (blocks).
+
+        :raises NotFound: there are no documents of this version yet.
+        """
         store = document_store(log, self.definition.where)
         collection = self.definition.collection
         count = store.find(collection).partitions
@@ -184,7 +193,7 @@ class ViewVersion:
                     if elsewhere.documents[0] is not None:
                         found, partition = elsewhere, other
                         break
-        return Found(self.decoded(key, found.documents[0]), partition, found.checkpoint)
+        return Found(found.documents[0], partition, found.checkpoint)
 
     def read_many(self, log: Log, keys: Sequence[bytes]) -> dict[bytes, Any]:
         """The documents of these keys, by key; those that there are (blocks).

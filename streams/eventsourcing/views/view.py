@@ -186,6 +186,31 @@ class View(Generic[D]):
             await asyncio.sleep(pause)
             pause = min(0.1, pause * 1.5)
 
+    async def retry(
+        self,
+        key: str,
+        *,
+        timeout: float = 30.0,  # noqa: ASYNC109 - as above
+    ) -> bool:
+        """Have a document of this version that stands still folded on, by whichever process folds
+        its partition, once the view's function was mended.
+
+        :returns: whether it stands still no more.
+        :raises ViewTimeout: no process did so in time; it is done as soon as one runs.
+        :raises InvalidValue: there are too many such requests.
+        """
+        encoded = key_bytes(self._definition.where, key)
+        found = await self._in_thread(self._version.stored, self.app.log, encoded)
+        if found.document is None or not found.document.failure:
+            return True
+        if not await self._family.retry(self.version, found.partition, encoded, timeout):
+            raise ViewTimeout(
+                f"view {self.name!r}: no process that declares version {self.version} has folded "
+                f"document {key!r} on in time: it is done as soon as one runs"
+            )
+        found = await self._in_thread(self._version.stored, self.app.log, encoded)
+        return found.document is None or not found.document.failure
+
     async def ready(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as above
         """Wait until the view can be read.
 

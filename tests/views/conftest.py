@@ -1,0 +1,32 @@
+"""Which tests run on which log: one that asks for ``stage`` runs on each that keeps documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conformance.conftest import kafka_url, memory_url, redis_url, sqlite_url
+from tests.conformance.logs import LOGS, Case
+from tests.conformance.stage import Stage
+
+__all__ = ["kafka_url", "memory_url", "redis_url", "sqlite_url"]
+
+DOCUMENTS = [
+    case
+    for case in LOGS
+    if case.name in {"memory", "sqlite", "kafka", "redis"} and case.capabilities.documents
+]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" in metafunc.fixturenames:
+        metafunc.parametrize("case", DOCUMENTS, ids=lambda case: case.name)
+
+
+@pytest.fixture
+def stage(case: Case, request: pytest.FixtureRequest) -> Iterator[Stage]:
+    """Apps on one log, under a URL of their own."""
+    opened = Stage(case, request.getfixturevalue(case.url))
+    yield opened
+    opened.close()
