@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from streams.patterns import *  # noqa: F403 - all of its names
     from streams.processor import Processor as Processor
     from streams.topic import Topic as Topic
+    from streams.topic_follower import TopicFollower as TopicFollower
     from streams.topic_reader import TopicReader as TopicReader
 else:
     __all__, __getattr__, __dir__ = lazy_exports(
@@ -105,6 +106,7 @@ else:
             ),
             "streams.processor": "Processor",
             "streams.topic": "Topic",
+            "streams.topic_follower": "TopicFollower",
             "streams.topic_reader": "TopicReader",
         },
         former={

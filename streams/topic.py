@@ -30,6 +30,7 @@ from streams.decoding import TopicDecoder, ValueIdReader
 from streams.errors import ConfigError
 from streams.log.names import check_topic
 from streams.message import ID, TIME, Position, Record
+from streams.topic_follower import TopicFollower
 from streams.topic_reader import OffsetSpec, TopicReader
 
 T = TypeVar("T")
@@ -247,6 +248,21 @@ class Topic(Generic[T]):
         key_bytes = None if key is None else encode_key(self.name, key)
         return TopicReader(
             self.connection, self, start, end, partition=partition, key=key_bytes, errors=errors
+        )
+
+    def follow(
+        self,
+        start: OffsetSpec | Mapping[int, OffsetSpec] = "earliest",
+        *,
+        partition: int | None = None,
+        key: Key | None = None,
+        errors: Literal["raise", "skip"] = "raise",
+    ) -> TopicFollower[T]:
+        """Read from a position on, without an end and without any group: see
+        :class:`streams.topic_follower.TopicFollower`."""
+        key_bytes = None if key is None else encode_key(self.name, key)
+        return TopicFollower(
+            self.connection, self, start, partition=partition, key=key_bytes, errors=errors
         )
 
 

@@ -1,0 +1,136 @@
+"""Following a topic from code, outside any group: for views in memory, caches and live pages.
+
+A follower reads from any position on and does not end. It says when it has *caught up*: when all
+that stood in the topic as following began has been handled by whoever iterates. It commits nothing;
+:attr:`TopicFollower.positions` says where it goes on, for those who keep that themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from typing import Generic, Literal, TypeVar
+
+from streams.cancellation import run_in_thread
+from streams.connection import Connection
+from streams.decoding import Source
+from streams.errors import Unavailable
+from streams.message import Message
+from streams.text import get_logger
+from streams.topic_reader import OffsetSpec, TopicReader, resolve_ranges
+
+T = TypeVar("T")
+
+logger = get_logger("streams")
+
+SHORTEST_PAUSE = 0.005
+LONGEST_PAUSE = 0.1
+"""Seconds between two looks at the topic's end, where nothing comes."""
+
+OUTAGE_PAUSE = 0.5
+"""Seconds before the log is asked again while it cannot be reached."""
+
+
+class TopicFollower(Generic[T]):
+    """A reading of a topic without an end: ``async for message in topic.follow()``.
+
+    Order is the log's within a partition. While the log cannot be reached it waits. Leave it with
+    ``break``, or by cancelling the task.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        topic: Source[T],
+        start: OffsetSpec | Mapping[int, OffsetSpec] = "earliest",
+        *,
+        partition: int | None = None,
+        key: bytes | None = None,
+        errors: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        """:raises NotRunning: the app is not connected.
+        :raises NotFound: there is no such topic or partition.
+        :raises InvalidValue: start means nothing here.
+        """
+        self._connection = connection
+        self._source = topic
+        self._key = key
+        self._errors: Literal["raise", "skip"] = errors
+        self.topic = topic.name
+        now = connection.clock.time()
+        ranges = resolve_ranges(
+            connection.log, topic.name, start, "latest", partition=partition, now=now
+        )
+        self.positions: dict[int, int] = {number: each.start for number, each in ranges.items()}
+        """Where it goes on, by partition: give it as ``start`` to go on there later."""
+        self._goal = {number: each.end for number, each in ranges.items()}
+        self._caught_up = asyncio.Event()
+
+    @property
+    def caught_up(self) -> bool:
+        """All that stood in the topic when following began was handled."""
+        return self._caught_up.is_set()
+
+    async def wait_caught_up(self) -> None:
+        """Wait until all that stood in the topic when following began was handled, by another task
+        that iterates."""
+        await self._caught_up.wait()
+
+    async def __aiter__(self) -> AsyncIterator[Message[T]]:
+        is_reachable = True
+        pause = SHORTEST_PAUSE
+        while True:
+            try:
+                reader = await run_in_thread(self._open_reader)
+                if reader is None:
+                    self._note_progress()
+                    await asyncio.sleep(pause)
+                    pause = min(LONGEST_PAUSE, pause * 1.5)
+                    continue
+                if not is_reachable:
+                    logger.warning("following %s: the log answers again", self.topic)
+                    is_reachable = True
+                async with reader, aclosing(aiter(reader)) as messages:  # type: ignore[type-var]
+                    last: Message[T] | None = None
+                    async for message in messages:
+                        # Whoever iterates has handled the one before. (A message may be several.)
+                        if last is not None and last.position != message.position:
+                            self.positions[last.partition] = int(last.offset) + 1
+                        last = message
+                        yield message
+                for number, each in reader.ranges.items():
+                    self.positions[number] = max(self.positions[number], each.end)
+                self._note_progress()
+                pause = SHORTEST_PAUSE
+            except Unavailable as error:
+                if is_reachable:
+                    logger.warning("following %s: waiting for the log: %s", self.topic, error)
+                    is_reachable = False
+                await asyncio.sleep(OUTAGE_PAUSE)
+
+    def _open_reader(self) -> TopicReader[T] | None:
+        """Reads what has come; None: nothing has."""
+        log = self._connection.log
+        if not any(
+            log.watermarks(self.topic, number)[1] > position
+            for number, position in self.positions.items()
+        ):
+            return None
+        return TopicReader(
+            self._connection,
+            self._source,
+            dict(self.positions),  # type: ignore[arg-type]
+            key=self._key,
+            errors=self._errors,
+        )
+
+    def _note_progress(self) -> None:
+        if not self._caught_up.is_set() and all(
+            self.positions[number] >= end for number, end in self._goal.items()
+        ):
+            self._caught_up.set()
+
+    def __repr__(self) -> str:
+        state = "caught up" if self.caught_up else "catching up"
+        return f"<TopicFollower of {self.topic!r}, {state}>"
