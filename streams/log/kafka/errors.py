@@ -293,15 +293,20 @@ class _LoggedLine(NamedTuple):
 
 
 class DriverLogger:
-    """What a client of the driver takes for its ``logger``."""
+    """What a client of the driver takes for its ``logger``.
+
+    :param highest: the level of all that the driver finds worse.
+    """
 
     def __init__(
         self,
         logger: logging.Logger,
         clock: Callable[[], float] = time.monotonic,
         scrub: Callable[[str], str] = str,
+        highest: int = logging.CRITICAL,
     ) -> None:
         self._logger = logger
+        self._highest = highest
         self._scrub = scrub
         self._clock = clock
         self._lock = threading.Lock()
@@ -309,7 +314,7 @@ class DriverLogger:
 
     def log(self, level: int, text: str, facility: str, client: str, line: str) -> None:
         """Log a line of the driver; ``text`` is a format for the three arguments after it."""
-        line = self._scrub(_THREAD_PREFIX.sub("", line))
+        level, line = min(level, self._highest), self._scrub(_THREAD_PREFIX.sub("", line))
         if facility in _TRANSIENT_FACILITIES and level >= logging.INFO:
             # At level INFO the driver reports a connection that was closed while idle.
             level = logging.INFO if level > logging.INFO else logging.DEBUG
