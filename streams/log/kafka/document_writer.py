@@ -107,6 +107,8 @@ class WriterTools(NamedTuple):
         producer = self.connect(settings.transaction_config(name))
         while True:
             try:
+                # Without a connection the driver (2.16) would wait for half a second.
+                producer.list_topics(documents_topic(collection), REQUEST_TIMEOUT)
                 producer.init_transactions(REQUEST_TIMEOUT)
             except RAISED as error:
                 found = kafka_error_of(error)

@@ -306,6 +306,8 @@ class Settings:
         config = {**self.producer_config(), "log_level": 2, "transactional.id": transactional_id}
         for name in ("debug", "error_cb", "statistics.interval.ms", "throttle_cb"):
             config.pop(name, None)
+        # A topic that was deleted stays so, whatever is written to it.
+        config["allow.auto.create.topics"] = False
         # What a writer that is frozen has left open is aborted after that.
         timeout = int(config.setdefault("transaction.timeout.ms", TRANSACTION_MS))
         config["message.timeout.ms"] = min(int(config["message.timeout.ms"]), timeout)
