@@ -34,12 +34,10 @@ from streams.log.documents import (
 )
 from streams.log.kafka import document_index
 from streams.log.kafka.document_records import (
-    CHECKPOINT,
     CHECKPOINT_KEY,
     COMPACTION_LAG,
     DELETE_RETENTION,
     DOCUMENT,
-    FAILURE,
     documents_topic,
 )
 from streams.log.kafka.documents import KafkaDocuments
@@ -47,6 +45,7 @@ from streams.log.kafka.log import KafkaLog
 from streams.log.protocol import Retention
 from streams.log.url import open_log
 from tests.conformance.member import PATIENCE
+from tests.hostile.kafka_wire import Written, produce
 from tests.servers.find import KafkaAddress
 from tests.servers.lifetime import until
 
@@ -267,62 +266,62 @@ def test_a_strangers_open_transaction_holds_up_no_reader(
 
 # -- what counts -----------------------------------------------------------------------------------
 
-FOREIGN: dict[str, tuple[bytes, bytes | None, Headers]] = {
-    "plain": (b"a", b"plain", []),
-    "a deletion": (b"a", None, []),
-    "no number": (b"a", b"x", [(DOCUMENT, b"\xff\xfe")]),
-    "an empty header": (b"a", b"x", [(DOCUMENT, b"")]),
-    "a null header": (b"a", b"x", [(DOCUMENT, None)]),
-    "a negative number": (b"a", b"x", [(DOCUMENT, b"-1")]),
-    "number 0": (b"a", b"x", [(DOCUMENT, b"0")]),
-    "a huge number": (b"a", b"x", [(DOCUMENT, b"9" * 18)]),
-    "a number that is none": (b"a", b"x", [(DOCUMENT, b"9" * 100_000)]),
-    "digits of elsewhere": (b"a", b"x", [(DOCUMENT, "٣".encode())]),
-    "a copy": (b"a", b"x", [(DOCUMENT, b"1")]),
-    "a failure of nothing": (b"a", None, [(DOCUMENT, b"2"), (FAILURE, b"why")]),
-    "neither value nor failure": (b"a", b"", [(DOCUMENT, b"2/-")]),
-    "a headers too many": (b"a", b"x", [(DOCUMENT, b"2"), (FAILURE, b"why"), ("c", b"")]),
-    "headers that nobody can read": (b"a", b"x", [("\udcff", b"2")]),
-    "a checkpoint without a header": (CHECKPOINT_KEY, b"", []),
-    "a checkpoint that is deleted": (CHECKPOINT_KEY, None, []),
-    "a deleted checkpoint with a header": (CHECKPOINT_KEY, None, [(CHECKPOINT, b"2/0/9")]),
-    "a checkpoint that is a copy": (CHECKPOINT_KEY, b"", [(CHECKPOINT, b"1/0/1")]),
-    "a position that is none": (CHECKPOINT_KEY, b"", [(CHECKPOINT, b"2/0/x")]),
-    "a negative position": (CHECKPOINT_KEY, b"", [(CHECKPOINT, b"2/0/-1")]),
-    "a huge position": (CHECKPOINT_KEY, b"", [(CHECKPOINT, b"2/0/" + b"9" * 40)]),
-    "cleared later": (CHECKPOINT_KEY, b"", [(CHECKPOINT, b"2/3/1")]),
-    "two parts": (CHECKPOINT_KEY, b"", [(CHECKPOINT, b"2/0")]),
-    "four parts": (CHECKPOINT_KEY, b"", [(CHECKPOINT, b"2/0/1/1")]),
-    "a checkpoint that is no text": (CHECKPOINT_KEY, b"", [(CHECKPOINT, b"\xff/\xff/\xff")]),
-}
-
-
-def unreadable(producer: Producer, name: str) -> None:
-    """A record whose header's name is not UTF-8, which the driver cannot be made to write."""
+FOREIGN = [
+    Written(b"plain", b"a"),
+    Written(None, b"a"),
+    Written(b"x" * 1_000_000, b"a", [(b"x" * 10_000, b"y" * 10_000)]),
+    Written(b"x", b"a", [(b"\xff\xfe", b"2")]),
+    Written(b"x", b"a", [(b"streams_document", b"2"), (b"\xff\xfe", b"2")]),
+    *(
+        Written(b"x", b"a", [(b"streams_document", header)])
+        for header in [
+            None, b"", b"\xff\xfe", b"-1", b"0", b"1", b"9" * 18, b"9" * 100_000, "٣".encode(),
+            b"2/-", b"2/", b"2/x", b"1e3", b" 2",
+        ]
+    ),
+    Written(None, b"a", [(b"streams_document", b"2"), (b"streams_failure", b"why")]),
+    Written(b"x", b"a", [(b"streams_document", b"2"), (b"streams_failure", b"")]),
+    Written(b"x", b"a", [(b"streams_document", b"2"), (b"streams_failure", b"1"), (b"c", b"")]),
+    Written(b"x", b"a", [(b"c", b""), (b"streams_document", b"2")]),
+    Written(b"", CHECKPOINT_KEY),
+    Written(None, CHECKPOINT_KEY),
+    Written(None, CHECKPOINT_KEY, [(b"streams_checkpoint", b"2/0/9/%b")]),
+    *(
+        Written(b"", CHECKPOINT_KEY, [(b"streams_checkpoint", header)])
+        for header in [
+            None, b"", b"\xff", b"1/0/1/%b", b"2/0/x/%b", b"2/0/-1/%b", b"2/0/" + b"9" * 40,
+            b"2/0/" + b"9" * 40 + b"/%b",
+            b"2/3/1/%b", b"2/0/1", b"2/0/1/", b"2/0/1/%b/1", b"x/0/1/%b", b"2//1/%b",
+            b"9" * 19 + b"/0/1/%b", b"2/0/1/other", b"2/0/1/" + b"x" * 33,
+        ]
+    ),
+]  # fmt: skip
+"""Records that do not count; ``%b`` is the origin of the writes that do."""
 
 
 def test_what_is_none_of_ours_is_left_out_and_reported_once(
-    store: KafkaDocuments, name: str, producer: Producer, reopen: Open,
+    store: KafkaDocuments, name: str, kafka: KafkaAddress, reopen: Open,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     writer = store.claim(name, 0)
     writer.write([change(b"a", b"1"), change(b"b", b"2", b"why")], Checkpoint(1, b"one"))
-    for kind, (key, value, headers) in FOREIGN.items():
-        if kind != "headers that nobody can read":
-            put(producer, name, key, value, headers)
-    expected = [StoredDocument(b"1"), StoredDocument(b"2", b"why")], Checkpoint(1, b"one")
-    caplog.clear()
+    origin = writer._origin
     with caplog.at_level(logging.WARNING):
+        for record in FOREIGN:
+            headers = [
+                (key, value and value.replace(b"%b", origin)) for key, value in record.headers
+            ]
+            produce(kafka.bootstrap, documents_topic(name), [record._replace(headers=headers)])
+        expected = [StoredDocument(b"1"), StoredDocument(b"2", b"why")], Checkpoint(1, b"one")
         for each in (store, reopen()):
-            writer_of_all = each.claim(name, 0)  # has read to the end
+            writer = each.claim(name, 0)  # has read to the end
             assert each.read(name, 0, [b"a", b"b"]) == expected
-            assert writer_of_all.checkpoint == Checkpoint(1, b"one")
-    reported = [each for each in caplog.messages if "left out" in each]
-    assert len(reported) == 1, "once a handle; the first has reported before the log was cleared"
+            assert writer.checkpoint == Checkpoint(1, b"one")
+    assert len([each for each in caplog.messages if "left out" in each]) == 2, "once a handle"
     # Nothing is blinded: what is written from now on counts, everywhere.
-    writer = store.claim(name, 0)
     writer.write([change(b"a", b"3")], Checkpoint(2))
     for each in (store, reopen()):
+        until(lambda at=each: at.checkpoint(name, 0) == Checkpoint(2), PATIENCE, "the next write")
         assert each.read(name, 0, [b"a"]) == ([StoredDocument(b"3")], Checkpoint(2))
         assert [found.key for found in each.stopped(name, 0, None, 9)] == [b"b"]
 
@@ -463,8 +462,9 @@ def test_who_uses_nothing_follows_nothing(
 
 
 def test_a_collection_that_another_process_deletes_is_gone(
-    store: KafkaDocuments, name: str, reopen: Open
+    store: KafkaDocuments, name: str, reopen: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(document_index, "EXISTS_INTERVAL", 0.1)
     writer = store.claim(name, 0)
     writer.write([change(b"a", b"1")], Checkpoint(1))
     other = reopen()
@@ -484,6 +484,20 @@ def test_a_collection_that_another_process_deletes_is_gone(
     with pytest.raises(LogError):
         writer.write([change(b"a", b"3")], Checkpoint(3))
     assert store.read(name, 0, [b"a"]) == ([None], None)
+
+
+def test_a_collection_that_is_made_anew_while_it_is_read_is_not_mixed_with_the_former(
+    store: KafkaDocuments, name: str, reopen: Open
+) -> None:
+    store.claim(name, 0).write([change(b"old", b"1")], Checkpoint(1))
+    other = reopen()
+    other.delete(name)
+    other.create(name, 1)
+    writer = other.claim(name, 0)
+    for number in range(2, 12):  # more than there was
+        writer.write([change(b"new", b"%d" % number)], Checkpoint(number))
+    until(lambda: store.checkpoint(name, 0) == Checkpoint(11), PATIENCE, "the new collection")
+    assert store.read(name, 0, [b"old", b"new"]).documents == [None, StoredDocument(b"11")]
 
 
 def test_only_compacted_topics_of_such_names_are_collections(

@@ -66,6 +66,7 @@ class DocumentState(msgspec.Struct, frozen=True, gc=False):
     :param next_offset: everything before it was read.
     :param number: of the last write that counted; 0: there was none.
     :param cleared: of the write that cleared the partition last; 0: there was none.
+    :param origin: of the writes; empty: there was none.
     :param at: the offset of the last checkpoint that counted.
     :param position: of the checkpoint; None: there is none.
     :param caught_up_at: when all that was in the partition had been read (seconds since the epoch).
@@ -75,6 +76,7 @@ class DocumentState(msgspec.Struct, frozen=True, gc=False):
     next_offset: int = 0
     number: int = 0
     cleared: int = 0
+    origin: bytes = b""
     at: int = -1
     position: str | None = None
     data: bytes = b""

@@ -44,6 +44,9 @@ CHECK_INTERVAL = 30.0
 """Seconds after which a partition that has not been at its end is compared with it."""
 
 
+EXISTS_INTERVAL = 5.0
+"""Seconds in which nothing came, after which it is seen whether the topic is still there."""
+
 SAVE_INTERVAL = 600.0
 """Seconds after which the file is told that a partition in which nothing happens was read."""
 
@@ -55,6 +58,8 @@ class IndexClosed(LogError):
 class DocumentIndex:
     """The documents of one collection (any thread).
 
+    :param was_replaced: whether the topic was deleted since and made anew; None: this cannot be
+        known.
     :param on_idle: is told when nobody has used it for a while; to close it.
     """
 
@@ -65,6 +70,7 @@ class DocumentIndex:
         count: int,
         readers: ReaderPool,
         file: DocumentFile,
+        was_replaced: Callable[[], bool | None],
         on_idle: Callable[[DocumentIndex], None],
     ) -> None:
         self.collection = collection
@@ -75,6 +81,7 @@ class DocumentIndex:
         """Why nothing is followed any more: another index has to be made."""
         self._readers = readers
         self._file = file
+        self._was_replaced = was_replaced
         self._on_idle = on_idle
         self._lock = threading.RLock()
         """Guards the file and the partitions."""
@@ -85,6 +92,8 @@ class DocumentIndex:
         self._writers = 0
         self._used_at = time.monotonic()
         self._progress_at = time.monotonic()
+        self._exists_until = time.monotonic() + EXISTS_INTERVAL
+        """When it is to be seen whether the topic is still there."""
 
     # -- using it
 
@@ -192,7 +201,9 @@ class DocumentIndex:
             first, end = self._readers.watermarks(self.topic, partition)
             with self._lock:
                 self._check()
-                found = DocumentPartition(self.topic, partition, self._file, asked_at, first, end)
+                found = DocumentPartition(
+                    self.topic, partition, self._file, asked_at, first, end, self._was_replaced
+                )
                 self._partitions[partition] = found
                 found.flush()  # there may be nothing
             self._follower.follow({partition: found.start})
@@ -204,6 +215,7 @@ class DocumentIndex:
         """The next records of a partition."""
         found = self._partitions[batch.partition]
         found.fold(batch, time.time())
+        self._exists_until = time.monotonic() + EXISTS_INTERVAL
         with self._lock:
             self._check()
             found.flush()
@@ -229,8 +241,10 @@ class DocumentIndex:
             return {number: each.next_offset for number, each in self._partitions.items()}
 
     def tick(self) -> None:
-        """See whether partitions that have not been at their ends for a while get there, and
-        whether somebody uses this at all."""
+        """See whether the topic is still there, whether partitions that have not been at their
+        ends for a while get there, and whether somebody uses this at all."""
+        if time.monotonic() > self._exists_until:
+            self._check_exists()
         now = time.time()
         with self._lock:
             asking = [
@@ -258,6 +272,25 @@ class DocumentIndex:
             idle = not self._writers and time.monotonic() > self._used_at + IDLE_TIMEOUT
         if idle and self.error is None:
             self._on_idle(self)
+
+    def _check_exists(self) -> None:
+        """The driver says nothing for up to a minute where a topic is deleted.
+
+        :raises LogError: it is, or was.
+        """
+        self._exists_until = time.monotonic() + EXISTS_INTERVAL
+        try:
+            self._readers.metadata.forget(self.topic)  # by now every broker knows a new one
+            self._readers.metadata.read(self.topic)
+            for partition, offset in self.next_offsets().items():
+                _, end = self._readers.watermarks(self.topic, partition)
+                if end < offset:
+                    raise HistoryGone(
+                        f"{self.topic}/{partition} was read up to offset {offset} and ends at {end}"
+                        " now: it was made anew, or has lost what was acknowledged"
+                    )
+        except Unavailable as error:
+            logger.debug("%s", error)
 
     def fail(self, error: LogError) -> None:
         """Nothing will follow any more."""

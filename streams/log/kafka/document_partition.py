@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from msgspec.structs import replace
 
@@ -32,6 +33,9 @@ FLUSH_COUNT = 20_000
 
 FLUSH_BYTES = 8 << 20
 
+_MAX_STRANGE = 100
+"""Origins of checkpoints that do not count, which are remembered."""
+
 
 class DocumentPartition:
     """What is known of a partition. ``fold`` is called by one thread, all else under the index's
@@ -40,6 +44,8 @@ class DocumentPartition:
     :param asked_at: when its bounds were asked for (seconds since the epoch).
     :param first: its first offset.
     :param end: its end.
+    :param was_replaced: whether the topic was deleted since and made anew; None: this cannot be
+        known.
     """
 
     def __init__(
@@ -50,6 +56,7 @@ class DocumentPartition:
         asked_at: float,
         first: int,
         end: int,
+        was_replaced: Callable[[], bool | None],
     ) -> None:
         self._place = f"{topic}/{number}"
         self._number = number
@@ -87,6 +94,9 @@ class DocumentPartition:
         """Those whose checkpoint has not."""
         self._bytes = 0
         self._has_reported = False
+        self._was_replaced = was_replaced
+        self._strange_origins: set[bytes] = set()
+        """Those of checkpoints that do not count."""
         # The last checkpoint is looked at again, to see that it is the one that was read.
         looks_again = first <= state.at and not state.has_waiting
         self.start = state.at if looks_again else state.next_offset
@@ -133,7 +143,10 @@ class DocumentPartition:
         """See that the record of the last checkpoint is the one that was read before."""
         if offset == self.state.at:
             found = parse_checkpoint(value, headers) if key == CHECKPOINT_KEY else None
-            if found is None or found.number != self.state.number:
+            if found is None or (found.number, found.origin) != (
+                self.state.number,
+                self.state.origin,
+            ):
                 raise HistoryGone(
                     f"{self._place}: offset {offset} holds another record than was read there: the "
                     "topic was made anew, or has lost what was acknowledged"
@@ -155,7 +168,7 @@ class DocumentPartition:
 
     def _fold_checkpoint(self, offset: int, value: bytes | None, headers: Headers) -> None:
         found = parse_checkpoint(value, headers)
-        if found is None or found.number <= self._read.number:
+        if found is None or not self._is_origin(found.origin) or found.number <= self._read.number:
             self._report(offset)
             return
         number, cleared = found.number, found.cleared
@@ -170,10 +183,28 @@ class DocumentPartition:
             self._read,
             number=number,
             cleared=max(cleared, self._read.cleared),
+            origin=found.origin,
             at=offset,
             position=None if found.position is None else str(found.position),
             data=value or b"",
         )
+
+    def _is_origin(self, origin: bytes) -> bool:
+        """Whether a checkpoint's origin is that of all before.
+
+        :raises HistoryGone: it is not, because this is another topic of the same name.
+        """
+        if self._read.origin in (b"", origin):
+            return True
+        if origin in self._strange_origins:
+            return False
+        replaced = self._was_replaced()
+        if self.is_ready if replaced is None else replaced:
+            raise HistoryGone(f"{self._place}: the topic was deleted and made anew")
+        if len(self._strange_origins) >= _MAX_STRANGE:
+            self._strange_origins.clear()
+        self._strange_origins.add(origin)
+        return False
 
     def _report(self, offset: int) -> None:
         if not self._has_reported:

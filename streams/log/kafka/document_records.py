@@ -11,21 +11,23 @@ a document   the document's                  its value; none: it is deleted. ``s
                                              ``NUMBER``, and ``/-`` behind it if there is no value
                                              but only a failure; ``streams_failure``: the failure
 a checkpoint ``streams.checkpoint``          its data. ``streams_checkpoint``:
-(the last)                                   ``NUMBER/CLEARED/POSITION``; without a position: there
-                                             is no checkpoint any more
+(the last)                                   ``NUMBER/CLEARED/POSITION/ORIGIN``; without a position:
+                                             there is no checkpoint any more
 ===========  ==============================  =================================================
 
 ``NUMBER`` is the write's: one more than that of the write before, by whichever writer. ``CLEARED``
 is the number of the write that cleared the partition last, or 0: documents of earlier writes are
-gone. A document's key that begins with ``streams.checkpoint`` has that in front of it once more, so
-every key is possible and none is taken for a checkpoint.
+gone. ``ORIGIN`` is made up at the first write of all, and tells whether a topic of that name was
+deleted since and made anew. A document's key that begins with ``streams.checkpoint`` has that in
+front of it once more, so every key is possible and none is taken for a checkpoint.
 
 **Which records count.** Records of transactions that were not committed are never seen. A
-checkpoint counts if its number is larger than that of every checkpoint before it that counted. A
-document counts as soon as a checkpoint that counts stands behind it, if its number is larger than
-the number of the checkpoint before, not larger than that of the one behind it, and not smaller than
-``CLEARED``. All else (records without these headers, with numbers or positions that are none, with
-headers that the driver cannot read, copies of former records) is left out, and reported once.
+checkpoint counts if its number is larger than that of every checkpoint before it that counted, and
+its origin the same. A document counts as soon as a checkpoint that counts stands behind it, if its
+number is larger than that of the checkpoint before, not larger than that of the one behind it, and
+not smaller than ``CLEARED``. All else (records without these headers, with numbers or positions
+that are none, with headers that the driver cannot read, copies of former records) is left out, and
+reported once.
 
 **Why an index that is made after compaction is right.** Compaction keeps the last record of each
 key, so the last checkpoint is there, and behind every document; of each document the last write is
@@ -65,6 +67,8 @@ DELETE_RETENTION = 86400.0
 _MAX_POSITION = 39
 """Digits of a position: it may have 128 bits."""
 
+_MAX_ORIGIN = 32
+
 _NO_VALUE = b"-"
 
 DriverHeaders = list[tuple[str, str | bytes | None]]
@@ -103,12 +107,12 @@ def document_record(
 
 
 def checkpoint_record(
-    number: int, cleared: int, checkpoint: Checkpoint | None
+    number: int, cleared: int, origin: bytes, checkpoint: Checkpoint | None
 ) -> tuple[bytes, DriverHeaders]:
     """Value and headers of a checkpoint's record."""
     if checkpoint is None:
-        return b"", [(CHECKPOINT, b"%d/%d/" % (number, cleared))]
-    written = b"%d/%d/%d" % (number, cleared, checkpoint.position)
+        return b"", [(CHECKPOINT, b"%d/%d//%b" % (number, cleared, origin))]
+    written = b"%d/%d/%d/%b" % (number, cleared, checkpoint.position, origin)
     return checkpoint.data, [(CHECKPOINT, written)]
 
 
@@ -118,20 +122,21 @@ class FoundCheckpoint(NamedTuple):
     number: int
     cleared: int
     position: int | None
+    origin: bytes
 
 
 def parse_checkpoint(value: bytes | None, headers: Headers) -> FoundCheckpoint | None:
     """What a record of the checkpoint's key says; None where it says nothing that can be."""
     if value is None or len(headers) != 1 or headers[0][0] != CHECKPOINT:
         return None
-    parts = (headers[0][1] or b"").split(b"/", 3)
-    if len(parts) != 3:
+    parts = (headers[0][1] or b"").split(b"/", 4)
+    if len(parts) != 4 or not 0 < len(parts[3]) <= _MAX_ORIGIN:
         return None
     number, cleared = parse_int(parts[0]), parse_int(parts[1])
     position = parse_int(parts[2], _MAX_POSITION) if parts[2] else None
     if not number or cleared is None or cleared > number or (parts[2] and position is None):
         return None
-    return FoundCheckpoint(number, cleared, position)
+    return FoundCheckpoint(number, cleared, position, parts[3])
 
 
 class FoundDocument(NamedTuple):

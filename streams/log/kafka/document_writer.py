@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 from typing_extensions import override
@@ -53,6 +54,9 @@ WRITE_TIMEOUT = 20.0
 """Seconds that a write may take: longer than the broker lets a transaction be open."""
 
 ABORT_TIMEOUT = 5.0
+
+_FLUSH_SLICE = 0.1
+"""Seconds after which it is seen whether a record has failed."""
 
 _FULL_PAUSE = 0.01
 """Seconds that the driver gets to make room in its queue."""
@@ -143,11 +147,14 @@ class KafkaDocumentWriter(DocumentWriter):
         self._closing = threading.Lock()
         self._topic = documents_topic(index.collection)
         self._operation = f"writing the documents {index.collection!r}, partition {partition}"
+        self._has_failed = False
+        """A record was not written, so its transaction is to be aborted."""
         self._offset = -1
         """Of the last checkpoint that this writer has written."""
         _, end = tools.readers.bounds(self._topic, partition)
         state = index.wait_until(partition, end).state
         self._number, self._cleared = state.number, state.cleared
+        self._origin = state.origin or uuid4().hex[:12].encode()
         self._checkpoint = state.checkpoint
         index.add_writer()
 
@@ -180,12 +187,13 @@ class KafkaDocumentWriter(DocumentWriter):
             with self._aborting(producer):
                 producer.begin_transaction()
                 self._produce(producer, number, changes, deadline)
-                value, headers = checkpoint_record(number, cleared, checkpoint)
+                value, headers = checkpoint_record(number, cleared, self._origin, checkpoint)
                 self._send(
                     producer, CHECKPOINT_KEY, value, headers, self._checkpoint_written, deadline
                 )
-                if producer.flush(max(0.0, deadline - time.monotonic())):
-                    raise Unavailable(f"Kafka, {self._operation}: the brokers did not take it")
+                # What stands behind a record that has failed would wait until it times out.
+                while producer.flush(_FLUSH_SLICE) and not self._has_failed:
+                    self._check_time(deadline)
             self._commit(producer, deadline)
         except BaseException:
             self.close()
@@ -218,7 +226,7 @@ class KafkaDocumentWriter(DocumentWriter):
     ) -> None:
         for key, document in changes:
             value, headers = document_record(number, document)
-            self._send(producer, record_key(key), value, headers, None, deadline)
+            self._send(producer, record_key(key), value, headers, self._written, deadline)
 
     def _send(
         self,
@@ -226,7 +234,7 @@ class KafkaDocumentWriter(DocumentWriter):
         key: bytes,
         value: bytes | None,
         headers: DriverHeaders,
-        on_delivery: Callable[[KafkaError | None, Any], None] | None,
+        on_delivery: Callable[[KafkaError | None, Any], None],
         deadline: float,
     ) -> None:
         while True:
@@ -235,17 +243,24 @@ class KafkaDocumentWriter(DocumentWriter):
                     self._topic, value, key, self._partition, on_delivery, None, 0, headers
                 )
             except BufferError:
-                if time.monotonic() > deadline:
-                    message = f"Kafka, {self._operation}: the brokers did not take it"
-                    raise Unavailable(message) from None
+                self._check_time(deadline)
                 producer.poll(_FULL_PAUSE)
             else:
                 return
 
+    def _check_time(self, deadline: float) -> None:
+        if time.monotonic() > deadline:
+            raise Unavailable(f"Kafka, {self._operation}: the brokers did not take it")
+
+    def _written(self, error: KafkaError | None, _: Any) -> None:
+        if error is not None:
+            self._has_failed = True
+
     def _checkpoint_written(self, error: KafkaError | None, message: Any) -> None:
-        # Of the other records no report is asked for: where one is not written, no commit is.
         if error is None:
             self._offset = message.offset()
+        else:
+            self._has_failed = True
 
     @contextmanager
     def _aborting(self, producer: Producer) -> Iterator[None]:

@@ -118,7 +118,7 @@ class KafkaDocuments(DocumentStore):
         self._check_open()
         topic = documents_topic(collection)
         try:
-            count = len(self._readers.metadata.read(topic, remember=True).partitions)
+            count = len(self._readers.metadata.read(topic).partitions)
         except NotFound:
             raise collection_not_found(collection) from None
         # Where this user may not ask, the name has to do.
@@ -272,6 +272,8 @@ class KafkaDocuments(DocumentStore):
             if found is not None and found.error is None:
                 return found
             if found is not None:
+                if isinstance(found.error, NotFound):
+                    self._readers.metadata.forget(found.topic)  # what was known of it is wrong
                 self._drop(found)
             index = self._open(collection)
             with self._lock:
@@ -285,9 +287,15 @@ class KafkaDocuments(DocumentStore):
         count = self.find(collection).partitions
         topic = documents_topic(collection)
         folder = self._requests.settings.event_index
-        identity = self._topics.topic_id(topic) if folder else ""
+        identity = self._topics.topic_id(topic)
         file = open_document_file(folder, IndexOf(topic, identity, count))
-        return DocumentIndex(collection, topic, count, self._readers, file, self._drop)
+
+        def was_replaced() -> bool | None:
+            return self._topics.topic_id(topic) != identity if identity else None
+
+        return DocumentIndex(
+            collection, topic, count, self._readers, file, was_replaced, self._drop
+        )
 
     def _drop(self, index: DocumentIndex) -> None:
         """Use an index no more."""
