@@ -8,7 +8,8 @@ line; then it goes on, and says how that ended.
 from __future__ import annotations
 
 import sys
-from typing import Any
+
+from confluent_kafka import Producer
 
 from streams.errors import LogError
 from streams.log.documents import Checkpoint, DocumentChange, StoredDocument
@@ -25,10 +26,10 @@ def say(what: str) -> None:
 def main(url: str, collection: str) -> None:
     commit = KafkaDocumentWriter._commit
 
-    def commit_when_told(self: KafkaDocumentWriter, *arguments: Any) -> None:
+    def commit_when_told(self: KafkaDocumentWriter, producer: Producer, deadline: float) -> None:
         say("open")
         sys.stdin.readline()
-        commit(self, *arguments)
+        commit(self, producer, deadline)
 
     log = open_log(url)
     assert isinstance(log, KafkaLog)

@@ -16,6 +16,7 @@ import pytest
 
 from streams.log.documents import Checkpoint, CollectionTotals, DocumentChange, StoredDocument
 from streams.log.kafka import document_partition
+from streams.log.kafka.document_records import DELETE_RETENTION
 from streams.log.kafka.documents import KafkaDocuments
 from streams.log.kafka.log import KafkaLog
 from streams.log.url import open_log
@@ -246,7 +247,7 @@ def test_a_file_that_was_not_used_for_long_is_thrown_away(
     del folded[:]
     now = time.time
     with monkeypatch.context() as later:
-        later.setattr(time, "time", lambda: now() + document_partition.DELETE_RETENTION)
+        later.setattr(time, "time", lambda: now() + DELETE_RETENTION)
         check(reopen(), name)
         reopen()
     assert len(folded) >= 32

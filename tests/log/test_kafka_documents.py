@@ -320,8 +320,8 @@ def test_what_is_none_of_ours_is_left_out_and_reported_once(
     assert len([each for each in caplog.messages if "left out" in each]) == 2, "once a handle"
     # Nothing is blinded: what is written from now on counts, everywhere.
     writer.write([change(b"a", b"3")], Checkpoint(2))
+    until(lambda: store.checkpoint(name, 0) == Checkpoint(2), PATIENCE, "the next write")
     for each in (store, reopen()):
-        until(lambda at=each: at.checkpoint(name, 0) == Checkpoint(2), PATIENCE, "the next write")
         assert each.read(name, 0, [b"a"]) == ([StoredDocument(b"3")], Checkpoint(2))
         assert [found.key for found in each.stopped(name, 0, None, 9)] == [b"b"]
 
@@ -469,7 +469,7 @@ def test_a_collection_that_another_process_deletes_is_gone(
     writer.write([change(b"a", b"1")], Checkpoint(1))
     other = reopen()
     other.delete(name)
-    with pytest.raises(LogError):
+    with pytest.raises(Fenced):
         writer.write([change(b"a", b"2")], Checkpoint(2))
 
     def is_gone() -> bool:

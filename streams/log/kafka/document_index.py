@@ -19,8 +19,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from streams.errors import LogError, Unavailable
-from streams.log.documents import Checkpoint, FoundDocuments
+from streams.errors import LogError, NotFound, Unavailable
+from streams.log.documents import Checkpoint, FoundDocuments, collection_not_found
 from streams.log.kafka.batch import KafkaBatch
 from streams.log.kafka.cache_file import IndexFileDamaged
 from streams.log.kafka.client import REQUEST_TIMEOUT
@@ -124,14 +124,14 @@ class DocumentIndex:
         deadline = self._used_at + REQUEST_TIMEOUT
         with self._lock:
             while not found.is_shown():
-                self._check()
+                self.check()
                 if time.monotonic() >= deadline:
                     raise Unavailable(
                         f"documents {self.collection!r}, partition {partition}: they are being "
                         f"read, {found.next_offset:,} of {found.wanted_offset():,} records"
                     )
                 self._changed.wait(min(1.0, max(0.0, deadline - time.monotonic())))
-            self._check()
+            self.check()
             self._used_at = time.monotonic()
             return use(found)
 
@@ -144,7 +144,7 @@ class DocumentIndex:
         with self._lock:
             self._progress_at = time.monotonic()
             while not found.is_shown(offset):
-                self._check()
+                self.check()
                 if time.monotonic() >= self._progress_at + WAIT_TIMEOUT:
                     raise Unavailable(
                         f"documents {self.collection!r}, partition {partition}: nothing came for "
@@ -152,7 +152,7 @@ class DocumentIndex:
                         "brokers do not answer, or somebody else has a transaction open there"
                     )
                 self._changed.wait(1.0)
-            self._check()
+            self.check()
         return found
 
     def show_until(self, partition: int, offset: int) -> None:
@@ -167,18 +167,23 @@ class DocumentIndex:
         :raises LogError: nothing is followed any more.
         """
         with self._lock:
-            self._check()
+            self.check()
             found = self._partitions[partition]
             return found.is_shown(offset) and found.state.number != number
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """See that it is followed.
+
+        :raises NotFound: the collection is deleted.
+        :raises LogError: it has failed, or is closed.
+        """
         if self.error is not None:
             raise type(self.error)(str(self.error)) from self.error
 
     def add_writer(self) -> None:
         """Somebody writes, so it is in use until :meth:`remove_writer`."""
         with self._lock:
-            self._check()
+            self.check()
             self._writers += 1
 
     def remove_writer(self) -> None:
@@ -193,14 +198,14 @@ class DocumentIndex:
             return found
         with self._opening:
             with self._lock:
-                self._check()
+                self.check()
                 found = self._partitions.get(partition)
                 if found is not None:
                     return found
             asked_at = time.time()
             first, end = self._readers.watermarks(self.topic, partition)
             with self._lock:
-                self._check()
+                self.check()
                 found = DocumentPartition(
                     self.topic, partition, self._file, asked_at, first, end, self._was_replaced
                 )
@@ -217,7 +222,7 @@ class DocumentIndex:
         found.fold(batch, time.time())
         self._exists_until = time.monotonic() + EXISTS_INTERVAL
         with self._lock:
-            self._check()
+            self.check()
             found.flush()
             self._moved()
 
@@ -226,7 +231,7 @@ class DocumentIndex:
         found = self._partitions.get(partition)
         if found is not None:
             with self._lock:
-                self._check()
+                self.check()
                 found.reach(offset)
                 found.flush()
                 self._moved()
@@ -296,7 +301,7 @@ class DocumentIndex:
         """Nothing will follow any more."""
         with self._lock:
             if self.error is None:
-                if not isinstance(error, IndexClosed):
+                if not isinstance(error, (IndexClosed, NotFound)):
                     logger.warning("documents %r: %s", self.collection, error)
                 self.error = error
             self._changed.notify_all()
@@ -306,7 +311,7 @@ class DocumentIndex:
         self.fail(IndexClosed(f"Kafka: the documents {self.collection!r} are followed no more"))
         self._follower.close()
         with self._lock:
-            if isinstance(self.error, (IndexFileDamaged, HistoryGone)):
+            if isinstance(self.error, (IndexFileDamaged, HistoryGone, NotFound)):
                 self._file.discard()
                 return
             try:
@@ -320,5 +325,5 @@ class DocumentIndex:
 
     def discard(self) -> None:
         """Follow it no more: it is deleted."""
-        self.fail(HistoryGone(f"the documents {self.collection!r} were deleted"))
+        self.fail(collection_not_found(self.collection))
         self.close()

@@ -23,7 +23,7 @@ from uuid import uuid4
 from confluent_kafka import KafkaError, KafkaException, Producer
 from typing_extensions import override
 
-from streams.errors import Fenced, LogError, OutcomeUnknown, TooLarge, Unavailable
+from streams.errors import Fenced, LogError, NotFound, OutcomeUnknown, TooLarge, Unavailable
 from streams.log.documents import (
     Checkpoint,
     DocumentChange,
@@ -194,6 +194,7 @@ class KafkaDocumentWriter(DocumentWriter):
                 # What stands behind a record that has failed would wait until it times out.
                 while producer.flush(_FLUSH_SLICE) and not self._has_failed:
                     self._check_time(deadline)
+                    self._check_index()
             self._commit(producer, deadline)
         except BaseException:
             self.close()
@@ -204,6 +205,7 @@ class KafkaDocumentWriter(DocumentWriter):
     def _usable_producer(self) -> Producer:
         index, partition = self._index, self._partition
         try:
+            self._check_index()
             overtaken = index.has_passed(partition, self._offset + 1, self._number)
         except LogError:
             self.close()
@@ -218,6 +220,21 @@ class KafkaDocumentWriter(DocumentWriter):
             self.close()
             raise fenced(index.collection, partition)
         return producer
+
+    def _check_index(self) -> None:
+        """See that the collection is still there, and known here.
+
+        :raises Fenced: it was deleted.
+        """
+        try:
+            self._index.check()
+        except NotFound as error:
+            raise self._deleted_error() from error
+
+    def _deleted_error(self) -> Fenced:
+        return Fenced(
+            f"documents {self._index.collection!r}, partition {self._partition}: they were deleted"
+        )
 
     # -- one transaction
 
@@ -297,7 +314,7 @@ class KafkaDocumentWriter(DocumentWriter):
         if code in _FENCED:
             return fenced(collection, partition)
         if code in _GONE:
-            return Fenced(f"documents {collection!r}, partition {partition}: they were deleted")
+            return self._deleted_error()
         translated = self._tools.requests.settings.translate(raised, self._operation)
         if isinstance(translated, TooLarge):
             return TooLarge(f"{translated}; the topic's max.message.bytes limits a document")
