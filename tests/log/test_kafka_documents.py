@@ -319,11 +319,12 @@ def test_what_is_none_of_ours_is_left_out_and_reported_once(
             assert writer.checkpoint == Checkpoint(1, b"one")
     assert len([each for each in caplog.messages if "left out" in each]) == 2, "once a handle"
     # Nothing is blinded: what is written from now on counts, everywhere.
-    writer.write([change(b"a", b"3")], Checkpoint(2))
+    writer.write([change(b"c", b"3")], Checkpoint(2))
     until(lambda: store.checkpoint(name, 0) == Checkpoint(2), PATIENCE, "the next write")
     for each in (store, reopen()):
-        assert each.read(name, 0, [b"a"]) == ([StoredDocument(b"3")], Checkpoint(2))
-        assert [found.key for found in each.stopped(name, 0, None, 9)] == [b"b"]
+        found = each.read(name, 0, [b"a", b"b", b"c"])
+        assert found == ([*expected[0], StoredDocument(b"3")], Checkpoint(2))
+        assert [stopped.key for stopped in each.stopped(name, 0, None, 9)] == [b"b"]
 
 
 def test_every_key_is_possible(store: KafkaDocuments, name: str, reopen: Open) -> None:
@@ -396,6 +397,7 @@ def test_an_index_that_is_made_after_compaction_is_right(
     # Of a write that no checkpoint followed.
     put(producer, copied, b"back", b"x", [(DOCUMENT, b"77")])
     monkeypatch.setattr("streams.log.kafka.document_partition.FLUSH_COUNT", held)
+    monkeypatch.setattr("streams.log.kafka.topic_follower.FETCH_LIMIT", min(held, 500))
     other = reopen()
     assert list(other.scan(copied, 0, b"", None, 100)) == expected
     assert other.checkpoint(copied, 0) == Checkpoint(39)
@@ -404,6 +406,10 @@ def test_an_index_that_is_made_after_compaction_is_right(
     writer.write([change(b"new", b"x")], Checkpoint(40))
     assert value_of(other, copied, b"new") == b"x"
     assert value_of(other, copied, b"back") is None
+    gone = [each.key for each in expected[:8]]
+    writer.write([change(key, None) for key in gone], Checkpoint(41))
+    left = [each.key for each in expected[8:]] + [b"new"]
+    assert [each.key for each in other.scan(copied, 0, b"", None, 100)] == sorted(left)
 
 
 def test_what_was_cleared_does_not_come_back_where_nothing_may_be_deleted(
@@ -484,6 +490,23 @@ def test_a_collection_that_another_process_deletes_is_gone(
     with pytest.raises(LogError):
         writer.write([change(b"a", b"3")], Checkpoint(3))
     assert store.read(name, 0, [b"a"]) == ([None], None)
+
+
+def test_a_writer_of_a_deleted_collection_does_not_write_to_the_next_one(
+    store: KafkaDocuments, name: str, reopen: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = store.claim(name, 0)
+    writer.write([change(b"a", b"1")], Checkpoint(1))
+    producer = writer._producer
+    # It has not heard of that yet.
+    monkeypatch.setattr(writer, "_usable_producer", lambda: producer)
+    monkeypatch.setattr(writer, "_check_index", lambda: None)
+    other = reopen()
+    other.delete(name)
+    other.create(name, 1)
+    with pytest.raises(Fenced):
+        writer.write([change(b"a", b"2")], Checkpoint(2))
+    assert reopen().read(name, 0, [b"a"]) == ([None], None)
 
 
 def test_a_collection_that_is_made_anew_while_it_is_read_is_not_mixed_with_the_former(
