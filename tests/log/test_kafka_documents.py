@@ -24,7 +24,15 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
-from streams.errors import Fenced, LogError, NotFound, TooLarge, TopicMismatch, Unavailable
+from streams.errors import (
+    Fenced,
+    LogError,
+    NotFound,
+    OutcomeUnknown,
+    TooLarge,
+    TopicMismatch,
+    Unavailable,
+)
 from streams.log.documents import (
     Checkpoint,
     CollectionInfo,
@@ -204,6 +212,30 @@ def test_fenced_means_that_nothing_was_written(
         with pytest.raises(Fenced):
             writer.write([change(b"a", b"1")], Checkpoint(1))
         assert store.checkpoint(name, 0) is None
+
+
+class Unanswered(FencedAtTheEnd):
+    """A producer whose commit is never answered."""
+
+    def commit_transaction(self, timeout: float) -> None:
+        if self._committed:
+            self._producer.commit_transaction(timeout)
+            self._committed = False
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "no answer", False, True))
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_whoever_claims_again_knows_what_became_of_a_write_without_an_answer(
+    store: KafkaDocuments, name: str, monkeypatch: pytest.MonkeyPatch, *, committed: bool
+) -> None:
+    monkeypatch.setattr("streams.log.kafka.document_writer.WRITE_TIMEOUT", 0.5)
+    writer: Any = store.claim(name, 0)
+    writer._producer = Unanswered(writer._producer, committed=committed)
+    with pytest.raises(OutcomeUnknown, match="claim the partition again"):
+        writer.write([change(b"a", b"1")], Checkpoint(1))
+    with pytest.raises(LogError, match="claim the partition again"):
+        writer.write([change(b"a", b"2")], Checkpoint(2))
+    assert store.claim(name, 0).checkpoint == (Checkpoint(1) if committed else None)
 
 
 def test_a_document_that_is_too_large_is_refused_and_nothing_is_written(

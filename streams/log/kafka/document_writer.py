@@ -58,6 +58,9 @@ ABORT_TIMEOUT = 5.0
 _FLUSH_SLICE = 0.1
 """Seconds after which it is seen whether a record has failed."""
 
+_RETRY_PAUSE = 0.05
+"""Seconds until a commit that was not answered is tried again."""
+
 _FULL_PAUSE = 0.01
 """Seconds that the driver gets to make room in its queue."""
 
@@ -332,6 +335,7 @@ class KafkaDocumentWriter(DocumentWriter):
                     self._abort(producer)
                     raise self._translate(raised) from raised
                 if error is not None and error.retriable() and time.monotonic() < deadline:
+                    time.sleep(_RETRY_PAUSE)
                     continue
                 translated = self._translate(raised)
                 if isinstance(translated, Fenced) and not self._was_committed():
