@@ -81,7 +81,7 @@ _GONE = frozenset(
     }
 )
 
-# A fatal error is raised by poll and flush as a KafkaError, which is no Exception to type checkers.
+# The driver (2.16) raises a fatal error from flush as a KafkaError, which is no Exception.
 RAISED: Any = (KafkaException, KafkaError)
 
 Connect = Callable[[dict[str, Any]], Producer]
