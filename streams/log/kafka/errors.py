@@ -72,7 +72,8 @@ _ERROR_NAMES: Mapping[ErrorClass, str] = {
         GROUP_AUTHORIZATION_FAILED GROUP_MAX_SIZE_REACHED ILLEGAL_SASL_STATE
         INCONSISTENT_GROUP_PROTOCOL INVALID_GROUP_ID INVALID_MSG INVALID_REGISTRATION
         INVALID_SESSION_TIMEOUT SASL_AUTHENTICATION_FAILED SECURITY_DISABLED
-        TOPIC_AUTHORIZATION_FAILED UNRELEASED_INSTANCE_ID UNSUPPORTED_ASSIGNOR
+        TOPIC_AUTHORIZATION_FAILED TRANSACTIONAL_ID_AUTHORIZATION_FAILED UNRELEASED_INSTANCE_ID
+        UNSUPPORTED_ASSIGNOR
         UNSUPPORTED_COMPRESSION_TYPE UNSUPPORTED_SASL_MECHANISM UNSUPPORTED_VERSION""",
 }
 
@@ -123,6 +124,9 @@ _HINTS: Mapping[int, str] = {
     KafkaError.GROUP_AUTHORIZATION_FAILED: "this user needs an ACL for the group",
     KafkaError.CLUSTER_AUTHORIZATION_FAILED: (
         "this user needs an ACL (IDEMPOTENT_WRITE for a broker before 2.8)"
+    ),
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: (
+        "this user needs an ACL for transactional IDs that begin with the topic's name"
     ),
     KafkaError.UNRELEASED_INSTANCE_ID: "another member with this group.instance.id is in the group",
     KafkaError.FENCED_INSTANCE_ID: (
@@ -293,15 +297,20 @@ class _LoggedLine(NamedTuple):
 
 
 class DriverLogger:
-    """What a client of the driver takes for its ``logger``."""
+    """What a client of the driver takes for its ``logger``.
+
+    :param highest: the level of all that the driver finds worse.
+    """
 
     def __init__(
         self,
         logger: logging.Logger,
         clock: Callable[[], float] = time.monotonic,
         scrub: Callable[[str], str] = str,
+        highest: int = logging.CRITICAL,
     ) -> None:
         self._logger = logger
+        self._highest = highest
         self._scrub = scrub
         self._clock = clock
         self._lock = threading.Lock()
@@ -309,7 +318,7 @@ class DriverLogger:
 
     def log(self, level: int, text: str, facility: str, client: str, line: str) -> None:
         """Log a line of the driver; ``text`` is a format for the three arguments after it."""
-        line = self._scrub(_THREAD_PREFIX.sub("", line))
+        level, line = min(level, self._highest), self._scrub(_THREAD_PREFIX.sub("", line))
         if facility in _TRANSIENT_FACILITIES and level >= logging.INFO:
             # At level INFO the driver reports a connection that was closed while idle.
             level = logging.INFO if level > logging.INFO else logging.DEBUG

@@ -21,10 +21,10 @@ from streams.log.events import (
     Refused,
     judge,
 )
+from streams.log.kafka.cache_file import IndexFileDamaged
 from streams.log.kafka.event_index import TopicIndex
 from streams.log.kafka.event_indexes import EventIndexes
 from streams.log.kafka.event_topics import EventTopics
-from streams.log.kafka.index_file import IndexFileDamaged
 from streams.log.kafka.producer import Writer
 from streams.log.names import partition_for
 from streams.message import ID, Headers, Position, Record

@@ -14,9 +14,10 @@ from uuid import uuid4
 
 from streams.errors import LogError
 from streams.log.event_headers import VOID
+from streams.log.kafka.cache_file import IndexFileDamaged
 from streams.log.kafka.event_index import TopicIndex
 from streams.log.kafka.event_topics import EventTopics
-from streams.log.kafka.index_file import IndexFile, IndexFileDamaged, open_index_file
+from streams.log.kafka.index_file import IndexFile, open_index_file
 from streams.log.kafka.producer import Writer
 from streams.log.kafka.reader import KafkaReader, ReaderPool
 from streams.log.kafka.topic_follower import HistoryGone

@@ -33,13 +33,13 @@ from streams.log.events import (
     StoredSnapshot,
     has_base,
 )
+from streams.log.kafka.cache_file import IndexFileDamaged
 from streams.log.kafka.client import RequestRetry
 from streams.log.kafka.event_appends import Appends
 from streams.log.kafka.event_index import TopicIndex
 from streams.log.kafka.event_indexes import EventIndexes, FoundRecord
 from streams.log.kafka.event_snapshots import EventSnapshots, WantedSnapshot
 from streams.log.kafka.event_topics import EventTopics
-from streams.log.kafka.index_file import IndexFileDamaged
 from streams.log.kafka.partition_index import PartitionIndex
 from streams.log.kafka.producer import Writer
 from streams.log.kafka.reader import ReaderPool

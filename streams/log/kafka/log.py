@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from streams.log.history_log import HistoryLog
 from streams.log.kafka import durability, forced_resets
 from streams.log.kafka.client import RequestRetry, SharedClient
 from streams.log.kafka.consumer import KafkaClients, MemberOptions
+from streams.log.kafka.documents import KafkaDocuments
 from streams.log.kafka.errors import DriverLogger
 from streams.log.kafka.event_readers import EventReaders, KnownTopics, PolledEvents
 from streams.log.kafka.events import Events
@@ -60,6 +62,7 @@ CAPABILITIES = Capabilities(
     "kafka",
     creates_topics=False,
     events=True,
+    documents=True,
     retention=frozenset({"seconds", "bytes", "compacted"}),
     # Each is a record that all replicas of the coordinator's partition write.
     commit_interval=0.1,
@@ -116,6 +119,10 @@ class KafkaLog(DenseOffsets, HistoryLog):
         self._events = Events(self._topics, make_event_writer, readers, requests)
         self._event_readers = EventReaders(self._events)
         self._known_topics = KnownTopics(self._events.kinds, self._topics, readers)
+        # To the driver it is fatal that a writer is fenced. Here it raises an error as any other.
+        quiet = DriverLogger(logger, scrub=settings.scrub, highest=logging.DEBUG)
+        connect_writer = partial(self._connect, Producer, logger=quiet)
+        self.documents = KafkaDocuments(self._topics, connect_writer, readers, requests)
 
     def __repr__(self) -> str:
         return f"<Kafka log at {self._settings.hosts}>"
@@ -366,6 +373,7 @@ class KafkaLog(DenseOffsets, HistoryLog):
             if self._closed:
                 return
             self._closed = True
+        self.documents.close()
         self._events.close()
         self._writer.close()
         for subscription in list(self._subscriptions):

@@ -8,7 +8,8 @@ mapping given in code (which wins), except what
 * would break one of the toolkit's promises (:data:`FIXED`, :data:`MANAGED`).
 
 Two settings are the toolkit's own: ``replication.factor`` of the topics that it creates, and
-``event_index``, a folder in which the indexes of event topics are kept from one start to the next.
+``event_index``, a folder in which the indexes of event topics and of documents are kept from one
+start to the next.
 
 Each of those above is a :class:`~streams.errors.ConfigError` that says why. librdkafka knows many
 settings under two names; they are brought to one before anything is checked, so that no check is
@@ -28,8 +29,8 @@ from confluent_kafka import KafkaError, KafkaException
 
 from streams.config import Flow
 from streams.errors import ConfigError, StreamsError
+from streams.log.kafka.cache_file import check_folder
 from streams.log.kafka.errors import translate
-from streams.log.kafka.index_file import check_folder
 from streams.log.protocol import OpenRequest
 from streams.log.secrets import Secrets
 from streams.log.url import parse
@@ -184,8 +185,8 @@ class Settings:
     :param secrets: what no text may show.
     :param possible_secret_names: names in the URL that may be part of a secret before them.
     :param member_name: the name that the app's members will have, if they will be static.
-    :param event_index: the folder in which indexes of event topics are kept from one start to the
-        next (``?event_index=DIR``); empty: in memory only.
+    :param event_index: the folder in which indexes of event topics and of documents are kept from
+        one start to the next (``?event_index=DIR``); empty: nowhere.
     """
 
     hosts: str
@@ -300,6 +301,18 @@ class Settings:
         config.update(self._common_config(CONSUMER_ONLY | {"stats_cb", "logger"}))
         return config
 
+    def transaction_config(self, transactional_id: str) -> Config:
+        """For a producer of transactions, which is polled only while it writes."""
+        config = {**self.producer_config(), "log_level": 2, "transactional.id": transactional_id}
+        for name in ("debug", "error_cb", "statistics.interval.ms", "throttle_cb"):
+            config.pop(name, None)
+        # A topic that was deleted stays so, whatever is written to it.
+        config["allow.auto.create.topics"] = False
+        # What a writer that is frozen has left open is aborted after that.
+        timeout = int(config.setdefault("transaction.timeout.ms", TRANSACTION_MS))
+        config["message.timeout.ms"] = min(int(config["message.timeout.ms"]), timeout)
+        return config
+
     def _consumer_config(self, prefetch: int, excluded: frozenset[str]) -> Config:
         config: Config = {
             "enable.auto.commit": False,
@@ -357,6 +370,7 @@ class Settings:
 
 
 LINGER_MS = 1
+TRANSACTION_MS = 15_000
 FETCH_BACKOFF_MS = 5
 MAX_MESSAGE_BYTES = 32 * MEGABYTE
 QUEUE_KBYTES = 64 * 1024

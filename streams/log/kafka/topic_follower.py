@@ -1,7 +1,8 @@
 """Following some partitions of a topic from given offsets on, for as long as the log is open.
 
-One consumer and one thread serve all partitions that are wanted. The consumer reads uncommitted
-records: see :mod:`streams.log.kafka.arbitration` for why transactions mean nothing here.
+One consumer and one thread serve all partitions that are wanted. Of event topics the consumer reads
+uncommitted records: see :mod:`streams.log.kafka.arbitration` for why transactions mean nothing
+there.
 
 Brokers that go away are waited for. As a consumer of the driver can come out of that without ever
 reading again (see ``client.py``), it is replaced where nothing comes although the log has more.
@@ -72,10 +73,16 @@ class Follower(Protocol):
 
 
 class TopicFollower:
-    """Follows partitions of one topic."""
+    """Follows partitions of one topic.
 
-    def __init__(self, topic: str, readers: ReaderPool, follower: Follower) -> None:
+    :param uncommitted: it reads on past open transactions, and what they wrote.
+    """
+
+    def __init__(
+        self, topic: str, readers: ReaderPool, follower: Follower, *, uncommitted: bool = True
+    ) -> None:
         self._topic = topic
+        self._uncommitted = uncommitted
         self._readers = readers
         self._follower = follower
         self._lock = threading.Lock()
@@ -108,7 +115,7 @@ class TopicFollower:
         consumer: Consumer | None = None
         tick_at = 0.0
         try:
-            consumer = self._readers.new_consumer(uncommitted=True)
+            consumer = self._readers.new_consumer(uncommitted=self._uncommitted)
             while not self._closed:
                 self._assign_wanted(consumer)
                 if not self._fold_next(consumer) and self._is_stalled():
@@ -182,6 +189,11 @@ class TopicFollower:
                 f"{self._topic}/{partition} was read up to offset {wanted} and ends at {end} now: "
                 "it was made anew, or has lost what was acknowledged (unclean leader election?)"
             )
+        if not self._uncommitted:
+            return HistoryGone(
+                f"{self._topic}/{partition} begins at offset {first}, and {wanted} was to be read: "
+                "what was there was deleted"
+            )
         return HistoryGone(
             f"{self._topic}/{partition} begins at offset {first}, and {wanted} was to be read: its "
             "first records were deleted, so no history is whole (an event topic keeps its messages "
@@ -194,20 +206,21 @@ class TopicFollower:
         if now < self._progress_at + STALL_TIMEOUT:
             return False
         self._progress_at = now
+        bounds = self._readers.bounds if self._uncommitted else self._readers.watermarks
         try:
-            return any(
-                self._readers.end(self._topic, partition) > offset
-                for partition, offset in self._follower.next_offsets().items()
-            )
+            for partition, offset in self._follower.next_offsets().items():
+                if bounds(self._topic, partition)[1] > offset:
+                    return True
+                self._follower.reach(partition, offset)
         except LogError as error:
             logger.debug("%s", error)
-            return False
+        return False
 
     def _replace(self, consumer: Consumer) -> Consumer:
         logger.warning(
             "following %s: nothing came, though there is more: beginning anew", self._topic
         )
-        fresh = self._readers.new_consumer(uncommitted=True)
+        fresh = self._readers.new_consumer(uncommitted=self._uncommitted)
         close_in_background(consumer)
         with self._lock:
             self._wanted.clear()

@@ -245,15 +245,19 @@ class Topics:
             return ""
         return str(found.topic_id or "")
 
-    def list_topics(self) -> list[TopicInfo]:
-        """All topics but Kafka's own, by name."""
+    def list_topics(self, suffix: str = "") -> list[TopicInfo]:
+        """All topics but Kafka's own, by name.
+
+        :param suffix: only those whose names end so.
+        """
         requests = self._requests
         cluster = requests.run(
             "listing topics",
             requests.admin,
             lambda admin: admin.list_topics(timeout=REQUEST_TIMEOUT),
         )
-        names = sorted(set(cluster.topics) - INTERNAL_TOPICS)
+        ours = set(cluster.topics) - INTERNAL_TOPICS
+        names = sorted(each for each in ours if each.endswith(suffix))
         retentions = self._read_retentions(names)
         return [_info(name, len(cluster.topics[name].partitions), retentions) for name in names]
 
