@@ -84,6 +84,7 @@ async def test_an_empty_topic_is_caught_up_at_once(stage: Stage) -> None:
         async def first() -> Any:
             async for message in follower:
                 return message.value
+            return None
 
         task = asyncio.create_task(first())
         await follower.wait_caught_up()

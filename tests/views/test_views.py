@@ -169,7 +169,7 @@ async def test_the_function_may_take_the_message(stage: Stage) -> None:
 
     app = stage.app()
     orders = app.topic(stage.topic_name, Order, key="customer", partitions=2)
-    others = app.topic(f"{stage.topic_name}-b", Order, key="customer")
+    others = app.topic(f"{stage.topic_name}-b", Order, key="customer", partitions=1)
 
     def fold(noted: Noted | None, order: Order, message: Message[Order]) -> Noted:
         before = noted or Noted("", (), (), ())
