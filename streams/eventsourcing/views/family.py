@@ -352,6 +352,13 @@ class ViewFamily:
             known = await self.registry.load(self.name)
         return True
 
+    def unfinished(self, number: int) -> str:
+        """What keeps a version from serving that is to serve, in words (any thread)."""
+        is_awaited = self.promotes[number] and number == max(self.versions)
+        if is_awaited and self.newest_serving() != number and self._app.runtime.runs_processors:
+            return f"view {self.name}: version {number} is being built"
+        return ""
+
     def health(self, number: int) -> ViewHealth:
         """How one version is (any thread)."""
         counts = self.versions[number].all_counts()
