@@ -15,7 +15,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 from streams.cancellation import run_in_thread
-from streams.errors import ConfigError, InvalidValue, LogError, NotRunning
+from streams.errors import InvalidValue, NotRunning, StreamsError
 from streams.eventsourcing.views.checkpoints import parse_offset
 from streams.eventsourcing.views.definition import ViewDefinition
 from streams.eventsourcing.views.errors import ViewNotReady
@@ -39,7 +39,7 @@ from streams.eventsourcing.views.tracker import Coverage, Progress, VersionTrack
 from streams.eventsourcing.views.version import ViewVersion, document_store
 from streams.health import ViewHealth
 from streams.log.protocol import TopicPartition
-from streams.text import get_logger
+from streams.text import describe_error, get_logger
 
 logger = get_logger("streams.views")
 
@@ -125,10 +125,11 @@ class ViewFamily:
             try:
                 await self._look()
                 reported = ""
-            except (LogError, ConfigError, NotRunning) as error:
-                if str(error) != reported:
-                    reported = str(error)
-                    logger.warning("view %s: %s", self.name, error)
+            except Exception as error:  # it goes on: what does not hold for ever is waited out
+                if describe_error(error) != reported:
+                    reported = describe_error(error)
+                    unexpected = None if isinstance(error, StreamsError) else error
+                    logger.warning("view %s: %s", self.name, reported, exc_info=unexpected)
             is_settled = not self._coverages and self.known.promoted
             interval = FOLLOW_INTERVAL if is_settled else BUILDING_INTERVAL
             self._changed.clear()
