@@ -330,6 +330,15 @@ class ViewFamily:
         )
         return ViewNotReady(self.name, f"version {number} is being built{done}{other}", share)
 
+    async def promote(self, number: int) -> None:
+        """Let a version serve.
+
+        :raises ViewNotReady: nobody has begun to build it.
+        """
+        self.known = (await self.registry.decide(self.name, promote, number)).state
+        if self.known.version(number) is None:
+            raise await self._not_ready()
+
     async def retry(self, number: int, partition: int, key: bytes, timeout: float) -> bool:  # noqa: ASYNC109
         """Have a document folded on; whether that was done in time.
 

@@ -253,6 +253,14 @@ class View(Generic[D]):
         found = await self._in_thread(self._version.stored, self.app.log, encoded)
         return found.document is None or not found.document.failure
 
+    async def promote(self) -> None:
+        """Let this version serve from now on, everywhere and for good, however far it has come.
+        Nothing happens where it, or a later one, does so already.
+
+        :raises ViewNotReady: no process has begun to build it.
+        """
+        await self._family.promote(self.version)
+
     async def ready(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as above
         """Wait until the view can be read.
 
