@@ -116,13 +116,13 @@ async def test_a_version_that_is_not_promoted_by_itself_serves_once_it_was(stage
 
 
 async def test_what_is_declared_otherwise_than_it_stands_in_the_log_is_refused(
-    stage: Stage,
+    sqlite_url: str,
 ) -> None:
     name = unique()
-    bank = Bank(stage.app(), name)
+    bank = Bank(Streams(sqlite_url), name)
     async with bank.app:
         await bank.balances.ready()
-    other = stage.app()
+    other = Streams(sqlite_url)
     Bank(other, name, fold_total)  # the same shape, whatever the function
     async with other.connected():
         pass
@@ -130,8 +130,8 @@ async def test_what_is_declared_otherwise_than_it_stands_in_the_log_is_refused(
     class Changed(Struct, frozen=True):
         cents: str = ""
 
-    changed = Bank(stage.app(), name).accounts
-    app = stage.app()
+    changed = Bank(Streams(sqlite_url), name).accounts
+    app = Streams(sqlite_url)
     accounts = Aggregate(
         app, name, Opened | Deposited | Withdrawn | Closed, Account, evolve_account, partitions=2
     )
@@ -140,14 +140,14 @@ async def test_what_is_declared_otherwise_than_it_stands_in_the_log_is_refused(
         async with app:
             pass
     assert changed.name == name
-    keyed = stage.app()
+    keyed = Streams(sqlite_url)
     Bank(keyed, name, key=lambda event: "all")
     with pytest.raises(ConfigError, match="was declared without key="):
         async with keyed:
             pass
 
 
-async def test_a_documented_type_has_the_same_shape(stage: Stage) -> None:
+async def test_a_documented_type_has_the_same_shape(sqlite_url: str) -> None:
     """Docstrings, names and defaults' descriptions are no part of a document."""
     name = unique()
 
@@ -160,7 +160,7 @@ async def test_a_documented_type_has_the_same_shape(stage: Stage) -> None:
         return Found
 
     for documented in (False, True):
-        app = stage.app()
+        app = Streams(sqlite_url)
         bank = Bank(app, name)
         bank.accounts.view("found", named(documented))(lambda document, event: document)
         async with app:
