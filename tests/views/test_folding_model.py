@@ -272,14 +272,14 @@ def test_keyed_records_that_are_written_again_count_once(
             else:  # any of its records may have arrived, those in front of a hole, too
                 kept = [each for each in attempt if data.draw(st.booleans())]
                 attempts.append(kept)
-        stale = [each for each in attempts if data.draw(st.booleans())]
-        merged = [record for attempt in attempts for record in attempt]
-        # A replaced writer's records come anywhere behind those that it wrote first.
-        for attempt in stale:
-            at = data.draw(st.integers(0, len(merged)))
-            first = next((i for i, each in enumerate(merged) if each in attempt), len(merged))
-            merged[max(at, first) : max(at, first)] = attempt
-        written = _interleave(written, merged, data)
+        merged = [(number, each) for number, attempt in enumerate(attempts) for each in attempt]
+        # What a replaced writer writes again comes anywhere behind where it wrote it first.
+        for number, attempt in enumerate(attempts):
+            own = [place for place, (found, _) in enumerate(merged) if found == number]
+            if own and data.draw(st.booleans()):
+                at = data.draw(st.integers(own[0], len(merged)))
+                merged[at:at] = [(-1, each) for each in attempt]
+        written = _interleave(written, [each for _, each in merged], data)
     rows = [
         (position, key, json.encode(Number(value)))
         for position, (_, key, value) in enumerate(written)
