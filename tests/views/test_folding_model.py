@@ -275,10 +275,10 @@ def test_keyed_records_that_are_written_again_count_once(
         merged = [(number, each) for number, attempt in enumerate(attempts) for each in attempt]
         # What a replaced writer writes again comes anywhere behind where it wrote it first.
         for number, attempt in enumerate(attempts):
-            own = [place for place, (found, _) in enumerate(merged) if found == number]
+            own = [i for i, (found, _) in enumerate(merged) if found == number]
             if own and data.draw(st.booleans()):
-                at = data.draw(st.integers(own[0], len(merged)))
-                merged[at:at] = [(-1, each) for each in attempt]
+                place = data.draw(st.integers(own[0], len(merged)))
+                merged[place:place] = [(-1, each) for each in attempt]
         written = _interleave(written, [each for _, each in merged], data)
     rows = [
         (position, key, json.encode(Number(value)))
