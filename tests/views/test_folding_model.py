@@ -265,7 +265,7 @@ def test_keyed_records_that_are_written_again_count_once(
                 record = KeyedRecord("numbers", partition, offset, 0, 0, after)
                 attempt.append((record, key, value))
                 after = (offset, 0)
-            is_whole = data.draw(st.booleans())
+            is_whole: bool = data.draw(st.booleans())
             if is_whole:
                 attempts.append(attempt)
                 position += size
@@ -275,10 +275,11 @@ def test_keyed_records_that_are_written_again_count_once(
         merged = [(number, each) for number, attempt in enumerate(attempts) for each in attempt]
         # What a replaced writer writes again comes anywhere behind where it wrote it first.
         for number, attempt in enumerate(attempts):
-            own = [i for i, (found, _) in enumerate(merged) if found == number]
-            if own and data.draw(st.booleans()):
-                place = data.draw(st.integers(own[0], len(merged)))
-                merged[place:place] = [(-1, each) for each in attempt]
+            own = [place for place, (found, _) in enumerate(merged) if found == number]
+            is_replaced: bool = data.draw(st.booleans())
+            if own and is_replaced:
+                start: int = data.draw(st.integers(own[0], len(merged)))
+                merged[start:start] = [(-1, each) for each in attempt]
         written = _interleave(written, [each for _, each in merged], data)
     rows = [
         (position, key, json.encode(Number(value)))
