@@ -284,9 +284,15 @@ class InlineSubscription(Subscription, Generic[H]):
         level = logger.info if isinstance(error, Fenced) else logger.warning
         level("%s: partition %d begins anew: %s", self._name, partition.assignment.partition,
               error)  # fmt: skip
-        assignment = partition.assignment
-        self.lost([assignment])
-        self._given_up.append(assignment)
+        self._begin_anew([partition.assignment])
+
+    def _begin_anew(self, assignments: Sequence[Assignment]) -> None:
+        """Have partitions assigned again, as they then are.
+
+        :raises Unavailable: as :meth:`_reassign`.
+        """
+        self.lost(assignments)
+        self._given_up += assignments
         self._reassign()
 
     def _reassign(self) -> None:
