@@ -33,7 +33,7 @@ from streams.eventsourcing.views.registry import (
 from streams.eventsourcing.views.retry_requests import RetryRequest, RetryRequests
 from streams.eventsourcing.views.tracker import Coverage, Progress
 from streams.eventsourcing.views.version import ViewVersion, document_store, goal_of
-from streams.health import ViewHealth
+from streams.health import ViewBacklog, ViewHealth, ViewStats
 from streams.log.protocol import TopicPartition
 from streams.text import get_logger
 
@@ -331,6 +331,30 @@ class ViewFamily:
             waiting=waiting,
             stopped=sum(each.stopped for each in counts.values()),
         )
+
+    def stats(self, number: int) -> ViewStats:
+        """Figures of one version here (any thread)."""
+        counts = self.versions[number].counts.copy().values()
+        every = self.versions[number].all_counts().values()
+        return ViewStats(
+            self.name,
+            number,
+            events=sum(each.events for each in counts),
+            waiting=sum(bool(each.waiting) for each in every),
+            serving=self.is_open and self.newest_serving() == number,
+        )
+
+    def backlog(self, number: int) -> ViewBacklog:
+        """What the log says of one version; blocks.
+
+        :raises LogError: it does not answer.
+        """
+        tracker = self.versions[number].tracker(self._app.log)
+        progress = tracker.progress()
+        lag = None
+        if progress.folded is not None and progress.total is not None:
+            lag = progress.total - progress.folded
+        return ViewBacklog(self.name, number, lag, progress.share, tracker.stopped())
 
     async def progress(self, number: int) -> Progress:
         """How far a version has come."""

@@ -125,6 +125,13 @@ class ViewVersion:
             definition, definition.collection, (source,), self._subscribe_folding, self.counts
         )
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Of its processors; the topic of a keyed version has the name of the second."""
+        definition = self.definition
+        keyed = (definition.keyed_topic,) if definition.is_keyed else ()
+        return (definition.collection, *keyed)
+
     # -- folding
 
     def _partition_count(self, log: Log) -> int:
