@@ -293,6 +293,11 @@ class ReportingView(Protocol):
         """How it is."""
         ...
 
+    def unfinished(self) -> str:
+        """What keeps it from being read although it is to be, in words; empty when nothing does
+        (any thread)."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Health:

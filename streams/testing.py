@@ -187,6 +187,9 @@ class Harness:
             busy = poller.unfinished()
             if busy and not processor.paused:
                 return f"processor {processor.name}: {busy}"
+        for view in app.views.values():
+            if building := view.unfinished():
+                return building
         return self._unassigned_partition()
 
     def _unassigned_partition(self) -> str:

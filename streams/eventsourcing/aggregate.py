@@ -22,7 +22,7 @@ from streams.eventsourcing.runtime import AggregateRuntime
 from streams.eventsourcing.snapshots import Snapshot
 from streams.eventsourcing.state_cache import Cache
 from streams.eventsourcing.state_type import StateType
-from streams.eventsourcing.views.view import View
+from streams.eventsourcing.views.view import Fold, Keys, View
 from streams.health import AggregateHealth
 from streams.log.event_headers import CAUSE, COPIED_VERSION, EVENT, FINAL, MAX_CAUSE
 from streams.message import ID, Message, Position
@@ -175,11 +175,11 @@ class Aggregate(Generic[E, S]):
         document: type[D],
         /,
         *,
-        key: Callable[[E], str | Sequence[str] | None] | None = None,
+        key: Callable[[E], Keys] | None = None,
         version: int = 1,
         codec: Codec | None = None,
         promote: bool = True,
-    ) -> Callable[[Callable[..., D | None]], View[D]]:
+    ) -> Callable[[Fold[D, E]], View[D]]:
         """Declare a view of its events: decorates the function of a document and an event that
         returns the next document (:class:`View`). The view's name is ``{aggregate}.{name}``.
 
@@ -187,7 +187,7 @@ class Aggregate(Generic[E, S]):
         :raises ConfigError: a declaration that cannot work.
         """
 
-        def declare(fold: Callable[..., D | None]) -> View[D]:
+        def declare(fold: Fold[D, E]) -> View[D]:
             return View(
                 self.app,
                 f"{self.name}.{name}",

@@ -7,7 +7,7 @@ what it is asked.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from typing_extensions import override
 
@@ -61,10 +61,13 @@ class Histories(Protocol):
         ...
 
 
-class HistoryLog(EventLog, Protocol):
+H = TypeVar("H", bound=Histories)
+
+
+class HistoryLog(EventLog, Generic[H]):
     """A log that has its histories in one object, and waits for its server or its disk."""
 
-    _events: Histories
+    _events: H
 
     @property
     @override

@@ -107,8 +107,8 @@ async def test_documents_of_other_keys_than_the_aggregates(stage: Stage) -> None
             assert found is not None
             assert found.accounts == number // 3 + 1
         for done in decided:
-            everything = await both.get("all", wait_for=done)
-        assert everything == Holder(24)
+            await both.get("all", wait_for=done)
+        assert await both.get("all") == Holder(24)
         assert await both.get("o-1", wait_for=decided[-1]) == Holder(8)
         assert [key for key, _ in await both.scan()] == ["all", "o-0", "o-1", "o-2"]
 

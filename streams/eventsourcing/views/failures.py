@@ -63,7 +63,9 @@ def decode_failure(data: bytes) -> Failure:
     """A failure that was stored; one that says so where it cannot be read."""
     try:
         found = _decoder.decode(data)
-        found.place, found.sources_before  # noqa: B018 - whether they can be read
+        parse_offset(found.offset)
+        for offset, _ in found.sources.values():
+            parse_offset(offset)
     except (msgspec.DecodeError, ValueError):
         return Failure("0", 0, "an unknown place", "what is stored about it cannot be read")
     return found

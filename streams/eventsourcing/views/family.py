@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, Self
 
 from streams.cancellation import run_in_thread
-from streams.errors import ConfigError, LogError, NotRunning
+from streams.errors import NotRunning, StreamsError
 from streams.eventsourcing.views.definition import ViewDefinition
 from streams.eventsourcing.views.errors import ViewNotReady
 from streams.eventsourcing.views.registry import (
@@ -35,7 +35,7 @@ from streams.eventsourcing.views.tracker import Coverage, Progress
 from streams.eventsourcing.views.version import ViewVersion, document_store, goal_of
 from streams.health import ViewBacklog, ViewHealth, ViewStats
 from streams.log.protocol import TopicPartition
-from streams.text import get_logger
+from streams.text import describe_error, get_logger
 
 logger = get_logger("streams.views")
 
@@ -124,10 +124,11 @@ class ViewFamily:
             try:
                 await self._look()
                 reported = ""
-            except (LogError, ConfigError, NotRunning) as error:
-                if str(error) != reported:
-                    reported = str(error)
-                    logger.warning("view %s: %s", self.name, error)
+            except Exception as error:  # it goes on: what does not hold for ever is waited out
+                if describe_error(error) != reported:
+                    reported = describe_error(error)
+                    unexpected = None if isinstance(error, StreamsError) else error
+                    logger.warning("view %s: %s", self.name, reported, exc_info=unexpected)
             is_settled = not self._coverages and self.known.promoted
             interval = FOLLOW_INTERVAL if is_settled else BUILDING_INTERVAL
             self._changed.clear()
@@ -308,6 +309,15 @@ class ViewFamily:
         )
         return ViewNotReady(self.name, f"version {number} is being built{done}{other}", share)
 
+    async def promote(self, number: int) -> None:
+        """Let a version serve.
+
+        :raises ViewNotReady: nobody has begun to build it.
+        """
+        self.known = (await self.registry.decide(self.name, promote, number)).state
+        if self.known.version(number) is None:
+            raise await self._not_ready()
+
     async def retry(self, number: int, partition: int, key: bytes, timeout: float) -> bool:  # noqa: ASYNC109
         """Have a document folded on; whether that was done in time.
 
@@ -316,6 +326,13 @@ class ViewFamily:
         return await self.registry.retry(
             self.name, number, partition, key, timeout, self._changed.set
         )
+
+    def unfinished(self, number: int) -> str:
+        """What keeps a version from serving that is to serve, in words (any thread)."""
+        is_awaited = self.promotes[number] and number == max(self.versions)
+        if is_awaited and self.newest_serving() != number and self._app.runtime.runs_processors:
+            return f"view {self.name}: version {number} is being built"
+        return ""
 
     def health(self, number: int) -> ViewHealth:
         """How one version is (any thread)."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from typing_extensions import override
 
@@ -119,7 +119,7 @@ class PartitionFolder(PartitionHandler):
     ) -> None:
         """Fold events that are decoded, one a message, by their messages' keys."""
         fold, check, before = self._fold, self._type.check, touched.before
-        keys: Sequence[Any] = batch.keys
+        keys = cast("Sequence[bytes]", batch.keys)  # each has one
         for index in range(start, len(events)):
             key = keys[index]
             entry = known[key]

@@ -7,7 +7,7 @@ import heapq
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Generic
+from typing import Any, Generic, overload
 
 from typing_extensions import TypeVar
 
@@ -28,7 +28,18 @@ from streams.log.documents import KeyedDocument, end_of_prefix
 from streams.log.protocol import TopicPartition
 from streams.message import Message, Position, text
 
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
 D = TypeVar("D")
+E = TypeVar("E")
+
+Keys = str | Sequence[str] | None
+"""Which documents an event changes."""
+
+Fold = Callable[[D | None, E], D | None] | Callable[[D | None, E, Message[E]], D | None]
+"""A view's function: the document after an event, of the one before and the event; it may take the
+message as a third."""
 
 WaitFor = Decided[Any, Any] | Position | Message[Any] | str
 """What a reader waits for: a decision, the position of a message, or one of them as text."""
@@ -58,12 +69,43 @@ class View(Generic[D]):
     :raises ConfigError: a declaration that cannot work.
     """
 
+    # fmt: off
+    # Of one topic, two, three, and more: the events' types are known up to there.
+    @overload
+    def __init__(
+        self, app: Streams, name: str, document: type[D], fold: Fold[D, A], a: Source[A], /, *,
+        key: Callable[[A], Keys] | None = None,
+        version: int = 1, codec: Codec | None = None, promote: bool = True,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self, app: Streams, name: str, document: type[D], fold: Fold[D, A | B],
+        a: Source[A], b: Source[B], /, *, key: Callable[[A | B], Keys] | None = None,
+        version: int = 1, codec: Codec | None = None, promote: bool = True,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self, app: Streams, name: str, document: type[D], fold: Fold[D, A | B | C],
+        a: Source[A], b: Source[B], c: Source[C], /, *,
+        key: Callable[[A | B | C], Keys] | None = None,
+        version: int = 1, codec: Codec | None = None, promote: bool = True,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self, app: Streams, name: str, document: type[D], fold: Callable[..., D | None],
+        a: Source[Any], b: Source[Any], c: Source[Any], d: Source[Any], /, *topics: Source[Any],
+        key: Callable[[Any], Keys] | None = None,
+        version: int = 1, codec: Codec | None = None, promote: bool = True,
+    ) -> None: ...
+    # fmt: on
+
     def __init__(
         self,
         app: Streams,
         name: str,
         document: type[D],
         fold: Callable[..., D | None],
+        /,
         *topics: Source[Any],
         key: KeyFunction | None = None,
         version: int = 1,
@@ -211,6 +253,14 @@ class View(Generic[D]):
         found = await self._in_thread(self._version.stored, self.app.log, encoded)
         return found.document is None or not found.document.failure
 
+    async def promote(self) -> None:
+        """Let this version serve from now on, everywhere and for good, however far it has come.
+        Nothing happens where it, or a later one, does so already.
+
+        :raises ViewNotReady: no process has begun to build it.
+        """
+        await self._family.promote(self.version)
+
     async def ready(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as above
         """Wait until the view can be read.
 
@@ -219,6 +269,11 @@ class View(Generic[D]):
         """
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
         await self._family.serving_by(deadline)
+
+    def unfinished(self) -> str:
+        """What keeps it from being read although it is to be, in words; empty when nothing does
+        (any thread)."""
+        return self._family.unfinished(self.version)
 
     async def progress(self) -> Progress:
         """How much of its topics this version has folded, whoever folds them."""

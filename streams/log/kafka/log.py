@@ -83,7 +83,7 @@ def open(request: OpenRequest) -> KafkaLog:
     return KafkaLog(read_settings(request))
 
 
-class KafkaLog(DenseOffsets, HistoryLog):
+class KafkaLog(DenseOffsets, HistoryLog[Events]):
     """Topics, appends, reads and groups on Kafka.
 
     ``offset_before`` and ``lag`` count offsets, as Kafka's own tools do, with transaction markers

@@ -94,12 +94,25 @@ def key_command(context: str, name: str, key: bytes, *args: Any) -> Command:
 
 
 def script_command(
-    context: str, name: str, keys: Sequence[bytes], *args: Any, is_append: bool = False
+    context: str,
+    name: str,
+    keys: Sequence[bytes],
+    *args: Any,
+    is_append: bool = False,
+    before_wait: bool = False,
 ) -> Command:
-    """A call of one of our scripts."""
+    """A call of one of our scripts.
+
+    :param before_wait: a WAIT follows on the same connection, so the script's text is sent: a
+        server that does not know its hash would get it over another one, for which WAIT does not
+        wait.
+    """
     script = load_script(name)
     call = ("EVALSHA", script.sha, len(keys), *keys, *args)
-    return Command(context, keys[0], *call, script=script, is_append=is_append)
+    command = Command(context, keys[0], *call, script=script, is_append=is_append)
+    if before_wait:
+        command.args = command.eval_args()
+    return command
 
 
 def group_command(keys: PartitionKeys, group: str, name: str, *args: Any) -> Command:

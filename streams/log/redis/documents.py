@@ -126,16 +126,13 @@ class RedisWriter(DocumentWriter):
                 f"{keys}: a write of {size} bytes; at most {MAX_BYTES} are possible: change fewer "
                 "documents at once"
             )
+        wanted = self._client.settings.wait_replicas
         command = script_command(
             str(keys), "write_documents", keys.all, self._name, self._writes,
-            checkpoint.position, checkpoint.data, *args, is_append=True,
+            checkpoint.position, checkpoint.data, *args, is_append=True, before_wait=bool(wanted),
         )  # fmt: skip
         commands = [command]
-        wanted = self._client.settings.wait_replicas
         if wanted:
-            # The whole script: a server that does not know its hash would be sent it over another
-            # connection, for which WAIT does not wait.
-            command.args = command.eval_args()
             commands.append(self._client.wait_command(str(keys), keys.checkpoint))
         replies = self._client.execute_or_raise(commands)
         answer = replies[0]

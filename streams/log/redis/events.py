@@ -165,13 +165,12 @@ class Events:
                     (*_shared_keys(keys), keys.event_key("keys"), *call.histories),
                     *call.args,
                     is_append=True,
+                    before_wait=bool(wait),
                 )
             )
             if wait:
                 width = 2
-                timeout = int(self._client.settings.wait_timeout * 1000)
-                args = ("WAIT", wait, timeout)
-                commands.append(Command(str(keys), keys.stream, *args, is_repeatable=False))
+                commands.append(self._client.wait_command(str(keys), keys.stream))
         replies = self._client.execute_all(commands)
         retry: LogError | None = None
         for number, partition in enumerate(partitions):

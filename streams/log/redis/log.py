@@ -50,7 +50,7 @@ def open(request: OpenRequest) -> RedisLog:
     return RedisLog(read_settings(request))
 
 
-class RedisLog(Log, HistoryLog):
+class RedisLog(Log, HistoryLog[Events]):
     """Topics, appends, reads and groups on Redis Streams. Usable from any thread."""
 
     def __init__(self, settings: Settings) -> None:

@@ -303,7 +303,12 @@ class Writer:
                 count += 1
             args[count_index] = count
             script_keys = (keys.stream, *keys.id_hashes)
-            commands.append(script_command(context, "append", script_keys, *args, is_append=True))
+            before_wait = bool(self._settings.wait_replicas)
+            commands.append(
+                script_command(
+                    context, "append", script_keys, *args, is_append=True, before_wait=before_wait
+                )
+            )
         else:
             for index in chunk.indexes:
                 names, values, _ = encode_fields(records[index])

@@ -55,7 +55,7 @@ def open(request: OpenRequest) -> Log:
     return SqliteLog(request)
 
 
-class SqliteLog(DenseOffsets, Log, HistoryLog):
+class SqliteLog(DenseOffsets, Log, HistoryLog[Events]):
     """A log in one file. Usable from any thread of the process that opened it."""
 
     def __init__(self, request: OpenRequest) -> None:

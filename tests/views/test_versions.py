@@ -1,0 +1,211 @@
+"""Versions of a view: one is built while another serves, and takes over without a step back."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from msgspec import Struct
+
+from streams import Aggregate, ConfigError, Streams, View, ViewNotReady
+from tests.conformance.stage import Stage
+from tests.eventsourcing.bank import Account, Closed, Deposited, Opened, Withdrawn, deposit
+from tests.eventsourcing.bank import evolve as evolve_account
+from tests.views.bank import Balance, Bank, fold_holder, owner_of, unique
+
+pytestmark = pytest.mark.anyio
+
+
+class Total(Struct, frozen=True):
+    """What version 2 of the balances keeps."""
+
+    tenths: int = 0
+
+
+def fold_total(total: Total | None, event: Any) -> Total:
+    return Total((total.tenths if total else 0) + 10 * getattr(event, "cents", 0))
+
+
+def second_version(bank: Bank, **options: Any) -> View[Total]:
+    return bank.accounts.view("balances", Total, version=2, **options)(fold_total)
+
+
+async def decide_on(bank: Bank) -> None:
+    """Deposit a cent again and again."""
+    while True:
+        await bank.accounts.decide("a", deposit, 1)
+        await asyncio.sleep(0.001)
+
+
+async def test_a_version_is_built_while_the_one_before_serves(stage: Stage) -> None:
+    """Under load, in a process beside the old one: no read fails, and none steps back."""
+    name = unique()
+    old = Bank(stage.app(), name)
+    async with old.app:
+        for number in range(60):
+            done = await old.accounts.decide(f"a-{number % 3}", deposit, number)
+        await old.balances.get("a-0", wait_for=done)
+        load = asyncio.create_task(decide_on(old))
+        new = Bank(stage.app(), name)
+        second = second_version(new)
+        last, served = 0, set[str]()
+        async with new.app:
+            while "Total" not in served or last < 30:
+                # While the second is built the first serves here, so that is what is given.
+                found: Any = await second.get("a")
+                if found is None:
+                    continue
+                cents = found.cents if isinstance(found, Balance) else found.tenths // 10
+                assert cents >= last
+                last = cents
+                served.add(type(found).__name__)
+                # The process that knows only the first version is served on.
+                assert not isinstance(await old.balances.get("a"), Total)
+            load.cancel()
+            with suppress(asyncio.CancelledError):
+                await load
+            done = await new.accounts.decide("a", deposit, 1)
+            assert await second.get("a", wait_for=done) == Total(10 * done.state.cents)
+            assert await old.balances.get("a", wait_for=done) == Balance(
+                "", done.state.cents, done.version
+            )
+            health = new.app.health()
+            assert {each.serving for each in health.views.values()} == {2}
+            assert health.ok
+    again = Bank(stage.app(), name)
+    async with again.app:  # version 1 alone is declared: it goes on to be advanced and to serve
+        done = await again.accounts.decide("a", deposit, 1)
+        found = await again.balances.get("a", wait_for=done)
+        assert found is not None
+        assert found.cents == done.state.cents
+
+
+async def test_a_version_alone_is_not_ready_before_it_has_come_as_far(stage: Stage) -> None:
+    name = unique()
+    old = Bank(stage.app(), name)
+    async with old.app:
+        done = await old.accounts.decide("a", deposit, 5)
+        await old.balances.get("a", wait_for=done)
+    app = stage.app()
+    alone = Bank(app, name, fold_total, version=2, promote=False)
+    async with app:
+        with pytest.raises(ViewNotReady, match=r"version 2 is (not built yet|being built)"):
+            await alone.balances.get("a")
+        assert not app.health().ready
+
+
+async def test_a_version_that_is_not_promoted_by_itself_serves_once_it_was(stage: Stage) -> None:
+    name = unique()
+    bank = Bank(stage.app(), name)
+    second = second_version(bank, promote=False)
+    async with bank.app:
+        done = await bank.accounts.decide("a", deposit, 5)
+        assert isinstance(await second.get("a", wait_for=done), Balance)
+        family = second._family
+        await stage.until(
+            lambda: (known := family.known.version(2)) is not None and not known.is_building,
+            "version 2 is built",
+        )
+        assert isinstance(await second.get("a"), Balance)
+        await second.promote()
+        assert await second.get("a") == Total(50)
+        await second.promote()
+        assert await second.get("a") == Total(50)
+
+
+async def test_what_is_declared_otherwise_than_it_stands_in_the_log_is_refused(
+    sqlite_url: str,
+) -> None:
+    name = unique()
+    bank = Bank(Streams(sqlite_url), name)
+    async with bank.app:
+        await bank.balances.ready()
+    other = Streams(sqlite_url)
+    Bank(other, name, fold_total)  # the same shape, whatever the function
+    async with other.connected():
+        pass
+
+    class Changed(Struct, frozen=True):
+        cents: str = ""
+
+    changed = Bank(Streams(sqlite_url), name).accounts
+    app = Streams(sqlite_url)
+    accounts = Aggregate(
+        app, name, Opened | Deposited | Withdrawn | Closed, Account, evolve_account, partitions=2
+    )
+    accounts.view("balances", Changed)(lambda document, event: document)
+    with pytest.raises(ConfigError, match="another shape in the log: give the new one version=2"):
+        async with app:
+            pass
+    assert changed.name == name
+    keyed = Streams(sqlite_url)
+    Bank(keyed, name, key=lambda event: "all")
+    with pytest.raises(ConfigError, match="was declared without key="):
+        async with keyed:
+            pass
+
+
+async def test_a_documented_type_has_the_same_shape(sqlite_url: str) -> None:
+    """Docstrings, names and defaults' descriptions are no part of a document."""
+    name = unique()
+
+    def named(documented: bool) -> Any:
+        class Found(Struct, frozen=True):
+            if documented:
+                __doc__ = "What is found."
+            cents: int = 0
+
+        return Found
+
+    for documented in (False, True):
+        app = Streams(sqlite_url)
+        bank = Bank(app, name)
+        bank.accounts.view("found", named(documented))(lambda document, event: document)
+        async with app:
+            await bank.balances.ready()
+
+
+def test_wrong_declarations() -> None:
+    app = Streams("memory://")
+    bank = Bank(app, "accounts")
+
+    class Mutable(Struct):
+        cents: int = 0
+
+    async def later(document: Any, event: Any) -> None: ...
+
+    view: Any = bank.accounts.view
+    with pytest.raises(ConfigError, match="frozen=True"):
+        view("a", Mutable)(lambda document, event: document)
+    with pytest.raises(ConfigError, match="cannot be None"):
+        view("a", Balance | None)(lambda document, event: document)
+    with pytest.raises(ConfigError, match="can be changed in place"):
+        view("a", dict)(lambda document, event: document)
+    with pytest.raises(ConfigError, match="must be a plain one"):
+        view("a", Balance)(later)
+    with pytest.raises(ConfigError, match="takes 1 parameters"):
+        view("a", Balance)(lambda document: document)
+    with pytest.raises(ConfigError, match="takes 4 parameters"):
+        view("a", Balance)(lambda a, b, c, d: a)
+    with pytest.raises(ConfigError, match="no function"):
+        view("a", Balance)("fold")
+    with pytest.raises(ConfigError, match=r"version=0: a whole number from 1"):
+        view("a", Balance, version=0)(lambda document, event: document)
+    with pytest.raises(ConfigError, match="a plain function of the event"):
+        view("a", Balance, key="owner")(lambda document, event: document)
+    with pytest.raises(ConfigError, match="name"):
+        view("a b", Balance)(lambda document, event: document)
+    with pytest.raises(ConfigError, match="declared twice"):
+        bank.accounts.view("balances", Balance)(lambda document, event: document)
+    make: Any = View
+    with pytest.raises(ConfigError, match="at least one topic"):
+        make(app, "a", Balance, fold_holder)
+    with pytest.raises(ConfigError, match="is not a topic"):
+        make(app, "a", Balance, fold_holder, "orders")
+    with pytest.raises(ConfigError, match="reads a topic twice"):
+        make(app, "a", Balance, fold_holder, bank.accounts.events, bank.accounts.events)
+    with pytest.raises(ConfigError, match="first argument is an app"):
+        make("memory://", "a", Balance, fold_holder, bank.accounts.events)
+    assert owner_of(Opened("ada")) == "ada"
