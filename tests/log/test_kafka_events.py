@@ -398,6 +398,14 @@ def alter(kafka: KafkaAddress | Kafka, topic: str, **config: str) -> None:
     (future,) = admin.incremental_alter_configs([resource]).values()
     future.result(PATIENCE)
 
+    def is_altered() -> bool:
+        """It is answered before every part of the broker knows it."""
+        (asked,) = admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic)]).values()
+        found = asked.result(PATIENCE)
+        return all(found[each.name].value == each.value for each in entries)
+
+    until(is_altered, PATIENCE, f"{topic} has its new settings")
+
 
 def test_partitions_that_were_added_stop_all_writes(
     log: KafkaLog, other: KafkaLog, topic: str, kafka: KafkaAddress

@@ -12,15 +12,18 @@ up to the checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from typing_extensions import override
 
 from stream_codecs import UnknownTag
 from streams.errors import ConfigError
-from streams.eventsourcing.views.checkpoints import decode_checkpoint, encode_checkpoint
+from streams.eventsourcing.views.checkpoints import (
+    SourcePosition,
+    decode_checkpoint,
+    encode_checkpoint,
+)
 from streams.eventsourcing.views.definition import ViewDefinition
 from streams.eventsourcing.views.errors import MissingKey
 from streams.eventsourcing.views.event_readers import EventReader, Unit
@@ -36,14 +39,15 @@ from streams.message import Batch
 from streams.processing import Skip
 
 
-class _Touched:
+class _Outcome:
     """What a batch comes to."""
 
     def __init__(self) -> None:
-        self.before: dict[bytes, Any] = {}
-        """The documents that it changes, as they were before."""
+        self.changed: dict[bytes, KnownDocument] = {}
         self.events = 0
         self.stopped = 0
+        self.growth = 0
+        """Bytes that the documents have more."""
 
 
 class PartitionFolder(PartitionHandler):
@@ -80,34 +84,43 @@ class PartitionFolder(PartitionHandler):
         :raises LogError: it was written or not.
         """
         error: Exception | None = None
-        stop = len(batch)
-        touched = _Touched()
-        known: dict[bytes, KnownDocument] = {}
+        stop, outcome = len(batch), _Outcome()
         if start < stop:
             self._reader.begin(batch, start)
             try:
                 known = self._documents.load(key for key in batch.keys[start:] if key is not None)
-                events = None if self._wants_message else self._reader.fast_events(batch)
-                if events is not None and None not in batch.keys:
-                    self._fold_events(known, batch, start, events, touched)
-                else:
-                    stop, error = self._fold_units(known, batch, start, touched)
             except UnreadableDocument as unreadable:
-                return Handled(start, unreadable, 0, 0)
+                return Handled(start, unreadable, 0)
+            events = None if self._wants_message else self._reader.fast_events(batch)
+            if events is not None and None not in batch.keys:
+                self._fold_events(known, batch, start, events, outcome)
+            else:
+                stop, error = self._fold_units(known, batch, start, outcome)
         position = batch.skipped_to if stop == len(batch) else 0
         if stop > start:
             position = max(position, batch.offsets[stop - 1] + 1)
-        if position <= self.position and not touched.before:
-            return Handled(stop, error, touched.events, touched.stopped)
-        changes = self._changes(known, batch, start, stop, touched)
-        if stop > start:
             self._last = batch.offsets[stop - 1], batch.id(stop - 1)
-        sources = self._reader.sources_before(stop)
-        data = encode_checkpoint(self._last, sources)
-        self._writer.write(changes, Checkpoint(max(position, self.position), data))
-        self._position = max(position, self.position)
+        if position > self._position:
+            self._write(outcome, position, self._reader.sources_before(stop))
+            self._position = position
         self._documents.shrink()
-        return Handled(stop, error, touched.events, touched.stopped)
+        return Handled(stop, error, outcome.events, outcome.stopped)
+
+    def _write(
+        self, outcome: _Outcome, position: int, sources: Mapping[str, SourcePosition]
+    ) -> None:
+        changes = [
+            DocumentChange(
+                key,
+                StoredDocument(entry.value, entry.failure)
+                if entry.value is not None or entry.failure
+                else None,
+            )
+            for key, entry in outcome.changed.items()
+        ]
+        checkpoint = Checkpoint(position, encode_checkpoint(self._last, sources))
+        self._writer.write(changes, checkpoint)
+        self._documents.grown(outcome.growth)
 
     def _fold_events(
         self,
@@ -115,34 +128,25 @@ class PartitionFolder(PartitionHandler):
         batch: Batch,
         start: int,
         events: Sequence[Any],
-        touched: _Touched,
+        outcome: _Outcome,
     ) -> None:
         """Fold events that are decoded, one a message, by their messages' keys."""
-        fold, check, before = self._fold, self._type.check, touched.before
+        fold, take = self._fold, self._take
         keys = cast("Sequence[bytes]", batch.keys)  # each has one
         for index in range(start, len(events)):
-            key = keys[index]
-            entry = known[key]
+            entry = known[keys[index]]
             if entry.failure:
                 continue
-            document = entry.document
             try:
-                found = fold(document, events[index])
-                if found is not None:
-                    check(found)
+                take(keys[index], entry, fold(entry.document, events[index]), outcome)
             except MemoryError:
                 raise
             except Exception as error:
-                self._stop(key, entry, batch, index, 0, error, touched)
-                continue
-            if found is not document:
-                if key not in before:
-                    before[key] = document
-                entry.document = found
-        touched.events += len(events) - start
+                self._stop(keys[index], entry, batch, index, 0, error, outcome)
+        outcome.events += len(events) - start
 
     def _fold_units(
-        self, known: dict[bytes, KnownDocument], batch: Batch, start: int, touched: _Touched
+        self, known: dict[bytes, KnownDocument], batch: Batch, start: int, outcome: _Outcome
     ) -> tuple[int, Exception | None]:
         """Fold message by message; how far that went, and what stands there."""
         for index in range(start, len(batch)):
@@ -156,16 +160,15 @@ class PartitionFolder(PartitionHandler):
             except Exception as error:
                 if key is None:
                     return index, error
-                entry = known[key]
-                if not entry.failure:
-                    self._stop(key, entry, batch, index, 0, error, touched)
+                if not known[key].failure:
+                    self._stop(key, known[key], batch, index, 0, error, outcome)
                 continue
             if not units:
                 continue
             if key is None:
                 return index, MissingKey(self._reader.position(batch, index))
             for unit in units:
-                self._fold_unit(key, known[key], batch, index, unit, touched)
+                self._fold_unit(key, known[key], batch, index, unit, outcome)
         return len(batch), None
 
     def _fold_unit(
@@ -175,31 +178,39 @@ class PartitionFolder(PartitionHandler):
         batch: Batch,
         index: int,
         unit: Unit,
-        touched: _Touched,
+        outcome: _Outcome,
     ) -> None:
-        touched.events += 1
+        outcome.events += 1
         if entry.failure:
             return
-        document = entry.document
         try:
-            found = self._call(document, unit)
+            if self._wants_message:
+                found = self._fold(entry.document, unit.event, unit.message())
+            else:
+                found = self._fold(entry.document, unit.event)
+            self._take(key, entry, found, outcome)
         except MemoryError:
             raise
         except Exception as error:
-            self._stop(key, entry, batch, index, unit.number, error, touched)
-            return
-        if found is not document:
-            touched.before.setdefault(key, document)
-            entry.document = found
+            self._stop(key, entry, batch, index, unit.number, error, outcome)
 
-    def _call(self, document: Any, unit: Unit) -> Any:
-        if self._wants_message:
-            found = self._fold(document, unit.event, unit.message())
+    def _take(self, key: bytes, entry: KnownDocument, found: Any, outcome: _Outcome) -> None:
+        """What the function has returned is the document now. It is encoded after each event, so
+        that it does not matter where a batch ends whether it can be.
+
+        :raises Exception: it is no document.
+        """
+        if found is entry.document:
+            return
+        before = entry.value
+        if found is None:
+            entry.value = None
         else:
-            found = self._fold(document, unit.event)
-        if found is not None:
             self._type.check(found)
-        return found
+            entry.value = self._type.encode(found)
+        entry.document = found
+        outcome.changed[key] = entry
+        outcome.growth += len(entry.value or b"") - len(before or b"")
 
     def _stop(
         self,
@@ -209,11 +220,11 @@ class PartitionFolder(PartitionHandler):
         index: int,
         number: int,
         error: Exception,
-        touched: _Touched,
+        outcome: _Outcome,
     ) -> None:
         """A document stands still from here on."""
-        touched.before.setdefault(key, entry.document)
-        touched.stopped += 1
+        outcome.changed[key] = entry
+        outcome.stopped += 1
         reader = self._reader
         position = str(reader.position(batch, index))
         entry.failure = encode_failure(
@@ -223,73 +234,6 @@ class PartitionFolder(PartitionHandler):
     @override
     def close(self) -> None:
         self._writer.close()
-
-    # -- what is written
-
-    def _changes(
-        self,
-        known: dict[bytes, KnownDocument],
-        batch: Batch,
-        start: int,
-        stop: int,
-        touched: _Touched,
-    ) -> list[DocumentChange]:
-        changes: list[DocumentChange] = []
-        for key, before in touched.before.items():
-            entry = known[key]
-            try:
-                change = self._change(key, entry)
-            except MemoryError:
-                raise
-            except Exception:  # one of its events has made something that cannot be written
-                self._stop_where_it_cannot_be_written(
-                    key, entry, before, batch, start, stop, touched
-                )
-                change = self._change(key, entry)
-            changes.append(change)
-        return changes
-
-    def _change(self, key: bytes, entry: KnownDocument) -> DocumentChange:
-        document = entry.document
-        if document is None and not entry.failure:
-            self._documents.resize(entry, len(key))
-            return DocumentChange(key, None)
-        value = None if document is None else self._type.encode(document)
-        self._documents.resize(entry, len(key) + len(value or b""))
-        return DocumentChange(key, StoredDocument(value, entry.failure))
-
-    def _stop_where_it_cannot_be_written(
-        self,
-        key: bytes,
-        entry: KnownDocument,
-        before: Any,
-        batch: Batch,
-        start: int,
-        stop: int,
-        touched: _Touched,
-    ) -> None:
-        """Fold one document again, and write each state of it: it stops before the first that
-        cannot be written."""
-        entry.document = before
-        for index, unit in self._units_of(key, batch, start, stop):
-            document = entry.document
-            try:
-                entry.document = self._call(document, unit)
-                self._change(key, entry)
-            except Exception as error:
-                entry.document = document
-                entry.failure = b""
-                self._stop(key, entry, batch, index, unit.number, error, touched)
-                return
-
-    def _units_of(
-        self, key: bytes, batch: Batch, start: int, stop: int
-    ) -> Iterator[tuple[int, Unit]]:
-        for index in range(start, stop):
-            if batch.keys[index] == key:
-                with suppress(Exception):  # there it stopped before
-                    for unit in self._reader.read(batch, index):
-                        yield index, unit
 
     # -- documents that stand still
 
@@ -309,62 +253,46 @@ class PartitionFolder(PartitionHandler):
         :returns: whether it stands still no more.
         :raises LogError: it was written or not.
         """
-        known = self._documents.load([key])
-        entry = known[key]
+        entry = self._documents.load([key])[key]
         if not entry.failure:
             return True
         failure = decode_failure(entry.failure)
         reader = self._reader
         self._reader = reader.at(failure.sources_before)
         try:
-            return self._retry(key, entry, failure.place, batches)
+            outcome = self._fold_on(key, entry, failure.place, batches)
         finally:
             self._reader = reader
+        outcome.changed[key] = entry
+        checkpoint = self._writer.checkpoint
+        data = b"" if checkpoint is None else checkpoint.data
+        self._write(outcome, self._position, decode_checkpoint(data)[1])
+        return not entry.failure
 
-    def _retry(
+    def _fold_on(
         self, key: bytes, entry: KnownDocument, first: tuple[int, int], batches: Iterator[Batch]
-    ) -> bool:
-        touched = _Touched()
-        before = entry.failure
+    ) -> _Outcome:
+        """Fold one document on.
+
+        :param first: offset and number of the event at which it stands still.
+        """
+        outcome = _Outcome()
         entry.failure = b""
         for batch in batches:
             self._reader.begin(batch, 0)
             for index in range(len(batch)):
-                if batch.keys[index] == key and not entry.failure:
-                    self._retry_message(key, entry, batch, index, first, touched)
-            if entry.failure:
-                break
-        if entry.failure != before or key in touched.before:
-            data = b"" if self._writer.checkpoint is None else self._writer.checkpoint.data
-            self._writer.write([self._change(key, entry)], Checkpoint(self.position, data))
-        return not entry.failure
-
-    def _retry_message(
-        self,
-        key: bytes,
-        entry: KnownDocument,
-        batch: Batch,
-        index: int,
-        first: tuple[int, int],
-        touched: _Touched,
-    ) -> None:
-        try:
-            units = self._reader.read(batch, index)
-        except Skip:
-            return
-        except Exception as error:
-            self._stop(key, entry, batch, index, 0, error, touched)
-            return
-        for unit in units:
-            if (batch.offsets[index], unit.number) < first:
-                continue
-            document = entry.document
-            self._fold_unit(key, entry, batch, index, unit, touched)
-            if entry.failure:
-                return
-            try:
-                self._change(key, entry)
-            except Exception as error:
-                entry.document = document
-                self._stop(key, entry, batch, index, unit.number, error, touched)
-                return
+                if batch.keys[index] != key:
+                    continue
+                try:
+                    units = self._reader.read(batch, index)
+                except Skip:
+                    continue
+                except Exception as error:
+                    self._stop(key, entry, batch, index, 0, error, outcome)
+                    return outcome
+                for unit in units:
+                    if (batch.offsets[index], unit.number) >= first:
+                        self._fold_unit(key, entry, batch, index, unit, outcome)
+                if entry.failure:
+                    return outcome
+        return outcome

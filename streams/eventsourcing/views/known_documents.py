@@ -28,15 +28,16 @@ class UnreadableDocument(StreamsError):
 class KnownDocument:
     """One key's document as it is at this moment.
 
+    :param value: its bytes; None: there is none.
     :param failure: why it is behind; empty: it is not.
     """
 
-    __slots__ = ("document", "failure", "size")
+    __slots__ = ("document", "failure", "value")
 
-    def __init__(self, document: Any, failure: bytes, size: int) -> None:
+    def __init__(self, document: Any, value: bytes | None, failure: bytes) -> None:
         self.document = document
+        self.value = value
         self.failure = failure
-        self.size = size
 
 
 class KnownDocuments:
@@ -60,12 +61,12 @@ class KnownDocuments:
             found = self._writer.read(missing)
             for key, stored in zip(missing, found, strict=True):
                 known[key] = self._decoded(key, stored)
-                self._bytes += known[key].size
+                self._bytes += len(key) + len(known[key].value or b"")
         return known
 
     def _decoded(self, key: bytes, stored: StoredDocument | None) -> KnownDocument:
         if stored is None or stored.value is None:
-            return KnownDocument(None, b"" if stored is None else stored.failure, len(key))
+            return KnownDocument(None, None, b"" if stored is None else stored.failure)
         try:
             document = self._decode(stored.value)
         except Exception as error:
@@ -73,12 +74,11 @@ class KnownDocuments:
                 f"the stored document of key {shorten(key)!r} cannot be read: "
                 f"{describe_error(error)}; streams views rebuild makes all documents anew"
             ) from error
-        return KnownDocument(document, stored.failure, len(key) + len(stored.value))
+        return KnownDocument(document, stored.value, stored.failure)
 
-    def resize(self, known: KnownDocument, size: int) -> None:
-        """A document's bytes have become others."""
-        self._bytes += size - known.size
-        known.size = size
+    def grown(self, size: int) -> None:
+        """Documents have so many bytes more, or fewer."""
+        self._bytes += size
 
     def shrink(self) -> None:
         """Let go of what has been here for longest, down to the limits."""
@@ -88,4 +88,4 @@ class KnownDocuments:
         for key in list(known):
             if len(known) <= MAX_COUNT // 2 and self._bytes <= MAX_BYTES // 2:
                 return
-            self._bytes -= known.pop(key).size
+            self._bytes -= len(key) + len(known.pop(key).value or b"")

@@ -1,0 +1,360 @@
+"""The pure core against a naive model: whatever the batches, failures and restarts, the documents
+are the fold of the history up to the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import Struct, json
+
+from stream_codecs import UnknownTag
+from streams import Streams, View
+from streams.errors import Fenced
+from streams.eventsourcing.views.event_readers import KeyedReader, SourceReader
+from streams.eventsourcing.views.folding import PartitionFolder
+from streams.eventsourcing.views.keyed_records import (
+    HEADER,
+    KeyedRecord,
+    copied_headers,
+    keyed_header,
+    parse_keyed,
+)
+from streams.log.documents import DocumentStore
+from streams.log.event_filter import ForeignRecords
+from streams.log.memory.documents import MemoryDocuments
+from streams.message import ID, Batch
+from streams.processing import Skip
+
+KEYS = [b"a", b"b", b"c"]
+
+
+class Number(Struct, frozen=True):
+    """``value`` decides what becomes of it."""
+
+    value: int
+
+
+class Sum(Struct, frozen=True):
+    total: int = 0
+    text: str = ""
+
+
+POISON, ODD_TYPE, UNWRITABLE, DELETES, UNKNOWN, NOTHING = range(-6, 0)
+
+
+def fold(document: Sum | None, event: Number) -> Any:
+    """Fails, deletes, or adds."""
+    found = document or Sum()
+    match event.value:
+        case value if value == POISON:
+            raise ValueError("poison")
+        case value if value == ODD_TYPE:
+            return "no document"
+        case value if value == UNWRITABLE:
+            return Sum(found.total, "\ud800")
+        case value if value == DELETES:
+            return None
+    return Sum(found.total * 31 + event.value, "")
+
+
+def good(document: Sum | None, event: Number) -> Sum | None:
+    """The same, mended."""
+    if event.value in (POISON, ODD_TYPE, UNWRITABLE):
+        return document
+    found: Sum | None = fold(document, event)
+    return found
+
+
+class Decoding:
+    """Decodes numbers; of ``UNKNOWN`` only once it is known, and of ``NOTHING`` never any."""
+
+    gives_several = False
+    id_reader = None
+
+    def __init__(self) -> None:
+        self.knows_all = False
+
+    def unwrap(self, batch: Batch) -> Batch:
+        return batch
+
+    def fast_decoder(self, values: Any, largest: int) -> Any:
+        return self._decode
+
+    def decode_one(self, batch: Batch, index: int) -> Any:
+        return self._decode(batch.values[index])
+
+    def _decode(self, data: Any) -> Number:
+        found = json.decode(data, type=Number)
+        if found.value == UNKNOWN and not self.knows_all:
+            raise UnknownTag("a later tag", tag="later")
+        if found.value == NOTHING:
+            raise Skip
+        return found
+
+
+class Source:
+    name = "numbers"
+
+    def __init__(self) -> None:
+        self.decoding: Any = Decoding()
+
+
+def store_of() -> DocumentStore:
+    import threading
+
+    lock = threading.Lock()
+    store = MemoryDocuments({}, lambda: lock)
+    store.create("sums.v1", 1)
+    return store
+
+
+def definition(source: Any, function: Any) -> Any:
+    view: View[Sum] = View(Streams("memory://"), "sums", Sum, function, source)
+    return view._definition
+
+
+def row(offset: int, key: bytes, value: int) -> tuple[int, bytes, bytes]:
+    return offset, key, json.encode(Number(value))
+
+
+def batch_of(rows: list[tuple[int, bytes, bytes]], headers: Any = None) -> Batch:
+    return Batch(
+        "numbers",
+        0,
+        [offset for offset, _, _ in rows],
+        [key for _, key, _ in rows],
+        [value for _, _, value in rows],
+        [f"id-{offset}" for offset, _, _ in rows],
+        headers,
+        [0.0] * len(rows),
+    )
+
+
+def model(history: list[tuple[int, bytes, bytes]], below: int) -> dict[bytes, Sum]:
+    """The documents that do not stand still, after all messages below an offset."""
+    documents: dict[bytes, Sum | None] = {}
+    stopped: set[bytes] = set()
+    for offset, key, data in history:
+        if offset >= below or key in stopped:
+            continue
+        event = json.decode(data, type=Number)
+        if event.value == NOTHING:
+            continue
+        if event.value in (POISON, ODD_TYPE, UNWRITABLE):
+            stopped.add(key)
+            continue
+        documents[key] = fold(documents.get(key), event)
+    return {key: found for key, found in documents.items() if found and key not in stopped}
+
+
+def stored(store: DocumentStore) -> tuple[dict[bytes, Sum], int]:
+    found = store.read("sums.v1", 0, KEYS)
+    documents = {
+        key: json.decode(each.value, type=Sum)
+        for key, each in zip(KEYS, found.documents, strict=True)
+        if each is not None and not each.failure and each.value is not None
+    }
+    return documents, 0 if found.checkpoint is None else found.checkpoint.position
+
+
+histories = st.lists(
+    st.tuples(
+        st.integers(1, 3),
+        st.sampled_from(KEYS),
+        st.one_of(
+            st.integers(0, 9),
+            st.sampled_from([POISON, ODD_TYPE, UNWRITABLE, DELETES, UNKNOWN, NOTHING]),
+        ),
+    ),
+    max_size=30,
+).map(lambda found: list(_numbered(found)))
+
+
+def _numbered(found: list[tuple[int, bytes, int]]) -> Iterator[tuple[int, bytes, bytes]]:
+    offset = 0
+    for step, key, value in found:
+        offset += step  # gaps are normal
+        yield row(offset, key, value)
+
+
+@settings(max_examples=150, deadline=None)
+@given(histories, st.lists(st.integers(1, 9), min_size=1, max_size=30), st.data())
+def test_documents_are_the_fold_up_to_the_checkpoint(
+    history: list[tuple[int, bytes, bytes]], cuts: list[int], data: st.DataObject
+) -> None:
+    store, source = store_of(), Source()
+    shape = definition(source, fold)
+    reader = SourceReader(source.decoding)
+    folder = PartitionFolder(shape, reader, store.claim("sums.v1", 0))
+    knows_after = data.draw(st.integers(0, 10), label="attempts until the tag is known")
+    attempts = 0
+    sizes = iter(cuts * 30)
+    while True:
+        left = [each for each in history if each[0] >= folder.position]
+        if not left:
+            break
+        batch = batch_of(left[: next(sizes)])
+        found = folder.handle(batch, 0)
+        documents, position = stored(store)
+        assert position == folder.position
+        assert documents == model(history, position)
+        if found.error is not None:
+            assert isinstance(found.error, UnknownTag)
+            assert position <= batch.offsets[found.stop]
+            attempts += 1
+            source.decoding.knows_all = attempts > knows_after
+            if not source.decoding.knows_all:
+                # The rest of the same batch, as a partition that waits tries it again.
+                again = folder.handle(batch, found.stop)
+                assert (again.stop, type(again.error)) == (found.stop, UnknownTag)
+                assert stored(store) == (documents, position)
+        if data.draw(st.booleans(), label="restart"):
+            old, folder = folder, PartitionFolder(shape, reader, store.claim("sums.v1", 0))
+            assert folder.position == position
+            if left[1:]:
+                try:
+                    old.handle(batch_of(left[-1:]), 0)
+                except Fenced:
+                    pass
+                assert stored(store) == (documents, position)
+    # The function is mended, and what stands still is folded on.
+    mended = PartitionFolder(definition(source, good), reader, store.claim("sums.v1", 0))
+    source.decoding.knows_all = True
+    for key in KEYS:
+        start = mended.stopped_at(key)
+        if start is not None:
+            rest = [each for each in history if start <= each[0] < mended.position]
+            size = data.draw(st.integers(1, 5))
+            batches = (batch_of(rest[at : at + size]) for at in range(0, len(rest), size))
+            assert mended.retry(key, batches)
+    expected: dict[bytes, Sum | None] = {}
+    for _, key, value in history:
+        event = json.decode(value, type=Number)
+        if event.value != NOTHING:
+            expected[key] = good(expected.get(key), event)
+    assert stored(store)[0] == {key: found for key, found in expected.items() if found}
+
+
+# -- keyed records --------------------------------------------------------------------------------
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.sampled_from(KEYS), st.integers(0, 9)), max_size=20),
+    st.data(),
+)
+def test_keyed_records_that_are_written_again_count_once(
+    events: list[tuple[int, bytes, int]], data: st.DataObject
+) -> None:
+    """Writers of two source partitions write batches that are torn, and begin them again; a writer
+    that was replaced goes on for a while."""
+    sources: dict[int, list[tuple[int, bytes, int]]] = {0: [], 1: []}
+    for number, (partition, key, value) in enumerate(events):
+        sources[partition].append((number * 2, key, value))
+    written: list[Any] = []
+    for partition, messages in sources.items():
+        position = 0
+        attempts: list[list[Any]] = []
+        while position < len(messages):
+            size = data.draw(st.integers(1, 4))
+            attempt, after = [], None
+            for offset, key, value in messages[position : position + size]:
+                record = KeyedRecord("numbers", partition, offset, 0, 0, after)
+                attempt.append((record, key, value))
+                after = (offset, 0)
+            is_whole: bool = data.draw(st.booleans())
+            if is_whole:
+                attempts.append(attempt)
+                position += size
+            else:  # any of its records may have arrived, those in front of a hole, too
+                kept = [each for each in attempt if data.draw(st.booleans())]
+                attempts.append(kept)
+        merged = [(number, each) for number, attempt in enumerate(attempts) for each in attempt]
+        # What a replaced writer writes again comes anywhere behind where it wrote it first.
+        for number, attempt in enumerate(attempts):
+            own = [place for place, (found, _) in enumerate(merged) if found == number]
+            is_replaced: bool = data.draw(st.booleans())
+            if own and is_replaced:
+                start: int = data.draw(st.integers(own[0], len(merged)))
+                merged[start:start] = [(-1, each) for each in attempt]
+        written = _interleave(written, [each for _, each in merged], data)
+    rows = [
+        (position, key, json.encode(Number(value)))
+        for position, (_, key, value) in enumerate(written)
+    ]
+    headers = [
+        [keyed_header(record), ("__streams.view.key", key), ("__streams.view.id", b"i")]
+        for record, key, _ in written
+    ]
+    source = Source()
+    source.decoding.knows_all = True
+    store = store_of()
+    shape = definition(source, fold)
+    foreign = ForeignRecords()
+    taken: list[tuple[int, int]] = []
+
+    class Noting(KeyedReader):
+        def read(self, batch: Batch, index: int) -> Any:
+            found = super().read(batch, index)
+            record = self._records[index]
+            assert record is not None
+            taken.append((record.partition, record.offset))
+            return found
+
+    from streams.eventsourcing.views.checkpoints import decode_checkpoint
+
+    at = 0
+    while at < len(rows):
+        size = data.draw(st.integers(1, 6))
+        writer = store.claim("sums.v1", 0)
+        data_kept = b"" if writer.checkpoint is None else writer.checkpoint.data
+        reader = Noting({"numbers": source.decoding}, foreign, decode_checkpoint(data_kept)[1])
+        folder = PartitionFolder(shape, reader, writer)
+        part = slice(at, at + size)
+        folder.handle(batch_of(rows[part], headers[part]), 0)
+        at += size
+    for partition, messages in sources.items():
+        assert [offset for found, offset in taken if found == partition] == [
+            offset for offset, _, _ in messages
+        ]
+
+
+def _interleave(one: list[Any], two: list[Any], data: st.DataObject) -> list[Any]:
+    one, two, found = list(one), list(two), []
+    while one and two:
+        found.append((one if data.draw(st.booleans()) else two).pop(0))
+    return [*found, *one, *two]
+
+
+@given(st.binary(max_size=60))
+def test_a_forged_header_is_none_or_a_record(value: bytes) -> None:
+    found = parse_keyed([(HEADER, value)])
+    if found is not None:
+        assert parse_keyed([keyed_header(found)]) == found
+
+
+@given(
+    st.text(max_size=5),
+    st.integers(0, 1 << 20),
+    st.integers(0, 1 << 130),
+    st.integers(0, 9),
+    st.one_of(st.none(), st.tuples(st.integers(0, 1 << 130), st.integers(0, 9))),
+)
+def test_a_header_is_read_as_it_was_written(
+    topic: str, partition: int, offset: int, copy: int, after: Any
+) -> None:
+    record = KeyedRecord(
+        "t-" + topic.encode("ascii", "ignore").decode(), partition, offset, copy, 1, after
+    )
+    assert parse_keyed([keyed_header(record)]) == record
+
+
+def test_headers_of_a_copy_keep_what_the_log_gives_anew() -> None:
+    batch = batch_of([row(7, b"k", 1)], [[(ID, b"id-7"), ("x", b"\xff"), ("x", None)]])
+    headers = copied_headers(batch, 0)
+    assert ("x", b"\xff") in headers
+    assert ("x", None) in headers
+    assert all(name != ID for name, _ in headers)
