@@ -169,6 +169,7 @@ class Streams(Declarations):
             {name: each for name, each in found.items() if each is not None},
             published,
             {name: each.stats() for name, each in list(self.aggregates.items())},
+            {name: each.stats() for name, each in list(self.views.items())},
         )
 
     def health(self) -> Health:

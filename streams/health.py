@@ -126,17 +126,51 @@ class AggregateStats:
 
 
 @dataclass(frozen=True, slots=True)
+class ViewStats:
+    """Figures of one version of a view in this process.
+
+    :param events: folded here since the app was entered.
+    :param waiting: partitions that wait at an event here.
+    :param serving: this process reads from this version.
+    """
+
+    view: str
+    version: int
+    events: int = 0
+    waiting: int = 0
+    serving: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ViewBacklog:
+    """What the log says of one version of a view, whoever folds it.
+
+    :param lag: messages that are not folded yet; None: the log cannot count them.
+    :param share: of all that are folded, from 0 to 1; None: the same.
+    :param stopped: documents that stand still.
+    """
+
+    view: str
+    version: int
+    lag: int | None
+    share: float | None
+    stopped: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """Figures of an app.
 
     :param processors: by processor name.
     :param published: records acknowledged since the app was entered.
     :param aggregates: by aggregate name.
+    :param views: versions of views, by the names of their groups.
     """
 
     processors: Mapping[str, ProcessorStats]
     published: int
     aggregates: Mapping[str, AggregateStats] = field(default_factory=dict)
+    views: Mapping[str, ViewStats] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +277,17 @@ class ViewHealth:
 
 class ReportingView(Protocol):
     """A version of a view, as the app asks it how it is."""
+
+    def stats(self) -> ViewStats:
+        """Figures of this moment."""
+        ...
+
+    def backlog(self) -> ViewBacklog:
+        """What the log says of it; blocks.
+
+        :raises LogError: it does not answer.
+        """
+        ...
 
     def health(self) -> ViewHealth:
         """How it is."""

@@ -24,6 +24,7 @@ from streams.cli import (
     saga,
     tail,
     topics,
+    views,
 )
 from streams.cli.command_errors import (
     DONE,
@@ -109,6 +110,7 @@ app.command("reset")(reset.reset)
 app.add_typer(dead.app, name="dead")
 app.add_typer(saga.app, name="saga")
 app.add_typer(aggregates.app, name="aggregates")
+app.add_typer(views.app, name="views")
 
 
 def run(arguments: Sequence[str]) -> int:

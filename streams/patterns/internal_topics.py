@@ -3,7 +3,7 @@ topics. The command line's lists leave them out unless ``--all`` is given.
 
 A name alone proves nothing: a user's topic may be called ``left.for.dead``. So a name such as
 ``TOPIC.GROUP.dead`` counts only if the TOPIC exists, and a delay topic, which may have any name, is
-known by the group that keeps its floor.
+known by the group that keeps its floor. What a view keeps is known by the group that folds it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from collections.abc import Collection, Iterable
 
 from streams.patterns.delay import floor_group
 from streams.patterns.saga import saga_name
+
+VIEW_REGISTRY = "__streams.views.events"
+"""In which it stands which versions of views there are."""
 
 INTERNAL_SUFFIXES = ("attempts", "dead", "delay", "parked", "retry")
 """What follows ``TOPIC.GROUP.``, or a delay topic's own name."""
@@ -25,11 +28,17 @@ def internal_topics(topics: Iterable[str], groups: Iterable[str]) -> set[str]:
     names, known = set(topics), set(groups)
     delays = {name for name in names if floor_group(name) in known}
     journals = {name for name in names if saga_name(name) is not None}
-    return delays | journals | {name for name in names if _is_derived_topic(name, names, delays)}
+    registries = names & {VIEW_REGISTRY}
+    derived = {name for name in names if _is_derived_topic(name, names, delays, known)}
+    return delays | journals | registries | derived
 
 
-def _is_derived_topic(name: str, names: Collection[str], delays: Collection[str]) -> bool:
+def _is_derived_topic(
+    name: str, names: Collection[str], delays: Collection[str], groups: Collection[str]
+) -> bool:
     base, _, suffix = name.rpartition(".")
+    if suffix in ("keyed", "documents") and base in groups:
+        return True  # a view's
     if suffix == "snapshots":
         return base in names  # of an event topic, on Kafka
     if suffix not in INTERNAL_SUFFIXES:

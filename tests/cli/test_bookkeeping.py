@@ -143,3 +143,11 @@ def test_a_group_without_topics_is_somebodys() -> None:
     assert not is_internal_group("g", [], {"t"})
     assert is_internal_group("g", ["t.saga"], {"t.saga"})
     assert not is_internal_group("g", ["orders", "orders.g.retry"], {"orders.g.retry"})
+
+
+def test_what_a_view_keeps_is_known_by_the_group_that_folds_it() -> None:
+    kept = {"__streams.views.events", "a.b.v1.keyed", "a.b.v1.documents"}
+    groups = {"a.b.v1", "a.b.v1.keyed"}
+    assert internal_topics({*kept, "a.events"}, groups) == kept
+    assert internal_topics({"a.b.v1.keyed", "my.documents"}, set()) == set()
+    assert not is_internal_group("a.b.v1", ["a.events"], kept)

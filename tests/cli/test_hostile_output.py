@@ -95,6 +95,7 @@ saga ls
 saga status trips SAGA
 saga status trips EVIL
 aggregates ls
+views ls
 """
 WRITE = """
 publish orders lines.json --key id
@@ -145,6 +146,13 @@ aggregates ls EVIL:app
 aggregates show EVIL EVIL
 aggregates show orders EVIL
 aggregates drop-snapshots EVIL --yes
+views show EVIL
+views stopped EVIL
+views promote EVIL --version 1
+views rebuild EVIL --version 1 --yes
+views drop EVIL --version 1 --yes
+views retry EVIL EVIL
+views retry EVIL EVIL --timeout EVIL
 reset EVIL orders
 reset billing EVIL
 reset billing orders --to EVIL

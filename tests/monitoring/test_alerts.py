@@ -19,11 +19,16 @@ import pytest
 import yaml
 
 from streams import Retry, Streams
-from streams.cli.doctor.monitoring_checks import AGGREGATE_ALERTS, REQUIRED_ALERTS
+from streams.cli.doctor.monitoring_checks import (
+    AGGREGATE_ALERTS,
+    REQUIRED_ALERTS,
+    VIEW_ALERTS,
+)
 from streams.eventsourcing import Snapshot
 from streams.patterns import MonitoringServer
 from tests.eventsourcing.bank import accounts, deposit
 from tests.monitoring.conftest import until
+from tests.views.bank import Balance, fold_balance
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ROOT / "monitoring" / "alerts.yml"
@@ -79,6 +84,7 @@ async def printed() -> dict[str, set[str]]:
             raise ValueError("thirteen")
 
     ledger = accounts(app, snapshot=Snapshot(every=1))
+    ledger.view("balances", Balance)(fold_balance)
     with MonitoringServer(app, port=0) as server:
         async with app:
             await topic.publish_many(list(range(20)))
@@ -86,9 +92,11 @@ async def printed() -> dict[str, set[str]]:
             now = await until(
                 server,
                 lambda now: (
-                    now.of("messages_handled_total") == [19]
+                    now.of("messages_handled_total", group="billing") == [19]
                     and now.of("lag_messages")
                     and now.of("aggregate_snapshots_total") == [1]
+                    and now.of("view_folded_ratio") == [1]
+                    and now.of("view_events_total") == [1]
                 ),
             )
     found: dict[str, set[str]] = {}
@@ -135,7 +143,7 @@ async def test_every_metric_is_watched_or_shown(printed: dict[str, set[str]]) ->
 def test_every_rule_says_how_bad_it_is_and_what_to_do() -> None:
     names = [rule["alert"] for rule in rules()]
     assert len(set(names)) == len(names)
-    assert set(REQUIRED_ALERTS) | set(AGGREGATE_ALERTS) <= set(names)
+    assert {*REQUIRED_ALERTS, *AGGREGATE_ALERTS, *VIEW_ALERTS} <= set(names)
     for rule in rules():
         assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
         assert rule["labels"] == {"severity": rule["labels"]["severity"]}

@@ -5,6 +5,7 @@
 ``inspection``                the app and its log, looked at; what an item found
 ``log_checks``                items about the log: persisted, order, retention
 ``history_checks``            items about aggregates: their event topics and snapshots
+``view_checks``               items about views: what stands still, waits, lags, is left over
 ``processor_checks``          items about processors: idempotent, dead letters, and so on
 ``monitoring_checks``         items about who watches: monitoring, alerts
 ``prometheus``                what a Prometheus is asked
@@ -55,7 +56,7 @@ def doctor(
     Are messages persisted, are they handled once, where do those go that
     cannot be handled, is memory bounded, is somebody told when it goes
     wrong, do retries end, is the order of keys kept, is what is deleted meant
-    to be, are the histories of aggregates whole and readable: yes, no, or why
+    to be, are the histories of aggregates whole and readable, do views come on: yes, no, or why
     that cannot be known, and what to do. Nothing is changed. The exit status
     is 1 if anything is wrong.
 

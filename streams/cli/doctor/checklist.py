@@ -18,6 +18,7 @@ from streams.cli.doctor.processor_checks import (
     check_idempotence,
     check_retries,
 )
+from streams.cli.doctor.view_checks import check_views
 from streams.errors import LogError
 
 CHECKS: Sequence[tuple[str, Callable[[AppInspection], Iterator[Finding]]]] = (
@@ -31,6 +32,7 @@ CHECKS: Sequence[tuple[str, Callable[[AppInspection], Iterator[Finding]]]] = (
     ("order", check_order),
     ("retention", check_retention),
     ("histories", check_histories),
+    ("views", check_views),
 )
 
 

@@ -16,7 +16,7 @@ from streams.log.range_reader import read_batches, read_first
 if TYPE_CHECKING:
     from streams.app import Streams
     from streams.cli.doctor.prometheus import PrometheusClient
-    from streams.eventsourcing import Aggregate
+    from streams.eventsourcing import Aggregate, View
     from streams.log.protocol import Log, TopicInfo
     from streams.processor import Processor
     from streams.topic import Topic
@@ -119,13 +119,19 @@ class AppInspection:
 
     @cached_property
     def processors(self) -> list[Processor[..., Any]]:
-        """What the app declares."""
-        return [each for each in self.app.processors if each not in self._helper_processors]
+        """What the app declares, without those of views, which have no options of their own."""
+        views = {group for each in self.views for group in each.declared.groups}
+        return [
+            each
+            for each in self.app.processors
+            if each not in self._helper_processors and each.group not in views
+        ]
 
     @cached_property
     def topics(self) -> dict[str, Topic[Any]]:
         """What the app declares or reads, by name."""
         others = {topic for helper in self._helper_processors for topic in helper.topics}
+        others.update(group for each in self.views for group in each.declared.groups)
         found = {name: topic for name, topic in self.app.topics.items() if name not in others}
         for processor in self.processors:
             for topic in processor.options.topics:
@@ -140,6 +146,13 @@ class AppInspection:
 
         declared = (each for each in self.app.aggregates.values() if isinstance(each, Aggregate))
         return {each.events.name: each for each in declared}
+
+    @cached_property
+    def views(self) -> list[View[Any]]:
+        """The versions of views that the app declares."""
+        from streams.eventsourcing import View
+
+        return [each for each in self.app.views.values() if isinstance(each, View)]
 
     def info(self, topic: str) -> TopicInfo | str:
         """A topic's facts, or why there are none."""

@@ -55,6 +55,8 @@ def check_alerts(inspection: AppInspection) -> Iterator[Finding]:
     required: tuple[str, ...] = REQUIRED_ALERTS
     if inspection.app.aggregates:
         required += AGGREGATE_ALERTS
+    if inspection.app.views:
+        required += VIEW_ALERTS
     missing = [name for name in required if name not in loaded]
     if missing:
         yield subject.no(
@@ -86,3 +88,6 @@ REQUIRED_ALERTS = (
 
 AGGREGATE_ALERTS = ("StreamsAggregatesStopped", "StreamsHistoryTruncated", "StreamsDecisionsFail")
 """The rules of ``monitoring/alerts.yml`` that everybody needs who has aggregates."""
+
+VIEW_ALERTS = ("StreamsViewDocumentsStopped", "StreamsViewWaits", "StreamsViewLags")
+"""The rules of ``monitoring/alerts.yml`` that everybody needs who has views."""

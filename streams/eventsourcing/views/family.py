@@ -12,32 +12,28 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Self
-from uuid import uuid4
 
 from streams.cancellation import run_in_thread
-from streams.errors import InvalidValue, NotRunning, StreamsError
-from streams.eventsourcing.views.checkpoints import parse_offset
+from streams.errors import NotRunning, StreamsError
 from streams.eventsourcing.views.definition import ViewDefinition
 from streams.eventsourcing.views.errors import ViewNotReady
 from streams.eventsourcing.views.registry import (
-    MAX_RETRIES,
     Declared,
     KnownVersion,
     KnownView,
     Rebuilt,
-    RetryAsked,
     ViewRegistry,
-    ask_retry,
     check_declaration,
     declare,
     end_retry,
     finish_rebuild,
+    goal_texts,
     promote,
 )
 from streams.eventsourcing.views.retry_requests import RetryRequest, RetryRequests
-from streams.eventsourcing.views.tracker import Coverage, Progress, VersionTracker
-from streams.eventsourcing.views.version import ViewVersion, document_store
-from streams.health import ViewHealth
+from streams.eventsourcing.views.tracker import Coverage, Progress
+from streams.eventsourcing.views.version import ViewVersion, document_store, goal_of
+from streams.health import ViewBacklog, ViewHealth, ViewStats
 from streams.log.protocol import TopicPartition
 from streams.text import describe_error, get_logger
 
@@ -68,8 +64,10 @@ class ViewFamily:
         self._served_version = 0
         self._catching_up: Coverage | None = None
         """A version has taken over that must first have folded what the one before it served."""
-        self._coverages: dict[int, Coverage] = {}
-        """Of versions that are being built."""
+        self._coverages: dict[int, tuple[int, Coverage]] = {}
+        """Of versions that are being built, for the how many-th time."""
+        self._builds: dict[int, int] = {}
+        """For the how many-th time each version is made, as its threads know."""
         self._finished: list[tuple[RetryRequest, bool]] = []
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
@@ -100,6 +98,7 @@ class ViewFamily:
             known = self.known.version(number)
             if known is not None:
                 self._check(known, version)
+            self._builds[number] = 0 if known is None else known.builds
         self._task = asyncio.create_task(self._follow())
         self.is_open = True
         return self
@@ -155,7 +154,12 @@ class ViewFamily:
             known = self.known.version(number)
             if known is None:
                 known = await self._declare(version)
-            if known is not None and (known.is_building or self._may_promote(number)):
+            elif known.builds != self._builds[number] and not known.is_clearing:
+                self._builds[number] = known.builds
+                version.retries.begin_anew()
+            if known is None or known.is_clearing:
+                self._coverages.pop(number, None)
+            elif known.is_building or self._may_promote(number):
                 await self._build(number, version, known)
             else:
                 self._coverages.pop(number, None)
@@ -174,7 +178,7 @@ class ViewFamily:
             definition.document_type.fingerprint,
             tracker.topics,
             definition.is_keyed,
-            {f"{topic}/{partition}": str(end) for (topic, partition), end in goal.items()},
+            goal_texts(goal),
         )
         decided = await self.registry.decide(self.name, declare, self.name, declared)
         self.known = decided.state
@@ -182,46 +186,21 @@ class ViewFamily:
 
     async def _build(self, number: int, version: ViewVersion, known: KnownVersion) -> None:
         """See whether a version that is built has come far enough."""
-        coverage = self._coverages.get(number)
-        if coverage is None:
-            goal = await run_in_thread(self._goal, known)
-            coverage = Coverage(version.tracker(self._app.log), goal)
-            self._coverages[number] = coverage
+        builds, coverage = self._coverages.get(number, (-1, None))
+        if coverage is None or builds != known.builds:
+            goal = await run_in_thread(goal_of, self._app.log, self.name, self.known, known)
+            builds, coverage = known.builds, Coverage(version.tracker(self._app.log), goal)
+            self._coverages[number] = builds, coverage
         if not await run_in_thread(coverage.is_reached):
             return
         del self._coverages[number]
         if known.is_building and (number <= self.known.promoted or not self.promotes[number]):
-            decided = await self.registry.decide(self.name, finish_rebuild, number)
+            decided = await self.registry.decide(self.name, finish_rebuild, number, builds)
         else:
-            decided = await self.registry.decide(self.name, promote, number)
+            decided = await self.registry.decide(self.name, promote, number, builds)
         self.known = decided.state
         if decided.events and not isinstance(decided.events[0], Rebuilt):
             logger.info("view %s: version %d serves from now on", self.name, number)
-
-    def _goal(self, known: KnownVersion) -> dict[TopicPartition, int]:
-        """How far a version has to come: as far as its sources were when it was declared, and as
-        the version is that serves now."""
-        goal: dict[TopicPartition, int] = {}
-        for name, offset in known.goal.items():
-            topic, _, partition = name.rpartition("/")
-            goal[topic, int(partition)] = parse_offset(offset)
-        serving = self.known.version(self.known.promoted)
-        if serving is not None and serving.version < known.version:
-            tracker = self._tracker_of(serving)
-            for each, position in tracker.source_positions().items():
-                if each[0] in known.topics:
-                    goal[each] = max(position, goal.get(each, 0))
-        return goal
-
-    def _tracker_of(self, known: KnownVersion) -> VersionTracker:
-        log = self._app.log
-        return VersionTracker(
-            log,
-            document_store(log, f"view {self.name!r}"),
-            f"{self.name}.v{known.version}",
-            known.topics,
-            is_keyed=known.is_keyed,
-        )
 
     # -- told by the threads that fold
 
@@ -344,23 +323,9 @@ class ViewFamily:
 
         :raises InvalidValue: there are too many such requests.
         """
-        deadline = time.monotonic() + timeout
-        request = RetryAsked(number, partition, key, uuid4().hex)
-        known = (await self.registry.decide(self.name, ask_retry, request)).state
-        asked = next((each for each in known.retries if each.asks_the_same(request)), None)
-        if asked is None:
-            raise InvalidValue(
-                f"view {self.name!r}: {MAX_RETRIES} documents wait to be folded on; wait for those"
-            )
-        pause = 0.005
-        while any(each.id == asked.id for each in known.retries):
-            if time.monotonic() >= deadline:
-                return False
-            self._changed.set()
-            await asyncio.sleep(pause)
-            pause = min(0.2, 2 * pause)
-            known = await self.registry.load(self.name)
-        return True
+        return await self.registry.retry(
+            self.name, number, partition, key, timeout, self._changed.set
+        )
 
     def unfinished(self, number: int) -> str:
         """What keeps a version from serving that is to serve, in words (any thread)."""
@@ -383,6 +348,30 @@ class ViewFamily:
             waiting=waiting,
             stopped=sum(each.stopped for each in counts.values()),
         )
+
+    def stats(self, number: int) -> ViewStats:
+        """Figures of one version here (any thread)."""
+        counts = self.versions[number].counts.copy().values()
+        every = self.versions[number].all_counts().values()
+        return ViewStats(
+            self.name,
+            number,
+            events=sum(each.events for each in counts),
+            waiting=sum(bool(each.waiting) for each in every),
+            serving=self.is_open and self.newest_serving() == number,
+        )
+
+    def backlog(self, number: int) -> ViewBacklog:
+        """What the log says of one version; blocks.
+
+        :raises LogError: it does not answer.
+        """
+        tracker = self.versions[number].tracker(self._app.log)
+        progress = tracker.progress()
+        lag = None
+        if progress.folded is not None and progress.total is not None:
+            lag = progress.total - progress.folded
+        return ViewBacklog(self.name, number, lag, progress.share, tracker.stopped())
 
     async def progress(self, number: int) -> Progress:
         """How far a version has come."""

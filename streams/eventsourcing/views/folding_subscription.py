@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing_extensions import override
 
 from streams.errors import LogError
-from streams.eventsourcing.views.checkpoints import UnreadableCheckpoint, decode_checkpoint
+from streams.eventsourcing.views.checkpoint_check import check_checkpoint
 from streams.eventsourcing.views.folding import PartitionFolder
 from streams.eventsourcing.views.inline_subscription import (
     InlineSubscription,
@@ -23,7 +23,7 @@ from streams.eventsourcing.views.inline_subscription import (
 from streams.eventsourcing.views.retry_requests import RetryRequests
 from streams.log.documents import DocumentStore, DocumentWriter
 from streams.log.protocol import Assignment, Committed, Log
-from streams.log.range_reader import read_batches, read_first
+from streams.log.range_reader import read_batches
 from streams.message import Batch
 from streams.text import get_logger
 from streams.wire import shorten
@@ -32,11 +32,6 @@ logger = get_logger("streams.views")
 
 KEEP_ALIVE_EVERY = 1.0
 """Seconds between signs of life while a document is folded on."""
-
-
-class CheckpointBeyondLog(LogError):
-    """The log does not have what a view has folded: it has lost what it had acknowledged, or is
-    another one."""
 
 
 class FoldingSubscription(InlineSubscription[PartitionFolder]):
@@ -72,7 +67,10 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
     def _begin(self, assignment: Assignment) -> PartitionFolder:
         writer = self._store.claim(self._name, assignment.partition)
         try:
-            self._check(assignment, writer)
+            if writer.checkpoint is not None:
+                check_checkpoint(
+                    self._log, self._name, *assignment.topic_partition, writer.checkpoint
+                )
             folder = self._new_folder(writer)
         except BaseException:
             writer.close()
@@ -82,45 +80,13 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
         assignment.stored_beyond_end = None
         return folder
 
-    def _check(self, assignment: Assignment, writer: DocumentWriter) -> None:
-        """Hold the checkpoint against the log.
-
-        :raises CheckpointBeyondLog: the log has not what was folded.
-        """
-        checkpoint = writer.checkpoint
-        if checkpoint is None:
-            return
-        topic, partition = assignment.topic, assignment.partition
-        show = self._log.format_offset
-        where = f"{self._name}: {topic}/{partition}"
-        rebuild = "streams views rebuild makes the documents anew from what the log has"
-        try:
-            last, _ = decode_checkpoint(checkpoint.data)
-        except UnreadableCheckpoint as error:
-            raise CheckpointBeyondLog(f"{where}: its checkpoint: {error}; {rebuild}") from error
-        first, end = self._log.watermarks(topic, partition)
-        if checkpoint.position > end and checkpoint.position > self._log.log_end_offset(
-            topic, partition
-        ):
-            raise CheckpointBeyondLog(
-                f"{where}: its documents were folded up to {show(checkpoint.position)}, and the "
-                f"log ends at {show(end)}: it has lost messages that it had acknowledged, or the "
-                f"topic was made anew; {rebuild}"
-            )
-        if last is None or last[0] < first:
-            return  # it was deleted since, as its retention says
-        batch = read_first(self._log, topic, partition, last[0], min(end, last[0] + 1))
-        if batch is None or batch.offsets[0] != last[0] or batch.id(0) != last[1]:
-            raise CheckpointBeyondLog(
-                f"{where}: the message at {show(last[0])}, which was folded last, is not there "
-                "any more, or another one: the log has lost messages that it had acknowledged; "
-                f"{rebuild}"
-            )
-
     # -- documents that stand still
 
     @override
     def _between_polls(self) -> None:
+        if self._retries.take_stale() and self._partitions:
+            logger.info("%s: begins anew, as its documents were deleted", self._name)
+            self._begin_anew(list(self._partitions))
         for partition in list(self._partitions.values()):
             for request in self._retries.take(partition.assignment.partition):
                 try:

@@ -83,7 +83,7 @@ class PartitionHandler(Protocol):
 
 
 class PartitionCounts:
-    """Figures of one partition that is handled here; written by the polling thread alone."""
+    """Figures of one partition that is or was handled here; written by the polling thread alone."""
 
     def __init__(self, position: int) -> None:
         self.events = 0
@@ -180,7 +180,8 @@ class InlineSubscription(Subscription, Generic[H]):
             raise
         for each in begun:
             self._partitions[each.assignment] = each
-            self._counts[each.assignment.topic_partition] = PartitionCounts(each.handler.position)
+            counts = self._counts.setdefault(each.assignment.topic_partition, PartitionCounts(0))
+            counts.position, counts.waiting = each.handler.position, ""
 
     def revoked(self, assignments: Sequence[Assignment]) -> None:
         """Listener: these go elsewhere."""
@@ -197,7 +198,7 @@ class InlineSubscription(Subscription, Generic[H]):
             partition = self._partitions.pop(assignment, None)
             if partition is not None:
                 partition.handler.close()
-                self._counts.pop(assignment.topic_partition, None)
+                self._counts[assignment.topic_partition].waiting = ""
 
     # -- polling
 
@@ -284,9 +285,15 @@ class InlineSubscription(Subscription, Generic[H]):
         level = logger.info if isinstance(error, Fenced) else logger.warning
         level("%s: partition %d begins anew: %s", self._name, partition.assignment.partition,
               error)  # fmt: skip
-        assignment = partition.assignment
-        self.lost([assignment])
-        self._given_up.append(assignment)
+        self._begin_anew([partition.assignment])
+
+    def _begin_anew(self, assignments: Sequence[Assignment]) -> None:
+        """Have partitions assigned again, as they then are.
+
+        :raises Unavailable: as :meth:`_reassign`.
+        """
+        self.lost(assignments)
+        self._given_up += assignments
         self._reassign()
 
     def _reassign(self) -> None:

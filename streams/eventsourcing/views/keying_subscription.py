@@ -140,6 +140,19 @@ class KeyingHandler(PartitionHandler):
         """There is nothing to let go of."""
 
 
+def trial_handler(
+    definition: ViewDefinition[Any], topic: str, partitions: int, position: int
+) -> KeyingHandler:
+    """Does with a source partition what its handler would, and writes nothing."""
+    decodings = {source.name: source.decoding for source in definition.sources}
+    reader = SourceReader(decodings[topic])
+    return KeyingHandler(definition, reader, partitions, _write_nothing, position)
+
+
+def _write_nothing(records: Sequence[Record]) -> None:
+    """It is a trial."""
+
+
 class KeyingSubscription(InlineSubscription[KeyingHandler]):
     """See the module."""
 

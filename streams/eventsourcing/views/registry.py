@@ -6,13 +6,16 @@ as its ID. So what processes do at the same time is decided in one order, on eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 
 from streams.app import Streams
-from streams.errors import ConfigError
+from streams.errors import ConfigError, InvalidValue
 from streams.eventsourcing.definition import CONFLICT_RETRY, Definition, Options
 from streams.eventsourcing.event_codec import EventCodec
 from streams.eventsourcing.event_topic import EventTopic
@@ -20,6 +23,8 @@ from streams.eventsourcing.results import Decided
 from streams.eventsourcing.runtime import AggregateRuntime
 from streams.eventsourcing.state_cache import Cache
 from streams.eventsourcing.state_type import StateType
+from streams.eventsourcing.views.checkpoints import parse_offset
+from streams.log.protocol import TopicPartition
 
 NAME = "__streams.views"
 TOPIC = f"{NAME}.events"
@@ -55,11 +60,13 @@ class Rebuilding(msgspec.Struct, frozen=True, tag="rebuilding"):
     """The documents of a version were deleted, and are made anew.
 
     :param goal: as in :class:`Declared`.
+    :param is_clearing: they are being deleted at this moment; the same without it follows.
     """
 
     version: int
     shape: str
     goal: dict[str, str]
+    is_clearing: bool = False
 
 
 class Rebuilt(msgspec.Struct, frozen=True, tag="rebuilt"):
@@ -107,6 +114,9 @@ class KnownVersion(msgspec.Struct, frozen=True):
     """One version of a view.
 
     :param is_building: it has not reached its goal, and cannot serve.
+    :param is_clearing: its documents are being deleted, to be made anew.
+    :param builds: counts the times that its documents are made anew. Whoever has seen that they
+        have reached the goal says of which time that is.
     """
 
     version: int
@@ -115,6 +125,8 @@ class KnownVersion(msgspec.Struct, frozen=True):
     is_keyed: bool
     goal: dict[str, str]
     is_building: bool = True
+    is_clearing: bool = False
+    builds: int = 0
 
 
 class KnownView(msgspec.Struct, frozen=True):
@@ -137,14 +149,20 @@ def evolve(view: KnownView, event: RegistryEvent) -> KnownView:
     replace = msgspec.structs.replace
     match event:
         case Declared(version, shape, topics, is_keyed, goal):
+            if not _is_sound(topics, is_keyed, goal):
+                return view
             known = KnownVersion(version, shape, topics, is_keyed, goal)
             others = [each for each in view.versions if each.version != version]
             versions = sorted([*others, known], key=lambda each: each.version)
             return replace(view, versions=tuple(versions))
         case Promoted(version):
             return replace(_with(view, version, is_building=False), promoted=version)
-        case Rebuilding(version, shape, goal):
-            return _with(view, version, shape=shape, goal=goal, is_building=True)
+        case Rebuilding(version, shape, goal, is_clearing):
+            before = view.version(version)
+            if before is None or not _is_sound(before.topics, before.is_keyed, goal):
+                return view
+            changes = {"shape": shape, "goal": goal, "is_clearing": is_clearing}
+            return _with(view, version, is_building=True, builds=before.builds + 1, **changes)
         case Rebuilt(version):
             return _with(view, version, is_building=False)
         case Dropped(version):
@@ -156,6 +174,34 @@ def evolve(view: KnownView, event: RegistryEvent) -> KnownView:
             return replace(view, retries=(*view.retries, event))
         case RetryDone(id):
             return replace(view, retries=tuple(each for each in view.retries if each.id != id))
+
+
+def _is_sound(topics: tuple[str, ...], is_keyed: bool, goal: dict[str, str]) -> bool:
+    """Whether a process can have declared this: who may write to the log may write anything."""
+    if not topics or (len(topics) > 1 and not is_keyed):
+        return False
+    try:
+        goal_positions(goal)
+    except ValueError:
+        return False
+    return True
+
+
+def goal_positions(goal: Mapping[str, str]) -> dict[TopicPartition, int]:
+    """A goal, by source partition.
+
+    :raises ValueError: it is none.
+    """
+    found: dict[TopicPartition, int] = {}
+    for name, offset in goal.items():
+        topic, _, partition = name.rpartition("/")
+        found[topic, parse_offset(partition)] = parse_offset(offset)
+    return found
+
+
+def goal_texts(positions: Mapping[TopicPartition, int]) -> dict[str, str]:
+    """A goal as it is stored."""
+    return {f"{topic}/{partition}": str(end) for (topic, partition), end in positions.items()}
 
 
 def _with(view: KnownView, version: int, **changes: Any) -> KnownView:
@@ -209,16 +255,40 @@ def check_declaration(
         raise ConfigError(f"view {name!r}: version {version} was declared {was}: {advice}")
 
 
-def promote(view: KnownView, version: int) -> Promoted | None:
-    """A version is to serve; nothing where a later one does, or this one."""
+def promote(view: KnownView, version: int, builds: int | None = None) -> Promoted | None:
+    """A version is to serve; nothing where a later one does, or this one.
+
+    :param builds: of the time that it was seen to have come far enough; None: whatever it has.
+    """
     known = view.version(version)
-    return Promoted(version) if known is not None and version > view.promoted else None
+    if known is None or version <= view.promoted or not _is_current(known, builds):
+        return None
+    return Promoted(version)
 
 
-def finish_rebuild(view: KnownView, version: int) -> Rebuilt | None:
+def finish_rebuild(view: KnownView, version: int, builds: int | None = None) -> Rebuilt | None:
     """A version has reached its goal again."""
     known = view.version(version)
-    return Rebuilt(version) if known is not None and known.is_building else None
+    if known is None or not known.is_building or not _is_current(known, builds):
+        return None
+    return Rebuilt(version)
+
+
+def _is_current(known: KnownVersion, builds: int | None) -> bool:
+    return not known.is_clearing and builds in (None, known.builds)
+
+
+def rebuild(
+    view: KnownView, version: int, goal: dict[str, str], clearing: bool
+) -> Rebuilding | None:
+    """The documents of a version are to be made anew."""
+    known = view.version(version)
+    return None if known is None else Rebuilding(version, known.shape, goal, clearing)
+
+
+def drop(view: KnownView, version: int) -> Dropped | None:
+    """A version is to be forgotten."""
+    return Dropped(version) if view.version(version) is not None else None
 
 
 def ask_retry(view: KnownView, request: RetryAsked) -> RetryAsked | None:
@@ -240,12 +310,18 @@ def _pass_over(event: bytes) -> None:
     """What a later release may write, and this one does not know, changes nothing here."""
 
 
+def registry_codec() -> EventCodec[RegistryEvent]:
+    """How the registry's events are written."""
+    codec: EventCodec[RegistryEvent] = EventCodec(NAME, RegistryEvent, None)
+    codec.add_upcast(bytes, _pass_over)
+    return codec
+
+
 class ViewRegistry:
     """The registry in an app: one for all of its views."""
 
     def __init__(self, app: Streams) -> None:
-        codec: EventCodec[RegistryEvent] = EventCodec(NAME, RegistryEvent, None)
-        codec.add_upcast(bytes, _pass_over)
+        codec = registry_codec()
         self._topic: EventTopic[RegistryEvent] = EventTopic(app, NAME, codec, 1)
         self._runtime = AggregateRuntime(
             Definition(
@@ -286,3 +362,34 @@ class ViewRegistry:
             return () if found is None else (found,)
 
         return await self._runtime.decide(view, decide, options)
+
+    async def retry(
+        self,
+        view: str,
+        version: int,
+        partition: int,
+        key: bytes,
+        timeout: float,  # noqa: ASYNC109 - whether it was done is the answer
+        while_waiting: Callable[[], None] = lambda: None,
+    ) -> bool:
+        """Have whoever folds a document fold it on; whether that was done in time.
+
+        :raises InvalidValue: there are too many such requests.
+        """
+        deadline = time.monotonic() + timeout
+        request = RetryAsked(version, partition, key, uuid4().hex)
+        known = (await self.decide(view, ask_retry, request)).state
+        asked = next((each for each in known.retries if each.asks_the_same(request)), None)
+        if asked is None:
+            raise InvalidValue(
+                f"view {view!r}: {MAX_RETRIES} documents wait to be folded on; wait for those"
+            )
+        pause = 0.005
+        while any(each.id == asked.id for each in known.retries):
+            if time.monotonic() >= deadline:
+                return False
+            while_waiting()
+            await asyncio.sleep(pause)
+            pause = min(0.2, 2 * pause)
+            known = await self.load(view)
+        return True

@@ -1,4 +1,5 @@
-"""Which documents are to be folded on, told by the app's loop to the threads that fold."""
+"""What the threads that fold are to do beside it, told by the app's loop: fold documents on that
+stand still, and begin anew, as the documents were deleted."""
 
 from __future__ import annotations
 
@@ -30,6 +31,18 @@ class RetryRequests:
         self._waiting: dict[str, RetryRequest] = {}
         self._taken: set[str] = set()
         self._on_done = on_done
+        self._is_stale = False
+
+    def begin_anew(self) -> None:
+        """The documents were deleted: who writes them is to begin anew, even if nothing comes."""
+        self._is_stale = True
+
+    def take_stale(self) -> bool:
+        """Whether to begin anew now."""
+        if not self._is_stale:
+            return False
+        self._is_stale = False
+        return True
 
     def offer(self, request: RetryRequest) -> None:
         """Have a request carried out, unless that is done or being done."""

@@ -81,6 +81,13 @@ class VersionTracker:
         except NotFound:
             return 0
 
+    def stopped(self) -> int:
+        """How many of its documents stand still."""
+        try:
+            return self.store.totals(self.collection).stopped
+        except NotFound:
+            return 0
+
     def checkpoint(self, partition: int) -> int:
         """Up to where a partition of its documents is folded, in the topic that it is made of."""
         try:

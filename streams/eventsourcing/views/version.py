@@ -18,6 +18,7 @@ from streams.eventsourcing.views.folding_subscription import FoldingSubscription
 from streams.eventsourcing.views.inline_subscription import InlineSubscription, PartitionCounts
 from streams.eventsourcing.views.keying_subscription import KeyingSubscription
 from streams.eventsourcing.views.processors import declare_inline
+from streams.eventsourcing.views.registry import KnownVersion, KnownView, goal_positions
 from streams.eventsourcing.views.retry_requests import RetryRequests
 from streams.eventsourcing.views.tracker import VersionTracker
 from streams.log.documents import (
@@ -67,6 +68,27 @@ def key_bytes(where: str, key: Any) -> bytes:
     return key.encode("utf-8", "surrogateescape")
 
 
+def tracker_of(log: Log, view: str, known: KnownVersion) -> VersionTracker:
+    """How far a version has come that is known from the registry."""
+    collection = f"{view}.v{known.version}"
+    store = document_store(log, f"view {view!r}")
+    return VersionTracker(log, store, collection, known.topics, is_keyed=known.is_keyed)
+
+
+def goal_of(
+    log: Log, view: str, known_view: KnownView, known: KnownVersion
+) -> dict[TopicPartition, int]:
+    """How far a version has to come before it can serve: as far as its sources were when it was
+    declared, and as the version is that serves now (blocks)."""
+    goal = goal_positions(known.goal)
+    serving = known_view.version(known_view.promoted)
+    if serving is not None and serving.version < known.version:
+        for each, position in tracker_of(log, view, serving).source_positions().items():
+            if each[0] in known.topics:
+                goal[each] = max(position, goal.get(each, 0))
+    return goal
+
+
 class ViewVersion:
     """One version of a view.
 
@@ -103,6 +125,13 @@ class ViewVersion:
             definition, definition.collection, (source,), self._subscribe_folding, self.counts
         )
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Of its processors; the topic of a keyed version has the name of the second."""
+        definition = self.definition
+        keyed = (definition.keyed_topic,) if definition.is_keyed else ()
+        return (definition.collection, *keyed)
+
     # -- folding
 
     def _partition_count(self, log: Log) -> int:
@@ -133,12 +162,13 @@ class ViewVersion:
             store,
             definition.collection,
             self.counts,
-            self._new_folder,
+            self.new_folder,
             self.retries,
             self._on_folded,
         )
 
-    def _new_folder(self, writer: DocumentWriter) -> PartitionFolder:
+    def new_folder(self, writer: DocumentWriter) -> PartitionFolder:
+        """What folds a partition."""
         definition = self.definition
         if not definition.is_keyed:
             reader: Any = SourceReader(self._source.decoding)

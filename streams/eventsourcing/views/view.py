@@ -23,7 +23,7 @@ from streams.eventsourcing.views.family import ViewFamily, wait_until
 from streams.eventsourcing.views.registry import ViewRegistry
 from streams.eventsourcing.views.tracker import Coverage, Progress
 from streams.eventsourcing.views.version import ViewVersion, document_store, key_bytes
-from streams.health import ViewHealth
+from streams.health import ViewBacklog, ViewHealth, ViewStats
 from streams.log.documents import KeyedDocument, end_of_prefix
 from streams.log.protocol import TopicPartition
 from streams.message import Message, Position, text
@@ -282,6 +282,23 @@ class View(Generic[D]):
     def health(self) -> ViewHealth:
         """How it is, as this process sees it."""
         return self._family.health(self.version)
+
+    def stats(self) -> ViewStats:
+        """Figures of this version in this process."""
+        return self._family.stats(self.version)
+
+    def backlog(self) -> ViewBacklog:
+        """What the log says of this version, whoever folds it; blocks.
+
+        :raises NotRunning: the app is not entered.
+        :raises LogError: the log does not answer.
+        """
+        return self._family.backlog(self.version)
+
+    @property
+    def declared(self) -> ViewVersion:
+        """This version, for what looks at it without running the app."""
+        return self._version
 
     async def _ready(
         self, key: bytes | None, wait_for: WaitFor | None, deadline: float

@@ -1,4 +1,4 @@
-"""How far behind a processor is in each partition that it owns, as the log says now.
+"""How far behind a processor is in each partition that it owns, and a view, as the log says now.
 
 The log is asked in a thread of its own: a scrape is never kept waiting by a log that does not
 answer, and gets nothing then rather than something old. Unknown is unknown, never 0.
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from streams.app import Streams
 from streams.errors import LogError, StreamsError
-from streams.health import Stats
+from streams.health import Stats, ViewBacklog
 from streams.log.protocol import Log
 from streams.log.range_reader import read_first
 from streams.processing import PartitionProgress
@@ -37,6 +37,25 @@ class PartitionLag(NamedTuple):
     partition: int
     lag: int | None
     age: float | None
+
+
+class Backlog(NamedTuple):
+    """What is left to do."""
+
+    partitions: Sequence[PartitionLag]
+    views: Sequence[ViewBacklog]
+
+
+def measure_backlog(app: Streams, stats: Stats) -> Backlog:
+    """Ask the log about the app's processors and views; blocks. What it does not answer is left
+    out."""
+    views: list[ViewBacklog] = []
+    for name, view in list(app.views.items()):
+        try:
+            views.append(view.backlog())
+        except LogError as error:
+            logger.debug("view %s: %s", name, error)
+    return Backlog(measure_lag(app, stats), views)
 
 
 def measure_lag(app: Streams, stats: Stats) -> list[PartitionLag]:
@@ -79,10 +98,10 @@ class LagProbe:
     def __init__(self, app: Streams) -> None:
         self._app = app
         self._lock = threading.Lock()
-        self._running: Future[Sequence[PartitionLag] | None] | None = None
+        self._running: Future[Backlog | None] | None = None
 
-    def measure(self, stats: Stats, timeout: float) -> Sequence[PartitionLag] | None:
-        """The lags as they are now; None where the log has not answered within ``timeout``
+    def measure(self, stats: Stats, timeout: float) -> Backlog | None:
+        """What is left to do now; None where the log has not answered within ``timeout``
         seconds. One measurement runs at a time."""
         with self._lock:
             running = self._running
@@ -96,10 +115,10 @@ class LagProbe:
         except TimeoutError:
             return None
 
-    def _run(self, running: Future[Sequence[PartitionLag] | None], stats: Stats) -> None:
+    def _run(self, running: Future[Backlog | None], stats: Stats) -> None:
         found = None
         try:
-            found = measure_lag(self._app, stats)
+            found = measure_backlog(self._app, stats)
         except StreamsError as error:  # the app is closing
             logger.debug("backlog: %s", error)
         finally:

@@ -7,7 +7,7 @@ alert can tell "nothing waits" from "unknown".
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import Any
 
@@ -15,9 +15,9 @@ from typing_extensions import override
 
 from streams.app import Streams
 from streams.errors import ConfigError
-from streams.health import AggregateStats, Health, Stats
+from streams.health import AggregateStats, Health, Stats, ViewStats
 from streams.patterns.arguments import check_app, check_seconds
-from streams.patterns.monitoring.lag_probe import LagProbe, PartitionLag
+from streams.patterns.monitoring.lag_probe import Backlog, LagProbe
 from streams.processing import BUCKET_BOUNDS, Durations
 
 try:
@@ -96,6 +96,21 @@ _AGGREGATE_GAUGES = (
     ("uncounted", "streams_aggregate_uncounted_records", "Records that count for no history"),
 )
 
+_VIEW_LABELS = ("view", "version")
+
+_VIEW_GAUGES = (
+    ("waiting", "streams_view_waiting_partitions", "Partitions that wait at an event"),
+    ("serving", "streams_view_serving", "1 where this process reads from this version"),
+)
+"""A field of ViewStats, a metric's name and its documentation."""
+
+_VIEW_BACKLOG = (
+    ("stopped", "streams_view_stopped_documents", "Documents that stand still"),
+    ("lag", "streams_view_lag_messages", "Messages that are not folded yet"),
+    ("share", "streams_view_folded_ratio", "How much of the messages is folded, from 0 to 1"),
+)
+"""A field of ViewBacklog, a metric's name and its documentation."""
+
 _DURATIONS = (
     ("handler_seconds", "streams_handler_seconds", "How long calls of the handler take"),
     ("commit_seconds", "streams_commit_seconds", "How long the log takes to acknowledge a commit"),
@@ -122,7 +137,8 @@ class MetricsCollector(Collector):
 
     def describe(self) -> Iterable[Metric]:
         """The metrics without figures, so that a registry finds names given twice."""
-        return [*_app_metrics(Stats({}, 0), Health(False, {}), {}), *_lag_metrics(None, {})]
+        metrics = _app_metrics(Stats({}, 0), Health(False, {}), {})
+        return [*metrics, *_lag_metrics(None, {}), *_view_backlog_metrics(None)]
 
     @override
     def collect(self) -> Iterator[Metric]:
@@ -134,6 +150,7 @@ class MetricsCollector(Collector):
         log_is_open = health.connected and not health.stopping
         found = self._lag_probe.measure(stats, self._timeout) if log_is_open else None
         yield from _lag_metrics(found, groups)
+        yield from _view_backlog_metrics(found)
 
 
 def _app_metrics(stats: Stats, health: Health, groups: dict[str, str]) -> Iterator[Metric]:
@@ -148,6 +165,7 @@ def _app_metrics(stats: Stats, health: Health, groups: dict[str, str]) -> Iterat
         yield histogram
     yield from _families(GaugeMetricFamily, _HEALTH, health.processors, groups)
     yield from _aggregate_metrics(stats.aggregates)
+    yield from _view_metrics(stats.views)
     published = "Records published and acknowledged"
     yield CounterMetricFamily("streams_published", published, stats.published)
     is_up, up = (
@@ -201,7 +219,31 @@ def _families(
         yield family
 
 
-def _lag_metrics(found: Sequence[PartitionLag] | None, groups: dict[str, str]) -> Iterator[Metric]:
+def _view_metrics(views: Mapping[str, ViewStats]) -> Iterator[Metric]:
+    """The metrics of versions of views that this process knows by itself."""
+    events = CounterMetricFamily("streams_view_events", "Events folded", labels=_VIEW_LABELS)
+    for found in views.values():
+        events.add_metric([found.view, str(found.version)], found.events)
+    yield events
+    for field, name, documentation in _VIEW_GAUGES:
+        family = GaugeMetricFamily(name, documentation, labels=_VIEW_LABELS)
+        for found in views.values():
+            family.add_metric([found.view, str(found.version)], int(getattr(found, field)))
+        yield family
+
+
+def _view_backlog_metrics(found: Backlog | None) -> Iterator[Metric]:
+    """Those that the log is asked for; they are the same in each process."""
+    for field, name, documentation in _VIEW_BACKLOG:
+        family = GaugeMetricFamily(name, documentation, labels=_VIEW_LABELS)
+        for each in () if found is None else found.views:
+            figure = getattr(each, field)
+            if figure is not None:
+                family.add_metric([each.view, str(each.version)], figure)
+        yield family
+
+
+def _lag_metrics(found: Backlog | None, groups: dict[str, str]) -> Iterator[Metric]:
     known = "1 where the log said in time how far behind the processors are"
     yield GaugeMetricFamily("streams_backlog_known", known, int(found is not None))
     lag = GaugeMetricFamily(
@@ -214,7 +256,7 @@ def _lag_metrics(found: Sequence[PartitionLag] | None, groups: dict[str, str]) -
         "Age of the first message that is not settled",
         labels=_PARTITION_LABELS,
     )
-    for each in found or ():
+    for each in () if found is None else found.partitions:
         labels = [*_labels(each.processor, groups), each.topic, str(each.partition)]
         if each.lag is not None:
             lag.add_metric(labels, each.lag)

@@ -1,0 +1,283 @@
+"""``streams views``: the versions of views, their documents, and what to do about them.
+
+The log says all there is to know, so no app is needed: what is written here is what the running
+app goes on with.
+
+==========  ==========================================================
+``place``   the log that a command is about, and its views
+``lists``   versions with their progress; documents that stand still
+``view``    one view, with its partitions
+``change``  promote, rebuild, drop, retry
+==========  ==========================================================
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+from streams.cli import output
+from streams.cli.command_errors import DONE, FAILED, CommandFailed
+from streams.cli.offset_arguments import parse_duration
+from streams.cli.options import Json, Url, Yes, argument_bytes, confirm, resolve_url
+from streams.cli.views import change
+from streams.cli.views.lists import print_stopped, print_versions, stopped_rows, version_rows
+from streams.cli.views.place import open_place
+from streams.cli.views.view import print_view, view_json
+
+app = typer.Typer(
+    no_args_is_help=True, help="List and show views; promote, rebuild, drop versions."
+)
+
+Name = Annotated[str, Argument(metavar="NAME", help="The view's name.")]
+Version = Annotated[int, Option("--version", min=1, metavar="N", help="Which version.")]
+AnyVersion = Annotated[
+    int | None,
+    Option("--version", min=1, metavar="N", help="Which version; else the one that serves."),
+]
+Lines = Annotated[
+    int, Option("-n", "--lines", min=0, metavar="N", help="So many documents at most; 0: all.")
+]
+
+
+@app.command("ls")
+def list_views(url: Url = None, json: Json = False) -> None:
+    r"""List the views of a log, a row for each version.
+
+    Which version serves, how many processes run it, its documents, how many of
+    them stand still where the view's function failed, and how much of its
+    events is folded. What is still behind and runs is measured for a second:
+    events a second, and the time left.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams views ls[/cyan]
+      [cyan]watch streams views ls[/cyan]                             while a version is built
+      [cyan]streams views ls --json | jq '.\[] | select(.stopped > 0)'[/cyan]
+    """
+    from streams.eventsourcing.views.inspection import find_views
+
+    with open_place(url) as place:
+        rows = version_rows(place, find_views(place.log))
+    if json:
+        output.print_json(rows)
+    else:
+        print_versions(rows)
+
+
+@app.command("show")
+def show_view(
+    name: Name,
+    version: Annotated[
+        int | None, Option("--version", min=1, metavar="N", help="Only this version.")
+    ] = None,
+    number: Lines = 20,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Show a view: its versions, how far each partition is, what stands still.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams views show accounts.balances[/cyan]
+      [cyan]streams views show accounts.balances --version 2 --json[/cyan]
+    """
+    with open_place(url) as place:
+        document = view_json(place, name, version, number)
+    if json:
+        output.print_json(document)
+    else:
+        print_view(document)
+
+
+@app.command("stopped")
+def list_stopped(
+    name: Name, version: AnyVersion = None, number: Lines = 100, url: Url = None, json: Json = False
+) -> None:
+    r"""List the documents that stand still, where the view's function failed.
+
+    Each with the position of the event at which it does, and what the function
+    raised. Once the function is mended, [cyan]streams views retry[/cyan] has one
+    folded on.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams views stopped accounts.balances[/cyan]
+      [cyan]streams views stopped accounts.balances --json | jq -r '.\[].key'[/cyan]
+    """
+    with open_place(url) as place:
+        chosen = version or place.default_version(name)
+        rows, has_more = stopped_rows(place.inspector(name, chosen), number)
+    if json:
+        output.print_json(rows)
+    else:
+        print_stopped(rows)
+    if has_more:
+        output.print_note("there are more: -n 0 lists all")
+
+
+@app.command("promote")
+def promote_version(
+    name: Name,
+    version: Version,
+    force: Annotated[
+        bool, Option("--force", help="Also if it has not come as far as it has to.")
+    ] = False,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Have a version serve, in all processes that declare it.
+
+    For versions declared with promote=False; the others are promoted when they
+    have come as far as the version before them. It cannot be undone: a version
+    before the promoted one does not serve again.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams views promote accounts.balances --version 2[/cyan]
+    """
+    source = resolve_url(url)
+    with open_place(source) as place:
+        place.inspector(name, version)
+    is_new = change.run(source, name, lambda view: view.promote(version, force=force))
+    if json:
+        output.print_json({"view": name, "version": version, "promoted": is_new})
+        return
+    said = "serves from now on" if is_new else "serves already"
+    output.print_line(f"{name}: version {version} {said}")
+
+
+@app.command("rebuild")
+def rebuild_version(
+    name: Name,
+    version: Version,
+    wait: Annotated[
+        bool, Option("--wait", help="Until it is built again; a process must run it.")
+    ] = False,
+    yes: Yes = False,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Delete a version's documents, so that they are made anew.
+
+    Whoever runs the version begins again at its first event. Until it has come
+    as far as its topics are now, nothing serves from it: readers get an older
+    version that they declare, or ViewNotReady. A new version, declared beside
+    the old one, avoids that. If this is interrupted, run it again.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams views rebuild accounts.balances --version 2[/cyan]
+      [cyan]streams views rebuild accounts.balances --version 2 --yes --wait[/cyan]
+    """
+    source = resolve_url(url)
+    with open_place(source) as place:
+        found = place.inspector(name, version).inspect()
+    documents = output.plural(found.totals.documents, "document")
+    confirm(
+        f"Delete {documents} of {name} version {version}, to be made anew? Nothing serves from it "
+        "meanwhile; a new version, declared beside it, avoids that.",
+        yes=yes,
+    )
+    with output.progress_bar(f"clearing {name}") as show_progress:
+        cleared = change.run(
+            source, name, lambda view: view.rebuild(version, on_cleared=show_progress)
+        )
+    if wait:
+        change.await_built(source, name, version)
+    if json:
+        output.print_json({"view": name, "version": version, "cleared": cleared, "built": wait})
+        return
+    partitions = output.plural(cleared, "partition")
+    output.print_line(f"{name}: version {version}: {partitions} cleared")
+    if not wait:
+        runs = "" if found.members else " as soon as a process runs that declares it"
+        output.print_note(
+            f"it is made anew{runs}, and nothing serves from it until then: streams views show "
+            f"{name} says how far it is"
+        )
+
+
+@app.command("drop")
+def drop_version(
+    name: Name,
+    version: Version,
+    force: Annotated[bool, Option("--force", help="Also if it serves.")] = False,
+    yes: Yes = False,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Delete a version: its documents, its keyed topic and its groups.
+
+    The events stay, so it can be built again by declaring it. Refused while
+    processes run it. If this is interrupted, run it again.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams views drop accounts.balances --version 1[/cyan]
+      [cyan]streams views drop accounts.balances --version 1 --yes[/cyan]
+    """
+    source = resolve_url(url)
+    with open_place(source) as place:
+        found = place.inspector(name, version).inspect()
+    change.run(source, name, lambda view: view.check_drop(version, force=force))
+    documents = output.plural(found.totals.documents, "document")
+    confirm(f"Delete version {version} of {name} with its {documents}?", yes=yes)
+    change.run(source, name, lambda view: view.drop(version, force=force))
+    if json:
+        output.print_json({"view": name, "version": version, "dropped": True})
+    else:
+        output.print_line(f"{name}: version {version} dropped")
+
+
+@app.command("retry")
+def retry_document(
+    name: Name,
+    key: Annotated[str, Argument(metavar="KEY", help="The document's.")],
+    version: AnyVersion = None,
+    timeout: Annotated[
+        str, Option("--timeout", metavar="TIME", help="How long to wait for it: 30s, 5m.")
+    ] = "30s",
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Have a document that stands still folded on, by the process that folds it.
+
+    Do it once the view's function is mended and the new code runs. All events
+    since the one where it failed are folded; nothing is skipped.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams views retry accounts.balances a-1[/cyan]
+    """
+    seconds = parse_duration(timeout, "--timeout")
+    source = resolve_url(url)
+    with open_place(source) as place:
+        chosen = version or place.default_version(name)
+        inspector = place.inspector(name, chosen)
+        document = inspector.find(argument_bytes(key))
+        if document is None:
+            raise CommandFailed(f"{name}: version {chosen} has no document {key!r}")
+    stood_still = bool(document[1].failure)
+    goes_on = change.run(
+        source, name, lambda view: view.retry(chosen, argument_bytes(key), seconds)
+    )
+    if goes_on is None:
+        raise CommandFailed(
+            f"{name}: no process that runs version {chosen} has folded {key!r} on within "
+            f"{timeout}: it is done as soon as one runs"
+        )
+    if json:
+        found = {"view": name, "version": chosen, "key": key}
+        output.print_json({**found, "stood_still": stood_still, "goes_on": goes_on})
+    elif not stood_still:
+        output.print_line(f"{name}: {key!r} does not stand still")
+    elif goes_on:
+        output.print_line(f"{name}: {key!r} goes on")
+    else:
+        with open_place(source) as place:
+            reason = change.stopped_reason(place, name, chosen, argument_bytes(key))
+        output.print_line(f"{name}: {key!r} stands still again: {reason}")
+    raise typer.Exit(DONE if goes_on else FAILED)

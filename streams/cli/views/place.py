@@ -1,0 +1,77 @@
+"""The log that a command about views is given, and the views and versions there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from streams.cli import output
+from streams.cli.command_errors import CommandFailed
+from streams.cli.options import open_url
+from streams.text import suggestion
+
+if TYPE_CHECKING:
+    from streams.eventsourcing.views.inspection import KnownView, VersionInspector
+    from streams.log.protocol import Log
+    from streams.log.url import ChosenUrl
+
+
+class Place(NamedTuple):
+    """A log that keeps documents."""
+
+    log: Log
+
+    def view(self, name: str) -> KnownView:
+        """What is known of a view.
+
+        :raises CommandFailed: the log has no such view.
+        """
+        from streams.eventsourcing.views.inspection import find_views, read_view
+
+        found = read_view(self.log, name)
+        if not found.versions:
+            shown = output.printable_text(name)
+            known = [each for each in find_views(self.log) if read_view(self.log, each).versions]
+            raise CommandFailed(f"the log has no view {shown!r}; {suggestion(shown, known)}")
+        return found
+
+    def inspector(self, name: str, number: int) -> VersionInspector:
+        """What looks at a version.
+
+        :raises CommandFailed: the log has no such view or version.
+        """
+        from streams.eventsourcing.views.inspection import VersionInspector
+
+        view = self.view(name)
+        known = view.version(number)
+        if known is None:
+            there = ", ".join(str(each.version) for each in view.versions)
+            raise CommandFailed(f"view {name!r} has no version {number}; it has {there}")
+        return VersionInspector(self.log, name, view, known)
+
+    def inspectors(self, name: str) -> list[VersionInspector]:
+        """What looks at each version, the newest first."""
+        from streams.eventsourcing.views.inspection import VersionInspector, read_view
+
+        view = read_view(self.log, name)
+        return [VersionInspector(self.log, name, view, known) for known in reversed(view.versions)]
+
+    def default_version(self, name: str) -> int:
+        """The version that serves; where none does, the newest."""
+        view = self.view(name)
+        return view.promoted or view.versions[-1].version
+
+
+@contextmanager
+def open_place(url: str | ChosenUrl | None) -> Iterator[Place]:
+    """The log of ``--url``, or of the environment, for looking only.
+
+    :raises CommandFailed: the log keeps no documents.
+    """
+    from streams.log.documents import DocumentLog
+
+    with open_url(url, "ro") as log:
+        if not isinstance(log, DocumentLog) or not log.capabilities.documents:
+            raise CommandFailed(f"{log.capabilities.name} keeps no documents")
+        yield Place(log)

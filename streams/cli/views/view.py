@@ -1,0 +1,101 @@
+"""One view: its versions, their partitions, and the documents that stand still."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from streams.cli import output
+from streams.cli.views.lists import (
+    print_stopped,
+    print_versions,
+    stopped_rows,
+    version_rows,
+)
+
+if TYPE_CHECKING:
+    from streams.cli.views.place import Place
+    from streams.eventsourcing.views.inspection import InspectedPartition, VersionInspector
+
+
+def view_json(place: Place, name: str, number: int | None, lines: int) -> dict[str, Any]:
+    """A view.
+
+    :param number: only this version of it.
+    :param lines: so many documents that stand still of each version, at most; 0: all.
+    """
+    view = place.view(name)
+    inspectors = place.inspectors(name)
+    if number is not None:
+        inspectors = [place.inspector(name, number)]
+    rows = {row["version"]: row for row in version_rows(place, [name])}
+    versions: list[dict[str, Any]] = []
+    for inspector in inspectors:
+        row = rows.get(inspector.known.version)
+        if row is not None:
+            where = output.printable_text(inspector.collection)
+            more = output.call_or_report(where, partial(_more_json, place, inspector, lines))
+            versions.append({**row, **(more or {})})
+    return {
+        "view": output.printable_text(name),
+        "promoted": view.promoted or None,
+        "retries": len(view.retries),
+        "versions": versions,
+    }
+
+
+def _more_json(place: Place, inspector: VersionInspector, lines: int) -> dict[str, Any]:
+    known = inspector.known
+    stopped, has_more = stopped_rows(inspector, lines)
+    return {
+        "topics": [output.printable_text(each) for each in known.topics],
+        "keyed_topic": inspector.tracker.keyed_topic if known.is_keyed else None,
+        "shape": output.printable_text(known.shape),
+        "groups": list(map(output.printable_text, inspector.groups)),
+        "places": [_partition_json(place, each) for each in inspector.partitions()],
+        "stopped_documents": stopped,
+        "more_stopped": has_more,
+    }
+
+
+def _partition_json(place: Place, found: InspectedPartition) -> dict[str, Any]:
+    log = place.log
+    return {
+        "topic": output.printable_text(found.topic),
+        "partition": found.partition,
+        "position": None if found.position is None else output.offset_json(log, found.position),
+        "end": output.offset_json(log, found.end),
+        "lag": found.lag,
+        "owner": None if found.owner is None else output.printable_text(found.owner),
+        "problem": found.problem or None,
+    }
+
+
+def print_view(document: Mapping[str, Any]) -> None:
+    """A view for a person."""
+    promoted = document["promoted"]
+    serves = "no version serves yet" if promoted is None else f"version {promoted} serves"
+    output.print_line(f"{document['view']}: {serves}")
+    print_versions(document["versions"])
+    for version in document["versions"]:
+        if "places" not in version:
+            continue
+        output.print_line("")
+        keyed = version["keyed_topic"]
+        through = f", through {keyed}" if keyed else ""
+        output.print_line(
+            f"version {version['version']} of {', '.join(version['topics'])}{through}"
+        )
+        columns = ["partition", "position", "end", "lag", "owner"]
+        output.print_rows(version["places"], columns, json=False)
+        for place in version["places"]:
+            if place["problem"]:
+                output.print_line(place["problem"])
+        if version["stopped_documents"]:
+            output.print_line(f"documents that stand still: {version['stopped']:,}")
+            print_stopped(version["stopped_documents"])
+        if version["more_stopped"]:
+            output.print_note("there are more: -n 0 shows all")
+    if document["retries"]:
+        output.print_line(f"{output.plural(document['retries'], 'document')} to be folded on")

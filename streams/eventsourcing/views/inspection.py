@@ -1,0 +1,339 @@
+"""Views looked at through a log alone: no app runs, and nothing is written or made.
+
+What the command line and the doctor show comes from here: which views there are and their versions
+(from the registry's history), how far each has come, and which documents stand still. With the
+app's declaration of a version, what would be folded next is folded for trial: so it is known why a
+partition waits, without asking the process that runs it.
+
+Everything here blocks. Whatever stands in the log ends in a :class:`~streams.errors.LogError` or in
+what is returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from typing_extensions import override
+
+from stream_codecs import DecodeError
+from streams.errors import LogError, NotFound
+from streams.eventsourcing.inspection import history_pages
+from streams.eventsourcing.views.checkpoint_check import CheckpointBeyondLog, check_checkpoint
+from streams.eventsourcing.views.failures import decode_failure
+from streams.eventsourcing.views.inline_subscription import PartitionHandler
+from streams.eventsourcing.views.keying_subscription import trial_handler
+from streams.eventsourcing.views.registry import (
+    TOPIC,
+    KnownVersion,
+    check_declaration,
+    evolve,
+    registry_codec,
+)
+from streams.eventsourcing.views.registry import (
+    KnownView as KnownView,
+)
+from streams.eventsourcing.views.tracker import Coverage, Progress, VersionTracker
+from streams.eventsourcing.views.version import ViewVersion, document_store, goal_of, tracker_of
+from streams.log.documents import (
+    Checkpoint,
+    CollectionTotals,
+    DocumentChange,
+    DocumentStore,
+    DocumentWriter,
+    StoredDocument,
+)
+from streams.log.events import EventLog
+from streams.log.protocol import Log, TopicPartition
+from streams.log.range_reader import read_first
+from streams.message import text
+from streams.text import describe_error
+
+PAGE = 1_000
+"""Names, or documents, that are asked for at once."""
+
+
+# -- the registry ---------------------------------------------------------------------------------
+
+
+def find_views(log: Log) -> list[str]:
+    """The names of all views that were ever declared on a log.
+
+    :raises LogError: they cannot be read.
+    """
+    if not isinstance(log, EventLog):
+        return []
+    try:
+        partitions = log.topic(TOPIC).partitions
+    except NotFound:
+        return []
+    found: set[bytes] = set()
+    for partition in range(partitions):
+        after: bytes | None = None
+        while page := log.list_keys(TOPIC, partition, after, PAGE):
+            found.update(each.key for each in page)
+            after = page[-1].key
+    return sorted(map(text, found))
+
+
+def read_view(log: Log, name: str) -> KnownView:
+    """What is known of a view; one without a version: it was never declared.
+
+    :raises LogError: it cannot be read.
+    """
+    view = KnownView()
+    if not isinstance(log, EventLog):
+        return view
+    try:
+        log.topic(TOPIC)
+    except NotFound:
+        return view
+    codec = registry_codec()
+    for page in history_pages(log, TOPIC, name.encode("utf-8", "surrogateescape")):
+        for stored in page.events:
+            try:
+                events = codec.decode(stored.record.value)
+            except DecodeError as error:
+                raise LogError(f"{TOPIC}: what stands there of view {name!r}: {error}") from error
+            for event in events:
+                view = evolve(view, event)
+    return view
+
+
+# -- a version ------------------------------------------------------------------------------------
+
+
+class InspectedVersion(NamedTuple):
+    """One version as the log has it.
+
+    :param partitions: of its documents; 0: there are none yet.
+    :param members: the processes that run it, by the IDs that they have in its groups.
+    """
+
+    known: KnownVersion
+    serves: bool
+    partitions: int
+    totals: CollectionTotals
+    progress: Progress
+    members: tuple[str, ...]
+
+    @property
+    def state(self) -> str:
+        """In a word."""
+        if self.known.is_clearing:
+            return "clearing"
+        if self.known.is_building:
+            return "building"
+        return "serving" if self.serves else "ready"
+
+
+class InspectedPartition(NamedTuple):
+    """One partition of a version's documents.
+
+    :param topic: that it is folded from: the source, or the keyed topic.
+    :param position: up to where; None: nothing was written to it yet.
+    :param lag: messages behind that; None: the log cannot count them.
+    :param problem: why the log cannot be what was folded; empty: it can.
+    """
+
+    topic: str
+    partition: int
+    position: int | None
+    end: int
+    lag: int | None
+    owner: str | None
+    problem: str
+
+
+class StoppedKey(NamedTuple):
+    """A document that stands still.
+
+    :param position: of the event at which it does, as text.
+    :param reason: what the view's function raised, in one line.
+    """
+
+    key: bytes
+    partition: int
+    position: str
+    reason: str
+
+
+class VersionInspector:
+    """Looks at one version of a view.
+
+    :param name: of the view.
+    :raises ConfigError: the log keeps no documents.
+    """
+
+    def __init__(self, log: Log, name: str, view: KnownView, known: KnownVersion) -> None:
+        self._log = log
+        self._name = name
+        self._view = view
+        self.known = known
+        self.tracker: VersionTracker = tracker_of(log, name, known)
+        self._store: DocumentStore = self.tracker.store
+
+    @property
+    def collection(self) -> str:
+        """Of its documents, and the name of its group."""
+        return self.tracker.collection
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups of the processes that run it."""
+        keyed = (self.tracker.keyed_topic,) if self.known.is_keyed else ()
+        return (self.collection, *keyed)
+
+    def inspect(self) -> InspectedVersion:
+        """How it is.
+
+        :raises LogError: it cannot be read.
+        """
+        partitions = self.tracker.partitions()
+        try:
+            totals = self._store.totals(self.collection)
+        except NotFound:
+            totals = CollectionTotals(0, 0)
+        serves = self._view.promoted == self.known.version and not self.known.is_building
+        progress = self.tracker.progress()
+        return InspectedVersion(self.known, serves, partitions, totals, progress, self.members())
+
+    def members(self) -> tuple[str, ...]:
+        """Who runs it."""
+        return tuple(dict.fromkeys(each for each, _ in self._owners()))
+
+    def _owners(self) -> list[tuple[str, Sequence[TopicPartition]]]:
+        found: list[tuple[str, Sequence[TopicPartition]]] = []
+        for group in self.groups:
+            try:
+                members = self._log.group(group).members
+            except NotFound:
+                continue
+            found += [(each.id, each.partitions) for each in members]
+        return found
+
+    def partitions(self) -> Iterator[InspectedPartition]:
+        """Its partitions."""
+        owners = {at: member for member, owned in self._owners() for at in owned}
+        topic = self.tracker.keyed_topic if self.known.is_keyed else self.known.topics[0]
+        for partition in range(self.tracker.partitions()):
+            found = self._store.checkpoint(self.collection, partition)
+            first, end = self._log.watermarks(topic, partition)
+            position = None if found is None else found.position
+            problem = ""
+            if found is not None:
+                try:
+                    check_checkpoint(self._log, self.collection, topic, partition, found)
+                except CheckpointBeyondLog as error:
+                    problem = str(error)
+            lag = self._log.lag(topic, partition, max(first, position or 0))
+            owner = owners.get((topic, partition))
+            yield InspectedPartition(topic, partition, position, end, lag, owner, problem)
+
+    def stopped(self) -> Iterator[StoppedKey]:
+        """The documents that stand still, partition by partition."""
+        for partition in range(self.tracker.partitions()):
+            after: bytes | None = None
+            while page := self._store.stopped(self.collection, partition, after, PAGE):
+                for key, document in page:
+                    failure = decode_failure(document.failure)
+                    yield StoppedKey(key, partition, failure.position, failure.reason)
+                after = page[-1].key
+
+    def find(self, key: bytes) -> tuple[int, StoredDocument] | None:
+        """A document and its partition; None: there is none. One that stands still goes before
+        others of its key."""
+        found: tuple[int, StoredDocument] | None = None
+        for partition in range(self.tracker.partitions()):
+            (document,) = self._store.read(self.collection, partition, [key]).documents
+            if document is not None and (found is None or document.failure):
+                found = partition, document
+        return found
+
+    def stopped_key(self, key: bytes) -> StoppedKey | None:
+        """A document that stands still; None: it does not."""
+        found = self.find(key)
+        if found is None or not found[1].failure:
+            return None
+        failure = decode_failure(found[1].failure)
+        return StoppedKey(key, found[0], failure.position, failure.reason)
+
+    def is_far_enough(self) -> bool:
+        """It has folded what it has to before it can serve."""
+        goal = goal_of(self._log, self._name, self._view, self.known)
+        return Coverage(self.tracker, goal).is_reached()
+
+
+# -- with the app's code --------------------------------------------------------------------------
+
+
+class _TrialWriter(DocumentWriter):
+    """Reads a partition's documents, and writes nothing."""
+
+    def __init__(self, store: DocumentStore, collection: str, partition: int) -> None:
+        self._store, self._collection, self._partition = store, collection, partition
+        self._checkpoint = store.checkpoint(collection, partition)
+
+    @property
+    @override
+    def checkpoint(self) -> Checkpoint | None:
+        return self._checkpoint
+
+    @override
+    def read(self, keys: Sequence[bytes]) -> Sequence[StoredDocument | None]:
+        return self._store.read(self._collection, self._partition, keys).documents
+
+    @override
+    def write(self, changes: Sequence[DocumentChange], checkpoint: Checkpoint) -> None:
+        """It is a trial."""
+
+    @override
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
+
+def check_declared(version: ViewVersion, known: KnownVersion) -> None:
+    """See that an app declares a version as it was first declared.
+
+    :raises ConfigError: it does not.
+    """
+    definition = version.definition
+    topics = tuple(source.name for source in definition.sources)
+    shape = definition.document_type.fingerprint
+    check_declaration(definition.name, known, shape, topics, definition.is_keyed)
+
+
+def find_waiting(log: Log, version: ViewVersion) -> Iterator[tuple[str, str]]:
+    """The messages at which the partitions of a version wait, as far as this code would: where,
+    and why. What would be folded next is folded for trial; nothing is written.
+
+    :raises LogError: it cannot be read.
+    """
+    definition = version.definition
+    store = document_store(log, definition.where)
+    tracker = version.tracker(log)
+    topic = tracker.keyed_topic if definition.is_keyed else tracker.topics[0]
+    for partition in range(tracker.partitions()):
+        writer = _TrialWriter(store, definition.collection, partition)
+        folder = version.new_folder(writer)
+        yield from _try_next(log, topic, partition, folder)
+    if definition.is_keyed:
+        for (source, partition), position in tracker.source_positions().items():
+            handler = trial_handler(definition, source, max(1, tracker.partitions()), position)
+            yield from _try_next(log, source, partition, handler)
+
+
+def _try_next(
+    log: Log, topic: str, partition: int, handler: PartitionHandler
+) -> Iterator[tuple[str, str]]:
+    try:
+        first, end = log.watermarks(topic, partition)
+    except NotFound:
+        return
+    batch: Any = read_first(log, topic, partition, max(first, handler.position), end)
+    if batch is None or not len(batch):
+        return
+    error = handler.handle(batch, 0).error
+    if error is not None:
+        position = f"{topic}/{partition}/{log.format_offset(batch.offsets[0])}"
+        yield position, describe_error(error)
