@@ -45,7 +45,8 @@ async def test_a_version_is_built_while_the_one_before_serves(stage: Stage) -> N
     old = Bank(stage.app(), name)
     async with old.app:
         for number in range(60):
-            done = await old.accounts.decide(f"a-{number % 3}", deposit, number)
+            await old.accounts.decide(f"a-{number % 3}", deposit, number)
+        done = await old.accounts.decide("a-0", deposit, 1)
         await old.balances.get("a-0", wait_for=done)
         load = asyncio.create_task(decide_on(old))
         new = Bank(stage.app(), name)
