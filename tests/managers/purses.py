@@ -90,7 +90,7 @@ def notice(purse: Purse, transfer: str) -> Noticed | None:
 def evolve(purse: Purse, event: PurseEvent) -> Purse:
     match event:
         case Opened():
-            return Purse(event.cents)
+            return replace(purse, cents=event.cents)
         case Taken():
             return replace(purse, cents=(purse.cents or 0) - event.cents)
         case Given() | GivenBack():

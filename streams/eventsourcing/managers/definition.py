@@ -155,7 +155,7 @@ class ManagerDefinition(Generic[S]):
         return Reacted(trigger.what, data, stored, fired, ends)
 
     def _check_answer(self, answer: Any, event: Any) -> tuple[Any, Sequence[Action]]:
-        problem = ""
+        problem, found = "", answer
         if inspect.iscoroutine(answer):
             answer.close()
             problem = "a coroutine: it is a plain function"
@@ -173,7 +173,7 @@ class ManagerDefinition(Generic[S]):
                 f"{self.where}: react returned {problem} for {event!r}; it has to return "
                 f"({type_name(self._state_class)}, [Command | Schedule | Cancel | End, ...])"
             )
-        return answer[0], answer[1]
+        return found[0], found[1]
 
     def _store_actions(
         self, instance: Instance, actions: Sequence[Action], fired: str
