@@ -6,9 +6,9 @@ target. If the target does not take it, it is tried again later by a timeout, an
 
 from __future__ import annotations
 
-from typing import Any, assert_never
+from typing import Annotated, Any, assert_never
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from streams import (
@@ -78,7 +78,7 @@ class Purse(Struct, frozen=True):
         return Given(transfer, cents)
 
 
-def give_back(purse: Purse, transfer: str, cents: int) -> GivenBack:
+def give_back(purse: Purse, transfer: str, cents: Annotated[int, Meta(ge=0)]) -> GivenBack:
     return GivenBack(transfer, cents)
 
 

@@ -18,10 +18,12 @@ from streams import (
     ProcessManager,
     Retry,
     Schedule,
+    Snapshot,
     Streams,
     Unavailable,
 )
 from streams.log.protocol import Committed
+from streams.message import Record
 from streams.testing import Clock, harness
 from tests.conformance.stage import Stage
 from tests.managers.purses import (
@@ -269,6 +271,10 @@ def unannotated(purse, numbers):  # type: ignore[no-untyped-def]
             "Expected `int`, got `str`",
         ),
         (
+            lambda world: (Transfer(), [Command(world.purses, "ada", give_back, "t1", -1)]),
+            "Expected `int` >= 0",
+        ),
+        (
             lambda world: (Transfer(), [Command(world.purses, "ada", unannotated, (1, 2))]),
             "annotate the decision's parameters",
         ),
@@ -367,3 +373,37 @@ async def test_an_aggregate_that_is_closed_refuses() -> None:
         await orders.publish(Order("t1", "ada", "bob", 1))
         await h.settled()
         assert set(reasons) == {"AggregateClosed"}
+
+
+async def test_what_anybody_writes_to_its_topic_harms_nothing() -> None:
+    app, clock = Streams("memory://"), Clock()
+    ticks, manager = clocks(app, unique())
+    due = f"{manager.name}.timeouts"
+    async with harness(app, clock=clock) as h:
+        await ticks.publish(Tick("k", "schedule a 10 1"))
+        for number, value in enumerate(
+            (None, b"", b"[]", b"\xff", b'{"type":"timeout","key":"k"}', b"1" * 100_000)
+        ):
+            await app.publisher.publish(due, Record(value, b"k", f"wrong-{number}"))
+            await app.publisher.publish(f"{due}.delay", Record(value, b"k", f"wrong-{number}"))
+        await h.settled()
+        clock.advance(11)
+        await h.settled()
+        assert (await manager.load("k")).state == Heard((1,))
+        assert len(await h.dead(app.topics[due], group=due)) >= 5
+
+
+async def test_instances_are_kept_as_snapshots_and_read_by_another_process() -> None:
+    url, name = f"memory://{unique()}", unique()
+    world = World(Streams(url), name, snapshot=Snapshot(every=2))
+    async with world.app:
+        await world.open(ada=100, reserve=0)
+        await world.orders.publish(Order("t1", "ada", "nobody", 70))
+        await ended(world, "t1")
+        other = World(Streams(url), name, snapshot=Snapshot(every=2))
+        async with other.app.connected():
+            assert await other.has_ended("t1")
+            assert (await other.transfers.load("t1")).state == Transfer(
+                "t1", "ada", "nobody", 70, tries=1
+            )
+            assert other.transfers._instances.stats().snapshots_used == 1

@@ -185,7 +185,7 @@ async def is_committed(world: World) -> bool:
     log, group = world.app.log, world.transfers.name
     events = (await asyncio.to_thread(log.committed, group, world.purses.events.name)).get(0)
     orders = (await asyncio.to_thread(log.committed, group, world.orders.name)).get(0)
-    return None not in (events, orders) and events.position > last
+    return orders is not None and events is not None and events.position > last
 
 
 def child(given: Mapping[str, Any]) -> None:

@@ -292,13 +292,15 @@ def _state_class(aggregate: Aggregate[Any, Any]) -> type[Any]:
 
 
 def _inspect(function: Callable[..., Any]) -> _Decision:
-    """How a decision's arguments are read."""
-    hints = typing.get_type_hints(function)
+    """How a decision's arguments are read. What its state is, and what it returns, is not looked
+    at: their names need not be there when it runs."""
     positional: list[Callable[[Any], Any]] = []
     named: dict[str, Callable[[Any], Any]] = {}
     rest = others = _decoder(Any)
-    for number, each in enumerate(inspect.signature(function).parameters.values()):
-        read = _decoder(hints.get(each.name, Any) if number else Any)
+    known = getattr(inspect.unwrap(function), "__globals__", {})
+    _, *parameters = inspect.signature(function).parameters.values()
+    for each in parameters:
+        read = _decoder(_resolve(each, known))
         if each.kind is each.VAR_POSITIONAL:
             rest = read
         elif each.kind is each.VAR_KEYWORD:
@@ -308,7 +310,15 @@ def _inspect(function: Callable[..., Any]) -> _Decision:
                 positional.append(read)
             if each.kind is not each.POSITIONAL_ONLY:
                 named[each.name] = read
-    return _Decision(function, positional[1:], rest, named, others)
+    return _Decision(function, positional, rest, named, others)
+
+
+def _resolve(parameter: inspect.Parameter, known: dict[str, Any]) -> Any:
+    """A parameter's type, with what it says beside it (``Annotated``)."""
+    if parameter.annotation is parameter.empty:
+        return Any
+    alone = type("_", (), {"__annotations__": {"found": parameter.annotation}})
+    return typing.get_type_hints(alone, known, include_extras=True)["found"]
 
 
 def _decoder(hint: Any) -> Callable[[Any], Any]:
