@@ -46,13 +46,20 @@ if TYPE_CHECKING:
     from streams.eventsourcing import AggregateClosed as AggregateClosed
     from streams.eventsourcing import AggregateStats as AggregateStats
     from streams.eventsourcing import Cache as Cache
+    from streams.eventsourcing import Cancel as Cancel
+    from streams.eventsourcing import Command as Command
     from streams.eventsourcing import Decided as Decided
     from streams.eventsourcing import DecisionRefused as DecisionRefused
     from streams.eventsourcing import DocumentStopped as DocumentStopped
+    from streams.eventsourcing import End as End
     from streams.eventsourcing import EventTopic as EventTopic
     from streams.eventsourcing import HistoryTruncated as HistoryTruncated
     from streams.eventsourcing import Loaded as Loaded
+    from streams.eventsourcing import ManagerStats as ManagerStats
+    from streams.eventsourcing import ProcessManager as ProcessManager
     from streams.eventsourcing import RecordedEvent as RecordedEvent
+    from streams.eventsourcing import Refused as Refused
+    from streams.eventsourcing import Schedule as Schedule
     from streams.eventsourcing import Snapshot as Snapshot
     from streams.eventsourcing import Undecodable as Undecodable
     from streams.eventsourcing import View as View
@@ -87,8 +94,9 @@ else:
                 "TopicMismatch Unavailable"
             ),
             "streams.eventsourcing": (
-                "Aggregate AggregateClosed AggregateStats Cache Decided DecisionRefused "
-                "DocumentStopped EventTopic HistoryTruncated Loaded RecordedEvent Snapshot "
+                "Aggregate AggregateClosed AggregateStats Cache Cancel Command Decided "
+                "DecisionRefused DocumentStopped End EventTopic HistoryTruncated Loaded "
+                "ManagerStats ProcessManager RecordedEvent Refused Schedule Snapshot "
                 "Undecodable View ViewNotReady ViewTimeout WrongExpectedVersion"
             ),
             "streams.health": "Health ProcessorHealth ProcessorStats Stats",

@@ -6,8 +6,10 @@ python -m examples.bank work                   # a worker, until Ctrl-C
 python -m examples.bank open ada 500           # ... and from anywhere else: an account with 5.00,
 python -m examples.bank open bob
 python -m examples.bank send ada bob 200       # a transfer of 2.00,
+python -m examples.bank pay ada bob 100        # a payment, by the process manager,
 python -m examples.bank show ada               # and what became of an account
 
 ``account.py`` is the bank's business, pure. ``transfers.py`` is the saga that moves money between
-two accounts. ``demo.py`` kills workers, and ``audit.py`` does the sums again by itself.
+two accounts; ``payments.py`` is a process manager that does, and holds what is much until somebody
+approves it. ``demo.py`` kills workers, and ``audit.py`` does the sums again by itself.
 """

@@ -9,11 +9,14 @@ import os
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from uuid import uuid4
 
 from rich.console import Console
 
-from examples.bank.account import Account
+from examples.bank.account import Account, Arrived, Returned
 from examples.bank.demo import DemoError, run
+from examples.bank.payments import LIMIT, PATIENCE, PREFIX, Approve, Pay, Payments
+from examples.bank.payments import create as create_payments
 from examples.bank.report import money, show
 from examples.bank.transfers import Bank, Transfer, create
 from streams.errors import StreamsError
@@ -44,6 +47,12 @@ def main() -> int:
     send.add_argument("source")
     send.add_argument("target")
     send.add_argument("cents", type=int)
+    paying = commands.add_parser("pay", help="pay, and carry payments out until that is over")
+    paying.add_argument("source")
+    paying.add_argument("target")
+    paying.add_argument("cents", type=int)
+    approving = commands.add_parser("approve", help="approve a payment that is held")
+    approving.add_argument("id")
     looking = commands.add_parser("show", help="what happened to an account")
     looking.add_argument("owner")
     for each in (parser, *commands.choices.values()):
@@ -60,6 +69,9 @@ def main() -> int:
     try:
         if arguments.command in (None, "demo"):
             return _demo(arguments, url)
+        if arguments.command in ("pay", "approve"):
+            act = _pay if arguments.command == "pay" else _approve
+            return asyncio.run(act(create_payments(url or URL), arguments))
         bank = create(url or URL)
         if arguments.command == "work":
             bank.app.run()
@@ -108,6 +120,32 @@ async def _send(bank: Bank, arguments: argparse.Namespace) -> int:
             print(f"not sent: {error}")
             return 1
     print(f"sent: {money(transfer.cents)} from {transfer.source} to {transfer.target}")
+    return 0
+
+
+async def _pay(bank: Payments, arguments: argparse.Namespace) -> int:
+    id = f"{PREFIX}{uuid4().hex[:8]}"
+    async with bank.app:
+        await bank.requests.publish(Pay(id, arguments.source, arguments.target, arguments.cents))
+        if arguments.cents > LIMIT:
+            print(f"held for {PATIENCE}; to approve: python -m examples.bank approve {id}")
+        while not (await bank.manager.load(id)).is_closed:  # noqa: ASYNC110 - it is in the log
+            await asyncio.sleep(0.05)
+        kinds = {
+            type(each.event)
+            async for each in bank.accounts.read(arguments.source)
+            if getattr(each.event, "transfer", "") == id
+        }
+    if Arrived not in kinds:
+        print("not paid: it came back" if Returned in kinds else "not paid: a notice was sent")
+        return 1
+    print(f"paid: {money(arguments.cents)} from {arguments.source} to {arguments.target}")
+    return 0
+
+
+async def _approve(bank: Payments, arguments: argparse.Namespace) -> int:
+    async with bank.app.connected():
+        await bank.requests.publish(Approve(arguments.id))
     return 0
 
 

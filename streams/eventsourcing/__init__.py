@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from streams.eventsourcing.given_when import Given as Given
     from streams.eventsourcing.given_when import When as When
     from streams.eventsourcing.given_when import given as given
+    from streams.eventsourcing.managers.actions import Cancel as Cancel
+    from streams.eventsourcing.managers.actions import Command as Command
+    from streams.eventsourcing.managers.actions import End as End
+    from streams.eventsourcing.managers.actions import Refused as Refused
+    from streams.eventsourcing.managers.actions import Schedule as Schedule
+    from streams.eventsourcing.managers.manager import ProcessManager as ProcessManager
+    from streams.eventsourcing.managers.reacting import ManagerStats as ManagerStats
     from streams.eventsourcing.results import AggregateStats as AggregateStats
     from streams.eventsourcing.results import Decided as Decided
     from streams.eventsourcing.results import Loaded as Loaded
@@ -41,6 +48,9 @@ else:
             ),
             "streams.eventsourcing.event_topic": "EventTopic",
             "streams.eventsourcing.given_when": "Given When given",
+            "streams.eventsourcing.managers.actions": "Cancel Command End Refused Schedule",
+            "streams.eventsourcing.managers.manager": "ProcessManager",
+            "streams.eventsourcing.managers.reacting": "ManagerStats",
             "streams.eventsourcing.results": "AggregateStats Decided Loaded RecordedEvent",
             "streams.eventsourcing.snapshots": "Snapshot",
             "streams.eventsourcing.state_cache": "Cache",

@@ -116,7 +116,7 @@ def cause_of_call(aggregate: str, id: str, message: Message[Any] | None) -> Iter
     cause = _source_of(message, handling)
     number = 0 if handling is None else handling.begin_call(aggregate, id, cause)
     try:
-        yield _cause_text(f"{number}/{cause}")
+        yield cause_text(f"{number}/{cause}")
     finally:
         if handling is not None:
             handling.end_call(aggregate, id, cause)
@@ -141,6 +141,16 @@ def _message_of(handling: Handling, aggregate: str, id: str) -> Message[Any]:
     return handling.message
 
 
+def message_identity(message: Message[Any]) -> str:
+    """A message, in the handler that handles it: the same text however often it was put back, and
+    after a reset of its group."""
+    handling = _handling.get()
+    topic = message.topic
+    if handling is not None:
+        topic = handling.sources.get(topic, topic)
+    return f"{topic}/{_ce_source(message)}#{message.id}"
+
+
 def _source_of(message: Message[Any], handling: Handling | None) -> str:
     """A group and a message, without how often it was put back."""
     group, topic, came_back = "", message.topic, False
@@ -149,11 +159,14 @@ def _source_of(message: Message[Any], handling: Handling | None) -> str:
         came_back = topic != message.topic
     header = message.header(GENERATION) if came_back else None
     generation = message_generation(header, message.assignment)
-    source = text(message.header(SOURCE) or b"").replace("%", "%25").replace("#", "%23")
-    return f"{group}/{generation}/{topic}/{source}#{message.id}"
+    return f"{group}/{generation}/{topic}/{_ce_source(message)}#{message.id}"
 
 
-def _cause_text(cause: str) -> str:
+def _ce_source(message: Message[Any]) -> str:
+    return text(message.header(SOURCE) or b"").replace("%", "%25").replace("#", "%23")
+
+
+def cause_text(cause: str) -> str:
     """A cause that is not too long: the beginning of one that is, and a hash."""
     data = cause.encode("utf-8", "surrogateescape")
     if len(data) <= MAX_CAUSE:

@@ -247,12 +247,15 @@ def expected(life: Life) -> list[str]:
 
 
 class Nursery:
-    """Processes that live one life each, forked from one that has everything imported."""
+    """Processes that live one life each, forked from one that has everything imported.
 
-    def __init__(self) -> None:
+    :param module: whose lives they are.
+    """
+
+    def __init__(self, module: str = __name__) -> None:
         paths = [str(ROOT), str(ROOT / "codecs"), os.environ.get("PYTHONPATH", "")]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
+            [sys.executable, "-m", module],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             cwd=ROOT,
             stdin=subprocess.PIPE,
@@ -260,7 +263,7 @@ class Nursery:
             text=True,
         )
 
-    def live(self, life: Life) -> int:
+    def live(self, life: Any) -> int:
         """Live a life to its end; its status, negative the signal that ended it."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -282,7 +285,8 @@ def kill(world: World) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _child(life: Life) -> None:
+def _child(given: dict[str, Any]) -> None:
+    life = Life(**given)
     status = 1
     try:
         signal.alarm(60)
@@ -293,17 +297,18 @@ def _child(life: Life) -> None:
         os._exit(status)
 
 
-def _main() -> None:
+def nurse(child: Callable[[dict[str, Any]], None]) -> None:
+    """Live the lives that are read from standard input."""
     import_module("streams.log.sqlite.log")
     assert threading.active_count() == 1, "threads do not survive a fork"
     for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            _child(Life(**json.loads(line)))
-        _, how = os.waitpid(child, 0)
+        pid = os.fork()
+        if pid == 0:
+            child(json.loads(line))
+        _, how = os.waitpid(pid, 0)
         sys.stdout.write(f"{os.waitstatus_to_exitcode(how)}\n")
         sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    _main()
+    nurse(_child)

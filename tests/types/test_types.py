@@ -24,8 +24,9 @@ import pytest
 from tests.docs.blocks import PAGES, PYTHON, ROOT, Block, blocks
 
 HERE = Path(__file__).parent
-ACCEPTED = ("accepted.py", "accepted_aggregates.py", "accepted_views.py")
-REFUSED = ("refused.py", "refused_aggregates.py", "refused_views.py")
+SUBJECTS = ("", "_aggregates", "_managers", "_views")
+ACCEPTED = tuple(f"accepted{subject}.py" for subject in SUBJECTS)
+REFUSED = tuple(f"refused{subject}.py" for subject in SUBJECTS)
 
 PAGE = """\
 # pyright: reportUnusedImport=false, reportUnusedVariable=false

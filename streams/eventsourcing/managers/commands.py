@@ -1,0 +1,344 @@
+"""Commands of a process manager: how they are stored, and how each is carried out once.
+
+A command is stored by the names of its aggregate and its decision, and its arguments as JSON. What
+cannot be read back from that is refused before anything is stored.
+
+Its effect happens once as it has a cause of its own, made of the manager, the instance, the version
+of the reaction and the command's place in it. A decision that refuses, or that comes to nothing, is
+recorded under that cause before anybody acts on it. A second record, written just before, tells
+which of the two it was: whoever carries the command out again is told by the log.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn, cast
+
+import msgspec
+
+from stream_codecs import type_name
+from streams.app import Streams
+from streams.errors import ConfigError, InvalidValue
+from streams.eventsourcing.aggregate import Aggregate
+from streams.eventsourcing.causes import cause_text
+from streams.eventsourcing.errors import AggregateClosed, DecisionRefused
+from streams.eventsourcing.managers.actions import Command
+from streams.eventsourcing.managers.reactions import StoredCommand
+
+Decisions = Mapping[str, Callable[..., Any]] | Sequence[Callable[..., Any]]
+
+CLOSED = AggregateClosed.__name__
+"""Why a command is refused whose aggregate has had its final event."""
+
+NOTHING = ""
+"""Instead of a reason: the decision came to no event, and never will."""
+
+
+class _Refusal(Exception):
+    """A decision refuses, or has come to no event; why has been noted."""
+
+
+class _ToBeNoted(Exception):
+    """The same, and why is to be noted first."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class _Noted(Exception):
+    """What is noted is that it was asked for, and no event."""
+
+
+class _NotNoted(Exception):
+    """It was not noted."""
+
+
+class _Decision(NamedTuple):
+    """A decision that can be called.
+
+    :param positional: decoders of what follows the state; None: as JSON has it.
+    :param rest: the same of what the decision takes as ``*args``.
+    :param named: the same by name.
+    :param others: the same of what it takes as ``**kwargs``.
+    """
+
+    function: Callable[..., Any]
+    positional: Sequence[Callable[[Any], Any]]
+    rest: Callable[[Any], Any]
+    named: Mapping[str, Callable[[Any], Any]]
+    others: Callable[[Any], Any]
+
+
+class Commands:
+    """Stores and carries out the commands of one manager.
+
+    :param decisions: functions, by the names under which they are stored; or under their own.
+    :param refusals: exceptions by which a decision refuses.
+    :raises ConfigError: these cannot work.
+    """
+
+    def __init__(self, app: Streams, name: str, decisions: Any, refusals: Any) -> None:
+        self._app = app
+        self._name = name
+        self._where = f"process manager {name!r}"
+        self._functions = self._check_decisions(decisions)
+        self._names = {id(each): found for found, each in self._functions.items()}
+        self._refusals = self._check_refusals(refusals)
+        self._refusal_types = tuple(self._refusals.values())
+        self._known: dict[tuple[str, str], _Decision] = {}
+
+    def _check_decisions(self, decisions: Any) -> dict[str, Callable[..., Any]]:
+        problem = f"{self._where}: decisions={decisions!r}: functions, or functions by name"
+        if isinstance(decisions, Mapping):
+            found = dict(decisions)
+        elif isinstance(decisions, (list, tuple)):
+            found = {getattr(each, "__name__", ""): each for each in decisions}
+            if len(found) != len(decisions):
+                raise ConfigError(
+                    f"{problem}; two have the same name: give them by names of your choice"
+                )
+        else:
+            raise ConfigError(problem)
+        for name, each in found.items():
+            if not isinstance(name, str) or not name or not callable(each):
+                raise ConfigError(problem)
+            if inspect.iscoroutinefunction(each):
+                raise ConfigError(f"{self._where}: decision {name!r} is async: decisions are plain")
+        return found
+
+    def _check_refusals(self, refusals: Any) -> dict[str, type[Exception]]:
+        given = refusals if isinstance(refusals, tuple) else (refusals,)
+        if not all(isinstance(each, type) and issubclass(each, Exception) for each in given):
+            raise ConfigError(
+                f"{self._where}: refusals={refusals!r}: a type of exception, or several"
+            )
+        found = {each.__name__: each for each in given}
+        if len(found) != len(given) or CLOSED in found:
+            raise ConfigError(
+                f"{self._where}: refusals= are told apart by their names, and two of "
+                f"{', '.join([CLOSED, *(each.__name__ for each in given)])} are the same"
+            )
+        return found
+
+    # -- storing
+
+    def store(self, command: Command) -> StoredCommand:
+        """A command as it is stored.
+
+        :raises InvalidValue: it cannot be, or could not be carried out.
+        """
+        aggregate = command.aggregate
+        if (
+            not isinstance(aggregate, Aggregate)
+            or self._app.aggregates.get(aggregate.name) is not aggregate
+        ):
+            raise InvalidValue(
+                f"{self._where}: {aggregate!r} is no aggregate of its app as it was declared; what "
+                "with_options() returns cannot be stored"
+            )
+        if not isinstance(command.id, str) or not command.id:
+            raise InvalidValue(f"{self._where}: {command!r}: an aggregate's ID is a non-empty str")
+        name = self._name_of(aggregate, command.decision)
+        try:
+            args = tuple(msgspec.Raw(msgspec.json.encode(each)) for each in command.args)
+            kwargs = {
+                each: msgspec.Raw(msgspec.json.encode(value))
+                for each, value in command.kwargs.items()
+            }
+            stored = StoredCommand(aggregate.name, command.id, name, args, kwargs)
+            decision = self._find(aggregate, name)
+            read_args, read_kwargs = _read(decision, stored)
+            inspect.signature(decision.function).bind(None, *read_args, **read_kwargs)
+        except (TypeError, ValueError, msgspec.MsgspecError, RecursionError) as error:
+            raise InvalidValue(f"{self._where}: {command!r} cannot be stored: {error}") from error
+        if read_args != command.args or read_kwargs != command.kwargs:
+            raise InvalidValue(
+                f"{self._where}: the arguments of {command!r} are others once they were stored, "
+                f"{read_args!r} {read_kwargs or ''}: annotate the decision's parameters with their "
+                "types"
+            )
+        return stored
+
+    def _name_of(self, aggregate: Aggregate[Any, Any], decision: Any) -> str:
+        name = self._names.get(id(decision))
+        if name is not None and self._functions[name] is decision:
+            return name
+        name = getattr(decision, "__name__", "")
+        if name and getattr(_state_class(aggregate), name, None) is decision:
+            return str(name)
+        shown = getattr(decision, "__qualname__", repr(decision))
+        raise InvalidValue(
+            f"{self._where}: decision {shown} of aggregate {aggregate.name!r} is no method of its "
+            f"state, so it has no name under which it can be stored: ProcessManager(..., "
+            f"decisions=[{shown}])"
+        )
+
+    def _find(self, aggregate: Aggregate[Any, Any], name: str) -> _Decision:
+        """The decision of that name.
+
+        :raises InvalidValue: there is none, or its annotations cannot be read.
+        """
+        found = self._known.get((aggregate.name, name))
+        if found is not None:
+            return found
+        function = self._functions.get(name)
+        if function is None:
+            function = getattr(_state_class(aggregate), name, None)
+        if not callable(function):
+            raise InvalidValue(
+                f"{self._where}: a command for the decision {name!r} of aggregate "
+                f"{aggregate.name!r} is to be carried out, and it has none of that name: "
+                f"ProcessManager(..., decisions={{{name!r}: ...}})"
+            )
+        try:
+            found = _inspect(function)
+        except (NameError, TypeError, ValueError) as error:
+            raise InvalidValue(
+                f"{self._where}: decision {name!r}: its annotations cannot be read: {error}"
+            ) from error
+        self._known[aggregate.name, name] = found
+        return found
+
+    # -- carrying out
+
+    async def carry_out(self, command: StoredCommand, cause: str) -> str | None:
+        """Take a command's decision, unless it was taken before.
+
+        :param cause: the command's own.
+        :returns: why it is refused, for ever; None: it is not.
+        :raises Exception: the decision fails, or the log does.
+        """
+        aggregate = self._aggregate(command)
+        noted: str | None = None
+        """The reason that was noted: by this one, the decision may refuse."""
+
+        def decide(state: Any) -> Any:
+            decision = self._find(aggregate, command.decision)
+            args, kwargs = _read(decision, command)
+            try:
+                found = decision.function(state, *args, **kwargs)
+            except self._refusal_types as error:
+                reason = self._reason_of(error)
+                raise _Refusal if reason == noted else _ToBeNoted(reason) from error
+            if found is None or (isinstance(found, (list, tuple)) and not found):
+                raise _Refusal if noted == NOTHING else _ToBeNoted(NOTHING)
+            return found
+
+        options = aggregate.with_options(cause=cause, refusals=_Refusal)
+        while True:
+            try:
+                await options.decide(command.id, decide)
+            except DecisionRefused as error:
+                if error.__cause__ is None:  # it was recorded before
+                    noted = await self._noted_reason(aggregate, command.id, cause)
+                return noted or None
+            except AggregateClosed:
+                return CLOSED
+            except _ToBeNoted as found:
+                noted = found.reason
+                await self._note(aggregate, command.id, cause, noted)
+            else:
+                return None
+
+    def _aggregate(self, command: StoredCommand) -> Aggregate[Any, Any]:
+        found = self._app.aggregates.get(command.aggregate)
+        if found is None:
+            raise InvalidValue(
+                f"{self._where}: a command for aggregate {command.aggregate!r} is to be carried "
+                "out, and its app declares none of that name"
+            )
+        return cast("Aggregate[Any, Any]", found)
+
+    def _reason_of(self, error: Exception) -> str:
+        return next(name for name, kind in self._refusals.items() if isinstance(error, kind))
+
+    async def _note(self, aggregate: Aggregate[Any, Any], id: str, cause: str, reason: str) -> None:
+        """Note why a command is about to be refused."""
+
+        def note(state: Any) -> NoReturn:
+            raise _Noted
+
+        options = aggregate.with_options(cause=_note_cause(cause, reason), refusals=_Noted)
+        try:
+            await options.decide(id, note)
+        except (DecisionRefused, AggregateClosed):
+            return
+
+    async def _noted_reason(self, aggregate: Aggregate[Any, Any], id: str, cause: str) -> str:
+        """Why a command is refused that was so before: what was noted."""
+
+        def find(state: Any) -> NoReturn:
+            raise _NotNoted
+
+        for reason in self._refusals:
+            try:
+                await aggregate.with_options(cause=_note_cause(cause, reason)).decide(id, find)
+            except DecisionRefused:
+                return reason
+            except (_NotNoted, AggregateClosed):
+                continue
+        return NOTHING
+
+
+def _note_cause(cause: str, reason: str) -> str:
+    return cause_text(f"{cause}={reason}")
+
+
+def _state_class(aggregate: Aggregate[Any, Any]) -> type[Any]:
+    return type(aggregate.definition.state_type.initial)
+
+
+def _inspect(function: Callable[..., Any]) -> _Decision:
+    """How a decision's arguments are read. What its state is, and what it returns, is not looked
+    at: their names need not be there when it runs."""
+    positional: list[Callable[[Any], Any]] = []
+    named: dict[str, Callable[[Any], Any]] = {}
+    rest = others = _decoder(Any)
+    known = getattr(inspect.unwrap(function), "__globals__", {})
+    _, *parameters = inspect.signature(function).parameters.values()
+    for each in parameters:
+        read = _decoder(_resolve(each, known))
+        if each.kind is each.VAR_POSITIONAL:
+            rest = read
+        elif each.kind is each.VAR_KEYWORD:
+            others = read
+        else:
+            if each.kind is not each.KEYWORD_ONLY:
+                positional.append(read)
+            if each.kind is not each.POSITIONAL_ONLY:
+                named[each.name] = read
+    return _Decision(function, positional, rest, named, others)
+
+
+def _resolve(parameter: inspect.Parameter, known: dict[str, Any]) -> Any:
+    """A parameter's type, with what it says beside it (``Annotated``)."""
+    if parameter.annotation is parameter.empty:
+        return Any
+    alone = type("_", (), {"__annotations__": {"found": parameter.annotation}})
+    return typing.get_type_hints(alone, known, include_extras=True)["found"]
+
+
+def _decoder(hint: Any) -> Callable[[Any], Any]:
+    if isinstance(hint, typing.TypeVar):
+        hint = Any
+    try:
+        return msgspec.json.Decoder(hint).decode
+    except TypeError as error:
+        raise TypeError(f"{type_name(hint)}: {error}") from error
+
+
+def _read(decision: _Decision, command: StoredCommand) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A stored command's arguments."""
+    known = decision.positional
+    args = tuple(
+        (known[index] if index < len(known) else decision.rest)(each)
+        for index, each in enumerate(command.args)
+    )
+    kwargs = {
+        name: decision.named.get(name, decision.others)(each)
+        for name, each in command.kwargs.items()
+    }
+    return args, kwargs

@@ -1,0 +1,200 @@
+"""How a process manager takes a message, so that each is reacted to once, with all that follows.
+
+1. The reaction is recorded in the instance's history, under the message's own cause. A message that
+   comes again finds it there; nothing is recorded, and whatever the function would say today does
+   not matter.
+2. The reaction's actions are carried out in order, each under its own cause. Those that were
+   carried out before are found by it.
+3. A refused command is reacted to in the same way, with the event ``Refused``.
+
+A reaction is recorded only when the actions of the one before it have been carried out. A process
+that does not know so of itself carries them out again, which costs it a look at the log. So the
+actions of an instance have their effects in order, although its messages may come from several
+topics to several processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from streams.errors import InvalidValue, StreamsError
+from streams.eventsourcing.aggregate import Aggregate
+from streams.eventsourcing.causes import cause_text, message_identity
+from streams.eventsourcing.keyed_lock import KeyedLock
+from streams.eventsourcing.managers.actions import Refused
+from streams.eventsourcing.managers.definition import ManagerDefinition, Trigger, Unfinished
+from streams.eventsourcing.managers.reactions import (
+    Instance,
+    Reacted,
+    StoredAction,
+    StoredCancel,
+    StoredCommand,
+    StoredTimeout,
+    sequence_of,
+)
+from streams.eventsourcing.managers.timeouts import TimeoutDue
+from streams.message import Message
+
+MAX_CHAIN = 100
+"""Refusals that follow each other from one message, each with a command that is refused again."""
+
+MAX_DONE = 100_000
+"""Instances of which it is remembered up to where their actions were carried out, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class ManagerStats:
+    """Figures of a process manager in this process.
+
+    :param reacted: reactions to messages, timeouts and refusals, with those that were found to be
+        recorded already.
+    :param passed_over: messages that are for no instance, or for one that has ended; timeouts that
+        were cancelled.
+    :param commands: that were carried out, with those that had been before.
+    :param refused: the same of commands that were refused.
+    """
+
+    reacted: int = 0
+    passed_over: int = 0
+    commands: int = 0
+    refused: int = 0
+
+
+class _Chain:
+    """The reactions that a message has led to."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def go_on(self, where: str, key: str) -> None:
+        """:raises InvalidValue: there is no end to them."""
+        self._count += 1
+        if self._count > MAX_CHAIN:
+            raise InvalidValue(
+                f"{where}: instance {key!r} has answered {MAX_CHAIN} refusals after one message "
+                "with commands that were refused again: answer a refusal that recurs with End(), "
+                "or with Schedule(...) to try later"
+            )
+
+
+class Reactor:
+    """Takes the messages of one manager."""
+
+    def __init__(
+        self, definition: ManagerDefinition[Any], instances: Aggregate[Reacted, Instance]
+    ) -> None:
+        self._definition = definition
+        self._where = definition.where
+        self._instances = instances
+        self._lock = KeyedLock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._done: OrderedDict[str, int] = OrderedDict()
+        """Up to which version of each instance this process knows that actions were carried out."""
+        self.stats = ManagerStats()
+
+    async def receive(self, event: Any, message: Message[Any]) -> None:
+        """Take a message of one of the manager's topics."""
+        key = self._definition.key_of(event)
+        if key is None:
+            self._count(passed_over=1)
+            return
+        what = f"{message.topic} {message.id}"
+        cause = cause_text(f"message/{message_identity(message)}")
+        await self._take(key, Trigger(what, cause, event))
+
+    async def receive_timeout(self, due: TimeoutDue, message: Message[Any]) -> None:
+        """Take a timeout that is due."""
+        if not due.key:
+            self._count(passed_over=1)
+            return
+        cause = cause_text(f"timeout/{due.sequence}/{due.name}")
+        what = f"timeout {due.name}"
+        await self._take(due.key, Trigger(what, cause, None, (due.name, due.sequence)))
+
+    def _count(self, **more: int) -> None:
+        old = self.stats
+        self.stats = replace(old, **{name: getattr(old, name) + n for name, n in more.items()})
+
+    async def _take(self, key: str, trigger: Trigger) -> None:
+        """React, after those who came before with the same instance in this process."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:  # the app was entered anew, with another log perhaps
+            self._loop, self._lock = loop, KeyedLock()
+            self._done.clear()
+        lock = self._lock
+        if not lock.try_acquire(key):
+            await lock.wait(key)
+        try:
+            await self._react(key, trigger, _Chain())
+        finally:
+            lock.release(key)
+
+    async def _react(self, key: str, trigger: Trigger, chain: _Chain) -> None:
+        chain.go_on(self._where, key)
+        instances = self._instances.with_options(cause=trigger.cause)
+        while True:
+            try:
+                decided = await instances.decide(key, self._decide, key, trigger)
+            except Unfinished as unfinished:
+                found = unfinished.instance
+                await self._carry_out(key, found.version, found.actions, chain)
+            else:
+                break
+        if not decided.events:
+            self._count(passed_over=1)
+            return
+        self._count(reacted=1)
+        (reacted,) = decided.events
+        await self._carry_out(key, decided.version, reacted.actions, chain)
+
+    def _decide(self, instance: Instance, key: str, trigger: Trigger) -> Reacted | None:
+        return self._definition.decide(instance, trigger, self._done.get(key, 0))
+
+    async def _carry_out(
+        self, key: str, version: int, actions: Sequence[StoredAction], chain: _Chain
+    ) -> None:
+        """Carry a reaction's actions out, and react to what is refused of them."""
+        refusals = []
+        for index, action in enumerate(actions):
+            sequence = sequence_of(version, index)
+            match action:
+                case StoredCommand():
+                    cause = cause_text(f"{self._definition.name}/{key}/{sequence}")
+                    reason = await self._definition.commands.carry_out(action, cause)
+                    self._count(commands=reason is None, refused=reason is not None)
+                    if reason is not None:
+                        name = action.decision
+                        event = Refused(action.aggregate, action.id, name, reason)
+                        what = f"refused {action.aggregate} {name}"
+                        refusals.append(Trigger(what, f"refused/{sequence}", event))
+                case StoredTimeout():
+                    await self._timeouts().schedule(key, action, sequence)
+                case StoredCancel():
+                    await self._timeouts().cancel(key, action)
+        self._note_done(key, version)
+        try:
+            for trigger in refusals:
+                await self._react(key, trigger, chain)
+        except BaseException:
+            self._done.pop(key, None)  # whoever comes next begins with what is left
+            raise
+
+    def _timeouts(self) -> Any:
+        found = self._definition.timeouts
+        if found is None:
+            raise StreamsError(
+                f"{self._where}: a timeout is stored, and it declares timeouts= no more: declare "
+                "them until none is waited for"
+            )
+        return found
+
+    def _note_done(self, key: str, version: int) -> None:
+        done = self._done
+        done[key] = max(version, done.get(key, 0))
+        done.move_to_end(key)
+        if len(done) > MAX_DONE:
+            done.popitem(last=False)
