@@ -20,11 +20,11 @@ from streams.log.sqlite.documents import SqliteDocuments
 from streams.log.sqlite.log import SqliteLog
 from streams.log.url import open_log
 from tests.cli.conftest import Result, Run, Shell, eventually
-from tests.conformance.conftest import redis_url
+from tests.conformance.conftest import kafka_url, redis_url
 from tests.eventsourcing.bank import Deposited, accounts, deposit, open_with
 from tests.views.bank import Balance, Bank, fold_balance, owner_of
 
-__all__ = ["redis_url"]
+__all__ = ["kafka_url", "redis_url"]
 
 POISON = 13
 
@@ -120,6 +120,26 @@ def test_versions_are_listed(desk: Desk) -> None:
     assert line.split()[:8] == [desk.name, "1", "serving", "-", "6", "-", "100%", "-"] or (
         line.split()[:7] == [desk.name, "1", "serving", "0", "6", "0", "100%"]
     )
+
+
+def test_on_kafka_too(kafka_url: str, run: Run) -> None:
+    """The same commands; each reads the collection's topic first, so there are few of them."""
+    desk = Desk(kafka_url, run)
+    desk.fill()
+    with desk.app() as bank:
+        bank.app.wait(bank.balances.ready(60))
+        row = desk.version()
+        assert (row["state"], row["documents"], row["share"]) == ("serving", 6, 1.0)
+        assert row["processes"] == 1
+        refused = desk("drop", "NAME", "--version", "1", "--yes", "--force")
+        assert "stop the processes that declare it first" in refused.err
+        assert desk("rebuild", "NAME", "--version", "1", "--yes", "--wait").status == 0
+        bank.app.wait(bank.balances.ready(60))
+        assert bank.app.wait(bank.balances.get("a-3")) == Balance("ada", 3, 1)
+    assert desk("drop", "NAME", "--version", "1", "--yes", "--force").status == 0
+    assert desk.versions() == {}
+    with desk.log() as log:
+        assert f"{desk.name}.v1" not in [each.name for each in log.documents.list()]
 
 
 def test_who_runs_a_version_is_counted_and_shown(desk: Desk) -> None:
