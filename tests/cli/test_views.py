@@ -15,6 +15,7 @@ import pytest
 from streams import Streams, ViewNotReady
 from streams.errors import Unavailable
 from streams.eventsourcing.views import operations
+from streams.eventsourcing.views.checkpoints import encode_checkpoint
 from streams.log.documents import Checkpoint, DocumentChange, DocumentLog, StoredDocument
 from streams.log.sqlite.documents import SqliteDocuments
 from streams.log.sqlite.log import SqliteLog
@@ -22,7 +23,7 @@ from streams.log.url import open_log
 from tests.cli.conftest import Result, Run, Shell, eventually
 from tests.conformance.conftest import kafka_url, redis_url
 from tests.eventsourcing.bank import Deposited, accounts, deposit, open_with
-from tests.views.bank import Balance, Bank, fold_balance, owner_of
+from tests.views.bank import Balance, Bank, Holder, fold_balance, fold_holder, owner_of
 
 __all__ = ["kafka_url", "redis_url"]
 
@@ -254,6 +255,42 @@ def test_a_version_is_made_anew_and_nothing_serves_meanwhile(desk: Desk) -> None
         assert built == {"view": desk.name, "version": 1, "cleared": 2, "built": True}
         assert desk.version()["documents"] == 6
     assert len(folded) == 24
+
+
+def test_a_keyed_version_is_made_anew_from_its_keyed_topic(sqlite: Desk) -> None:
+    app = Streams(sqlite.url)
+    ledger = accounts(app, sqlite.accounts)
+    holders = ledger.view("balances", Holder, key=owner_of)(fold_holder)
+    with app.background():
+        for number in range(9):
+            done = app.wait(ledger.decide(f"a-{number}", open_with, f"o-{number % 2}", 1))
+            app.wait(holders.get(f"o-{number % 2}", wait_for=done))
+        assert sqlite("rebuild", "NAME", "--version", "1", "--yes", "--wait").status == 0
+        app.wait(holders.ready(60))
+        assert app.wait(holders.get("o-0")) == Holder(5)
+        done = app.wait(ledger.decide("a-9", open_with, "o-1", 1))
+        assert app.wait(holders.get("o-1", wait_for=done)) == Holder(5)
+
+
+def test_a_view_that_has_folded_what_the_log_lost_is_made_anew(
+    sqlite: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    sqlite.fill()
+    with sqlite.log() as log:
+        for partition in range(2):
+            writer = log.documents.claim(f"{sqlite.name}.v1", partition)
+            lost = [DocumentChange(b"lost", StoredDocument(b'{"owner":"eve","cents":1,"moves":1}'))]
+            writer.write(lost, Checkpoint(1_000, encode_checkpoint((999, "gone"), {})))
+            writer.close()
+    shown = sqlite("show", "NAME")
+    assert shown.status == 0
+    assert "its documents were folded up to 1000, and the log ends at" in shown.out
+    with sqlite.app() as bank:
+        eventually(lambda: "it has lost messages that it had" in caplog.text)
+        assert sqlite("rebuild", "NAME", "--version", "1", "--yes", "--wait").status == 0
+        bank.app.wait(bank.balances.ready(60))
+        assert bank.app.wait(bank.balances.get("a-3")) == Balance("ada", 3, 1)
+        assert bank.app.wait(bank.balances.get("lost")) is None
 
 
 def test_a_rebuild_that_was_interrupted_is_finished_by_another(
