@@ -42,6 +42,7 @@ from benchmarks.process import ROOT, MeasureError, WorkerProcess
 from benchmarks.report.page import page
 from benchmarks.report.table import markdown, table
 from benchmarks.servers import Missing, Servers, StartError
+from benchmarks.view_cases import view_cases
 
 REPEATS = 5
 
@@ -340,6 +341,7 @@ def _selected_cases(
             *cases(place, sizes),
             *pattern_cases(place, sizes),
             *aggregate_cases(place, sizes),
+            *view_cases(place, sizes),
         ]
         if not texts or any(text.casefold() in case.name.casefold() for text in texts)
     ]

@@ -20,6 +20,8 @@ from benchmarks.peers.program import Answer, main
 # By name: type checkers run where it is not installed.
 application: Any = importlib.import_module("eventsourcing.application")
 domain: Any = importlib.import_module("eventsourcing.domain")
+persistence: Any = importlib.import_module("eventsourcing.persistence")
+sqlite: Any = importlib.import_module("eventsourcing.sqlite")
 event: Any = domain.event
 
 REFERENCE = "transfer 4711 of the savings plan, standing order 12"
@@ -142,7 +144,61 @@ def replay(folder: str, accounts: int, events: int) -> Answer:
     return {**answer, **_settings("select_notifications(limit=1000), mapper.to_domain_event")}
 
 
-TASKS: dict[str, Callable[..., Answer]] = {"decide": decide, "load": load, "replay": replay}
+class Balances(sqlite.SQLiteTrackingRecorder):  # type: ignore[misc]
+    """A materialised view in this toolkit's own manner: a row an account, changed together with
+    the position in the application's sequence."""
+
+    def construct_create_table_statements(self) -> list[str]:
+        """Its table, beside that of the positions."""
+        statements: list[str] = super().construct_create_table_statements()
+        columns = "id TEXT PRIMARY KEY, owner TEXT, cents INTEGER, reference TEXT"
+        return [*statements, f"CREATE TABLE IF NOT EXISTS balances ({columns}) WITHOUT ROWID"]
+
+    def take(self, found: Any, tracking: Any) -> None:
+        """Change a row by an event."""
+        with self.datastore.transaction(commit=True) as cursor:
+            if hasattr(found, "owner"):
+                cursor.execute(
+                    "INSERT INTO balances VALUES (?, ?, 0, '')",
+                    (str(found.originator_id), found.owner),
+                )
+            else:
+                cursor.execute(
+                    "UPDATE balances SET cents = cents + ?, reference = ? WHERE id = ?",
+                    (found.cents, found.reference, str(found.originator_id)),
+                )
+            self._insert_tracking(cursor, tracking)
+
+
+def project(folder: str, accounts: int, events: int) -> Answer:
+    """A projection of every event into a new table, as far as a few seconds reach: its rate does
+    not depend on how many there are."""
+    with _bank(folder, f"{accounts}-of-{events}") as bank:
+        recorder, mapper = bank.recorder, bank.mapper
+        if not recorder.max_notification_id():
+            _open(bank, accounts, events)
+        datastore = sqlite.SQLiteDatastore(f"{folder}/{uuid4().hex}-balances.db")
+        view = Balances(datastore)
+        view.create_table()
+        seen, last, timing = 0, 0, _Timing()
+        while seen < MOST_PROJECTED and (
+            found := recorder.select_notifications(last, 1_000, inclusive_of_start=False)
+        ):
+            for each in found:
+                view.take(mapper.to_domain_event(each), persistence.Tracking(bank.name, each.id))
+            seen += len(found)
+            last = found[-1].id
+        answer = timing.of(seen)
+        datastore.close()
+    return {**answer, **_settings("SQLiteTrackingRecorder, a transaction an event, as it comes")}
+
+
+MOST_PROJECTED = 20_000
+"""Events that one projection takes in, at most."""
+
+TASKS: dict[str, Callable[..., Answer]] = {
+    "decide": decide, "load": load, "replay": replay, "project": project
+}  # fmt: skip
 
 if __name__ == "__main__":
     main(TASKS)

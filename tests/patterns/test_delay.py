@@ -170,7 +170,7 @@ async def test_an_id_that_is_pending_is_replaced(stage: Stage) -> None:
     async with app:
         await delays.publish(topic, 1, delay=DAY, id="m")
         await delays.publish(topic, 2, delay=0.05, id="m")
-        await delays.publish(topic, 3, delay=0.1, id="n")
+        await delays.publish(topic, 3, delay=600, id="n")
         await delays.publish(topic, 4, delay=DAY, id="n")
         await stage.handled(1)
         await stage.until(lambda: delays.stats().pending == 1, "one is left")
