@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Self
 
@@ -285,7 +285,7 @@ class ViewFamily:
             if self._catching_up is coverage:
                 self._catching_up = None
 
-    def note_served(self, version: ViewVersion, positions: dict[TopicPartition, int]) -> None:
+    def note_served(self, version: ViewVersion, positions: Mapping[TopicPartition, int]) -> None:
         """What was read is made of these."""
         if version.definition.version != self._served_version:
             return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import heapq
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from stream_codecs import type_name
@@ -26,6 +28,7 @@ from streams.log.documents import (
     DocumentLog,
     DocumentStore,
     DocumentWriter,
+    KeyedDocument,
     StoredDocument,
 )
 from streams.log.event_filter import ForeignRecords
@@ -33,6 +36,9 @@ from streams.log.names import partition_for
 from streams.log.protocol import Log, TopicPartition, ensure_topic
 from streams.message import text
 from streams.topic import InternalTopic
+
+PAGE = 1_000
+"""Documents of a partition that are read at once, where many are."""
 
 
 class Found(NamedTuple):
@@ -46,6 +52,17 @@ class Found(NamedTuple):
     document: Any
     partition: int
     checkpoint: Checkpoint | None
+
+
+class FoundMany(NamedTuple):
+    """Documents as they were read.
+
+    :param documents: with their keys.
+    :param positions: of the sources; all before these is in the documents.
+    """
+
+    documents: Sequence[tuple[bytes, Any]]
+    positions: Mapping[TopicPartition, int]
 
 
 def document_store(log: Log, where: str) -> DocumentStore:
@@ -225,8 +242,8 @@ class ViewVersion:
                         break
         return Found(found.documents[0], partition, found.checkpoint)
 
-    def read_many(self, log: Log, keys: Sequence[bytes]) -> dict[bytes, Any]:
-        """The documents of these keys, by key; those that there are (blocks).
+    def read_many(self, log: Log, keys: Sequence[bytes]) -> FoundMany:
+        """The documents of these keys; those that there are (blocks).
 
         :raises DocumentStopped: one stands still.
         """
@@ -239,13 +256,39 @@ class ViewVersion:
             for partition in range(count) if placed is None else (placed,):
                 by_partition.setdefault(partition, []).append(key)
         documents: dict[bytes, Any] = {}
+        positions: dict[TopicPartition, int] = {}
         for partition, wanted in by_partition.items():
             found = store.read(collection, partition, wanted)
+            positions |= self.source_positions(partition, found.checkpoint)
             for key, stored in zip(wanted, found.documents, strict=True):
                 document = self.decoded(key, stored)
                 if document is not None:
                     documents[key] = document
-        return documents
+        return FoundMany(list(documents.items()), positions)
+
+    def scan(self, log: Log, start: bytes, end: bytes | None, limit: int) -> FoundMany:
+        """The first documents in the order of their keys, without those that stand still
+        (blocks)."""
+        store = document_store(log, self.definition.where)
+        collection = self.definition.collection
+        partitions = range(store.find(collection).partitions)
+        pages = [
+            _pages(partial(store.scan, collection, each), start, end, min(limit, PAGE))
+            for each in partitions
+        ]
+        documents: list[tuple[bytes, Any]] = []
+        for key, stored in heapq.merge(*pages, key=lambda each: each.key):
+            if stored.failure:
+                continue
+            document = self.decoded(key, stored)
+            if document is not None:
+                documents.append((key, document))
+                if len(documents) == limit:
+                    break
+        positions: dict[TopicPartition, int] = {}
+        for each in partitions:  # asked behind the documents, so that they are of none later
+            positions |= self.source_positions(each, store.checkpoint(collection, each))
+        return FoundMany(documents, positions)
 
     def decoded(self, key: bytes, stored: StoredDocument | None) -> Any:
         """A document.
@@ -270,20 +313,34 @@ class ViewVersion:
                 f"what is stored is no {type_name(definition.document_type.type)}: {error}",
             ) from error
 
-    def source_positions(self, found: Found) -> dict[TopicPartition, int]:
-        """Which events of the sources a document that was read is made of, and all before them."""
-        if found.checkpoint is None:
+    def source_positions(
+        self, partition: int, checkpoint: Checkpoint | None
+    ) -> dict[TopicPartition, int]:
+        """Which events of the sources a partition's documents are made of: all before these."""
+        if checkpoint is None:
             return {}
         definition = self.definition
         if not definition.is_keyed:
-            return {(definition.sources[0].name, found.partition): found.checkpoint.position}
-        _, sources = decode_checkpoint(found.checkpoint.data)
+            return {(definition.sources[0].name, partition): checkpoint.position}
+        _, sources = decode_checkpoint(checkpoint.data)
         positions: dict[TopicPartition, int] = {}
         for name, (offset, _) in sources.items():
-            topic, _, partition = name.rpartition("/")
-            positions[topic, int(partition)] = offset + 1
+            topic, _, number = name.rpartition("/")
+            positions[topic, int(number)] = offset + 1
         return positions
 
     def all_counts(self) -> dict[TopicPartition, PartitionCounts]:
         """Figures of all partitions that are handled here."""
         return {**self.keyed_counts.copy(), **self.counts.copy()}
+
+
+def _pages(
+    scan: Callable[[bytes, bytes | None, int], Sequence[KeyedDocument]],
+    start: bytes,
+    end: bytes | None,
+    limit: int,
+) -> Iterable[KeyedDocument]:
+    """The documents of a partition, page by page."""
+    while page := scan(start, end, limit):
+        yield from page
+        start = page[-1].key + b"\x00"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, Generic, overload
 
 from typing_extensions import TypeVar
@@ -22,9 +20,9 @@ from streams.eventsourcing.views.errors import ViewNotReady, ViewTimeout
 from streams.eventsourcing.views.family import ViewFamily, wait_until
 from streams.eventsourcing.views.registry import ViewRegistry
 from streams.eventsourcing.views.tracker import Coverage, Progress
-from streams.eventsourcing.views.version import ViewVersion, document_store, key_bytes
+from streams.eventsourcing.views.version import ViewVersion, key_bytes
 from streams.health import ViewBacklog, ViewHealth, ViewStats
-from streams.log.documents import KeyedDocument, end_of_prefix
+from streams.log.documents import end_of_prefix
 from streams.log.protocol import TopicPartition
 from streams.message import Message, Position, text
 
@@ -46,9 +44,6 @@ WaitFor = Decided[Any, Any] | Position | Message[Any] | str
 
 MAX_SCAN = 10_000
 """Documents that one scan returns, at most."""
-
-PAGE = 1_000
-"""Documents of a partition that are read at once."""
 
 
 class View(Generic[D]):
@@ -153,7 +148,8 @@ class View(Generic[D]):
         deadline = time.monotonic() + timeout
         version = await self._ready(encoded, wait_for, deadline)
         found = await self._in_thread(version.read, self.app.log, encoded)
-        self._family.note_served(version, version.source_positions(found))
+        positions = version.source_positions(found.partition, found.checkpoint)
+        self._family.note_served(version, positions)
         document: D | None = found.document
         return document
 
@@ -168,7 +164,8 @@ class View(Generic[D]):
         encoded = [key_bytes(self._definition.where, key) for key in keys]
         version = await self._ready(None, wait_for, time.monotonic() + timeout)
         found = await self._in_thread(version.read_many, self.app.log, encoded)
-        return {text(key): document for key, document in found.items()}
+        self._family.note_served(version, found.positions)
+        return {text(key): document for key, document in found.documents}
 
     async def scan(
         self, prefix: str = "", *, limit: int = 100, start: str = ""
@@ -188,28 +185,9 @@ class View(Generic[D]):
         end = end_of_prefix(first)
         first = max(first, key_bytes(where, start))
         version = await self._ready(None, None, time.monotonic() + 10.0)
-        found: list[tuple[str, D]] = await self._in_thread(self._scan, version, first, end, limit)
-        return found
-
-    def _scan(
-        self, version: ViewVersion, start: bytes, end: bytes | None, limit: int
-    ) -> list[tuple[str, D]]:
-        store = document_store(self.app.log, self._definition.where)
-        collection = version.definition.collection
-        pages = [
-            _pages(partial(store.scan, collection, partition), start, end, min(limit, PAGE))
-            for partition in range(store.find(collection).partitions)
-        ]
-        documents: list[tuple[str, D]] = []
-        for key, stored in heapq.merge(*pages, key=lambda each: each.key):
-            if stored.failure:
-                continue
-            document = version.decoded(key, stored)
-            if document is not None:
-                documents.append((text(key), document))
-                if len(documents) == limit:
-                    break
-        return documents
+        found = await self._in_thread(version.scan, self.app.log, first, end, limit)
+        self._family.note_served(version, found.positions)
+        return [(text(key), document) for key, document in found.documents]
 
     async def watch(self, key: str) -> AsyncIterator[D | None]:
         """A document as it is, and then each time that it has changed; without an end.
@@ -356,18 +334,6 @@ class View(Generic[D]):
             return await run_in_thread(function, *given)
         except NotFound as error:
             raise ViewNotReady(self.name, f"its documents are not there: {error}") from error
-
-
-def _pages(
-    scan: Callable[[bytes, bytes | None, int], Sequence[KeyedDocument]],
-    start: bytes,
-    end: bytes | None,
-    limit: int,
-) -> Iterable[KeyedDocument]:
-    """The documents of a partition, page by page."""
-    while page := scan(start, end, limit):
-        yield from page
-        start = page[-1].key + b"\x00"
 
 
 def family_of(app: Streams, name: str) -> ViewFamily:
