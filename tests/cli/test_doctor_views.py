@@ -162,6 +162,17 @@ def test_a_checkpoint_beyond_the_logs_end(clinic: Clinic) -> None:
     assert f"streams views rebuild {NAME} --version 1" in advice
 
 
+def test_a_checkpoint_that_somebody_else_has_written(clinic: Clinic) -> None:
+    clinic.fill(1)
+    log: Any = open_log(clinic.url)
+    writer = log.documents.claim(f"{NAME}.v1", 0)
+    writer.write([], Checkpoint(1, b"\xffrubbish"))
+    writer.close()
+    log.close()
+    _, why, _ = clinic.no()
+    assert "its checkpoint: it was written by something else" in why
+
+
 def test_a_view_that_is_far_behind(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(view_checks, "FAR_BEHIND", 2)
     clinic.fill(1)

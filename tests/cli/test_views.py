@@ -15,16 +15,17 @@ import pytest
 from streams import Streams, ViewNotReady
 from streams.errors import Unavailable
 from streams.eventsourcing.views import operations
+from streams.eventsourcing.views.checkpoints import encode_checkpoint
 from streams.log.documents import Checkpoint, DocumentChange, DocumentLog, StoredDocument
 from streams.log.sqlite.documents import SqliteDocuments
 from streams.log.sqlite.log import SqliteLog
 from streams.log.url import open_log
 from tests.cli.conftest import Result, Run, Shell, eventually
-from tests.conformance.conftest import redis_url
+from tests.conformance.conftest import kafka_url, redis_url
 from tests.eventsourcing.bank import Deposited, accounts, deposit, open_with
-from tests.views.bank import Balance, Bank, fold_balance, owner_of
+from tests.views.bank import Balance, Bank, Holder, fold_balance, fold_holder, owner_of
 
-__all__ = ["redis_url"]
+__all__ = ["kafka_url", "redis_url"]
 
 POISON = 13
 
@@ -120,6 +121,26 @@ def test_versions_are_listed(desk: Desk) -> None:
     assert line.split()[:8] == [desk.name, "1", "serving", "-", "6", "-", "100%", "-"] or (
         line.split()[:7] == [desk.name, "1", "serving", "0", "6", "0", "100%"]
     )
+
+
+def test_on_kafka_too(kafka_url: str, run: Run) -> None:
+    """The same commands; each reads the collection's topic first, so there are few of them."""
+    desk = Desk(kafka_url, run)
+    desk.fill()
+    with desk.app() as bank:
+        bank.app.wait(bank.balances.ready(60))
+        row = desk.version()
+        assert (row["state"], row["documents"], row["share"]) == ("serving", 6, 1.0)
+        assert row["processes"] == 1
+        refused = desk("drop", "NAME", "--version", "1", "--yes", "--force")
+        assert "stop the processes that declare it first" in refused.err
+        assert desk("rebuild", "NAME", "--version", "1", "--yes", "--wait").status == 0
+        bank.app.wait(bank.balances.ready(60))
+        assert bank.app.wait(bank.balances.get("a-3")) == Balance("ada", 3, 1)
+    assert desk("drop", "NAME", "--version", "1", "--yes", "--force").status == 0
+    assert desk.versions() == {}
+    with desk.log() as log:
+        assert f"{desk.name}.v1" not in [each.name for each in log.documents.list()]
 
 
 def test_who_runs_a_version_is_counted_and_shown(desk: Desk) -> None:
@@ -234,6 +255,42 @@ def test_a_version_is_made_anew_and_nothing_serves_meanwhile(desk: Desk) -> None
         assert built == {"view": desk.name, "version": 1, "cleared": 2, "built": True}
         assert desk.version()["documents"] == 6
     assert len(folded) == 24
+
+
+def test_a_keyed_version_is_made_anew_from_its_keyed_topic(sqlite: Desk) -> None:
+    app = Streams(sqlite.url)
+    ledger = accounts(app, sqlite.accounts)
+    holders = ledger.view("balances", Holder, key=owner_of)(fold_holder)
+    with app.background():
+        for number in range(9):
+            done = app.wait(ledger.decide(f"a-{number}", open_with, f"o-{number % 2}", 1))
+            app.wait(holders.get(f"o-{number % 2}", wait_for=done))
+        assert sqlite("rebuild", "NAME", "--version", "1", "--yes", "--wait").status == 0
+        app.wait(holders.ready(60))
+        assert app.wait(holders.get("o-0")) == Holder(5)
+        done = app.wait(ledger.decide("a-9", open_with, "o-1", 1))
+        assert app.wait(holders.get("o-1", wait_for=done)) == Holder(5)
+
+
+def test_a_view_that_has_folded_what_the_log_lost_is_made_anew(
+    sqlite: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    sqlite.fill()
+    with sqlite.log() as log:
+        for partition in range(2):
+            writer = log.documents.claim(f"{sqlite.name}.v1", partition)
+            lost = [DocumentChange(b"lost", StoredDocument(b'{"owner":"eve","cents":1,"moves":1}'))]
+            writer.write(lost, Checkpoint(1_000, encode_checkpoint((999, "gone"), {})))
+            writer.close()
+    shown = sqlite("show", "NAME")
+    assert shown.status == 0
+    assert "its documents were folded up to 1000, and the log ends at" in shown.out
+    with sqlite.app() as bank:
+        eventually(lambda: "it has lost messages that it had" in caplog.text)
+        assert sqlite("rebuild", "NAME", "--version", "1", "--yes", "--wait").status == 0
+        bank.app.wait(bank.balances.ready(60))
+        assert bank.app.wait(bank.balances.get("a-3")) == Balance("ada", 3, 1)
+        assert bank.app.wait(bank.balances.get("lost")) is None
 
 
 def test_a_rebuild_that_was_interrupted_is_finished_by_another(

@@ -83,6 +83,25 @@ async def test_documents_that_stand_still_and_partitions_that_wait_are_counted(
             assert not bank.app.health().ok
 
 
+async def test_the_count_of_events_goes_on_when_partitions_are_assigned_anew() -> None:
+    bank = Bank(Streams("memory://"), "accounts")
+    with MonitoringServer(bank.app, port=0) as server:
+        async with bank.app:
+            for number in range(4):
+                done = await bank.accounts.decide(f"a-{number}", deposit, 1)
+                await bank.balances.get(f"a-{number}", wait_for=done)
+            before = bank.app.stats().processors[f"{bank.balances.name}.v1"].rebalances
+            bank.balances.declared.retries.begin_anew()
+            await until(
+                server,
+                lambda now: now.one("rebalances_total", group="accounts.balances.v1") > before,
+            )
+            for number in range(4):
+                done = await bank.accounts.decide(f"a-{number}", deposit, 1)
+                await bank.balances.get(f"a-{number}", wait_for=done)
+            assert (await scrape(server)).one("view_events_total", **of(bank)) == 8
+
+
 async def test_a_version_that_is_built_says_how_far_it_is_and_does_not_serve() -> None:
     url = "memory://monitored-versions"
     old = Bank(Streams(url), "accounts")

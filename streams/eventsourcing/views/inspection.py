@@ -20,6 +20,7 @@ from stream_codecs import DecodeError
 from streams.errors import LogError, NotFound
 from streams.eventsourcing.inspection import history_pages
 from streams.eventsourcing.views.checkpoint_check import CheckpointBeyondLog, check_checkpoint
+from streams.eventsourcing.views.checkpoints import UnreadableCheckpoint
 from streams.eventsourcing.views.failures import decode_failure
 from streams.eventsourcing.views.inline_subscription import PartitionHandler
 from streams.eventsourcing.views.keying_subscription import trial_handler
@@ -315,7 +316,10 @@ def find_waiting(log: Log, version: ViewVersion) -> Iterator[tuple[str, str]]:
     topic = tracker.keyed_topic if definition.is_keyed else tracker.topics[0]
     for partition in range(tracker.partitions()):
         writer = _TrialWriter(store, definition.collection, partition)
-        folder = version.new_folder(writer)
+        try:
+            folder = version.new_folder(writer)
+        except UnreadableCheckpoint:
+            continue  # what is wrong with it is told of the partition
         yield from _try_next(log, topic, partition, folder)
     if definition.is_keyed:
         for (source, partition), position in tracker.source_positions().items():
