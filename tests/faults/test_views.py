@@ -1,226 +1,321 @@
-"""A view is the fold of its history up to its checkpoint, exactly, whatever is killed.
-
-Processes fold two views under load: one by the messages' keys, and one by other keys, which goes
-through a topic of its own. They are killed, frozen beyond their leases and continued, and come and
-go; connections are cut, and the server is killed. All the while somebody looks at the documents.
-"""
+"""Views while their processes are killed, frozen and rebalanced, and servers are restarted: at
+every moment, and at the end, documents are the fold of the history up to their checkpoint."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
+import multiprocessing
+import os
 import signal
-import subprocess
-import sys
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import NamedTuple
+from random import Random
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import pytest
 
-from streams import ViewNotReady, ViewTimeout
 from streams.errors import LogError
-from tests.faults.folding import GROUPS, KEYS, PARTITIONS, Checker, Folding, Model
+from streams.log.protocol import Log
+from streams.log.url import open_log
+from tests.faults.decider import PARTITIONS
 from tests.faults.ground import Ground
 from tests.faults.sizes import SEED, sizes
+from tests.faults.views import (
+    Look,
+    Views,
+    decide_until,
+    declare_views,
+    differences,
+    fold_until,
+    look_at,
+    read_events,
+    run_process,
+)
 
 logger = logging.getLogger("tests.faults")
 
-WORKERS = 2
-PATIENCE = 240.0
+FOLDERS = 3
+"""Processes that fold at the same time."""
+
+STALLED = 90.0
+"""Seconds after which a run has failed in which nothing is folded any more."""
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(
+    ["tests.faults.views", "streams.log.sqlite", "streams.log.redis", "streams.log.kafka"]
+)
 
 
 class Size(NamedTuple):
     """How much happens in a run.
 
-    :param numbers: that are published.
-    :param frozen: seconds that a frozen process stands still.
+    :param kills: of processes that fold.
+    :param freezes: of others, each beyond its lease.
+    :param moves: how often one leaves and another comes.
+    :param restarts: of the server, after a ``kill -9``.
+    :param pause: seconds between two decisions.
     """
 
-    numbers: int
     kills: int
     freezes: int
-    frozen: float
+    moves: int
     restarts: int = 0
-    cuts: int = 0
+    pause: float = 0.002
 
 
-SHORT = Size(1_200, 4, 1, 0.0)
-SHORT_ON_REDIS = Size(1_200, 3, 1, 2.5, restarts=1, cuts=2)
-SHORT_ON_KAFKA = Size(1_200, 2, 1, 0.0)
-LONG = Size(40_000, 20, 5, 15.0)
-LONG_ON_SERVER = LONG._replace(restarts=3, cuts=20)
+SHORT = Size(3, 1, 1)
+SHORT_ON_REDIS = SHORT._replace(restarts=1)
+LONG = Size(20, 5, 5)
+LONG_ON_SERVER = LONG._replace(restarts=3)
 
 
-class Processes:
-    """The processes that fold."""
+class Folders:
+    """The processes of one run. A context manager: nothing is left running."""
 
-    def __init__(self, folder: Path, url: str, name: str) -> None:
-        self._command = [sys.executable, "-m", "tests.faults.folding", url, name]
-        self._log = (folder / "folding.log").open("ab")
-        self._running: list[subprocess.Popen[bytes]] = []
-        self._frozen: list[subprocess.Popen[bytes]] = []
-        self.random = random.Random(SEED)
+    def __init__(self, url: str, name: str, lease: float) -> None:
+        self.url = url
+        self.name = name
+        self._lease = lease
+        self.random = Random(SEED)
+        self.running: list[BaseProcess] = []
+        self._all: list[BaseProcess] = []
 
-    def start(self) -> None:
-        self._running.append(subprocess.Popen(self._command, stdout=self._log, stderr=self._log))
+    def __enter__(self) -> Folders:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for each in self._all:
+            each.kill()
+        for each in self._all:
+            each.join()
+
+    def start(self, work: Callable[..., Any], *given: Any) -> BaseProcess:
+        """One more process."""
+        process = _context.Process(target=run_process, args=(work, self.url, self.name, *given))
+        process.start()
+        self._all.append(process)
+        return process
+
+    def fold(self) -> None:
+        """One more that folds."""
+        self.running.append(self.start(fold_until))
 
     def kill_one(self) -> None:
-        """One is killed, and another starts."""
-        victim = self._running.pop(self.random.randrange(len(self._running)))
+        """``kill -9``, and another in its place."""
+        victim = self.running.pop(self.random.randrange(len(self.running)))
         victim.kill()
-        victim.wait()
-        self.start()
+        victim.join()
+        self.fold()
 
-    async def freeze_one(self, seconds: float) -> None:
-        """One stands still; its successor goes on; then it goes on itself."""
-        victim = self.random.choice(self._running)
-        victim.send_signal(signal.SIGSTOP)
-        self.start()
-        await asyncio.sleep(seconds)
-        victim.send_signal(signal.SIGCONT)
+    def move_one(self) -> None:
+        """One leaves in peace, another comes."""
+        victim = self.running.pop(0)
+        victim.terminate()
+        victim.join(60)
+        assert victim.exitcode in (0, -signal.SIGTERM), victim.exitcode
+        self.fold()
 
-    def check_alive(self) -> None:
-        for each in self._running:
-            assert each.poll() is None, f"a process has ended with {each.returncode}"
-
-    def close(self) -> None:
-        for each in self._running:
-            each.send_signal(signal.SIGCONT)
-            each.kill()
-            each.wait()
-        self._log.close()
-
-
-async def run(folder: Path, url: str, direct: str, size: Size, ground: Ground | None) -> None:
-    name = f"numbers-{uuid4().hex[:8]}"
-    looks = Folding(direct, name)
-    processes = Processes(folder, url, name)
-    async with looks.app.connected():
-        checker = Checker(looks.app.log, Model(looks.app.log, name))
-        for _ in range(WORKERS):
-            processes.start()
+    async def freeze_one(self, folded_on: Callable[[], Any]) -> None:
+        """SIGSTOP one for longer than its lease, and until the others have folded on; then
+        SIGCONT."""
+        frozen = self.random.choice(self.running)
+        assert frozen.pid is not None
+        os.kill(frozen.pid, signal.SIGSTOP)
         try:
-            await asyncio.wait_for(
-                _break_things(looks, checker, processes, size, ground), PATIENCE * 10
-            )
-            await _finish(looks, checker)
-            processes.check_alive()
+            await asyncio.sleep(self._lease * 1.5)  # what is tested is what follows a lease's end
+            await folded_on()
         finally:
-            processes.close()
-    logger.warning(
-        "%s, seed %d: %d numbers, %d looks, of which %d saw another checkpoint",
-        url.partition(":")[0], SEED, size.numbers, checker.looks, checker.moved,
-    )  # fmt: skip
-    assert checker.moved > 10
+            os.kill(frozen.pid, signal.SIGCONT)
+
+    def check(self) -> None:
+        """None has ended by itself."""
+        for each in self.running:
+            assert each.exitcode is None, f"a process that folds ended by itself: {each.exitcode}"
 
 
-async def _break_things(
-    looks: Folding, checker: Checker, processes: Processes, size: Size, ground: Ground | None
-) -> None:
-    await looks.by_key.ready()
-    await looks.by_group.ready()
-    faults = ["kill"] * size.kills + ["freeze"] * size.freezes
-    if ground is not None:
-        faults += ["restart"] * size.restarts + ["cut"] * size.cuts
-    processes.random.shuffle(faults)
-    share = size.numbers // (len(faults) + 1)
-    published = 0
-    for fault in [*faults, ""]:
-        until = size.numbers if not fault else published + share
-        while published < until:
-            count = min(20, until - published)
-            for number in range(published, published + count):
-                await _publish(looks, number)
-            published += count
-            await asyncio.to_thread(_look, checker)
-        if fault == "kill":
-            processes.kill_one()
-        elif fault == "freeze":
-            await processes.freeze_one(size.frozen)
-        elif ground is not None and fault == "cut":
-            ground.proxy.cut()
-        elif ground is not None and fault == "restart":
-            ground.server.kill()
-            ground.server.restart()
+class Judge:
+    """Looks at the documents again and again, and holds each look against the history."""
 
+    def __init__(self, log: Log, views: Views) -> None:
+        self._log = log
+        self._views = views
+        self._kept: list[Look] = []
+        self.looks = 0
+        self.wrong: list[str] = []
 
-async def _publish(looks: Folding, number: int) -> None:
-    """Publish until it stands; twice does no harm, as the model reads the log."""
-    while True:
+    async def look(self) -> dict[tuple[str, int], int]:
+        """Look once more; how far each partition is folded. Empty while the log cannot be
+        reached."""
         try:
-            await looks.topic.publish(number)
-            return
+            found = await asyncio.to_thread(lambda: list(look_at(self._log, self._views)))
         except LogError:
-            await asyncio.sleep(0.05)
+            return {}
+        self._kept += found
+        self.looks += len(found)
+        if len(self._kept) > 400:
+            await self.judge()
+        return {(each.collection, each.partition): each.position for each in found}
 
-
-def _look(checker: Checker) -> None:
-    try:
-        checker.look()
-    except LogError as error:  # the server is gone for a moment
-        logger.info("not looked at: %s", error)
-
-
-async def _finish(looks: Folding, checker: Checker) -> None:
-    """All is folded in the end."""
-    log, name = looks.app.log, looks.topic.name
-    for partition in range(PARTITIONS):
-        messages = checker._model.messages(partition)
-        if not messages:
-            continue
-        token = f"{name}/{partition}/{log.format_offset(messages[-1][0])}"
-        for view, keys in ((looks.by_key, KEYS), (looks.by_group, GROUPS)):
-            for key in keys:
-                await _get(view, key, token)
-    checker.look()
-    numbers = sum(len(checker._model.messages(partition)) for partition in range(PARTITIONS))
-    counted = {
-        view.name: sum(
-            count
-            for document in (await view.get_many(keys)).values()
-            for _, (count, _) in document.of
-        )
-        for view, keys in ((looks.by_key, KEYS), (looks.by_group, GROUPS))
-    }
-    without_group = sum(
-        number % 13 == 0
-        for partition in range(PARTITIONS)
-        for _, _, number in checker._model.messages(partition)
-    )
-    assert counted == {
-        looks.by_key.name: numbers,
-        looks.by_group.name: numbers - without_group,
-    }
-
-
-async def _get(view: object, key: str, token: str) -> None:
-    while True:
+    async def judge(self) -> None:
+        """Hold what was looked at against the history."""
+        kept, self._kept = self._kept, []
         try:
-            await view.get(key, wait_for=token, timeout=PATIENCE)  # type: ignore[attr-defined]
+            history = await read_events(self._views)
+        except LogError:
+            self._kept = kept
             return
-        except ViewTimeout:
-            raise
-        except (LogError, ViewNotReady):
+        for each in kept:
+            self.wrong += differences(each, self._views, history, PARTITIONS)
+        assert self.wrong == []
+
+    async def until_folded_on(self, folders: Folders, partitions: int) -> None:
+        """Until so many partitions of the views are folded further than now."""
+        before: dict[tuple[str, int], int] = {}
+        ends = time.monotonic() + STALLED
+        while True:
+            folders.check()
+            now = await self.look()
+            for each, position in now.items():
+                before.setdefault(each, position)
+            moved = sum(position > before[each] for each, position in now.items())
+            if now and moved >= partitions:
+                return
+            assert time.monotonic() < ends, f"nothing is folded on any more: {now}"
+            await asyncio.sleep(0.02)
+
+    async def until_all_is_folded(self, folders: Folders) -> int:
+        """Until both views have folded the whole history; how many events that are."""
+        ends = time.monotonic() + STALLED
+        history = await read_events(self._views)
+        last: dict[int, int] = {}
+        for each in history:
+            last[each.partition] = each.offset
+        topic = self._views.accounts.events.name
+        while True:
+            folders.check()
+            looks = [] if not await self.look() else self._kept[-2 * PARTITIONS :]
+            direct = {
+                each.partition: each.position
+                for each in looks
+                if each.collection.startswith(self._views.by_account.name)
+            }
+            expected = await self._views.by_group.progress()
+            if all(direct.get(number, 0) > offset for number, offset in last.items()) and (
+                expected.folded == expected.total
+            ):
+                return len(history)
+            assert time.monotonic() < ends, f"{topic}: not all is folded: {direct}, {expected}"
             await asyncio.sleep(0.05)
 
 
-@pytest.mark.timeout(3000)
+async def prove(url: str, direct: str, size: Size, lease: float, ground: Ground | None) -> None:
+    name = f"bank-{uuid4().hex[:8]}"
+    views = declare_views(direct, name)
+    log = open_log(direct)
+    began = time.monotonic()
+    try:
+        with Folders(url, name, lease) as folders:
+            for _ in range(FOLDERS):
+                folders.fold()
+            decider = folders.start(decide_until, size.pause, None)
+            async with views.app.connected():
+                judge = Judge(log, views)
+                await judge.until_folded_on(folders, PARTITIONS)
+                faults = ["kill"] * size.kills + ["freeze"] * size.freezes
+                faults += ["move"] * size.moves + ["restart"] * size.restarts
+                folders.random.shuffle(faults)
+                for fault in faults:
+                    for _ in range(folders.random.randrange(5)):  # at any instant
+                        await judge.look()
+                    if fault == "kill":
+                        folders.kill_one()
+                    elif fault == "move":
+                        await asyncio.to_thread(folders.move_one)
+                    elif fault == "freeze":
+                        await folders.freeze_one(lambda: judge.until_folded_on(folders, 1))
+                    elif ground is not None:
+                        await asyncio.to_thread(ground.server.kill)
+                        await asyncio.to_thread(ground.server.restart)
+                    await judge.until_folded_on(folders, PARTITIONS // 2)
+                decider.terminate()
+                await asyncio.to_thread(decider.join)
+                assert decider.exitcode == 0
+                events = await judge.until_all_is_folded(folders)
+                await judge.judge()
+        logger.warning(
+            "%s, seed %d: %s: %d events, %d looks, all of them folds, %.1f s",
+            url.partition(":")[0], SEED, size, events, judge.looks, time.monotonic() - began,
+        )  # fmt: skip
+        assert judge.looks > 50
+    finally:
+        log.close()
+
+
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "size",
     [pytest.param(SHORT, id="short"), pytest.param(LONG, id="long", marks=pytest.mark.faults)],
 )
-async def test_views_on_sqlite(tmp_path: Path, size: Size) -> None:
-    url = f"sqlite:///{tmp_path / 'log.db'}"
-    await run(tmp_path, url, url, size, None)
+async def test_views_are_folds_on_sqlite(tmp_path: Path, size: Size) -> None:
+    url = f"sqlite:///{tmp_path / 'log.db'}?lease=1&timeout=1"
+    await prove(url, url, size, 1.0, None)
 
 
-@sizes(SHORT_ON_REDIS, LONG_ON_SERVER, logs=["redis"], long_logs=["redis"], seconds=3000)
-async def test_views_on_redis(ground: Ground, size: Size, tmp_path: Path) -> None:
-    await run(tmp_path, ground.through, ground.direct, size, ground)
+@sizes(SHORT_ON_REDIS, LONG_ON_SERVER, logs=["redis"], long_logs=["redis"], seconds=1800)
+async def test_views_are_folds_on_redis(ground: Ground, size: Size) -> None:
+    await prove(ground.direct, ground.direct, size, ground.lease, ground)
 
 
-@sizes(SHORT_ON_KAFKA, LONG_ON_SERVER, logs=["kafka"], long_logs=["kafka"], seconds=3000)
-async def test_views_on_kafka(ground: Ground, size: Size, tmp_path: Path) -> None:
-    await run(tmp_path, ground.through, ground.direct, size, ground)
+@sizes(SHORT, LONG_ON_SERVER, logs=["kafka"], long_logs=["kafka"], seconds=1800)
+async def test_views_are_folds_on_kafka(ground: Ground, size: Size) -> None:
+    await prove(ground.direct, ground.direct, size, ground.lease, ground)
+
+
+# -- read your writes ------------------------------------------------------------------------------
+
+
+async def read_what_was_decided(url: str, count: int) -> None:
+    """One process decides, another folds, and this one reads by the decision's token."""
+    name = f"bank-{uuid4().hex[:8]}"
+    views = declare_views(url, name)
+    took: list[float] = []
+    with Folders(url, name, 1.0) as folders:
+        folders.fold()
+        tokens, tell = _context.Pipe(duplex=False)
+        async with views.app.connected():
+            await views.by_account.ready(60)
+            folders.start(decide_until, 0.0, tell)
+            while len(took) < count:
+                account, version, token = await asyncio.to_thread(tokens.recv)
+                began = time.perf_counter()
+                found = await views.by_account.get(account, wait_for=token, timeout=60)
+                took.append(time.perf_counter() - began)
+                assert found is not None
+                assert found.count >= version, f"stale: {found} after {token}"
+            folders.check()
+    took.sort()
+    logger.warning(
+        "%s: %d decisions read by another process: none stale, p50 %.2f ms, p99 %.2f ms",
+        url.partition(":")[0], count, took[count // 2] * 1e3, took[count * 99 // 100] * 1e3,
+    )  # fmt: skip
+
+
+COUNTS = [
+    pytest.param(2_000, id="short"),
+    pytest.param(10_000, id="long", marks=pytest.mark.faults),
+]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("count", COUNTS)
+async def test_reads_see_what_was_decided_on_sqlite(tmp_path: Path, count: int) -> None:
+    await read_what_was_decided(f"sqlite:///{tmp_path / 'log.db'}?timeout=1", count)
+
+
+@sizes(2_000, 10_000, logs=["redis", "kafka"], long_logs=["redis", "kafka"])
+async def test_reads_see_what_was_decided(ground: Ground, size: int) -> None:
+    await read_what_was_decided(ground.direct, size)

@@ -195,22 +195,21 @@ class PartitionFolder(PartitionHandler):
             self._stop(key, entry, batch, index, unit.number, error, outcome)
 
     def _take(self, key: bytes, entry: KnownDocument, found: Any, outcome: _Outcome) -> None:
-        """What the function has returned is the document now. It is encoded after each event, so
-        that it does not matter where a batch ends whether it can be.
+        """What the function has returned is the document now, as it is read again from its bytes:
+        after each event, so that it does not matter where a batch ends, or a process.
 
         :raises Exception: it is no document.
         """
         if found is entry.document:
             return
-        before = entry.value
-        if found is None:
-            entry.value = None
-        else:
+        before, value = entry.value, None
+        if found is not None:
             self._type.check(found)
-            entry.value = self._type.encode(found)
-        entry.document = found
+            value = self._type.encode(found)
+            found = self._type.decode(value)
+        entry.document, entry.value = found, value
         outcome.changed[key] = entry
-        outcome.growth += len(entry.value or b"") - len(before or b"")
+        outcome.growth += len(value or b"") - len(before or b"")
 
     def _stop(
         self,
@@ -288,7 +287,9 @@ class PartitionFolder(PartitionHandler):
                 except Skip:
                     continue
                 except Exception as error:
-                    self._stop(key, entry, batch, index, 0, error, outcome)
+                    # What was folded of the first message stays folded.
+                    number = first[1] if batch.offsets[index] == first[0] else 0
+                    self._stop(key, entry, batch, index, number, error, outcome)
                     return outcome
                 for unit in units:
                     if (batch.offsets[index], unit.number) >= first:

@@ -135,6 +135,8 @@ class InlineSubscription(Subscription, Generic[H]):
         self._partitions: dict[Assignment, OpenPartition[H]] = {}
         self._given_up: list[Assignment] = []
         """To be assigned anew."""
+        self._told: list[Batch] = []
+        """What the poller is to be told of, at the end of a poll that raises nothing."""
         # Both there once it has subscribed.
         self._subscription: Subscription = cast(Any, None)
         self._listener: RebalanceListener = cast(Any, None)
@@ -205,9 +207,9 @@ class InlineSubscription(Subscription, Generic[H]):
     @override
     def poll(self, limit: int, timeout: float) -> Sequence[Batch]:
         self._reassign()
-        told = self._try_again()
+        self._try_again()
         self._between_polls()
-        if told:
+        if self._told:
             timeout = 0.0
         elif any(each.pending for each in self._partitions.values()):
             timeout = min(timeout, WAITING_POLL)
@@ -218,20 +220,22 @@ class InlineSubscription(Subscription, Generic[H]):
             if partition.pending:
                 partition.pending.append((batch, 0))
             else:
-                told += self._handle(partition, batch, 0)
+                self._handle(partition, batch, 0)
+        told, self._told = self._told, []
         if told:
             self._after_handling()
         return told
 
-    def _handle(self, partition: OpenPartition[H], batch: Batch, start: int) -> list[Batch]:
-        """Handle a batch; what to tell the poller of it."""
+    def _handle(self, partition: OpenPartition[H], batch: Batch, start: int) -> None:
+        """Handle a batch. Raises nothing of the log's: what else was polled is still to be handled,
+        and will not be polled again."""
         try:
             found = partition.handler.handle(batch, start)
         except LogError as error:
             self._give_up(partition, error)
-            return []
+            return
         self._record(partition, batch, found)
-        return [SkippedBatch(partition.assignment, partition.handler.position)]
+        self._told.append(SkippedBatch(partition.assignment, partition.handler.position))
 
     def _record(self, partition: OpenPartition[H], batch: Batch, found: Handled) -> None:
         assignment = partition.assignment
@@ -264,19 +268,17 @@ class InlineSubscription(Subscription, Generic[H]):
         partition.due = time.monotonic() + partition.pause
         partition.pause = min(2 * partition.pause, MAX_RETRY_PAUSE)
 
-    def _try_again(self) -> list[Batch]:
+    def _try_again(self) -> None:
         """Go on with partitions that wait and are due."""
-        told: list[Batch] = []
         now = time.monotonic()
         for partition in list(self._partitions.values()):
             while partition.pending and now >= partition.due:
                 batch, start = partition.pending.pop(0)
-                told += self._handle(partition, batch, start)
+                self._handle(partition, batch, start)
                 if partition.assignment not in self._partitions:
                     break
                 if not partition.pending:
                     self._subscription.resume([partition.assignment])
-        return told
 
     # -- giving up
 
@@ -288,13 +290,9 @@ class InlineSubscription(Subscription, Generic[H]):
         self._begin_anew([partition.assignment])
 
     def _begin_anew(self, assignments: Sequence[Assignment]) -> None:
-        """Have partitions assigned again, as they then are.
-
-        :raises Unavailable: as :meth:`_reassign`.
-        """
+        """Have partitions assigned again, as they then are, at the next poll."""
         self.lost(assignments)
-        self._given_up += assignments
-        self._reassign()
+        self._given_up += assignments  # not here: it may raise, and the rest is to be handled
 
     def _reassign(self) -> None:
         """:raises Unavailable: the log cannot be reached; it is tried again at the next poll."""

@@ -1,0 +1,144 @@
+"""A subscription that handles what it polls: nothing that was polled is passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from typing_extensions import override
+
+from streams.errors import Unavailable
+from streams.eventsourcing.views.inline_subscription import (
+    Handled,
+    InlineSubscription,
+    PartitionHandler,
+)
+from streams.log.protocol import Assignment
+from streams.message import Batch
+
+NEVER = float("inf")
+
+
+class Handler(PartitionHandler):
+    """Notes what it handles; cannot, once."""
+
+    def __init__(self, handled: list[int]) -> None:
+        self.handled = handled
+        self.fails = False
+        self._position = 0
+
+    @property
+    @override
+    def position(self) -> int:
+        return self._position
+
+    @override
+    def handle(self, batch: Batch, start: int) -> Handled:
+        if self.fails:
+            self.fails = False
+            raise Unavailable("cut off")
+        self.handled += batch.offsets[start:]
+        self._position = batch.offsets[-1] + 1
+        return Handled(len(batch), None, len(batch) - start)
+
+    @override
+    def close(self) -> None: ...
+
+
+class Listener:
+    def assigned(self, assignments: Any) -> None: ...
+    def revoked(self, assignments: Any) -> None: ...
+    def lost(self, assignments: Any) -> None: ...
+
+
+class Polled:
+    """A log's subscription that gives what it was told to, and whose log may be cut off."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+        self.is_cut_off = False
+        self.reassigned: list[Assignment] = []
+
+    def poll(self, limit: int, timeout: float) -> Sequence[Batch]:
+        if self.is_cut_off:
+            raise Unavailable("cut off")
+        found, self.batches = self.batches, []
+        return found
+
+    def reassign(self, assignments: Iterable[Assignment]) -> None:
+        if self.is_cut_off:
+            raise Unavailable("cut off")
+        self.reassigned += assignments
+
+
+class Inline(InlineSubscription[Handler]):
+    def __init__(self, polled: Polled) -> None:
+        log: Any = None
+        super().__init__(log, "test", {})
+        self.handlers: dict[int, Handler] = {}
+        self.handled: dict[int, list[int]] = {}
+        self._subscription: Any = polled
+        self._listener: Any = Listener()
+
+    @override
+    def _begin(self, assignment: Assignment) -> Handler:
+        number = assignment.partition
+        self.handlers[number] = Handler(self.handled.setdefault(number, []))
+        return self.handlers[number]
+
+
+def batch(assignment: Assignment, *offsets: int) -> Batch:
+    count = len(offsets)
+    return Batch(
+        assignment.topic, assignment.partition, list(offsets), [b"k"] * count, [b"1"] * count,
+        [f"id-{each}" for each in offsets], None, [0.0] * count, assignment,
+    )  # fmt: skip
+
+
+def test_what_was_polled_beside_a_partition_that_is_given_up_is_handled() -> None:
+    """The log is cut off while the first of three partitions is written: the others' messages were
+    polled, and the log's subscription does not give them again."""
+    polled = Polled()
+    inline = Inline(polled)
+    owned = [Assignment("t", number, number + 1, None, NEVER) for number in range(3)]
+    inline.assigned(owned)
+    polled.batches = [batch(each, 0, 1) for each in owned]
+    inline.handlers[0].fails = True
+    real_poll = polled.poll
+
+    def poll_and_cut(limit: int, timeout: float) -> Sequence[Batch]:
+        found = real_poll(limit, timeout)
+        polled.is_cut_off = True
+        return found
+
+    polled.poll = poll_and_cut  # type: ignore[method-assign]
+    told = []
+    try:
+        told += inline.poll(100, 0.0)
+    except Unavailable:
+        polled.is_cut_off = False
+    polled.poll = real_poll  # type: ignore[method-assign]
+    assert inline.handled == {0: [], 1: [0, 1], 2: [0, 1]}
+    polled.is_cut_off = False
+    told += inline.poll(100, 0.0)
+    assert {each.partition: each.skipped_to for each in told} == {1: 2, 2: 2}
+    assert polled.reassigned == [owned[0]]
+
+
+def test_the_poller_is_told_after_an_outage() -> None:
+    """A partition went on that had waited, and then the poll itself failed."""
+    polled = Polled()
+    inline = Inline(polled)
+    owned = Assignment("t", 0, 1, None, NEVER)
+    inline.assigned([owned])
+    waiting = inline._partitions[owned]
+    waiting.pending.append((batch(owned, 0, 1), 0))
+    polled.resume = lambda assignments: None  # type: ignore[attr-defined]
+    polled.is_cut_off = True
+    try:
+        inline.poll(100, 0.0)
+    except Unavailable:
+        pass
+    assert inline.handled == {0: [0, 1]}
+    polled.is_cut_off = False
+    assert [each.skipped_to for each in inline.poll(100, 0.0)] == [2]
