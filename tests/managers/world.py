@@ -66,20 +66,22 @@ class Failpoints:
             for each in (f"{version}.{index}" for version in range(1, 10) for index in range(3))
         }
         self._seen = set(life.passed())
+        self._lock = threading.Lock()
         self._file = os.open(life.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         self._around_events()
         self._around_records()
         self._around_commits()
 
     def hit(self, name: str) -> None:
-        if name in self._seen:
-            return
-        self._seen.add(name)
-        os.write(self._file, f"{name}\n".encode())
-        if self._life.fuse not in ("*", name):
-            return
-        if not self._life.freezes:
-            os.kill(os.getpid(), signal.SIGKILL)
+        with self._lock:  # nobody comes by another one while this one ends the process
+            if name in self._seen:
+                return
+            self._seen.add(name)
+            os.write(self._file, f"{name}\n".encode())
+            if self._life.fuse not in ("*", name):
+                return
+            if not self._life.freezes:
+                os.kill(os.getpid(), signal.SIGKILL)
         quiet(self._log)
         # To this thread: sent to the process, another one may take it first.
         signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
