@@ -195,8 +195,11 @@ class ViewVersion:
                         break
         return Found(found.documents[0], partition, found.checkpoint)
 
-    def read_many(self, log: Log, keys: Sequence[bytes]) -> dict[bytes, Any]:
-        """The documents of these keys, by key; those that there are (blocks).
+    def read_many(
+        self, log: Log, keys: Sequence[bytes]
+    ) -> tuple[dict[bytes, Any], dict[TopicPartition, int]]:
+        """The documents of these keys, by key, those that there are; and which events of the
+        sources they are made of (blocks).
 
         :raises DocumentStopped: one stands still.
         """
@@ -209,13 +212,24 @@ class ViewVersion:
             for partition in range(count) if placed is None else (placed,):
                 by_partition.setdefault(partition, []).append(key)
         documents: dict[bytes, Any] = {}
+        positions: dict[TopicPartition, int] = {}
         for partition, wanted in by_partition.items():
             found = store.read(collection, partition, wanted)
+            self._add_positions(positions, partition, found.checkpoint)
             for key, stored in zip(wanted, found.documents, strict=True):
                 document = self.decoded(key, stored)
                 if document is not None:
                     documents[key] = document
-        return documents
+        return documents, positions
+
+    def positions_now(self, log: Log) -> dict[TopicPartition, int]:
+        """Which events of the sources all documents are made of now (blocks)."""
+        store = document_store(log, self.definition.where)
+        collection = self.definition.collection
+        positions: dict[TopicPartition, int] = {}
+        for partition in range(store.find(collection).partitions):
+            self._add_positions(positions, partition, store.checkpoint(collection, partition))
+        return positions
 
     def decoded(self, key: bytes, stored: StoredDocument | None) -> Any:
         """A document.
@@ -242,17 +256,28 @@ class ViewVersion:
 
     def source_positions(self, found: Found) -> dict[TopicPartition, int]:
         """Which events of the sources a document that was read is made of, and all before them."""
-        if found.checkpoint is None:
-            return {}
+        positions: dict[TopicPartition, int] = {}
+        self._add_positions(positions, found.partition, found.checkpoint)
+        return positions
+
+    def _add_positions(
+        self,
+        positions: dict[TopicPartition, int],
+        partition: int,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        """Add how far the sources are folded in a partition of the documents."""
+        if checkpoint is None:
+            return
         definition = self.definition
         if not definition.is_keyed:
-            return {(definition.sources[0].name, found.partition): found.checkpoint.position}
-        _, sources = decode_checkpoint(found.checkpoint.data)
-        positions: dict[TopicPartition, int] = {}
+            positions[definition.sources[0].name, partition] = checkpoint.position
+            return
+        _, sources = decode_checkpoint(checkpoint.data)
         for name, (offset, _) in sources.items():
-            topic, _, partition = name.rpartition("/")
-            positions[topic, int(partition)] = offset + 1
-        return positions
+            topic, _, number = name.rpartition("/")
+            each = topic, int(number)
+            positions[each] = max(offset + 1, positions.get(each, 0))
 
     def all_counts(self) -> dict[TopicPartition, PartitionCounts]:
         """Figures of all partitions that are handled here."""

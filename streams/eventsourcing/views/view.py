@@ -167,7 +167,8 @@ class View(Generic[D]):
         """Documents by key; those that there are. Each is read as :meth:`get` reads it."""
         encoded = [key_bytes(self._definition.where, key) for key in keys]
         version = await self._ready(None, wait_for, time.monotonic() + timeout)
-        found = await self._in_thread(version.read_many, self.app.log, encoded)
+        found, positions = await self._in_thread(version.read_many, self.app.log, encoded)
+        self._family.note_served(version, positions)
         return {text(key): document for key, document in found.items()}
 
     async def scan(
@@ -189,6 +190,9 @@ class View(Generic[D]):
         first = max(first, key_bytes(where, start))
         version = await self._ready(None, None, time.monotonic() + 10.0)
         found: list[tuple[str, D]] = await self._in_thread(self._scan, version, first, end, limit)
+        if len(self._family.versions) > 1:  # another may take over, and must not be behind this
+            positions = await self._in_thread(version.positions_now, self.app.log)
+            self._family.note_served(version, positions)
         return found
 
     def _scan(
