@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from contextlib import suppress
 from typing import Any
 
 import pytest
 from msgspec import Struct
 
-from streams import Aggregate, ConfigError, Streams, View, ViewNotReady
+from streams import Aggregate, ConfigError, Streams, View, ViewNotReady, ViewTimeout
 from tests.conformance.stage import Stage
 from tests.eventsourcing.bank import Account, Closed, Deposited, Opened, Withdrawn, deposit
 from tests.eventsourcing.bank import evolve as evolve_account
@@ -210,3 +211,56 @@ def test_wrong_declarations() -> None:
     with pytest.raises(ConfigError, match="first argument is an app"):
         make("memory://", "a", Balance, fold_holder, bank.accounts.events)
     assert owner_of(Opened("ada")) == "ada"
+
+
+@pytest.mark.parametrize("way", ["get", "get in flight", "get_many", "scan"])
+async def test_a_version_that_takes_over_has_folded_whatever_was_read(
+    memory_url: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it was read, and be it while the version took over: the next read waits for it."""
+    name = unique()
+    folds, builds, reads = (Bank(Streams(memory_url), name) for _ in range(3))
+    built, second = (second_version(each, promote=False) for each in (builds, reads))
+    async with folds.app:
+        done = await folds.accounts.decide("a", deposit, 5)
+        async with builds.app:
+            await builds.balances.get("a", wait_for=done)
+            family = built._family
+            while (  # noqa: ASYNC110 - the log says it
+                family.known.version(2) is None or (await built.progress()).share != 1.0
+            ):
+                await asyncio.sleep(0.005)
+        # Nobody builds the second version any more: it stays behind the first.
+        done = await folds.accounts.decide("a", deposit, 5)
+        await folds.balances.get("a", wait_for=done)
+        ten: Any = Balance("", 10, 2)
+        async with reads.app.connected():
+            if way == "get in flight":
+                was_read, may_return = threading.Event(), threading.Event()
+                first = reads.balances._version
+                read = first.read
+
+                def read_slowly(*given: Any) -> Any:
+                    found = read(*given)
+                    was_read.set()
+                    may_return.wait()
+                    return found
+
+                monkeypatch.setattr(first, "read", read_slowly)
+                reading = asyncio.create_task(second.get("a"))
+                await asyncio.to_thread(was_read.wait)
+                try:
+                    await second.promote()
+                    assert await second.get("a") == Total(50)
+                finally:
+                    may_return.set()
+                assert await reading == ten
+            elif way == "get":
+                assert await second.get("a") == ten
+            elif way == "get_many":
+                assert await second.get_many(["a"]) == {"a": ten}
+            else:
+                assert await second.scan() == [("a", ten)]
+            await second.promote()
+            with pytest.raises(ViewTimeout):
+                await second.get("a", timeout=0.3)

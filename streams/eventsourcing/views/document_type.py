@@ -40,6 +40,8 @@ class DocumentType(Generic[D]):
             )
         self.encode = bound.encode
         self.decode = bound.decode
+        self.fast_decode, self.fast_limit = bound.fast or bound.decode, bound.small
+        """The same at its quickest, for at most so many bytes."""
         self.fingerprint = shape_fingerprint(document, 0, bound.content_type)
         """Of the shape of its documents."""
         base = get_origin(document) or document

@@ -77,13 +77,16 @@ class SourceReader(EventReader):
 
     def __init__(self, decoding: TopicDecoder[Any]) -> None:
         self._decoding = decoding
+        self._opened: Any = None
+        """The batch, with its CloudEvents of structured mode opened."""
 
     @override
     def begin(self, batch: Batch, start: int) -> None:
-        """Nothing depends on what was read before."""
+        self._opened = self._decoding.unwrap(batch)
 
     @override
     def fast_events(self, batch: Batch) -> Sequence[Any] | None:
+        batch = self._opened
         decoding, values = self._decoding, batch.values
         if batch.unreadable or batch.decode_errors:
             return None
@@ -98,7 +101,7 @@ class SourceReader(EventReader):
 
     @override
     def read(self, batch: Batch, index: int) -> Sequence[Unit]:
-        return _units(self._decoding, batch, index)
+        return _units(self._decoding, self._opened, index)
 
     @override
     def position(self, batch: Batch, index: int) -> Position:

@@ -246,16 +246,18 @@ class ViewFamily:
         if number is None:
             raise await self._not_ready()
         if number != self._served_version:
-            if self._served_version and self._served:
-                tracker = self.versions[number].tracker(self._app.log)
-                served = {
-                    each: position
-                    for each, position in self._served.items()
-                    if each[0] in tracker.topics
-                }
-                self._catching_up = Coverage(tracker, served)
-            self._served_version = number
+            is_first, self._served_version = not self._served_version, number
+            if not is_first:
+                self._catch_up_served()
         return self.versions[number]
+
+    def _catch_up_served(self) -> None:
+        """The version that serves has to fold first what was read of another."""
+        tracker = self.versions[self._served_version].tracker(self._app.log)
+        served = {
+            each: position for each, position in self._served.items() if each[0] in tracker.topics
+        }
+        self._catching_up = Coverage(tracker, served)
 
     async def serving_by(self, deadline: float) -> ViewVersion:
         """The version that serves, as soon as there is one.
@@ -279,19 +281,22 @@ class ViewFamily:
 
         :raises TimeoutError: it has not, in time.
         """
-        coverage = self._catching_up
-        if coverage is not None:
+        while (coverage := self._catching_up) is not None:
             await wait_until(coverage.is_reached, deadline)
             if self._catching_up is coverage:
                 self._catching_up = None
 
     def note_served(self, version: ViewVersion, positions: Mapping[TopicPartition, int]) -> None:
         """What was read is made of these."""
-        if version.definition.version != self._served_version:
-            return
-        for each, position in positions.items():
-            if position > self._served.get(each, 0):
-                self._served[each] = position
+        further = {
+            each: position
+            for each, position in positions.items()
+            if position > self._served.get(each, 0)
+        }
+        self._served.update(further)
+        if further and version.definition.version != self._served_version:
+            # Another version has taken over while this was read.
+            self._catch_up_served()
 
     async def _not_ready(self) -> ViewNotReady:
         number = max(self.versions)

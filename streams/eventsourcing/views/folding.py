@@ -204,9 +204,11 @@ class PartitionFolder(PartitionHandler):
             return
         before, value = entry.value, None
         if found is not None:
-            self._type.check(found)
-            value = self._type.encode(found)
-            found = self._type.decode(value)
+            type_ = self._type
+            type_.check(found)
+            value = type_.encode(found)
+            small = len(value) <= type_.fast_limit
+            found = type_.fast_decode(value) if small else type_.decode(value)
         entry.document, entry.value = found, value
         outcome.changed[key] = entry
         outcome.growth += len(value or b"") - len(before or b"")

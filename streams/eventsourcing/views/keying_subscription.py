@@ -65,6 +65,7 @@ class KeyingHandler(PartitionHandler):
         after: dict[int, tuple[int, int]] = {}
         error: Exception | None = None
         stop, events = len(batch), 0
+        self._reader.begin(batch, start)
         for index in range(start, len(batch)):
             try:
                 units = self._reader.read(batch, index)

@@ -259,22 +259,23 @@ class ViewVersion:
         positions: dict[TopicPartition, int] = {}
         for partition, wanted in by_partition.items():
             found = store.read(collection, partition, wanted)
-            positions |= self.source_positions(partition, found.checkpoint)
+            _add_positions(positions, self.source_positions(partition, found.checkpoint))
             for key, stored in zip(wanted, found.documents, strict=True):
                 document = self.decoded(key, stored)
                 if document is not None:
                     documents[key] = document
         return FoundMany(list(documents.items()), positions)
 
-    def scan(self, log: Log, start: bytes, end: bytes | None, limit: int) -> FoundMany:
+    def scan(
+        self, log: Log, start: bytes, end: bytes | None, limit: int
+    ) -> list[tuple[bytes, Any]]:
         """The first documents in the order of their keys, without those that stand still
         (blocks)."""
         store = document_store(log, self.definition.where)
         collection = self.definition.collection
-        partitions = range(store.find(collection).partitions)
         pages = [
-            _pages(partial(store.scan, collection, each), start, end, min(limit, PAGE))
-            for each in partitions
+            _pages(partial(store.scan, collection, partition), start, end, min(limit, PAGE))
+            for partition in range(store.find(collection).partitions)
         ]
         documents: list[tuple[bytes, Any]] = []
         for key, stored in heapq.merge(*pages, key=lambda each: each.key):
@@ -285,10 +286,17 @@ class ViewVersion:
                 documents.append((key, document))
                 if len(documents) == limit:
                     break
+        return documents
+
+    def positions_now(self, log: Log) -> dict[TopicPartition, int]:
+        """Which events of the sources all documents are made of now (blocks)."""
+        store = document_store(log, self.definition.where)
+        collection = self.definition.collection
         positions: dict[TopicPartition, int] = {}
-        for each in partitions:  # asked behind the documents, so that they are of none later
-            positions |= self.source_positions(each, store.checkpoint(collection, each))
-        return FoundMany(documents, positions)
+        for partition in range(store.find(collection).partitions):
+            checkpoint = store.checkpoint(collection, partition)
+            _add_positions(positions, self.source_positions(partition, checkpoint))
+        return positions
 
     def decoded(self, key: bytes, stored: StoredDocument | None) -> Any:
         """A document.
@@ -344,3 +352,11 @@ def _pages(
     while page := scan(start, end, limit):
         yield from page
         start = page[-1].key + b"\x00"
+
+
+def _add_positions(
+    positions: dict[TopicPartition, int], others: Mapping[TopicPartition, int]
+) -> None:
+    """Keep the furthest of each."""
+    for each, position in others.items():
+        positions[each] = max(position, positions.get(each, 0))

@@ -186,8 +186,10 @@ class View(Generic[D]):
         first = max(first, key_bytes(where, start))
         version = await self._ready(None, None, time.monotonic() + 10.0)
         found = await self._in_thread(version.scan, self.app.log, first, end, limit)
-        self._family.note_served(version, found.positions)
-        return [(text(key), document) for key, document in found.documents]
+        if len(self._family.versions) > 1:  # another may take over, and must not be behind this
+            positions = await self._in_thread(version.positions_now, self.app.log)
+            self._family.note_served(version, positions)
+        return [(text(key), document) for key, document in found]
 
     async def watch(self, key: str) -> AsyncIterator[D | None]:
         """A document as it is, and then each time that it has changed; without an end.
