@@ -260,7 +260,7 @@ class ViewHealth:
         can serve yet.
     :param promoted: the version that serves in the log; 0: none.
     :param waiting: the partitions that wait at an event here, each with the reason.
-    :param stopped: documents that have stopped here since the app was entered. Others go on, and
+    :param stopped: documents that have stopped here and were not folded on since. Others go on, and
         a restart would not help, so it makes nothing unready.
     """
 

@@ -295,19 +295,27 @@ async def test_where_the_function_fails_one_document_stops_and_is_folded_on_late
         assert [key for key, _ in await bank.balances.scan()] == ["b"]
         assert not bank.app.health().ok
         assert bank.app.health().ready
+        assert bank.app.health().views[f"{bank.balances.name}.v1"].stopped == 1
         # The same code fails at the same event.
         assert not await bank.balances.retry("a")
         with pytest.raises(DocumentStopped):
             await bank.balances.get("a")
+        poison = -1
+        assert await bank.balances.retry("a")
+        assert bank.app.health().ok
+        poison = 13
+        done = await bank.accounts.decide("a", deposit, poison)
+        with pytest.raises(DocumentStopped):
+            await bank.balances.get("a", wait_for=done)
     mended = Bank(stage.app(), name)
     async with mended.app:
         done = await mended.accounts.decide("a", deposit, 1_000)
         with pytest.raises(DocumentStopped):
             await mended.balances.get("a", wait_for=done)
         assert await mended.balances.retry("a")
-        assert await mended.balances.get("a") == Balance("", 1_114, 4)
+        assert await mended.balances.get("a") == Balance("", 1_127, 5)
         done = await mended.accounts.decide("a", deposit, 1)
-        assert await mended.balances.get("a", wait_for=done) == Balance("", 1_115, 5)
+        assert await mended.balances.get("a", wait_for=done) == Balance("", 1_128, 6)
 
 
 async def test_what_cannot_be_written_stops_its_document_at_that_event(stage: Stage) -> None:

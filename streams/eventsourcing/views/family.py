@@ -351,7 +351,7 @@ class ViewFamily:
             serving=self.newest_serving(),
             promoted=self.known.promoted,
             waiting=waiting,
-            stopped=sum(each.stopped for each in counts.values()),
+            stopped=sum(len(each.stopped) for each in counts.values()),
         )
 
     def stats(self, number: int) -> ViewStats:

@@ -45,7 +45,7 @@ class _Outcome:
     def __init__(self) -> None:
         self.changed: dict[bytes, KnownDocument] = {}
         self.events = 0
-        self.stopped = 0
+        self.stopped: list[bytes] = []
         self.growth = 0
         """Bytes that the documents have more."""
 
@@ -225,7 +225,7 @@ class PartitionFolder(PartitionHandler):
     ) -> None:
         """A document stands still from here on."""
         outcome.changed[key] = entry
-        outcome.stopped += 1
+        outcome.stopped.append(key)
         reader = self._reader
         position = str(reader.position(batch, index))
         entry.failure = encode_failure(

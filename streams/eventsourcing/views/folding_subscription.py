@@ -95,6 +95,9 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
                     self._retries.put_back(request)
                     self._give_up(partition, error)
                     break
+                if goes_on:
+                    counts = self._counts[partition.assignment.topic_partition]
+                    counts.stopped.discard(request.key)
                 self._retries.done(request, goes_on)
 
     def _retry_document(self, partition: OpenPartition[PartitionFolder], key: bytes) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
 from typing_extensions import override
@@ -47,19 +47,23 @@ WAITING_POLL = 0.05
 """Seconds a poll may block while a partition waits."""
 
 
+MAX_STOPPED = 10_000
+"""Keys of a partition's documents that stand still which are kept, about."""
+
+
 class Handled(NamedTuple):
     """How far a batch was handled.
 
     :param stop: the first message that was not.
     :param error: why not; None: there is none.
     :param events: that were handled.
-    :param stopped: documents that stand still since.
+    :param stopped: the keys of documents that stand still since.
     """
 
     stop: int
     error: Exception | None
     events: int
-    stopped: int = 0
+    stopped: Collection[bytes] = ()
 
 
 class PartitionHandler(Protocol):
@@ -87,7 +91,8 @@ class PartitionCounts:
 
     def __init__(self, position: int) -> None:
         self.events = 0
-        self.stopped = 0
+        self.stopped: set[bytes] = set()
+        """The keys of documents that have stopped here and stand still, as far as they are kept."""
         self.position = position
         self.waiting = ""
         """Why it waits at a message; empty: it does not."""
@@ -243,11 +248,12 @@ class InlineSubscription(Subscription, Generic[H]):
         counts.events += found.events
         counts.position = partition.handler.position
         if found.stopped:
-            counts.stopped += found.stopped
+            if len(counts.stopped) < MAX_STOPPED:
+                counts.stopped.update(found.stopped)
             logger.error(
                 "%s: in partition %d %s where folding failed; streams views show lists them",
                 self._name, assignment.partition,
-                f"{count_with_noun(found.stopped, 'document')} stopped",
+                f"{count_with_noun(len(found.stopped), 'document')} stopped",
             )  # fmt: skip
         if found.error is None:
             if counts.waiting:
