@@ -42,6 +42,7 @@ from benchmarks.process import ROOT, MeasureError, WorkerProcess
 from benchmarks.report.page import page
 from benchmarks.report.table import markdown, table
 from benchmarks.servers import Missing, Servers, StartError
+from benchmarks.view_cases import view_cases
 
 REPEATS = 5
 
@@ -130,6 +131,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--aggregates", type=_whole_number(1_000),
         help=f"of which one is loaded ({FULL.aggregates:,}; a full run on SQLite: 10,000,000)",
     )  # fmt: skip
+    add(
+        "--view-events", type=_whole_number(10_000),
+        help=f"from which views are rebuilt ({FULL.view_events:,}; a full run: 1,000,000)",
+    )  # fmt: skip
     add("--list", action="store_true", help="the cases that would be measured, and no more")
     add("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
     add("--html", type=Path, metavar="FILE", help="also write the page")
@@ -175,6 +180,8 @@ def _sizes(arguments: argparse.Namespace) -> Sizes:
         sizes = replace(sizes, backlog=arguments.backlog)
     if arguments.aggregates is not None:
         sizes = replace(sizes, aggregates=arguments.aggregates)
+    if arguments.view_events is not None:
+        sizes = replace(sizes, view_events=arguments.view_events)
     return sizes
 
 
@@ -340,6 +347,7 @@ def _selected_cases(
             *cases(place, sizes),
             *pattern_cases(place, sizes),
             *aggregate_cases(place, sizes),
+            *view_cases(place, sizes),
         ]
         if not texts or any(text.casefold() in case.name.casefold() for text in texts)
     ]

@@ -77,16 +77,18 @@ def deposit(account: Account, cents: int) -> Deposited:
 Accounts = Aggregate[AccountEvent, Account]
 
 
-def _accounts(
+def open_accounts(
     app: Streams, name: str = "", *, cached: bool = True, snapshot: Snapshot | None = None
 ) -> Accounts:
+    """A bank's accounts; without a name, of a new bank."""
     return Aggregate(
         app, name or f"accounts-{uuid4().hex}", AccountEvent, Account, evolve,
         partitions=PARTITIONS, cache=Cache() if cached else Cache(count=0), snapshot=snapshot,
     )  # fmt: skip
 
 
-def _id(number: int) -> str:
+def account_id(number: int) -> str:
+    """The ID of one account."""
     return f"account-{number}"
 
 
@@ -100,7 +102,9 @@ async def _in_rounds(call: Callable[[int], Awaitable[Any]], count: int) -> None:
 async def _open(accounts: Accounts, count: int, events: int = 1) -> None:
     """Open accounts with so many events each."""
     made: Sequence[AccountEvent] = [Opened("ada"), *[DEPOSIT] * (events - 1)]
-    await _in_rounds(lambda number: accounts.append(_id(number), made, expected="new"), count)
+    await _in_rounds(
+        lambda number: accounts.append(account_id(number), made, expected="new"), count
+    )
 
 
 def _timed(calls: int, seconds: Sequence[float], began: float, cpu: float) -> Answer:
@@ -128,14 +132,14 @@ async def _one_by_one(call: Callable[[int], Awaitable[Any]], calls: int) -> Answ
 def decide(url: str, accounts: int, decisions: int, *, at_once: bool = False) -> Answer:
     """Deposits into each account in turn, one after the other or a thousand at once."""
     app = Streams(url)
-    bank = _accounts(app)
+    bank = open_accounts(app)
 
     async def main() -> Answer:
         async with app:
             await _open(bank, accounts)
 
             async def call(number: int) -> None:
-                await bank.decide(_id(number % accounts), deposit, 5)
+                await bank.decide(account_id(number % accounts), deposit, 5)
 
             await _in_rounds(call, WARM_UP)
             if not at_once:
@@ -152,14 +156,14 @@ def load(url: str, accounts: int, events: int, loads: int, *, at_once: bool = Fa
     """Accounts of so many events, read and folded one after the other or a thousand at once.
     Nothing is cached."""
     app = Streams(url)
-    bank = _accounts(app, cached=False)
+    bank = open_accounts(app, cached=False)
 
     async def main() -> Answer:
         async with app:
             await _open(bank, accounts, events)
 
             async def call(number: int) -> None:
-                loaded = await bank.load(_id(number % accounts))
+                loaded = await bank.load(account_id(number % accounts))
                 assert loaded.version == events
 
             if not at_once:
@@ -178,11 +182,11 @@ def load(url: str, accounts: int, events: int, loads: int, *, at_once: bool = Fa
 def fill_accounts(url: str, name: str, accounts: int, events: int = 1) -> Answer:
     """So many accounts with so many events each, that other tasks read; once."""
     app = Streams(url)
-    bank = _accounts(app, name, cached=False)
+    bank = open_accounts(app, name, cached=False)
 
     async def main() -> None:
         async with app:
-            if not (await bank.load(_id(accounts - 1))).version:
+            if not (await bank.load(account_id(accounts - 1))).version:
                 await _open(bank, accounts, events)
 
     run(main)
@@ -192,7 +196,7 @@ def fill_accounts(url: str, name: str, accounts: int, events: int = 1) -> Answer
 def replay_events(url: str, name: str, events: int) -> Answer:
     """Every event of a bank, through a function."""
     app = Streams(url)
-    bank = _accounts(app, name)
+    bank = open_accounts(app, name)
     counter = MessageCounter(events)
     one = counter.count_one
 
@@ -213,11 +217,11 @@ def one_of_many(url: str, accounts: int, way: str, name: str = "") -> Answer:
     :param name: of a bank that has them; without one, they are opened.
     """
     app = Streams(url)
-    bank = _accounts(app, name, cached=False)
+    bank = open_accounts(app, name, cached=False)
     chosen = random.Random(way)
 
     async def call(number: int) -> None:
-        id = _id(chosen.randrange(accounts))
+        id = account_id(chosen.randrange(accounts))
         await (bank.load(id) if way == "load" else bank.decide(id, deposit, 5))
 
     async def main() -> Answer:
@@ -241,7 +245,7 @@ EVERY = 1_000
 def fill_long(url: str, name: str, events: int) -> Answer:
     """One account of so many events, with snapshots."""
     app = Streams(url)
-    bank = _accounts(app, name, snapshot=Snapshot(every=EVERY))
+    bank = open_accounts(app, name, snapshot=Snapshot(every=EVERY))
 
     async def main() -> None:
         async with app:
@@ -258,7 +262,7 @@ def load_long(url: str, name: str, way: str) -> Answer:
     and how much the process grows meanwhile."""
     app = Streams(url)
     snapshot = Snapshot(every=EVERY) if way == "snapshot" else None
-    bank = _accounts(app, name, cached=False, snapshot=snapshot)
+    bank = open_accounts(app, name, cached=False, snapshot=snapshot)
 
     async def main() -> Answer:
         async with app:

@@ -20,6 +20,10 @@ from benchmarks.peers.program import Answer, main
 # By name: type checkers run where it is not installed.
 application: Any = importlib.import_module("eventsourcing.application")
 domain: Any = importlib.import_module("eventsourcing.domain")
+projection: Any = importlib.import_module("eventsourcing.projection")
+persistence: Any = importlib.import_module("eventsourcing.persistence")
+utils: Any = importlib.import_module("eventsourcing.utils")
+sqlite: Any = importlib.import_module("eventsourcing.sqlite")
 event: Any = domain.event
 
 REFERENCE = "transfer 4711 of the savings plan, standing order 12"
@@ -142,7 +146,73 @@ def replay(folder: str, accounts: int, events: int) -> Answer:
     return {**answer, **_settings("select_notifications(limit=1000), mapper.to_domain_event")}
 
 
-TASKS: dict[str, Callable[..., Answer]] = {"decide": decide, "load": load, "replay": replay}
+class Balances(sqlite.SQLiteTrackingRecorder):  # type: ignore[misc]
+    """A table of documents: what a projection keeps, with its tracking in one transaction."""
+
+    def construct_create_table_statements(self) -> list[str]:
+        """The table beside the tracking's."""
+        table = "CREATE TABLE IF NOT EXISTS balances"
+        columns = "(id TEXT PRIMARY KEY, owner TEXT, cents INTEGER, moves INTEGER)"
+        return [*super().construct_create_table_statements(), f"{table} {columns} WITHOUT ROWID"]
+
+    def open(self, id: UUID, owner: str, tracking: Any) -> None:
+        """An account was opened."""
+        with self.datastore.transaction(commit=True) as cursor:
+            self._insert_tracking(cursor, tracking)
+            cursor.execute("INSERT OR REPLACE INTO balances VALUES (?, ?, 0, 0)", (str(id), owner))
+
+    def add(self, id: UUID, cents: int, tracking: Any) -> None:
+        """Money was paid in."""
+        with self.datastore.transaction(commit=True) as cursor:
+            self._insert_tracking(cursor, tracking)
+            cursor.execute(
+                "UPDATE balances SET cents = cents + ?, moves = moves + 1 WHERE id = ?",
+                (cents, str(id)),
+            )
+
+
+class Projection(projection.Projection[Balances]):  # type: ignore[misc]
+    """The view of ``benchmarks.views``, in this toolkit's own manner."""
+
+    name = "balances"
+
+    def process_event(self, domain_event: Any, tracking: Any) -> None:
+        """An event, by its name."""
+        if hasattr(domain_event, "cents"):
+            self.view.add(domain_event.originator_id, domain_event.cents, tracking)
+        else:
+            self.view.open(domain_event.originator_id, domain_event.owner, tracking)
+
+
+def project(folder: str, accounts: int, events: int) -> Answer:
+    """A projection from the beginning: all events of so many accounts, into a table of its own.
+
+    Its runner needs a subscription, which the SQLite recorder does not have, so the projection is
+    given the application's notifications in their order.
+    """
+    name = f"{accounts}-of-{events}"
+    with _bank(folder, name) as bank:
+        recorder, mapper = bank.recorder, bank.mapper
+        if not recorder.max_notification_id():
+            _open(bank, accounts, events)
+        path = f"{folder}/{uuid4().hex}-balances.db"
+        env = {"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": path}
+        factory = persistence.InfrastructureFactory.construct(utils.Environment("balances", env))
+        found = Projection(factory.tracking_recorder(Balances))
+        last, timing = 0, _Timing()
+        while page := recorder.select_notifications(last, 1_000, inclusive_of_start=False):
+            for each in page:
+                tracking = persistence.Tracking(bank.name, each.id)
+                found.process_event(mapper.to_domain_event(each), tracking)
+            last = page[-1].id
+        answer = timing.of(accounts * events)
+        factory.close()
+    return {**answer, **_settings("Projection, a transaction an event")}
+
+
+TASKS: dict[str, Callable[..., Answer]] = {
+    "decide": decide, "load": load, "replay": replay, "project": project,
+}  # fmt: skip
 
 if __name__ == "__main__":
     main(TASKS)
