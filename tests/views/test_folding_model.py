@@ -289,7 +289,7 @@ def test_keyed_records_that_are_written_again_count_once(
         # What a replaced writer writes again comes anywhere behind where it wrote it first.
         for number, attempt in enumerate(attempts):
             own = [i for i, (found, _) in enumerate(merged) if found == number]
-            if own and data.draw(st.booleans()):
+            if data.draw(st.booleans()) and own:
                 place = data.draw(st.integers(own[0], len(merged)))
                 merged[place:place] = [(-1, each) for each in attempt]
         written = _interleave(written, [each for _, each in merged], data)

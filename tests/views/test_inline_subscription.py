@@ -112,7 +112,7 @@ def test_what_was_polled_beside_a_partition_that_is_given_up_is_handled() -> Non
         return found
 
     polled.poll = poll_and_cut  # type: ignore[method-assign]
-    told = []
+    told: list[Any] = []
     try:
         told += inline.poll(100, 0.0)
     except Unavailable:
