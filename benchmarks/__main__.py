@@ -131,6 +131,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--aggregates", type=_whole_number(1_000),
         help=f"of which one is loaded ({FULL.aggregates:,}; a full run on SQLite: 10,000,000)",
     )  # fmt: skip
+    add(
+        "--view-events", type=_whole_number(10_000),
+        help=f"from which views are rebuilt ({FULL.view_events:,}; a full run: 1,000,000)",
+    )  # fmt: skip
     add("--list", action="store_true", help="the cases that would be measured, and no more")
     add("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
     add("--html", type=Path, metavar="FILE", help="also write the page")
@@ -176,6 +180,8 @@ def _sizes(arguments: argparse.Namespace) -> Sizes:
         sizes = replace(sizes, backlog=arguments.backlog)
     if arguments.aggregates is not None:
         sizes = replace(sizes, aggregates=arguments.aggregates)
+    if arguments.view_events is not None:
+        sizes = replace(sizes, view_events=arguments.view_events)
     return sizes
 
 

@@ -77,10 +77,10 @@ def deposit(account: Account, cents: int) -> Deposited:
 Accounts = Aggregate[AccountEvent, Account]
 
 
-def declare_accounts(
+def open_accounts(
     app: Streams, name: str = "", *, cached: bool = True, snapshot: Snapshot | None = None
 ) -> Accounts:
-    """The accounts of a bank."""
+    """A bank's accounts; without a name, of a new bank."""
     return Aggregate(
         app, name or f"accounts-{uuid4().hex}", AccountEvent, Account, evolve,
         partitions=PARTITIONS, cache=Cache() if cached else Cache(count=0), snapshot=snapshot,
@@ -88,7 +88,7 @@ def declare_accounts(
 
 
 def account_id(number: int) -> str:
-    """The ID of one of them."""
+    """The ID of one account."""
     return f"account-{number}"
 
 
@@ -112,13 +112,11 @@ def _timed(calls: int, seconds: Sequence[float], began: float, cpu: float) -> An
     took, used = time.perf_counter() - began, time.process_time() - cpu
     answer = {"rate": calls / took, "cpu_us": used / calls * 1e6}
     if seconds:
-        found = percentiles(seconds)
-        answer |= {"p50": found["p50"] * 1e3, "p99": found["p99"] * 1e3}
+        answer["p50"] = percentiles(seconds)["p50"] * 1e3
     return answer
 
 
-async def one_by_one(call: Callable[[int], Awaitable[Any]], calls: int) -> Answer:
-    """Call it so often, one after the other, and time each."""
+async def _one_by_one(call: Callable[[int], Awaitable[Any]], calls: int) -> Answer:
     seconds: list[float] = []
     began, cpu = time.perf_counter(), time.process_time()
     for number in range(calls):
@@ -134,7 +132,7 @@ async def one_by_one(call: Callable[[int], Awaitable[Any]], calls: int) -> Answe
 def decide(url: str, accounts: int, decisions: int, *, at_once: bool = False) -> Answer:
     """Deposits into each account in turn, one after the other or a thousand at once."""
     app = Streams(url)
-    bank = declare_accounts(app)
+    bank = open_accounts(app)
 
     async def main() -> Answer:
         async with app:
@@ -145,7 +143,7 @@ def decide(url: str, accounts: int, decisions: int, *, at_once: bool = False) ->
 
             await _in_rounds(call, WARM_UP)
             if not at_once:
-                return await one_by_one(call, decisions)
+                return await _one_by_one(call, decisions)
             began, cpu = time.perf_counter(), time.process_time()
             await _in_rounds(call, decisions)
             return _timed(decisions, (), began, cpu)
@@ -158,7 +156,7 @@ def load(url: str, accounts: int, events: int, loads: int, *, at_once: bool = Fa
     """Accounts of so many events, read and folded one after the other or a thousand at once.
     Nothing is cached."""
     app = Streams(url)
-    bank = declare_accounts(app, cached=False)
+    bank = open_accounts(app, cached=False)
 
     async def main() -> Answer:
         async with app:
@@ -169,7 +167,7 @@ def load(url: str, accounts: int, events: int, loads: int, *, at_once: bool = Fa
                 assert loaded.version == events
 
             if not at_once:
-                return await one_by_one(call, loads)
+                return await _one_by_one(call, loads)
             began, cpu = time.perf_counter(), time.process_time()
             await _in_rounds(call, loads)
             return _timed(loads, (), began, cpu)
@@ -184,7 +182,7 @@ def load(url: str, accounts: int, events: int, loads: int, *, at_once: bool = Fa
 def fill_accounts(url: str, name: str, accounts: int, events: int = 1) -> Answer:
     """So many accounts with so many events each, that other tasks read; once."""
     app = Streams(url)
-    bank = declare_accounts(app, name, cached=False)
+    bank = open_accounts(app, name, cached=False)
 
     async def main() -> None:
         async with app:
@@ -198,7 +196,7 @@ def fill_accounts(url: str, name: str, accounts: int, events: int = 1) -> Answer
 def replay_events(url: str, name: str, events: int) -> Answer:
     """Every event of a bank, through a function."""
     app = Streams(url)
-    bank = declare_accounts(app, name)
+    bank = open_accounts(app, name)
     counter = MessageCounter(events)
     one = counter.count_one
 
@@ -219,7 +217,7 @@ def one_of_many(url: str, accounts: int, way: str, name: str = "") -> Answer:
     :param name: of a bank that has them; without one, they are opened.
     """
     app = Streams(url)
-    bank = declare_accounts(app, name, cached=False)
+    bank = open_accounts(app, name, cached=False)
     chosen = random.Random(way)
 
     async def call(number: int) -> None:
@@ -230,8 +228,8 @@ def one_of_many(url: str, accounts: int, way: str, name: str = "") -> Answer:
         async with app:
             if not name:
                 await _open(bank, accounts)
-            await one_by_one(call, WARM_UP)
-            return await one_by_one(call, SAMPLE)
+            await _one_by_one(call, WARM_UP)
+            return await _one_by_one(call, SAMPLE)
 
     answer: Answer = run(main)
     return answer
@@ -247,7 +245,7 @@ EVERY = 1_000
 def fill_long(url: str, name: str, events: int) -> Answer:
     """One account of so many events, with snapshots."""
     app = Streams(url)
-    bank = declare_accounts(app, name, snapshot=Snapshot(every=EVERY))
+    bank = open_accounts(app, name, snapshot=Snapshot(every=EVERY))
 
     async def main() -> None:
         async with app:
@@ -264,13 +262,13 @@ def load_long(url: str, name: str, way: str) -> Answer:
     and how much the process grows meanwhile."""
     app = Streams(url)
     snapshot = Snapshot(every=EVERY) if way == "snapshot" else None
-    bank = declare_accounts(app, name, cached=False, snapshot=snapshot)
+    bank = open_accounts(app, name, cached=False, snapshot=snapshot)
 
     async def main() -> Answer:
         async with app:
             await bank.load("another")
             with MemorySampler(0.01) as memory:
-                timed = await one_by_one(
+                timed = await _one_by_one(
                     lambda number: bank.load(LONG), 100 if way == "snapshot" else 1
                 )
         return {**timed, "growth": memory.growth}

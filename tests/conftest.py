@@ -79,7 +79,7 @@ PROCESSES = (
     "cli/test_hostile_output.py", "cli/test_look.py", "cli/test_publish.py",
     "cli/test_replay_command.py", "cli/test_run_command.py", "cli/test_saga_command.py",
     "cli/test_workers.py", "docs/", "examples/", "faults/test_decisions.py", "faults/test_kill.py",
-    "faults/test_lost_histories.py", "faults/test_unhappy_writers.py",
+    "faults/test_lost_histories.py", "faults/test_unhappy_writers.py", "faults/test_views.py",
     "log/test_sqlite_processes.py", "managers/test_manager_kill.py",
     "monitoring/test_serving.py", "patterns/test_saga_kill.py",
     "patterns/test_sequenced_freeze.py", "patterns/test_sequenced_kill.py", "servers/",

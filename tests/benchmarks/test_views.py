@@ -5,45 +5,51 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import pytest
+
+from benchmarks.__main__ import _parse, _sizes
 from benchmarks.cases import FULL, LOGS, Case, LogTarget, Side
 from benchmarks.peers.install import PEERS
 from benchmarks.view_cases import VIEW_PREFIX, view_cases
 from benchmarks.worker import task_of
 
-SMALL = replace(FULL, messages=2_000)
+SMALL = replace(FULL, view_events=2_000)
 
 
-def cases(log: str, url: str = "url", folder: str = "") -> dict[str, Case]:
+def named(log: str, url: str = "url", folder: str = "") -> dict[str, Case]:
     target = LogTarget(log, url, "orders", folder=folder)
     return {case.name.removeprefix(VIEW_PREFIX): case for case in view_cases(target, SMALL)}
 
 
-def test_there_are_rows_on_each_log() -> None:
+def test_each_log_has_rows_and_every_peer_is_known() -> None:
     for log in LOGS:
-        expected = {"build from 2,000 events", "get 1 of 20"}
-        assert cases(log).keys() == (set() if log in ("codecs", "memory") else expected)
-    peers = {
-        rival.side.peer
-        for rival in cases("sqlite")["build from 2,000 events"].rivals
-        if isinstance(rival.side, Side) and rival.side.peer
-    }
-    assert peers == {"eventsourcing"}
-    assert peers <= {*PEERS}
+        found = named(log)
+        assert len(found) == (0 if log == "codecs" else 2)
+        rivals = [rival.side for case in found.values() for rival in case.rivals]
+        assert {side.peer for side in rivals if isinstance(side, Side) and side.peer} <= {*PEERS}
+
+
+def test_how_many_events_there_are_can_be_said() -> None:
+    sizes = _sizes(_parse(["--view-events", "1,000,000"]))
+    assert sizes.view_events == 1_000_000
 
 
 def run(side: Side) -> dict[str, Any]:
     if side.prepare is not None:
-        task, arguments = side.prepare
-        task_of(task)(**arguments)
+        task, given = side.prepare
+        task_of(task)(**given)
     return task_of(side.task)(**side.arguments)
 
 
-def test_each_task_measures(tmp_path: Path) -> None:
-    for case in cases("sqlite", f"sqlite:///{tmp_path / 'log.db'}", str(tmp_path)).values():
-        sides = [case.ours, *(each.side for each in case.rivals if isinstance(each.side, Side))]
-        for side in sides:
-            if not side.peer:
-                found = run(side)
-                assert found["rate"] > 0
-                assert found["cpu_us"] > 0
+@pytest.mark.parametrize("log", ["memory", "sqlite"])
+@pytest.mark.parametrize("name", sorted(named("memory")))
+def test_each_task_measures(log: str, name: str, tmp_path: Path) -> None:
+    url = f"memory://{uuid4().hex}" if log == "memory" else f"sqlite:///{tmp_path}/log.db"
+    case = named(log, url, str(tmp_path))[name]
+    answer = run(case.ours)
+    for rival in case.rivals:
+        assert answer[rival.metric.key] > 0
+        if isinstance(rival.side, Side) and not rival.side.peer:
+            assert run(rival.side)[rival.metric.key] > 0
