@@ -18,6 +18,8 @@ from streams import (
     ViewNotReady,
     ViewTimeout,
 )
+from streams.message import Record
+from tests.conformance.records import append
 from tests.conformance.stage import Stage
 from tests.eventsourcing.bank import Account, Deposited, deposit, open_with
 from tests.views.bank import (
@@ -111,6 +113,36 @@ async def test_documents_of_other_keys_than_the_aggregates(stage: Stage) -> None
         assert await both.get("all") == Holder(24)
         assert await both.get("o-1", wait_for=decided[-1]) == Holder(8)
         assert [key for key, _ in await both.scan()] == ["all", "o-0", "o-1", "o-2"]
+
+
+async def test_records_of_strangers_in_a_keyed_topic_hide_nothing(stage: Stage) -> None:
+    """Anybody can write there; none of these is believed."""
+    bank = Bank(stage.app(), unique())
+    holders: View[Holder] = bank.accounts.view("holders", Holder, key=owner_of)(fold_holder)
+    async with bank.app:
+        done = await bank.accounts.decide("a-0", open_with, "ada", 1)
+        assert await holders.get("ada", wait_for=done) == Holder(1)
+        events, keyed = bank.accounts.events.name, f"{holders.name}.v1.keyed"
+        headers = [
+            b"0/%d/0/0/-/%s" % (1 << 120, events.encode()),
+            b"99/1/0/0/-/%s" % events.encode(),
+            b"0/1/0/0/-/elsewhere",
+            b"0/" + b"9" * 300 + b"/0/0/-/x",
+            b"\xff/1/0/0/-/%s" % events.encode(),
+            b"",
+        ]
+        forged = [
+            Record(
+                b'{"type":"opened","owner":"eve"}', b"ada", f"f{n}", [("__streams.view", each)], p
+            )
+            for n, each in enumerate(headers)
+            for p in range(2)
+        ]
+        answers = append(bank.app.log, keyed, forged)
+        assert not [each for each in answers if isinstance(each, Exception)]
+        for number in range(1, 6):
+            done = await bank.accounts.decide(f"a-{number}", open_with, "ada", 1)
+            assert await holders.get("ada", wait_for=done) == Holder(number + 1)
 
 
 class Order(Struct, frozen=True):

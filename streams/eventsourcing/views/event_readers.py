@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from typing_extensions import override
 
 from streams.decoding import TopicDecoder
+from streams.errors import NotFound
 from streams.eventsourcing.views.checkpoints import SourcePosition
 from streams.eventsourcing.views.keyed_records import KeyedRecord, parse_keyed, source_batch
 from streams.log.event_filter import ForeignRecords
@@ -32,7 +33,10 @@ class EventReader(Protocol):
     """Reads the batches of one partition, one after the other."""
 
     def begin(self, batch: Batch, start: int) -> None:
-        """The next batch, or the rest of one."""
+        """The next batch, or the rest of one.
+
+        :raises LogError: what it says cannot be held against the log now.
+        """
         ...
 
     def fast_events(self, batch: Batch) -> Sequence[Any] | None:
@@ -123,8 +127,12 @@ class KeyedReader(EventReader):
     counts if it is the next one of its source partition: it is behind the last that counted, and
     nothing that belongs between them is missing (:mod:`.keyed_records`).
 
+    Anybody may have written a record there. One that names a message which its source does not have
+    yet would hide all that come until then, so it is foreign.
+
     :param decodings: of the sources, by topic.
     :param sources: how far each source partition was read.
+    :param end_of: where a source partition ends now.
     """
 
     def __init__(
@@ -132,7 +140,11 @@ class KeyedReader(EventReader):
         decodings: Mapping[str, TopicDecoder[Any]],
         foreign: ForeignRecords,
         sources: Mapping[str, SourcePosition],
+        end_of: Callable[[str, int], int],
     ) -> None:
+        self._end_of = end_of
+        self._ends: dict[str, int] = {}
+        """Where the sources ended when that was asked last; they only grow."""
         self._decodings = decodings
         self._foreign = foreign
         self._sources = dict(sources)
@@ -152,7 +164,7 @@ class KeyedReader(EventReader):
         foreign: list[int] = []
         for index in range(start, len(batch)):
             found = parse_keyed(batch.extra_headers(index))
-            if found is None or found.topic not in self._decodings:
+            if found is None or not self._is_there(found):
                 foreign.append(index)
                 records.append(None)
                 before.append(("", None))
@@ -170,6 +182,17 @@ class KeyedReader(EventReader):
         self._records, self._before = records, before
         if foreign:
             self._foreign.report(batch, foreign)
+
+    def _is_there(self, record: KeyedRecord) -> bool:
+        """Whether the source has the message that a record says it was made of."""
+        if record.topic not in self._decodings:
+            return False
+        if record.offset >= self._ends.get(record.source, 0):
+            try:
+                self._ends[record.source] = self._end_of(record.topic, record.partition)
+            except NotFound:
+                return False
+        return record.offset < self._ends[record.source]
 
     @override
     def fast_events(self, batch: Batch) -> Sequence[Any] | None:
@@ -209,4 +232,4 @@ class KeyedReader(EventReader):
 
     @override
     def at(self, sources: Mapping[str, SourcePosition]) -> EventReader:
-        return KeyedReader(self._decodings, self._foreign, sources)
+        return KeyedReader(self._decodings, self._foreign, sources, self._end_of)

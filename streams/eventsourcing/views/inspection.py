@@ -317,7 +317,7 @@ def find_waiting(log: Log, version: ViewVersion) -> Iterator[tuple[str, str]]:
     for partition in range(tracker.partitions()):
         writer = _TrialWriter(store, definition.collection, partition)
         try:
-            folder = version.new_folder(writer)
+            folder = version.new_folder(log, writer)
         except UnreadableCheckpoint:
             continue  # what is wrong with it is told of the partition
         yield from _try_next(log, topic, partition, folder)

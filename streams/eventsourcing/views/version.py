@@ -179,12 +179,12 @@ class ViewVersion:
             store,
             definition.collection,
             self.counts,
-            self.new_folder,
+            partial(self.new_folder, log),
             self.retries,
             self._on_folded,
         )
 
-    def new_folder(self, writer: DocumentWriter) -> PartitionFolder:
+    def new_folder(self, log: Log, writer: DocumentWriter) -> PartitionFolder:
         """What folds a partition."""
         definition = self.definition
         if not definition.is_keyed:
@@ -192,7 +192,9 @@ class ViewVersion:
         else:
             data = b"" if writer.checkpoint is None else writer.checkpoint.data
             decodings = {source.name: source.decoding for source in definition.sources}
-            reader = KeyedReader(decodings, self._foreign, decode_checkpoint(data)[1])
+            reader = KeyedReader(
+                decodings, self._foreign, decode_checkpoint(data)[1], log.log_end_offset
+            )
         return PartitionFolder(definition, reader, writer)
 
     # -- reading
