@@ -92,7 +92,15 @@ class Member:
         self.ahead: dict[int, tuple[Assignment, int]] = {}
         """What was delivered and is not committed."""
         names = [topics] if isinstance(topics, str) else topics
-        self.subscription = log.subscribe(group, names, self, **options)
+
+        def joined() -> Any:
+            """The short timeouts here run out on a busy machine; a processor waits that out."""
+            try:
+                return log.subscribe(group, names, self, **options)
+            except Unavailable:
+                return None
+
+        self.subscription: Any = until(joined, "it has joined")
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         for each in assignments:
@@ -114,7 +122,7 @@ class Member:
     def poll(self, limit: int = 1_000, timeout: float = 0.05) -> Sequence[Batch]:
         """One poll; an outage is no news."""
         try:
-            batches = self.subscription.poll(limit, timeout)
+            batches: Sequence[Batch] = self.subscription.poll(limit, timeout)
         except Unavailable:
             time.sleep(0.01)
             return ()
