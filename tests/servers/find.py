@@ -76,7 +76,9 @@ def kafka(lifetime: Lifetime) -> KafkaAddress:
         return bootstrap
 
     def process() -> str:
-        cluster = Kafka(lifetime)
+        # Nothing kills it, so it need not be missed soon: beside enough tests it may well take
+        # seconds to send a heartbeat, and a broker that is fenced has no leader for anything.
+        cluster = Kafka(lifetime, config={"broker.session.timeout.ms": "120000"})
         cluster.start()
         return cluster.bootstrap
 
