@@ -116,7 +116,7 @@ def _with_suggestion(log: Log, error: NotFound) -> NotFound | None:
         return None
     kind, name = error.missing
     try:
-        existing = [info.name for info in log.topics()] if kind == "topic" else log.groups()
+        existing = log.topic_names() if kind == "topic" else log.groups()
     except LogError:
         return None
     found = close_match(name, existing)

@@ -173,7 +173,7 @@ def _saga_names(log: Log) -> list[str]:
     """The names of all sagas that the log has a journal of."""
     from streams.patterns.saga import saga_name
 
-    return [name for info in log.topics() if (name := saga_name(info.name)) is not None]
+    return [name for topic in log.topic_names() if (name := saga_name(topic)) is not None]
 
 
 @contextmanager

@@ -405,6 +405,11 @@ class Log(Protocol):
         """All topics, by name."""
         ...
 
+    def topic_names(self) -> list[str]:
+        """The names of all topics, sorted. Costs one request to a server where :meth:`topics` asks
+        for the facts of each topic."""
+        ...
+
     def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
         """What decides now whether an acknowledged message of this topic can be lost.
 

@@ -131,18 +131,23 @@ class Stage:
         return list(await topic.connection.publisher.publish_many(topic.name, records))
 
     async def until(self, over: Callable[[], Any], what: str = "") -> Any:
-        """Wait for a condition; fails with ``what`` when it does not come about."""
+        """Wait for a condition; fails with ``what`` when it does not come about.
+
+        The longer it has waited, the less often it looks: most conditions ask a server, which other
+        tests want as well.
+        """
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + PATIENCE
+        began = loop.time()
         while True:
             found = await asyncio.to_thread(over)
             if found:
                 return found
-            assert loop.time() < give_up, (
+            waited = loop.time() - began
+            assert waited < PATIENCE, (
                 f"after {PATIENCE:g} s not {what or over}; handled {len(self.seen.handled)}: "
                 f"{self.seen.handled[-5:]}"
             )
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(min(max(0.005, waited / 10), 0.1))
 
     async def handled(self, count: int) -> None:
         """Wait until so many calls have succeeded."""

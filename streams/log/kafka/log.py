@@ -198,6 +198,9 @@ class KafkaLog(DenseOffsets, HistoryLog[Events]):
             for info in found
         ]
 
+    def topic_names(self) -> list[str]:
+        return sorted(self._topics.partition_counts())
+
     def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
         return durability.durability_facts(self._requests, topic)
 

@@ -250,16 +250,24 @@ class Topics:
 
         :param suffix: only those whose names end so.
         """
+        counts = self.partition_counts()
+        names = sorted(name for name in counts if name.endswith(suffix))
+        retentions = self._read_retentions(names)
+        return [_info(name, counts[name], retentions) for name in names]
+
+    def partition_counts(self) -> dict[str, int]:
+        """By name, the number of partitions of all topics but Kafka's own."""
         requests = self._requests
         cluster = requests.run(
             "listing topics",
             requests.admin,
             lambda admin: admin.list_topics(timeout=REQUEST_TIMEOUT),
         )
-        ours = set(cluster.topics) - INTERNAL_TOPICS
-        names = sorted(each for each in ours if each.endswith(suffix))
-        retentions = self._read_retentions(names)
-        return [_info(name, len(cluster.topics[name].partitions), retentions) for name in names]
+        return {
+            name: len(topic.partitions)
+            for name, topic in cluster.topics.items()
+            if name not in INTERNAL_TOPICS
+        }
 
     def _read_retentions(self, topics: Sequence[str]) -> dict[str, Retention]:
         """What the settings of topics say; a topic that this user may not ask for is left out."""

@@ -134,6 +134,10 @@ class MemoryLog(DenseOffsets, EventLog):
         with self._locked():
             return [topic.info for _, topic in sorted(self.store.topics.items())]
 
+    def topic_names(self) -> list[str]:
+        with self._locked():
+            return sorted(self.store.topics)
+
     def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
         advice = "it ends with the process: use sqlite:///FILE, redis://HOST or kafka://HOST"
         return (DurabilityFact("storage", "this process's memory", False, advice),)

@@ -168,14 +168,18 @@ class Topics:
         cached = self._cached.get(topic)
         return cached is not None and (cached.has_bound or self._is_stale(topic))
 
-    def list_topics(self) -> list[TopicInfo]:
+    def list_names(self) -> list[str]:
         """Every topic: those created here, and every plain stream whose name a topic may have."""
         created = self._client.execute(key_command("topics", "SMEMBERS", TOPICS_KEY))
         names = set(valid_topics(created))
         for address in self._client.servers.all_addresses():
             names.update(valid_topics(self._scan_streams(address)))
+        return sorted(names)
+
+    def list_topics(self) -> list[TopicInfo]:
+        """The facts of every topic."""
         found: list[TopicInfo] = []
-        for name in sorted(names):
+        for name in self.list_names():
             try:
                 found.append(self.lookup(name, fresh=True).info)
             except NotFound:

@@ -106,6 +106,9 @@ class SqliteLog(DenseOffsets, Log, HistoryLog[Events]):
     def topics(self) -> list[TopicInfo]:
         return self._topics.list_topics()
 
+    def topic_names(self) -> list[str]:
+        return self._topics.list_names()
+
     def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
         return durability.durability_facts(self._database)
 

@@ -88,6 +88,11 @@ class Topics:
         with self._database.read() as db:
             return _select_topics(db, "ORDER BY name")
 
+    def list_names(self) -> list[str]:
+        """The names of all topics, sorted."""
+        with self._database.read() as db:
+            return [name for (name,) in db.fetch_rows("SELECT name FROM streams_topics ORDER BY 1")]
+
     def delete_topic(self, topic: str) -> None:
         """Delete a topic with its messages and every group's position in it."""
         with self._database.write() as db:

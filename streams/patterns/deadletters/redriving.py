@@ -165,8 +165,7 @@ class DeadLetterTopic:
         try:
             self.partitions = log.topic(name).partitions
         except NotFound:
-            topics = [info.name for info in log.topics()]
-            known = [each for each in topics if each.endswith(".dead") and each != name]
+            known = [each for each in log.topic_names() if each.endswith(".dead") and each != name]
             hint = suggestion(name, known) if known else "there is none at all"
             raise NotFound(f"there is no dead letter topic {name!r}; {hint}") from None
 
