@@ -110,6 +110,24 @@ class AssignedPartitions:
             self._consumer.incremental_assign(partitions)
         self.fetched.update(each.topic_partition for each in assignments)
 
+    def fetch_positions(self) -> dict[TopicPartition, int]:
+        """What should be fetched now, each with the position from which its fetch began."""
+        owned = self.owned
+        return {key: owned[key].position for key in self.fetched - self.paused if key in owned}
+
+    def restart_fetching(self, keys: Iterable[TopicPartition]) -> None:
+        """Fetch these anew, each from behind the last message that was delivered."""
+        wanted = [key for key in keys if key in self.fetch_positions()]
+        if not wanted:
+            return
+        partitions = self._positions(wanted)
+        self._consumer.resume(partitions)  # in whatever state the driver thinks they are
+        if self._eager:
+            self._assign_all([])
+        else:
+            self._consumer.incremental_unassign(partitions)
+            self._consumer.incremental_assign(partitions)
+
     def stop_fetching(self, keys: Iterable[TopicPartition], *, rebalance: bool = False) -> None:
         """Stop fetching these, and acknowledge if it is in a rebalance."""
         stopped = [key for key in keys if key in self.fetched]
@@ -128,15 +146,19 @@ class AssignedPartitions:
 
     def _assign_all(self, added: list[KTopicPartition]) -> None:
         """Assign what is fetched already, from its position, and ``added``."""
-        partitions = [KTopicPartition(*key) for key in sorted(self.fetched)]
+        self._consumer.assign(self._positions(sorted(self.fetched)) + added)
+        if self.paused:
+            self._consumer.pause([KTopicPartition(*key) for key in self.paused])
+
+    def _positions(self, keys: Iterable[TopicPartition]) -> list[KTopicPartition]:
+        """Each of these with the position behind the last message that was delivered."""
+        partitions = [KTopicPartition(*key) for key in keys]
         if partitions:
             partitions = self._consumer.position(partitions)
         for partition in partitions:
             if partition.offset < 0:  # nothing was delivered of it
                 partition.offset = self.owned[partition.topic, partition.partition].position
-        self._consumer.assign(partitions + added)
-        if self.paused:
-            self._consumer.pause([KTopicPartition(*key) for key in self.paused])
+        return partitions
 
     # -- pausing
 

@@ -21,6 +21,7 @@ from streams.errors import Fatal, LogError, StreamsError, Unavailable
 from streams.log.kafka.assignment import AssignedPartitions
 from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry, close_in_background
 from streams.log.kafka.errors import error_class_of, kafka_error_of
+from streams.log.kafka.fetch_watch import FetchWatch, Stalled
 from streams.log.kafka.offsets import MembershipLost, OffsetCommits, committed_by_partition
 from streams.log.kafka.ownership import Ownership
 from streams.log.kafka.reader import ReaderPool
@@ -114,6 +115,10 @@ class GroupConsumer:
         """New partitions are not taken any more."""
         self._connectivity = ConnectivityMonitor(options.session_timeout)
         self._isolation = IsolationCheck(self._connectivity, clients.readers.probe_broker)
+        readers = clients.readers
+        self._end_of = readers.end if options.uncommitted else readers.end_of_committed
+        self.stalled: Stalled | None = None
+        """Partitions from which nothing comes although there is more."""
         self._consumer_number = 0
         """How many there were; only the last one's callbacks are heard."""
         self._consumer: Consumer
@@ -166,12 +171,14 @@ class GroupConsumer:
         )
         self._consumer = consumer
         self._consumer_number += 1
+        self._fetch_watch = FetchWatch(self._end_of)
+        self.stalled = None
 
     def is_isolated(self) -> bool:
         """Whether this consumer is cut off, and another client is not. Never waits."""
         return self._isolation.should_replace(time.monotonic())
 
-    def join_anew(self) -> Consumer | None:
+    def join_anew(self, reason: str) -> Consumer | None:
         """Another consumer, which joins the group; None if that failed."""
         self._connectivity.back_off()
         try:
@@ -179,10 +186,7 @@ class GroupConsumer:
         except StreamsError as error:
             logger.warning("group %s: joining anew failed: %s", self._group, error)
             return None
-        logger.warning(
-            "group %s: its brokers are out of reach for this client alone, joining anew",
-            self._group,
-        )  # fmt: skip
+        logger.warning("group %s: %s: joining anew", self._group, reason)
         return consumer
 
     def switch_to(self, consumer: Consumer) -> None:
@@ -259,6 +263,13 @@ class GroupConsumer:
             operation = f"giving up partitions of group {self._group!r}"
             self.fail(self.translate(error, operation))
 
+    def restart_fetching(self, keys: Iterable[TopicPartition]) -> None:
+        """Fetch these anew, from behind what was delivered."""
+        try:
+            self.partitions.restart_fetching(keys)
+        except KafkaException as error:
+            self.fail(self.translate(error, f"fetching anew as group {self._group!r}"))
+
     # -- errors
 
     def fail(self, error: BaseException) -> None:
@@ -298,9 +309,9 @@ class GroupConsumer:
             if generation != self._generation:
                 self._generation = generation
                 self.group_changed = True
-            self._connectivity.observe_member(
-                snapshot, self.partitions.fetched - self.partitions.paused, now
-            )
+            positions = self.partitions.fetch_positions()
+            self._connectivity.observe_member(snapshot, positions, now)
+            self.stalled = self._fetch_watch.observe(snapshot, positions, now) or self.stalled
             if (user_callback := self._settings.user_config.get("stats_cb")) is not None:
                 user_callback(text)
         except Exception:

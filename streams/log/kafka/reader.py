@@ -150,6 +150,10 @@ class ReaderPool:
         """Where the log ends, readable or not."""
         return self.bounds(topic, partition)[1]
 
+    def end_of_committed(self, topic: str, partition: int) -> int:
+        """The end of what can be read, which is before the first message of an open transaction."""
+        return self.watermarks(topic, partition)[1]
+
     def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """The first position that can be read, and where the log ends, whatever transactions are
         open."""

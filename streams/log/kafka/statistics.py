@@ -51,8 +51,12 @@ class Partition(msgspec.Struct, gc=False):
 
     broker: int = -1
     """The one it is read from just now."""
+    fetchq_cnt: int = 0
+    """Messages that were fetched and are not consumed yet."""
     leader: int = -1
     msgq_cnt: int = 0
+    next_offset: int = -1
+    """The offset that is fetched next; negative before the first."""
     xmit_msgq_cnt: int = 0
 
 
@@ -103,7 +107,7 @@ class Snapshot(msgspec.Struct):
         leader, or with ``client.rack`` one that follows it."""
         brokers = {
             key: partition.broker if partition.broker >= 0 else partition.leader
-            for key, partition in self._all_partitions()
+            for key, partition in self.all_partitions()
         }
         return {key: broker for key, broker in brokers.items() if broker >= 0}
 
@@ -111,11 +115,12 @@ class Snapshot(msgspec.Struct):
         """The ID of the leader of each partition for which records wait, of those that have one."""
         return {
             key: partition.leader
-            for key, partition in self._all_partitions()
+            for key, partition in self.all_partitions()
             if partition.leader >= 0 and partition.msgq_cnt + partition.xmit_msgq_cnt
         }
 
-    def _all_partitions(self) -> Iterator[tuple[TopicPartition, Partition]]:
+    def all_partitions(self) -> Iterator[tuple[TopicPartition, Partition]]:
+        """Every partition of every topic, one -1 included."""
         for name, topic in self.topics.items():
             for number, partition in topic.partitions.items():
                 yield (name, int(number)), partition

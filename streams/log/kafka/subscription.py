@@ -95,14 +95,28 @@ class KafkaSubscription(Subscription):
         self._consumer = GroupConsumer(clients, options, self._on_revoke, self._on_lost)
         self._starter = AssignmentStarter(clients, self._consumer, listener, self.group)
 
-    def _replace_consumer(self) -> None:
-        """This consumer alone is cut off: join with a new one (``reconnect.py``)."""
-        fresh = self._consumer.join_anew()
+    def _replace_consumer(self, reason: str) -> None:
+        """This consumer is of no use any more: join with a new one (``reconnect.py``)."""
+        fresh = self._consumer.join_anew(reason)
         if fresh is None:
             return
         self._consumer.commits.membership_lost()
         self._lose(list(self._consumer.partitions.owned.values()))
         self._consumer.switch_to(fresh)
+
+    def _restart_stalled(self) -> None:
+        """Fetch anew what the driver has stopped to fetch; where that has not helped, with another
+        consumer (``fetch_watch.py``)."""
+        stalled, self._consumer.stalled = self._consumer.stalled, None
+        if stalled is None:
+            return
+        names = ", ".join(f"{topic}/{number}" for topic, number in stalled.partitions)
+        reason = f"nothing came from {names}, though there is more"
+        if stalled.is_hopeless:
+            self._replace_consumer(reason)
+            return
+        logger.warning("group %s: %s: fetching anew", self.group, reason)
+        self._consumer.restart_fetching(stalled.partitions)
 
     # -- polling
 
@@ -136,7 +150,10 @@ class KafkaSubscription(Subscription):
             self._starter.start_pending()
             messages = self._wait_for_messages(limit, timeout)
         if self._consumer.is_isolated():
-            self._replace_consumer()  # nobody owns what came
+            # Nobody owns what came.
+            self._replace_consumer("its brokers are out of reach for this client alone")
+        if self._consumer.stalled is not None:
+            self._restart_stalled()
         if not messages:
             self._raise_deferred()
             return ()
@@ -162,7 +179,7 @@ class KafkaSubscription(Subscription):
     def _wait_for_messages(self, limit: int, timeout: float) -> list[Any]:
         """Block for the first message, in slices, so that :meth:`wakeup` is heard."""
         deadline = time.monotonic() + timeout
-        while self._consumer.deferred_error is None:
+        while self._consumer.deferred_error is None and self._consumer.stalled is None:
             remaining = deadline - time.monotonic()
             if remaining < 0.001 or self._wakeup.is_set():
                 break  # the driver rounds less than a millisecond to none: it would be a busy loop

@@ -1,0 +1,155 @@
+"""Finds partitions of a group's member from which nothing comes although there is more.
+
+The driver can stop fetching one partition while all brokers are reached, and says nothing about it:
+it waits for an answer that was lost with a connection, for example (librdkafka's issue 4492 reports
+one such case). So where the driver's statistics show no progress in a partition for
+:data:`STALL_TIMEOUT`, the log is asked where the partition ends, in a thread of its own. An idle
+partition is asked again after twice as long each time. One that is behind its end, and stays so, is
+to be fetched anew; where that has not
+helped twice, the consumer is of no use any more.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import NamedTuple
+
+from streams.errors import LogError
+from streams.log.kafka.statistics import Snapshot
+from streams.log.protocol import TopicPartition
+from streams.text import get_logger
+
+logger = get_logger("streams.kafka")
+
+STALL_TIMEOUT = 10.0
+"""Seconds without progress until the log is asked."""
+
+MAX_INTERVAL = 320.0
+"""Seconds between two questions about an idle partition, at most."""
+
+CONFIRMATION = 3.0
+"""Seconds that the driver gets to fetch what the log is known to have."""
+
+RESTARTS = 2
+"""How often a partition is fetched anew before the consumer is replaced."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far the driver has come in one partition."""
+
+    next_offset: int
+    """The offset that it fetches next; negative before the first."""
+    ask_at: float
+    """When the log is asked, in monotonic time."""
+    interval: float = STALL_TIMEOUT
+    """Seconds from the last question to the next."""
+    behind_since: float | None = None
+    """When the log was found to have more."""
+    restarts: int = 0
+    """How often it was fetched anew since it last moved."""
+
+
+def _has_moved(next_offset: int, progress: Progress) -> bool:
+    """An offset that is not known, as while a fetch begins, says nothing."""
+    return next_offset >= 0 and next_offset != progress.next_offset
+
+
+class Answer(NamedTuple):
+    """Where a partition ended while the driver stood at an offset."""
+
+    key: TopicPartition
+    next_offset: int
+    end: int
+
+
+class Stalled(NamedTuple):
+    """What is to be done about partitions that stand still."""
+
+    partitions: list[TopicPartition]
+    """Those to be fetched anew."""
+    is_hopeless: bool
+    """Fetching one of them anew has not helped: another consumer is needed."""
+
+
+class FetchWatch:
+    """Watches the partitions that one consumer fetches.
+
+    :param end_of: the end of what can be read of a topic's partition; may take seconds, and raises
+        LogError.
+    """
+
+    def __init__(self, end_of: Callable[[str, int], int]) -> None:
+        self._end_of = end_of
+        self._progress: dict[TopicPartition, Progress] = {}
+        self._answers: SimpleQueue[Answer] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def observe(
+        self, snapshot: Snapshot, positions: Mapping[TopicPartition, int], now: float
+    ) -> Stalled | None:
+        """Process a report of the driver's. Never waits.
+
+        :param positions: the partitions that it should fetch now, and where each fetch began.
+        :returns: what stands still; None: nothing does.
+        """
+        known, self._progress = self._progress, {}
+        for key, found in snapshot.all_partitions():
+            if key not in positions:
+                continue
+            progress = known.get(key)
+            if progress is None or found.fetchq_cnt or _has_moved(found.next_offset, progress):
+                progress = Progress(found.next_offset, now + STALL_TIMEOUT)
+            self._progress[key] = progress
+        self._take_answers(positions, now)
+        self._ask_where_due(now)
+        return self._find_stalled(now)
+
+    def _take_answers(self, positions: Mapping[TopicPartition, int], now: float) -> None:
+        while not self._answers.empty():
+            answer = self._answers.get()
+            progress = self._progress.get(answer.key)
+            if progress is None or progress.next_offset != answer.next_offset:
+                continue  # it has moved meanwhile
+            position = max(progress.next_offset, positions[answer.key])
+            if answer.end <= position:
+                progress.behind_since = None
+            elif progress.behind_since is None:
+                progress.behind_since = now
+
+    def _ask_where_due(self, now: float) -> None:
+        due = [(key, each) for key, each in self._progress.items() if each.ask_at <= now]
+        if not due or (self._thread is not None and self._thread.is_alive()):
+            return
+        for _, progress in due:
+            progress.ask_at = now + progress.interval
+            progress.interval = min(MAX_INTERVAL, progress.interval * 2)
+        questions = [(key, progress.next_offset) for key, progress in due]
+        self._thread = threading.Thread(
+            target=self._ask, args=(questions,), name="streams-kafka-ends", daemon=True
+        )
+        self._thread.start()
+
+    def _find_stalled(self, now: float) -> Stalled | None:
+        stalled, is_hopeless = [], False
+        for key, progress in self._progress.items():
+            since = progress.behind_since
+            if since is None or now < since + CONFIRMATION:
+                continue
+            stalled.append(key)
+            is_hopeless = is_hopeless or progress.restarts >= RESTARTS
+            progress.restarts += 1
+            progress.behind_since = None
+            progress.interval = STALL_TIMEOUT
+            progress.ask_at = now + STALL_TIMEOUT
+        return Stalled(stalled, is_hopeless) if stalled else None
+
+    def _ask(self, questions: Sequence[tuple[TopicPartition, int]]) -> None:
+        for key, next_offset in questions:
+            try:
+                self._answers.put(Answer(key, next_offset, self._end_of(*key)))
+            except LogError as error:
+                logger.debug("%s/%d: %s", *key, error)
