@@ -17,18 +17,14 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
 from typing_extensions import override
 
-from streams.config import Flow
 from streams.errors import Fenced, LogError
 from streams.log.protocol import (
     Assignment,
-    Commit,
     Log,
     RebalanceListener,
-    StaticMember,
-    Submitted,
     Subscription,
-    Transaction,
 )
+from streams.log.wrapped_subscription import WrappedSubscription, log_with_subscribe
 from streams.message import Batch
 from streams.text import count_with_noun, describe_error, get_logger
 from streams.wire import shorten
@@ -126,7 +122,7 @@ class OpenPartition(Generic[H]):
         """When it is tried again, on :func:`time.monotonic`."""
 
 
-class InlineSubscription(Subscription, Generic[H]):
+class InlineSubscription(WrappedSubscription, Generic[H]):
     """See the module.
 
     :param name: what it is, for log lines.
@@ -134,6 +130,7 @@ class InlineSubscription(Subscription, Generic[H]):
     """
 
     def __init__(self, log: Log, name: str, counts: dict[tuple[str, int], PartitionCounts]) -> None:
+        super().__init__(cast(Any, None))  # it is there, as the listener is, once it has subscribed
         self._log = log
         self._name = name
         self._counts = counts
@@ -142,8 +139,6 @@ class InlineSubscription(Subscription, Generic[H]):
         """To be assigned anew."""
         self._told: list[Batch] = []
         """What the poller is to be told of, at the end of a poll that raises nothing."""
-        # Both there once it has subscribed.
-        self._subscription: Subscription = cast(Any, None)
         self._listener: RebalanceListener = cast(Any, None)
 
     @abstractmethod
@@ -163,7 +158,7 @@ class InlineSubscription(Subscription, Generic[H]):
 
     def in_place_of(self, log: Log) -> Log:
         """What a poller is given instead of the log, so that it polls this subscription."""
-        return cast(Log, _InlineLog(log, self))
+        return log_with_subscribe(log, self.subscribe)
 
     def subscribe(
         self, group: str, topics: Sequence[str], listener: RebalanceListener, **options: Any
@@ -306,19 +301,7 @@ class InlineSubscription(Subscription, Generic[H]):
             self._subscription.reassign(list(self._given_up))
             self._given_up.clear()
 
-    # -- the rest is the subscription's
-
-    @override
-    def commit(self, commits: Sequence[Commit]) -> None:
-        self._subscription.commit(commits)
-
-    @override
-    def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
-        self._subscription.commit_async(commits, on_submitted)
-
-    @override
-    def pause(self, assignments: Iterable[Assignment]) -> None:
-        self._subscription.pause(assignments)
+    # -- what else it changes
 
     @override
     def resume(self, assignments: Iterable[Assignment]) -> None:
@@ -329,48 +312,6 @@ class InlineSubscription(Subscription, Generic[H]):
         )
 
     @override
-    def reassign(self, assignments: Iterable[Assignment]) -> None:
-        self._subscription.reassign(assignments)
-
-    @override
-    def keep_alive(self) -> None:
-        self._subscription.keep_alive()
-
-    @override
-    def wakeup(self) -> None:
-        self._subscription.wakeup()
-
-    @override
-    def begin_transaction(self) -> Transaction:
-        return self._subscription.begin_transaction()
-
-    @override
     def close(self) -> None:
         self._subscription.close()
         self._forget(list(self._partitions))
-
-
-class _InlineLog:
-    """A log whose subscription handles what it polls."""
-
-    def __init__(self, log: Log, subscription: InlineSubscription[Any]) -> None:
-        self._log = log
-        self._subscription = subscription
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._log, name)
-
-    def subscribe(
-        self,
-        group: str,
-        topics: Sequence[str],
-        listener: RebalanceListener,
-        *,
-        flow: Flow = Flow(),
-        trim_margin: int = 0,
-        member: StaticMember | None = None,
-    ) -> Subscription:
-        """Join the group."""
-        return self._subscription.subscribe(
-            group, topics, listener, flow=flow, trim_margin=trim_margin, member=member
-        )
