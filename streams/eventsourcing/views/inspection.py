@@ -12,6 +12,7 @@ what is returned.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from typing_extensions import override
@@ -174,6 +175,11 @@ class VersionInspector:
         self.tracker: VersionTracker = tracker_of(log, name, known)
         self._store: DocumentStore = self.tracker.store
 
+    @cached_property
+    def partition_count(self) -> int:
+        """How many partitions its documents have; 0: there are none yet. The log is asked once."""
+        return self.tracker.partitions()
+
     @property
     def collection(self) -> str:
         """Of its documents, and the name of its group."""
@@ -190,14 +196,14 @@ class VersionInspector:
 
         :raises LogError: it cannot be read.
         """
-        partitions = self.tracker.partitions()
         try:
             totals = self._store.totals(self.collection)
         except NotFound:
             totals = CollectionTotals(0, 0)
         serves = self._view.promoted == self.known.version and not self.known.is_building
-        progress = self.tracker.progress()
-        return InspectedVersion(self.known, serves, partitions, totals, progress, self.members())
+        count = self.partition_count
+        progress = self.tracker.progress(count)
+        return InspectedVersion(self.known, serves, count, totals, progress, self.members())
 
     def members(self) -> tuple[str, ...]:
         """Who runs it."""
@@ -217,7 +223,7 @@ class VersionInspector:
         """Its partitions."""
         owners = {at: member for member, owned in self._owners() for at in owned}
         topic = self.tracker.keyed_topic if self.known.is_keyed else self.known.topics[0]
-        for partition in range(self.tracker.partitions()):
+        for partition in range(self.partition_count):
             found = self._store.checkpoint(self.collection, partition)
             first, end = self._log.watermarks(topic, partition)
             position = None if found is None else found.position
@@ -233,7 +239,7 @@ class VersionInspector:
 
     def stopped(self) -> Iterator[StoppedKey]:
         """The documents that stand still, partition by partition."""
-        for partition in range(self.tracker.partitions()):
+        for partition in range(self.partition_count):
             after: bytes | None = None
             while page := self._store.stopped(self.collection, partition, after, PAGE):
                 for key, document in page:
@@ -245,7 +251,7 @@ class VersionInspector:
         """A document and its partition; None: there is none. One that stands still goes before
         others of its key."""
         found: tuple[int, StoredDocument] | None = None
-        for partition in range(self.tracker.partitions()):
+        for partition in range(self.partition_count):
             (document,) = self._store.read(self.collection, partition, [key]).documents
             if document is not None and (found is None or document.failure):
                 found = partition, document
@@ -314,7 +320,8 @@ def find_waiting(log: Log, version: ViewVersion) -> Iterator[tuple[str, str]]:
     store = document_store(log, definition.where)
     tracker = version.tracker(log)
     topic = tracker.keyed_topic if definition.is_keyed else tracker.topics[0]
-    for partition in range(tracker.partitions()):
+    partitions = tracker.partitions()
+    for partition in range(partitions):
         writer = _TrialWriter(store, definition.collection, partition)
         try:
             folder = version.new_folder(log, writer)
@@ -323,7 +330,7 @@ def find_waiting(log: Log, version: ViewVersion) -> Iterator[tuple[str, str]]:
         yield from _try_next(log, topic, partition, folder)
     if definition.is_keyed:
         for (source, partition), position in tracker.source_positions().items():
-            handler = trial_handler(definition, source, max(1, tracker.partitions()), position)
+            handler = trial_handler(definition, source, max(1, partitions), position)
             yield from _try_next(log, source, partition, handler)
 
 

@@ -58,7 +58,7 @@ class FoundMany(NamedTuple):
     """Documents as they were read.
 
     :param documents: with their keys.
-    :param positions: of the sources; all before these is in the documents.
+    :param positions: of the sources, where they are wanted; all before these is in the documents.
     """
 
     documents: Sequence[tuple[bytes, Any]]
@@ -214,23 +214,33 @@ class ViewVersion:
         """The partition of a document; None: it may be in any."""
         return partition_for(key, "", partitions) if self.definition.places_keys else None
 
-    def read(self, log: Log, key: bytes) -> Found:
+    def _documents(self, log: Log, partitions: int | None = None) -> tuple[DocumentStore, str, int]:
+        """Where its documents are: the store, their collection, and how many partitions it has.
+
+        :param partitions: if they are known.
+        :raises NotFound: there are none yet.
+        """
+        store, collection = document_store(log, self.definition.where), self.definition.collection
+        count = store.find(collection).partitions if partitions is None else partitions
+        return store, collection, count
+
+    def read(self, log: Log, key: bytes, partitions: int | None = None) -> Found:
         """A document as it is now (blocks).
 
+        :param partitions: of the documents; None: the log is asked.
         :raises DocumentStopped: it stands still.
         :raises NotFound: there are no documents of this version yet.
         """
-        found = self.stored(log, key)
+        found = self.stored(log, key, partitions)
         return found._replace(document=self.decoded(key, found.document))
 
-    def stored(self, log: Log, key: bytes) -> Found:
+    def stored(self, log: Log, key: bytes, partitions: int | None = None) -> Found:
         """A document as it is stored (blocks).
 
+        :param partitions: of the documents; None: the log is asked.
         :raises NotFound: there are no documents of this version yet.
         """
-        store = document_store(log, self.definition.where)
-        collection = self.definition.collection
-        count = store.find(collection).partitions
+        store, collection, count = self._documents(log, partitions)
         placed = self.partition_of(key, count)
         guess = partition_for(key, "", count) if placed is None else placed
         found = store.read(collection, guess, [key])
@@ -249,9 +259,7 @@ class ViewVersion:
 
         :raises DocumentStopped: one stands still.
         """
-        store = document_store(log, self.definition.where)
-        collection = self.definition.collection
-        count = store.find(collection).partitions
+        store, collection, count = self._documents(log)
         by_partition: dict[int, list[bytes]] = {}
         for key in dict.fromkeys(keys):
             placed = self.partition_of(key, count)
@@ -269,15 +277,17 @@ class ViewVersion:
         return FoundMany(list(documents.items()), positions)
 
     def scan(
-        self, log: Log, start: bytes, end: bytes | None, limit: int
-    ) -> list[tuple[bytes, Any]]:
+        self, log: Log, start: bytes, end: bytes | None, limit: int, *, with_positions: bool
+    ) -> FoundMany:
         """The first documents in the order of their keys, without those that stand still
-        (blocks)."""
-        store = document_store(log, self.definition.where)
-        collection = self.definition.collection
+        (blocks).
+
+        :param with_positions: say what of the sources they are made of, too.
+        """
+        store, collection, count = self._documents(log)
         pages = [
             _pages(partial(store.scan, collection, partition), start, end, min(limit, PAGE))
-            for partition in range(store.find(collection).partitions)
+            for partition in range(count)
         ]
         documents: list[tuple[bytes, Any]] = []
         for key, stored in heapq.merge(*pages, key=lambda each: each.key):
@@ -288,17 +298,11 @@ class ViewVersion:
                 documents.append((key, document))
                 if len(documents) == limit:
                     break
-        return documents
-
-    def positions_now(self, log: Log) -> dict[TopicPartition, int]:
-        """Which events of the sources all documents are made of now (blocks)."""
-        store = document_store(log, self.definition.where)
-        collection = self.definition.collection
         positions: dict[TopicPartition, int] = {}
-        for partition in range(store.find(collection).partitions):
+        for partition in range(count) if with_positions else ():
             checkpoint = store.checkpoint(collection, partition)
             _add_positions(positions, self.source_positions(partition, checkpoint))
-        return positions
+        return FoundMany(documents, positions)
 
     def decoded(self, key: bytes, stored: StoredDocument | None) -> Any:
         """A document.
