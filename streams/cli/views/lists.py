@@ -21,27 +21,34 @@ RATE_TIME = 1.0
 
 
 def version_rows(place: Place, names: Iterable[str]) -> list[dict[str, Any]]:
-    """A row for each version, with the rate of those that are being built."""
-    found: list[tuple[VersionInspector, dict[str, Any]]] = []
+    """A row for each version of these views."""
+    found: list[VersionInspector] = []
     for name in names:
-        inspectors = output.call_or_report(
-            f"view {output.printable_text(name)}", partial(place.inspectors, name)
-        )
-        for inspector in inspectors or ():
-            row = output.call_or_report(
-                output.printable_text(inspector.collection), partial(_version_row, name, inspector)
-            )
-            if row is not None:
-                found.append((inspector, row))
+        shown = f"view {output.printable_text(name)}"
+        found += output.call_or_report(shown, partial(place.inspectors, name)) or ()
+    return [row for _, row in rows_of(found)]
+
+
+def rows_of(
+    inspectors: Iterable[VersionInspector],
+) -> list[tuple[VersionInspector, dict[str, Any]]]:
+    """A row for each of these versions that can be read, with the rate of those that are being
+    built."""
+    found: list[tuple[VersionInspector, dict[str, Any]]] = []
+    for inspector in inspectors:
+        shown = output.printable_text(inspector.collection)
+        row = output.call_or_report(shown, partial(_version_row, inspector))
+        if row is not None:
+            found.append((inspector, row))
     _add_rates(found)
-    return [row for _, row in found]
+    return found
 
 
-def _version_row(name: str, inspector: VersionInspector) -> dict[str, Any]:
+def _version_row(inspector: VersionInspector) -> dict[str, Any]:
     found = inspector.inspect()
     progress = found.progress
     return {
-        "view": output.printable_text(name),
+        "view": output.printable_text(inspector.name),
         "version": found.known.version,
         "state": found.state,
         "serves": found.serves,

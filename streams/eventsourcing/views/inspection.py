@@ -169,7 +169,7 @@ class VersionInspector:
 
     def __init__(self, log: Log, name: str, view: KnownView, known: KnownVersion) -> None:
         self._log = log
-        self._name = name
+        self.name = name
         self._view = view
         self.known = known
         self.tracker: VersionTracker = tracker_of(log, name, known)
@@ -196,13 +196,10 @@ class VersionInspector:
 
         :raises LogError: it cannot be read.
         """
-        try:
-            totals = self._store.totals(self.collection)
-        except NotFound:
-            totals = CollectionTotals(0, 0)
         serves = self._view.promoted == self.known.version and not self.known.is_building
         count = self.partition_count
         progress = self.tracker.progress(count)
+        totals = self.tracker.totals()
         return InspectedVersion(self.known, serves, count, totals, progress, self.members())
 
     def members(self) -> tuple[str, ...]:
@@ -267,7 +264,7 @@ class VersionInspector:
 
     def is_far_enough(self) -> bool:
         """It has folded what it has to before it can serve."""
-        goal = goal_of(self._log, self._name, self._view, self.known)
+        goal = goal_of(self._log, self.name, self._view, self.known)
         return Coverage(self.tracker, goal).is_reached()
 
 

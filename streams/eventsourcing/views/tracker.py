@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from streams.errors import NotFound
-from streams.log.documents import DocumentStore
+from streams.log.documents import CollectionTotals, DocumentStore
 from streams.log.protocol import Log, TopicPartition
 
 
@@ -81,12 +81,16 @@ class VersionTracker:
         except NotFound:
             return 0
 
+    def totals(self) -> CollectionTotals:
+        """How many documents it has."""
+        try:
+            return self.store.totals(self.collection)
+        except NotFound:
+            return CollectionTotals(0, 0)
+
     def stopped(self) -> int:
         """How many of its documents stand still."""
-        try:
-            return self.store.totals(self.collection).stopped
-        except NotFound:
-            return 0
+        return self.totals().stopped
 
     def checkpoint(self, partition: int) -> int:
         """Up to where a partition of its documents is folded, in the topic that it is made of."""
