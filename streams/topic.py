@@ -22,7 +22,8 @@ from stream_codecs import (
     tags_of,
     type_name,
 )
-from streams.annotation_checks import TopicType, check_function, function_name
+from streams.annotation_checks import TopicType, check_function
+from streams.callables import qualified_name
 from streams.cloudevents import EventHeaderWriter
 from streams.config import CloudEvents, OnUnknown, Retention
 from streams.connection import Connection
@@ -281,7 +282,7 @@ def _field_reader(
     if callable(field):
         function: Callable[[Any], Any] = field
         if topic_type is not None:
-            where = f"topic {topic!r}: {option}={function_name(field)}"
+            where = f"topic {topic!r}: {option}={qualified_name(field)}"
             check_function(where, function, [topic_type], tombstones=False)
         return function
     where = f"topic {topic!r}: {option}={field!r}"

@@ -20,6 +20,7 @@ import msgspec
 
 from stream_codecs import type_name
 from streams.app import Streams
+from streams.callables import is_async, shown_function
 from streams.errors import ConfigError, InvalidValue
 from streams.eventsourcing.aggregate import Aggregate
 from streams.eventsourcing.causes import cause_text
@@ -105,7 +106,7 @@ class Commands:
         for name, each in found.items():
             if not isinstance(name, str) or not name or not callable(each):
                 raise ConfigError(problem)
-            if inspect.iscoroutinefunction(each):
+            if is_async(each):
                 raise ConfigError(f"{self._where}: decision {name!r} is async: decisions are plain")
         return found
 
@@ -169,7 +170,7 @@ class Commands:
         name = getattr(decision, "__name__", "")
         if name and getattr(_state_class(aggregate), name, None) is decision:
             return str(name)
-        shown = getattr(decision, "__qualname__", repr(decision))
+        shown = shown_function(decision)
         raise InvalidValue(
             f"{self._where}: decision {shown} of aggregate {aggregate.name!r} is no method of its "
             f"state, so it has no name under which it can be stored: ProcessManager(..., "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
@@ -10,8 +9,8 @@ from typing import Any, Generic
 from typing_extensions import TypeVar
 
 from stream_codecs import Codec
-from streams.annotation_checks import signature
 from streams.app import Streams
+from streams.callables import is_async, is_plain, parameters_of
 from streams.decoding import Source
 from streams.errors import ConfigError
 from streams.eventsourcing.event_topic import EventTopic
@@ -101,7 +100,7 @@ def define_view(
     names = [source.name for source in sources]
     if len(set(names)) != len(names):
         raise ConfigError(f"{where}: reads a topic twice: {', '.join(names)}")
-    if key is not None and (not callable(key) or inspect.iscoroutinefunction(key)):
+    if key is not None and (not callable(key) or is_async(key)):
         raise ConfigError(f"{where}: key={key!r}: a plain function of the event")
     definition = ViewDefinition(
         app,
@@ -121,33 +120,20 @@ def _wants_message(where: str, fold: Any) -> bool:
     """Whether the function takes (document, event, message) and not (document, event)."""
     if not callable(fold):
         raise ConfigError(f"{where}: {fold!r} is no function of a document and an event")
-    forms = (fold, getattr(fold, "__call__", None))  # noqa: B004 - an object may be called too
-    if any(
-        check(form)
-        for form in forms
-        for check in (
-            inspect.iscoroutinefunction,
-            inspect.isgeneratorfunction,
-            inspect.isasyncgenfunction,
-        )
-    ):
+    if not is_plain(fold):
         raise ConfigError(
             f"{where}: the function must be a plain one, which only returns the document: what has "
             "effects belongs into a processor"
         )
-    try:
-        parameters = signature(fold).parameters.values()
-    except (TypeError, ValueError):
+    parameters = parameters_of(fold)
+    if parameters is None:
         return False
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    takes = [each for each in parameters if each.kind in positional]
-    required = [each for each in takes if each.default is each.empty]
-    has_rest = any(each.kind is each.VAR_POSITIONAL for each in parameters)
-    if len(required) > 3 or (len(takes) < 2 and not has_rest):
+    required = parameters.required
+    if not (parameters.can_take(2) or parameters.can_take(3)):
         raise ConfigError(
-            f"{where}: the function takes {len(required)} parameters; it is called as (document, "
+            f"{where}: the function takes {required} parameters; it is called as (document, "
             "event) or (document, event, message)"
         )
-    if any(each.kind is each.KEYWORD_ONLY and each.default is each.empty for each in parameters):
+    if parameters.keywords:
         raise ConfigError(f"{where}: the function has a parameter by keyword without a default")
-    return len(required) == 3
+    return required == 3

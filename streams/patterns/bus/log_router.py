@@ -19,12 +19,12 @@ from msgspec.structs import replace
 from uuid_utils import uuid7
 
 from streams.app import Streams
+from streams.callables import callable_name
 from streams.cancellation import run_in_thread, wait_for_callback
 from streams.connection import Connection
 from streams.errors import find_config_error
 from streams.message import TYPE, Message
 from streams.own_subscription import OwnSubscriptionProcessor
-from streams.patterns.arguments import callable_name
 from streams.patterns.bus.bus_processor import BusProcessor
 from streams.patterns.bus.ephemeral import EphemeralSubscription
 from streams.patterns.bus.event import (

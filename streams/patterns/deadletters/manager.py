@@ -7,12 +7,12 @@ What ``streams dead`` does on the command line, on the same records; see
 from __future__ import annotations
 
 import asyncio
-import inspect
 import threading
 from collections.abc import Callable, Collection
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from streams.callables import is_async
 from streams.cancellation import run_in_thread, run_to_completion
 from streams.config import DeadLetters
 from streams.derived_records import ERROR_PREFIX, dead_letter_record
@@ -400,6 +400,6 @@ def _check_limit(what: str, limit: object) -> None:
 def _check_filter(what: str, filter: object) -> None:
     if filter is None:
         return
-    if not callable(filter) or inspect.iscoroutinefunction(filter):
+    if not callable(filter) or is_async(filter):
         raise ConfigError(f"{what}(filter={filter!r}): a plain function of the dead letter")
     check_callable(filter, f"{what}(filter=...)", "letter")
