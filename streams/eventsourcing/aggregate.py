@@ -14,6 +14,7 @@ from streams.app import Streams
 from streams.config import Retry
 from streams.errors import ConfigError, InvalidValue
 from streams.eventsourcing.causes import follow_handlers
+from streams.eventsourcing.declaration_checks import check_app, check_refusals
 from streams.eventsourcing.definition import Definition, Expected, Options
 from streams.eventsourcing.event_codec import EventCodec
 from streams.eventsourcing.event_topic import EventTopic
@@ -68,8 +69,7 @@ class Aggregate(Generic[E, S]):
         cache: Cache | None = None,
     ) -> None:
         where = f"aggregate {name!r}"
-        if not isinstance(app, Streams):
-            raise ConfigError(f"{where}: the first argument is an app, Streams(...), not {app!r}")
+        check_app(where, app)
         if not callable(evolve):
             raise ConfigError(f"{where}: evolve={evolve!r}: a function of state and event")
         self.app = app
@@ -164,7 +164,8 @@ class Aggregate(Generic[E, S]):
                 raise InvalidValue(f"aggregate {self.name!r}: retry={retry!r}: give a Retry(...)")
             options = options._replace(retry=retry)
         if refusals is not None:
-            options = options._replace(refusals=_check_refusals(self.name, refusals))
+            where = f"aggregate {self.name!r}"
+            options = options._replace(refusals=check_refusals(where, refusals, InvalidValue))
         found = copy(self)
         found._options = options  # noqa: SLF001 - it is one of these
         return found
@@ -282,15 +283,6 @@ def _check_cause(name: str, cause: Any) -> str | Message[Any] | Literal[False]:
     if len(cause.encode("utf-8", "surrogateescape")) > MAX_CAUSE:
         raise InvalidValue(f"aggregate {name!r}: a cause has at most {MAX_CAUSE} bytes")
     return cause
-
-
-def _check_refusals(name: str, given: Any) -> tuple[type[Exception], ...]:
-    found = given if isinstance(given, tuple) else (given,)
-    if not all(isinstance(each, type) and issubclass(each, Exception) for each in found):
-        raise InvalidValue(
-            f"aggregate {name!r}: refusals={given!r}: a type of exception, or several"
-        )
-    return found
 
 
 def _encode_headers(name: str, headers: Any) -> tuple[tuple[str, bytes], ...]:

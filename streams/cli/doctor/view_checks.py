@@ -50,14 +50,14 @@ def check_views(inspection: AppInspection) -> Iterator[Finding]:
 def _check_version(
     inspection: AppInspection, subject: Subject, view: View[Any], all_known: KnownView, log: Log
 ) -> Iterator[Finding]:
-    from streams.eventsourcing.views.inspection import VersionInspector, check_declared
+    from streams.eventsourcing.views.inspection import VersionInspector
 
     known = all_known.version(view.version)
     if known is None:
         yield subject.unknown("it was not built yet", "run the app once, and ask again")
         return
     try:
-        check_declared(view.declared, known)
+        view.declared.check_declared(known)
     except ConfigError as error:
         yield subject.no(str(error), "the app does not start with this code: do what it says")
         return

@@ -24,6 +24,7 @@ from streams.callables import is_async, shown_function
 from streams.errors import ConfigError, InvalidValue
 from streams.eventsourcing.aggregate import Aggregate
 from streams.eventsourcing.causes import cause_text
+from streams.eventsourcing.declaration_checks import check_refusals
 from streams.eventsourcing.errors import AggregateClosed, DecisionRefused
 from streams.eventsourcing.managers.actions import Command
 from streams.eventsourcing.managers.reactions import StoredCommand
@@ -111,11 +112,7 @@ class Commands:
         return found
 
     def _check_refusals(self, refusals: Any) -> dict[str, type[Exception]]:
-        given = refusals if isinstance(refusals, tuple) else (refusals,)
-        if not all(isinstance(each, type) and issubclass(each, Exception) for each in given):
-            raise ConfigError(
-                f"{self._where}: refusals={refusals!r}: a type of exception, or several"
-            )
+        given = check_refusals(self._where, refusals, ConfigError)
         found = {each.__name__: each for each in given}
         if len(found) != len(given) or CLOSED in found:
             raise ConfigError(

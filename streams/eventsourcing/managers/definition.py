@@ -10,9 +10,9 @@ import msgspec
 from typing_extensions import TypeVar
 
 from stream_codecs import Json, type_name
-from streams.app import Streams
 from streams.callables import call_error, is_plain, shown_function
 from streams.errors import ConfigError, InvalidValue
+from streams.eventsourcing.declaration_checks import check_app
 from streams.eventsourcing.managers.actions import Action, Cancel, Command, End, Schedule
 from streams.eventsourcing.managers.commands import Commands
 from streams.eventsourcing.managers.reactions import (
@@ -71,10 +71,7 @@ class ManagerDefinition(Generic[S]):
         partitions: int,
     ) -> None:
         self.where = f"process manager {name!r}"
-        if not isinstance(app, Streams):
-            raise ConfigError(
-                f"{self.where}: the first argument is an app, Streams(...), not {app!r}"
-            )
+        check_app(self.where, app)
         if not isinstance(name, str):
             raise ConfigError(f"{self.where}: its name is a str")
         if not topics:

@@ -11,10 +11,12 @@ from typing_extensions import TypeVar
 from stream_codecs import Codec
 from streams.app import Streams
 from streams.callables import is_async, is_plain, parameters_of
-from streams.decoding import Source
+from streams.decoding import Source, TopicDecoder
 from streams.errors import ConfigError
+from streams.eventsourcing.declaration_checks import check_app
 from streams.eventsourcing.event_topic import EventTopic
 from streams.eventsourcing.views.document_type import DocumentType
+from streams.eventsourcing.views.names import collection_name, group_names, keyed_topic_name
 from streams.log.names import check_topic
 
 D = TypeVar("D")
@@ -50,7 +52,7 @@ class ViewDefinition(Generic[D]):
     @property
     def collection(self) -> str:
         """Where its documents are; its group has the same name."""
-        return f"{self.name}.v{self.version}"
+        return collection_name(self.name, self.version)
 
     @property
     def is_keyed(self) -> bool:
@@ -61,7 +63,22 @@ class ViewDefinition(Generic[D]):
     @property
     def keyed_topic(self) -> str:
         """Where they are written to."""
-        return f"{self.collection}.keyed"
+        return keyed_topic_name(self.collection)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Of its processors; the topic of a keyed version has the name of the second."""
+        return group_names(self.collection, is_keyed=self.is_keyed)
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """The names of its sources."""
+        return tuple(source.name for source in self.sources)
+
+    @property
+    def decodings(self) -> dict[str, TopicDecoder[Any]]:
+        """How the messages of each source are decoded, by its name."""
+        return {source.name: source.decoding for source in self.sources}
 
     @property
     def places_keys(self) -> bool:
@@ -85,8 +102,7 @@ def define_view(
     :raises ConfigError: it cannot work.
     """
     where = f"view {name!r}"
-    if not isinstance(app, Streams):
-        raise ConfigError(f"{where}: the first argument is an app, Streams(...), not {app!r}")
+    check_app(where, app)
     check_topic(name)
     if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= MAX_VERSION:
         raise ConfigError(f"{where}: version={version!r}: a whole number from 1")

@@ -42,6 +42,9 @@ MAX_RETRY_PAUSE = 30.0
 WAITING_POLL = 0.05
 """Seconds a poll may block while a partition waits."""
 
+KEEP_ALIVE_EVERY = 1.0
+"""Seconds between signs of life while something takes its time: an append, a document that is
+folded on."""
 
 MAX_STOPPED = 10_000
 """Keys of a partition's documents that stand still which are kept, about."""
@@ -60,6 +63,13 @@ class Handled(NamedTuple):
     error: Exception | None
     events: int
     stopped: Collection[bytes] = ()
+
+
+def position_behind(batch: Batch, start: int, stop: int) -> int:
+    """Everything below is handled, once the messages of a batch from ``start`` to ``stop`` are;
+    0: nothing is known by that."""
+    position = batch.skipped_to if stop == len(batch) else 0
+    return max(position, batch.offsets[stop - 1] + 1) if stop > start else position
 
 
 class PartitionHandler(Protocol):

@@ -25,10 +25,10 @@ from streams.eventsourcing.views.checkpoints import UnreadableCheckpoint
 from streams.eventsourcing.views.failures import decode_failure
 from streams.eventsourcing.views.inline_subscription import PartitionHandler
 from streams.eventsourcing.views.keying_subscription import trial_handler
+from streams.eventsourcing.views.names import group_names
 from streams.eventsourcing.views.registry import (
     TOPIC,
     KnownVersion,
-    check_declaration,
     evolve,
     registry_codec,
 )
@@ -188,8 +188,7 @@ class VersionInspector:
     @property
     def groups(self) -> tuple[str, ...]:
         """The groups of the processes that run it."""
-        keyed = (self.tracker.keyed_topic,) if self.known.is_keyed else ()
-        return (self.collection, *keyed)
+        return group_names(self.collection, is_keyed=self.known.is_keyed)
 
     def inspect(self) -> InspectedVersion:
         """How it is.
@@ -219,7 +218,7 @@ class VersionInspector:
     def partitions(self) -> Iterator[InspectedPartition]:
         """Its partitions."""
         owners = {at: member for member, owned in self._owners() for at in owned}
-        topic = self.tracker.keyed_topic if self.known.is_keyed else self.known.topics[0]
+        topic = self.tracker.folded_topic
         for partition in range(self.partition_count):
             found = self._store.checkpoint(self.collection, partition)
             first, end = self._log.watermarks(topic, partition)
@@ -296,17 +295,6 @@ class _TrialWriter(DocumentWriter):
         """There is nothing to let go of."""
 
 
-def check_declared(version: ViewVersion, known: KnownVersion) -> None:
-    """See that an app declares a version as it was first declared.
-
-    :raises ConfigError: it does not.
-    """
-    definition = version.definition
-    topics = tuple(source.name for source in definition.sources)
-    shape = definition.document_type.fingerprint
-    check_declaration(definition.name, known, shape, topics, definition.is_keyed)
-
-
 def find_waiting(log: Log, version: ViewVersion) -> Iterator[tuple[str, str]]:
     """The messages at which the partitions of a version wait, as far as this code would: where,
     and why. What would be folded next is folded for trial; nothing is written.
@@ -316,8 +304,7 @@ def find_waiting(log: Log, version: ViewVersion) -> Iterator[tuple[str, str]]:
     definition = version.definition
     store = document_store(log, definition.where)
     tracker = version.tracker(log)
-    topic = tracker.keyed_topic if definition.is_keyed else tracker.topics[0]
-    partitions = tracker.partitions()
+    topic, partitions = tracker.folded_topic, tracker.partitions()
     for partition in range(partitions):
         writer = _TrialWriter(store, definition.collection, partition)
         try:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from streams.errors import NotFound
+from streams.eventsourcing.views.names import keyed_topic_name
 from streams.log.documents import CollectionTotals, DocumentStore
 from streams.log.protocol import Log, TopicPartition
 
@@ -57,7 +58,12 @@ class VersionTracker:
     @property
     def keyed_topic(self) -> str:
         """Where the events of a keyed version are written again; its first group has that name."""
-        return f"{self.collection}.keyed"
+        return keyed_topic_name(self.collection)
+
+    @property
+    def folded_topic(self) -> str:
+        """What its documents are folded from: its source, or the keyed topic."""
+        return self.keyed_topic if self.is_keyed else self.topics[0]
 
     def source_partitions(self) -> list[TopicPartition]:
         """The partitions of its sources, as far as they exist."""

@@ -19,8 +19,14 @@ from streams.eventsourcing.views.folding import PartitionFolder
 from streams.eventsourcing.views.folding_subscription import FoldingSubscription
 from streams.eventsourcing.views.inline_subscription import InlineSubscription, PartitionCounts
 from streams.eventsourcing.views.keying_subscription import KeyingSubscription
+from streams.eventsourcing.views.names import collection_name
 from streams.eventsourcing.views.processors import declare_inline
-from streams.eventsourcing.views.registry import KnownVersion, KnownView, goal_positions
+from streams.eventsourcing.views.registry import (
+    KnownVersion,
+    KnownView,
+    check_declaration,
+    goal_positions,
+)
 from streams.eventsourcing.views.retry_requests import RetryRequests
 from streams.eventsourcing.views.tracker import VersionTracker
 from streams.log.documents import (
@@ -87,7 +93,7 @@ def key_bytes(where: str, key: Any) -> bytes:
 
 def tracker_of(log: Log, view: str, known: KnownVersion) -> VersionTracker:
     """How far a version has come that is known from the registry."""
-    collection = f"{view}.v{known.version}"
+    collection = collection_name(view, known.version)
     store = document_store(log, f"view {view!r}")
     return VersionTracker(log, store, collection, known.topics, is_keyed=known.is_keyed)
 
@@ -145,9 +151,16 @@ class ViewVersion:
     @property
     def groups(self) -> tuple[str, ...]:
         """Of its processors; the topic of a keyed version has the name of the second."""
+        return self.definition.groups
+
+    def check_declared(self, known: KnownVersion) -> None:
+        """See that it is declared as it was first declared.
+
+        :raises ConfigError: it is not.
+        """
         definition = self.definition
-        keyed = (definition.keyed_topic,) if definition.is_keyed else ()
-        return (definition.collection, *keyed)
+        shape = definition.document_type.fingerprint
+        check_declaration(definition.name, known, shape, definition.topics, definition.is_keyed)
 
     # -- folding
 
@@ -160,7 +173,7 @@ class ViewVersion:
         try:
             return store.find(self.definition.collection).partitions
         except NotFound:
-            return max(log.topic(source.name).partitions for source in self.definition.sources)
+            return max(log.topic(each).partitions for each in self.definition.topics)
 
     def _subscribe_keying(self, connection: Connection) -> InlineSubscription[Any]:
         log, definition = connection.log, self.definition
@@ -190,11 +203,8 @@ class ViewVersion:
         if not definition.is_keyed:
             reader: Any = SourceReader(self._source.decoding)
         else:
-            data = b"" if writer.checkpoint is None else writer.checkpoint.data
-            decodings = {source.name: source.decoding for source in definition.sources}
-            reader = KeyedReader(
-                decodings, self._foreign, decode_checkpoint(data)[1], log.log_end_offset
-            )
+            _, sources = decode_checkpoint(writer.checkpoint)
+            reader = KeyedReader(definition.decodings, self._foreign, sources, log.log_end_offset)
         return PartitionFolder(definition, reader, writer)
 
     # -- reading
@@ -206,7 +216,7 @@ class ViewVersion:
             log,
             document_store(log, definition.where),
             definition.collection,
-            [source.name for source in definition.sources],
+            definition.topics,
             is_keyed=definition.is_keyed,
         )
 
@@ -336,7 +346,7 @@ class ViewVersion:
         definition = self.definition
         if not definition.is_keyed:
             return {(definition.sources[0].name, partition): checkpoint.position}
-        _, sources = decode_checkpoint(checkpoint.data)
+        _, sources = decode_checkpoint(checkpoint)
         positions: dict[TopicPartition, int] = {}
         for name, (offset, _) in sources.items():
             topic, _, number = name.rpartition("/")

@@ -327,7 +327,7 @@ class View(Generic[D]):
             )
         if found is None:
             return {}
-        names = [source.name for source in self._definition.sources]
+        names = self._definition.topics
         if found.topic not in names:
             raise InvalidValue(
                 f"view {self.name!r}: wait_for={str(found)!r}: it reads {', '.join(names)}"
