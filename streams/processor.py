@@ -33,6 +33,7 @@ from streams.errors import ConfigError
 from streams.health import ProcessorHealth, ProcessorStats, processor_health, processor_stats
 from streams.log.names import check_group, check_topic
 from streams.log.protocol import Log
+from streams.numbers import is_int
 from streams.processing.executor import Executor
 from streams.processing.job import Job, ManagedAttemptLog, ManagedKeyParking
 from streams.processing.poller import Poller
@@ -80,7 +81,7 @@ class ProcessorOptions:
             count = getattr(self, option)
             if count is None and option == "batch":
                 continue
-            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            if not is_int(count, 1):
                 yield f"{option}={count!r}: a whole number from 1"
         seconds = self.timeout
         if seconds is not None and not (isinstance(seconds, (int, float)) and seconds > 0):

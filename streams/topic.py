@@ -31,6 +31,7 @@ from streams.decoding import TopicDecoder, ValueIdReader
 from streams.errors import ConfigError
 from streams.log.names import check_topic
 from streams.message import ID, TIME, Position, Record
+from streams.numbers import is_int
 from streams.topic_follower import TopicFollower
 from streams.topic_reader import OffsetSpec, TopicReader
 
@@ -74,9 +75,8 @@ class Topic(Generic[T]):
         """What it is published and read through: the app that declared it."""
         self.name = check_topic(name)
         self.type = type
-        is_whole = isinstance(partitions, int) and not isinstance(partitions, bool)
         problem = ""
-        if partitions is not None and not (is_whole and partitions >= 1):
+        if partitions is not None and not is_int(partitions, 1):
             problem = f"partitions={partitions!r}: a whole number from 1"
         elif unknown not in ("dead", "skip"):
             problem = f"unknown={unknown!r}: 'dead' or 'skip'"

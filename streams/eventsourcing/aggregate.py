@@ -27,6 +27,7 @@ from streams.eventsourcing.views.view import Fold, Keys, View
 from streams.health import AggregateHealth
 from streams.log.event_headers import CAUSE, COPIED_VERSION, EVENT, FINAL, MAX_CAUSE
 from streams.message import ID, Message, Position
+from streams.numbers import is_int
 from streams.wire import utc_from_seconds
 
 E = TypeVar("E")
@@ -299,8 +300,7 @@ def _encode_headers(name: str, headers: Any) -> tuple[tuple[str, bytes], ...]:
 
 
 def _check_expected(name: str, expected: Any) -> Expected:
-    is_version = isinstance(expected, int) and not isinstance(expected, bool) and expected >= 0
-    if not is_version and expected not in ("any", "new", "exists"):
+    if not is_int(expected, 0) and expected not in ("any", "new", "exists"):
         raise InvalidValue(
             f"aggregate {name!r}: expected={expected!r}: a version from 0, 'any', 'new' or 'exists'"
         )

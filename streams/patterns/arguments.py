@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from streams.callables import call_error, callable_name
 from streams.errors import ConfigError, InvalidValue
+from streams.numbers import is_int, is_seconds
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -27,17 +28,6 @@ def check_app(app: object, where: str) -> Streams:
     if not isinstance(app, Streams):
         raise ConfigError(f"{where}({app!r}): a Streams app is needed")
     return app
-
-
-def is_int(value: object, minimum: int) -> bool:
-    """Whether it is a whole number from ``minimum``."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
-
-
-def is_seconds(value: object, *, positive: bool = True) -> bool:
-    """Whether it is a number of seconds: more than 0, or not negative."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and (value > 0 or (value == 0 and not positive))  # type: ignore[operator]
 
 
 def check_int(where: str, option: str, value: object, minimum: int = 1) -> None:

@@ -34,7 +34,8 @@ from streams.config import Retry
 from streams.errors import ConfigError, InvalidValue, Reject, find_config_error
 from streams.log.names import to_valid_name
 from streams.message import CORRELATION
-from streams.patterns.arguments import NOT_GIVEN, check_seconds, is_int
+from streams.numbers import is_int
+from streams.patterns.arguments import NOT_GIVEN, check_seconds
 from streams.patterns.bus import (
     WILDCARD,
     DurableOptions,

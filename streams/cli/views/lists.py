@@ -125,18 +125,10 @@ def share_text(share: float | None) -> str | None:
     return "100%" if share >= 1.0 else f"{min(share, 0.999):.1%}"
 
 
-def key_json(key: bytes) -> dict[str, Any]:
-    """A document's key, without loss."""
-    text = output.bytes_text(key) or ""
-    if text.encode("utf-8", "backslashreplace") == key:
-        return {"key": text}
-    return {"key": text, "key_base64": output.base64_text(key)}
-
-
 def stopped_json(found: StoppedKey) -> dict[str, Any]:
     """A document that stands still."""
     return {
-        **key_json(found.key),
+        **output.lossless_json("key", found.key),
         "partition": found.partition,
         "position": output.printable_text(found.position),
         "why": output.printable_text(found.reason),

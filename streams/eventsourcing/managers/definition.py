@@ -24,6 +24,7 @@ from streams.eventsourcing.managers.reactions import (
 )
 from streams.eventsourcing.managers.timeouts import Timeouts
 from streams.eventsourcing.state_type import StateType
+from streams.numbers import is_int
 
 S = TypeVar("S")
 
@@ -85,7 +86,7 @@ class ManagerDefinition(Generic[S]):
                 "for, or None for none"
             )
         _check_function(self.where, "key", key, 1, "(event)")
-        if not isinstance(partitions, int) or isinstance(partitions, bool) or partitions < 1:
+        if not is_int(partitions, 1):
             raise ConfigError(f"{self.where}: partitions={partitions!r}: a whole number from 1")
         self.app = app
         self.name = name

@@ -18,6 +18,7 @@ from streams.eventsourcing.event_topic import EventTopic
 from streams.eventsourcing.views.document_type import DocumentType
 from streams.eventsourcing.views.names import collection_name, group_names, keyed_topic_name
 from streams.log.names import check_topic
+from streams.numbers import is_int
 
 D = TypeVar("D")
 
@@ -104,7 +105,7 @@ def define_view(
     where = f"view {name!r}"
     check_app(where, app)
     check_topic(name)
-    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= MAX_VERSION:
+    if not is_int(version, 1, MAX_VERSION):
         raise ConfigError(f"{where}: version={version!r}: a whole number from 1")
     if not sources:
         raise ConfigError(f"{where}: give at least one topic: app.topic(...) or aggregate.events")

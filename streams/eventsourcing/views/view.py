@@ -26,6 +26,7 @@ from streams.health import ViewBacklog, ViewHealth, ViewStats
 from streams.log.documents import end_of_prefix
 from streams.log.protocol import TopicPartition
 from streams.message import Message, Position, text
+from streams.numbers import is_int
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -180,7 +181,7 @@ class View(Generic[D]):
         :param start: only of keys from this one on.
         """
         where = self._definition.where
-        if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= MAX_SCAN:
+        if not is_int(limit, 1, MAX_SCAN):
             raise InvalidValue(f"{where}: limit={limit!r}: a whole number from 1 to {MAX_SCAN:,}")
         first = key_bytes(where, prefix)
         end = end_of_prefix(first)

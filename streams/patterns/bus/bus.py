@@ -39,7 +39,8 @@ from streams.message import (
     TIME,
     TYPE,
 )
-from streams.patterns.arguments import NOT_GIVEN, is_int
+from streams.numbers import is_int
+from streams.patterns.arguments import NOT_GIVEN
 from streams.patterns.bus.event import Event, EventSource, causation_headers, check_event
 from streams.patterns.bus.handlers import ErrorHook, Handler, check_error_hook, check_handler
 from streams.patterns.bus.local_router import LocalRouter

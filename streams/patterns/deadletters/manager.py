@@ -21,6 +21,7 @@ from streams.log.event_headers import copied_headers
 from streams.log.names import check_group, check_topic
 from streams.log.protocol import ensure_topic
 from streams.message import ID, Message, Position, Record, headers_without
+from streams.numbers import is_int
 from streams.patterns.arguments import check_app, check_callable
 from streams.patterns.deadletters.dead_letter import DeadLetter, declared_topic, read_dead_letter
 from streams.patterns.deadletters.redriving import SCAN_LIMIT, DeadLetterTopic, source_of
@@ -392,8 +393,7 @@ class DeadLetterManager:
 
 
 def _check_limit(what: str, limit: object) -> None:
-    whole = isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1
-    if not whole and not (limit is None and what != "get_dead_letters"):
+    if not is_int(limit, 1) and not (limit is None and what != "get_dead_letters"):
         raise InvalidValue(f"{what}(limit={limit!r}): a whole number from 1")
 
 

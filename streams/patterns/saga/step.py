@@ -12,7 +12,7 @@ from streams.annotation_checks import ArgumentType, check_arguments
 from streams.callables import is_async, is_generator, parameters_of
 from streams.config import Retry
 from streams.errors import ConfigError
-from streams.patterns.arguments import is_seconds
+from streams.numbers import is_seconds
 
 C = TypeVar("C")
 
