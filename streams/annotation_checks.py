@@ -9,9 +9,7 @@ class is compared.
 
 from __future__ import annotations
 
-import functools
 import inspect
-import sys
 import types
 import typing
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +22,7 @@ from typing_extensions import is_typeddict
 
 from stream_codecs import fields_of, type_name
 from stream_codecs.type_info import is_pydantic_model, member_types, strip_wrapping
+from streams.callables import call_error, signature, unwrap_partial
 from streams.errors import ConfigError
 from streams.message import Message
 
@@ -33,23 +32,6 @@ class TopicType(NamedTuple):
 
     topic: str
     type: Any
-
-
-def function_name(function: Callable[..., Any]) -> str:
-    """What an error calls a function."""
-    return getattr(function, "__qualname__", type(function).__name__)
-
-
-def signature(function: Callable[..., Any]) -> inspect.Signature:
-    """The signature, also where an annotation names what does not exist (yet).
-
-    :raises ValueError, TypeError: a builtin that does not tell its parameters.
-    """
-    if sys.version_info >= (3, 14):
-        from annotationlib import Format
-
-        return inspect.signature(function, annotation_format=Format.FORWARDREF)
-    return inspect.signature(function)
 
 
 def check_handler(
@@ -82,12 +64,9 @@ def check_function(
     :param tombstones: it also gets None, where that is a value of the topic.
     :raises ConfigError: it cannot be called with one value, or its parameter has another type.
     """
-    try:
-        signature(function).bind(None)
-    except TypeError as error:
+    error = call_error(function, None)
+    if error is not None:
         raise ConfigError(f"{where}: {error}; it is called with the value alone") from error
-    except ValueError:
-        return  # a builtin that does not tell its parameters
     for name, annotation in list(_positional_parameters(function))[:1]:
         _check_parameter(where, name, annotation, topics, (), tombstones=tombstones)
 
@@ -255,8 +234,7 @@ class _Annotations:
 
 def _function_called(function: Any) -> types.FunctionType | None:
     """The function that is called in the end; None where what it gets may be something else."""
-    while isinstance(function, functools.partial):
-        function = function.func
+    function = unwrap_partial(function)
     if isinstance(function, staticmethod):
         function = function.__func__
     if not inspect.isroutine(function) and not inspect.isclass(function):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from streams.errors import ConfigError
+from streams.numbers import is_int, is_seconds
 
 OnUnknown = Literal["dead", "skip"]
 """What becomes of a union's unknown tag: a dead letter, or passed over (and settled)."""
@@ -27,21 +28,16 @@ def _check(config: object, name: str, valid: bool, needed: str) -> None:
 def _check_count(
     config: object, name: str, least: int = 1, needed: str = "a whole number from 1"
 ) -> None:
-    value = getattr(config, name)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    _check(config, name, whole and value >= least, needed)
+    _check(config, name, is_int(getattr(config, name), least), needed)
 
 
 def _check_flag(config: object, name: str) -> None:
     _check(config, name, isinstance(getattr(config, name), bool), "True or False")
 
 
-def _is_duration(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
-
-
 def _check_duration(config: object, name: str) -> None:
-    _check(config, name, _is_duration(getattr(config, name)), "seconds, not negative")
+    is_duration = is_seconds(getattr(config, name), positive=False)
+    _check(config, name, is_duration, "seconds, not negative")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -66,7 +62,7 @@ class Retention:
 
     def __post_init__(self) -> None:
         seconds = self.seconds
-        positive = seconds is None or (_is_duration(seconds) and 0 < seconds < float("inf"))
+        positive = seconds is None or (is_seconds(seconds) and seconds < float("inf"))
         _check(self, "seconds", positive, "more than 0, or None")
         for name in ("messages", "bytes"):
             if getattr(self, name) is not None:
@@ -227,7 +223,7 @@ class Flow:
     def __post_init__(self) -> None:
         _check_count(self, "messages")
         _check_count(self, "bytes")
-        positive = _is_duration(self.commit) and self.commit > 0
+        positive = is_seconds(self.commit)
         _check(self, "commit", positive, "seconds, more than 0")
         _check_duration(self, "drain")
 

@@ -5,7 +5,6 @@ Nothing here touches the log. :class:`streams.app.Streams` is these declarations
 
 from __future__ import annotations
 
-import inspect
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing_extensions import TypeForm, TypeVar
 
 from stream_codecs import Codec
 from streams.annotation_checks import unpublished_result
+from streams.callables import call_error, is_async, is_async_generator
 from streams.clock import SYSTEM, Clock
 from streams.config import CloudEvents, DeadLetters, Dedup, Flow, OnUnknown, Retention, Retry, Start
 from streams.decoding import Source
@@ -416,13 +416,10 @@ def _check_lifespan(lifespan: AnyLifespan) -> AnyLifespan:
     if not callable(lifespan):
         raise ConfigError(f"Streams(lifespan={lifespan!r}): not a function; {advice}")
     name = getattr(lifespan, "__name__", repr(lifespan))
-    if inspect.isasyncgenfunction(lifespan) or inspect.iscoroutinefunction(lifespan):
+    if is_async_generator(lifespan) or is_async(lifespan):
         raise ConfigError(f"Streams(lifespan={name}): not a context manager; {advice}")
-    try:
-        inspect.signature(lifespan).bind(None)
-    except TypeError as error:
+    error = call_error(lifespan, None)
+    if error is not None:
         problem = f"Streams(lifespan={name}): it is called with the app"
         raise ConfigError(f"{problem}: {advice}") from error
-    except ValueError:
-        pass  # a builtin that does not tell its parameters
     return lifespan

@@ -18,8 +18,13 @@ from streams.annotation_checks import (
     check_function,
     check_handler,
     check_result,
-    function_name,
-    signature,
+)
+from streams.callables import (
+    is_async,
+    is_async_generator,
+    is_generator,
+    parameters_of,
+    qualified_name,
 )
 from streams.config import DeadLetters, Dedup, Flow, Retry, Start
 from streams.connection import Connection
@@ -28,6 +33,7 @@ from streams.errors import ConfigError
 from streams.health import ProcessorHealth, ProcessorStats, processor_health, processor_stats
 from streams.log.names import check_group, check_topic
 from streams.log.protocol import Log
+from streams.numbers import is_int
 from streams.processing.executor import Executor
 from streams.processing.job import Job, ManagedAttemptLog, ManagedKeyParking
 from streams.processing.poller import Poller
@@ -75,14 +81,14 @@ class ProcessorOptions:
             count = getattr(self, option)
             if count is None and option == "batch":
                 continue
-            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            if not is_int(count, 1):
                 yield f"{option}={count!r}: a whole number from 1"
         seconds = self.timeout
         if seconds is not None and not (isinstance(seconds, (int, float)) and seconds > 0):
             yield f"timeout={seconds!r}: seconds, more than 0"
         if self.filter is not None and not callable(self.filter):
             yield f"filter={self.filter!r}: a function of the value"
-        if self.filter is not None and inspect.iscoroutinefunction(self.filter):
+        if self.filter is not None and is_async(self.filter):
             yield "filter is an async function; use a plain one"
         if self.to is not None and not isinstance(self.to, Topic):
             yield f"to={self.to!r}: a topic from app.topic(...)"
@@ -123,7 +129,7 @@ class ProcessorOptions:
         known = [each for each in topic_types if each is not None]
         if len(known) == len(topic_types):
             if self.filter is not None:
-                filter_name = f"{where}: filter {function_name(self.filter)}"
+                filter_name = f"{where}: filter {qualified_name(self.filter)}"
                 check_function(filter_name, self.filter, known, tombstones=True)
             check_handler(
                 where,
@@ -261,43 +267,28 @@ def inspect_handler(
         raise refuse(f"{function!r} is not a function")
     if inspect.isclass(function):
         raise refuse(f"{name} is a class; give a function {expected}")
-    called = function
-    while isinstance(called, functools.partial):
-        called = called.func
-    forms = (called, getattr(called, "__call__", None))  # noqa: B004 - an object may be called too
-    if any(map(inspect.isasyncgenfunction, forms)):
+    if is_async_generator(function):
         raise refuse("the handler is an async generator; return a list for to= instead")
-    if not publishes_result and any(map(inspect.isgeneratorfunction, forms)):
+    if not publishes_result and is_generator(function):
         raise refuse(
             "the handler is a generator, and without to= nothing would run it; take out the "
             "yield, or say where to=... what it yields goes"
         )
-    asynchronous = any(map(inspect.iscoroutinefunction, forms))
-    try:
-        parameters = signature(function).parameters.values()
-    except (TypeError, ValueError):
+    asynchronous, parameters = is_async(function), parameters_of(function)
+    if parameters is None:
         return HandlerSignature(asynchronous, False)  # a builtin such as print or list.append
-    first = next(iter(parameters), None)
-    if first is not None and first.name in ("self", "cls") and _in_class_body(function):
+    if parameters.first in ("self", "cls") and _in_class_body(function):
         raise refuse(
-            f"{function.__qualname__} is declared in a class body, where its {first.name!r} would "
-            "get the value; declare the method of an instance instead, as "
-            "app.processor(...)(service.handle), or a @staticmethod"
+            f"{function.__qualname__} is declared in a class body, where its "
+            f"{parameters.first!r} would get the value; declare the method of an instance instead, "
+            "as app.processor(...)(service.handle), or a @staticmethod"
         )
-    required = optional = 0
-    for each in parameters:
-        keyword_only = each.kind is each.KEYWORD_ONLY
-        if each.kind is each.VAR_POSITIONAL or (
-            each.default is not each.empty and not keyword_only
-        ):
-            optional += 1
-        elif each.default is each.empty and keyword_only:
-            raise refuse(
-                f"parameter {each.name!r} is keyword-only without a default; a handler is called "
-                f"as {expected}"
-            )
-        elif each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD):
-            required += 1
-    if required > 2 or (required == 0 and not optional):
+    if parameters.keywords:
+        raise refuse(
+            f"parameter {parameters.keywords[0]!r} is keyword-only without a default; a handler is "
+            f"called as {expected}"
+        )
+    required = parameters.required
+    if not (parameters.can_take(1) or parameters.can_take(2)):
         raise refuse(f"the handler takes {required} parameters; it is called as {expected}")
     return HandlerSignature(asynchronous, required == 2)

@@ -22,7 +22,8 @@ from stream_codecs import (
     tags_of,
     type_name,
 )
-from streams.annotation_checks import TopicType, check_function, function_name
+from streams.annotation_checks import TopicType, check_function
+from streams.callables import qualified_name
 from streams.cloudevents import EventHeaderWriter
 from streams.config import CloudEvents, OnUnknown, Retention
 from streams.connection import Connection
@@ -30,6 +31,7 @@ from streams.decoding import TopicDecoder, ValueIdReader
 from streams.errors import ConfigError
 from streams.log.names import check_topic
 from streams.message import ID, TIME, Position, Record
+from streams.numbers import is_int
 from streams.topic_follower import TopicFollower
 from streams.topic_reader import OffsetSpec, TopicReader
 
@@ -73,9 +75,8 @@ class Topic(Generic[T]):
         """What it is published and read through: the app that declared it."""
         self.name = check_topic(name)
         self.type = type
-        is_whole = isinstance(partitions, int) and not isinstance(partitions, bool)
         problem = ""
-        if partitions is not None and not (is_whole and partitions >= 1):
+        if partitions is not None and not is_int(partitions, 1):
             problem = f"partitions={partitions!r}: a whole number from 1"
         elif unknown not in ("dead", "skip"):
             problem = f"unknown={unknown!r}: 'dead' or 'skip'"
@@ -281,7 +282,7 @@ def _field_reader(
     if callable(field):
         function: Callable[[Any], Any] = field
         if topic_type is not None:
-            where = f"topic {topic!r}: {option}={function_name(field)}"
+            where = f"topic {topic!r}: {option}={qualified_name(field)}"
             check_function(where, function, [topic_type], tombstones=False)
         return function
     where = f"topic {topic!r}: {option}={field!r}"

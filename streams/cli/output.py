@@ -346,6 +346,14 @@ def base64_text(data: bytes) -> str:
     return b64encode(data).decode()
 
 
+def lossless_json(name: str, data: bytes) -> dict[str, str]:
+    """Bytes under a name; where that is not all of them, in base64, too."""
+    shown = data.decode("utf-8", "backslashreplace")
+    if shown.encode("utf-8", "backslashreplace") == data:
+        return {name: shown}
+    return {name: shown, f"{name}_base64": base64_text(data)}
+
+
 def _is_text(data: bytes) -> bool:
     try:
         data.decode()

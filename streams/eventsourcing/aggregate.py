@@ -14,6 +14,7 @@ from streams.app import Streams
 from streams.config import Retry
 from streams.errors import ConfigError, InvalidValue
 from streams.eventsourcing.causes import follow_handlers
+from streams.eventsourcing.declaration_checks import check_app, check_refusals
 from streams.eventsourcing.definition import Definition, Expected, Options
 from streams.eventsourcing.event_codec import EventCodec
 from streams.eventsourcing.event_topic import EventTopic
@@ -26,6 +27,7 @@ from streams.eventsourcing.views.view import Fold, Keys, View
 from streams.health import AggregateHealth
 from streams.log.event_headers import CAUSE, COPIED_VERSION, EVENT, FINAL, MAX_CAUSE
 from streams.message import ID, Message, Position
+from streams.numbers import is_int
 from streams.wire import utc_from_seconds
 
 E = TypeVar("E")
@@ -68,8 +70,7 @@ class Aggregate(Generic[E, S]):
         cache: Cache | None = None,
     ) -> None:
         where = f"aggregate {name!r}"
-        if not isinstance(app, Streams):
-            raise ConfigError(f"{where}: the first argument is an app, Streams(...), not {app!r}")
+        check_app(where, app)
         if not callable(evolve):
             raise ConfigError(f"{where}: evolve={evolve!r}: a function of state and event")
         self.app = app
@@ -164,7 +165,8 @@ class Aggregate(Generic[E, S]):
                 raise InvalidValue(f"aggregate {self.name!r}: retry={retry!r}: give a Retry(...)")
             options = options._replace(retry=retry)
         if refusals is not None:
-            options = options._replace(refusals=_check_refusals(self.name, refusals))
+            where = f"aggregate {self.name!r}"
+            options = options._replace(refusals=check_refusals(where, refusals, InvalidValue))
         found = copy(self)
         found._options = options  # noqa: SLF001 - it is one of these
         return found
@@ -284,15 +286,6 @@ def _check_cause(name: str, cause: Any) -> str | Message[Any] | Literal[False]:
     return cause
 
 
-def _check_refusals(name: str, given: Any) -> tuple[type[Exception], ...]:
-    found = given if isinstance(given, tuple) else (given,)
-    if not all(isinstance(each, type) and issubclass(each, Exception) for each in found):
-        raise InvalidValue(
-            f"aggregate {name!r}: refusals={given!r}: a type of exception, or several"
-        )
-    return found
-
-
 def _encode_headers(name: str, headers: Any) -> tuple[tuple[str, bytes], ...]:
     if not isinstance(headers, Mapping):
         raise InvalidValue(f"aggregate {name!r}: headers={headers!r}: a mapping of str")
@@ -307,8 +300,7 @@ def _encode_headers(name: str, headers: Any) -> tuple[tuple[str, bytes], ...]:
 
 
 def _check_expected(name: str, expected: Any) -> Expected:
-    is_version = isinstance(expected, int) and not isinstance(expected, bool) and expected >= 0
-    if not is_version and expected not in ("any", "new", "exists"):
+    if not is_int(expected, 0) and expected not in ("any", "new", "exists"):
         raise InvalidValue(
             f"aggregate {name!r}: expected={expected!r}: a version from 0, 'any', 'new' or 'exists'"
         )

@@ -12,6 +12,7 @@ from typing import Any, Concatenate, Generic, ParamSpec
 
 from typing_extensions import TypeVar
 
+from streams.callables import shown_function
 from streams.errors import StreamsError
 from streams.eventsourcing.aggregate import Aggregate
 from streams.eventsourcing.definition import Definition, events_of
@@ -93,7 +94,7 @@ class Given(Generic[S, E]):
         **kwargs: P.kwargs,
     ) -> When[S, E]:
         """Take a decision upon the state."""
-        name = getattr(decision, "__qualname__", repr(decision))
+        name = shown_function(decision)
         given = [repr(each) for each in args] + [f"{k}={v!r}" for k, v in kwargs.items()]
         description = f"{name}({', '.join(given)}) upon {self.state!r}"
         try:

@@ -17,6 +17,7 @@ from streams.eventsourcing.histories import Histories
 from streams.eventsourcing.state_cache import KnownState
 from streams.eventsourcing.state_type import StateType
 from streams.log.events import StoredSnapshot
+from streams.numbers import is_int
 from streams.text import get_logger
 
 logger = get_logger("streams")
@@ -40,7 +41,7 @@ class Snapshot:
     def __post_init__(self) -> None:
         for name, least in (("every", 1), ("version", 0)):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            if not is_int(value, least):
                 raise ConfigError(f"Snapshot({name}={value!r}): a whole number from {least}")
 
 

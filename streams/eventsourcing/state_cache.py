@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from streams.errors import ConfigError
 from streams.log.events import Head
+from streams.numbers import is_int
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Cache:
     def __post_init__(self) -> None:
         for name in ("count", "bytes"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            if not is_int(value, 0):
                 raise ConfigError(f"Cache({name}={value!r}): a whole number from 0")
 
 

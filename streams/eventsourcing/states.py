@@ -31,6 +31,7 @@ from streams.log.events import (
     HistoryRequest,
     StoredEvent,
 )
+from streams.numbers import is_int
 from streams.processing import Histogram
 from streams.text import get_logger
 from streams.topic import encode_key
@@ -226,7 +227,7 @@ class States:
 
         :raises InvalidValue: it can be none.
         """
-        if not isinstance(version, int) or isinstance(version, bool) or version < 0:
+        if not is_int(version, 0):
             raise InvalidValue(f"aggregate {self._name!r}: {option}={version!r}: a version from 0")
         return version
 

@@ -22,7 +22,8 @@ from typing import Any, Protocol
 from typing_extensions import override
 
 from streams.log.event_headers import event_header
-from streams.log.protocol import Assignment, Commit, Reader, Submitted, Subscription, Transaction
+from streams.log.protocol import Reader, Subscription
+from streams.log.wrapped_subscription import WrappedSubscription
 from streams.message import Batch, Headers
 from streams.text import get_logger
 
@@ -173,7 +174,7 @@ class EventReader(Reader):
         self._reader.close()
 
 
-class EventSubscription(Subscription):
+class EventSubscription(WrappedSubscription):
     """A member of a group that reads event topics, and perhaps others.
 
     :param subscription: which has their records.
@@ -183,7 +184,7 @@ class EventSubscription(Subscription):
     def __init__(
         self, subscription: Subscription, event_topics: Iterable[str], filter: HoldsEvents
     ) -> None:
-        self._subscription = subscription
+        super().__init__(subscription)
         self._event_topics = frozenset(event_topics)
         self._filter = filter
 
@@ -198,39 +199,3 @@ class EventSubscription(Subscription):
             self._filter.events_of(batch) if batch.topic in self._event_topics else batch
             for batch in batches
         ]
-
-    @override
-    def commit(self, commits: Sequence[Commit]) -> None:
-        self._subscription.commit(commits)
-
-    @override
-    def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
-        self._subscription.commit_async(commits, on_submitted)
-
-    @override
-    def pause(self, assignments: Iterable[Assignment]) -> None:
-        self._subscription.pause(assignments)
-
-    @override
-    def resume(self, assignments: Iterable[Assignment]) -> None:
-        self._subscription.resume(assignments)
-
-    @override
-    def reassign(self, assignments: Iterable[Assignment]) -> None:
-        self._subscription.reassign(assignments)
-
-    @override
-    def keep_alive(self) -> None:
-        self._subscription.keep_alive()
-
-    @override
-    def wakeup(self) -> None:
-        self._subscription.wakeup()
-
-    @override
-    def begin_transaction(self) -> Transaction:
-        return self._subscription.begin_transaction()
-
-    @override
-    def close(self) -> None:
-        self._subscription.close()

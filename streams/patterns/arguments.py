@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from streams.callables import call_error, callable_name
 from streams.errors import ConfigError, InvalidValue
+from streams.numbers import is_int, is_seconds
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -27,17 +28,6 @@ def check_app(app: object, where: str) -> Streams:
     if not isinstance(app, Streams):
         raise ConfigError(f"{where}({app!r}): a Streams app is needed")
     return app
-
-
-def is_int(value: object, minimum: int) -> bool:
-    """Whether it is a whole number from ``minimum``."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
-
-
-def is_seconds(value: object, *, positive: bool = True) -> bool:
-    """Whether it is a number of seconds: more than 0, or not negative."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and (value > 0 or (value == 0 and not positive))  # type: ignore[operator]
 
 
 def check_int(where: str, option: str, value: object, minimum: int = 1) -> None:
@@ -63,46 +53,6 @@ def check_timeout(where: str, value: Any) -> None:
     """:raises InvalidValue: the call ``where`` cannot wait for so long."""
     if not is_seconds(value, positive=False):
         raise InvalidValue(f"{where}(within={value!r}): seconds, not negative")
-
-
-def unwrap_partial(function: Any) -> Any:
-    """The function itself, of a ``partial`` of one."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return function
-
-
-def is_async(function: Any) -> bool:
-    """Whether calls are to be awaited: of a function, a callable object, a ``partial``."""
-    target = unwrap_partial(function)
-    return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(
-        getattr(target, "__call__", None)  # noqa: B004 - an object may be called as well
-    )
-
-
-def is_generator(function: Any) -> bool:
-    """The same: whether a call runs nothing by itself and makes a generator."""
-    target = unwrap_partial(function)
-    return any(
-        inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each)
-        for each in (target, getattr(target, "__call__", None))  # noqa: B004
-    )
-
-
-def call_error(function: Callable[..., Any], *arguments: object) -> TypeError | None:
-    """Why a function cannot be called with these arguments; None if it can, or does not tell."""
-    try:
-        inspect.signature(function).bind(*arguments)
-    except TypeError as error:
-        return error
-    except ValueError:  # a builtin that does not tell its parameters
-        return None
-    return None
-
-
-def callable_name(function: Callable[..., Any]) -> str:
-    """A function as log lines and errors name it."""
-    return getattr(function, "__name__", None) or type(function).__name__
 
 
 def check_callable(function: Any, where: str, *arguments: str) -> None:

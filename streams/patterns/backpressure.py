@@ -23,7 +23,8 @@ from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar, overload
 
 from streams.errors import InvalidValue, StreamsError
-from streams.patterns.arguments import check_int, is_int
+from streams.numbers import is_int
+from streams.patterns.arguments import check_int
 from streams.patterns.operation import await_call, call_operation, check_operation
 
 __all__ = ["BackpressureController", "NotAcquired"]

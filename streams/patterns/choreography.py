@@ -28,12 +28,14 @@ from msgspec.structs import force_setattr
 from uuid_utils import uuid7
 
 from stream_codecs import EncodeError
+from streams.callables import callable_name
 from streams.clock import SYSTEM
 from streams.config import Retry
 from streams.errors import ConfigError, InvalidValue, Reject, find_config_error
 from streams.log.names import to_valid_name
 from streams.message import CORRELATION
-from streams.patterns.arguments import NOT_GIVEN, callable_name, check_seconds, is_int
+from streams.numbers import is_int
+from streams.patterns.arguments import NOT_GIVEN, check_seconds
 from streams.patterns.bus import (
     WILDCARD,
     DurableOptions,

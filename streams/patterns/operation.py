@@ -12,9 +12,10 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from streams.callables import is_async, unwrap_partial
 from streams.cancellation import run_to_completion
 from streams.errors import ConfigError
-from streams.patterns.arguments import check_callable, is_async, unwrap_partial
+from streams.patterns.arguments import check_callable
 
 T = TypeVar("T")
 

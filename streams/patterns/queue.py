@@ -26,6 +26,7 @@ from weakref import WeakKeyDictionary
 from typing_extensions import TypeForm
 
 from streams.annotation_checks import ArgumentType, check_arguments
+from streams.callables import callable_name
 from streams.cancellation import run_in_thread, run_to_completion
 from streams.config import DeadLetters, Flow, Retention, Retry
 from streams.errors import ConfigError, InvalidValue
@@ -39,7 +40,7 @@ from streams.message import (
     Message,
     header_or_legacy,
 )
-from streams.patterns.arguments import NOT_GIVEN, callable_name, check_app, check_int, check_seconds
+from streams.patterns.arguments import NOT_GIVEN, check_app, check_int, check_seconds
 from streams.patterns.delay import Delay, DelayClient, due_at
 from streams.processor import Processor, ProcessorOptions, inspect_handler
 from streams.retries import Outcome, delay_topic

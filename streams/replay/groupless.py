@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Generic, NoReturn, Protocol, Self, TypeVar, cast
+from typing import Generic, NoReturn, Protocol, Self, TypeVar
 
 from typing_extensions import override
 
@@ -16,6 +16,7 @@ from streams.log.protocol import (
     Submitted,
     Subscription,
 )
+from streams.log.wrapped_subscription import log_with_subscribe
 
 
 class OpenPartition(Protocol):
@@ -51,7 +52,7 @@ class GrouplessSubscription(Subscription, Generic[P]):
 
     def in_place_of(self, log: Log) -> Log:
         """What a poller is given instead of the log, so that it polls this subscription."""
-        return cast(Log, _GrouplessLog(log, self))
+        return log_with_subscribe(log, lambda group, topics, listener, **_: self.listen(listener))
 
     def listen(self, listener: RebalanceListener) -> Self:
         """Begin to be polled by this listener's owner."""
@@ -108,20 +109,3 @@ class GrouplessSubscription(Subscription, Generic[P]):
             self._listener.revoked([each.assignment for each in self._partitions])
         for each in self._partitions:
             each.close()
-
-
-class _GrouplessLog:
-    """A log with one subscription, which joins no group."""
-
-    def __init__(self, log: Log, subscription: GrouplessSubscription[Any]) -> None:
-        self._log = log
-        self._subscription = subscription
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._log, name)
-
-    def subscribe(
-        self, group: str, topics: Sequence[str], listener: RebalanceListener, **_: object
-    ) -> Subscription:
-        """No group is joined."""
-        return self._subscription.listen(listener)

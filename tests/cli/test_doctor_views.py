@@ -15,6 +15,7 @@ from msgspec import Struct
 from streams import Aggregate, Streams
 from streams.cli.doctor import view_checks
 from streams.eventsourcing.views.checkpoints import encode_checkpoint
+from streams.eventsourcing.views.inspection import InspectedVersion, VersionInspector
 from streams.log.documents import Checkpoint
 from streams.log.url import open_log
 from tests.cli.conftest import Run, Shell
@@ -87,6 +88,20 @@ def test_a_view_that_is_well(clinic: Clinic) -> None:
     assert clinic() == [
         (f"view {NAME} version 1", "yes", "serving: 1 document, none of which stands still", "")
     ]
+
+
+def test_a_version_is_inspected_once(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+    clinic.fill(5)
+    inspected: list[str] = []
+    inspect = VersionInspector.inspect
+
+    def inspecting(inspector: VersionInspector) -> InspectedVersion:
+        inspected.append(inspector.collection)
+        return inspect(inspector)
+
+    monkeypatch.setattr(VersionInspector, "inspect", inspecting)
+    assert [each[1] for each in clinic()] == ["yes"]
+    assert inspected == [f"{NAME}.v1"]
 
 
 def test_a_view_that_was_not_built_yet(clinic: Clinic) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from streams import Streams, ViewNotReady
 from streams.errors import Unavailable
-from streams.eventsourcing.views import operations
+from streams.eventsourcing.views import inspection, operations
 from streams.eventsourcing.views.checkpoints import encode_checkpoint
 from streams.log.documents import Checkpoint, DocumentChange, DocumentLog, StoredDocument
 from streams.log.sqlite.documents import SqliteDocuments
@@ -440,6 +440,27 @@ def test_what_is_not_there_is_named_and_what_is_near(desk: Desk) -> None:
     for command in ("promote", "rebuild", "drop"):
         ended = desk(command, "NAME", "--version", "7")
         assert ended.err == f"streams: view {desk.name!r} has no version 7; it has 1\n"
+
+
+def test_what_is_shown_is_read_once(sqlite: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    sqlite.fill(1)
+    asked: list[str] = []
+    read_view, find = inspection.read_view, SqliteDocuments.find
+
+    def reading(log: Any, name: str) -> Any:
+        asked.append("registry")
+        return read_view(log, name)
+
+    def finding(store: Any, collection: str) -> Any:
+        asked.append("partitions")
+        return find(store, collection)
+
+    monkeypatch.setattr(inspection, "read_view", reading)
+    monkeypatch.setattr(SqliteDocuments, "find", finding)
+    for words in (["show", "NAME"], ["show", "NAME", "--version", "1"], ["stopped", "NAME"]):
+        asked.clear()
+        assert sqlite(*words).status == 0
+        assert sorted(asked) == ["partitions", "registry"], words
 
 
 def test_a_log_without_views_is_not_given_a_registry(sqlite: Desk) -> None:

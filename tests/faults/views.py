@@ -207,7 +207,7 @@ def look_at(log: Log, views: Views) -> Iterator[Look]:
             if checkpoint is None:
                 assert not documents
                 continue
-            _, sources = decode_checkpoint(checkpoint.data)
+            _, sources = decode_checkpoint(checkpoint)
             yield Look(collection, partition, documents, checkpoint.position, sources)
 
 

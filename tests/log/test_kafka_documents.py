@@ -429,7 +429,7 @@ def test_an_index_that_is_made_after_compaction_is_right(
     # Of a write that no checkpoint followed.
     put(producer, copied, b"back", b"x", [(DOCUMENT, b"77")])
     monkeypatch.setattr("streams.log.kafka.document_partition.FLUSH_COUNT", held)
-    monkeypatch.setattr("streams.log.kafka.topic_follower.FETCH_LIMIT", min(held, 500))
+    monkeypatch.setattr("streams.log.kafka.index_consumer.FETCH_LIMIT", min(held, 500))
     other = reopen()
     assert list(other.scan(copied, 0, b"", None, 100)) == expected
     assert other.checkpoint(copied, 0) == Checkpoint(39)

@@ -33,7 +33,7 @@ from tests.managers.purses import (
     Transfer,
     World,
 )
-from tests.managers.world import TRANSFER, Life
+from tests.managers.world import COMMITS, TRANSFER, Life
 from tests.patterns.saga_world import ROOT, Nursery
 from tests.servers.lifetime import until
 
@@ -130,6 +130,8 @@ async def test_killed_at_every_failpoint_in_turn(
     await trial.check()
     assert kills == len(trial.life.passed())
     assert kills > 40
+    kinds = {(words[0], words[-1]) for words in map(str.split, trial.life.passed())}
+    assert {(each, when) for each in COMMITS for when in ("before", "after")} <= kinds
 
 
 @pytest.mark.parametrize("log", ["redis", "kafka"])

@@ -32,6 +32,9 @@ from tests.patterns.saga_world import nurse
 
 TRANSFER = "t1"
 
+COMMITS = ("commit", "commit_async")
+"""What a subscription is called for to store positions: for good, and cheaply."""
+
 
 @dataclass(frozen=True)
 class Life:
@@ -142,19 +145,20 @@ class Failpoints:
 
         def subscribing(group: str, *given: Any, **options: Any) -> Subscription:
             subscription: Any = subscribe(group, *given, **options)
-            for name in ("commit", "submit"):
-                if hasattr(subscription, name):
-                    commit = getattr(subscription, name)
-                    setattr(subscription, name, self._committing(group, commit))
+            for name in COMMITS:
+                commit = getattr(subscription, name)
+                setattr(
+                    subscription, name, self._committing(f"{name} {self._group(group)}", commit)
+                )
             return subscription  # type: ignore[no-any-return]
 
         self._log.subscribe = subscribing
 
-    def _committing(self, group: Any, commit: Callable[..., None]) -> Callable[..., None]:
+    def _committing(self, what: str, commit: Callable[..., None]) -> Callable[..., None]:
         def committing(*given: Any) -> None:
-            self.hit(f"commit {self._group(group)} before")
+            self.hit(f"{what} before")
             commit(*given)
-            self.hit(f"commit {self._group(group)} after")
+            self.hit(f"{what} after")
 
         return committing
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from streams import Streams
 from streams.derived_records import header_text
-from streams.log.protocol import Assignment, Log, OnAppended, Subscription
+from streams.log.protocol import Assignment, Commit, Log, OnAppended, Submitted, Subscription
 from streams.message import Record
 from streams.parking.records import KIND
 
@@ -57,6 +57,8 @@ class _Points:
     def __init__(self, hit: Told, over: Told) -> None:
         self._hit = hit
         self._over = over
+        self._is_submitting = False
+        """A commit that nobody waits for is being handed over; by the one thread that commits."""
 
     def _passed(self, name: str) -> None:
         self._hit(name)
@@ -98,24 +100,43 @@ class _Points:
         subscribe = log.subscribe
 
         def subscribing(*arguments: Any, **options: Any) -> Subscription:
-            subscription = subscribe(*arguments, **options)
-            for name in ("commit", "submit"):
-                if hasattr(subscription, name):
-                    setattr(subscription, name, self._committing(getattr(subscription, name)))
+            subscription: Any = subscribe(*arguments, **options)
+            subscription.commit = self._committing(subscription.commit)
+            subscription.commit_async = self._submitting(subscription.commit_async)
             return subscription  # type: ignore[no-any-return]
 
         log.subscribe = subscribing
 
     def _committing(self, commit: Callable[..., None]) -> Callable[..., None]:
-        def committing(*arguments: Any) -> None:
+        def committing(commits: Sequence[Commit]) -> None:
+            if self._is_submitting:  # some logs submit by committing: that is one commit
+                commit(commits)
+                return
             self._hit("commit.read")
             try:
-                commit(*arguments)
+                commit(commits)
             finally:
                 self._over("commit.read")
             self._passed("commit.after")
 
         return committing
+
+    def _submitting(self, submit: Callable[..., None]) -> Callable[..., None]:
+        def submitting(commits: Sequence[Commit], on_submitted: Submitted) -> None:
+            def answer(stored: bool) -> None:
+                if stored:
+                    self._passed("commit.after")
+                on_submitted(stored)
+
+            self._hit("commit.read")
+            self._is_submitting = True
+            try:
+                submit(commits, answer)
+            finally:
+                self._is_submitting = False
+                self._over("commit.read")
+
+        return submitting
 
     def around_reading_back(self, sequence: Any) -> None:
         proven = sequence.is_confirmed

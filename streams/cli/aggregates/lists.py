@@ -185,18 +185,10 @@ def list_ids(keys: Iterator[HistoryKey], number: int, *, json: bool) -> None:
 
 def _key_json(found: HistoryKey) -> dict[str, Any]:
     return {
-        **id_json(found.key),
+        **output.lossless_json("id", found.key),
         "version": int(found.head.base.version),
         "closed": bool(found.head.is_final),
     }
-
-
-def id_json(key: bytes) -> dict[str, Any]:
-    """An aggregate's ID, without loss."""
-    text = output.bytes_text(key) or ""
-    if text.encode("utf-8", "backslashreplace") == key:
-        return {"id": text}
-    return {"id": text, "id_base64": output.base64_text(key)}
 
 
 def list_stopped(
@@ -206,7 +198,9 @@ def list_stopped(
     found: list[dict[str, Any]] = []
     checked = _check(place, name, keys, scan)
     for key, stopped in islice(checked, number or None):
-        found.append({**id_json(key), "version": stopped.version, "why": stopped.reason})
+        found.append(
+            {**output.lossless_json("id", key), "version": stopped.version, "why": stopped.reason}
+        )
     checked.close()
     output.print_rows(found, {"id": "id", "version": "version", "why": "why"}, json=json)
     if number and len(found) == number:

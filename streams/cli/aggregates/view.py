@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streams.cli import output
-from streams.cli.aggregates.lists import id_json, list_keys
+from streams.cli.aggregates.lists import list_keys
 from streams.cli.command_errors import CommandFailed
 from streams.text import did_you_mean
 
@@ -71,7 +71,7 @@ class AggregateView:
             )
         document: dict[str, Any] = {
             "aggregate": self._name,
-            **id_json(self._key),
+            **output.lossless_json("id", self._key),
             "topic": self._topic,
             "partition": found.partition,
             "version": head_version,

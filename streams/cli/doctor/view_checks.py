@@ -14,7 +14,11 @@ from streams.wire import shorten
 
 if TYPE_CHECKING:
     from streams.eventsourcing import View
-    from streams.eventsourcing.views.inspection import KnownView, VersionInspector
+    from streams.eventsourcing.views.inspection import (
+        InspectedVersion,
+        KnownView,
+        VersionInspector,
+    )
     from streams.log.protocol import Log
 
 FAR_BEHIND = 10_000
@@ -46,28 +50,28 @@ def check_views(inspection: AppInspection) -> Iterator[Finding]:
 def _check_version(
     inspection: AppInspection, subject: Subject, view: View[Any], all_known: KnownView, log: Log
 ) -> Iterator[Finding]:
-    from streams.eventsourcing.views.inspection import VersionInspector, check_declared
+    from streams.eventsourcing.views.inspection import VersionInspector
 
     known = all_known.version(view.version)
     if known is None:
         yield subject.unknown("it was not built yet", "run the app once, and ask again")
         return
     try:
-        check_declared(view.declared, known)
+        view.declared.check_declared(known)
     except ConfigError as error:
         yield subject.no(str(error), "the app does not start with this code: do what it says")
         return
     inspector = VersionInspector(log, view.name, all_known, known)
+    inspected = inspector.inspect()
     found = [
         *_check_checkpoints(inspection, subject, view, inspector),
         *_check_stopped(inspection, subject, view, inspector),
         *_check_waiting(subject, view, log),
-        *_check_lag(inspection, subject, view, inspector),
+        *_check_lag(inspection, subject, view, inspected),
     ]
     if not any(each.verdict == "no" for each in found):
-        summary = inspector.inspect()
-        documents = output.plural(summary.totals.documents, "document")
-        yield subject.yes(f"{summary.state}: {documents}, none of which stands still")
+        documents = output.plural(inspected.totals.documents, "document")
+        yield subject.yes(f"{inspected.state}: {documents}, none of which stands still")
     yield from found
 
 
@@ -118,10 +122,9 @@ def _check_waiting(subject: Subject, view: View[Any], log: Log) -> Iterator[Find
 
 
 def _check_lag(
-    inspection: AppInspection, subject: Subject, view: View[Any], inspector: VersionInspector
+    inspection: AppInspection, subject: Subject, view: View[Any], found: InspectedVersion
 ) -> Iterator[Finding]:
     """It keeps up with its events."""
-    found = inspector.inspect()
     show = inspection.command(f"views show {shlex.quote(view.name)}")
     if found.state == "clearing":
         rebuild = _command(inspection, "rebuild", view.name, view.version)
@@ -160,7 +163,7 @@ def _check_left_over(
         if inspector.members():
             continue
         subject = Subject("views", f"view {name} version {version.version}")
-        documents = output.plural(inspector.inspect().totals.documents, "document")
+        documents = output.plural(inspector.tracker.totals().documents, "document")
         yield subject.no(
             f"nobody runs it and nobody serves from it; it keeps {documents}",
             _command(inspection, "drop", name, version.version),

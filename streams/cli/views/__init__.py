@@ -108,8 +108,7 @@ def list_stopped(
       [cyan]streams views stopped accounts.balances --json | jq -r '.\[].key'[/cyan]
     """
     with open_place(url) as place:
-        chosen = version or place.default_version(name)
-        rows, has_more = stopped_rows(place.inspector(name, chosen), number)
+        rows, has_more = stopped_rows(place.inspector(name, version), number)
     if json:
         output.print_json(rows)
     else:
@@ -255,8 +254,8 @@ def retry_document(
     seconds = parse_duration(timeout, "--timeout")
     source = resolve_url(url)
     with open_place(source) as place:
-        chosen = version or place.default_version(name)
-        inspector = place.inspector(name, chosen)
+        inspector = place.inspector(name, version)
+        chosen = inspector.known.version
         document = inspector.find(argument_bytes(key))
         if document is None:
             raise CommandFailed(f"{name}: version {chosen} has no document {key!r}")

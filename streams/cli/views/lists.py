@@ -21,27 +21,34 @@ RATE_TIME = 1.0
 
 
 def version_rows(place: Place, names: Iterable[str]) -> list[dict[str, Any]]:
-    """A row for each version, with the rate of those that are being built."""
-    found: list[tuple[VersionInspector, dict[str, Any]]] = []
+    """A row for each version of these views."""
+    found: list[VersionInspector] = []
     for name in names:
-        inspectors = output.call_or_report(
-            f"view {output.printable_text(name)}", partial(place.inspectors, name)
-        )
-        for inspector in inspectors or ():
-            row = output.call_or_report(
-                output.printable_text(inspector.collection), partial(_version_row, name, inspector)
-            )
-            if row is not None:
-                found.append((inspector, row))
+        shown = f"view {output.printable_text(name)}"
+        found += output.call_or_report(shown, partial(place.inspectors, name)) or ()
+    return [row for _, row in rows_of(found)]
+
+
+def rows_of(
+    inspectors: Iterable[VersionInspector],
+) -> list[tuple[VersionInspector, dict[str, Any]]]:
+    """A row for each of these versions that can be read, with the rate of those that are being
+    built."""
+    found: list[tuple[VersionInspector, dict[str, Any]]] = []
+    for inspector in inspectors:
+        shown = output.printable_text(inspector.collection)
+        row = output.call_or_report(shown, partial(_version_row, inspector))
+        if row is not None:
+            found.append((inspector, row))
     _add_rates(found)
-    return [row for _, row in found]
+    return found
 
 
-def _version_row(name: str, inspector: VersionInspector) -> dict[str, Any]:
+def _version_row(inspector: VersionInspector) -> dict[str, Any]:
     found = inspector.inspect()
     progress = found.progress
     return {
-        "view": output.printable_text(name),
+        "view": output.printable_text(inspector.name),
         "version": found.known.version,
         "state": found.state,
         "serves": found.serves,
@@ -118,18 +125,10 @@ def share_text(share: float | None) -> str | None:
     return "100%" if share >= 1.0 else f"{min(share, 0.999):.1%}"
 
 
-def key_json(key: bytes) -> dict[str, Any]:
-    """A document's key, without loss."""
-    text = output.bytes_text(key) or ""
-    if text.encode("utf-8", "backslashreplace") == key:
-        return {"key": text}
-    return {"key": text, "key_base64": output.base64_text(key)}
-
-
 def stopped_json(found: StoppedKey) -> dict[str, Any]:
     """A document that stands still."""
     return {
-        **key_json(found.key),
+        **output.lossless_json("key", found.key),
         "partition": found.partition,
         "position": output.printable_text(found.position),
         "why": output.printable_text(found.reason),

@@ -36,31 +36,37 @@ class Place(NamedTuple):
             raise CommandFailed(f"the log has no view {shown!r}; {suggestion(shown, known)}")
         return found
 
-    def inspector(self, name: str, number: int) -> VersionInspector:
+    def inspector(self, name: str, number: int | None) -> VersionInspector:
         """What looks at a version.
 
+        :param number: None: the one that serves; where none does, the newest.
         :raises CommandFailed: the log has no such view or version.
+        """
+        view = self.view(name)
+        chosen = number or view.promoted or view.versions[-1].version
+        return self.inspectors_of(name, view, chosen)[0]
+
+    def inspectors_of(
+        self, name: str, view: KnownView, number: int | None = None
+    ) -> list[VersionInspector]:
+        """What looks at each version of a view that was read, the newest first.
+
+        :param number: only at this one.
+        :raises CommandFailed: the view has no such version.
         """
         from streams.eventsourcing.views.inspection import VersionInspector
 
-        view = self.view(name)
-        known = view.version(number)
-        if known is None:
+        found = [each for each in reversed(view.versions) if number in (None, each.version)]
+        if number is not None and not found:
             there = ", ".join(str(each.version) for each in view.versions)
             raise CommandFailed(f"view {name!r} has no version {number}; it has {there}")
-        return VersionInspector(self.log, name, view, known)
+        return [VersionInspector(self.log, name, view, known) for known in found]
 
     def inspectors(self, name: str) -> list[VersionInspector]:
         """What looks at each version, the newest first."""
-        from streams.eventsourcing.views.inspection import VersionInspector, read_view
+        from streams.eventsourcing.views.inspection import read_view
 
-        view = read_view(self.log, name)
-        return [VersionInspector(self.log, name, view, known) for known in reversed(view.versions)]
-
-    def default_version(self, name: str) -> int:
-        """The version that serves; where none does, the newest."""
-        view = self.view(name)
-        return view.promoted or view.versions[-1].version
+        return self.inspectors_of(name, read_view(self.log, name))
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from streams.cli import output
 from streams.cli.views.lists import (
     print_stopped,
     print_versions,
+    rows_of,
     stopped_rows,
-    version_rows,
 )
 
 if TYPE_CHECKING:
@@ -26,17 +26,11 @@ def view_json(place: Place, name: str, number: int | None, lines: int) -> dict[s
     :param lines: so many documents that stand still of each version, at most; 0: all.
     """
     view = place.view(name)
-    inspectors = place.inspectors(name)
-    if number is not None:
-        inspectors = [place.inspector(name, number)]
-    rows = {row["version"]: row for row in version_rows(place, [name])}
     versions: list[dict[str, Any]] = []
-    for inspector in inspectors:
-        row = rows.get(inspector.known.version)
-        if row is not None:
-            where = output.printable_text(inspector.collection)
-            more = output.call_or_report(where, partial(_more_json, place, inspector, lines))
-            versions.append({**row, **(more or {})})
+    for inspector, row in rows_of(place.inspectors_of(name, view, number)):
+        where = output.printable_text(inspector.collection)
+        more = output.call_or_report(where, partial(_more_json, place, inspector, lines))
+        versions.append({**row, **(more or {})})
     return {
         "view": output.printable_text(name),
         "promoted": view.promoted or None,

@@ -8,6 +8,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
+from streams.callables import shown_function
 from streams.eventsourcing.aggregate import Aggregate
 
 E = TypeVar("E")
@@ -52,7 +53,7 @@ class Command:
     __hash__ = None  # type: ignore[assignment]  # its arguments may be anything
 
     def __repr__(self) -> str:
-        name = getattr(self.decision, "__qualname__", repr(self.decision))
+        name = shown_function(self.decision)
         given = [*map(repr, self.args), *(f"{key}={value!r}" for key, value in self.kwargs.items())]
         return f"Command({', '.join([self.aggregate.name, repr(self.id), name, *given])})"
 

@@ -20,9 +20,11 @@ import msgspec
 
 from stream_codecs import type_name
 from streams.app import Streams
+from streams.callables import is_async, shown_function
 from streams.errors import ConfigError, InvalidValue
 from streams.eventsourcing.aggregate import Aggregate
 from streams.eventsourcing.causes import cause_text
+from streams.eventsourcing.declaration_checks import check_refusals
 from streams.eventsourcing.errors import AggregateClosed, DecisionRefused
 from streams.eventsourcing.managers.actions import Command
 from streams.eventsourcing.managers.reactions import StoredCommand
@@ -105,16 +107,12 @@ class Commands:
         for name, each in found.items():
             if not isinstance(name, str) or not name or not callable(each):
                 raise ConfigError(problem)
-            if inspect.iscoroutinefunction(each):
+            if is_async(each):
                 raise ConfigError(f"{self._where}: decision {name!r} is async: decisions are plain")
         return found
 
     def _check_refusals(self, refusals: Any) -> dict[str, type[Exception]]:
-        given = refusals if isinstance(refusals, tuple) else (refusals,)
-        if not all(isinstance(each, type) and issubclass(each, Exception) for each in given):
-            raise ConfigError(
-                f"{self._where}: refusals={refusals!r}: a type of exception, or several"
-            )
+        given = check_refusals(self._where, refusals, ConfigError)
         found = {each.__name__: each for each in given}
         if len(found) != len(given) or CLOSED in found:
             raise ConfigError(
@@ -169,7 +167,7 @@ class Commands:
         name = getattr(decision, "__name__", "")
         if name and getattr(_state_class(aggregate), name, None) is decision:
             return str(name)
-        shown = getattr(decision, "__qualname__", repr(decision))
+        shown = shown_function(decision)
         raise InvalidValue(
             f"{self._where}: decision {shown} of aggregate {aggregate.name!r} is no method of its "
             f"state, so it has no name under which it can be stored: ProcessManager(..., "

@@ -10,9 +10,9 @@ import msgspec
 from typing_extensions import TypeVar
 
 from stream_codecs import Json, type_name
-from streams.annotation_checks import signature
-from streams.app import Streams
+from streams.callables import call_error, is_plain, shown_function
 from streams.errors import ConfigError, InvalidValue
+from streams.eventsourcing.declaration_checks import check_app
 from streams.eventsourcing.managers.actions import Action, Cancel, Command, End, Schedule
 from streams.eventsourcing.managers.commands import Commands
 from streams.eventsourcing.managers.reactions import (
@@ -24,6 +24,7 @@ from streams.eventsourcing.managers.reactions import (
 )
 from streams.eventsourcing.managers.timeouts import Timeouts
 from streams.eventsourcing.state_type import StateType
+from streams.numbers import is_int
 
 S = TypeVar("S")
 
@@ -71,10 +72,7 @@ class ManagerDefinition(Generic[S]):
         partitions: int,
     ) -> None:
         self.where = f"process manager {name!r}"
-        if not isinstance(app, Streams):
-            raise ConfigError(
-                f"{self.where}: the first argument is an app, Streams(...), not {app!r}"
-            )
+        check_app(self.where, app)
         if not isinstance(name, str):
             raise ConfigError(f"{self.where}: its name is a str")
         if not topics:
@@ -88,7 +86,7 @@ class ManagerDefinition(Generic[S]):
                 "for, or None for none"
             )
         _check_function(self.where, "key", key, 1, "(event)")
-        if not isinstance(partitions, int) or isinstance(partitions, bool) or partitions < 1:
+        if not is_int(partitions, 1):
             raise ConfigError(f"{self.where}: partitions={partitions!r}: a whole number from 1")
         self.app = app
         self.name = name
@@ -213,23 +211,14 @@ class ManagerDefinition(Generic[S]):
 
 def _check_function(where: str, option: str, function: Any, count: int, called: str) -> None:
     """:raises ConfigError: this cannot be called so."""
-    what = f"{where}: {option}={getattr(function, '__qualname__', repr(function))}"
+    what = f"{where}: {option}={shown_function(function)}"
     if not callable(function):
         raise ConfigError(f"{what}: a function of {called}")
-    forms = (function, getattr(function, "__call__", None))  # noqa: B004 - an object may be called too
-    kinds = (
-        inspect.iscoroutinefunction,
-        inspect.isgeneratorfunction,
-        inspect.isasyncgenfunction,
-    )
-    if any(is_kind(form) for form in forms for is_kind in kinds):
+    if not is_plain(function):
         raise ConfigError(
             f"{what}: it must be a plain function, which only answers: what it is to do belongs "
             "into commands, what it has to know into the state"
         )
-    try:
-        signature(function).bind(*[None] * count)
-    except TypeError as error:
+    error = call_error(function, *[None] * count)
+    if error is not None:
         raise ConfigError(f"{what}: it is called as {called}: {error}") from error
-    except ValueError:
-        return  # a builtin that does not tell its parameters

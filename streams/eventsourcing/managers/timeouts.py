@@ -25,6 +25,7 @@ from streams.eventsourcing.managers.actions import Schedule
 from streams.eventsourcing.managers.reactions import StoredCancel, StoredTimeout
 from streams.log.names import check_topic
 from streams.log.protocol import Log
+from streams.numbers import is_seconds
 from streams.retries import (
     LATEST_DUE,
     PENDING_LIMIT,
@@ -80,8 +81,7 @@ class Timeouts:
         """
         name, after = schedule.name, schedule.after
         seconds: Any = after.total_seconds() if isinstance(after, timedelta) else after
-        is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-        if not is_number or not 0 <= seconds < LATEST_DUE / 2000:
+        if not is_seconds(seconds, positive=False) or seconds >= LATEST_DUE / 2000:
             raise InvalidValue(
                 f"{self._where}: Schedule({after!r}, ...): seconds (or a timedelta), not negative"
             )

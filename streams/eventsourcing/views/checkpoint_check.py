@@ -26,7 +26,7 @@ def check_checkpoint(
     """
     where = f"{collection}: {topic}/{partition}"
     try:
-        last, _ = decode_checkpoint(checkpoint.data)
+        last, _ = decode_checkpoint(checkpoint)
     except UnreadableCheckpoint as error:
         raise CheckpointBeyondLog(f"{where}: its checkpoint: {error}; {REMEDY}") from error
     first, end = log.watermarks(topic, partition)

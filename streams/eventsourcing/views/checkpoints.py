@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from streams.errors import StreamsError
+from streams.log.documents import Checkpoint
 
 SourcePosition = tuple[int, int]
 """How far a source partition is folded: the offset of a message, and which of its copies that is
@@ -53,16 +54,17 @@ def encode_checkpoint(last: tuple[int, str] | None, sources: Mapping[str, Source
 
 
 def decode_checkpoint(
-    data: bytes,
+    checkpoint: Checkpoint | None,
 ) -> tuple[tuple[int, str] | None, dict[str, SourcePosition]]:
-    """What was stored: offset and ID of the last message that was folded, and the sources.
+    """What was stored with a checkpoint: offset and ID of the last message that was folded, and the
+    sources.
 
     :raises UnreadableCheckpoint: something else has written it.
     """
-    if not data:
+    if checkpoint is None or not checkpoint.data:
         return None, {}
     try:
-        found = _decoder.decode(data)
+        found = _decoder.decode(checkpoint.data)
         last = (parse_offset(found.offset), found.id) if found.offset else None
         return last, {
             name: (parse_offset(offset), copy) for name, (offset, copy) in found.sources.items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
@@ -10,13 +9,16 @@ from typing import Any, Generic
 from typing_extensions import TypeVar
 
 from stream_codecs import Codec
-from streams.annotation_checks import signature
 from streams.app import Streams
-from streams.decoding import Source
+from streams.callables import is_async, is_plain, parameters_of
+from streams.decoding import Source, TopicDecoder
 from streams.errors import ConfigError
+from streams.eventsourcing.declaration_checks import check_app
 from streams.eventsourcing.event_topic import EventTopic
 from streams.eventsourcing.views.document_type import DocumentType
+from streams.eventsourcing.views.names import collection_name, group_names, keyed_topic_name
 from streams.log.names import check_topic
+from streams.numbers import is_int
 
 D = TypeVar("D")
 
@@ -51,7 +53,7 @@ class ViewDefinition(Generic[D]):
     @property
     def collection(self) -> str:
         """Where its documents are; its group has the same name."""
-        return f"{self.name}.v{self.version}"
+        return collection_name(self.name, self.version)
 
     @property
     def is_keyed(self) -> bool:
@@ -62,7 +64,22 @@ class ViewDefinition(Generic[D]):
     @property
     def keyed_topic(self) -> str:
         """Where they are written to."""
-        return f"{self.collection}.keyed"
+        return keyed_topic_name(self.collection)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Of its processors; the topic of a keyed version has the name of the second."""
+        return group_names(self.collection, is_keyed=self.is_keyed)
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """The names of its sources."""
+        return tuple(source.name for source in self.sources)
+
+    @property
+    def decodings(self) -> dict[str, TopicDecoder[Any]]:
+        """How the messages of each source are decoded, by its name."""
+        return {source.name: source.decoding for source in self.sources}
 
     @property
     def places_keys(self) -> bool:
@@ -86,10 +103,9 @@ def define_view(
     :raises ConfigError: it cannot work.
     """
     where = f"view {name!r}"
-    if not isinstance(app, Streams):
-        raise ConfigError(f"{where}: the first argument is an app, Streams(...), not {app!r}")
+    check_app(where, app)
     check_topic(name)
-    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= MAX_VERSION:
+    if not is_int(version, 1, MAX_VERSION):
         raise ConfigError(f"{where}: version={version!r}: a whole number from 1")
     if not sources:
         raise ConfigError(f"{where}: give at least one topic: app.topic(...) or aggregate.events")
@@ -101,7 +117,7 @@ def define_view(
     names = [source.name for source in sources]
     if len(set(names)) != len(names):
         raise ConfigError(f"{where}: reads a topic twice: {', '.join(names)}")
-    if key is not None and (not callable(key) or inspect.iscoroutinefunction(key)):
+    if key is not None and (not callable(key) or is_async(key)):
         raise ConfigError(f"{where}: key={key!r}: a plain function of the event")
     definition = ViewDefinition(
         app,
@@ -121,33 +137,20 @@ def _wants_message(where: str, fold: Any) -> bool:
     """Whether the function takes (document, event, message) and not (document, event)."""
     if not callable(fold):
         raise ConfigError(f"{where}: {fold!r} is no function of a document and an event")
-    forms = (fold, getattr(fold, "__call__", None))  # noqa: B004 - an object may be called too
-    if any(
-        check(form)
-        for form in forms
-        for check in (
-            inspect.iscoroutinefunction,
-            inspect.isgeneratorfunction,
-            inspect.isasyncgenfunction,
-        )
-    ):
+    if not is_plain(fold):
         raise ConfigError(
             f"{where}: the function must be a plain one, which only returns the document: what has "
             "effects belongs into a processor"
         )
-    try:
-        parameters = signature(fold).parameters.values()
-    except (TypeError, ValueError):
+    parameters = parameters_of(fold)
+    if parameters is None:
         return False
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    takes = [each for each in parameters if each.kind in positional]
-    required = [each for each in takes if each.default is each.empty]
-    has_rest = any(each.kind is each.VAR_POSITIONAL for each in parameters)
-    if len(required) > 3 or (len(takes) < 2 and not has_rest):
+    required = parameters.required
+    if not (parameters.can_take(2) or parameters.can_take(3)):
         raise ConfigError(
-            f"{where}: the function takes {len(required)} parameters; it is called as (document, "
+            f"{where}: the function takes {required} parameters; it is called as (document, "
             "event) or (document, event, message)"
         )
-    if any(each.kind is each.KEYWORD_ONLY and each.default is each.empty for each in parameters):
+    if parameters.keywords:
         raise ConfigError(f"{where}: the function has a parameter by keyword without a default")
-    return len(required) == 3
+    return required == 3

@@ -23,7 +23,6 @@ from streams.eventsourcing.views.registry import (
     KnownView,
     Rebuilt,
     ViewRegistry,
-    check_declaration,
     declare,
     end_retry,
     finish_rebuild,
@@ -97,7 +96,7 @@ class ViewFamily:
         for number, version in self.versions.items():
             known = self.known.version(number)
             if known is not None:
-                self._check(known, version)
+                version.check_declared(known)
             self._builds[number] = 0 if known is None else known.builds
         self._task = asyncio.create_task(self._follow())
         self.is_open = True
@@ -110,13 +109,6 @@ class ViewFamily:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-
-    @staticmethod
-    def _check(known: KnownVersion, version: ViewVersion) -> None:
-        definition = version.definition
-        topics = tuple(source.name for source in definition.sources)
-        shape = definition.document_type.fingerprint
-        check_declaration(definition.name, known, shape, topics, definition.is_keyed)
 
     async def _follow(self) -> None:
         reported = ""

@@ -28,7 +28,11 @@ from streams.eventsourcing.views.definition import ViewDefinition
 from streams.eventsourcing.views.errors import MissingKey
 from streams.eventsourcing.views.event_readers import EventReader, Unit
 from streams.eventsourcing.views.failures import decode_failure, encode_failure
-from streams.eventsourcing.views.inline_subscription import Handled, PartitionHandler
+from streams.eventsourcing.views.inline_subscription import (
+    Handled,
+    PartitionHandler,
+    position_behind,
+)
 from streams.eventsourcing.views.known_documents import (
     KnownDocument,
     KnownDocuments,
@@ -68,7 +72,7 @@ class PartitionFolder(PartitionHandler):
         self._documents = KnownDocuments(writer, self._type.decode)
         checkpoint = writer.checkpoint
         self._position = 0 if checkpoint is None else checkpoint.position
-        self._last, _ = decode_checkpoint(b"" if checkpoint is None else checkpoint.data)
+        self._last, _ = decode_checkpoint(checkpoint)
 
     @property
     @override
@@ -96,9 +100,8 @@ class PartitionFolder(PartitionHandler):
                 self._fold_events(known, batch, start, events, outcome)
             else:
                 stop, error = self._fold_units(known, batch, start, outcome)
-        position = batch.skipped_to if stop == len(batch) else 0
+        position = position_behind(batch, start, stop)
         if stop > start:
-            position = max(position, batch.offsets[stop - 1] + 1)
             self._last = batch.offsets[stop - 1], batch.id(stop - 1)
         if position > self._position:
             self._write(outcome, position, self._reader.sources_before(stop))
@@ -265,9 +268,8 @@ class PartitionFolder(PartitionHandler):
         finally:
             self._reader = reader
         outcome.changed[key] = entry
-        checkpoint = self._writer.checkpoint
-        data = b"" if checkpoint is None else checkpoint.data
-        self._write(outcome, self._position, decode_checkpoint(data)[1])
+        _, sources = decode_checkpoint(self._writer.checkpoint)
+        self._write(outcome, self._position, sources)
         return not entry.failure
 
     def _fold_on(

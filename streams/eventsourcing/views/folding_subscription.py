@@ -16,6 +16,7 @@ from streams.errors import LogError
 from streams.eventsourcing.views.checkpoint_check import check_checkpoint
 from streams.eventsourcing.views.folding import PartitionFolder
 from streams.eventsourcing.views.inline_subscription import (
+    KEEP_ALIVE_EVERY,
     InlineSubscription,
     OpenPartition,
     PartitionCounts,
@@ -29,9 +30,6 @@ from streams.text import get_logger
 from streams.wire import shorten
 
 logger = get_logger("streams.views")
-
-KEEP_ALIVE_EVERY = 1.0
-"""Seconds between signs of life while a document is folded on."""
 
 
 class FoldingSubscription(InlineSubscription[PartitionFolder]):

@@ -17,18 +17,14 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
 from typing_extensions import override
 
-from streams.config import Flow
 from streams.errors import Fenced, LogError
 from streams.log.protocol import (
     Assignment,
-    Commit,
     Log,
     RebalanceListener,
-    StaticMember,
-    Submitted,
     Subscription,
-    Transaction,
 )
+from streams.log.wrapped_subscription import WrappedSubscription, log_with_subscribe
 from streams.message import Batch
 from streams.text import count_with_noun, describe_error, get_logger
 from streams.wire import shorten
@@ -46,6 +42,9 @@ MAX_RETRY_PAUSE = 30.0
 WAITING_POLL = 0.05
 """Seconds a poll may block while a partition waits."""
 
+KEEP_ALIVE_EVERY = 1.0
+"""Seconds between signs of life while something takes its time: an append, a document that is
+folded on."""
 
 MAX_STOPPED = 10_000
 """Keys of a partition's documents that stand still which are kept, about."""
@@ -64,6 +63,13 @@ class Handled(NamedTuple):
     error: Exception | None
     events: int
     stopped: Collection[bytes] = ()
+
+
+def position_behind(batch: Batch, start: int, stop: int) -> int:
+    """Everything below is handled, once the messages of a batch from ``start`` to ``stop`` are;
+    0: nothing is known by that."""
+    position = batch.skipped_to if stop == len(batch) else 0
+    return max(position, batch.offsets[stop - 1] + 1) if stop > start else position
 
 
 class PartitionHandler(Protocol):
@@ -126,7 +132,7 @@ class OpenPartition(Generic[H]):
         """When it is tried again, on :func:`time.monotonic`."""
 
 
-class InlineSubscription(Subscription, Generic[H]):
+class InlineSubscription(WrappedSubscription, Generic[H]):
     """See the module.
 
     :param name: what it is, for log lines.
@@ -134,6 +140,7 @@ class InlineSubscription(Subscription, Generic[H]):
     """
 
     def __init__(self, log: Log, name: str, counts: dict[tuple[str, int], PartitionCounts]) -> None:
+        super().__init__(cast(Any, None))  # it is there, as the listener is, once it has subscribed
         self._log = log
         self._name = name
         self._counts = counts
@@ -142,8 +149,6 @@ class InlineSubscription(Subscription, Generic[H]):
         """To be assigned anew."""
         self._told: list[Batch] = []
         """What the poller is to be told of, at the end of a poll that raises nothing."""
-        # Both there once it has subscribed.
-        self._subscription: Subscription = cast(Any, None)
         self._listener: RebalanceListener = cast(Any, None)
 
     @abstractmethod
@@ -163,7 +168,7 @@ class InlineSubscription(Subscription, Generic[H]):
 
     def in_place_of(self, log: Log) -> Log:
         """What a poller is given instead of the log, so that it polls this subscription."""
-        return cast(Log, _InlineLog(log, self))
+        return log_with_subscribe(log, self.subscribe)
 
     def subscribe(
         self, group: str, topics: Sequence[str], listener: RebalanceListener, **options: Any
@@ -306,19 +311,7 @@ class InlineSubscription(Subscription, Generic[H]):
             self._subscription.reassign(list(self._given_up))
             self._given_up.clear()
 
-    # -- the rest is the subscription's
-
-    @override
-    def commit(self, commits: Sequence[Commit]) -> None:
-        self._subscription.commit(commits)
-
-    @override
-    def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
-        self._subscription.commit_async(commits, on_submitted)
-
-    @override
-    def pause(self, assignments: Iterable[Assignment]) -> None:
-        self._subscription.pause(assignments)
+    # -- what else it changes
 
     @override
     def resume(self, assignments: Iterable[Assignment]) -> None:
@@ -329,48 +322,6 @@ class InlineSubscription(Subscription, Generic[H]):
         )
 
     @override
-    def reassign(self, assignments: Iterable[Assignment]) -> None:
-        self._subscription.reassign(assignments)
-
-    @override
-    def keep_alive(self) -> None:
-        self._subscription.keep_alive()
-
-    @override
-    def wakeup(self) -> None:
-        self._subscription.wakeup()
-
-    @override
-    def begin_transaction(self) -> Transaction:
-        return self._subscription.begin_transaction()
-
-    @override
     def close(self) -> None:
         self._subscription.close()
         self._forget(list(self._partitions))
-
-
-class _InlineLog:
-    """A log whose subscription handles what it polls."""
-
-    def __init__(self, log: Log, subscription: InlineSubscription[Any]) -> None:
-        self._log = log
-        self._subscription = subscription
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._log, name)
-
-    def subscribe(
-        self,
-        group: str,
-        topics: Sequence[str],
-        listener: RebalanceListener,
-        *,
-        flow: Flow = Flow(),
-        trim_margin: int = 0,
-        member: StaticMember | None = None,
-    ) -> Subscription:
-        """Join the group."""
-        return self._subscription.subscribe(
-            group, topics, listener, flow=flow, trim_margin=trim_margin, member=member
-        )

@@ -12,6 +12,7 @@ what is returned.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from typing_extensions import override
@@ -24,10 +25,10 @@ from streams.eventsourcing.views.checkpoints import UnreadableCheckpoint
 from streams.eventsourcing.views.failures import decode_failure
 from streams.eventsourcing.views.inline_subscription import PartitionHandler
 from streams.eventsourcing.views.keying_subscription import trial_handler
+from streams.eventsourcing.views.names import group_names
 from streams.eventsourcing.views.registry import (
     TOPIC,
     KnownVersion,
-    check_declaration,
     evolve,
     registry_codec,
 )
@@ -168,11 +169,16 @@ class VersionInspector:
 
     def __init__(self, log: Log, name: str, view: KnownView, known: KnownVersion) -> None:
         self._log = log
-        self._name = name
+        self.name = name
         self._view = view
         self.known = known
         self.tracker: VersionTracker = tracker_of(log, name, known)
         self._store: DocumentStore = self.tracker.store
+
+    @cached_property
+    def partition_count(self) -> int:
+        """How many partitions its documents have; 0: there are none yet. The log is asked once."""
+        return self.tracker.partitions()
 
     @property
     def collection(self) -> str:
@@ -182,22 +188,18 @@ class VersionInspector:
     @property
     def groups(self) -> tuple[str, ...]:
         """The groups of the processes that run it."""
-        keyed = (self.tracker.keyed_topic,) if self.known.is_keyed else ()
-        return (self.collection, *keyed)
+        return group_names(self.collection, is_keyed=self.known.is_keyed)
 
     def inspect(self) -> InspectedVersion:
         """How it is.
 
         :raises LogError: it cannot be read.
         """
-        partitions = self.tracker.partitions()
-        try:
-            totals = self._store.totals(self.collection)
-        except NotFound:
-            totals = CollectionTotals(0, 0)
         serves = self._view.promoted == self.known.version and not self.known.is_building
-        progress = self.tracker.progress()
-        return InspectedVersion(self.known, serves, partitions, totals, progress, self.members())
+        count = self.partition_count
+        progress = self.tracker.progress(count)
+        totals = self.tracker.totals()
+        return InspectedVersion(self.known, serves, count, totals, progress, self.members())
 
     def members(self) -> tuple[str, ...]:
         """Who runs it."""
@@ -216,8 +218,8 @@ class VersionInspector:
     def partitions(self) -> Iterator[InspectedPartition]:
         """Its partitions."""
         owners = {at: member for member, owned in self._owners() for at in owned}
-        topic = self.tracker.keyed_topic if self.known.is_keyed else self.known.topics[0]
-        for partition in range(self.tracker.partitions()):
+        topic = self.tracker.folded_topic
+        for partition in range(self.partition_count):
             found = self._store.checkpoint(self.collection, partition)
             first, end = self._log.watermarks(topic, partition)
             position = None if found is None else found.position
@@ -233,7 +235,7 @@ class VersionInspector:
 
     def stopped(self) -> Iterator[StoppedKey]:
         """The documents that stand still, partition by partition."""
-        for partition in range(self.tracker.partitions()):
+        for partition in range(self.partition_count):
             after: bytes | None = None
             while page := self._store.stopped(self.collection, partition, after, PAGE):
                 for key, document in page:
@@ -245,7 +247,7 @@ class VersionInspector:
         """A document and its partition; None: there is none. One that stands still goes before
         others of its key."""
         found: tuple[int, StoredDocument] | None = None
-        for partition in range(self.tracker.partitions()):
+        for partition in range(self.partition_count):
             (document,) = self._store.read(self.collection, partition, [key]).documents
             if document is not None and (found is None or document.failure):
                 found = partition, document
@@ -261,7 +263,7 @@ class VersionInspector:
 
     def is_far_enough(self) -> bool:
         """It has folded what it has to before it can serve."""
-        goal = goal_of(self._log, self._name, self._view, self.known)
+        goal = goal_of(self._log, self.name, self._view, self.known)
         return Coverage(self.tracker, goal).is_reached()
 
 
@@ -293,17 +295,6 @@ class _TrialWriter(DocumentWriter):
         """There is nothing to let go of."""
 
 
-def check_declared(version: ViewVersion, known: KnownVersion) -> None:
-    """See that an app declares a version as it was first declared.
-
-    :raises ConfigError: it does not.
-    """
-    definition = version.definition
-    topics = tuple(source.name for source in definition.sources)
-    shape = definition.document_type.fingerprint
-    check_declaration(definition.name, known, shape, topics, definition.is_keyed)
-
-
 def find_waiting(log: Log, version: ViewVersion) -> Iterator[tuple[str, str]]:
     """The messages at which the partitions of a version wait, as far as this code would: where,
     and why. What would be folded next is folded for trial; nothing is written.
@@ -313,8 +304,8 @@ def find_waiting(log: Log, version: ViewVersion) -> Iterator[tuple[str, str]]:
     definition = version.definition
     store = document_store(log, definition.where)
     tracker = version.tracker(log)
-    topic = tracker.keyed_topic if definition.is_keyed else tracker.topics[0]
-    for partition in range(tracker.partitions()):
+    topic, partitions = tracker.folded_topic, tracker.partitions()
+    for partition in range(partitions):
         writer = _TrialWriter(store, definition.collection, partition)
         try:
             folder = version.new_folder(log, writer)
@@ -323,7 +314,7 @@ def find_waiting(log: Log, version: ViewVersion) -> Iterator[tuple[str, str]]:
         yield from _try_next(log, topic, partition, folder)
     if definition.is_keyed:
         for (source, partition), position in tracker.source_positions().items():
-            handler = trial_handler(definition, source, max(1, tracker.partitions()), position)
+            handler = trial_handler(definition, source, max(1, partitions), position)
             yield from _try_next(log, source, partition, handler)
 
 

@@ -17,19 +17,18 @@ from streams.eventsourcing.views.definition import ViewDefinition
 from streams.eventsourcing.views.errors import MissingKey
 from streams.eventsourcing.views.event_readers import SourceReader
 from streams.eventsourcing.views.inline_subscription import (
+    KEEP_ALIVE_EVERY,
     Handled,
     InlineSubscription,
     PartitionCounts,
     PartitionHandler,
+    position_behind,
 )
 from streams.eventsourcing.views.keyed_records import KeyedRecord, copied_headers, keyed_header
 from streams.log.names import partition_for
 from streams.log.protocol import Assignment, Log
 from streams.message import Batch, Position, Record
 from streams.processing import Skip
-
-KEEP_ALIVE_EVERY = 1.0
-"""Seconds between signs of life while an append is waited for."""
 
 
 class KeyingHandler(PartitionHandler):
@@ -84,10 +83,7 @@ class KeyingHandler(PartitionHandler):
                 self._add(records, after, batch, index, keyed)
         if records:
             self._append(records)
-        position = batch.skipped_to if stop == len(batch) else 0
-        if stop > start:
-            position = max(position, batch.offsets[stop - 1] + 1)
-        self._position = max(self._position, position)
+        self._position = max(self._position, position_behind(batch, start, stop))
         return Handled(stop, error, events)
 
     def _keys(self, event: Any, batch: Batch, index: int) -> Sequence[bytes]:
@@ -145,8 +141,7 @@ def trial_handler(
     definition: ViewDefinition[Any], topic: str, partitions: int, position: int
 ) -> KeyingHandler:
     """Does with a source partition what its handler would, and writes nothing."""
-    decodings = {source.name: source.decoding for source in definition.sources}
-    reader = SourceReader(decodings[topic])
+    reader = SourceReader(definition.decodings[topic])
     return KeyingHandler(definition, reader, partitions, _write_nothing, position)
 
 
@@ -166,7 +161,7 @@ class KeyingSubscription(InlineSubscription[KeyingHandler]):
     ) -> None:
         super().__init__(log, definition.keyed_topic, counts)
         self._definition = definition
-        self._decodings = {source.name: source.decoding for source in definition.sources}
+        self._decodings = definition.decodings
         self._count = partitions
 
     @override

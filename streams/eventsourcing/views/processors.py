@@ -8,14 +8,13 @@ from typing import Any
 
 from typing_extensions import override
 
-from streams.config import Dedup, Retry
+from streams.config import Dedup
 from streams.connection import Connection
-from streams.errors import ConfigError, NotRunning
+from streams.errors import ConfigError
 from streams.eventsourcing.views.definition import ViewDefinition
 from streams.eventsourcing.views.inline_subscription import InlineSubscription, PartitionCounts
 from streams.health import ProcessorStats
-from streams.log.protocol import Log
-from streams.processing import Job
+from streams.own_subscription import OwnSubscriptionProcessor
 from streams.processor import Processor, ProcessorOptions
 
 Subscribe = Callable[[Connection], InlineSubscription[Any]]
@@ -26,14 +25,11 @@ def _never_called(value: Any) -> None:
     """A view's messages are handled where they are polled."""
 
 
-class InlineProcessor(Processor[..., Any]):
+class InlineProcessor(OwnSubscriptionProcessor):
     """A processor whose subscription handles what it polls.
 
-    :param subscribe: makes the subscription.
-    :param counts: which it keeps.
+    :param counts: which the subscription keeps.
     """
-
-    has_group_topics = False
 
     def __init__(
         self,
@@ -42,32 +38,13 @@ class InlineProcessor(Processor[..., Any]):
         subscribe: Subscribe,
         counts: dict[tuple[str, int], PartitionCounts],
     ) -> None:
-        super().__init__(_never_called, options, name)
-        self._subscribe = subscribe
+        super().__init__(_never_called, options, name, subscribe)
         self._counts = counts
-        self._subscription: InlineSubscription[Any] | None = None
 
     @override
     def ensure_topics(self, connection: Connection) -> None:
         self._counts.clear()
-        self._subscription = self._subscribe(connection)
-
-    @override
-    def adapt_job(self, job: Job) -> Job:
-        return replace(
-            job,
-            topics=self.topics,
-            decodings={topic: job.decodings[topic] for topic in self.topics},
-            retry=Retry(attempts=1),
-            dead_letter=None,
-            transactions=False,
-        )
-
-    @override
-    def subscribed_log(self, connection: Connection) -> Log:
-        if self._subscription is None:
-            raise NotRunning(f"processor {self.name} was not prepared")
-        return self._subscription.in_place_of(connection.log)
+        super().ensure_topics(connection)
 
     @override
     def stats(self) -> ProcessorStats | None:

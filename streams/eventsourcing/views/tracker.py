@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from streams.errors import NotFound
-from streams.log.documents import DocumentStore
+from streams.eventsourcing.views.names import keyed_topic_name
+from streams.log.documents import CollectionTotals, DocumentStore
 from streams.log.protocol import Log, TopicPartition
 
 
@@ -57,7 +58,12 @@ class VersionTracker:
     @property
     def keyed_topic(self) -> str:
         """Where the events of a keyed version are written again; its first group has that name."""
-        return f"{self.collection}.keyed"
+        return keyed_topic_name(self.collection)
+
+    @property
+    def folded_topic(self) -> str:
+        """What its documents are folded from: its source, or the keyed topic."""
+        return self.keyed_topic if self.is_keyed else self.topics[0]
 
     def source_partitions(self) -> list[TopicPartition]:
         """The partitions of its sources, as far as they exist."""
@@ -81,12 +87,16 @@ class VersionTracker:
         except NotFound:
             return 0
 
+    def totals(self) -> CollectionTotals:
+        """How many documents it has."""
+        try:
+            return self.store.totals(self.collection)
+        except NotFound:
+            return CollectionTotals(0, 0)
+
     def stopped(self) -> int:
         """How many of its documents stand still."""
-        try:
-            return self.store.totals(self.collection).stopped
-        except NotFound:
-            return 0
+        return self.totals().stopped
 
     def checkpoint(self, partition: int) -> int:
         """Up to where a partition of its documents is folded, in the topic that it is made of."""
@@ -96,31 +106,33 @@ class VersionTracker:
             return 0
         return 0 if found is None else found.position
 
-    def source_positions(self) -> dict[TopicPartition, int]:
+    def source_positions(self, partitions: int | None = None) -> dict[TopicPartition, int]:
         """Up to where each partition of its sources is folded; of a keyed version, is written
-        again by key."""
+        again by key.
+
+        :param partitions: of its documents; None: the log is asked.
+        """
         if not self.is_keyed:
             (topic,) = self.topics
-            return {
-                (topic, partition): self.checkpoint(partition)
-                for partition in range(self.partitions())
-            }
+            count = self.partitions() if partitions is None else partitions
+            return {(topic, partition): self.checkpoint(partition) for partition in range(count)}
         found: dict[TopicPartition, int] = {}
         for topic in self.topics:
             for partition, committed in self.log.committed(self.keyed_topic, topic).items():
                 found[topic, partition] = committed.position
         return found
 
-    def keyed_ends(self) -> dict[int, int]:
-        """Where each partition of the keyed topic ends now."""
-        return {
-            partition: self.log.watermarks(self.keyed_topic, partition)[1]
-            for partition in range(self.partitions())
-        }
+    def keyed_end(self, partition: int) -> int:
+        """Where a partition of the keyed topic ends now."""
+        return self.log.watermarks(self.keyed_topic, partition)[1]
 
-    def progress(self) -> Progress:
-        """How much of its sources is in its documents."""
-        positions = self.source_positions()
+    def progress(self, partitions: int | None = None) -> Progress:
+        """How much of its sources is in its documents.
+
+        :param partitions: of its documents; None: the log is asked.
+        """
+        count = self.partitions() if partitions is None else partitions
+        positions = self.source_positions(count)
         left = total = 0
         for topic, partition in self.source_partitions():
             first, _ = self.log.watermarks(topic, partition)
@@ -132,7 +144,7 @@ class VersionTracker:
             total += whole
             left += lag
         if self.is_keyed:
-            for partition in range(self.partitions()):
+            for partition in range(count):
                 behind = self.log.lag(self.keyed_topic, partition, self.checkpoint(partition))
                 left += behind or 0
         return Progress(max(0, total - left), total)
@@ -165,11 +177,10 @@ class Coverage:
         """
         tracker = self._tracker
         if self._left:
-            if tracker.is_keyed or len(self._left) > 1:
+            if tracker.is_keyed:
                 found = tracker.source_positions()
             else:
-                (only,) = self._left
-                found = {only: tracker.checkpoint(only[1])}
+                found = {each: tracker.checkpoint(each[1]) for each in self._left}
             self._left = {
                 each: position
                 for each, position in self._left.items()
@@ -180,10 +191,9 @@ class Coverage:
         if not tracker.is_keyed:
             return True
         if self._keyed_left is None:
-            ends = tracker.keyed_ends()
-            if self._partition is not None:
-                ends = {self._partition: ends.get(self._partition, 0)}
-            self._keyed_left = ends
+            only = self._partition
+            wanted = range(tracker.partitions()) if only is None else (only,)
+            self._keyed_left = {each: tracker.keyed_end(each) for each in wanted}
         self._keyed_left = {
             partition: end
             for partition, end in self._keyed_left.items()

@@ -19,8 +19,14 @@ from streams.eventsourcing.views.folding import PartitionFolder
 from streams.eventsourcing.views.folding_subscription import FoldingSubscription
 from streams.eventsourcing.views.inline_subscription import InlineSubscription, PartitionCounts
 from streams.eventsourcing.views.keying_subscription import KeyingSubscription
+from streams.eventsourcing.views.names import collection_name
 from streams.eventsourcing.views.processors import declare_inline
-from streams.eventsourcing.views.registry import KnownVersion, KnownView, goal_positions
+from streams.eventsourcing.views.registry import (
+    KnownVersion,
+    KnownView,
+    check_declaration,
+    goal_positions,
+)
 from streams.eventsourcing.views.retry_requests import RetryRequests
 from streams.eventsourcing.views.tracker import VersionTracker
 from streams.log.documents import (
@@ -58,7 +64,7 @@ class FoundMany(NamedTuple):
     """Documents as they were read.
 
     :param documents: with their keys.
-    :param positions: of the sources; all before these is in the documents.
+    :param positions: of the sources, where they are wanted; all before these is in the documents.
     """
 
     documents: Sequence[tuple[bytes, Any]]
@@ -87,7 +93,7 @@ def key_bytes(where: str, key: Any) -> bytes:
 
 def tracker_of(log: Log, view: str, known: KnownVersion) -> VersionTracker:
     """How far a version has come that is known from the registry."""
-    collection = f"{view}.v{known.version}"
+    collection = collection_name(view, known.version)
     store = document_store(log, f"view {view!r}")
     return VersionTracker(log, store, collection, known.topics, is_keyed=known.is_keyed)
 
@@ -145,9 +151,16 @@ class ViewVersion:
     @property
     def groups(self) -> tuple[str, ...]:
         """Of its processors; the topic of a keyed version has the name of the second."""
+        return self.definition.groups
+
+    def check_declared(self, known: KnownVersion) -> None:
+        """See that it is declared as it was first declared.
+
+        :raises ConfigError: it is not.
+        """
         definition = self.definition
-        keyed = (definition.keyed_topic,) if definition.is_keyed else ()
-        return (definition.collection, *keyed)
+        shape = definition.document_type.fingerprint
+        check_declaration(definition.name, known, shape, definition.topics, definition.is_keyed)
 
     # -- folding
 
@@ -160,7 +173,7 @@ class ViewVersion:
         try:
             return store.find(self.definition.collection).partitions
         except NotFound:
-            return max(log.topic(source.name).partitions for source in self.definition.sources)
+            return max(log.topic(each).partitions for each in self.definition.topics)
 
     def _subscribe_keying(self, connection: Connection) -> InlineSubscription[Any]:
         log, definition = connection.log, self.definition
@@ -190,11 +203,8 @@ class ViewVersion:
         if not definition.is_keyed:
             reader: Any = SourceReader(self._source.decoding)
         else:
-            data = b"" if writer.checkpoint is None else writer.checkpoint.data
-            decodings = {source.name: source.decoding for source in definition.sources}
-            reader = KeyedReader(
-                decodings, self._foreign, decode_checkpoint(data)[1], log.log_end_offset
-            )
+            _, sources = decode_checkpoint(writer.checkpoint)
+            reader = KeyedReader(definition.decodings, self._foreign, sources, log.log_end_offset)
         return PartitionFolder(definition, reader, writer)
 
     # -- reading
@@ -206,7 +216,7 @@ class ViewVersion:
             log,
             document_store(log, definition.where),
             definition.collection,
-            [source.name for source in definition.sources],
+            definition.topics,
             is_keyed=definition.is_keyed,
         )
 
@@ -214,23 +224,33 @@ class ViewVersion:
         """The partition of a document; None: it may be in any."""
         return partition_for(key, "", partitions) if self.definition.places_keys else None
 
-    def read(self, log: Log, key: bytes) -> Found:
+    def _documents(self, log: Log, partitions: int | None = None) -> tuple[DocumentStore, str, int]:
+        """Where its documents are: the store, their collection, and how many partitions it has.
+
+        :param partitions: if they are known.
+        :raises NotFound: there are none yet.
+        """
+        store, collection = document_store(log, self.definition.where), self.definition.collection
+        count = store.find(collection).partitions if partitions is None else partitions
+        return store, collection, count
+
+    def read(self, log: Log, key: bytes, partitions: int | None = None) -> Found:
         """A document as it is now (blocks).
 
+        :param partitions: of the documents; None: the log is asked.
         :raises DocumentStopped: it stands still.
         :raises NotFound: there are no documents of this version yet.
         """
-        found = self.stored(log, key)
+        found = self.stored(log, key, partitions)
         return found._replace(document=self.decoded(key, found.document))
 
-    def stored(self, log: Log, key: bytes) -> Found:
+    def stored(self, log: Log, key: bytes, partitions: int | None = None) -> Found:
         """A document as it is stored (blocks).
 
+        :param partitions: of the documents; None: the log is asked.
         :raises NotFound: there are no documents of this version yet.
         """
-        store = document_store(log, self.definition.where)
-        collection = self.definition.collection
-        count = store.find(collection).partitions
+        store, collection, count = self._documents(log, partitions)
         placed = self.partition_of(key, count)
         guess = partition_for(key, "", count) if placed is None else placed
         found = store.read(collection, guess, [key])
@@ -249,9 +269,7 @@ class ViewVersion:
 
         :raises DocumentStopped: one stands still.
         """
-        store = document_store(log, self.definition.where)
-        collection = self.definition.collection
-        count = store.find(collection).partitions
+        store, collection, count = self._documents(log)
         by_partition: dict[int, list[bytes]] = {}
         for key in dict.fromkeys(keys):
             placed = self.partition_of(key, count)
@@ -269,15 +287,17 @@ class ViewVersion:
         return FoundMany(list(documents.items()), positions)
 
     def scan(
-        self, log: Log, start: bytes, end: bytes | None, limit: int
-    ) -> list[tuple[bytes, Any]]:
+        self, log: Log, start: bytes, end: bytes | None, limit: int, *, with_positions: bool
+    ) -> FoundMany:
         """The first documents in the order of their keys, without those that stand still
-        (blocks)."""
-        store = document_store(log, self.definition.where)
-        collection = self.definition.collection
+        (blocks).
+
+        :param with_positions: say what of the sources they are made of, too.
+        """
+        store, collection, count = self._documents(log)
         pages = [
             _pages(partial(store.scan, collection, partition), start, end, min(limit, PAGE))
-            for partition in range(store.find(collection).partitions)
+            for partition in range(count)
         ]
         documents: list[tuple[bytes, Any]] = []
         for key, stored in heapq.merge(*pages, key=lambda each: each.key):
@@ -288,17 +308,11 @@ class ViewVersion:
                 documents.append((key, document))
                 if len(documents) == limit:
                     break
-        return documents
-
-    def positions_now(self, log: Log) -> dict[TopicPartition, int]:
-        """Which events of the sources all documents are made of now (blocks)."""
-        store = document_store(log, self.definition.where)
-        collection = self.definition.collection
         positions: dict[TopicPartition, int] = {}
-        for partition in range(store.find(collection).partitions):
+        for partition in range(count) if with_positions else ():
             checkpoint = store.checkpoint(collection, partition)
             _add_positions(positions, self.source_positions(partition, checkpoint))
-        return positions
+        return FoundMany(documents, positions)
 
     def decoded(self, key: bytes, stored: StoredDocument | None) -> Any:
         """A document.
@@ -332,7 +346,7 @@ class ViewVersion:
         definition = self.definition
         if not definition.is_keyed:
             return {(definition.sources[0].name, partition): checkpoint.position}
-        _, sources = decode_checkpoint(checkpoint.data)
+        _, sources = decode_checkpoint(checkpoint)
         positions: dict[TopicPartition, int] = {}
         for name, (offset, _) in sources.items():
             topic, _, number = name.rpartition("/")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Generic, overload
 
 from typing_extensions import TypeVar
@@ -25,6 +26,7 @@ from streams.health import ViewBacklog, ViewHealth, ViewStats
 from streams.log.documents import end_of_prefix
 from streams.log.protocol import TopicPartition
 from streams.message import Message, Position, text
+from streams.numbers import is_int
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -146,8 +148,8 @@ class View(Generic[D]):
         """
         encoded = key_bytes(self._definition.where, key)
         deadline = time.monotonic() + timeout
-        version = await self._ready(encoded, wait_for, deadline)
-        found = await self._in_thread(version.read, self.app.log, encoded)
+        version, partitions = await self._ready(encoded, wait_for, deadline)
+        found = await self._in_thread(version.read, self.app.log, encoded, partitions)
         positions = version.source_positions(found.partition, found.checkpoint)
         self._family.note_served(version, positions)
         document: D | None = found.document
@@ -162,7 +164,7 @@ class View(Generic[D]):
     ) -> dict[str, D]:
         """Documents by key; those that there are. Each is read as :meth:`get` reads it."""
         encoded = [key_bytes(self._definition.where, key) for key in keys]
-        version = await self._ready(None, wait_for, time.monotonic() + timeout)
+        version, _ = await self._ready(None, wait_for, time.monotonic() + timeout)
         found = await self._in_thread(version.read_many, self.app.log, encoded)
         self._family.note_served(version, found.positions)
         return {text(key): document for key, document in found.documents}
@@ -179,17 +181,17 @@ class View(Generic[D]):
         :param start: only of keys from this one on.
         """
         where = self._definition.where
-        if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= MAX_SCAN:
+        if not is_int(limit, 1, MAX_SCAN):
             raise InvalidValue(f"{where}: limit={limit!r}: a whole number from 1 to {MAX_SCAN:,}")
         first = key_bytes(where, prefix)
         end = end_of_prefix(first)
         first = max(first, key_bytes(where, start))
-        version = await self._ready(None, None, time.monotonic() + 10.0)
-        found = await self._in_thread(version.scan, self.app.log, first, end, limit)
-        if len(self._family.versions) > 1:  # another may take over, and must not be behind this
-            positions = await self._in_thread(version.positions_now, self.app.log)
-            self._family.note_served(version, positions)
-        return [(text(key), document) for key, document in found]
+        version, _ = await self._ready(None, None, time.monotonic() + 10.0)
+        another = len(self._family.versions) > 1  # may take over, and must not be behind this
+        scan = partial(version.scan, with_positions=another)
+        found = await self._in_thread(scan, self.app.log, first, end, limit)
+        self._family.note_served(version, found.positions)
+        return [(text(key), document) for key, document in found.documents]
 
     async def watch(self, key: str) -> AsyncIterator[D | None]:
         """A document as it is, and then each time that it has changed; without an end.
@@ -282,8 +284,10 @@ class View(Generic[D]):
 
     async def _ready(
         self, key: bytes | None, wait_for: WaitFor | None, deadline: float
-    ) -> ViewVersion:
-        """The version that serves, once it has folded what is waited for."""
+    ) -> tuple[ViewVersion, int | None]:
+        """The version that serves, once it has folded what is waited for, and how many partitions
+        its documents have, where the log was asked."""
+        count: int | None = None
         family = self._family
         positions = {} if wait_for is None else self._positions(wait_for)
         version = await (family.serving_by(deadline) if positions else family.serving())
@@ -293,7 +297,7 @@ class View(Generic[D]):
                 tracker = version.tracker(self.app.log)
                 partition = None
                 if key is not None and version.definition.is_keyed:
-                    count = await run_in_thread(tracker.partitions)
+                    count = await run_in_thread(tracker.partitions) or None
                     partition = version.partition_of(key, count) if count else None
                 coverage = Coverage(tracker, positions, partition)
                 await wait_until(coverage.is_reached, deadline)
@@ -304,7 +308,7 @@ class View(Generic[D]):
                 f"what was waited for{f' in {shown}' if shown else ''}: is a process running that "
                 "declares it?"
             ) from None
-        return version
+        return version, count
 
     def _positions(self, wait_for: WaitFor) -> Mapping[TopicPartition, int]:
         """Up to where the sources have to be folded."""
@@ -324,7 +328,7 @@ class View(Generic[D]):
             )
         if found is None:
             return {}
-        names = [source.name for source in self._definition.sources]
+        names = self._definition.topics
         if found.topic not in names:
             raise InvalidValue(
                 f"view {self.name!r}: wait_for={str(found)!r}: it reads {', '.join(names)}"

@@ -26,8 +26,8 @@ from streams.log.kafka.cache_file import IndexFileDamaged
 from streams.log.kafka.client import REQUEST_TIMEOUT
 from streams.log.kafka.document_file import DocumentFile
 from streams.log.kafka.document_partition import DocumentPartition
+from streams.log.kafka.index_consumer import HistoryGone, IndexConsumer
 from streams.log.kafka.reader import ReaderPool
-from streams.log.kafka.topic_follower import HistoryGone, TopicFollower
 from streams.text import get_logger
 
 logger = get_logger("streams.kafka")
@@ -88,7 +88,7 @@ class DocumentIndex:
         self._changed = threading.Condition(self._lock)
         self._opening = threading.Lock()
         self._partitions: dict[int, DocumentPartition] = {}
-        self._follower = TopicFollower(topic, readers, self, uncommitted=False)
+        self._consumer = IndexConsumer(topic, readers, self, uncommitted=False)
         self._writers = 0
         self._used_at = time.monotonic()
         self._progress_at = time.monotonic()
@@ -211,10 +211,10 @@ class DocumentIndex:
                 )
                 self._partitions[partition] = found
                 found.flush()  # there may be nothing
-            self._follower.follow({partition: found.start})
+            self._consumer.follow({partition: found.start})
         return found
 
-    # -- what the follower does
+    # -- what the consumer calls
 
     def fold(self, batch: KafkaBatch) -> None:
         """The next records of a partition."""
@@ -309,7 +309,7 @@ class DocumentIndex:
     def close(self) -> None:
         """Follow it no more. A file that stays is discarded if what it says is wrong."""
         self.fail(IndexClosed(f"Kafka: the documents {self.collection!r} are followed no more"))
-        self._follower.close()
+        self._consumer.close()
         with self._lock:
             if isinstance(self.error, (IndexFileDamaged, HistoryGone, NotFound)):
                 self._file.discard()

@@ -22,7 +22,7 @@ from streams.log.kafka.document_records import (
     parse_checkpoint,
     parse_document,
 )
-from streams.log.kafka.topic_follower import HistoryGone
+from streams.log.kafka.index_consumer import HistoryGone
 from streams.message import Headers
 from streams.text import get_logger
 

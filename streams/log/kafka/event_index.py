@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from streams.errors import LogError, OutcomeUnknown, Unavailable
 from streams.log.events import EventAppend
 from streams.log.kafka.batch import KafkaBatch
+from streams.log.kafka.index_consumer import HistoryGone, IndexConsumer
 from streams.log.kafka.index_file import IndexFile
 from streams.log.kafka.partition_index import (
     Decided,
@@ -26,7 +27,6 @@ from streams.log.kafka.partition_index import (
     PartitionState,
 )
 from streams.log.kafka.reader import ReaderPool
-from streams.log.kafka.topic_follower import HistoryGone, TopicFollower
 from streams.message import ID, Headers
 from streams.text import get_logger
 
@@ -79,7 +79,7 @@ class TopicIndex:
         self._changed = threading.Condition(self.lock)
         self._opening = threading.Lock()
         """Held while partitions are opened."""
-        self._follower = TopicFollower(topic, readers, self)
+        self._consumer = IndexConsumer(topic, readers, self)
         self._closed = threading.Event()
         self._folded_at = time.monotonic()
         """When something was folded last, or it was certain that there is nothing."""
@@ -112,7 +112,7 @@ class TopicIndex:
                 with self.lock:
                     self._check()
                     self.partitions[partition] = index
-                self._follower.follow({partition: index.next_offset})
+                self._consumer.follow({partition: index.next_offset})
         with self.lock:
             self._check()
 
@@ -238,7 +238,7 @@ class TopicIndex:
         with self._changed:
             self._closed.set()
             self._changed.notify_all()
-        self._follower.close()
+        self._consumer.close()
         self._tell_nobody_knows(OutcomeUnknown(f"{self.topic}: this log is closed"))
         if self._keeper is not None:
             self._keeper.join(60.0)
@@ -307,7 +307,7 @@ class TopicIndex:
             self._changed.notify_all()
         _tell(decided)
 
-    # -- what the follower does
+    # -- what the consumer calls
 
     def fold(self, batch: KafkaBatch) -> None:
         """Fold the next records of a partition."""

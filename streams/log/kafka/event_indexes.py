@@ -17,10 +17,10 @@ from streams.log.event_headers import VOID
 from streams.log.kafka.cache_file import IndexFileDamaged
 from streams.log.kafka.event_index import TopicIndex
 from streams.log.kafka.event_topics import EventTopics
+from streams.log.kafka.index_consumer import HistoryGone
 from streams.log.kafka.index_file import IndexFile, open_index_file
 from streams.log.kafka.producer import Writer
 from streams.log.kafka.reader import KafkaReader, ReaderPool
-from streams.log.kafka.topic_follower import HistoryGone
 from streams.log.kafka.topics import Topics
 from streams.log.record_fetcher import FetchedRow, RecordFetcher
 from streams.message import ID, Position, Record, headers_without, identity_of

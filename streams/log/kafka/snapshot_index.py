@@ -24,8 +24,8 @@ from typing import NamedTuple
 from streams.errors import LogError, Unavailable
 from streams.log.events import Base, StoredSnapshot
 from streams.log.kafka.batch import KafkaBatch
+from streams.log.kafka.index_consumer import IndexConsumer
 from streams.log.kafka.reader import ReaderPool
-from streams.log.kafka.topic_follower import TopicFollower
 from streams.message import Headers
 from streams.text import get_logger
 from streams.wire import parse_int, text
@@ -120,8 +120,8 @@ class SnapshotIndex:
         self._changed = threading.Condition()
         self._progress_at = time.monotonic()
         self._has_reported = False
-        self._follower = TopicFollower(topic, readers, self)
-        self._follower.follow(self._next_offsets)
+        self._consumer = IndexConsumer(topic, readers, self)
+        self._consumer.follow(self._next_offsets)
 
     def find(self, partition: int, name: SnapshotName) -> FoundSnapshot | None:
         """The newest snapshot of a key and a fingerprint."""
@@ -161,9 +161,9 @@ class SnapshotIndex:
 
     def close(self) -> None:
         """Stop following."""
-        self._follower.close()
+        self._consumer.close()
 
-    # -- what the follower does
+    # -- what the consumer calls
 
     def fold(self, batch: KafkaBatch) -> None:
         """The next records of a partition."""

@@ -26,6 +26,7 @@ from uuid_utils import uuid7
 
 from stream_codecs import Codec, EncodeError
 from streams.app import Streams
+from streams.callables import callable_name
 from streams.config import Retention
 from streams.errors import ConfigError, InvalidValue, NotRunning
 from streams.log import names
@@ -38,7 +39,8 @@ from streams.message import (
     TIME,
     TYPE,
 )
-from streams.patterns.arguments import NOT_GIVEN, callable_name, is_int
+from streams.numbers import is_int
+from streams.patterns.arguments import NOT_GIVEN
 from streams.patterns.bus.event import Event, EventSource, causation_headers, check_event
 from streams.patterns.bus.handlers import ErrorHook, Handler, check_error_hook, check_handler
 from streams.patterns.bus.local_router import LocalRouter

@@ -3,25 +3,20 @@
 An :class:`EphemeralSubscription` is a subscription over plain readers: it owns every partition,
 starts where each ended when the app was entered, and commits nothing. A processor that polls it has
 the executors, flow control and dedup of any other, and leaves nothing behind in the log: no group
-that would keep messages from being trimmed, no dead letter topic.
+that would keep messages from being trimmed, no dead letter topic. So its handler must not fail:
+nothing is tried again, and there is nowhere to put what cannot be handled.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
 
 from typing_extensions import override
 
-from streams.config import Retry
-from streams.connection import Connection
-from streams.errors import NotRunning, Unavailable
+from streams.errors import Unavailable
 from streams.log.protocol import Assignment, Committed, Log, Reader
 from streams.message import ALL_READABLE, Batch
-from streams.processing import Job
-from streams.processor import Processor, ProcessorOptions
 from streams.replay.groupless import GrouplessSubscription
 from streams.text import get_logger
 
@@ -133,47 +128,3 @@ class _PartitionReader:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
-
-
-class EphemeralProcessor(Processor[..., Any]):
-    """A processor that follows its one topic. Its handler must not fail: nothing is tried again,
-    and there is nowhere to put what cannot be handled.
-
-    :param on_restart: called each time before the end of the topic is looked up.
-    """
-
-    has_group_topics = False
-
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        options: ProcessorOptions,
-        name: str,
-        on_restart: Callable[[], None],
-    ) -> None:
-        super().__init__(function, options, name)
-        self._on_restart = on_restart
-        self._subscription: EphemeralSubscription | None = None
-
-    @override
-    def ensure_topics(self, connection: Connection) -> None:
-        self._on_restart()
-        self._subscription = EphemeralSubscription(connection.log, self.topics[0])
-
-    @override
-    def adapt_job(self, job: Job) -> Job:
-        topic = self.topics[0]
-        return replace(
-            job,
-            topics=(topic,),
-            decodings={topic: job.decodings[topic]},
-            retry=Retry(attempts=1),
-            dead_letter=None,
-            transactions=False,
-        )
-
-    @override
-    def subscribed_log(self, connection: Connection) -> Log:
-        if self._subscription is None:
-            raise NotRunning(f"processor {self.name} was not prepared")
-        return self._subscription.in_place_of(connection.log)

@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from streams.annotation_checks import ArgumentType, check_arguments
+from streams.callables import call_error, callable_name, is_async, is_generator
 from streams.errors import ConfigError
-from streams.patterns.arguments import call_error, callable_name, is_async, is_generator
 from streams.patterns.bus.event import Event
 from streams.text import get_logger
 

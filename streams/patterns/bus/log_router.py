@@ -19,12 +19,14 @@ from msgspec.structs import replace
 from uuid_utils import uuid7
 
 from streams.app import Streams
+from streams.callables import callable_name
 from streams.cancellation import run_in_thread, wait_for_callback
+from streams.connection import Connection
 from streams.errors import find_config_error
 from streams.message import TYPE, Message
-from streams.patterns.arguments import callable_name
+from streams.own_subscription import OwnSubscriptionProcessor
 from streams.patterns.bus.bus_processor import BusProcessor
-from streams.patterns.bus.ephemeral import EphemeralProcessor
+from streams.patterns.bus.ephemeral import EphemeralSubscription
 from streams.patterns.bus.event import (
     Event,
     EventDecoder,
@@ -189,8 +191,12 @@ class LogRouter:
         return self._app.declare(
             deliver,
             ProcessorOptions((source,), f"ephemeral-{str(uuid7())[-8:]}", self._concurrency),
-            partial(EphemeralProcessor, on_restart=self._forget_starts),
+            partial(OwnSubscriptionProcessor, subscribe=self._subscribe_ephemeral),
         )
+
+    def _subscribe_ephemeral(self, connection: Connection) -> EphemeralSubscription:
+        self._forget_starts()
+        return EphemeralSubscription(connection.log, self._topic.name)
 
     async def _deliver(self, event: Event, message: Message[Any]) -> None:
         """Call every ephemeral subscriber that the event fits; return when all are done.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Hashable
 
+from streams.callables import callable_name
 from streams.errors import ConfigError
-from streams.patterns.arguments import callable_name
 from streams.patterns.bus.handlers import Handler
 from streams.patterns.bus.inline_policy import InlinePolicy
 from streams.patterns.bus.subscription import DurableOptions, Subscriber, Subscription

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol, TypedDict
 
+from streams.callables import callable_name
 from streams.config import DeadLetters, Dedup, Flow, Retry, Start
 from streams.message import Message
-from streams.patterns.arguments import callable_name
 from streams.patterns.bus.bus_processor import BusProcessor
 from streams.patterns.bus.event import Event
 from streams.patterns.bus.handlers import Handler

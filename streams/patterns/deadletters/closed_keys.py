@@ -22,6 +22,7 @@ from streams.log.names import check_group, check_topic, not_found
 from streams.log.range_reader import LogRow
 from streams.log.record_fetcher import RecordFetcher
 from streams.message import Batch, Record, headers_without, text
+from streams.numbers import is_int
 from streams.parking import (
     Command,
     ParkingState,
@@ -193,7 +194,7 @@ class ClosedKeys:
         :param limit: how many at most.
         :raises NotFound: no such processor ran.
         """
-        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        if not is_int(limit, 1):
             raise InvalidValue(f"ClosedKeys.keys(limit={limit!r}): a whole number from 1")
 
         def list_keys() -> list[ClosedKey]:

@@ -7,12 +7,12 @@ What ``streams dead`` does on the command line, on the same records; see
 from __future__ import annotations
 
 import asyncio
-import inspect
 import threading
 from collections.abc import Callable, Collection
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from streams.callables import is_async
 from streams.cancellation import run_in_thread, run_to_completion
 from streams.config import DeadLetters
 from streams.derived_records import ERROR_PREFIX, dead_letter_record
@@ -21,6 +21,7 @@ from streams.log.event_headers import copied_headers
 from streams.log.names import check_group, check_topic
 from streams.log.protocol import ensure_topic
 from streams.message import ID, Message, Position, Record, headers_without
+from streams.numbers import is_int
 from streams.patterns.arguments import check_app, check_callable
 from streams.patterns.deadletters.dead_letter import DeadLetter, declared_topic, read_dead_letter
 from streams.patterns.deadletters.redriving import SCAN_LIMIT, DeadLetterTopic, source_of
@@ -392,14 +393,13 @@ class DeadLetterManager:
 
 
 def _check_limit(what: str, limit: object) -> None:
-    whole = isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1
-    if not whole and not (limit is None and what != "get_dead_letters"):
+    if not is_int(limit, 1) and not (limit is None and what != "get_dead_letters"):
         raise InvalidValue(f"{what}(limit={limit!r}): a whole number from 1")
 
 
 def _check_filter(what: str, filter: object) -> None:
     if filter is None:
         return
-    if not callable(filter) or inspect.iscoroutinefunction(filter):
+    if not callable(filter) or is_async(filter):
         raise ConfigError(f"{what}(filter={filter!r}): a plain function of the dead letter")
     check_callable(filter, f"{what}(filter=...)", "letter")

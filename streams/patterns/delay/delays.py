@@ -17,6 +17,7 @@ from streams.log.names import check_topic
 from streams.log.protocol import Log
 from streams.log.range_reader import read_batches
 from streams.message import Position, Record
+from streams.numbers import is_seconds
 from streams.patterns.arguments import check_app, check_int, check_timeout
 from streams.retries import (
     LATEST_DUE,
@@ -202,8 +203,7 @@ def due_at(now: float, delay: Delay | None, at: datetime | None) -> int:
         moment = at.timestamp()
     else:
         seconds: Any = delay.total_seconds() if isinstance(delay, timedelta) else delay
-        number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-        if not number or not 0 <= seconds < LATEST_DUE / 2000:
+        if not is_seconds(seconds, positive=False) or seconds >= LATEST_DUE / 2000:
             raise InvalidValue(f"delay={delay!r}: seconds (or a timedelta), not negative")
         moment = now + seconds
     return max(0, math.ceil(moment * 1000))

@@ -8,7 +8,6 @@ Values are written by a codec, JSON unless said otherwise.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import threading
 from collections.abc import Mapping
@@ -35,6 +34,7 @@ from streams.log.claims import (
 )
 from streams.log.protocol import Log
 from streams.log.url import open_claims, redact
+from streams.numbers import is_seconds
 from streams.patterns.arguments import check_mapping
 from streams.patterns.idempotency import outcome
 from streams.patterns.idempotency.claims_client import ClaimsClient
@@ -299,7 +299,6 @@ def check_seconds(
 
     :param error: raised if they are not: ``ConfigError`` where they are declared.
     """
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not 0 < value <= MAX_SECONDS:
+    if not is_seconds(value) or value > MAX_SECONDS:
         raise error(f"{option}={value!r}: seconds, more than 0 and at most 100 years")
     return float(value)

@@ -22,7 +22,8 @@ from streams.cancellation import run_to_completion
 from streams.clock import SYSTEM
 from streams.config import Dedup, Flow, Retention
 from streams.errors import ConfigError, InvalidValue, find_config_error
-from streams.patterns.arguments import check_app, is_int
+from streams.numbers import is_int
+from streams.patterns.arguments import check_app
 from streams.patterns.saga.contexts import ContextStore, CopiedContexts, EncodedContexts
 from streams.patterns.saga.durable_sagas import DurableSagas, check_saga_id, new_saga_id
 from streams.patterns.saga.engine import SagaEngine, StepErrors

@@ -9,9 +9,10 @@ from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from streams.annotation_checks import ArgumentType, check_arguments
+from streams.callables import is_async, is_generator, parameters_of
 from streams.config import Retry
 from streams.errors import ConfigError
-from streams.patterns.arguments import is_async, is_generator, is_seconds
+from streams.numbers import is_seconds
 
 C = TypeVar("C")
 
@@ -142,25 +143,16 @@ def _inspect(where: str, option: str, function: Any, timeout: object) -> StepAct
 
 
 def _adapt_action(where: str, option: str, function: Any, expected: str) -> Callable[..., Any]:
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # a builtin that does not tell
+    parameters = parameters_of(function)
+    if parameters is None:
         return lambda context, call: function(context)
-    required = 0
-    for each in parameters:
-        if each.default is not each.empty:
-            continue
-        if each.kind is each.KEYWORD_ONLY:
-            raise ConfigError(
-                f"{where}: {option} needs {each.name!r} by keyword; it is called {expected}"
-            )
-        if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD):
-            required += 1
-    may_take_one = required == 1 or any(
-        each.kind is not each.KEYWORD_ONLY and each.kind is not each.VAR_KEYWORD
-        for each in parameters
-    )
-    if required > 2 or not may_take_one:
+    if parameters.keywords:
+        raise ConfigError(
+            f"{where}: {option} needs {parameters.keywords[0]!r} by keyword; it is called "
+            f"{expected}"
+        )
+    required = parameters.required
+    if not (parameters.can_take(1) or parameters.can_take(2)):
         raise ConfigError(f"{where}: {option} takes {required} parameters; it is called {expected}")
     if required == 2:
         check_arguments(f"{where}: {option}", function, ArgumentType(Any), ArgumentType(StepCall))

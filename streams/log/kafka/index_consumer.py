@@ -1,4 +1,5 @@
-"""Following some partitions of a topic from given offsets on, for as long as the log is open.
+"""What feeds an index: it follows some partitions of a topic from given offsets on, for as long as
+the log is open.
 
 One consumer and one thread serve all partitions that are wanted. Of event topics the consumer reads
 uncommitted records: see :mod:`streams.log.kafka.arbitration` for why transactions mean nothing
@@ -41,15 +42,16 @@ LOG_TRUNCATION: int = KafkaError._LOG_TRUNCATION  # noqa: SLF001
 """The driver found that the log lost records that it has read."""
 
 TICK = 0.5
-"""Seconds between two calls of :meth:`Follower.tick`."""
+"""Seconds between two calls of :meth:`FollowingIndex.tick`."""
 
 
 class HistoryGone(LogError):
     """The log does not have what was read of it: it was exchanged, or has lost records."""
 
 
-class Follower(Protocol):
-    """What is done with the records. All is called in the one thread."""
+class FollowingIndex(Protocol):
+    """An index that follows a topic: what is done with the records. All is called in the one
+    thread."""
 
     def fold(self, batch: KafkaBatch) -> None:
         """The next records of a partition."""
@@ -72,19 +74,19 @@ class Follower(Protocol):
         ...
 
 
-class TopicFollower:
-    """Follows partitions of one topic.
+class IndexConsumer:
+    """Follows partitions of one topic for an index.
 
     :param uncommitted: it reads on past open transactions, and what they wrote.
     """
 
     def __init__(
-        self, topic: str, readers: ReaderPool, follower: Follower, *, uncommitted: bool = True
+        self, topic: str, readers: ReaderPool, index: FollowingIndex, *, uncommitted: bool = True
     ) -> None:
         self._topic = topic
         self._uncommitted = uncommitted
         self._readers = readers
-        self._follower = follower
+        self._index = index
         self._lock = threading.Lock()
         self._wanted: dict[int, int] = {}
         """Partitions that the consumer is still to be given, and where they begin."""
@@ -122,12 +124,12 @@ class TopicFollower:
                     consumer = self._replace(consumer)
                 if time.monotonic() >= tick_at:
                     tick_at = time.monotonic() + TICK
-                    self._follower.tick()
+                    self._index.tick()
         except LogError as error:
-            self._follower.fail(error)
+            self._index.fail(error)
         except Exception as error:
             logger.exception("following %s failed", self._topic)
-            self._follower.fail(LogError(f"{self._topic}: following it failed: {error!r}"))
+            self._index.fail(LogError(f"{self._topic}: following it failed: {error!r}"))
         finally:
             if consumer is not None:
                 close_in_background(consumer)
@@ -157,7 +159,7 @@ class TopicFollower:
             return False
         errors = remove_errors(messages)
         for _, partition, run in split_by_partition(messages, self._topic):
-            self._follower.fold(KafkaBatch(self._topic, partition, run))
+            self._index.fold(KafkaBatch(self._topic, partition, run))
             self._progress_at = time.monotonic()
         for failed in errors:
             self._handle_error(failed)
@@ -167,7 +169,7 @@ class TopicFollower:
         error: KafkaError = failed.error()
         partition = failed.partition()
         if error.code() == KafkaError._PARTITION_EOF:
-            self._follower.reach(partition, failed.offset())
+            self._index.reach(partition, failed.offset())
             self._progress_at = time.monotonic()
             return
         translated = self._readers.translate(error, f"reading {self._topic}")
@@ -182,7 +184,7 @@ class TopicFollower:
             raise translated
 
     def _gone_error(self, partition: int) -> LogError:
-        wanted = self._follower.next_offsets().get(partition, 0)
+        wanted = self._index.next_offsets().get(partition, 0)
         first, end = self._readers.bounds(self._topic, partition)
         if end < wanted:
             return HistoryGone(
@@ -208,10 +210,10 @@ class TopicFollower:
         self._progress_at = now
         bounds = self._readers.bounds if self._uncommitted else self._readers.watermarks
         try:
-            for partition, offset in self._follower.next_offsets().items():
+            for partition, offset in self._index.next_offsets().items():
                 if bounds(self._topic, partition)[1] > offset:
                     return True
-                self._follower.reach(partition, offset)
+                self._index.reach(partition, offset)
         except LogError as error:
             logger.debug("%s", error)
         return False
@@ -224,5 +226,5 @@ class TopicFollower:
         close_in_background(consumer)
         with self._lock:
             self._wanted.clear()
-        self._assign(fresh, self._follower.next_offsets())
+        self._assign(fresh, self._index.next_offsets())
         return fresh

@@ -1,0 +1,27 @@
+"""Checks of what aggregates, views and process managers are declared with in the same way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from streams.app import Streams
+from streams.errors import ConfigError, StreamsError
+
+
+def check_app(where: str, app: Any) -> None:
+    """:raises ConfigError: it is no app."""
+    if not isinstance(app, Streams):
+        raise ConfigError(f"{where}: the first argument is an app, Streams(...), not {app!r}")
+
+
+def check_refusals(
+    where: str, given: Any, error: type[StreamsError]
+) -> tuple[type[Exception], ...]:
+    """The exceptions by which a decision refuses: one type, or a tuple of them.
+
+    :param error: what is raised where it is neither.
+    """
+    found = given if isinstance(given, tuple) else (given,)
+    if not all(isinstance(each, type) and issubclass(each, Exception) for each in found):
+        raise error(f"{where}: refusals={given!r}: a type of exception, or several")
+    return found

@@ -1,0 +1,19 @@
+"""What belongs to one version of a view, by the names that it has in the log."""
+
+from __future__ import annotations
+
+
+def collection_name(view: str, version: int) -> str:
+    """Of its documents; the group that folds them has the same name."""
+    return f"{view}.v{version}"
+
+
+def keyed_topic_name(collection: str) -> str:
+    """Of the topic in which the events of a keyed version are written again; the group that does
+    so has the same name."""
+    return f"{collection}.keyed"
+
+
+def group_names(collection: str, *, is_keyed: bool) -> tuple[str, ...]:
+    """Of the groups that run it."""
+    return (collection, keyed_topic_name(collection)) if is_keyed else (collection,)
