@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from streams.errors import NotFound
+from streams.eventsourcing.views.keyed_topic import trimmed_below
 from streams.log.documents import DocumentStore
 from streams.log.protocol import Log, TopicPartition
 
@@ -58,6 +59,11 @@ class VersionTracker:
     def keyed_topic(self) -> str:
         """Where the events of a keyed version are written again; its first group has that name."""
         return f"{self.collection}.keyed"
+
+    def is_trimmed(self) -> bool:
+        """Whether messages of its keyed topic may have been deleted that were folded, so that
+        documents are not made anew from it."""
+        return self.is_keyed and bool(trimmed_below(self.log, self.keyed_topic))
 
     def source_partitions(self) -> list[TopicPartition]:
         """The partitions of its sources, as far as they exist."""
