@@ -170,6 +170,7 @@ class Streams(Declarations):
             published,
             {name: each.stats() for name, each in list(self.aggregates.items())},
             {name: each.stats() for name, each in list(self.views.items())},
+            {name: each.stats() for name, each in list(self.managers.items())},
         )
 
     def health(self) -> Health:

@@ -29,7 +29,7 @@ from streams.handler_types import (
     ProcessorDecorator,
     PublishingDecorator,
 )
-from streams.health import ReportingAggregate, ReportingView
+from streams.health import ReportingAggregate, ReportingManager, ReportingView
 from streams.log.names import check_member
 from streams.log.protocol import Log, OpenMode
 from streams.log.url import ChosenUrl, choose_url, redact
@@ -111,6 +111,8 @@ class Declarations(ABC):
         """Declared aggregates by name."""
         self.views: dict[str, ReportingView] = {}
         """Declared versions of views, by the names of their groups."""
+        self.managers: dict[str, ReportingManager] = {}
+        """Declared process managers by name."""
         self.declarations_closed = False
         """It is entered, past the point where processors can be declared."""
         self.timing_enabled = False

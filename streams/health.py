@@ -158,6 +158,40 @@ class ViewBacklog:
 
 
 @dataclass(frozen=True, slots=True)
+class ManagerStats:
+    """Figures of a process manager in this process.
+
+    :param reacted: reactions to messages, timeouts and refusals, with those that were found to be
+        recorded already.
+    :param passed_over: messages that are for no instance, or for one that has ended; timeouts that
+        were cancelled.
+    :param commands: that were carried out, with those that had been before.
+    :param refused: the same of commands that were refused.
+    :param failures: messages and timeouts that could not be reacted to, or whose actions could not
+        be carried out; each attempt counts.
+    :param timeouts: that are waited for, of the partitions that this process delivers from; at most
+        so many as it holds in memory.
+    :param overdue: seconds since the first of those was due; 0.0: none is.
+    """
+
+    reacted: int = 0
+    passed_over: int = 0
+    commands: int = 0
+    refused: int = 0
+    failures: int = 0
+    timeouts: int = 0
+    overdue: float = 0.0
+
+
+class ReportingManager(Protocol):
+    """A process manager, as the app asks it how it is."""
+
+    def stats(self) -> ManagerStats:
+        """Figures of this moment (any thread)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """Figures of an app.
 
@@ -165,12 +199,14 @@ class Stats:
     :param published: records acknowledged since the app was entered.
     :param aggregates: by aggregate name.
     :param views: versions of views, by the names of their groups.
+    :param managers: process managers, by name.
     """
 
     processors: Mapping[str, ProcessorStats]
     published: int
     aggregates: Mapping[str, AggregateStats] = field(default_factory=dict)
     views: Mapping[str, ViewStats] = field(default_factory=dict)
+    managers: Mapping[str, ManagerStats] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

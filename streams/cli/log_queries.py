@@ -22,6 +22,19 @@ def count_waiting(log: Log, name: str, partition: int, resolved: ResolvedOffsets
     return waiting
 
 
+def count_dead_letters(log: Log, name: str) -> int:
+    """Dead letters in a topic that nobody has dealt with, as far as the log can count; 0 where
+    there is no such topic yet."""
+    from streams.errors import NotFound
+    from streams.patterns.deadletters import resolved_offsets
+
+    try:
+        resolved = resolved_offsets(log, name, log.topic(name).partitions)
+    except NotFound:
+        return 0
+    return sum(count_waiting(log, name, partition, each) for partition, each in resolved.items())
+
+
 def sum_known(counts: Iterable[int | None]) -> int | None:
     """The sum; None: one of them is not known."""
     total = 0

@@ -17,6 +17,7 @@ from streams.cli import (
     dead,
     doctor,
     groups,
+    managers,
     publish,
     replay,
     reset,
@@ -111,6 +112,7 @@ app.add_typer(dead.app, name="dead")
 app.add_typer(saga.app, name="saga")
 app.add_typer(aggregates.app, name="aggregates")
 app.add_typer(views.app, name="views")
+app.add_typer(managers.app, name="managers")
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from streams.eventsourcing.managers.actions import End as End
     from streams.eventsourcing.managers.actions import Refused as Refused
     from streams.eventsourcing.managers.actions import Schedule as Schedule
+    from streams.eventsourcing.managers.manager import ManagerStats as ManagerStats
     from streams.eventsourcing.managers.manager import ProcessManager as ProcessManager
-    from streams.eventsourcing.managers.reacting import ManagerStats as ManagerStats
     from streams.eventsourcing.results import AggregateStats as AggregateStats
     from streams.eventsourcing.results import Decided as Decided
     from streams.eventsourcing.results import Loaded as Loaded
@@ -49,8 +49,7 @@ else:
             "streams.eventsourcing.event_topic": "EventTopic",
             "streams.eventsourcing.given_when": "Given When given",
             "streams.eventsourcing.managers.actions": "Cancel Command End Refused Schedule",
-            "streams.eventsourcing.managers.manager": "ProcessManager",
-            "streams.eventsourcing.managers.reacting": "ManagerStats",
+            "streams.eventsourcing.managers.manager": "ManagerStats ProcessManager",
             "streams.eventsourcing.results": "AggregateStats Decided Loaded RecordedEvent",
             "streams.eventsourcing.snapshots": "Snapshot",
             "streams.eventsourcing.state_cache": "Cache",

@@ -565,6 +565,19 @@ class Queryable(Protocol):
         ...
 
 
+@runtime_checkable
+class RecordDeleter(Protocol):
+    """A log whose retention looks at no group: what nobody needs any more is deleted by whoever
+    knows that."""
+
+    def delete_before(self, topic: str, partition: int, position: int) -> None:
+        """Delete the messages below a position, for good; blocks.
+
+        :raises LogError: they were deleted or not; this login may not do it.
+        """
+        ...
+
+
 OpenMode = Literal["ro", "rw", "rwc"]
 """How to open a log's file, in SQLite's words: ``ro`` only reads, ``rw`` uses a file that exists,
 ``rwc`` creates it if there is none."""

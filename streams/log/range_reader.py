@@ -45,6 +45,31 @@ def read_batches(
                 yield batch
 
 
+class NewestRange(NamedTuple):
+    """The newest messages of a range.
+
+    :param start: where they begin.
+    :param is_complete: nothing of the range stands before them.
+    """
+
+    start: int
+    is_complete: bool
+
+
+def newest_of(
+    log: Log, topic: str, partition: int, start: int, end: int, count: int | None
+) -> NewestRange:
+    """Where the newest ``count`` messages of a range begin; None: all of them are meant."""
+    if count is None:
+        return NewestRange(start, is_complete=True)
+    begin = log.offset_before(topic, partition, end, count)
+    if begin <= start:
+        return NewestRange(start, is_complete=True)
+    previous = log.offset_before(topic, partition, begin, 1)
+    # At the first message there is, there is none before it.
+    return NewestRange(begin, is_complete=previous >= begin or previous < start)
+
+
 def read_first(log: Log, topic: str, partition: int, start: int, end: int) -> Batch | None:
     """The first message from an offset on, in a batch of its own; None: there is none before
     ``end``."""

@@ -10,6 +10,7 @@ from streams.decoding import Source
 from streams.engine.progress import MAX_GENERATION, decode, decode_generation, encode
 from streams.errors import GroupNotEmpty, InvalidValue, NotFound
 from streams.log.protocol import Committed, Log
+from streams.replay.fixed_groups import check_may_move
 from streams.replay.result import count_messages
 from streams.topic_reader import OffsetSpec, resolve_offset, resolve_partition
 
@@ -52,7 +53,8 @@ async def reset(
     :param dry_run: change nothing, and return what would be changed.
     :raises NotFound: there is no such group, topic or partition.
     :raises GroupNotEmpty: the group has running members, and ``force`` is not set.
-    :raises InvalidValue: ``to`` means nothing here.
+    :raises InvalidValue: ``to`` means nothing here; or the group is a view's or one of the
+        toolkit's own, which must stay where it is. The text says what to do instead.
     """
     name = topic if isinstance(topic, str) else topic.name
 
@@ -81,8 +83,10 @@ def plan_reset(
     """What a reset would do.
 
     :raises NotFound: there is no such group, topic or partition.
-    :raises InvalidValue: ``to`` means nothing here.
+    :raises InvalidValue: ``to`` means nothing here; or the group is one of the toolkit's own that
+        must stay where it is.
     """
+    check_may_move(log, group, topic)
     partitions = log.topic(topic).partitions
     positions = log.group(group).positions
     targets: Mapping[int, OffsetSpec]

@@ -2,9 +2,11 @@
 
 :mod:`streams.retries.attempt_log` counts for ``Retry(durable=True)`` and ``Retry(in_order=False)``.
 :mod:`streams.retries.scheduler` delivers from a topic of delayed messages what is due.
+:mod:`streams.retries.pending` says what waits in one.
 """
 
 from streams.retries.attempt_log import PENDING_LIMIT, DurableAttemptLog, delay_topic
+from streams.retries.pending import PendingEntries, PendingEntry, read_pending
 from streams.retries.records import (
     LATEST_DUE,
     Outcome,
@@ -21,6 +23,8 @@ __all__ = [
     "DelayStats",
     "DurableAttemptLog",
     "Outcome",
+    "PendingEntries",
+    "PendingEntry",
     "cancel_record",
     "declare_scheduler",
     "delay_topic",
@@ -29,4 +33,5 @@ __all__ = [
     "floor_group",
     "parse_outcome",
     "read_mark",
+    "read_pending",
 ]

@@ -40,7 +40,7 @@ from streams.message import ID, Message, Record, headers_without, text
 from streams.processing.job import Job, Outgoing
 from streams.processor import Processor, ProcessorOptions
 from streams.retries import records
-from streams.retries.due_index import DueEntry, DueIndex, log_position
+from streams.retries.due_index import DueEntry, DueIndex, due_time, log_position
 from streams.retries.records import ScannedRecord
 from streams.text import get_logger
 from streams.topic import Topic
@@ -152,6 +152,8 @@ class DelayStats:
     """Messages that could not be delivered."""
     scans: int = 0
     """How often a partition was read from its floor on."""
+    overdue: float = 0.0
+    """Seconds since the first of those that are pending was due; 0.0: none is."""
 
 
 class DelayScheduler(Processor[..., Any]):
@@ -241,9 +243,12 @@ class DelayScheduler(Processor[..., Any]):
         return max(0.0, min(moments) / 1000 - self.app.clock.time()), what
 
     def delay_stats(self) -> DelayStats:
-        """Figures of this moment."""
-        pending = sum(len(partition.index) for partition in list(self._by_partition.values()))
-        return replace(self.counters, pending=pending)
+        """Figures of this moment (any thread)."""
+        partitions = list(self._by_partition.values())
+        pending = sum(len(partition.index) for partition in partitions)
+        due = [each.idle_until for each in partitions if each.idle_until is not None]
+        overdue = self.app.clock.time() - min(due) / 1000 if due else 0.0
+        return replace(self.counters, pending=pending, overdue=max(0.0, overdue))
 
     # -- on the loop
 
@@ -287,6 +292,8 @@ class PartitionScheduler:
         self.is_idle = False
         """There is nothing to do before :attr:`idle_until`."""
         self.idle_until: int | None = None
+        """When the first entry that is not delivered is due, in milliseconds; None: none is known
+        to be pending."""
         self._scheduler = scheduler
         self._app = scheduler.app
         self._log = scheduler.app.log
@@ -487,7 +494,7 @@ class PartitionScheduler:
                 await self._commit_floor()
                 await self._wait_until_due()
                 continue
-            self.is_idle = False
+            self.is_idle, self.idle_until = False, due_time(entries[0])
             try:
                 if self._clock.monotonic() >= self.assignment.valid_until:
                     await asyncio.sleep(OWNERSHIP_RECHECK)

@@ -96,6 +96,7 @@ saga status trips SAGA
 saga status trips EVIL
 aggregates ls
 views ls
+managers ls shop:app
 """
 WRITE = """
 publish orders lines.json --key id
@@ -153,6 +154,9 @@ views rebuild EVIL --version 1 --yes
 views drop EVIL --version 1 --yes
 views retry EVIL EVIL
 views retry EVIL EVIL --timeout EVIL
+managers ls EVIL
+managers show shop:app EVIL
+managers show shop:app EVIL EVIL
 reset EVIL orders
 reset billing EVIL
 reset billing orders --to EVIL

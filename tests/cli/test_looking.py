@@ -39,6 +39,8 @@ LOOKING = (
     "aggregates ls shop:app",
     "aggregates ls accounts",
     "aggregates show accounts a-1 --events",
+    "managers ls shop:app",
+    "managers show shop:app transfers",
     "doctor shop:app",
 )
 

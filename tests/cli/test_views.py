@@ -44,12 +44,12 @@ class Desk:
         self.url = url
         self.accounts = f"accounts-{uuid4().hex[:8]}"
         self.name = f"{self.accounts}.balances"
-        self._run = run
+        self.run = run
 
     def __call__(self, *words: str) -> Result:
         """A command; NAME stands for the view."""
         named = [word.replace("NAME", self.name) for word in words]
-        return self._run("views", *named, "--url", self.url)
+        return self.run("views", *named, "--url", self.url)
 
     @contextmanager
     def app(self, *, fold: Any = fold_balance, **options: Any) -> Iterator[Bank]:
@@ -255,6 +255,19 @@ def test_a_version_is_made_anew_and_nothing_serves_meanwhile(desk: Desk) -> None
         assert built == {"view": desk.name, "version": 1, "cleared": 2, "built": True}
         assert desk.version()["documents"] == 6
     assert len(folded) == 24
+
+
+def test_a_reset_of_its_groups_says_what_to_do_instead(desk: Desk) -> None:
+    desk.fill(2)
+    group, events = f"{desk.name}.v1", f"{desk.accounts}.events"
+    for more in ([], ["--dry-run"], ["--force"], ["--json"]):
+        result = desk.run("reset", group, events, "--to", "earliest", *more, "--url", desk.url)
+        assert (result.status, result.out) == (2, "")
+        assert result.err == (
+            f"streams: group {group!r} is one of view {desk.name!r} version 1 and cannot be moved: "
+            "it goes on from the checkpoint of its documents, wherever the group stands; to have "
+            f"its documents made anew, streams views rebuild {desk.name} --version 1\n"
+        )
 
 
 def test_a_keyed_version_is_made_anew_from_its_keyed_topic(sqlite: Desk) -> None:

@@ -19,6 +19,7 @@ from uuid import uuid4
 import pytest
 
 from streams.errors import LogError, Unavailable
+from streams.eventsourcing.views.keyed_topic import trimmed_below
 from streams.eventsourcing.views.version import document_store
 from streams.log.protocol import Log
 from streams.log.url import open_log
@@ -271,11 +272,13 @@ async def prove(url: str, direct: str, size: Size, lease: float, ground: Ground 
                 assert decider.exitcode == 0
                 events = await judge.until_all_is_folded(folders)
                 await judge.judge()
+            trimmed = trimmed_below(log, f"{views.by_group.name}.v1.keyed")
         logger.warning(
             "%s, seed %d: %s: %d events, %d looks, all of them folds, %.1f s",
             url.partition(":")[0], SEED, size, events, judge.looks, time.monotonic() - began,
         )  # fmt: skip
         assert judge.looks > 50
+        assert trimmed, "nothing of the keyed topic was deleted"
     finally:
         log.close()
 

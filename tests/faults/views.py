@@ -24,10 +24,12 @@ import msgspec
 from streams import Streams, View
 from streams.errors import NotFound, OutcomeUnknown, Unavailable
 from streams.eventsourcing import Aggregate
+from streams.eventsourcing.views import keyed_topic
 from streams.eventsourcing.views.checkpoints import decode_checkpoint
 from streams.log.documents import DocumentLog
 from streams.log.names import partition_for
 from streams.log.protocol import Log
+from streams.log.redis import retention
 from streams.message import Message
 from tests.faults.decider import AGGREGATES, Account, AccountEvent, account_name, declare
 
@@ -147,6 +149,8 @@ def run_process(work: Callable[..., Any], *given: Any) -> None:
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What is folded of the keyed topic is deleted all the time.
+    keyed_topic.KEPT, keyed_topic.FLOOR_INTERVAL, retention.TRIM_INTERVAL = 100, 0.05, 0.1
     threading.Thread(target=_end_with_parent, daemon=True).start()
     asyncio.run(work(*given, stopping.is_set))
 

@@ -15,6 +15,7 @@ from streams import (
     Command,
     ConfigError,
     End,
+    InvalidValue,
     ProcessManager,
     Retry,
     Schedule,
@@ -24,6 +25,7 @@ from streams import (
 )
 from streams.log.protocol import Committed
 from streams.message import Record
+from streams.replay import reset
 from streams.testing import Clock, harness
 from tests.conformance.stage import Stage
 from tests.managers.purses import (
@@ -407,3 +409,28 @@ async def test_instances_are_kept_as_snapshots_and_read_by_another_process() -> 
                 "t1", "ada", "nobody", 70, tries=1
             )
             assert other.transfers._instances.stats().snapshots_used == 1
+
+
+async def test_groups_of_its_timeouts_cannot_be_moved(stage: Stage) -> None:
+    name = unique()
+    ticks, manager = clocks(stage.app(), name)
+    async with manager.app:
+        await ticks.publish(Tick("a", "schedule x 3600 1"))
+        async with asyncio.timeout(60):
+            while (await manager.load("a")).version < 1:  # noqa: ASYNC110 - it is in the log
+                await asyncio.sleep(0.01)
+    timeouts = f"{name}.timeouts"
+    _, there = clocks(stage.app(), name)
+    async with there.app.connected() as app:
+        await there.load("a")
+        for group, topic, instead in (
+            (timeouts, timeouts, f"streams managers show MODULE:APP {name}"),
+            (f"{timeouts}.delay", f"{timeouts}.delay", f"streams tail {timeouts}.delay"),
+            (f"{timeouts}.delay.floor", f"{timeouts}.delay", "streams groups show"),
+        ):
+            with pytest.raises(InvalidValue, match="cannot be moved") as caught:
+                await reset(app, group, topic, "latest", force=True)
+            assert instead in str(caught.value)
+            assert "\n" not in str(caught.value)
+        # The one that reads its topics may be: each message is reacted to once, whatever comes.
+        assert await reset(app, name, ticks.name, "earliest")

@@ -21,12 +21,14 @@ import yaml
 from streams import Retry, Streams
 from streams.cli.doctor.monitoring_checks import (
     AGGREGATE_ALERTS,
+    MANAGER_ALERTS,
     REQUIRED_ALERTS,
     VIEW_ALERTS,
 )
 from streams.eventsourcing import Snapshot
 from streams.patterns import MonitoringServer
 from tests.eventsourcing.bank import accounts, deposit
+from tests.managers.purses import World
 from tests.monitoring.conftest import until
 from tests.views.bank import Balance, fold_balance
 
@@ -85,6 +87,7 @@ async def printed() -> dict[str, set[str]]:
 
     ledger = accounts(app, snapshot=Snapshot(every=1))
     ledger.view("balances", Balance)(fold_balance)
+    World(app, "purses")
     with MonitoringServer(app, port=0) as server:
         async with app:
             await topic.publish_many(list(range(20)))
@@ -94,7 +97,7 @@ async def printed() -> dict[str, set[str]]:
                 lambda now: (
                     now.of("messages_handled_total", group="billing") == [19]
                     and now.of("lag_messages")
-                    and now.of("aggregate_snapshots_total") == [1]
+                    and now.of("aggregate_snapshots_total", aggregate=ledger.name) == [1]
                     and now.of("view_folded_ratio") == [1]
                     and now.of("view_events_total") == [1]
                 ),
@@ -143,7 +146,7 @@ async def test_every_metric_is_watched_or_shown(printed: dict[str, set[str]]) ->
 def test_every_rule_says_how_bad_it_is_and_what_to_do() -> None:
     names = [rule["alert"] for rule in rules()]
     assert len(set(names)) == len(names)
-    assert {*REQUIRED_ALERTS, *AGGREGATE_ALERTS, *VIEW_ALERTS} <= set(names)
+    assert {*REQUIRED_ALERTS, *AGGREGATE_ALERTS, *VIEW_ALERTS, *MANAGER_ALERTS} <= set(names)
     for rule in rules():
         assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
         assert rule["labels"] == {"severity": rule["labels"]["severity"]}

@@ -6,6 +6,7 @@
 ``log_checks``                items about the log: persisted, order, retention
 ``history_checks``            items about aggregates: their event topics and snapshots
 ``view_checks``               items about views: what stands still, waits, lags, is left over
+``manager_checks``            items about process managers: what nobody reads, dead, overdue
 ``processor_checks``          items about processors: idempotent, dead letters, and so on
 ``monitoring_checks``         items about who watches: monitoring, alerts
 ``prometheus``                what a Prometheus is asked
@@ -56,8 +57,9 @@ def doctor(
     Are messages persisted, are they handled once, where do those go that
     cannot be handled, is memory bounded, is somebody told when it goes
     wrong, do retries end, is the order of keys kept, is what is deleted meant
-    to be, are the histories of aggregates whole and readable, do views come on: yes, no, or why
-    that cannot be known, and what to do. Nothing is changed. The exit status
+    to be, are the histories of aggregates whole and readable, do views come on,
+    do process managers react: yes, no, or why that cannot be known, and what
+    to do. Nothing is changed. The exit status
     is 1 if anything is wrong.
 
     [bold]Examples[/bold]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from streams.cli.doctor.history_checks import check_histories
 from streams.cli.doctor.inspection import AppInspection, Finding, Subject
 from streams.cli.doctor.log_checks import check_order, check_persistence, check_retention
+from streams.cli.doctor.manager_checks import check_managers
 from streams.cli.doctor.monitoring_checks import check_alerts, check_monitoring
 from streams.cli.doctor.processor_checks import (
     check_backpressure,
@@ -33,6 +34,7 @@ CHECKS: Sequence[tuple[str, Callable[[AppInspection], Iterator[Finding]]]] = (
     ("retention", check_retention),
     ("histories", check_histories),
     ("views", check_views),
+    ("managers", check_managers),
 )
 
 

@@ -96,6 +96,9 @@ class _SampledEvent(NamedTuple):
     key: str
     value: bytes | None
     is_event: bool
+    """An append wrote it."""
+    is_refusal: bool
+    """It is the record of a refused command, which has no value."""
 
 
 def _read_sample(log: Log, info: TopicInfo) -> Iterator[_SampledEvent]:
@@ -117,13 +120,15 @@ def _read_sample(log: Log, info: TopicInfo) -> Iterator[_SampledEvent]:
 
 
 def _sampled(log: Log, batch: Batch, index: int) -> _SampledEvent:
-    from streams.log.event_headers import is_event
+    from streams.log.event_headers import event_header, is_event, parse_event
 
+    header = parse_event(event_header(batch.headers(index)), batch.id(index))
     return _SampledEvent(
         output.position_text(log, batch, index),
         output.bytes_text(batch.keys[index]) or "",
         batch.values[index],
         is_event(batch.headers(index)),
+        header is not None and header.is_refusal,
     )
 
 
@@ -139,7 +144,7 @@ def _check_code(
     if not sample:
         return subject.yes("no event yet")
     for each in reversed(sample):
-        if each.value is None:  # a refused command's record
+        if each.is_refusal:
             continue
         try:
             aggregate.definition.codec.decode(each.value)

@@ -16,7 +16,7 @@ from streams.log.range_reader import read_batches, read_first
 if TYPE_CHECKING:
     from streams.app import Streams
     from streams.cli.doctor.prometheus import PrometheusClient
-    from streams.eventsourcing import Aggregate, View
+    from streams.eventsourcing import Aggregate, ProcessManager, View
     from streams.log.protocol import Log, TopicInfo
     from streams.processor import Processor
     from streams.topic import Topic
@@ -153,6 +153,13 @@ class AppInspection:
         from streams.eventsourcing import View
 
         return [each for each in self.app.views.values() if isinstance(each, View)]
+
+    @cached_property
+    def managers(self) -> list[ProcessManager[Any]]:
+        """The process managers that the app declares."""
+        from streams.eventsourcing import ProcessManager
+
+        return [each for each in self.app.managers.values() if isinstance(each, ProcessManager)]
 
     def info(self, topic: str) -> TopicInfo | str:
         """A topic's facts, or why there are none."""

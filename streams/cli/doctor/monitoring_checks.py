@@ -57,6 +57,8 @@ def check_alerts(inspection: AppInspection) -> Iterator[Finding]:
         required += AGGREGATE_ALERTS
     if inspection.app.views:
         required += VIEW_ALERTS
+    if inspection.app.managers:
+        required += MANAGER_ALERTS
     missing = [name for name in required if name not in loaded]
     if missing:
         yield subject.no(
@@ -91,3 +93,6 @@ AGGREGATE_ALERTS = ("StreamsAggregatesStopped", "StreamsHistoryTruncated", "Stre
 
 VIEW_ALERTS = ("StreamsViewDocumentsStopped", "StreamsViewWaits", "StreamsViewLags")
 """The rules of ``monitoring/alerts.yml`` that everybody needs who has views."""
+
+MANAGER_ALERTS = ("StreamsManagerFails", "StreamsManagerTimeoutsOverdue")
+"""The rules of ``monitoring/alerts.yml`` that everybody needs who has process managers."""

@@ -14,20 +14,21 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, Literal, NamedTuple, NoReturn, cast
 
 import msgspec
 
 from stream_codecs import type_name
 from streams.app import Streams
 from streams.callables import is_async, shown_function
-from streams.errors import ConfigError, InvalidValue
+from streams.errors import ConfigError, InvalidValue, NotFound
 from streams.eventsourcing.aggregate import Aggregate
 from streams.eventsourcing.causes import cause_text
 from streams.eventsourcing.declaration_checks import check_refusals
 from streams.eventsourcing.errors import AggregateClosed, DecisionRefused
 from streams.eventsourcing.managers.actions import Command
 from streams.eventsourcing.managers.reactions import StoredCommand
+from streams.log.events import EventLog, HistoryRequest
 
 Decisions = Mapping[str, Callable[..., Any]] | Sequence[Callable[..., Any]]
 
@@ -36,6 +37,22 @@ CLOSED = AggregateClosed.__name__
 
 NOTHING = ""
 """Instead of a reason: the decision came to no event, and never will."""
+
+
+class CommandOutcome(NamedTuple):
+    """What became of a command.
+
+    :param outcome: ``done``: it was carried out; ``refused``; ``nothing``: the decision came to no
+        event; ``open``: none of these yet, as far as its aggregate's history says; ``unknown``.
+    :param reason: of a refusal; of one that is open, ``"AggregateClosed"`` where it will be refused
+        for that; why it is not known.
+    :param first_version: of the events that it came to, and how many.
+    """
+
+    outcome: Literal["done", "refused", "nothing", "open", "unknown"]
+    reason: str = ""
+    first_version: int = 0
+    event_count: int = 0
 
 
 class _Refusal(Exception):
@@ -89,6 +106,8 @@ class Commands:
         self._functions = self._check_decisions(decisions)
         self._names = {id(each): found for found, each in self._functions.items()}
         self._refusals = self._check_refusals(refusals)
+        self.reasons = tuple(self._refusals)
+        """Names of the exceptions by which a decision refuses."""
         self._refusal_types = tuple(self._refusals.values())
         self._known: dict[tuple[str, str], _Decision] = {}
 
@@ -279,6 +298,38 @@ class Commands:
             except (_NotNoted, AggregateClosed):
                 continue
         return NOTHING
+
+    # -- looking
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The names of its ``decisions=``."""
+        return tuple(self._functions)
+
+    def outcome(self, log: EventLog, command: StoredCommand, cause: str) -> CommandOutcome:
+        """What became of a command; blocks, and writes nothing.
+
+        :param cause: the command's own.
+        :raises LogError: its aggregate's history cannot be read.
+        """
+        aggregate = self._app.aggregates.get(command.aggregate)
+        if not isinstance(aggregate, Aggregate):
+            return CommandOutcome("unknown", "the app declares no such aggregate")
+        key = command.id.encode("utf-8", "surrogateescape")
+        notes = [*self._refusals, NOTHING]
+        causes = [cause, *(_note_cause(cause, reason) for reason in notes)]
+        requests = [HistoryRequest(key, limit=1, cause=each) for each in causes]
+        try:
+            first, *noted = log.read_histories(aggregate.events.name, requests)
+        except NotFound:
+            return CommandOutcome("open")
+        if first.caused is None:
+            return CommandOutcome("open", CLOSED if first.head.is_final else "")
+        if first.caused.event_count:
+            return CommandOutcome("done", "", *first.caused)
+        found = zip(notes, noted, strict=True)
+        reason = next((each for each, note in found if note.caused is not None), NOTHING)
+        return CommandOutcome("refused" if reason else "nothing", reason)
 
 
 def _note_cause(cause: str, reason: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Generic, Unpack
 
 from typing_extensions import TypeForm, TypeVar
@@ -14,13 +15,15 @@ from streams.eventsourcing.aggregate import Aggregate
 from streams.eventsourcing.event_topic import DEFAULT_PARTITIONS
 from streams.eventsourcing.managers.actions import Action
 from streams.eventsourcing.managers.definition import ManagerDefinition
-from streams.eventsourcing.managers.reacting import ManagerStats, Reactor
+from streams.eventsourcing.managers.reacting import Reactor
 from streams.eventsourcing.managers.reactions import Instance, Reacted, evolve
 from streams.eventsourcing.managers.timeouts import TimeoutDue
 from streams.eventsourcing.results import Loaded
 from streams.eventsourcing.snapshots import Snapshot
 from streams.handler_types import HandlerOptions
+from streams.health import ManagerStats as ManagerStats
 from streams.message import Message
+from streams.processor import Processor
 
 S = TypeVar("S")
 
@@ -79,12 +82,26 @@ class ProcessManager(Generic[S]):
         if any(getattr(each, "name", "") == self._instances.events.name for each in topics):
             raise ConfigError(f"{definition.where}: it cannot read its own reactions")
         self._reactor = Reactor(definition, self._instances)
-        self._declare(topics, options)
+        self.processors: tuple[Processor[..., Any], ...] = self._declare(topics, options)
+        """What reads its topics, and what reads its timeouts if it has any."""
+        app.managers[name] = self
 
     def __repr__(self) -> str:
         return f"<ProcessManager {self.name!r}>"
 
-    def _declare(self, topics: Sequence[Source[Any]], options: HandlerOptions) -> None:
+    @property
+    def definition(self) -> ManagerDefinition[S]:
+        """It as it was declared."""
+        return self._definition
+
+    @property
+    def instances(self) -> Aggregate[Reacted, Instance]:
+        """The aggregate of its instances, whose events are its reactions."""
+        return self._instances
+
+    def _declare(
+        self, topics: Sequence[Source[Any]], options: HandlerOptions
+    ) -> tuple[Processor[..., Any], ...]:
         app, reactor, timeouts = self.app, self._reactor, self._definition.timeouts
 
         async def receive(event: Any, message: Message[Any]) -> None:
@@ -96,11 +113,16 @@ class ProcessManager(Generic[S]):
         receive.__name__ = self.name
         receive_timeout.__name__ = f"{self.name}.timeouts"
         declare: Any = app.processor
-        declare(*topics, group=self.name, **options)(receive)
-        if timeouts is not None:
-            # In a group of its own: it reads all timeouts, wherever the other one is to begin.
-            own: Any = {**options, "start": "earliest"}
-            declare(timeouts.topic, group=timeouts.topic.name, **own)(receive_timeout)
+        reading: Processor[..., Any] = declare(*topics, group=self.name, **options)(receive)
+        if timeouts is None:
+            return (reading,)
+        # In a group of its own: it reads all timeouts, wherever the other one is to begin.
+        own: Any = {**options, "start": "earliest"}
+        timing: Processor[..., Any] = declare(timeouts.topic, group=timeouts.topic.name, **own)(
+            receive_timeout
+        )
+        timing.helpers.append(timeouts.scheduler)
+        return (reading, timing)
 
     async def load(self, key: str) -> Loaded[S]:
         """An instance's state, read to the log's end; how many reactions there are; and whether it
@@ -113,5 +135,9 @@ class ProcessManager(Generic[S]):
         return Loaded(self._definition.read_state(found), found.version, found.has_ended)
 
     def stats(self) -> ManagerStats:
-        """Figures of this moment."""
-        return self._reactor.stats
+        """Figures of this moment (any thread)."""
+        stats, timeouts = self._reactor.stats, self._definition.timeouts
+        if timeouts is None:
+            return stats
+        waiting = timeouts.scheduler.delay_stats()
+        return replace(stats, timeouts=waiting.pending, overdue=waiting.overdue)

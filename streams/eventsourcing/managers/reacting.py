@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from streams.errors import InvalidValue, StreamsError
@@ -34,9 +35,12 @@ from streams.eventsourcing.managers.reactions import (
     StoredCancel,
     StoredCommand,
     StoredTimeout,
+    command_cause,
+    refusal_cause,
     sequence_of,
 )
 from streams.eventsourcing.managers.timeouts import TimeoutDue
+from streams.health import ManagerStats
 from streams.message import Message
 
 MAX_CHAIN = 100
@@ -44,24 +48,6 @@ MAX_CHAIN = 100
 
 MAX_DONE = 100_000
 """Instances of which it is remembered up to where their actions were carried out, at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class ManagerStats:
-    """Figures of a process manager in this process.
-
-    :param reacted: reactions to messages, timeouts and refusals, with those that were found to be
-        recorded already.
-    :param passed_over: messages that are for no instance, or for one that has ended; timeouts that
-        were cancelled.
-    :param commands: that were carried out, with those that had been before.
-    :param refused: the same of commands that were refused.
-    """
-
-    reacted: int = 0
-    passed_over: int = 0
-    commands: int = 0
-    refused: int = 0
 
 
 class _Chain:
@@ -98,13 +84,14 @@ class Reactor:
 
     async def receive(self, event: Any, message: Message[Any]) -> None:
         """Take a message of one of the manager's topics."""
-        key = self._definition.key_of(event)
-        if key is None:
-            self._count(passed_over=1)
-            return
-        what = f"{message.topic} {message.id}"
-        cause = cause_text(f"message/{message_identity(message)}")
-        await self._take(key, Trigger(what, cause, event))
+        with self._counting_failures():
+            key = self._definition.key_of(event)
+            if key is None:
+                self._count(passed_over=1)
+                return
+            what = f"{message.topic} {message.id}"
+            cause = cause_text(f"message/{message_identity(message)}")
+            await self._take(key, Trigger(what, cause, event))
 
     async def receive_timeout(self, due: TimeoutDue, message: Message[Any]) -> None:
         """Take a timeout that is due."""
@@ -113,7 +100,16 @@ class Reactor:
             return
         cause = cause_text(f"timeout/{due.sequence}/{due.name}")
         what = f"timeout {due.name}"
-        await self._take(due.key, Trigger(what, cause, None, (due.name, due.sequence)))
+        with self._counting_failures():
+            await self._take(due.key, Trigger(what, cause, None, (due.name, due.sequence)))
+
+    @contextmanager
+    def _counting_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception:
+            self._count(failures=1)
+            raise
 
     def _count(self, **more: int) -> None:
         old = self.stats
@@ -163,14 +159,14 @@ class Reactor:
             sequence = sequence_of(version, index)
             match action:
                 case StoredCommand():
-                    cause = cause_text(f"{self._definition.name}/{key}/{sequence}")
+                    cause = command_cause(self._definition.name, key, sequence)
                     reason = await self._definition.commands.carry_out(action, cause)
                     self._count(commands=reason is None, refused=reason is not None)
                     if reason is not None:
                         name = action.decision
                         event = Refused(action.aggregate, action.id, name, reason)
                         what = f"refused {action.aggregate} {name}"
-                        refusals.append(Trigger(what, f"refused/{sequence}", event))
+                        refusals.append(Trigger(what, refusal_cause(sequence), event))
                 case StoredTimeout():
                     await self._timeouts().schedule(key, action, sequence)
                 case StoredCancel():

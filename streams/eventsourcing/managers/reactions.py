@@ -11,6 +11,11 @@ from collections.abc import Mapping
 
 import msgspec
 
+from streams.eventsourcing.causes import cause_text
+
+REFUSED = "refused/"
+"""How the causes of reactions to refusals begin; those of others begin otherwise."""
+
 
 class StoredCommand(msgspec.Struct, frozen=True, tag="command"):
     """A command.
@@ -96,6 +101,16 @@ class Instance(msgspec.Struct, frozen=True):
 def sequence_of(version: int, index: int) -> str:
     """The sequence of the timeout that an action begins; of a command, what its cause ends with."""
     return f"{version}.{index}"
+
+
+def command_cause(manager: str, key: str, sequence: str) -> str:
+    """Under which the decision of an instance's command is taken."""
+    return cause_text(f"{manager}/{key}/{sequence}")
+
+
+def refusal_cause(sequence: str) -> str:
+    """Under which the reaction to the refusal of a command is recorded."""
+    return f"{REFUSED}{sequence}"
 
 
 def evolve(instance: Instance, reacted: Reacted) -> Instance:

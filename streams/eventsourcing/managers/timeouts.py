@@ -66,10 +66,17 @@ class Timeouts:
             app, f"{name}.timeouts", TimeoutDue, partitions=partitions
         )
         app.add_topic(self.topic)
-        self._delay_topic = check_topic(f"{name}.timeouts.delay")
+        self.delay_topic = check_topic(f"{name}.timeouts.delay")
         allowed = {self.topic.name}.__contains__
-        declare_scheduler(app, self._delay_topic, self._count, allowed, PENDING_LIMIT)
+        self.scheduler = declare_scheduler(
+            app, self.delay_topic, self._count, allowed, PENDING_LIMIT
+        )
         self._ensured: Log | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """What its timeouts are called where ``Schedule`` gives no other name."""
+        return [str(tag) for each in self._codec.event_classes for tag in tags_of(each)]
 
     def _count(self, log: Log) -> int:
         return self._partitions
@@ -125,6 +132,6 @@ class Timeouts:
     async def _write(self, record: Any) -> None:
         log = self._app.log
         if self._ensured is not log:
-            await run_in_thread(ensure_delay_topic, log, self._delay_topic, self._partitions)
+            await run_in_thread(ensure_delay_topic, log, self.delay_topic, self._partitions)
             self._ensured = log
-        await self._app.publisher.publish(self._delay_topic, record)
+        await self._app.publisher.publish(self.delay_topic, record)

@@ -21,6 +21,7 @@ from streams.eventsourcing.views.inline_subscription import (
     OpenPartition,
     PartitionCounts,
 )
+from streams.eventsourcing.views.keyed_topic import FloorKeeper, check_above_floor
 from streams.eventsourcing.views.retry_requests import RetryRequests
 from streams.log.documents import DocumentStore, DocumentWriter
 from streams.log.protocol import Assignment, Committed, Log
@@ -39,6 +40,7 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
     :param new_folder: makes the folder of a partition, of its writer.
     :param retries: documents to be folded on.
     :param on_folded: called in the polling thread after something was written.
+    :param keyed_topic: that it folds from, and whose floor it moves; empty: it folds a source.
     """
 
     def __init__(
@@ -50,12 +52,14 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
         new_folder: Callable[[DocumentWriter], PartitionFolder],
         retries: RetryRequests,
         on_folded: Callable[[], None],
+        keyed_topic: str = "",
     ) -> None:
         super().__init__(log, collection, counts)
         self._store = store
         self._new_folder = new_folder
         self._retries = retries
         self._after = on_folded
+        self._floors = FloorKeeper(log, store, collection, keyed_topic) if keyed_topic else None
 
     @override
     def _after_handling(self) -> None:
@@ -65,6 +69,10 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
     def _begin(self, assignment: Assignment) -> PartitionFolder:
         writer = self._store.claim(self._name, assignment.partition)
         try:
+            if self._floors is not None:
+                check_above_floor(
+                    self._log, self._name, *assignment.topic_partition, writer.checkpoint
+                )
             if writer.checkpoint is not None:
                 check_checkpoint(
                     self._log, self._name, *assignment.topic_partition, writer.checkpoint
@@ -96,7 +104,16 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
                 if goes_on:
                     counts = self._counts[partition.assignment.topic_partition]
                     counts.stopped.discard(request.key)
+                    if self._floors is not None:
+                        self._floors.look_again(partition.assignment.partition)
                 self._retries.done(request, goes_on)
+        if self._floors is not None and self._partitions:
+            self._floors.move(
+                {
+                    each.assignment.partition: each.handler.position
+                    for each in self._partitions.values()
+                }
+            )
 
     def _retry_document(self, partition: OpenPartition[PartitionFolder], key: bytes) -> bool:
         start = partition.handler.stopped_at(key)

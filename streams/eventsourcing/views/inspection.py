@@ -24,6 +24,7 @@ from streams.eventsourcing.views.checkpoint_check import CheckpointBeyondLog, ch
 from streams.eventsourcing.views.checkpoints import UnreadableCheckpoint
 from streams.eventsourcing.views.failures import decode_failure
 from streams.eventsourcing.views.inline_subscription import PartitionHandler
+from streams.eventsourcing.views.keyed_topic import check_above_floor
 from streams.eventsourcing.views.keying_subscription import trial_handler
 from streams.eventsourcing.views.names import group_names
 from streams.eventsourcing.views.registry import (
@@ -223,15 +224,21 @@ class VersionInspector:
             found = self._store.checkpoint(self.collection, partition)
             first, end = self._log.watermarks(topic, partition)
             position = None if found is None else found.position
-            problem = ""
-            if found is not None:
-                try:
-                    check_checkpoint(self._log, self.collection, topic, partition, found)
-                except CheckpointBeyondLog as error:
-                    problem = str(error)
+            problem = self._problem(topic, partition, found)
             lag = self._log.lag(topic, partition, max(first, position or 0))
             owner = owners.get((topic, partition))
             yield InspectedPartition(topic, partition, position, end, lag, owner, problem)
+
+    def _problem(self, topic: str, partition: int, checkpoint: Checkpoint | None) -> str:
+        """Why the log cannot be what was folded; empty: it can."""
+        try:
+            if self.known.is_keyed and not self.known.is_clearing:
+                check_above_floor(self._log, self.collection, topic, partition, checkpoint)
+            if checkpoint is not None:
+                check_checkpoint(self._log, self.collection, topic, partition, checkpoint)
+        except CheckpointBeyondLog as error:
+            return str(error)
+        return ""
 
     def stopped(self) -> Iterator[StoppedKey]:
         """The documents that stand still, partition by partition."""

@@ -8,6 +8,8 @@ done.
   Processes that run hear of that within a second (:data:`HEARD_AFTER`), which is waited for. Then
   the documents of each partition are deleted, and whoever writes them is fenced. At last the
   registry says how far the new ones have to come, and whoever folds begins anew.
+  Of a keyed version whose keyed topic was trimmed, that topic is deleted as well, and written again
+  from the sources; nobody may run it meanwhile.
 * **Drop** deletes the documents, the keyed topic and the groups, and forgets the version at last.
 """
 
@@ -24,6 +26,7 @@ from streams.cancellation import run_in_thread
 from streams.errors import NotFound, StreamsError
 from streams.eventsourcing.views.family import FOLLOW_INTERVAL
 from streams.eventsourcing.views.inspection import VersionInspector
+from streams.eventsourcing.views.keyed_topic import keyed_floor_group
 from streams.eventsourcing.views.registry import (
     KnownVersion,
     KnownView,
@@ -33,6 +36,7 @@ from streams.eventsourcing.views.registry import (
     promote,
     rebuild,
 )
+from streams.eventsourcing.views.tracker import VersionTracker
 
 HEARD_AFTER = 2 * FOLLOW_INTERVAL
 """Seconds after which a process that runs knows what the registry says."""
@@ -105,9 +109,14 @@ class ViewOperator:
         :param heard_after: seconds to wait until processes know that it does not serve; None:
             :data:`HEARD_AFTER`.
         :returns: how many partitions were cleared.
+        :raises ViewOperationRefused: it is run, and cannot be made anew beside that: of its keyed
+            topic messages were deleted, so it is to be written again from the sources.
         """
         _, inspector = await self._version(number)
-        collection, store = inspector.collection, inspector.tracker.store
+        collection, tracker = inspector.collection, inspector.tracker
+        store = tracker.store
+        if await run_in_thread(tracker.is_trimmed):
+            await self._check_nobody_runs(inspector)
         goal = goal_texts(await run_in_thread(inspector.tracker.source_ends))
         await self._registry.decide(self.name, rebuild, number, goal, True)
         count = await run_in_thread(inspector.tracker.partitions)
@@ -116,9 +125,35 @@ class ViewOperator:
         for partition in range(count):
             await run_in_thread(store.clear, collection, partition)
             on_cleared(partition + 1, count)
+        if await run_in_thread(tracker.is_trimmed):
+            await self._check_nobody_runs(inspector)
+            await self._delete_keyed_topic(tracker)
         goal = goal_texts(await run_in_thread(inspector.tracker.source_ends))
         await self._registry.decide(self.name, rebuild, number, goal, False)
         return count
+
+    async def _check_nobody_runs(self, inspector: VersionInspector) -> None:
+        """:raises ViewOperationRefused: somebody does."""
+        members = await run_in_thread(inspector.members)
+        if members:
+            number = inspector.known.version
+            raise ViewOperationRefused(
+                f"view {self.name!r}: version {number} is run by {', '.join(members[:5])}, and its "
+                f"keyed topic {inspector.tracker.keyed_topic} has been trimmed, so it is made anew "
+                "from its first event: stop the processes that declare it and run this again, or "
+                f"declare version {number + 1} beside it, which is built while this one serves"
+            )
+
+    async def _delete_keyed_topic(self, tracker: VersionTracker) -> None:
+        """Have whoever writes events by key begin anew. The floor goes last: until then nobody
+        takes what is left of the topic for all of it."""
+        log, topic = self._app.log, tracker.keyed_topic
+        await _delete_all(
+            partial(log.delete_group, topic),
+            partial(log.delete_group, tracker.collection),
+            partial(log.delete_topic, topic),
+            partial(log.delete_group, keyed_floor_group(topic)),
+        )
 
     def _interrupted(self, known: KnownVersion) -> str:
         return (
@@ -160,12 +195,9 @@ class ViewOperator:
         ]
         if inspector.known.is_keyed:
             deletions.append(partial(log.delete_topic, tracker.keyed_topic))
+            deletions.append(partial(log.delete_group, keyed_floor_group(tracker.keyed_topic)))
         deletions.append(partial(tracker.store.delete, inspector.collection))
-        for delete in deletions:
-            try:
-                await run_in_thread(delete)
-            except NotFound:
-                pass  # it was deleted before this was interrupted, or never made
+        await _delete_all(*deletions)
         await self._registry.decide(self.name, drop, number)
 
     async def retry(
@@ -194,6 +226,16 @@ class ViewOperator:
             return None
         found = await run_in_thread(inspector.find, key)
         return found is None or not found[1].failure
+
+
+async def _delete_all(*deletions: Callable[[], Any]) -> None:
+    """Delete these in turn; what is not there was deleted before this was interrupted, or never
+    made."""
+    for delete in deletions:
+        try:
+            await run_in_thread(delete)
+        except NotFound:
+            continue
 
 
 @asynccontextmanager

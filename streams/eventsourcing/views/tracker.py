@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from streams.errors import NotFound
+from streams.eventsourcing.views.keyed_topic import trimmed_below
 from streams.eventsourcing.views.names import keyed_topic_name
 from streams.log.documents import CollectionTotals, DocumentStore
 from streams.log.protocol import Log, TopicPartition
@@ -64,6 +65,11 @@ class VersionTracker:
     def folded_topic(self) -> str:
         """What its documents are folded from: its source, or the keyed topic."""
         return self.keyed_topic if self.is_keyed else self.topics[0]
+
+    def is_trimmed(self) -> bool:
+        """Whether messages of its keyed topic may have been deleted that were folded, so that
+        documents are not made anew from it."""
+        return self.is_keyed and bool(trimmed_below(self.log, self.keyed_topic))
 
     def source_partitions(self) -> list[TopicPartition]:
         """The partitions of its sources, as far as they exist."""

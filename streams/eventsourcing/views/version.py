@@ -18,6 +18,7 @@ from streams.eventsourcing.views.failures import decode_failure
 from streams.eventsourcing.views.folding import PartitionFolder
 from streams.eventsourcing.views.folding_subscription import FoldingSubscription
 from streams.eventsourcing.views.inline_subscription import InlineSubscription, PartitionCounts
+from streams.eventsourcing.views.keyed_topic import ensure_keyed_topic
 from streams.eventsourcing.views.keying_subscription import KeyingSubscription
 from streams.eventsourcing.views.names import collection_name
 from streams.eventsourcing.views.processors import declare_inline
@@ -39,7 +40,7 @@ from streams.log.documents import (
 )
 from streams.log.event_filter import ForeignRecords
 from streams.log.names import partition_for
-from streams.log.protocol import Log, TopicPartition, ensure_topic
+from streams.log.protocol import Log, TopicPartition
 from streams.message import text
 from streams.topic import InternalTopic
 
@@ -177,7 +178,9 @@ class ViewVersion:
 
     def _subscribe_keying(self, connection: Connection) -> InlineSubscription[Any]:
         log, definition = connection.log, self.definition
-        count = ensure_topic(log, definition.keyed_topic, self._partition_count(log)).partitions
+        count = ensure_keyed_topic(
+            log, definition.keyed_topic, self._partition_count(log)
+        ).partitions
         return KeyingSubscription(log, definition, self.keyed_counts, count)
 
     def _subscribe_folding(self, connection: Connection) -> InlineSubscription[Any]:
@@ -185,7 +188,7 @@ class ViewVersion:
         store = document_store(log, definition.where)
         count = self._partition_count(log)
         if definition.is_keyed:
-            count = ensure_topic(log, definition.keyed_topic, count).partitions
+            count = ensure_keyed_topic(log, definition.keyed_topic, count).partitions
         store.create(definition.collection, count)
         return FoldingSubscription(
             log,
@@ -195,6 +198,7 @@ class ViewVersion:
             partial(self.new_folder, log),
             self.retries,
             self._on_folded,
+            definition.keyed_topic if definition.is_keyed else "",
         )
 
     def new_folder(self, log: Log, writer: DocumentWriter) -> PartitionFolder:

@@ -174,6 +174,12 @@ class KafkaLog(DenseOffsets, HistoryLog[Events]):
             raise events_only(topic, "trimmed")
         return self._topics.set_retention(topic, retention)
 
+    def delete_before(self, topic: str, partition: int, position: int) -> None:
+        """See :meth:`streams.log.protocol.RecordDeleter.delete_before`."""
+        if self._events.kinds.refuses_records(topic):
+            raise events_only(topic, "trimmed")
+        self._topics.delete_before(topic, partition, position)
+
     def topic(self, topic: str) -> TopicInfo:
         info = self._topics.describe_topic(topic)
         return info._replace(is_event_topic=self._holds_events(topic))

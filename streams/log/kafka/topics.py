@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from confluent_kafka import Consumer, KafkaException, TopicCollection
+from confluent_kafka import Consumer, KafkaException, TopicCollection, TopicPartition
 
 # Documented there, though the package's __all__ does not list all of them.
 # pyright: reportPrivateImportUsage=false
@@ -286,6 +286,12 @@ class Topics:
             for resource, result in results.items()
             if not isinstance(result, KafkaException)
         }
+
+    def delete_before(self, topic: str, partition: int, position: int) -> None:
+        """Delete the messages of a partition below a position."""
+        wanted = [TopicPartition(topic, partition, position)]
+        operation = f"deleting messages of {topic}/{partition}"
+        self._requests.run_admin(operation, AdminClient.delete_records, wanted)
 
     def delete_topic(self, topic: str) -> None:
         """Delete a topic; returns once the brokers no longer know it.

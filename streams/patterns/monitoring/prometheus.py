@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from streams.app import Streams
 from streams.errors import ConfigError
-from streams.health import AggregateStats, Health, Stats, ViewStats
+from streams.health import AggregateStats, Health, ManagerStats, Stats, ViewStats
 from streams.patterns.arguments import check_app, check_seconds
 from streams.patterns.monitoring.lag_probe import Backlog, LagProbe
 from streams.processing import BUCKET_BOUNDS, Durations
@@ -111,6 +111,22 @@ _VIEW_BACKLOG = (
 )
 """A field of ViewBacklog, a metric's name and its documentation."""
 
+_MANAGER_LABELS = ("manager",)
+
+_MANAGER_COUNTERS = (
+    ("reacted", "streams_manager_reactions", "Reactions to messages, timeouts and refusals"),
+    ("passed_over", "streams_manager_passed_over", "Messages and timeouts that were for nobody"),
+    ("commands", "streams_manager_commands", "Commands carried out"),
+    ("refused", "streams_manager_commands_refused", "Commands that their aggregates refused"),
+    ("failures", "streams_manager_failures", "Attempts to react, or to carry out, that failed"),
+)
+"""A field of ManagerStats, a metric's name and its documentation."""
+
+_MANAGER_GAUGES = (
+    ("timeouts", "streams_manager_timeouts_waiting", "Timeouts that are waited for"),
+    ("overdue", "streams_manager_timeouts_overdue_seconds", "Seconds since the first was due"),
+)
+
 _DURATIONS = (
     ("handler_seconds", "streams_handler_seconds", "How long calls of the handler take"),
     ("commit_seconds", "streams_commit_seconds", "How long the log takes to acknowledge a commit"),
@@ -166,6 +182,7 @@ def _app_metrics(stats: Stats, health: Health, groups: dict[str, str]) -> Iterat
     yield from _families(GaugeMetricFamily, _HEALTH, health.processors, groups)
     yield from _aggregate_metrics(stats.aggregates)
     yield from _view_metrics(stats.views)
+    yield from _manager_metrics(stats.managers)
     published = "Records published and acknowledged"
     yield CounterMetricFamily("streams_published", published, stats.published)
     is_up, up = (
@@ -230,6 +247,19 @@ def _view_metrics(views: Mapping[str, ViewStats]) -> Iterator[Metric]:
         for found in views.values():
             family.add_metric([found.view, str(found.version)], int(getattr(found, field)))
         yield family
+
+
+def _manager_metrics(managers: Mapping[str, ManagerStats]) -> Iterator[Metric]:
+    """The metrics of process managers, each with the label ``manager``."""
+    for make, rows in (
+        (CounterMetricFamily, _MANAGER_COUNTERS),
+        (GaugeMetricFamily, _MANAGER_GAUGES),
+    ):
+        for field, name, documentation in rows:
+            family = make(name, documentation, labels=_MANAGER_LABELS)
+            for manager, found in managers.items():
+                family.add_metric([manager], getattr(found, field))
+            yield family
 
 
 def _view_backlog_metrics(found: Backlog | None) -> Iterator[Metric]:

@@ -1,0 +1,114 @@
+"""``streams managers``: process managers, their instances, timeouts and commands.
+
+What an instance has done stands in the log, and what it means in the app's code, so each command is
+given ``MODULE:APP``. The app is not run, and nothing is made or changed.
+
+============  ==========================================================
+``place``     the log and the app that a command is about
+``lists``     the managers of an app, a row for each
+``manager``   one manager: what it reads, and the timeouts that wait
+``instance``  one instance: state, timeouts, reactions, commands
+============  ==========================================================
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+from streams.cli import output
+from streams.cli.managers.instance import instance_json, print_instance
+from streams.cli.managers.lists import manager_rows, print_managers
+from streams.cli.managers.manager import manager_json, print_manager
+from streams.cli.managers.place import open_place
+from streams.cli.options import AppUrl, Json
+
+app = typer.Typer(no_args_is_help=True, help="List and show process managers.")
+
+Target = Annotated[str, Argument(metavar="MODULE:APP", help="Where the app is.")]
+Newest = Annotated[
+    int,
+    Option(
+        "--newest",
+        min=0,
+        metavar="N",
+        help="Look at the last N reactions and timeouts of each partition; 0: at all.",
+    ),
+]
+
+NEWEST = 10_000
+
+
+@app.command("ls")
+def list_managers(
+    target: Target, newest: Newest = NEWEST, url: AppUrl = None, json: Json = False
+) -> None:
+    r"""List the process managers of an app.
+
+    How many processes run each, how many of its instances have not ended, the
+    timeouts that wait and those of them that are overdue, the commands that
+    were refused, messages that it could not react to and nobody has dealt with
+    ([cyan]dead[/cyan]), and messages that it has not come to yet.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams managers ls shop:app[/cyan]
+      [cyan]streams managers ls shop:app --newest 0[/cyan]            looks at everything
+      [cyan]streams managers ls shop:app --json | jq '.\[] | select(.dead > 0)'[/cyan]
+    """
+    with open_place(target, url) as place:
+        rows = manager_rows(place, newest or None)
+    if json:
+        output.print_json(rows)
+    else:
+        print_managers(rows)
+
+
+@app.command("show")
+def show_manager(
+    target: Target,
+    name: Annotated[str, Argument(metavar="NAME", help="The manager's name.")],
+    id: Annotated[
+        str | None, Argument(metavar="ID", help="The key of one of its instances.")
+    ] = None,
+    number: Annotated[
+        int,
+        Option(
+            "-n",
+            "--lines",
+            min=0,
+            metavar="N",
+            help="So many of the next timeouts, or of an instance's last reactions; 0: all.",
+        ),
+    ] = 20,
+    newest: Newest = NEWEST,
+    url: AppUrl = None,
+    json: Json = False,
+) -> None:
+    """Show a process manager, or one of its instances.
+
+    Of a manager: what it is declared with, the topics that it reads with how
+    far it is, and the timeouts that come next. Of an instance: its state, the
+    timeouts and commands that it waits for, and its reactions, each with what
+    became of its commands.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams managers show shop:app bookings[/cyan]
+      [cyan]streams managers show shop:app bookings o-17[/cyan]
+      [cyan]streams managers show shop:app bookings o-17 --json | jq .state[/cyan]
+    """
+    with open_place(target, url) as place:
+        inspector = place.inspector(name)
+        if id is None:
+            document = manager_json(place, inspector, newest or None, number or None)
+        else:
+            document = instance_json(place, inspector, id, number or None)
+    if json:
+        output.print_json(document)
+    elif id is None:
+        print_manager(document)
+    else:
+        print_instance(document)

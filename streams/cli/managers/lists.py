@@ -1,0 +1,106 @@
+"""The process managers of an app, a row for each.
+
+Whatever stands in the log, what can be listed is, and what cannot is named on standard error.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from streams.cli import output
+from streams.cli.log_queries import await_index, count_dead_letters, sum_known
+
+if TYPE_CHECKING:
+    from streams.cli.managers.place import Place
+    from streams.eventsourcing.managers.inspection import ManagerInspector
+    from streams.log.protocol import Log
+
+
+def manager_rows(place: Place, newest: int | None) -> list[dict[str, Any]]:
+    """A row for each manager.
+
+    :param newest: look at so many records of each partition at most; None: at all.
+    """
+    if not place.managers:
+        output.print_note(f"{place.target} declares no process managers")
+    found: list[dict[str, Any]] = []
+    for name in place.managers:
+        make = partial(manager_row, place, place.inspector(name), newest)
+        row = output.call_or_report(f"process manager {name}", make)
+        if row is not None:
+            found.append(row)
+    return found
+
+
+def manager_row(place: Place, inspector: ManagerInspector, newest: int | None) -> dict[str, Any]:
+    """What is known of one manager at a cost that has a bound.
+
+    :raises LogError: it cannot be read.
+    """
+    name, log = inspector.manager.name, place.log
+    await_index_of(place, inspector)
+    totals, timeouts = inspector.totals(newest), inspector.timeouts(newest)
+    if not (totals.is_complete and timeouts.is_complete):
+        output.print_note(
+            f"{name}: only the last {newest:,} reactions and timeouts of each partition were "
+            "looked at; --newest 0 looks at all"
+        )
+    if totals.unreadable:
+        reactions = output.plural(totals.unreadable, "reaction")
+        output.print_note(
+            f"{name}: {reactions} cannot be decoded: streams aggregates ls {place.target} {name} "
+            "--undecodable lists their instances"
+        )
+    now = time.time() * 1000
+    return {
+        "manager": name,
+        "processes": len(inspector.members(name)),
+        "instances": totals.instances,
+        "running": totals.running,
+        "timeouts": len(timeouts.entries),
+        "overdue": sum(each.due < now for each in timeouts.entries),
+        "refused": totals.refused,
+        "dead": sum(count_dead(log, inspector).values()),
+        "lag": sum_known(each.lag for each in inspector.partitions()),
+        "complete": totals.is_complete and timeouts.is_complete,
+    }
+
+
+def count_dead(log: Log, inspector: ManagerInspector) -> dict[str, int]:
+    """Dead letters that nobody has dealt with, by their topic."""
+    names = dict.fromkeys(each.name for each in inspector.dead_letters)
+    return {name: count_dead_letters(log, name) for name in names}
+
+
+def await_index_of(place: Place, inspector: ManagerInspector) -> None:
+    """Wait until the log knows which reactions count, if there are any yet."""
+    from streams.errors import NotFound
+
+    try:
+        place.log.topic(inspector.reactions_topic)
+    except NotFound:
+        name = inspector.manager.name
+        output.print_note(f"{name}: not there yet; the app makes its topics when it runs")
+        return
+    await_index(place.log, inspector.reactions_topic)
+
+
+MANAGER_COLUMNS = (
+    "manager",
+    "processes",
+    "instances",
+    "running",
+    "timeouts",
+    "overdue",
+    "refused",
+    "dead",
+    "lag",
+)
+
+
+def print_managers(rows: Sequence[dict[str, Any]]) -> None:
+    """The same as a table."""
+    output.print_rows(rows, MANAGER_COLUMNS, json=False)

@@ -1,0 +1,103 @@
+"""Groups whose positions are not for anybody to move: moving them would do nothing, or do harm.
+
+They are known by what the log holds, as whoever moves a group need not have the app's code: a view
+folds in the group that has the name of its documents' collection; a delay topic has a floor, which
+is the position of a group of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from streams.errors import InvalidValue, NotFound
+from streams.log.documents import DocumentLog
+from streams.log.protocol import Log
+from streams.retries import floor_group
+
+_VIEW = re.compile(r"(?P<view>.+)\.v(?P<version>[1-9][0-9]{0,17})(?P<keyed>\.keyed(\.floor)?)?")
+"""The groups and the topic of a view's version."""
+
+_EVENTS, _TIMEOUTS, _DELAY = ".events", ".timeouts", ".delay"
+
+
+def check_may_move(log: Log, group: str, topic: str) -> None:
+    """See that a group is one that may be moved in a topic (blocks).
+
+    :raises InvalidValue: it is not; the text says why, and what to do instead.
+    :raises LogError: the log cannot be asked.
+    """
+    for problem in _problems(log, group, topic):
+        raise InvalidValue(problem)
+
+
+def _problems(log: Log, group: str, topic: str) -> Iterator[str]:
+    for name in dict.fromkeys((group, topic)):
+        found = _VIEW.fullmatch(name)
+        if found is not None and _keeps(log, f"{found['view']}.v{found['version']}"):
+            if name == topic and not found["keyed"]:
+                continue  # a topic of the user's that happens to be called so
+            yield _view_problem(group, topic, found)
+    if group == floor_group(topic):
+        yield (
+            f"group {group!r} cannot be moved: it says below which position nothing in {topic!r} "
+            "is needed any more, and is kept by whoever delivers what waits there; to look at it, "
+            f"streams groups show {group}"
+        )
+    if group == topic and log.committed(floor_group(topic), topic):
+        yield (
+            f"group {group!r} cannot be moved: it delivers what waits in the topic of its name, "
+            "and finds that anew at each start, wherever the group stands; to look at what waits, "
+            f"streams tail {topic}"
+        )
+    if group == topic and _is_managers(log, group):
+        manager = group.removesuffix(_TIMEOUTS)
+        yield (
+            f"group {group!r} cannot be moved: each timeout of process manager {manager!r} counts "
+            "once, so moved back nothing comes again, and moved on what is due would never come; "
+            f"streams managers show MODULE:APP {manager} says what waits"
+        )
+
+
+def _view_problem(group: str, topic: str, found: re.Match[str]) -> str:
+    view, version = found["view"], found["version"]
+    what = f"view {view!r} version {version}"
+    reasons = {
+        None: "it goes on from the checkpoint of its documents, wherever the group stands",
+        ".keyed": "moved back it would write events again that are passed over, moved on events "
+        "would be missing from the documents",
+        ".keyed.floor": "it says what may be deleted",
+    }
+    subject = f"group {group!r} is"
+    if _VIEW.fullmatch(group) is None:
+        subject = f"topic {topic!r} is"
+        reason = "nobody else reads it"
+    else:
+        reason = reasons[found["keyed"]]
+    return (
+        f"{subject} one of {what} and cannot be moved: {reason}; to have its documents made anew, "
+        f"streams views rebuild {view} --version {version}"
+    )
+
+
+def _keeps(log: Log, collection: str) -> bool:
+    """Whether the log keeps documents of that name."""
+    if not isinstance(log, DocumentLog) or not log.capabilities.documents:
+        return False
+    try:
+        log.documents.find(collection)
+    except NotFound:
+        return False
+    return True
+
+
+def _is_managers(log: Log, group: str) -> bool:
+    """Whether a group is that of a process manager's timeouts."""
+    if not group.endswith(_TIMEOUTS):
+        return False
+    try:
+        events = log.topic(f"{group.removesuffix(_TIMEOUTS)}{_EVENTS}")
+    except NotFound:
+        return False
+    delay = f"{group}{_DELAY}"
+    return events.is_event_topic and bool(log.committed(floor_group(delay), delay))

@@ -1,0 +1,79 @@
+"""What is pending in a delay topic, by the log alone: no scheduler runs, and nothing is written.
+
+Blocks. As much as was asked for is read, from the newest records on, and no payload is kept that
+was not asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
+
+from streams.log.protocol import Log
+from streams.log.range_reader import newest_of, read_batches
+from streams.message import Record
+from streams.retries.records import id_digest, parse_entry, scan_record
+from streams.retries.scheduler import floor_group
+
+T = TypeVar("T")
+
+
+class PendingEntry(NamedTuple, Generic[T]):
+    """A message that waits.
+
+    :param due: when it is due, in milliseconds since the epoch.
+    :param value: what the caller made of it.
+    """
+
+    partition: int
+    due: int
+    value: T
+
+
+class PendingEntries(NamedTuple, Generic[T]):
+    """What waits in a delay topic, what is due first at the beginning.
+
+    :param is_complete: everything that waits was looked at.
+    """
+
+    entries: list[PendingEntry[T]]
+    is_complete: bool
+
+
+def read_pending(
+    log: Log, topic: str, read: Callable[[str, Record], T | None], newest: int | None
+) -> PendingEntries[T]:
+    """What waits. A request to cancel counts as done: it will be, by whoever delivers.
+
+    :param read: makes something of an entry, from the topic it goes to and what is written there;
+        None: it is none of the caller's, and not counted.
+    :param newest: look at so many of the newest records of each partition at most; None: at all.
+    :raises NotFound: there is no such topic.
+    :raises LogError: it cannot be read.
+    """
+    found: list[PendingEntry[T]] = []
+    is_complete = True
+    floors = log.committed(floor_group(topic), topic)
+    for partition in range(log.topic(topic).partitions):
+        first, end = log.watermarks(topic, partition)
+        floor = floors.get(partition)
+        start = first if floor is None else max(first, floor.position)
+        start, has_all = newest_of(log, topic, partition, start, end, newest)
+        is_complete = is_complete and has_all
+        pending: dict[int, PendingEntry[T]] = {}
+        for batch in read_batches(log, topic, partition, start, end):
+            for at, key in enumerate(batch.keys):
+                if key is None:
+                    continue
+                headers, value = batch.headers(at), batch.values[at]
+                scanned = scan_record(batch.offsets[at], key, value, headers)
+                if scanned is None:
+                    continue
+                pending.pop(id_digest(key), None)
+                entry = parse_entry(key, value, headers)
+                made = None if entry is None else read(entry.topic, entry.record)
+                if entry is not None and made is not None:
+                    pending[id_digest(key)] = PendingEntry(partition, entry.due, made)
+        found += pending.values()
+    found.sort(key=lambda each: each.due)
+    return PendingEntries(found, is_complete)
