@@ -17,7 +17,15 @@ What patterns know of processing is exported here, and nothing else.
 from streams.engine.dispatcher import Delivery
 from streams.processing.committer import PartitionProgress
 from streams.processing.handler_transaction import in_transaction
-from streams.processing.job import Decoding, Job, Outgoing, Several, Skip, reset_generation
+from streams.processing.job import (
+    Decoding,
+    Job,
+    Outgoing,
+    Several,
+    Skip,
+    identities_of,
+    reset_generation,
+)
 from streams.processing.timing import BUCKET_BOUNDS, Durations, Histogram
 
 __all__ = [
@@ -31,6 +39,7 @@ __all__ = [
     "PartitionProgress",
     "Several",
     "Skip",
+    "identities_of",
     "in_transaction",
     "reset_generation",
 ]

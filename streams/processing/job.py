@@ -154,6 +154,16 @@ def decode_ahead(decoding: Decoding, batch: Batch, largest: int) -> DecodedAhead
     return DecodedAhead(values, ids, all_decoded)
 
 
+def identities_of(decoding: Decoding, batch: Batch) -> Sequence[str | None]:
+    """The identity of each message; None: it has none.
+
+    :param batch: as :meth:`Decoding.unwrap` gives it.
+    """
+    if decoding.id_reader is None:
+        return batch.ids
+    return decode_ahead(decoding, batch, batch.total_and_largest()[1]).ids
+
+
 def reset_generation(assignment: Assignment | None) -> int:
     """Which reset of its group a partition's owner goes on from; 0: none, or there is no owner."""
     committed = None if assignment is None else assignment.committed

@@ -27,7 +27,7 @@ from streams.log.protocol import Assignment, Log, Subscription
 from streams.log.range_reader import read_batches
 from streams.processing.committer import OffsetCommitter, OwnedPartition
 from streams.processing.executor import Executor
-from streams.processing.job import Job, decode_ahead
+from streams.processing.job import Job, identities_of
 from streams.text import get_logger
 
 logger = get_logger("streams")
@@ -284,10 +284,7 @@ class PartitionLifecycle:
                 self.keep_alive()
                 kept_alive_at = self._now()
             unwrapped = decoding.unwrap(batch)
-            if decoding.id_reader is None:
-                ids = unwrapped.ids
-            else:
-                ids = decode_ahead(decoding, unwrapped, unwrapped.total_and_largest()[1]).ids
+            ids = identities_of(decoding, unwrapped)
             for offset, identity in zip(unwrapped.offsets, ids, strict=True):
                 if identity is None:
                     continue

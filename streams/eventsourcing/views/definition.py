@@ -11,13 +11,16 @@ from typing_extensions import TypeVar
 from stream_codecs import Codec
 from streams.app import Streams
 from streams.callables import is_async, is_plain, parameters_of
+from streams.config import Dedup
 from streams.decoding import Source, TopicDecoder
 from streams.errors import ConfigError
 from streams.eventsourcing.declaration_checks import check_app
 from streams.eventsourcing.event_topic import EventTopic
 from streams.eventsourcing.views.document_type import DocumentType
 from streams.eventsourcing.views.names import collection_name, group_names, keyed_topic_name
+from streams.eventsourcing.views.repeats import Repeats
 from streams.log.names import check_topic
+from streams.log.protocol import Log, TopicPartition
 from streams.numbers import is_int
 
 D = TypeVar("D")
@@ -33,6 +36,8 @@ class ViewDefinition(Generic[D]):
     """One version of a view, as it was declared.
 
     :param key: which documents an event changes; None: the one of its message's key.
+    :param dedup: its window says how far apart a message and its repeat may be. The cap has no
+        meaning here: what counts must not depend on how many partitions a process has.
     :param wants_message: the function takes the message, too.
     """
 
@@ -44,6 +49,7 @@ class ViewDefinition(Generic[D]):
     fold: Callable[..., Any]
     wants_message: bool
     key: KeyFunction | None
+    dedup: Dedup
 
     @property
     def where(self) -> str:
@@ -81,6 +87,19 @@ class ViewDefinition(Generic[D]):
         """How the messages of each source are decoded, by its name."""
         return {source.name: source.decoding for source in self.sources}
 
+    def repeats(
+        self, log: Log, source: TopicPartition, position: int, keep_alive: Callable[[], None]
+    ) -> Repeats | None:
+        """Tells which messages of a source partition are passed over, as they were published twice;
+        None: none is. An aggregate has each of its events once.
+
+        :param position: from where on its messages are read.
+        """
+        (topic,) = (each for each in self.sources if each.name == source[0])
+        if not self.dedup.window or isinstance(topic, EventTopic):
+            return None
+        return Repeats(log, topic.decoding, source, self.dedup.window, position, keep_alive)
+
     @property
     def places_keys(self) -> bool:
         """The partition of a document follows from its key: nothing but appends writes the
@@ -97,6 +116,7 @@ def define_view(
     key: KeyFunction | None,
     version: int,
     codec: Codec | None,
+    dedup: Dedup,
 ) -> ViewDefinition[D]:
     """A view's definition.
 
@@ -117,6 +137,8 @@ def define_view(
     names = [source.name for source in sources]
     if len(set(names)) != len(names):
         raise ConfigError(f"{where}: reads a topic twice: {', '.join(names)}")
+    if not isinstance(dedup, Dedup):
+        raise ConfigError(f"{where}: dedup={dedup!r}: a Dedup, such as Dedup(window=0)")
     if key is not None and (not callable(key) or is_async(key)):
         raise ConfigError(f"{where}: key={key!r}: a plain function of the event")
     definition = ViewDefinition(
@@ -128,6 +150,7 @@ def define_view(
         fold,
         _wants_message(where, fold),
         key,
+        dedup,
     )
     check_topic(definition.keyed_topic)
     return definition

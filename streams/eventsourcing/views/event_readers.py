@@ -12,6 +12,7 @@ from streams.decoding import TopicDecoder
 from streams.errors import NotFound
 from streams.eventsourcing.views.checkpoints import SourcePosition
 from streams.eventsourcing.views.keyed_records import KeyedRecord, parse_keyed, source_batch
+from streams.eventsourcing.views.repeats import NO_REPEATS, Repeats
 from streams.log.event_filter import ForeignRecords
 from streams.message import Batch, Message, Position, make_message, numbered_message
 from streams.processing import Several, Skip
@@ -60,8 +61,9 @@ class EventReader(Protocol):
         offsets of the batch say it."""
         ...
 
-    def at(self, sources: Mapping[str, SourcePosition]) -> EventReader:
-        """Another reader of the same partition, from where its sources were read so far."""
+    def at(self, offset: int, sources: Mapping[str, SourcePosition]) -> EventReader:
+        """Another reader of the same partition, for batches from an offset on, before which its
+        sources were read so far."""
         ...
 
 
@@ -77,22 +79,34 @@ def _units(decoding: TopicDecoder[Any], batch: Batch, index: int) -> Sequence[Un
 
 
 class SourceReader(EventReader):
-    """Reads a view's one source, whose messages' keys are the documents'."""
+    """Reads one partition of a source.
 
-    def __init__(self, decoding: TopicDecoder[Any]) -> None:
+    :param repeats: tells which messages are passed over; None: none is.
+    """
+
+    def __init__(self, decoding: TopicDecoder[Any], repeats: Repeats | None = None) -> None:
         self._decoding = decoding
+        self._repeats = repeats
+        self._batch: Batch | None = None
         self._opened: Any = None
         """The batch, with its CloudEvents of structured mode opened."""
+        self._repeated = NO_REPEATS
+        """The indices of its repeats."""
 
     @override
     def begin(self, batch: Batch, start: int) -> None:
-        self._opened = self._decoding.unwrap(batch)
+        if batch is self._batch:  # the rest of it
+            return
+        opened = self._decoding.unwrap(batch)
+        if self._repeats is not None:
+            self._repeated = self._repeats.take(opened)
+        self._batch, self._opened = batch, opened
 
     @override
     def fast_events(self, batch: Batch) -> Sequence[Any] | None:
         batch = self._opened
         decoding, values = self._decoding, batch.values
-        if batch.unreadable or batch.decode_errors:
+        if batch.unreadable or batch.decode_errors or self._repeated:
             return None
         decode = decoding.fast_decoder(values, batch.total_and_largest()[1])
         if decode is None:
@@ -105,6 +119,8 @@ class SourceReader(EventReader):
 
     @override
     def read(self, batch: Batch, index: int) -> Sequence[Unit]:
+        if index in self._repeated:
+            raise Skip
         return _units(self._decoding, self._opened, index)
 
     @override
@@ -116,8 +132,10 @@ class SourceReader(EventReader):
         return {}
 
     @override
-    def at(self, sources: Mapping[str, SourcePosition]) -> EventReader:
-        return self
+    def at(self, offset: int, sources: Mapping[str, SourcePosition]) -> EventReader:
+        if self._repeats is None:
+            return self
+        return SourceReader(self._decoding, self._repeats.begin_at(offset))
 
 
 class KeyedReader(EventReader):
@@ -231,5 +249,5 @@ class KeyedReader(EventReader):
         return sources
 
     @override
-    def at(self, sources: Mapping[str, SourcePosition]) -> EventReader:
+    def at(self, offset: int, sources: Mapping[str, SourcePosition]) -> EventReader:
         return KeyedReader(self._decodings, self._foreign, sources, self._end_of)

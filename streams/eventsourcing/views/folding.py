@@ -262,7 +262,7 @@ class PartitionFolder(PartitionHandler):
             return True
         failure = decode_failure(entry.failure)
         reader = self._reader
-        self._reader = reader.at(failure.sources_before)
+        self._reader = reader.at(failure.place[0], failure.sources_before)
         try:
             outcome = self._fold_on(key, entry, failure.place, batches)
         finally:

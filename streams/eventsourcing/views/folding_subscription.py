@@ -37,7 +37,8 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
     """See the module.
 
     :param store: of the documents.
-    :param new_folder: makes the folder of a partition, of its writer.
+    :param new_folder: makes the folder of a partition, of its number, its writer, and what it calls
+        while it reads the log.
     :param retries: documents to be folded on.
     :param on_folded: called in the polling thread after something was written.
     :param keyed_topic: that it folds from, and whose floor it moves; empty: it folds a source.
@@ -49,7 +50,7 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
         store: DocumentStore,
         collection: str,
         counts: dict[tuple[str, int], PartitionCounts],
-        new_folder: Callable[[DocumentWriter], PartitionFolder],
+        new_folder: Callable[[int, DocumentWriter, Callable[[], None]], PartitionFolder],
         retries: RetryRequests,
         on_folded: Callable[[], None],
         keyed_topic: str = "",
@@ -77,7 +78,7 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
                 check_checkpoint(
                     self._log, self._name, *assignment.topic_partition, writer.checkpoint
                 )
-            folder = self._new_folder(writer)
+            folder = self._new_folder(assignment.partition, writer, self.keep_alive)
         except BaseException:
             writer.close()
             raise

@@ -315,7 +315,7 @@ def find_waiting(log: Log, version: ViewVersion) -> Iterator[tuple[str, str]]:
     for partition in range(partitions):
         writer = _TrialWriter(store, definition.collection, partition)
         try:
-            folder = version.new_folder(log, writer)
+            folder = version.new_folder(log, partition, writer)
         except UnreadableCheckpoint:
             continue  # what is wrong with it is told of the partition
         yield from _try_next(log, topic, partition, folder)

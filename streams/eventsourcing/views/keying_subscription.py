@@ -167,12 +167,15 @@ class KeyingSubscription(InlineSubscription[KeyingHandler]):
     @override
     def _begin(self, assignment: Assignment) -> KeyingHandler:
         committed = assignment.committed
+        position = assignment.position if committed is None else committed.position
+        definition, source = self._definition, assignment.topic_partition
+        repeats = definition.repeats(self._log, source, position, self.keep_alive)
         return KeyingHandler(
-            self._definition,
-            SourceReader(self._decodings[assignment.topic]),
+            definition,
+            SourceReader(self._decodings[assignment.topic], repeats),
             self._count,
             self._append,
-            0 if committed is None else committed.position,
+            0 if committed is None else position,
         )
 
     def _append(self, records: Sequence[Record]) -> None:

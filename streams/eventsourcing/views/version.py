@@ -201,11 +201,26 @@ class ViewVersion:
             definition.keyed_topic if definition.is_keyed else "",
         )
 
-    def new_folder(self, log: Log, writer: DocumentWriter) -> PartitionFolder:
-        """What folds a partition."""
+    def new_folder(
+        self,
+        log: Log,
+        partition: int,
+        writer: DocumentWriter,
+        keep_alive: Callable[[], None] | None = None,
+    ) -> PartitionFolder:
+        """What folds a partition.
+
+        :param keep_alive: called again and again while it reads the log; None: what it folds is
+            for trial, repeats included.
+        """
         definition = self.definition
         if not definition.is_keyed:
-            reader: Any = SourceReader(self._source.decoding)
+            repeats = None
+            if keep_alive is not None:
+                source = definition.topics[0], partition
+                position = 0 if writer.checkpoint is None else writer.checkpoint.position
+                repeats = definition.repeats(log, source, position, keep_alive)
+            reader: Any = SourceReader(self._source.decoding, repeats)
         else:
             _, sources = decode_checkpoint(writer.checkpoint)
             reader = KeyedReader(definition.decodings, self._foreign, sources, log.log_end_offset)

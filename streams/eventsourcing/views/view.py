@@ -13,6 +13,7 @@ from typing_extensions import TypeVar
 from stream_codecs import Codec
 from streams.app import Streams
 from streams.cancellation import run_in_thread
+from streams.config import Dedup
 from streams.decoding import Source
 from streams.errors import InvalidValue, NotFound
 from streams.eventsourcing.results import Decided
@@ -63,6 +64,9 @@ class View(Generic[D]):
     :param codec: of the documents; JSON unless said otherwise.
     :param promote: serve from this version as soon as it has come far enough; False: only once
         ``streams views promote`` says so.
+    :param dedup: its window says within how many messages of a partition a message counts once
+        that was published twice; ``Dedup(window=0)``: each is folded. The cap has no meaning here.
+        An aggregate's events need none.
     :raises ConfigError: a declaration that cannot work.
     """
 
@@ -73,12 +77,14 @@ class View(Generic[D]):
         self, app: Streams, name: str, document: type[D], fold: Fold[D, A], a: Source[A], /, *,
         key: Callable[[A], Keys] | None = None,
         version: int = 1, codec: Codec | None = None, promote: bool = True,
+        dedup: Dedup = ...,
     ) -> None: ...
     @overload
     def __init__(
         self, app: Streams, name: str, document: type[D], fold: Fold[D, A | B],
         a: Source[A], b: Source[B], /, *, key: Callable[[A | B], Keys] | None = None,
         version: int = 1, codec: Codec | None = None, promote: bool = True,
+        dedup: Dedup = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -86,6 +92,7 @@ class View(Generic[D]):
         a: Source[A], b: Source[B], c: Source[C], /, *,
         key: Callable[[A | B | C], Keys] | None = None,
         version: int = 1, codec: Codec | None = None, promote: bool = True,
+        dedup: Dedup = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -93,6 +100,7 @@ class View(Generic[D]):
         a: Source[Any], b: Source[Any], c: Source[Any], d: Source[Any], /, *topics: Source[Any],
         key: Callable[[Any], Keys] | None = None,
         version: int = 1, codec: Codec | None = None, promote: bool = True,
+        dedup: Dedup = ...,
     ) -> None: ...
     # fmt: on
 
@@ -108,8 +116,9 @@ class View(Generic[D]):
         version: int = 1,
         codec: Codec | None = None,
         promote: bool = True,
+        dedup: Dedup = Dedup(),
     ) -> None:
-        definition = define_view(app, name, document, fold, topics, key, version, codec)
+        definition = define_view(app, name, document, fold, topics, key, version, codec, dedup)
         self.app = app
         self.name = name
         self.version = version
