@@ -63,6 +63,7 @@ def app(stage: Ground, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def looked_at(stage: Ground, name: str, app: str, others: tuple[str, ...] = ()) -> dict[str, Any]:
     """Every command ends well, and shows the good ones."""
     ls = lists(stage.url, "managers", "ls", app)
+    row: dict[str, Any]
     (row,) = ls.documents[0]
     assert (row["manager"], row["timeouts"], row["refused"]) == (name, 2, 2)
     (shown,) = lists(stage.url, "managers", "show", app, name).documents

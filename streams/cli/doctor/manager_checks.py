@@ -82,16 +82,17 @@ def _check_reading(
         group = processor.group
         own = [each for each in partitions if each.group == group]
         lag = sum_known(each.lag for each in own)
-        waits = lag is None or lag > 0
+        if not lag:  # nothing waits, or the log cannot count
+            continue
         many = output.plural(lag, "message")
         wait = "waits" if lag == 1 else "wait"
-        if waits and not inspector.members(group):
+        if not inspector.members(group):
             topics = ", ".join(processor.topics)
             yield subject.no(
                 f"{many} in {topics} {wait}, and nobody reads them in group {group}",
                 f"run the app; {show}",
             )
-        elif lag is not None and lag > FAR_BEHIND:
+        elif lag > FAR_BEHIND:
             yield subject.no(
                 f"it is {many} behind in group {group}",
                 f"run more processes, up to {output.plural(len(own), 'partition')}; {show}",
