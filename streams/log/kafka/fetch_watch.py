@@ -143,8 +143,9 @@ class FetchWatch:
             is_hopeless = is_hopeless or progress.restarts >= RESTARTS
             progress.restarts += 1
             progress.behind_since = None
-            progress.interval = STALL_TIMEOUT
-            progress.ask_at = now + STALL_TIMEOUT
+            # Longer each time: a fetch that only takes its time must be able to end.
+            progress.interval = min(MAX_INTERVAL, STALL_TIMEOUT * 2**progress.restarts)
+            progress.ask_at = now + progress.interval
         return Stalled(stalled, is_hopeless) if stalled else None
 
     def _ask(self, questions: Sequence[tuple[TopicPartition, int]]) -> None:
