@@ -195,7 +195,7 @@ def _nothing_comes_as_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(async_executor, "TIME_SLICE", 3_600.0)
 
 
-RUNS = 8
+RUNS = 40
 """Runs of each size, at most, until the least of them tell that the budget is kept."""
 
 
