@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, Self
 
 from streams.cancellation import run_in_thread
-from streams.errors import NotRunning, StreamsError
+from streams.errors import NotFound, NotRunning, StreamsError
 from streams.eventsourcing.results import Decided
 from streams.eventsourcing.views.definition import ViewDefinition
 from streams.eventsourcing.views.errors import ViewNotReady
@@ -332,20 +332,40 @@ class ViewFamily:
         return is_heard and self._covered.get(number) is covered
 
     async def _not_ready(self) -> ViewNotReady:
-        number = max(self.versions)
+        number, serving = max(self.versions), self.known.promoted
         known = self.known.version(number)
-        if known is None:
-            reason = f"version {number} is not built yet: no process that declares it runs"
-            return ViewNotReady(self.name, reason)
-        share = (await self.progress(number)).share
-        done = "" if share is None else f", {share:.0%} of its events are folded"
-        newer = self.known.promoted
         other = (
-            f"; version {newer} serves, and is not declared in this process"
-            if newer and newer != number
+            f"; version {serving} serves, and this process does not declare it"
+            if serving and serving != number
             else ""
         )
-        return ViewNotReady(self.name, f"version {number} is being built{done}{other}", share)
+        if known is not None:
+            share = (await self.progress(number)).share
+            done = "" if share is None else f", {share:.0%} of its events are folded"
+            return ViewNotReady(self.name, f"version {number} is being built{done}{other}", share)
+        if self._app.runtime.runs_processors:
+            reason = (
+                f"version {number} is being built, which this process has just begun{other}; wait "
+                "for it with ready()"
+            )
+        elif number < serving:
+            reason = (
+                f"version {serving} serves, and this process does not declare it: declare it here "
+                f"too, as version {number} was dropped or never built"
+            )
+        else:
+            reason = (
+                f"version {number} is not built yet: no process that runs the app with it (streams "
+                f"run, async with app) has begun{other}"
+            )
+        return ViewNotReady(self.name, reason)
+
+    async def documents_missing(self, error: NotFound) -> ViewNotReady:
+        """Why the documents of a version that serves, as far as was heard, are not there."""
+        await self._load()
+        if self.newest_serving() is None:
+            return await self._not_ready()
+        return ViewNotReady(self.name, f"its documents are not there: {error}")
 
     async def promote(self, number: int) -> None:
         """Let a version serve.

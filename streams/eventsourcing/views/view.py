@@ -18,7 +18,7 @@ from streams.decoding import Source
 from streams.errors import InvalidValue, NotFound
 from streams.eventsourcing.results import Decided
 from streams.eventsourcing.views.definition import KeyFunction, define_view
-from streams.eventsourcing.views.errors import ViewNotReady, ViewTimeout
+from streams.eventsourcing.views.errors import ViewTimeout
 from streams.eventsourcing.views.family import ViewFamily, wait_until
 from streams.eventsourcing.views.known_coverage import KnownCoverage
 from streams.eventsourcing.views.registry import ViewRegistry
@@ -404,7 +404,7 @@ class View(Generic[D]):
         try:
             return await run_in_thread(function, *given)
         except NotFound as error:
-            raise ViewNotReady(self.name, f"its documents are not there: {error}") from error
+            raise await self._family.documents_missing(error) from error
 
 
 def family_of(app: Streams, name: str) -> ViewFamily:
