@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 from msgspec import Struct
 
-from streams import Position, Streams, Topic, View, ViewNotReady, ViewTimeout
+from streams import InvalidValue, Position, Streams, Topic, View, ViewNotReady, ViewTimeout
 from streams.eventsourcing.views.operations import connected_operator
 from tests.conformance.stage import Stage
 
@@ -127,6 +127,33 @@ async def test_what_is_known_to_be_folded_is_not_asked_again(
         third = await folds.returns.publish(Returned("ada", "cup"))
         assert await reads.items.get("cup", wait_for=third) == Item(2, 1)
         assert set(asked.committed) == {reads.returns.name}
+
+
+async def test_a_partition_that_does_not_exist_is_refused_at_once(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever sends a token decides what it says."""
+    folds, reads = (Shop(stage.app(), stage.topic_name) for _ in range(2))
+    async with folds.app, reads.app.connected():
+        position = await folds.orders.publish(Ordered("ada", "cup"))
+        await reads.items.get("cup", wait_for=position, timeout=60)
+        log, topic, asked = reads.app.log, reads.orders.name, list[str]()
+        describe = type(log).topic
+
+        def counted(self: Any, topic: str) -> Any:
+            if self is log:
+                asked.append(topic)
+            return describe(self, topic)
+
+        monkeypatch.setattr(type(log), "topic", counted)
+        for token in (f"{topic}/2/1", f"{topic}/77/1", f"{topic}/-1/1"):
+            with pytest.raises(InvalidValue, match=r"has partitions 0 to 1|no position"):
+                await reads.items.get("cup", wait_for=token, timeout=5)
+            with pytest.raises(InvalidValue, match=r"has partitions 0 to 1|no position"):
+                await reads.items.get_many(["cup"], wait_for=token, timeout=5)
+        asked.clear()
+        await reads.items.get("cup", wait_for=position)
+        assert topic not in asked  # what is known to exist is not asked for again
 
 
 @pytest.mark.parametrize("hears", ["it", "nothing", "nothing for long"])

@@ -76,6 +76,8 @@ class ViewFamily:
         """What this process knows to be folded of keyed versions."""
         self._heard_at = float("-inf")
         """When the registry was asked what is known now."""
+        self._partition_counts: dict[str, int] = {}
+        """Of the sources, as far as somebody waited for them."""
         self._builds: dict[int, int] = {}
         """For the how many-th time each version is made, as its threads know."""
         self._finished: list[tuple[RetryRequest, bool]] = []
@@ -103,6 +105,7 @@ class ViewFamily:
         self._catching_up = None
         self._coverages.clear()
         self._covered.clear()
+        self._partition_counts.clear()
         document_store(self._app.log, f"view {self.name!r}")
         await self._load()
         for number, version in self.versions.items():
@@ -320,6 +323,20 @@ class ViewFamily:
         if further and version.definition.version != self._served_version:
             # Another version has taken over while this was read.
             self._catch_up_served()
+
+    async def partition_count(self, topic: str, partition: int) -> int:
+        """How many partitions a source has, 0: it does not exist; the log is asked only about a
+        partition that it was not known to have.
+
+        :raises LogError: the log does not answer.
+        """
+        if partition >= self._partition_counts.get(topic, 0):
+            try:
+                info = await run_in_thread(self._app.log.topic, topic)
+            except NotFound:
+                return 0
+            self._partition_counts[topic] = info.partitions
+        return self._partition_counts.get(topic, 0)
 
     def covered(self, number: int) -> KnownCoverage:
         """What this process knows to be folded of a keyed version."""

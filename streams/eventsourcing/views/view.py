@@ -331,6 +331,14 @@ class View(Generic[D]):
         coverage: Coverage | None = None
         family = self._family
         positions = {} if wait_for is None else self._positions(wait_for)
+        for topic, partition in positions:
+            # Any client may send a token: nothing is waited for that cannot come.
+            count = await family.partition_count(topic, partition)
+            if not 0 <= partition < count:
+                has = f"has partitions 0 to {count - 1}" if count else "does not exist"
+                raise InvalidValue(
+                    f"view {self.name!r}: wait_for={topic}/{partition}: topic {topic!r} {has}"
+                )
         version = await (family.serving_by(deadline) if positions else family.serving())
         try:
             await family.catch_up(deadline)
