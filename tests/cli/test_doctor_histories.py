@@ -106,6 +106,21 @@ def clinic(
     return Clinic(request.getfixturevalue(f"{request.param}_url"), shell.folder, run)
 
 
+def test_the_order_of_each_history_is_promised(sqlite: Clinic) -> None:
+    """Though no topic declares a key."""
+    assert sqlite("order") == [
+        ("yes", "the events of each aggregate are one history, and come in its order", "")
+    ]
+    processor = """
+@app.processor(accounts.events, group="audit", retry=__import__("streams").Retry(in_order=False))
+def audit(event: AccountEvent) -> None: ...
+"""
+    sqlite.write(lambda text: text + processor)
+    _, (verdict, why, advice) = sqlite("order")
+    assert (verdict, advice) == ("no", "Retry(in_order=True)")
+    assert why.endswith(f"on {sqlite.topic}")
+
+
 def test_histories_that_are_well(clinic: Clinic) -> None:
     clinic.fill()
     found = clinic()

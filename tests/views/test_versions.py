@@ -11,6 +11,7 @@ import pytest
 from msgspec import Struct
 
 from streams import Aggregate, ConfigError, Streams, View, ViewNotReady, ViewTimeout
+from streams.eventsourcing.views.operations import connected_operator
 from tests.conformance.stage import Stage
 from tests.eventsourcing.bank import Account, Closed, Deposited, Opened, Withdrawn, deposit
 from tests.eventsourcing.bank import evolve as evolve_account
@@ -96,6 +97,42 @@ async def test_a_version_alone_is_not_ready_before_it_has_come_as_far(stage: Sta
         with pytest.raises(ViewNotReady, match=r"version 2 is (not built yet|being built)"):
             await alone.balances.get("a")
         assert not app.health().ready
+
+
+async def test_what_is_not_ready_says_what_is_so(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a version that is built here, and of one that was dropped while another serves."""
+
+    async def not_yet(version: Any) -> None:
+        """Until its processor has begun, the registry knows nothing of a version."""
+
+    name = unique()
+    old = Bank(stage.app(), name)
+    with monkeypatch.context() as patch:
+        patch.setattr(old.balances._family, "_declare", not_yet)
+        async with old.app:
+            begun = "version 1 is being built, which this process has just begun; wait for it with"
+            with pytest.raises(ViewNotReady, match=begun):
+                await old.balances.get("a")
+    async with old.app:
+        await old.balances.ready()
+        second = second_version(new := Bank(stage.app(), name))
+        async with new.app:
+            await second.ready()
+            await stage.until(lambda: second.health().serving == 2, "version 2 serves")
+    reads = Bank(stage.app(), name)
+    async with reads.app.connected(), connected_operator(stage.url, second.name) as operator:
+        assert await reads.balances.get("a") is None
+        await operator.drop(1)
+        dropped = "version 2 serves, and this process does not declare it: declare it here"
+        with pytest.raises(ViewNotReady, match=dropped):
+            await reads.balances.get("a")
+    alone = Bank(stage.app(), name, fold_total, version=3)
+    async with alone.app.connected():
+        serves = "version 3 is not built yet: .* has begun; version 2 serves, and this process does"
+        with pytest.raises(ViewNotReady, match=serves):
+            await alone.balances.get("a")
 
 
 async def test_a_version_that_is_not_promoted_by_itself_serves_once_it_was(stage: Stage) -> None:

@@ -59,14 +59,20 @@ def _persistence_finding(subject: Subject, facts: Sequence[DurabilityFact]) -> F
 
 
 def check_order(inspection: AppInspection) -> Iterator[Finding]:
-    """Messages of a key come in their order."""
+    """Messages of a key come in their order, and the events of an aggregate in that of its
+    history."""
     keyed = {name: topic for name, topic in inspection.topics.items() if topic.key_of is not None}
-    if not keyed:
+    aggregates = inspection.aggregates
+    if not keyed and not aggregates:
         yield Subject("order", "the app").yes("no topic declares a key: none is promised")
     for name in keyed:
         yield _check_key_partitions(inspection, name)
+    for aggregate in aggregates.values():
+        yield Subject("order", f"aggregate {aggregate.name}").yes(
+            "the events of each aggregate are one history, and come in its order"
+        )
     for processor in inspection.processors:
-        mine = [topic for topic in processor.topics if topic in keyed]
+        mine = [topic for topic in processor.topics if topic in keyed or topic in aggregates]
         if not mine:
             continue
         subject = Subject("order", f"processor {processor.name}")
@@ -75,7 +81,8 @@ def check_order(inspection: AppInspection) -> Iterator[Finding]:
         else:
             yield subject.no(
                 f"Retry(in_order=False): what fails is overtaken by its key, on {', '.join(mine)}",
-                "Retry(in_order=True), or declare no key where order does not matter",
+                "Retry(in_order=True)"
+                + ", or declare no key where order does not matter" * any(t in keyed for t in mine),
             )
 
 

@@ -14,14 +14,17 @@ from contextlib import suppress
 from typing import Any, Self
 
 from streams.cancellation import run_in_thread
-from streams.errors import NotRunning, StreamsError
+from streams.errors import NotFound, NotRunning, StreamsError
+from streams.eventsourcing.results import Decided
 from streams.eventsourcing.views.definition import ViewDefinition
 from streams.eventsourcing.views.errors import ViewNotReady
+from streams.eventsourcing.views.known_coverage import KnownCoverage
 from streams.eventsourcing.views.registry import (
     Declared,
     KnownVersion,
     KnownView,
     Rebuilt,
+    RegistryEvent,
     ViewRegistry,
     declare,
     end_retry,
@@ -40,6 +43,10 @@ logger = get_logger("streams.views")
 
 FOLLOW_INTERVAL = 0.5
 """Seconds between two looks at the registry."""
+
+HEARD_AFTER = 2 * FOLLOW_INTERVAL
+"""Seconds after which a process that runs knows what the registry says. One that has not looked for
+so long relies on nothing that it remembers."""
 
 BUILDING_INTERVAL = 0.1
 """The same while a version is built here, or none serves yet."""
@@ -65,6 +72,12 @@ class ViewFamily:
         """A version has taken over that must first have folded what the one before it served."""
         self._coverages: dict[int, tuple[int, Coverage]] = {}
         """Of versions that are being built, for the how many-th time."""
+        self._covered: dict[int, KnownCoverage] = {}
+        """What this process knows to be folded of keyed versions."""
+        self._heard_at = float("-inf")
+        """When the registry was asked what is known now."""
+        self._partition_counts: dict[str, int] = {}
+        """Of the sources, as far as somebody waited for them."""
         self._builds: dict[int, int] = {}
         """For the how many-th time each version is made, as its threads know."""
         self._finished: list[tuple[RetryRequest, bool]] = []
@@ -91,8 +104,10 @@ class ViewFamily:
         self._served_version = 0
         self._catching_up = None
         self._coverages.clear()
+        self._covered.clear()
+        self._partition_counts.clear()
         document_store(self._app.log, f"view {self.name!r}")
-        self.known = await self.registry.load(self.name)
+        await self._load()
         for number, version in self.versions.items():
             known = self.known.version(number)
             if known is not None:
@@ -132,7 +147,7 @@ class ViewFamily:
 
     async def _look(self) -> None:
         """Look at the registry, and do what is due."""
-        self.known = await self.registry.load(self.name)
+        await self._load()
         while self._finished:
             request, goes_on = self._finished[0]
             await self.registry.decide(self.name, end_retry, request.id, goes_on)
@@ -172,8 +187,7 @@ class ViewFamily:
             definition.is_keyed,
             goal_texts(goal),
         )
-        decided = await self.registry.decide(self.name, declare, self.name, declared)
-        self.known = decided.state
+        await self._decide(declare, self.name, declared)
         return self.known.version(definition.version)
 
     async def _build(self, number: int, version: ViewVersion, known: KnownVersion) -> None:
@@ -187,12 +201,32 @@ class ViewFamily:
             return
         del self._coverages[number]
         if known.is_building and (number <= self.known.promoted or not self.promotes[number]):
-            decided = await self.registry.decide(self.name, finish_rebuild, number, builds)
+            decided = await self._decide(finish_rebuild, number, builds)
         else:
-            decided = await self.registry.decide(self.name, promote, number, builds)
-        self.known = decided.state
+            decided = await self._decide(promote, number, builds)
         if decided.events and not isinstance(decided.events[0], Rebuilt):
             logger.info("view %s: version %d serves from now on", self.name, number)
+
+    async def _load(self) -> None:
+        asked_at = time.monotonic()
+        self._hear(await self.registry.load(self.name), asked_at)
+
+    async def _decide(
+        self, decision: Callable[..., RegistryEvent | None], *given: Any
+    ) -> Decided[KnownView, RegistryEvent]:
+        asked_at = time.monotonic()
+        decided = await self.registry.decide(self.name, decision, *given)
+        self._hear(decided.state, asked_at)
+        return decided
+
+    def _hear(self, known: KnownView, asked_at: float) -> None:
+        """The registry says this.
+
+        :param asked_at: all that it said before is in it.
+        """
+        if known != self.known:
+            self._covered.clear()  # documents may have been deleted, to be made anew
+        self.known, self._heard_at = known, asked_at
 
     # -- told by the threads that fold
 
@@ -233,7 +267,7 @@ class ViewFamily:
             raise NotRunning(f"view {self.name!r}: declare it before its app is entered")
         number = self.newest_serving()
         if number is None:
-            self.known = await self.registry.load(self.name)
+            await self._load()
             number = self.newest_serving()
         if number is None:
             raise await self._not_ready()
@@ -290,28 +324,72 @@ class ViewFamily:
             # Another version has taken over while this was read.
             self._catch_up_served()
 
+    async def partition_count(self, topic: str, partition: int) -> int:
+        """How many partitions a source has, 0: it does not exist; the log is asked only about a
+        partition that it was not known to have.
+
+        :raises LogError: the log does not answer.
+        """
+        if partition >= self._partition_counts.get(topic, 0):
+            try:
+                info = await run_in_thread(self._app.log.topic, topic)
+            except NotFound:
+                return 0
+            self._partition_counts[topic] = info.partitions
+        return self._partition_counts.get(topic, 0)
+
+    def covered(self, number: int) -> KnownCoverage:
+        """What this process knows to be folded of a keyed version."""
+        return self._covered.setdefault(number, KnownCoverage())
+
+    def is_current(self, number: int, covered: KnownCoverage) -> bool:
+        """What is known of a version is known of the documents that it had until now: whoever
+        deletes them says so in the registry first, and waits until that was heard."""
+        is_heard = time.monotonic() - self._heard_at < HEARD_AFTER
+        return is_heard and self._covered.get(number) is covered
+
     async def _not_ready(self) -> ViewNotReady:
-        number = max(self.versions)
+        number, serving = max(self.versions), self.known.promoted
         known = self.known.version(number)
-        if known is None:
-            reason = f"version {number} is not built yet: no process that declares it runs"
-            return ViewNotReady(self.name, reason)
-        share = (await self.progress(number)).share
-        done = "" if share is None else f", {share:.0%} of its events are folded"
-        newer = self.known.promoted
         other = (
-            f"; version {newer} serves, and is not declared in this process"
-            if newer and newer != number
+            f"; version {serving} serves, and this process does not declare it"
+            if serving and serving != number
             else ""
         )
-        return ViewNotReady(self.name, f"version {number} is being built{done}{other}", share)
+        if known is not None:
+            share = (await self.progress(number)).share
+            done = "" if share is None else f", {share:.0%} of its events are folded"
+            return ViewNotReady(self.name, f"version {number} is being built{done}{other}", share)
+        if self._app.runtime.runs_processors:
+            reason = (
+                f"version {number} is being built, which this process has just begun{other}; wait "
+                "for it with ready()"
+            )
+        elif number < serving:
+            reason = (
+                f"version {serving} serves, and this process does not declare it: declare it here "
+                f"too, as version {number} was dropped or never built"
+            )
+        else:
+            reason = (
+                f"version {number} is not built yet: no process that runs the app with it (streams "
+                f"run, async with app) has begun{other}"
+            )
+        return ViewNotReady(self.name, reason)
+
+    async def documents_missing(self, error: NotFound) -> ViewNotReady:
+        """Why the documents of a version that serves, as far as was heard, are not there."""
+        await self._load()
+        if self.newest_serving() is None:
+            return await self._not_ready()
+        return ViewNotReady(self.name, f"its documents are not there: {error}")
 
     async def promote(self, number: int) -> None:
         """Let a version serve.
 
         :raises ViewNotReady: nobody has begun to build it.
         """
-        self.known = (await self.registry.decide(self.name, promote, number)).state
+        await self._decide(promote, number)
         if self.known.version(number) is None:
             raise await self._not_ready()
 

@@ -24,7 +24,7 @@ from typing import Any
 from streams.app import Streams
 from streams.cancellation import run_in_thread
 from streams.errors import NotFound, StreamsError
-from streams.eventsourcing.views.family import FOLLOW_INTERVAL
+from streams.eventsourcing.views.family import HEARD_AFTER
 from streams.eventsourcing.views.inspection import VersionInspector
 from streams.eventsourcing.views.keyed_topic import keyed_floor_group
 from streams.eventsourcing.views.registry import (
@@ -37,9 +37,6 @@ from streams.eventsourcing.views.registry import (
     rebuild,
 )
 from streams.eventsourcing.views.tracker import VersionTracker
-
-HEARD_AFTER = 2 * FOLLOW_INTERVAL
-"""Seconds after which a process that runs knows what the registry says."""
 
 
 class ViewOperationRefused(StreamsError):

@@ -6,7 +6,7 @@ blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from streams.errors import NotFound
@@ -112,18 +112,21 @@ class VersionTracker:
             return 0
         return 0 if found is None else found.position
 
-    def source_positions(self, partitions: int | None = None) -> dict[TopicPartition, int]:
+    def source_positions(
+        self, partitions: int | None = None, topics: Collection[str] | None = None
+    ) -> dict[TopicPartition, int]:
         """Up to where each partition of its sources is folded; of a keyed version, is written
         again by key.
 
         :param partitions: of its documents; None: the log is asked.
+        :param topics: of a keyed version, only of these sources.
         """
         if not self.is_keyed:
             (topic,) = self.topics
             count = self.partitions() if partitions is None else partitions
             return {(topic, partition): self.checkpoint(partition) for partition in range(count)}
         found: dict[TopicPartition, int] = {}
-        for topic in self.topics:
+        for topic in self.topics if topics is None else topics:
             for partition, committed in self.log.committed(self.keyed_topic, topic).items():
                 found[topic, partition] = committed.position
         return found
@@ -161,20 +164,26 @@ class Coverage:
     has.
 
     :param positions: by source partition: everything below is to be in the documents.
-    :param partition: of the documents, where only one matters.
+    :param partitions: of the documents, where only some matter.
     """
 
     def __init__(
         self,
         tracker: VersionTracker,
         positions: Mapping[TopicPartition, int],
-        partition: int | None = None,
+        partitions: Iterable[int] | None = None,
     ) -> None:
         self._tracker = tracker
         self._left = {each: position for each, position in positions.items() if position > 0}
-        self._partition = partition
+        self._partitions = partitions
         self._keyed_left: dict[int, int] | None = None
         """Of a keyed version whose first stage is so far: what its second has to reach."""
+        self.written: dict[TopicPartition, int] = {}
+        """Of a keyed version: up to where its first stage was found to be, in the sources that
+        were asked for, before the ends below were."""
+        self.keyed_ends: dict[int, int] = {}
+        """Of a keyed version: where the partitions of its keyed topic that matter ended then. Once
+        their documents have come so far, everything below what is ``written`` is in them."""
 
     def is_reached(self) -> bool:
         """Ask the log (blocks).
@@ -184,7 +193,8 @@ class Coverage:
         tracker = self._tracker
         if self._left:
             if tracker.is_keyed:
-                found = tracker.source_positions()
+                found = tracker.source_positions(topics={topic for topic, _ in self._left})
+                self.written.update(found)
             else:
                 found = {each: tracker.checkpoint(each[1]) for each in self._left}
             self._left = {
@@ -197,9 +207,10 @@ class Coverage:
         if not tracker.is_keyed:
             return True
         if self._keyed_left is None:
-            only = self._partition
-            wanted = range(tracker.partitions()) if only is None else (only,)
-            self._keyed_left = {each: tracker.keyed_end(each) for each in wanted}
+            some = self._partitions
+            wanted = range(tracker.partitions()) if some is None else some
+            self.keyed_ends = {each: tracker.keyed_end(each) for each in wanted}
+            self._keyed_left = self.keyed_ends
         self._keyed_left = {
             partition: end
             for partition, end in self._keyed_left.items()

@@ -66,10 +66,12 @@ class FoundMany(NamedTuple):
 
     :param documents: with their keys.
     :param positions: of the sources, where they are wanted; all before these is in the documents.
+    :param checkpoints: of the partitions that were read, where they are wanted.
     """
 
     documents: Sequence[tuple[bytes, Any]]
     positions: Mapping[TopicPartition, int]
+    checkpoints: Mapping[int, Checkpoint | None]
 
 
 def document_store(log: Log, where: str) -> DocumentStore:
@@ -283,12 +285,15 @@ class ViewVersion:
                         break
         return Found(found.documents[0], partition, found.checkpoint)
 
-    def read_many(self, log: Log, keys: Sequence[bytes]) -> FoundMany:
+    def read_many(
+        self, log: Log, keys: Sequence[bytes], partitions: int | None = None
+    ) -> FoundMany:
         """The documents of these keys; those that there are (blocks).
 
+        :param partitions: of the documents; None: the log is asked.
         :raises DocumentStopped: one stands still.
         """
-        store, collection, count = self._documents(log)
+        store, collection, count = self._documents(log, partitions)
         by_partition: dict[int, list[bytes]] = {}
         for key in dict.fromkeys(keys):
             placed = self.partition_of(key, count)
@@ -296,14 +301,16 @@ class ViewVersion:
                 by_partition.setdefault(partition, []).append(key)
         documents: dict[bytes, Any] = {}
         positions: dict[TopicPartition, int] = {}
+        checkpoints: dict[int, Checkpoint | None] = {}
         for partition, wanted in by_partition.items():
             found = store.read(collection, partition, wanted)
+            checkpoints[partition] = found.checkpoint
             _add_positions(positions, self.source_positions(partition, found.checkpoint))
             for key, stored in zip(wanted, found.documents, strict=True):
                 document = self.decoded(key, stored)
                 if document is not None:
                     documents[key] = document
-        return FoundMany(list(documents.items()), positions)
+        return FoundMany(list(documents.items()), positions, checkpoints)
 
     def scan(
         self, log: Log, start: bytes, end: bytes | None, limit: int, *, with_positions: bool
@@ -331,7 +338,7 @@ class ViewVersion:
         for partition in range(count) if with_positions else ():
             checkpoint = store.checkpoint(collection, partition)
             _add_positions(positions, self.source_positions(partition, checkpoint))
-        return FoundMany(documents, positions)
+        return FoundMany(documents, positions, {})
 
     def decoded(self, key: bytes, stored: StoredDocument | None) -> Any:
         """A document.

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Generic, overload
+from typing import Any, Generic, NamedTuple, overload
 
 from typing_extensions import TypeVar
 
@@ -18,13 +18,15 @@ from streams.decoding import Source
 from streams.errors import InvalidValue, NotFound
 from streams.eventsourcing.results import Decided
 from streams.eventsourcing.views.definition import KeyFunction, define_view
-from streams.eventsourcing.views.errors import ViewNotReady, ViewTimeout
+from streams.eventsourcing.views.errors import ViewTimeout
 from streams.eventsourcing.views.family import ViewFamily, wait_until
+from streams.eventsourcing.views.known_coverage import KnownCoverage
 from streams.eventsourcing.views.registry import ViewRegistry
 from streams.eventsourcing.views.tracker import Coverage, Progress
 from streams.eventsourcing.views.version import ViewVersion, key_bytes
 from streams.health import ViewBacklog, ViewHealth, ViewStats
-from streams.log.documents import end_of_prefix
+from streams.log.documents import Checkpoint, end_of_prefix
+from streams.log.names import partition_for
 from streams.log.protocol import TopicPartition
 from streams.message import Message, Position, text
 from streams.numbers import is_int
@@ -47,6 +49,21 @@ WaitFor = Decided[Any, Any] | Position | Message[Any] | str
 
 MAX_SCAN = 10_000
 """Documents that one scan returns, at most."""
+
+
+class Ready(NamedTuple):
+    """What is to be read.
+
+    :param version: that serves.
+    :param partitions: of its documents; None: the log was not asked.
+    :param covered: what this process knows to be folded of it, where that helps.
+    :param coverage: what the log was asked; None: nothing.
+    """
+
+    version: ViewVersion
+    partitions: int | None
+    covered: KnownCoverage | None
+    coverage: Coverage | None
 
 
 class View(Generic[D]):
@@ -157,8 +174,12 @@ class View(Generic[D]):
         """
         encoded = key_bytes(self._definition.where, key)
         deadline = time.monotonic() + timeout
-        version, partitions = await self._ready(encoded, wait_for, deadline)
-        found = await self._in_thread(version.read, self.app.log, encoded, partitions)
+        while True:
+            ready = await self._ready([encoded], wait_for, deadline)
+            version = ready.version
+            found = await self._in_thread(version.read, self.app.log, encoded, ready.partitions)
+            if self._is_confirmed(ready, {found.partition: found.checkpoint}):
+                break
         positions = version.source_positions(found.partition, found.checkpoint)
         self._family.note_served(version, positions)
         document: D | None = found.document
@@ -173,8 +194,15 @@ class View(Generic[D]):
     ) -> dict[str, D]:
         """Documents by key; those that there are. Each is read as :meth:`get` reads it."""
         encoded = [key_bytes(self._definition.where, key) for key in keys]
-        version, _ = await self._ready(None, wait_for, time.monotonic() + timeout)
-        found = await self._in_thread(version.read_many, self.app.log, encoded)
+        deadline = time.monotonic() + timeout
+        while True:
+            ready = await self._ready(encoded, wait_for, deadline)
+            version = ready.version
+            found = await self._in_thread(
+                version.read_many, self.app.log, encoded, ready.partitions
+            )
+            if self._is_confirmed(ready, found.checkpoints):
+                break
         self._family.note_served(version, found.positions)
         return {text(key): document for key, document in found.documents}
 
@@ -195,7 +223,7 @@ class View(Generic[D]):
         first = key_bytes(where, prefix)
         end = end_of_prefix(first)
         first = max(first, key_bytes(where, start))
-        version, _ = await self._ready(None, None, time.monotonic() + 10.0)
+        version = (await self._ready((), None, time.monotonic() + 10.0)).version
         another = len(self._family.versions) > 1  # may take over, and must not be behind this
         scan = partial(version.scan, with_positions=another)
         found = await self._in_thread(scan, self.app.log, first, end, limit)
@@ -292,23 +320,38 @@ class View(Generic[D]):
         return self._version
 
     async def _ready(
-        self, key: bytes | None, wait_for: WaitFor | None, deadline: float
-    ) -> tuple[ViewVersion, int | None]:
-        """The version that serves, once it has folded what is waited for, and how many partitions
-        its documents have, where the log was asked."""
+        self, keys: Sequence[bytes], wait_for: WaitFor | None, deadline: float
+    ) -> Ready:
+        """The version that serves, once it has folded what is waited for.
+
+        :param keys: of the documents that are to be read.
+        """
         count: int | None = None
+        covered: KnownCoverage | None = None
+        coverage: Coverage | None = None
         family = self._family
         positions = {} if wait_for is None else self._positions(wait_for)
+        for topic, partition in positions:
+            # Any client may send a token: nothing is waited for that cannot come.
+            count = await family.partition_count(topic, partition)
+            if not 0 <= partition < count:
+                has = f"has partitions 0 to {count - 1}" if count else "does not exist"
+                raise InvalidValue(
+                    f"view {self.name!r}: wait_for={topic}/{partition}: topic {topic!r} {has}"
+                )
         version = await (family.serving_by(deadline) if positions else family.serving())
         try:
             await family.catch_up(deadline)
             if positions:
                 tracker = version.tracker(self.app.log)
-                partition = None
-                if key is not None and version.definition.is_keyed:
-                    count = await run_in_thread(tracker.partitions) or None
-                    partition = version.partition_of(key, count) if count else None
-                coverage = Coverage(tracker, positions, partition)
+                partitions: set[int] | None = None
+                if version.definition.is_keyed:
+                    covered = family.covered(version.definition.version)
+                    if count := await run_in_thread(tracker.partitions) or None:
+                        partitions = {partition_for(key, "", count) for key in keys}
+                        if covered.covers(positions, partitions):
+                            return Ready(version, count, covered, None)
+                coverage = Coverage(tracker, positions, partitions)
                 await wait_until(coverage.is_reached, deadline)
         except TimeoutError:
             shown = ", ".join(f"{topic}/{number}" for topic, number in positions)
@@ -317,7 +360,28 @@ class View(Generic[D]):
                 f"what was waited for{f' in {shown}' if shown else ''}: is a process running that "
                 "declares it?"
             ) from None
-        return version, count
+        return Ready(version, count, covered, coverage)
+
+    def _is_confirmed(self, ready: Ready, checkpoints: Mapping[int, Checkpoint | None]) -> bool:
+        """Whether documents were read that have what is waited for; False: the log must be asked,
+        as what this process knew may be of documents that were deleted.
+
+        :param checkpoints: with which they were read, by partition.
+        """
+        version, _, covered, coverage = ready
+        if covered is None:  # nothing was known, nor is to be
+            return True
+        is_current = self._family.is_current(version.definition.version, covered)
+        for partition, checkpoint in checkpoints.items():
+            position = 0 if checkpoint is None else checkpoint.position
+            sources = version.source_positions(partition, checkpoint)
+            if coverage is None:
+                if not is_current or not covered.holds(partition, position, sources):
+                    covered.forget()
+                    return False
+            elif is_current and position >= coverage.keyed_ends.get(partition, position + 1):
+                covered.add(partition, position, sources, coverage.written)
+        return True
 
     def _positions(self, wait_for: WaitFor) -> Mapping[TopicPartition, int]:
         """Up to where the sources have to be folded."""
@@ -348,7 +412,7 @@ class View(Generic[D]):
         try:
             return await run_in_thread(function, *given)
         except NotFound as error:
-            raise ViewNotReady(self.name, f"its documents are not there: {error}") from error
+            raise await self._family.documents_missing(error) from error
 
 
 def family_of(app: Streams, name: str) -> ViewFamily:
