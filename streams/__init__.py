@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from streams.health import ProcessorHealth as ProcessorHealth
     from streams.health import ProcessorStats as ProcessorStats
     from streams.health import Stats as Stats
+    from streams.json_logs import JsonFormatter as JsonFormatter
     from streams.message import Message as Message
     from streams.message import Position as Position
     from streams.message import Raw as Raw
@@ -100,6 +101,7 @@ else:
                 "Undecodable View ViewNotReady ViewTimeout WrongExpectedVersion"
             ),
             "streams.health": "Health ProcessorHealth ProcessorStats Stats",
+            "streams.json_logs": "JsonFormatter",
             "streams.message": "Message Position Raw Transaction",
             "streams.patterns": (
                 "BackpressureController ChoreographySaga ClaimLost ClosedKey ClosedKeys "

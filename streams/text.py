@@ -25,8 +25,9 @@ import difflib
 import logging
 import re
 import traceback
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
+from typing import Any
 
 from typing_extensions import override
 
@@ -90,6 +91,25 @@ def _escaped_in_json(found: re.Match[str]) -> str:
 
 
 # -- log lines -------------------------------------------------------------------------------------
+
+
+def printable_text(text: str) -> str:
+    r"""Text of the wire, where surrogates stand for what is not UTF-8, with ``\xNN`` instead."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # surrogates that stand for no byte
+        return text.encode("utf-8", "backslashreplace").decode()
+
+
+def without_surrogates(found: Any) -> Any:
+    r"""A document with lone surrogates written as text: ``\udcff``."""
+    if isinstance(found, str):
+        return printable_text(found)
+    if isinstance(found, Mapping):
+        return {printable_text(str(name)): without_surrogates(each) for name, each in found.items()}
+    if isinstance(found, (list, tuple)):
+        return [without_surrogates(each) for each in found]
+    return found
 
 
 class EscapingFilter(logging.Filter):

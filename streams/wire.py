@@ -67,6 +67,12 @@ def utc_from_seconds(seconds: float) -> datetime:
         return EPOCH + timedelta(seconds=seconds)
 
 
+def iso_time(seconds: float) -> str:
+    """A time as text, in UTC, with milliseconds."""
+    found = utc_from_seconds(seconds).isoformat(timespec="milliseconds")
+    return found.replace("+00:00", "Z")
+
+
 def parse_iso_time(written: bytes | str | None) -> datetime | None:
     """A time in ISO 8601, in UTC; without an offset it is taken as UTC. None for anything else."""
     if not written or len(written) > MAX_TEXT:

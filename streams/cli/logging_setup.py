@@ -1,10 +1,7 @@
 """Log lines: for a person with colours, for everybody else plain or as JSON, always on standard
 error.
 
-Where several processes write to the same place (``--workers``), each line says whose it is. In JSON
-a line is one object: ``time`` (UTC), ``level``, ``logger``, ``message``, ``worker`` (its number, or
-null), and where there is one, ``exception``; what a program gave its record by ``extra=`` stands
-under ``extra``.
+Where several processes write to the same place (``--workers``), each line says whose it is.
 """
 
 from __future__ import annotations
@@ -16,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from streams.text import EscapingFilter, escape, escape_json, format_traceback, get_logger
+from streams.json_logs import JsonFormatter
+from streams.text import EscapingFilter, escape, get_logger
 
 if TYPE_CHECKING:
     from rich.console import ConsoleRenderable
     from rich.traceback import Trace, Traceback
-
-_STANDARD_ATTRIBUTES = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
-"""What every record has; the rest came by ``extra=``."""
 
 
 class LogFormat(StrEnum):
@@ -47,56 +42,6 @@ class PrefixFormatter(logging.Formatter):
     @override
     def format(self, record: logging.LogRecord) -> str:
         return super().format(record).replace("\n", f"\n{self._prefix}")
-
-
-class JsonFormatter(logging.Formatter):
-    """A line that is one JSON object.
-
-    :param worker: the number of the worker whose lines these are.
-    """
-
-    def __init__(self, worker: int | None = None) -> None:
-        super().__init__()
-        self._worker = worker
-
-    @override
-    def format(self, record: logging.LogRecord) -> str:
-        import orjson
-
-        from streams.cli.output import iso_time, without_surrogates
-
-        found: dict[str, Any] = {
-            "time": iso_time(record.created),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-            "worker": self._worker,
-        }
-        if record.exc_info and record.exc_info[1] is not None:
-            found["exception"] = format_traceback(record.exc_info[1])
-        elif record.exc_text:
-            found["exception"] = record.exc_text
-        if record.stack_info:
-            found["stack"] = record.stack_info
-        extra = {key: each for key, each in vars(record).items() if key not in _STANDARD_ATTRIBUTES}
-        if extra:
-            found["extra"] = extra
-        try:
-            line = orjson.dumps(
-                without_surrogates(found), default=_safe_repr, option=orjson.OPT_NON_STR_KEYS
-            )
-        except TypeError:  # a number that JSON has none of, a mapping in a circle
-            found["extra"] = {name: _safe_repr(each) for name, each in extra.items()}
-            line = orjson.dumps(without_surrogates(found))
-        return escape_json(line).decode()
-
-
-def _safe_repr(found: Any) -> str:
-    """What JSON has no form for, as text."""
-    try:
-        return repr(found)
-    except Exception as failure:
-        return f"(its repr() raised {type(failure).__name__})"
 
 
 def configure_logging(

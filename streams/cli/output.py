@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from streams import wire
-from streams.text import count_with_noun, escape, escape_json
+from streams.text import count_with_noun, escape, escape_json, without_surrogates
+from streams.text import printable_text as printable_text
+from streams.wire import iso_time as iso_time
 
 if TYPE_CHECKING:
     from streams.config import Retention
@@ -40,17 +41,6 @@ def json_bytes(found: Any) -> bytes:
     except TypeError:  # a lone surrogate in a text, which JSON in UTF-8 cannot hold
         document = orjson.dumps(without_surrogates(found), option=orjson.OPT_APPEND_NEWLINE)
     return escape_json(document)
-
-
-def without_surrogates(found: Any) -> Any:
-    r"""A document with lone surrogates written as text: ``\udcff``."""
-    if isinstance(found, str):
-        return printable_text(found)
-    if isinstance(found, Mapping):
-        return {printable_text(str(name)): without_surrogates(each) for name, each in found.items()}
-    if isinstance(found, (list, tuple)):
-        return [without_surrogates(each) for each in found]
-    return found
 
 
 def print_json(found: Any) -> None:
@@ -188,20 +178,6 @@ def plural(count: int | None, noun: str) -> str:
 def bytes_text(data: bytes | None) -> str | None:
     r"""Bytes as text; what is not UTF-8 as ``\xNN``."""
     return None if data is None else data.decode("utf-8", "backslashreplace")
-
-
-def printable_text(text: str) -> str:
-    r"""Text of the wire, where surrogates stand for what is not UTF-8, with ``\xNN`` instead."""
-    try:
-        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # surrogates that stand for no byte
-        return text.encode("utf-8", "backslashreplace").decode()
-
-
-def iso_time(seconds: float) -> str:
-    """A time of the log, in UTC."""
-    found = wire.utc_from_seconds(seconds).isoformat(timespec="milliseconds")
-    return found.replace("+00:00", "Z")
 
 
 def age_text(seconds: float | None) -> str | None:

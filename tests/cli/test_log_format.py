@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.cli.logging_setup import JsonFormatter, LogFormat, configure_logging
+from streams import JsonFormatter
+from streams.cli.logging_setup import LogFormat, configure_logging
 from tests.cli.conftest import Shell, eventually, fill, order
 
 APP = """
@@ -218,6 +219,23 @@ def test_whatever_is_logged_is_one_json_object_on_one_line(text: str, extra: Any
     found = json.loads(line)
     assert found["worker"] == 1
     assert "more" in found["extra"]
+
+
+def test_a_service_of_its_own_can_write_the_same_lines() -> None:
+    """With uvicorn's loggers, which give each message a second time."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter())
+    for message, extra in (
+        ("Started [7]", {"color_message": "Started [\x1b[36m%d\x1b[0m]"}),
+        ("an order", {"order": "o-1"}),
+    ):
+        record = logging.makeLogRecord({"name": "uvicorn.error", "msg": message, **extra})
+        handler.handle(record)
+    first, second = map(json.loads, stream.getvalue().splitlines())
+    assert list(first) == ["time", "level", "logger", "message", "worker"]
+    assert (first["logger"], first["message"]) == ("uvicorn.error", "Started [7]")
+    assert second["extra"] == {"order": "o-1"}
 
 
 def test_the_format_is_also_read_from_the_environment(shell: Shell) -> None:

@@ -31,7 +31,7 @@ def main(page: Path) -> None:
         quickstart = next(each for each in blocks(ROOT / "README.md") if "file" in each.marks)
         Path("flights.py").write_text(quickstart.text, encoding="utf-8")
         exec("from flights import *", scope)
-    environment = dict(os.environ)
+    environment = {**os.environ, "PORT": "0"}  # a server's, where a page starts one: any free one
     for block in blocks(page):
         code = compiled(block) if block.language in PYTHON else None
         if "not run" in block.marks:
