@@ -13,7 +13,7 @@ import pytest
 from confluent_kafka import Consumer, ConsumerGroupState, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from streams.errors import ConfigError, Fatal, GroupNotEmpty
+from streams.errors import ConfigError, Fatal, GroupNotEmpty, NotFound
 from streams.log.kafka import forced_resets
 from streams.log.kafka.log import CAPABILITIES
 from streams.log.protocol import Assignment, Committed
@@ -93,6 +93,49 @@ def test_a_member_that_owns_nothing_says_that_it_leaves(
     until(lambda: stable(2), PATIENCE, "the second joined")
     world.leave(second)
     until(lambda: stable(1), PATIENCE, "the second left")
+
+
+class Silent:
+    """A listener that begins at the first message there is."""
+
+    def assigned(self, assignments: Sequence[Assignment]) -> None:
+        for each in assignments:
+            each.position = 0
+
+    def revoked(self, assignments: Sequence[Assignment]) -> None:
+        """Nothing is to be committed."""
+
+    lost = revoked
+
+
+def test_a_member_that_closes_as_it_joins_leaves_the_group(
+    world: World, kafka: KafkaAddress
+) -> None:
+    """Its session lasts longer than anybody waits here."""
+    topic = world.topic(2)
+    log = open_log(f"{kafka.url}?session.timeout.ms=120000&heartbeat.interval.ms=100")
+    world._logs.append(log)
+    groups = [world.group() for _ in range(16)]
+    for number, group in enumerate(groups):
+        subscription: Any = log.subscribe(group, [topic], Silent())
+        driver = subscription._consumer._consumer
+        give_up = time.monotonic() + PATIENCE
+        while not driver.memberid():  # which it has from the answer to its first request
+            subscription.poll(1, 0.0)
+            assert time.monotonic() < give_up, "the group does not answer"
+        for _ in range(number % 8):
+            driver.memberid()  # a moment, so as to meet the driver in each phase of joining
+            subscription.poll(1, 0.0)
+        subscription.close()
+    for group in groups:
+        until(lambda group=group: not members_of(log, group), PATIENCE, f"{group} is left")
+
+
+def members_of(log: Any, group: str) -> Any:
+    try:
+        return log.group(group).members
+    except NotFound:
+        return ()
 
 
 def test_a_second_member_of_one_instance_id_ends_the_first(world: World) -> None:
