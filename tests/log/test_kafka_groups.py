@@ -127,8 +127,7 @@ def test_a_member_that_closes_as_it_joins_leaves_the_group(
             driver.memberid()  # a moment, so as to meet the driver in each phase of joining
             subscription.poll(1, 0.0)
         subscription.close()
-    for group in groups:
-        until(lambda group=group: not members_of(log, group), PATIENCE, f"{group} is left")
+    until(lambda: not any(members_of(log, each) for each in groups), PATIENCE, "all are left")
 
 
 def members_of(log: Any, group: str) -> Any:

@@ -170,8 +170,6 @@ class GroupConsumer:
             self._member_id,
         )
         self._consumer = consumer
-        self._was_answered = False
-        """The group has told this consumer what it gets, be it nothing."""
         self._consumer_number += 1
         self._fetch_watch = FetchWatch(self._end_of)
         self.stalled = None
@@ -208,25 +206,30 @@ class GroupConsumer:
     def _close(self) -> None:
         consumer = self._consumer
         try:
-            # librdkafka's close sends no LeaveGroup for a member without partitions: its successors
-            # would wait until its session ends. unsubscribe sends one; a static member must not.
-            if not self._options.member_name and not consumer.assignment():
-                self._finish_joining()
-                consumer.unsubscribe()
+            if not self._is_static():  # a static member stays
+                self._leave(consumer)
             consumer.close()
         except (KafkaException, RuntimeError) as error:
             logger.warning("group %s: %s", self._group, self._settings.scrub(str(error)))
 
-    def _finish_joining(self) -> None:
-        """Wait until the group has answered a member that it knows already. Between the answers to
-        its JoinGroup and to its SyncGroup the driver puts off what it is told, and then ends
-        without a LeaveGroup: the partitions would be a dead member's until its session ends."""
-        consumer, began = self._consumer, time.monotonic()
-        limit = self._options.session_timeout
-        while not self._was_answered and time.monotonic() < began + limit:
-            if self._settings.kip848 or not consumer.memberid():
-                return  # KIP-848 has no such phases
-            consumer.consume(1, 0.02)
+    def _is_static(self) -> bool:
+        return bool(
+            self._options.member_name or self._settings.user_config.get("group.instance.id")
+        )
+
+    def _leave(self, consumer: Consumer) -> None:
+        """Say farewell to the group. The driver's close does not for a member without partitions,
+        nor for any while the group rebalances, as it then puts off even an unsubscribe and forgets
+        about it: the partitions would be a dead member's until its session ends. A member has left
+        once it has no ID any more."""
+        if self._settings.kip848:
+            if not consumer.assignment():
+                consumer.unsubscribe()
+            return
+        consumer.unsubscribe()
+        ends = time.monotonic() + self._options.session_timeout
+        while consumer.memberid() and time.monotonic() < ends:
+            consumer.consume(1, 0.01)
 
     # -- polling
 
@@ -353,7 +356,6 @@ class GroupConsumer:
     # -- the driver's other callbacks; called inside consume and close, so nothing may be raised
 
     def _on_assign(self, consumer: Consumer, partitions: list[KTopicPartition]) -> None:
-        self._was_answered = True
         self.ownership.assignment_received()
         if self.is_closing:
             return
