@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ READ_LIMIT = 1_000
 
 CHUNK_BYTES = 4 << 20
 """Bytes of one chunk, about."""
+
+KEEP_ALIVE_EVERY = 1.0
+"""Real seconds between two signs of life of a member that does something else than poll."""
 
 SKIP_LIMIT = 16
 """Ranges of a partition that are passed over instead of read, at most: a reader is opened behind
@@ -43,6 +47,21 @@ def read_batches(
         with closing(log.reader(topic, partition, start, end)) as reader:
             while (batch := reader.read(limit)) is not None:
                 yield batch
+
+
+def read_batches_alive(
+    log: Log, topic: str, partition: int, start: int, end: int, keep_alive: Callable[[], None]
+) -> Iterator[Batch]:
+    """The batches of a range, for a member of a group that may take long over them.
+
+    :param keep_alive: of its subscription; called every :data:`KEEP_ALIVE_EVERY` seconds.
+    """
+    alive_at = time.monotonic()
+    for batch in read_batches(log, topic, partition, start, end):
+        if time.monotonic() - alive_at > KEEP_ALIVE_EVERY:
+            keep_alive()
+            alive_at = time.monotonic()
+        yield batch
 
 
 class NewestRange(NamedTuple):

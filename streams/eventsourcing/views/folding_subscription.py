@@ -7,8 +7,7 @@ that a former owner that does not know of its loss writes nothing any more.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from typing_extensions import override
 
@@ -16,7 +15,6 @@ from streams.errors import LogError
 from streams.eventsourcing.views.checkpoint_check import check_checkpoint
 from streams.eventsourcing.views.folding import PartitionFolder
 from streams.eventsourcing.views.inline_subscription import (
-    KEEP_ALIVE_EVERY,
     InlineSubscription,
     OpenPartition,
     PartitionCounts,
@@ -25,8 +23,7 @@ from streams.eventsourcing.views.keyed_topic import FloorKeeper, check_above_flo
 from streams.eventsourcing.views.retry_requests import RetryRequests
 from streams.log.documents import DocumentStore, DocumentWriter
 from streams.log.protocol import Assignment, Committed, Log
-from streams.log.range_reader import read_batches
-from streams.message import Batch
+from streams.log.range_reader import read_batches_alive
 from streams.text import get_logger
 from streams.wire import shorten
 
@@ -128,14 +125,6 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
                 self._name, shorten(key),
             )  # fmt: skip
             return False
-        return partition.handler.retry(key, self._read(topic, number, start, partition))
-
-    def _read(
-        self, topic: str, number: int, start: int, partition: OpenPartition[PartitionFolder]
-    ) -> Iterator[Batch]:
-        alive_at = time.monotonic()
-        for batch in read_batches(self._log, topic, number, start, partition.handler.position):
-            if time.monotonic() - alive_at > KEEP_ALIVE_EVERY:
-                self.keep_alive()
-                alive_at = time.monotonic()
-            yield batch
+        end = partition.handler.position
+        rest = read_batches_alive(self._log, topic, number, start, end, self.keep_alive)
+        return partition.handler.retry(key, rest)

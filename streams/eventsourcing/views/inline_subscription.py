@@ -42,10 +42,6 @@ MAX_RETRY_PAUSE = 30.0
 WAITING_POLL = 0.05
 """Seconds a poll may block while a partition waits."""
 
-KEEP_ALIVE_EVERY = 1.0
-"""Seconds between signs of life while something takes its time: an append, a document that is
-folded on."""
-
 MAX_STOPPED = 10_000
 """Keys of a partition's documents that stand still which are kept, about."""
 

@@ -17,7 +17,6 @@ from streams.eventsourcing.views.definition import ViewDefinition
 from streams.eventsourcing.views.errors import MissingKey
 from streams.eventsourcing.views.event_readers import SourceReader
 from streams.eventsourcing.views.inline_subscription import (
-    KEEP_ALIVE_EVERY,
     Handled,
     InlineSubscription,
     PartitionCounts,
@@ -27,6 +26,7 @@ from streams.eventsourcing.views.inline_subscription import (
 from streams.eventsourcing.views.keyed_records import KeyedRecord, copied_headers, keyed_header
 from streams.log.names import partition_for
 from streams.log.protocol import Assignment, Log
+from streams.log.range_reader import KEEP_ALIVE_EVERY
 from streams.message import Batch, Position, Record
 from streams.processing import Skip
 
@@ -167,7 +167,7 @@ class KeyingSubscription(InlineSubscription[KeyingHandler]):
     @override
     def _begin(self, assignment: Assignment) -> KeyingHandler:
         committed = assignment.committed
-        position = assignment.position if committed is None else committed.position
+        position = 0 if committed is None else committed.position
         definition, source = self._definition, assignment.topic_partition
         repeats = definition.repeats(self._log, source, position, self.keep_alive)
         return KeyingHandler(
@@ -175,7 +175,7 @@ class KeyingSubscription(InlineSubscription[KeyingHandler]):
             SourceReader(self._decodings[assignment.topic], repeats),
             self._count,
             self._append,
-            0 if committed is None else position,
+            position,
         )
 
     def _append(self, records: Sequence[Record]) -> None:

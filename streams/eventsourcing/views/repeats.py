@@ -11,19 +11,15 @@ A message without an ID is no repeat, nor is one whose ID stands in a value that
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from streams.decoding import TopicDecoder
 from streams.log.protocol import Log, TopicPartition
-from streams.log.range_reader import read_batches
+from streams.log.range_reader import read_batches_alive
 from streams.message import Batch
 from streams.processing import identities_of
-
-KEEP_ALIVE_EVERY = 1.0
-"""Seconds between signs of life while the log is read."""
 
 NO_REPEATS: frozenset[int] = frozenset()
 
@@ -121,17 +117,16 @@ class Repeats:
 
     def _recent_before(self, position: int) -> RecentIdentities:
         first, _ = self._log.watermarks(self._topic, self._partition)
-        wanted, start, alive_at = self._size, position, time.monotonic()
+        wanted, start = self._size, position
         while True:
             recent, looked_from = RecentIdentities(self._size), start
             if position > first:
                 before = self._log.offset_before(self._topic, self._partition, position, wanted)
                 start = max(first, before)
-            for batch in read_batches(self._log, self._topic, self._partition, start, position):
+            for batch in read_batches_alive(
+                self._log, self._topic, self._partition, start, position, self._keep_alive
+            ):
                 recent.take(identities_of(self._decoding, self._decoding.unwrap(batch)))
-                if time.monotonic() - alive_at > KEEP_ALIVE_EVERY:
-                    self._keep_alive()
-                    alive_at = time.monotonic()
             if recent.is_full or start <= first or start == looked_from:
                 return recent
             wanted *= 4  # offsets have gaps, which some logs count
