@@ -72,8 +72,8 @@ class Watched:
                 reports[number % len(reports)], {A: begin, B: begin}, self.now
             )
             number += 1
-            if self.watch._thread is not None:
-                self.watch._thread.join()
+            if self.watch._ends._thread is not None:
+                self.watch._ends._thread.join()
             if stalled is not None:
                 found.append(stalled)
         return found

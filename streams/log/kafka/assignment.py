@@ -3,23 +3,16 @@
 The cooperative protocols (classic with cooperative-sticky, and KIP-848) assign and revoke single
 partitions; the eager ones have only one call, which names everything that is fetched. They differ
 in this module only.
-
-A partition that cannot be started yet is probed in a thread of its own: a request about a
-partition whose broker is down takes ten seconds to fail. In the polling thread that would hold up
-every other partition of the member, its heartbeats' reports, and its stop.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from queue import SimpleQueue
 
 from confluent_kafka import Consumer
 from confluent_kafka import TopicPartition as KTopicPartition
 
-from streams.errors import LogError
 from streams.log.protocol import Assignment, TopicPartition
 from streams.text import get_logger
 
@@ -117,10 +110,9 @@ class AssignedPartitions:
 
     def restart_fetching(self, keys: Iterable[TopicPartition]) -> None:
         """Fetch these anew, each from behind the last message that was delivered."""
-        wanted = [key for key in keys if key in self.fetch_positions()]
-        if not wanted:
+        partitions = self._positions(self.fetch_positions().keys() & set(keys))
+        if not partitions:
             return
-        partitions = self._positions(wanted)
         self._consumer.resume(partitions)  # in whatever state the driver thinks they are
         if self._eager:
             self._assign_all([])
@@ -182,47 +174,3 @@ class AssignedPartitions:
             for each in assignments
             if self.owned.get(each.topic_partition) is each and each.topic_partition in self.fetched
         }
-
-
-class PartitionProbe:
-    """Finds out which partitions answer, one after the other, in a thread of its own.
-
-    :param probe: asks something that only a partition's leader knows; raises LogError.
-    """
-
-    def __init__(self, probe: Callable[[str, int], object]) -> None:
-        self._probe = probe
-        self._outcomes: SimpleQueue[tuple[TopicPartition, bool]] = SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._closed = False
-
-    def start(self, keys: Sequence[TopicPartition]) -> None:
-        """Probe these, unless others are being probed just now."""
-        if keys and (self._thread is None or not self._thread.is_alive()):
-            self._thread = threading.Thread(
-                target=self._run, args=(keys,), name="streams-kafka-probe", daemon=True
-            )
-            self._thread.start()
-
-    def take_outcomes(self) -> dict[TopicPartition, bool]:
-        """Whether each answered that was probed since the last call."""
-        outcomes = {}
-        while not self._outcomes.empty():
-            key, reached = self._outcomes.get()
-            outcomes[key] = reached
-        return outcomes
-
-    def close(self) -> None:
-        """Probe no more."""
-        self._closed = True
-
-    def _run(self, keys: Sequence[TopicPartition]) -> None:
-        for key in keys:
-            if self._closed:
-                return
-            try:
-                self._probe(*key)
-                self._outcomes.put((key, True))
-            except LogError as error:
-                logger.debug("%s/%d: %s", *key, error)
-                self._outcomes.put((key, False))

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from confluent_kafka import KafkaException
 
 from streams.errors import Fatal, LogError, Unavailable
-from streams.log.kafka.assignment import PartitionProbe
 from streams.log.kafka.consumer import GroupConsumer, KafkaClients
 from streams.log.kafka.offsets import MembershipLost
+from streams.log.kafka.partition_probe import PartitionProbe
 from streams.log.protocol import Assignment, RebalanceListener, TopicPartition
 from streams.text import get_logger
 
@@ -67,11 +67,12 @@ class AssignmentStarter:
         if reachable:
             self._try_start(reachable)
 
-    def _probe_partition(self, topic: str, partition: int) -> None:
+    def _probe_partition(self, topic: str, partition: int) -> bool:
         """In the probe's thread: see that a partition answers."""
         if partition not in self._partitions_with_leader(topic):
             raise Unavailable(f"Kafka: no broker leads {topic}/{partition}")
         self._watermarks(topic, partition)
+        return True
 
     def _try_start(self, keys: Sequence[TopicPartition]) -> None:
         try:

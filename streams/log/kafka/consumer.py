@@ -197,6 +197,7 @@ class GroupConsumer:
 
     def close(self) -> None:
         """Leave the group. Does not wait long for a coordinator that does not answer."""
+        self._fetch_watch.close()
         closing = threading.Thread(target=self._close, name="streams-kafka-close", daemon=True)
         closing.start()
         closing.join(REQUEST_TIMEOUT)

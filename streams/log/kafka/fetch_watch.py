@@ -11,18 +11,13 @@ helped twice, the consumer is of no use any more.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import NamedTuple
 
-from streams.errors import LogError
+from streams.log.kafka.partition_probe import PartitionProbe
 from streams.log.kafka.statistics import Snapshot
 from streams.log.protocol import TopicPartition
-from streams.text import get_logger
-
-logger = get_logger("streams.kafka")
 
 STALL_TIMEOUT = 10.0
 """Seconds without progress until the log is asked."""
@@ -47,6 +42,8 @@ class Progress:
     """When the log is asked, in monotonic time."""
     interval: float = STALL_TIMEOUT
     """Seconds from the last question to the next."""
+    is_asked: bool = False
+    """The log was asked since it last moved."""
     behind_since: float | None = None
     """When the log was found to have more."""
     restarts: int = 0
@@ -56,14 +53,6 @@ class Progress:
 def _has_moved(next_offset: int, progress: Progress) -> bool:
     """An offset that is not known, as while a fetch begins, says nothing."""
     return next_offset >= 0 and next_offset != progress.next_offset
-
-
-class Answer(NamedTuple):
-    """Where a partition ended while the driver stood at an offset."""
-
-    key: TopicPartition
-    next_offset: int
-    end: int
 
 
 class Stalled(NamedTuple):
@@ -83,10 +72,12 @@ class FetchWatch:
     """
 
     def __init__(self, end_of: Callable[[str, int], int]) -> None:
-        self._end_of = end_of
+        self._ends = PartitionProbe(end_of)
         self._progress: dict[TopicPartition, Progress] = {}
-        self._answers: SimpleQueue[Answer] = SimpleQueue()
-        self._thread: threading.Thread | None = None
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._ends.close()
 
     def observe(
         self, snapshot: Snapshot, positions: Mapping[TopicPartition, int], now: float
@@ -109,29 +100,25 @@ class FetchWatch:
         return self._find_stalled(now)
 
     def _take_answers(self, positions: Mapping[TopicPartition, int], now: float) -> None:
-        while not self._answers.empty():
-            answer = self._answers.get()
-            progress = self._progress.get(answer.key)
-            if progress is None or progress.next_offset != answer.next_offset:
-                continue  # it has moved meanwhile
-            position = max(progress.next_offset, positions[answer.key])
-            if answer.end <= position:
+        for key, end in self._ends.take_outcomes().items():
+            progress = self._progress.get(key)
+            if end is None or progress is None or not progress.is_asked:
+                continue  # nobody knows, or it has moved meanwhile
+            if end <= max(progress.next_offset, positions[key]):
                 progress.behind_since = None
             elif progress.behind_since is None:
                 progress.behind_since = now
 
     def _ask_where_due(self, now: float) -> None:
-        due = [(key, each) for key, each in self._progress.items() if each.ask_at <= now]
-        if not due or (self._thread is not None and self._thread.is_alive()):
+        due = [key for key, each in self._progress.items() if each.ask_at <= now]
+        if not due or self._ends.is_busy:
             return
-        for _, progress in due:
+        for key in due:
+            progress = self._progress[key]
+            progress.is_asked = True
             progress.ask_at = now + progress.interval
             progress.interval = min(MAX_INTERVAL, progress.interval * 2)
-        questions = [(key, progress.next_offset) for key, progress in due]
-        self._thread = threading.Thread(
-            target=self._ask, args=(questions,), name="streams-kafka-ends", daemon=True
-        )
-        self._thread.start()
+        self._ends.start(due)
 
     def _find_stalled(self, now: float) -> Stalled | None:
         stalled, is_hopeless = [], False
@@ -147,10 +134,3 @@ class FetchWatch:
             progress.interval = min(MAX_INTERVAL, STALL_TIMEOUT * 2**progress.restarts)
             progress.ask_at = now + progress.interval
         return Stalled(stalled, is_hopeless) if stalled else None
-
-    def _ask(self, questions: Sequence[tuple[TopicPartition, int]]) -> None:
-        for key, next_offset in questions:
-            try:
-                self._answers.put(Answer(key, next_offset, self._end_of(*key)))
-            except LogError as error:
-                logger.debug("%s/%d: %s", *key, error)
