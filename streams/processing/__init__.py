@@ -23,7 +23,7 @@ from streams.processing.job import (
     Outgoing,
     Several,
     Skip,
-    identities_of,
+    identify,
     reset_generation,
 )
 from streams.processing.timing import BUCKET_BOUNDS, Durations, Histogram
@@ -39,7 +39,7 @@ __all__ = [
     "PartitionProgress",
     "Several",
     "Skip",
-    "identities_of",
+    "identify",
     "in_transaction",
     "reset_generation",
 ]

@@ -154,14 +154,26 @@ def decode_ahead(decoding: Decoding, batch: Batch, largest: int) -> DecodedAhead
     return DecodedAhead(values, ids, all_decoded)
 
 
-def identities_of(decoding: Decoding, batch: Batch) -> Sequence[str | None]:
-    """The identity of each message; None: it has none.
+class Identified(NamedTuple):
+    """What messages are known by.
+
+    :param ids: the identity of each; None: it has none.
+    :param values: what they were decoded to for that; None: they were not, or not all of them.
+    """
+
+    ids: Sequence[str | None]
+    values: Sequence[Any] | None
+
+
+def identify(decoding: Decoding, batch: Batch) -> Identified:
+    """The identities of a batch's messages.
 
     :param batch: as :meth:`Decoding.unwrap` gives it.
     """
     if decoding.id_reader is None:
-        return batch.ids
-    return decode_ahead(decoding, batch, batch.total_and_largest()[1]).ids
+        return Identified(batch.ids, None)
+    found = decode_ahead(decoding, batch, batch.total_and_largest()[1])
+    return Identified(found.ids, found.values if found.all_decoded else None)
 
 
 def reset_generation(assignment: Assignment | None) -> int:

@@ -27,7 +27,7 @@ from streams.log.protocol import Assignment, Log, Subscription
 from streams.log.range_reader import read_batches
 from streams.processing.committer import OffsetCommitter, OwnedPartition
 from streams.processing.executor import Executor
-from streams.processing.job import Job, identities_of
+from streams.processing.job import Job, identify
 from streams.text import get_logger
 
 logger = get_logger("streams")
@@ -284,7 +284,7 @@ class PartitionLifecycle:
                 self.keep_alive()
                 kept_alive_at = self._now()
             unwrapped = decoding.unwrap(batch)
-            ids = identities_of(decoding, unwrapped)
+            ids = identify(decoding, unwrapped).ids
             for offset, identity in zip(unwrapped.offsets, ids, strict=True):
                 if identity is None:
                     continue

@@ -12,7 +12,7 @@ from streams.decoding import TopicDecoder
 from streams.errors import NotFound
 from streams.eventsourcing.views.checkpoints import SourcePosition
 from streams.eventsourcing.views.keyed_records import KeyedRecord, parse_keyed, source_batch
-from streams.eventsourcing.views.repeats import NO_REPEATS, Repeats
+from streams.eventsourcing.views.repeats import NO_REPEATS, Repeats, Taken
 from streams.log.event_filter import ForeignRecords
 from streams.message import Batch, Message, Position, make_message, numbered_message
 from streams.processing import Several, Skip
@@ -90,8 +90,7 @@ class SourceReader(EventReader):
         self._batch: Batch | None = None
         self._opened: Any = None
         """The batch, with its CloudEvents of structured mode opened."""
-        self._repeated = NO_REPEATS
-        """The indices of its repeats."""
+        self._taken = Taken(NO_REPEATS, None)
 
     @override
     def begin(self, batch: Batch, start: int) -> None:
@@ -99,14 +98,18 @@ class SourceReader(EventReader):
             return
         opened = self._decoding.unwrap(batch)
         if self._repeats is not None:
-            self._repeated = self._repeats.take(opened)
+            self._taken = self._repeats.take(opened)
         self._batch, self._opened = batch, opened
 
     @override
     def fast_events(self, batch: Batch) -> Sequence[Any] | None:
+        if self._taken.repeated:
+            return None
+        if self._taken.values is not None:
+            return self._taken.values
         batch = self._opened
         decoding, values = self._decoding, batch.values
-        if batch.unreadable or batch.decode_errors or self._repeated:
+        if batch.unreadable or batch.decode_errors:
             return None
         decode = decoding.fast_decoder(values, batch.total_and_largest()[1])
         if decode is None:
@@ -119,7 +122,7 @@ class SourceReader(EventReader):
 
     @override
     def read(self, batch: Batch, index: int) -> Sequence[Unit]:
-        if index in self._repeated:
+        if index in self._taken.repeated:
             raise Skip
         return _units(self._decoding, self._opened, index)
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from streams.decoding import TopicDecoder
 from streams.log.protocol import Log, TopicPartition
 from streams.log.range_reader import read_batches_alive
 from streams.message import Batch
-from streams.processing import identities_of
+from streams.processing import identify
 
 NO_REPEATS: frozenset[int] = frozenset()
 
@@ -74,6 +74,17 @@ class RecentIdentities:
                 del last[identity]
 
 
+class Taken(NamedTuple):
+    """What is known of a batch once its identities are.
+
+    :param repeated: the indices of its repeats.
+    :param values: what all messages were decoded to for that; None: they were not.
+    """
+
+    repeated: frozenset[int]
+    values: Sequence[Any] | None
+
+
 class Repeats:
     """Tells the repeats among the messages of one source partition, batch by batch.
 
@@ -104,8 +115,8 @@ class Repeats:
         place = self._topic, self._partition
         return Repeats(self._log, self._decoding, place, self._size, position, self._keep_alive)
 
-    def take(self, batch: Batch) -> frozenset[int]:
-        """The indices of a batch's repeats; each batch once, in order. The first time, what stands
+    def take(self, batch: Batch) -> Taken:
+        """What a batch repeats; each batch once, in order. The first time, what stands
         in front of it is read from the log (blocks).
 
         :param batch: as its decoding unwraps it.
@@ -113,7 +124,8 @@ class Repeats:
         """
         if self._recent is None:
             self._recent = self._recent_before(self._position)
-        return self._recent.take(identities_of(self._decoding, batch))
+        found = identify(self._decoding, batch)
+        return Taken(self._recent.take(found.ids), found.values)
 
     def _recent_before(self, position: int) -> RecentIdentities:
         first, _ = self._log.watermarks(self._topic, self._partition)
@@ -126,7 +138,7 @@ class Repeats:
             for batch in read_batches_alive(
                 self._log, self._topic, self._partition, start, position, self._keep_alive
             ):
-                recent.take(identities_of(self._decoding, self._decoding.unwrap(batch)))
+                recent.take(identify(self._decoding, self._decoding.unwrap(batch)).ids)
             if recent.is_full or start <= first or start == looked_from:
                 return recent
             wanted *= 4  # offsets have gaps, which some logs count
