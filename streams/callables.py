@@ -21,28 +21,32 @@ def unwrap_partial(function: Any) -> Any:
     return function
 
 
-def _is_any(function: Any, *kinds: Callable[[Any], bool]) -> bool:
-    """Whether the function, or the ``__call__`` of the object, is of one of these kinds."""
+def _is_kind(function: Any, is_kind: Callable[[Any], bool]) -> bool:
+    """Whether the function, or the ``__call__`` of the object, is of this kind."""
     target = unwrap_partial(function)
-    forms = [target]
-    if not inspect.isclass(target):
-        forms.append(getattr(target, "__call__", None))  # noqa: B004 - it is looked into
-    return any(is_kind(form) for form in forms for is_kind in kinds)
+    if is_kind(target):
+        return True
+    # Of a function its __call__ says nothing more; most are asked about before each call.
+    return (
+        not inspect.isfunction(target)
+        and not inspect.isclass(target)
+        and is_kind(getattr(target, "__call__", None))  # noqa: B004 - it is looked into
+    )
 
 
 def is_async(function: Any) -> bool:
     """Whether calls are to be awaited."""
-    return _is_any(function, inspect.iscoroutinefunction)
+    return _is_kind(function, inspect.iscoroutinefunction)
 
 
 def is_async_generator(function: Any) -> bool:
     """Whether a call runs nothing by itself and makes an asynchronous generator."""
-    return _is_any(function, inspect.isasyncgenfunction)
+    return _is_kind(function, inspect.isasyncgenfunction)
 
 
 def is_generator(function: Any) -> bool:
     """Whether a call runs nothing by itself and makes a generator, asynchronous or not."""
-    return _is_any(function, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+    return _is_kind(function, inspect.isgeneratorfunction) or is_async_generator(function)
 
 
 def is_plain(function: Any) -> bool:

@@ -46,8 +46,9 @@ def check_operation(operation: object, where: str, *arguments: str) -> None:
 
 def runs_in_thread(operation: Callable[..., Any]) -> bool:
     """Whether it blocks whoever calls it. A lambda does not: it binds arguments to a call."""
-    is_lambda = getattr(unwrap_partial(operation), "__name__", "") == "<lambda>"
-    return not is_lambda and not is_async(operation)
+    if is_async(operation):
+        return False
+    return getattr(unwrap_partial(operation), "__name__", "") != "<lambda>"
 
 
 async def call_operation(operation: Callable[..., Any], *args: Any) -> Any:

@@ -162,6 +162,12 @@ class EventBus:
             f"{suggestion(pattern, declared)} Declare a new one first: bus.declare({pattern!r})"
         )
 
+    def _check_event_topic(self, topic: str) -> None:
+        """:raises ConfigError: an event cannot have this topic, or it is not declared."""
+        check_topic(topic)
+        if self._declared_topics:
+            self.check_declared(topic)
+
     # -- publishing
 
     async def publish(
@@ -192,7 +198,7 @@ class EventBus:
         """
         if self._local_router is None or not self._local_router.has_delivered(topic):
             try:
-                self.check_declared(check_topic(topic))
+                self._check_event_topic(topic)
             except ConfigError as error:
                 raise InvalidValue(str(error)) from None
         event_headers = self._headers(headers, cause)
@@ -222,7 +228,7 @@ class EventBus:
             await self.publish(topic, data, key=key, id=id, headers=headers, cause=cause)
         else:
             event_headers = self._headers(headers, cause)
-            self.check_declared(check_topic(topic))
+            self._check_event_topic(topic)
             await self._log_router.publish_derived(topic, data, key, id, event_headers)
 
     def _headers(self, headers: Mapping[str, str] | None, cause: Event | None) -> dict[str, str]:

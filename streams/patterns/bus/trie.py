@@ -29,7 +29,9 @@ WILDCARD = "*"
 MAX_TOPIC_LENGTH = 255
 """Characters of a topic or pattern, at most."""
 
-_LEVEL = re.compile(r"[^\s.*\x00-\x1f\x7f\ud800-\udfff]+\Z")
+_LEVEL = r"[^\s.*\x00-\x1f\x7f\ud800-\udfff]+"
+_TOPIC = re.compile(rf"{_LEVEL}(\.{_LEVEL})*\Z")
+_PATTERN = re.compile(rf"({_LEVEL}|\*)(\.({_LEVEL}|\*))*\Z")
 
 _TOPIC_RULE = (
     f"levels of text joined by dots, such as 'order.paid', {MAX_TOPIC_LENGTH} characters at most, "
@@ -42,9 +44,9 @@ def check_topic(topic: str) -> str:
 
     :raises ConfigError: otherwise.
     """
-    if _is_valid(topic, allow_wildcards=False):
+    if _is_valid(topic, _TOPIC):
         return topic
-    if isinstance(topic, str) and WILDCARD in topic and _is_valid(topic, allow_wildcards=True):
+    if isinstance(topic, str) and WILDCARD in topic and _is_valid(topic, _PATTERN):
         raise ConfigError(f"event topic {topic!r}: an event has one topic; '*' is for subscribing")
     raise ConfigError(f"event topic {topic!r}: use {_TOPIC_RULE}")
 
@@ -54,20 +56,13 @@ def check_pattern(pattern: str) -> str:
 
     :raises ConfigError: otherwise.
     """
-    if not _is_valid(pattern, allow_wildcards=True):
+    if not _is_valid(pattern, _PATTERN):
         raise ConfigError(f"pattern {pattern!r}: use {_TOPIC_RULE}; a whole level may be '*'")
     return pattern
 
 
-def _is_valid(text: str, *, allow_wildcards: bool) -> bool:
-    return (
-        isinstance(text, str)
-        and len(text) <= MAX_TOPIC_LENGTH
-        and all(
-            _LEVEL.match(level) is not None or (allow_wildcards and level == WILDCARD)
-            for level in text.split(".")
-        )
-    )
+def _is_valid(text: str, form: re.Pattern[str]) -> bool:
+    return isinstance(text, str) and len(text) <= MAX_TOPIC_LENGTH and form.match(text) is not None
 
 
 def pattern_regex(pattern: str) -> re.Pattern[str]:

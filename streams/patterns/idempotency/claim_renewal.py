@@ -8,8 +8,9 @@ the loop itself stood still beyond the lease, the store is asked first: perhaps 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from types import TracebackType
+
+from typing_extensions import override
 
 from streams.errors import LogError, NotRunning
 from streams.log.claims import Renew
@@ -21,20 +22,36 @@ _RETRY_FRACTION = 0.1
 """Of a lease: how soon a store that did not answer is asked again."""
 
 
-@asynccontextmanager
-async def renewed_claim(
-    client: ClaimsClient, key: str, store_key: bytes, token: str, lease: float, claimed_at: float
-) -> AsyncIterator[None]:
-    """Keep a claim during the block.
+class renewed_claim(interrupt_after):  # noqa: N801 - it is used as a function would be
+    """``async with``: keep a claim during the block.
 
     :param claimed_at: when it was asked for, at the latest: the lease counts from then.
     :raises ClaimLost: it was lost, and the block cancelled.
     """
-    try:
-        async with interrupt_after(lambda: _renew(client, store_key, token, lease, claimed_at)):
-            yield
-    except Interrupted as interrupted:
-        raise ClaimLost(key, *interrupted.args) from None
+
+    def __init__(
+        self,
+        client: ClaimsClient,
+        key: str,
+        store_key: bytes,
+        token: str,
+        lease: float,
+        claimed_at: float,
+    ) -> None:
+        super().__init__(lambda: _renew(client, store_key, token, lease, claimed_at))
+        self._key = key
+
+    @override
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await super().__aexit__(kind, error, traceback)
+        except Interrupted as interrupted:
+            raise ClaimLost(self._key, *interrupted.args) from None
 
 
 async def _renew(

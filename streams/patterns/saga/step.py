@@ -115,7 +115,7 @@ class SagaStep(Generic[C]):
     def action(self, call: StepCall) -> StepAction:
         """What a call means: a function of the context."""
         found: StepAction = getattr(self, "_compensate" if call.compensating else "_execute")
-        return found._replace(function=partial(found.function, call=call))
+        return StepAction(partial(found.function, call=call), found.asynchronous)
 
 
 class StepAction(NamedTuple):
