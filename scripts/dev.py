@@ -59,7 +59,7 @@ def steps(command: str, arguments: Sequence[str]) -> list[Sequence[Step]]:
         return [CHECKS]
     # Much of a test's time is waiting for a server, and the servers are shared by all workers.
     # Tests that share a server of their own are a group, which one worker runs (tests/conftest.py).
-    workers = str(min(8, 4 * (os.cpu_count() or 1)))
+    workers = str(min(12, 6 * (os.cpu_count() or 1)))
     spread = ("-n", workers, "--dist", "loadgroup")
     return [CHECKS, [SERVERS], [Step("pytest", ("python", "-m", "pytest", *spread, *arguments))]]
 

@@ -345,7 +345,7 @@ async def test_reads_see_what_was_decided_on_sqlite(tmp_path: Path, count: int) 
     await read_what_was_decided(f"sqlite:///{tmp_path / 'log.db'}?timeout=1", count)
 
 
-@sizes(2_000, 10_000, logs=["redis", "kafka"], long_logs=["redis", "kafka"])
+@sizes(500, 10_000, logs=["redis", "kafka"], long_logs=["redis", "kafka"])
 async def test_reads_see_what_was_decided(ground: Ground, size: int) -> None:
     # Nothing is cut off here: a server that has much else to do is waited for.
     url = ground.direct

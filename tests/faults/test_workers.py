@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -11,9 +11,22 @@ from tests.faults.run import Run, wait
 from tests.faults.sizes import sizes
 from tests.servers.lifetime import until
 
-CONCURRENCY = 16
+HANDLERS = {"async": 16, "plain": 1}
+"""Their concurrency."""
 
-handlers = pytest.mark.parametrize("concurrency", [CONCURRENCY, 1], ids=["async", "plain"])
+SHORT = {("kafka_classic", "async"), ("redis_durable", "plain")}
+"""What the short runs are made with; the long ones are made with both everywhere."""
+
+
+def runs(short: Any, long: Any) -> pytest.MarkDecorator:
+    """Run a test with ``run``, ``size`` and ``concurrency``."""
+    cases = [
+        pytest.param(*case.values, concurrency, id=f"{case.id}-{name}", marks=case.marks)
+        for case in sizes(short, long).args[1]
+        for name, concurrency in HANDLERS.items()
+        if case.values[1] == long or (case.values[0], name) in SHORT
+    ]
+    return pytest.mark.parametrize(("ground", "size", "concurrency"), cases, indirect=["ground"])
 
 
 class Kills(NamedTuple):
@@ -23,8 +36,7 @@ class Kills(NamedTuple):
     rate: float
 
 
-@sizes(Kills(2, 2, 4_000, 1_000), Kills(3, 30, 60_000, 800))
-@handlers
+@runs(Kills(2, 2, 4_000, 1_000), Kills(3, 30, 60_000, 800))
 def test_kill_9_under_load(run: Run, size: Kills, concurrency: int) -> None:
     """Nothing lost, order kept, redelivered at most what no acknowledged commit covers."""
     with (
@@ -45,8 +57,7 @@ def test_kill_9_under_load(run: Run, size: Kills, concurrency: int) -> None:
     assert wrong == []
 
 
-@sizes(1, 5)
-@handlers
+@runs(1, 5)
 def test_frozen_beyond_its_lease_and_continued(run: Run, size: int, concurrency: int) -> None:
     """Late effects at most those in flight; no commit of the frozen one counts."""
     messages = 4_000 + 5_000 * size
@@ -83,8 +94,7 @@ class Turnover(NamedTuple):
     rate: float
 
 
-@sizes(Turnover(4, 1.0, 3_000, 500), Turnover(60, 1.0, 60_000, 900))
-@handlers
+@runs(Turnover(4, 1.0, 3_000, 500), Turnover(60, 1.0, 60_000, 900))
 def test_a_member_joins_or_leaves_every_second(run: Run, size: Turnover, concurrency: int) -> None:
     """Nothing lost, order kept, progress throughout."""
     with (
