@@ -102,6 +102,14 @@ def test_a_manager_that_is_well(clinic: Clinic) -> None:
     # means, and a refused command's record is no event.
     wrong = [each for each in clinic.findings() if each["verdict"] == "no"]
     assert [each["item"] for each in wrong] == ["monitoring"]
+    # There is no declaring how long they are kept: it says how to change it.
+    (kept,) = [
+        each
+        for each in clinic.findings()
+        if (each["item"], each["of"]) == ("retention", f"topic {NAME}.timeouts")
+    ]
+    assert (kept["verdict"], kept["why"]) == ("yes", "kept for ever")
+    assert f"topics retain {NAME}.timeouts --keep-for 90d" in kept["do"]
 
 
 def test_messages_that_nobody_reads(clinic: Clinic) -> None:

@@ -166,15 +166,20 @@ def test_who_runs_a_version_is_counted_and_shown(desk: Desk) -> None:
     assert f"version 1 of {desk.accounts}.events" in plain.out
 
 
-def test_a_keyed_version_shows_what_it_goes_through(sqlite: Desk) -> None:
-    app = Streams(sqlite.url)
-    ledger = accounts(app, sqlite.accounts)
+def fold_keyed(desk: Desk) -> None:
+    """A version that is folded by way of its keyed topic, with one document."""
+    app = Streams(desk.url)
+    ledger = accounts(app, desk.accounts)
     holders: Any = ledger.view("balances", Balance, key=owner_of)(
         lambda balance, event: Balance("x", 1, 1)
     )
     with app.background():
         done = app.wait(ledger.decide("a", open_with, "ada", 5))
         app.wait(holders.get("ada", wait_for=done))
+
+
+def test_a_keyed_version_shows_what_it_goes_through(sqlite: Desk) -> None:
+    fold_keyed(sqlite)
     (version,) = sqlite("show", "NAME", "--json").json["versions"]
     assert version["keyed_topic"] == f"{sqlite.name}.v1.keyed"
     assert version["groups"] == [f"{sqlite.name}.v1", f"{sqlite.name}.v1.keyed"]
@@ -268,6 +273,21 @@ def test_a_reset_of_its_groups_says_what_to_do_instead(desk: Desk) -> None:
             "it goes on from the checkpoint of its documents, wherever the group stands; to have "
             f"its documents made anew, streams views rebuild {desk.name} --version 1\n"
         )
+
+
+def test_what_is_yet_to_be_folded_is_deleted_by_no_command(sqlite: Desk) -> None:
+    fold_keyed(sqlite)
+    topic = f"{sqlite.name}.v1.keyed"
+    advice = f"streams views drop {sqlite.name} --version 1"
+    for words in (["delete", topic, "--yes"], ["retain", topic, "--keep", "1", "--yes"]):
+        refused = sqlite.run("topics", *words, "--url", sqlite.url)
+        assert (refused.status, refused.out) == (2, "")
+        assert advice in refused.err
+    assert sqlite.run("topics", "retain", topic, "--for-ever", "--url", sqlite.url).status == 0
+    assert sqlite("drop", "NAME", "--version", "1", "--yes", "--force").status == 0
+    # It is anybody's name once nothing is folded from it.
+    assert sqlite.run("topics", "create", topic, "--url", sqlite.url).status == 0
+    assert sqlite.run("topics", "delete", topic, "--yes", "--url", sqlite.url).status == 0
 
 
 def test_a_keyed_version_is_made_anew_from_its_keyed_topic(sqlite: Desk) -> None:

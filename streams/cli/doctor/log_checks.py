@@ -138,7 +138,11 @@ def _is_kept_for_ever(info: TopicInfo | str) -> bool:
 
 def _check_topic_retention(inspection: AppInspection, topic: Topic[Any]) -> Finding:
     """How long one topic's messages are kept, and whether somebody said so."""
+    from streams.config import Retention
+
     subject, info = Subject("retention", f"topic {topic.name}"), inspection.info(topic.name)
+    timeouts = [each.definition.timeouts for each in inspection.managers]
+    declarable = topic not in [each.topic for each in timeouts if each is not None]
     declared = None
     for each in inspection.app.declared_topics:
         if each.name == topic.name and each.retention is not None:
@@ -147,9 +151,10 @@ def _check_topic_retention(inspection: AppInspection, topic: Topic[Any]) -> Find
     if inspection.log is None:
         return subject.unknown(inspection.open_error, REACH_ADVICE)
     if isinstance(info, str):
-        if declared is None:
+        if declared is None and declarable:
             return subject.unknown("not there yet, to be kept for ever", advice)
-        return subject.yes(f"not there yet, to be {output.retention_text(declared)}")
+        kept = output.retention_text(declared or Retention())
+        return subject.yes(f"not there yet, to be {kept}")
     if not info.retention_known:
         return subject.unknown(
             "this login may not ask for the topic's settings",
@@ -157,9 +162,12 @@ def _check_topic_retention(inspection: AppInspection, topic: Topic[Any]) -> Find
         )
     actual = output.retention_text(info.retention)
     if declared is None:
-        if _is_kept_for_ever(info):
-            return subject.unknown("kept for ever, as nobody said so", advice)
-        return subject.yes(actual)
+        if not _is_kept_for_ever(info):
+            return subject.yes(actual)
+        if not declarable:
+            command = inspection.command(f"topics retain {topic.name} --keep-for 90d")
+            return subject.yes(actual, f"{command}, if it need not be")
+        return subject.unknown("kept for ever, as nobody said so", advice)
     if _round_to_milliseconds(info.retention) == _round_to_milliseconds(declared):
         return subject.yes(f"{actual}, as declared")
     words = f"topics retain {topic.name} {output.retention_options(declared)}"
