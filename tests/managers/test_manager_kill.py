@@ -116,7 +116,14 @@ async def killed(trial: Trial, nursery: Nursery, fuse: str) -> bool:
     return status != 0
 
 
-@pytest.mark.parametrize("log", ["sqlite"])
+@pytest.mark.parametrize(
+    "log",
+    ["sqlite"]
+    + [
+        pytest.param(log, marks=[pytest.mark.faults, pytest.mark.timeout(3000)])
+        for log in ("redis", "kafka")  # each of some fifty lives joins its groups anew
+    ],
+)
 async def test_killed_at_every_failpoint_in_turn(
     arena: Stage, nursery: Nursery, tmp_path: Path
 ) -> None:
