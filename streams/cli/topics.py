@@ -193,7 +193,6 @@ def set_retention(
     """
     from streams.config import Retention
     from streams.log.events import events_only
-    from streams.replay.fixed_groups import check_may_delete_from
 
     retention = _parse_retention(keep_for, keep, keep_bytes, compacted=compacted)
     if for_ever == (retention != Retention()):
@@ -206,7 +205,6 @@ def set_retention(
         if not for_ever:
             if info.is_event_topic:
                 raise events_only(topic, "trimmed")
-            check_may_delete_from(log, topic)
             before, after = map(output.retention_text, (info.retention, retention))
             confirm(
                 f"{topic}: {before}. {after.capitalize()} from now on, and delete what is beyond "
@@ -226,11 +224,11 @@ def delete_topic(topic: Name, yes: Yes = False, url: Url = None) -> None:
       [cyan]streams topics delete clicks[/cyan]         asks first
       [cyan]streams topics delete clicks --yes[/cyan]
     """
-    from streams.replay.fixed_groups import check_may_delete_from
+    from streams.replay.fixed_groups import check_may_delete
 
     with open_url(url) as log:
         messages = count_all(log, topic, log.topic(topic).partitions)
-        check_may_delete_from(log, topic)
+        check_may_delete(log, topic)
         confirm(f"Delete {topic} with its {output.plural(messages, 'message')}?", yes=yes)
         log.delete_topic(topic)
     output.print_line(f"{topic}: deleted")

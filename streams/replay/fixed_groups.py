@@ -1,5 +1,5 @@
 """Groups whose positions are not for anybody to move, as moving them would do nothing, or do harm;
-and topics that nobody may delete from.
+and topics that nobody may delete.
 
 They are known by what the log holds, as whoever moves a group need not have the app's code: a view
 folds in the group that has the name of its documents' collection; a delay topic has a floor, which
@@ -32,8 +32,8 @@ def check_may_move(log: Log, group: str, topic: str) -> None:
         raise InvalidValue(problem)
 
 
-def check_may_delete_from(log: Log, topic: str) -> None:
-    """See that no view folds a topic's messages into documents, and deletes them itself (blocks).
+def check_may_delete(log: Log, topic: str) -> None:
+    """See that no view folds a topic's messages into documents (blocks).
 
     :raises InvalidValue: somebody does; the text says who, and what to do instead.
     :raises LogError: the log cannot be asked.
@@ -46,8 +46,8 @@ def check_may_delete_from(log: Log, topic: str) -> None:
     ):
         view, version = found["view"], found["version"]
         raise InvalidValue(
-            f"topic {topic!r} is one of view {view!r} version {version}, which is folded from it "
-            "and deletes what it needs no more; to delete all of the version, streams views drop "
+            f"topic {topic!r} is one of view {view!r} version {version}, which is folded from "
+            "it, and deletes from it what it needs no more; to delete all of the version, streams views drop "
             f"{view} --version {version}"
         )
 

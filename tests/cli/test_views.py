@@ -278,12 +278,9 @@ def test_a_reset_of_its_groups_says_what_to_do_instead(desk: Desk) -> None:
 def test_what_is_yet_to_be_folded_is_deleted_by_no_command(sqlite: Desk) -> None:
     fold_keyed(sqlite)
     topic = f"{sqlite.name}.v1.keyed"
-    advice = f"streams views drop {sqlite.name} --version 1"
-    for words in (["delete", topic, "--yes"], ["retain", topic, "--keep", "1", "--yes"]):
-        refused = sqlite.run("topics", *words, "--url", sqlite.url)
-        assert (refused.status, refused.out) == (2, "")
-        assert advice in refused.err
-    assert sqlite.run("topics", "retain", topic, "--for-ever", "--url", sqlite.url).status == 0
+    refused = sqlite.run("topics", "delete", topic, "--yes", "--url", sqlite.url)
+    assert (refused.status, refused.out) == (2, "")
+    assert f"streams views drop {sqlite.name} --version 1" in refused.err
     assert sqlite("drop", "NAME", "--version", "1", "--yes", "--force").status == 0
     # It is anybody's name once nothing is folded from it.
     assert sqlite.run("topics", "create", topic, "--url", sqlite.url).status == 0
