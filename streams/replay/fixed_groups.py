@@ -46,9 +46,9 @@ def check_may_delete(log: Log, topic: str) -> None:
     ):
         view, version = found["view"], found["version"]
         raise InvalidValue(
-            f"topic {topic!r} is one of view {view!r} version {version}, which is folded from "
-            "it, and deletes from it what it needs no more; to delete all of the version, streams views drop "
-            f"{view} --version {version}"
+            f"topic {topic!r} is one of view {view!r} version {version}, which is folded from it "
+            "and deletes from it what it needs no more; to delete all of the version, "
+            f"streams views drop {view} --version {version}"
         )
 
 
