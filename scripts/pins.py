@@ -54,7 +54,8 @@ def resolved(extras: Sequence[str], known: Path | None) -> dict[str, str]:
         pin = pin.replace(f" ; {ALL_SYSTEMS_MARKER}", "").replace(
             f" and ({ALL_SYSTEMS_MARKER})", ""
         )
-        found[pin.partition("==")[0]] = pin
+        name = pin.partition("==")[0]  # twice, where one version does not go with every Python
+        found[name] = f"{found[name]}\n{pin}" if name in found else pin
     return found
 
 

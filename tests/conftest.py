@@ -18,8 +18,9 @@ from hypothesis import settings
 
 from tests.conformance.logs import Case
 from tests.servers import find
-from tests.servers.find import KafkaAddress, Missing, RedisAddress
+from tests.servers.find import KafkaAddress, Missing, PostgresAddress, RedisAddress
 from tests.servers.lifetime import Lifetime
+from tests.servers.postgres import database
 
 # Collecting the tests makes some million objects, none of which is ever garbage: the collector does
 # not look at them while they are made (a fifth of the time), nor afterwards.
@@ -65,11 +66,11 @@ class _Owner:
         self.lifetime.close()
 
 
-SERVERS = frozenset({"lifetime", "kafka", "redis_server", "valkey_server"})
+SERVERS = frozenset({"lifetime", "kafka", "redis_server", "valkey_server", "postgres_server"})
 """The fixtures that a server comes from."""
 
 _NAMES = SERVERS | {
-    "cluster", "kafka_classic", "kafka_kip848", "kip848", "redis", "redis_durable", "valkey",
+    "cluster", "kafka_classic", "kafka_kip848", "kip848", "postgres", "redis", "redis_durable", "valkey",
 }  # fmt: skip
 """What a test's parameters call a fixture or a log that needs a server."""
 
@@ -220,3 +221,16 @@ def redis_server(lifetime: Lifetime) -> RedisAddress:
 def valkey_server(lifetime: Lifetime) -> RedisAddress:
     """The session's Valkey, shared: ``valkey_server.url``."""
     return find.valkey(lifetime)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(lifetime: Lifetime) -> PostgresAddress:
+    """The session's PostgreSQL, shared: ``postgres_server.url``."""
+    return find.postgres(lifetime)
+
+
+@pytest.fixture
+def postgres(postgres_server: PostgresAddress) -> Iterator[str]:
+    """A database of the test's own in the session's PostgreSQL, as a DSN."""
+    with database(postgres_server.url) as dsn:
+        yield dsn

@@ -15,6 +15,7 @@ from tests.servers import containers, find
 from tests.servers.java import KAFKA_VERSION, Missing, class_archive, have_jars, jars, java
 from tests.servers.kafka import make_class_archive
 from tests.servers.lifetime import StartError
+from tests.servers.postgres import programs as postgres_programs
 from tests.servers.redis import redis_program, valkey_program
 
 
@@ -37,6 +38,11 @@ def _version(program: str) -> str:
     return f"{done.stdout.strip()}, {program}"
 
 
+def _postgres() -> str:
+    found = postgres_programs()
+    return f"{found.version}, {found.folder}"
+
+
 def main() -> int:
     """One line for each kind of server; the exit status."""
     missing = 0
@@ -44,9 +50,10 @@ def main() -> int:
         ("kafka", find.KAFKA, _kafka),
         ("redis", find.REDIS, lambda: _version(redis_program())),
         ("valkey", find.VALKEY, lambda: _version(valkey_program())),
+        ("postgres", find.POSTGRES, _postgres),
     ):
         if os.environ.get(variable):
-            print(f"{name}: {variable}={os.environ[variable]}")
+            print(f"{name}: what {variable} names")
         elif containers.engine():
             print(f"{name}: a container")
         else:

@@ -21,6 +21,7 @@ KAFKA_IMAGE = (
 )
 REDIS_IMAGE = "redis:8.2.3"
 VALKEY_IMAGE = "valkey/valkey:9.0.0"
+POSTGRES_IMAGE = "postgres:17.6"
 
 _REMOVE = "import docker, sys; docker.from_env().containers.get(sys.argv[1]).remove(force=True)"
 
@@ -83,6 +84,13 @@ def start_redis(lifetime: Lifetime, image: str = REDIS_IMAGE) -> str:
     port = free_port()
     _start(lifetime, image, 6379, port, {})
     return f"redis://127.0.0.1:{port}"
+
+
+def start_postgres(lifetime: Lifetime) -> str:
+    """The DSN of a PostgreSQL in a new container."""
+    port = free_port()
+    _start(lifetime, POSTGRES_IMAGE, 5432, port, {"POSTGRES_HOST_AUTH_METHOD": "trust"})
+    return f"postgresql://postgres@127.0.0.1:{port}/postgres"
 
 
 def _start(

@@ -1,13 +1,14 @@
 """One server of each kind for a whole test session, from wherever this machine has it.
 
 In this order: an address in the environment (``STREAMS_TEST_KAFKA=host:port``,
-``STREAMS_TEST_REDIS=redis://host:port``, ``STREAMS_TEST_VALKEY=redis://host:port``), else a
+``STREAMS_TEST_REDIS=redis://host:port``, ``STREAMS_TEST_VALKEY=redis://host:port``,
+``STREAMS_TEST_POSTGRES=postgresql://user@host:port/database``), else a
 container where an engine answers, else a local process. It is started at first use, shared by all
 of pytest-xdist's workers, and ended with the session's :class:`~tests.servers.lifetime.Lifetime`.
 
 Shared means: use names of your own for topics, groups and keys, and do not stop it. A test that
-kills or pauses starts its own :class:`~tests.servers.kafka.Kafka` or
-:class:`~tests.servers.redis.Redis`.
+kills or pauses starts its own :class:`~tests.servers.kafka.Kafka`,
+:class:`~tests.servers.redis.Redis` or :class:`~tests.servers.postgres.Postgres`.
 """
 
 from __future__ import annotations
@@ -25,13 +26,19 @@ from tests.servers import containers
 from tests.servers.java import Missing
 from tests.servers.kafka import Kafka
 from tests.servers.lifetime import Lifetime, StartError, until
+from tests.servers.postgres import Postgres
+from tests.servers.postgres import answers as postgres_answers
 from tests.servers.redis import Redis, RedisCluster, any_program, valkey_program
 
 KAFKA = "STREAMS_TEST_KAFKA"
 REDIS = "STREAMS_TEST_REDIS"
 VALKEY = "STREAMS_TEST_VALKEY"
+POSTGRES = "STREAMS_TEST_POSTGRES"
 
-__all__ = ["KafkaAddress", "Missing", "RedisAddress", "kafka", "redis", "redis_cluster", "valkey"]
+__all__ = [
+    "KafkaAddress", "Missing", "PostgresAddress", "RedisAddress", "kafka", "postgres", "redis",
+    "redis_cluster", "valkey",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,16 @@ class RedisAddress:
     """A Redis or Valkey to talk to."""
 
     url: str
+    origin: str
+    """Where it comes from: ``environment``, ``container`` or ``process``."""
+
+
+@dataclass(frozen=True)
+class PostgresAddress:
+    """A PostgreSQL to talk to, as somebody who may create databases."""
+
+    url: str
+    """A DSN: ``postgresql://user@host:port/database``."""
     origin: str
     """Where it comes from: ``environment``, ``container`` or ``process``."""
 
@@ -117,6 +134,31 @@ def redis_cluster(lifetime: Lifetime) -> RedisAddress:
 
     facts = lifetime.shared("redis-cluster", start)
     return RedisAddress(facts["address"], facts["origin"])
+
+
+def postgres(lifetime: Lifetime) -> PostgresAddress:
+    """The session's PostgreSQL. A test makes a database of its own there.
+
+    :raises Missing: there is none and none can be started; says what to do.
+    :raises StartError: it does not answer.
+    """
+    named = os.environ.get(POSTGRES)
+    if named:
+        _answers(lambda: postgres_answers(named) or None, 20, POSTGRES)
+        return PostgresAddress(named, "environment")
+
+    def container() -> str:
+        url = containers.start_postgres(lifetime)
+        _answers(lambda: postgres_answers(url) or None, 60, containers.POSTGRES_IMAGE)
+        return url
+
+    def process() -> str:
+        server = Postgres(lifetime)
+        server.start()
+        return server.url
+
+    facts = lifetime.shared("postgres", lambda: _first(container, process))
+    return PostgresAddress(facts["address"], facts["origin"])
 
 
 def _redis(

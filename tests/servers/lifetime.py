@@ -168,6 +168,8 @@ class Process:
     :param lifetime: what it ends with.
     :param command: its program and arguments; the same at every start.
     :param log: the file that gets what it prints.
+    :param env: more of its environment.
+    :param user: who runs it, where that is not whoever runs the tests (root alone can choose).
     """
 
     def __init__(
@@ -177,11 +179,13 @@ class Process:
         log: Path,
         *,
         env: Mapping[str, str] | None = None,
+        user: str | None = None,
     ) -> None:
         self.command = list(command)
         self.log = log
         self._lifetime = lifetime
         self._env = dict(os.environ, **(env or {}))
+        self._user = user
         self._popen: subprocess.Popen[bytes] | None = None
 
     @property
@@ -213,6 +217,7 @@ class Process:
                 env=self._env,
                 cwd=self.log.parent,
                 start_new_session=True,
+                user=self._user,
             )
         self._lifetime.note(self)
 

@@ -136,7 +136,11 @@ SERVICES: dict[str, dict[str, Any]] = DOCUMENT["services"]
 
 def test_it_has_the_tests_servers_in_pinned_images() -> None:
     images = {name: service["image"] for name, service in SERVICES.items()}
-    assert images == {"kafka": containers.KAFKA_IMAGE, "redis": containers.REDIS_IMAGE}
+    assert images == {
+        "kafka": containers.KAFKA_IMAGE,
+        "postgres": containers.POSTGRES_IMAGE,
+        "redis": containers.REDIS_IMAGE,
+    }
     for image in (*images.values(), containers.VALKEY_IMAGE):
         assert re.search(r":\d+\.\d+", image), f"{image} is another one next month"
 
@@ -173,11 +177,13 @@ def test_its_ports_are_those_that_are_written_everywhere() -> None:
         *(ROOT / "docs").glob("*.md"),
         *(ROOT / "examples").rglob("*.py"),
     ]
-    written: dict[str, set[int]] = {"kafka": set(), "redis": set()}
+    written: dict[str, set[int]] = {"kafka": set(), "postgres": set(), "redis": set()}
     for page in pages:
         text = page.read_text(encoding="utf-8")
         for scheme, port in re.findall(r"\b(kafka|redis)://localhost:(\d+)", text):
             written[scheme].add(int(port))
+        for port in re.findall(r"\bpostgresql://[^\s/]*localhost:(\d+)", text):
+            written["postgres"].add(int(port))
         for port in re.findall(r"STREAMS_TEST_KAFKA=localhost:(\d+)", text):
             written["kafka"].add(int(port))
     for name, (host, outside, _) in published().items():
