@@ -49,7 +49,7 @@ def resolved(extras: Sequence[str], known: Path | None) -> dict[str, str]:
             "pyproject.toml", "build.in",
         ]  # fmt: skip
         done = subprocess.run(command, cwd=place, stdout=subprocess.PIPE, text=True, check=True)
-    found = {}
+    found: dict[str, str] = {}
     for pin in re.split(r"\n(?=\S)", done.stdout.strip()):
         pin = pin.replace(f" ; {ALL_SYSTEMS_MARKER}", "").replace(
             f" and ({ALL_SYSTEMS_MARKER})", ""

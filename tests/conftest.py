@@ -70,7 +70,8 @@ SERVERS = frozenset({"lifetime", "kafka", "redis_server", "valkey_server", "post
 """The fixtures that a server comes from."""
 
 _NAMES = SERVERS | {
-    "cluster", "kafka_classic", "kafka_kip848", "kip848", "postgres", "redis", "redis_durable", "valkey",
+    "cluster", "kafka_classic", "kafka_kip848", "kip848", "postgres", "redis", "redis_durable",
+    "valkey",
 }  # fmt: skip
 """What a test's parameters call a fixture or a log that needs a server."""
 

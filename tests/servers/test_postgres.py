@@ -69,7 +69,7 @@ def test_each_test_has_a_database_of_its_own(postgres: str) -> None:
 
 
 def test_the_wheel_carries_a_server(lifetime: Lifetime) -> None:
-    folder = [each for each in module._folders() if "pixeltable" in str(each)][0]
+    folder = next(each for each in module._folders() if "pixeltable" in str(each))
     user = module._other_user()
     with Postgres(lifetime, found=Programs(folder, "the wheel's", user)) as server:
         assert until(lambda: module.answers(server.url) or None, 10, "it answers")
@@ -77,5 +77,5 @@ def test_the_wheel_carries_a_server(lifetime: Lifetime) -> None:
 
 def test_nothing_at_all_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_folders", lambda: iter((Path("/nowhere"),)))
-    with pytest.raises(Missing, match="apt-get install postgresql.*STREAMS_TEST_POSTGRES"):
+    with pytest.raises(Missing, match=r"apt-get install postgresql.*STREAMS_TEST_POSTGRES"):
         programs()
