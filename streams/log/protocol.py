@@ -405,6 +405,16 @@ class Log(Protocol):
         """All topics, by name."""
         ...
 
+    def incarnation(self, topic: str) -> str:
+        """A word that this topic has for as long as it exists: one that is made anew under its
+        name, here or in another log, has another. Whoever keeps positions or what is made of them
+        outside the log keeps this with them.
+
+        :raises NotFound: there is none of that name.
+        :raises Unavailable: it cannot be known now.
+        """
+        ...
+
     def topic_names(self) -> list[str]:
         """The names of all topics, sorted. Costs one request to a server where :meth:`topics` asks
         for the facts of each topic."""

@@ -204,6 +204,9 @@ class KafkaLog(DenseOffsets, HistoryLog[Events]):
             for info in found
         ]
 
+    def incarnation(self, topic: str) -> str:
+        return self._topics.incarnation(topic)
+
     def topic_names(self) -> list[str]:
         return sorted(self._topics.partition_counts())
 

@@ -245,6 +245,17 @@ class Topics:
             return ""
         return str(found.topic_id or "")
 
+    def incarnation(self, topic: str) -> str:
+        """See :meth:`streams.log.protocol.Log.incarnation`: the ID that the cluster gave it."""
+        self._metadata.read(topic)
+        found = self.topic_id(topic)
+        if not found:
+            raise LogError(
+                f"Kafka: the ID of topic {topic!r} cannot be known: this user needs an ACL for "
+                "Describe on it, and the brokers version 2.8 or newer"
+            )
+        return found
+
     def list_topics(self, suffix: str = "") -> list[TopicInfo]:
         """All topics but Kafka's own, by name.
 

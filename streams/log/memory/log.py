@@ -134,6 +134,10 @@ class MemoryLog(DenseOffsets, EventLog):
         with self._locked():
             return [topic.info for _, topic in sorted(self.store.topics.items())]
 
+    def incarnation(self, topic: str) -> str:
+        with self._locked():
+            return self.store.topic(topic).incarnation
+
     def topic_names(self) -> list[str]:
         with self._locked():
             return sorted(self.store.topics)

@@ -8,6 +8,7 @@ at the front of a list moves all the rest, it is done when half of it is dead.
 
 from __future__ import annotations
 
+import secrets
 from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -99,6 +100,7 @@ class Topic:
         self.name = name
         self.partitions = [Partition() for _ in range(partitions)]
         self.retention = retention
+        self.incarnation = secrets.token_hex(8)
         self.waiters: set[Condition] = set()
         self.is_event_topic = False
         """It holds histories: only appends of events write to it."""

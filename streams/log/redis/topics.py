@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -121,6 +122,19 @@ class Topics:
         found = self._load(topic)
         self._remember(topic, found)
         return found
+
+    def incarnation(self, topic: str) -> str:
+        """See :meth:`streams.log.protocol.Log.incarnation`: a field of the topic's hash, which it
+        gets when it is first asked for, and which goes with the topic."""
+        self.lookup(topic, fresh=True)
+        key = topic_key(topic)
+        _, found = self._client.execute_or_raise(
+            [
+                key_command(topic, "HSETNX", key, "incarnation", secrets.token_hex(8)),
+                key_command(topic, "HGET", key, "incarnation"),
+            ]
+        )
+        return str(found.decode())
 
     def _load(self, topic: str) -> StoredTopic:
         check_topic(topic)

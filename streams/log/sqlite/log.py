@@ -106,6 +106,9 @@ class SqliteLog(DenseOffsets, Log, HistoryLog[Events]):
     def topics(self) -> list[TopicInfo]:
         return self._topics.list_topics()
 
+    def incarnation(self, topic: str) -> str:
+        return self._topics.incarnation(topic)
+
     def topic_names(self) -> list[str]:
         return self._topics.list_names()
 

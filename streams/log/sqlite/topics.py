@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterable
 
 from streams.errors import ConfigError, NotFound, Unavailable
@@ -92,6 +93,25 @@ class Topics:
         """The names of all topics, sorted."""
         with self._database.read() as db:
             return [name for (name,) in db.fetch_rows("SELECT name FROM streams_topics ORDER BY 1")]
+
+    def incarnation(self, topic: str) -> str:
+        """See :meth:`streams.log.protocol.Log.incarnation`: the file's own number, which it gets
+        when it is first asked for, and that of the topic's first partition, which is never used
+        again."""
+        select = "SELECT value FROM streams_meta WHERE name = 'file'"
+        with self._database.read() as db:
+            _require_topic(db, topic)
+            ((first,),) = db.fetch_rows(
+                "SELECT min(no) FROM streams_partitions WHERE topic = ?", (topic,)
+            )
+            rows = db.fetch_rows(select)
+        if not rows:
+            with self._database.write() as db:
+                db.execute(
+                    "INSERT OR IGNORE INTO streams_meta VALUES ('file', ?)", (secrets.randbits(62),)
+                )
+                rows = db.fetch_rows(select)
+        return f"{rows[0][0]:x}/{first}"
 
     def delete_topic(self, topic: str) -> None:
         """Delete a topic with its messages and every group's position in it."""

@@ -1,0 +1,44 @@
+"""The user's databases, as far as the toolkit works in them: a handler's transaction, and our rows
+in it.
+
+A :class:`~streams.databases.protocol.Database` is one of the classes below, made from a DSN or from
+what gives the user's own pool. It opens, begins transactions on connections of that library, runs
+statements of ours in them, and says of an error whether the database is out of reach, whether the
+same transaction may succeed again, or whether the statement is at fault.
+
+=====================  ==========================================================
+``protocol``           the terms: database, session, statement, kinds of failure
+``psycopg_database``   :class:`Psycopg`, :class:`AsyncPsycopg`
+``asyncpg_database``   :class:`Asyncpg`
+``sqlite_database``    :class:`Sqlite`
+``sqlalchemy_database``  :class:`SQLAlchemy`
+``django_database``    :class:`Django`
+=====================  ==========================================================
+
+A driver is imported by its own module alone, when it is first used.
+"""
+
+from typing import TYPE_CHECKING
+
+from streams.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from streams.databases.asyncpg_database import Asyncpg as Asyncpg
+    from streams.databases.django_database import Django as Django
+    from streams.databases.protocol import Database as Database
+    from streams.databases.psycopg_database import AsyncPsycopg as AsyncPsycopg
+    from streams.databases.psycopg_database import Psycopg as Psycopg
+    from streams.databases.sqlalchemy_database import SQLAlchemy as SQLAlchemy
+    from streams.databases.sqlite_database import Sqlite as Sqlite
+else:
+    __all__, __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "streams.databases.asyncpg_database": "Asyncpg",
+            "streams.databases.django_database": "Django",
+            "streams.databases.protocol": "Database",
+            "streams.databases.psycopg_database": "AsyncPsycopg Psycopg",
+            "streams.databases.sqlalchemy_database": "SQLAlchemy",
+            "streams.databases.sqlite_database": "Sqlite",
+        },
+    )

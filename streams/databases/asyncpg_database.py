@@ -1,0 +1,149 @@
+"""PostgreSQL by asyncpg, for async handlers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+
+from streams.databases.protocol import (
+    DAY,
+    AsyncSession,
+    Database,
+    DialectName,
+    EndedByHandler,
+    Failure,
+    Rows,
+    Statement,
+    SwallowedError,
+    check_source,
+    failure_of_state,
+    import_error,
+)
+
+if TYPE_CHECKING:
+    from asyncpg import Connection  # type: ignore[import-untyped]
+
+POOL_TIMEOUT = 10.0
+"""Seconds that a transaction waits for a connection of the pool."""
+
+
+class _AsyncpgSession(AsyncSession["Connection"]):
+    def __init__(self, pool: Any, connection: Any) -> None:
+        self.connection = connection
+        self._pool = pool
+        self._transaction = connection.transaction()
+        self._open = False
+
+    async def enter(self) -> None:
+        """Begin; the connection is given back if that fails."""
+        try:
+            await self._transaction.start()
+            self._open = True
+        except BaseException:
+            await self._pool.release(self.connection)
+            raise
+
+    @override
+    async def execute(self, statement: Statement) -> Rows:
+        rows = await self.connection.fetch(statement.sql, *statement.parameters)
+        return [tuple(row) for row in rows]
+
+    @override
+    async def commit(self) -> None:
+        import asyncpg
+
+        self._open = False
+        try:
+            if not self.connection.is_closed() and not self.connection.is_in_transaction():
+                raise EndedByHandler("Asyncpg(...)")
+            try:
+                await self.connection.execute("SELECT 1")  # COMMIT would say nothing
+            except asyncpg.InFailedSQLTransactionError:
+                await self._transaction.rollback()
+                raise SwallowedError from None
+            await self._transaction.commit()
+        finally:
+            await self._pool.release(self.connection)
+
+    @override
+    async def rollback(self) -> None:
+        if not self._open:
+            return
+        self._open = False
+        try:
+            with suppress(Exception):
+                await self._transaction.rollback()
+        finally:
+            with suppress(Exception):
+                await self._pool.release(self.connection)
+
+    @override
+    def is_broken(self) -> bool:
+        return bool(self.connection.is_closed())
+
+
+class Asyncpg(Database["Connection"]):
+    """PostgreSQL by asyncpg, for async handlers: ``message.transaction`` is an
+    :class:`asyncpg.Connection`, as its pool gives them out.
+
+    :param dsn: where it is (``postgresql://user@host/database``), or a function that returns your
+        :class:`asyncpg.Pool`, asked for each transaction.
+    :param keep: see :class:`~streams.databases.protocol.Database`.
+    :param create: see there.
+    """
+
+    def __init__(
+        self, dsn: str | Callable[[], Any], *, keep: float = DAY, create: bool = True
+    ) -> None:
+        super().__init__(keep=keep, create=create)
+        self._source = check_source(self.name, dsn, "an asyncpg.Pool")
+        self._pool: Any = None
+
+    @property
+    @override
+    def asynchronous(self) -> bool:
+        return True
+
+    @property
+    @override
+    def dialect(self) -> DialectName:
+        return "postgresql"
+
+    @override
+    def classify(self, error: BaseException) -> Failure:
+        try:
+            import asyncpg
+        except ImportError:
+            return Failure.FAULT
+        if isinstance(error, asyncpg.PostgresError):
+            return failure_of_state(getattr(error, "sqlstate", None))
+        if isinstance(error, (asyncpg.InterfaceError, OSError, TimeoutError)):
+            return Failure.UNREACHABLE
+        return Failure.FAULT
+
+    @override
+    async def open_async(self, connections: int) -> None:
+        try:
+            import asyncpg
+        except ImportError as error:
+            raise import_error(self.name, "asyncpg", error) from None
+        if isinstance(self._source, str):
+            self._pool = await asyncpg.create_pool(
+                self._source, min_size=0, max_size=connections, timeout=POOL_TIMEOUT
+            )
+
+    @override
+    async def close_async(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.close()
+
+    @override
+    async def begin_async(self) -> AsyncSession[Connection]:
+        pool = self._pool if self._pool is not None else self._source()
+        session = _AsyncpgSession(pool, await pool.acquire(timeout=POOL_TIMEOUT))
+        await session.enter()
+        return session

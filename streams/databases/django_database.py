@@ -1,0 +1,153 @@
+"""A database of Django's settings, on PostgreSQL or SQLite, for plain handlers.
+
+The handler runs inside ``transaction.atomic()`` of that database, so the ORM is used as in a view.
+Django's connections belong to threads; as in a request, one that is too old or unusable is closed
+before it is used again.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import suppress
+from typing import Any
+
+from typing_extensions import override
+
+from streams.databases.protocol import (
+    DAY,
+    Database,
+    DialectName,
+    EndedByHandler,
+    Failure,
+    Rows,
+    Session,
+    Statement,
+    SwallowedError,
+    failure_of_state,
+    has_failed,
+    import_error,
+    marked,
+    sqlite_failure,
+)
+from streams.errors import ConfigError
+
+_DIALECTS: dict[str, DialectName] = {"postgresql": "postgresql", "sqlite": "sqlite"}
+
+
+class _DjangoSession(Session[Any]):
+    def __init__(self, connection: Any, block: Any) -> None:
+        self.connection = connection
+        self._block = block
+        self._open = False
+        connection.close_if_unusable_or_obsolete()
+        block.__enter__()
+        self._open = True
+
+    @override
+    def execute(self, statement: Statement) -> Rows:
+        with self.connection.cursor() as cursor:
+            cursor.execute(marked(statement.sql, "%s"), tuple(statement.parameters))
+            return [tuple(row) for row in cursor.fetchall()] if cursor.description else []
+
+    @override
+    def commit(self) -> None:
+        if not self.connection.in_atomic_block:
+            self._open = False
+            raise EndedByHandler("Django(...)")
+        if self.connection.needs_rollback:
+            self.rollback()
+            raise EndedByHandler("Django(...)")
+        if has_failed(self.connection.connection):
+            raise SwallowedError
+        self._open = False
+        self._block.__exit__(None, None, None)
+
+    @override
+    def rollback(self) -> None:
+        if self._open:
+            self._open = False
+            error = RuntimeError("rolled back")
+            with suppress(Exception):
+                self._block.__exit__(type(error), error, None)
+
+    @override
+    def is_broken(self) -> bool:
+        inner = self.connection.connection
+        return inner is None or bool(getattr(inner, "closed", False))
+
+
+class Django(Database[Any]):
+    """A database of your Django settings, for plain handlers: the ORM works inside its transaction,
+    and ``message.transaction`` is ``django.db.connections[using]``.
+
+    :param using: its alias in ``DATABASES``.
+    :param keep: see :class:`~streams.databases.protocol.Database`.
+    :param create: see there.
+    """
+
+    def __init__(self, using: str = "default", *, keep: float = DAY, create: bool = True) -> None:
+        super().__init__(keep=keep, create=create)
+        if not isinstance(using, str) or not using:
+            raise ConfigError(f"Django(using={using!r}): an alias of DATABASES")
+        self._using = using
+        self._dialect: DialectName | None = None
+
+    @property
+    @override
+    def asynchronous(self) -> bool:
+        return False
+
+    @property
+    @override
+    def dialect(self) -> DialectName:
+        if self._dialect is None:
+            raise RuntimeError("not known before it is open")
+        return self._dialect
+
+    @override
+    def classify(self, error: BaseException) -> Failure:
+        from django.db import Error  # type: ignore[import-untyped]
+        from django.db.utils import InterfaceError, OperationalError  # type: ignore[import-untyped]
+
+        if not isinstance(error, Error):
+            return Failure.FAULT
+        cause = error.__cause__
+        if isinstance(cause, sqlite3.Error):
+            return sqlite_failure(cause)
+        state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+        if state is None and isinstance(error, (OperationalError, InterfaceError)):
+            return Failure.UNREACHABLE
+        return failure_of_state(state)
+
+    @override
+    def open(self, connections: int) -> None:
+        try:
+            from django.core.exceptions import (  # type: ignore[import-untyped]
+                ImproperlyConfigured,
+            )
+            from django.db import connections as known
+        except ImportError as error:
+            raise import_error(self.name, "django", error) from None
+        try:
+            vendor = known[self._using].vendor
+        except ImproperlyConfigured as error:
+            raise ConfigError(f"transaction=Django({self._using!r}): {error}") from error
+        except Exception as error:
+            raise ConfigError(
+                f"transaction=Django({self._using!r}): DATABASES has no such database"
+            ) from error
+        found = _DIALECTS.get(vendor)
+        if found is None:
+            raise ConfigError(
+                f"transaction=Django({self._using!r}): it is {vendor}; the inbox works on "
+                "PostgreSQL and SQLite"
+            )
+        self._dialect = found
+
+    @override
+    def begin(self) -> Session[Any]:
+        from django.db import connections, transaction
+
+        return _DjangoSession(
+            connections[self._using], transaction.atomic(using=self._using, durable=True)
+        )

@@ -1,0 +1,299 @@
+"""The terms: a database, a session in it, a statement, and the kinds of failure.
+
+**A session is one transaction on one connection.** It begins when the session does, and ends with
+``commit`` or ``rollback``, each of which also gives the connection back; a session of a
+:class:`PlainDatabase` belongs to one thread at a time, that of an :class:`AsyncDatabase` to one
+task.
+
+**What we run in it is written once**, as a generator (:data:`Steps`) that yields statements and
+gets their rows; :func:`run` and :func:`run_async` drive it. A :class:`Statement` has ``$1``, ``$2``
+and so on, each once and in that order, which becomes what the driver wants (:func:`marked`).
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Sequence
+from enum import Enum
+from functools import lru_cache
+from typing import Any, Generic, Literal, NamedTuple, TypeAlias
+
+from typing_extensions import TypeVar
+
+from streams.errors import ConfigError, StreamsError
+
+C_co = TypeVar("C_co", covariant=True)
+R = TypeVar("R")
+
+Rows: TypeAlias = "list[tuple[Any, ...]]"
+DialectName: TypeAlias = Literal["postgresql", "sqlite"]
+
+DAY = 86_400.0
+
+
+class Statement(NamedTuple):
+    """One SQL statement with its parameters."""
+
+    sql: str
+    parameters: Sequence[Any] = ()
+
+
+Steps: TypeAlias = "Generator[Statement, Rows, R]"
+"""Statements one after the other, each with the rows of the one before, and what they come to."""
+
+
+class Failure(Enum):
+    """What an error of a database means."""
+
+    UNREACHABLE = "unreachable"
+    """It cannot be reached, shuts down, or takes no connections: later it may."""
+    CONFLICT = "conflict"
+    """Another transaction was in the way (serialization, deadlock, a lock not had in time): the
+    same transaction may succeed when it is run again."""
+    FAULT = "fault"
+    """The statement's own, or no error of the database at all."""
+
+
+class Session(ABC, Generic[C_co]):
+    """A transaction of a plain database."""
+
+    connection: C_co
+    """What the handler gets as ``message.transaction``."""
+
+    @abstractmethod
+    def execute(self, statement: Statement) -> Rows:
+        """Run one statement of ours; its rows."""
+
+    @abstractmethod
+    def commit(self) -> None:
+        """Commit, and give the connection back.
+
+        :raises EndedByHandler: the transaction that began with this session is no longer open.
+        """
+
+    @abstractmethod
+    def rollback(self) -> None:
+        """Roll back whatever is open, and give the connection back; raises nothing."""
+
+    @abstractmethod
+    def is_broken(self) -> bool:
+        """The connection is lost."""
+
+
+class AsyncSession(ABC, Generic[C_co]):
+    """A transaction of an async database."""
+
+    connection: C_co
+    """What the handler gets as ``message.transaction``."""
+
+    @abstractmethod
+    async def execute(self, statement: Statement) -> Rows:
+        """Run one statement of ours; its rows."""
+
+    @abstractmethod
+    async def commit(self) -> None:
+        """Commit, and give the connection back.
+
+        :raises EndedByHandler: the transaction that began with this session is no longer open.
+        """
+
+    @abstractmethod
+    async def rollback(self) -> None:
+        """Roll back whatever is open, and give the connection back; raises nothing."""
+
+    @abstractmethod
+    def is_broken(self) -> bool:
+        """The connection is lost."""
+
+
+class EndedByHandler(ConfigError):
+    """A handler ended the transaction that it was given."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"transaction={name}: the handler committed or rolled back message.transaction itself; "
+            "leave that to the toolkit, which commits when the handler returns and rolls back when "
+            "it raises (a savepoint of your own is fine)"
+        )
+
+
+class SwallowedError(StreamsError):
+    """A handler went on after an error of its transaction, which PostgreSQL rolls back then
+    whatever is said at its end. It counts as a failure of the message."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a statement of the handler's failed in message.transaction, and it returned all the "
+            "same: nothing of that transaction can be committed; let the error pass, or wrap the "
+            "statement in a savepoint"
+        )
+
+
+class Database(ABC, Generic[C_co]):
+    """What ``transaction=`` takes: a :class:`~streams.Psycopg`, :class:`~streams.AsyncPsycopg`,
+    :class:`~streams.Asyncpg`, :class:`~streams.Sqlite`, :class:`~streams.SQLAlchemy` or
+    :class:`~streams.Django`.
+
+    :param keep: seconds for which the inbox remembers a message that its group has settled, at
+        least; a copy of the message that comes later is handled again.
+    :param create: make the inbox's tables when the processor starts, if they are missing. False:
+        they were made by what ``streams inbox ddl`` prints.
+    """
+
+    name: str
+    """What it is called in error messages."""
+
+    def __init__(self, *, keep: float, create: bool) -> None:
+        if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not keep >= 0:
+            raise ConfigError(f"{type(self).__name__}(keep={keep!r}): seconds, 0 or more")
+        self.keep = float(keep)
+        self.create = create
+        self.name = type(self).__name__
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+    @property
+    @abstractmethod
+    def asynchronous(self) -> bool:
+        """Its sessions are awaited, and its handlers ``async def``."""
+
+    @property
+    @abstractmethod
+    def dialect(self) -> DialectName:
+        """Which SQL it speaks; known once it is open.
+
+        :raises ConfigError: none that the toolkit knows.
+        """
+
+    @abstractmethod
+    def classify(self, error: BaseException) -> Failure:
+        """What an error means."""
+
+    # A plain database has the first three, an async one the others. One class, because SQLAlchemy
+    # is either, by what it is given.
+
+    def open(self, connections: int) -> None:
+        """Open it for so many transactions at once (a pool of the user's is theirs to size)."""
+
+    def close(self) -> None:
+        """Close what :meth:`open` opened."""
+
+    def begin(self) -> Session[C_co]:
+        """A new transaction, on a connection of the pool."""
+        raise NotImplementedError
+
+    async def open_async(self, connections: int) -> None:
+        """As :meth:`open`."""
+
+    async def close_async(self) -> None:
+        """As :meth:`close`."""
+
+    async def begin_async(self) -> AsyncSession[C_co]:
+        """As :meth:`begin`."""
+        raise NotImplementedError
+
+
+def run(session: Session[Any], steps: Steps[R]) -> R:
+    """Run these statements in a session; what they come to."""
+    try:
+        statement = next(steps)
+        while True:
+            statement = steps.send(session.execute(statement))
+    except StopIteration as end:
+        result: R = end.value
+        return result
+
+
+async def run_async(session: AsyncSession[Any], steps: Steps[R]) -> R:
+    """As :func:`run`."""
+    try:
+        statement = next(steps)
+        while True:
+            statement = steps.send(await session.execute(statement))
+    except StopIteration as end:
+        result: R = end.value
+        return result
+
+
+Mark: TypeAlias = Literal["%s", "?", ":p"]
+_MARK = re.compile(r"\$(\d+)")
+
+
+@lru_cache(maxsize=256)
+def marked(sql: str, mark: Mark) -> str:
+    """A statement of ours with another kind of parameters: ``%s``, ``?`` or ``:p1``."""
+    return _MARK.sub(r":p\1" if mark == ":p" else mark, sql)
+
+
+_UNREACHABLE_CLASSES = ("08", "53", "57P", "58")
+"""PostgreSQL's error codes (Appendix A): connection exceptions; too many connections, disk full;
+shutting down, crashed, starting; system errors."""
+_CONFLICTS = frozenset(
+    {
+        "40001",  # serialization_failure
+        "40P01",  # deadlock_detected
+        "40002",  # transaction_integrity_constraint_violation
+        "55P03",  # lock_not_available: lock_timeout
+        "25P03",  # idle_in_transaction_session_timeout
+        "25P04",  # transaction_timeout
+    }
+)
+_READ_ONLY = "25006"
+"""What a server answers that has become a replica."""
+
+
+def failure_of_state(state: str | None) -> Failure:
+    """What PostgreSQL's error code means."""
+    if state is None:
+        return Failure.FAULT
+    if state in _CONFLICTS:
+        return Failure.CONFLICT
+    if state.startswith(_UNREACHABLE_CLASSES) or state == _READ_ONLY:
+        return Failure.UNREACHABLE
+    return Failure.FAULT
+
+
+def sqlite_failure(error: BaseException) -> Failure:
+    """What an error of the standard library's sqlite3 means."""
+    name = getattr(error, "sqlite_errorname", None) or ""
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return Failure.CONFLICT
+    if name.startswith(
+        ("SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_READONLY", "SQLITE_PROTOCOL")
+    ):
+        return Failure.UNREACHABLE
+    return Failure.FAULT
+
+
+def check_source(name: str, given: Any, what: str) -> Any:
+    """A DSN, or a function that returns the user's own pool.
+
+    :raises ConfigError: it is neither.
+    """
+    if isinstance(given, str) and given:
+        return given
+    if callable(given) and not isinstance(given, type):
+        return given
+    shown = "an empty text" if isinstance(given, str) else type(given).__name__
+    raise ConfigError(f"{name}({shown}): a DSN, or a function that returns {what}")
+
+
+def has_failed(driver_connection: Any) -> bool | None:
+    """Whether the open transaction of a libpq connection can only be rolled back; None where that
+    cannot be known without asking the server."""
+    status = getattr(getattr(driver_connection, "info", None), "transaction_status", None)
+    return None if status is None else int(status) == _IN_ERROR
+
+
+_IN_ERROR = 3
+"""libpq's PQTRANS_INERROR, for psycopg and psycopg2 alike."""
+
+
+def import_error(name: str, extra: str, error: ImportError) -> ConfigError:
+    """The error for a driver that is not installed."""
+    return ConfigError(
+        f"{name} needs a package that is not installed ({error.name}): "
+        f"pip install 'streams-toolkit[{extra}]'"
+    )

@@ -1,0 +1,277 @@
+"""PostgreSQL by psycopg 3: :class:`Psycopg` for plain handlers,
+:class:`AsyncPsycopg` for async ones.
+
+The transaction is psycopg's own block (``connection.transaction()``): inside it ``commit()`` and
+``rollback()`` are refused by psycopg itself, and a block of the handler's own is a savepoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from typing_extensions import override
+
+from streams.databases.protocol import (
+    DAY,
+    AsyncSession,
+    Database,
+    DialectName,
+    EndedByHandler,
+    Failure,
+    Rows,
+    Session,
+    Statement,
+    SwallowedError,
+    check_source,
+    failure_of_state,
+    has_failed,
+    import_error,
+    marked,
+)
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection, Connection
+    from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+C_co = TypeVar("C_co", covariant=True)
+
+POOL_TIMEOUT = 10.0
+"""Seconds that a transaction waits for a connection of the pool."""
+
+
+class _PsycopgDatabase(Database[C_co]):
+    """What both have in common."""
+
+    @property
+    @override
+    def dialect(self) -> DialectName:
+        return "postgresql"
+
+    @override
+    def classify(self, error: BaseException) -> Failure:
+        try:
+            import psycopg
+            from psycopg_pool import PoolTimeout
+        except ImportError:
+            return Failure.FAULT
+        if isinstance(error, PoolTimeout):
+            return Failure.UNREACHABLE
+        if not isinstance(error, psycopg.Error):
+            return Failure.FAULT
+        if error.sqlstate is not None:
+            return failure_of_state(error.sqlstate)
+        # Without a code it comes from the client: no connection could be made, or it is lost.
+        return Failure.UNREACHABLE if isinstance(error, psycopg.OperationalError) else Failure.FAULT
+
+
+class _PsycopgSession(Session["Connection"]):
+    def __init__(self, pool: ConnectionPool[Any], connection: Connection) -> None:
+        self.connection = connection
+        self._pool = pool
+        self._block = connection.transaction()
+        self._entered = False
+        try:
+            self._block.__enter__()
+            self._entered = True
+        except BaseException:
+            pool.putconn(connection)
+            raise
+
+    @override
+    def execute(self, statement: Statement) -> Rows:
+        from psycopg.rows import tuple_row
+
+        sql: Any = marked(statement.sql, "%s")
+        with self.connection.cursor(row_factory=tuple_row) as cursor:
+            cursor.execute(sql, statement.parameters)
+            return cursor.fetchall() if cursor.description is not None else []
+
+    @override
+    def commit(self) -> None:
+        if has_failed(self.connection):
+            raise SwallowedError
+        self._end(None)
+
+    @override
+    def rollback(self) -> None:
+        import psycopg
+
+        if self._entered:
+            with suppress(Exception):
+                self._end(psycopg.Rollback())
+
+    def _end(self, error: Exception | None) -> None:
+        import psycopg
+
+        self._entered = False
+        idle = self.connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        try:
+            self._block.__exit__(type(error) if error else None, error, None)
+        finally:
+            self._pool.putconn(self.connection)
+        if error is None and idle:
+            raise EndedByHandler("Psycopg(...)")
+
+    @override
+    def is_broken(self) -> bool:
+        return self.connection.closed
+
+
+class Psycopg(_PsycopgDatabase["Connection"]):
+    """PostgreSQL by psycopg 3, for plain handlers: ``message.transaction`` is a
+    :class:`psycopg.Connection`.
+
+    :param dsn: where it is (``postgresql://user@host/database``), or a function that returns your
+        :class:`psycopg_pool.ConnectionPool`, asked for each transaction.
+    :param keep: see :class:`~streams.databases.protocol.Database`.
+    :param create: see there.
+    """
+
+    def __init__(
+        self,
+        dsn: str | Callable[[], ConnectionPool[Any]],
+        *,
+        keep: float = DAY,
+        create: bool = True,
+    ) -> None:
+        super().__init__(keep=keep, create=create)
+        self._source = check_source(self.name, dsn, "a psycopg_pool.ConnectionPool")
+        self._pool: ConnectionPool[Any] | None = None
+
+    @property
+    @override
+    def asynchronous(self) -> bool:
+        return False
+
+    @override
+    def open(self, connections: int) -> None:
+        try:
+            from psycopg_pool import ConnectionPool
+        except ImportError as error:
+            raise import_error(self.name, "psycopg", error) from None
+        if isinstance(self._source, str):
+            self._pool = ConnectionPool(
+                self._source, min_size=0, max_size=connections, timeout=POOL_TIMEOUT, open=False
+            )
+            self._pool.open()
+
+    @override
+    def close(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
+
+    @override
+    def begin(self) -> Session[Connection]:
+        pool = self._pool if self._pool is not None else self._source()
+        return _PsycopgSession(pool, pool.getconn())
+
+
+class _AsyncPsycopgSession(AsyncSession["AsyncConnection"]):
+    def __init__(self, pool: AsyncConnectionPool[Any], connection: AsyncConnection) -> None:
+        self.connection = connection
+        self._pool = pool
+        self._block = connection.transaction()
+        self._entered = False
+
+    async def enter(self) -> None:
+        """Begin; the connection is given back if that fails."""
+        try:
+            await self._block.__aenter__()
+            self._entered = True
+        except BaseException:
+            await self._pool.putconn(self.connection)
+            raise
+
+    @override
+    async def execute(self, statement: Statement) -> Rows:
+        from psycopg.rows import tuple_row
+
+        sql: Any = marked(statement.sql, "%s")
+        async with self.connection.cursor(row_factory=tuple_row) as cursor:
+            await cursor.execute(sql, statement.parameters)
+            return await cursor.fetchall() if cursor.description is not None else []
+
+    @override
+    async def commit(self) -> None:
+        if has_failed(self.connection):
+            raise SwallowedError
+        await self._end(None)
+
+    @override
+    async def rollback(self) -> None:
+        import psycopg
+
+        if self._entered:
+            with suppress(Exception):
+                await self._end(psycopg.Rollback())
+
+    async def _end(self, error: Exception | None) -> None:
+        import psycopg
+
+        self._entered = False
+        idle = self.connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        try:
+            await self._block.__aexit__(type(error) if error else None, error, None)
+        finally:
+            await self._pool.putconn(self.connection)
+        if error is None and idle:
+            raise EndedByHandler("AsyncPsycopg(...)")
+
+    @override
+    def is_broken(self) -> bool:
+        return self.connection.closed
+
+
+class AsyncPsycopg(_PsycopgDatabase["AsyncConnection"]):
+    """PostgreSQL by psycopg 3, for async handlers: ``message.transaction`` is a
+    :class:`psycopg.AsyncConnection`.
+
+    :param dsn: where it is (``postgresql://user@host/database``), or a function that returns your
+        :class:`psycopg_pool.AsyncConnectionPool`, asked for each transaction.
+    :param keep: see :class:`~streams.databases.protocol.Database`.
+    :param create: see there.
+    """
+
+    def __init__(
+        self,
+        dsn: str | Callable[[], AsyncConnectionPool[Any]],
+        *,
+        keep: float = DAY,
+        create: bool = True,
+    ) -> None:
+        super().__init__(keep=keep, create=create)
+        self._source = check_source(self.name, dsn, "a psycopg_pool.AsyncConnectionPool")
+        self._pool: AsyncConnectionPool[Any] | None = None
+
+    @property
+    @override
+    def asynchronous(self) -> bool:
+        return True
+
+    @override
+    async def open_async(self, connections: int) -> None:
+        try:
+            from psycopg_pool import AsyncConnectionPool
+        except ImportError as error:
+            raise import_error(self.name, "psycopg", error) from None
+        if isinstance(self._source, str):
+            self._pool = AsyncConnectionPool(
+                self._source, min_size=0, max_size=connections, timeout=POOL_TIMEOUT, open=False
+            )
+            await self._pool.open()
+
+    @override
+    async def close_async(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.close()
+
+    @override
+    async def begin_async(self) -> AsyncSession[AsyncConnection]:
+        pool = self._pool if self._pool is not None else self._source()
+        session = _AsyncPsycopgSession(pool, await pool.getconn())
+        await session.enter()
+        return session

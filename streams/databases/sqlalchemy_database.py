@@ -1,0 +1,286 @@
+"""Any engine of SQLAlchemy 2 on PostgreSQL or SQLite: plain handlers by a ``sessionmaker``, async
+ones by an ``async_sessionmaker``.
+
+The handler gets a session with a transaction begun; ours are statements on its connection.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+from typing_extensions import override
+
+from streams.databases.protocol import (
+    DAY,
+    AsyncSession,
+    Database,
+    DialectName,
+    EndedByHandler,
+    Failure,
+    Rows,
+    Session,
+    Statement,
+    SwallowedError,
+    failure_of_state,
+    has_failed,
+    import_error,
+    marked,
+    sqlite_failure,
+)
+from streams.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession as SqlAsyncSession
+    from sqlalchemy.ext.asyncio import async_sessionmaker
+    from sqlalchemy.orm import Session as SqlSession
+    from sqlalchemy.orm import sessionmaker
+
+C = TypeVar("C")
+S = TypeVar("S", bound="SqlSession")
+A = TypeVar("A", bound="SqlAsyncSession")
+
+_DIALECTS: dict[str, DialectName] = {"postgresql": "postgresql", "sqlite": "sqlite"}
+
+
+def _clause(statement: Statement) -> tuple[Any, dict[str, Any]]:
+    from sqlalchemy import text
+
+    parameters = {f"p{number}": each for number, each in enumerate(statement.parameters, 1)}
+    return text(marked(statement.sql, ":p")), parameters
+
+
+def _is_failed_transaction(error: BaseException) -> bool:
+    original = getattr(error, "orig", None)
+    state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    return state == "25P02"  # in_failed_sql_transaction
+
+
+def _refuses(ask: Callable[[], object]) -> bool:
+    """The transaction takes no more statements, because one has failed."""
+    try:
+        ask()
+    except Exception as error:
+        if not _is_failed_transaction(error):
+            raise
+        return True
+    return False
+
+
+class _SqlSession(Session[Any]):
+    def __init__(self, session: Any) -> None:
+        self.connection = session
+        self._transaction = session.begin()
+        self._open = True
+
+    def check_dialect(self, database: SQLAlchemy[Any]) -> None:
+        """Learn the engine's dialect."""
+        database.learn_dialect(self.connection.connection().dialect.name)
+
+    @override
+    def execute(self, statement: Statement) -> Rows:
+        result = self.connection.connection().execute(*_clause(statement))
+        return [tuple(row) for row in result] if result.returns_rows else []
+
+    @override
+    def commit(self) -> None:
+        self._open = False
+        try:
+            if not self._transaction.is_active or (
+                self.connection.get_transaction() is not self._transaction
+            ):
+                raise EndedByHandler("SQLAlchemy(...)")
+            self.connection.flush()
+            connection = self.connection.connection()
+            failed = has_failed(connection.connection.driver_connection)
+            if failed is None and connection.dialect.name == "postgresql":
+                failed = _refuses(lambda: connection.exec_driver_sql("SELECT 1"))
+            if failed:
+                raise SwallowedError
+            self._transaction.commit()
+        finally:
+            with suppress(Exception):
+                self.connection.close()
+
+    @override
+    def rollback(self) -> None:
+        if self._open:
+            self._open = False
+            with suppress(Exception):
+                self.connection.rollback()
+            with suppress(Exception):
+                self.connection.close()
+
+    @override
+    def is_broken(self) -> bool:
+        with suppress(Exception):
+            return bool(self.connection.connection().invalidated)
+        return True
+
+
+class _SqlAsyncSession(AsyncSession[Any]):
+    def __init__(self, session: Any) -> None:
+        self.connection = session
+        self._transaction: Any = None
+        self._open = False
+
+    async def enter(self) -> None:
+        """Begin."""
+        self._transaction = await self.connection.begin()
+        self._open = True
+
+    async def check_dialect(self, database: SQLAlchemy[Any]) -> None:
+        """Learn the engine's dialect."""
+        database.learn_dialect((await self.connection.connection()).dialect.name)
+
+    @override
+    async def execute(self, statement: Statement) -> Rows:
+        connection = await self.connection.connection()
+        result = await connection.execute(*_clause(statement))
+        return [tuple(row) for row in result] if result.returns_rows else []
+
+    @override
+    async def commit(self) -> None:
+        self._open = False
+        try:
+            if not self._transaction.is_active or (
+                self.connection.get_transaction() is not self._transaction
+            ):
+                raise EndedByHandler("SQLAlchemy(...)")
+            await self.connection.flush()
+            connection = await self.connection.connection()
+            raw = await connection.get_raw_connection()
+            failed = has_failed(raw.driver_connection)
+            if failed is None and connection.dialect.name == "postgresql":
+                try:
+                    await connection.exec_driver_sql("SELECT 1")
+                except Exception as error:
+                    if not _is_failed_transaction(error):
+                        raise
+                    failed = True
+            if failed:
+                raise SwallowedError
+            await self._transaction.commit()
+        finally:
+            with suppress(Exception):
+                await self.connection.close()
+
+    @override
+    async def rollback(self) -> None:
+        if self._open:
+            self._open = False
+            with suppress(Exception):
+                await self.connection.rollback()
+            with suppress(Exception):
+                await self.connection.close()
+
+    @override
+    def is_broken(self) -> bool:
+        with suppress(Exception):
+            return bool(self.connection.sync_session.connection().invalidated)
+        return True
+
+
+class SQLAlchemy(Database[C], Generic[C]):
+    """SQLAlchemy 2 on PostgreSQL or SQLite: ``message.transaction`` is a session of the given
+    maker, in a transaction. With a ``sessionmaker`` for plain handlers, with an
+    ``async_sessionmaker`` for async ones.
+
+    :param maker: your session maker, or a function that returns it.
+    :param keep: see :class:`~streams.databases.protocol.Database`.
+    :param create: see there.
+    """
+
+    @overload
+    def __init__(
+        self: SQLAlchemy[S], maker: sessionmaker[S], *, keep: float = DAY, create: bool = True
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: SQLAlchemy[A], maker: async_sessionmaker[A], *, keep: float = DAY, create: bool = True
+    ) -> None: ...
+    def __init__(self, maker: Any, *, keep: float = DAY, create: bool = True) -> None:
+        super().__init__(keep=keep, create=create)
+        try:
+            from sqlalchemy.ext.asyncio import async_sessionmaker
+            from sqlalchemy.orm import sessionmaker
+        except ImportError as error:
+            raise import_error(self.name, "sqlalchemy", error) from None
+        if not isinstance(maker, (sessionmaker, async_sessionmaker)):
+            raise ConfigError(
+                f"SQLAlchemy({type(maker).__name__}): a sessionmaker(engine) for plain handlers, "
+                "or an async_sessionmaker(engine) for async ones"
+            )
+        self._maker: Callable[[], Any] = maker
+        self._asynchronous = isinstance(maker, async_sessionmaker)
+        self._dialect: DialectName | None = None
+
+    @property
+    @override
+    def asynchronous(self) -> bool:
+        return self._asynchronous
+
+    @property
+    @override
+    def dialect(self) -> DialectName:
+        if self._dialect is None:
+            raise RuntimeError("not known before the first session")
+        return self._dialect
+
+    def learn_dialect(self, name: str) -> None:
+        """The engine's dialect is known.
+
+        :raises ConfigError: the inbox does not work there.
+        """
+        found = _DIALECTS.get(name)
+        if found is None:
+            raise ConfigError(
+                f"transaction=SQLAlchemy(...): its engine is {name}; the inbox works on PostgreSQL "
+                "and SQLite"
+            )
+        self._dialect = found
+
+    @override
+    def classify(self, error: BaseException) -> Failure:
+        from sqlalchemy import exc
+
+        if isinstance(error, exc.TimeoutError):  # no connection of the pool is free
+            return Failure.UNREACHABLE
+        if isinstance(error, exc.DBAPIError):
+            if error.connection_invalidated:
+                return Failure.UNREACHABLE
+            original = error.orig
+            if isinstance(original, sqlite3.Error):
+                return sqlite_failure(original)
+            state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+            if state is None and isinstance(error, exc.OperationalError):
+                return Failure.UNREACHABLE
+            return failure_of_state(state)
+        if self.asynchronous and isinstance(error, OSError):  # asyncpg's, of a new connection
+            return Failure.UNREACHABLE
+        return Failure.FAULT
+
+    @override
+    def begin(self) -> Session[C]:
+        session = _SqlSession(self._maker())
+        if self._dialect is None:
+            try:
+                session.check_dialect(self)
+            except BaseException:
+                session.rollback()
+                raise
+        return session
+
+    @override
+    async def begin_async(self) -> AsyncSession[C]:
+        session = _SqlAsyncSession(self._maker())
+        await session.enter()
+        if self._dialect is None:
+            try:
+                await session.check_dialect(self)
+            except BaseException:
+                await session.rollback()
+                raise
+        return session

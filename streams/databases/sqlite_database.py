@@ -1,0 +1,172 @@
+"""A SQLite file by the standard library's sqlite3, for plain handlers.
+
+SQLite has one writer at a time. A transaction begins as a writer (``BEGIN IMMEDIATE``), so none is
+refused half-way; those of one process wait for each other here, in turn, and those of other
+processes in SQLite itself.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+from typing_extensions import override
+
+from streams.databases.protocol import (
+    DAY,
+    Database,
+    DialectName,
+    EndedByHandler,
+    Failure,
+    Rows,
+    Session,
+    Statement,
+    marked,
+    sqlite_failure,
+)
+from streams.errors import ConfigError
+
+BUSY_TIMEOUT = 5.0
+"""Seconds that a transaction waits for those of other processes."""
+
+
+class _SqliteSession(Session[sqlite3.Connection]):
+    def __init__(self, database: Sqlite, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        self._database = database
+        self._open = True
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except BaseException:
+            self._give_back()
+            raise
+
+    def _give_back(self) -> None:
+        if self._open:
+            self._open = False
+            self._database.give_back(self.connection)
+
+    @override
+    def execute(self, statement: Statement) -> Rows:
+        sql = marked(statement.sql, "?")
+        cursor = self.connection.cursor()
+        cursor.row_factory = None  # whatever the user's is
+        return cursor.execute(sql, statement.parameters).fetchall()
+
+    @override
+    def commit(self) -> None:
+        if not self.connection.in_transaction:
+            self._give_back()
+            raise EndedByHandler("Sqlite(...)")
+        try:
+            self.connection.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                self.connection.execute("ROLLBACK")
+            raise
+        finally:
+            self._give_back()
+
+    @override
+    def rollback(self) -> None:
+        if self._open:
+            with suppress(sqlite3.Error):
+                self.connection.execute("ROLLBACK")
+            self._give_back()
+
+    @override
+    def is_broken(self) -> bool:
+        return False
+
+
+class Sqlite(Database[sqlite3.Connection]):
+    """A SQLite file of yours, for plain handlers: ``message.transaction`` is a
+    :class:`sqlite3.Connection`. It is another file than that of a ``sqlite://`` log, whose own
+    transaction (``message.transaction`` without ``transaction=``) does the same without an inbox.
+
+    :param file: its path; or a function that returns a new connection to it each time.
+    :param keep: see :class:`~streams.databases.protocol.Database`.
+    :param create: see there.
+    """
+
+    def __init__(
+        self,
+        file: str | Path | Callable[[], sqlite3.Connection],
+        *,
+        keep: float = DAY,
+        create: bool = True,
+    ) -> None:
+        super().__init__(keep=keep, create=create)
+        if not (isinstance(file, Path) or (isinstance(file, str) and file) or callable(file)):
+            raise ConfigError(
+                f"Sqlite({type(file).__name__}): a path, or a function that returns a connection"
+            )
+        if str(file) == ":memory:":
+            raise ConfigError(
+                "Sqlite(':memory:'): each connection would have a database of its own"
+            )
+        if isinstance(file, str) and "://" in file:
+            raise ConfigError("Sqlite(...): a path such as 'orders.db', not a URL")
+        self._source = file
+        self._turn = threading.Lock()
+        self._free: list[sqlite3.Connection] = []
+
+    @property
+    def path(self) -> Path | None:
+        """The file; None where a function gives the connections."""
+        return None if callable(self._source) else Path(self._source)
+
+    @property
+    @override
+    def asynchronous(self) -> bool:
+        return False
+
+    @property
+    @override
+    def dialect(self) -> DialectName:
+        return "sqlite"
+
+    @override
+    def classify(self, error: BaseException) -> Failure:
+        return sqlite_failure(error) if isinstance(error, sqlite3.Error) else Failure.FAULT
+
+    @override
+    def close(self) -> None:
+        with self._turn:
+            free, self._free = self._free, []
+        for connection in free:
+            connection.close()
+
+    @override
+    def begin(self) -> Session[sqlite3.Connection]:
+        self._turn.acquire()
+        try:
+            connection = self._free.pop() if self._free else self._connect()
+        except BaseException:
+            self._turn.release()
+            raise
+        return _SqliteSession(self, connection)
+
+    def give_back(self, connection: sqlite3.Connection) -> None:
+        """A session's connection is free, and the next session may begin."""
+        if connection.in_transaction:
+            connection.close()
+        else:
+            self._free.append(connection)
+        self._turn.release()
+
+    def _connect(self) -> sqlite3.Connection:
+        if callable(self._source):
+            given: Any = self._source()
+            given.isolation_level = None  # BEGIN and COMMIT are ours
+            return cast(sqlite3.Connection, given)
+        connection = sqlite3.connect(
+            self._source, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
+        )
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        return connection
