@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from streams.config import Flow as Flow
     from streams.config import Retention as Retention
     from streams.config import Retry as Retry
+    from streams.databases import Asyncpg as Asyncpg
+    from streams.databases import AsyncPsycopg as AsyncPsycopg
+    from streams.databases import Database as Database
+    from streams.databases import Django as Django
+    from streams.databases import Psycopg as Psycopg
+    from streams.databases import SQLAlchemy as SQLAlchemy
+    from streams.databases import Sqlite as Sqlite
     from streams.decoding import Source as Source
     from streams.errors import BatchError as BatchError
     from streams.errors import ConfigError as ConfigError
@@ -87,6 +94,7 @@ else:
             "streams.app": "Streams",
             "streams.asgi": "HealthEndpoint exit_on_failure",
             "streams.config": "CloudEvents DeadLetters Dedup Flow Retention Retry",
+            "streams.databases": ("AsyncPsycopg Asyncpg Database Django Psycopg SQLAlchemy Sqlite"),
             "streams.decoding": "Source",
             "streams.errors": (
                 "BatchError ConfigError EventTopicError Fatal Fenced GroupNotEmpty HandlerTimeout "

@@ -20,6 +20,7 @@ from streams.annotation_checks import unpublished_result
 from streams.callables import call_error, is_async, is_async_generator
 from streams.clock import SYSTEM, Clock
 from streams.config import CloudEvents, DeadLetters, Dedup, Flow, OnUnknown, Retention, Retry, Start
+from streams.databases.protocol import Database
 from streams.decoding import Source
 from streams.errors import ConfigError
 from streams.handler_types import (
@@ -30,6 +31,7 @@ from streams.handler_types import (
     PublishingDecorator,
 )
 from streams.health import ReportingAggregate, ReportingManager, ReportingView
+from streams.inbox.inbox import Inbox
 from streams.log.names import check_member
 from streams.log.protocol import Log, OpenMode
 from streams.log.url import ChosenUrl, choose_url, redact
@@ -48,6 +50,7 @@ R = TypeVar("R")
 A = TypeVar("A")
 B = TypeVar("B", default=Never)
 C = TypeVar("C", default=Never)
+X = TypeVar("X")  # what message.transaction is
 O = TypeVar("O", default=Any)  # noqa: E741 - what a topic given as to= takes
 
 NO_TOPIC: Source[Never] = cast(Any, None)
@@ -272,6 +275,14 @@ class Declarations(ABC):
     @overload
     def processor(
         self, a: Source[A], b: Source[B] = NO_TOPIC, c: Source[C] = NO_TOPIC, /, *, group: str,
+        batch: None = None, filter: Filter[A | B | C] = None, to: None = None,
+        transaction: Database[X],
+        **options: Unpack[HandlerOptions],
+    ) -> ProcessorDecorator[A | B | C, Message[A | B | C, X]]: ...
+
+    @overload
+    def processor(
+        self, a: Source[A], b: Source[B] = NO_TOPIC, c: Source[C] = NO_TOPIC, /, *, group: str,
         batch: None = None, filter: Filter[A | B | C] = None, to: Topic[O],
         **options: Unpack[HandlerOptions],
     ) -> PublishingDecorator[A | B | C, Message[A | B | C, Transaction], HandlerResult[O]]: ...
@@ -282,6 +293,14 @@ class Declarations(ABC):
         batch: int, filter: Filter[A | B | C] = None, to: None = None,
         **options: Unpack[HandlerOptions],
     ) -> ProcessorDecorator[list[A | B | C], list[Message[A | B | C, Transaction]]]: ...
+
+    @overload
+    def processor(
+        self, a: Source[A], b: Source[B] = NO_TOPIC, c: Source[C] = NO_TOPIC, /, *, group: str,
+        batch: int, filter: Filter[A | B | C] = None, to: None = None,
+        transaction: Database[X],
+        **options: Unpack[HandlerOptions],
+    ) -> ProcessorDecorator[list[A | B | C], list[Message[A | B | C, X]]]: ...
 
     @overload
     def processor(
@@ -303,6 +322,14 @@ class Declarations(ABC):
     def processor(
         self, a: Source[Any], b: Source[Any], c: Source[Any], d: Source[Any], /,
         *more: Source[Any], group: str, batch: None = None,
+        filter: Filter[Any] = None, to: None = None, transaction: Database[X],
+        **options: Unpack[HandlerOptions],
+    ) -> ProcessorDecorator[Any, Message[Any, X]]: ...
+
+    @overload
+    def processor(
+        self, a: Source[Any], b: Source[Any], c: Source[Any], d: Source[Any], /,
+        *more: Source[Any], group: str, batch: None = None,
         filter: Filter[Any] = None, to: Topic[O], **options: Unpack[HandlerOptions],
     ) -> PublishingDecorator[Any, Message[Any, Transaction], HandlerResult[O]]: ...
 
@@ -312,6 +339,14 @@ class Declarations(ABC):
         *more: Source[Any], group: str, batch: int,
         filter: Filter[Any] = None, to: None = None, **options: Unpack[HandlerOptions],
     ) -> ProcessorDecorator[list[Any], list[Message[Any, Transaction]]]: ...
+
+    @overload
+    def processor(
+        self, a: Source[Any], b: Source[Any], c: Source[Any], d: Source[Any], /,
+        *more: Source[Any], group: str, batch: int,
+        filter: Filter[Any] = None, to: None = None, transaction: Database[X],
+        **options: Unpack[HandlerOptions],
+    ) -> ProcessorDecorator[list[Any], list[Message[Any, X]]]: ...
 
     @overload
     def processor(
@@ -337,6 +372,7 @@ class Declarations(ABC):
         dedup: Dedup = Dedup(),
         dead_letters: DeadLetters = DeadLetters(),
         flow: Flow = Flow(),
+        transaction: Database[Any] | None = None,
     ) -> Any:
         """Declare a processor: a decorator for its handler.
 
@@ -347,6 +383,8 @@ class Declarations(ABC):
         :param to: what the handler returns is published there before the source is settled.
         :param start: where a *new* group begins: ``"earliest"``, ``"latest"`` or a time of the log.
         :param timeout: seconds one call of an async handler may take.
+        :param transaction: a database of yours (``Psycopg(dsn)``, ...): the handler runs in a
+            transaction of it, ``message.transaction``, which takes effect once for each message.
         :raises ConfigError: any of these, or the handler's signature, cannot work; or its
             annotations say another type than the topics'.
 
@@ -355,7 +393,7 @@ class Declarations(ABC):
         """
         options = ProcessorOptions(
             topics, group, concurrency, batch, filter, to, start, timeout, retry, dedup,
-            dead_letters, flow,
+            dead_letters, flow, transaction,
         )  # fmt: skip
 
         for topic in (*topics, to):
@@ -409,6 +447,10 @@ class Declarations(ABC):
             processor.attempt_log = DurableAttemptLog(self, processor)
         if options.dead_letters.sequenced:
             processor.key_parking = DurableKeyParking(self, processor)
+        if options.transaction is not None:
+            inbox = Inbox(self, processor, options.transaction)
+            processor.inbox = inbox
+            self.add_resource(inbox)
         self.processors.append(processor)
         return processor
 

@@ -315,6 +315,7 @@ class Message(Generic[T_co, X_co]):
     :param timestamp: when it happened (``ce_time``), else when the log took it; UTC.
     :param headers: a mapping of str; where a name repeats, the last one.
     :param attempt: which call of the handler this is, from 1.
+    :param transaction: what :attr:`transaction` is, in a test of a handler.
     """
 
     __slots__ = ("_batch", "_index", "_transaction", "attempt", "value")
@@ -335,6 +336,7 @@ class Message(Generic[T_co, X_co]):
         headers: Mapping[str, str] | None = None,
         attempt: int = 1,
         raw: Raw | None = None,
+        transaction: Any = None,
     ) -> None:
         pairs = [(name, item.encode()) for name, item in (headers or {}).items()]
         if id and not any(name == ID for name, _ in pairs):
@@ -345,7 +347,7 @@ class Message(Generic[T_co, X_co]):
         self.value = value
         self.attempt = attempt
         self._index = 0
-        self._transaction: Any = None
+        self._transaction: Any = transaction
         self._batch = Batch(
             topic,
             partition,
@@ -452,21 +454,27 @@ class Message(Generic[T_co, X_co]):
 
     @property
     def transaction(self) -> X_co:
-        """The transaction that will commit this message's position (SQLite log only).
+        """The transaction that this message is handled in.
 
-        ``message.transaction.execute(sql, parameters)`` runs in it: the handler's rows and the
+        Of a processor with ``transaction=``, the connection or session of the user's database that
+        it names: what the handler does with it is committed once for each message, when the
+        handler returns.
+
+        Of another one on a SQLite log, the transaction that will commit this message's position:
+        ``message.transaction.execute(sql, parameters)`` runs in it, and the handler's rows and the
         position become durable together, or neither does.
 
-        :raises ConfigError: there is none: on another log, with ``to=`` or
-            ``DeadLetters(sequenced=True)``, in a replay, or outside a processor. In a handler
+        :raises ConfigError: there is none: without ``transaction=``, on another log, with ``to=``
+            or ``DeadLetters(sequenced=True)``, in a replay, or outside a processor. In a handler
             it ends the processor, and the message stays unsettled.
         """
         if self._transaction is None:
             from streams.errors import ConfigError
 
             raise ConfigError(
-                f"message.transaction: a message of {self.topic!r} has none here; a processor on a "
-                "sqlite:// log gives it, without to= and DeadLetters(sequenced=True), and no replay"
+                f"message.transaction: a message of {self.topic!r} has none here; a processor with "
+                "transaction= gives it, or one on a sqlite:// log, without to= and "
+                "DeadLetters(sequenced=True), and no replay"
             )
         transaction: X_co = self._transaction
         return transaction
@@ -492,6 +500,11 @@ def make_message(
     message._index = index  # noqa: SLF001
     message._transaction = transaction  # noqa: SLF001
     return message
+
+
+def with_transaction(message: Message[Any], transaction: Any) -> None:
+    """Give a message its transaction, for the call of the handler that follows."""
+    message._transaction = transaction  # noqa: SLF001 - the class is this module's
 
 
 def numbered_message(message: Message[Any], value: Any, number: int) -> Message[Any]:

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Generic, NamedTuple, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar
 
 from streams.annotation_checks import (
     TopicType,
@@ -28,6 +28,7 @@ from streams.callables import (
 )
 from streams.config import DeadLetters, Dedup, Flow, Retry, Start
 from streams.connection import Connection
+from streams.databases.protocol import Database
 from streams.decoding import Source
 from streams.errors import ConfigError
 from streams.health import ProcessorHealth, ProcessorStats, processor_health, processor_stats
@@ -61,6 +62,7 @@ class ProcessorOptions:
     dedup: Dedup = Dedup()
     dead_letters: DeadLetters = DeadLetters()
     flow: Flow = Flow()
+    transaction: Database[Any] | None = None
 
     def validate(self, name: str) -> None:
         """:raises ConfigError: something here cannot work; one line that says what."""
@@ -110,6 +112,7 @@ class ProcessorOptions:
                 "Retry(in_order=False) gives the order up that DeadLetters(sequenced=True) keeps; "
                 "leave one of them out"
             )
+        yield from self._transaction_problems()
         used_names = {*names, *([self.to.name] if self.to is not None else [])}
         for source in names:
             retry_topic = check_topic(self.dead_letters.retry(source, self.group))
@@ -119,6 +122,28 @@ class ProcessorOptions:
                     f"dead letters would go to {dead_letter_topic!r}, which it reads or writes "
                     "itself; give DeadLetters(topic=...) another name"
                 )
+
+    def _transaction_problems(self) -> Iterator[str]:
+        database = self.transaction
+        if database is None:
+            return
+        if not isinstance(database, Database):
+            yield (
+                f"transaction={database!r}: a Psycopg, AsyncPsycopg, Asyncpg, Sqlite, SQLAlchemy "
+                "or Django, such as transaction=Psycopg('postgresql://...')"
+            )
+            return
+        if self.to is not None:
+            yield (
+                f"to={self.to.name!r} with transaction=: what the handler returns would be "
+                "published although its transaction may be rolled back, or lost although it was "
+                "committed; leave one of them out"
+            )
+        if self.dead_letters.sequenced:
+            yield (
+                "DeadLetters(sequenced=True) with transaction=: what is parked is settled by "
+                "records in the log, which the database knows nothing of; leave one of them out"
+            )
 
     def check_annotations(
         self, name: str, handler: Callable[..., Any], handler_signature: HandlerSignature
@@ -142,6 +167,36 @@ class ProcessorOptions:
         target_type = topic_type_of(self.to)
         if target_type is not None:
             check_result(where, handler, target_type, batch=self.batch is not None)
+
+
+def check_database(database: Database[Any] | None, name: str, *, asynchronous: bool) -> None:
+    """See that a handler can be called inside transactions of a database.
+
+    :raises ConfigError: it is async and they are not, or the other way round.
+    """
+    if database is None or database.asynchronous == asynchronous:
+        return
+    if asynchronous:
+        advice = {"Psycopg": "AsyncPsycopg", "SQLAlchemy": "SQLAlchemy(async_sessionmaker(...))"}
+        other = advice.get(database.name)
+        raise ConfigError(
+            f"processor {name}: its handler is async, and transaction={database.name}(...) would "
+            f"block the event loop; make it a plain `def`{f', or use {other}' if other else ''}"
+        )
+    advice = {"AsyncPsycopg": "Psycopg", "SQLAlchemy": "SQLAlchemy(sessionmaker(...))"}
+    other = advice.get(database.name)
+    raise ConfigError(
+        f"processor {name}: its handler is a plain function, and transaction={database.name}(...) "
+        f"is for async ones; make it `async def`{f', or use {other}' if other else ''}"
+    )
+
+
+class JobWrapper(Protocol):
+    """What puts something around a processor's job."""
+
+    def wrap(self, job: Job) -> Job:
+        """The same job with it."""
+        ...
 
 
 class HandlerSignature(NamedTuple):
@@ -169,11 +224,14 @@ class Processor(Generic[P, R]):
         self.topics: tuple[str, ...] = tuple(topic.name for topic in options.topics)
         batch, publishes = options.batch is not None, options.to is not None
         self.signature = inspect_handler(function, name, batch=batch, publishes_result=publishes)
+        check_database(options.transaction, name, asynchronous=self.signature.asynchronous)
         options.check_annotations(name, function, self.signature)
         self.attempt_log: ManagedAttemptLog | None = None
         """Counts its attempts in the log, if its :class:`~streams.config.Retry` says so."""
         self.key_parking: ManagedKeyParking | None = None
         """Keeps keys closed behind dead messages, if its dead letters are sequenced."""
+        self.inbox: JobWrapper | None = None
+        """Runs its handler in transactions of a database, if it has ``transaction=``."""
         self.helpers: list[Processor[..., Any]] = []
         """Processors that work for this one: they start before it and stop after it."""
         self.executor: Executor | None = None

@@ -86,6 +86,8 @@ def make_job(
             and processor.key_parking is None
         ),
     )
+    if processor.inbox is not None:
+        job = processor.inbox.wrap(job)
     return processor.adapt_job(expand_several(job))
 
 

@@ -55,18 +55,15 @@ class _AsyncpgSession(AsyncSession["Connection"]):
     async def commit(self) -> None:
         import asyncpg
 
-        self._open = False
+        if not self.connection.is_closed() and not self.connection.is_in_transaction():
+            raise EndedByHandler("Asyncpg(...)")
         try:
-            if not self.connection.is_closed() and not self.connection.is_in_transaction():
-                raise EndedByHandler("Asyncpg(...)")
-            try:
-                await self.connection.execute("SELECT 1")  # COMMIT would say nothing
-            except asyncpg.InFailedSQLTransactionError:
-                await self._transaction.rollback()
-                raise SwallowedError from None
-            await self._transaction.commit()
-        finally:
-            await self._pool.release(self.connection)
+            await self.connection.execute("SELECT 1")  # COMMIT would say nothing
+        except asyncpg.InFailedSQLTransactionError:
+            raise SwallowedError from None
+        await self._transaction.commit()
+        self._open = False
+        await self._pool.release(self.connection)
 
     @override
     async def rollback(self) -> None:

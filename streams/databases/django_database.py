@@ -46,7 +46,7 @@ class _DjangoSession(Session[Any]):
     @override
     def execute(self, statement: Statement) -> Rows:
         with self.connection.cursor() as cursor:
-            cursor.execute(marked(statement.sql, "%s"), tuple(statement.parameters))
+            cursor.execute(marked(statement.sql, "%s"), tuple(statement.parameters) or None)
             return [tuple(row) for row in cursor.fetchall()] if cursor.description else []
 
     @override

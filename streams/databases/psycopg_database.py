@@ -85,7 +85,7 @@ class _PsycopgSession(Session["Connection"]):
 
         sql: Any = marked(statement.sql, "%s")
         with self.connection.cursor(row_factory=tuple_row) as cursor:
-            cursor.execute(sql, statement.parameters)
+            cursor.execute(sql, statement.parameters or None)
             return cursor.fetchall() if cursor.description is not None else []
 
     @override
@@ -191,7 +191,7 @@ class _AsyncPsycopgSession(AsyncSession["AsyncConnection"]):
 
         sql: Any = marked(statement.sql, "%s")
         async with self.connection.cursor(row_factory=tuple_row) as cursor:
-            await cursor.execute(sql, statement.parameters)
+            await cursor.execute(sql, statement.parameters or None)
             return await cursor.fetchall() if cursor.description is not None else []
 
     @override

@@ -58,51 +58,50 @@ def _is_failed_transaction(error: BaseException) -> bool:
     return state == "25P02"  # in_failed_sql_transaction
 
 
-def _refuses(ask: Callable[[], object]) -> bool:
-    """The transaction takes no more statements, because one has failed."""
-    try:
-        ask()
-    except Exception as error:
-        if not _is_failed_transaction(error):
-            raise
-        return True
-    return False
-
-
 class _SqlSession(Session[Any]):
     def __init__(self, session: Any) -> None:
         self.connection = session
-        self._transaction = session.begin()
         self._open = True
+        try:
+            self._transaction = session.begin()
+            self._core = session.connection()
+        except BaseException:
+            self.rollback()
+            raise
 
-    def check_dialect(self, database: SQLAlchemy[Any]) -> None:
-        """Learn the engine's dialect."""
-        database.learn_dialect(self.connection.connection().dialect.name)
+    @property
+    def dialect(self) -> str:
+        """The engine's."""
+        return str(self._core.dialect.name)
 
     @override
     def execute(self, statement: Statement) -> Rows:
-        result = self.connection.connection().execute(*_clause(statement))
+        if statement.parameters:
+            result = self._core.execute(*_clause(statement))
+        else:
+            result = self._core.exec_driver_sql(statement.sql)
         return [tuple(row) for row in result] if result.returns_rows else []
 
     @override
     def commit(self) -> None:
+        session = self.connection
+        if not self._transaction.is_active or session.get_transaction() is not self._transaction:
+            raise EndedByHandler("SQLAlchemy(...)")
+        session.flush()
+        failed = has_failed(self._core.connection.driver_connection)
+        if failed is None and self.dialect == "postgresql":
+            try:
+                self._core.exec_driver_sql("SELECT 1")
+            except Exception as error:
+                if not _is_failed_transaction(error):
+                    raise
+                failed = True
+        if failed:
+            raise SwallowedError
+        self._transaction.commit()
         self._open = False
-        try:
-            if not self._transaction.is_active or (
-                self.connection.get_transaction() is not self._transaction
-            ):
-                raise EndedByHandler("SQLAlchemy(...)")
-            self.connection.flush()
-            connection = self.connection.connection()
-            failed = has_failed(connection.connection.driver_connection)
-            if failed is None and connection.dialect.name == "postgresql":
-                failed = _refuses(lambda: connection.exec_driver_sql("SELECT 1"))
-            if failed:
-                raise SwallowedError
-            self._transaction.commit()
-        finally:
-            with suppress(Exception):
-                self.connection.close()
+        with suppress(Exception):
+            session.close()
 
     @override
     def rollback(self) -> None:
@@ -115,57 +114,59 @@ class _SqlSession(Session[Any]):
 
     @override
     def is_broken(self) -> bool:
-        with suppress(Exception):
-            return bool(self.connection.connection().invalidated)
-        return True
+        return bool(self._core.invalidated)
 
 
 class _SqlAsyncSession(AsyncSession[Any]):
     def __init__(self, session: Any) -> None:
         self.connection = session
         self._transaction: Any = None
-        self._open = False
+        self._core: Any = None
+        self._open = True
 
     async def enter(self) -> None:
         """Begin."""
-        self._transaction = await self.connection.begin()
-        self._open = True
+        try:
+            self._transaction = await self.connection.begin()
+            self._core = await self.connection.connection()
+        except BaseException:
+            await self.rollback()
+            raise
 
-    async def check_dialect(self, database: SQLAlchemy[Any]) -> None:
-        """Learn the engine's dialect."""
-        database.learn_dialect((await self.connection.connection()).dialect.name)
+    @property
+    def dialect(self) -> str:
+        """The engine's."""
+        return str(self._core.dialect.name)
 
     @override
     async def execute(self, statement: Statement) -> Rows:
-        connection = await self.connection.connection()
-        result = await connection.execute(*_clause(statement))
+        if statement.parameters:
+            result = await self._core.execute(*_clause(statement))
+        else:
+            result = await self._core.exec_driver_sql(statement.sql)
         return [tuple(row) for row in result] if result.returns_rows else []
 
     @override
     async def commit(self) -> None:
+        session = self.connection
+        current = session.sync_session.get_transaction()
+        if not self._transaction.is_active or current is not self._transaction.sync_transaction:
+            raise EndedByHandler("SQLAlchemy(...)")
+        await session.flush()
+        failed = has_failed((await self._core.get_raw_connection()).driver_connection)
+        if failed is None and self.dialect == "postgresql":
+            try:
+                await self._core.exec_driver_sql("SELECT 1")
+            except Exception as error:
+                if not _is_failed_transaction(error):
+                    raise
+                failed = True
+        if failed:
+            raise SwallowedError
+        await self._transaction.commit()
         self._open = False
-        try:
-            if not self._transaction.is_active or (
-                self.connection.get_transaction() is not self._transaction
-            ):
-                raise EndedByHandler("SQLAlchemy(...)")
-            await self.connection.flush()
-            connection = await self.connection.connection()
-            raw = await connection.get_raw_connection()
-            failed = has_failed(raw.driver_connection)
-            if failed is None and connection.dialect.name == "postgresql":
-                try:
-                    await connection.exec_driver_sql("SELECT 1")
-                except Exception as error:
-                    if not _is_failed_transaction(error):
-                        raise
-                    failed = True
-            if failed:
-                raise SwallowedError
-            await self._transaction.commit()
-        finally:
-            with suppress(Exception):
-                await self.connection.close()
+        with suppress(Exception):
+            await session.close()
 
     @override
     async def rollback(self) -> None:
@@ -178,9 +179,7 @@ class _SqlAsyncSession(AsyncSession[Any]):
 
     @override
     def is_broken(self) -> bool:
-        with suppress(Exception):
-            return bool(self.connection.sync_session.connection().invalidated)
-        return True
+        return bool(self._core.invalidated)
 
 
 class SQLAlchemy(Database[C], Generic[C]):
@@ -229,7 +228,7 @@ class SQLAlchemy(Database[C], Generic[C]):
             raise RuntimeError("not known before the first session")
         return self._dialect
 
-    def learn_dialect(self, name: str) -> None:
+    def _learn(self, name: str) -> None:
         """The engine's dialect is known.
 
         :raises ConfigError: the inbox does not work there.
@@ -267,7 +266,7 @@ class SQLAlchemy(Database[C], Generic[C]):
         session = _SqlSession(self._maker())
         if self._dialect is None:
             try:
-                session.check_dialect(self)
+                self._learn(session.dialect)
             except BaseException:
                 session.rollback()
                 raise
@@ -279,7 +278,7 @@ class SQLAlchemy(Database[C], Generic[C]):
         await session.enter()
         if self._dialect is None:
             try:
-                await session.check_dialect(self)
+                self._learn(session.dialect)
             except BaseException:
                 await session.rollback()
                 raise

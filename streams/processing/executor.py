@@ -81,6 +81,11 @@ class Executor(ABC):
         return
 
     @property
+    def suspended(self) -> bool:
+        """No further handler is to be started (any thread)."""
+        return self._suspended
+
+    @property
     def running(self) -> int:
         """Handlers running at this moment."""
         return sum(1 for busy in self._busy if busy)

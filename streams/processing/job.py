@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
 from streams.clock import SYSTEM, Clock
@@ -20,6 +21,22 @@ Outgoing = tuple[str, Record]
 
 OnWritten = Callable[[Sequence["BaseException | None"]], None]
 """Told once how a write ended, record by record: None where it is confirmed."""
+
+
+BeforeDeadLetter = Callable[[Delivery, Callable[["DeadLetterAnswer | BaseException"], None]], None]
+"""Called where the dispatcher may be touched, with a delivery that has a reason and with what takes
+the answer, once, from any thread: an error where there is none yet."""
+
+
+class DeadLetterAnswer(Enum):
+    """What becomes of a message that is to be dead-lettered."""
+
+    WRITE = "write"
+    """Its dead letter is written."""
+    SETTLE = "settle"
+    """It was handled after all, by whoever had it before: it is settled."""
+    ABANDON = "abandon"
+    """Its partition is another member's: that one decides."""
 
 
 class Skip(Exception):
@@ -400,6 +417,8 @@ class Job:
     observer: PartitionObserver | None = None
     key_parking: KeyParking | None = None
     """Keeps keys closed behind dead messages."""
+    before_dead_letter: BeforeDeadLetter | None = None
+    """Asked before a dead letter is written."""
     builds_messages: bool = False
     """The function builds the messages itself, where it needs them; ``wants_message`` is set. It
     takes the value and what :func:`~streams.message.deliver` takes beside it: batch, index, attempt

@@ -28,7 +28,16 @@ from streams.engine.retry import retry_delay
 from streams.errors import BatchError, Fenced, LogError, RetryAfter, Unavailable, find_config_error
 from streams.message import Message, make_message
 from streams.processing.handler_transaction import HandlerTransaction
-from streams.processing.job import AttemptLog, Job, Outgoing, Skip, Undecodable, check_headers
+from streams.processing.job import (
+    AttemptLog,
+    BeforeDeadLetter,
+    DeadLetterAnswer,
+    Job,
+    Outgoing,
+    Skip,
+    Undecodable,
+    check_headers,
+)
 from streams.text import count_with_noun, get_logger
 
 logger = get_logger("streams")
@@ -477,7 +486,43 @@ class Calls(ABC, Generic[Unit]):
             again = reason._replace(failed_writes=reason.failed_writes + 1)
             self.dispatcher.deliver_at(replace(delivery, reason=again), self._now() + pause)
 
+        if job.before_dead_letter is not None:
+            self._ask_before(job.before_dead_letter, delivery, refused)
+        else:
+            self._write_dead_letter(delivery, refused)
+
+    def _ask_before(
+        self,
+        ask: BeforeDeadLetter,
+        delivery: Delivery,
+        refused: Callable[[BaseException], None],
+    ) -> None:
+        """Write the dead letter, or not, as the answer says."""
+        state = delivery.fetched.state
+        self.unconfirmed += 1
+        state.unconfirmed += 1
+
+        def on_answer(answer: DeadLetterAnswer | BaseException) -> None:
+            self.unconfirmed -= 1
+            state.unconfirmed -= 1
+            if isinstance(answer, BaseException):
+                refused(answer)
+            elif answer is DeadLetterAnswer.SETTLE:
+                self.dispatcher.mark_settled(delivery)
+            elif answer is DeadLetterAnswer.ABANDON:
+                self.dispatcher.abandon(delivery)
+            else:
+                self._write_dead_letter(delivery, refused)
+
+        ask(delivery, lambda answer: self._call_soon(lambda: on_answer(answer)))
+
+    def _write_dead_letter(
+        self, delivery: Delivery, refused: Callable[[BaseException], None]
+    ) -> None:
+        job, key_parking = self.job, self._key_parking
         try:
+            if job.dead_letter is None:
+                raise RuntimeError("nowhere to write a dead letter")
             record = job.dead_letter(delivery)
             if key_parking is not None:
                 record = key_parking.close_key(delivery, record)

@@ -111,6 +111,8 @@ def _replay_job(
         flow=options.flow,
         clock=connection.clock,
     )
+    if isinstance(function, Processor) and function.inbox is not None:
+        job = function.inbox.wrap(job)
     return expand_several(job)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from streams.clock import SYSTEM
@@ -74,6 +75,11 @@ class SqliteLog(DenseOffsets, Log, HistoryLog[Events]):
         self._groups = Groups(self._database)
         self._queries = QueryRunner(self._database)
         self._subscriptions: set[SqliteSubscription] = set()
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return Path(self._database.path)
 
     @property
     def capabilities(self) -> Capabilities:

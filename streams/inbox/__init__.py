@@ -1,0 +1,26 @@
+"""The inbox: a message's effect in the user's database happens once, on any log.
+
+A processor with ``transaction=`` runs each handler in a transaction of that database, which also
+records the message's identity and commits when the handler returns. A message that comes again,
+to whomever, finds the row and is settled without running.
+
+===============  ================================================================
+``identity``     what a message is called in the database, and in which partition
+``tables``       the tables, and every statement
+``inbox``        :class:`Inbox`: of one processor; opens the database, wraps the job
+``handling``     handlers inside transactions: plain and async, single and batches
+``purging``      deleting rows in bounds
+===============  ================================================================
+"""
+
+from typing import TYPE_CHECKING
+
+from streams.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from streams.inbox.inbox import Inbox as Inbox
+    from streams.inbox.tables import ddl as ddl
+else:
+    __all__, __getattr__, __dir__ = lazy_exports(
+        __name__, {"streams.inbox.inbox": "Inbox", "streams.inbox.tables": "ddl"}
+    )

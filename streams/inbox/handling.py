@@ -1,0 +1,251 @@
+"""Handlers inside transactions.
+
+Each call of a handler is a transaction: the message is *taken* (recorded as handled, unless it
+was), the handler runs, and both are committed. What fails is rolled back with the record of it. A
+transaction that met another one, or whose connection was lost, also in its COMMIT, is run again:
+what was committed after all is found then.
+
+A batch is one transaction. Of what was handled before, its handler gets nothing. If it fails, all
+of it is rolled back and its messages are handled one by one, also where it raised
+:class:`~streams.errors.BatchError`: nothing of the others was kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from itertools import count
+from types import CoroutineType
+from typing import Any, NamedTuple
+
+from streams.databases.protocol import run, run_async
+from streams.errors import BatchError, ConfigError, Reject, StreamsError
+from streams.inbox.identity import Entry
+from streams.inbox.inbox import Inbox
+from streams.inbox.tables import Verdict, take
+from streams.message import Message, with_transaction
+from streams.processing.job import Job
+from streams.processing.outcomes import OwnershipLost, TransactionPostponed
+
+PATIENCE_WITH_TIMEOUT = 1.0
+"""Seconds that a handler with a timeout waits in place for the database, at most; without one it
+waits as long as need be."""
+
+
+class BatchRolledBack(StreamsError):
+    """A batch was rolled back, and its messages are handled one by one."""
+
+
+class _Batch(NamedTuple):
+    """What of a batch is to be handled."""
+
+    values: list[Any]
+    messages: list[Message[Any]]
+
+
+def wrapped_function(inbox: Inbox, job: Job) -> Callable[..., Any]:
+    """What the executor calls instead of a job's handler: it takes a value and a message, or lists
+    of both."""
+    patience = float("inf")
+    if job.asynchronous and job.timeout is not None:
+        patience = min(PATIENCE_WITH_TIMEOUT, job.timeout / 2)
+    handling = _Handling(inbox, job, patience)
+    if job.batch is None:
+        return handling.call_async if job.asynchronous else handling.call_plain
+    return handling.call_batch_async if job.asynchronous else handling.call_batch_plain
+
+
+class _Handling:
+    def __init__(self, inbox: Inbox, job: Job, patience: float) -> None:
+        self._inbox = inbox
+        self._database = inbox.database
+        self._function = job.function
+        self._wants_message = job.wants_message
+        self._patience = patience
+
+    # -- one message
+
+    async def call_async(self, value: Any, message: Message[Any]) -> Any:
+        entry = await self._entry_async(message)
+
+        async def handle(connection: Any) -> Any:
+            if not self._wants_message:
+                return await self._function(value)
+            with_transaction(message, connection)
+            return await self._function(value, message)
+
+        async def once(_: Sequence[Verdict], connection: Any) -> Any:
+            return await handle(connection)
+
+        return await self._run_async(message, [entry], once)
+
+    def call_plain(self, value: Any, message: Message[Any]) -> Any:
+        entry = self._entry(message)
+
+        def once(_: Sequence[Verdict], connection: Any) -> Any:
+            if not self._wants_message:
+                return self._function(value)
+            with_transaction(message, connection)
+            return self._function(value, message)
+
+        return self._run_plain(message, [entry], once)
+
+    # -- a batch
+
+    async def call_batch_async(self, values: list[Any], messages: list[Message[Any]]) -> Any:
+        entries = [await self._entry_async(message) for message in messages]
+        firsts = _firsts(entries)
+
+        async def once(verdicts: Sequence[Verdict], connection: Any) -> Any:
+            chosen = _chosen(values, messages, firsts, verdicts, connection)
+            given = chosen if self._wants_message else chosen[:1]
+            return await self._function(*given)
+
+        try:
+            return await self._run_async(messages[0], [entries[at] for at in firsts], once)
+        except Exception as error:
+            raise _for_the_batch(error, len(messages)) from error
+
+    def call_batch_plain(self, values: list[Any], messages: list[Message[Any]]) -> Any:
+        entries = [self._entry(message) for message in messages]
+        firsts = _firsts(entries)
+
+        def once(verdicts: Sequence[Verdict], connection: Any) -> Any:
+            chosen = _chosen(values, messages, firsts, verdicts, connection)
+            given = chosen if self._wants_message else chosen[:1]
+            return self._function(*given)
+
+        try:
+            return self._run_plain(messages[0], [entries[at] for at in firsts], once)
+        except Exception as error:
+            raise _for_the_batch(error, len(messages)) from error
+
+    # -- what they are called
+
+    async def _entry_async(self, message: Message[Any]) -> Entry:
+        identities = self._inbox.identities
+        owned = identities.known(message)
+        if owned is None:
+            owned = await asyncio.to_thread(self._inbox.learn, message)
+        return identities.entry(message, owned)
+
+    def _entry(self, message: Message[Any]) -> Entry:
+        identities = self._inbox.identities
+        return identities.entry(message, identities.known(message) or self._inbox.learn(message))
+
+    # -- a transaction, as often as need be
+
+    async def _run_async(
+        self, message: Message[Any], entries: list[Entry], handle: Callable[..., Any]
+    ) -> Any:
+        inbox, database = self._inbox, self._database
+        for runs in count(1):
+            session = await inbox.begin_async(message, patience=self._patience)
+            began = time.monotonic()
+            try:
+                verdicts = await run_async(session, take(database.dialect, entries, inbox.timeouts))
+                if not self._is_wanted(verdicts, message):
+                    await session.rollback()
+                    return None
+                result = await handle(verdicts, session.connection)
+                await session.commit()
+                inbox.stats.committed += 1
+                return result
+            except BaseException as error:
+                broken = session.is_broken()
+                await session.rollback()
+                if not isinstance(error, Exception):
+                    raise
+                pause = inbox.runs_again(
+                    error, broken=broken, runs=runs, seconds=time.monotonic() - began
+                )
+                if pause is None:
+                    raise
+            await asyncio.sleep(pause)
+        return None
+
+    def _run_plain(
+        self, message: Message[Any], entries: list[Entry], handle: Callable[..., Any]
+    ) -> Any:
+        inbox, database = self._inbox, self._database
+        for runs in count(1):
+            session = inbox.begin(message, patience=self._patience)
+            began = time.monotonic()
+            try:
+                verdicts = run(session, take(database.dialect, entries, inbox.timeouts))
+                if not self._is_wanted(verdicts, message):
+                    session.rollback()
+                    return None
+                result = handle(verdicts, session.connection)
+                if isinstance(result, CoroutineType):
+                    session.rollback()
+                    return result  # the executor says what is wrong with that
+                session.commit()
+                inbox.stats.committed += 1
+                return result
+            except BaseException as error:
+                broken = session.is_broken()
+                session.rollback()
+                if not isinstance(error, Exception):
+                    raise
+                pause = inbox.runs_again(
+                    error, broken=broken, runs=runs, seconds=time.monotonic() - began
+                )
+                if pause is None:
+                    raise
+            time.sleep(pause)
+        return None
+
+    def _is_wanted(self, verdicts: Sequence[Verdict], message: Message[Any]) -> bool:
+        """Whether any of these is to be handled.
+
+        :raises Reject: one was given up; of several, that is found out one by one.
+        """
+        if Verdict.DEAD in verdicts:
+            if len(verdicts) > 1:
+                raise BatchRolledBack("a message of this batch was given up before")
+            raise Reject(
+                f"{message.id}: it was given up before, and its dead letter is written again, as "
+                "it may be missing"
+            )
+        new = verdicts.count(Verdict.NEW)
+        self._inbox.stats.duplicates += len(verdicts) - new
+        return new > 0
+
+
+def _firsts(entries: Sequence[Entry]) -> list[int]:
+    """The first of each message in a batch, by index: what was published twice is handled once."""
+    seen: dict[bytes, int] = {}
+    for index, entry in enumerate(entries):
+        seen.setdefault(entry.id, index)
+    return list(seen.values())
+
+
+def _chosen(
+    values: list[Any],
+    messages: list[Message[Any]],
+    firsts: list[int],
+    verdicts: Sequence[Verdict],
+    connection: Any,
+) -> _Batch:
+    chosen = _Batch([], [])
+    for at, verdict in zip(firsts, verdicts, strict=True):
+        if verdict is Verdict.NEW:
+            with_transaction(messages[at], connection)
+            chosen.values.append(values[at])
+            chosen.messages.append(messages[at])
+    return chosen
+
+
+def _for_the_batch(error: Exception, size: int) -> Exception:
+    """What a failed batch raises, so that its messages are handled one by one; of a single one,
+    its own error."""
+    if isinstance(error, (ConfigError, OwnershipLost, TransactionPostponed)):
+        return error
+    if size > 1:
+        return BatchRolledBack(f"its transaction was rolled back: {error!r}")
+    if isinstance(error, BatchError):
+        own = error.errors.get(0)
+        return own if isinstance(own, Exception) else error
+    return error

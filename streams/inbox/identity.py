@@ -1,0 +1,168 @@
+"""What a message is called in the database.
+
+**Its identity** is its log's and topic's incarnation, the group, the group's reset generation, its
+source and its ID, and not how often it was put back: so a redelivered message and one that was
+published twice have the same, also one that has come back from the dead letters, and a message that
+is handled after a reset, or of a topic that was made anew, has another. The source is CloudEvents'
+where the message names one, else the topic and partition; a message without an ID is known by
+its place.
+
+**Its partition** (:class:`Scope`) is where its position counts: one partition in one incarnation,
+of one group in one generation. What was purged is known by a position there.
+
+Both are stored as digests (BLAKE2b); the texts they are made of stand beside them for people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from streams import wire
+from streams.derived_records import (
+    GENERATION,
+    ORIGIN,
+    header_text,
+    message_generation,
+    redrives_of,
+)
+from streams.log.protocol import Assignment
+from streams.message import ID, SOURCE, Message, Position
+from streams.processing.job import reset_generation
+
+POSITION_DIGITS = 39
+"""A position as text has so many digits, so that it sorts as the number does (on Redis it has 128
+bits)."""
+
+MAX_REDRIVES = 2**31 - 1
+
+
+class Scope(NamedTuple):
+    """One partition, in which positions are compared."""
+
+    incarnation: str
+    group: str
+    generation: int
+    topic: str
+    partition: int
+
+    @property
+    def number(self) -> int:
+        """What it is called in the database: 63 bits of its digest."""
+        return int.from_bytes(digest(*self)[:8], "big") >> 1
+
+
+class Entry(NamedTuple):
+    """A message as the inbox knows it."""
+
+    id: bytes
+    scope: int
+    position: str
+    redrive: int
+    name: str
+    """Its ID, for people."""
+
+
+class Owned(NamedTuple):
+    """A partition while it is owned, as far as identities depend on it."""
+
+    assignment: Assignment
+    scope: Scope
+    number: int
+    source_topic: str
+    """The topic itself, or the one that its retry topic belongs to."""
+    source_incarnation: str
+
+
+def digest(*parts: object) -> bytes:
+    """16 bytes for some texts and numbers, none of which can run into the next."""
+    found = blake2b(digest_size=16)
+    for part in parts:
+        data = str(part).encode("utf-8", "surrogateescape")
+        found.update(b"%d:" % len(data))
+        found.update(data)
+    return found.digest()
+
+
+def position_text(position: int) -> str:
+    """A position as it is stored."""
+    return str(position).zfill(POSITION_DIGITS)
+
+
+class Identities:
+    """Makes the entries of one processor's messages.
+
+    :param sources: retry topics, with the topics that they belong to.
+    :param incarnation: the incarnation of a topic; asks the log.
+    """
+
+    def __init__(
+        self, group: str, sources: Mapping[str, str], incarnation: Callable[[str], str]
+    ) -> None:
+        self._group = group
+        self._sources = sources
+        self._incarnation = incarnation
+        self._owned: dict[tuple[str, int], Owned] = {}
+
+    def known(self, message: Message[Any]) -> Owned | None:
+        """The partition of a message, if it was learned under this ownership."""
+        found = self._owned.get((message.topic, message.partition))
+        if found is not None and found.assignment is message.assignment:
+            return found
+        return None
+
+    def learn(self, message: Message[Any]) -> Owned:
+        """The partition of a message; asks the log, and blocks.
+
+        :raises LogError: it does not answer.
+        """
+        assignment, topic = message.assignment, message.topic
+        source = self._sources.get(topic, topic)
+        incarnation = self._incarnation(topic)
+        scope = Scope(
+            incarnation, self._group, reset_generation(assignment), topic, message.partition
+        )
+        found = Owned(
+            assignment,
+            scope,
+            scope.number,
+            source,
+            incarnation if source == topic else self._incarnation(source),
+        )
+        self._owned[topic, message.partition] = found
+        return found
+
+    def owned(self) -> list[Owned]:
+        """The partitions of which something was handled, as last known."""
+        return list(self._owned.values())
+
+    def entry(self, message: Message[Any], owned: Owned) -> Entry:
+        """What the inbox calls a message."""
+        headers = message.raw.headers
+        came_back = owned.source_topic != message.topic
+        generation = message_generation(
+            message.header(GENERATION) if came_back else None, owned.assignment
+        )
+        source = header_text(headers, SOURCE)
+        if not source:
+            source = f"{owned.source_topic}/{_partition(message, came_back)}"
+        return Entry(
+            digest(owned.source_incarnation, self._group, generation, source, message.id),
+            owned.number,
+            position_text(message.offset),
+            min(redrives_of(headers), MAX_REDRIVES),
+            message.id,
+        )
+
+
+def _partition(message: Message[Any], came_back: bool) -> int:
+    """The partition of its source in which a message stood first."""
+    if came_back:
+        origin = wire.parse_position(header_text(message.raw.headers, ORIGIN) or "")
+        if origin is not None:
+            return Position(*origin).partition
+    return message.partition
+
+
+__all__ = ["ID", "Entry", "Identities", "Owned", "Scope", "digest", "position_text"]

@@ -1,0 +1,473 @@
+"""The inbox of one processor: its database is opened and made ready, its job's handler wrapped.
+
+The database is opened with the app, its tables are looked for when the first message is handled.
+While it cannot be reached, handlers wait where they are, so the processor stands still and no
+message uses up an attempt; that ends when it answers, when nothing may be started any more, or when
+the message's partition is another member's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+
+from streams.config import DeadLetters
+from streams.connection import Connection
+from streams.databases.protocol import (
+    AsyncSession,
+    Database,
+    Failure,
+    Session,
+    run,
+    run_async,
+)
+from streams.engine.dispatcher import Delivery
+from streams.errors import ConfigError, Fatal, LogError
+from streams.inbox.identity import Identities, Owned
+from streams.inbox.tables import (
+    Timeouts,
+    Verdict,
+    bury,
+    check_version,
+    create_missing,
+    find_version,
+)
+from streams.message import Message, make_message
+from streams.processing.job import DeadLetterAnswer, Job
+from streams.processing.outcomes import OwnershipLost, TransactionPostponed
+from streams.text import describe_error, get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from streams.processor import Processor
+
+logger = get_logger("streams.inbox")
+
+RUNS_IN_PLACE = 5
+"""How often a transaction that met another one is run in all, before that is a failed attempt."""
+
+RETRY_PAUSE = 0.25
+"""Seconds between two attempts to reach the database."""
+
+DEFAULT_LEASE = 10.0
+"""Seconds, where the log does not say for how long a partition is owned."""
+
+LONGEST_LEASE = 60.0
+
+
+@dataclass(slots=True)
+class InboxStats:
+    """What an inbox has done in this process."""
+
+    committed: int = 0
+    """Transactions that were committed."""
+    duplicates: int = 0
+    """Messages that were settled without running, because they had been handled."""
+    reruns: int = 0
+    """Transactions that were run again at once, because they met another one or their answer was
+    lost."""
+    purged: int = 0
+    """How often rows were purged."""
+    reachable: bool = True
+    """The database answered when it was asked last."""
+
+
+class Inbox(AbstractAsyncContextManager["Inbox"]):
+    """Of one processor. A resource of the app.
+
+    :param connection: the app.
+    :param processor: it reads these topics in this group.
+    :param database: where it records what was handled.
+    """
+
+    def __init__(
+        self, connection: Connection, processor: Processor[..., Any], database: Database[Any]
+    ) -> None:
+        self.database = database
+        self.stats = InboxStats()
+        self._connection = connection
+        self._processor = processor
+        self._concurrency = processor.options.concurrency
+        names = DeadLetters()
+        sources = {names.retry(each, processor.group): each for each in processor.topics}
+        self.identities = Identities(
+            processor.group, sources, lambda topic: connection.log.incarnation(topic)
+        )
+        self._lease = 0.0
+        self._timeout = processor.options.timeout or 0.0
+        self._ready = False
+        self._opened = False
+        self._opening = threading.Lock()
+        self._opening_async: asyncio.Lock | None = None
+        self._helper: ThreadPoolExecutor | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._housekeeping: Callable[[], None] = lambda: None
+
+    # -- its life
+
+    @override
+    async def __aenter__(self) -> Inbox:
+        self._check_file()
+        if self.database.asynchronous:
+            await self.database.open_async(self._concurrency + 2)
+        else:
+            await asyncio.to_thread(self.database.open, self._concurrency + 2)
+        self._opened = True
+        return self
+
+    @override
+    async def __aexit__(self, *_: object) -> None:
+        self._housekeeping()
+        self._housekeeping = lambda: None
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        helper, self._helper = self._helper, None
+        if helper is not None:
+            await asyncio.to_thread(helper.shutdown, cancel_futures=True)
+        opened, self._opened, self._ready = self._opened, False, False
+        if opened:
+            if self.database.asynchronous:
+                await self.database.close_async()
+            else:
+                await asyncio.to_thread(self.database.close)
+
+    def _check_file(self) -> None:
+        """:raises ConfigError: its database is the log's own file."""
+        file = getattr(self.database, "path", None)
+        log_file = getattr(self._connection.log, "path", None)
+        if file is not None and log_file is not None and file.resolve() == log_file.resolve():
+            raise ConfigError(
+                f"processor {self._processor.name}: transaction=Sqlite(...) names the log's own "
+                "file; leave transaction= out, and message.transaction is the transaction that "
+                "commits the message's position"
+            )
+
+    # -- the job
+
+    def wrap(self, job: Job) -> Job:
+        """The same job, with its handler in a transaction."""
+        from streams.inbox.handling import wrapped_function
+
+        return replace(
+            job,
+            function=wrapped_function(self, job),
+            wants_message=True,
+            transactions=False,
+            before_dead_letter=self._before_dead_letter,
+        )
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """How long a transaction of a handler waits."""
+        lease = min(self._lease or DEFAULT_LEASE, LONGEST_LEASE)
+        return Timeouts(lock=lease, idle=max(lease, self._timeout))
+
+    def learn(self, message: Message[Any]) -> Owned:
+        """The partition of a message (it asks the log, and blocks).
+
+        :raises TransactionPostponed: the log does not answer now.
+        """
+        if message.assignment is None:
+            raise ConfigError("transaction= needs a partition that is owned")
+        try:
+            found = self.identities.learn(message)
+        except Fatal:
+            raise
+        except LogError as error:
+            raise TransactionPostponed(
+                f"the log does not say which topic it is: {error}"
+            ) from error
+        left = message.assignment.valid_until - self._connection.clock.monotonic()
+        if 0 < left < float("inf"):
+            self._lease = max(self._lease, left, 1.0)
+        return found
+
+    def check_owned(self, message: Message[Any]) -> None:
+        """:raises OwnershipLost: the message's partition may be another member's by now."""
+        if self._connection.clock.monotonic() >= message.assignment.valid_until:
+            raise OwnershipLost(f"{message.position}: its partition is not certainly ours any more")
+
+    # -- a new transaction, once there can be one
+
+    def begin(self, message: Message[Any], *, patience: float) -> Session[Any]:
+        """A new transaction for a message; waits while the database is out of reach.
+
+        :param patience: seconds that may be waited.
+        :raises OwnershipLost: it must not be handled any more.
+        :raises TransactionPostponed: nothing is to be started now.
+        """
+        give_up = time.monotonic() + patience
+        while True:
+            self.check_owned(message)
+            try:
+                self._make_ready()
+                session = self.database.begin()
+            except Exception as error:
+                self._out_of_reach(error, give_up)
+            else:
+                self._answers()
+                return session
+            time.sleep(RETRY_PAUSE * (0.5 + random.random() / 2))
+
+    async def begin_async(self, message: Message[Any], *, patience: float) -> AsyncSession[Any]:
+        """As :meth:`begin`."""
+        give_up = time.monotonic() + patience
+        while True:
+            self.check_owned(message)
+            try:
+                await self._make_ready_async()
+                session = await self.database.begin_async()
+            except Exception as error:
+                self._out_of_reach(error, give_up)
+            else:
+                self._answers()
+                return session
+            await asyncio.sleep(RETRY_PAUSE * (0.5 + random.random() / 2))
+
+    def _out_of_reach(self, error: Exception, give_up: float) -> None:
+        """Raise what is to be raised; return: try again."""
+        failure = self.database.classify(error)
+        if failure is Failure.FAULT:
+            raise error
+        if failure is Failure.UNREACHABLE:
+            self.note_outage(error)
+        executor = self._processor.executor
+        if executor is not None and executor.suspended:
+            raise TransactionPostponed("nothing is to be started now") from error
+        if time.monotonic() >= give_up:
+            raise TransactionPostponed(f"{self.database.name}: {describe_error(error)}") from error
+
+    def note_outage(self, error: BaseException) -> None:
+        """The database cannot be reached; said once."""
+        if self.stats.reachable:
+            self.stats.reachable = False
+            logger.warning(
+                "%s: waiting for its database (%s): %s",
+                self._processor.name, self.database.name, describe_error(error),
+            )  # fmt: skip
+
+    def _answers(self) -> None:
+        if not self.stats.reachable:
+            self.stats.reachable = True
+            logger.warning("%s: its database answers again", self._processor.name)
+
+    def _make_ready(self) -> None:
+        if self._ready:
+            return
+        with self._opening:
+            if self._ready:
+                return
+            if not self._opened:  # it was declared on an app that was entered already
+                self._check_file()
+                self.database.open(self._concurrency + 2)
+                self._opened = True
+            found = self._in_session(find_version)
+            if found is None and self.database.create:
+                try:
+                    found = self._in_session(create_missing)
+                except Exception as error:
+                    raise self._cannot_create(error) from error
+            check_version(found, self.database.name, self.database.dialect)
+            self._start_housekeeping()
+            self._ready = True
+
+    def _in_session(self, steps: Any) -> Any:
+        session = self.database.begin()
+        try:
+            found = run(session, steps(self.database.dialect))
+            session.commit()
+        except BaseException:
+            session.rollback()
+            raise
+        return found
+
+    async def _make_ready_async(self) -> None:
+        if self._ready:
+            return
+        if self._opening_async is None:
+            self._opening_async = asyncio.Lock()
+        async with self._opening_async:
+            if self._ready:
+                return
+            if not self._opened:
+                self._check_file()
+                await self.database.open_async(self._concurrency + 2)
+                self._opened = True
+            found = await self._in_session_async(find_version)
+            if found is None and self.database.create:
+                try:
+                    found = await self._in_session_async(create_missing)
+                except Exception as error:
+                    raise self._cannot_create(error) from error
+            check_version(found, self.database.name, self.database.dialect)
+            self._start_housekeeping()
+            self._ready = True
+
+    async def _in_session_async(self, steps: Any) -> Any:
+        session = await self.database.begin_async()
+        try:
+            found = await run_async(session, steps(self.database.dialect))
+            await session.commit()
+        except BaseException:
+            await session.rollback()
+            raise
+        return found
+
+    def _cannot_create(self, error: Exception) -> Exception:
+        """What is raised instead of an error of making the tables."""
+        if self.database.classify(error) is not Failure.FAULT:
+            return error
+        return ConfigError(
+            f"transaction={self.database.name}: the inbox's tables cannot be made "
+            f"({describe_error(error)}); somebody who may makes them with what "
+            f"`streams inbox ddl {self.database.dialect}` prints"
+        )
+
+    # -- after an error
+
+    def runs_again(
+        self, error: Exception, *, broken: bool, runs: int, seconds: float
+    ) -> float | None:
+        """Seconds after which the transaction is run again at once; None: the error counts.
+
+        :param broken: its connection is lost, whatever the handler made of that.
+        :param runs: how often it was run.
+        :param seconds: how long it took.
+        :raises TransactionPostponed: it is run again later, and uses up no attempt.
+        """
+        if isinstance(error, (ConfigError, OwnershipLost, TransactionPostponed)):
+            return None
+        failure = self.database.classify(error)
+        if broken and failure is not Failure.CONFLICT:
+            # A server that ends a transaction which idled too long breaks its connection, too.
+            idled = seconds >= self.timeouts.idle
+            failure = Failure.CONFLICT if idled else Failure.UNREACHABLE
+        elif failure is Failure.UNREACHABLE and not broken:
+            failure = Failure.FAULT  # of another database of the handler's
+        if failure is Failure.FAULT:
+            return None
+        if runs >= RUNS_IN_PLACE:
+            if failure is Failure.UNREACHABLE:
+                raise TransactionPostponed(
+                    f"{self.database.name}: {describe_error(error)}"
+                ) from error
+            return None
+        self.stats.reruns += 1
+        if failure is Failure.UNREACHABLE:
+            return 0.0  # the next transaction waits until there can be one
+        return random.random() * 0.01 * 2.0**runs
+
+    # -- dead letters
+
+    def _before_dead_letter(
+        self, delivery: Delivery, answer: Callable[[DeadLetterAnswer | BaseException], None]
+    ) -> None:
+        batch, index = delivery.fetched.batch, delivery.index
+        message = make_message(None, batch, index, delivery.attempt)
+        if self.database.asynchronous:
+            task = asyncio.get_running_loop().create_task(self._bury_async(message, answer))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return
+        if self._helper is None:
+            self._helper = ThreadPoolExecutor(1, thread_name_prefix="streams-inbox")
+        self._helper.submit(self._bury, message, answer)
+
+    def _bury(
+        self,
+        message: Message[Any],
+        answer: Callable[[DeadLetterAnswer | BaseException], None],
+    ) -> None:
+        try:
+            owned = self.identities.known(message) or self.learn(message)
+            entry = self.identities.entry(message, owned)
+            session = self.begin(message, patience=0)
+            try:
+                verdict = run(session, bury(self.database.dialect, entry, self.timeouts))
+                if verdict is Verdict.DEAD:
+                    session.commit()
+            finally:
+                session.rollback()
+        except OwnershipLost:
+            answer(DeadLetterAnswer.ABANDON)
+        except BaseException as error:
+            answer(error)
+        else:
+            answer(_answer_of(verdict))
+
+    async def _bury_async(
+        self,
+        message: Message[Any],
+        answer: Callable[[DeadLetterAnswer | BaseException], None],
+    ) -> None:
+        try:
+            owned = self.identities.known(message)
+            if owned is None:
+                owned = await asyncio.to_thread(self.learn, message)
+            entry = self.identities.entry(message, owned)
+            session = await self.begin_async(message, patience=0)
+            try:
+                verdict = await run_async(
+                    session, bury(self.database.dialect, entry, self.timeouts)
+                )
+                if verdict is Verdict.DEAD:
+                    await session.commit()
+            finally:
+                await session.rollback()
+        except OwnershipLost:
+            answer(DeadLetterAnswer.ABANDON)
+        except Exception as error:
+            answer(error)
+        except asyncio.CancelledError:
+            answer(DeadLetterAnswer.ABANDON)
+            raise
+        else:
+            answer(_answer_of(verdict))
+
+    # -- purging
+
+    def _start_housekeeping(self) -> None:
+        from streams.inbox.purging import Purger
+
+        purger = Purger(self, self._connection)
+        if self.database.asynchronous:
+            task = asyncio.get_running_loop().create_task(purger.run_async())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return
+        thread = threading.Thread(
+            target=purger.run, name=f"streams-inbox-{self._processor.name}", daemon=True
+        )
+
+        def stop() -> None:
+            purger.stop.set()
+            thread.join(5.0)
+
+        self._housekeeping = stop
+        thread.start()
+
+    @property
+    def group(self) -> str:
+        """The processor's group."""
+        return self._processor.group
+
+    @property
+    def name(self) -> str:
+        """The processor's name."""
+        return self._processor.name
+
+
+def _answer_of(verdict: Verdict) -> DeadLetterAnswer:
+    return DeadLetterAnswer.WRITE if verdict is Verdict.DEAD else DeadLetterAnswer.SETTLE

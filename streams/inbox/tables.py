@@ -1,0 +1,458 @@
+"""The inbox's tables, for PostgreSQL and SQLite, and every statement that is run upon them.
+
+``streams_inbox``
+    A row for each message that was handled, or given up as dead, by its identity.
+``streams_inbox_marks``
+    A row for each partition of which rows were purged: below its ``mark`` everything was settled,
+    and what comes from there is taken for handled.
+``streams_inbox_schema``
+    The version of these tables.
+
+On PostgreSQL a message is *taken* by one call of a function of ours, so that it costs one round
+trip. It inserts first and reads the mark after that, in a later snapshot. That is safe because
+purging raises the mark, and deletes rows only when every transaction has ended that could have
+read the mark as it was (:mod:`streams.inbox.purging`). A transaction that has one snapshot for all
+its statements (REPEATABLE READ, SERIALIZABLE) locks the mark's row, and fails with a serialization
+error where that was raised meanwhile.
+
+On SQLite there is one writer at a time, and nothing of this is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import NamedTuple
+
+from streams.databases.protocol import DialectName, Statement, Steps
+from streams.errors import ConfigError
+from streams.inbox.identity import Entry, Scope
+
+VERSION = 1
+
+PREPARING = 7_305_236_104_410_227
+"""The advisory lock that is held while tables are made: an arbitrary number."""
+
+
+class Verdict(IntEnum):
+    """What the inbox says of a message."""
+
+    NEW = 0
+    """It is recorded now, and to be handled in this very transaction."""
+    HANDLED = 1
+    """It was handled."""
+    PURGED = 2
+    """It stands where everything was settled, so long ago that its row is gone."""
+    DEAD = 3
+    """It was given up, and was not put back since."""
+
+
+class Timeouts(NamedTuple):
+    """How long a transaction of ours waits, in seconds."""
+
+    lock: float
+    """For a lock."""
+    idle: float
+    """Between two of its statements."""
+
+
+_POSTGRESQL = (
+    """\
+CREATE TABLE streams_inbox (
+    id bytea PRIMARY KEY,
+    scope bigint NOT NULL,
+    position numeric(39) NOT NULL,
+    redrive integer NOT NULL,
+    dead boolean NOT NULL,
+    message_id text NOT NULL,
+    handled_at timestamptz NOT NULL DEFAULT now()
+)""",
+    "CREATE INDEX streams_inbox_positions ON streams_inbox (scope, position)",
+    """\
+CREATE TABLE streams_inbox_marks (
+    scope bigint PRIMARY KEY,
+    incarnation text NOT NULL,
+    group_name text NOT NULL,
+    generation numeric(20) NOT NULL,
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    mark numeric(39) NOT NULL,
+    purge_after bigint
+)""",
+    """\
+CREATE FUNCTION streams_inbox_take(
+    ids bytea[], scopes bigint[], positions text[], redrives integer[], names text[],
+    lock_timeout text, idle_timeout text
+) RETURNS integer[] LANGUAGE plpgsql AS $body$
+DECLARE
+    total integer := cardinality(ids);
+    fresh bytea[];
+    purged bytea[];
+    verdicts integer[] := array_fill(0, ARRAY[total]);
+    known record;
+    n integer;
+BEGIN
+    PERFORM set_config('lock_timeout', lock_timeout, true),
+        set_config('idle_in_transaction_session_timeout', idle_timeout, true);
+    IF total = 1 THEN
+        INSERT INTO streams_inbox (id, scope, position, redrive, dead, message_id)
+        VALUES (ids[1], scopes[1], positions[1]::numeric, redrives[1], false, names[1])
+        ON CONFLICT DO NOTHING;
+        IF FOUND THEN fresh := ids; END IF;
+    ELSE
+        WITH inserted AS (
+            INSERT INTO streams_inbox (id, scope, position, redrive, dead, message_id)
+            SELECT e.id, e.scope, e.position::numeric, e.redrive, false, e.name
+            FROM unnest(ids, scopes, positions, redrives, names)
+                AS e (id, scope, position, redrive, name)
+            ORDER BY e.id
+            ON CONFLICT DO NOTHING
+            RETURNING id
+        )
+        SELECT array_agg(inserted.id) INTO fresh FROM inserted;
+    END IF;
+    IF fresh IS NULL OR cardinality(fresh) < total THEN
+        FOR n IN 1 .. total LOOP
+            CONTINUE WHEN ids[n] = ANY (fresh);
+            SELECT * INTO known FROM streams_inbox AS i WHERE i.id = ids[n] FOR UPDATE;
+            IF NOT FOUND THEN
+                RAISE EXCEPTION 'purged meanwhile' USING ERRCODE = 'serialization_failure';
+            ELSIF NOT known.dead THEN
+                verdicts[n] := 1;
+            ELSIF redrives[n] <= known.redrive THEN
+                verdicts[n] := 3;
+            ELSE
+                UPDATE streams_inbox AS i
+                SET dead = false, redrive = redrives[n], scope = scopes[n],
+                    position = positions[n]::numeric, handled_at = now()
+                WHERE i.id = ids[n];
+            END IF;
+        END LOOP;
+    END IF;
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM 1 FROM streams_inbox_marks AS m WHERE m.scope = ANY (scopes) FOR SHARE;
+    END IF;
+    SELECT array_agg(e.id) INTO purged
+    FROM unnest(ids, scopes, positions, verdicts) AS e (id, scope, position, verdict)
+    JOIN streams_inbox_marks AS m ON m.scope = e.scope
+    WHERE e.verdict = 0 AND e.position::numeric < m.mark;
+    IF purged IS NOT NULL THEN
+        DELETE FROM streams_inbox AS i WHERE i.id = ANY (purged);
+        FOR n IN 1 .. total LOOP
+            IF ids[n] = ANY (purged) THEN verdicts[n] := 2; END IF;
+        END LOOP;
+    END IF;
+    RETURN verdicts;
+END $body$""",
+    """\
+CREATE FUNCTION streams_inbox_bury(
+    entry bytea, entry_scope bigint, entry_position text, entry_redrive integer, name text,
+    lock_timeout text, idle_timeout text
+) RETURNS integer LANGUAGE plpgsql AS $body$
+BEGIN
+    PERFORM set_config('lock_timeout', lock_timeout, true),
+        set_config('idle_in_transaction_session_timeout', idle_timeout, true);
+    INSERT INTO streams_inbox AS i (id, scope, position, redrive, dead, message_id)
+    VALUES (entry, entry_scope, entry_position::numeric, entry_redrive, true, name)
+    ON CONFLICT (id) DO UPDATE SET redrive = greatest(i.redrive, excluded.redrive) WHERE i.dead;
+    IF NOT FOUND THEN RETURN 1; END IF;
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM 1 FROM streams_inbox_marks AS m WHERE m.scope = entry_scope FOR SHARE;
+    END IF;
+    IF EXISTS (
+        SELECT 1 FROM streams_inbox_marks AS m
+        WHERE m.scope = entry_scope AND entry_position::numeric < m.mark
+    ) THEN
+        RETURN 2;
+    END IF;
+    RETURN 3;
+END $body$""",
+    "CREATE TABLE streams_inbox_schema (version integer NOT NULL)",
+    "INSERT INTO streams_inbox_schema VALUES (1)",
+)
+
+_SQLITE = (
+    """\
+CREATE TABLE streams_inbox (
+    id BLOB PRIMARY KEY,
+    scope INTEGER NOT NULL,
+    position TEXT NOT NULL,         -- 39 digits
+    redrive INTEGER NOT NULL,
+    dead INTEGER NOT NULL,
+    message_id TEXT NOT NULL,
+    handled_at REAL NOT NULL        -- seconds since 1970
+) WITHOUT ROWID""",
+    "CREATE INDEX streams_inbox_positions ON streams_inbox (scope, position)",
+    """\
+CREATE TABLE streams_inbox_marks (
+    scope INTEGER PRIMARY KEY,
+    incarnation TEXT NOT NULL,
+    group_name TEXT NOT NULL,
+    generation TEXT NOT NULL,
+    topic TEXT NOT NULL,
+    partition INTEGER NOT NULL,
+    mark TEXT NOT NULL
+)""",
+    "CREATE TABLE streams_inbox_schema (version INTEGER NOT NULL)",
+    "INSERT INTO streams_inbox_schema VALUES (1)",
+)
+
+_TABLES: dict[DialectName, tuple[str, ...]] = {"postgresql": _POSTGRESQL, "sqlite": _SQLITE}
+
+
+def ddl(dialect: DialectName) -> str:
+    """What makes the inbox's tables, for who makes them by hand."""
+    return "".join(f"{statement};\n\n" for statement in _TABLES[dialect]).rstrip() + "\n"
+
+
+def find_version(dialect: DialectName) -> Steps[int | None]:
+    """The version of the tables that there are; None: there are none."""
+    if dialect == "postgresql":
+        rows = yield Statement("SELECT to_regclass('streams_inbox_schema') IS NOT NULL")
+        exists = bool(rows[0][0])
+    else:
+        rows = yield Statement(
+            "SELECT count(*) FROM sqlite_master WHERE name = 'streams_inbox_schema'"
+        )
+        exists = bool(rows[0][0])
+    if not exists:
+        return None
+    rows = yield Statement("SELECT max(version) FROM streams_inbox_schema")
+    return rows[0][0] if rows else None
+
+
+def create_missing(dialect: DialectName) -> Steps[int]:
+    """Make the tables where there are none, once, whoever else tries; their version."""
+    if dialect == "postgresql":
+        yield Statement(f"SELECT pg_advisory_xact_lock({PREPARING})")
+    found = yield from find_version(dialect)
+    if found is None:
+        for statement in _TABLES[dialect]:
+            yield Statement(statement)
+        found = VERSION
+    return found
+
+
+def check_version(found: int | None, database: str, dialect: DialectName) -> None:
+    """:raises ConfigError: the tables are missing, or another version of this package made them."""
+    if found is None:
+        raise ConfigError(
+            f"transaction={database}: the inbox's tables are missing in this database; make them "
+            f"with what `streams inbox ddl {dialect}` prints, or leave out create=False"
+        )
+    if found != VERSION:
+        raise ConfigError(
+            f"transaction={database}: the inbox's tables are of version {found}, and this package "
+            f"works with version {VERSION}: another version of streams-toolkit made them"
+        )
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(max(1, round(seconds * 1000)))
+
+
+_TAKE = Statement(
+    "SELECT streams_inbox_take(CAST($1 AS bytea[]), CAST($2 AS bigint[]), CAST($3 AS text[]), "
+    "CAST($4 AS integer[]), CAST($5 AS text[]), CAST($6 AS text), CAST($7 AS text))"
+)
+_BURY = Statement(
+    "SELECT streams_inbox_bury(CAST($1 AS bytea), CAST($2 AS bigint), CAST($3 AS text), "
+    "CAST($4 AS integer), CAST($5 AS text), CAST($6 AS text), CAST($7 AS text))"
+)
+
+
+def _valid_text(text: str) -> str:
+    """A text as any database takes it (PostgreSQL knows no zero byte, and nobody half a pair)."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "?")
+
+
+def take(
+    dialect: DialectName, entries: Sequence[Entry], timeouts: Timeouts
+) -> Steps[list[Verdict]]:
+    """Record messages as handled, as far as they are to be handled now; a verdict for each.
+
+    :param entries: each of another message.
+    """
+    if dialect == "postgresql":
+        ids, scopes, positions, redrives, names = (
+            list(column) for column in zip(*entries, strict=True)
+        )
+        rows = yield _TAKE._replace(
+            parameters=(
+                ids, scopes, positions, redrives, [_valid_text(name) for name in names],
+                _milliseconds(timeouts.lock), _milliseconds(timeouts.idle),
+            )
+        )  # fmt: skip
+        return [Verdict(each) for each in rows[0][0]]
+    verdicts = []
+    yield _BEGIN_TO_WRITE
+    for entry in entries:
+        verdicts.append((yield from _take_in_sqlite(entry)))  # noqa: PERF401 - it cannot be
+    return verdicts
+
+
+_BEGIN_TO_WRITE = Statement("UPDATE streams_inbox_schema SET version = version")
+"""A driver may begin SQLite's transaction with the first statement that writes, and as a reader:
+so that is one which changes nothing, and nobody comes between what follows."""
+
+
+def _take_in_sqlite(entry: Entry) -> Steps[Verdict]:
+    rows = yield Statement("SELECT mark FROM streams_inbox_marks WHERE scope = $1", (entry.scope,))
+    is_below_mark = bool(rows) and entry.position < rows[0][0]
+    rows = yield Statement("SELECT dead, redrive FROM streams_inbox WHERE id = $1", (entry.id,))
+    if rows:
+        dead, redrive = rows[0]
+        if not dead:
+            return Verdict.HANDLED
+        if entry.redrive <= redrive:
+            return Verdict.DEAD
+    if is_below_mark:
+        return Verdict.PURGED
+    yield Statement(
+        "INSERT OR REPLACE INTO streams_inbox VALUES ($1, $2, $3, $4, 0, $5, "
+        "(julianday('now') - 2440587.5) * 86400)",
+        (entry.id, entry.scope, entry.position, entry.redrive, _valid_text(entry.name)),
+    )
+    return Verdict.NEW
+
+
+def bury(dialect: DialectName, entry: Entry, timeouts: Timeouts) -> Steps[Verdict]:
+    """Give a message up: nobody handles it any more, unless it is put back after that.
+
+    :returns: DEAD, or why it is not: HANDLED or PURGED.
+    """
+    name = _valid_text(entry.name)
+    if dialect == "postgresql":
+        rows = yield _BURY._replace(
+            parameters=(
+                *entry[:4], name, _milliseconds(timeouts.lock), _milliseconds(timeouts.idle)
+            )
+        )  # fmt: skip
+        return Verdict(rows[0][0])
+    yield _BEGIN_TO_WRITE
+    verdict = yield from _take_in_sqlite(entry)
+    if verdict is Verdict.NEW:
+        yield Statement("UPDATE streams_inbox SET dead = 1 WHERE id = $1", (entry.id,))
+        return Verdict.DEAD
+    return verdict
+
+
+# -- purging (see streams.inbox.purging for the order of these)
+
+
+def begin_purge(dialect: DialectName, timeouts: Timeouts) -> Steps[None]:
+    """Wait for nobody."""
+    if dialect == "postgresql":
+        yield Statement(
+            "SELECT set_config('lock_timeout', CAST($1 AS text), true), "
+            "set_config('idle_in_transaction_session_timeout', CAST($2 AS text), true)",
+            (_milliseconds(timeouts.lock), _milliseconds(timeouts.idle)),
+        )
+
+
+class Pending(NamedTuple):
+    """A mark that was raised, of rows that are still there."""
+
+    is_due: bool
+    """Every transaction has ended that could have read the mark before."""
+
+
+def pending(dialect: DialectName, scope: int) -> Steps[Pending | None]:
+    """Whether rows below the mark are to be deleted."""
+    if dialect == "sqlite":
+        return None
+    rows = yield Statement(
+        "SELECT purge_after < txid_snapshot_xmin(txid_current_snapshot()) "
+        "FROM streams_inbox_marks WHERE scope = CAST($1 AS bigint) AND purge_after IS NOT NULL",
+        (scope,),
+    )
+    return Pending(bool(rows[0][0])) if rows else None
+
+
+def rows_to_purge(
+    dialect: DialectName, scope: int, settled: str, keep: float, limit: int
+) -> Steps[str | None]:
+    """The position of the last row that may go: of those below ``settled``, the first ``limit``
+    are looked at, as far as they are all older than ``keep`` seconds. None: none may go."""
+    if dialect == "postgresql":
+        sql = (
+            "SELECT CAST(position AS text), "
+            "handled_at < clock_timestamp() - make_interval(secs => CAST($1 AS double precision)) "
+            "FROM streams_inbox "
+            "WHERE scope = CAST($2 AS bigint) AND position < CAST(CAST($3 AS text) AS numeric) "
+            "ORDER BY position LIMIT CAST($4 AS integer)"
+        )
+    else:
+        sql = (
+            "SELECT position, handled_at < (julianday('now') - 2440587.5) * 86400 - $1 "
+            "FROM streams_inbox WHERE scope = $2 AND position < $3 ORDER BY position LIMIT $4"
+        )
+    rows = yield Statement(sql, (keep, scope, settled, limit))
+    last = None
+    for position, is_old in rows:
+        if not is_old:
+            break
+        last = position
+    return last
+
+
+def raise_mark(dialect: DialectName, scope: Scope, number: int, mark: str) -> Steps[None]:
+    """What stands below ``mark`` is settled for ever."""
+    incarnation, group, generation, topic, partition = scope
+    parameters = (number, incarnation, group, str(generation), topic, partition, mark)
+    if dialect == "postgresql":
+        yield Statement(
+            "INSERT INTO streams_inbox_marks AS m "
+            "(scope, incarnation, group_name, generation, topic, partition, mark) "
+            "VALUES (CAST($1 AS bigint), CAST($2 AS text), CAST($3 AS text), "
+            "CAST(CAST($4 AS text) AS numeric), CAST($5 AS text), CAST($6 AS integer), "
+            "CAST(CAST($7 AS text) AS numeric)) "
+            "ON CONFLICT (scope) DO UPDATE SET mark = greatest(m.mark, excluded.mark)",
+            parameters,
+        )
+        return
+    yield Statement(
+        "INSERT INTO streams_inbox_marks VALUES ($1, $2, $3, $4, $5, $6, $7) "
+        "ON CONFLICT (scope) DO UPDATE SET mark = max(mark, excluded.mark)",
+        parameters,
+    )
+    yield Statement("DELETE FROM streams_inbox WHERE scope = $1 AND position < $2", (number, mark))
+
+
+def schedule_deletion(scope: int) -> Steps[None]:
+    """On PostgreSQL, after :func:`raise_mark` was committed: who has no transaction number yet
+    reads the new mark."""
+    yield Statement(
+        "UPDATE streams_inbox_marks SET purge_after = txid_current() "
+        "WHERE scope = CAST($1 AS bigint)",
+        (scope,),
+    )
+
+
+def delete_purged(scope: int, limit: int) -> Steps[bool]:
+    """On PostgreSQL: delete rows below the mark, at most ``limit``. False: there may be more."""
+    rows = yield Statement(
+        "WITH gone AS (DELETE FROM streams_inbox WHERE id IN (SELECT i.id FROM streams_inbox AS i "
+        "JOIN streams_inbox_marks AS m ON m.scope = i.scope AND i.position < m.mark "
+        "WHERE i.scope = CAST($1 AS bigint) LIMIT CAST($2 AS integer)) RETURNING 1) "
+        "SELECT count(*) FROM gone",
+        (scope, limit),
+    )
+    if rows[0][0] < limit:
+        yield Statement(
+            "UPDATE streams_inbox_marks SET purge_after = NULL WHERE scope = CAST($1 AS bigint)",
+            (scope,),
+        )
+        return True
+    return False
+
+
+def count_rows(dialect: DialectName) -> Steps[int]:
+    """About how many rows there are: PostgreSQL's estimate, SQLite's count."""
+    if dialect == "postgresql":
+        rows = yield Statement(
+            "SELECT greatest(reltuples, 0) FROM pg_class WHERE oid = to_regclass('streams_inbox')"
+        )
+    else:
+        rows = yield Statement("SELECT count(*) FROM streams_inbox")
+    return int(rows[0][0]) if rows else 0

@@ -1,0 +1,221 @@
+"""What a transaction means for its messages, in each library and database."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from streams import (
+    BatchError,
+    DeadLetterManager,
+    Message,
+    Reject,
+    Retry,
+    Streams,
+)
+from streams.testing import harness
+from tests.inbox.kinds import Kind, Place
+
+
+def url() -> str:
+    return f"memory://{uuid4().hex}"
+
+
+def by_id(message: Message[Any]) -> str:
+    return message.id
+
+
+def nothing(message: Message[Any]) -> None:
+    pass
+
+
+async def test_what_returns_is_committed_and_what_raises_is_not(kind: Kind, place: Place) -> None:
+    app = Streams(url())
+    topic = app.topic("numbers", int)
+    attempts: list[int] = []
+
+    def once_in_three(message: Message[Any]) -> None:
+        attempts.append(message.value)
+        if message.value == 7 and attempts.count(7) < 3:
+            raise ValueError("not yet")
+
+    app.processor(
+        topic, group="g", concurrency=4, transaction=kind.make(place.place),
+        retry=Retry(attempts=5, delay=0.001),
+    )(kind.handler(once_in_three, by_id))  # fmt: skip
+    async with harness(app) as h:
+        for number in range(10):
+            await topic.publish(number, id=f"m{number}")
+        await h.settled()
+    assert place.effects() == {f"m{number}": 1 for number in range(10)}
+    assert attempts.count(7) == 3
+    assert place.execute("SELECT count(*) FROM streams_inbox") == [(10,)]
+
+
+async def test_a_message_that_comes_again_is_settled_without_running(
+    kind: Kind, place: Place
+) -> None:
+    """A copy in another place, which deduplication by the window would let pass: it is off."""
+    from streams import Dedup
+
+    app = Streams(url())
+    topic = app.topic("numbers", int)
+    database = kind.make(place.place)
+    handler = app.processor(
+        topic, group="g", transaction=database, dedup=Dedup(window=0)
+    )(kind.handler(nothing, by_id))  # fmt: skip
+    async with harness(app) as h:
+        for _ in range(3):
+            await topic.publish(1, id="same")
+        await topic.publish(2, id="other")
+        await h.settled()
+        assert handler.inbox.stats.duplicates == 2
+    assert place.effects() == {"same": 1, "other": 1}
+
+
+async def test_a_batch_is_one_transaction(kind: Kind, place: Place) -> None:
+    app = Streams(url())
+    topic = app.topic("numbers", int)
+    sizes: list[int] = []
+    failed: list[int] = []
+
+    def look(values: list[int]) -> None:
+        sizes.append(len(values))
+        if 5 in values and len(failed) < 2:
+            failed.append(len(values))
+            raise BatchError({values.index(5): ValueError("not yet")})
+
+    if kind.asynchronous:
+
+        async def handle_async(values: list[int], messages: list[Message[int, Any]]) -> None:
+            for value, message in zip(values, messages, strict=True):
+                await kind.write(message.transaction, message.id, value)
+            look(values)
+
+        handler: Any = handle_async
+    else:
+
+        def handle_plain(values: list[int], messages: list[Message[int, Any]]) -> None:
+            for value, message in zip(values, messages, strict=True):
+                kind.write(message.transaction, message.id, value)
+            look(values)
+
+        handler = handle_plain
+    processor = app.processor(
+        topic, group="g", batch=10, transaction=kind.make(place.place),
+        retry=Retry(attempts=5, delay=0.001),
+    )(handler)  # fmt: skip
+    processor.pause()
+    async with harness(app) as h:
+        for number in range(20):
+            await topic.publish(number, id=f"m{number}")
+        processor.resume()
+        await h.settled()
+    assert place.effects() == {f"m{number}": 1 for number in range(20)}
+    assert failed[0] > 1  # the batch, whose others were rolled back with it
+    assert failed[1] == 1  # and the message alone, which was tried again
+    assert processor.inbox.stats.committed < 20
+
+
+async def test_a_dead_message_comes_back_and_a_done_one_does_not(kind: Kind, place: Place) -> None:
+    app = Streams(url())
+    topic = app.topic("numbers", int)
+    poison = True
+
+    def refuse(message: Message[Any]) -> None:
+        if message.value == 3 and poison:
+            raise Reject("not today")
+
+    app.processor(topic, group="g", transaction=kind.make(place.place))(
+        kind.handler(refuse, by_id)
+    )
+    async with harness(app) as h:
+        for number in range(5):
+            await topic.publish(number, id=f"m{number}")
+        await h.settled()
+        dead = "SELECT message_id, redrive FROM streams_inbox WHERE dead"
+        assert place.execute(dead) == [("m3", 0)]
+        assert "m3" not in place.effects()
+        letters = DeadLetterManager(app, "numbers.g.dead")
+        for expected in (1, 2):
+            if expected == 2:
+                poison = False
+            assert await letters.reprocess() == 1
+            await h.settled()
+            if poison:
+                assert place.execute(dead) == [("m3", expected)]
+    assert place.effects() == {f"m{number}": 1 for number in range(5)}
+    assert place.execute(dead) == []
+
+
+async def test_a_handler_that_ends_the_transaction_itself_ends_the_processor(
+    kind: Kind, place: Place
+) -> None:
+    from streams import ProcessorDied
+
+    app = Streams(url())
+    topic = app.topic("numbers", int)
+    if kind.asynchronous:
+
+        async def commit_async(value: int, message: Message[int, Any]) -> None:
+            if kind.name == "asyncpg":
+                await message.transaction.execute("COMMIT")
+            else:
+                await message.transaction.commit()
+
+        handler: Any = commit_async
+    else:
+
+        def commit_plain(value: int, message: Message[int, Any]) -> None:
+            message.transaction.commit()
+
+        handler = commit_plain
+    app.processor(
+        topic, group="g", transaction=kind.make(place.place), retry=Retry(attempts=1)
+    )(handler)  # fmt: skip
+    if kind.name in ("psycopg", "async-psycopg"):  # psycopg refuses it
+        async with harness(app) as h:
+            await topic.publish(1, id="m1")
+            await h.settled()
+        assert place.execute("SELECT dead FROM streams_inbox") == [(True,)]
+        return
+    with pytest.raises(ProcessorDied, match=r"committed or rolled back message\.transaction"):
+        async with harness(app) as h:
+            await topic.publish(1, id="m1")
+            await h.settled()
+
+
+async def test_an_error_that_the_handler_swallows_fails_the_message(
+    kind: Kind, place: Place
+) -> None:
+    if not kind.server:
+        pytest.skip("SQLite goes on after a statement that failed")
+    app = Streams(url())
+    topic = app.topic("numbers", int)
+    if kind.asynchronous:
+
+        async def swallow_async(value: int, message: Message[int, Any]) -> None:
+            await kind.write(message.transaction, message.id, value)
+            with pytest.raises(Exception, match="nowhere|NULL|null"):
+                await kind.write(message.transaction, None, value)  # type: ignore[arg-type]
+
+        handler: Any = swallow_async
+    else:
+
+        def swallow_plain(value: int, message: Message[int, Any]) -> None:
+            kind.write(message.transaction, message.id, value)
+            with pytest.raises(Exception, match="nowhere|NULL|null"):
+                kind.write(message.transaction, None, value)  # type: ignore[arg-type]
+
+        handler = swallow_plain
+    app.processor(
+        topic, group="g", transaction=kind.make(place.place), retry=Retry(attempts=1)
+    )(handler)  # fmt: skip
+    async with harness(app) as h:
+        await topic.publish(1, id="m1")
+        await h.settled()
+        (letter,) = await h.dead(topic, "g")
+    assert place.effects() == {}
+    assert "SwallowedError" in letter.headers["__streams.errors.exception"]
