@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,9 @@ from streams.databases.protocol import (
 
 if TYPE_CHECKING:
     from asyncpg import Connection  # type: ignore[import-untyped]
+
+CLOSE_TIMEOUT = 10.0
+"""Seconds for connections to be given back and closed."""
 
 POOL_TIMEOUT = 10.0
 """Seconds that a transaction waits for a connection of the pool."""
@@ -55,7 +59,7 @@ class _AsyncpgSession(AsyncSession["Connection"]):
     async def commit(self) -> None:
         import asyncpg
 
-        if not self.connection.is_closed() and not self.connection.is_in_transaction():
+        if not self.is_broken() and not self.connection.is_in_transaction():
             raise EndedByHandler("Asyncpg(...)")
         try:
             await self.connection.execute("SELECT 1")  # COMMIT would say nothing
@@ -79,7 +83,12 @@ class _AsyncpgSession(AsyncSession["Connection"]):
 
     @override
     def is_broken(self) -> bool:
-        return bool(self.connection.is_closed())
+        import asyncpg
+
+        try:
+            return bool(self.connection.is_closed())
+        except asyncpg.InterfaceError:  # its pool has noticed, and taken it back
+            return True
 
 
 class Asyncpg(Database["Connection"]):
@@ -136,7 +145,10 @@ class Asyncpg(Database["Connection"]):
     async def close_async(self) -> None:
         pool, self._pool = self._pool, None
         if pool is not None:
-            await pool.close()
+            try:
+                await asyncio.wait_for(pool.close(), CLOSE_TIMEOUT)
+            except TimeoutError:
+                pool.terminate()
 
     @override
     async def begin_async(self) -> AsyncSession[Connection]:

@@ -114,7 +114,12 @@ BEGIN
     IF fresh IS NULL OR cardinality(fresh) < total THEN
         FOR n IN 1 .. total LOOP
             CONTINUE WHEN ids[n] = ANY (fresh);
-            SELECT * INTO known FROM streams_inbox AS i WHERE i.id = ids[n] FOR UPDATE;
+            -- One that is done stays so: it is not locked, or batches would meet in two orders.
+            SELECT i.dead, i.redrive INTO known FROM streams_inbox AS i WHERE i.id = ids[n];
+            IF known.dead THEN
+                SELECT i.dead, i.redrive INTO known FROM streams_inbox AS i WHERE i.id = ids[n]
+                FOR UPDATE;
+            END IF;
             IF NOT FOUND THEN
                 RAISE EXCEPTION 'purged meanwhile' USING ERRCODE = 'serialization_failure';
             ELSIF NOT known.dead THEN

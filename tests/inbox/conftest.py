@@ -13,6 +13,9 @@ from tests.inbox.kinds import KINDS, Kind, Place
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "kind" in metafunc.fixturenames:
         metafunc.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+    if "server_kind" in metafunc.fixturenames:
+        kinds = [kind for kind in KINDS if kind.server]
+        metafunc.parametrize("server_kind", kinds, ids=lambda kind: kind.name)
 
 
 @pytest.fixture

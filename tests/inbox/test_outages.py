@@ -1,0 +1,165 @@
+"""A database that cannot be reached, and one whose answer is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
+
+import pytest
+
+from streams import Retry, Streams
+from streams.testing import harness
+from tests.inbox.kinds import KINDS, Kind, Place
+from tests.servers.lifetime import Lifetime, until
+from tests.servers.postgres import Postgres
+
+
+@pytest.fixture(scope="module")
+def own(lifetime: Lifetime) -> Postgres:
+    server = Postgres(lifetime)
+    server.start()
+    return server
+
+
+async def eventually(ready: Callable[[], Any], what: str) -> None:
+    await asyncio.to_thread(until, ready, 60, what)
+
+
+async def test_while_it_is_down_the_processor_waits_and_no_attempt_is_used(
+    server_kind: Kind, own: Postgres
+) -> None:
+    if not own.process.alive:
+        own.restart()
+    place = Place(own.url)
+    try:
+        app = Streams(f"memory://{uuid4().hex}")
+        topic = app.topic("numbers", int)
+        processor = app.processor(
+            topic, group=uuid4().hex, concurrency=8, transaction=server_kind.make(own.url),
+            retry=Retry(attempts=1),
+        )(server_kind.handler(lambda message: None, lambda message: message.id))  # fmt: skip
+        async with harness(app) as h:
+            await topic.publish(0, id="m0")
+            await h.settled()
+            own.kill()
+            for number in range(1, 40):
+                await topic.publish(number, id=f"m{number}")
+            inbox: Any = processor.inbox
+            await eventually(lambda: not inbox.stats.reachable, "it waits for the database")
+            own.restart()
+            await h.settled(within=120)
+            assert inbox.stats.reachable
+            stats = processor.stats()
+            assert stats is not None
+            assert (stats.dead_letters, stats.retries) == (0, 0)
+        assert place.effects() == {f"m{number}": 1 for number in range(40)}
+    finally:
+        place.execute("DROP TABLE effects")
+
+
+async def test_an_app_that_stops_does_not_wait_for_its_database(own: Postgres) -> None:
+    if not own.process.alive:
+        own.restart()
+    kind = KINDS[1]
+    app = Streams(f"memory://{uuid4().hex}")
+    topic = app.topic("numbers", int)
+    processor = app.processor(
+        topic, group="g", transaction=kind.make(own.url.replace(str(own.port), "1"))
+    )(kind.handler(lambda message: None, lambda message: message.id))  # fmt: skip
+    async with harness(app):
+        await topic.publish(0, id="m0")
+        inbox: Any = processor.inbox
+        await eventually(lambda: not inbox.stats.reachable, "it waits for the database")
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+    assert loop.time() - began < 25  # the drain deadline alone is 30 s
+
+
+@contextlib.asynccontextmanager
+async def losing_answers(url: str, lose: Callable[[], bool]) -> AsyncIterator[str]:
+    """A proxy before the server: when ``lose`` says so, it hands a COMMIT on and ends the
+    connection without its answer."""
+    target = urlsplit(url)
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.current_task())  # type: ignore[arg-type]
+        inner_reader, inner_writer = await asyncio.open_connection(target.hostname, target.port)
+        lost = False
+
+        async def answers() -> None:
+            while data := await inner_reader.read(65536):
+                if lost:
+                    return
+                writer.write(data)
+                await writer.drain()
+            writer.close()
+
+        back = asyncio.create_task(answers())
+        try:
+            while data := await reader.read(65536):
+                if b"COMMIT" in data.upper() and lose():
+                    lost = True
+                    inner_writer.write(data)
+                    await back  # the server has answered
+                    return
+                inner_writer.write(data)
+                await inner_writer.drain()
+        except ConnectionError:
+            pass
+        finally:
+            back.cancel()
+            for each in (writer, inner_writer):
+                each.close()
+                with contextlib.suppress(ConnectionError):
+                    await each.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        yield urlunsplit(target._replace(netloc=f"postgres@127.0.0.1:{port}"))
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_commit_whose_answer_is_lost_is_looked_up(server_kind: Kind, postgres: str) -> None:
+    place = Place(postgres)
+    lost = 0
+    handling = False
+
+    def lose() -> bool:
+        nonlocal lost
+        if handling and lost < 2:
+            lost += 1
+            return True
+        return False
+
+    calls: list[int] = []
+
+    def begin(message: Any) -> None:
+        nonlocal handling
+        handling = True
+        calls.append(message.value)
+
+    async with losing_answers(postgres, lose) as url:
+        app = Streams(f"memory://{uuid4().hex}")
+        topic = app.topic("numbers", int)
+        processor = app.processor(
+            topic, group="g", transaction=server_kind.make(url), retry=Retry(attempts=1)
+        )(server_kind.handler(begin, lambda message: message.id))  # fmt: skip
+        async with harness(app) as h:
+            for number in range(5):
+                await topic.publish(number, id=f"m{number}")
+            await h.settled()
+            inbox: Any = processor.inbox
+            assert inbox.stats.duplicates == 2  # found when they were looked up
+    assert lost == 2
+    assert place.effects() == {f"m{number}": 1 for number in range(5)}
+    assert len(calls) == 5

@@ -1,0 +1,332 @@
+"""The statements, in real databases: two transactions at once, zombies, purging."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from streams.databases.protocol import Database, Failure, Session, Statement, Steps, run
+from streams.databases.psycopg_database import Psycopg
+from streams.databases.sqlite_database import Sqlite
+from streams.errors import ConfigError
+from streams.inbox import ddl
+from streams.inbox.identity import Entry, Scope, digest, position_text
+from streams.inbox.tables import (
+    Pending,
+    Timeouts,
+    Verdict,
+    bury,
+    check_version,
+    create_missing,
+    delete_purged,
+    find_version,
+    pending,
+    raise_mark,
+    rows_to_purge,
+    schedule_deletion,
+    take,
+)
+
+SCOPE = Scope("log", "g", 0, "orders", 0)
+PATIENT = Timeouts(lock=20.0, idle=60.0)
+HASTY = Timeouts(lock=0.2, idle=60.0)
+
+
+def entry(number: int, redrive: int = 0) -> Entry:
+    return Entry(digest(number), SCOPE.number, position_text(number), redrive, f"m{number}")
+
+
+class Tables:
+    """A database with the inbox's tables, and transactions in it."""
+
+    def __init__(self, database: Database[Any]) -> None:
+        self.database = database
+        self.do(lambda: create_missing(database.dialect))
+
+    def do(self, steps: Callable[[], Steps[Any]]) -> Any:
+        """One transaction."""
+        session = self.database.begin()
+        try:
+            found = run(session, steps())
+            session.commit()
+        finally:
+            session.rollback()
+        return found
+
+    def take(self, *entries: Entry) -> list[Verdict]:
+        found = self.do(lambda: take(self.database.dialect, entries, PATIENT))
+        return list(found)
+
+    def take_in(self, session: Session[Any], *entries: Entry, hasty: bool = False) -> list[Verdict]:
+        waits = HASTY if hasty else PATIENT
+        return run(session, take(self.database.dialect, entries, waits))
+
+    def rows(self) -> int:
+        found = self.do(lambda: _select("SELECT count(*) FROM streams_inbox"))
+        return int(found[0][0])
+
+    def raise_mark(self, mark: int) -> None:
+        self.do(
+            lambda: raise_mark(self.database.dialect, SCOPE, SCOPE.number, position_text(mark))
+        )
+
+
+def _select(sql: str) -> Steps[Any]:
+    return (yield Statement(sql))
+
+
+@pytest.fixture
+def server(postgres: str) -> Iterator[Tables]:
+    database = Psycopg(postgres)
+    database.open(10)
+    yield Tables(database)
+    database.close()
+
+
+@pytest.fixture(params=["server", "file"])
+def tables(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Tables]:
+    if request.param == "server":
+        yield request.getfixturevalue("server")
+        return
+    database = Sqlite(tmp_path / "inbox.db")
+    yield Tables(database)
+    database.close()
+
+
+def test_taken_once(tables: Tables) -> None:
+    assert tables.take(entry(1)) == [Verdict.NEW]
+    assert tables.take(entry(1)) == [Verdict.HANDLED]
+    assert tables.take(entry(1, redrive=3)) == [Verdict.HANDLED]
+    assert tables.take(entry(1), entry(2), entry(3)) == [
+        Verdict.HANDLED, Verdict.NEW, Verdict.NEW,
+    ]  # fmt: skip
+    assert tables.rows() == 3
+
+
+def test_rolled_back_it_was_not_taken(tables: Tables) -> None:
+    session = tables.database.begin()
+    assert tables.take_in(session, entry(1)) == [Verdict.NEW]
+    session.rollback()
+    assert tables.take(entry(1)) == [Verdict.NEW]
+
+
+def test_a_dead_one_is_taken_over_by_a_higher_count_alone(tables: Tables) -> None:
+    dialect = tables.database.dialect
+
+    def bury_it(redrive: int) -> Any:
+        return tables.do(lambda: bury(dialect, entry(1, redrive), PATIENT))
+
+    assert bury_it(0) is Verdict.DEAD
+    assert bury_it(0) is Verdict.DEAD  # its letter may be missing
+    assert tables.take(entry(1)) == [Verdict.DEAD]
+    session = tables.database.begin()
+    assert tables.take_in(session, entry(1, 1), entry(2)) == [Verdict.NEW, Verdict.NEW]
+    session.rollback()
+    assert tables.take(entry(1, 0)) == [Verdict.DEAD]
+    assert bury_it(1) is Verdict.DEAD
+    assert tables.take(entry(1, 1)) == [Verdict.DEAD]
+    assert tables.take(entry(1, 2)) == [Verdict.NEW]
+    assert tables.take(entry(1, 9)) == [Verdict.HANDLED]
+    assert bury_it(9) is Verdict.HANDLED  # never a done one
+    assert tables.take(entry(1, 10)) == [Verdict.HANDLED]
+
+
+def test_below_the_mark_nothing_is_taken(tables: Tables) -> None:
+    assert tables.take(entry(5)) == [Verdict.NEW]
+    tables.raise_mark(10)
+    tables.raise_mark(7)  # it never goes back
+    assert tables.take(entry(5), entry(9), entry(10)) == [
+        Verdict.HANDLED if tables.database.dialect == "postgresql" else Verdict.PURGED,
+        Verdict.PURGED,
+        Verdict.NEW,
+    ]
+    found = tables.do(lambda: bury(tables.database.dialect, entry(9), PATIENT))
+    assert found in (Verdict.PURGED, Verdict.DEAD)
+    assert found is Verdict.PURGED
+
+
+def test_only_what_is_settled_and_old_is_purged(tables: Tables) -> None:
+    dialect = tables.database.dialect
+    tables.take(*(entry(number) for number in range(10)))
+
+    def last(settled: int, keep: float, limit: int = 100) -> int | None:
+        found = tables.do(
+            lambda: rows_to_purge(dialect, SCOPE.number, position_text(settled), keep, limit)
+        )
+        return None if found is None else int(found)
+
+    assert last(settled=6, keep=3600) is None
+    assert last(settled=0, keep=-1) is None
+    assert last(settled=6, keep=-1) == 5
+    assert last(settled=6, keep=-1, limit=3) == 2
+
+
+def test_rows_stay_until_who_read_the_old_mark_has_ended(server: Tables) -> None:
+    """The order that lets a thawed zombie insert again, where rows go with the mark."""
+    assert server.take(entry(1)) == [Verdict.NEW]
+    zombie = server.database.begin()
+    assert server.take_in(zombie, entry(2)) == [Verdict.NEW]  # it has read the mark: 0
+    server.raise_mark(10)
+    server.do(lambda: schedule_deletion(SCOPE.number))
+    assert server.do(lambda: pending("postgresql", SCOPE.number)) == Pending(is_due=False)
+    # The zombie goes on with what was handled and is to be purged: its row is still there.
+    assert server.take_in(zombie, entry(1)) == [Verdict.HANDLED]
+    # Who comes now is refused by the mark, whatever becomes of the rows.
+    late = server.database.begin()
+    assert server.take_in(late, entry(3)) == [Verdict.PURGED]
+    late.rollback()
+    zombie.commit()
+    assert server.do(lambda: pending("postgresql", SCOPE.number)) == Pending(is_due=True)
+    assert server.do(lambda: delete_purged(SCOPE.number, 100))
+    assert server.rows() == 0
+    assert server.do(lambda: pending("postgresql", SCOPE.number)) is None
+    assert server.take(entry(1)) == [Verdict.PURGED]
+    assert server.rows() == 0
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_an_old_snapshot_does_not_see_an_old_mark(server: Tables, level: str) -> None:
+    assert server.take(entry(1)) == [Verdict.NEW]
+    server.raise_mark(1)
+    zombie = server.database.begin()
+    run(zombie, _select_level(level))
+    server.raise_mark(10)
+    server.do(lambda: schedule_deletion(SCOPE.number))
+    assert server.do(lambda: delete_purged(SCOPE.number, 100))
+    with pytest.raises(psycopg.errors.SerializationFailure) as caught:
+        server.take_in(zombie, entry(1))
+    assert server.database.classify(caught.value) is Failure.CONFLICT
+    zombie.rollback()
+    assert server.take(entry(1)) == [Verdict.PURGED]
+
+
+def _select_level(level: str) -> Steps[Any]:
+    yield Statement(f"SET TRANSACTION ISOLATION LEVEL {level}")
+    return (yield Statement("SELECT count(*) FROM streams_inbox"))  # its snapshot
+
+
+def test_a_successor_waits_for_the_owner_and_finds_its_row(server: Tables) -> None:
+    owner = server.database.begin()
+    assert server.take_in(owner, entry(1)) == [Verdict.NEW]
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(server.take, entry(1))
+        _until_somebody_waits(server)
+        owner.commit()
+        assert waiting.result(20) == [Verdict.HANDLED]
+
+
+def test_a_successor_takes_what_the_owner_rolled_back(server: Tables) -> None:
+    owner = server.database.begin()
+    assert server.take_in(owner, entry(1), entry(2)) == [Verdict.NEW, Verdict.NEW]
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(server.take, entry(2), entry(1))
+        _until_somebody_waits(server)
+        owner.rollback()
+        assert waiting.result(20) == [Verdict.NEW, Verdict.NEW]
+
+
+def test_a_frozen_owner_does_not_hold_its_successor_up(server: Tables) -> None:
+    owner = server.database.begin()
+    server.take_in(owner, entry(1))
+    successor = server.database.begin()
+    with pytest.raises(psycopg.errors.LockNotAvailable) as caught:
+        server.take_in(successor, entry(1), hasty=True)
+    assert server.database.classify(caught.value) is Failure.CONFLICT
+    successor.rollback()
+    owner.rollback()
+
+
+def _until_somebody_waits(server: Tables) -> None:
+    from tests.servers.lifetime import until
+
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    until(lambda: server.do(lambda: _select(waits))[0][0] or None, 20, "it waits")
+
+
+def test_tables_are_made_once_whoever_tries(server: Tables) -> None:
+    for name in ("streams_inbox", "streams_inbox_marks", "streams_inbox_schema"):
+        server.do(lambda name=name: _select_nothing(f"DROP TABLE {name}"))
+    for name in ("take", "bury"):
+        server.do(lambda name=name: _select_nothing(f"DROP FUNCTION streams_inbox_{name}"))
+    barrier = threading.Barrier(6)
+
+    def make() -> int:
+        barrier.wait()
+        return int(server.do(lambda: create_missing("postgresql")))
+
+    with ThreadPoolExecutor(6) as pool:
+        assert [each.result(30) for each in [pool.submit(make) for _ in range(6)]] == [1] * 6
+
+
+def _select_nothing(sql: str) -> Steps[None]:
+    yield Statement(sql)
+
+
+def test_the_tables_by_hand(postgres: str, tmp_path: Path) -> None:
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(ddl("postgresql"))  # type: ignore[call-overload]
+    database = Psycopg(postgres, create=False)
+    database.open(2)
+    session = database.begin()
+    assert run(session, find_version("postgresql")) == 1
+    session.rollback()
+    database.close()
+    with sqlite3.connect(tmp_path / "hand.db") as file:
+        file.executescript(ddl("sqlite"))
+    file.close()
+    sqlite = Sqlite(tmp_path / "hand.db")
+    opened = sqlite.begin()
+    assert run(opened, find_version("sqlite")) == 1
+    opened.rollback()
+    sqlite.close()
+
+
+@pytest.mark.parametrize(("version", "said"), [(None, "are missing"), (2, "of version 2")])
+def test_other_tables_are_refused(version: int | None, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check_version(version, "Psycopg", "postgresql")
+
+
+async def test_many_at_once_each_once(postgres: str) -> None:
+    """Zombies of every kind: forty transactions for ten messages, in two orders."""
+    from streams.databases.protocol import run_async
+    from streams.databases.psycopg_database import AsyncPsycopg
+
+    database = AsyncPsycopg(postgres)
+    await database.open_async(20)
+    session = await database.begin_async()
+    await run_async(session, create_missing("postgresql"))
+    await session.commit()
+    taken: list[int] = []
+
+    async def worker(number: int) -> None:
+        numbers = list(range(10)) if number % 2 else list(range(9, -1, -1))
+        groups = [numbers] if number % 3 else [[each] for each in numbers]
+        for group in groups:
+            while True:
+                session = await database.begin_async()
+                try:
+                    entries = [entry(each) for each in group]
+                    found = await run_async(session, take("postgresql", entries, PATIENT))
+                    if number % 5 == 0:
+                        await session.rollback()
+                        break
+                    await session.commit()
+                    new = [each for each, v in zip(group, found, strict=True) if not v]
+                    taken.extend(new)
+                    break
+                except psycopg.errors.OperationalError as error:
+                    await session.rollback()
+                    assert database.classify(error) is Failure.CONFLICT
+
+    await asyncio.gather(*(worker(number) for number in range(40)))
+    await database.close_async()
+    assert sorted(taken) == list(range(10))
