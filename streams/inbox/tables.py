@@ -213,7 +213,11 @@ def ddl(dialect: DialectName) -> str:
 def find_version(dialect: DialectName) -> Steps[int | None]:
     """The version of the tables that there are; None: there are none."""
     if dialect == "postgresql":
-        rows = yield Statement("SELECT to_regclass('streams_inbox_schema') IS NOT NULL")
+        # Not to_regclass(), which may answer from before the lock was waited for.
+        rows = yield Statement(
+            "SELECT count(*) FROM pg_catalog.pg_class "
+            "WHERE relname = 'streams_inbox_schema' AND pg_catalog.pg_table_is_visible(oid)"
+        )
         exists = bool(rows[0][0])
     else:
         rows = yield Statement(

@@ -134,4 +134,7 @@ class Place:
 
     def effects(self) -> dict[str, int]:
         """How often each key was written."""
-        return {key: count for key, count in self.execute("SELECT id, count(*) FROM effects GROUP BY id")}
+        return {
+            key: count
+            for key, count in self.execute("SELECT id, count(*) FROM effects GROUP BY id")
+        }

@@ -128,9 +128,7 @@ async def test_a_dead_message_comes_back_and_a_done_one_does_not(kind: Kind, pla
         if message.value == 3 and poison:
             raise Reject("not today")
 
-    app.processor(topic, group="g", transaction=kind.make(place.place))(
-        kind.handler(refuse, by_id)
-    )
+    app.processor(topic, group="g", transaction=kind.make(place.place))(kind.handler(refuse, by_id))
     async with harness(app) as h:
         for number in range(5):
             await topic.publish(number, id=f"m{number}")
@@ -198,7 +196,7 @@ async def test_an_error_that_the_handler_swallows_fails_the_message(
 
         async def swallow_async(value: int, message: Message[int, Any]) -> None:
             await kind.write(message.transaction, message.id, value)
-            with pytest.raises(Exception, match="nowhere|NULL|null"):
+            with pytest.raises(Exception, match=r"NULL|null"):
                 await kind.write(message.transaction, None, value)  # type: ignore[arg-type]
 
         handler: Any = swallow_async
@@ -206,7 +204,7 @@ async def test_an_error_that_the_handler_swallows_fails_the_message(
 
         def swallow_plain(value: int, message: Message[int, Any]) -> None:
             kind.write(message.transaction, message.id, value)
-            with pytest.raises(Exception, match="nowhere|NULL|null"):
+            with pytest.raises(Exception, match=r"NULL|null"):
                 kind.write(message.transaction, None, value)  # type: ignore[arg-type]
 
         handler = swallow_plain
