@@ -14,6 +14,24 @@ from streams.processing.timing import NO_DURATIONS, Durations
 from streams.text import describe_error
 
 
+@dataclass(slots=True)
+class InboxStats:
+    """What the inbox of a processor with ``transaction=`` has done in this process: it is
+    ``processor.inbox.stats``."""
+
+    committed: int = 0
+    """Transactions that were committed."""
+    duplicates: int = 0
+    """Messages that were settled without running, because they had been handled."""
+    reruns: int = 0
+    """Transactions that were run again at once, because they met another one or their answer was
+    lost."""
+    purged: int = 0
+    """How often rows were purged."""
+    reachable: bool = True
+    """The database answered when it was asked last."""
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessorStats:
     """Figures of one processor since it started.

@@ -31,7 +31,13 @@ from streams.connection import Connection
 from streams.databases.protocol import Database
 from streams.decoding import Source
 from streams.errors import ConfigError
-from streams.health import ProcessorHealth, ProcessorStats, processor_health, processor_stats
+from streams.health import (
+    InboxStats,
+    ProcessorHealth,
+    ProcessorStats,
+    processor_health,
+    processor_stats,
+)
 from streams.log.names import check_group, check_topic
 from streams.log.protocol import Log
 from streams.numbers import is_int
@@ -191,11 +197,13 @@ def check_database(database: Database[Any] | None, name: str, *, asynchronous: b
     )
 
 
-class JobWrapper(Protocol):
-    """What puts something around a processor's job."""
+class ProcessorInbox(Protocol):
+    """What runs a processor's handler in transactions of a database."""
+
+    stats: InboxStats
 
     def wrap(self, job: Job) -> Job:
-        """The same job with it."""
+        """The same job, with its handler in a transaction."""
         ...
 
 
@@ -230,7 +238,7 @@ class Processor(Generic[P, R]):
         """Counts its attempts in the log, if its :class:`~streams.config.Retry` says so."""
         self.key_parking: ManagedKeyParking | None = None
         """Keeps keys closed behind dead messages, if its dead letters are sequenced."""
-        self.inbox: JobWrapper | None = None
+        self.inbox: ProcessorInbox | None = None
         """Runs its handler in transactions of a database, if it has ``transaction=``."""
         self.helpers: list[Processor[..., Any]] = []
         """Processors that work for this one: they start before it and stop after it."""

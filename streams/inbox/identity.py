@@ -87,7 +87,7 @@ def digest(*parts: object) -> bytes:
 
 def position_text(position: int) -> str:
     """A position as it is stored."""
-    return str(position).zfill(POSITION_DIGITS)
+    return f"{int(position):0{POSITION_DIGITS}d}"  # an offset of Redis shows itself otherwise
 
 
 class Identities:

@@ -14,7 +14,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
@@ -31,6 +31,7 @@ from streams.databases.protocol import (
 )
 from streams.engine.dispatcher import Delivery
 from streams.errors import ConfigError, Fatal, LogError
+from streams.health import InboxStats
 from streams.inbox.identity import Identities, Owned
 from streams.inbox.tables import (
     Timeouts,
@@ -62,23 +63,6 @@ DEFAULT_LEASE = 10.0
 """Seconds, where the log does not say for how long a partition is owned."""
 
 LONGEST_LEASE = 60.0
-
-
-@dataclass(slots=True)
-class InboxStats:
-    """What an inbox has done in this process."""
-
-    committed: int = 0
-    """Transactions that were committed."""
-    duplicates: int = 0
-    """Messages that were settled without running, because they had been handled."""
-    reruns: int = 0
-    """Transactions that were run again at once, because they met another one or their answer was
-    lost."""
-    purged: int = 0
-    """How often rows were purged."""
-    reachable: bool = True
-    """The database answered when it was asked last."""
 
 
 class Inbox(AbstractAsyncContextManager["Inbox"]):

@@ -99,7 +99,7 @@ class Books:
             finally:
                 connection.close()
         with psycopg.connect(self.place, autocommit=True) as server:
-            cursor = server.execute(sql)  # type: ignore[call-overload]
+            cursor = server.execute(sql)
             return cursor.fetchall() if cursor.description else []
 
     def count(self) -> int:

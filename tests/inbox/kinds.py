@@ -124,17 +124,15 @@ class Place:
     def execute(self, sql: str) -> list[tuple[Any, ...]]:
         """Run one statement and commit; its rows."""
         if self._is_server:
-            with psycopg.connect(self.place, autocommit=True) as connection:
-                cursor = connection.execute(sql)  # type: ignore[call-overload]
+            with psycopg.connect(self.place, autocommit=True) as server:
+                cursor = server.execute(sql)
                 return cursor.fetchall() if cursor.description else []
-        with sqlite3.connect(self.place, isolation_level=None, timeout=30) as connection:
-            found = connection.execute(sql).fetchall()
-        connection.close()
-        return found
+        file = sqlite3.connect(self.place, isolation_level=None, timeout=30)
+        try:
+            return file.execute(sql).fetchall()
+        finally:
+            file.close()
 
     def effects(self) -> dict[str, int]:
         """How often each key was written."""
-        return {
-            key: count
-            for key, count in self.execute("SELECT id, count(*) FROM effects GROUP BY id")
-        }
+        return dict(self.execute("SELECT id, count(*) FROM effects GROUP BY id"))

@@ -71,6 +71,7 @@ async def test_a_message_that_comes_again_is_settled_without_running(
             await topic.publish(1, id="same")
         await topic.publish(2, id="other")
         await h.settled()
+        assert handler.inbox is not None
         assert handler.inbox.stats.duplicates == 2
     assert place.effects() == {"same": 1, "other": 1}
 
@@ -116,6 +117,7 @@ async def test_a_batch_is_one_transaction(kind: Kind, place: Place) -> None:
     assert place.effects() == {f"m{number}": 1 for number in range(20)}
     assert failed[0] > 1  # the batch, whose others were rolled back with it
     assert failed[1] == 1  # and the message alone, which was tried again
+    assert processor.inbox is not None
     assert processor.inbox.stats.committed < 20
 
 

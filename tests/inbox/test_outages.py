@@ -48,7 +48,8 @@ async def test_while_it_is_down_the_processor_waits_and_no_attempt_is_used(
             own.kill()
             for number in range(1, 40):
                 await topic.publish(number, id=f"m{number}")
-            inbox: Any = processor.inbox
+            inbox = processor.inbox
+            assert inbox is not None
             await eventually(lambda: not inbox.stats.reachable, "it waits for the database")
             own.restart()
             await h.settled(within=120)
@@ -72,7 +73,8 @@ async def test_an_app_that_stops_does_not_wait_for_its_database(own: Postgres) -
     )(kind.handler(lambda message: None, lambda message: message.id))  # fmt: skip
     async with harness(app):
         await topic.publish(0, id="m0")
-        inbox: Any = processor.inbox
+        inbox = processor.inbox
+        assert inbox is not None
         await eventually(lambda: not inbox.stats.reachable, "it waits for the database")
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -158,7 +160,8 @@ async def test_a_commit_whose_answer_is_lost_is_looked_up(server_kind: Kind, pos
             for number in range(5):
                 await topic.publish(number, id=f"m{number}")
             await h.settled()
-            inbox: Any = processor.inbox
+            inbox = processor.inbox
+            assert inbox is not None
             assert inbox.stats.duplicates == 2  # found when they were looked up
     assert lost == 2
     assert place.effects() == {f"m{number}": 1 for number in range(5)}

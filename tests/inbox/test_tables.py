@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -250,10 +251,11 @@ def _until_somebody_waits(server: Tables) -> None:
 
 
 def test_tables_are_made_once_whoever_tries(server: Tables) -> None:
-    for name in ("streams_inbox", "streams_inbox_marks", "streams_inbox_schema"):
-        server.do(lambda name=name: _select_nothing(f"DROP TABLE {name}"))
-    for name in ("take", "bury"):
-        server.do(lambda name=name: _select_nothing(f"DROP FUNCTION streams_inbox_{name}"))
+    for what in (
+        "TABLE streams_inbox, streams_inbox_marks, streams_inbox_schema",
+        "FUNCTION streams_inbox_take, streams_inbox_bury",
+    ):
+        server.do(partial(_select_nothing, f"DROP {what}"))
     barrier = threading.Barrier(6)
 
     def make() -> int:
@@ -270,7 +272,7 @@ def _select_nothing(sql: str) -> Steps[None]:
 
 def test_the_tables_by_hand(postgres: str, tmp_path: Path) -> None:
     with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(ddl("postgresql"))  # type: ignore[call-overload]
+        connection.execute(ddl("postgresql"))
     database = Psycopg(postgres, create=False)
     database.open(2)
     session = database.begin()

@@ -24,7 +24,7 @@ import pytest
 from tests.docs.blocks import PAGES, PYTHON, ROOT, Block, blocks
 
 HERE = Path(__file__).parent
-SUBJECTS = ("", "_aggregates", "_managers", "_views")
+SUBJECTS = ("", "_aggregates", "_managers", "_transactions", "_views")
 ACCEPTED = tuple(f"accepted{subject}.py" for subject in SUBJECTS)
 REFUSED = tuple(f"refused{subject}.py" for subject in SUBJECTS)
 
