@@ -17,6 +17,7 @@ from streams.cli import (
     dead,
     doctor,
     groups,
+    inbox,
     managers,
     publish,
     replay,
@@ -113,6 +114,7 @@ app.add_typer(saga.app, name="saga")
 app.add_typer(aggregates.app, name="aggregates")
 app.add_typer(views.app, name="views")
 app.add_typer(managers.app, name="managers")
+app.add_typer(inbox.app, name="inbox")
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -1,0 +1,43 @@
+"""``streams inbox``: the tables of an inbox, for who makes them by hand."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from typer import Argument
+
+from streams.cli import output
+from streams.cli.command_errors import UsageError
+
+app = typer.Typer(no_args_is_help=True, help="The tables of processors with transaction=.")
+
+DIALECTS = ("postgresql", "sqlite")
+
+
+@app.callback()
+def inbox() -> None:
+    """The tables of processors with transaction=."""
+
+
+@app.command("ddl")
+def ddl(
+    dialect: Annotated[str, Argument(metavar="DIALECT", help="postgresql or sqlite.")],
+) -> None:
+    r"""Print the SQL that makes the inbox's tables.
+
+    Processors make them by themselves when they start, if they may. Where
+    they may not, run this once, as somebody who may, and declare the
+    database with create=False.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams inbox ddl postgresql | psql "$DATABASE_URL"[/cyan]
+      [cyan]streams inbox ddl sqlite | sqlite3 orders.db[/cyan]
+    """
+    from streams.inbox import ddl as statements
+
+    if dialect not in DIALECTS:
+        raise UsageError(f"{dialect!r}: {' or '.join(DIALECTS)}")
+    text = statements("postgresql" if dialect == "postgresql" else "sqlite")
+    output.write_bytes(text.encode())

@@ -1,0 +1,84 @@
+"""A small Django project with a processor: ``python -m tests.inbox.django_project ENGINE NAME HOST
+PORT USER``. Prints what was handled, and what the inbox has."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from django.conf import settings  # type: ignore[import-untyped]
+
+ENGINE, NAME, HOST, PORT, USER = sys.argv[1:6]
+settings.configure(
+    DATABASES={
+        "default": {
+            "ENGINE": f"django.db.backends.{ENGINE}",
+            "NAME": NAME,
+            "HOST": HOST,
+            "PORT": PORT,
+            "USER": USER,
+            "CONN_MAX_AGE": None,
+        }
+    },
+    INSTALLED_APPS=[],
+)
+
+import django  # type: ignore[import-untyped] # noqa: E402
+
+django.setup()
+
+from django.db import connection, models, transaction  # type: ignore[import-untyped] # noqa: E402
+
+from streams import Dedup, Django, Message, Retry, Streams  # noqa: E402
+from streams.testing import harness  # noqa: E402
+
+
+class Effect(models.Model):  # type: ignore[misc]
+    key = models.TextField()
+    number = models.IntegerField()
+
+    class Meta:
+        app_label = "shop"
+
+
+app = Streams("memory://django")
+orders = app.topic("orders", int)
+failed: list[int] = []
+
+
+@app.processor(
+    orders, group="g", concurrency=4, transaction=Django(), dedup=Dedup(window=0),
+    retry=Retry(attempts=3, delay=0.001),
+)  # fmt: skip
+def handle(number: int, message: Message[int]) -> None:
+    assert connection.in_atomic_block
+    Effect.objects.create(key=message.id, number=number)
+    with transaction.atomic():  # a savepoint
+        Effect.objects.filter(key=message.id).update(number=number + 1)
+    if number == 3 and not failed:
+        failed.append(number)
+        raise ValueError("not yet")
+
+
+async def main() -> None:
+    async with harness(app) as h:
+        for number in range(8):
+            await orders.publish(number, id=f"m{number}", key=str(number))
+        for number in range(4):
+            await orders.publish(number, id=f"m{number}", key=str(number))  # once more
+        await h.settled()
+
+
+def create() -> None:
+    with connection.schema_editor() as editor:
+        editor.create_model(Effect)
+
+
+create()
+asyncio.run(main())
+with connection.cursor() as cursor:
+    cursor.execute("SELECT count(*) FROM streams_inbox")
+    rows = cursor.fetchone()[0]
+assert handle.inbox is not None
+print(sorted(Effect.objects.values_list("key", "number")))  # noqa: T201
+print(rows, handle.inbox.stats.duplicates, len(failed))  # noqa: T201

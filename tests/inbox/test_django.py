@@ -1,0 +1,27 @@
+"""A small Django project, with PostgreSQL and with SQLite."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("engine", ["postgresql", "sqlite3"])
+def test_a_small_project(engine: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    place = (str(tmp_path / "django.db"), "", "", "")
+    if engine == "postgresql":
+        found = urlsplit(request.getfixturevalue("postgres"))
+        place = (found.path[1:], str(found.hostname), str(found.port), str(found.username))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.inbox.django_project", engine, *place],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    effects = [(f"m{number}", number + 1) for number in range(8)]
+    assert done.stdout.splitlines() == [str(effects), "8 4 1"]

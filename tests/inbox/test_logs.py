@@ -1,0 +1,105 @@
+"""The same on every log: what identities are made of."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from streams import AsyncPsycopg, Message, NotFound, Streams
+from streams.log.url import open_log
+from streams.replay import replay, reset
+from streams.testing import harness
+from tests.inbox.kinds import KINDS, Place
+
+ASYNC = KINDS[1]
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis_server", "kafka"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "memory":
+        found = f"memory://{uuid4().hex}"
+    elif request.param == "sqlite":
+        found = f"sqlite:///{tmp_path / 'log.db'}"
+    else:
+        found = str(request.getfixturevalue(request.param).url)
+    kept = open_log(found)  # what is in memory lasts as long as somebody has it open
+    yield found
+    kept.close()
+
+
+def test_an_incarnation_lasts_as_long_as_the_topic(url: str) -> None:
+    name = f"topic-{uuid4().hex[:8]}"
+    log, again = open_log(url), open_log(url)
+    with pytest.raises(NotFound):
+        log.incarnation(name)
+    log.create_topic(name, 2)
+    log.create_topic(f"{name}-other", 2)
+    first = log.incarnation(name)
+    assert first
+    assert again.incarnation(name) == first
+    assert log.incarnation(f"{name}-other") != first
+    log.delete_topic(name)
+    log.create_topic(name, 2)
+    assert log.incarnation(name) not in ("", first)
+    log.delete_topic(name)
+    log.delete_topic(f"{name}-other")
+    log.close()
+    again.close()
+
+
+async def test_resets_and_replays_have_their_own_generation(url: str, postgres: str) -> None:
+    place = Place(postgres)
+    app = Streams(url)
+    topic = app.topic(f"orders-{uuid4().hex[:8]}", int, partitions=2)
+    group = f"g-{uuid4().hex[:8]}"
+    calls: list[str] = []
+
+    @app.processor(topic, group=group, concurrency=64, transaction=AsyncPsycopg(postgres))
+    async def handle(value: int, message: Message[int, Any]) -> None:
+        calls.append(message.id)
+        await ASYNC.write(message.transaction, message.id, value)
+
+    numbers = range(20)
+    async with harness(app, url=url) as h:
+        for number in numbers:
+            await topic.publish(number, id=f"m{number}", key=str(number))
+        await h.settled()
+        assert place.effects() == {f"m{number}": 1 for number in numbers}
+        await replay(app, topic, into=handle)
+        assert place.effects() == {f"m{number}": 2 for number in numbers}
+    async with app.connected():
+        await reset(app, group, topic, "earliest")
+    async with harness(app, url=url) as h:
+        await h.settled()
+        assert handle.inbox is not None
+    assert place.effects() == {f"m{number}": 3 for number in numbers}
+    assert len(calls) == 60
+
+
+async def test_a_topic_made_anew_has_other_messages(url: str, postgres: str) -> None:
+    """Places recur there, and so do IDs that are made from places."""
+    place = Place(postgres)
+    name, group = f"orders-{uuid4().hex[:8]}", f"g-{uuid4().hex[:8]}"
+    for _ in range(2):
+        app = Streams(url)
+        topic = app.topic(name, int, partitions=1)
+
+        @app.processor(topic, group=group, transaction=AsyncPsycopg(postgres))
+        async def handle(value: int, message: Message[int, Any]) -> None:
+            await ASYNC.write(message.transaction, message.id, value)
+
+        async with harness(app, url=url) as h:
+            for number in range(3):
+                await topic.publish(number, id=f"m{number}")
+            await h.settled()
+
+        log = await asyncio.to_thread(open_log, url)
+        await asyncio.to_thread(log.delete_topic, name)
+        await asyncio.to_thread(log.delete_group, group)
+        await asyncio.to_thread(log.close)
+    assert place.effects() == {f"m{number}": 2 for number in range(3)}
