@@ -171,6 +171,7 @@ class Streams(Declarations):
             {name: each.stats() for name, each in list(self.aggregates.items())},
             {name: each.stats() for name, each in list(self.views.items())},
             {name: each.stats() for name, each in list(self.managers.items())},
+            {each.name: each.inbox.stats for each in list(self.processors) if each.inbox},
         )
 
     def health(self) -> Health:

@@ -218,6 +218,7 @@ class Stats:
     :param aggregates: by aggregate name.
     :param views: versions of views, by the names of their groups.
     :param managers: process managers, by name.
+    :param inboxes: of the processors with ``transaction=``, by processor name.
     """
 
     processors: Mapping[str, ProcessorStats]
@@ -225,6 +226,7 @@ class Stats:
     aggregates: Mapping[str, AggregateStats] = field(default_factory=dict)
     views: Mapping[str, ViewStats] = field(default_factory=dict)
     managers: Mapping[str, ManagerStats] = field(default_factory=dict)
+    inboxes: Mapping[str, InboxStats] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +244,8 @@ class ProcessorHealth:
     :param contested: partitions with ``DeadLetters(sequenced=True)`` that were begun again in the
         last minute, because somebody else wrote to their topic of parked keys as the owner, or
         because what was written there was lost.
+    :param database_reachable: the database of ``transaction=`` answered when it was asked last;
+        True where there is none.
     """
 
     running: bool
@@ -252,12 +256,13 @@ class ProcessorHealth:
     losses: int = 0
     rejected: int = 0
     contested: int = 0
+    database_reachable: bool = True
 
     @property
     def ok(self) -> bool:
         """Nothing needs a person's attention."""
         well = self.running and self.reachable and self.error is None
-        return well and not self.overdue and not self.contested
+        return well and self.database_reachable and not self.overdue and not self.contested
 
 
 class StoppedAggregate(NamedTuple):
@@ -457,13 +462,19 @@ def processor_stats(executor: Executor, poller: Poller) -> ProcessorStats:
 
 
 def processor_health(
-    executor: Executor | None, poller: Poller | None, *, paused: bool, end_reason: str | None
+    executor: Executor | None,
+    poller: Poller | None,
+    *,
+    paused: bool,
+    end_reason: str | None,
+    database_reachable: bool = True,
 ) -> ProcessorHealth:
     """How a processor is.
 
     :param executor: None: it does not run.
     :param poller: the same.
     :param end_reason: why it ended, if not because it was stopped.
+    :param database_reachable: the database of its transactions answers.
     """
     overdue = executor.overdue() if executor is not None else 0
     if poller is None:
@@ -477,4 +488,5 @@ def processor_health(
         losses=poller.losses,
         rejected=poller.rejected,
         contested=poller.contested,
+        database_reachable=database_reachable,
     )

@@ -279,7 +279,11 @@ class Processor(Generic[P, R]):
     def health(self) -> ProcessorHealth:
         """How it is."""
         return processor_health(
-            self.executor, self.poller, paused=self.paused, end_reason=self.end_reason
+            self.executor,
+            self.poller,
+            paused=self.paused,
+            end_reason=self.end_reason,
+            database_reachable=self.inbox is None or self.inbox.stats.reachable,
         )
 
     # -- what a processor of a special kind changes

@@ -14,6 +14,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -40,6 +41,8 @@ logger = logging.getLogger("tests.faults")
 
 PARTITIONS = 4
 KEYS = 100
+STALLED = 60.0
+"""Seconds without a new effect after which a run has failed."""
 WORKERS = 3
 
 
@@ -54,7 +57,7 @@ class Size(NamedTuple):
 
 
 SHORT = Size(messages=800, kills=2, freezes=1, database_restarts=1, log_restarts=0)
-LONG = Size(messages=20_000, kills=30, freezes=5, database_restarts=5, log_restarts=3)
+LONG = Size(messages=10_000, kills=30, freezes=5, database_restarts=5, log_restarts=3)
 
 
 class Place(NamedTuple):
@@ -212,14 +215,20 @@ def test_each_effect_exactly_once_in_each_generation(
         fleet.start()
 
     def progress(effects: int, what: str) -> None:
-        def there() -> bool | None:
+        moved, last = time.monotonic(), -1
+        while True:
             assert all(each.poll() is None for each in fleet.workers), "a worker ended by itself"
             try:
-                return books.count() >= effects or None
+                found = books.count()
             except psycopg.OperationalError:
-                return None
-
-        until(there, 120, what)
+                found = last
+            if found >= effects:
+                return
+            if found != last:
+                moved, last = time.monotonic(), found
+            elif time.monotonic() - moved > STALLED:
+                raise AssertionError(f"{what}: stands at {found}; {missing(books, keys)}")
+            time.sleep(0.02)
 
     def freeze() -> None:
         """Longer than a lease, and than rows are kept."""
@@ -303,7 +312,8 @@ def missing(books: Books, keys: dict[int, str]) -> str:
     found = {value for generation, value in rows if generation == last}
     inbox = books.select("SELECT message_id, redrive, dead, scope, position FROM streams_inbox")
     lost = {f"m{number}" for number in keys if number not in found}
-    return f"{sorted(lost)} of {last}: {[row for row in inbox if row[0] in lost]}"
+    of_them = [row for row in inbox if row[0] in lost]
+    return f"{len(lost)} missing of {last}: {sorted(lost)[:20]}: {of_them[:20]}"
 
 
 def check(books: Books, keys: dict[int, str]) -> None:

@@ -43,6 +43,8 @@ def check_idempotence(inspection: AppInspection) -> Iterator[Finding]:
 
 def _check_dedup_window(inspection: AppInspection, processor: Processor[..., Any]) -> Finding:
     dedup, subject = processor.options.dedup, Subject("idempotent", f"processor {processor.name}")
+    if processor.options.transaction is not None:
+        return subject.yes("its database records what was handled (transaction=)")
     if not dedup.window:
         return subject.no(
             "Dedup(window=0): duplicates are handled again",

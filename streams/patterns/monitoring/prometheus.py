@@ -63,10 +63,18 @@ _GAUGES = (
     ("partitions", "streams_partitions_owned", "Partitions owned"),
 )
 
+_INBOX_COUNTERS = (
+    ("committed", "streams_inbox_commits", "Transactions of handlers that were committed"),
+    ("duplicates", "streams_inbox_duplicates", "Messages settled as they had been handled"),
+    ("reruns", "streams_inbox_reruns", "Transactions that were run again at once"),
+)
+"""A field of InboxStats, a metric's name and its documentation."""
+
 _HEALTH = (
     ("running", "streams_processor_up", "1 while the processor polls, or is paused on purpose"),
     ("paused", "streams_processor_paused", "1 while the processor is paused on purpose"),
     ("reachable", "streams_log_reachable", "1 while the log answers the processor"),
+    ("database_reachable", "streams_database_reachable", "1 while its database answers, if any"),
     ("overdue", "streams_handlers_overdue", "Plain handlers that outlive the timeout"),
 )
 
@@ -180,6 +188,7 @@ def _app_metrics(stats: Stats, health: Health, groups: dict[str, str]) -> Iterat
             histogram.add_metric(_labels(processor, groups), _buckets(durations), durations.total)
         yield histogram
     yield from _families(GaugeMetricFamily, _HEALTH, health.processors, groups)
+    yield from _families(CounterMetricFamily, _INBOX_COUNTERS, stats.inboxes, groups)
     yield from _aggregate_metrics(stats.aggregates)
     yield from _view_metrics(stats.views)
     yield from _manager_metrics(stats.managers)
