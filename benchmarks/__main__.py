@@ -35,6 +35,7 @@ from benchmarks import against, machine
 from benchmarks.against import Comparison, UnknownRevision
 from benchmarks.aggregate_cases import aggregate_cases
 from benchmarks.cases import FULL, LOGS, LOGS_WITH_SERVER, QUICK, Case, LogTarget, Sizes, cases
+from benchmarks.inbox_cases import inbox_cases
 from benchmarks.measure import Row, measure
 from benchmarks.pattern_cases import pattern_cases
 from benchmarks.peers.install import PEERS, InstalledPeer, PeerMissing, install
@@ -348,6 +349,7 @@ def _selected_cases(
             *pattern_cases(place, sizes),
             *aggregate_cases(place, sizes),
             *view_cases(place, sizes),
+            *inbox_cases(place, sizes),
         ]
         if not texts or any(text.casefold() in case.name.casefold() for text in texts)
     ]

@@ -35,15 +35,15 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def task_of(name: str) -> Callable[..., dict[str, Any]]:
-    """A task; patterns, aggregates and views are imported by those that need them.
+    """A task; patterns, aggregates, views and the inbox are imported by those that need them.
 
     :raises KeyError: there is none.
     """
     if name in TASKS:
         return TASKS[name]
-    from benchmarks import aggregates, patterns, views
+    from benchmarks import aggregates, inbox, patterns, views
 
-    return {**patterns.TASKS, **aggregates.TASKS, **views.TASKS}[name]
+    return {**patterns.TASKS, **aggregates.TASKS, **views.TASKS, **inbox.TASKS}[name]
 
 
 def main() -> None:

@@ -1,0 +1,170 @@
+"""What the inbox costs: a processor with ``transaction=`` beside a loop by hand that keeps a table
+of message IDs in the same transaction.
+
+Both read the same topic of Kafka in a new group and add each order to its customer's account in a
+PostgreSQL of this process's own (without fsync, so that the disk is not what is measured), one
+UPDATE a message at 64 at once, or one for each batch of 500. The loop has no order of keys, no
+retries and no purging; it commits its offsets when all that was polled is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+import psycopg
+from confluent_kafka import Consumer
+from confluent_kafka import Message as KafkaMessage
+from psycopg_pool import AsyncConnectionPool
+
+from benchmarks import baseline
+from benchmarks.counting import MessageCounter
+from benchmarks.orders import KEYS, Order, customer
+from benchmarks.ours import Answer, run, wait_done
+from streams import AsyncPsycopg, Message, Streams
+from tests.servers import find
+from tests.servers.lifetime import Lifetime
+
+CONCURRENCY = 64
+BATCH = 500
+
+UPDATE = "UPDATE accounts SET cents = cents + %s WHERE id = %s"
+UPDATE_MANY = (
+    "UPDATE accounts AS a SET cents = a.cents + n.cents FROM "
+    "(SELECT id, sum(cents) AS cents FROM unnest(%s::text[], %s::int[]) AS e (id, cents) "
+    "GROUP BY id) AS n WHERE a.id = n.id"
+)
+INSERT = "INSERT INTO seen (id) VALUES (%s) ON CONFLICT DO NOTHING"
+INSERT_MANY = "INSERT INTO seen (id) SELECT unnest(%s::text[]) ON CONFLICT DO NOTHING RETURNING id"
+
+_lifetime = Lifetime()
+
+
+@lru_cache(maxsize=1)
+def _server() -> str:
+    return find.postgres(_lifetime).url
+
+
+def _database() -> str:
+    """A new database with accounts; the DSN."""
+    name = f"bench_{uuid4().hex[:12]}"
+    with psycopg.connect(_server(), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    dsn = _server().rpartition("/")[0] + f"/{name}"
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("CREATE TABLE accounts (id text PRIMARY KEY, cents bigint NOT NULL)")
+        connection.execute("CREATE TABLE seen (id text PRIMARY KEY)")
+        connection.execute(
+            "INSERT INTO accounts SELECT 'customer-' || lpad(n::text, 7, '0'), 0 "
+            "FROM generate_series(0, %s) AS n",
+            (KEYS - 1,),
+        )
+        connection.execute("VACUUM ANALYZE accounts")
+    return dsn
+
+
+def _cents(value: Order) -> int:
+    return round(value.amount * 100)
+
+
+def inbox(url: str, topic: str, messages: int, batch: bool = False) -> Answer:
+    """A processor with ``transaction=AsyncPsycopg(dsn)``."""
+    counter = MessageCounter(messages, skip=BATCH)
+    app = Streams(url)
+    orders = app.topic(topic, Order, key=customer)
+    database = AsyncPsycopg(_database())
+    group = f"bench-{uuid4().hex}"
+    if batch:
+
+        @app.processor(orders, group=group, batch=BATCH, transaction=database)
+        async def add_many(values: list[Order], messages: list[Message[Order, Any]]) -> None:
+            await messages[0].transaction.execute(
+                UPDATE_MANY, ([each.customer for each in values], list(map(_cents, values)))
+            )
+            counter.count_batch(values)
+
+    else:
+
+        @app.processor(orders, group=group, concurrency=CONCURRENCY, transaction=database)
+        async def add(value: Order, message: Message[Order, Any]) -> None:
+            await message.transaction.execute(UPDATE, (_cents(value), value.customer))
+            counter.count_one()
+
+    async def main() -> None:
+        async with app:
+            await wait_done(counter.done, app)
+
+    run(main)
+    return counter.result
+
+
+def inbox_by_hand(url: str, topic: str, messages: int, batch: bool = False) -> Answer:
+    """A consumer, 64 tasks and a pool; a transaction for each message, or for each batch."""
+    counter = MessageCounter(messages, skip=BATCH)
+    consumer = Consumer(
+        {
+            **baseline.KAFKA_CONSUMER,
+            "bootstrap.servers": url.partition("://")[2].partition("?")[0],
+            "group.id": f"by-hand-{uuid4().hex}",
+        }
+    )
+    decode = msgspec.json.Decoder(Order).decode
+    dsn = _database()
+
+    def id_of(message: KafkaMessage) -> str:
+        headers: Any = message.headers()
+        for name, value in headers or ():
+            if name == "ce_id":
+                return str(value.decode())
+        return f"{message.topic()}/{message.partition()}/{message.offset()}"
+
+    async def one(pool: AsyncConnectionPool[Any], message: KafkaMessage) -> None:
+        value = decode(message.value() or b"")
+        async with pool.connection() as connection:
+            done = await connection.execute(INSERT, (id_of(message),))
+            if done.rowcount:
+                await connection.execute(UPDATE, (_cents(value), value.customer))
+        counter.count_one()
+
+    async def all_of(pool: AsyncConnectionPool[Any], found: Sequence[KafkaMessage]) -> None:
+        async with pool.connection() as connection:
+            done = await connection.execute(INSERT_MANY, ([id_of(each) for each in found],))
+            new = {row[0] for row in await done.fetchall()}
+            values = [decode(each.value() or b"") for each in found if id_of(each) in new]
+            await connection.execute(
+                UPDATE_MANY, ([each.customer for each in values], list(map(_cents, values)))
+            )
+        counter.count_batch(values)
+
+    async def main() -> None:
+        async with AsyncConnectionPool(dsn, min_size=0, max_size=CONCURRENCY) as pool:
+            while not counter.done.is_set():
+                found = await asyncio.to_thread(consumer.consume, BATCH, 1.0)
+                found = [each for each in found if each.error() is None]
+                if not found:
+                    continue
+                if batch:
+                    await all_of(pool, found)
+                else:
+                    rest = iter(found)
+
+                    async def worker(rest: Any = rest) -> None:
+                        for each in rest:
+                            await one(pool, each)
+
+                    await asyncio.gather(*(worker() for _ in range(CONCURRENCY)))
+                consumer.commit(asynchronous=True)
+
+    consumer.subscribe([topic])
+    try:
+        run(main)
+    finally:
+        consumer.close()
+    return counter.result
+
+
+TASKS: dict[str, Callable[..., Answer]] = {"inbox": inbox, "inbox_by_hand": inbox_by_hand}
