@@ -502,6 +502,12 @@ def make_message(
     return message
 
 
+def identity_and_offset(message: Message[Any]) -> tuple[str | None, int]:
+    """What a log says of a message's identity (:func:`identity`), and its offset."""
+    batch, index = message._batch, message._index  # noqa: SLF001 - the class is this module's
+    return batch.ids[index], batch.offsets[index]
+
+
 def with_transaction(message: Message[Any], transaction: Any) -> None:
     """Give a message its transaction, for the call of the handler that follows."""
     message._transaction = transaction  # noqa: SLF001 - the class is this module's

@@ -67,7 +67,7 @@ class _Handling:
     # -- one message
 
     async def call_async(self, value: Any, message: Message[Any]) -> Any:
-        entry = await self._entry_async(message)
+        entry = await self._entry_async(value, message)
 
         async def handle(connection: Any) -> Any:
             if not self._wants_message:
@@ -81,7 +81,7 @@ class _Handling:
         return await self._run_async(message, [entry], once)
 
     def call_plain(self, value: Any, message: Message[Any]) -> Any:
-        entry = self._entry(message)
+        entry = self._entry(value, message)
 
         def once(_: Sequence[Verdict], connection: Any) -> Any:
             if not self._wants_message:
@@ -94,7 +94,7 @@ class _Handling:
     # -- a batch
 
     async def call_batch_async(self, values: list[Any], messages: list[Message[Any]]) -> Any:
-        entries = [await self._entry_async(message) for message in messages]
+        entries = [await self._entry_async(*each) for each in zip(values, messages, strict=True)]
         firsts = _firsts(entries)
 
         async def once(verdicts: Sequence[Verdict], connection: Any) -> Any:
@@ -108,7 +108,7 @@ class _Handling:
             raise _for_the_batch(error, len(messages)) from error
 
     def call_batch_plain(self, values: list[Any], messages: list[Message[Any]]) -> Any:
-        entries = [self._entry(message) for message in messages]
+        entries = [self._entry(*each) for each in zip(values, messages, strict=True)]
         firsts = _firsts(entries)
 
         def once(verdicts: Sequence[Verdict], connection: Any) -> Any:
@@ -123,16 +123,17 @@ class _Handling:
 
     # -- what they are called
 
-    async def _entry_async(self, message: Message[Any]) -> Entry:
+    async def _entry_async(self, value: Any, message: Message[Any]) -> Entry:
         identities = self._inbox.identities
         owned = identities.known(message)
         if owned is None:
             owned = await asyncio.to_thread(self._inbox.learn, message)
-        return identities.entry(message, owned)
+        return identities.entry(message, owned, self._inbox.value_id(value, message))
 
-    def _entry(self, message: Message[Any]) -> Entry:
+    def _entry(self, value: Any, message: Message[Any]) -> Entry:
         identities = self._inbox.identities
-        return identities.entry(message, identities.known(message) or self._inbox.learn(message))
+        owned = identities.known(message) or self._inbox.learn(message)
+        return identities.entry(message, owned, self._inbox.value_id(value, message))
 
     # -- a transaction, as often as need be
 

@@ -28,7 +28,7 @@ from streams.derived_records import (
     redrives_of,
 )
 from streams.log.protocol import Assignment
-from streams.message import ID, SOURCE, Message, Position
+from streams.message import SOURCE, Message, Position, identity_and_offset
 from streams.processing.job import reset_generation
 
 POSITION_DIGITS = 39
@@ -73,16 +73,26 @@ class Owned(NamedTuple):
     source_topic: str
     """The topic itself, or the one that its retry topic belongs to."""
     source_incarnation: str
+    begun: Any
+    """The digest of all but the ID, of a message that names no source and has not come back."""
 
 
 def digest(*parts: object) -> bytes:
     """16 bytes for some texts and numbers, none of which can run into the next."""
+    return bytes(_begun(*parts).digest())
+
+
+def _begun(*parts: object) -> Any:
+    """The same, to be gone on with."""
     found = blake2b(digest_size=16)
     for part in parts:
-        data = str(part).encode("utf-8", "surrogateescape")
-        found.update(b"%d:" % len(data))
-        found.update(data)
-    return found.digest()
+        _go_on(found, str(part))
+    return found
+
+
+def _go_on(begun: Any, part: str) -> None:
+    data = part.encode("utf-8", "surrogateescape")
+    begun.update(b"%d:%b" % (len(data), data))
 
 
 def position_text(position: int) -> str:
@@ -123,12 +133,16 @@ class Identities:
         scope = Scope(
             incarnation, self._group, reset_generation(assignment), topic, message.partition
         )
+        source_incarnation = incarnation if source == topic else self._incarnation(source)
         found = Owned(
             assignment,
             scope,
             scope.number,
             source,
-            incarnation if source == topic else self._incarnation(source),
+            source_incarnation,
+            _begun(
+                source_incarnation, self._group, scope.generation, f"{source}/{message.partition}"
+            ),
         )
         self._owned[topic, message.partition] = found
         return found
@@ -137,10 +151,20 @@ class Identities:
         """The partitions of which something was handled, as last known."""
         return list(self._owned.values())
 
-    def entry(self, message: Message[Any], owned: Owned) -> Entry:
-        """What the inbox calls a message."""
+    def entry(self, message: Message[Any], owned: Owned, value_id: str | None = None) -> Entry:
+        """What the inbox calls a message.
+
+        :param value_id: the ID in its value, where its topic has one there; it counts where its
+            headers have none.
+        """
+        identity, offset = identity_and_offset(message)
+        came_back = owned.source_topic != owned.scope.topic
+        if identity is not None and not came_back and "\0" not in identity:
+            begun = owned.begun.copy()  # the usual one, which costs least
+            _go_on(begun, identity)
+            return Entry(begun.digest(), owned.number, position_text(offset), 0, identity)
+        id = message.id if identity is not None or value_id is None else value_id
         headers = message.raw.headers
-        came_back = owned.source_topic != message.topic
         generation = message_generation(
             message.header(GENERATION) if came_back else None, owned.assignment
         )
@@ -148,11 +172,11 @@ class Identities:
         if not source:
             source = f"{owned.source_topic}/{_partition(message, came_back)}"
         return Entry(
-            digest(owned.source_incarnation, self._group, generation, source, message.id),
+            digest(owned.source_incarnation, self._group, generation, source, id),
             owned.number,
-            position_text(message.offset),
+            position_text(offset),
             min(redrives_of(headers), MAX_REDRIVES),
-            message.id,
+            id,
         )
 
 
@@ -165,4 +189,4 @@ def _partition(message: Message[Any], came_back: bool) -> int:
     return message.partition
 
 
-__all__ = ["ID", "Entry", "Identities", "Owned", "Scope", "digest", "position_text"]
+__all__ = ["Entry", "Identities", "Owned", "Scope", "digest", "position_text"]

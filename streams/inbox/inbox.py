@@ -41,13 +41,13 @@ from streams.inbox.tables import (
     create_missing,
     find_version,
 )
-from streams.message import Message, make_message
-from streams.processing.job import DeadLetterAnswer, Job
+from streams.message import Message, identity_and_offset, make_message
+from streams.processing.job import DeadLetterAnswer, Decoding, Job
 from streams.processing.outcomes import OwnershipLost, TransactionPostponed
 from streams.text import describe_error, get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from streams.processor import Processor
 
@@ -86,6 +86,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         self.identities = Identities(
             processor.group, sources, lambda topic: connection.log.incarnation(topic)
         )
+        self._decodings: Mapping[str, Decoding] = {}
         self._lease = 0.0
         self._timeout = processor.options.timeout or 0.0
         self._ready = False
@@ -144,6 +145,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         """The same job, with its handler in a transaction."""
         from streams.inbox.handling import wrapped_function
 
+        self._decodings = {**self._decodings, **job.decodings}
         return replace(
             job,
             function=wrapped_function(self, job),
@@ -177,6 +179,28 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         if 0 < left < float("inf"):
             self._lease = max(self._lease, left, 1.0)
         return found
+
+    def value_id(self, value: Any, message: Message[Any]) -> str | None:
+        """The ID in a message's value, where its topic has one there and its headers have none."""
+        if identity_and_offset(message)[0] is not None:
+            return None
+        decoding = self._decodings.get(message.topic)
+        if decoding is None or decoding.id_reader is None:
+            return None
+        try:
+            return decoding.id_reader(value)
+        except Exception:  # as good as none: its place stands for it
+            return None
+
+    def _value_of(self, delivery: Delivery) -> Any:
+        """The value of a message that is given up; None where it cannot be decoded."""
+        decoding = self._decodings.get(delivery.fetched.batch.topic)
+        if decoding is None or decoding.id_reader is None:
+            return None
+        try:
+            return decoding.decode_one(delivery.fetched.batch, delivery.index)
+        except Exception:
+            return None
 
     def check_owned(self, message: Message[Any]) -> None:
         """:raises OwnershipLost: the message's partition may be another member's by now."""
@@ -359,7 +383,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         self, delivery: Delivery, answer: Callable[[DeadLetterAnswer | BaseException], None]
     ) -> None:
         batch, index = delivery.fetched.batch, delivery.index
-        message = make_message(None, batch, index, delivery.attempt)
+        message = make_message(self._value_of(delivery), batch, index, delivery.attempt)
         if self.database.asynchronous:
             task = asyncio.get_running_loop().create_task(self._bury_async(message, answer))
             self._tasks.add(task)
@@ -376,7 +400,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
     ) -> None:
         try:
             owned = self.identities.known(message) or self.learn(message)
-            entry = self.identities.entry(message, owned)
+            entry = self.identities.entry(message, owned, self.value_id(message.value, message))
             session = self.begin(message, patience=0)
             try:
                 verdict = run(session, bury(self.database.dialect, entry, self.timeouts))
@@ -400,7 +424,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             owned = self.identities.known(message)
             if owned is None:
                 owned = await asyncio.to_thread(self.learn, message)
-            entry = self.identities.entry(message, owned)
+            entry = self.identities.entry(message, owned, self.value_id(message.value, message))
             session = await self.begin_async(message, patience=0)
             try:
                 verdict = await run_async(
