@@ -10,7 +10,9 @@ its place.
 **Its partition** (:class:`Scope`) is where its position counts: one partition in one incarnation,
 of one group in one generation. What was purged is known by a position there.
 
-Both are stored as digests (BLAKE2b); the texts they are made of stand beside them for people.
+An identity is stored as the ID behind eight bytes of a digest (BLAKE2b) of all the rest, so that
+IDs which ascend, as UUIDv7 do, are written at the end of the table's index; a partition is eight
+bytes of a digest, and the texts it is made of stand beside its mark.
 """
 
 from __future__ import annotations
@@ -60,8 +62,6 @@ class Entry(NamedTuple):
     scope: int
     position: str
     redrive: int
-    name: str
-    """Its ID, for people."""
 
 
 class Owned(NamedTuple):
@@ -73,26 +73,29 @@ class Owned(NamedTuple):
     source_topic: str
     """The topic itself, or the one that its retry topic belongs to."""
     source_incarnation: str
-    begun: Any
-    """The digest of all but the ID, of a message that names no source and has not come back."""
+    source: bytes
+    """What the identity of a message begins with that names no source and has not come back."""
 
 
 def digest(*parts: object) -> bytes:
     """16 bytes for some texts and numbers, none of which can run into the next."""
-    return bytes(_begun(*parts).digest())
-
-
-def _begun(*parts: object) -> Any:
-    """The same, to be gone on with."""
     found = blake2b(digest_size=16)
     for part in parts:
-        _go_on(found, str(part))
-    return found
+        data = str(part).encode("utf-8", "surrogateescape")
+        found.update(b"%d:%b" % (len(data), data))
+    return found.digest()
 
 
-def _go_on(begun: Any, part: str) -> None:
-    data = part.encode("utf-8", "surrogateescape")
-    begun.update(b"%d:%b" % (len(data), data))
+MAX_ID = 240
+"""Bytes of an ID that are stored as they are; an index of PostgreSQL takes 2,700."""
+
+
+def entry_id(source: bytes, id: str) -> bytes:
+    """What a message is called, of its source's bytes and its ID."""
+    data = id.encode("utf-8", "surrogateescape")
+    if len(data) > MAX_ID:
+        data = data[: MAX_ID - 40] + digest(id)
+    return source + data
 
 
 def position_text(position: int) -> str:
@@ -140,9 +143,9 @@ class Identities:
             scope.number,
             source,
             source_incarnation,
-            _begun(
+            digest(
                 source_incarnation, self._group, scope.generation, f"{source}/{message.partition}"
-            ),
+            )[:8],
         )
         self._owned[topic, message.partition] = found
         return found
@@ -160,10 +163,9 @@ class Identities:
         identity, offset = identity_and_offset(message)
         came_back = owned.source_topic != owned.scope.topic
         if identity is not None and not came_back and "\0" not in identity:
-            begun = owned.begun.copy()  # the usual one, which costs least
-            _go_on(begun, identity)
-            return Entry(begun.digest(), owned.number, position_text(offset), 0, identity)
-        id = message.id if identity is not None or value_id is None else value_id
+            id = entry_id(owned.source, identity)  # the usual one, which costs least
+            return Entry(id, owned.number, position_text(offset), 0)
+        name = message.id if identity is not None or value_id is None else value_id
         headers = message.raw.headers
         generation = message_generation(
             message.header(GENERATION) if came_back else None, owned.assignment
@@ -172,11 +174,10 @@ class Identities:
         if not source:
             source = f"{owned.source_topic}/{_partition(message, came_back)}"
         return Entry(
-            digest(owned.source_incarnation, self._group, generation, source, id),
+            entry_id(digest(owned.source_incarnation, self._group, generation, source)[:8], name),
             owned.number,
             position_text(offset),
             min(redrives_of(headers), MAX_REDRIVES),
-            id,
         )
 
 

@@ -1,7 +1,8 @@
 """The inbox's tables, for PostgreSQL and SQLite, and every statement that is run upon them.
 
 ``streams_inbox``
-    A row for each message that was handled, or given up as dead, by its identity.
+    A row for each message that was handled, or given up as dead, by its identity: eight bytes, and
+    the message ID as it is (``convert_from(substr(id, 9), 'UTF8')``).
 ``streams_inbox_marks``
     A row for each partition of which rows were purged: below its ``mark`` everything was settled,
     and what comes from there is taken for handled.
@@ -67,7 +68,6 @@ CREATE TABLE streams_inbox (
     position numeric(39) NOT NULL,
     redrive integer NOT NULL,
     dead boolean NOT NULL,
-    message_id text NOT NULL,
     handled_at timestamptz NOT NULL DEFAULT now()
 )""",
     "CREATE INDEX streams_inbox_positions ON streams_inbox (scope, position)",
@@ -84,7 +84,7 @@ CREATE TABLE streams_inbox_marks (
 )""",
     """\
 CREATE FUNCTION streams_inbox_take(
-    all_ids text, all_scopes text, all_positions text, all_redrives text, all_names text,
+    all_ids text, all_scopes text, all_positions text, all_redrives text,
     lock_timeout text, idle_timeout text
 ) RETURNS text LANGUAGE plpgsql AS $body$
 DECLARE
@@ -93,7 +93,6 @@ DECLARE
     scopes bigint[] := string_to_array(all_scopes, ',')::bigint[];
     positions numeric[] := string_to_array(all_positions, ',')::numeric[];
     redrives integer[] := string_to_array(all_redrives, ',')::integer[];
-    names text[] := string_to_array(all_names, chr(31));
     total integer := cardinality(ids);
     fresh bytea[];
     purged bytea[];
@@ -104,16 +103,15 @@ BEGIN
     PERFORM set_config('lock_timeout', lock_timeout, true),
         set_config('idle_in_transaction_session_timeout', idle_timeout, true);
     IF total = 1 THEN
-        INSERT INTO streams_inbox (id, scope, position, redrive, dead, message_id)
-        VALUES (ids[1], scopes[1], positions[1], redrives[1], false, names[1])
+        INSERT INTO streams_inbox (id, scope, position, redrive, dead)
+        VALUES (ids[1], scopes[1], positions[1], redrives[1], false)
         ON CONFLICT DO NOTHING;
         IF FOUND THEN fresh := ids; END IF;
     ELSE
         WITH inserted AS (
-            INSERT INTO streams_inbox (id, scope, position, redrive, dead, message_id)
-            SELECT e.id, e.scope, e.position, e.redrive, false, e.name
-            FROM unnest(ids, scopes, positions, redrives, names)
-                AS e (id, scope, position, redrive, name)
+            INSERT INTO streams_inbox (id, scope, position, redrive, dead)
+            SELECT e.id, e.scope, e.position, e.redrive, false
+            FROM unnest(ids, scopes, positions, redrives) AS e (id, scope, position, redrive)
             ORDER BY e.id
             ON CONFLICT DO NOTHING
             RETURNING id
@@ -160,14 +158,14 @@ BEGIN
 END $body$""",
     """\
 CREATE FUNCTION streams_inbox_bury(
-    entry bytea, entry_scope bigint, entry_position text, entry_redrive integer, name text,
+    entry bytea, entry_scope bigint, entry_position text, entry_redrive integer,
     lock_timeout text, idle_timeout text
 ) RETURNS integer LANGUAGE plpgsql AS $body$
 BEGIN
     PERFORM set_config('lock_timeout', lock_timeout, true),
         set_config('idle_in_transaction_session_timeout', idle_timeout, true);
-    INSERT INTO streams_inbox AS i (id, scope, position, redrive, dead, message_id)
-    VALUES (entry, entry_scope, entry_position::numeric, entry_redrive, true, name)
+    INSERT INTO streams_inbox AS i (id, scope, position, redrive, dead)
+    VALUES (entry, entry_scope, entry_position::numeric, entry_redrive, true)
     ON CONFLICT (id) DO UPDATE SET redrive = greatest(i.redrive, excluded.redrive) WHERE i.dead;
     IF NOT FOUND THEN RETURN 1; END IF;
     IF current_setting('transaction_isolation') <> 'read committed' THEN
@@ -193,7 +191,6 @@ CREATE TABLE streams_inbox (
     position TEXT NOT NULL,         -- 39 digits
     redrive INTEGER NOT NULL,
     dead INTEGER NOT NULL,
-    message_id TEXT NOT NULL,
     handled_at REAL NOT NULL        -- seconds since 1970
 ) WITHOUT ROWID""",
     "CREATE INDEX streams_inbox_positions ON streams_inbox (scope, position)",
@@ -271,23 +268,12 @@ def _milliseconds(seconds: float) -> str:
 
 _TAKE = Statement(
     "SELECT streams_inbox_take(CAST($1 AS text), CAST($2 AS text), CAST($3 AS text), "
-    "CAST($4 AS text), CAST($5 AS text), CAST($6 AS text), CAST($7 AS text))"
+    "CAST($4 AS text), CAST($5 AS text), CAST($6 AS text))"
 )
 _BURY = Statement(
     "SELECT streams_inbox_bury(CAST($1 AS bytea), CAST($2 AS bigint), CAST($3 AS text), "
-    "CAST($4 AS integer), CAST($5 AS text), CAST($6 AS text), CAST($7 AS text))"
+    "CAST($4 AS integer), CAST($5 AS text), CAST($6 AS text))"
 )
-
-
-_BETWEEN = "\x1f"
-
-
-def _valid_text(text: str) -> str:
-    """A text as any database takes it (PostgreSQL knows no zero byte, and nobody half a pair), and
-    without what stands between two of them."""
-    if text.isascii() and text.isprintable():
-        return text
-    return text.encode("utf-8", "replace").decode().replace("\0", "?").replace(_BETWEEN, "?")
 
 
 def take(
@@ -304,7 +290,6 @@ def take(
                 ",".join([str(entry.scope) for entry in entries]),
                 ",".join([entry.position for entry in entries]),
                 ",".join([str(entry.redrive) for entry in entries]),
-                _BETWEEN.join([_valid_text(entry.name) for entry in entries]),
                 _milliseconds(timeouts.lock), _milliseconds(timeouts.idle),
             )
         )  # fmt: skip
@@ -334,9 +319,9 @@ def _take_in_sqlite(entry: Entry) -> Steps[Verdict]:
     if is_below_mark:
         return Verdict.PURGED
     yield Statement(
-        "INSERT OR REPLACE INTO streams_inbox VALUES ($1, $2, $3, $4, 0, $5, "
+        "INSERT OR REPLACE INTO streams_inbox VALUES ($1, $2, $3, $4, 0, "
         "(julianday('now') - 2440587.5) * 86400)",
-        (entry.id, entry.scope, entry.position, entry.redrive, _valid_text(entry.name)),
+        (entry.id, entry.scope, entry.position, entry.redrive),
     )
     return Verdict.NEW
 
@@ -346,11 +331,10 @@ def bury(dialect: DialectName, entry: Entry, timeouts: Timeouts) -> Steps[Verdic
 
     :returns: DEAD, or why it is not: HANDLED or PURGED.
     """
-    name = _valid_text(entry.name)
     if dialect == "postgresql":
         rows = yield _BURY._replace(
             parameters=(
-                *entry[:4], name, _milliseconds(timeouts.lock), _milliseconds(timeouts.idle)
+                *entry, _milliseconds(timeouts.lock), _milliseconds(timeouts.idle)
             )
         )  # fmt: skip
         return Verdict(rows[0][0])

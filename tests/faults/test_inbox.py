@@ -310,7 +310,12 @@ def missing(books: Books, keys: dict[int, str]) -> str:
     rows = books.select("SELECT generation, value FROM effects")
     last = max(row[0] for row in rows)
     found = {value for generation, value in rows if generation == last}
-    inbox = books.select("SELECT message_id, redrive, dead, scope, position FROM streams_inbox")
+    inbox = [
+        (bytes(id[8:]).decode(), *rest)
+        for id, *rest in books.select(
+            "SELECT id, redrive, dead, scope, position FROM streams_inbox"
+        )
+    ]
     lost = {f"m{number}" for number in keys if number not in found}
     of_them = [row for row in inbox if row[0] in lost]
     return f"{len(lost)} missing of {last}: {sorted(lost)[:20]}: {of_them[:20]}"

@@ -19,7 +19,7 @@ from streams.databases.psycopg_database import Psycopg
 from streams.databases.sqlite_database import Sqlite
 from streams.errors import ConfigError
 from streams.inbox import ddl
-from streams.inbox.identity import Entry, Scope, digest, position_text
+from streams.inbox.identity import Entry, Scope, entry_id, position_text
 from streams.inbox.tables import (
     Pending,
     Timeouts,
@@ -42,7 +42,8 @@ HASTY = Timeouts(lock=0.2, idle=60.0)
 
 
 def entry(number: int, redrive: int = 0) -> Entry:
-    return Entry(digest(number), SCOPE.number, position_text(number), redrive, f"m{number}")
+    id = entry_id(b"sourceid", f"m{number}")
+    return Entry(id, SCOPE.number, position_text(number), redrive)
 
 
 class Tables:
