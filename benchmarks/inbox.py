@@ -52,8 +52,9 @@ def _server() -> str:
 def _database() -> str:
     """A new database with accounts; the DSN."""
     name = f"bench_{uuid4().hex[:12]}"
+    create: Any = f"CREATE DATABASE {name}"
     with psycopg.connect(_server(), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
+        connection.execute(create)
     dsn = _server().rpartition("/")[0] + f"/{name}"
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("CREATE TABLE accounts (id text PRIMARY KEY, cents bigint NOT NULL)")

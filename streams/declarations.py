@@ -50,7 +50,7 @@ R = TypeVar("R")
 A = TypeVar("A")
 B = TypeVar("B", default=Never)
 C = TypeVar("C", default=Never)
-X = TypeVar("X")  # what message.transaction is
+X = TypeVar("X", default=Any)  # what message.transaction is
 O = TypeVar("O", default=Any)  # noqa: E741 - what a topic given as to= takes
 
 NO_TOPIC: Source[Never] = cast(Any, None)
