@@ -12,11 +12,13 @@ from accepted_transactions import (
     file,
     orders,
     plain,
+    sessions,
 )
 from psycopg import AsyncConnection, Connection
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from streams import Message, Psycopg, SQLAlchemy, Sqlite, Transaction
+from streams import AsyncPsycopg, Message, Psycopg, SQLAlchemy, Sqlite, Transaction
 
 
 @app.processor(orders, group="a", transaction=plain)
@@ -40,12 +42,29 @@ def without(order: Order, message: Message[Order, sqlite3.Connection]) -> None: 
 
 
 @app.processor(orders, group="f", transaction=asynchronous, batch=10)
-async def batch(
-    values: list[Order], messages: list[Message[Order, Connection]]
-) -> None: ...  # error
+async def batch(orders: list[Order], them: list[Message[Order, Connection]]) -> None: ...  # error
+
+
+@app.processor(orders, group="h", transaction=plain, batch=10)
+def one(order: Order, message: Message[Order, Connection]) -> None: ...  # error
+
+
+@app.processor(orders, group="i", transaction=plain)
+def several(values: list[Order], messages: list[Message[Order, Connection]]) -> None: ...  # error
+
+
+@app.processor(orders, group="j", transaction=plain)
+def another_value(value: str, message: Message[str, Connection]) -> None: ...  # error
+
+
+@app.processor(orders, group="k", transaction=sessions)
+def async_one(order: Order, message: Message[Order, AsyncSession]) -> None: ...  # error
 
 
 app.processor(orders, group="g", transaction="postgresql://")  # error
+app.processor(orders, group="l", transaction=Psycopg)  # error
 Psycopg(1)  # error
+AsyncPsycopg(None)  # error
 Sqlite(1)  # error
 SQLAlchemy("postgresql://")  # error
+SQLAlchemy(sessions)  # error
