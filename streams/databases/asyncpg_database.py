@@ -124,6 +124,9 @@ class Asyncpg(Database["Connection"]):
             import asyncpg
         except ImportError:
             return Failure.FAULT
+        if isinstance(error, asyncpg.InternalClientError):
+            # What a connection may say that is lost in the middle of something: another one will do.
+            return Failure.CONFLICT
         if isinstance(error, asyncpg.PostgresError):
             return failure_of_state(getattr(error, "sqlstate", None))
         if isinstance(error, (asyncpg.InterfaceError, OSError, TimeoutError)):

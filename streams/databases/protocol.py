@@ -291,9 +291,17 @@ _IN_ERROR = 3
 """libpq's PQTRANS_INERROR, for psycopg and psycopg2 alike."""
 
 
+_PACKAGES = {
+    "psycopg": "'psycopg[binary,pool]'",
+    "asyncpg": "asyncpg",
+    "sqlalchemy": "'sqlalchemy[asyncio]'",
+    "django": "django",
+}
+
+
 def import_error(name: str, extra: str, error: ImportError) -> ConfigError:
     """The error for a driver that is not installed."""
     return ConfigError(
-        f"{name} needs a package that is not installed ({error.name}): "
-        f"pip install 'streams-toolkit[{extra}]'"
+        f"{name} needs a package that is not installed ({error.name}; the extra {extra}): "
+        f"pip install {_PACKAGES[extra]}"
     )
