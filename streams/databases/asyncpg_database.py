@@ -125,7 +125,7 @@ class Asyncpg(Database["Connection"]):
         except ImportError:
             return Failure.FAULT
         if isinstance(error, asyncpg.InternalClientError):
-            # What a connection may say that is lost in the middle of something: another one will do.
+            # What a connection may say that is lost in the middle of something: try another.
             return Failure.CONFLICT
         if isinstance(error, asyncpg.PostgresError):
             return failure_of_state(getattr(error, "sqlstate", None))
