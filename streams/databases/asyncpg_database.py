@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CLOSE_TIMEOUT = 10.0
 """Seconds for connections to be given back and closed."""
 
-POOL_TIMEOUT = 10.0
+POOL_TIMEOUT = 5.0
 """Seconds that a transaction waits for a connection of the pool."""
 
 

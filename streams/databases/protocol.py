@@ -150,6 +150,8 @@ class Database(ABC, Generic[C_co]):
         self.keep = float(keep)
         self.create = create
         self.name = type(self).__name__
+        self._reserved = 0
+        self._users = 0
 
     def __repr__(self) -> str:
         return f"<{self.name}>"
@@ -170,6 +172,44 @@ class Database(ABC, Generic[C_co]):
     @abstractmethod
     def classify(self, error: BaseException) -> Failure:
         """What an error means."""
+
+    # Several processors may share one: it is opened by the first and closed by the last.
+
+    def reserve(self, connections: int) -> None:
+        """Somebody will use so many transactions at once."""
+        self._reserved += connections
+
+    def enter(self) -> None:
+        """Open it, unless it is; of a plain one."""
+        self._users += 1
+        if self._users == 1:
+            try:
+                self.open(self._reserved)
+            except BaseException:
+                self._users = 0
+                raise
+
+    def leave(self) -> None:
+        """Close it, if nobody else uses it."""
+        self._users -= 1
+        if not self._users:
+            self.close()
+
+    async def enter_async(self) -> None:
+        """As :meth:`enter`, of an async one."""
+        self._users += 1
+        if self._users == 1:
+            try:
+                await self.open_async(self._reserved)
+            except BaseException:
+                self._users = 0
+                raise
+
+    async def leave_async(self) -> None:
+        """As :meth:`leave`."""
+        self._users -= 1
+        if not self._users:
+            await self.close_async()
 
     # A plain database has the first three, an async one the others. One class, because SQLAlchemy
     # is either, by what it is given.

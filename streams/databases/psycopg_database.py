@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 C_co = TypeVar("C_co", covariant=True)
 
-POOL_TIMEOUT = 10.0
+POOL_TIMEOUT = 5.0
 """Seconds that a transaction waits for a connection of the pool."""
 
 

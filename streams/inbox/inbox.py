@@ -80,7 +80,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         self.stats = InboxStats()
         self._connection = connection
         self._processor = processor
-        self._concurrency = processor.options.concurrency
+        database.reserve(processor.options.concurrency + 2)  # for dead letters, and to purge
         names = DeadLetters()
         sources = {names.retry(each, processor.group): each for each in processor.topics}
         self.identities = Identities(
@@ -103,15 +103,15 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
     async def __aenter__(self) -> Inbox:
         self._check_file()
         if self.database.asynchronous:
-            await self.database.open_async(self._concurrency + 2)
+            await self.database.enter_async()
         else:
-            await asyncio.to_thread(self.database.open, self._concurrency + 2)
+            await asyncio.to_thread(self.database.enter)
         self._opened = True
         return self
 
     @override
     async def __aexit__(self, *_: object) -> None:
-        self._housekeeping()
+        await asyncio.to_thread(self._housekeeping)
         self._housekeeping = lambda: None
         tasks = list(self._tasks)
         for task in tasks:
@@ -124,9 +124,9 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         opened, self._opened, self._ready = self._opened, False, False
         if opened:
             if self.database.asynchronous:
-                await self.database.close_async()
+                await self.database.leave_async()
             else:
-                await asyncio.to_thread(self.database.close)
+                await asyncio.to_thread(self.database.leave)
 
     def _check_file(self) -> None:
         """:raises ConfigError: its database is the log's own file."""
@@ -279,7 +279,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
                 return
             if not self._opened:  # it was declared on an app that was entered already
                 self._check_file()
-                self.database.open(self._concurrency + 2)
+                self.database.enter()
                 self._opened = True
             found = self._in_session(find_version)
             if found is None and self.database.create:
@@ -311,7 +311,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
                 return
             if not self._opened:
                 self._check_file()
-                await self.database.open_async(self._concurrency + 2)
+                await self.database.enter_async()
                 self._opened = True
             found = await self._in_session_async(find_version)
             if found is None and self.database.create:

@@ -183,9 +183,11 @@ END $body$""",
     "INSERT INTO streams_inbox_schema VALUES (1)",
 )
 
+# A driver may run each of these in a transaction of its own, beside another process's: so each does
+# nothing where it was done.
 _SQLITE = (
     """\
-CREATE TABLE streams_inbox (
+CREATE TABLE IF NOT EXISTS streams_inbox (
     id BLOB PRIMARY KEY,
     scope INTEGER NOT NULL,
     position TEXT NOT NULL,         -- 39 digits
@@ -193,9 +195,9 @@ CREATE TABLE streams_inbox (
     dead INTEGER NOT NULL,
     handled_at REAL NOT NULL        -- seconds since 1970
 ) WITHOUT ROWID""",
-    "CREATE INDEX streams_inbox_positions ON streams_inbox (scope, position)",
+    "CREATE INDEX IF NOT EXISTS streams_inbox_positions ON streams_inbox (scope, position)",
     """\
-CREATE TABLE streams_inbox_marks (
+CREATE TABLE IF NOT EXISTS streams_inbox_marks (
     scope INTEGER PRIMARY KEY,
     incarnation TEXT NOT NULL,
     group_name TEXT NOT NULL,
@@ -204,8 +206,9 @@ CREATE TABLE streams_inbox_marks (
     partition INTEGER NOT NULL,
     mark TEXT NOT NULL
 )""",
-    "CREATE TABLE streams_inbox_schema (version INTEGER NOT NULL)",
-    "INSERT INTO streams_inbox_schema VALUES (1)",
+    "CREATE TABLE IF NOT EXISTS streams_inbox_schema (version INTEGER NOT NULL)",
+    "INSERT INTO streams_inbox_schema SELECT 1 "
+    "WHERE NOT EXISTS (SELECT 1 FROM streams_inbox_schema)",
 )
 
 _TABLES: dict[DialectName, tuple[str, ...]] = {"postgresql": _POSTGRESQL, "sqlite": _SQLITE}

@@ -222,3 +222,23 @@ async def test_an_error_that_the_handler_swallows_fails_the_message(
         (letter,) = await h.dead(topic, "g")
     assert place.effects() == {}
     assert "SwallowedError" in letter.headers["__streams.errors.exception"]
+
+
+async def test_processors_that_share_a_database(kind: Kind, place: Place) -> None:
+    app = Streams(url())
+    database = kind.make(place.place)
+    topic = app.topic("numbers", int)
+    for group in ("one", "two"):
+
+        def key(message: Message[Any], group: str = group) -> str:
+            return f"{group}-{message.id}"
+
+        app.processor(topic, group=group, concurrency=4, transaction=database)(
+            kind.handler(nothing, key)
+        )
+    for generation in range(2):  # it is opened again with the app
+        async with harness(app) as h:
+            for number in range(5):
+                await topic.publish(number, id=f"{generation}-m{number}")
+            await h.settled()
+    assert len(place.effects()) == 20
