@@ -207,8 +207,9 @@ CREATE TABLE IF NOT EXISTS streams_inbox_marks (
     mark TEXT NOT NULL
 )""",
     "CREATE TABLE IF NOT EXISTS streams_inbox_schema (version INTEGER NOT NULL)",
-    "INSERT INTO streams_inbox_schema SELECT 1 "
-    "WHERE NOT EXISTS (SELECT 1 FROM streams_inbox_schema)",
+    """\
+INSERT INTO streams_inbox_schema
+SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM streams_inbox_schema)""",
 )
 
 _TABLES: dict[DialectName, tuple[str, ...]] = {"postgresql": _POSTGRESQL, "sqlite": _SQLITE}
