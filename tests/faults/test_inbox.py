@@ -237,7 +237,8 @@ def test_each_effect_exactly_once_in_each_generation(
         victim.send_signal(signal.SIGSTOP)
         frozen = asyncio.run(_sleep(place.lease + 1.5))
         assert frozen is None
-        if before < size.messages - 200:
+        # One that is frozen inside a transaction of a SQLite file holds everybody up.
+        if before < size.messages - 200 and "sqlite" not in (log, kind):
             until(lambda: marks() > purged or books.count() >= size.messages or None, 60, "purged")
         victim.send_signal(signal.SIGCONT)
 
