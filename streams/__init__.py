@@ -82,6 +82,9 @@ if TYPE_CHECKING:
     from streams.message import Position as Position
     from streams.message import Raw as Raw
     from streams.message import Transaction as Transaction
+    from streams.outbox import Outbox as Outbox
+    from streams.outbox import OutboxHealth as OutboxHealth
+    from streams.outbox import OutboxStats as OutboxStats
     from streams.patterns import *  # noqa: F403 - all of its names
     from streams.processor import Processor as Processor
     from streams.topic import Topic as Topic
@@ -111,6 +114,7 @@ else:
             "streams.health": "Health ProcessorHealth ProcessorStats Stats",
             "streams.json_logs": "JsonFormatter",
             "streams.message": "Message Position Raw Transaction",
+            "streams.outbox": "Outbox OutboxHealth OutboxStats",
             "streams.patterns": (
                 "BackpressureController ChoreographySaga ClaimLost ClosedKey ClosedKeys "
                 "ConsumerConfig ContextConflict DeadLetter DeadLetterManager DeduplicatedConsumer "

@@ -172,6 +172,7 @@ class Streams(Declarations):
             {name: each.stats() for name, each in list(self.views.items())},
             {name: each.stats() for name, each in list(self.managers.items())},
             {each.name: each.inbox.stats for each in list(self.processors) if each.inbox},
+            {name: each.stats() for name, each in list(self.outboxes.items())},
         )
 
     def health(self) -> Health:
@@ -181,7 +182,8 @@ class Streams(Declarations):
         found = {each.name: each.health() for each in known}
         aggregates = {name: each.health() for name, each in list(self.aggregates.items())}
         views = {name: each.health() for name, each in list(self.views.items())}
-        return Health(runtime.is_open, found, runtime.stopping, aggregates, views)
+        outboxes = {name: each.health() for name, each in list(self.outboxes.items())}
+        return Health(runtime.is_open, found, runtime.stopping, aggregates, views, outboxes)
 
     async def failed(self) -> ProcessorDied:
         """Wait until a processor dies, and return why: what ``async with app`` raises at its end.
@@ -284,7 +286,7 @@ class Streams(Declarations):
         :raises StreamsError: a fatal error; its cause is :class:`~streams.errors.MemberFenced`
             where another process has taken this static member's name.
         """
-        if not self.processors and self.lifespan is None:
+        if not self.processors and not self.services and self.lifespan is None:
             raise ConfigError("nothing to run: declare a processor with @app.processor(...)")
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(self._run())

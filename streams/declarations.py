@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from itertools import chain, count
@@ -30,7 +30,12 @@ from streams.handler_types import (
     ProcessorDecorator,
     PublishingDecorator,
 )
-from streams.health import ReportingAggregate, ReportingManager, ReportingView
+from streams.health import (
+    ReportingAggregate,
+    ReportingManager,
+    ReportingOutbox,
+    ReportingView,
+)
 from streams.inbox.inbox import Inbox
 from streams.log.names import check_member
 from streams.log.protocol import Log, OpenMode
@@ -59,6 +64,8 @@ NO_TOPIC: Source[Never] = cast(Any, None)
 logger = get_logger("streams")
 
 AnyLifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
+
+Service = Callable[[], Coroutine[Any, Any, None]]
 
 
 def _check_cloudevents(where: str, value: object) -> CloudEvents:
@@ -116,6 +123,10 @@ class Declarations(ABC):
         """Declared versions of views, by the names of their groups."""
         self.managers: dict[str, ReportingManager] = {}
         """Declared process managers by name."""
+        self.outboxes: dict[str, ReportingOutbox] = {}
+        """Declared outboxes by the names of their tables."""
+        self.services: list[Service] = []
+        """What runs beside the processors."""
         self.declarations_closed = False
         """It is entered, past the point where processors can be declared."""
         self.timing_enabled = False
@@ -261,6 +272,13 @@ class Declarations(ABC):
         all processors have ended. One that is added to an entered app is only left.
         """
         self.resources.append(resource)
+
+    def add_service(self, service: Service) -> None:
+        """Have something run beside the processors, where they run: from when they have started
+        until the app stops, which cancels it. It must not raise: what goes wrong it logs, and tries
+        again.
+        """
+        self.services.append(service)
 
     # With and without batch= and to=, for up to three topics and for more. One that is not given
     # adds nothing to the union: ``A | Never`` is A.

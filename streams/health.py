@@ -210,6 +210,63 @@ class ReportingManager(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class OutboxStats:
+    """Figures of an outbox.
+
+    :param relayed: rows that this process took to the log since it began.
+    :param failures: rows that it could not publish; each attempt counts.
+    :param outages: times that its connection to the database failed.
+    :param buckets: of keys that it owns; 0 where it relays nothing.
+    :param depth: rows that are to be relayed, by whom ever, as of a few seconds ago; those beyond
+        100,000 are not counted. None: this process does not relay, or does not know.
+    :param oldest: seconds since the first of them was written.
+    :param failed: rows that could not be published.
+    :param waiting: rows behind those, of the same keys.
+    """
+
+    relayed: int = 0
+    failures: int = 0
+    outages: int = 0
+    buckets: int = 0
+    depth: int | None = None
+    oldest: float | None = None
+    failed: int | None = None
+    waiting: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxHealth:
+    """How the relay of an outbox is in this process.
+
+    :param running: it relays, or waits for an outage's end.
+    :param error: what the database did not answer for, in one line; None: it answers.
+    :param failed: rows that could not be published and wait for somebody to look at them. The
+        others go on, and a restart would not help, so it makes nothing unready.
+    """
+
+    running: bool
+    error: str | None = None
+    failed: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Nothing needs a person's attention."""
+        return self.error is None and not self.failed
+
+
+class ReportingOutbox(Protocol):
+    """An outbox, as the app asks it how it is."""
+
+    def stats(self) -> OutboxStats:
+        """Figures of this moment (any thread)."""
+        ...
+
+    def health(self) -> OutboxHealth:
+        """How its relay is (any thread)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """Figures of an app.
 
@@ -219,6 +276,7 @@ class Stats:
     :param views: versions of views, by the names of their groups.
     :param managers: process managers, by name.
     :param inboxes: of the processors with ``transaction=``, by processor name.
+    :param outboxes: by the names of their tables.
     """
 
     processors: Mapping[str, ProcessorStats]
@@ -227,6 +285,7 @@ class Stats:
     views: Mapping[str, ViewStats] = field(default_factory=dict)
     managers: Mapping[str, ManagerStats] = field(default_factory=dict)
     inboxes: Mapping[str, InboxStats] = field(default_factory=dict)
+    outboxes: Mapping[str, OutboxStats] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,6 +426,7 @@ class Health:
     :param stopping: it is on its way out and takes in nothing more.
     :param aggregates: by aggregate name.
     :param views: versions of views, by the names of their groups.
+    :param outboxes: by the names of their tables.
     """
 
     connected: bool
@@ -374,6 +434,7 @@ class Health:
     stopping: bool = False
     aggregates: Mapping[str, AggregateHealth] = field(default_factory=dict)
     views: Mapping[str, ViewHealth] = field(default_factory=dict)
+    outboxes: Mapping[str, OutboxHealth] = field(default_factory=dict)
 
     @property
     def live(self) -> bool:
@@ -418,16 +479,22 @@ class Health:
                 name: asdict(each) | {"waiting": len(each.waiting)}
                 for name, each in self.views.items()
             }
+        if self.outboxes:
+            found["outboxes"] = {
+                name: asdict(each) | {"error": each.error and each.error.partition(":")[0]}
+                for name, each in self.outboxes.items()
+            }
         return found
 
     @property
     def ok(self) -> bool:
-        """The app is connected, and every processor, aggregate and view is well."""
+        """The app is connected, and every processor, aggregate, view and outbox is well."""
         return (
             self.connected
             and all(each.ok for each in self.processors.values())
             and all(each.ok for each in self.aggregates.values())
             and all(each.ok for each in self.views.values())
+            and all(each.ok for each in self.outboxes.values())
         )
 
 

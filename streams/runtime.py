@@ -137,6 +137,8 @@ class Runtime:
                     await self._wait_until_available(ensure_topics)
                 for processor in processors:
                     self._start_poller(processor)
+                for service in app.services:
+                    _ = self.spawn(service())
         except BaseException:
             self.stopping = True  # what ends from here on ends because of this error
             try:

@@ -284,18 +284,26 @@ class Harness:
 
 @asynccontextmanager
 async def harness(
-    app: Streams, *, clock: ClockProtocol | None = None, url: str = "memory://"
+    app: Streams,
+    *,
+    clock: ClockProtocol | None = None,
+    url: str = "memory://",
+    relay: bool = False,
 ) -> AsyncIterator[Harness]:
     """Run an app in a test, on a private in-memory log, whatever its URL says.
 
     :param clock: a :class:`Clock` that the test controls; real time if not given.
     :param url: another log to run on.
+    :param relay: also take what is in the app's outboxes to that log, and delete it there: only
+        where their databases are the test's own.
     """
-    before = app.given_url, app.clock
+    before = app.given_url, app.clock, app.services
     app.given_url = url
+    if not relay:
+        app.services = []
     app.clock = SYSTEM if clock is None else clock
     try:
         async with app:
             yield Harness(app, app.clock)
     finally:
-        app.given_url, app.clock = before
+        app.given_url, app.clock, app.services = before

@@ -1,0 +1,253 @@
+"""Running a statement on a connection of the user's, inside the transaction that is open there.
+
+Whatever library it is of, a connection is taken as it comes; nothing is begun, committed or rolled
+back. The library that the caller uses is imported already, so none is imported here.
+
+A connection that would commit each statement by itself is refused: a row written there would be
+published whatever becomes of the caller's work.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple
+
+from streams.errors import ConfigError
+from streams.outbox.tables import Vendor, numbered, percent
+
+Parameters = Mapping[str, Any]
+
+KNOWN = (
+    "psycopg, asyncpg, SQLAlchemy (connection or session), Django (django.db.connection), sqlite3, "
+    "aiosqlite or psycopg2"
+)
+
+_WHERE = "outbox: connection="
+
+
+class PlainConnection(NamedTuple):
+    """A connection whose statements block.
+
+    :param execute: runs one statement; the first row that it returns, if it returns any.
+    """
+
+    vendor: Vendor
+    execute: Callable[[str, Parameters], Any]
+
+
+class AsyncConnection(NamedTuple):
+    """A connection whose statements are awaited.
+
+    :param execute: runs one statement; the first row that it returns, if it returns any.
+    """
+
+    vendor: Vendor
+    execute: Callable[[str, Parameters], Awaitable[Any]]
+
+
+def connection_of(given: Any) -> PlainConnection | AsyncConnection:
+    """A connection, session or cursor of one of the libraries that are known here.
+
+    :raises ConfigError: it is none, or no transaction is open there.
+    """
+    for library, adapt in _ADAPTERS.items():
+        module = sys.modules.get(library)
+        found = None if module is None else adapt(module, given)
+        if found is not None:
+            return found
+    raise ConfigError(f"{_WHERE}{type(given).__name__}: none of {KNOWN}")
+
+
+def _no_transaction(advice: str) -> ConfigError:
+    return ConfigError(
+        f"{_WHERE}...: no transaction is open there, so the row would be published whatever "
+        f"becomes of your work: {advice}"
+    )
+
+
+# -- psycopg
+
+
+def _psycopg(psycopg: Any, given: Any) -> PlainConnection | AsyncConnection | None:
+    cursors = (psycopg.AsyncCursor, psycopg.Cursor)
+    connection = given.connection if isinstance(given, cursors) else given
+    if isinstance(connection, psycopg.AsyncConnection):
+        _check_psycopg(connection)
+
+        async def execute(sql: str, parameters: Parameters) -> Any:
+            cursor = await connection.execute(percent(sql), parameters)
+            return await cursor.fetchone() if cursor.description else None
+
+        return AsyncConnection("postgresql", execute)
+    if not isinstance(connection, psycopg.Connection):
+        return None
+    _check_psycopg(connection)
+
+    def execute_plain(sql: str, parameters: Parameters) -> Any:
+        cursor = connection.execute(percent(sql), parameters)
+        return cursor.fetchone() if cursor.description else None
+
+    return PlainConnection("postgresql", execute_plain)
+
+
+def _check_psycopg(connection: Any) -> None:
+    if connection.autocommit and connection.info.transaction_status == 0:
+        raise _no_transaction("write `async with connection.transaction():` (plain: `with`)")
+
+
+# -- asyncpg
+
+
+def _asyncpg(asyncpg: Any, given: Any) -> AsyncConnection | None:
+    if not isinstance(given, (asyncpg.Connection, asyncpg.pool.PoolConnectionProxy)):
+        return None
+    if not given.is_in_transaction():
+        raise _no_transaction("write `async with connection.transaction():`")
+
+    async def execute(sql: str, parameters: Parameters) -> Any:
+        sql, names = numbered(sql)
+        return await given.fetchrow(sql, *(parameters[name] for name in names))
+
+    return AsyncConnection("postgresql", execute)
+
+
+# -- SQLAlchemy
+
+
+def _sqlalchemy(sqlalchemy: Any, given: Any) -> PlainConnection | AsyncConnection | None:
+    orm = sys.modules.get("sqlalchemy.orm")
+    asyncio = sys.modules.get("sqlalchemy.ext.asyncio")
+    text = sqlalchemy.text
+    if asyncio is not None and isinstance(
+        given, (asyncio.AsyncConnection, asyncio.AsyncSession, asyncio.async_scoped_session)
+    ):
+        inner = getattr(given, "sync_connection", None) or given
+        vendor = _sqlalchemy_vendor(inner)
+
+        async def execute(sql: str, parameters: Parameters) -> Any:
+            result = await given.execute(text(sql), dict(parameters))
+            return result.first() if result.returns_rows else None
+
+        return AsyncConnection(vendor, execute)
+    plain: tuple[Any, ...] = (sqlalchemy.Connection,)
+    if orm is not None:
+        plain = (*plain, orm.Session, orm.scoped_session)
+    if not isinstance(given, plain):
+        return None
+    vendor = _sqlalchemy_vendor(given)
+
+    def execute_plain(sql: str, parameters: Parameters) -> Any:
+        result = given.execute(text(sql), dict(parameters))
+        return result.first() if result.returns_rows else None
+
+    return PlainConnection(vendor, execute_plain)
+
+
+def _sqlalchemy_vendor(given: Any) -> Vendor:
+    """The database of a connection or session, which must not commit by itself."""
+    bind = given if hasattr(given, "dialect") else given.get_bind()
+    options = {**bind.get_execution_options()} if hasattr(bind, "get_execution_options") else {}
+    if options.get("isolation_level") == "AUTOCOMMIT":
+        raise _no_transaction("give a connection without isolation_level='AUTOCOMMIT'")
+    name = bind.dialect.name
+    if name == "postgresql":
+        return "postgresql"
+    if name == "sqlite":
+        return "sqlite"
+    raise ConfigError(f"{_WHERE}...: an outbox is on PostgreSQL or SQLite, not on {name}")
+
+
+# -- Django
+
+
+def _django(django: Any, given: Any) -> PlainConnection | None:
+    base = sys.modules.get("django.db.backends.base.base")
+    if base is None:
+        return None
+    proxy = sys.modules["django.utils.connection"].ConnectionProxy
+    if not isinstance(given, (proxy, base.BaseDatabaseWrapper)):
+        return None
+    if not (given.in_atomic_block or not given.get_autocommit()):
+        raise _no_transaction("write `with transaction.atomic():`")
+    return django_connection(given)
+
+
+def django_connection(connection: Any) -> PlainConnection:
+    """A connection of Django's, whether a transaction is open there or not."""
+    name = connection.vendor
+    if name not in ("postgresql", "sqlite"):
+        raise ConfigError(f"{_WHERE}...: an outbox is on PostgreSQL or SQLite, not on {name}")
+
+    def execute(sql: str, parameters: Parameters) -> Any:
+        with connection.cursor() as cursor:
+            cursor.execute(percent(sql), dict(parameters))
+            return cursor.fetchone() if cursor.description else None
+
+    return PlainConnection("postgresql" if name == "postgresql" else "sqlite", execute)
+
+
+# -- SQLite
+
+
+def _sqlite3(sqlite3: Any, given: Any) -> PlainConnection | None:
+    connection = given.connection if isinstance(given, sqlite3.Cursor) else given
+    if not isinstance(connection, sqlite3.Connection):
+        return None
+    _check_sqlite(connection)
+
+    def execute(sql: str, parameters: Parameters) -> Any:
+        cursor = connection.execute(sql, parameters)
+        return cursor.fetchone() if cursor.description else None
+
+    return PlainConnection("sqlite", execute)
+
+
+def _aiosqlite(aiosqlite: Any, given: Any) -> AsyncConnection | None:
+    if not isinstance(given, aiosqlite.Connection):
+        return None
+    _check_sqlite(given)
+
+    async def execute(sql: str, parameters: Parameters) -> Any:
+        async with given.execute(sql, parameters) as cursor:
+            return await cursor.fetchone() if cursor.description else None
+
+    return AsyncConnection("sqlite", execute)
+
+
+def _check_sqlite(connection: Any) -> None:
+    """``isolation_level=None`` commits each statement; of Python 3.12's ``autocommit``, True."""
+    by_itself = getattr(connection, "autocommit", -1)
+    commits = by_itself is True or (by_itself == -1 and connection.isolation_level is None)
+    if commits and not connection.in_transaction:
+        raise _no_transaction("run BEGIN first, or leave isolation_level as it is")
+
+
+# -- psycopg2
+
+
+def _psycopg2(psycopg2: Any, given: Any) -> PlainConnection | None:
+    cursor = isinstance(given, psycopg2.extensions.cursor)
+    connection = given.connection if cursor else given
+    if not isinstance(connection, psycopg2.extensions.connection):
+        return None
+    if connection.autocommit:
+        raise _no_transaction("leave autocommit off")
+
+    def execute(sql: str, parameters: Parameters) -> Any:
+        with connection.cursor() as cursor:
+            cursor.execute(percent(sql), dict(parameters))
+            return cursor.fetchone() if cursor.description else None
+
+    return PlainConnection("postgresql", execute)
+
+
+_ADAPTERS: Mapping[str, Callable[[Any, Any], PlainConnection | AsyncConnection | None]] = {
+    "psycopg": _psycopg,
+    "asyncpg": _asyncpg,
+    "sqlalchemy": _sqlalchemy,
+    "django": _django,
+    "sqlite3": _sqlite3,
+    "aiosqlite": _aiosqlite,
+    "psycopg2": _psycopg2,
+}

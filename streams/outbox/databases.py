@@ -1,0 +1,564 @@
+"""A relay's own connections to the database: PostgreSQL by psycopg or asyncpg, SQLite by sqlite3.
+
+A relay runs statements one after the other on one connection, and has another by which the database
+wakes it: PostgreSQL's ``LISTEN``, and on SQLite a look at ``PRAGMA data_version`` every few
+milliseconds. Errors of a driver become :class:`~streams.errors.Unavailable` where another attempt
+may succeed, else :class:`~streams.errors.LogError`, here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, closing, suppress
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import unquote, urlsplit
+
+from typing_extensions import override
+
+from streams.errors import ConfigError, LogError, Unavailable
+from streams.outbox.tables import (
+    ROW_BYTES,
+    Dialect,
+    PostgresDialect,
+    Row,
+    SqliteDialect,
+    Tables,
+    numbered,
+    percent,
+)
+from streams.text import one_line
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+Parameters = Mapping[str, Any]
+NO_PARAMETERS: Parameters = {}
+
+SIZE = Row._fields.index("size")
+
+LOOK_EVERY = 0.005
+"""Seconds between two looks whether a SQLite file has changed."""
+
+FORMS = "postgresql://user@host/database, or sqlite:///file.db"
+
+
+class Database(ABC):
+    """One connection, or none yet. Statements run one at a time; whoever calls waits its turn."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+        """What it is, without secrets."""
+        self._turn = asyncio.Lock()
+
+    @property
+    @abstractmethod
+    def dialect(self) -> Dialect:
+        """Its statements."""
+
+    @abstractmethod
+    async def connect(self, lease: float) -> None:
+        """Connect.
+
+        :param lease: seconds after which a transaction that stands still is given up.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Close what is open."""
+
+    @abstractmethod
+    async def _execute(self, sql: str, parameters: Parameters) -> list[Any]: ...
+
+    async def execute(self, sql: str, parameters: Parameters = NO_PARAMETERS) -> list[Any]:
+        """The rows of one statement, which is committed."""
+        async with self._turn:
+            return await self._execute(sql, parameters)
+
+    async def fetch(self, parameters: Parameters) -> list[Any]:
+        """The rows of :meth:`~streams.outbox.tables.Dialect.fetch`."""
+        return await self.execute(self.dialect.fetch(), parameters)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """Several statements that are committed together."""
+        async with self._turn:
+            await self._execute(self.begin, NO_PARAMETERS)
+            try:
+                yield Transaction(self._execute)
+            except BaseException:
+                with suppress(LogError):
+                    await asyncio.shield(self._execute("ROLLBACK", NO_PARAMETERS))
+                raise
+            await self._execute("COMMIT", NO_PARAMETERS)
+
+    begin = "BEGIN"
+
+    @abstractmethod
+    async def listen(self, wake: Callable[[], None]) -> None:
+        """Call ``wake`` whenever something was written; until it fails or is cancelled."""
+
+    async def create_tables(self) -> None:
+        """Create the tables where they are missing.
+
+        :raises LogError: that is not allowed.
+        """
+        if await self.has_tables():
+            return
+        async with self.transaction() as transaction:
+            await self.lock_relays(transaction)
+            for statement in self.dialect.schema():
+                await transaction.execute(statement)
+            for bucket in range(self.dialect.bucket_count):
+                await transaction.execute(self.dialect.add_bucket(), {"bucket": bucket})
+
+    @abstractmethod
+    async def has_tables(self) -> bool:
+        """Whether all tables are there."""
+
+    @abstractmethod
+    async def lock_relays(self, transaction: Transaction) -> None:
+        """No other relay creates tables, or changes who owns what, until the transaction ends."""
+
+    @abstractmethod
+    async def take_lock(self, number: int) -> None:
+        """Hold a lock for as long as this lives, by which others see that it does."""
+
+    @abstractmethod
+    async def is_gone(self, transaction: Transaction, number: int) -> bool:
+        """Whether what holds this lock has certainly ended."""
+
+
+class Transaction:
+    """Statements in a transaction."""
+
+    def __init__(self, execute: Callable[[str, Parameters], Any]) -> None:
+        self._execute = execute
+
+    async def execute(self, sql: str, parameters: Parameters = NO_PARAMETERS) -> list[Any]:
+        """The rows of one statement."""
+        rows: list[Any] = await self._execute(sql, parameters)
+        return rows
+
+
+# -- PostgreSQL
+
+_HAS_TABLES = "SELECT to_regclass(:outbox) IS NOT NULL AND to_regclass(:buckets) IS NOT NULL"
+_PAYLOAD_TYPE = (
+    "SELECT format_type(atttypid, NULL) FROM pg_attribute "
+    "WHERE attrelid = to_regclass(:outbox) AND attname = 'payload'"
+)
+_IN_ORDER = tuple(f"SET enable_{way} = off" for way in ("seqscan", "bitmapscan", "sort"))
+"""Rows are read in the order of their index, and no further than is needed, whatever the planner
+thinks that the table holds: what it knows of a queue is always old."""
+
+_FEWER_PROMISES = "SET synchronous_commit = off"
+"""A deletion that a crash of the server takes back is a row that is published once more, under its
+ID."""
+
+
+class PostgresDatabase(Database):
+    """What both drivers have in common."""
+
+    def __init__(self, dsn: str, tables: Tables) -> None:
+        super().__init__(_place(dsn))
+        self.dsn = dsn
+        self._dialect = PostgresDialect(tables)
+
+    @property
+    @override
+    def dialect(self) -> PostgresDialect:
+        return self._dialect
+
+    @abstractmethod
+    async def _open(self) -> None: ...
+
+    @override
+    async def connect(self, lease: float) -> None:
+        await self._open()
+        milliseconds = max(1, int(lease * 1000))
+        for setting in (
+            f"SET idle_in_transaction_session_timeout = {milliseconds}",
+            f"SET lock_timeout = {milliseconds}",
+            "SET application_name = 'streams outbox relay'",
+            *_IN_ORDER,
+            _FEWER_PROMISES,
+        ):
+            await self.execute(setting)
+        types = await self.execute(_PAYLOAD_TYPE, {"outbox": self.dialect.tables.outbox})
+        if types:
+            self.dialect.read_payload_as(types[0][0])
+
+    @override
+    async def has_tables(self) -> bool:
+        tables = self.dialect.tables
+        names = {"outbox": tables.outbox, "buckets": tables.buckets}
+        return bool((await self.execute(_HAS_TABLES, names))[0][0])
+
+    @override
+    async def lock_relays(self, transaction: Transaction) -> None:
+        await transaction.execute(
+            "SELECT pg_advisory_xact_lock(hashtext(:channel), 1)",
+            {"channel": self.dialect.tables.channel},
+        )
+
+    @override
+    async def take_lock(self, number: int) -> None:
+        await self.execute("SELECT pg_advisory_lock(CAST(:number AS bigint))", {"number": number})
+
+    @override
+    async def is_gone(self, transaction: Transaction, number: int) -> bool:
+        sql = "SELECT pg_try_advisory_xact_lock(CAST(:number AS bigint))"
+        return bool((await transaction.execute(sql, {"number": number}))[0][0])
+
+
+class PsycopgDatabase(PostgresDatabase):
+    """PostgreSQL by psycopg 3."""
+
+    _connection: Any = None
+
+    @override
+    async def _open(self) -> None:
+        import psycopg
+
+        self._connection = await self._errors(
+            psycopg.AsyncConnection.connect(self.dsn, autocommit=True, connect_timeout=10)
+        )
+
+    async def _errors(self, awaitable: Any) -> Any:
+        import psycopg
+
+        try:
+            return await awaitable
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            raise Unavailable(f"{self.place}: {one_line(str(error))}") from error
+        except psycopg.Error as error:
+            raise LogError(f"{self.place}: {one_line(str(error))}") from error
+
+    @override
+    async def _execute(self, sql: str, parameters: Parameters) -> list[Any]:
+        async def run() -> list[Any]:
+            cursor = self._connection.cursor(binary=True)
+            await cursor.execute(percent(sql), parameters or None)
+            rows: list[Any] = await cursor.fetchall() if cursor.description else []
+            return rows
+
+        found: list[Any] = await self._errors(run())
+        return found
+
+    @override
+    async def listen(self, wake: Callable[[], None]) -> None:
+        import psycopg
+        from psycopg import sql
+
+        async def run() -> None:
+            async with await psycopg.AsyncConnection.connect(
+                self.dsn, autocommit=True, connect_timeout=10
+            ) as connection:
+                channel = sql.Identifier(self.dialect.tables.channel)
+                await connection.execute(sql.SQL("LISTEN {}").format(channel))
+                wake()  # for what was written before
+                async for _ in connection.notifies():
+                    wake()
+
+        await self._errors(run())
+
+    @override
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(Exception):  # it may be broken, and is not used any more
+                await connection.close()
+
+
+class AsyncpgDatabase(PostgresDatabase):
+    """PostgreSQL by asyncpg."""
+
+    _connection: Any = None
+
+    @override
+    async def _open(self) -> None:
+        import asyncpg  # type: ignore[import-untyped]
+
+        self._connection = await self._errors(asyncpg.connect(self.dsn, timeout=10))
+
+    async def _errors(self, awaitable: Any) -> Any:
+        import asyncpg
+
+        try:
+            return await awaitable
+        except (
+            OSError,
+            TimeoutError,
+            asyncpg.InterfaceError,
+            asyncpg.PostgresConnectionError,
+            asyncpg.OperatorInterventionError,
+            asyncpg.InsufficientResourcesError,
+            asyncpg.LockNotAvailableError,
+            asyncpg.TransactionRollbackError,
+        ) as error:
+            raise Unavailable(f"{self.place}: {one_line(str(error))}") from error
+        except asyncpg.PostgresError as error:
+            raise LogError(f"{self.place}: {one_line(str(error))}") from error
+
+    @override
+    async def _execute(self, sql: str, parameters: Parameters) -> list[Any]:
+        sql, names = numbered(sql)
+        arguments = (parameters[name] for name in names)
+        found: list[Any] = await self._errors(self._connection.fetch(sql, *arguments))
+        return found
+
+    @override
+    async def listen(self, wake: Callable[[], None]) -> None:
+        import asyncpg
+
+        connection: Any = await self._errors(asyncpg.connect(self.dsn, timeout=10))
+        ended = asyncio.Event()
+        connection.add_termination_listener(lambda _: ended.set())
+        try:
+            await self._errors(
+                connection.add_listener(self.dialect.tables.channel, lambda *_: wake())
+            )
+            wake()  # for what was written before
+            await ended.wait()
+            raise Unavailable(f"{self.place}: the connection that listens has ended")
+        finally:
+            with suppress(Exception):
+                await connection.close(timeout=1)
+
+    @override
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(Exception):  # it may be broken, and is not used any more
+                await connection.close(timeout=1)
+
+
+# -- SQLite
+
+
+class SqliteDatabase(Database):
+    """A SQLite file by the standard library, in a thread of its own."""
+
+    begin = "BEGIN IMMEDIATE"
+
+    def __init__(self, path: str, tables: Tables) -> None:
+        super().__init__(path)
+        self.path = path
+        self._dialect = SqliteDialect(tables)
+        self._connection: sqlite3.Connection | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._lock: IO[bytes] | None = None
+
+    @property
+    @override
+    def dialect(self) -> SqliteDialect:
+        return self._dialect
+
+    @override
+    async def connect(self, lease: float) -> None:
+        self._thread = ThreadPoolExecutor(1, "streams-outbox")
+
+        def open_file() -> sqlite3.Connection:
+            return self._open_file()
+
+        self._connection = await self._in_thread(open_file)
+
+    def _open_file(self) -> sqlite3.Connection:
+        found = sqlite3.connect(self.path, timeout=10, isolation_level=None)
+        try:
+            found.execute("SELECT 1 FROM sqlite_master").fetchall()
+            if found.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
+                # A power cut may take a deletion back: the row is published again, under its ID.
+                found.execute("PRAGMA synchronous = normal")
+        except BaseException:
+            found.close()
+            raise
+        return found
+
+    async def _in_thread(self, function: Callable[[], Any]) -> Any:
+        thread = self._thread
+        if thread is None:
+            raise Unavailable(f"{self.place}: it is closed")
+        try:
+            return await asyncio.get_running_loop().run_in_executor(thread, function)
+        except sqlite3.OperationalError as error:
+            text = str(error)
+            kind = LogError if text.startswith(("no such", "near ")) else Unavailable
+            raise kind(f"{self.place}: {one_line(text)}") from error
+        except sqlite3.Error as error:
+            raise LogError(f"{self.place}: {one_line(str(error))}") from error
+
+    @override
+    async def _execute(self, sql: str, parameters: Parameters) -> list[Any]:
+        def run() -> list[Any]:
+            if self._connection is None:
+                raise sqlite3.OperationalError("it is closed")
+            return self._connection.execute(sql, parameters).fetchall()
+
+        found: list[Any] = await self._in_thread(run)
+        return found
+
+    @override
+    async def fetch(self, parameters: Parameters) -> list[Any]:
+        """Row by row, so that nothing is added up before it is known to be wanted."""
+        sql, limit = self.dialect.ready_rows(), parameters["bytes"]
+
+        def run() -> list[Any]:
+            if self._connection is None:
+                raise sqlite3.OperationalError("it is closed")
+            found: list[Any] = []
+            total = 0
+            with closing(self._connection.execute(sql, parameters)) as cursor:
+                for row in cursor:
+                    found.append(row)
+                    total += row[SIZE] + ROW_BYTES
+                    if total >= limit:
+                        break
+            return found
+
+        async with self._turn:
+            rows: list[Any] = await self._in_thread(run)
+            return rows
+
+    @override
+    async def has_tables(self) -> bool:
+        tables = self.dialect.tables
+        names = (tables.name, f"{tables.name}_buckets")
+        sql = "SELECT count(*) FROM sqlite_master WHERE name IN (:one, :two)"
+        found = await self.execute(sql, dict(zip(("one", "two"), names, strict=True)))
+        return bool(found[0][0] == 2)
+
+    @override
+    async def listen(self, wake: Callable[[], None]) -> None:
+        loop, stopped = asyncio.get_running_loop(), False
+
+        def watch() -> None:
+            import time
+
+            with closing(self._open_file()) as connection:
+                before = -1
+                while not stopped:
+                    (now,) = connection.execute("PRAGMA data_version").fetchone()
+                    if now != before:
+                        before = now
+                        with suppress(RuntimeError):  # the loop is closed
+                            loop.call_soon_threadsafe(wake)
+                    time.sleep(LOOK_EVERY)
+
+        try:
+            await asyncio.to_thread(watch)
+        except sqlite3.Error as error:
+            raise Unavailable(f"{self.place}: {one_line(str(error))}") from error
+        finally:
+            stopped = True
+
+    @override
+    async def lock_relays(self, transaction: Transaction) -> None:
+        """A transaction that writes is alone as it is."""
+
+    # A lock file beside the database, one for each relay: no process that has ended holds it.
+
+    def _lock_path(self, number: int) -> Path:
+        return Path(f"{self.path}-relay-{number:x}")
+
+    @override
+    async def take_lock(self, number: int) -> None:
+        if fcntl is not None:
+            self._drop_lock()
+            self._lock = self._lock_path(number).open("wb")
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def _drop_lock(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            Path(lock.name).unlink(missing_ok=True)
+            lock.close()
+
+    @override
+    async def is_gone(self, transaction: Transaction, number: int) -> bool:
+        if fcntl is None:
+            return False
+        path = self._lock_path(number)
+        try:
+            with path.open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        path.unlink(missing_ok=True)
+        return True
+
+    @override
+    async def close(self) -> None:
+        self._drop_lock()
+        thread, self._thread = self._thread, None
+        connection, self._connection = self._connection, None
+        if thread is None:
+            return
+
+        def close_file() -> None:
+            if connection is not None:
+                connection.close()
+
+        with suppress(sqlite3.Error):
+            await asyncio.get_running_loop().run_in_executor(thread, close_file)
+        thread.shutdown(wait=False)
+
+
+# -- which one
+
+
+def open_database(dsn: str, tables: Tables) -> Database:
+    """A database by its address.
+
+    :param dsn: a URL; on PostgreSQL also what libpq takes (``host=... dbname=...``).
+    :raises ConfigError: it is none, or the driver is missing.
+    """
+    if not isinstance(dsn, str) or not dsn.strip():
+        raise ConfigError(f"Outbox: the database's address is missing: {FORMS}")
+    scheme, colon, rest = dsn.partition(":")
+    kind, _, driver = scheme.partition("+")
+    if kind == "sqlite" and colon:
+        if not rest.startswith("///") or not rest[3:].partition("?")[0]:
+            raise ConfigError("Outbox: a SQLite file is written as sqlite:///file.db")
+        return SqliteDatabase(unquote(rest[3:].partition("?")[0]), tables)
+    if kind in ("postgresql", "postgres") and rest.startswith("//"):
+        return _postgres(f"postgresql:{rest}", driver, tables)
+    if "=" in dsn and "://" not in dsn:
+        return _postgres(dsn, "psycopg", tables)
+    raise ConfigError(f"Outbox: no address of a database (its scheme is not known): {FORMS}")
+
+
+def _postgres(dsn: str, driver: str, tables: Tables) -> PostgresDatabase:
+    from importlib.util import find_spec
+
+    if driver != "asyncpg" and find_spec("psycopg") is not None:
+        return PsycopgDatabase(dsn, tables)
+    if find_spec("asyncpg") is not None and "://" in dsn:
+        return AsyncpgDatabase(dsn, tables)
+    raise ConfigError("Outbox: a relay on PostgreSQL needs psycopg (pip install 'psycopg[binary]')")
+
+
+def _place(dsn: str) -> str:
+    """Host and database, without who logs in."""
+    if "://" not in dsn:
+        return "the outbox's PostgreSQL"
+    parts = urlsplit(dsn)
+    try:
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        port = ""
+    return f"postgresql://{parts.hostname or ''}{port}{parts.path}"
+
+
+def same_file(one: str, other: str) -> bool:
+    """Whether two paths are one file."""
+    return Path(one).resolve() == Path(other).resolve()

@@ -1,0 +1,172 @@
+"""A group of rows of one topic on its way to the log."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from streams.app import Streams
+from streams.cancellation import wait_for_callback
+from streams.errors import (
+    Fatal,
+    LogError,
+    NotRunning,
+    OutcomeUnknown,
+    ProcessorDied,
+    TooLarge,
+    Unavailable,
+)
+from streams.message import Position, Record
+from streams.outbox.rows import InvalidRow, record_of
+from streams.outbox.tables import Row
+from streams.text import one_line
+
+LARGE = 16 << 10
+"""Bytes from which on a row is the last of its key that goes to the log at once: it may be too
+large for its topic, and those behind it must not be there before it."""
+
+Failure = tuple[Row, str]
+"""A row that cannot be published, and why."""
+
+
+class Group:
+    """Rows of one topic, in their order."""
+
+    def __init__(self, topic: str, rows: Sequence[Row]) -> None:
+        self.topic = topic
+        self.rows = rows
+        self.sequences = [row.sequence for row in rows]
+        self.buckets = Counter(row.bucket for row in rows)
+        self.size = sum(row.size for row in rows)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a group. Rows that are not named in it stay as they are.
+
+    :param confirmed: the sequences of those that the log has.
+    :param failures: the first rows of their keys that cannot be published.
+    :param outage: why the log could not be asked, if it could not.
+    """
+
+    confirmed: list[int] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    outage: LogError | None = None
+
+    def failures_by_reason(self) -> dict[str, list[int]]:
+        """The sequences of the rows that failed, by why they did."""
+        found: dict[str, list[int]] = {}
+        for row, reason in self.failures:
+            found.setdefault(reason, []).append(row.sequence)
+        return found
+
+
+class GroupPublisher:
+    """Publishes groups to the topics that an app declares."""
+
+    def __init__(self, app: Streams) -> None:
+        self._app = app
+
+    async def publish(self, group: Group) -> Outcome:
+        """Publish rows; never raises what the log says."""
+        problem = self._topic_problem(group.topic)
+        if problem:
+            return Outcome(failures=_first_of_each_key((row, problem) for row in group.rows))
+        sendable, failures = prepare(group.rows)
+        outcome = Outcome(failures=failures)
+        if not sendable:
+            return outcome
+        results = await self._append(group.topic, [record for _, record in sendable])
+        refused: list[tuple[Row, Record]] = []
+        for (row, record), result in zip(sendable, results, strict=True):
+            if isinstance(result, Position):
+                outcome.confirmed.append(row.sequence)
+            elif _is_outage(result):
+                outcome.outage = result
+            else:
+                refused.append((row, record))
+        if refused:
+            await self._publish_singly(group.topic, refused, outcome)
+        return outcome
+
+    async def _publish_singly(
+        self, topic: str, refused: Sequence[tuple[Row, Record]], outcome: Outcome
+    ) -> None:
+        """A row may have been refused for what another one beside it is."""
+        stopped: set[str] = set()
+        for row, record in refused:
+            if row.key in stopped:
+                continue
+            (result,) = await self._append(topic, [record])
+            if isinstance(result, Position):
+                outcome.confirmed.append(row.sequence)
+                continue
+            stopped.add(row.key)
+            if _is_outage(result):
+                outcome.outage = result
+            else:
+                outcome.failures.append((row, _reason(result)))
+
+    def _topic_problem(self, name: str) -> str:
+        """Why nothing may be published to a topic; empty: it may."""
+        topic = self._app.topics.get(name)
+        if topic is None:
+            return "the app that relays declares no such topic"
+        if topic.is_read_only or topic.internal:
+            return "the topic is the toolkit's own, which nothing else writes to"
+        return ""
+
+    async def _append(self, topic: str, records: Sequence[Record]) -> Sequence[Any]:
+        """For each record its position, or why it has none."""
+        try:
+            publisher = self._app.publisher
+            found: Sequence[Any] = await wait_for_callback(
+                partial(publisher.append, topic, records)
+            )
+        except (NotRunning, ProcessorDied) as error:
+            return [Unavailable(str(error))] * len(records)
+        return found
+
+
+def prepare(rows: Sequence[Row]) -> tuple[list[tuple[Row, Record]], list[Failure]]:
+    """What may go to the log at once, and rows that stand for no message.
+
+    Behind such a row, or a large one, nothing of its key goes along.
+    """
+    sendable: list[tuple[Row, Record]] = []
+    failures: list[Failure] = []
+    closed: set[str] = set()
+    for row in rows:
+        if closed and row.key in closed:
+            continue
+        try:
+            record = record_of(row)
+        except InvalidRow as error:
+            failures.append((row, str(error)))
+            closed.add(row.key)
+            continue
+        sendable.append((row, record))
+        if row.size >= LARGE:
+            closed.add(row.key)
+    return sendable, failures
+
+
+def _first_of_each_key(failures: Iterable[Failure]) -> list[Failure]:
+    """Only the first of a key has failed; the others wait behind it."""
+    found: dict[str, Failure] = {}
+    for row, reason in failures:
+        found.setdefault(row.key, (row, reason))
+    return list(found.values())
+
+
+def _is_outage(result: LogError) -> bool:
+    """Nothing that is the record's own fault."""
+    return isinstance(result, (Unavailable, OutcomeUnknown, Fatal))
+
+
+def _reason(result: LogError) -> str:
+    kind = "" if isinstance(result, TooLarge) else f"{type(result).__name__}: "
+    return one_line(f"{kind}{result}")

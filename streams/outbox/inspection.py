@@ -1,0 +1,163 @@
+"""What people see of an outbox, and trying failed rows again: for the command line.
+
+Each function opens a connection of its own and closes it; nothing is relayed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+from streams.errors import NotFound
+from streams.outbox.databases import Database
+from streams.outbox.outbox import Outbox
+from streams.outbox.rows import InvalidRow, record_of
+from streams.outbox.tables import FAILED, READY, Backlog, Row
+from streams.outbox.tables import HeldRow as HeldRow
+from streams.wire import parse_int
+
+STATES = {READY: "ready", FAILED: "failed"}
+"""What people call the states; any other is ``waiting``."""
+
+LEASE = 30.0
+"""Seconds after which a transaction of these that stands still is given up."""
+
+
+class RelaysSeen(NamedTuple):
+    """Relays that are registered.
+
+    :param number: how many.
+    :param seconds: since one of them said last that it is there; None: there is none.
+    """
+
+    number: int
+    seconds: float | None
+
+
+class Inspected(NamedTuple):
+    """An outbox.
+
+    :param rows: those that failed, or all; as many as were asked for.
+    """
+
+    backlog: Backlog
+    relays: RelaysSeen
+    rows: list[HeldRow]
+
+
+class InspectedRow(NamedTuple):
+    """A row with what it would be published as.
+
+    :param headers: as they stand in the table.
+    :param problem: why it stands for no message; empty: it stands for one.
+    """
+
+    row: HeldRow
+    payload: bytes | None
+    headers: str | None
+    problem: str
+
+
+def state_name(state: int) -> str:
+    """What people call a state."""
+    return STATES.get(state, "waiting")
+
+
+@asynccontextmanager
+async def opened(outbox: Outbox) -> AsyncIterator[Database]:
+    """A connection to an outbox whose tables are there.
+
+    :raises NotFound: they are not.
+    :raises LogError: the database cannot be reached.
+    """
+    database = outbox.open()
+    try:
+        await database.connect(LEASE)
+        if not await database.has_tables():
+            raise NotFound(
+                f"{database.place} has no table {outbox.name!r} with its relays and buckets; "
+                "a relay creates them, and so does outbox.create_tables()"
+            )
+        yield database
+    finally:
+        await database.close()
+
+
+async def inspect(outbox: Outbox, limit: int, *, all_states: bool = False) -> Inspected:
+    """An outbox as it is.
+
+    :param limit: rows, at most.
+    """
+    async with opened(outbox) as database:
+        dialect = database.dialect
+        (backlog,) = await database.execute(dialect.backlog())
+        (relays,) = await database.execute(dialect.relays_seen())
+        rows = await database.execute(dialect.list_rows(all_states=all_states), {"limit": limit})
+    return Inspected(Backlog(*backlog), RelaysSeen(*relays), [HeldRow(*row) for row in rows])
+
+
+async def find_rows(outbox: Outbox, name: str, limit: int = 100) -> list[InspectedRow]:
+    """The rows of a message ID, or of a sequence number.
+
+    :raises NotFound: there is none.
+    """
+    async with opened(outbox) as database:
+        found = await _find(database, name, limit)
+    if not found:
+        raise NotFound(f"outbox {outbox.name!r} has no row {name!r}; it may have been published")
+    return [_inspected(row) for row in found]
+
+
+async def _find(database: Database, name: str, limit: int) -> list[Any]:
+    sequence = parse_int(name)
+    return await database.execute(
+        database.dialect.find_rows(),
+        {"name": name, "sequence": -1 if sequence is None else sequence, "limit": limit},
+    )
+
+
+def _inspected(found: Any) -> InspectedRow:
+    *columns, headers, payload = found
+    row = HeldRow(*columns)
+    as_read = Row(
+        row.sequence, 0, row.id, row.topic, row.key, payload, row.keytype, headers, row.size, False
+    )
+    try:
+        record_of(as_read)
+        problem = ""
+    except InvalidRow as error:
+        problem = str(error)
+    return InspectedRow(row, payload, headers, problem)
+
+
+async def retry(outbox: Outbox, names: Collection[str] | None) -> int:
+    """Have failed rows tried again, and what waits behind them; how many failed rows that are.
+
+    :param names: message IDs or sequences; None: all.
+    :raises NotFound: one of them is not there, or has not failed; nothing was changed.
+    """
+    async with opened(outbox) as database:
+        wanted: set[int] | None = None
+        if names is not None:
+            wanted = set()
+            for name in names:
+                rows = [HeldRow(*row[:-2]) for row in await _find(database, name, 1_000)]
+                failed = {row.sequence for row in rows if row.state == FAILED}
+                if not failed:
+                    what = "has not failed" if rows else "is not there"
+                    raise NotFound(f"outbox {outbox.name!r}: row {name!r} {what}")
+                wanted |= failed
+        async with database.transaction() as transaction:
+            dialect, tried, keys = database.dialect, 0, dict[tuple[str, str], bool]()
+            for sequence, topic, key in await transaction.execute(dialect.keys_of_failed()):
+                again = wanted is None or sequence in wanted
+                # A key goes on only if nothing else of it has failed.
+                keys[topic, key] = keys.get((topic, key), True) and again
+                if again:
+                    tried += 1
+                    await transaction.execute(dialect.retry_row(), {"sequence": sequence})
+            for (topic, key), goes_on in keys.items():
+                if goes_on:
+                    await transaction.execute(dialect.retry_key(), {"topic": topic, "key": key})
+    return tried

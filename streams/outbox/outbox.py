@@ -1,0 +1,334 @@
+"""An outbox as users declare it, and publishing through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from datetime import datetime
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
+
+from stream_codecs import tags_of
+from streams.app import Streams
+from streams.errors import ConfigError
+from streams.health import OutboxHealth, OutboxStats
+from streams.message import TYPE, Record
+from streams.numbers import is_int, is_seconds
+from streams.outbox.connections import (
+    AsyncConnection,
+    Parameters,
+    PlainConnection,
+    connection_of,
+)
+from streams.outbox.databases import Database, SqliteDatabase, open_database, same_file
+from streams.outbox.relay import Relay, RelayOptions
+from streams.outbox.rows import row_of
+from streams.outbox.tables import Dialect, Tables, Vendor, dialect_of
+from streams.topic import Key, Topic
+
+T = TypeVar("T")
+
+RelayedBy = Literal["app", "command", "debezium"]
+"""Who takes rows to the log: the app's processes, ``streams outbox relay``, or Debezium."""
+
+
+class _Statement(NamedTuple):
+    """What writes a row."""
+
+    sql: str
+    parameters: Parameters
+    id: str
+
+
+class _Check:
+    """Sees, when the app is entered, that the outbox's database can be one."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+
+    async def __aenter__(self) -> None:
+        database, url = self._outbox.open(), self._outbox.app.url
+        if isinstance(database, SqliteDatabase) and url.startswith("sqlite:///"):
+            log = open_database(url, self._outbox.tables)
+            if isinstance(log, SqliteDatabase) and same_file(log.path, database.path):
+                raise ConfigError(
+                    f"{self._outbox!r}: {database.path} is the log's own file, which no other "
+                    "SQLite may open: give the outbox its own, or use message.transaction"
+                )
+
+    async def __aexit__(self, *exc: object) -> None:
+        pass
+
+
+class Outbox:
+    """Publishing with a transaction of the user's own database.
+
+    What is published goes into a table of that database, by the caller's own connection, so it is
+    in the log if the caller's transaction commits, and never if that is rolled back. Messages of
+    one topic and key come in order where one's transaction began after the other's had committed;
+    of one transaction, in the order of the calls. A relay that is killed may publish a row again,
+    under the same message ID, which consumers drop (:class:`~streams.Dedup`).
+
+    :param app: whose topics are published to. What is relayed goes to topics that it declares, and
+        to no others.
+    :param database: where the database is, for the relay's own connections:
+        ``postgresql://user@host/database`` or ``sqlite:///file.db``; or a function that returns it.
+    :param table: the table's name, ``schema.table`` or without a schema. Two more tables, with
+        ``_relays`` and ``_buckets`` behind that name, belong to it.
+    :param relayed_by: ``"app"``: each process that runs the app's processors relays, too.
+        ``"command"``: ``streams outbox relay`` does. ``"debezium"``: a Debezium connector does,
+        from the database's own log, and a row is deleted by the transaction that wrote it.
+    :param lease: seconds after which a relay that stands still has its keys taken over.
+    :param poll: seconds between two looks for rows that nobody was woken for.
+    :param batch: rows in memory at once, at most.
+    :param batch_bytes: their bytes; a single row that is larger is taken alone.
+    :param max_bytes: of a message, with its key and headers. A larger one fails where it is
+        published; it should not be more than the log accepts.
+    :param notify: wake the relays by PostgreSQL's NOTIFY. Without it the poll finds the rows.
+    :raises ConfigError: any of these cannot work; found when the app is entered, where it depends
+        on what ``database`` returns.
+    """
+
+    def __init__(
+        self,
+        app: Streams,
+        database: str | Callable[[], str],
+        *,
+        table: str = "outbox",
+        relayed_by: RelayedBy = "app",
+        lease: float = 10.0,
+        poll: float = 1.0,
+        batch: int = 10_000,
+        batch_bytes: int = 16 << 20,
+        max_bytes: int = 1_000_000,
+        notify: bool = True,
+    ) -> None:
+        if not isinstance(app, Streams):
+            raise ConfigError(f"Outbox({app!r}): a Streams app is needed")
+        self.tables = Tables(table)
+        self.name = table
+        """Its name: the table's."""
+        if relayed_by not in get_args(RelayedBy):
+            known = ", ".join(map(repr, get_args(RelayedBy)))
+            raise ConfigError(f"Outbox(relayed_by={relayed_by!r}): one of {known}")
+        for option, number in (("lease", lease), ("poll", poll)):
+            if not is_seconds(number, positive=True):
+                raise ConfigError(f"Outbox({option}={number!r}): seconds, more than 0")
+        for option, count in (
+            ("batch", batch), ("batch_bytes", batch_bytes), ("max_bytes", max_bytes),
+        ):  # fmt: skip
+            if not is_int(count, 1):
+                raise ConfigError(f"Outbox({option}={count!r}): a whole number from 1")
+        if table in app.outboxes:
+            raise ConfigError(
+                f"Outbox(table={table!r}): the app has an outbox of that table already"
+            )
+        self._app = app
+        self._given_address = database
+        if not callable(database):
+            open_database(database, self.tables)  # an address that cannot work is found now
+        self.relayed_by: RelayedBy = relayed_by
+        self.max_bytes = max_bytes
+        self._notify = notify
+        self._dialects: dict[Vendor, Dialect] = {}
+        self._type_names: dict[type, str] = {}
+        self._relay = Relay(
+            app, self.tables, self.address, RelayOptions(lease, poll, batch, batch_bytes)
+        )
+        app.outboxes[table] = self
+        app.add_resource(_Check(self))
+        if relayed_by == "app":
+            app.add_service(self.relay)
+
+    def __repr__(self) -> str:
+        return f"<Outbox {self.name!r}>"
+
+    # -- publishing
+
+    async def publish(
+        self,
+        topic: Topic[T],
+        value: T,
+        *,
+        connection: Any,
+        key: Key | None = None,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        timestamp: datetime | None = None,
+    ) -> str:
+        """Publish a message if the transaction that is open on a connection commits.
+
+        Nothing is said to the log here, and the app need not be entered.
+
+        :param connection: of psycopg, asyncpg, SQLAlchemy (a connection or a session), aiosqlite or
+            sqlite3. One that commits each statement by itself is refused.
+        :param key: as in :meth:`streams.Topic.publish`, and so the other options. In an outbox a
+            key has 255 characters at most.
+        :returns: the message ID.
+        :raises EncodeError: the value does not fit the topic's type; nothing was written.
+        :raises TooLarge: it has more than ``max_bytes``; nothing was written.
+        :raises InvalidValue: the key is too long; nothing was written.
+        :raises ConfigError: the connection or the topic cannot be used.
+        """
+        found = connection_of(connection)
+        row = self._row(topic, value, key, id, headers, timestamp)
+        statement = self._statement(found.vendor, row)
+        if isinstance(found, PlainConnection):
+            return self._write(found, statement)
+        written = await found.execute(statement.sql, statement.parameters)
+        if self.relayed_by == "debezium":
+            sql = self._dialect(found.vendor).delete_one()
+            await found.execute(sql, {"sequence": written[0]})
+        return statement.id
+
+    def publish_sync(
+        self,
+        topic: Topic[T],
+        value: T,
+        *,
+        connection: Any,
+        key: Key | None = None,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        timestamp: datetime | None = None,
+    ) -> str:
+        """The same for plain code: on a connection, session or cursor whose statements block, of
+        psycopg, psycopg2, SQLAlchemy, Django or sqlite3."""
+        found = connection_of(connection)
+        if isinstance(found, AsyncConnection):
+            raise ConfigError(
+                f"outbox: connection={type(connection).__name__}: its statements are awaited; use "
+                "`await outbox.publish(...)`"
+            )
+        return self.write(found, topic, value, key, id, headers, timestamp)
+
+    def write(
+        self,
+        connection: PlainConnection,
+        topic: Topic[T],
+        value: T,
+        key: Key | None,
+        id: str | None,
+        headers: Mapping[str, str] | None,
+        timestamp: datetime | None,
+    ) -> str:
+        """Write a row by a connection that was looked at already."""
+        row = self._row(topic, value, key, id, headers, timestamp)
+        return self._write(connection, self._statement(connection.vendor, row))
+
+    def _write(self, connection: PlainConnection, statement: _Statement) -> str:
+        written = connection.execute(statement.sql, statement.parameters)
+        if self.relayed_by == "debezium":
+            sql = self._dialect(connection.vendor).delete_one()
+            connection.execute(sql, {"sequence": written[0]})
+        return statement.id
+
+    def _row(
+        self,
+        topic: Topic[T],
+        value: T,
+        key: Key | None,
+        id: str | None,
+        headers: Mapping[str, str] | None,
+        timestamp: datetime | None,
+    ) -> dict[str, Any]:
+        """The columns of a message."""
+        if not isinstance(topic, Topic):
+            raise ConfigError(f"{self!r}: {topic!r} is not a topic; use app.topic(...)")
+        if self._app.topics.get(topic.name) is None or topic.connection is not self._app:
+            raise ConfigError(f"{self!r}: topic {topic.name!r} is not declared on its app")
+        if topic.is_read_only or topic.internal:
+            raise ConfigError(f"{self!r}: topic {topic.name!r} is the toolkit's own")
+        record = topic.record(value, key=key, id=id, headers=headers, timestamp=timestamp)
+        observer = self._app.publish_observer
+        with nullcontext() if observer is None else observer(topic.name, (record,)):
+            pass  # it adds headers, such as traceparent; where they land nobody knows yet
+        return row_of(topic.name, self._type_name(value, record), record, self.max_bytes)
+
+    def _statement(self, vendor: Vendor, row: dict[str, Any]) -> _Statement:
+        dialect = self._dialect(vendor)
+        if self.relayed_by == "debezium":
+            sql = dialect.insert_for_debezium()
+        else:
+            sql = dialect.insert(notify=self._notify)
+        return _Statement(sql, row, row["messageid"])
+
+    def _dialect(self, vendor: Vendor) -> Dialect:
+        found = self._dialects.get(vendor)
+        if found is None:
+            found = self._dialects[vendor] = dialect_of(vendor, self.tables)
+        return found
+
+    def _type_name(self, value: object, record: Record) -> str:
+        """What Debezium's column ``type`` says: the CloudEvents type, the tag, else the class."""
+        for name, found in record.headers:
+            if name == TYPE and found:
+                return found.decode("utf-8", "replace")
+        kind = type(value)
+        known = self._type_names.get(kind)
+        if known is None:
+            tags = [tag for tag in tags_of(kind) if isinstance(tag, str)]
+            known = self._type_names[kind] = tags[0] if tags else kind.__name__
+        return known
+
+    # -- relaying
+
+    @property
+    def app(self) -> Streams:
+        """The app that it was declared on."""
+        return self._app
+
+    @property
+    def address(self) -> Callable[[], str]:
+        """What says where the database is."""
+        given = self._given_address
+        return given if callable(given) else lambda: given
+
+    def open(self) -> Database:
+        """A connection to the database, which is not open yet.
+
+        :raises ConfigError: its address cannot work, or a driver is missing.
+        """
+        return open_database(self.address(), self.tables)
+
+    def schema(self) -> list[str]:
+        """The statements that create the tables where they are missing; a relay runs them. For
+        migrations of one's own: they may be run any number of times.
+
+        :raises ConfigError: the database's address cannot work.
+        """
+        dialect = self.open().dialect
+        buckets = (
+            dialect.add_bucket().replace(":bucket", str(each))
+            for each in range(dialect.bucket_count)
+        )
+        return [*dialect.schema(), *buckets]
+
+    async def create_tables(self) -> None:
+        """Create the tables where they are missing.
+
+        :raises LogError: the database cannot be reached, or does not allow it.
+        """
+        database = self.open()
+        try:
+            await database.connect(60.0)
+            await database.create_tables()
+        finally:
+            await database.close()
+
+    async def relay(self) -> None:
+        """Take rows to the log until this is cancelled; the app must be entered.
+
+        Outages are waited out. Any number of relays may run, in any processes: they share the keys,
+        and take over from each other.
+
+        :raises ConfigError: the database's address cannot work.
+        """
+        await self._relay.run()
+
+    def stats(self) -> OutboxStats:
+        """Figures of this moment (any thread)."""
+        return self._relay.stats()
+
+    def health(self) -> OutboxHealth:
+        """How its relay in this process is (any thread)."""
+        return self._relay.health()

@@ -1,0 +1,429 @@
+"""The relay: takes what is committed in an outbox to the log, and deletes what the log confirmed.
+
+Each time it reads the first rows that are to be relayed, whatever it has read before: a sequence's
+numbers become visible out of order, as transactions commit late, so a remembered position would
+pass over some, and waiting until no older transaction is open is stalled by any that is. What one
+statement sees is enough for order: if one transaction began after another had committed, the rows
+of both are seen together, and the earlier one has the smaller numbers.
+
+Each topic goes to the log by itself, so that one which stands still holds up no other. Of a topic
+one group of rows at a time is on its way, and the next is read meanwhile. Bounded by number and
+bytes, they are all that is held in memory.
+
+A row that cannot be published is marked with the reason, and its key waits: rows behind it are left
+out of what is read until somebody has it tried again. An outage of the log or of the database is
+waited out, and is no row's fault.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from streams.app import Streams
+from streams.cancellation import run_to_completion
+from streams.clock import SYSTEM
+from streams.errors import ConfigError, LogError
+from streams.health import OutboxHealth, OutboxStats
+from streams.outbox.buckets import Buckets
+from streams.outbox.databases import Database, open_database
+from streams.outbox.groups import Group, GroupPublisher, Outcome
+from streams.outbox.tables import Backlog, Row, Tables
+from streams.text import describe_error, get_logger, one_line
+
+logger = get_logger("streams")
+
+SAMPLE_EVERY = 5.0
+"""Seconds between two looks how many rows there are."""
+
+RELEASE_EVERY = 30.0
+"""Seconds between two looks whether rows wait behind one that is gone."""
+
+TICKS = 5
+"""How often in a lease a relay says that it is there."""
+
+LEAVE_TIMEOUT = 5.0
+"""Seconds that a relay which ends gives to what is on its way."""
+
+MAX_ERROR = 500
+"""Characters of an error that is stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayOptions:
+    """How rows are relayed; see :class:`streams.outbox.Outbox`."""
+
+    lease: float
+    poll: float
+    batch: int
+    batch_bytes: int
+
+
+@dataclass(slots=True)
+class _Counts:
+    """What a relay did."""
+
+    relayed: int = 0
+    failed: int = 0
+    outages: int = 0
+
+
+class Relay:
+    """Relays one outbox on behalf of an app, until :meth:`run` is cancelled.
+
+    :param address: where the database is; asked each time before a connection is opened.
+    """
+
+    def __init__(
+        self, app: Streams, tables: Tables, address: Callable[[], str], options: RelayOptions
+    ) -> None:
+        self._app = app
+        self._tables = tables
+        self._address = address
+        self._options = options
+        self._counts = _Counts()
+        self._backlog: Backlog | None = None
+        self._is_running = False
+        self._error: str | None = None
+        self._bucket_count = 0
+
+    def stats(self) -> OutboxStats:
+        """Figures of this moment (any thread)."""
+        counts, backlog = self._counts, self._backlog
+        known = backlog if self._is_running and backlog is not None else None
+        return OutboxStats(
+            relayed=counts.relayed,
+            failures=counts.failed,
+            outages=counts.outages,
+            buckets=self._bucket_count,
+            depth=None if known is None else known.depth,
+            oldest=None if known is None else known.oldest or 0.0,
+            failed=None if known is None else known.failed,
+            waiting=None if known is None else known.waiting,
+        )
+
+    def health(self) -> OutboxHealth:
+        """How it is (any thread)."""
+        backlog = self._backlog
+        failed = backlog.failed if backlog is not None else 0
+        return OutboxHealth(running=self._is_running, error=self._error, failed=failed)
+
+    async def run(self) -> None:
+        """Relay until cancelled. Whatever goes wrong is logged, and tried again.
+
+        :raises ConfigError: the database's address cannot work.
+        """
+        pause, self._is_running = 0.1, True
+        try:
+            while True:
+                try:
+                    async with _Session(self._app, self._open(), self._options, self) as session:
+                        self._error = None
+                        pause = 0.1
+                        await session.serve()
+                except ConfigError as error:
+                    self._error = describe_error(error)
+                    raise
+                except Exception as error:
+                    self._counts.outages += 1
+                    unknown = not isinstance(error, LogError)
+                    if unknown or self._error is None:
+                        logger.warning(
+                            "outbox %s: %s; trying again", self._tables.table, error,
+                            exc_info=error if unknown else None,
+                        )  # fmt: skip
+                    self._error = describe_error(error)
+                self._bucket_count = 0
+                await asyncio.sleep(pause)
+                pause = min(5.0, 2 * pause)
+        finally:
+            self._is_running = False
+            self._bucket_count = 0
+
+    def _open(self) -> Database:
+        return open_database(self._address(), self._tables)
+
+    # What a session tells.
+
+    def relayed(self, rows: int) -> None:
+        """The log has confirmed so many rows."""
+        self._counts.relayed += rows
+
+    def failed(self, topic: str, sequences: Sequence[int], reason: str) -> None:
+        """Rows cannot be published."""
+        self._counts.failed += len(sequences)
+        more = f" and {len(sequences) - 1:,} more" if len(sequences) > 1 else ""
+        logger.error(
+            "outbox %s: row %d%s cannot be published to %s, and what follows of the key waits: %s",
+            self._tables.table, sequences[0], more, topic, reason,
+        )  # fmt: skip
+
+    def sampled(self, backlog: Backlog) -> None:
+        """So many rows there are."""
+        self._backlog = backlog
+
+    def owns(self, buckets: int) -> None:
+        """It owns so many buckets."""
+        if buckets != self._bucket_count:
+            logger.info("outbox %s: relaying %d buckets of keys", self._tables.table, buckets)
+        self._bucket_count = buckets
+
+
+@dataclass(slots=True)
+class _Lane:
+    """A topic to which a group is on its way, and the group that is next."""
+
+    following: Group | None = None
+
+
+class _Session:
+    """A relay on one connection to the database."""
+
+    def __init__(
+        self, app: Streams, database: Database, options: RelayOptions, relay: Relay
+    ) -> None:
+        self._app = app
+        self._database = database
+        self._options = options
+        self._relay = relay
+        self._clock = SYSTEM  # a lease is about real processes, whatever the app's clock says
+        self._buckets = Buckets(database, SYSTEM, options.lease)
+        self._awake = asyncio.Event()
+        self._publisher = GroupPublisher(app)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._lanes: dict[str, _Lane] = {}
+        """Topics to which something is on its way."""
+        self._in_flight: Counter[int] = Counter()
+        """Rows that are, or will be next, by bucket."""
+        self._bytes_in_flight = 0
+        self._skipped: dict[Group, list[int]] = {}
+        """Sequences of rows that were read, and that the table still has as it had them."""
+        self._paused_until: dict[str, float] = {}
+        """Topics that the log could not take."""
+        self._pauses: dict[str, float] = {}
+        self._listener: asyncio.Task[None] | None = None
+        self._failure: BaseException | None = None
+        self._next_tick = self._next_sample = self._next_release = 0.0
+
+    async def __aenter__(self) -> _Session:
+        try:
+            await self._database.connect(self._options.lease)
+            await self._database.create_tables()
+            await self._buckets.join()
+        except BaseException:
+            await self._database.close()
+            raise
+        self._listener = asyncio.create_task(self._listen())
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await run_to_completion(self._close())
+
+    async def _close(self) -> None:
+        if self._listener is not None:
+            self._listener.cancel()
+            await asyncio.gather(self._listener, return_exceptions=True)
+        for lane in self._lanes.values():
+            if lane.following is not None:  # what has not begun does not
+                self._drop(lane)
+        if self._tasks:
+            _, late = await asyncio.wait(set(self._tasks), timeout=LEAVE_TIMEOUT)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        with suppress(LogError, TimeoutError):
+            async with asyncio.timeout(LEAVE_TIMEOUT):
+                await self._buckets.leave()
+        await self._database.close()
+
+    async def _listen(self) -> None:
+        """Be woken; where that fails, the poll finds what was written."""
+        pause = 0.1
+        while True:
+            try:
+                await self._database.listen(self._awake.set)
+            except Exception as error:
+                logger.info("outbox: %s; polled meanwhile", one_line(str(error)))
+            await asyncio.sleep(pause)
+            pause = min(5.0, 2 * pause)
+
+    async def serve(self) -> None:
+        """Relay until cancelled, or until something fails."""
+        monotonic = self._clock.monotonic
+        while True:
+            if self._failure is not None:
+                raise self._failure
+            now = monotonic()
+            if now >= self._next_tick:
+                await self._tick(now)
+            self._awake.clear()  # before reading: what is written from here on sets it again
+            if not await self._start_groups():
+                await self._wait(max(0.0, self._next_tick - monotonic()))
+
+    async def _tick(self, now: float) -> None:
+        await self._buckets.tick(+self._in_flight)
+        self._relay.owns(len(self._buckets.owned))
+        self._next_tick = now + self._options.lease / TICKS
+        if now >= self._next_release and self._buckets.owned:
+            self._next_release = now + RELEASE_EVERY
+            await self._database.execute(self._database.dialect.release_waiting())
+        if now >= self._next_sample:
+            self._next_sample = now + SAMPLE_EVERY
+            rows = await self._database.execute(self._database.dialect.backlog())
+            self._relay.sampled(Backlog(*rows[0]))
+
+    async def _wait(self, limit: float) -> None:
+        """Until something was written, a group has ended, or it is time to look."""
+        limit = min(limit, self._options.poll)
+        for until in self._paused_until.values():
+            limit = min(limit, max(0.0, until - self._clock.monotonic()))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit):
+                await self._awake.wait()
+
+    # -- from the table to the log
+
+    async def _start_groups(self) -> bool:
+        """Read rows and start them on their way; whether there were any."""
+        options, now = self._options, self._clock.monotonic()
+        room = min(options.batch // 2 or 1, options.batch - self._in_flight.total())
+        room_bytes = min(options.batch_bytes // 2 or 1, options.batch_bytes - self._bytes_in_flight)
+        self._paused_until = {t: u for t, u in self._paused_until.items() if u > now}
+        if not self._buckets.owned or room <= 0 or room_bytes <= 0:
+            return False
+        dialect = self._database.dialect
+        busy = [topic for topic, lane in self._lanes.items() if lane.following is not None]
+        skipped = [row for rows in self._skipped.values() for row in rows]
+        found = await self._database.fetch(
+            {
+                "relay": self._buckets.relay,
+                "buckets": dialect.list_parameter(sorted(self._buckets.owned)),
+                "busy": dialect.list_parameter([*busy, *self._paused_until]),
+                "skipped": dialect.list_parameter(skipped),
+                "limit": room,
+                "bytes": room_bytes,
+            },
+        )
+        by_topic: dict[str, list[Row]] = {}
+        held: list[int] = []
+        for each in found:
+            row = Row(*each)
+            if row.held:
+                held.append(row.sequence)
+            else:
+                by_topic.setdefault(row.topic, []).append(row)
+        if held:
+            await self._database.execute(
+                dialect.hold(), {"sequences": dialect.list_parameter(held)}
+            )
+        started = [self._start_group(Group(topic, rows)) for topic, rows in by_topic.items()]
+        return bool(held) or any(started)
+
+    def _start_group(self, group: Group) -> bool:
+        """Publish it, or behind what is on its way to its topic; whether it was taken.
+
+        What is behind was read before it is known whether what is in front arrives. It is dropped,
+        to be read anew, unless all of that has.
+        """
+        lane = self._lanes.get(group.topic)
+        if group.topic in self._paused_until or (lane is not None and lane.following is not None):
+            return False  # since it was read
+        self._in_flight += group.buckets
+        self._bytes_in_flight += group.size
+        self._skipped[group] = group.sequences
+        if lane is None:
+            self._lanes[group.topic] = _Lane()
+            self._spawn(group)
+        else:
+            lane.following = group
+        return True
+
+    def _spawn(self, group: Group) -> None:
+        task = asyncio.create_task(self._relay_group(group))
+        self._tasks.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._failure = error
+            self._awake.set()
+
+        task.add_done_callback(ended)
+
+    async def _relay_group(self, group: Group) -> None:
+        """Publish rows of one topic, and delete or mark them."""
+        if not self._buckets.is_certain:  # others may have its keys: read anew what is ours
+            self._next_tick = 0.0
+            self._arrived(group, Outcome())
+            self._done(group)
+            return
+        try:
+            outcome = await self._publisher.publish(group)
+        except BaseException:
+            self._arrived(group, Outcome())
+            raise
+        self._pause_topic(group.topic, outcome.outage)
+        self._arrived(group, outcome)
+        database, dialect = self._database, self._database.dialect
+        if outcome.confirmed:
+            self._relay.relayed(len(outcome.confirmed))
+            await database.execute(
+                dialect.delete(), {"sequences": dialect.list_parameter(outcome.confirmed)}
+            )
+        for reason, sequences in outcome.failures_by_reason().items():
+            self._relay.failed(group.topic, sequences, reason)
+            await database.execute(
+                dialect.fail(),
+                {
+                    "sequences": dialect.list_parameter(sequences),
+                    "error": reason.replace("\0", "")[:MAX_ERROR],
+                },
+            )
+        self._done(group)
+
+    def _arrived(self, group: Group, outcome: Outcome) -> None:
+        """It is known what became of a group: the next of its topic goes on its way, or is dropped.
+
+        Its rows are skipped until the table says what became of them, too.
+        """
+        self._in_flight -= group.buckets
+        self._bytes_in_flight -= group.size
+        lane = self._lanes[group.topic]
+        following, lane.following = lane.following, None
+        if following is None:
+            del self._lanes[group.topic]
+        elif len(outcome.confirmed) == len(group.rows):
+            self._spawn(following)
+        else:
+            del self._lanes[group.topic]
+            self._forget(following)
+        self._awake.set()
+
+    def _drop(self, lane: _Lane) -> None:
+        following, lane.following = lane.following, None
+        if following is not None:
+            self._forget(following)
+
+    def _forget(self, group: Group) -> None:
+        """A group that has not begun will not."""
+        self._in_flight -= group.buckets
+        self._bytes_in_flight -= group.size
+        self._done(group)
+
+    def _done(self, group: Group) -> None:
+        """The table says what became of it."""
+        self._skipped.pop(group, None)
+        self._awake.set()
+
+    def _pause_topic(self, topic: str, outage: LogError | None) -> None:
+        if outage is None:
+            self._pauses.pop(topic, None)
+            return
+        pause = self._pauses.get(topic, 0.05)
+        if topic not in self._pauses:
+            logger.warning("outbox: %s is waited for: %s", topic, outage)
+        self._pauses[topic] = min(5.0, 2 * pause)
+        self._paused_until[topic] = self._clock.monotonic() + pause

@@ -1,0 +1,160 @@
+"""A record as a row of the outbox, and a row as a record.
+
+What stands in the table may have been written by anybody: :func:`record_of` believes nothing, and
+says in :class:`InvalidRow` what is wrong. What is published is bounded where it is written, so that
+what does not fit fails in the transaction that wanted it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+from streams.errors import InvalidValue, TooLarge
+from streams.message import ID, Headers, Record
+from streams.outbox.tables import Row
+
+MAX_COLUMN = 255
+"""Characters of a key, which is Debezium's width of ``aggregateid``."""
+
+MAX_HEADERS = 256 << 10
+"""Characters of the headers of a row."""
+
+MESSAGE_IDS = uuid5(NAMESPACE_URL, "urn:streams:outbox:message-id")
+"""The namespace of the UUIDs that stand in ``id`` for message IDs that are none."""
+
+
+class InvalidRow(ValueError):
+    """A row that is no message; the text says why, and quotes nothing of it."""
+
+
+def row_of(topic: str, type_name: str, record: Record, max_bytes: int) -> dict[str, Any]:
+    """The columns of a record's row, as parameters of the statement that writes it.
+
+    :raises TooLarge: the record is larger than ``max_bytes``.
+    :raises InvalidValue: its key does not fit the table.
+    """
+    headers = encode_headers(record.headers)
+    size = sum(len(each) for each in (record.value, record.key, headers) if each is not None)
+    if size > max_bytes:
+        raise TooLarge(
+            f"topic {topic!r}: a message of {size:,} bytes, and the outbox takes {max_bytes:,}: "
+            "see Outbox(max_bytes=...) and what the log accepts"
+        )
+    id = record.id
+    keytype, key = encode_key(topic, record.key, str(_uuid_of(id)))
+    return {
+        "id": str(_uuid_of(id)),
+        "topic": topic,
+        "key": key,
+        "type": type_name[:MAX_COLUMN],
+        "payload": record.value,
+        "messageid": id,
+        "keytype": keytype,
+        "headers": headers,
+    }
+
+
+def _uuid_of(id: str) -> UUID:
+    """A message ID as a UUID: itself, where it is written as one."""
+    try:
+        found = UUID(id)
+    except ValueError:
+        return uuid5(MESSAGE_IDS, id)
+    return found if str(found) == id else uuid5(MESSAGE_IDS, id)
+
+
+def encode_key(topic: str, key: bytes | None, id: str) -> tuple[str, str]:
+    """``keytype`` and ``aggregateid``.
+
+    :raises InvalidValue: the key is too long.
+    """
+    if key is None:
+        return "none", id
+    try:
+        text = key.decode()
+    except UnicodeDecodeError:
+        text = ""
+    keytype, text = ("bytes", key.hex()) if "\0" in text or text.encode() != key else ("text", text)
+    if len(text) > MAX_COLUMN:
+        raise InvalidValue(
+            f"topic {topic!r}: a key of {len(key)} bytes; in an outbox it has {MAX_COLUMN} "
+            f"characters at most, and one that is no text half as many bytes"
+        )
+    return keytype, text
+
+
+def encode_headers(headers: Headers) -> str | None:
+    """Headers as a JSON document in ASCII; None where there are none."""
+    if not headers:
+        return None
+    pairs = [
+        (name, None if value is None else value.decode("utf-8", "surrogateescape"))
+        for name, value in headers
+    ]
+    return json.dumps(pairs, separators=(",", ":"))
+
+
+def record_of(row: Row) -> Record:
+    """The record that a row stands for.
+
+    :raises InvalidRow: it stands for none.
+    """
+    if not isinstance(row.id, str) or not row.id or "\0" in row.id:
+        raise InvalidRow("its message ID is empty, or no text")
+    payload = row.payload
+    if payload is not None and not isinstance(payload, bytes):
+        payload = _as_bytes(payload)
+    headers = () if not row.headers else _decode_headers(row.headers)
+    if row.keytype == "text":
+        try:
+            key = row.key.encode()
+        except (AttributeError, UnicodeEncodeError):
+            raise InvalidRow("its aggregateid is no text") from None
+    elif row.keytype == "none":
+        key = None
+    elif row.keytype == "bytes":
+        try:
+            key = bytes.fromhex(row.key)
+        except (TypeError, ValueError):
+            raise InvalidRow(
+                "its keytype is 'bytes', and its aggregateid is not hexadecimal"
+            ) from None
+    else:
+        raise InvalidRow("its keytype is none of 'text', 'bytes' and 'none'")
+    return Record(payload, key, row.id, headers)
+
+
+def _as_bytes(payload: object) -> bytes:
+    if isinstance(payload, (bytearray, memoryview)):
+        return bytes(payload)
+    raise InvalidRow("its payload is neither bytes nor null")
+
+
+def _decode_headers(text: str) -> list[tuple[str, bytes | None]]:
+    if not isinstance(text, str) or len(text) > MAX_HEADERS:
+        raise InvalidRow(f"its headers are no text of {MAX_HEADERS:,} characters at most")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise InvalidRow("its headers are no JSON") from None
+    if not isinstance(found, list):
+        raise InvalidRow("its headers are no JSON array")
+    pairs: list[tuple[str, bytes | None]] = []
+    for pair in found:
+        if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise InvalidRow("its headers are no pairs of a name and a text")
+        name, value = pair
+        if name == ID:
+            raise InvalidRow(f"{ID} is among its headers; the message ID is messageid, or id")
+        if value is not None and not isinstance(value, str):
+            raise InvalidRow("its headers are no pairs of a name and a text")
+        try:
+            name.encode()
+            pairs.append(
+                (name, None if value is None else value.encode("utf-8", "surrogateescape"))
+            )
+        except UnicodeEncodeError:
+            raise InvalidRow("its headers hold what is no text") from None
+    return pairs

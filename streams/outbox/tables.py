@@ -1,0 +1,543 @@
+"""The tables of an outbox and every statement on them, for PostgreSQL and for SQLite.
+
+The outbox has Debezium's columns (``id``, ``aggregatetype``, ``aggregateid``, ``type``,
+``payload``) and columns of our own beside them, all of which have defaults: a row that was written
+with Debezium's five alone is relayed, too.
+
+====================  ==========================================================================
+``sequence``          the primary key: the order in which rows were written
+``messageid``         the message ID; where it is absent, ``id`` is
+``keytype``           how ``aggregateid`` stands for the key: ``text``; ``bytes``, as hexadecimal
+                      digits; ``none``, where the message has no key and it is the message ID
+``headers``           a JSON array of pairs, a name and a text or null
+``created``           when the row was written, by the database's clock
+``state``             :data:`READY`, :data:`FAILED` or :data:`WAITING`
+``error``             why it could not be published
+====================  ==========================================================================
+
+Two more tables say which relays there are and which of them owns which bucket of keys
+(:mod:`streams.outbox.buckets`).
+
+Statements have named parameters, as in ``:name``; :func:`numbered` and :func:`percent` write them
+as other drivers want them. What differs between the databases is in :class:`Dialect`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+from streams.errors import ConfigError
+
+READY, FAILED, WAITING = 0, 1, 2
+"""States of a row: to be relayed; it could not be; a row before it of the same key could not be."""
+
+BUCKETS = 16
+"""Buckets of keys that the relays of one outbox share, on PostgreSQL."""
+
+ROW_BYTES = 256
+"""What a row counts beside its payload, where bytes are bounded."""
+
+COUNT_LIMIT = 100_000
+"""Rows that are counted at most; more are as many."""
+
+_TABLE = re.compile(r"(?:[a-z_][a-z0-9_]{0,47}\.)?[a-z_][a-z0-9_]{0,47}", re.ASCII)
+
+_PARAMETER = re.compile(r"(?<![:\w]):([a-z_]+)")
+
+_COLUMNS = "id, aggregatetype, aggregateid, type, payload, messageid, keytype, headers"
+
+Vendor = Literal["postgresql", "sqlite"]
+
+
+@lru_cache(256)
+def numbered(sql: str) -> tuple[str, tuple[str, ...]]:
+    """A statement with ``$1``, ``$2``...; and the names of its parameters in their order."""
+    names: list[str] = []
+
+    def replace(found: re.Match[str]) -> str:
+        if found[1] not in names:
+            names.append(found[1])
+        return f"${names.index(found[1]) + 1}"
+
+    return _PARAMETER.sub(replace, sql), tuple(names)
+
+
+@lru_cache(256)
+def percent(sql: str) -> str:
+    """A statement with ``%(name)s``."""
+    return _PARAMETER.sub(r"%(\1)s", sql.replace("%", "%%"))
+
+
+class Row(NamedTuple):
+    """A row as a relay reads it.
+
+    :param id: the message ID.
+    :param key: ``aggregateid``.
+    :param size: of the payload in bytes.
+    :param held: a row of the same key has failed, so this one has to wait.
+    """
+
+    sequence: int
+    bucket: int
+    id: str
+    topic: str
+    key: str
+    payload: bytes | None
+    keytype: str
+    headers: str | None
+    size: int
+    held: bool
+
+
+class Backlog(NamedTuple):
+    """How many rows there are, each up to :data:`COUNT_LIMIT`.
+
+    :param depth: to be relayed.
+    :param oldest: seconds since the first of them was written; None: there is none.
+    :param failed: that could not be published.
+    :param waiting: behind those, of the same keys.
+    """
+
+    depth: int
+    oldest: float | None
+    failed: int
+    waiting: int
+
+
+class HeldRow(NamedTuple):
+    """A row as people see it.
+
+    :param age: seconds since it was written.
+    :param waiting: rows of its key that wait behind it.
+    """
+
+    sequence: int
+    id: str
+    topic: str
+    key: str
+    keytype: str
+    type: str
+    state: int
+    error: str | None
+    size: int
+    age: float
+    waiting: int
+
+
+class Tables:
+    """The names of the tables.
+
+    :param table: of the outbox, in lower case, with a schema in front or without.
+    :raises ConfigError: it is no such name.
+    """
+
+    def __init__(self, table: str) -> None:
+        if not isinstance(table, str) or not _TABLE.fullmatch(table):
+            raise ConfigError(
+                f"Outbox(table={table!r}): a name such as outbox or app.outbox, in lower-case "
+                "letters, digits and _, of 48 characters at most"
+            )
+        schema, _, name = table.rpartition(".")
+        self.table = table
+        self.name = name
+        prefix = f'"{schema}".' if schema else ""
+        self.outbox = f'{prefix}"{name}"'
+        self.bare = f'"{name}"'
+        self.relays = f'{prefix}"{name}_relays"'
+        self.buckets = f'{prefix}"{name}_buckets"'
+        self.ready_index = f'"{name}_ready"'
+        self.failed_index = f'"{name}_failed"'
+        self.waiting_index = f'"{name}_waiting"'
+        self.state_indexes = ((self.failed_index, FAILED), (self.waiting_index, WAITING))
+        self.channel = f"streams_{table}".replace(".", "_")[:63]
+        """What relays LISTEN to on PostgreSQL."""
+
+
+class Dialect:
+    """The statements for one database."""
+
+    vendor: Vendor
+    bucket_count: int
+    returns_notification = False
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+
+    # -- what differs
+
+    def schema(self) -> Sequence[str]:
+        """What creates the tables, where they are missing."""
+        raise NotImplementedError
+
+    def list_of(self, name: str, kind: str) -> str:
+        """The values of a parameter that is a list, as a query."""
+        raise NotImplementedError
+
+    def among(self, value: str, name: str, kind: str) -> str:
+        """Whether a value is among those of a parameter that is a list."""
+        return f"{value} IN ({self.list_of(name, kind)})"
+
+    def list_parameter(self, found: Sequence[int | str]) -> object:
+        """A list as a parameter."""
+        raise NotImplementedError
+
+    bucket = "0"
+    """The bucket of a row."""
+    age = ""
+    """Seconds since a row was written."""
+    now = ""
+    payload = "payload"
+    size = ""
+    id_type = "TEXT"
+
+    # -- publishing
+
+    def insert(self, *, notify: bool) -> str:
+        """Write a row, and wake the relays once that is committed."""
+        values = f"CAST(:id AS {self.id_type}), :topic, :key, :type, :payload, :messageid, "
+        values += ":keytype, :headers"
+        sql = f"INSERT INTO {self.tables.outbox} ({_COLUMNS}) VALUES ({values})"
+        if notify and self.returns_notification:
+            sql += f" RETURNING pg_notify('{self.tables.channel}', '')"
+        return sql
+
+    def insert_for_debezium(self) -> str:
+        """Write a row and say its sequence, for :meth:`delete_one`."""
+        return f"{self.insert(notify=False)} RETURNING sequence"
+
+    def delete_one(self) -> str:
+        """Delete a row."""
+        return f"DELETE FROM {self.tables.outbox} WHERE sequence = :sequence"
+
+    # -- relaying
+
+    def fetch(self) -> str:
+        """Rows of a relay's buckets in their order, up to a number and a size; always one."""
+        return f"""
+            SELECT sequence, bucket, id, aggregatetype, aggregateid, payload, keytype, headers,
+                size, held
+            FROM (
+                SELECT r.*, sum(size + {ROW_BYTES}) OVER (
+                    ORDER BY sequence ROWS UNBOUNDED PRECEDING) AS total
+                FROM ({self.ready_rows()}) AS r
+            ) AS r WHERE total - size - {ROW_BYTES} < :bytes ORDER BY sequence
+            """
+
+    def ready_rows(self) -> str:
+        """The same, up to a number."""
+        owned = (
+            f"SELECT bucket FROM {self.tables.buckets} WHERE owner = :relay "
+            f"AND {self.among('bucket', 'buckets', 'integer')}"
+        )
+        return f"""
+            SELECT sequence, {self.bucket} AS bucket,
+                coalesce(messageid, CAST(id AS text)) AS id, aggregatetype, aggregateid,
+                {self.payload} AS payload, keytype, headers, {self.size} AS size,
+                {self._failed_of("o")} AS held
+            FROM {self.tables.outbox} AS o
+            WHERE state = {READY} AND {self.within(self.bucket, owned)}
+                AND aggregatetype NOT IN ({self.list_of("busy", "text")})
+                AND sequence NOT IN ({self.list_of("skipped", "bigint")})
+            ORDER BY sequence LIMIT :limit
+            """
+
+    def within(self, value: str, query: str) -> str:
+        """Whether a value is among what a query gives, which is run once."""
+        return f"{value} IN ({query})"
+
+    def _failed_of(self, row: str) -> str:
+        return (
+            f"EXISTS (SELECT 1 FROM {self.tables.outbox} AS f WHERE f.state = {FAILED} "
+            f"AND f.aggregatetype = {row}.aggregatetype AND f.aggregateid = {row}.aggregateid)"
+        )
+
+    def delete(self) -> str:
+        """Delete rows that the log has."""
+        rows = self.among("sequence", "sequences", "bigint")
+        return f"DELETE FROM {self.tables.outbox} WHERE {rows}"
+
+    def fail(self) -> str:
+        """Mark rows that cannot be published."""
+        rows = self.among("sequence", "sequences", "bigint")
+        return f"UPDATE {self.tables.outbox} SET state = {FAILED}, error = :error WHERE {rows}"
+
+    def hold(self) -> str:
+        """Have rows wait behind one of their key that failed."""
+        rows = self.among("sequence", "sequences", "bigint")
+        return (
+            f"UPDATE {self.tables.outbox} AS o SET state = {WAITING} "
+            f"WHERE state = {READY} AND {rows} AND {self._failed_of('o')}"
+        )
+
+    def release_waiting(self) -> str:
+        """Have rows wait no longer behind what is not there any more."""
+        outbox, held = self.tables.outbox, self._failed_of("o")
+        return f"UPDATE {outbox} AS o SET state = {READY} WHERE state = {WAITING} AND NOT {held}"
+
+    def backlog(self) -> str:
+        """See :class:`Backlog`."""
+        outbox = self.tables.outbox
+
+        def count(state: int) -> str:
+            rows = f"SELECT 1 FROM {outbox} WHERE state = {state} LIMIT {COUNT_LIMIT}"
+            return f"(SELECT count(*) FROM ({rows}) AS counted)"
+
+        oldest = (
+            f"(SELECT {self.age} FROM {outbox} WHERE state = {READY} ORDER BY sequence LIMIT 1)"
+        )
+        return f"SELECT {count(READY)}, {oldest}, {count(FAILED)}, {count(WAITING)}"
+
+    # -- for people
+
+    def list_rows(self, *, all_states: bool) -> str:
+        """Failed rows, or all; see :class:`HeldRow`."""
+        where = "" if all_states else f"WHERE o.state = {FAILED}"
+        return f"{self._people_select()} {where} ORDER BY o.sequence LIMIT :limit"
+
+    def find_rows(self) -> str:
+        """Rows by a message ID or a sequence."""
+        return (
+            f"{self._people_select(', o.headers, ' + self.payload)} "
+            f"WHERE o.messageid = :name OR CAST(o.id AS text) = :name OR o.sequence = :sequence "
+            "ORDER BY o.sequence LIMIT :limit"
+        )
+
+    def _people_select(self, more: str = "") -> str:
+        outbox = self.tables.outbox
+        waiting = (
+            f"CASE WHEN o.state = {FAILED} THEN (SELECT count(*) FROM {outbox} AS w "
+            f"WHERE w.state = {WAITING} AND w.aggregatetype = o.aggregatetype "
+            "AND w.aggregateid = o.aggregateid) ELSE 0 END"
+        )
+        return (
+            "SELECT o.sequence, coalesce(o.messageid, CAST(o.id AS text)), o.aggregatetype, "
+            f"o.aggregateid, o.keytype, o.type, o.state, o.error, {self.size}, {self.age}, "
+            f"{waiting}{more} FROM {outbox} AS o"
+        )
+
+    def keys_of_failed(self) -> str:
+        """The keys of failed rows, of which some or all are to be tried again; locks the rows."""
+        return (
+            f"SELECT sequence, aggregatetype, aggregateid FROM {self.tables.outbox} "
+            f"WHERE state = {FAILED} ORDER BY sequence"
+        )
+
+    def retry_row(self) -> str:
+        """Try a failed row again."""
+        return (
+            f"UPDATE {self.tables.outbox} SET state = {READY}, error = NULL "
+            f"WHERE state = {FAILED} AND sequence = :sequence"
+        )
+
+    def retry_key(self) -> str:
+        """And what waited behind it."""
+        return (
+            f"UPDATE {self.tables.outbox} SET state = {READY} "
+            f"WHERE state = {WAITING} AND aggregatetype = :topic AND aggregateid = :key"
+        )
+
+    # -- relays and buckets
+
+    def register(self) -> str:
+        """A relay is there."""
+        return (
+            f"INSERT INTO {self.tables.relays} (relay, beat, lock_number, seen) "
+            f"VALUES (:relay, 1, :lock, {self.now})"
+        )
+
+    def beat(self) -> str:
+        """It is still there; no row where it was taken for dead."""
+        return (
+            f"UPDATE {self.tables.relays} SET beat = beat + 1, seen = {self.now} "
+            "WHERE relay = :relay RETURNING beat"
+        )
+
+    def others(self) -> str:
+        """All other relays."""
+        return f"SELECT relay, beat, lock_number FROM {self.tables.relays} WHERE relay <> :relay"
+
+    def remove_relay(self) -> str:
+        """A relay is dead, unless its beat has gone on."""
+        return (
+            f"DELETE FROM {self.tables.relays} WHERE relay = :relay AND beat = :beat "
+            "RETURNING relay"
+        )
+
+    def leave(self) -> str:
+        """A relay ends."""
+        return f"DELETE FROM {self.tables.relays} WHERE relay = :relay"
+
+    def add_bucket(self) -> str:
+        """A bucket is there."""
+        return f"INSERT INTO {self.tables.buckets} (bucket) VALUES (:bucket) ON CONFLICT DO NOTHING"
+
+    def owners(self) -> str:
+        """The owner of each bucket, empty where it has none that lives."""
+        return (
+            f"SELECT bucket, coalesce(r.relay, '') FROM {self.tables.buckets} AS b "
+            f"LEFT JOIN {self.tables.relays} AS r ON r.relay = b.owner ORDER BY bucket"
+        )
+
+    def own(self) -> str:
+        """Own buckets, or nobody does."""
+        return (
+            f"UPDATE {self.tables.buckets} SET owner = :owner "
+            f"WHERE {self.among('bucket', 'buckets', 'integer')}"
+        )
+
+    def relays_seen(self) -> str:
+        """How many relays there are, and how many seconds ago the last was there."""
+        raise NotImplementedError
+
+
+class PostgresDialect(Dialect):
+    """PostgreSQL, 12 and later."""
+
+    vendor: Vendor = "postgresql"
+    bucket_count = BUCKETS
+    returns_notification = True
+    id_type = "uuid"
+    bucket = (
+        "mod(abs(CAST(hashtext(CAST(aggregatetype || '/' || aggregateid AS text)) AS bigint)), "
+        f"{BUCKETS})"
+    )
+    age = "CAST(extract(epoch FROM clock_timestamp() - created) AS double precision)"
+    now = "clock_timestamp()"
+    size = "coalesce(octet_length(payload), 0)"
+
+    def read_payload_as(self, column_type: str) -> None:
+        """What the type of ``payload`` is; of an outbox of Debezium's it may be ``jsonb``."""
+        if column_type != "bytea":
+            self.payload = "convert_to(CAST(payload AS text), 'UTF8')"
+            self.size = "coalesce(octet_length(CAST(payload AS text)), 0)"
+
+    def schema(self) -> Sequence[str]:
+        """See :meth:`Dialect.schema`."""
+        tables = self.tables
+        return (
+            f"""CREATE TABLE IF NOT EXISTS {tables.outbox} (
+    sequence bigint GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
+    id uuid NOT NULL,
+    aggregatetype varchar(255) NOT NULL,
+    aggregateid varchar(255) NOT NULL,
+    type varchar(255) NOT NULL,
+    payload bytea,
+    messageid text,
+    keytype varchar(8) NOT NULL DEFAULT 'text',
+    headers text,
+    created timestamptz NOT NULL DEFAULT now(),
+    state smallint NOT NULL DEFAULT {READY},
+    error text
+)""",
+            (
+                f"CREATE INDEX IF NOT EXISTS {tables.ready_index} ON {tables.outbox} (sequence) "
+                f"WHERE state = {READY}"
+            ),
+            *(
+                f"CREATE INDEX IF NOT EXISTS {index} ON {tables.outbox} "
+                f"(aggregatetype, aggregateid) WHERE state = {state}"
+                for index, state in tables.state_indexes
+            ),
+            (
+                f"CREATE TABLE IF NOT EXISTS {tables.relays} (relay varchar(64) PRIMARY KEY, "
+                "beat bigint NOT NULL, lock_number bigint NOT NULL, seen timestamptz NOT NULL)"
+            ),
+            (
+                f"CREATE TABLE IF NOT EXISTS {tables.buckets} (bucket integer PRIMARY KEY, "
+                "owner varchar(64))"
+            ),
+        )
+
+    def list_of(self, name: str, kind: str) -> str:
+        """See :meth:`Dialect.list_of`."""
+        return f"SELECT unnest(CAST(:{name} AS {kind}[]))"
+
+    def among(self, value: str, name: str, kind: str) -> str:
+        """See :meth:`Dialect.among`. Not a query, so that an index is used whatever the planner
+        thinks that the table holds."""
+        return f"{value} = ANY(CAST(:{name} AS {kind}[]))"
+
+    def list_parameter(self, found: Sequence[int | str]) -> object:
+        """See :meth:`Dialect.list_parameter`."""
+        return list(found)
+
+    def within(self, value: str, query: str) -> str:
+        """See :meth:`Dialect.within`. Not a join, so that rows come in the index's order."""
+        return f"{value} = ANY(CAST(ARRAY({query}) AS bigint[]))"
+
+    def relays_seen(self) -> str:
+        """See :meth:`Dialect.relays_seen`."""
+        return (
+            "SELECT count(*), CAST(extract(epoch FROM clock_timestamp() - max(seen)) AS "
+            f"double precision) FROM {self.tables.relays}"
+        )
+
+
+class SqliteDialect(Dialect):
+    """SQLite, 3.35 and later. One relay at a time has all keys."""
+
+    vendor: Vendor = "sqlite"
+    bucket_count = 1
+    now = "(julianday('now') - 2440587.5) * 86400.0"
+    age = f"{now} - created"
+    size = "coalesce(length(CAST(payload AS blob)), 0)"
+    payload = "CAST(payload AS blob)"
+
+    def schema(self) -> Sequence[str]:
+        """See :meth:`Dialect.schema`."""
+        tables = self.tables
+        return (
+            f"""CREATE TABLE IF NOT EXISTS {tables.outbox} (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    id CHAR(36) NOT NULL,
+    aggregatetype VARCHAR(255) NOT NULL,
+    aggregateid VARCHAR(255) NOT NULL,
+    type VARCHAR(255) NOT NULL,
+    payload BLOB,
+    messageid TEXT,
+    keytype VARCHAR(8) NOT NULL DEFAULT 'text',
+    headers TEXT,
+    created REAL NOT NULL DEFAULT ({self.now}),
+    state SMALLINT NOT NULL DEFAULT {READY},
+    error TEXT
+)""",
+            (
+                f"CREATE INDEX IF NOT EXISTS {tables.ready_index} ON {tables.bare} (sequence) "
+                f"WHERE state = {READY}"
+            ),
+            *(
+                f"CREATE INDEX IF NOT EXISTS {index} ON {tables.bare} "
+                f"(aggregatetype, aggregateid) WHERE state = {state}"
+                for index, state in tables.state_indexes
+            ),
+            (
+                f"CREATE TABLE IF NOT EXISTS {tables.relays} (relay VARCHAR(64) PRIMARY KEY, "
+                "beat BIGINT NOT NULL, lock_number BIGINT NOT NULL, seen REAL NOT NULL)"
+            ),
+            (
+                f"CREATE TABLE IF NOT EXISTS {tables.buckets} (bucket INTEGER PRIMARY KEY, "
+                "owner VARCHAR(64))"
+            ),
+        )
+
+    def list_of(self, name: str, kind: str) -> str:
+        """See :meth:`Dialect.list_of`."""
+        return f"SELECT value FROM json_each(:{name})"
+
+    def list_parameter(self, found: Sequence[int | str]) -> object:
+        """See :meth:`Dialect.list_parameter`."""
+        import json
+
+        return json.dumps(list(found))
+
+    def relays_seen(self) -> str:
+        """See :meth:`Dialect.relays_seen`."""
+        return f"SELECT count(*), {self.now} - max(seen) FROM {self.tables.relays}"
+
+
+def dialect_of(vendor: Vendor, tables: Tables) -> Dialect:
+    """The statements for a database."""
+    return PostgresDialect(tables) if vendor == "postgresql" else SqliteDialect(tables)

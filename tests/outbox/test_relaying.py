@@ -1,0 +1,420 @@
+"""Relaying: in order, past whatever cannot be published, whatever else is open or fails."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from contextlib import AsyncExitStack
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from streams import NotFound
+from streams.errors import TooLarge, Unavailable
+from streams.outbox import inspection
+from streams.testing import harness
+from tests.outbox.world import Order, Place, World, committing, running
+from tests.servers.lifetime import Lifetime
+from tests.servers.postgres import Postgres, database
+
+pytestmark = pytest.mark.anyio
+
+
+def write(world: World, connection: Any, key: str, *numbers: int) -> None:
+    for number in numbers:
+        world.outbox.publish_sync(world.orders, Order(key, number), connection=connection)
+
+
+def commit(world: World, place: Place, key: str, *numbers: int) -> None:
+    with committing(place) as connection:
+        write(world, connection, key, *numbers)
+
+
+# -- order, and what is open meanwhile
+
+
+@pytest.mark.parametrize("database", ["postgres"])
+async def test_a_transaction_that_commits_late_is_not_passed_over(place: Place) -> None:
+    """Its rows have smaller numbers than what was relayed long before."""
+    async with running(place.dsn) as world:
+        late = place.open()
+        write(world, late, "late", 1, 2)
+        for number in range(1, 4):
+            commit(world, place, "other", number)
+        await world.handle(3)
+        assert world.of("late") == []
+        late.commit()
+        commit(world, place, "late", 3)  # began after that had committed
+        await world.handle(6)
+        assert world.of("late") == [1, 2, 3]
+        assert world.of("other") == [1, 2, 3]
+
+
+async def test_rows_that_wait_when_the_relay_begins(place: Place) -> None:
+    world = World(place.dsn, batch=7)
+    for number in range(50):
+        commit(world, place, f"k{number % 3}", number)
+    async with world.app:
+        await world.handle(50)
+        assert [world.of(f"k{key}") for key in range(3)] == [
+            [number for number in range(50) if number % 3 == key] for key in range(3)
+        ]
+        await world.until(lambda: not place.rows(), "the rows are deleted")
+
+
+@pytest.mark.parametrize("database", ["postgres"])
+async def test_open_transactions_stall_nothing(place: Place, postgres_server: Any) -> None:
+    """Neither one in another database of the server, nor one here that has written."""
+    with database(postgres_server.url) as elsewhere:
+        async with running(place.dsn) as world:
+            with psycopg.connect(elsewhere) as other:
+                other.execute("CREATE TABLE t (x int)")
+                other.execute("SELECT pg_current_xact_id()")
+                here = place.open()
+                write(world, here, "here", 1)
+                commit(world, place, "a", 1, 2)
+                await world.handle(2)
+                assert world.of("a") == [1, 2]
+                here.rollback()
+                other.rollback()
+
+
+async def test_a_missed_wake_is_caught_by_the_poll(place: Place) -> None:
+    async with running(place.dsn, notify=False, poll=0.05) as world:
+        commit(world, place, "a", 1)
+        await world.handle(1)
+
+
+async def test_memory_is_bounded_by_bytes(place: Place) -> None:
+    """A batch is cut where it would have too many bytes; what is larger alone is taken alone."""
+    async with running(place.dsn, batch_bytes=1000) as world:
+        with committing(place) as connection:
+            for size in (400, 400, 400, 5000, 10):
+                world.outbox.publish_sync(world.raw, b"x" * size, connection=connection)
+        await world.handle(5)
+        assert sorted(map(len, world.values)) == [10, 400, 400, 400, 5000]
+
+
+# -- what cannot be published
+
+
+def refuse(world: World, wrong: Any) -> None:
+    """The log refuses records for which ``wrong`` gives an error."""
+    log: Any = world.app.log
+    append = log.append
+
+    def refusing(topic: str, records: Any, on_result: Any) -> None:
+        good = [record for record in records if wrong(topic, record) is None]
+        answers: list[Any] = []
+        if good:
+            append(topic, good, answers.extend)
+        found = iter(answers)
+        on_result([wrong(topic, record) or next(found) for record in records])
+
+    log.append = refusing
+
+
+def large(topic: str, record: Any) -> Exception | None:
+    return TooLarge("12 bytes are too many") if b"large" in (record.value or b"") else None
+
+
+async def test_what_the_log_refuses_waits_with_its_key(place: Place) -> None:
+    async with running(place.dsn) as world:
+        log: Any = world.app.log
+        refuse(world, large)
+        with committing(place) as connection:
+            write(world, connection, "a", 1)
+            bad = await world.outbox.publish(
+                world.orders, Order("a", 2, "large"), connection=connection
+            )
+        await world.until(lambda: [row[1] for row in place.rows()] == [1], "it is marked")
+        commit(world, place, "a", 3)
+        commit(world, place, "b", 1, 2)
+        await world.handle(3)
+        await world.until(lambda: [row[1] for row in place.rows()] == [1, 2], "what follows waits")
+        commit(world, place, "a", 4)
+        commit(world, place, "b", 3)
+        await world.handle(4)
+        assert world.of("a") == [1]
+        assert world.of("b") == [1, 2, 3]
+
+        found = await inspection.inspect(world.outbox, 10)
+        await world.until(lambda: [row[1] for row in place.rows()] == [1, 2, 2], "this one, too")
+        (row,) = found.rows
+        assert (row.id, row.topic, row.key, row.error) == (
+            bad,
+            "orders",
+            "a",
+            "12 bytes are too many",
+        )
+        assert found.relays.number == 1
+
+        del log.append  # the log takes it now
+        assert await inspection.retry(world.outbox, [bad]) == 1
+        await world.handle(7)
+        assert world.of("a") == [1, 2, 3, 4]
+        assert not place.rows()
+
+
+async def test_a_large_row_is_the_last_of_its_key_in_a_batch(place: Place) -> None:
+    """What is behind it is not in the log before it is known that it is there."""
+    world = World(place.dsn)
+    with committing(place) as connection:
+        text = "large" * 10_000
+        for key in ("a", "b"):
+            write(world, connection, key, 1)
+            world.outbox.publish_sync(world.orders, Order(key, 2, text), connection=connection)
+            write(world, connection, key, 3)
+    async with world.app:
+        refuse(world, lambda topic, record: large(topic, record) if record.key == b"a" else None)
+        await world.handle(4)
+        await world.until(lambda: [row[1] for row in place.rows()] == [1, 2], "it waits")
+    assert world.of("a") == [1]
+    assert world.of("b") == [1, 2, 3]
+
+
+FIVE = "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload"
+
+
+async def test_hostile_rows_stop_their_keys_alone(place: Place) -> None:
+    """Whoever may write to the table may write anything there."""
+    world = World(place.dsn)
+    world.app.add_topic(_internal(world))
+    more: list[tuple[str, str, Any, Any, str]] = [
+        ("orders", "text", None, "[" * 100_000, "no JSON"),
+        ("orders", "text", None, '{"a": 1}', "no JSON array"),
+        ("orders", "text", None, '[["ce_id", "1"]]', "ce_id is among"),
+        ("orders", "text", None, '[["a"]]', "no pairs"),
+        ("orders", "text", None, '[["a", 1]]', "no pairs"),
+        ("orders", "text", None, '[["a", "\\ud800"]]', "no text"),
+        (
+            "orders",
+            "text",
+            None,
+            "[" + '["a", "b"],' * 50_000 + '["a", "b"]]',
+            "characters at most",
+        ),
+        ("orders", "what", None, None, "keytype"),
+        ("orders", "bytes", None, None, "not hexadecimal"),
+        ("orders", "text", "", None, "message ID is empty"),
+        ("nowhere", "text", None, None, "declares no such topic"),
+        ("own", "text", None, None, "toolkit's own"),
+    ]
+    for number, (topic, keytype, messageid, headers, _) in enumerate(more):
+        place.run(
+            f"{FIVE}, keytype, messageid, headers) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+            (str(uuid4()), topic, f"key {number}", "t", b"{}", keytype, messageid, headers),
+        )
+    async with world.app:
+        commit(world, place, "a", 1)
+        await world.handle(1)
+        await world.until(lambda: [row[1] for row in place.rows()] == [1] * len(more), "all marked")
+    for (_, _, error), (*_, said) in zip(place.rows(), more, strict=True):
+        assert said in error
+
+
+def _internal(world: World) -> Any:
+    from streams.topic import InternalTopic
+
+    return InternalTopic(world.app, "own", partitions=1)
+
+
+async def test_retry_refuses_what_has_not_failed(place: Place) -> None:
+    world = World(place.dsn)
+    with committing(place) as connection:
+        id = world.outbox.publish_sync(world.orders, Order("a", 1), connection=connection)
+    for name in (id, "nothing"):
+        with pytest.raises(NotFound):
+            await inspection.retry(world.outbox, [name])
+
+
+async def test_what_waits_behind_a_row_that_somebody_deleted_goes_on(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.outbox.relay.RELEASE_EVERY", 0.05)
+    async with running(place.dsn, lease=0.5) as world:
+        refuse(world, large)
+        with committing(place) as connection:
+            world.outbox.publish_sync(world.orders, Order("a", 1, "large"), connection=connection)
+        await world.until(lambda: [row[1] for row in place.rows()] == [1], "it is marked")
+        commit(world, place, "a", 2)
+        await world.until(lambda: [row[1] for row in place.rows()] == [1, 2], "the next waits")
+        place.run("DELETE FROM outbox WHERE state = 1")
+        await world.handle(1)
+        assert world.of("a") == [2]
+
+
+# -- Debezium's rows
+
+
+async def test_a_row_of_debeziums_columns_alone(place: Place) -> None:
+    id = str(uuid4())
+    async with running(place.dsn) as world:
+        place.run(
+            f"{FIVE}) VALUES (%s, %s, %s, %s, %s)",
+            (id, "orders", "a", "OrderCreated", json.dumps({"id": "a", "number": 1}).encode()),
+        )
+        await world.handle(1)
+        (message,) = world.handled
+        assert (message.id, message.key, message.value) == (id, "a", Order("a", 1))
+        await world.until(lambda: not place.rows(), "it is deleted")
+
+
+@pytest.mark.parametrize("database", ["postgres"])
+async def test_an_outbox_whose_payload_is_jsonb(place: Place) -> None:
+    """As Debezium's documentation has it; others write to it."""
+    place.run("ALTER TABLE outbox DROP COLUMN payload")
+    place.run("ALTER TABLE outbox ADD COLUMN payload jsonb")
+    async with running(place.dsn) as world:
+        place.run(
+            f"{FIVE}) VALUES (%s, %s, %s, %s, %s)",
+            (
+                str(uuid4()),
+                "orders",
+                "a",
+                "OrderCreated",
+                '{"id": "a", "number": 1, "text": "\u00fc"}',
+            ),
+        )
+        await world.handle(1)
+        assert world.values == [Order("a", 1, "ü")]
+        await world.until(lambda: not place.rows(), "it is deleted")
+
+
+@pytest.mark.parametrize("database", ["postgres"])
+async def test_the_columns_are_debeziums(place: Place) -> None:
+    """Names, types and modifiers of its documentation ("Basic outbox table"); the payload is bytes,
+    as for its BinaryDataConverter. Every other column may be left out."""
+    found = place.run(
+        "SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.atthasdef, "
+        "a.attidentity <> '' FROM pg_attribute a WHERE a.attrelid = 'outbox'::regclass "
+        "AND a.attnum > 0 ORDER BY a.attnum"
+    )
+    columns = {name: (type, not_null) for name, type, not_null, _, _ in found}
+    assert {name: columns.pop(name) for name in list(columns)[1:6]} == {
+        "id": ("uuid", True),
+        "aggregatetype": ("character varying(255)", True),
+        "aggregateid": ("character varying(255)", True),
+        "type": ("character varying(255)", True),
+        "payload": ("bytea", False),
+    }
+    for name, _, not_null, has_default, is_identity in found:
+        if name in columns:
+            assert has_default or is_identity or not not_null, name
+
+
+@pytest.mark.parametrize("way", ["publish", "publish_sync"])
+async def test_for_debezium_the_row_is_deleted_where_it_was_written(place: Place, way: str) -> None:
+    """What its connector reads is the insertion; it ignores deletions."""
+    async with running(place.dsn, relayed_by="debezium") as world:
+        with committing(place) as connection:
+            if way == "publish":
+                await world.outbox.publish(world.orders, Order("a", 1), connection=connection)
+            else:
+                write(world, connection, "a", 1)
+        assert not place.rows()
+        if place.is_postgres:
+            assert place.run("SELECT last_value FROM outbox_sequence_seq") == [(1,)]
+        assert world.outbox.stats().buckets == 0
+
+
+# -- outages
+
+
+async def test_an_outage_of_the_log_is_no_rows_fault(place: Place) -> None:
+    async with running(place.dsn) as world:
+        down = [True]
+        refuse(world, lambda topic, _: Unavailable("away") if down and topic == "orders" else None)
+        commit(world, place, "a", 1)
+        with committing(place) as connection:
+            world.outbox.publish_sync(world.raw, b"1", connection=connection)
+        await world.handle(1)  # the other topic goes on
+        commit(world, place, "a", 2)
+        await world.until(lambda: [row[1] for row in place.rows()] == [0, 0], "both are kept")
+        down.clear()
+        await world.handle(3)
+        assert world.of("a") == [1, 2]
+
+
+async def test_the_database_is_away_for_a_while(
+    lifetime: Lifetime, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Postgres(lifetime) as server:
+        place = Place(server.url)
+        await asyncio.to_thread(place.create)
+        with caplog.at_level(logging.INFO, "streams"):
+            async with running(place.dsn) as world:
+                commit(world, place, "a", 1)
+                await world.handle(1)
+                await asyncio.to_thread(server.kill)
+                await world.until(lambda: not world.app.health().ok, "it is noticed")
+                assert world.app.health().ready  # handlers go on
+                await asyncio.to_thread(server.restart)
+                await asyncio.to_thread(commit, world, place, "a", 2)
+                await world.handle(2)
+                await world.until(lambda: world.app.health().ok, "it is well again")
+        assert world.of("a") == [1, 2]
+        warnings = [each for each in caplog.records if each.levelno >= logging.WARNING]
+        assert len(warnings) == 1  # once, not at each attempt
+
+
+# -- several relays
+
+
+async def test_relays_share_the_keys_and_take_over(place: Place) -> None:
+    options: dict[str, Any] = {"lease": 1.0}
+    first, second = World(place.dsn, **options), World(place.dsn, **options)
+    second.app.given_url = first.app.given_url  # one log
+
+    def buckets() -> list[int]:
+        return [world.outbox.stats().buckets for world in (first, second)]
+
+    total = 16 if place.is_postgres else 1
+    async with AsyncExitStack() as outer, AsyncExitStack() as inner:
+        await inner.enter_async_context(first.app)
+        await first.until(lambda: buckets() == [total, 0], "one has all")
+        await outer.enter_async_context(second.app)
+        share = [8, 8] if place.is_postgres else [1, 0]
+        await first.until(lambda: buckets() == share, "they share")
+        for number in range(40):
+            commit(first, place, f"k{number % 10}", number)
+        await first.until(lambda: len(first.handled) + len(second.handled) == 40, "all handled")
+        relayed = [world.outbox.stats().relayed for world in (first, second)]
+        assert sum(relayed) == 40
+        if place.is_postgres:
+            assert min(relayed) > 0
+        await inner.aclose()  # one leaves
+        await second.until(lambda: buckets()[1] == total, "the other has all")
+        commit(second, place, "k1", 100)
+        await second.until(lambda: 100 in second.of("k1"), "it relays")
+
+
+@pytest.mark.parametrize("database", ["postgres"])
+async def test_a_relay_by_asyncpg(place: Place) -> None:
+    dsn = place.dsn.replace("postgresql:", "postgresql+asyncpg:", 1)
+    async with running(dsn, poll=20.0) as world:
+        commit(world, place, "a", 1)
+        await world.handle(1)
+        commit(world, place, "a", 2)
+        await world.handle(2)
+        assert world.of("a") == [1, 2]
+        await world.until(lambda: not place.rows(), "the rows are deleted")
+
+
+# -- in users' tests
+
+
+async def test_a_harness_takes_nothing_out_of_an_outbox_unless_it_is_told_to(place: Place) -> None:
+    world = World(place.dsn)
+    commit(world, place, "a", 1)
+    async with harness(world.app) as tested:
+        await world.orders.publish(Order("b", 1))
+        await tested.settled()
+        assert world.outbox.health().running is False
+    assert len(place.rows()) == 1
+    async with harness(world.app, relay=True):
+        await world.handle(2)
+    assert (world.of("a"), world.of("b")) == ([1], [1])
