@@ -1,0 +1,99 @@
+"""A Django app for the outbox: ``INSTALLED_APPS = [..., "streams.outbox.django"]``.
+
+Its migration creates the tables, on PostgreSQL or SQLite; the model :class:`OutboxRow` shows what
+waits there, in the admin as elsewhere. :func:`publish_on_commit` publishes with what is open there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from streams.outbox.outbox import Outbox
+    from streams.topic import Key, Topic
+
+T = TypeVar("T")
+
+
+def database_of(using: str = "default") -> Callable[[], str]:
+    """What says where a database of Django's settings is: give it to ``Outbox``.
+
+    :param using: the database's alias in ``DATABASES``.
+    """
+
+    def address() -> str:
+        from django.conf import settings  # type: ignore[import-untyped]
+        from django.core.exceptions import ImproperlyConfigured  # type: ignore[import-untyped]
+
+        from streams.errors import ConfigError
+
+        try:
+            found = settings.DATABASES.get(using)
+        except ImproperlyConfigured as error:
+            raise ConfigError(f"database_of({using!r}): Django has no settings: {error}") from error
+        if found is None:
+            raise ConfigError(f"database_of({using!r}): DATABASES has no such alias")
+        return _address(using, found)
+
+    return address
+
+
+def _address(using: str, found: Mapping[str, Any]) -> str:
+    """A database of Django's settings as a URL."""
+    from streams.errors import ConfigError
+
+    engine = str(found["ENGINE"]).rpartition(".")[2]
+    if engine == "sqlite3":
+        return f"sqlite:///{quote(str(found['NAME']), safe='/')}"
+    if engine != "postgresql":
+        raise ConfigError(
+            f"database_of({using!r}): an outbox is on PostgreSQL or SQLite, not on {engine}"
+        )
+    fields = {
+        "dbname": found.get("NAME"), "user": found.get("USER"), "password": found.get("PASSWORD"),
+        "host": found.get("HOST"), "port": found.get("PORT"),
+    }  # fmt: skip
+    known = ("sslmode", "sslrootcert", "sslcert", "sslkey", "service", "options")
+    fields |= {name: found.get("OPTIONS", {}).get(name) for name in known}
+    words = (f"{name}={_quoted(value)}" for name, value in fields.items() if value)
+    return " ".join(words)
+
+
+def _quoted(value: object) -> str:
+    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{text}'"
+
+
+def publish_on_commit(
+    outbox: Outbox,
+    topic: Topic[T],
+    value: T,
+    *,
+    using: str = "default",
+    key: Key | None = None,
+    id: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    timestamp: datetime | None = None,
+) -> str:
+    """Publish a message if the transaction that is open commits; without one, at once.
+
+    Unlike what is given to ``transaction.on_commit``, it is not lost if the process dies behind the
+    commit: the row is part of the transaction. Plain code; from a coroutine, within
+    ``sync_to_async`` as everything of Django's transactions.
+
+    :param using: the alias of the database.
+    :returns: the message ID.
+    :raises EncodeError: the value does not fit the topic's type; nothing was written.
+    :raises TooLarge: it has more than the outbox's ``max_bytes``; nothing was written.
+    :raises InvalidValue: the key is too long; nothing was written.
+    :raises ConfigError: the topic cannot be used, or the database is neither PostgreSQL nor SQLite.
+    """
+    from django.db import connections  # type: ignore[import-untyped]
+
+    from streams.outbox.connections import django_connection
+
+    connection = django_connection(connections[using])
+    return outbox.write(connection, topic, value, key, id, headers, timestamp)
