@@ -19,6 +19,7 @@ from streams.cli import (
     groups,
     inbox,
     managers,
+    outbox,
     publish,
     replay,
     reset,
@@ -115,6 +116,7 @@ app.add_typer(aggregates.app, name="aggregates")
 app.add_typer(views.app, name="views")
 app.add_typer(managers.app, name="managers")
 app.add_typer(inbox.app, name="inbox")
+app.add_typer(outbox.app, name="outbox")
 
 
 def run(arguments: Sequence[str]) -> int:

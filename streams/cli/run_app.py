@@ -171,7 +171,7 @@ def run(
         logger.info("%s: group %s, reading %s", each.name, each.group, ", ".join(each.topics))
     try:
         with _serve_monitoring(app, http_address):
-            _run_until_stopped(app)
+            run_until_stopped(app)
     except typer.Exit:
         raise
     except Exception as error:
@@ -183,7 +183,7 @@ def run(
         raise CommandFailed(f"{target} failed: {text}") from error
 
 
-def _run_until_stopped(app: Streams) -> None:
+def run_until_stopped(app: Streams) -> None:
     """Run the app; say in one line what ended it.
 
     :raises typer.Exit: something did.

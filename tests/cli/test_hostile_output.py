@@ -157,6 +157,12 @@ views retry EVIL EVIL --timeout EVIL
 managers ls EVIL
 managers show shop:app EVIL
 managers show shop:app EVIL EVIL
+inbox ddl EVIL
+outbox ls EVIL
+outbox ls shop:app --table EVIL
+outbox show EVIL:app EVIL
+outbox retry EVIL EVIL
+outbox relay EVIL
 reset EVIL orders
 reset billing EVIL
 reset billing orders --to EVIL
@@ -183,7 +189,17 @@ EVIL
 """
 
 
-PLAIN = ("run", "EVIL", "--EVIL", "publish", "topics create", "topics delete", "groups delete")
+PLAIN = (
+    "run",
+    "EVIL",
+    "--EVIL",
+    "publish",
+    "topics create",
+    "topics delete",
+    "groups delete",
+    "outbox relay",
+    "inbox ddl",
+)
 """What has no --json."""
 
 

@@ -22,10 +22,12 @@ from streams import Retry, Streams
 from streams.cli.doctor.monitoring_checks import (
     AGGREGATE_ALERTS,
     MANAGER_ALERTS,
+    OUTBOX_ALERTS,
     REQUIRED_ALERTS,
     VIEW_ALERTS,
 )
 from streams.eventsourcing import Snapshot
+from streams.outbox import Outbox
 from streams.patterns import MonitoringServer
 from tests.eventsourcing.bank import accounts, deposit
 from tests.managers.purses import World
@@ -75,7 +77,7 @@ def selectors(expression: Any) -> Iterator[Any]:
 
 
 @pytest.fixture
-async def printed() -> dict[str, set[str]]:
+async def printed(tmp_path: Path) -> dict[str, set[str]]:
     """The names that /metrics prints, each with its labels."""
     app = Streams("memory://")
     topic = app.topic("orders", int)
@@ -88,6 +90,7 @@ async def printed() -> dict[str, set[str]]:
     ledger = accounts(app, snapshot=Snapshot(every=1))
     ledger.view("balances", Balance)(fold_balance)
     World(app, "purses")
+    Outbox(app, f"sqlite:///{tmp_path}/outbox.db")
     with MonitoringServer(app, port=0) as server:
         async with app:
             await topic.publish_many(list(range(20)))
@@ -100,6 +103,7 @@ async def printed() -> dict[str, set[str]]:
                     and now.of("aggregate_snapshots_total", aggregate=ledger.name) == [1]
                     and now.of("view_folded_ratio") == [1]
                     and now.of("view_events_total") == [1]
+                    and now.of("outbox_rows") == [0]
                 ),
             )
     found: dict[str, set[str]] = {}
@@ -146,7 +150,13 @@ async def test_every_metric_is_watched_or_shown(printed: dict[str, set[str]]) ->
 def test_every_rule_says_how_bad_it_is_and_what_to_do() -> None:
     names = [rule["alert"] for rule in rules()]
     assert len(set(names)) == len(names)
-    assert {*REQUIRED_ALERTS, *AGGREGATE_ALERTS, *VIEW_ALERTS, *MANAGER_ALERTS} <= set(names)
+    assert {
+        *REQUIRED_ALERTS,
+        *AGGREGATE_ALERTS,
+        *VIEW_ALERTS,
+        *MANAGER_ALERTS,
+        *OUTBOX_ALERTS,
+    } <= set(names)
     for rule in rules():
         assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
         assert rule["labels"] == {"severity": rule["labels"]["severity"]}

@@ -7,6 +7,7 @@
 ``history_checks``            items about aggregates: their event topics and snapshots
 ``view_checks``               items about views: what stands still, waits, lags, is left over
 ``manager_checks``            items about process managers: what nobody reads, dead, overdue
+``outbox_checks``             items about outboxes: nobody relays, rows are old or failed
 ``processor_checks``          items about processors: idempotent, dead letters, and so on
 ``monitoring_checks``         items about who watches: monitoring, alerts
 ``prometheus``                what a Prometheus is asked

@@ -13,6 +13,7 @@ from streams.cli.doctor.inspection import AppInspection, Finding, Subject
 from streams.cli.doctor.log_checks import check_order, check_persistence, check_retention
 from streams.cli.doctor.manager_checks import check_managers
 from streams.cli.doctor.monitoring_checks import check_alerts, check_monitoring
+from streams.cli.doctor.outbox_checks import check_outboxes
 from streams.cli.doctor.processor_checks import (
     check_backpressure,
     check_dead_letters,
@@ -35,6 +36,7 @@ CHECKS: Sequence[tuple[str, Callable[[AppInspection], Iterator[Finding]]]] = (
     ("histories", check_histories),
     ("views", check_views),
     ("managers", check_managers),
+    ("outbox", check_outboxes),
 )
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from streams.cli.doctor.prometheus import PrometheusClient
     from streams.eventsourcing import Aggregate, ProcessManager, View
     from streams.log.protocol import Log, TopicInfo
+    from streams.outbox import Outbox
     from streams.processor import Processor
     from streams.topic import Topic
 
@@ -160,6 +161,13 @@ class AppInspection:
         from streams.eventsourcing import ProcessManager
 
         return [each for each in self.app.managers.values() if isinstance(each, ProcessManager)]
+
+    @cached_property
+    def outboxes(self) -> list[Outbox]:
+        """The outboxes that the app declares."""
+        from streams.outbox import Outbox
+
+        return [each for each in self.app.outboxes.values() if isinstance(each, Outbox)]
 
     def info(self, topic: str) -> TopicInfo | str:
         """A topic's facts, or why there are none."""

@@ -59,6 +59,8 @@ def check_alerts(inspection: AppInspection) -> Iterator[Finding]:
         required += VIEW_ALERTS
     if inspection.app.managers:
         required += MANAGER_ALERTS
+    if inspection.app.outboxes:
+        required += OUTBOX_ALERTS
     missing = [name for name in required if name not in loaded]
     if missing:
         yield subject.no(
@@ -96,3 +98,6 @@ VIEW_ALERTS = ("StreamsViewDocumentsStopped", "StreamsViewWaits", "StreamsViewLa
 
 MANAGER_ALERTS = ("StreamsManagerFails", "StreamsManagerTimeoutsOverdue")
 """The rules of ``monitoring/alerts.yml`` that everybody needs who has process managers."""
+
+OUTBOX_ALERTS = ("StreamsOutboxOld", "StreamsOutboxRowsFailed")
+"""The rules of ``monitoring/alerts.yml`` that everybody needs who has outboxes."""

@@ -15,7 +15,14 @@ from typing_extensions import override
 
 from streams.app import Streams
 from streams.errors import ConfigError
-from streams.health import AggregateStats, Health, ManagerStats, Stats, ViewStats
+from streams.health import (
+    AggregateStats,
+    Health,
+    ManagerStats,
+    OutboxStats,
+    Stats,
+    ViewStats,
+)
 from streams.patterns.arguments import check_app, check_seconds
 from streams.patterns.monitoring.lag_probe import Backlog, LagProbe
 from streams.processing import BUCKET_BOUNDS, Durations
@@ -135,6 +142,23 @@ _MANAGER_GAUGES = (
     ("overdue", "streams_manager_timeouts_overdue_seconds", "Seconds since the first was due"),
 )
 
+_OUTBOX_LABELS = ("outbox",)
+
+_OUTBOX_COUNTERS = (
+    ("relayed", "streams_outbox_relayed", "Rows that the log has confirmed"),
+    ("failures", "streams_outbox_failures", "Attempts to publish a row that the log refused"),
+    ("outages", "streams_outbox_outages", "Times that the connection to the database failed"),
+)
+"""A field of OutboxStats, a metric's name and its documentation."""
+
+_OUTBOX_GAUGES = (
+    ("buckets", "streams_outbox_buckets_owned", "Buckets of keys that this relay has"),
+    ("depth", "streams_outbox_rows", "Rows that are to be relayed"),
+    ("oldest", "streams_outbox_oldest_seconds", "Seconds since the first of them was written"),
+    ("failed", "streams_outbox_failed_rows", "Rows that could not be published"),
+    ("waiting", "streams_outbox_waiting_rows", "Rows that wait behind one of their key"),
+)
+
 _DURATIONS = (
     ("handler_seconds", "streams_handler_seconds", "How long calls of the handler take"),
     ("commit_seconds", "streams_commit_seconds", "How long the log takes to acknowledge a commit"),
@@ -192,6 +216,7 @@ def _app_metrics(stats: Stats, health: Health, groups: dict[str, str]) -> Iterat
     yield from _aggregate_metrics(stats.aggregates)
     yield from _view_metrics(stats.views)
     yield from _manager_metrics(stats.managers)
+    yield from _outbox_metrics(stats.outboxes)
     published = "Records published and acknowledged"
     yield CounterMetricFamily("streams_published", published, stats.published)
     is_up, up = (
@@ -268,6 +293,22 @@ def _manager_metrics(managers: Mapping[str, ManagerStats]) -> Iterator[Metric]:
             family = make(name, documentation, labels=_MANAGER_LABELS)
             for manager, found in managers.items():
                 family.add_metric([manager], getattr(found, field))
+            yield family
+
+
+def _outbox_metrics(outboxes: Mapping[str, OutboxStats]) -> Iterator[Metric]:
+    """The metrics of outboxes, each with the label ``outbox``; how many rows there are, those say
+    that relay."""
+    for make, rows in (
+        (CounterMetricFamily, _OUTBOX_COUNTERS),
+        (GaugeMetricFamily, _OUTBOX_GAUGES),
+    ):
+        for field, name, documentation in rows:
+            family = make(name, documentation, labels=_OUTBOX_LABELS)
+            for outbox, found in outboxes.items():
+                figure = getattr(found, field)
+                if figure is not None:
+                    family.add_metric([outbox], figure)
             yield family
 
 

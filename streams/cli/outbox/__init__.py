@@ -1,0 +1,153 @@
+"""``streams outbox``: what waits in an app's outboxes, what could not be published, and a relay.
+
+Where an outbox is, its app says, so each command is given ``MODULE:APP``.
+
+==========  =================================================================
+``place``   the app and the outbox that a command is about
+``rows``    outboxes and their rows, for people and for programs
+==========  =================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+from streams.cli import output
+from streams.cli.command_errors import UsageError
+from streams.cli.logging_setup import configure_warnings
+from streams.cli.options import AppUrl, Json, Yes, confirm
+from streams.cli.outbox.place import load_outbox, load_outboxes
+from streams.cli.outbox.rows import outbox_json, print_outboxes, print_row, row_json
+
+app = typer.Typer(no_args_is_help=True, help="List, show and retry what is in an outbox; relay it.")
+
+Target = Annotated[str, Argument(metavar="MODULE:APP", help="Where the app is.")]
+Table = Annotated[
+    str | None,
+    Option("--table", metavar="NAME", help="The outbox, where the app has several: its table."),
+]
+
+
+@app.command("ls")
+def list_outboxes(
+    target: Target,
+    every: Annotated[bool, Option("--all", help="All rows, also those that are to come.")] = False,
+    number: Annotated[
+        int, Option("-n", "--lines", min=1, metavar="N", help="So many rows of each, at most.")
+    ] = 20,
+    table: Table = None,
+    url: AppUrl = None,
+    json: Json = False,
+) -> None:
+    r"""List the outboxes of an app, and the rows that could not be published.
+
+    Of each outbox: how many rows are to be relayed, how old the first of them
+    is, how many could not be published ([cyan]failed[/cyan]), how many wait behind
+    those, as they are of the same keys, and how many relays there are.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams outbox ls shop:app[/cyan]
+      [cyan]streams outbox ls shop:app --all -n 100[/cyan]
+      [cyan]streams outbox ls shop:app --json | jq '.\[].rows\[].error'[/cyan]
+    """
+    from streams.outbox.inspection import inspect
+
+    configure_warnings()
+    found = [
+        outbox_json(outbox, asyncio.run(inspect(outbox, number, all_states=every)))
+        for outbox in load_outboxes(target, table, url)
+    ]
+    if json:
+        output.print_json(found)
+    else:
+        print_outboxes(found)
+
+
+@app.command("show")
+def show_row(
+    target: Target,
+    row: Annotated[str, Argument(metavar="ROW", help="A message ID, or a row's number.")],
+    table: Table = None,
+    url: AppUrl = None,
+    json: Json = False,
+) -> None:
+    """Show a row: what it would be published as, and why it was not.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams outbox show shop:app 1041[/cyan]
+      [cyan]streams outbox show shop:app order-17-paid --json | jq '.[0].value'[/cyan]
+    """
+    from streams.outbox.inspection import find_rows
+
+    configure_warnings()
+    outbox = load_outbox(target, table, url)
+    found = [row_json(each) for each in asyncio.run(find_rows(outbox, row))]
+    if json:
+        output.print_json(found)
+        return
+    for each in found:
+        print_row(each)
+
+
+@app.command("retry")
+def retry_rows(
+    target: Target,
+    rows: Annotated[
+        list[str] | None, Argument(metavar="ROW...", help="Message IDs, or rows' numbers.")
+    ] = None,
+    every: Annotated[bool, Option("--all", help="All rows that could not be published.")] = False,
+    yes: Yes = False,
+    table: Table = None,
+    url: AppUrl = None,
+    json: Json = False,
+) -> None:
+    """Have rows that could not be published tried again.
+
+    The rows of the same key that wait behind it follow, in their order. It is
+    the relays that publish them.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams outbox retry shop:app 1041[/cyan]
+      [cyan]streams outbox retry shop:app --all --yes[/cyan]
+    """
+    from streams.outbox.inspection import inspect, retry
+
+    if bool(rows) == every:
+        raise UsageError("streams outbox retry takes rows, or --all")
+    configure_warnings()
+    outbox = load_outbox(target, table, url)
+    if every:
+        failed = asyncio.run(inspect(outbox, 1)).backlog.failed
+        confirm(f"Try {output.plural(failed, 'row')} of {outbox.name} again?", yes=yes)
+    tried = asyncio.run(retry(outbox, None if every else rows))
+    if json:
+        output.print_json({"outbox": outbox.name, "tried_again": tried})
+    else:
+        output.print_line(f"{output.plural(tried, 'row')} of {outbox.name} will be tried again")
+
+
+@app.command("relay")
+def relay(
+    target: Target,
+    table: Table = None,
+    url: AppUrl = None,
+) -> None:
+    """Take what is in the app's outboxes to the log, until SIGINT or SIGTERM.
+
+    No processor runs here. Any number of relays may, beside those of
+    [cyan]streams run[/cyan]: they share the keys, and take over from each other.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams outbox relay shop:app[/cyan]
+    """
+    from streams.cli.outbox.place import run_relays
+
+    run_relays(target, load_outboxes(target, table, url))
