@@ -37,6 +37,7 @@ from benchmarks.aggregate_cases import aggregate_cases
 from benchmarks.cases import FULL, LOGS, LOGS_WITH_SERVER, QUICK, Case, LogTarget, Sizes, cases
 from benchmarks.inbox_cases import inbox_cases
 from benchmarks.measure import Row, measure
+from benchmarks.outbox_cases import outbox_cases
 from benchmarks.pattern_cases import pattern_cases
 from benchmarks.peers.install import PEERS, InstalledPeer, PeerMissing, install
 from benchmarks.process import ROOT, MeasureError, WorkerProcess
@@ -46,6 +47,9 @@ from benchmarks.servers import Missing, Servers, StartError
 from benchmarks.view_cases import view_cases
 
 REPEATS = 5
+
+LISTED = "postgresql://"
+"""Stands for a database that may be there, where cases are only listed."""
 
 
 class CannotMeasure(Exception):
@@ -211,7 +215,7 @@ def _run(arguments: argparse.Namespace, rows: list[Row], console: Console) -> in
         servers = stack.enter_context(Servers())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="streams-bench-"))
         if arguments.list:
-            targets = [_log_target(log, "", folder) for log in _logs(arguments)]
+            targets = [_log_target(log, "", folder, LISTED) for log in _logs(arguments)]
             for case in _selected_cases(targets, sizes, arguments.case):
                 print(f"{case.log}: {case.name}")
             return 0
@@ -262,7 +266,9 @@ def _compare(arguments: argparse.Namespace, rows: list[Comparison], console: Con
         ours.mkdir()
         theirs.mkdir()
         targets = _log_targets(arguments, servers, str(ours), console)
-        other_targets = [_log_target(each.log, each.url, str(theirs)) for each in targets]
+        other_targets = [
+            _log_target(each.log, each.url, str(theirs), each.database) for each in targets
+        ]
         both = against.pairs(
             _selected_cases(targets, sizes, arguments.case),
             _selected_cases(other_targets, sizes, arguments.case),
@@ -317,7 +323,11 @@ def _log_targets(
                 raise CannotMeasure(f"{log}: {error}") from error
             console.print(f"{log} is left out: {error}", markup=False, soft_wrap=True)
             continue
-        found.append(_log_target(log, url, folder))
+        named = arguments.case is None or any(
+            "outbox" in each.casefold() for each in arguments.case
+        )
+        database = servers.database() if named and not arguments.quick else ""
+        found.append(_log_target(log, url, folder, database))
     return found
 
 
@@ -330,12 +340,13 @@ def _machine_facts(servers: Servers) -> dict[str, str]:
     return facts
 
 
-def _log_target(log: str, url: str, folder: str) -> LogTarget:
+def _log_target(log: str, url: str, folder: str, database: str) -> LogTarget:
     if log == "memory":
         url = f"memory://bench-{uuid4().hex}"
     elif log == "sqlite":
         url = f"sqlite:///{folder}/log.db"
-    return LogTarget(log, url, f"orders-{uuid4().hex[:8]}", f"{folder}/by-hand.db", folder)
+    name = f"orders-{uuid4().hex[:8]}"
+    return LogTarget(log, url, name, f"{folder}/by-hand.db", folder, database)
 
 
 def _selected_cases(
@@ -350,6 +361,7 @@ def _selected_cases(
             *aggregate_cases(place, sizes),
             *view_cases(place, sizes),
             *inbox_cases(place, sizes),
+            *outbox_cases(place, sizes),
         ]
         if not texts or any(text.casefold() in case.name.casefold() for text in texts)
     ]

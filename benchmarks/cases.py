@@ -162,6 +162,7 @@ class LogTarget:
     :param topic: the topic with all orders.
     :param file: the table by hand, for SQLite.
     :param folder: for files that a case makes.
+    :param database: of a PostgreSQL, for what is beside the log; empty: there is none.
     """
 
     log: str
@@ -169,6 +170,7 @@ class LogTarget:
     topic: str
     file: str = ""
     folder: str = ""
+    database: str = ""
 
 
 def _settings_text(settings: Mapping[str, Any]) -> str:

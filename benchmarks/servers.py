@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+import psycopg
 import redis
 from confluent_kafka.admin import AdminClient
 
@@ -47,6 +48,20 @@ class Servers:
         if log not in self._urls:
             self._urls[log] = self._starts[log]()
         return self._urls[log]
+
+    def database(self) -> str:
+        """A PostgreSQL's DSN; empty: this machine has none."""
+        if "postgres" not in self._urls:
+            try:
+                found = find.postgres(self.lifetime)
+            except Missing:
+                self._urls["postgres"] = ""
+            else:
+                self._urls["postgres"] = found.url
+                with psycopg.connect(found.url) as connection:
+                    version = connection.info.parameter_status("server_version")
+                self.versions["postgres"] = f"PostgreSQL {version}, {found.origin}"
+        return self._urls["postgres"]
 
     @property
     def lifetime(self) -> Lifetime:

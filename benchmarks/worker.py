@@ -35,15 +35,16 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def task_of(name: str) -> Callable[..., dict[str, Any]]:
-    """A task; patterns, aggregates, views and the inbox are imported by those that need them.
+    """A task; patterns, aggregates, views, inbox and outboxes are imported where they are needed.
 
     :raises KeyError: there is none.
     """
     if name in TASKS:
         return TASKS[name]
-    from benchmarks import aggregates, inbox, patterns, views
+    from benchmarks import aggregates, inbox, outboxes, patterns, views
 
-    return {**patterns.TASKS, **aggregates.TASKS, **views.TASKS, **inbox.TASKS}[name]
+    found = {**patterns.TASKS, **aggregates.TASKS, **views.TASKS, **inbox.TASKS, **outboxes.TASKS}
+    return found[name]
 
 
 def main() -> None:
