@@ -75,6 +75,15 @@ class Place:
         return self.run("SELECT sequence, state, error FROM outbox ORDER BY sequence")
 
 
+async def until(over: Callable[[], Any], what: Callable[[], object]) -> None:
+    """Wait for a condition."""
+    began = asyncio.get_running_loop().time()
+    while not over():
+        waited = asyncio.get_running_loop().time() - began
+        assert waited < PATIENCE, what()
+        await asyncio.sleep(0.005)
+
+
 class World:
     """An app with an outbox."""
 
@@ -97,14 +106,8 @@ class World:
         orders = (each for each in list(self.values) if isinstance(each, Order))
         return [each.number for each in orders if each.id == key]
 
-    async def until(self, over: Callable[[], Any], what: str = "") -> Any:
-        began = asyncio.get_running_loop().time()
-        while True:
-            if found := over():
-                return found
-            waited = asyncio.get_running_loop().time() - began
-            assert waited < PATIENCE, (what, self.values[-5:], self.outbox.stats())
-            await asyncio.sleep(0.005)
+    async def until(self, over: Callable[[], Any], what: str = "") -> None:
+        await until(over, lambda: (what, self.values[-5:], self.outbox.stats()))
 
     async def handle(self, number: int) -> None:
         """Until so many messages were handled."""
