@@ -28,7 +28,7 @@ def outbox_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
     found: list[Case] = []
     for name, database in databases.items():
         given: dict[str, Any] = {"url": log_target.url, "database": database}
-        messages = min(sizes.publish, 5 * sizes.per_pattern)
+        messages = sizes.publish
         ours = Side("streams", "relay", {**given, "messages": messages}, process="outboxes")
         direct = Side(
             "publish_many", "publish_many",

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -29,9 +30,10 @@ SKIP = 100
 """Of those, a warm-up."""
 
 
-def _connect(database: str) -> Any:
+def _connect(database: str, *, any_thread: bool = False) -> Any:
     if database.startswith("sqlite:///"):
-        return sqlite3.connect(database.removeprefix("sqlite:///"), timeout=30)
+        path = database.removeprefix("sqlite:///")
+        return sqlite3.connect(path, timeout=30, check_same_thread=not any_thread)
     return psycopg.connect(database)
 
 
@@ -43,37 +45,43 @@ def _prepare(database: str) -> None:
 
 
 def relay(url: str, database: str, messages: int) -> Answer:
-    """Take rows that are there to a new topic, until all are confirmed and deleted."""
+    """Take rows of one transaction to a new topic, from its commit until all are confirmed and
+    deleted; the relay runs before."""
     app = Streams(url)
     topic = app.topic(f"relayed-{uuid4().hex}", Order, key=customer, partitions=PARTITIONS)
     table = f"outbox_{uuid4().hex[:8]}"
     outbox = Outbox(app, database, table=table, relayed_by="command")
     first = outbox.tables.outbox
 
-    def fill() -> None:
-        with closing(_connect(database)) as connection:
-            for number in range(messages):
-                outbox.publish_sync(topic, order(number), connection=connection)
-            connection.commit()
+    def fill(connection: Any) -> None:
+        for number in range(messages):
+            outbox.publish_sync(topic, order(number), connection=connection)
 
-    def is_empty() -> bool:
-        with closing(_connect(database)) as connection:
-            rows = connection.execute(f"SELECT 1 FROM {first} LIMIT 1").fetchall()
-            return not rows
+    def is_empty(connection: Any) -> bool:
+        found = connection.execute(f"SELECT 1 FROM {first} LIMIT 1").fetchall()
+        connection.rollback()
+        return not found
 
     async def main() -> float:
         _prepare(database)
         await outbox.create_tables()
+        connection = await asyncio.to_thread(partial(_connect, database, any_thread=True))
         async with app.connected():
             await topic.publish_many([order(0)])  # open the connections
-            await asyncio.to_thread(fill)
-            began = time.perf_counter()
             task = asyncio.create_task(outbox.relay())
-            while outbox.stats().relayed < messages or not await asyncio.to_thread(is_empty):  # noqa: ASYNC110
+            while not outbox.stats().buckets:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            await asyncio.to_thread(fill, connection)
+            began = time.perf_counter()
+            await asyncio.to_thread(connection.commit)
+            while outbox.stats().relayed < messages or not await asyncio.to_thread(  # noqa: ASYNC110
+                is_empty, connection
+            ):
                 await asyncio.sleep(0.005)
             taken = time.perf_counter() - began
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+            connection.close()
             return messages / taken
 
     try:
