@@ -32,7 +32,7 @@ from streams.handler_types import (
 from streams.health import ReportingAggregate, ReportingManager, ReportingView
 from streams.log.names import check_member
 from streams.log.protocol import Log, OpenMode
-from streams.log.url import ChosenUrl, choose_url, redact
+from streams.log.url import ChosenUrl, choose_url, redact, why_no_outputs
 from streams.message import Message, Transaction
 from streams.parking import DurableKeyParking
 from streams.processing.job import Job
@@ -337,6 +337,7 @@ class Declarations(ABC):
         dedup: Dedup = Dedup(),
         dead_letters: DeadLetters = DeadLetters(),
         flow: Flow = Flow(),
+        exactly_once: bool = False,
     ) -> Any:
         """Declare a processor: a decorator for its handler.
 
@@ -347,6 +348,8 @@ class Declarations(ABC):
         :param to: what the handler returns is published there before the source is settled.
         :param start: where a *new* group begins: ``"earliest"``, ``"latest"`` or a time of the log.
         :param timeout: seconds one call of an async handler may take.
+        :param exactly_once: what the handler returns, dead letters and positions are stored in one
+            transaction (docs/pipelines.md).
         :raises ConfigError: any of these, or the handler's signature, cannot work; or its
             annotations say another type than the topics'.
 
@@ -355,7 +358,7 @@ class Declarations(ABC):
         """
         options = ProcessorOptions(
             topics, group, concurrency, batch, filter, to, start, timeout, retry, dedup,
-            dead_letters, flow,
+            dead_letters, flow, exactly_once,
         )  # fmt: skip
 
         for topic in (*topics, to):
@@ -364,6 +367,10 @@ class Declarations(ABC):
                     f"processor in group {group!r}: topic {topic.name!r} belongs to another app; "
                     "declare it with this app's .topic(...)"
                 )
+
+        if exactly_once and self.given_url and (why := why_no_outputs(self.given_url)):
+            problem = f"processor in group {group!r}: exactly_once=True is not possible here"
+            raise ConfigError(f"{problem}: {why}")
 
         if self.declarations_closed:
             raise ConfigError(

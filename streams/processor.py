@@ -61,6 +61,7 @@ class ProcessorOptions:
     dedup: Dedup = Dedup()
     dead_letters: DeadLetters = DeadLetters()
     flow: Flow = Flow()
+    exactly_once: bool = False
 
     def validate(self, name: str) -> None:
         """:raises ConfigError: something here cannot work; one line that says what."""
@@ -97,6 +98,7 @@ class ProcessorOptions:
                 f"to={self.to.name!r}: holds the histories of an aggregate, and only its decide() "
                 "and append() write to it: call them in the handler"
             )
+        yield from self._exactly_once_problems()
         if isinstance(self.start, datetime):
             if self.start.tzinfo is None:
                 yield f"start={self.start!r} has no time zone"
@@ -119,6 +121,28 @@ class ProcessorOptions:
                     f"dead letters would go to {dead_letter_topic!r}, which it reads or writes "
                     "itself; give DeadLetters(topic=...) another name"
                 )
+
+    def _exactly_once_problems(self) -> Iterator[str]:
+        if not isinstance(self.exactly_once, bool):
+            yield f"exactly_once={self.exactly_once!r}: True or False"
+        if not self.exactly_once:
+            return
+        if self.to is None:
+            yield (
+                "exactly_once=True without to=: it is what the handler returns that is published "
+                "exactly once; say with to= where it goes"
+            )
+        # Declared beside this option: effects in a database of the user's.
+        if getattr(self, "transaction", None) is not None:
+            yield (
+                "exactly_once=True with transaction=: the log and the database have no transaction "
+                "in common; leave exactly_once out, and to= goes through the database's outbox"
+            )
+        if self.dead_letters.sequenced:
+            yield (
+                "exactly_once=True with DeadLetters(sequenced=True): what is parked behind a dead "
+                "message is written outside the transaction; leave one of them out"
+            )
 
     def check_annotations(
         self, name: str, handler: Callable[..., Any], handler_signature: HandlerSignature

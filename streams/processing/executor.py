@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from streams.engine.deferring_dispatcher import DeferringDispatcher
 from streams.engine.dispatcher import Dispatcher, PartitionState
 from streams.engine.progress import FetchedBatch
 from streams.processing.handler_transaction import HandlerTransaction
@@ -32,7 +33,11 @@ class Executor(ABC):
         self, job: Job, open_transaction: Callable[[], HandlerTransaction] | None = None
     ) -> None:
         self.job = job
-        self.dispatcher = Dispatcher(job.retry)
+        self.dispatcher = (
+            Dispatcher(job.retry)
+            if job.outputs is None
+            else DeferringDispatcher(job.retry, job.outputs.defers)
+        )
         make_calls = MessageCalls if job.batch is None else BatchCalls
         self._calls: Calls[Any] = make_calls(job, self.dispatcher, self.call_soon, self.fail)
         self._open_transaction = (

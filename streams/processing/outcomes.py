@@ -8,7 +8,9 @@ through the same steps: ``take``, ``admit``, ``decode``, ``call``, ``commit`` an
 touched.
 
 Nothing waits for a write: what a handler returned and dead letters are sent with a callback, and
-until it comes the message's key stays in flight and the message unsettled.
+until it comes the message's key stays in flight and the message unsettled. In an exactly-once
+processor they are put aside, for a transaction with the positions
+(:mod:`streams.processing.pending_outputs`), and their keys go on at once.
 """
 
 from __future__ import annotations
@@ -378,6 +380,7 @@ class Calls(ABC, Generic[Unit]):
         dead-lettered."""
         deliveries, failures, exhausted = list(deliveries), dict(errors), set(final)
         copy_of: list[int] = []
+        owners: list[int] = []
         outgoing: list[Outgoing] = []
         for index, error in errors.items():
             attempt = self.attempt_number(deliveries[index])
@@ -393,8 +396,10 @@ class Calls(ABC, Generic[Unit]):
             if delayed_copy is not None:
                 outgoing.append(delayed_copy)
                 copy_of.append(index)
+                owners.append(index)
             outgoing.append(attempt_record)
             copy_of.append(-1)
+            owners.append(index)
 
         def on_written(answers: Answers) -> None:
             counts = self.dispatcher.counts
@@ -415,7 +420,7 @@ class Calls(ABC, Generic[Unit]):
                 self.dispatcher.mark_batch_settled(deliveries)
 
         if outgoing:
-            self._write(deliveries, outgoing, on_written)
+            self._write(deliveries, outgoing, on_written, owners)
         else:
             self._settle_failed(deliveries, failures, exhausted)
 
@@ -491,9 +496,20 @@ class Calls(ABC, Generic[Unit]):
         deliveries: Sequence[Delivery],
         outgoing: Sequence[Outgoing],
         on_written: Callable[[Answers], None],
+        owners: Sequence[int] | None = None,
     ) -> None:
         """Write, and call ``on_written`` where the dispatcher may be touched once the log
-        answered."""
+        answered.
+
+        :param owners: of which delivery each record is, by index; None: of the only one.
+        """
+        outputs = self.job.outputs
+        if outputs is not None:
+            # Whatever the log says of them later, it says to the committer.
+            outputs.add(
+                deliveries, outgoing, owners, lambda: on_written([None] * len(outgoing))
+            )
+            return
         write_derived = self.job.write_derived
         if write_derived is None:
             raise RuntimeError("this job has nothing to write with")
@@ -730,7 +746,7 @@ class BatchCalls(Calls[list[Delivery]]):
             errors.update((index, answer) for index, answer in pairs if answer is not None)
             self._settle_batch(unit, errors, decoded.undecodable)
 
-        self._write(unit, outgoing, on_written)
+        self._write(unit, outgoing, on_written, senders)
 
     def _encode_results(
         self,

@@ -28,6 +28,7 @@ from streams.processing.executor import Executor
 from streams.processing.handler_transaction import HandlerTransaction, TransactionLock
 from streams.processing.job import Job, decode_ahead
 from streams.processing.partition_lifecycle import PartitionLifecycle
+from streams.processing.pipeline_committer import PipelineCommitter
 from streams.processing.polling_hand_over import PollingHandOver
 from streams.processing.timing import Durations
 from streams.text import get_logger
@@ -88,9 +89,7 @@ class Poller:
         self._hand_over = PollingHandOver(
             partial(self._survive_outage, self._poll_cycle), self._may_hand_over
         )
-        self._committer = OffsetCommitter(
-            job, log.capabilities.commit_interval, self._owned, lambda: self._hand_over.handed_over
-        )
+        self._committer = self._make_committer()
         self._partitions = PartitionLifecycle(log, job, executor, self._committer, self._owned)
         self._has_room = threading.Event()
         self._gate = FlowGate(job.flow)
@@ -119,11 +118,20 @@ class Poller:
         self.on_end: Callable[[], None] = lambda: None
         self.reachable = True
         executor.dispatcher.refill = self._signal_room
+        if job.outputs is not None and job.clock is not SYSTEM:
+            job.outputs.wake = self._wake  # nothing else tells it when to commit
         if job.clock is SYSTEM:
             # Where a test moves the clock, a lease runs out while a handler's thread does not poll.
             executor.accept_polling(self._hand_over, self._wake)
         if job.key_parking is not None:
             job.key_parking.wake_poller = self._wake
+
+    def _make_committer(self) -> OffsetCommitter:
+        job, executor = self._job, self._executor
+        if job.outputs is not None:
+            return PipelineCommitter(job, self._owned, executor.dispatcher, executor.call_soon)
+        interval = self._log.capabilities.commit_interval
+        return OffsetCommitter(job, interval, self._owned, lambda: self._hand_over.handed_over)
 
     # -- the app's side
 
@@ -398,6 +406,7 @@ class Poller:
         if self._job.key_parking is not None:
             for fetched in self._job.key_parking.take_returned():
                 self._executor.call_soon(partial(self._executor.dispatcher.push_returned, fetched))
+        if self._job.key_parking is not None or self._job.outputs is not None:
             self._partitions.restart_replaced(subscription)
         if batches or self._executor.dispatcher.has_backlog:
             self._executor.notify()
