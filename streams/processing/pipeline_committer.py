@@ -94,6 +94,10 @@ class PipelineCommitter(OffsetCommitter):
                 self.error = error
             elif now == since:
                 logger.info("%s: nothing was stored, again soon: %s", self._job.name, error)
+        except OutcomeUnknown as error:
+            logger.warning(
+                "%s: begins its partitions anew, from what was stored: %s", self._job.name, error
+            )
         except LogError as error:
             self.error = error
         else:
