@@ -317,6 +317,13 @@ class Subscription(Protocol):
         """
         ...
 
+    def prepare_outputs(self) -> None:
+        """Be ready for :meth:`commit_outputs`: called before the first poll where there will be any.
+
+        :raises Unavailable: the log cannot be reached now; to be called again.
+        """
+        return
+
     def commit_outputs(
         self, outputs: Sequence[tuple[str, Record]], commits: Sequence[Commit]
     ) -> None:

@@ -37,6 +37,10 @@ class WrappedSubscription(Subscription):
         self._subscription.commit_async(commits, on_submitted)
 
     @override
+    def prepare_outputs(self) -> None:
+        self._subscription.prepare_outputs()
+
+    @override
     def commit_outputs(
         self, outputs: Sequence[tuple[str, Record]], commits: Sequence[Commit]
     ) -> None:

@@ -109,6 +109,7 @@ class Poller:
         self._pause_before_cycle = 0.0
         """Real seconds to wait before the next cycle, after one that failed: not at its end, as
         what it polled may be handled meanwhile."""
+        self._outputs_prepared = job.outputs is None
         self._thread = threading.Thread(
             target=self._main, name=f"streams-{job.name}-poller", daemon=True
         )
@@ -377,6 +378,9 @@ class Poller:
         if subscription is None or self._should_end():  # it may have waited until it could begin
             return
         committer.error = None
+        if not self._outputs_prepared:
+            subscription.prepare_outputs()
+            self._outputs_prepared = True
         capacity = self._capacity()
         if capacity <= 0 or self._paused:
             self._wait_or_pause(subscription)

@@ -19,12 +19,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from streams import Flow, Message, Processor, Reject, Retry, Streams, Topic
-from streams.log.protocol import Commit, Log, Subscription
+from streams.log.kafka.output_writer import OutputWriter
+from streams.engine.progress import decode
+from streams.log.protocol import Commit, Committed, Log, Subscription
 from streams.message import Record
 
 ROOT = Path(__file__).parents[2]
 Kind = Literal["async", "plain", "async batch", "plain batch"]
 KINDS: tuple[Kind, ...] = ("async", "plain", "async batch", "plain batch")
+KAFKA_STEPS = ("_begin", "_produce", "_flush", "_send_offsets", "_commit")
+"""Behind which of the steps of a transaction a worker can be killed."""
 KEYS = 10
 PARTITIONS = 2
 RETRY = Retry(attempts=3, delay=0.002, cap=0.01)
@@ -173,6 +177,24 @@ class Pipeline:
             for key, of_key in by_key.items():
                 assert of_key == sorted(of_key), f"{key} out of order"
 
+    def settled(self, log: Log) -> set[int]:
+        """The numbers that the group will not handle again."""
+        committed = log.committed(self.group, self.source_name)
+        found: set[int] = set()
+        for partition in range(PARTITIONS):
+            place = committed.get(partition, Committed(0))
+            ranges = decode(place.position, place.progress)[1] if place.progress else []
+            first, end = log.watermarks(self.source_name, partition)
+            reader = log.reader(self.source_name, partition, first, end)
+            while (batch := reader.read(1_000, 20.0)) is not None:
+                found.update(
+                    int(batch.values[index] or b"")
+                    for index, offset in enumerate(batch.offsets)
+                    if offset < place.position or any(a <= offset < b for a, b in ranges)
+                )
+            reader.close()
+        return found
+
     def is_done(self, log: Log) -> bool:
         """The group has settled all there is."""
         committed = log.committed(self.group, self.source_name)
@@ -275,10 +297,14 @@ def _steps(app: Streams, step: str, count: int) -> None:
         return call
 
     intercept(app, around)
-    if step.startswith("kafka."):
-        from streams.log.kafka import output_writer
+    if step in KAFKA_STEPS:
+        method: Any = getattr(OutputWriter, step)
 
-        output_writer.pass_by = lambda name: pass_by(f"kafka.{name}")
+        def call_and_pass(*args: Any) -> None:
+            method(*args)
+            pass_by(step)
+
+        setattr(OutputWriter, step, call_and_pass)
 
 
 def _end_with_parent() -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka import TopicPartition as KTopicPartition
 
 from streams.config import Flow
@@ -58,6 +58,8 @@ class KafkaClients(NamedTuple):
     """Knows why no broker can be reached."""
     readers: ReaderPool
     """Looks partitions up without being a member."""
+    connect_writer: Callable[[dict[str, Any]], Producer]
+    """Makes a producer of transactions."""
 
     @property
     def settings(self) -> Settings:
@@ -265,6 +267,10 @@ class GroupConsumer:
             if cause is not None and cause.code() in _MEMBERSHIP_LOST:
                 raise MembershipLost from error
             raise self.translate(error, f"positions of group {self._group!r}") from error
+
+    def group_metadata(self) -> object:
+        """What says to a transaction which member of which generation this is; opaque."""
+        return self._consumer.consumer_group_metadata()
 
     # -- partitions that leave
 

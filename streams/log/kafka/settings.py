@@ -301,6 +301,24 @@ class Settings:
         config.update(self._common_config(CONSUMER_ONLY | {"stats_cb", "logger"}))
         return config
 
+    def output_config(self, transactional_id: str, session_timeout: float) -> Config:
+        """For the producer of an exactly-once processor.
+
+        :param session_timeout: of its member, in seconds. What it leaves open when it ends is
+            aborted before its partitions can have another owner.
+        """
+        longest = int(min(OUTPUT_TRANSACTION_MS, session_timeout * 750))
+        timeout = min(longest, int(self.user_config.get("transaction.timeout.ms", longest)))
+        config = self.transaction_config(transactional_id)
+        config["transaction.timeout.ms"] = timeout
+        for name in ("message.timeout.ms", "socket.timeout.ms"):
+            config[name] = min(int(config[name]), timeout)
+        # Brokers refuse a new transaction for some milliseconds after the one before.
+        config["retry.backoff.ms"] = 1
+        # What it writes waits for nothing but the end of its transaction.
+        config["delivery.report.only.error"] = True
+        return config
+
     def transaction_config(self, transactional_id: str) -> Config:
         """For a producer of transactions, which is polled only while it writes."""
         config = {**self.producer_config(), "log_level": 2, "transactional.id": transactional_id}
@@ -371,6 +389,7 @@ class Settings:
 
 LINGER_MS = 1
 TRANSACTION_MS = 15_000
+OUTPUT_TRANSACTION_MS = 10_000
 FETCH_BACKOFF_MS = 5
 MAX_MESSAGE_BYTES = 32 * MEGABYTE
 QUEUE_KBYTES = 64 * 1024
