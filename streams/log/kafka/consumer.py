@@ -252,7 +252,7 @@ class GroupConsumer:
         return messages
 
     def read_committed(
-        self, keys: Sequence[TopicPartition]
+        self, keys: Sequence[TopicPartition], timeout: float = REQUEST_TIMEOUT
     ) -> dict[TopicPartition, Committed | None]:
         """The group's offsets in these.
 
@@ -260,7 +260,7 @@ class GroupConsumer:
         """
         try:
             return committed_by_partition(
-                self._consumer.committed([KTopicPartition(*key) for key in keys], REQUEST_TIMEOUT)
+                self._consumer.committed([KTopicPartition(*key) for key in keys], timeout)
             )
         except KafkaException as error:
             cause = kafka_error_of(error)

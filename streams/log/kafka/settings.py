@@ -359,8 +359,13 @@ class Settings:
         return config
 
     def offset_reader_config(self, group: str) -> Config:
-        """For a consumer that asks about a group and never joins it."""
-        return {**self.reader_config(64 * 1024), "group.id": group}
+        """For a consumer that asks about a group and never joins it. It is told what is committed
+        now, and does not wait for the end of a transaction that is open."""
+        return {
+            **self.reader_config(64 * 1024),
+            "group.id": group,
+            "isolation.level": "read_uncommitted",
+        }
 
     def member_config(
         self, group: str, flow: Flow, on_statistics: Callable[[str], None], member_name: str = ""
