@@ -52,6 +52,8 @@ class Capabilities:
     """A handler's own SQL can join the transaction that commits its position."""
     commits_outputs: bool = False
     """Records and positions can be stored in one step (:meth:`Subscription.commit_outputs`)."""
+    outputs_at_once: int = 20_000
+    """Records of one such step, at most (but for those of a single message)."""
     why_no_outputs: str = ""
     """Why they cannot, and what to do instead."""
     append_once: bool = False

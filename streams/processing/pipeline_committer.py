@@ -36,9 +36,6 @@ from streams.text import count_with_noun, get_logger
 
 logger = get_logger("streams")
 
-MAX_RECORDS = 20_000
-"""Records that are stored in one step, at most (but for those of a single message)."""
-
 LOOK_INTERVAL = 0.02
 """Seconds until it is looked again for outputs, while messages are being handled."""
 
@@ -52,12 +49,14 @@ FENCED_FOR_LONG = 10.0
 class PipelineCommitter(OffsetCommitter):
     """Commits outputs and progress of the partitions in ``owned``. Used by the thread that polls.
 
+    :param at_once: records that the log stores in one step, at most.
     :param call_soon: runs an action where the dispatcher may be touched.
     """
 
     def __init__(
         self,
         job: Job,
+        at_once: int,
         owned: Mapping[Assignment, OwnedPartition],
         dispatcher: Dispatcher,
         call_soon: Callable[[Callable[[], None]], None],
@@ -67,6 +66,7 @@ class PipelineCommitter(OffsetCommitter):
         if outputs is None or dead_letter is None:
             raise ValueError("this job has no outputs to commit")
         self._outputs = outputs
+        self._at_once = at_once
         self._make_dead_letter = dead_letter
         self._dispatcher = dispatcher
         self._call_soon = call_soon
@@ -154,7 +154,7 @@ class PipelineCommitter(OffsetCommitter):
         wanted = {each.assignment: each for each in partitions}
         found_something = False
         while True:
-            entries, is_all = self._outputs.take(self._owned, wanted, MAX_RECORDS)
+            entries, is_all = self._outputs.take(self._owned, wanted, self._at_once)
             commits, stored, postponed = self._prepare(entries, wanted)
             if not commits:
                 self._outputs.put_back(postponed)

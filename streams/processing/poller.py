@@ -128,10 +128,13 @@ class Poller:
             job.key_parking.wake_poller = self._wake
 
     def _make_committer(self) -> OffsetCommitter:
-        job, executor = self._job, self._executor
+        job, executor, capabilities = self._job, self._executor, self._log.capabilities
         if job.outputs is not None:
-            return PipelineCommitter(job, self._owned, executor.dispatcher, executor.call_soon)
-        interval = self._log.capabilities.commit_interval
+            return PipelineCommitter(
+                job, capabilities.outputs_at_once, self._owned, executor.dispatcher,
+                executor.call_soon,
+            )  # fmt: skip
+        interval = capabilities.commit_interval
         return OffsetCommitter(job, interval, self._owned, lambda: self._hand_over.handed_over)
 
     # -- the app's side

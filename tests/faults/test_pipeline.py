@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import Popen
 from typing import NamedTuple
 
 import pytest
@@ -37,6 +38,11 @@ class PipelineFleet(Fleet):
             run.folder, url or run.ground.direct, run.topic, run.group, concurrency=64, pause=0.01
         )
         self._command[2] = "tests.faults.pipeline_worker"
+
+    def ask_to_leave(self, worker: Popen[bytes]) -> None:
+        """SIGTERM, if nobody has killed it by now."""
+        self._left.add(worker.pid)
+        worker.terminate()
 
 
 class Size(NamedTuple):
@@ -93,18 +99,12 @@ def anomalies(log: Log, topic: str, group: str) -> list[str]:
 def coming_and_going(fleet: PipelineFleet, run: Run) -> Iterator[None]:
     """Another member each second, or one less."""
     over = threading.Event()
-    lock = threading.Lock()
 
     def move() -> None:
         while not over.wait(1.0):
-            with lock:
-                fleet.start()
-            if over.wait(1.0):
-                return
-            with lock:
-                running = fleet.running
-                if len(running) > WORKERS:
-                    fleet._terminate([run.random.choice(running)])
+            extra = fleet.start()
+            over.wait(1.0)
+            fleet.ask_to_leave(extra)
 
     thread = threading.Thread(target=move, name="tests-rebalances")
     thread.start()
@@ -115,16 +115,23 @@ def coming_and_going(fleet: PipelineFleet, run: Run) -> Iterator[None]:
         thread.join()
 
 
-def judge(run: Run, fleet: PipelineFleet) -> None:
-    def done() -> bool:
-        return run.at_end()
+def is_readable(run: Run) -> bool:
+    """No transaction is open in what the pipeline writes."""
+    return all(
+        run.log.watermarks(topic, partition)[1] == run.log.log_end_offset(topic, partition)
+        for topic in (target_of(run.topic), f"{run.topic}.{run.group}.dead")
+        for partition in range(PARTITIONS)
+    )
 
+
+def judge(run: Run, fleet: PipelineFleet) -> None:
     try:
-        until(done, 120, f"{run.group} has committed the end of {run.topic}")
+        until(run.at_end, 120, f"{run.group} has committed the end of {run.topic}")
     except TimeoutError as error:
         fleet.explain()
         raise AssertionError(f"{error}: {run._not_yet}") from error
     fleet.stop()
+    until(lambda: is_readable(run), 60, "what the last one killed had left open is ended")
     assert anomalies(run.log, run.topic, run.group) == []
 
 
