@@ -320,7 +320,8 @@ class Subscription(Protocol):
         ...
 
     def prepare_outputs(self) -> None:
-        """Be ready for :meth:`commit_outputs`: called before the first poll where there will be any.
+        """Be ready for :meth:`commit_outputs`: called before the first poll where outputs will
+        come.
 
         :raises Unavailable: the log cannot be reached now; to be called again.
         """

@@ -506,9 +506,7 @@ class Calls(ABC, Generic[Unit]):
         outputs = self.job.outputs
         if outputs is not None:
             # Whatever the log says of them later, it says to the committer.
-            outputs.add(
-                deliveries, outgoing, owners, lambda: on_written([None] * len(outgoing))
-            )
+            outputs.add(deliveries, outgoing, owners, lambda: on_written([None] * len(outgoing)))
             return
         write_derived = self.job.write_derived
         if write_derived is None:

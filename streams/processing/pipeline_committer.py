@@ -31,7 +31,7 @@ from streams.log.protocol import Assignment, Commit, Committed, OutputsRefused, 
 from streams.processing.committer import OffsetCommitter, OwnedPartition
 from streams.processing.job import Job
 from streams.processing.outcomes import WRITE_PAUSE, location
-from streams.processing.pending_outputs import OutputEntry, Outgoing
+from streams.processing.pending_outputs import Outgoing, OutputEntry
 from streams.text import count_with_noun, get_logger
 
 logger = get_logger("streams")
@@ -311,4 +311,3 @@ def _covered(found: Snapshot) -> int:
     """Below which offset everything that is settled is in a snapshot that was cut."""
     _, settled = decode(found.position, found.progress)
     return settled[-1][1] if settled else found.position
-

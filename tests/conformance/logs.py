@@ -79,7 +79,9 @@ LOGS = [
     Case(
         "redis_cluster_url",
         replace(REDIS, name="cluster", commits_outputs=False),
-        trims=False, expels=True, lease=LEASE
+        trims=False,
+        expels=True,
+        lease=LEASE,
     ),
 ]
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from streams import Flow, Message, Processor, Reject, Retry, Streams, Topic
-from streams.log.kafka.output_writer import OutputWriter
 from streams.engine.progress import decode
+from streams.log.kafka.output_writer import OutputWriter
 from streams.log.protocol import Commit, Committed, Log, Subscription
 from streams.message import Record
 
@@ -163,10 +163,7 @@ class Pipeline:
         """Each result and each dead letter is there once, the results of a key in its order."""
         outputs = self.outputs(log)
         expected = [
-            result
-            for number in numbers
-            if not is_rejected(number)
-            for result in results_of(number)
+            result for number in numbers if not is_rejected(number) for result in results_of(number)
         ]
         assert sorted(outputs) == sorted(expected)
         assert sorted(self.letters(log)) == [each for each in numbers if is_rejected(each)]

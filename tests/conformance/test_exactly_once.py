@@ -1,4 +1,4 @@
-"""**exactly once**: the outputs of a pipeline are in the log if and only if its input is settled."""
+"""**exactly once**: a pipeline's outputs are in the log if and only if its input is settled."""
 
 from __future__ import annotations
 
@@ -174,7 +174,9 @@ async def test_a_simulated_crash(stage: Stage, pipeline: Pipeline) -> None:
     again = pipeline.app()
     pipeline.declare(again)
     async with again:
-        published = {int(value) for _, _, value in pipeline.read(stage.anchor, pipeline.source_name)}
+        published = {
+            int(value) for _, _, value in pipeline.read(stage.anchor, pipeline.source_name)
+        }
         await done(stage, pipeline)
     pipeline.check(stage.anchor, sorted(published))
 

@@ -41,7 +41,13 @@ def _key_of(output: bytes) -> str:
 
 
 def build(
-    folder: Path, url: str, topic: str, group: str, concurrency: int, pause: float, member: str | None
+    folder: Path,
+    url: str,
+    topic: str,
+    group: str,
+    concurrency: int,
+    pause: float,
+    member: str | None,
 ) -> Streams:
     recorder = Recorder(folder)
     app = Streams(url, member=member)

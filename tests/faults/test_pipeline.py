@@ -1,6 +1,9 @@
-"""A pipeline on Kafka, exactly once, while its workers are killed, frozen and moved about, and while
-its brokers restart: each message's outputs and dead letters once, for ``read_committed``, and the
-outputs of a key in its order."""
+"""A pipeline on Kafka, exactly once, while its workers are killed, frozen and moved about and its
+brokers restart.
+
+Each message's outputs and dead letters are there once for ``read_committed``, and the outputs of a
+key in its order.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ import pytest
 
 from streams.log.protocol import Log
 from tests.faults.fleet import Fleet
-from tests.faults.ground import BROKER_SESSION, KAFKA, KIP848, Ground, kafka_ground
+from tests.faults.ground import BROKER_SESSION, KAFKA, KIP848, kafka_ground
 from tests.faults.pipeline_worker import is_rejected, outputs_of, target_of
 from tests.faults.proxy import Proxy
 from tests.faults.run import PARTITIONS, Run, wait
@@ -60,7 +63,11 @@ def messages_of(log: Log, topic: str) -> Iterator[tuple[str, str, bytes]]:
         try:
             while (batch := reader.read(5_000, 20.0)) is not None:
                 for index in range(len(batch)):
-                    yield (batch.keys[index] or b"").decode(), batch.id(index), batch.values[index] or b""
+                    yield (
+                        (batch.keys[index] or b"").decode(),
+                        batch.id(index),
+                        batch.values[index] or b"",
+                    )
         finally:
             reader.close()
 
@@ -190,7 +197,12 @@ def test_three_brokers_and_a_leader_that_is_killed(
                 fleet.start()
             fleet.until(lambda handled: handled > 200)
             for number in range(4):
-                topic = (run.topic, target_of(run.topic), "__consumer_offsets", "__transaction_state")[number]
+                topic = (
+                    run.topic,
+                    target_of(run.topic),
+                    "__consumer_offsets",
+                    "__transaction_state",
+                )[number]
                 victim = cluster.leader(topic)
                 cluster.kill(victim)
                 handled = fleet.until(lambda _: True)

@@ -3,27 +3,13 @@ refused."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-import signal
-import subprocess
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Iterator
 from urllib.parse import urlencode
 from uuid import uuid4
 
 import pytest
-from confluent_kafka import Producer
 
 from streams import Streams
-from streams.errors import Fenced
-from streams.log.kafka.log import KafkaLog
-from streams.log.kafka.output_writer import OutputWriter
-from streams.log.kafka.subscription import KafkaSubscription
-from streams.log.protocol import Commit
-from streams.log.url import open_log
-from streams.message import Record
 from tests.conformance.logs import LOGS
 from tests.conformance.pipelines import KAFKA_STEPS, Pipeline, Worker
 from tests.conformance.stage import Stage

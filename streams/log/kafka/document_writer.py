@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -63,6 +63,7 @@ _RETRY_PAUSE = 0.05
 
 _FULL_PAUSE = 0.01
 """Seconds that the driver gets to make room in its queue."""
+
 
 def transactional_id(collection: str, partition: int) -> str:
     """By what the brokers know the writer of a partition."""

@@ -221,9 +221,7 @@ class OutputWriter:
         for index, (topic, record) in enumerate(outputs):
             key, partition = record.key, record.partition
             if partition is None:
-                partition = (
-                    -1 if key is not None else partition_for(None, record.id, counts[topic])
-                )
+                partition = -1 if key is not None else partition_for(None, record.id, counts[topic])
             headers: Any = [(ID, record.id.encode("utf-8", "surrogateescape")), *record.headers]
             report = _Report(failures, index)
             while True:
@@ -320,9 +318,7 @@ class OutputWriter:
             self._drop()  # the next one of its ID aborts it
         if isinstance(raised, LogError) or not isinstance(raised, (*RAISED, SystemError)):
             return raised
-        too_large = {
-            at: each for at, each in failures.errors.items() if each.code() in _TOO_LARGE
-        }
+        too_large = {at: each for at, each in failures.errors.items() if each.code() in _TOO_LARGE}
         if too_large:
             return self._refused(too_large, outputs)
         if error is None:

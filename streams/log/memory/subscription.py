@@ -342,9 +342,8 @@ class MemorySubscription(Subscription):
                 store.append(topic, [outputs[index][1] for index in indexes])
             for assignment, position, progress, version in commits:
                 self._commit_one(assignment, Committed(position, progress), version)
-            moved = {commit.assignment.topic for commit in commits}
-            for topic in store.existing_topics(moved):
-                store.trim_topic(topic)
+            for moved in store.existing_topics({commit.assignment.topic for commit in commits}):
+                store.trim_topic(moved)
         self._faults.strike("outputs.after", name)
 
     def _commit_one(self, assignment: Assignment, committed: Committed, version: int) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-
 from typing import Any
 
 from streams.errors import Fenced, LogError, OutcomeUnknown
