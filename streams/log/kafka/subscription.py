@@ -456,6 +456,7 @@ class KafkaSubscription(Subscription):
         self._reset_requests.close()
         self._starter.close()
         revoked = list(self._consumer.partitions.owned.values())
+        self._is_revoking = True
         self._notify_listener(self._listener.revoked, revoked)
         self._consumer.remove_owned(revoked)
         self._consumer.partitions.pending.clear()
