@@ -6,23 +6,33 @@ not settled: a crash has it handled again. But its key goes on, and its copies a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from typing_extensions import override
 
 from streams.config import Retry
-from streams.engine.dispatcher import Delivery, Dispatcher
+from streams.engine.dispatcher import Delivery, Dispatcher, StateAndKey
 
 
 class DeferringDispatcher(Dispatcher):
     """See :class:`~streams.engine.dispatcher.Dispatcher`.
 
     :param defers: whether somebody else settles a delivery that is reported as settled.
+    :param is_full: so much waits to be published that no more is to be handled for now.
     """
 
-    def __init__(self, retry: Retry, defers: Callable[[Delivery], bool]) -> None:
+    def __init__(
+        self, retry: Retry, defers: Callable[[Delivery], bool], is_full: Callable[[], bool]
+    ) -> None:
         super().__init__(retry)
         self._defers = defers
+        self._is_full = is_full
+
+    @override
+    def take(
+        self, now: float, batch_keys: Collection[StateAndKey] = (), identities: Collection[str] = ()
+    ) -> Delivery | None:
+        return None if self._is_full() else super().take(now, batch_keys, identities)
 
     @override
     def mark_settled(self, delivery: Delivery) -> None:

@@ -36,7 +36,7 @@ class Executor(ABC):
         self.dispatcher = (
             Dispatcher(job.retry)
             if job.outputs is None
-            else DeferringDispatcher(job.retry, job.outputs.defers)
+            else DeferringDispatcher(job.retry, job.outputs.defers, job.outputs.is_full)
         )
         make_calls = MessageCalls if job.batch is None else BatchCalls
         self._calls: Calls[Any] = make_calls(job, self.dispatcher, self.call_soon, self.fail)

@@ -60,9 +60,13 @@ def _size(record: Record) -> int:
 
 
 class PendingOutputs:
-    """The entries of one processor (any thread)."""
+    """The entries of one processor (any thread).
 
-    def __init__(self) -> None:
+    :param limit: bytes from which on no further message is handled until some are stored.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._lock = threading.RLock()
         """Held while an outcome is noted: nobody sees its records without its message's state."""
         self._entries: deque[OutputEntry] = deque()
@@ -75,6 +79,15 @@ class PendingOutputs:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def is_full(self) -> bool:
+        """Whether no more can be held."""
+        return self.bytes >= self._limit
+
+    @property
+    def is_large(self) -> bool:
+        """Whether so much is held that it should be stored before its time."""
+        return self.bytes * 4 >= self._limit
 
     # -- where outcomes are reported
 

@@ -110,7 +110,7 @@ class PipelineCommitter(OffsetCommitter):
         return bool(outputs) and (
             not self._is_paced
             or len(outputs) * 2 >= flow.messages
-            or outputs.bytes * 4 >= flow.bytes
+            or outputs.is_large
         )
 
     @override
