@@ -108,9 +108,7 @@ class PipelineCommitter(OffsetCommitter):
             return True
         outputs, flow = self._outputs, self._job.flow
         return bool(outputs) and (
-            not self._is_paced
-            or len(outputs) * 2 >= flow.messages
-            or outputs.is_large
+            not self._is_paced or len(outputs) * 2 >= flow.messages or outputs.is_large
         )
 
     @override

@@ -16,7 +16,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from streams import Flow, Message, Processor, Reject, Retry, Streams, Topic
 from streams.engine.progress import decode
@@ -205,7 +205,13 @@ class Pipeline:
 
 # -- subscriptions that a test gets in the way of -------------------------------------------------
 
-CommitOutputs = Callable[[Sequence[tuple[str, Record]], Sequence[Commit]], None]
+
+class CommitOutputs(Protocol):
+    """See :meth:`streams.log.protocol.Subscription.commit_outputs`."""
+
+    def __call__(
+        self, outputs: Sequence[tuple[str, Record]], commits: Sequence[Commit]
+    ) -> None: ...
 
 
 def intercept(app: Streams, around: Callable[[CommitOutputs], CommitOutputs]) -> None:
@@ -221,7 +227,7 @@ def intercept(app: Streams, around: Callable[[CommitOutputs], CommitOutputs]) ->
         def subscribe(self, *args: Any, **options: Any) -> Subscription:
             subscription = self._log.subscribe(*args, **options)
             wrapped = around(subscription.commit_outputs)
-            subscription.commit_outputs = wrapped  # type: ignore[method-assign]
+            subscription.commit_outputs = wrapped
             return subscription
 
     def watch(app: Streams) -> Any:

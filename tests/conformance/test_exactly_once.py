@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from streams import Message, ProcessorDied, Retry
+from streams import Message, Processor, ProcessorDied, Retry
 from streams.engine.progress import Progress, Snapshot
 from streams.errors import LogError, OutcomeUnknown, TooLarge, Unavailable
 from streams.log.memory.log import MemoryLog
@@ -159,14 +161,14 @@ async def test_a_simulated_crash(stage: Stage, pipeline: Pipeline) -> None:
         if point == "outputs.after":
             left -= 1
             if left == 0:
-                log.crash()
+                assert isinstance(app.log, MemoryLog)
+                app.log.crash()
                 raise LogError("crashed")
 
     with pytest.raises(ProcessorDied):
         async with app:
-            log = app.log
-            assert isinstance(log, MemoryLog)
-            log.fault(strike)
+            assert isinstance(app.log, MemoryLog)
+            app.log.fault(strike)
             for start in range(0, 300, 50):
                 await pipeline.publish(app, range(start, start + 50))
                 await stage.until(lambda: left <= 0 or pipeline.is_done(stage.anchor))
@@ -181,6 +183,10 @@ async def test_a_simulated_crash(stage: Stage, pipeline: Pipeline) -> None:
     pipeline.check(stage.anchor, sorted(published))
 
 
+def owns_something(processor: Processor[..., Any]) -> bool:
+    return processor.poller is not None and bool(processor.poller.owned_partitions())
+
+
 async def test_members_come_and_go(stage: Stage, pipeline: Pipeline) -> None:
     numbers = range(600)
     app = pipeline.app()
@@ -191,10 +197,7 @@ async def test_members_come_and_go(stage: Stage, pipeline: Pipeline) -> None:
             shared = pipeline.declare(other)
             await pipeline.publish(app, numbers[start : start + 150])
             async with other:
-                await stage.until(
-                    lambda shared=shared: shared.poller and shared.poller.owned_partitions(),
-                    "shared",
-                )
+                await stage.until(partial(owns_something, shared), "shared")
                 await pipeline.publish(app, numbers[start + 150 : start + 300])
         await done(stage, pipeline)
     pipeline.check(stage.anchor, numbers)

@@ -36,6 +36,9 @@ WORKERS = 3
 class PipelineFleet(Fleet):
     """Workers of one pipeline."""
 
+    def __enter__(self) -> PipelineFleet:
+        return self
+
     def __init__(self, run: Run, *, url: str = "") -> None:
         super().__init__(
             run.folder, url or run.ground.direct, run.topic, run.group, concurrency=64, pause=0.01

@@ -92,9 +92,7 @@ async def test_a_producer_that_is_fenced_is_followed_by_another(
     pipeline.check(stage.anchor, range(100))
 
 
-async def test_a_static_member_has_a_producer_of_its_name(
-    stage: Stage, pipeline: Pipeline
-) -> None:
+async def test_a_static_member_has_a_producer_of_its_name(stage: Stage, pipeline: Pipeline) -> None:
     """So what it leaves open when it is killed ends as soon as it is back."""
     names = []
     for start in (0, 50):

@@ -13,7 +13,7 @@ def test_what_cannot_work_is_refused_where_it_is_declared() -> None:
     with pytest.raises(ConfigError, match="without to="):
         app.processor(source, group="g", exactly_once=True)(print)
     with pytest.raises(ConfigError, match="True or False"):
-        app.processor(source, group="g", to=target, exactly_once=1)(abs)  # type: ignore[arg-type]
+        app.processor(source, group="g", to=target, exactly_once=1)(abs)  # type: ignore[call-overload]
     with pytest.raises(ConfigError, match="parked"):
         app.processor(
             source, group="g", to=target, exactly_once=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from uuid import uuid4
 
@@ -10,11 +9,13 @@ import pytest
 
 from streams import Flow, Message, Streams
 from streams.errors import Unavailable
+from streams.health import ProcessorStats
 from streams.log.protocol import Commit
 from streams.log.url import open_log
 from streams.message import Record
 from streams.testing import harness
 from tests.conformance.pipelines import CommitOutputs, intercept
+from tests.processing.support import until
 
 pytestmark = pytest.mark.anyio
 
@@ -63,16 +64,14 @@ async def test_what_is_held_is_bounded_while_nothing_can_be_stored() -> None:
 
     async with app:
         await source.publish_many(range(1_000))
-        async with asyncio.timeout(20):
-            while handled < 100:
-                await asyncio.sleep(0.01)
+        await until(lambda: handled >= 100)
         stats = pass_on.stats()
         assert stats is not None
         assert stats.in_flight == handled == 100
         may_store = True
-        async with asyncio.timeout(20):
-            while sum(each.position for each in log.committed("g", "a").values()) < 1_000:
-                await asyncio.sleep(0.01)
+        await until(
+            lambda: sum(each.position for each in log.committed("g", "a").values()) == 1_000
+        )
         assert [each.value async for each in target.read()] == list(range(1_000))
     log.close()
 
@@ -82,15 +81,20 @@ async def test_large_outputs_are_bounded_and_stored_early() -> None:
     app = Streams(f"memory://{uuid4().hex}")
     source, target = app.topic("a", int), app.topic("b", bytes)
     may_store = False
-    handled = 0
+    handled = tries = 0
 
     def around(commit_outputs: CommitOutputs) -> CommitOutputs:
         def call(outputs: Sequence[tuple[str, Record]], commits: Sequence[Commit]) -> None:
+            nonlocal tries
+            tries += 1
             if outputs and not may_store:
                 raise Unavailable("not yet")
             commit_outputs(outputs, commits)
 
         return call
+
+    def all_stored(stats: ProcessorStats | None) -> bool:
+        return stats is not None and stats.handled == 50 and not stats.in_flight
 
     intercept(app, around)
 
@@ -105,13 +109,10 @@ async def test_large_outputs_are_bounded_and_stored_early() -> None:
 
     async with app:
         await source.publish_many(range(50))
-        async with asyncio.timeout(20):
-            while handled < 11:
-                await asyncio.sleep(0.01)
-        await asyncio.sleep(0.2)  # so that more of them could be handled, if they were
+        await until(lambda: handled >= 11)
+        tried = tries
+        await until(lambda: tries >= tried + 2)
         assert handled == 11  # 1 MiB
         may_store = True
-        async with asyncio.timeout(20):
-            while (stats := swell.stats()) is None or stats.handled < 50 or stats.in_flight:
-                await asyncio.sleep(0.01)
+        await until(lambda: all_stored(swell.stats()))
         assert len([each async for each in target.read()]) == 50

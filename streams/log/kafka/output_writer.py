@@ -305,7 +305,9 @@ class OutputWriter:
         outputs: Sequence[tuple[str, Record]],
     ) -> BaseException:
         """Abort the transaction, none of which was stored; the error that says why."""
-        error = kafka_error_of(raised) if isinstance(raised, RAISED) else None
+        error: KafkaError | None = None
+        if isinstance(raised, (KafkaException, KafkaError)):
+            error = kafka_error_of(raised)
         fatal = error is not None and (error.fatal() or error.code() in FENCED)
         aborting = None if fatal else abort(producer, self._operation)
         if fatal or (aborting is not None and (aborting.fatal() or aborting.code() in FENCED)):
@@ -316,7 +318,7 @@ class OutputWriter:
             )
         if aborting is not None:
             self._drop()  # the next one of its ID aborts it
-        if isinstance(raised, LogError) or not isinstance(raised, (*RAISED, SystemError)):
+        if not isinstance(raised, (*RAISED, SystemError)):
             return raised
         too_large = {at: each for at, each in failures.errors.items() if each.code() in _TOO_LARGE}
         if too_large:
