@@ -227,13 +227,13 @@ def intercept(app: Streams, around: Callable[[CommitOutputs], CommitOutputs]) ->
         def subscribe(self, *args: Any, **options: Any) -> Subscription:
             subscription = self._log.subscribe(*args, **options)
             wrapped = around(subscription.commit_outputs)
-            subscription.commit_outputs = wrapped
+            subscription.commit_outputs = wrapped  # type: ignore[method-assign]
             return subscription
 
     def watch(app: Streams) -> Any:
         class Lifespan:
             async def __aenter__(self) -> None:
-                app.runtime.log = Intercepted(app.log)  # type: ignore[assignment]
+                app.runtime.log = Intercepted(app.log)
 
             async def __aexit__(self, *exc: object) -> None:
                 return None

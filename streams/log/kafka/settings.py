@@ -101,7 +101,7 @@ MANAGED: Mapping[str, str] = {
     "metadata.broker.list": "the brokers stand in the URL: kafka://host:9092,host2:9092",
     "offset.store.method": "positions are stored in Kafka",
     "statistics.interval.ms": "the toolkit reads from them until when it owns a partition",
-    "transactional.id": "the toolkit's producer is not transactional",
+    "transactional.id": "the toolkit gives its transactional producers IDs of their own",
 }
 
 CALLBACKS = frozenset({"error_cb", "oauth_cb", "stats_cb", "throttle_cb", "logger"})
