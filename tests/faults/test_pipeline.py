@@ -191,28 +191,26 @@ def test_three_brokers_and_a_leader_that_is_killed(
 ) -> None:
     """Of the source, of the target, of the group and of the transactions, whatever it leads."""
     with Kafka(lifetime, brokers=3) as cluster, Proxy(free_port()) as proxy:
-        settings, lease = (KAFKA, 3.0) if protocol == "kafka" else (KIP848, BROKER_SESSION)
-        ground = kafka_ground(cluster, proxy, settings, lease)
-        run = Run(ground, tmp_path)
-        run.log.create_topic(target_of(run.topic), PARTITIONS)
+        protocol_settings, lease = (KAFKA, 3.0) if protocol == "kafka" else (KIP848, BROKER_SESSION)
+        settings = {
+            **protocol_settings, "replication.factor": 3,
+            "topic.metadata.refresh.interval.ms": 1000,
+        }  # fmt: skip
+        run = Run(kafka_ground(cluster, proxy, settings, lease), tmp_path, create=False)
+        names = (run.topic, target_of(run.topic), f"{run.topic}.{run.group}.dead")
+        for name in names:
+            run.log.create_topic(name, PARTITIONS, config={"min.insync.replicas": "2"})
         with PipelineFleet(run) as fleet, run.load(10_000_000, rate=500) as load:
             for _ in range(WORKERS):
                 fleet.start()
             fleet.until(lambda handled: handled > 200)
-            for number in range(4):
-                topic = (
-                    run.topic,
-                    target_of(run.topic),
-                    "__consumer_offsets",
-                    "__transaction_state",
-                )[number]
+            for topic in (*names[:2], "__consumer_offsets", "__transaction_state"):
                 victim = cluster.leader(topic)
                 cluster.kill(victim)
                 handled = fleet.until(lambda _: True)
-                fleet.until(lambda now, goal=handled + 300: now >= goal)  # type: ignore[misc]
+                fleet.until(lambda now, goal=handled + 1_000: now >= goal)  # type: ignore[misc]
                 fleet.kill_one(run.random)
                 cluster.restart(victim)
-                cluster.wait_ready()
             load.stop()
             judge(run, fleet)
         run.close()
