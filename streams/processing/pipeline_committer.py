@@ -149,7 +149,10 @@ class PipelineCommitter(OffsetCommitter):
 
     def _commit(self, subscription: Subscription, partitions: Sequence[OwnedPartition]) -> bool:
         """Store everything there is of these partitions; whether there was anything."""
-        wanted = {each.assignment: each for each in partitions}
+        # Progress upon what is not known to be stored would take it back, if it was.
+        wanted = {
+            each.assignment: each for each in partitions if each.assignment not in self._doubtful
+        }
         found_something = False
         while True:
             entries, is_all = self._outputs.take(self._owned, wanted, self._at_once)
@@ -168,7 +171,8 @@ class PipelineCommitter(OffsetCommitter):
                 self._outputs.put_back([*remaining, *postponed])
                 continue
             except OutcomeUnknown:
-                self._doubtful = list(self._owned)
+                self._doubtful += [each.assignment for each in commits]
+                self._outputs.put_back(postponed)
                 raise
             except BaseException:
                 self._outputs.put_back(entries)

@@ -203,6 +203,42 @@ async def test_members_come_and_go(stage: Stage, pipeline: Pipeline) -> None:
     pipeline.check(stage.anchor, numbers)
 
 
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "not stored"])
+async def test_answers_are_lost_while_members_come_and_go(
+    stage: Stage, pipeline: Pipeline, stored: bool
+) -> None:
+    """A partition is given up before it is known what became of its last commit."""
+    calls = 0
+
+    def around(commit_outputs: CommitOutputs) -> CommitOutputs:
+        def call(outputs: Sequence[tuple[str, Record]], commits: Sequence[Commit]) -> None:
+            nonlocal calls
+            calls += bool(outputs)
+            fails = bool(outputs) and calls % 3 == 1
+            if stored or not fails:
+                commit_outputs(outputs, commits)
+            if fails:
+                raise OutcomeUnknown("the answer was lost")
+
+        return call
+
+    app = pipeline.app()
+    intercept(app, around)
+    pipeline.declare(app)
+    async with app:
+        for start in range(0, 400, 200):
+            other = pipeline.app()
+            intercept(other, around)
+            shared = pipeline.declare(other)
+            await pipeline.publish(app, range(start, start + 100))
+            async with other:
+                await stage.until(partial(owns_something, shared), "shared")
+                await pipeline.publish(app, range(start + 100, start + 200))
+        await done(stage, pipeline)
+    assert calls > 3
+    pipeline.check(stage.anchor, range(400))
+
+
 async def test_what_waits_of_a_lost_partition_is_dropped(stage: Stage, pipeline: Pipeline) -> None:
     """Handled, not stored yet, and lost: whoever owns it handles it again, and publishes it."""
     app = pipeline.app()
