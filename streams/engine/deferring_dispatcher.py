@@ -18,21 +18,36 @@ class DeferringDispatcher(Dispatcher):
     """See :class:`~streams.engine.dispatcher.Dispatcher`.
 
     :param defers: whether somebody else settles a delivery that is reported as settled.
-    :param is_full: so much waits to be published that no more is to be handled for now.
     """
 
-    def __init__(
-        self, retry: Retry, defers: Callable[[Delivery], bool], is_full: Callable[[], bool]
-    ) -> None:
+    def __init__(self, retry: Retry, defers: Callable[[Delivery], bool]) -> None:
         super().__init__(retry)
         self._defers = defers
-        self._is_full = is_full
+        self.is_full = False
+        """So much waits to be published that no more is to be handled for now."""
 
     @override
     def take(
         self, now: float, batch_keys: Collection[StateAndKey] = (), identities: Collection[str] = ()
     ) -> Delivery | None:
-        return None if self._is_full() else super().take(now, batch_keys, identities)
+        return None if self.is_full else super().take(now, batch_keys, identities)
+
+    def mark_handled(self, delivery: Delivery) -> None:
+        """The message was handled, and somebody else settles it."""
+        self.counts.handled += 1
+        state, identity, key = delivery.fetched.state, delivery.identity, delivery.ordering_key
+        if not state.is_owned:
+            # Nothing is published of it any more: to the assignment that came after, this message
+            # is no duplicate.
+            if key is not None:
+                self._release_key(state, key)
+            return
+        if identity is not None and state.window is not None:
+            state.window.add(identity)
+        if key is not None:
+            queue = state.in_flight.pop(key)
+            if queue:
+                self._promote_next(state, key, queue)
 
     @override
     def mark_settled(self, delivery: Delivery) -> None:
@@ -52,6 +67,4 @@ class DeferringDispatcher(Dispatcher):
             self.counts.handled += 1
             state, identity = delivery.fetched.state, delivery.identity
             if identity is not None and state.window is not None and state.is_owned:
-                # Of a partition that has gone nothing is published any more: to the assignment that
-                # came after, this message is no duplicate.
                 state.window.add(identity)

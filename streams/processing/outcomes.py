@@ -24,6 +24,7 @@ from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 from msgspec.structs import replace
 from typing_extensions import override
 
+from streams.engine.deferring_dispatcher import DeferringDispatcher
 from streams.engine.dispatcher import Delivery, Dispatcher, state_and_key
 from streams.engine.progress import FetchedBatch
 from streams.engine.retry import retry_delay
@@ -119,8 +120,25 @@ class Calls(ABC, Generic[Unit]):
         """A message is handled if its value can be decoded."""
         self.admits_all = job.batch is None and job.key_parking is None
         """:meth:`admit` is to be asked only of what has a reason to be dead-lettered."""
+        self._pipeline = self._pipeline_of(job, dispatcher)
+        """Takes what a message was turned into, in an exactly-once processor."""
         self.unconfirmed = 0
         """Messages whose writes (results, dead letters) are not confirmed yet."""
+
+    @staticmethod
+    def _pipeline_of(
+        job: Job, dispatcher: Dispatcher
+    ) -> Callable[[Delivery, Sequence[Outgoing]], None] | None:
+        outputs = job.outputs
+        if outputs is None or not isinstance(dispatcher, DeferringDispatcher):
+            return None
+        append, mark_handled = outputs.append, dispatcher.mark_handled
+
+        def put_aside(delivery: Delivery, outgoing: Sequence[Outgoing]) -> None:
+            append(delivery, outgoing)
+            mark_handled(delivery)
+
+        return put_aside
 
     # -- the steps
 
@@ -218,6 +236,9 @@ class Calls(ABC, Generic[Unit]):
                 outgoing = self.job.encode_results(result, delivery)
             except Exception as error:
                 self.failed(delivery, error)
+                return
+            if outgoing and self._pipeline is not None:
+                self._pipeline(delivery, outgoing)
                 return
             if outgoing:
 

@@ -22,8 +22,8 @@ from streams.message import Record
 Outgoing = tuple[str, Record]
 """A topic and what is to be written to it."""
 
-RECORD_BYTES = 200
-"""What a record takes in memory beside its key and value, about."""
+RECORD_BYTES = 250
+"""What a record takes in memory beside its value, about."""
 
 
 class OutputEntry:
@@ -31,12 +31,19 @@ class OutputEntry:
 
     __slots__ = ("bytes", "delivery", "outgoing", "settles")
 
-    def __init__(self, delivery: Delivery, outgoing: list[Outgoing]) -> None:
+    def __init__(
+        self, delivery: Delivery, outgoing: Sequence[Outgoing], *, settles: bool = False
+    ) -> None:
         self.delivery = delivery
         self.outgoing = outgoing
-        self.settles = False
+        self.settles = settles
         """The message is settled once this is stored."""
-        self.bytes = sum(_size(record) for _, record in outgoing)
+        size = 0
+        for _, record in outgoing:
+            size += RECORD_BYTES
+            if record.value is not None:
+                size += len(record.value)
+        self.bytes = size
 
     @property
     def assignment(self) -> Assignment:
@@ -55,10 +62,6 @@ class OutputEntry:
         return self.delivery.fetched, self.delivery.index
 
 
-def _size(record: Record) -> int:
-    return len(record.key or b"") + len(record.value or b"") + RECORD_BYTES
-
-
 class PendingOutputs:
     """The entries of one processor (any thread).
 
@@ -74,15 +77,22 @@ class PendingOutputs:
         """The entries of outcomes that are being noted, by their messages."""
         self.bytes = 0
         """What all entries take in memory, about."""
-        self.wake: Callable[[], None] = lambda: None
+        self.wake: Callable[[], None] | None = None
         """Called when there is something new."""
+        self.on_full: Callable[[bool], None] = lambda is_full: None
+        """Called when no more can be held, and when there is room again."""
+        self._is_full = False
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def is_full(self) -> bool:
-        """Whether no more can be held."""
-        return self.bytes >= self._limit
+    def _count_bytes(self, added: int) -> None:
+        """So many bytes came or went (the lock is held)."""
+        self.bytes += added
+        is_full = self.bytes >= self._limit
+        if is_full is not self._is_full:
+            self._is_full = is_full
+            self.on_full(is_full)
 
     @property
     def is_large(self) -> bool:
@@ -90,6 +100,15 @@ class PendingOutputs:
         return self.bytes * 4 >= self._limit
 
     # -- where outcomes are reported
+
+    def append(self, delivery: Delivery, outgoing: Sequence[Outgoing]) -> None:
+        """Add what was returned for a message, which is settled by that."""
+        entry = OutputEntry(delivery, outgoing, settles=True)
+        with self._lock:
+            self._entries.append(entry)
+            self._count_bytes(entry.bytes)
+        if self.wake is not None:
+            self.wake()
 
     def add(
         self,
@@ -113,13 +132,14 @@ class PendingOutputs:
             for owner, entry in entries.items():
                 self._entries.append(entry)
                 self._being_noted[keys[owner]] = entry
-                self.bytes += entry.bytes
+                self._count_bytes(entry.bytes)
             try:
                 note_outcome()
             finally:
                 for key in keys.values():
                     del self._being_noted[key]
-        self.wake()
+        if self.wake is not None:
+            self.wake()
 
     def defers(self, delivery: Delivery) -> bool:
         """A delivery is settled: whether that counts only when what was added is stored."""
@@ -141,11 +161,11 @@ class PendingOutputs:
         """
         taken: list[OutputEntry] = []
         left: deque[OutputEntry] = deque()
-        count, is_all = 0, True
+        count, is_all, gone = 0, True, 0
         with self._lock:
             for entry in self._entries:
                 if entry.assignment not in owned:
-                    self.bytes -= entry.bytes
+                    gone += entry.bytes
                 elif entry.assignment not in wanted:
                     left.append(entry)
                 elif taken and count + len(entry.outgoing) > limit:
@@ -154,8 +174,9 @@ class PendingOutputs:
                 else:
                     taken.append(entry)
                     count += len(entry.outgoing)
-                    self.bytes -= entry.bytes
+                    gone += entry.bytes
             self._entries = left
+            self._count_bytes(-gone)
         return taken, is_all
 
     def put_back(self, entries: Iterable[OutputEntry]) -> None:
@@ -163,7 +184,7 @@ class PendingOutputs:
         entries = list(entries)
         with self._lock:
             self._entries.extendleft(reversed(entries))
-            self.bytes += sum(entry.bytes for entry in entries)
+            self._count_bytes(sum(entry.bytes for entry in entries))
 
 
 def _key(delivery: Delivery) -> tuple[int, int]:

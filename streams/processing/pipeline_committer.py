@@ -273,9 +273,7 @@ class PipelineCommitter(OffsetCommitter):
             self._dispatcher.counts.dead_lettered += 1
 
         self._call_soon(count)
-        found = OutputEntry(dead, [letter])
-        found.settles = True
-        return found
+        return OutputEntry(dead, [letter], settles=True)
 
     def _write_again_later(
         self, delivery: Delivery, reason: DeadLetterReason, error: BaseException
