@@ -382,7 +382,19 @@ def _pipeline_case(log_target: LogTarget, sizes: Sizes) -> Case:
                 ),
                 0.6,
             ),
-            Rival(Side("Quix Streams, exactly once", "pipeline", quix, peer="quix"), 3.0),
+            Rival(
+                Side(
+                    "Quix Streams, exactly once, a transaction each 0.1 s", "pipeline",
+                    {**quix, "commit_interval": 0.1}, peer="quix",
+                ),
+                3.0,
+            ),
+            Rival(
+                Side(
+                    "Quix Streams, exactly once, a transaction each 5 s", "pipeline",
+                    {**quix, "commit_interval": 5.0}, peer="quix",
+                )
+            ),
         ),
         concurrency=64,
     )  # fmt: skip

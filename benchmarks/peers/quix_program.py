@@ -50,10 +50,11 @@ def consume(url: str, topic: str, messages: int) -> Answer:
     return {**counter.result, "settings": settings}
 
 
-def pipeline(url: str, topic: str, messages: int) -> Answer:
+def pipeline(url: str, topic: str, messages: int, commit_interval: float) -> Answer:
     """Each message to another topic, exactly once: until the last transaction is committed.
 
-    The longer its transactions, the quicker it is: they last as long as its default says.
+    :param commit_interval: seconds of a transaction: the longer it is, the quicker, and the later
+        others see what is in it.
     """
     quix: Any = importlib.import_module("quixstreams")
     started_at = 0.0
@@ -68,6 +69,7 @@ def pipeline(url: str, topic: str, messages: int) -> Answer:
         consumer_group=f"quix-{uuid4().hex}",
         auto_offset_reset="earliest",
         processing_guarantee="exactly-once",
+        commit_interval=commit_interval,
         consumer_extra_config=CONFIG,
         loglevel=logging.ERROR,
         state_dir=tempfile.mkdtemp(prefix="quix-"),
@@ -79,7 +81,7 @@ def pipeline(url: str, topic: str, messages: int) -> Answer:
     seconds = time.perf_counter() - started_at
     settings = {
         "toolkit": f"Quix Streams {quix.__version__}",
-        "app": "exactly-once, commit_interval=5 (its default), values as JSON (dicts), no dedup",
+        "app": f"exactly-once, commit_interval={commit_interval:g}, values as JSON (dicts), no dedup",
         "client": ", ".join(f"{name}={value}" for name, value in CONFIG.items()),
     }
     rate = messages / seconds
