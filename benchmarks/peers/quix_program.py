@@ -81,7 +81,7 @@ def pipeline(url: str, topic: str, messages: int, commit_interval: float) -> Ans
     seconds = time.perf_counter() - started_at
     settings = {
         "toolkit": f"Quix Streams {quix.__version__}",
-        "app": f"exactly-once, commit_interval={commit_interval:g}, values as JSON (dicts), no dedup",
+        "app": f"exactly-once, commit_interval={commit_interval:g}, JSON (to dicts), no dedup",
         "client": ", ".join(f"{name}={value}" for name, value in CONFIG.items()),
     }
     rate = messages / seconds

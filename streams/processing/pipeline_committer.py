@@ -73,7 +73,7 @@ class PipelineCommitter(OffsetCommitter):
         self._interval = job.flow.commit
         # A clock that a test moves may stand still for long: there is no pace then.
         self._is_paced = job.clock is SYSTEM
-        self._last_began = float("-inf")
+        self._last_ended = float("-inf")
         self._fenced_since: float | None = None
         self._doubtful: list[Assignment] = []
 
@@ -113,7 +113,7 @@ class PipelineCommitter(OffsetCommitter):
 
     @override
     def _plan(self) -> None:
-        self.due = self._last_began + self._interval if self._unsaved else self._now() + 1.0
+        self.due = self._last_ended + self._interval if self._unsaved else self._now() + 1.0
 
     @override
     def commit_all(self, subscription: Subscription) -> None:
@@ -128,7 +128,7 @@ class PipelineCommitter(OffsetCommitter):
         found_something = self._commit(subscription, list(self._owned.values()))
         self.start_uncommitted = False
         if found_something:
-            self._last_began = began
+            self._last_ended = self._now()
             self._plan()
         else:
             self._unsaved = self._unsettled > 0
