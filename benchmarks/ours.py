@@ -187,12 +187,12 @@ def pipeline(
     app = Streams(url)
     orders = app.topic(topic, Order, key=customer)
     target = app.topic(f"bench-{uuid4().hex}", Order, key=customer, partitions=PARTITIONS)
-    started_at = 0.0
+    started_at = cpu = 0.0
 
     async def pass_on(value: Order) -> Order:
-        nonlocal started_at
+        nonlocal started_at, cpu
         if not started_at:
-            started_at = time.perf_counter()
+            started_at, cpu = time.perf_counter(), time.process_time()
         return value
 
     processor = app.processor(
@@ -212,8 +212,9 @@ def pipeline(
                 await asyncio.sleep(0.005)
 
     ended_at: float = run(main)
-    seconds = ended_at - started_at
-    return {"rate": messages / seconds, "seconds": seconds, "messages": messages}
+    seconds, used = ended_at - started_at, time.process_time() - cpu
+    figures = {"seconds": seconds, "messages": messages, "cpu_us": used / messages * 1e6}
+    return {"rate": messages / seconds, **figures}
 
 
 def keeps_order(
