@@ -148,7 +148,7 @@ def judge(run: Run, fleet: PipelineFleet) -> None:
 @sizes(
     Size(kills=2, rebalances=False, restarts=0, freezes=1, rate=500),
     Size(kills=30, rebalances=True, restarts=3, freezes=2, rate=1_500),
-    logs=("kafka", "kip848"),
+    logs=("kafka",),
     long_logs=("kafka", "kip848"),
     seconds=900,
 )
