@@ -252,7 +252,7 @@ class GroupConsumer:
         return messages
 
     def read_committed(
-        self, keys: Sequence[TopicPartition], timeout: float = REQUEST_TIMEOUT
+        self, keys: Sequence[TopicPartition], timeout: float | None = None
     ) -> dict[TopicPartition, Committed | None]:
         """The group's offsets in these.
 
@@ -260,7 +260,9 @@ class GroupConsumer:
         """
         try:
             return committed_by_partition(
-                self._consumer.committed([KTopicPartition(*key) for key in keys], timeout)
+                self._consumer.committed(
+                    [KTopicPartition(*key) for key in keys], timeout or REQUEST_TIMEOUT
+                )
             )
         except KafkaException as error:
             cause = kafka_error_of(error)
