@@ -227,6 +227,7 @@ def cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
         found.append(_latency_case(log_target, sizes, "async", 64))
     found.append(_idle_case(log_target, sizes))
     if log_target.log == "kafka":
+        found.append(_pipeline_case(log_target, sizes))
         if sizes.backlog:
             found += _backlog_cases(log_target, sizes)
         found.append(_sharing_case(log_target, sizes))
@@ -360,6 +361,45 @@ def _id_in_payload_cases(log_target: LogTarget, count: int) -> list[Case]:
         case = Case(name, log_target.log, replace(ours, prepare=prepare), (Rival(loop, target),))
         found.append(case)
     return found
+
+
+def _pipeline_case(log_target: LogTarget, sizes: Sizes) -> Case:
+    """A pipeline exactly once, beside the same at least once and a peer's."""
+    count = min(sizes.messages, 200_000)
+    given = {"url": log_target.url, "topic": log_target.topic}
+    ours = {**given, "messages": count, "concurrency": 64}
+    what = "an async handler with to=, concurrency=64"
+    quix = {**given, "messages": min(count, sizes.slow_peer * 10)}
+    return Case(
+        "pipeline, exactly once", log_target.log,
+        Side(
+            "streams", "pipeline", {**ours, "exactly_once": True},
+            settings=_our_settings(log_target, f"{what}, exactly_once=True"),
+        ),
+        (
+            Rival(
+                Side(
+                    "streams, at least once", "pipeline", ours,
+                    settings=_our_settings(log_target, what),
+                ),
+                0.6,
+            ),
+            Rival(
+                Side(
+                    "Quix Streams, exactly once, a transaction each 0.1 s", "pipeline",
+                    {**quix, "commit_interval": 0.1}, peer="quix",
+                ),
+                3.0,
+            ),
+            Rival(
+                Side(
+                    "Quix Streams, exactly once, a transaction each 5 s", "pipeline",
+                    {**quix, "commit_interval": 5.0}, peer="quix",
+                )
+            ),
+        ),
+        concurrency=64,
+    )  # fmt: skip
 
 
 def _waiting_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:

@@ -176,6 +176,47 @@ def consume(
     return {**counter.result, "growth": memory.growth, "memory": memory.curve()}
 
 
+def pipeline(
+    url: str, topic: str, messages: int, concurrency: int, exactly_once: bool = False
+) -> Answer:
+    """Run a processor with ``to=`` in a new group over ``messages`` of a topic, from the first that
+    is handled until the result of the last is stored, and its position or progress with it.
+
+    :param exactly_once: outputs and positions in transactions.
+    """
+    app = Streams(url)
+    orders = app.topic(topic, Order, key=customer)
+    target = app.topic(f"bench-{uuid4().hex}", Order, key=customer, partitions=PARTITIONS)
+    started_at = cpu = 0.0
+
+    async def pass_on(value: Order) -> Order:
+        nonlocal started_at, cpu
+        if not started_at:
+            started_at, cpu = time.perf_counter(), time.process_time()
+        return value
+
+    processor = app.processor(
+        orders, group=f"bench-{uuid4().hex}", to=target, concurrency=concurrency,
+        exactly_once=exactly_once,
+    )(pass_on)  # fmt: skip
+
+    async def main() -> float:
+        async with app:
+            until = time.perf_counter() + TIME_LIMIT
+            while True:
+                stats = processor.stats()
+                if stats is not None and stats.handled >= messages and not stats.in_flight:
+                    return time.perf_counter()
+                if time.perf_counter() > until:
+                    raise Stalled(f"not over within {TIME_LIMIT:g} s: {app.stats()}")
+                await asyncio.sleep(0.005)
+
+    ended_at: float = run(main)
+    seconds, used = ended_at - started_at, time.process_time() - cpu
+    figures = {"seconds": seconds, "messages": messages, "cpu_us": used / messages * 1e6}
+    return {"rate": messages / seconds, **figures}
+
+
 def keeps_order(
     url: str, topic: str, messages: int, concurrency: int, wait: float, shape: str = "async"
 ) -> Answer:

@@ -22,7 +22,7 @@ from benchmarks.collector import raise_gc_threshold
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {
     task.__name__: task
     for task in (
-        ours.fill, ours.create, ours.consume, ours.keeps_order, ours.publish_many,
+        ours.fill, ours.create, ours.consume, ours.pipeline, ours.keeps_order, ours.publish_many,
         ours.publish_each, ours.latency, ours.pace, ours.idle, ours.share, ours.join, ours.look,
         ours.go, ours.leave,
         hand.kafka, hand.kafka_tasks, hand.kafka_fill, hand.kafka_publish,

@@ -201,6 +201,16 @@ Kafka's assignors share out the *sum* of a member's partitions: as many of these
 and the second member to join would get all the source's and the first be left with these (seen)."""
 
 
+class _DefaultSeconds(float):
+    """Seconds that nobody has given, so that they can be told from those that somebody has."""
+
+    __slots__ = ()
+
+
+PIPELINE_COMMIT = 0.1
+"""Seconds between two transactions of an exactly-once processor, unless given."""
+
+
 @dataclass(frozen=True, slots=True)
 class Flow:
     """How much is held in memory, how often positions are committed, how long a stop may take.
@@ -210,15 +220,21 @@ class Flow:
         larger message is still taken, alone.
     :param commit: seconds between two commits of the positions that are waited for, at most.
         In between, settled positions are stored as often as it costs next to nothing (see
-        docs/tuning.md).
+        docs/tuning.md). With ``exactly_once=True``: seconds between two transactions, 0.1 unless
+        given.
     :param drain: seconds given to handlers in flight on a stop or a rebalance; then async
         handlers are cancelled.
     """
 
     messages: int = 10_000
     bytes: int = 64 << 20
-    commit: float = 1.0
+    commit: float = _DefaultSeconds(1.0)
     drain: float = 30.0
+
+    @property
+    def pipeline_commit(self) -> float:
+        """Seconds between two transactions of an exactly-once processor."""
+        return PIPELINE_COMMIT if isinstance(self.commit, _DefaultSeconds) else self.commit
 
     def __post_init__(self) -> None:
         _check_count(self, "messages")

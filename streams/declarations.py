@@ -39,7 +39,7 @@ from streams.health import (
 from streams.inbox.inbox import Inbox
 from streams.log.names import check_member
 from streams.log.protocol import Log, OpenMode
-from streams.log.url import ChosenUrl, choose_url, redact
+from streams.log.url import ChosenUrl, choose_url, redact, why_no_outputs
 from streams.message import Message, Transaction
 from streams.parking import DurableKeyParking
 from streams.processing.job import Job
@@ -391,6 +391,7 @@ class Declarations(ABC):
         dead_letters: DeadLetters = DeadLetters(),
         flow: Flow = Flow(),
         transaction: Database[Any] | None = None,
+        exactly_once: bool = False,
     ) -> Any:
         """Declare a processor: a decorator for its handler.
 
@@ -403,6 +404,8 @@ class Declarations(ABC):
         :param timeout: seconds one call of an async handler may take.
         :param transaction: a database of yours (``Psycopg(dsn)``, ...): the handler runs in a
             transaction of it, ``message.transaction``, which takes effect once for each message.
+        :param exactly_once: what the handler returns, dead letters and positions are stored in one
+            transaction (docs/pipelines.md).
         :raises ConfigError: any of these, or the handler's signature, cannot work; or its
             annotations say another type than the topics'.
 
@@ -411,7 +414,7 @@ class Declarations(ABC):
         """
         options = ProcessorOptions(
             topics, group, concurrency, batch, filter, to, start, timeout, retry, dedup,
-            dead_letters, flow, transaction,
+            dead_letters, flow, transaction, exactly_once,
         )  # fmt: skip
 
         for topic in (*topics, to):
@@ -420,6 +423,10 @@ class Declarations(ABC):
                     f"processor in group {group!r}: topic {topic.name!r} belongs to another app; "
                     "declare it with this app's .topic(...)"
                 )
+
+        if exactly_once and self.given_url and (why := why_no_outputs(self.given_url)):
+            problem = f"processor in group {group!r}: exactly_once=True is not possible here"
+            raise ConfigError(f"{problem}: {why}")
 
         if self.declarations_closed:
             raise ConfigError(

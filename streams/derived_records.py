@@ -59,6 +59,9 @@ GENERATION = "streams_generation"
 """Which reset of its group a message was handled after that comes back through another topic;
 absent means none. Only what comes back to that very group is believed to say so."""
 
+_TRAVELLING = frozenset((CORRELATION, LEGACY_CORRELATION, "traceparent", "tracestate"))
+"""Headers of a message that its results get, too."""
+
 ERROR_BYTES = 8 << 10
 """All error headers together, at most; the traceback shrinks first, then the message."""
 
@@ -197,10 +200,11 @@ def result_encoder(
             (CAUSATION, batch.id(index).encode("utf-8", "surrogateescape"))
         ]
         found = batch.headers(index)
-        correlation = header_text(found, CORRELATION) or header_text(found, LEGACY_CORRELATION)
-        if correlation:
-            headers.append((CORRELATION, correlation.encode("utf-8", "surrogateescape")))
-        headers += [pair for pair in found if pair[0] in ("traceparent", "tracestate")]
+        if any(name in _TRAVELLING for name, _ in found):  # most have none
+            correlation = header_text(found, CORRELATION) or header_text(found, LEGACY_CORRELATION)
+            if correlation:
+                headers.append((CORRELATION, correlation.encode("utf-8", "surrogateescape")))
+            headers += [pair for pair in found if pair[0] in ("traceparent", "tracestate")]
         return [
             (topic, record(value, f"{source}/{group}/{number}", headers))
             for number, value in enumerate(values)

@@ -53,6 +53,7 @@ class HandlerOptions(TypedDict, total=False):
     dedup: Dedup
     dead_letters: DeadLetters
     flow: Flow
+    exactly_once: bool
 
 
 class Handler(Protocol[V_contra, P, R_co]):

@@ -69,6 +69,7 @@ class ProcessorOptions:
     dead_letters: DeadLetters = DeadLetters()
     flow: Flow = Flow()
     transaction: Database[Any] | None = None
+    exactly_once: bool = False
 
     def validate(self, name: str) -> None:
         """:raises ConfigError: something here cannot work; one line that says what."""
@@ -105,6 +106,7 @@ class ProcessorOptions:
                 f"to={self.to.name!r}: holds the histories of an aggregate, and only its decide() "
                 "and append() write to it: call them in the handler"
             )
+        yield from self._exactly_once_problems()
         if isinstance(self.start, datetime):
             if self.start.tzinfo is None:
                 yield f"start={self.start!r} has no time zone"
@@ -149,6 +151,27 @@ class ProcessorOptions:
             yield (
                 "DeadLetters(sequenced=True) with transaction=: what is parked is settled by "
                 "records in the log, which the database knows nothing of; leave one of them out"
+            )
+
+    def _exactly_once_problems(self) -> Iterator[str]:
+        if not isinstance(self.exactly_once, bool):
+            yield f"exactly_once={self.exactly_once!r}: True or False"
+        if not self.exactly_once:
+            return
+        if self.to is None:
+            yield (
+                "exactly_once=True without to=: it is what the handler returns that is published "
+                "exactly once; say with to= where it goes"
+            )
+        if self.transaction is not None:
+            yield (
+                "exactly_once=True with transaction=: the log and the database have no transaction "
+                "in common; leave one of them out"
+            )
+        if self.dead_letters.sequenced:
+            yield (
+                "exactly_once=True with DeadLetters(sequenced=True): what is parked behind a dead "
+                "message is written outside the transaction; leave one of them out"
             )
 
     def check_annotations(

@@ -9,7 +9,14 @@ from typing import Any
 from streams.config import RETRY_PARTITIONS, Retention, Start
 from streams.connection import Connection
 from streams.errors import GroupNotEmpty, NotFound, TopicMismatch
-from streams.log.protocol import Log, TopicInfo, TopicPartition, check_retention, ensure_topic
+from streams.log.protocol import (
+    Log,
+    TopicInfo,
+    TopicPartition,
+    check_outputs,
+    check_retention,
+    ensure_topic,
+)
 from streams.processor import Processor
 from streams.topic import Topic
 from streams.topic_reader import resolve_offset
@@ -119,6 +126,8 @@ def ensure_processor_topics(
     if not processor.has_group_topics:
         return
     log, options = connection.log, processor.options
+    if options.exactly_once:
+        check_outputs(f"processor {processor.name}", log.capabilities)
     if processor.attempt_log is not None:
         processor.attempt_log.prepare(log)
     if processor.key_parking is not None:

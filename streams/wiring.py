@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, get_origin
 
 from streams import derived_records
@@ -17,6 +18,7 @@ from streams.processing.async_executor import AsyncExecutor
 from streams.processing.executor import Executor
 from streams.processing.handler_transaction import HandlerTransaction
 from streams.processing.job import Job, Outgoing
+from streams.processing.pending_outputs import PendingOutputs
 from streams.processing.several import expand_several
 from streams.processing.thread_executor import ThreadExecutor
 from streams.processor import Processor
@@ -65,7 +67,11 @@ def make_job(
         timeout=options.timeout,
         retry=options.retry,
         dedup=options.dedup,
-        flow=options.flow,
+        flow=(
+            replace(options.flow, commit=options.flow.pipeline_commit)
+            if options.exactly_once
+            else options.flow
+        ),
         clock=connection.clock,
         encode_results=_result_encoder(processor),
         dead_letter=derived_records.dead_letter_maker(
@@ -75,6 +81,7 @@ def make_job(
             lambda topic: sources[topic].name != topic,
         ),
         write_derived=connection.publisher.publish_durably,
+        outputs=PendingOutputs(options.flow.bytes) if options.exactly_once else None,
         attempt_log=processor.attempt_log,
         observer=processor.attempt_log,
         key_parking=processor.key_parking,

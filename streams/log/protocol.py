@@ -50,6 +50,12 @@ class Capabilities:
     """One group can span several processes."""
     transactions: bool = False
     """A handler's own SQL can join the transaction that commits its position."""
+    commits_outputs: bool = False
+    """Records and positions can be stored in one step (:meth:`Subscription.commit_outputs`)."""
+    outputs_at_once: int = 20_000
+    """Records of one such step, at most (but for those of a single message)."""
+    why_no_outputs: str = ""
+    """Why they cannot, and what to do instead."""
     append_once: bool = False
     """Writing one message ID twice leaves one entry in the log."""
     events: bool = False
@@ -83,6 +89,19 @@ def check_retention(topic: str, retention: Retention, capabilities: Capabilities
             f"topic {topic!r}: Retention({unsupported[0]}=...) is not possible on "
             f"{capabilities.name}, "
             f"which has {', '.join(possible)}"
+        )
+
+
+def check_outputs(what: str, capabilities: Capabilities) -> None:
+    """See that a log can store records and positions in one step.
+
+    :param what: wants it, as the error says.
+    :raises ConfigError: it cannot.
+    """
+    if not capabilities.commits_outputs:
+        why = capabilities.why_no_outputs or "it cannot store records and positions in one step"
+        raise ConfigError(
+            f"{what}: exactly_once=True is not possible on {capabilities.name}: {why}"
         )
 
 
@@ -151,6 +170,14 @@ class Commit(NamedTuple):
     position: int
     progress: str
     version: int
+
+
+def by_topic_of(outputs: Sequence[tuple[str, Record]]) -> dict[str, list[int]]:
+    """The indexes of records by the topics that they go to."""
+    found: dict[str, list[int]] = {}
+    for index, (topic, _) in enumerate(outputs):
+        found.setdefault(topic, []).append(index)
+    return found
 
 
 class StaticMember(NamedTuple):
@@ -246,6 +273,15 @@ class RebalanceListener(Protocol):
         ...
 
 
+class OutputsRefused(LogError):
+    """Some records can never be written; nothing of what was to be stored with them was."""
+
+    def __init__(self, errors: Mapping[int, LogError]) -> None:
+        """``errors`` says why, by index into the records."""
+        super().__init__("; ".join(dict.fromkeys(map(str, errors.values()))))
+        self.errors = errors
+
+
 Submitted = Callable[[bool], None]
 """Called once with whether an asynchronous commit was stored."""
 
@@ -282,6 +318,33 @@ class Subscription(Protocol):
         :raises Unavailable: nothing is known to be stored; ``on_submitted`` was not called.
         """
         ...
+
+    def prepare_outputs(self) -> None:
+        """Be ready for :meth:`commit_outputs`: called before the first poll where outputs will
+        come.
+
+        :raises Unavailable: the log cannot be reached now; to be called again.
+        """
+        return
+
+    def commit_outputs(
+        self, outputs: Sequence[tuple[str, Record]], commits: Sequence[Commit]
+    ) -> None:
+        """Append records, each to the topic beside it, and store positions, in one step: all of it
+        is in the log afterwards, or nothing. Records of one key keep their order.
+
+        The log that has this says so in its :class:`Capabilities`. Only the thread that polls calls
+        it, also from inside the listener while partitions are revoked.
+
+        :raises Unavailable: nothing was stored; call again later.
+        :raises Fenced: nothing was stored, as a partition is not owned any more, or may be about to
+            go: poll, and call again for what is still owned.
+        :raises OutputsRefused: nothing was stored, and some of the records never can be.
+        :raises OutcomeUnknown: all of it was stored, or nothing, and this cannot be found out now:
+            give the partitions up (:meth:`reassign`), and go on from what the log has.
+        :raises ConfigError: the log cannot do this.
+        """
+        raise ConfigError("this log cannot store records and positions in one step")
 
     def pause(self, assignments: Iterable[Assignment]) -> None:
         """Deliver nothing of these until resumed; they stay owned."""

@@ -62,6 +62,12 @@ _MODULES = {
 }
 _SCHEMES_WITH_CLAIMS = ("memory", "sqlite", "redis")
 
+WHY_CLUSTERS_HAVE_NO_OUTPUTS = (
+    "the partitions of a Redis Cluster are on several nodes, which have no transaction in common; "
+    "use one server (redis://), Kafka, or leave exactly_once out: then what is published twice has "
+    "the same ID, and the groups that read it handle it once"
+)
+
 _DISTRIBUTIONS = {"confluent_kafka": "confluent-kafka", "redis": "redis[hiredis]"}
 
 LocationKind = Literal["file", "hosts", "name"]
@@ -250,6 +256,16 @@ def open_claims(
         )
     store: ClaimStore = import_log(scheme, "claims").open_claims(request)
     return store
+
+
+def why_no_outputs(url: str) -> str:
+    """Why the log that a URL leads to cannot store records and positions in one step, as far as the
+    URL says so; empty where it does not."""
+    try:
+        scheme = parse(url).scheme
+    except ConfigError:
+        return ""  # it is refused where it is opened
+    return WHY_CLUSTERS_HAVE_NO_OUTPUTS if scheme.endswith("+cluster") else ""
 
 
 def read_url(

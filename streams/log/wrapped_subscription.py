@@ -12,7 +12,7 @@ from typing import Any, cast
 from typing_extensions import override
 
 from streams.log.protocol import Assignment, Commit, Log, Submitted, Subscription, Transaction
-from streams.message import Batch
+from streams.message import Batch, Record
 
 
 class WrappedSubscription(Subscription):
@@ -35,6 +35,16 @@ class WrappedSubscription(Subscription):
     @override
     def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
         self._subscription.commit_async(commits, on_submitted)
+
+    @override
+    def prepare_outputs(self) -> None:
+        self._subscription.prepare_outputs()
+
+    @override
+    def commit_outputs(
+        self, outputs: Sequence[tuple[str, Record]], commits: Sequence[Commit]
+    ) -> None:
+        self._subscription.commit_outputs(outputs, commits)
 
     @override
     def pause(self, assignments: Iterable[Assignment]) -> None:

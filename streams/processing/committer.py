@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from streams.engine.commit_pace import CommitPace
 from streams.engine.dispatcher import Delivery, PartitionState
-from streams.engine.progress import PROGRESS_LIMIT, FetchedBatch, Unsettled
+from streams.engine.progress import PROGRESS_LIMIT, FetchedBatch, Snapshot, Unsettled
 from streams.errors import LogError
 from streams.log.protocol import Assignment, Commit, Committed, Subscription
 from streams.message import Batch
@@ -192,6 +192,18 @@ class OffsetCommitter:
             found = state.progress.snapshot()
             state.snapshot_version += 1
             version = state.snapshot_version
+        self._note_size(assignment, found)
+        snapshot = Committed(found.position, found.progress)
+        if snapshot in stored:
+            return None
+        key_parking = self._job.key_parking
+        if key_parking is not None and not key_parking.is_confirmed(assignment):
+            # Asked after the snapshot was taken, so that it holds for everything below it.
+            return None
+        return Commit(assignment, *snapshot, version)
+
+    def _note_size(self, assignment: Assignment, found: Snapshot) -> None:
+        """See whether the partition's settled set is so large that nothing more is taken in."""
         size = len(found.progress)
         if not found.complete or size > PROGRESS_FULL:
             if assignment not in self.full:
@@ -203,14 +215,10 @@ class OffsetCommitter:
                 )  # fmt: skip
         elif size * 2 < PROGRESS_FULL:
             self.full.discard(assignment)
-        snapshot = Committed(found.position, found.progress)
-        if snapshot in stored:
-            return None
-        key_parking = self._job.key_parking
-        if key_parking is not None and not key_parking.is_confirmed(assignment):
-            # Asked after the snapshot was taken, so that it holds for everything below it.
-            return None
-        return Commit(assignment, *snapshot, version)
+
+    def take_doubtful(self) -> list[Assignment]:
+        """Partitions of which it is not known what was stored: they are to be begun anew."""
+        return []
 
     def commit_all(self, subscription: Subscription) -> None:
         """Commit what is settled of all partitions, for good."""

@@ -11,8 +11,10 @@ import asyncio
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
+from streams.engine.deferring_dispatcher import DeferringDispatcher
 from streams.engine.dispatcher import Dispatcher, PartitionState
 from streams.engine.progress import FetchedBatch
 from streams.processing.handler_transaction import HandlerTransaction
@@ -25,6 +27,15 @@ OWNERSHIP_RECHECK = 0.05
 """Seconds between looks at whether ownership was confirmed again."""
 
 
+def _make_dispatcher(job: Job) -> Dispatcher:
+    outputs = job.outputs
+    if outputs is None:
+        return Dispatcher(job.retry)
+    dispatcher = DeferringDispatcher(job.retry, outputs.defers)
+    outputs.on_full = partial(setattr, dispatcher, "is_full")
+    return dispatcher
+
+
 class Executor(ABC):
     """Runs a job's handler over what the dispatcher gives out."""
 
@@ -32,7 +43,7 @@ class Executor(ABC):
         self, job: Job, open_transaction: Callable[[], HandlerTransaction] | None = None
     ) -> None:
         self.job = job
-        self.dispatcher = Dispatcher(job.retry)
+        self.dispatcher = _make_dispatcher(job)
         make_calls = MessageCalls if job.batch is None else BatchCalls
         self._calls: Calls[Any] = make_calls(job, self.dispatcher, self.call_soon, self.fail)
         self._open_transaction = (

@@ -14,10 +14,9 @@ from streams.engine.dispatcher import Delivery, PartitionState
 from streams.engine.progress import FetchedBatch, decode_generation
 from streams.errors import UnreadableHeaders
 from streams.log.protocol import Assignment, Log, StaticMember, TopicPartition
-from streams.message import Batch, Record, identity_suffix
-
-Outgoing = tuple[str, Record]
-"""A topic and what is to be written to it."""
+from streams.message import Batch, identity_suffix
+from streams.processing.pending_outputs import Outgoing as Outgoing
+from streams.processing.pending_outputs import PendingOutputs
 
 OnWritten = Callable[[Sequence["BaseException | None"]], None]
 """Told once how a write ended, record by record: None where it is confirmed."""
@@ -407,6 +406,8 @@ class Job:
     """Takes what would be dead-lettered instead, where the dispatcher may be touched."""
     write_derived: Callable[[Sequence[Outgoing], OnWritten], None] | None = None
     """Writes derived records until the log has answered; outages are waited out there."""
+    outputs: PendingOutputs | None = None
+    """Takes derived records instead, of an exactly-once processor."""
     start_positions: Mapping[TopicPartition, int] = field(default_factory=dict)
     """Where to begin in partitions in which the group has no position: those of a topic that is
     new to a group which is live. Others begin at the log's start."""

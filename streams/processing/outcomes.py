@@ -8,7 +8,9 @@ through the same steps: ``take``, ``admit``, ``decode``, ``call``, ``commit`` an
 touched.
 
 Nothing waits for a write: what a handler returned and dead letters are sent with a callback, and
-until it comes the message's key stays in flight and the message unsettled.
+until it comes the message's key stays in flight and the message unsettled. In an exactly-once
+processor they are put aside, for a transaction with the positions
+(:mod:`streams.processing.pending_outputs`), and their keys go on at once.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 from msgspec.structs import replace
 from typing_extensions import override
 
+from streams.engine.deferring_dispatcher import DeferringDispatcher
 from streams.engine.dispatcher import Delivery, Dispatcher, state_and_key
 from streams.engine.progress import FetchedBatch
 from streams.engine.retry import retry_delay
@@ -126,8 +129,25 @@ class Calls(ABC, Generic[Unit]):
         """A message is handled if its value can be decoded."""
         self.admits_all = job.batch is None and job.key_parking is None
         """:meth:`admit` is to be asked only of what has a reason to be dead-lettered."""
+        self._pipeline = self._pipeline_of(job, dispatcher)
+        """Takes what a message was turned into, in an exactly-once processor."""
         self.unconfirmed = 0
         """Messages whose writes (results, dead letters) are not confirmed yet."""
+
+    @staticmethod
+    def _pipeline_of(
+        job: Job, dispatcher: Dispatcher
+    ) -> Callable[[Delivery, Sequence[Outgoing]], None] | None:
+        outputs = job.outputs
+        if outputs is None or not isinstance(dispatcher, DeferringDispatcher):
+            return None
+        append, mark_handled = outputs.append, dispatcher.mark_handled
+
+        def put_aside(delivery: Delivery, outgoing: Sequence[Outgoing]) -> None:
+            append(delivery, outgoing)
+            mark_handled(delivery)
+
+        return put_aside
 
     # -- the steps
 
@@ -225,6 +245,9 @@ class Calls(ABC, Generic[Unit]):
                 outgoing = self.job.encode_results(result, delivery)
             except Exception as error:
                 self.failed(delivery, error)
+                return
+            if outgoing and self._pipeline is not None:
+                self._pipeline(delivery, outgoing)
                 return
             if outgoing:
 
@@ -387,6 +410,7 @@ class Calls(ABC, Generic[Unit]):
         dead-lettered."""
         deliveries, failures, exhausted = list(deliveries), dict(errors), set(final)
         copy_of: list[int] = []
+        owners: list[int] = []
         outgoing: list[Outgoing] = []
         for index, error in errors.items():
             attempt = self.attempt_number(deliveries[index])
@@ -402,8 +426,10 @@ class Calls(ABC, Generic[Unit]):
             if delayed_copy is not None:
                 outgoing.append(delayed_copy)
                 copy_of.append(index)
+                owners.append(index)
             outgoing.append(attempt_record)
             copy_of.append(-1)
+            owners.append(index)
 
         def on_written(answers: Answers) -> None:
             counts = self.dispatcher.counts
@@ -424,7 +450,7 @@ class Calls(ABC, Generic[Unit]):
                 self.dispatcher.mark_batch_settled(deliveries)
 
         if outgoing:
-            self._write(deliveries, outgoing, on_written)
+            self._write(deliveries, outgoing, on_written, owners)
         else:
             self._settle_failed(deliveries, failures, exhausted)
 
@@ -536,9 +562,18 @@ class Calls(ABC, Generic[Unit]):
         deliveries: Sequence[Delivery],
         outgoing: Sequence[Outgoing],
         on_written: Callable[[Answers], None],
+        owners: Sequence[int] | None = None,
     ) -> None:
         """Write, and call ``on_written`` where the dispatcher may be touched once the log
-        answered."""
+        answered.
+
+        :param owners: of which delivery each record is, by index; None: of the only one.
+        """
+        outputs = self.job.outputs
+        if outputs is not None:
+            # Whatever the log says of them later, it says to the committer.
+            outputs.add(deliveries, outgoing, owners, lambda: on_written([None] * len(outgoing)))
+            return
         write_derived = self.job.write_derived
         if write_derived is None:
             raise RuntimeError("this job has nothing to write with")
@@ -775,7 +810,7 @@ class BatchCalls(Calls[list[Delivery]]):
             errors.update((index, answer) for index, answer in pairs if answer is not None)
             self._settle_batch(unit, errors, decoded.undecodable)
 
-        self._write(unit, outgoing, on_written)
+        self._write(unit, outgoing, on_written, senders)
 
     def _encode_results(
         self,

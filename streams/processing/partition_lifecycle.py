@@ -161,9 +161,11 @@ class PartitionLifecycle:
     def restart_replaced(self, subscription: Subscription) -> None:
         """Let go of partitions with which nothing more may be done, and ask for them anew."""
         key_parking = self._job.key_parking
-        if key_parking is None:
-            return
-        for assignment, pause in key_parking.replaced_epochs():
+        replaced = [] if key_parking is None else list(key_parking.replaced_epochs())
+        replaced += [(each, 0.0) for each in self._committer.take_doubtful()]
+        for assignment, pause in replaced:
+            if assignment not in self._owned:
+                continue
             self._discard([assignment], [self._owned[assignment].state])
             subscription.pause([assignment])
             self.restarting[assignment] = self._now() + pause

@@ -28,6 +28,7 @@ from streams.processing.executor import Executor
 from streams.processing.handler_transaction import HandlerTransaction, TransactionLock
 from streams.processing.job import Job, decode_ahead
 from streams.processing.partition_lifecycle import PartitionLifecycle
+from streams.processing.pipeline_committer import PipelineCommitter
 from streams.processing.polling_hand_over import PollingHandOver
 from streams.processing.timing import Durations
 from streams.text import get_logger
@@ -88,9 +89,7 @@ class Poller:
         self._hand_over = PollingHandOver(
             partial(self._survive_outage, self._poll_cycle), self._may_hand_over
         )
-        self._committer = OffsetCommitter(
-            job, log.capabilities.commit_interval, self._owned, lambda: self._hand_over.handed_over
-        )
+        self._committer = self._make_committer()
         self._partitions = PartitionLifecycle(log, job, executor, self._committer, self._owned)
         self._has_room = threading.Event()
         self._gate = FlowGate(job.flow)
@@ -110,6 +109,7 @@ class Poller:
         self._pause_before_cycle = 0.0
         """Real seconds to wait before the next cycle, after one that failed: not at its end, as
         what it polled may be handled meanwhile."""
+        self._outputs_prepared = job.outputs is None
         self._thread = threading.Thread(
             target=self._main, name=f"streams-{job.name}-poller", daemon=True
         )
@@ -119,11 +119,23 @@ class Poller:
         self.on_end: Callable[[], None] = lambda: None
         self.reachable = True
         executor.dispatcher.refill = self._signal_room
+        if job.outputs is not None and job.clock is not SYSTEM:
+            job.outputs.wake = self._wake  # nothing else tells it when to commit
         if job.clock is SYSTEM:
             # Where a test moves the clock, a lease runs out while a handler's thread does not poll.
             executor.accept_polling(self._hand_over, self._wake)
         if job.key_parking is not None:
             job.key_parking.wake_poller = self._wake
+
+    def _make_committer(self) -> OffsetCommitter:
+        job, executor, capabilities = self._job, self._executor, self._log.capabilities
+        if job.outputs is not None:
+            return PipelineCommitter(
+                job, capabilities.outputs_at_once, self._owned, executor.dispatcher,
+                executor.call_soon,
+            )  # fmt: skip
+        interval = capabilities.commit_interval
+        return OffsetCommitter(job, interval, self._owned, lambda: self._hand_over.handed_over)
 
     # -- the app's side
 
@@ -189,7 +201,7 @@ class Poller:
             return "handlers are running"
         for each in list(self._owned.values()):
             _, end = self._log.watermarks(*each.assignment.topic_partition)
-            if each.state.progress.polled < end:
+            if self._has_more(each, end):
                 return "messages were not polled yet"
         if not dispatcher.waiting and self._committer.held().messages:
             return "messages are in hand"  # between two threads, perhaps
@@ -203,6 +215,18 @@ class Poller:
         if self._job.key_parking is not None and (unfinished := self._job.key_parking.unfinished()):
             return unfinished
         return "" if self._job.observer is None else self._job.observer.unfinished()
+
+    def _has_more(self, partition: OwnedPartition, end: int) -> bool:
+        """Whether there are messages before ``end`` that were not polled. What stands there may be
+        none: the end of a transaction, for example."""
+        polled = partition.state.progress.polled
+        if polled >= end:
+            return False
+        reader = self._log.reader(*partition.assignment.topic_partition, polled, end)
+        try:
+            return reader.read(1) is not None
+        finally:
+            reader.close()
 
     def _was_reset(self) -> bool:
         """The group was reset to other positions, and the partitions were not given up here yet: in
@@ -369,6 +393,9 @@ class Poller:
         if subscription is None or self._should_end():  # it may have waited until it could begin
             return
         committer.error = None
+        if not self._outputs_prepared:
+            subscription.prepare_outputs()
+            self._outputs_prepared = True
         capacity = self._capacity()
         if capacity <= 0 or self._paused:
             self._wait_or_pause(subscription)
@@ -398,6 +425,7 @@ class Poller:
         if self._job.key_parking is not None:
             for fetched in self._job.key_parking.take_returned():
                 self._executor.call_soon(partial(self._executor.dispatcher.push_returned, fetched))
+        if self._job.key_parking is not None or self._job.outputs is not None:
             self._partitions.restart_replaced(subscription)
         if batches or self._executor.dispatcher.has_backlog:
             self._executor.notify()

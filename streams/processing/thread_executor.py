@@ -164,7 +164,8 @@ class ThreadExecutor(Executor):
     def accept_polling(self, hand_over: PollingHandOver, wake: Callable[[], None]) -> None:
         job = self.job
         # It waits for nothing but messages, as long as nothing fails.
-        if job.concurrency == 1 and job.encode_results is None and job.key_parking is None:
+        waits_for_writes = job.encode_results is not None and job.outputs is None
+        if job.concurrency == 1 and not waits_for_writes and job.key_parking is None:
             self._hand_over, self._wake_poll = hand_over, wake
 
     @override

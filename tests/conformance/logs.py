@@ -77,7 +77,11 @@ LOGS = [
     Case("redis_url", REDIS, trims=False, expels=True, lease=LEASE),
     Case("valkey_url", replace(REDIS, name="valkey"), trims=False, expels=True, lease=LEASE),
     Case(
-        "redis_cluster_url", replace(REDIS, name="cluster"), trims=False, expels=True, lease=LEASE
+        "redis_cluster_url",
+        replace(REDIS, name="cluster", commits_outputs=False),
+        trims=False,
+        expels=True,
+        lease=LEASE,
     ),
 ]
 

@@ -309,6 +309,7 @@ class Kafka:
             "transaction.state.log.replication.factor": replicas,
             "transaction.state.log.min.isr": safe,
             "transaction.state.log.num.partitions": "4",
+            "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
             "share.coordinator.state.topic.replication.factor": replicas,
             "share.coordinator.state.topic.min.isr": safe,
             "share.coordinator.state.topic.num.partitions": "4",

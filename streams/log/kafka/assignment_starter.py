@@ -14,12 +14,16 @@ from confluent_kafka import KafkaException
 
 from streams.errors import Fatal, LogError, Unavailable
 from streams.log.kafka.consumer import GroupConsumer, KafkaClients
-from streams.log.kafka.offsets import MembershipLost
+from streams.log.kafka.offsets import MembershipLost, OffsetReader
 from streams.log.kafka.partition_probe import PartitionProbe
 from streams.log.protocol import Assignment, RebalanceListener, TopicPartition
 from streams.text import get_logger
 
 logger = get_logger("streams.kafka")
+
+OFFSETS_TIMEOUT = 2.0
+"""Seconds for which the polling thread waits for the group's offsets. They are not told while a
+former owner's transaction is open: then the probe's thread waits for them."""
 
 _next_epoch = itertools.count(1)
 """One count for the whole process, so that no two assignments of it share an epoch."""
@@ -40,11 +44,13 @@ class AssignmentStarter:
         self._group = group
         self._partitions_with_leader = clients.readers.metadata.partitions_with_leader
         self._watermarks = clients.readers.watermarks
+        self._offsets = OffsetReader(clients.connect, group, clients.requests, stable=True)
         self._probe = PartitionProbe(self._probe_partition)
 
     def close(self) -> None:
         """Probe no more."""
         self._probe.close()
+        self._offsets.close()
 
     def start_pending(self) -> None:
         """Tell the listener what arrived, and fetch from where it says. What cannot be started yet
@@ -72,6 +78,8 @@ class AssignmentStarter:
         if partition not in self._partitions_with_leader(topic):
             raise Unavailable(f"Kafka: no broker leads {topic}/{partition}")
         self._watermarks(topic, partition)
+        # A former owner's transaction may be open, which only its time ends.
+        self._offsets.committed([(topic, partition)])
         return True
 
     def _try_start(self, keys: Sequence[TopicPartition]) -> None:
@@ -118,7 +126,7 @@ class AssignmentStarter:
         if not keys:
             return
         consumer, partitions = self._consumer, self._consumer.partitions
-        committed = consumer.read_committed(keys)
+        committed = consumer.read_committed(keys, OFFSETS_TIMEOUT)
         valid_until = consumer.start_ownership()
         assignments = [
             Assignment(*key, next(_next_epoch), committed[key], valid_until) for key in keys

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka import TopicPartition as KTopicPartition
 
 from streams.config import Flow
@@ -58,6 +58,8 @@ class KafkaClients(NamedTuple):
     """Knows why no broker can be reached."""
     readers: ReaderPool
     """Looks partitions up without being a member."""
+    connect_writer: Callable[[dict[str, Any]], Producer]
+    """Makes a producer of transactions."""
 
     @property
     def settings(self) -> Settings:
@@ -250,7 +252,7 @@ class GroupConsumer:
         return messages
 
     def read_committed(
-        self, keys: Sequence[TopicPartition]
+        self, keys: Sequence[TopicPartition], timeout: float | None = None
     ) -> dict[TopicPartition, Committed | None]:
         """The group's offsets in these.
 
@@ -258,13 +260,19 @@ class GroupConsumer:
         """
         try:
             return committed_by_partition(
-                self._consumer.committed([KTopicPartition(*key) for key in keys], REQUEST_TIMEOUT)
+                self._consumer.committed(
+                    [KTopicPartition(*key) for key in keys], timeout or REQUEST_TIMEOUT
+                )
             )
         except KafkaException as error:
             cause = kafka_error_of(error)
             if cause is not None and cause.code() in _MEMBERSHIP_LOST:
                 raise MembershipLost from error
             raise self.translate(error, f"positions of group {self._group!r}") from error
+
+    def group_metadata(self) -> object:
+        """What says to a transaction which member of which generation this is; opaque."""
+        return self._consumer.consumer_group_metadata()
 
     # -- partitions that leave
 

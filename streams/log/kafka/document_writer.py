@@ -31,7 +31,7 @@ from streams.log.documents import (
     StoredDocument,
     fenced,
 )
-from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry
+from streams.log.kafka.client import RequestRetry
 from streams.log.kafka.document_index import DocumentIndex
 from streams.log.kafka.document_records import (
     CHECKPOINT_KEY,
@@ -43,17 +43,17 @@ from streams.log.kafka.document_records import (
 )
 from streams.log.kafka.errors import kafka_error_of
 from streams.log.kafka.reader import ReaderPool
-from streams.text import get_logger
-
-logger = get_logger("streams.kafka")
-
-CLAIM_TIMEOUT = 30.0
-"""Seconds that a claim may take: a former writer's transaction is aborted first."""
+from streams.log.kafka.transactions import (
+    FENCED,
+    GONE,
+    RAISED,
+    Connect,
+    abort,
+    initialized_producer,
+)
 
 WRITE_TIMEOUT = 20.0
 """Seconds that a write may take: longer than the broker lets a transaction be open."""
-
-ABORT_TIMEOUT = 5.0
 
 _FLUSH_SLICE = 0.1
 """Seconds after which it is seen whether a record has failed."""
@@ -63,28 +63,6 @@ _RETRY_PAUSE = 0.05
 
 _FULL_PAUSE = 0.01
 """Seconds that the driver gets to make room in its queue."""
-
-_FENCED = frozenset(
-    {
-        KafkaError._FENCED,  # noqa: SLF001
-        KafkaError.INVALID_PRODUCER_EPOCH,
-        KafkaError.INVALID_PRODUCER_ID_MAPPING,
-        90,  # PRODUCER_FENCED, which the driver's package does not name
-    }
-)
-_GONE = frozenset(
-    {
-        KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001
-        KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError.UNKNOWN_TOPIC_ID,
-    }
-)
-
-# The driver (2.16) raises a fatal error from flush as a KafkaError, which is no Exception.
-RAISED: Any = (KafkaException, KafkaError)
-
-Connect = Callable[[dict[str, Any]], Producer]
 
 
 def transactional_id(collection: str, partition: int) -> str:
@@ -110,21 +88,13 @@ class WriterTools(NamedTuple):
         settings = self.requests.settings
         name = transactional_id(collection, partition)
         operation = f"claiming the documents {collection!r}, partition {partition}"
-        began = time.monotonic()
-        producer = self.connect(settings.transaction_config(name))
-        while True:
-            try:
-                # Without a connection the driver (2.16) would wait for half a second.
-                producer.list_topics(documents_topic(collection), REQUEST_TIMEOUT)
-                producer.init_transactions(REQUEST_TIMEOUT)
-            except RAISED as error:
-                found = kafka_error_of(error)
-                if found is not None and found.retriable():
-                    if time.monotonic() < began + CLAIM_TIMEOUT:
-                        continue
-                    raise self.requests.no_answer_error(operation, began) from None
-                raise settings.translate(error, operation) from None
-            return producer
+        return initialized_producer(
+            self.connect,
+            self.requests,
+            settings.transaction_config(name),
+            documents_topic(collection),
+            operation,
+        )
 
 
 class KafkaDocumentWriter(DocumentWriter):
@@ -302,21 +272,16 @@ class KafkaDocumentWriter(DocumentWriter):
 
     def _abort(self, producer: Producer) -> KafkaError | None:
         """Abort the transaction; why that cannot be."""
-        try:
-            producer.abort_transaction(ABORT_TIMEOUT)
-        except RAISED as error:
-            logger.debug("%s: aborting: %s", self._operation, error)
-            return kafka_error_of(error)
-        return None
+        return abort(producer, self._operation)
 
     def _translate(self, raised: KafkaException | KafkaError) -> LogError:
         """The error for what was not written."""
         error = kafka_error_of(raised)
         collection, partition = self._index.collection, self._partition
         code = None if error is None else error.code()
-        if code in _FENCED:
+        if code in FENCED:
             return fenced(collection, partition)
-        if code in _GONE:
+        if code in GONE:
             return self._deleted_error()
         translated = self._tools.requests.settings.translate(raised, self._operation)
         if isinstance(translated, TooLarge):

@@ -43,12 +43,13 @@ from streams.log.kafka.document_records import (
     SUFFIX,
     documents_topic,
 )
-from streams.log.kafka.document_writer import Connect, KafkaDocumentWriter, WriterTools
+from streams.log.kafka.document_writer import KafkaDocumentWriter, WriterTools
 from streams.log.kafka.durability import topic_config
 from streams.log.kafka.index_consumer import HistoryGone
 from streams.log.kafka.reader import ReaderPool
 from streams.log.kafka.settings import MAX_MESSAGE_BYTES
 from streams.log.kafka.topics import Topics
+from streams.log.kafka.transactions import Connect
 from streams.log.names import check_topic
 from streams.log.protocol import Retention
 from streams.text import get_logger

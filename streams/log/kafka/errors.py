@@ -126,7 +126,8 @@ _HINTS: Mapping[int, str] = {
         "this user needs an ACL (IDEMPOTENT_WRITE for a broker before 2.8)"
     ),
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: (
-        "this user needs an ACL for transactional IDs that begin with the topic's name"
+        "this user needs an ACL for transactional IDs that begin with the name of the topic, or of "
+        "the group of an exactly-once processor"
     ),
     KafkaError.UNRELEASED_INSTANCE_ID: "another member with this group.instance.id is in the group",
     KafkaError.FENCED_INSTANCE_ID: (

@@ -63,6 +63,7 @@ CAPABILITIES = Capabilities(
     creates_topics=False,
     events=True,
     documents=True,
+    commits_outputs=True,
     retention=frozenset({"seconds", "bytes", "compacted"}),
     # Each is a record that all replicas of the coordinator's partition write.
     commit_interval=0.1,
@@ -111,7 +112,10 @@ class KafkaLog(DenseOffsets, HistoryLog[Events]):
             logger, scrub=settings.scrub
         )
         connect_member = partial(self._connect, Consumer, logger=driver_logger)
-        self._clients = KafkaClients(connect_member, requests, readers)
+        # To the driver it is fatal that a writer is fenced. Here it raises an error as any other.
+        quiet = DriverLogger(logger, scrub=settings.scrub, highest=logging.DEBUG)
+        connect_writer = partial(self._connect, Producer, logger=quiet)
+        self._clients = KafkaClients(connect_member, requests, readers, connect_writer)
         connect_producer = partial(self._connect, Producer, logger=driver_logger)
         self._writer = Writer(connect_producer, requests, readers)
         # What is appended to histories comes in groups, and somebody waits for each.
@@ -119,9 +123,6 @@ class KafkaLog(DenseOffsets, HistoryLog[Events]):
         self._events = Events(self._topics, make_event_writer, readers, requests)
         self._event_readers = EventReaders(self._events)
         self._known_topics = KnownTopics(self._events.kinds, self._topics, readers)
-        # To the driver it is fatal that a writer is fenced. Here it raises an error as any other.
-        quiet = DriverLogger(logger, scrub=settings.scrub, highest=logging.DEBUG)
-        connect_writer = partial(self._connect, Producer, logger=quiet)
         self.documents = KafkaDocuments(self._topics, connect_writer, readers, requests)
 
     def __repr__(self) -> str:

@@ -269,12 +269,20 @@ class OffsetReader:
     """Reads a group's offsets through a consumer that never joins it (one thread).
 
     :param connect: makes a consumer.
+    :param stable: wait for the end of transactions that may change them.
     """
 
     def __init__(
-        self, connect: Callable[[dict[str, Any]], Consumer], group: str, requests: RequestRetry
+        self,
+        connect: Callable[[dict[str, Any]], Consumer],
+        group: str,
+        requests: RequestRetry,
+        *,
+        stable: bool = False,
     ) -> None:
         config = requests.settings.offset_reader_config(group)
+        if stable:
+            config["isolation.level"] = "read_committed"
         self._consumer = SharedClient(lambda: connect(config))
         self._group = group
         self._requests = requests

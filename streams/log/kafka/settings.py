@@ -101,7 +101,7 @@ MANAGED: Mapping[str, str] = {
     "metadata.broker.list": "the brokers stand in the URL: kafka://host:9092,host2:9092",
     "offset.store.method": "positions are stored in Kafka",
     "statistics.interval.ms": "the toolkit reads from them until when it owns a partition",
-    "transactional.id": "the toolkit's producer is not transactional",
+    "transactional.id": "the toolkit gives its transactional producers IDs of their own",
 }
 
 CALLBACKS = frozenset({"error_cb", "oauth_cb", "stats_cb", "throttle_cb", "logger"})
@@ -301,6 +301,24 @@ class Settings:
         config.update(self._common_config(CONSUMER_ONLY | {"stats_cb", "logger"}))
         return config
 
+    def output_config(self, transactional_id: str, session_timeout: float) -> Config:
+        """For the producer of an exactly-once processor.
+
+        :param session_timeout: of its member, in seconds. What it leaves open when it ends is
+            aborted before its partitions can have another owner.
+        """
+        longest = int(min(OUTPUT_TRANSACTION_MS, session_timeout * 750))
+        timeout = min(longest, int(self.user_config.get("transaction.timeout.ms", longest)))
+        config = self.transaction_config(transactional_id)
+        config["transaction.timeout.ms"] = timeout
+        for name in ("message.timeout.ms", "socket.timeout.ms"):
+            config[name] = min(int(config[name]), timeout)
+        # Brokers refuse a new transaction for some milliseconds after the one before.
+        config["retry.backoff.ms"] = 1
+        # What it writes waits for nothing but the end of its transaction.
+        config["delivery.report.only.error"] = True
+        return config
+
     def transaction_config(self, transactional_id: str) -> Config:
         """For a producer of transactions, which is polled only while it writes."""
         config = {**self.producer_config(), "log_level": 2, "transactional.id": transactional_id}
@@ -341,8 +359,13 @@ class Settings:
         return config
 
     def offset_reader_config(self, group: str) -> Config:
-        """For a consumer that asks about a group and never joins it."""
-        return {**self.reader_config(64 * 1024), "group.id": group}
+        """For a consumer that asks about a group and never joins it. It is told what is committed
+        now, and does not wait for the end of a transaction that is open."""
+        return {
+            **self.reader_config(64 * 1024),
+            "group.id": group,
+            "isolation.level": "read_uncommitted",
+        }
 
     def member_config(
         self, group: str, flow: Flow, on_statistics: Callable[[str], None], member_name: str = ""
@@ -371,6 +394,7 @@ class Settings:
 
 LINGER_MS = 1
 TRANSACTION_MS = 15_000
+OUTPUT_TRANSACTION_MS = 10_000
 FETCH_BACKOFF_MS = 5
 MAX_MESSAGE_BYTES = 32 * MEGABYTE
 QUEUE_KBYTES = 64 * 1024

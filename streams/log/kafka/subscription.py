@@ -32,7 +32,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KTopicPartition
 
-from streams.errors import ConfigError, Fatal, LogError, Unavailable
+from streams.errors import ConfigError, Fatal, Fenced, LogError, Unavailable
 from streams.log.kafka.assignment import topic_partitions_of
 from streams.log.kafka.assignment_starter import AssignmentStarter
 from streams.log.kafka.batch import KafkaBatch, remove_errors, split_by_partition
@@ -40,17 +40,19 @@ from streams.log.kafka.consumer import GroupConsumer, KafkaClients, MemberOption
 from streams.log.kafka.errors import OUT_OF_RANGE
 from streams.log.kafka.event_readers import HELD_WAIT, PolledEvents
 from streams.log.kafka.forced_resets import ResetRequests
-from streams.log.kafka.offsets import MembershipLost
+from streams.log.kafka.offsets import RETRY_PAUSE, RETRY_TIMEOUT, MembershipLost, to_driver
+from streams.log.kafka.output_writer import OutputWriter
 from streams.log.protocol import (
     Assignment,
     Commit,
+    Committed,
     RebalanceListener,
     Submitted,
     Subscription,
     TopicPartition,
     Transaction,
 )
-from streams.message import Batch
+from streams.message import Batch, Record
 from streams.text import get_logger
 
 logger = get_logger("streams.kafka")
@@ -89,6 +91,18 @@ class KafkaSubscription(Subscription):
         self._reset_requests = reset_requests
         self._on_closed = on_closed
         self._events = events
+        self._member_name = options.member_name
+        self._first_topic = options.topics[0]
+        self._is_revoking = False
+        """The listener is told of partitions that are taken away."""
+        self._outputs = OutputWriter(
+            clients.connect_writer,
+            clients.requests,
+            clients.readers.metadata,
+            options.group,
+            options.session_timeout,
+            options.member_name,
+        )
         self._only_topic = options.topics[0] if len(options.topics) == 1 else None
         self._wakeup = threading.Event()
         self._closed = False
@@ -286,7 +300,9 @@ class KafkaSubscription(Subscription):
         for key in keys:
             self._consumer.partitions.pending.pop(key, None)
         removed = [owned[key] for key in keys if key in owned]
+        self._is_revoking = True
         self._notify_listener(notify, removed)
+        self._is_revoking = False
         self._consumer.remove_owned(removed)
         self._consumer.stop_fetching(keys, rebalance=True)
 
@@ -348,6 +364,45 @@ class KafkaSubscription(Subscription):
         if not sent:
             on_submitted(False)
 
+    def prepare_outputs(self) -> None:
+        """See the protocol. Ends what a former process of this static member has left open, before
+        its partitions are asked for."""
+        if self._member_name:
+            self._outputs.begin(self._first_topic)
+
+    def commit_outputs(
+        self, outputs: Sequence[tuple[str, Record]], commits: Sequence[Commit]
+    ) -> None:
+        if self._closed and self._consumer.fatal_error is not None:
+            raise self._consumer.fatal_error
+        owned = self._consumer.partitions.owned
+        for commit in commits:
+            assignment = commit.assignment
+            if owned.get(assignment.topic_partition) is not assignment:
+                raise Fenced(
+                    f"group {self.group!r}: {assignment.topic}/{assignment.partition} is not ours "
+                    "any more; nothing was stored"
+                )
+        offsets = to_driver(
+            {
+                each.assignment.topic_partition: Committed(each.position, each.progress)
+                for each in commits
+            }
+        )
+        until = time.monotonic() + RETRY_TIMEOUT
+        while True:
+            try:
+                self._outputs.write(outputs, offsets, self._consumer.group_metadata)
+            except Fenced:
+                # In a rebalance that takes partitions away, the coordinator refuses for a moment.
+                if not self._is_revoking or time.monotonic() > until:
+                    raise
+                time.sleep(RETRY_PAUSE)
+            except RuntimeError as error:
+                raise Unavailable(f"group {self.group!r}: this subscription is closed") from error
+            else:
+                return
+
     @contextmanager
     def _commit_errors(self) -> Iterator[None]:
         operation = f"committing positions of group {self.group!r}"
@@ -401,9 +456,11 @@ class KafkaSubscription(Subscription):
         self._reset_requests.close()
         self._starter.close()
         revoked = list(self._consumer.partitions.owned.values())
+        self._is_revoking = True
         self._notify_listener(self._listener.revoked, revoked)
         self._consumer.remove_owned(revoked)
         self._consumer.partitions.pending.clear()
+        self._outputs.close()
         self._consumer.close()  # whose callbacks find nothing left to do
         self._on_closed(self)
         error, self._consumer.fatal_error = (

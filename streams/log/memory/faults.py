@@ -7,9 +7,13 @@ from collections.abc import Callable
 Fault = Callable[[str, str], None]
 """Called as ``fault(point, name)``: may block, or raise what the log should raise there."""
 
-POINTS = ("append", "append.done", "commit.before", "commit.after", "poll", "read")
-"""Where a fault can be injected: before and after the write of an append or a commit, and before
-a poll or a read. ``name`` is the topic's, for commits and polls the group's."""
+POINTS = (
+    *("append", "append.done", "commit.before", "commit.after"),
+    *("outputs.before", "outputs.after", "poll", "read"),
+)
+"""Where a fault can be injected: before and after the write of an append, a commit, or of outputs
+with a commit; and before a poll or a read. ``name`` is the topic's, for commits, outputs and polls
+the group's."""
 
 
 class FaultPoints:

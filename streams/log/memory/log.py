@@ -55,6 +55,7 @@ CAPABILITIES = Capabilities(
     uses_app_clock=True,
     events=True,
     documents=True,
+    commits_outputs=True,
     # A service for any log is tested on this one. Of these it applies seconds and messages.
     retention=frozenset(each.name for each in fields(Retention)),
 )
@@ -96,9 +97,10 @@ class MemoryLog(DenseOffsets, EventLog):
     def fault(self, hook: Fault | None) -> None:
         """Call ``hook(point, name)`` at each of :data:`POINTS` from now on; None ends it.
 
-        :class:`~streams.errors.Unavailable` at ``append`` or ``commit.before`` means nothing was
-        written; :class:`~streams.errors.OutcomeUnknown` at ``append.done``, or an error at
-        ``commit.after``, means it was written and the answer got lost.
+        :class:`~streams.errors.Unavailable` at ``append``, ``commit.before`` or ``outputs.before``
+        means nothing was written; :class:`~streams.errors.OutcomeUnknown` at ``append.done`` or
+        ``outputs.after``, or an error at ``commit.after``, means it was written and the answer got
+        lost.
         """
         self._faults.hook = hook
 

@@ -183,6 +183,16 @@ class Store:
         topic.wake()
         return outcomes
 
+    def refusals(self, name: str, records: Sequence[Record]) -> dict[int, LogError]:
+        """Which of these records could not be written, and why, by index.
+
+        :raises NotFound: there is no such topic.
+        """
+        topic = self.topic(name)
+        if topic.is_event_topic:
+            return dict.fromkeys(range(len(records)), events_only(name, "published to"))
+        return topic.refusals(records)
+
     # -- groups
 
     def group(self, name: str) -> Group:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from threading import Condition
 from typing import NamedTuple
 
-from streams.errors import ConfigError, Fatal, TooLarge
+from streams.errors import ConfigError, Fatal, Fenced, TooLarge
 from streams.log.membership import DEFAULT_TERMS, INFINITY
 from streams.log.memory.faults import FaultPoints
 from streams.log.memory.membership import Group, HeldLease
@@ -35,14 +35,16 @@ from streams.log.protocol import (
     Assignment,
     Commit,
     Committed,
+    OutputsRefused,
     RebalanceListener,
     StaticMember,
     Submitted,
     Subscription,
     TopicPartition,
     Transaction,
+    by_topic_of,
 )
-from streams.message import Batch
+from streams.message import Batch, Record
 
 
 @dataclass(eq=False, slots=True)
@@ -311,6 +313,38 @@ class MemorySubscription(Subscription):
     def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
         self.commit(commits)
         on_submitted(True)
+
+    def commit_outputs(
+        self, outputs: Sequence[tuple[str, Record]], commits: Sequence[Commit]
+    ) -> None:
+        store, name = self._store, self._group.name
+        self._faults.strike("outputs.before", name)
+        with store.lock:
+            self._require_open()
+            for commit in commits:
+                owned = self._find_owned(commit.assignment)
+                if owned is None or not self._holds_lease(owned):
+                    raise Fenced(
+                        f"{commit.assignment.topic}/{commit.assignment.partition}: group {name!r} "
+                        "has given it to another member; nothing was stored"
+                    )
+            by_topic = by_topic_of(outputs)
+            refused = {
+                indexes[at]: error
+                for topic, indexes in by_topic.items()
+                for at, error in store.refusals(
+                    topic, [outputs[index][1] for index in indexes]
+                ).items()
+            }
+            if refused:
+                raise OutputsRefused(refused)
+            for topic, indexes in by_topic.items():
+                store.append(topic, [outputs[index][1] for index in indexes])
+            for assignment, position, progress, version in commits:
+                self._commit_one(assignment, Committed(position, progress), version)
+            for moved in store.existing_topics({commit.assignment.topic for commit in commits}):
+                store.trim_topic(moved)
+        self._faults.strike("outputs.after", name)
 
     def _commit_one(self, assignment: Assignment, committed: Committed, version: int) -> bool:
         owned = self._find_owned(assignment)

@@ -133,6 +133,15 @@ class Topic:
                 outcomes[index] = Position(self.name, partition, offset)
         return outcomes
 
+    def refusals(self, records: Sequence[Record]) -> dict[int, LogError]:
+        """Which of these records have no partition, by index."""
+        count = len(self.partitions)
+        return {
+            index: no_partition(self.name, partition, count)
+            for index, partition in enumerate(partitions_for(records, count))
+            if not 0 <= partition < count
+        }
+
     def wake(self) -> None:
         """Make everyone who waits for a message look again."""
         for waiting in self.waiters:

@@ -37,9 +37,18 @@ from streams.log.redis.retention import Trimmer
 from streams.log.redis.settings import Settings, read_settings
 from streams.log.redis.subscription import RedisSubscription
 from streams.log.redis.topics import Topics
+from streams.log.url import WHY_CLUSTERS_HAVE_NO_OUTPUTS
 from streams.message import Record
 
-CAPABILITIES = Capabilities("redis", append_once=True, events=True, documents=True)
+CAPABILITIES = Capabilities(
+    "redis",
+    append_once=True,
+    events=True,
+    documents=True,
+    commits_outputs=True,
+    # A script of so many takes the server some 10 ms.
+    outputs_at_once=2_000,
+)
 
 
 def open(request: OpenRequest) -> RedisLog:
@@ -63,7 +72,13 @@ class RedisLog(Log, HistoryLog[Events]):
         self._events = Events(self._client, self._topics)
         self.documents = RedisDocuments(self._client)
         self._event_filter = EventFilter(ForeignRecords())
-        self._capabilities = replace(CAPABILITIES, append_once=settings.dedup_seconds > 0)
+        is_cluster = settings.topology == "cluster"
+        self._capabilities = replace(
+            CAPABILITIES,
+            append_once=settings.dedup_seconds > 0,
+            commits_outputs=not is_cluster,
+            why_no_outputs=WHY_CLUSTERS_HAVE_NO_OUTPUTS if is_cluster else "",
+        )
 
     def __repr__(self) -> str:
         return f"<RedisLog {self._client.settings.name}>"
@@ -195,7 +210,9 @@ class RedisLog(Log, HistoryLog[Events]):
             client, self._topics, self._groups, group, names, trim_margin, member
         )
         membership.join()
-        subscription = RedisSubscription(client, self._trimmer, membership, group, listener, flow)
+        subscription = RedisSubscription(
+            client, self._trimmer, membership, group, listener, flow, self._topics
+        )
         if event_topics:
             return EventSubscription(subscription, event_topics, self._event_filter)
         return subscription

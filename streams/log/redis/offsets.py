@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from streams.errors import LogError
+from streams.errors import Fenced, LogError, OutcomeUnknown
 from streams.log.protocol import Commit
-from streams.log.redis.client import Client, Command, group_command
+from streams.log.redis.client import Client, Command, group_command, script_command
 from streams.log.redis.keys import entry_id
 from streams.log.redis.leases import OwnedPartition, StoredOffset
 from streams.log.redis.membership import Membership
@@ -62,13 +63,72 @@ class OffsetCommits:
             elif reply == 0:
                 self._on_lost([owned])
             else:
-                owned.committed_version = commit.version
-                owned.assignment.valid_until = self._membership.terms.valid_until(sent)
-                if reply == 3:
-                    owned.lag_counter.entries_read = None
-                    stored = stored._replace(entries_read=None)
-                    self._membership.inspect_streams_next()
-                if reply != 2:
-                    self._membership.leases.stored_offsets[owned.partition] = stored
+                self._accepted(owned, commit, stored, reply, sent)
         if failure is not None:
             raise failure
+
+    def _accepted(
+        self, owned: OwnedPartition, commit: Commit, stored: StoredOffset, reply: int, sent: float
+    ) -> None:
+        """A commit that was sent at ``sent`` was answered with ``reply``, as the scripts say."""
+        owned.committed_version = commit.version
+        owned.assignment.valid_until = self._membership.terms.valid_until(sent)
+        if reply == 3:
+            owned.lag_counter.entries_read = None
+            stored = stored._replace(entries_read=None)
+            self._membership.inspect_streams_next()
+        if reply != 2:
+            self._membership.leases.stored_offsets[owned.partition] = stored
+
+    def commit_with_records(
+        self,
+        commits: Sequence[tuple[OwnedPartition, Commit]],
+        streams: Sequence[bytes],
+        records: bytes,
+    ) -> None:
+        """Store positions and append records, all or nothing, in one call of a script.
+
+        :param streams: what records go to.
+        :param records: as the script takes them.
+        :raises Fenced: a partition is another member's by now; nothing was stored.
+        """
+        sent, settings = time.monotonic(), self._client.settings
+        keys: list[bytes] = []
+        args: list[Any] = [
+            self._membership.member_id, int(self._membership.terms.lease * 1000), self._group,
+            records, len(commits),
+        ]  # fmt: skip
+        to_store: list[StoredOffset] = []
+        for owned, commit in commits:
+            entries_read = owned.lag_counter.entries_below(commit.position)
+            to_store.append(StoredOffset(commit.position, commit.progress, entries_read))
+            owned.sent_version = max(owned.sent_version, commit.version)
+            keys += (owned.keys.group_key(self._group), owned.keys.stream)
+            args += (
+                commit.assignment.epoch, commit.version, entry_id(commit.position),
+                commit.progress, count_text(entries_read),
+            )  # fmt: skip
+        context = f"a transaction of group {self._group!r}"
+        command = script_command(
+            context, "commit_outputs", [*keys, *streams], *args,
+            is_append=True, before_wait=bool(settings.wait_replicas),
+        )  # fmt: skip
+        command.is_repeatable = False  # the second time it would say that it is not ours
+        wait = settings.wait_replicas
+        commands = [command, self._client.wait_command(context, keys[0])] if wait else [command]
+        replies = self._client.execute_all(commands)
+        if isinstance(replies[0], LogError):
+            raise replies[0]
+        if replies[0][0] == 0:
+            owned = commits[replies[0][1] - 1][0]
+            self._on_lost([owned])
+            raise Fenced(
+                f"{owned.keys}: group {self._group!r} has given it to another member; nothing was "
+                "stored"
+            )
+        for (owned, commit), stored, reply in zip(commits, to_store, replies[0], strict=True):
+            self._accepted(owned, commit, stored, reply, sent)
+        if wait and (isinstance(replies[1], LogError) or replies[1] < wait):
+            raise OutcomeUnknown(
+                f"{context}: stored, but not by {wait} replicas within {settings.wait_timeout:g} s"
+            )

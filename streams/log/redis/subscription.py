@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from streams.config import Flow
-from streams.errors import ConfigError, LogError, MemberFenced, Unavailable
+from streams.errors import ConfigError, Fenced, LogError, MemberFenced, Unavailable
 from streams.log.protocol import (
     Assignment,
     Commit,
@@ -34,8 +34,11 @@ from streams.log.redis.keys import entry_id, entry_id_before
 from streams.log.redis.leases import OwnedPartition
 from streams.log.redis.membership import Membership
 from streams.log.redis.offsets import OffsetCommits
+from streams.log.redis.outputs import pack_outputs
 from streams.log.redis.reader import StreamInfo
 from streams.log.redis.retention import Trimmer
+from streams.log.redis.topics import Topics
+from streams.message import Record
 from streams.text import get_logger
 
 logger = get_logger("streams")
@@ -66,8 +69,10 @@ class RedisSubscription(Subscription):
         group: str,
         listener: RebalanceListener,
         flow: Flow,
+        topics: Topics,
     ) -> None:
         self._trimmer = trimmer
+        self._topics = topics
         self._membership = membership
         self._leases = membership.leases
         self._group = group
@@ -165,6 +170,27 @@ class RedisSubscription(Subscription):
     def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
         self.commit(commits)
         on_submitted(True)
+
+    def commit_outputs(
+        self, outputs: Sequence[tuple[str, Record]], commits: Sequence[Commit]
+    ) -> None:
+        if self._closed:
+            raise Unavailable(f"{self._group}: the subscription is closed")
+        owned: list[tuple[OwnedPartition, Commit]] = []
+        for commit in commits:
+            found = self._owned.get(commit.assignment)
+            if found is None or found in self._lost_untold:
+                raise Fenced(
+                    f"{commit.assignment.topic}/{commit.assignment.partition}: group "
+                    f"{self._group!r} has given it to another member; nothing was stored"
+                )
+            owned.append((found, commit))
+        packed = pack_outputs(self._topics, outputs)
+        self._commits.commit_with_records(
+            owned, [keys.stream for keys in packed.partitions], packed.records
+        )
+        for keys in packed.partitions:
+            self._trimmer.trim_if_due(keys)
 
     # -- membership
 

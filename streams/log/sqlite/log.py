@@ -41,7 +41,12 @@ from streams.log.sqlite.user_sql import QueryRunner
 from streams.message import Record
 
 CAPABILITIES = Capabilities(
-    name="sqlite", transactions=True, uses_app_clock=True, events=True, documents=True
+    name="sqlite",
+    transactions=True,
+    uses_app_clock=True,
+    events=True,
+    documents=True,
+    commits_outputs=True,
 )
 
 
@@ -194,7 +199,7 @@ class SqliteLog(DenseOffsets, Log, HistoryLog[Events]):
         event_topics = [name for name in topics if self._topics.describe_topic(name).is_event_topic]
         db, trimmer, on_close = self._database, self._trimmer, self._subscriptions.discard
         subscription = SqliteSubscription(
-            db, trimmer, group, topics, listener, flow, trim_margin, on_close, member
+            db, trimmer, group, topics, listener, flow, trim_margin, on_close, self._writer, member
         )
         self._subscriptions.add(subscription)
         if event_topics:

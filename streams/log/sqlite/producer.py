@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 from streams.errors import LogError, NotFound, TooLarge
 from streams.log.events import events_only
 from streams.log.names import partitions_for, topic_not_found
-from streams.log.protocol import OnAppended
+from streams.log.protocol import Commit, OnAppended, OutputsRefused, by_topic_of
 from streams.log.sqlite import blocks
 from streams.log.sqlite.blocks import EncodedBlock
 from streams.log.sqlite.database import Database, SqliteConnection
+from streams.log.sqlite.offsets import OffsetCommits
 from streams.log.sqlite.retention import Trimmer
 from streams.log.sqlite.schema import block_key
 from streams.log.sqlite.shared_file import topic_event
@@ -48,6 +49,10 @@ class WrittenRun(NamedTuple):
     time: int
 
 
+class _OtherPartitions(Exception):
+    """A topic's partitions are others than they were."""
+
+
 class Writer:
     """Appends to a log's topics. Usable from any thread."""
 
@@ -76,6 +81,62 @@ class Writer:
                 return self._outcomes(topic, records, appends, first_offsets, refused)
             self._partition_numbers.pop(topic, None)  # it was deleted, and perhaps created anew
         raise NotFound(f"topic {topic!r} is being deleted")
+
+    def append_with_commits(
+        self,
+        outputs: Sequence[tuple[str, Record]],
+        offsets: OffsetCommits,
+        commits: Sequence[Commit],
+    ) -> None:
+        """See :meth:`streams.log.protocol.Subscription.commit_outputs`."""
+        by_topic = by_topic_of(outputs)
+        for _ in range(2):
+            appends, refused = self._split_outputs(outputs, by_topic)
+            if refused:
+                raise OutputsRefused(refused)
+            if self._write_with_commits(appends, offsets, commits):
+                break
+            for topic in by_topic:  # one was deleted, and perhaps created anew
+                self._partition_numbers.pop(topic, None)
+        else:
+            raise NotFound(f"one of the topics {', '.join(by_topic)} is being deleted")
+        self._database.shared_file.notify([topic_event(topic) for topic in by_topic])
+        for topic in by_topic:
+            self._trimmer.trim_if_due(topic)
+
+    def _split_outputs(
+        self, outputs: Sequence[tuple[str, Record]], by_topic: Mapping[str, Sequence[int]]
+    ) -> tuple[dict[str, list[tuple[int, Sequence[EncodedBlock]]]], dict[int, LogError]]:
+        """By topic the runs of blocks, and which records cannot be written."""
+        found: dict[str, list[tuple[int, Sequence[EncodedBlock]]]] = {}
+        refused: dict[int, LogError] = {}
+        for topic, indexes in by_topic.items():
+            numbers = self._partition_numbers.get(topic) or self._load_partition_numbers(topic)
+            records = [outputs[index][1] for index in indexes]
+            appends, errors = self._split_by_partition(topic, records, len(numbers))
+            refused.update((indexes[at], error) for at, error in errors.items())
+            found[topic] = [(numbers[run.partition], run.blocks) for run in appends]
+        return found, refused
+
+    def _write_with_commits(
+        self,
+        appends: Mapping[str, list[tuple[int, Sequence[EncodedBlock]]]],
+        offsets: OffsetCommits,
+        commits: Sequence[Commit],
+    ) -> bool:
+        """One transaction; False, and nothing of it, where a topic's partitions are others by
+        now."""
+        now = int(self._database.clock.time() * 1e6)
+        stored: list[Commit] = []
+        try:
+            with self._database.write(on_committed=lambda: offsets.mark_committed(stored)) as db:
+                stored += [commit for commit in commits if offsets.store_offset(db, commit)]
+                for topic, runs in appends.items():
+                    if write_blocks(db, topic, runs, now) is None:
+                        raise _OtherPartitions
+        except _OtherPartitions:
+            return False
+        return True
 
     def _load_partition_numbers(self, topic: str) -> list[int]:
         with self._database.read() as db:

@@ -32,10 +32,12 @@ from streams.log.sqlite.blocks import SqliteBatch
 from streams.log.sqlite.database import ConnectionPool, Database
 from streams.log.sqlite.errors import translate_errors
 from streams.log.sqlite.membership import Membership, OwnershipChanges
+from streams.log.sqlite.producer import Writer
 from streams.log.sqlite.reader import ChangeWaiter, PartitionCursor
 from streams.log.sqlite.retention import Trimmer
 from streams.log.sqlite.shared_file import group_event, topic_event
 from streams.log.sqlite.transaction import HandlerConnection, SqliteTransaction
+from streams.message import Record
 
 _LIVENESS_INTERVAL = 0.25
 """Real seconds between two checks whether the other members still run."""
@@ -75,9 +77,11 @@ class SqliteSubscription(Subscription):
         flow: Flow,
         trim_margin: int,
         on_close: Callable[[SqliteSubscription], None],
+        writer: Writer,
         member: StaticMember | None = None,
     ) -> None:
         self._database = database
+        self._writer = writer
         self._trimmer = trimmer
         self._clock = database.clock
         self._topics = sorted(set(topics))
@@ -304,6 +308,11 @@ class SqliteSubscription(Subscription):
             on_submitted(False)
         else:
             on_submitted(True)
+
+    def commit_outputs(
+        self, outputs: Sequence[tuple[str, Record]], commits: Sequence[Commit]
+    ) -> None:
+        self._writer.append_with_commits(outputs, self._membership.commits, commits)
 
     def reassign(self, assignments: Iterable[Assignment]) -> None:
         owned = [each for each in assignments if each in self._owned]

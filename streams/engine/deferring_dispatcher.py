@@ -1,0 +1,70 @@
+"""A dispatcher whose messages may be done with before they are settled.
+
+What becomes of a message is published in a transaction that comes later. Until then the message is
+not settled: a crash has it handled again. But its key goes on, and its copies are duplicates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+
+from typing_extensions import override
+
+from streams.config import Retry
+from streams.engine.dispatcher import Delivery, Dispatcher, StateAndKey
+
+
+class DeferringDispatcher(Dispatcher):
+    """See :class:`~streams.engine.dispatcher.Dispatcher`.
+
+    :param defers: whether somebody else settles a delivery that is reported as settled.
+    """
+
+    def __init__(self, retry: Retry, defers: Callable[[Delivery], bool]) -> None:
+        super().__init__(retry)
+        self._defers = defers
+        self.is_full = False
+        """So much waits to be published that no more is to be handled for now."""
+
+    @override
+    def take(
+        self, now: float, batch_keys: Collection[StateAndKey] = (), identities: Collection[str] = ()
+    ) -> Delivery | None:
+        return None if self.is_full else super().take(now, batch_keys, identities)
+
+    def mark_handled(self, delivery: Delivery) -> None:
+        """The message was handled, and somebody else settles it."""
+        self.counts.handled += 1
+        state, identity, key = delivery.fetched.state, delivery.identity, delivery.ordering_key
+        if not state.is_owned:
+            # Nothing is published of it any more: to the assignment that came after, this message
+            # is no duplicate.
+            if key is not None:
+                self._release_key(state, key)
+            return
+        if identity is not None and state.window is not None:
+            state.window.add(identity)
+        if key is not None:
+            queue = state.in_flight.pop(key)
+            if queue:
+                self._promote_next(state, key, queue)
+
+    @override
+    def mark_settled(self, delivery: Delivery) -> None:
+        self._record_settled((delivery,))
+        if delivery.reason is not None:
+            self.counts.handled -= 1
+            self.counts.dead_lettered += 1
+        if delivery.ordering_key is not None:
+            self._release_key(delivery.fetched.state, delivery.ordering_key)
+
+    @override
+    def _record_settled(self, deliveries: Iterable[Delivery]) -> None:
+        for delivery in deliveries:
+            if not self._defers(delivery):
+                super()._record_settled((delivery,))
+                continue
+            self.counts.handled += 1
+            state, identity = delivery.fetched.state, delivery.identity
+            if identity is not None and state.window is not None and state.is_owned:
+                state.window.add(identity)

@@ -1,0 +1,92 @@
+"""What the writers of transactions have in common: how their producers begin, and how they fail.
+
+A transactional producer is known to the brokers by its ``transactional.id``. Whoever initializes a
+producer of that ID fences the one before, and aborts what it had left open.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry
+from streams.log.kafka.errors import kafka_error_of
+from streams.text import get_logger
+
+logger = get_logger("streams.kafka")
+
+BEGIN_TIMEOUT = 30.0
+"""Seconds that the initialization of a producer may take: a former one's transaction is aborted
+first."""
+
+ABORT_TIMEOUT = 5.0
+
+FENCED = frozenset(
+    {
+        KafkaError._FENCED,  # noqa: SLF001
+        KafkaError.INVALID_PRODUCER_EPOCH,
+        KafkaError.INVALID_PRODUCER_ID_MAPPING,
+        90,  # PRODUCER_FENCED, which the driver's package does not name
+    }
+)
+"""Another producer of the same ID was initialized, or the brokers have given this one up."""
+
+GONE = frozenset(
+    {
+        KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001
+        KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.UNKNOWN_TOPIC_ID,
+    }
+)
+"""The topic is no more."""
+
+# The driver (2.16) raises a fatal error from flush as a KafkaError, which is no Exception.
+RAISED: Any = (KafkaException, KafkaError)
+
+Connect = Callable[[dict[str, Any]], Producer]
+
+
+def initialized_producer(
+    connect: Connect, requests: RequestRetry, config: dict[str, Any], topic: str, operation: str
+) -> Producer:
+    """A producer whose transactions may begin: whoever had its ID is fenced.
+
+    :param topic: one that it will write to.
+    :raises LogError: that cannot be now.
+    """
+    settings, began = requests.settings, time.monotonic()
+    producer = connect(config)
+    while True:
+        try:
+            # Without a connection the driver (2.16) would wait for half a second.
+            producer.list_topics(topic, REQUEST_TIMEOUT)
+            producer.init_transactions(REQUEST_TIMEOUT)
+        except RAISED as error:
+            found = kafka_error_of(error)
+            if found is not None and found.retriable():
+                if time.monotonic() < began + BEGIN_TIMEOUT:
+                    continue
+                raise requests.no_answer_error(operation, began) from None
+            raise settings.translate(error, operation) from None
+        return producer
+
+
+def abort(producer: Producer, operation: str) -> KafkaError | None:
+    """Abort the open transaction; why that cannot be."""
+    try:
+        producer.abort_transaction(ABORT_TIMEOUT)
+    except RAISED as error:
+        logger.debug("%s: aborting: %s", operation, error)
+        return kafka_error_of(error)
+    return None
+
+
+def drop_in_background(producer: Producer) -> None:
+    """Let go of a producer that may be broken, without waiting until it has ended."""
+    held = [producer]
+    threading.Thread(target=held.clear, name="streams-kafka-close", daemon=True).start()

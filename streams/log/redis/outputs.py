@@ -1,0 +1,81 @@
+"""The records of an exactly-once processor, as the script that stores them takes them.
+
+They are one argument, in MessagePack: the script takes fewer than 8,000. No ID is remembered, as
+what an exactly-once processor writes is written once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from struct import Struct
+from typing import NamedTuple
+
+from streams.errors import LogError, TooLarge
+from streams.log.events import events_only
+from streams.log.names import partitions_for
+from streams.log.protocol import OutputsRefused, by_topic_of
+from streams.log.redis.batch import encode_fields
+from streams.log.redis.keys import PartitionKeys
+from streams.log.redis.producer import MAX_BYTES, MAX_FIELDS
+from streams.log.redis.topics import Topics
+from streams.message import Record
+
+_head = Struct(">BI").pack
+# Redis's library (7.0) knows no bytes, but takes any for text.
+_ARRAY, _TEXT, _NUMBER = 0xDD, 0xDB, 0xCE
+
+
+class PackedOutputs(NamedTuple):
+    """Records, and where they go.
+
+    :param partitions: which one a record goes to stands in it, as an index from 1.
+    """
+
+    partitions: list[PartitionKeys]
+    records: bytes
+
+
+def pack_outputs(topics: Topics, outputs: Sequence[tuple[str, Record]]) -> PackedOutputs:
+    """Records as the script takes them.
+
+    :raises NotFound: one of the topics is missing.
+    :raises OutputsRefused: some can never be written.
+    """
+    partitions: dict[tuple[str, int], int] = {}
+    found: list[PartitionKeys] = []
+    refused: dict[int, LogError] = {}
+    packed: list[bytes] = [b""] * len(outputs)
+    for topic, indexes in by_topic_of(outputs).items():
+        info = topics.lookup(topic).info
+        if info.is_event_topic:
+            raise events_only(topic, "published to")
+        records = [outputs[index][1] for index in indexes]
+        routed = partitions_for(records, info.partitions)
+        for index, record, partition in zip(indexes, records, routed, strict=True):
+            if not 0 <= partition < info.partitions:
+                refused[index] = LogError(f"{topic} has no partition {partition}")
+                continue
+            names, values, _ = encode_fields(record)
+            size = sum(map(len, values))
+            if size > MAX_BYTES or len(names) > MAX_FIELDS:
+                refused[index] = TooLarge(
+                    f"{topic}: a record of {size} bytes and {len(names)} fields; at most "
+                    f"{MAX_BYTES} and {MAX_FIELDS}"
+                )
+                continue
+            number = partitions.get((topic, partition))
+            if number is None:
+                found.append(topics.partition_keys(topic, partition))
+                number = partitions[topic, partition] = len(found)
+            packed[index] = _pack_record(number, names, values)
+    if refused:
+        raise OutputsRefused(refused)
+    return PackedOutputs(found, _head(_ARRAY, len(packed)) + b"".join(packed))
+
+
+def _pack_record(number: int, names: Sequence[bytes | str], values: Sequence[bytes]) -> bytes:
+    pieces = [_head(_ARRAY, 1 + 2 * len(names)), _head(_NUMBER, number)]
+    for name, value in zip(names, values, strict=False):  # the identity may follow the values
+        encoded = name.encode() if isinstance(name, str) else name
+        pieces += (_head(_TEXT, len(encoded)), encoded, _head(_TEXT, len(value)), value)
+    return b"".join(pieces)

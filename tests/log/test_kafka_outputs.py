@@ -1,0 +1,149 @@
+"""Transactions of exactly-once processors on Kafka: killed at each step, fenced, and refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+from urllib.parse import urlencode
+from uuid import uuid4
+
+import pytest
+from confluent_kafka import Producer
+
+from streams import Flow, Message, Streams
+from streams.log.kafka.log import KafkaLog
+from streams.log.kafka.output_writer import OutputWriter
+from tests.conformance.logs import LOGS
+from tests.conformance.pipelines import KAFKA_STEPS, Pipeline, Worker
+from tests.conformance.stage import Stage
+from tests.servers.find import KafkaAddress
+
+pytestmark = pytest.mark.anyio
+
+SESSION = {"session.timeout.ms": 3000, "heartbeat.interval.ms": 100}
+
+
+@pytest.fixture
+def run() -> str:
+    return uuid4().hex[:8]
+
+
+@pytest.fixture
+def stage(kafka: KafkaAddress) -> Iterator[Stage]:
+    url = f"{kafka.url}?{urlencode(SESSION)}"
+    opened = Stage(next(each for each in LOGS if each.name == "kafka"), url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def pipeline(stage: Stage, run: str) -> Pipeline:
+    return Pipeline(stage.url, run)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        step if step == "_send_offsets" else pytest.param(step, marks=pytest.mark.faults)
+        for step in KAFKA_STEPS
+    ],
+)
+async def test_killed_behind_each_step_of_a_transaction(
+    stage: Stage, pipeline: Pipeline, run: str, step: str
+) -> None:
+    app = pipeline.app()
+    pipeline.topics(app)
+    async with app.connected():
+        with Worker(pipeline, run, "async", step, 3) as worker:
+            for start in range(0, 200, 50):
+                await pipeline.publish(app, range(start, start + 50))
+                await stage.until(lambda: pipeline.is_done(stage.anchor) or not worker.runs)
+            await stage.until(lambda: not worker.runs, "killed")
+            assert worker.was_killed
+    again = pipeline.app()
+    pipeline.declare(again)
+    async with again:
+        await stage.until(lambda: pipeline.is_done(stage.anchor), "done")
+    pipeline.check(stage.anchor, range(200))
+
+
+def producer_id(app: Streams) -> str:
+    """The transactional ID of the app's one member."""
+    return writer_of(app)._id
+
+
+def writer_of(app: Streams) -> OutputWriter:
+    poller = app.processors[0].poller
+    assert poller is not None
+    return cast(Any, poller._subscription)._outputs  # type: ignore[no-any-return]
+
+
+async def test_a_producer_that_is_fenced_is_followed_by_another(
+    stage: Stage, pipeline: Pipeline
+) -> None:
+    """As by the brokers after a transaction that took too long: what was in it is published again,
+    from memory, by a producer of another ID."""
+    app = pipeline.app()
+    pipeline.declare(app)
+    async with app:
+        await pipeline.publish(app, range(50))
+        await stage.until(lambda: pipeline.is_done(stage.anchor), "begun")
+        before = producer_id(app)
+        bootstrap = stage.url.removeprefix("kafka://").partition("?")[0]
+        usurper = Producer({"bootstrap.servers": bootstrap, "transactional.id": before})
+        usurper.init_transactions(30)
+        await pipeline.publish(app, range(50, 100))
+        await stage.until(lambda: pipeline.is_done(stage.anchor), "done")
+        assert producer_id(app) != before
+    pipeline.check(stage.anchor, range(100))
+
+
+async def test_a_static_member_has_a_producer_of_its_name(stage: Stage, pipeline: Pipeline) -> None:
+    """So what it leaves open when it is killed ends as soon as it is back."""
+    names = []
+    for start in (0, 50):
+        app = Streams(stage.url, member="worker-1")
+        pipeline.declare(app)
+        async with app:
+            await pipeline.publish(app, range(start, start + 50))
+            await stage.until(lambda: pipeline.is_done(stage.anchor), "done")
+            names.append(producer_id(app))
+    assert names == [f"{pipeline.group}.worker-1"] * 2
+    pipeline.check(stage.anchor, range(100))
+
+
+async def test_only_what_is_too_large_becomes_a_dead_letter(stage: Stage, run: str) -> None:
+    """A broker refuses a whole batch because of one record: the others are published."""
+    log = stage.anchor
+    assert isinstance(log, KafkaLog)
+    source_name, target_name, group = f"in-{run}", f"out-{run}", f"g-{run}"
+    log.create_topic(target_name, 1, config={"max.message.bytes": "200000"})
+    app = Streams(stage.url)
+    source = app.topic(source_name, int, partitions=1)
+    target = app.topic(target_name, bytes, key=lambda value: value[:4].decode())
+
+    @app.processor(source, group=group, to=target, exactly_once=True, flow=Flow(commit=0.2))
+    async def swell(number: int, message: Message[int]) -> bytes:
+        return b"%04d" % number + bytes(300_000 if number == 17 else 1_000)
+
+    async with app:
+        await source.publish_many(range(60))
+        await stage.until(
+            lambda: log.committed(group, source_name).get(0, (0,))[0] >= 60, "committed"
+        )
+        found = sorted([int(each.value[:4]) async for each in target.read()])
+        letters = app.topic(f"{source_name}.{group}.dead", bytes)
+        (letter,) = [each async for each in letters.read()]
+    assert found == [each for each in range(60) if each != 17]
+    assert letter.value == b"17"
+    assert letter.headers["__streams.errors.exception"].endswith("TooLarge")
+
+
+async def test_the_settings_of_its_transactions(stage: Stage) -> None:
+    settings = cast(Any, stage.anchor)._settings
+    config = settings.output_config("id", 10.0)
+    assert config["transaction.timeout.ms"] == 7_500  # shorter than a session
+    assert config["message.timeout.ms"] == 7_500
+    assert config["socket.timeout.ms"] == 7_500
+    assert config["retry.backoff.ms"] == 1
+    assert settings.output_config("id", 45.0)["transaction.timeout.ms"] == 10_000
