@@ -327,6 +327,12 @@ class Subscription(Protocol):
         """
         return
 
+    @property
+    def outputs_limit(self) -> int | None:
+        """How many records the next :meth:`commit_outputs` should have at most (but for those of a
+        single message), where these are fewer than :attr:`Capabilities.outputs_at_once`."""
+        return None
+
     def commit_outputs(
         self, outputs: Sequence[tuple[str, Record]], commits: Sequence[Commit]
     ) -> None:

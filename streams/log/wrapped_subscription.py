@@ -40,6 +40,11 @@ class WrappedSubscription(Subscription):
     def prepare_outputs(self) -> None:
         self._subscription.prepare_outputs()
 
+    @property
+    @override
+    def outputs_limit(self) -> int | None:
+        return self._subscription.outputs_limit
+
     @override
     def commit_outputs(
         self, outputs: Sequence[tuple[str, Record]], commits: Sequence[Commit]

@@ -155,7 +155,8 @@ class PipelineCommitter(OffsetCommitter):
         }
         found_something = False
         while True:
-            entries, is_all = self._outputs.take(self._owned, wanted, self._at_once)
+            limit = subscription.outputs_limit or self._at_once
+            entries, is_all = self._outputs.take(self._owned, wanted, limit)
             commits, stored, postponed = self._prepare(entries, wanted)
             if not commits:
                 self._outputs.put_back(postponed)

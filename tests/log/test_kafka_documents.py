@@ -238,13 +238,18 @@ def test_whoever_claims_again_knows_what_became_of_a_write_without_an_answer(
     assert store.claim(name, 0).checkpoint == (Checkpoint(1) if committed else None)
 
 
-def test_a_document_that_is_too_large_is_refused_and_nothing_is_written(
-    store: KafkaDocuments, name: str, admin: AdminClient, reopen: Open
-) -> None:
+def limit_records(admin: AdminClient, name: str) -> None:
+    """To 2,000,000 bytes."""
     limit = ConfigEntry("max.message.bytes", "2000000", incremental_operation=AlterConfigOpType.SET)
     topic = ConfigResource(ResourceType.TOPIC, documents_topic(name), incremental_configs=[limit])
     for future in admin.incremental_alter_configs([topic]).values():
         future.result(PATIENCE)
+
+
+def test_a_document_that_is_too_large_is_refused_and_nothing_is_written(
+    store: KafkaDocuments, name: str, admin: AdminClient, reopen: Open
+) -> None:
+    limit_records(admin, name)
     store.claim(name, 0).write([change(b"a", b"1")], Checkpoint(1))
     for size in (2_100_000, 33 << 20):  # refused by the broker, and by the driver
         writer = store.claim(name, 0)
@@ -261,6 +266,17 @@ def test_a_document_that_is_too_large_is_refused_and_nothing_is_written(
     assert writer.checkpoint == Checkpoint(1)
     writer.write([change(b"big", b"x" * 1_900_000)], Checkpoint(2))
     assert value_of(store, name, b"big") == b"x" * 1_900_000
+
+
+def test_one_that_is_too_large_in_front_of_many_is_what_the_error_names(
+    store: KafkaDocuments, name: str, admin: AdminClient
+) -> None:
+    """The broker has refused it while others are still being sent."""
+    limit_records(admin, name)
+    behind = [change(b"%d" % number, b"x" * 100) for number in range(50_000)]
+    writer = store.claim(name, 0)
+    with pytest.raises(TooLarge, match=r"max\.message\.bytes"):
+        writer.write([change(b"big", b"x" * 2_100_000), *behind], Checkpoint(2))
 
 
 def test_many_documents_that_fill_the_drivers_queue(

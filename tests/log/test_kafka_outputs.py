@@ -147,3 +147,30 @@ async def test_the_settings_of_its_transactions(stage: Stage) -> None:
     assert config["socket.timeout.ms"] == 7_500
     assert config["retry.backoff.ms"] == 1
     assert settings.output_config("id", 45.0)["transaction.timeout.ms"] == 10_000
+
+
+async def test_an_output_that_is_too_large_in_front_of_many_holds_nobody_up(
+    stage: Stage, run: str
+) -> None:
+    """The broker has refused it while others of its transaction are still being sent."""
+    log = stage.anchor
+    assert isinstance(log, KafkaLog)
+    source_name, target_name, group, count = f"in-{run}", f"out-{run}", f"g-{run}", 20_000
+    log.create_topic(target_name, 1, config={"max.message.bytes": "200000"})
+    app = Streams(stage.url)
+    source = app.topic(source_name, int, partitions=1)
+    target = app.topic(target_name, bytes)
+
+    @app.processor(
+        source, group=group, to=target, exactly_once=True, batch=5_000,
+        flow=Flow(messages=4 * count, commit=1.0),
+    )  # fmt: skip
+    async def swell(numbers: list[int], messages: list[Message[int]]) -> list[bytes]:
+        return [bytes(300_000 if number == 0 else 10) for number in numbers]
+
+    async with app:
+        await source.publish_many(range(count))
+        await stage.until(
+            lambda: log.committed(group, source_name).get(0, (0,))[0] >= count, "committed"
+        )
+        assert len([each async for each in target.read()]) == count - 1

@@ -46,6 +46,7 @@ from streams.log.kafka.reader import ReaderPool
 from streams.log.kafka.transactions import (
     FENCED,
     GONE,
+    PURGED,
     RAISED,
     Connect,
     abort,
@@ -120,8 +121,8 @@ class KafkaDocumentWriter(DocumentWriter):
         self._closing = threading.Lock()
         self._topic = documents_topic(index.collection)
         self._operation = f"writing the documents {index.collection!r}, partition {partition}"
-        self._has_failed = False
-        """A record was not written, so its transaction is to be aborted."""
+        self._failure: KafkaError | None = None
+        """Why a record was not written, so that its transaction is to be aborted."""
         self._offset = -1
         """Of the last checkpoint that this writer has written."""
         _, end = tools.readers.bounds(self._topic, partition)
@@ -165,7 +166,7 @@ class KafkaDocumentWriter(DocumentWriter):
                     producer, CHECKPOINT_KEY, value, headers, self._checkpoint_written, deadline
                 )
                 # What stands behind a record that has failed would wait until it times out.
-                while producer.flush(_FLUSH_SLICE) and not self._has_failed:
+                while producer.flush(_FLUSH_SLICE) and self._failure is None:
                     self._check_time(deadline)
                     self._check_index()
             self._commit(producer, deadline)
@@ -244,13 +245,17 @@ class KafkaDocumentWriter(DocumentWriter):
 
     def _written(self, error: KafkaError | None, _: Any) -> None:
         if error is not None:
-            self._has_failed = True
+            self._note_failure(error)
 
     def _checkpoint_written(self, error: KafkaError | None, message: Any) -> None:
         if error is None:
             self._offset = message.offset()
         else:
-            self._has_failed = True
+            self._note_failure(error)
+
+    def _note_failure(self, error: KafkaError) -> None:
+        if self._failure is None or self._failure.code() in PURGED:
+            self._failure = error
 
     @contextmanager
     def _aborting(self, producer: Producer) -> Iterator[None]:
@@ -259,7 +264,11 @@ class KafkaDocumentWriter(DocumentWriter):
             yield
         except RAISED as error:
             self._abort(producer)
-            raise self._translate(error) from error
+            found = kafka_error_of(error)
+            # Once a record has failed the driver takes no other, and does not say why.
+            takes_no_more = found is not None and found.code() == KafkaError._STATE  # noqa: SLF001
+            cause = self._failure if takes_no_more and self._failure is not None else error
+            raise self._translate(cause) from error
         except SystemError as error:
             # The driver's, where it raises a fatal error and goes on to report a delivery (2.16).
             fatal = self._abort(producer)

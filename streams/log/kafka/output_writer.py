@@ -55,6 +55,9 @@ COMMIT_TIMEOUT = 30.0
 CLOSE_LOOK = 60.0
 """Seconds for which each record is sent by itself, once a batch of them was too large."""
 
+CLOSE_LOOK_RECORDS = 500
+"""Of a transaction, at most, meanwhile: each record is a request, and all are to be in time."""
+
 _FLUSH_SLICE = 0.1
 """Seconds after which it is seen whether a record has failed."""
 
@@ -172,6 +175,11 @@ class OutputWriter:
                 raise
             raise error from raised
         self._commit(producer)
+
+    @property
+    def limit(self) -> int | None:
+        """See :attr:`Subscription.outputs_limit`."""
+        return CLOSE_LOOK_RECORDS if time.monotonic() < self._close_look_until else None
 
     # -- the producer
 

@@ -370,6 +370,10 @@ class KafkaSubscription(Subscription):
         if self._member_name:
             self._outputs.begin(self._first_topic)
 
+    @property
+    def outputs_limit(self) -> int | None:
+        return self._outputs.limit
+
     def commit_outputs(
         self, outputs: Sequence[tuple[str, Record]], commits: Sequence[Commit]
     ) -> None:

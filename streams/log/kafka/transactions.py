@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -45,6 +46,14 @@ GONE = frozenset(
 )
 """The topic is no more."""
 
+PURGED = frozenset(
+    {
+        KafkaError._PURGE_QUEUE,  # noqa: SLF001
+        KafkaError._PURGE_INFLIGHT,  # noqa: SLF001
+    }
+)
+"""A record was not written because its transaction was aborted, for another reason."""
+
 # The driver (2.16) raises a fatal error from flush as a KafkaError, which is no Exception.
 RAISED: Any = (KafkaException, KafkaError)
 
@@ -77,12 +86,16 @@ def initialized_producer(
 
 
 def abort(producer: Producer, operation: str) -> KafkaError | None:
-    """Abort the open transaction; why that cannot be."""
+    """Abort the open transaction, and have what is known of its records reported; why that cannot
+    be."""
     try:
         producer.abort_transaction(ABORT_TIMEOUT)
     except RAISED as error:
         logger.debug("%s: aborting: %s", operation, error)
         return kafka_error_of(error)
+    # Once a record has failed the driver takes no other, and does not say why: its report does.
+    with suppress(*RAISED, SystemError):
+        producer.poll(0)
     return None
 
 
