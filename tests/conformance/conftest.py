@@ -16,11 +16,14 @@ from tests.servers import find
 from tests.servers.find import KafkaAddress, RedisAddress
 from tests.servers.lifetime import Lifetime
 
-VARIANTS = {"kip848", "valkey"}
-"""Kafka and Redis again, to all that stands above the log: with the newer group protocol, and from
-another maker. There they run with the long fault runs only."""
+VARIANTS = {"kip848", "valkey", "cluster"}
+"""Kafka and Redis again, to all that stands above the log: with the newer group protocol, from
+another maker, on several nodes. There they run with the long fault runs only."""
 
 EVERYWHERE = {"test_at_least_once", "test_order"}
+
+SLOTS = {"test_event_log", "test_event_readers", "test_document_log"}
+"""Where it matters on which node of a cluster something is."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -28,11 +31,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     module = metafunc.module.__name__.rpartition(".")[2]
     of_the_log = module.startswith("test_log_") or module in EVERYWHERE
+
+    def is_variant(case: Case) -> bool:
+        by_slot = case.name == "cluster" and module in SLOTS
+        return case.name in VARIANTS and not of_the_log and not by_slot
+
     cases = [
-        pytest.param(case, marks=pytest.mark.faults)
-        if case.name in VARIANTS and not of_the_log
-        else case
-        for case in LOGS
+        pytest.param(case, marks=pytest.mark.faults) if is_variant(case) else case for case in LOGS
     ]
     metafunc.parametrize("case", cases, ids=lambda case: case.name)
 

@@ -43,7 +43,7 @@ def test_the_server_is_killed_and_started_again_under_load(run: Run, size: Outag
         run.judge(fleet, load.finish())
 
 
-@sizes(Outage(1, 4.0, 5_000, 800), Outage(2, 10.0, 40_000, 800))
+@sizes(Outage(1, 4.0, 5_000, 800), Outage(2, 10.0, 40_000, 800), logs=["redis"])
 def test_the_server_stands_still(run: Run, size: Outage) -> None:
     """No false acknowledgement; no entry skipped; one entry an ID on Redis."""
     with run.fleet() as fleet, run.load(size.messages, rate=size.rate) as load:
@@ -56,7 +56,7 @@ def test_the_server_stands_still(run: Run, size: Outage) -> None:
         run.judge(fleet, load.finish())
 
 
-@sizes(Outage(5, 0.3, 6_000, 1_500), Outage(60, 0.5, 60_000, 1_000))
+@sizes(Outage(5, 0.3, 6_000, 1_500), Outage(60, 0.5, 60_000, 1_000), logs=["kafka"])
 def test_connections_are_cut(run: Run, size: Outage) -> None:
     """The same, with publisher and workers behind a proxy that resets their connections."""
     through = run.ground.through
@@ -71,7 +71,7 @@ def test_connections_are_cut(run: Run, size: Outage) -> None:
         run.judge(fleet, load.finish())
 
 
-@sizes(Outage(1, 3.0, 5_000, 1_000), Outage(3, 10.0, 40_000, 1_000))
+@sizes(Outage(1, 3.0, 5_000, 1_000), Outage(3, 10.0, 40_000, 1_000), logs=["redis"])
 def test_nothing_gets_through_for_a_while(run: Run, size: Outage) -> None:
     """Cut off, and new connections too, longer than a session or lease; then slowly again."""
     through = run.ground.through

@@ -188,7 +188,8 @@ def test_rows_stay_until_who_read_the_old_mark_has_ended(server: Tables) -> None
     # Others have transactions on this server, too.
 
     def is_due() -> bool:
-        return server.do(lambda: pending("postgresql", SCOPE.number)) == Pending(is_due=True)
+        found: Pending | None = server.do(lambda: pending("postgresql", SCOPE.number))
+        return found == Pending(is_due=True)
 
     until(is_due, 60, "every transaction that could have read the old mark has ended")
     assert server.do(lambda: delete_purged(SCOPE.number, 100))
