@@ -12,8 +12,6 @@ from streams.cli.command_errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="The tables of processors with transaction=.")
 
-DIALECTS = ("postgresql", "sqlite")
-
 
 @app.callback()
 def inbox() -> None:
@@ -35,9 +33,10 @@ def ddl(
       [cyan]streams inbox ddl postgresql | psql "$DATABASE_URL"[/cyan]
       [cyan]streams inbox ddl sqlite | sqlite3 orders.db[/cyan]
     """
+    from streams.databases.protocol import DIALECTS, known_dialect
     from streams.inbox import ddl as statements
 
-    if dialect not in DIALECTS:
+    known = known_dialect(dialect)
+    if known is None:
         raise UsageError(f"{dialect!r}: {' or '.join(DIALECTS)}")
-    text = statements("postgresql" if dialect == "postgresql" else "sqlite")
-    output.write_bytes(text.encode())
+    output.write_bytes(statements(known).encode())

@@ -7,7 +7,6 @@ before it is used again.
 
 from __future__ import annotations
 
-import sqlite3
 from contextlib import suppress
 from typing import Any
 
@@ -23,15 +22,13 @@ from streams.databases.protocol import (
     Session,
     Statement,
     SwallowedError,
-    failure_of_state,
+    failure_of_driver,
     has_failed,
     import_error,
+    known_dialect,
     marked,
-    sqlite_failure,
 )
 from streams.errors import ConfigError
-
-_DIALECTS: dict[str, DialectName] = {"postgresql": "postgresql", "sqlite": "sqlite"}
 
 
 class _DjangoSession(Session[Any]):
@@ -111,13 +108,8 @@ class Django(Database[Any]):
 
         if not isinstance(error, Error):
             return Failure.FAULT
-        cause = error.__cause__
-        if isinstance(cause, sqlite3.Error):
-            return sqlite_failure(cause)
-        state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
-        if state is None and isinstance(error, (OperationalError, InterfaceError)):
-            return Failure.UNREACHABLE
-        return failure_of_state(state)
+        from_client = isinstance(error, (OperationalError, InterfaceError))
+        return failure_of_driver(error.__cause__, from_client=from_client)
 
     @override
     def open(self, connections: int) -> None:
@@ -136,7 +128,7 @@ class Django(Database[Any]):
             raise ConfigError(
                 f"transaction=Django({self._using!r}): DATABASES has no such database"
             ) from error
-        found = _DIALECTS.get(vendor)
+        found = known_dialect(vendor)
         if found is None:
             raise ConfigError(
                 f"transaction=Django({self._using!r}): it is {vendor}; the inbox works on "

@@ -17,7 +17,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from enum import Enum
 from functools import lru_cache
-from typing import Any, Generic, Literal, NamedTuple, TypeAlias
+from pathlib import Path
+from typing import Any, Generic, Literal, NamedTuple, TypeAlias, get_args
 
 from typing_extensions import TypeVar
 
@@ -28,6 +29,8 @@ R = TypeVar("R")
 
 Rows: TypeAlias = "list[tuple[Any, ...]]"
 DialectName: TypeAlias = Literal["postgresql", "sqlite"]
+DIALECTS: tuple[DialectName, ...] = get_args(DialectName)
+"""All that the toolkit speaks."""
 
 DAY = 86_400.0
 
@@ -305,6 +308,37 @@ def sqlite_failure(error: BaseException) -> Failure:
     ):
         return Failure.UNREACHABLE
     return Failure.FAULT
+
+
+def state_of(error: BaseException | None) -> str | None:
+    """PostgreSQL's error code in an error of psycopg, asyncpg or psycopg2; None: there is none."""
+    return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+
+
+def failure_of_driver(error: BaseException | None, *, from_client: bool) -> Failure:
+    """What a driver's error means that a library has wrapped.
+
+    :param from_client: without a code it is the connection that was not had, or is lost.
+    """
+    import sqlite3  # not at the start of every app
+
+    if isinstance(error, sqlite3.Error):
+        return sqlite_failure(error)
+    state = state_of(error)
+    if state is None and from_client:
+        return Failure.UNREACHABLE
+    return failure_of_state(state)
+
+
+def known_dialect(name: str) -> DialectName | None:
+    """The dialect of this name; None: the toolkit does not speak it."""
+    return next((each for each in DIALECTS if each == name), None)
+
+
+def is_file_of(log: object, file: Path) -> bool:
+    """Whether a file is the one that a log is in, which no other SQLite library may open."""
+    path = getattr(log, "path", None)
+    return isinstance(path, Path) and path.resolve() == file.resolve()
 
 
 def check_source(name: str, given: Any, what: str) -> Any:

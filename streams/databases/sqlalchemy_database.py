@@ -6,7 +6,6 @@ The handler gets a session with a transaction begun; ours are statements on its 
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
@@ -24,11 +23,12 @@ from streams.databases.protocol import (
     Session,
     Statement,
     SwallowedError,
-    failure_of_state,
+    failure_of_driver,
     has_failed,
     import_error,
+    known_dialect,
     marked,
-    sqlite_failure,
+    state_of,
 )
 from streams.errors import ConfigError
 
@@ -42,8 +42,6 @@ C = TypeVar("C")
 S = TypeVar("S", bound="SqlSession")
 A = TypeVar("A", bound="SqlAsyncSession")
 
-_DIALECTS: dict[str, DialectName] = {"postgresql": "postgresql", "sqlite": "sqlite"}
-
 
 def _clause(statement: Statement) -> tuple[Any, dict[str, Any]]:
     from sqlalchemy import text
@@ -53,9 +51,7 @@ def _clause(statement: Statement) -> tuple[Any, dict[str, Any]]:
 
 
 def _is_failed_transaction(error: BaseException) -> bool:
-    original = getattr(error, "orig", None)
-    state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
-    return state == "25P02"  # in_failed_sql_transaction
+    return state_of(getattr(error, "orig", None)) == "25P02"  # in_failed_sql_transaction
 
 
 class _SqlSession(Session[Any]):
@@ -233,7 +229,7 @@ class SQLAlchemy(Database[C], Generic[C]):
 
         :raises ConfigError: the inbox does not work there.
         """
-        found = _DIALECTS.get(name)
+        found = known_dialect(name)
         if found is None:
             raise ConfigError(
                 f"transaction=SQLAlchemy(...): its engine is {name}; the inbox works on PostgreSQL "
@@ -250,13 +246,8 @@ class SQLAlchemy(Database[C], Generic[C]):
         if isinstance(error, exc.DBAPIError):
             if error.connection_invalidated:
                 return Failure.UNREACHABLE
-            original = error.orig
-            if isinstance(original, sqlite3.Error):
-                return sqlite_failure(original)
-            state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
-            if state is None and isinstance(error, exc.OperationalError):
-                return Failure.UNREACHABLE
-            return failure_of_state(state)
+            from_client = isinstance(error, exc.OperationalError)
+            return failure_of_driver(error.orig, from_client=from_client)
         if self.asynchronous and isinstance(error, OSError):  # asyncpg's, of a new connection
             return Failure.UNREACHABLE
         return Failure.FAULT

@@ -26,6 +26,7 @@ from streams.databases.protocol import (
     Database,
     Failure,
     Session,
+    is_file_of,
     run,
     run_async,
 )
@@ -131,8 +132,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
     def _check_file(self) -> None:
         """:raises ConfigError: its database is the log's own file."""
         file = getattr(self.database, "path", None)
-        log_file = getattr(self._connection.log, "path", None)
-        if file is not None and log_file is not None and file.resolve() == log_file.resolve():
+        if file is not None and is_file_of(self._connection.log, file):
             raise ConfigError(
                 f"processor {self._processor.name}: transaction=Sqlite(...) names the log's own "
                 "file; leave transaction= out, and message.transaction is the transaction that "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -364,11 +365,7 @@ class SqliteDatabase(Database):
     @override
     async def connect(self, lease: float) -> None:
         self._thread = ThreadPoolExecutor(1, "streams-outbox")
-
-        def open_file() -> sqlite3.Connection:
-            return self._open_file()
-
-        self._connection = await self._in_thread(open_file)
+        self._connection = await self._in_thread(self._open_file)
 
     def _open_file(self) -> sqlite3.Connection:
         found = sqlite3.connect(self.path, timeout=10, isolation_level=None)
@@ -440,8 +437,6 @@ class SqliteDatabase(Database):
         loop, stopped = asyncio.get_running_loop(), False
 
         def watch() -> None:
-            import time
-
             with closing(self._open_file()) as connection:
                 before = -1
                 while not stopped:
@@ -557,8 +552,3 @@ def _place(dsn: str) -> str:
     except ValueError:
         port = ""
     return f"postgresql://{parts.hostname or ''}{port}{parts.path}"
-
-
-def same_file(one: str, other: str) -> bool:
-    """Whether two paths are one file."""
-    return Path(one).resolve() == Path(other).resolve()

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from stream_codecs import tags_of
 from streams.app import Streams
+from streams.databases.protocol import is_file_of
 from streams.errors import ConfigError
 from streams.health import OutboxHealth, OutboxStats
 from streams.message import TYPE, Record
@@ -19,7 +21,7 @@ from streams.outbox.connections import (
     PlainConnection,
     connection_of,
 )
-from streams.outbox.databases import Database, SqliteDatabase, open_database, same_file
+from streams.outbox.databases import Database, SqliteDatabase, open_database
 from streams.outbox.relay import Relay, RelayOptions
 from streams.outbox.rows import row_of
 from streams.outbox.tables import Dialect, Tables, Vendor, dialect_of
@@ -46,14 +48,12 @@ class _Check:
         self._outbox = outbox
 
     async def __aenter__(self) -> None:
-        database, url = self._outbox.open(), self._outbox.app.url
-        if isinstance(database, SqliteDatabase) and url.startswith("sqlite:///"):
-            log = open_database(url, self._outbox.tables)
-            if isinstance(log, SqliteDatabase) and same_file(log.path, database.path):
-                raise ConfigError(
-                    f"{self._outbox!r}: {database.path} is the log's own file, which no other "
-                    "SQLite may open: give the outbox its own, or use message.transaction"
-                )
+        database, log = self._outbox.open(), self._outbox.app.log
+        if isinstance(database, SqliteDatabase) and is_file_of(log, Path(database.path)):
+            raise ConfigError(
+                f"{self._outbox!r}: {database.path} is the log's own file, which no other "
+                "SQLite may open: give the outbox its own, or use message.transaction"
+            )
 
     async def __aexit__(self, *exc: object) -> None:
         pass

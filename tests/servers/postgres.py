@@ -28,6 +28,7 @@ import psycopg
 
 from tests.servers.java import Missing
 from tests.servers.lifetime import Lifetime, Process, StartError, free_port, until
+from tests.servers.warden import is_alive
 
 USERS = ("postgres", "nobody")
 """Who runs it where the tests run as root: the first of them that there is."""
@@ -186,7 +187,7 @@ class Postgres:
         for pid in family:
             _signal(pid, signal.SIGKILL)
         # Another server does not start on its data before the last of them is gone.
-        until(lambda: not any(map(_runs, family)) or None, 30, "its processes have ended")
+        until(lambda: not any(map(is_alive, family)) or None, 30, "its processes have ended")
 
     def pause(self) -> None:
         """Freeze it: its connections stay open, nothing answers, also who connects anew."""
@@ -256,19 +257,6 @@ def children(pid: int) -> list[int]:
         if int(parent) == pid:
             found.append(int(child))
     return found
-
-
-def _runs(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        return stat.rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        pass
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return False
-    return not Path("/proc/self/stat").exists()
 
 
 def _signal(pid: int, signum: int) -> None:

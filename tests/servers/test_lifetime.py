@@ -32,7 +32,7 @@ time.sleep(600)
 
 def gone(pid: int, folder: Path) -> Callable[[], bool | None]:
     def look() -> bool | None:
-        return (not warden._alive(pid) and not folder.exists()) or None
+        return (not warden.is_alive(pid) and not folder.exists()) or None
 
     return look
 

@@ -43,7 +43,7 @@ def forget(folder: Path, pid: int) -> None:
     (folder / "pids" / str(pid)).unlink(missing_ok=True)
 
 
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         return stat.rpartition(")")[2].split()[0] != "Z"
@@ -70,7 +70,7 @@ def end(folder: Path) -> None:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             subprocess.run(command, timeout=60, check=False, stdin=subprocess.DEVNULL)
     limit = time.monotonic() + 10
-    while any(map(_alive, pids)) and time.monotonic() < limit:
+    while any(map(is_alive, pids)) and time.monotonic() < limit:
         time.sleep(0.01)
     if not (folder / "keep").exists():
         shutil.rmtree(folder, ignore_errors=True)
