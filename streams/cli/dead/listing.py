@@ -23,8 +23,8 @@ from streams.cli.dead.topics import (
     open_dead_letters,
     print_other_topics,
 )
-from streams.cli.log_queries import count_waiting
 from streams.cli.options import Json, Url, open_url
+from streams.inspection.counting import count_waiting
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log

@@ -11,7 +11,7 @@ from typing import Any
 from streams.cli import output
 from streams.cli.dead.topics import dead_ls_arguments
 from streams.cli.doctor.inspection import AppInspection, Finding, Subject
-from streams.cli.log_queries import count_waiting
+from streams.inspection.counting import count_waiting
 from streams.processor import Processor
 
 MIB = 1 << 20

@@ -1,0 +1,152 @@
+"""What is known of all groups of a log: who reads which topic, who runs, what waits.
+
+A log tells of one group at a time, and there may be thousands: whoever asks looks at those that were
+looked at longest ago, for a moment, and says how many are known. With each visit more are.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from streams.errors import Fatal, NotFound, StreamsError, Unavailable
+from streams.patterns.internal_topics import internal_topics, is_internal_group
+from streams.text import get_logger
+
+if TYPE_CHECKING:
+    from streams.log.protocol import Log
+
+logger = get_logger("streams")
+
+FRESH = 5.0
+"""Real seconds for which a group's facts are taken as they are."""
+
+MAX_GROUPS = 20_000
+"""Groups whose facts are kept, at most."""
+
+
+class GroupFacts(NamedTuple):
+    """A group, as it was a moment ago.
+
+    :param topics: where it has positions.
+    :param members: how many run; None: the log does not tell.
+    :param lag: messages that it has not settled; None: the log cannot count them.
+    :param lag_before: the same when it was looked at before; None: it was not.
+    :param at: when it was looked at (real seconds since the epoch).
+    :param error: why it cannot be shown; empty: it can.
+    """
+
+    name: str
+    topics: tuple[str, ...]
+    members: int | None
+    lag: int | None
+    lag_before: int | None
+    at: float
+    error: str = ""
+
+
+class GroupOverview(NamedTuple):
+    """All groups, as far as they are known.
+
+    :param known: by name.
+    :param names: of all groups there are, sorted.
+    :param internal: the names of topics that are the toolkit's own.
+    :param topics: the names of all topics, sorted.
+    """
+
+    known: dict[str, GroupFacts]
+    names: list[str]
+    internal: frozenset[str]
+    topics: list[str]
+
+    @property
+    def is_complete(self) -> bool:
+        """All groups are known."""
+        return len(self.known) >= len(self.names)
+
+    def is_internal(self, group: str) -> bool:
+        """Whether a group is the toolkit's own, as far as that is known."""
+        found = self.known.get(group)
+        topics = found.topics if found is not None else (group,)
+        return is_internal_group(group, topics, self.internal)
+
+    def readers(self, topic: str) -> list[GroupFacts]:
+        """The groups that have positions in a topic."""
+        return [each for each in self.known.values() if topic in each.topics]
+
+
+class GroupIndex:
+    """Keeps what is known (any thread).
+
+    :param open_log: gives the log; it may raise.
+    """
+
+    def __init__(self, open_log: Callable[[], Log]) -> None:
+        self._open_log = open_log
+        self._lock = threading.Lock()
+        self._known: dict[str, GroupFacts] = {}
+        self._names: list[str] = []
+        self._topics: list[str] = []
+        self._internal: frozenset[str] = frozenset()
+        self._listed_at = float("-inf")
+
+    def look(self, seconds: float) -> GroupOverview:
+        """What is known, after looking at groups for so many real seconds at most (blocks). One
+        visitor looks at a time; the others take what is known.
+
+        :raises Unavailable: the log cannot be reached.
+        """
+        deadline = time.monotonic() + seconds
+        log = self._open_log()
+        if self._lock.acquire(timeout=seconds if self._names else -1):
+            try:
+                self._list(log)
+                self._fill(log, deadline)
+            finally:
+                self._lock.release()
+        return GroupOverview(dict(self._known), self._names, self._internal, self._topics)
+
+    def _list(self, log: Log) -> None:
+        if time.monotonic() - self._listed_at < FRESH / 2:
+            return
+        self._topics = log.topic_names()
+        names = self._names = log.groups()
+        self._internal = frozenset(internal_topics(self._topics, names))
+        there = set(names)
+        for gone in [name for name in self._known if name not in there]:
+            del self._known[gone]
+        self._listed_at = time.monotonic()
+
+    def _fill(self, log: Log, deadline: float) -> None:
+        now = time.time()
+
+        def asked_at(name: str) -> float:
+            found = self._known.get(name)
+            return 0.0 if found is None else found.at
+
+        for name in sorted(self._names[:MAX_GROUPS], key=asked_at):
+            if now - asked_at(name) < FRESH or time.monotonic() > deadline:
+                break
+            self._known[name] = self._look_at(log, name)
+
+    def _look_at(self, log: Log, name: str) -> GroupFacts:
+        before = self._known.get(name)
+        lag_before = None if before is None else before.lag
+        try:
+            info = log.group(name)
+            lag: int | None = 0
+            for (topic, partition), committed in info.positions.items():
+                waiting = log.lag(topic, partition, committed.position)
+                lag = None if lag is None or waiting is None else lag + waiting
+            topics = tuple(sorted({topic for topic, _ in info.positions}))
+            members = len(info.members)
+        except (Unavailable, Fatal):
+            raise
+        except NotFound:
+            return GroupFacts(name, (), None, None, lag_before, time.time())
+        except StreamsError as error:  # others name their groups as they like
+            logger.debug("the dashboard: group %r: %s", name, error)
+            return GroupFacts(name, (), None, None, lag_before, time.time(), str(error))
+        return GroupFacts(name, topics, members, lag, lag_before, time.time())
