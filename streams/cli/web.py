@@ -92,7 +92,6 @@ def web(
         passwords = Passwords.from_environment(access)
     check_address(host, has_passwords=passwords is not None, has_tls=tls_cert is not None)
     configure_logging(logging.INFO)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     dashboard = Dashboard(
         app,
         access=access if passwords is None else passwords,

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
@@ -106,12 +106,8 @@ class Access:
         return replace(self, actions=frozenset())
 
 
-Answer = "Access | str | Collection[str] | None"
-
-AccessFunction = Callable[["Request"], "Access | str | Collection[str] | None | Awaitable[object]"]
-"""What ``access=`` is: called with each request, in its own task; it may be a coroutine function."""
-
-AccessOption = "AccessFunction | Access | str | Collection[str]"
+AccessFunction = Callable[["Request"], object]
+"""What ``access=`` is: called with each request; it may be a coroutine function."""
 
 
 class AccessRule:
@@ -122,7 +118,7 @@ class AccessRule:
     """
 
     def __init__(self, given: object) -> None:
-        self._function: Callable[[Request], object] | None = None
+        self._function: AccessFunction | None = None
         self._constant: Access | None = None
         if callable(given):
             self._function = given

@@ -168,8 +168,10 @@ class Dashboard:
             Route(screen.path, self._screen_endpoint(screen), methods=["GET"])
             for screen in self._screens
         ]
-        for action in actions():
-            routes.append(Route(action.path, self._action_endpoint(action), methods=["POST"]))
+        routes += [
+            Route(action.path, self._action_endpoint(action), methods=["POST"])
+            for action in actions()
+        ]
         routes.append(Route("/live", self._live, methods=["GET"]))
         static = StaticFiles(directory=str(files("streams.web") / "static"))
         routes.append(Mount("/static", static))

@@ -1,7 +1,7 @@
 """What is known of all groups of a log: who reads which topic, who runs, what waits.
 
-A log tells of one group at a time, and there may be thousands: whoever asks looks at those that were
-looked at longest ago, for a moment, and says how many are known. With each visit more are.
+A log tells of one group at a time, and there may be thousands: whoever asks looks at those that
+were looked at longest ago, for a moment, and says how many are known. With each visit more are.
 """
 
 from __future__ import annotations

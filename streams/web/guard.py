@@ -32,7 +32,7 @@ SECURITY_HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
-"""Sent with every response. (``no-referrer`` would have browsers send forms with ``Origin: null``.)"""
+"""Sent with every response. (With ``no-referrer`` browsers send forms with ``Origin: null``.)"""
 
 _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?\Z")
 

@@ -1,5 +1,5 @@
-"""The log that a dashboard looks at: the app's own while the app is entered, else one that is opened
-when somebody looks, and again after a failure.
+"""The log that a dashboard looks at: the app's own while the app is entered, else one that is
+opened when somebody looks, and again after a failure.
 
 Logs block, so screens run in threads of the dashboard's own: at most :data:`THREADS`, so that a log
 that does not answer holds up neither the service that the dashboard is mounted in nor its memory.

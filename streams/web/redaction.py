@@ -1,5 +1,5 @@
-"""What of messages is shown, and to whom: behind the permission ``payloads``, and past the app's own
-``redact=``.
+"""What of messages is shown, and to whom: behind the permission ``payloads``, and past the app's
+own ``redact=``.
 
 Every value, key, header and error that a screen shows, or that a search looks into, comes through
 :class:`Payloads`. Nothing else reads them for the dashboard.

@@ -23,6 +23,9 @@ from streams.web.redaction import Shown
 from streams.web.translations import catalogue
 from streams.wire import iso_time
 
+DASH = "\N{EN DASH}"
+"""What is shown where nothing is, or nothing is known."""
+
 CUT_AT = 300
 """Characters of a value or an error in a list."""
 
@@ -32,25 +35,25 @@ def _finalize(found: Any) -> Any:
         return Markup(escape(str(found), keep_lines=True))  # noqa: S704 - it was markup before
     if isinstance(found, str):
         return escape(printable_text(found), keep_lines=True)
-    return "–" if found is None else found
+    return DASH if found is None else found
 
 
 def count(found: int | None) -> str:
     """A number of something, with thousands apart; a dash where it is not known."""
-    return "–" if found is None else f"{found:,}"
+    return DASH if found is None else f"{found:,}"
 
 
 def rate(found: float | None) -> str:
     """So many a second."""
     if found is None or not math.isfinite(found):
-        return "–"
+        return DASH
     return f"{found:,.0f}" if found >= 10 or found == 0 else f"{found:.2g}"
 
 
 def size(found: int | None) -> str:
     """Bytes."""
     if found is None:
-        return "–"
+        return DASH
     value, unit = float(found), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if value < 1024:
@@ -62,7 +65,7 @@ def size(found: int | None) -> str:
 def age(seconds: float | None) -> str:
     """How long, roughly: ``3.2 s``, ``5 min``, ``2 h``, ``4 d``."""
     if seconds is None or not math.isfinite(seconds):
-        return "–"
+        return DASH
     for unit, length in (("d", 86_400.0), ("h", 3_600.0), ("min", 60.0)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
@@ -73,7 +76,7 @@ def moment(seconds: float | None) -> Markup | str:
     """A moment, in UTC, as an element that says it to programs, too; a script shows how long ago
     that is."""
     if seconds is None:
-        return "–"
+        return DASH
     written = iso_time(seconds)
     shown = written.replace("T", " ").replace("Z", " UTC")
     return Markup('<time datetime="{}">{}</time>').format(written, shown)
@@ -117,7 +120,7 @@ def payload(context: Context, shown: Shown, length: int = CUT_AT) -> Markup | st
             catalogue(context["language"]).gettext("not shown")
         )
     if shown.data is None:
-        return "–"
+        return DASH
     text = shown.data[: 4 * length + 4].decode("utf-8", "backslashreplace")
     return Markup('<code class="payload">{}</code>').format(escape(cut(text, length)))
 

@@ -45,8 +45,8 @@ def check_address(host: str, *, has_passwords: bool, has_tls: bool) -> None:
         return
     if not has_passwords:
         raise ConfigError(
-            f"others can reach {host}, and nobody is asked for a password: give --password-file (or "
-            "STREAMS_WEB_PASSWORDS), or leave --host out, and only this machine reaches it"
+            f"others can reach {host}, and nobody is asked for a password: give --password-file "
+            "(or STREAMS_WEB_PASSWORDS), or leave --host out, and only this machine reaches it"
         )
     if not has_tls:
         raise ConfigError(

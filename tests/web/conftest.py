@@ -1,5 +1,5 @@
-"""Which tests run on which log. Screens are the same on every log, so most tests run on two that cost
-nothing; those that are marked ``everywhere`` run on Redis and Kafka, too."""
+"""Which tests run on which log. Screens are the same on every log, so most tests run on two that
+cost nothing; those that are marked ``everywhere`` run on Redis and Kafka, too."""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
-"""A visitor of the dashboard without a browser: asks for pages, reads them, and sends the forms that
-are on them."""
+"""A visitor of the dashboard without a browser: asks for pages, reads them, and sends the forms
+that are on them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -13,6 +15,7 @@ from urllib.parse import urljoin
 import httpx
 
 from streams.web import Dashboard
+from tests.conformance.stage import PATIENCE
 
 HOME = "http://localhost"
 
@@ -117,6 +120,14 @@ class _Reader(HTMLParser):
                 self._form.text += f" {text}"
             if self._link is not None:
                 self.links.append((text, self._link))
+
+
+async def eventually(holds: Callable[[], Awaitable[object]]) -> None:
+    """Wait for a condition that a page shows."""
+    began = time.monotonic()
+    while not await holds():
+        assert time.monotonic() - began < PATIENCE, f"after {PATIENCE:g} s not so"
+        await asyncio.sleep(0.05)
 
 
 class Seen:

@@ -1,4 +1,4 @@
-"""Groups: who reads, how far they are, and which message holds them up; moving and deleting them."""
+"""Groups: who reads, how far they are, which message holds them up; moving and deleting them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from streams.web.addresses import group_of, topic_of
 from streams.web.page import LOOK, Action, Confirm, Done, Page, Problem, Screen
 from streams.web.paging import paged
 from streams.web.redaction import Shown
+from streams.web.rendering import DASH
 from streams.web.translations import mark
 
 MAX_PARTITIONS = 500
@@ -141,7 +142,8 @@ def reset(page: Page) -> Done | Confirm:
         ) from error
     return Done(
         page._(
-            "%(group)s was moved in %(topic)s. To be handled again: %(again)s; skipped: %(skipped)s.",
+            "%(group)s was moved in %(topic)s. To be handled again: %(again)s; "
+            "skipped: %(skipped)s.",
             group=group,
             topic=topic,
             again=_known(page, again),
@@ -177,7 +179,7 @@ def _preview(
     rows = [
         (
             str(move.partition),
-            "–" if move.before is None else log.format_offset(move.before),
+            DASH if move.before is None else log.format_offset(move.before),
             log.format_offset(move.after),
             move.again,
             move.skipped,
