@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
@@ -26,7 +27,7 @@ try:
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
     from starlette.requests import Request
-    from starlette.responses import HTMLResponse, PlainTextResponse, Response
+    from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
     from starlette.routing import Mount, Route
     from starlette.staticfiles import StaticFiles
 except ImportError as error:
@@ -45,9 +46,10 @@ from streams.web.guard import (
     refuse_host,
     refuse_origin,
 )
+from streams.web.jobs import Job, Jobs
 from streams.web.live import live_response
 from streams.web.log_source import LogSource
-from streams.web.page import Action, Confirm, Done, Page, Screen
+from streams.web.page import Action, Background, Confirm, Done, Page, Screen
 from streams.web.passwords import PasswordInTheClear, PasswordNeeded
 from streams.web.redaction import Redact
 from streams.web.sampler import Sampler
@@ -130,6 +132,7 @@ class Dashboard:
         self.source = LogSource(app, "ro" if read_only else "rw")
         self.sampler = Sampler(self.source.log, self.source.reopen)
         self.groups = GroupIndex(self.source.log)
+        self.jobs = Jobs()
         self.streams_open = 0
         """Browsers that are told of changes now."""
         self._shared: dict[object, tuple[float, Any]] = {}
@@ -145,6 +148,7 @@ class Dashboard:
     def close(self) -> None:
         """Let go of the threads and the log that it opened; for who makes several in a process."""
         self.sampler.close()
+        self.jobs.close()
         self.source.close()
 
     # -- ASGI
@@ -268,10 +272,27 @@ class Dashboard:
         if isinstance(found, Done):
             self._log_action(page, action, "done", found.count, found.subject)
             return page.render("done.html", done=found, title=found.text)
+        if isinstance(found, Background):
+            job = self.jobs.start(
+                found.work,
+                action=action.name,
+                who=page.access.who,
+                title=found.title,
+                back=found.back,
+                on_end=partial(self._log_job, page, action),
+            )
+            self._log_action(page, action, "began", 0, found.title)
+            return RedirectResponse(page.url(f"/jobs/{job.id}"), 303)
         if isinstance(found, Confirm):
             fields = [pair for pair in page.fields.pairs if pair[0] != "confirm"]
             return page.render("confirm.html", confirm=found, fields=fields, title=found.title)
         return found
+
+    def _log_job(self, page: Page, action: Action, job: Job) -> None:
+        result = job.result
+        what = f"failed: {job.error}" if result is None else "done"
+        count = job.done if result is None else result.count
+        self._log_action(page, action, what, count, "" if result is None else result.subject)
 
     def _log_action(self, page: Page, action: Action, what: str, count: int, subject: str) -> None:
         who = page.access.who or "somebody"

@@ -97,7 +97,7 @@ async def read_form(request: Request) -> Fields:
     :raises FormTooLarge: it is larger than :data:`MAX_BODY`.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/x-www-form-urlencoded":
+    if kind not in ("application/x-www-form-urlencoded", ""):
         raise InvalidValue("a form is sent as application/x-www-form-urlencoded")
     data = bytearray()
     try:
@@ -107,4 +107,6 @@ async def read_form(request: Request) -> Fields:
                 raise FormTooLarge
     except ClientDisconnect:
         raise InvalidValue("the form did not come whole") from None
+    if data and not kind:
+        raise InvalidValue("it does not say what it sends")
     return parse_fields(bytes(data))

@@ -17,6 +17,7 @@ from streams.errors import InvalidValue
 from streams.text import get_logger
 from streams.web.access import Access
 from streams.web.forms import Fields
+from streams.web.jobs import Report
 from streams.web.redaction import Payloads
 from streams.web.rendering import environment
 from streams.web.translations import LANGUAGES, catalogue
@@ -85,6 +86,21 @@ class Confirm:
     rows: Sequence[Sequence[object]] = ()
     warning: str = ""
     confirm: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Background:
+    """What an action does in the background, as it may take longer than a visitor waits.
+
+    :param title: what it does, translated.
+    :param work: does it, in a thread of its own: it says now and then how far it is, and returns
+        what it did.
+    :param back: where to go on to, and what that is called.
+    """
+
+    title: str
+    work: Callable[[Report], Done]
+    back: tuple[str, str]
 
 
 class Page:
@@ -239,7 +255,7 @@ class Page:
 
 
 ScreenFunction = Callable[[Page], Response]
-ActionFunction = Callable[[Page], "Done | Confirm | Response"]
+ActionFunction = Callable[[Page], "Done | Confirm | Background | Response"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +283,8 @@ class Action:
     """A form that changes something (POST).
 
     :param path: where the form is sent to.
-    :param do: does it, or says what it would do (:class:`Confirm`).
+    :param do: does it, or says what it would do (:class:`Confirm`), or what is done from now on
+        (:class:`Background`).
     :param name: one of :data:`streams.web.access.ACTION_NAMES`: who may.
     """
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from streams.web.page import Action, ProblemFinder, Screen
-from streams.web.screens import groups, overview, topics
+from streams.web.screens import groups, jobs, overview, topics
 
 MODULES = (
     overview,
     topics,
     groups,
+    jobs,
 )
 
 
