@@ -1,8 +1,8 @@
 """Actions that take long: they go on when the browser is closed, and say how far they are.
 
 A job lives in this process. What it has done stays done when the process is killed; the action
-that started it says, when it is asked for again, what is left (a dead letter that was put back is no
-dead letter any more). Jobs have names that cannot be guessed, and are shown to whoever may do the
+that started it says, when it is asked for again, what is left (a dead letter that was put back is
+no dead letter any more). Jobs have names that cannot be guessed, and are shown to whoever may do the
 action.
 """
 
