@@ -4,8 +4,8 @@
 ``python3 scripts/web_texts.py`` finds every text in ``streams/web`` (``page._("...")``,
 ``page.plural("...", "...", n)``, ``mark("...")`` in modules; ``_("...")`` and ``{% trans %}`` in
 templates) and writes the catalogues anew, sorted: translations are kept, new texts come without one
-and are shown in English, texts that are gone are left out. ``--check`` changes nothing, names what is
-missing or gone, and fails if there is any. It runs in the project's environment (``.venv``).
+and are shown in English, texts that are gone are left out. ``--check`` changes nothing, names what
+is missing or gone, and fails if there is any. It runs in the project's environment (``.venv``).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A job lives in this process. What it has done stays done when the process is killed; the action
 that started it says, when it is asked for again, what is left (a dead letter that was put back is
-no dead letter any more). Jobs have names that cannot be guessed, and are shown to whoever may do the
-action.
+no dead letter any more). Jobs have names that cannot be guessed, and are shown to whoever may do
+the action.
 """
 
 from __future__ import annotations
