@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
+from importlib import import_module
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
@@ -23,7 +24,7 @@ from streams.errors import (
 from streams.text import describe_error, escape, get_logger, one_line
 
 try:
-    import jinja2 as _jinja2  # noqa: F401 - that it is installed
+    import_module("jinja2")
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
     from starlette.requests import Request

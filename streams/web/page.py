@@ -171,7 +171,9 @@ class Page:
         :param query: None and empty texts are left out. A language that was asked for stays.
         """
         pairs = query.items() if isinstance(query, Mapping) else query
-        given = [(name, str(value)) for name, value in pairs if value not in (None, "")]
+        given: list[tuple[str, str]] = [
+            (str(name), str(value)) for name, value in pairs if value not in (None, "")
+        ]
         asked = self.request.query_params.get("lang")
         if asked in LANGUAGES and all(name != "lang" for name, _ in given):
             given.append(("lang", asked))

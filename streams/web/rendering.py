@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 from urllib.parse import quote
@@ -139,7 +139,7 @@ def environment(language: str) -> Environment:
         auto_reload=False,
     )
     found.install_gettext_translations(catalogue(language), newstyle=True)  # type: ignore[attr-defined]
-    found.filters |= {
+    filters: Mapping[str, Any] = {
         "count": count,
         "rate": rate,
         "size": size,
@@ -150,5 +150,7 @@ def environment(language: str) -> Environment:
         "path_part": path_part,
         "payload": payload,
     }
-    found.globals["now"] = time.time
+    shared: dict[str, Any] = found.globals
+    found.filters.update(filters)
+    shared["now"] = time.time
     return found
