@@ -44,7 +44,6 @@ PACKAGES = (
         "sha512-oF7JgXhDW9UXCy/k1ZYFUQgzu/rm19ORWPSPNL91vPluB2PB9+MV55tyQdH/w7o2EAbTYUG5SDW1R60mdkdqGg==",
         {
             "dist/htmx.min.js": "htmx.min.js",
-            "dist/ext/hx-sse.min.js": "hx-sse.min.js",
             "LICENSE": "htmx.LICENSE",
         },
     ),

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from streams.web.page import Action, ProblemFinder, Screen
-from streams.web.screens import groups, jobs, overview, topics
+from streams.web.screens import groups, jobs, messages, overview, topics
 
 MODULES = (
     overview,
     topics,
+    messages,
     groups,
     jobs,
 )

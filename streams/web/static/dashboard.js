@@ -115,6 +115,34 @@
     });
   }
 
+  // -- messages as they arrive: a stream of its own, only while this page is in the foreground
+
+  const arriving = document.getElementById("arriving");
+  const watching = document.getElementById("watch-arriving");
+  let arrivals = null;
+  function follow(wanted) {
+    if (arrivals) arrivals.close();
+    arrivals = null;
+    if (!wanted) return;
+    arrivals = new EventSource(arriving.dataset.arriving);
+    arrivals.onmessage = ({ data }) => {
+      const rows = document.createElement("template");
+      rows.innerHTML = data;
+      showAges(rows.content);
+      arriving.prepend(rows.content);
+      while (arriving.rows.length > 200) arriving.rows[arriving.rows.length - 1].remove();
+    };
+  }
+  if (arriving && watching) {
+    const isOn = () => watching.getAttribute("aria-pressed") === "true";
+    watching.addEventListener("click", () => {
+      watching.setAttribute("aria-pressed", String(!isOn()));
+      follow(isOn() && !document.hidden);
+    });
+    document.addEventListener("visibilitychange", () => follow(isOn() && !document.hidden));
+    window.addEventListener("pagehide", () => follow(false));
+  }
+
   // -- charts
 
   const charts = new Map();
