@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from streams.app import Streams
 from streams.errors import (
     ConfigError,
+    EventTopicError,
+    Fatal,
     GroupNotEmpty,
     InvalidValue,
     NotFound,
-    NotRunning,
     StreamsError,
     Unavailable,
 )
@@ -239,6 +240,8 @@ class Dashboard:
                 return access
             fields = parse_fields(request.scope.get("query_string", b""))
             page = await self._page(request, access, fields)
+            if screen.needs and not access.may(screen.needs):
+                return self._refused(page, page._("You may not do this here."))
             if screen.payloads and not access.payloads:
                 return self._refused(page, page._("You may not see what is in messages."))
             return await self._answer(page, lambda: screen.show(page))
@@ -312,19 +315,17 @@ class Dashboard:
         """What a screen or an action makes; what stands in its way as a page."""
         try:
             return await self.source.run(make)
-        except Unavailable as error:
+        except (Unavailable, Fatal) as error:
             await asyncio.to_thread(self.source.reopen)
             return await asyncio.to_thread(self._out_of_reach, page, error)
         except NotFound as error:
             if not await asyncio.to_thread(self.source.can_open):  # the log's file is missing
                 return await asyncio.to_thread(self._out_of_reach, page, error)
             return self._error(page, 404, str(error))
-        except (InvalidValue, GroupNotEmpty, NotRunning, ConfigError) as error:
-            status = 409 if isinstance(error, GroupNotEmpty) else 400
-            return self._error(page, status, str(error))
+        except (GroupNotEmpty, EventTopicError) as error:
+            return self._error(page, 409, str(error))
         except StreamsError as error:
-            await asyncio.to_thread(self.source.reopen)
-            return await asyncio.to_thread(self._out_of_reach, page, error)
+            return self._error(page, 400, str(error))
 
     def _out_of_reach(self, page: Page, error: Exception) -> Response:
         where = self.source.description
@@ -366,6 +367,8 @@ class Dashboard:
         found: list[NavigationItem] = []
         for screen in self._screens:
             if not screen.title or (screen.payloads and not page.access.payloads):
+                continue
+            if screen.needs and not page.access.may(screen.needs):
                 continue
             if screen.needs_app is not None and not screen.needs_app(self.app):
                 continue

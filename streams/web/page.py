@@ -271,6 +271,7 @@ class Screen:
     :param payloads: it shows nothing but what is in messages, so it needs that permission.
     :param needs_app: it is in the navigation where the app declares such things alone: called with
         the app, it says whether.
+    :param needs: the action that it is the form of; without that permission there is no such page.
     """
 
     path: str
@@ -278,6 +279,7 @@ class Screen:
     title: str = ""
     payloads: bool = False
     needs_app: Callable[[Streams], bool] | None = None
+    needs: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,14 +98,17 @@ class _Reader(HTMLParser):
         if tag in self._open:
             while self._open and self._open.pop() != tag:
                 pass
-        if tag == "form":
-            self._form = None
-        elif tag == "select":
+        if tag == "select":
             self._select = None
         elif tag == "textarea":
+            if self._form is not None and self._textarea:  # as browsers do
+                fields = self._form.fields
+                fields[self._textarea] = fields[self._textarea].removeprefix("\n")
             self._textarea = None
         elif tag == "a":
             self._link = None
+        elif tag == "form":
+            self._form = None
 
     def handle_data(self, data: str) -> None:
         if _SILENT & set(self._open):
@@ -196,13 +199,24 @@ class Visitor:
         assert not seen.dangerous, seen.dangerous
         return seen
 
-    async def submit(self, seen: Seen, text: str, *, status: int = 200, **fields: str) -> Seen:
-        """Fill in and send the form with this text in it."""
+    async def submit(
+        self,
+        seen: Seen,
+        text: str,
+        *,
+        status: int = 200,
+        fields: Mapping[str, str] | None = None,
+        **more: str,
+    ) -> Seen:
+        """Fill in and send the form with this text in it.
+
+        :param fields: those whose names are no words of Python's.
+        """
         form = seen.form(text)
         assert form.method == "post", form
         address = urljoin(str(seen.response.url), form.action)
         answer = await self.client.post(
-            address, data={**form.fields, **fields}, headers=SAME_ORIGIN
+            address, data={**form.fields, **(fields or {}), **more}, headers=SAME_ORIGIN
         )
         found = Seen(answer)
         assert found.status == status, f"{found.status}: {found.text}"

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from streams.web.page import Action, ProblemFinder, Screen
-from streams.web.screens import groups, jobs, messages, overview, topics
+from streams.web.screens import groups, jobs, messages, overview, publish, topics
 
 MODULES = (
     overview,
     topics,
     messages,
     groups,
+    publish,
     jobs,
 )
 
