@@ -316,7 +316,7 @@ class Dashboard:
         try:
             return await self.source.run(make)
         except (Unavailable, Fatal) as error:
-            await asyncio.to_thread(self.source.reopen)
+            self.source.reopen()
             return await asyncio.to_thread(self._out_of_reach, page, error)
         except NotFound as error:
             if not await asyncio.to_thread(self.source.can_open):  # the log's file is missing

@@ -10,6 +10,7 @@ by the name in ``Host``. Neither needs a cookie or a token in a page.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterable
 from urllib.parse import urlsplit
@@ -45,6 +46,13 @@ def host_name(header: str) -> str | None:
     return None if found is None else found["name"].lower().strip("[]")
 
 
+def _is_ipv6(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text).version == 6
+    except ValueError:
+        return False
+
+
 def check_hosts(names: Iterable[str]) -> frozenset[str]:
     """Names under which a dashboard may be asked for.
 
@@ -53,7 +61,7 @@ def check_hosts(names: Iterable[str]) -> frozenset[str]:
     found = set[str]()
     for name in names:
         bare = name.strip("[]") if isinstance(name, str) else ""
-        host = host_name(f"[{bare}]" if ":" in bare else bare)
+        host = host_name(f"[{bare}]" if _is_ipv6(bare) else bare)
         if host is None or host != bare.lower():
             raise ConfigError(f"hosts: {name!r} is no name such as dashboard.example.com (no port)")
         found.add(host)

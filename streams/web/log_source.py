@@ -76,14 +76,15 @@ class LogSource:
         return True
 
     def reopen(self) -> None:
-        """Close a log of our own that failed: the next visitor opens it anew."""
+        """Let go of a log of our own that failed, without waiting for it: the next visitor opens it
+        anew."""
         with self._lock:
             opened, self._opened = self._opened, None
         if opened is not None:
-            try:
-                opened.close()
-            except StreamsError as error:
-                logger.debug("closing the dashboard's log: %s", error)
+            # A server that is frozen holds up the closing, too; nobody waits for that.
+            threading.Thread(
+                target=_close, args=(opened,), name="streams-web-close", daemon=True
+            ).start()
 
     def close(self) -> None:
         """Let go of what was opened here."""
@@ -106,3 +107,10 @@ class LogSource:
             if "shutdown" in str(error):
                 raise NotRunning("the dashboard is closed") from error
             raise
+
+
+def _close(log: Log) -> None:
+    try:
+        log.close()
+    except StreamsError as error:
+        logger.debug("closing the dashboard's log: %s", error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -137,8 +138,6 @@ def arriving(page: Page) -> Response:
 
 
 async def _arriving(page: Page, topic: str, ends: dict[int, int]) -> AsyncIterator[bytes]:
-    import asyncio
-
     source = page.dashboard.source
     template = environment(page.language).get_template("message_rows.html")
     began = quiet = time.monotonic()
@@ -147,7 +146,7 @@ async def _arriving(page: Page, topic: str, ends: dict[int, int]) -> AsyncIterat
         try:
             rows, passed = await source.run(lambda: _arrived(page, topic, ends))
         except StreamsError:
-            await asyncio.to_thread(source.reopen)
+            source.reopen()
             rows, passed = [], 0
         if rows:
             html = template.render(page.context(rows=rows, passed=passed, topic=topic))
