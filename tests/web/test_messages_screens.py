@@ -205,12 +205,13 @@ async def test_a_message_says_where_it_has_been(stage: Stage) -> None:
                 if batch is not None
                 for offset in batch.offsets
             ]
-            handled = await visitor.get(address + places[0])
+            handled = await visitor.get(f"{address}{places[0]}/trail")
             assert f"{stage.group} : settled it" in handled.text
             assert "it caused" in handled.text
             caused = await visitor.get(handled.link(f"{stage.topic_name}-bills/0/{places[0]}"))
             assert "Caused by" in caused.text
-            dead = await visitor.get(address + places[1])
+            assert "/trail" in (await visitor.get(address + places[1])).html
+            dead = await visitor.get(f"{address}{places[1]}/trail")
             assert "became a dead letter" in dead.text
             letter = await visitor.get(dead.link(f"{stage.topic_name}.{stage.group}.dead/0/0"))
             assert "no \\x1b[31m money" in letter.text

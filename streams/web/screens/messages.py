@@ -217,7 +217,7 @@ def show_message(page: Page) -> Response:
         **_value_context(value),
         caused_by=_header(headers, CAUSATION) or _header(headers, LEGACY_CAUSATION),
         correlation=_header(headers, CORRELATION) or _header(headers, LEGACY_CORRELATION),
-        trail=trail_of(page, row),
+        trail=page.url(address + path_part(log.format_offset(offset)) + "/trail"),
         before=page.url(address + path_part(log.format_offset(before)))
         if first <= before < offset
         else "",
@@ -226,6 +226,18 @@ def show_message(page: Page) -> Response:
         else page.url(address + path_part(log.format_offset(after.offsets[0]))),
         decoded=_decoding_problem(page, row),
         may_save=page.url(address + path_part(log.format_offset(offset)) + "/value"),
+    )
+
+
+def show_trail(page: Page) -> Response:
+    """Where a message has been; a part of its page that comes after the rest, as it takes long."""
+    row, offset = _row(page)
+    place = f"{row.batch.partition}/{path_part(page.log.format_offset(offset))}"
+    return page.render(
+        "message_trail.html",
+        title=f"{row.batch.topic}/{row.batch.partition}/{page.log.format_offset(offset)}",
+        message=page.url(f"/topics/{path_part(row.batch.topic)}/messages/{place}"),
+        trail=trail_of(page, row),
     )
 
 
@@ -330,5 +342,6 @@ SCREENS = (
     Screen("/topics/{topic}/messages", list_messages, payloads=True),
     Screen("/topics/{topic}/messages/arriving", arriving, payloads=True),
     Screen("/topics/{topic}/messages/{partition}/{offset}", show_message, payloads=True),
+    Screen("/topics/{topic}/messages/{partition}/{offset}/trail", show_trail, payloads=True),
     Screen("/topics/{topic}/messages/{partition}/{offset}/value", save_value, payloads=True),
 )
