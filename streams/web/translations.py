@@ -2,7 +2,7 @@
 
 A text is English in the code and the templates, and is its own name in the catalogues. The files
 are read as they are (``.po``), so nothing is compiled and a translator's change is seen at the next
-start. ``python3 scripts/web_texts.py`` brings them up to date with the code.
+start. ``python -m tests.web.texts`` brings them up to date with the code.
 """
 
 from __future__ import annotations

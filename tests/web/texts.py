@@ -1,11 +1,10 @@
-#!/usr/bin/env python3
 """Brings the dashboard's catalogues (``streams/web/catalogues/*.po``) up to date with its code.
 
-``python3 scripts/web_texts.py`` finds every text in ``streams/web`` (``page._("...")``,
+``python -m tests.web.texts`` finds every text in ``streams/web`` (``page._("...")``,
 ``page.plural("...", "...", n)``, ``mark("...")`` in modules; ``_("...")`` and ``{% trans %}`` in
 templates) and writes the catalogues anew, sorted: translations are kept, new texts come without one
 and are shown in English, texts that are gone are left out. ``--check`` changes nothing, names what
-is missing or gone, and fails if there is any. It runs in the project's environment (``.venv``).
+is missing or gone, and fails if there is any.
 """
 
 from __future__ import annotations
@@ -17,13 +16,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "codecs")]
+from streams.web.rendering import environment
+from streams.web.translations import PoEntry, read_po
 
-from streams.web.rendering import environment  # noqa: E402
-from streams.web.translations import PoEntry, read_po  # noqa: E402
-
-WEB = ROOT / "streams" / "web"
+WEB = Path(__file__).resolve().parents[2] / "streams" / "web"
 CATALOGUES = WEB / "catalogues"
 
 
@@ -102,7 +98,7 @@ def written(texts: Sequence[Text], known: dict[str, PoEntry], header: str) -> st
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="web_texts.py", description="Update the catalogues.")
+    parser = argparse.ArgumentParser(prog="tests.web.texts", description="Update the catalogues.")
     parser.add_argument("--check", action="store_true", help="change nothing, name what is amiss")
     check = parser.parse_args(argv).check
     texts = all_texts()
