@@ -34,7 +34,7 @@ try:
     from starlette.staticfiles import StaticFiles
 except ImportError as error:
     raise ConfigError(
-        "the dashboard needs the packages of the extra web: pip install 'streams-toolkit[web]'"
+        "the dashboard needs the packages of the extra web: pip install jinja2 starlette uvicorn"
     ) from error
 
 from streams.web.access import Access, AccessRule
@@ -219,6 +219,8 @@ class Dashboard:
             return PlainTextResponse(
                 "A name and a password are needed.\n", 401, {"www-authenticate": REALM}
             )
+        except HTTPException as error:  # an access= of the user's own asks for a login its own way
+            return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
         except PasswordInTheClear:
             return PlainTextResponse("Passwords are taken over TLS only: use https.\n", 403)
         if not found.read:

@@ -19,8 +19,7 @@ try:
     import uvicorn
 except ImportError as error:
     raise ConfigError(
-        "serving the dashboard needs the package uvicorn (the extra web): "
-        "pip install 'streams-toolkit[web]'"
+        "serving the dashboard needs the package uvicorn (the extra web): pip install uvicorn"
     ) from error
 
 if TYPE_CHECKING:

@@ -329,3 +329,26 @@ async def test_messages_are_seen_as_they_arrive(stage: Stage) -> None:
                             break
                     assert "&lt;b&gt;arrived" in line
                     assert "<b>" not in line
+
+
+class Deposited(msgspec.Struct, tag="deposited", frozen=True):
+    cents: int
+
+
+@pytest.mark.everywhere
+async def test_histories_are_browsed_and_searched(stage: Stage) -> None:
+    from streams import Aggregate
+
+    app = stage.app()
+    accounts = Aggregate(app, stage.topic_name, Deposited, int, lambda cents, e: cents + e.cents)
+    async with app:
+        for number in range(5):
+            await accounts.append(f"account-{number}", [Deposited(number)], expected=0)
+    async with visit(Dashboard(stage.app(), access="all")) as visitor:
+        topic = f"/topics/{stage.topic_name}.events"
+        assert "the events of an aggregate" in (await visitor.get(topic)).text
+        seen = await visitor.get(f"{topic}/messages")
+        assert all(f"account-{number}" in seen.text for number in range(5))
+        seen = await visitor.get(f"{topic}/messages?path=cents&path_value=3")
+        assert "account-3" in seen.text
+        assert "1 found." in seen.text

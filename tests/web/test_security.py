@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import Mount
 
@@ -96,6 +97,17 @@ async def test_access_is_asked_about_each_request(stage: Stage) -> None:
         await visitor.get("/", status=403)
         seen = await visitor.get("/", headers={"x-user": "ada"})
         assert "ada" in seen.text
+
+
+async def test_access_may_ask_for_a_login_its_own_way(stage: Stage) -> None:
+    def who(request: Request) -> str:
+        raise HTTPException(401, "who are you?", {"www-authenticate": "Bearer"})
+
+    async with visit(Dashboard(stage.app(), access=who)) as visitor:
+        for path in ("/", "/live", "/nothing"):
+            seen = await visitor.get(path, status=401)
+            assert seen.response.headers["www-authenticate"] == "Bearer"
+        await visitor.post("/groups/delete", {"group": "g"}, status=401)
 
 
 async def test_an_action_is_logged_with_who_what_and_how_many(
