@@ -33,6 +33,7 @@ from streams import (
     Topic,
 )
 from streams.config import Flow
+from streams.log.protocol import Committed
 from streams.patterns import Delays, SagaOrchestrator, SagaStep
 
 ORDERS = 240
@@ -140,6 +141,7 @@ class Shop:
     fulfilments: SagaOrchestrator[Fulfilment]
     outbox: Outbox
     gate: asyncio.Event
+    suffix: str = ""
 
     async def fill(self) -> None:
         """Let everything happen; returns when it has."""
@@ -161,6 +163,7 @@ class Shop:
         await self.orders.connection.publisher.publish_many(self.orders.name, placed)
         raw = self.app.topic(self.orders.name, bytes)
         await raw.publish(b"\xff\xfe not JSON \x1b[31m<script>alert(1)</script>", key="elif", id="odd")
+        await asyncio.to_thread(self._leave_reports_behind)
         for number in range(12):
             when = {"at": BEYOND} if number % 2 else {"delay": 86_400.0 + 3_600 * number}
             await self.delays.publish(
@@ -171,6 +174,15 @@ class Shop:
             await self.fulfilments.start(
                 Fulfilment(f"o-{number}", CUSTOMERS[number % 8]), id=f"saga-{number}"
             )
+
+    def _leave_reports_behind(self) -> None:
+        """A group that has begun once, and that nobody consumes for now."""
+        log = self.app.log
+        firsts = {
+            partition: Committed(log.watermarks(self.orders.name, partition)[0])
+            for partition in range(log.topic(self.orders.name).partitions)
+        }
+        log.reset_offsets(f"reports{self.suffix}", self.orders.name, firsts)
 
 
 def build(url: str, folder: Path, suffix: str = "") -> Shop:
@@ -278,4 +290,4 @@ def build(url: str, folder: Path, suffix: str = "") -> Shop:
 
     fulfilments.add_step(SagaStep("pack", pack, unpack, compensation_retry=Retry(attempts=1)))
     fulfilments.add_step(SagaStep("charge", charge))
-    return Shop(app, orders, parcels, reminders, delays, accounts, fulfilments, outbox, gate)
+    return Shop(app, orders, parcels, reminders, delays, accounts, fulfilments, outbox, gate, suffix)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from streams.web import Dashboard
 from streams.web.server import _Server
@@ -20,11 +22,14 @@ from tests.web.showcase import Shop, build
 
 T = TypeVar("T")
 
+BELOW = "/ops/streams%20of%20events"
+
 
 class Running:
     """A shop that runs, and where its dashboard is.
 
     :param loop: where the app lives; tests are elsewhere.
+    :param address: of the dashboard.
     """
 
     def __init__(
@@ -33,6 +38,8 @@ class Running:
         self.shop = shop
         self.dashboard = dashboard
         self.address = address
+        self.mounted = f"{address}{BELOW}"
+        """The same dashboard, mounted below a path."""
         self._loop = loop
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -60,8 +67,9 @@ def running(url: str = "", suffix: str = "", **options: Any) -> Iterator[Running
             found = Running(shop, dashboard, asyncio.get_running_loop(), address.rstrip("/"))
             ready.set_result(found)
 
+        both = Starlette(routes=[Mount("/ops/streams of events", dashboard), Mount("/", dashboard)])
         config = uvicorn.Config(
-            dashboard, host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=1
+            both, host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=1
         )
         server = _Server(config, on_start)
         async with shop.app:
@@ -79,9 +87,9 @@ def running(url: str = "", suffix: str = "", **options: Any) -> Iterator[Running
             try:
                 loop.run_until_complete(run(Path(folder)))
             except BaseException as error:
-                if not ready.done():
-                    ready.set_exception(error)
-                raise
+                if ready.done():
+                    raise
+                ready.set_exception(error)
             finally:
                 loop.close()
 
