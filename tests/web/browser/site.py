@@ -20,7 +20,7 @@ EACH = 3
 NOT_LINKED = {"/jobs/{job}"}
 """Screens that an action leads to."""
 
-FOR_SCRIPTS = {"/series"}
+FOR_SCRIPTS = {"/series", "/topics/{topic}/messages/arriving"}
 """What pages ask for themselves: no visitor goes there."""
 
 
@@ -33,10 +33,12 @@ class Site:
     """What can be reached.
 
     :param pages: by a screen's declared path, an address that shows it.
+    :param files: the paths of what is saved, not shown.
     """
 
     def __init__(self) -> None:
         self.pages: dict[str, str] = {}
+        self.files: set[str] = set()
 
 
 def explore(address: str) -> Site:
@@ -54,6 +56,9 @@ def explore(address: str) -> Site:
             visits[screen] += 1
             response = client.get(path)
             assert response.status_code < 400, f"{response.status_code} {path}"
+            if "html" not in response.headers.get("content-type", ""):
+                site.files.add(screen)
+                continue
             site.pages.setdefault(screen, path)
             for _, href in Seen(response).links:
                 found = urljoin(str(response.url), href)

@@ -34,7 +34,7 @@ def test_every_screen_and_its_figures(browser: Browser, elsewhere: Running) -> N
         watch(context)
         tab = Tab(context, elsewhere.address)
         site = explore(elsewhere.address)
-        missing = set(screen_paths()) - NOT_LINKED - set(site.pages)
+        missing = set(screen_paths()) - NOT_LINKED - set(site.pages) - site.files
         assert not missing, f"no link leads to {missing}"
         for path in site.pages.values():
             look_at(tab, path)
