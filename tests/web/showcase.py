@@ -34,6 +34,7 @@ from streams import (
 )
 from streams.config import Flow
 from streams.log.protocol import Committed
+from streams.message import Record
 from streams.patterns import Delays, SagaOrchestrator, SagaStep
 
 ORDERS = 240
@@ -161,8 +162,7 @@ class Shop:
             for number in range(ORDERS)
         ]
         await self.orders.connection.publisher.publish_many(self.orders.name, placed)
-        raw = self.app.topic(self.orders.name, bytes)
-        await raw.publish(b"\xff\xfe not JSON \x1b[31m<script>alert(1)</script>", key="elif", id="odd")
+        await self.publish_bytes(b"not JSON \x1b[31m<script>alert(1)</script> \xe4\xbd", "odd")
         await asyncio.to_thread(self._leave_reports_behind)
         for number in range(12):
             when = {"at": BEYOND} if number % 2 else {"delay": 86_400.0 + 3_600 * number}
@@ -174,6 +174,11 @@ class Shop:
             await self.fulfilments.start(
                 Fulfilment(f"o-{number}", CUSTOMERS[number % 8]), id=f"saga-{number}"
             )
+
+    async def publish_bytes(self, value: bytes, id: str) -> None:
+        """An order that is none."""
+        record = Record(value=value, key=b"elif", id=id)
+        await self.app.publisher.publish_many(self.orders.name, [record])
 
     def _leave_reports_behind(self) -> None:
         """A group that has begun once, and that nobody consumes for now."""
@@ -290,4 +295,6 @@ def build(url: str, folder: Path, suffix: str = "") -> Shop:
 
     fulfilments.add_step(SagaStep("pack", pack, unpack, compensation_retry=Retry(attempts=1)))
     fulfilments.add_step(SagaStep("charge", charge))
-    return Shop(app, orders, parcels, reminders, delays, accounts, fulfilments, outbox, gate, suffix)
+    return Shop(
+        app, orders, parcels, reminders, delays, accounts, fulfilments, outbox, gate, suffix
+    )

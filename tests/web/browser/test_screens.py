@@ -36,7 +36,9 @@ def test_every_screen_fits_a_phone_in_japanese(tab: Tab, site: Site) -> None:
         tab.until(lambda: not tab.is_wider_than_its_window(), path)  # noqa: B023
 
 
-def test_every_screen_can_be_read_without_scripts(browser: Browser, shop: Running, site: Site) -> None:
+def test_every_screen_can_be_read_without_scripts(
+    browser: Browser, shop: Running, site: Site
+) -> None:
     with browser.new_context(java_script_enabled=False) as context:
         tab = Tab(context, shop.address)
         for path in site.pages.values():
