@@ -22,7 +22,6 @@ from streams import (
     Command,
     DeadLetters,
     End,
-    Message,
     Outbox,
     ProcessManager,
     Refused,
@@ -210,7 +209,7 @@ def build(url: str, folder: Path, suffix: str = "") -> Shop:
     orders = app.topic(named("orders"), OrderPlaced, key="customer", partitions=4)
     parcels = app.topic(named("parcels"), Parcel, key="order", partitions=2)
     reminders = app.topic(named("reminders"), str, partitions=1)
-    invoices = app.topic(named("invoices"), dict[str, Any], key="order", partitions=1)
+    app.topic(named("invoices"), dict[str, Any], key="order", partitions=1)
     delays = Delays(app, named("delays"))
     outbox = Outbox(app, outbox_url)
     gate = asyncio.Event()

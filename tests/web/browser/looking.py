@@ -1,5 +1,5 @@
-"""What holds on every screen: nothing fails, nothing is refused, it fits a phone, and axe-core finds
-no violation in either colour scheme."""
+"""What holds on every screen: nothing fails, nothing is refused, it fits a phone, and axe-core
+finds no violation in either colour scheme."""
 
 from __future__ import annotations
 

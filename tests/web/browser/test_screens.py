@@ -8,7 +8,7 @@ from playwright.sync_api import Browser, expect
 from tests.web.browser.looking import PHONE, look_at
 from tests.web.browser.running import Running
 from tests.web.browser.site import NOT_LINKED, Site, explore, screen_paths
-from tests.web.browser.tab import Tab, watch
+from tests.web.browser.tab import Tab
 
 pytestmark = pytest.mark.xdist_group("browser")
 
@@ -33,7 +33,7 @@ def test_every_screen_fits_a_phone_in_japanese(tab: Tab, site: Site) -> None:
     for path in site.pages.values():
         tab.get(path + ("&" if "?" in path else "?") + "lang=ja")
         assert tab.script("document.documentElement.lang") == "ja"
-        tab.until(lambda: not tab.is_wider_than_its_window(), path)  # noqa: B023
+        tab.until(lambda: not tab.is_wider_than_its_window(), path)
 
 
 def test_every_screen_can_be_read_without_scripts(
