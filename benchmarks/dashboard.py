@@ -563,7 +563,7 @@ def _looked_at(html: str) -> str:
 def main() -> int:
     """The process's exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dashboard", description=__doc__)
-    parser.add_argument("what", nargs="*", help="pages, load, search; all if none is given")
+    parser.add_argument("what", nargs="*", help="fill, pages, load, search; all if none is given")
     parser.add_argument("--url", default="", help="the log; a temporary SQLite file if not given")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where the file stays")
     parser.add_argument("--quick", action="store_true", help="small sizes, to try it")
@@ -577,7 +577,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="dashboard-") as scratch:
         folder: Path = arguments.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        if "pages" in chosen:
+        if "pages" in chosen or "fill" in chosen:
             url = arguments.url or f"sqlite:///{folder}/pages.db"
             mark = folder / "filled.json"
             if not mark.exists():
@@ -585,6 +585,7 @@ def main() -> int:
                 asyncio.run(fill(url, sizes, lambda line: print(f"· {line}", file=sys.stderr)))
                 mark.write_text(json.dumps(sizes._asdict()))
                 print(f"· filled in {time.perf_counter() - began:.0f} s", file=sys.stderr)
+        if "pages" in chosen:
             visits, before, after = measure_pages(url, sizes)
             print("| screen | first | median | p95 | first paint | KB |\n|---|---|---|---|---|---|")
             for each in visits:
