@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Brings the dashboard's scripts from npm packages into ``streams/web/static/vendor``, where they
-are committed: neither an installation nor a browser fetches them from anywhere.
+are committed: neither an installation nor a browser fetches them from anywhere. What only the tests
+use (axe-core) goes to ``tests/web/browser/vendor``, and does not ship.
 
 ``python3 scripts/web_scripts.py`` fetches the packages at the versions below with ``npm pack``,
 compares the hash of each with the one that is written here, and writes the files that are used,
@@ -21,7 +22,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-VENDOR = Path(__file__).resolve().parent.parent / "streams" / "web" / "static" / "vendor"
+ROOT = Path(__file__).resolve().parent.parent
+VENDOR = ROOT / "streams" / "web" / "static" / "vendor"
+TESTS = ROOT / "tests" / "web" / "browser" / "vendor"
 
 SUMS = "SHA256SUMS"
 
@@ -35,6 +38,8 @@ class NpmPackage(NamedTuple):
     """The hash of its archive, as npm writes it: ``sha512-`` and base64."""
     files: Mapping[str, str]
     """Files within the package, and what they are called here."""
+    folder: Path = VENDOR
+    """Where they go."""
 
 
 PACKAGES = (
@@ -57,7 +62,16 @@ PACKAGES = (
             "LICENSE": "uPlot.LICENSE",
         },
     ),
+    NpmPackage(
+        "axe-core",
+        "4.14.1",
+        "sha512-FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ==",
+        {"axe.min.js": "axe.min.js", "LICENSE": "axe.LICENSE"},
+        TESTS,
+    ),
 )
+
+FOLDERS = tuple(dict.fromkeys(package.folder for package in PACKAGES))
 
 
 def fetch(package: NpmPackage, folder: Path) -> dict[str, bytes]:
@@ -90,26 +104,29 @@ def fetch(package: NpmPackage, folder: Path) -> dict[str, bytes]:
 
 def write_all() -> None:
     """Fetch all packages, then write what is used of them."""
-    files: dict[str, bytes] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    files: dict[Path, dict[str, bytes]] = {folder: {} for folder in FOLDERS}
+    with tempfile.TemporaryDirectory() as scratch:
         for package in PACKAGES:
-            files |= fetch(package, Path(folder))
-    VENDOR.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        (VENDOR / name).write_bytes(data)
-    sums = "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
-    (VENDOR / SUMS).write_text(sums, encoding="ascii")
+            files[package.folder] |= fetch(package, Path(scratch))
+    for folder, found in files.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in found.items():
+            (folder / name).write_bytes(data)
+        sums = "".join(
+            f"{hashlib.sha256(found[name]).hexdigest()}  {name}\n" for name in sorted(found)
+        )
+        (folder / SUMS).write_text(sums, encoding="ascii")
 
 
-def changed_files() -> list[str]:
+def changed_files(folder: Path) -> list[str]:
     """The committed files that are not what ``SHA256SUMS`` says, or that it does not name."""
     named: dict[str, str] = {}
-    for line in (VENDOR / SUMS).read_text(encoding="ascii").splitlines():
+    for line in (folder / SUMS).read_text(encoding="ascii").splitlines():
         digest, _, name = line.partition("  ")
         named[name] = digest
     there = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in VENDOR.iterdir()
+        for path in folder.iterdir()
         if path.name != SUMS
     }
     return sorted(name for name in {*named, *there} if named.get(name) != there.get(name))
@@ -121,7 +138,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--check", action="store_true", help="only compare the committed files")
     if not parser.parse_args(argv).check:
         write_all()
-    changed = changed_files()
+    changed = [name for folder in FOLDERS for name in changed_files(folder)]
     if changed:
         print(f"not what {SUMS} says: {', '.join(changed)}", file=sys.stderr)
     return 1 if changed else 0

@@ -276,6 +276,7 @@ class Dashboard:
             self._log_action(page, action, f"failed: {one_line(str(error))}", 0, "")
             raise
         if isinstance(found, Done):
+            self._forget()
             self._log_action(page, action, "done", found.count, found.subject)
             return page.render("done.html", done=found, title=found.text)
         if isinstance(found, Background):
@@ -294,7 +295,15 @@ class Dashboard:
             return page.render("confirm.html", confirm=found, fields=fields, title=found.title)
         return found
 
+    def _forget(self) -> None:
+        """What was looked at before an action is not so any more."""
+        self.sampler.expire()
+        self.groups.expire()
+        with self._shared_lock:
+            self._shared.clear()
+
     def _log_job(self, page: Page, action: Action, job: Job) -> None:
+        self._forget()
         result = job.result
         what = f"failed: {job.error}" if result is None else "done"
         count = job.done if result is None else result.count

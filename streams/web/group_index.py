@@ -91,6 +91,12 @@ class GroupIndex:
         self._topics: list[str] = []
         self._internal: frozenset[str] = frozenset()
         self._listed_at = float("-inf")
+        self._changed_at = 0.0
+
+    def expire(self) -> None:
+        """Have everything looked at anew: somebody changed something."""
+        self._changed_at = time.time()
+        self._listed_at = float("-inf")
 
     def look(self, seconds: float) -> GroupOverview:
         """What is known, after looking at groups for so many real seconds at most (blocks). One
@@ -127,7 +133,8 @@ class GroupIndex:
             return 0.0 if found is None else found.at
 
         for name in sorted(self._names[:MAX_GROUPS], key=asked_at):
-            if now - asked_at(name) < FRESH or time.monotonic() > deadline:
+            is_fresh = now - asked_at(name) < FRESH and asked_at(name) > self._changed_at
+            if is_fresh or time.monotonic() > deadline:
                 break
             self._known[name] = self._look_at(log, name)
 

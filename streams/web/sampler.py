@@ -87,6 +87,8 @@ class Figures:
     now: dict[str, float | int | None] = field(default_factory=dict)
     at: float = 0.0
     missing: bool = False
+    stale: bool = False
+    """Something was changed since."""
     series: Series = field(default_factory=Series)
     partitions: int = 0
     partitions_at: float = 0.0
@@ -94,8 +96,8 @@ class Figures:
     """Of a topic, where its partitions ended at the last sample."""
 
     def is_fresh(self) -> bool:
-        """It was asked for within the last interval."""
-        return time.time() - self.at < INTERVAL
+        """It was asked for within the last interval, and nothing was changed here since."""
+        return not self.stale and time.time() - self.at < INTERVAL
 
 
 Told = Callable[[Mapping[str, Mapping[str, float | int | None]] | None], None]
@@ -141,6 +143,12 @@ class Sampler:
             else:
                 self._known.move_to_end(subject)
             return found
+
+    def expire(self) -> None:
+        """Have everything asked for anew: somebody changed something."""
+        with self._lock:
+            for figures in self._known.values():
+                figures.stale = True
 
     def past(self, subject: str) -> Series:
         """The past of a subject, as far as somebody has looked at it."""
@@ -269,6 +277,7 @@ def sample(log: Log, subject: str, figures: Figures) -> None:
     """
     kind, _, name = subject.partition(":")
     now = time.time()
+    figures.stale = False
     try:
         _SAMPLERS[kind](log, name, figures, now)
         figures.missing = False

@@ -55,6 +55,8 @@ def texts_of_template(source: str) -> Iterator[Text]:
     """The texts of a template."""
     extract = environment("en").extract_translations  # type: ignore[attr-defined]
     for _, _, found in extract(source, gettext_functions=("_", "gettext", "ngettext")):
+        if found is None:
+            continue  # a value, not a text
         if isinstance(found, str):
             yield Text(found)
         else:
