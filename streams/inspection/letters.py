@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from streams.log.range_reader import LogRow
     from streams.message import Headers
+    from streams.topic import Topic
 
 
 class LetterFacts(NamedTuple):
@@ -125,3 +126,19 @@ class DeadLetterFilter:
         headers = batch.headers(index)
         said = header_text(headers, ERROR_EXCEPTION) or "", error_of(headers)
         return any(self.error.casefold() in each.casefold() for each in said)
+
+
+def decoding_problem(topic: Topic[Any], row: LogRow, value: bytes) -> str | None:
+    """Why a topic cannot decode a letter's message with another value; None: it can."""
+    from streams.message import Batch
+
+    changed = Batch(
+        topic.name, row.batch.partition, (row.offset,), [row.batch.keys[row.index]], [value],
+        [row.id], [own_headers(row.headers)], [row.batch.time(row.index)],
+    )  # fmt: skip
+    try:
+        decoding = topic.decoding
+        decoding.decode_one(decoding.unwrap(changed), 0)
+    except Exception as error:  # the app's own types may raise anything
+        return f"{type(error).__name__}: {error}"
+    return None

@@ -283,6 +283,7 @@ class Dashboard:
                 who=page.access.who,
                 title=found.title,
                 back=found.back,
+                subject=found.subject,
                 on_end=partial(self._log_job, page, action),
             )
             self._log_action(page, action, "began", 0, found.title)

@@ -9,13 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from streams.web.page import Action, ProblemFinder, Screen
-from streams.web.screens import groups, jobs, messages, overview, publish, topics
+from streams.web.screens import (
+    dead,
+    dead_actions,
+    groups,
+    jobs,
+    messages,
+    overview,
+    publish,
+    topics,
+)
 
 MODULES = (
     overview,
     topics,
     messages,
     groups,
+    dead,
+    dead_actions,
     publish,
     jobs,
 )

@@ -1,0 +1,404 @@
+"""The dead letters of a topic by error, with counts: a survey that goes on reading in a thread.
+
+Letters are of the same *kind* if they come from the same topic and group, their errors are of the
+same type, and their texts differ in numbers, names in quotation marks and the like only. A survey
+keeps 18 bytes a letter that waits (where it stands, and its kind), so whoever looks again waits for
+nothing but what is new, and what was dealt with since is counted no more.
+
+All it reads was written by whoever could write to the topic. A kind is for people: nothing is
+decided by it but which letters a person means.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from array import array
+from bisect import bisect_left
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Mapping
+from hashlib import blake2b
+from typing import TYPE_CHECKING, NamedTuple
+
+from streams.derived_records import (
+    ERROR_EXCEPTION,
+    ERROR_GROUP,
+    ERROR_MESSAGE,
+    ERROR_TIME,
+    ERROR_TOPIC,
+    error_of,
+)
+from streams.errors import NotFound, StreamsError
+from streams.inspection.letter_topics import LetterSource
+from streams.log.range_reader import read_batches
+from streams.patterns.deadletters import DeadLetterTopic, ResolvedOffsets, source_of
+from streams.text import get_logger
+from streams.wire import parse_iso_time
+
+if TYPE_CHECKING:
+    from streams.log.protocol import Log
+    from streams.message import Batch, Headers
+
+logger = get_logger("streams.dead")
+
+MAX_LETTERS = 1_000_000
+"""Letters that wait and are surveyed, the oldest of each partition."""
+
+MAX_KINDS = 1_000
+"""Kinds that are told apart in one topic; what comes after them is of the last, all others."""
+
+MAX_SURVEYS = 6
+"""Topics whose surveys are kept, those that were looked at last."""
+
+ERROR_LENGTH = 300
+"""Characters of an error that are looked at."""
+
+_CACHE = 20_000
+
+_READ = frozenset({ERROR_EXCEPTION, ERROR_MESSAGE, ERROR_TOPIC, ERROR_GROUP})
+
+_VARIES = re.compile(
+    r"""
+    '[^']{0,80}' | "[^"]{0,80}"                  # a name
+    | \b0x[0-9a-fA-F]+\b | \b[0-9a-fA-F]{8,}\b     # an address, a digest
+    | \b[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b
+    | [0-9]+([.,:_-][0-9]+)*
+    """,
+    re.VERBOSE,
+)
+
+_LOW_HALF = (1 << 64) - 1
+
+
+class LetterKind(NamedTuple):
+    """Letters that failed in the same way.
+
+    :param id: names the kind, in any process.
+    :param source: the topic and group that they are of; None: they do not say.
+    :param error: the error of one of them: its type and text.
+    :param waiting: how many wait.
+    :param last: when the last of those that were read failed, in seconds since the epoch; None: it
+        does not say.
+    """
+
+    id: str
+    source: LetterSource | None
+    error: str
+    waiting: int
+    last: float | None
+
+
+class SurveyResult(NamedTuple):
+    """A survey, as far as it has come.
+
+    :param kinds: those of which letters wait, the most frequent first.
+    :param waiting: letters that wait, as far as it has looked.
+    :param looked_at: letters that it has looked at, those included that were dealt with since.
+    :param is_complete: it has come to the end.
+    :param is_truncated: there are more than :data:`MAX_LETTERS`.
+    """
+
+    kinds: list[LetterKind]
+    waiting: int
+    looked_at: int
+    is_complete: bool
+    is_truncated: bool
+
+
+class KindHeaders(NamedTuple):
+    """What of a letter's headers its kind follows from."""
+
+    exception: bytes
+    message: bytes
+    topic: bytes
+    group: bytes
+
+    @classmethod
+    def of(cls, headers: Headers) -> KindHeaders:
+        """Those of a letter."""
+        found = {name: value for name, value in headers if name in _READ and value is not None}
+        return cls(
+            found.get(ERROR_EXCEPTION, b""),
+            found.get(ERROR_MESSAGE, b"")[: 4 * ERROR_LENGTH],
+            found.get(ERROR_TOPIC, b""),
+            found.get(ERROR_GROUP, b""),
+        )
+
+    def as_headers(self) -> list[tuple[str, bytes | None]]:
+        """The same as headers."""
+        return [
+            (ERROR_EXCEPTION, self.exception), (ERROR_MESSAGE, self.message),
+            (ERROR_TOPIC, self.topic), (ERROR_GROUP, self.group),
+        ]  # fmt: skip
+
+    def without_what_varies(self) -> KindHeaders:
+        """The same for all letters of its kind."""
+        message = self.message.decode("utf-8", "replace")[:ERROR_LENGTH]
+        return self._replace(message=_VARIES.sub("#", message).encode("utf-8", "replace"))
+
+    def kind_id(self) -> str:
+        """Names its kind."""
+        same = self.without_what_varies()
+        topic, group = source_of(same.as_headers())
+        source = f"{topic}\0{group}".encode("utf-8", "surrogateescape")
+        return blake2b(
+            b"\0".join((same.exception, same.message, source)), digest_size=8
+        ).hexdigest()
+
+
+def kind_of(headers: Headers) -> str:
+    """Names the kind of a letter with these headers."""
+    return KindHeaders.of(headers).kind_id()
+
+
+class _Kind:
+    """A kind, as it is kept."""
+
+    __slots__ = ("example", "id", "last")
+
+    def __init__(self, id: str, example: KindHeaders) -> None:
+        self.id = id
+        self.example = example
+        self.last: bytes | None = None
+
+
+class _Partition:
+    """The letters of one partition that were read: where they stand, and the kind of each."""
+
+    __slots__ = ("high", "kinds", "low", "next", "start", "total")
+
+    def __init__(self) -> None:
+        self.high, self.low = array("Q"), array("Q")
+        """Halves of offsets, which have 128 bits on Redis."""
+        self.kinds = array("H")
+        self.total: Counter[int] = Counter()
+        """How many of each kind."""
+        self.start = 0
+        """Letters before this offset were dropped, as they are resolved."""
+        self.next = 0
+        """Where reading goes on."""
+
+    def extend(self, offsets: Collection[int], kinds: Collection[int]) -> None:
+        self.high.extend(each >> 64 for each in offsets)
+        self.low.extend(each & _LOW_HALF for each in offsets)
+        self.kinds.extend(kinds)
+        self.total.update(kinds)
+
+    def offset(self, index: int) -> int:
+        return self.high[index] << 64 | self.low[index]
+
+    def find(self, offset: int) -> int:
+        """How many stand before an offset."""
+        return bisect_left(range(len(self.kinds)), offset, key=self.offset)
+
+    def drop_before(self, offset: int) -> None:
+        """They are resolved."""
+        self.start = offset
+        count = self.find(offset)
+        if count:
+            self.total -= Counter(self.kinds[:count])  # which leaves no zeros
+            del self.high[:count], self.low[:count], self.kinds[:count]
+
+    def waiting(self, resolved: ResolvedOffsets) -> Counter[int]:
+        """How many of each kind wait."""
+        found = Counter(self.total)
+        for low, high in resolved.ranges:
+            found -= Counter(self.kinds[self.find(low) : self.find(high)])
+        return found
+
+
+class LetterSurvey:
+    """The letters of one topic by kind (any thread).
+
+    :param open_log: gives the log; it may raise.
+    """
+
+    def __init__(self, name: str, open_log: Callable[[], Log]) -> None:
+        self.name = name
+        self._open_log = open_log
+        self._lock = threading.Lock()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._failure: StreamsError | None = None
+        self._closed = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self._incarnation = ""
+        self._partitions: dict[int, _Partition] = {}
+        self._resolved: dict[int, ResolvedOffsets] = {}
+        self._kinds: list[_Kind] = []
+        self._by_id: dict[str, int] = {}
+        self._cache: dict[KindHeaders, int] = {}
+        self._looked_at = 0
+        self._is_truncated = False
+
+    def look(self, seconds: float) -> SurveyResult:
+        """Go on, and wait for so many real seconds at most (blocks).
+
+        :raises NotFound: there is no such topic.
+        :raises LogError: the log cannot be read.
+        """
+        with self._lock:
+            if self._idle.is_set():
+                self._idle.clear()
+                self._failure = None
+                threading.Thread(
+                    target=self._run, name="streams-letter-survey", daemon=True
+                ).start()
+        complete = self._idle.wait(seconds)
+        with self._lock:
+            if complete and self._failure is not None:
+                raise self._failure
+            return self._result(is_complete=complete)
+
+    def next_of(self, kind: str, start_offsets: Mapping[int, int]) -> dict[int, int] | None:
+        """By partition, the offset of the next letter of a kind that was read; where there is none,
+        where reading goes on. None: nothing is known of that kind.
+
+        :param start_offsets: by partition, the offset to begin at.
+        """
+        with self._lock:
+            number = self._by_id.get(kind)
+            if number is None:
+                return None
+            found: dict[int, int] = {}
+            for partition, each in self._partitions.items():
+                begin = each.find(start_offsets.get(partition, 0))
+                try:
+                    found[partition] = each.offset(each.kinds.index(number, begin))
+                except ValueError:
+                    found[partition] = max(each.next, start_offsets.get(partition, 0))
+            return found
+
+    def close(self) -> None:
+        """End reading."""
+        self._closed = True
+
+    # -- inside
+
+    def _result(self, *, is_complete: bool) -> SurveyResult:
+        counts: Counter[int] = Counter()
+        for partition, each in self._partitions.items():
+            counts += each.waiting(self._resolved[partition])
+        kinds: list[LetterKind] = []
+        for number, waiting in counts.most_common():
+            kept = self._kinds[number]
+            headers = kept.example.as_headers()
+            topic, group = source_of(headers)
+            when = parse_iso_time(kept.last)
+            kinds.append(
+                LetterKind(
+                    kept.id,
+                    LetterSource(topic, group) if topic and group else None,
+                    error_of(headers, unknown="?")[:ERROR_LENGTH],
+                    waiting,
+                    None if when is None else when.timestamp(),
+                )
+            )
+        return SurveyResult(kinds, counts.total(), self._looked_at, is_complete, self._is_truncated)
+
+    def _run(self) -> None:
+        try:
+            self._read()
+        except StreamsError as error:
+            self._failure = error
+            if isinstance(error, NotFound):
+                with self._lock:
+                    self._forget()
+        except Exception:
+            logger.exception("%s: its letters could not be surveyed", self.name)
+        finally:
+            self._idle.set()
+
+    def _read(self) -> None:
+        log = self._open_log()
+        topic = DeadLetterTopic(log, self.name)
+        incarnation, resolved = log.incarnation(self.name), topic.resolved()
+        with self._lock:
+            if incarnation != self._incarnation:
+                self._forget()
+                self._incarnation = incarnation
+            self._resolved = resolved
+            for partition, each in resolved.items():
+                known = self._partitions.get(partition)
+                if known is None or each.position < known.start:  # moved back: they wait again
+                    known = self._partitions[partition] = _Partition()
+                known.drop_before(each.position)
+            letters = sum(len(each.kinds) for each in self._partitions.values())
+            self._is_truncated = letters >= MAX_LETTERS
+        for partition in resolved:
+            self._read_partition(log, partition)
+
+    def _read_partition(self, log: Log, partition: int) -> None:
+        if self._is_truncated:
+            return
+        known = self._partitions[partition]
+        first, end = log.watermarks(self.name, partition)
+        start = max(first, known.next, known.start)
+        for batch in read_batches(log, self.name, partition, start, end):
+            kinds = [self._kind(batch, index) for index in range(len(batch))]
+            with self._lock:
+                known.extend(batch.offsets, kinds)
+                self._looked_at += len(kinds)
+                if kinds:
+                    known.next = batch.offsets[-1] + 1
+                letters = sum(len(each.kinds) for each in self._partitions.values())
+                self._is_truncated = letters >= MAX_LETTERS
+            if self._closed or self._is_truncated:
+                return
+
+    def _kind(self, batch: Batch, index: int) -> int:
+        headers = batch.headers(index)
+        found = KindHeaders.of(headers)
+        same = found.without_what_varies()
+        number = self._cache.get(same)
+        if number is None:
+            number = self._number(found)
+            if len(self._cache) >= _CACHE:
+                self._cache.clear()
+            self._cache[same] = number
+        for name, value in headers:
+            if name == ERROR_TIME:
+                self._kinds[number].last = value
+        return number
+
+    def _number(self, found: KindHeaders) -> int:
+        id = found.kind_id()
+        number = self._by_id.get(id)
+        if number is not None:
+            return number
+        if len(self._kinds) < MAX_KINDS - 1:
+            kept = _Kind(id, found)
+        elif len(self._kinds) < MAX_KINDS:
+            kept = _Kind("", KindHeaders(b"", b"", b"", b""))
+        else:
+            return MAX_KINDS - 1
+        with self._lock:
+            self._kinds.append(kept)
+            self._by_id[kept.id] = len(self._kinds) - 1
+        return len(self._kinds) - 1
+
+
+class Surveys:
+    """The surveys that somebody looked at last (any thread).
+
+    :param open_log: gives the log; it may raise.
+    """
+
+    def __init__(self, open_log: Callable[[], Log]) -> None:
+        self._open_log = open_log
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, LetterSurvey] = OrderedDict()
+
+    def of(self, name: str) -> LetterSurvey:
+        """The survey of a topic."""
+        with self._lock:
+            found = self._kept.get(name)
+            if found is None:
+                found = self._kept[name] = LetterSurvey(name, self._open_log)
+                while len(self._kept) > MAX_SURVEYS:
+                    self._kept.popitem(last=False)[1].close()
+            else:
+                self._kept.move_to_end(name)
+            return found
