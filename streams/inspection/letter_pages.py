@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
+from streams.derived_records import ERROR_GROUP, ERROR_TOPIC
 from streams.inspection.letter_topics import LetterSource, letter_source
 from streams.patterns.deadletters import DeadLetterTopic
 
@@ -99,16 +100,34 @@ def select_letters(
     :param seconds: real seconds after which it ends with what it has.
     """
     deadline = time.monotonic() + seconds
-    sources: Counter[LetterSource | None] = Counter()
+    by_headers: Counter[tuple[bytes | None, bytes | None]] = Counter()
     end_offsets: dict[int, int] = {}
     count = looked_at = 0
+
+    def selection(*, is_complete: bool) -> BulkSelection:
+        sources: Counter[LetterSource | None] = Counter()
+        for (topic_name, group), number in by_headers.items():
+            headers = [(ERROR_TOPIC, topic_name), (ERROR_GROUP, group)]
+            sources[letter_source(headers)] += number
+        return BulkSelection(count, sources, end_offsets, looked_at, is_complete)
+
     with closing(topic.rows(scan_limit=None)) as rows:
         for row in rows:
             if count >= most or (looked_at % LOOKS == 0 and time.monotonic() > deadline):
-                return BulkSelection(count, sources, end_offsets, looked_at, is_complete=False)
+                return selection(is_complete=False)
             looked_at += 1
             if matches(row):
                 count += 1
-                sources[letter_source(row.headers)] += 1
+                by_headers[_source_headers(row)] += 1
                 end_offsets[row.batch.partition] = row.offset + 1
-    return BulkSelection(count, sources, end_offsets, looked_at, is_complete=True)
+    return selection(is_complete=True)
+
+
+def _source_headers(row: LogRow) -> tuple[bytes | None, bytes | None]:
+    topic = group = None
+    for name, value in row.headers:
+        if name == ERROR_TOPIC:
+            topic = value
+        elif name == ERROR_GROUP:
+            group = value
+    return topic, group

@@ -12,13 +12,14 @@ decided by it but which letters a person means.
 from __future__ import annotations
 
 import re
-import threading
 from array import array
 from bisect import bisect_left
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
+
+from typing_extensions import override
 
 from streams.derived_records import (
     ERROR_EXCEPTION,
@@ -28,27 +29,21 @@ from streams.derived_records import (
     ERROR_TOPIC,
     error_of,
 )
-from streams.errors import NotFound, StreamsError
 from streams.inspection.letter_topics import LetterSource
+from streams.inspection.reading_on import BackgroundReader
 from streams.log.range_reader import read_batches
 from streams.patterns.deadletters import DeadLetterTopic, ResolvedOffsets, source_of
-from streams.text import get_logger
 from streams.wire import parse_iso_time
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
     from streams.message import Batch, Headers
 
-logger = get_logger("streams.dead")
-
 MAX_LETTERS = 1_000_000
 """Letters that wait and are surveyed, the oldest of each partition."""
 
 MAX_KINDS = 1_000
 """Kinds that are told apart in one topic; what comes after them is of the last, all others."""
-
-MAX_SURVEYS = 6
-"""Topics whose surveys are kept, those that were looked at last."""
 
 ERROR_LENGTH = 300
 """Characters of an error that are looked at."""
@@ -207,24 +202,11 @@ class _Partition:
         return found
 
 
-class LetterSurvey:
-    """The letters of one topic by kind (any thread).
+class LetterSurvey(BackgroundReader):
+    """The letters of one topic by kind (any thread)."""
 
-    :param open_log: gives the log; it may raise.
-    """
-
-    def __init__(self, name: str, open_log: Callable[[], Log]) -> None:
-        self.name = name
-        self._open_log = open_log
-        self._lock = threading.Lock()
-        self._idle = threading.Event()
-        self._idle.set()
-        self._failure: StreamsError | None = None
-        self._closed = False
-        self._forget()
-
+    @override
     def _forget(self) -> None:
-        self._incarnation = ""
         self._partitions: dict[int, _Partition] = {}
         self._resolved: dict[int, ResolvedOffsets] = {}
         self._kinds: list[_Kind] = []
@@ -239,18 +221,9 @@ class LetterSurvey:
         :raises NotFound: there is no such topic.
         :raises LogError: the log cannot be read.
         """
+        is_complete = self.read_on(seconds)
         with self._lock:
-            if self._idle.is_set():
-                self._idle.clear()
-                self._failure = None
-                threading.Thread(
-                    target=self._run, name="streams-letter-survey", daemon=True
-                ).start()
-        complete = self._idle.wait(seconds)
-        with self._lock:
-            if complete and self._failure is not None:
-                raise self._failure
-            return self._result(is_complete=complete)
+            return self._result(is_complete=is_complete)
 
     def next_of(self, kind: str, start_offsets: Mapping[int, int]) -> dict[int, int] | None:
         """By partition, the offset of the next letter of a kind that was read; where there is none,
@@ -270,10 +243,6 @@ class LetterSurvey:
                 except ValueError:
                     found[partition] = max(each.next, start_offsets.get(partition, 0))
             return found
-
-    def close(self) -> None:
-        """End reading."""
-        self._closed = True
 
     # -- inside
 
@@ -298,27 +267,10 @@ class LetterSurvey:
             )
         return SurveyResult(kinds, counts.total(), self._looked_at, is_complete, self._is_truncated)
 
-    def _run(self) -> None:
-        try:
-            self._read()
-        except StreamsError as error:
-            self._failure = error
-            if isinstance(error, NotFound):
-                with self._lock:
-                    self._forget()
-        except Exception:
-            logger.exception("%s: its letters could not be surveyed", self.name)
-        finally:
-            self._idle.set()
-
-    def _read(self) -> None:
-        log = self._open_log()
-        topic = DeadLetterTopic(log, self.name)
-        incarnation, resolved = log.incarnation(self.name), topic.resolved()
+    @override
+    def _read(self, log: Log) -> None:
+        resolved = DeadLetterTopic(log, self.name).resolved()
         with self._lock:
-            if incarnation != self._incarnation:
-                self._forget()
-                self._incarnation = incarnation
             self._resolved = resolved
             for partition, each in resolved.items():
                 known = self._partitions.get(partition)
@@ -378,27 +330,3 @@ class LetterSurvey:
             self._kinds.append(kept)
             self._by_id[kept.id] = len(self._kinds) - 1
         return len(self._kinds) - 1
-
-
-class Surveys:
-    """The surveys that somebody looked at last (any thread).
-
-    :param open_log: gives the log; it may raise.
-    """
-
-    def __init__(self, open_log: Callable[[], Log]) -> None:
-        self._open_log = open_log
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[str, LetterSurvey] = OrderedDict()
-
-    def of(self, name: str) -> LetterSurvey:
-        """The survey of a topic."""
-        with self._lock:
-            found = self._kept.get(name)
-            if found is None:
-                found = self._kept[name] = LetterSurvey(name, self._open_log)
-                while len(self._kept) > MAX_SURVEYS:
-                    self._kept.popitem(last=False)[1].close()
-            else:
-                self._kept.move_to_end(name)
-            return found

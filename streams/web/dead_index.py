@@ -13,13 +13,14 @@ from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from streams.errors import Fatal, NotFound, StreamsError, Unavailable
-from streams.inspection.letter_survey import Surveys
+from streams.inspection.letter_survey import LetterSurvey
 from streams.inspection.letter_topics import (
     LetterCounts,
     LetterSource,
     letter_counts,
     sample_sources,
 )
+from streams.inspection.reading_on import KeptReaders
 from streams.text import get_logger
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ SAMPLED = 300.0
 
 MAX_PARTITIONS = 200
 """Partitions of a topic that are looked at for whose letters they hold."""
+
+
+MAX_SURVEYS = 6
+"""Topics whose surveys by error are kept."""
 
 
 class DeadTopic(NamedTuple):
@@ -166,7 +171,12 @@ def dead_topics(page: Page, seconds: float) -> DeadTopics:
     return index.look(groups.topics, groups.internal, seconds)
 
 
-def surveys(page: Page) -> Surveys:
-    """The surveys of dead letters by error."""
-    dashboard = page.dashboard
-    return dashboard.shared(Surveys, float("inf"), lambda: Surveys(dashboard.source.log))
+def survey_of(page: Page, name: str) -> LetterSurvey:
+    """The survey of the dead letters of a topic by error."""
+    open_log = page.dashboard.source.log
+    kept = page.dashboard.shared(
+        LetterSurvey,
+        float("inf"),
+        lambda: KeptReaders(lambda name: LetterSurvey(name, open_log), MAX_SURVEYS),
+    )
+    return kept.of(name)

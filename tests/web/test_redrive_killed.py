@@ -80,7 +80,7 @@ def write_letters(log: Log, count: int) -> None:
 
 async def begin_redrive(address: str, left: int) -> str:
     """Ask for all letters to be retried, as a browser that is closed then; the job's address."""
-    async with httpx.AsyncClient(base_url=address) as client:
+    async with httpx.AsyncClient(base_url=address, timeout=60) as client:
         visitor = Visitor(client)
         headers = {"sec-fetch-site": "same-origin", "origin": address}
         fields = {"name": NAME, "all": "1"}
@@ -92,7 +92,7 @@ async def begin_redrive(address: str, left: int) -> str:
 
 
 def text_of(address: str, path: str) -> str:
-    return httpx.get(address + urlsplit(path).path, params=urlsplit(path).query).text
+    return httpx.get(address + urlsplit(path).path, params=urlsplit(path).query, timeout=60).text
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from streams.web.page import Action, ProblemFinder, Screen
 from streams.web.screens import (
+    closed_keys,
     dead,
     dead_actions,
     groups,
@@ -27,6 +28,7 @@ MODULES = (
     groups,
     dead,
     dead_actions,
+    closed_keys,
     publish,
     jobs,
 )

@@ -18,7 +18,7 @@ from streams.inspection.letters import LetterFacts, letter_facts, own_headers
 from streams.log.names import is_valid_name
 from streams.patterns.deadletters import DeadLetterTopic
 from streams.text import escape, printable_text
-from streams.web.dead_index import dead_topics, surveys
+from streams.web.dead_index import dead_topics, survey_of
 from streams.web.letter_query import LetterQuery
 from streams.web.page import LOOK, MAX_BULK, Page, Problem, Screen
 from streams.web.paging import PAGE_SIZE, paged
@@ -92,7 +92,7 @@ def show_topic(page: Page) -> Response:
     topic = DeadLetterTopic(log, query.name)
     everything = page.fields.flag("handled")
     begin = parse_cursor(page, log, page.fields.text("from"))
-    survey = surveys(page).of(query.name)
+    survey = survey_of(page, query.name)
     kinds = survey.look(SURVEY_SECONDS)
     start = (survey.next_of(query.kind, begin) or begin) if query.kind and not everything else begin
     matches = query.predicate(page)
@@ -133,7 +133,7 @@ def show_topic(page: Page) -> Response:
 def show_kinds(page: Page) -> Response:
     """The errors of a topic alone, as the page asks for them until all letters were looked at."""
     query = LetterQuery.of(page)
-    kinds = surveys(page).of(query.name).look(LOOK)
+    kinds = survey_of(page, query.name).look(LOOK)
     return page.render(
         "dead_kinds.html",
         title=query.name,

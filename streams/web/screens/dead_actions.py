@@ -37,6 +37,9 @@ AT_ONCE = 500
 COUNT_SECONDS = 5.0
 """Real seconds for which letters are counted; then those that were found are meant."""
 
+RECOUNT_SECONDS = 12.0
+"""The same, when the number is confirmed."""
+
 MAX_SOURCES = 20
 """Topics and groups whose letters are retried in one step."""
 
@@ -149,7 +152,11 @@ def _choose(page: Page, topic: DeadLetterTopic, query: LetterQuery) -> Chosen:
         raise InvalidValue(page._("Tick the letters that are meant."))
     matches = query.predicate(page)
     most = page.fields.number("most", MAX_BULK, low=1, high=MAX_BULK)
-    found = select_letters(topic, matches, most=most, seconds=COUNT_SECONDS)
+    seconds = COUNT_SECONDS
+    if page.fields.text("confirm"):  # as many as were counted then, also if that took long
+        most = min(most, page.fields.number("confirm", 0, low=1, high=MAX_BULK))
+        seconds = RECOUNT_SECONDS
+    found = select_letters(topic, matches, most=most, seconds=seconds)
     facts = [
         page.plural(
             "%(number)s letter that waits was looked at, the oldest first.",
@@ -298,7 +305,7 @@ def edit(page: Page) -> Done:
     refused = editing(page, row, page.payloads.value(query.name, row.value)).refused
     if refused:
         raise InvalidValue(refused)
-    value = _new_value(page)
+    value = new_value(page)
     chosen = _choose_named(page, topic, [at])
     destinations = _destinations(page, log, query, chosen)
     source = letter_source(row.headers) or destinations.default
@@ -326,7 +333,11 @@ def edit(page: Page) -> Done:
     )
 
 
-def _new_value(page: Page) -> bytes:
+def new_value(page: Page) -> bytes:
+    """The value that was typed.
+
+    :raises InvalidValue: it is too large, or no base64.
+    """
     if "base64" in page.fields:
         written = "".join(page.fields.raw("base64").split())
         try:
