@@ -29,7 +29,7 @@ from streams.derived_records import (
     ERROR_TOPIC,
     error_of,
 )
-from streams.inspection.letter_topics import LetterSource
+from streams.inspection.letter_topics import LetterSource, letter_source
 from streams.inspection.reading_on import BackgroundReader
 from streams.log.range_reader import read_batches
 from streams.patterns.deadletters import DeadLetterTopic, ResolvedOffsets, source_of
@@ -98,6 +98,21 @@ class SurveyResult(NamedTuple):
     looked_at: int
     is_complete: bool
     is_truncated: bool
+
+
+class SurveySelection(NamedTuple):
+    """The letters that wait and are of some kinds.
+
+    :param number: how many.
+    :param sources: how many come from where; None: they do not say.
+    :param end_offsets: by partition, the offset before which they stand.
+    :param waiting: how many wait, of whatever kind.
+    """
+
+    number: int
+    sources: Counter[LetterSource | None]
+    end_offsets: dict[int, int]
+    waiting: int
 
 
 class KindHeaders(NamedTuple):
@@ -194,6 +209,13 @@ class _Partition:
             self.total -= Counter(self.kinds[:count])  # which leaves no zeros
             del self.high[:count], self.low[:count], self.kinds[:count]
 
+    def end_of(self, kinds: Collection[int], resolved: ResolvedOffsets) -> int:
+        """The offset behind the last letter that waits and is of one of these kinds."""
+        for index in range(len(self.kinds) - 1, -1, -1):
+            if self.kinds[index] in kinds and (offset := self.offset(index)) not in resolved:
+                return offset + 1
+        return self.start
+
     def waiting(self, resolved: ResolvedOffsets) -> Counter[int]:
         """How many of each kind wait."""
         found = Counter(self.total)
@@ -244,6 +266,38 @@ class LetterSurvey(BackgroundReader):
                     found[partition] = max(each.next, start_offsets.get(partition, 0))
             return found
 
+    def select(self, kind: str, source: LetterSource | None) -> SurveySelection | None:
+        """All letters that wait, as far as they were read. None: not all of them were told apart.
+
+        :param kind: those of this kind only; empty: of all.
+        :param source: those of this topic and group only, and those that do not say.
+        """
+        with self._lock:
+            if self._is_truncated or "" in self._by_id:
+                return None
+            of_kind = {
+                number: letter_source(each.example.as_headers())
+                for number, each in enumerate(self._kinds)
+                if kind in ("", each.id)
+            }
+            chosen = {
+                number: each
+                for number, each in of_kind.items()
+                if source is None or each in (None, source)
+            }
+            sources: Counter[LetterSource | None] = Counter()
+            end_offsets: dict[int, int] = {}
+            waiting = 0
+            for partition, each in self._partitions.items():
+                counts = each.waiting(self._resolved[partition])
+                waiting += counts.total()
+                if not any(counts[number] for number in chosen):
+                    continue
+                for number in chosen:
+                    sources[chosen[number]] += counts[number]
+                end_offsets[partition] = each.end_of(chosen, self._resolved[partition])
+            return SurveySelection(sources.total(), +sources, end_offsets, waiting)
+
     # -- inside
 
     def _result(self, *, is_complete: bool) -> SurveyResult:
@@ -254,12 +308,11 @@ class LetterSurvey(BackgroundReader):
         for number, waiting in counts.most_common():
             kept = self._kinds[number]
             headers = kept.example.as_headers()
-            topic, group = source_of(headers)
             when = parse_iso_time(kept.last)
             kinds.append(
                 LetterKind(
                     kept.id,
-                    LetterSource(topic, group) if topic and group else None,
+                    letter_source(headers),
                     error_of(headers, unknown="?")[:ERROR_LENGTH],
                     waiting,
                     None if when is None else when.timestamp(),

@@ -68,15 +68,19 @@ async def test_a_closed_key_is_found_and_opened_again(stage: Stage) -> None:
         await world.close("a", behind=3)
         seen = await world.listed(visitor, "1 closed keys 1 waiting for a decision 3 parked")
         assert "ValueError: 0 is no good" in seen.text
-        topics = await visitor.get("/keys")
-        assert f"{stage.group} {stage.topic_name} 1 1 3" in topics.text
-        overview = await visitor.get("/")
-        assert f"1 key of {stage.topic_name} is closed for {stage.group}; 3 messages" in (
-            overview.text
-        )
+
+        async def is_told() -> bool:
+            topics = await visitor.get("/keys")
+            overview = await visitor.get("/")
+            return f"{stage.group} {stage.topic_name} 1 1 3" in topics.text and (
+                f"1 key of {stage.topic_name} is closed for {stage.group}; 3 messages"
+                in overview.text
+            )
+
+        await eventually(is_told)
         place = next(text for text, href in seen.links if "/keys/show?" in href)
         key = await visitor.get(seen.link(place))
-        assert "parked behind it 3 :" in key.text
+        assert "parked behind it 3:" in key.text
         behind = [href for _, href in key.links if f"/topics/{stage.topic_name}/messages/" in href]
         assert len(behind) == 3
         world.bad.clear()
@@ -178,7 +182,7 @@ async def visitor_sees_nothing(stage: Stage) -> None:
         await visitor.get("/keys?topic=none", status=400)
         query = f"topic={stage.topic_name}&group={stage.group}"
         for at in ("x", "0/999999", "99/1", ""):
-            await visitor.get(f"/keys/show?{query}&at={at}", status=404 if "/" in at else 404)
+            await visitor.get(f"/keys/show?{query}&at={at}", status=404)
 
 
 async def test_the_index_follows_the_log_as_a_reader_of_it_all_would(stage: Stage) -> None:

@@ -87,9 +87,11 @@ async def test_a_letter_is_found_read_and_retried(stage: Stage) -> None:
         await eventually(is_listed)
         seen = await all_counted(visitor, name)
         assert "3 Reject: no stock for" in seen.text  # one kind: they differ in a number
-        overview = await visitor.get("/")
-        assert f"3 dead letters wait in {name}." in overview.text
 
+        async def is_told() -> bool:
+            return f"3 dead letters wait in {name}." in (await visitor.get("/")).text
+
+        await eventually(is_told)
         places = [text for text, href in seen.links if "/dead/letter?" in href]
         letter = await visitor.get(seen.link(places[0]))
         assert "Reject: no stock for" in letter.text

@@ -26,7 +26,7 @@ from streams.log.url import open_log
 from streams.message import Record
 from tests.conformance.stage import QUICK
 from tests.servers.lifetime import until
-from tests.web.visiting import Visitor
+from tests.web.visiting import Visitor, eventually
 
 ROOT = Path(__file__).parents[2]
 TOPIC, GROUP = "orders", "billing"
@@ -82,6 +82,11 @@ async def begin_redrive(address: str, left: int) -> str:
     """Ask for all letters to be retried, as a browser that is closed then; the job's address."""
     async with httpx.AsyncClient(base_url=address, timeout=60) as client:
         visitor = Visitor(client)
+
+        async def is_counted() -> bool:
+            return "Counting goes on" not in (await visitor.get(f"/dead/show?name={NAME}")).text
+
+        await eventually(is_counted)
         headers = {"sec-fetch-site": "same-origin", "origin": address}
         fields = {"name": NAME, "all": "1"}
         question = await visitor.post("/dead/retry", fields, headers=headers)

@@ -13,6 +13,7 @@ from streams.web.screens import (
     closed_keys,
     dead,
     dead_actions,
+    delayed,
     groups,
     jobs,
     messages,
@@ -29,6 +30,7 @@ MODULES = (
     dead,
     dead_actions,
     closed_keys,
+    delayed,
     publish,
     jobs,
 )

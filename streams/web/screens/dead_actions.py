@@ -23,6 +23,7 @@ from streams.inspection.letters import decoding_problem
 from streams.log.protocol import Log
 from streams.message import Position
 from streams.patterns.deadletters import DeadLetterTopic
+from streams.web.dead_index import survey_of
 from streams.web.letter_query import LetterQuery
 from streams.web.page import MAX_BULK, Action, Background, Confirm, Done, Page
 from streams.web.screens.dead import EDITED_BYTES, editing, find_letter
@@ -39,6 +40,9 @@ COUNT_SECONDS = 5.0
 
 RECOUNT_SECONDS = 12.0
 """The same, when the number is confirmed."""
+
+SURVEY_SECONDS = 2.0
+"""Real seconds for which the survey of errors is waited for, which may have counted them."""
 
 MAX_SOURCES = 20
 """Topics and groups whose letters are retried in one step."""
@@ -152,21 +156,35 @@ def _choose(page: Page, topic: DeadLetterTopic, query: LetterQuery) -> Chosen:
         raise InvalidValue(page._("Tick the letters that are meant."))
     matches = query.predicate(page)
     most = page.fields.number("most", MAX_BULK, low=1, high=MAX_BULK)
+    if not (query.error or query.key or query.since or query.until):
+        survey = survey_of(page, query.name)
+        source = LetterSource(query.topic, query.group) if query.topic else None
+        known = survey.select(query.kind, source) if survey.read_on(SURVEY_SECONDS) else None
+        if known is not None and known.number <= most:
+            return Chosen(
+                matches,
+                known.number,
+                known.sources,
+                known.end_offsets,
+                (_looked_at(page, known.waiting),),
+            )
     seconds = COUNT_SECONDS
     if page.fields.text("confirm"):  # as many as were counted then, also if that took long
         most = min(most, page.fields.number("confirm", 0, low=1, high=MAX_BULK))
         seconds = RECOUNT_SECONDS
     found = select_letters(topic, matches, most=most, seconds=seconds)
-    facts = [
-        page.plural(
-            "%(number)s letter that waits was looked at, the oldest first.",
-            "%(number)s letters that wait were looked at, the oldest first.",
-            found.looked_at,
-        )
-    ]
+    facts = [_looked_at(page, found.looked_at)]
     if not found.is_complete:
         facts.append(page._("There are more behind these; they stay as they are."))
     return Chosen(matches, found.number, found.sources, found.end_offsets, tuple(facts))
+
+
+def _looked_at(page: Page, number: int) -> str:
+    return page.plural(
+        "%(number)s letter that waits was looked at, the oldest first.",
+        "%(number)s letters that wait were looked at, the oldest first.",
+        number,
+    )
 
 
 def _choose_named(page: Page, topic: DeadLetterTopic, named: list[str]) -> Chosen:
