@@ -194,7 +194,7 @@ class Page:
 
     def watch(self, *subjects: str) -> None:
         """Have figures of these kept up to date while the page is open: ``topic:NAME``,
-        ``group:NAME``."""
+        ``group:NAME``, ``processor:NAME``."""
         self.watched.extend(subjects)
 
     # -- answers

@@ -18,6 +18,7 @@ from streams.web.screens import (
     jobs,
     messages,
     overview,
+    processors,
     publish,
     topics,
 )
@@ -31,6 +32,7 @@ MODULES = (
     dead_actions,
     closed_keys,
     delayed,
+    processors,
     publish,
     jobs,
 )
