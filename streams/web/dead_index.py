@@ -1,8 +1,8 @@
 """What is known of all topics of dead letters: whose they are, how many letters wait.
 
 There may be thousands of topics, and any may hold dead letters (:mod:`streams.inspection
-.letter_topics`): whoever asks looks at those that were looked at longest ago, for a moment; those
-that are named as dead letter topics come first. With each visit more are known.
+.letter_topics`): whoever asks looks at those that were looked at longest ago, for a moment, in a
+thread; those that are named as dead letter topics come first. With each visit more are known.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from streams.inspection.letter_topics import (
 )
 from streams.inspection.reading_on import KeptReaders
 from streams.text import get_logger
+from streams.web.page import LOOK
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -34,6 +35,12 @@ FRESH = 3.0
 
 SAMPLED = 300.0
 """Real seconds after which a topic that held no dead letters is looked at again."""
+
+AT_A_TIME = 2.0
+"""Real seconds for which a thread goes on looking when somebody asked."""
+
+WAITED = 0.03
+"""Real seconds for which a page waits for it, once something is known."""
 
 MAX_PARTITIONS = 200
 """Partitions of a topic that are looked at for whose letters they hold."""
@@ -83,38 +90,65 @@ class DeadTopicIndex:
     def __init__(self, open_log: Callable[[], Log]) -> None:
         self._open_log = open_log
         self._lock = threading.Lock()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._failure: StreamsError | None = None
         self._known: dict[str, DeadTopic] = {}
         self._others: dict[str, float] = {}
         """Topics that held no dead letters, and when they were looked at."""
 
     def look(self, topics: Iterable[str], internal: Collection[str], seconds: float) -> DeadTopics:
-        """What is known, after looking for so many real seconds at most (blocks). One visitor looks
-        at a time; the others take what is known.
+        """What is known. A thread goes on looking for :data:`AT_A_TIME`, and is waited for so many
+        real seconds at most.
 
         :param topics: all there are.
         :param internal: those that are the toolkit's own.
         :raises Unavailable: the log cannot be reached.
         """
-        deadline = time.monotonic() + seconds
-        log, names = self._open_log(), list(topics)
+        names = list(topics)
         named = [name for name in names if name.endswith(".dead")]
         others = [name for name in names if not name.endswith(".dead") and name not in internal]
-        if self._lock.acquire(timeout=seconds):
-            try:
-                there = set(names)
-                self._known = {name: each for name, each in self._known.items() if name in there}
-                self._look(log, named, deadline)
-                self._look_at_others(log, others, deadline)
-            finally:
-                self._lock.release()
-        known = self._known
+        with self._lock:
+            if self._idle.is_set():
+                self._idle.clear()
+                self._failure = None
+                threading.Thread(
+                    target=self._run,
+                    args=(named, others),
+                    name="streams-web-dead-letters",
+                    daemon=True,
+                ).start()
+        if self._idle.wait(seconds) and self._failure is not None:
+            raise self._failure
+        known, empty = self._known, self._others
         found = [known.get(name) or DeadTopic(name) for name in named]
         found += [known[name] for name in others if name in known]
         found.sort(key=lambda each: (-each.waiting, each.name))
-        complete = all(name in known for name in named)
         return DeadTopics(
-            found, complete and all(name in known or name in self._others for name in others)
+            found,
+            all(name in known for name in named)
+            and all(name in known or name in empty for name in others),
         )
+
+    @property
+    def is_empty(self) -> bool:
+        """Nobody has looked yet."""
+        return not self._known and not self._others
+
+    def _run(self, named: list[str], others: list[str]) -> None:
+        try:
+            log, deadline = self._open_log(), time.monotonic() + AT_A_TIME
+            there = {*named, *others}
+            self._known = {name: each for name, each in self._known.items() if name in there}
+            known = [name for name in others if name in self._known]
+            self._look(log, [*named, *known], deadline)
+            self._look_at_others(log, others, deadline)
+        except StreamsError as error:
+            self._failure = error
+        except Exception:
+            logger.exception("the topics of dead letters could not be looked at")
+        finally:
+            self._idle.set()
 
     def _look(self, log: Log, names: list[str], deadline: float) -> None:
         now = time.time()
@@ -131,7 +165,6 @@ class DeadTopicIndex:
                 self._known[name] = found
 
     def _look_at_others(self, log: Log, names: list[str], deadline: float) -> None:
-        self._look(log, [name for name in names if name in self._known], deadline)
         now = time.time()
         unknown = [name for name in names if name not in self._known]
         for name in sorted(unknown, key=lambda each: self._others.get(each, 0.0)):
@@ -161,13 +194,14 @@ class DeadTopicIndex:
             return DeadTopic(name, at=time.time(), error=str(error))
 
 
-def dead_topics(page: Page, seconds: float) -> DeadTopics:
-    """The topics of dead letters, after looking for so many real seconds at most (blocks)."""
+def dead_topics(page: Page) -> DeadTopics:
+    """The topics of dead letters, as far as they are known (blocks for a moment)."""
     dashboard = page.dashboard
     index = dashboard.shared(
         DeadTopicIndex, float("inf"), lambda: DeadTopicIndex(dashboard.source.log)
     )
-    groups = dashboard.groups.look(seconds / 2)
+    groups = dashboard.groups.look(WAITED)
+    seconds = LOOK if index.is_empty else WAITED
     return index.look(groups.topics, groups.internal, seconds)
 
 

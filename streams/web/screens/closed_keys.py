@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
@@ -66,11 +67,12 @@ class TopicRow(NamedTuple):
 
 
 def _topics(page: Page) -> list[TopicRow]:
-    groups = page.dashboard.groups.look(LOOK)
+    groups = page.dashboard.groups.look(READ_SECONDS)
+    deadline = time.monotonic() + LOOK
     found: list[TopicRow] = []
     for source in parked_sources(groups.topics, groups.names):
         counts = None
-        if len(found) < MAX_TOPICS:
+        if len(found) < MAX_TOPICS and time.monotonic() < deadline:
             try:
                 counts = index_of(page, source.name).counts(READ_SECONDS)
             except NotFound:

@@ -50,7 +50,7 @@ EDITED_BYTES = 1 << 20
 
 def list_topics(page: Page) -> Response:
     """The topics of dead letters, those with the most that wait first."""
-    found = dead_topics(page, LOOK)
+    found = dead_topics(page)
     wanted = page.fields.text("q").lower()
     topics = [each for each in found.topics if wanted in each.name.lower()]
     return page.render(
@@ -108,6 +108,8 @@ def show_topic(page: Page) -> Response:
     counts = page.dashboard.shared(
         ("letter counts", query.name), 2.0, lambda: letter_counts(log, query.name)
     )
+    if kinds.is_complete and not kinds.is_truncated:
+        counts = counts._replace(waiting=kinds.waiting)
     following = "" if found.next is None else cursor_text(log, found.next)
     return page.render(
         "dead_topic.html",
@@ -299,7 +301,7 @@ def cursor_text(log: Log, offsets: dict[int, int]) -> str:
 
 def problems(page: Page) -> Iterator[Problem]:
     """Dead letters that wait."""
-    for each in dead_topics(page, LOOK).topics:
+    for each in dead_topics(page).topics:
         if each.counts is None or not each.counts.waiting:
             continue
         text = page.plural(

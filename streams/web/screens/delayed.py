@@ -63,7 +63,7 @@ class TopicRow(NamedTuple):
 
 
 def _topics(page: Page) -> list[TopicRow]:
-    groups = page.dashboard.groups.look(LOOK)
+    groups = page.dashboard.groups.look(READ_SECONDS)
     deadline = time.monotonic() + LOOK
     found: list[TopicRow] = []
     for name in delay_topics(groups.topics, groups.names):
