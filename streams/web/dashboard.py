@@ -53,6 +53,7 @@ from streams.web.live import live_response
 from streams.web.log_source import LogSource
 from streams.web.page import Action, Background, Confirm, Done, Page, Screen
 from streams.web.passwords import PasswordInTheClear, PasswordNeeded
+from streams.web.processor_figures import processor_sampler
 from streams.web.redaction import Redact
 from streams.web.sampler import Sampler
 from streams.web.screens import actions, problem_finders, screens
@@ -132,7 +133,7 @@ class Dashboard:
         else:
             self._hosts = None if self._rule.asks else loopback_hosts()
         self.source = LogSource(app, "ro" if read_only else "rw")
-        self.sampler = Sampler(self.source.log, self.source.reopen)
+        self.sampler = Sampler(self.source.log, self.source.reopen, processor_sampler(app))
         self.groups = GroupIndex(self.source.log)
         self.jobs = Jobs()
         self.streams_open = 0
@@ -286,6 +287,7 @@ class Dashboard:
                 who=page.access.who,
                 title=found.title,
                 back=found.back,
+                subject=found.subject,
                 on_end=partial(self._log_job, page, action),
             )
             self._log_action(page, action, "began", 0, found.title)

@@ -54,6 +54,7 @@ class Job:
     :param who: who started it.
     :param title: what it does, in the words of the visitor who started it.
     :param back: where to go on to, and what that is called.
+    :param subject: what it is done to, so that the page of that can name the job.
     """
 
     id: str
@@ -61,6 +62,7 @@ class Job:
     who: str
     title: str
     back: tuple[str, str]
+    subject: str = ""
     began: float = field(default_factory=time.time)
     done: int = 0
     total: int | None = None
@@ -105,13 +107,14 @@ class Jobs:
         title: str,
         back: tuple[str, str],
         on_end: Callable[[Job], None],
+        subject: str = "",
     ) -> Job:
         """Begin one, in a thread of its own.
 
         :param on_end: called when it has ended, however that was.
         :raises InvalidValue: too many run.
         """
-        job = Job(secrets.token_urlsafe(12), action, who, title, back)
+        job = Job(secrets.token_urlsafe(12), action, who, title, back, subject)
         with self._lock:
             if sum(each.is_running for each in self._jobs.values()) >= MAX_RUNNING:
                 raise InvalidValue(f"{MAX_RUNNING} such actions run already; wait for one to end")

@@ -96,11 +96,13 @@ class Background:
     :param work: does it, in a thread of its own: it says now and then how far it is, and returns
         what it did.
     :param back: where to go on to, and what that is called.
+    :param subject: what it is done to: pages of that can name the job.
     """
 
     title: str
     work: Callable[[Report], Done]
     back: tuple[str, str]
+    subject: str = ""
 
 
 class Page:
@@ -192,7 +194,7 @@ class Page:
 
     def watch(self, *subjects: str) -> None:
         """Have figures of these kept up to date while the page is open: ``topic:NAME``,
-        ``group:NAME``."""
+        ``group:NAME``, ``processor:NAME``."""
         self.watched.extend(subjects)
 
     # -- answers

@@ -1,10 +1,11 @@
 """Figures that change while somebody looks: one thread a dashboard asks the log, and all visitors
 are told.
 
-A *subject* is ``topic:NAME`` or ``group:NAME``. Pages name the subjects that they show, and a
-browser whose page is in the foreground is connected (:mod:`streams.web.live`) and names them again.
-The thread runs while at least one is, asks for each subject every :data:`INTERVAL` seconds (for as
-many as it gets through; then it begins with those that waited longest), and keeps an hour of each.
+A *subject* is ``topic:NAME``, ``group:NAME`` or, of this process, ``processor:NAME``. Pages name
+the subjects that they show, and a browser whose page is in the foreground is connected
+(:mod:`streams.web.live`) and names them again. The thread runs while at least one is, asks for each
+subject every :data:`INTERVAL` seconds (for as many as it gets through; then it begins with those
+that waited longest), and keeps an hour of each.
 """
 
 from __future__ import annotations
@@ -105,6 +106,13 @@ Told = Callable[[Mapping[str, Mapping[str, float | int | None]] | None], None]
 named; with None where the log does not answer."""
 
 
+OwnSampler = Callable[[str, Figures, float], None]
+"""Fills in the figures of something of this process: its name, the figures, and the time."""
+
+PROCESSOR = "processor"
+"""The kind of subjects that no log is asked about."""
+
+
 class _Watcher:
     def __init__(self, subjects: frozenset[str], told: Told) -> None:
         self.subjects = subjects
@@ -116,9 +124,16 @@ class Sampler:
 
     :param open_log: gives the log; it may raise.
     :param on_failure: called when the log did not answer, before it is asked again.
+    :param sample_processor: gives the figures of a processor, by its name.
     """
 
-    def __init__(self, open_log: Callable[[], Log], on_failure: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        open_log: Callable[[], Log],
+        on_failure: Callable[[], None],
+        sample_processor: OwnSampler | None = None,
+    ) -> None:
+        self._sample_processor = sample_processor
         self._open_log = open_log
         self._on_failure = on_failure
         self._lock = threading.Lock()
@@ -169,7 +184,7 @@ class Sampler:
             if time.monotonic() > deadline:
                 break
             if not figures.is_fresh():
-                sample(log, subject, figures)
+                sample(log, subject, figures, self._sample_processor)
         return found
 
     # -- live
@@ -230,7 +245,7 @@ class Sampler:
             deadline = time.monotonic() + INTERVAL
             for subject, figures in sorted(known.items(), key=lambda each: each[1].at):
                 if not figures.is_fresh():
-                    sample(log, subject, figures)
+                    sample(log, subject, figures, self._sample_processor)
                 if time.monotonic() > deadline or self._closed:
                     break
         except StreamsError as error:
@@ -267,19 +282,26 @@ class Sampler:
         except (binascii.Error, ValueError, zlib.error):
             return []
         names = inflated.decode("utf-8", "surrogateescape").split("\n")[:MAX_WATCHED]
-        return [each for each in names if each.partition(":")[0] in _SAMPLERS]
+        kinds = {PROCESSOR, *_SAMPLERS}
+        return [each for each in names if each.partition(":")[0] in kinds]
 
 
-def sample(log: Log, subject: str, figures: Figures) -> None:
+def sample(
+    log: Log, subject: str, figures: Figures, sample_processor: OwnSampler | None = None
+) -> None:
     """Ask the log about a subject; what it does not answer for this one stays unknown.
 
+    :param sample_processor: asked about those that are processors.
     :raises Unavailable: the log cannot be reached.
     """
     kind, _, name = subject.partition(":")
     now = time.time()
     figures.stale = False
     try:
-        _SAMPLERS[kind](log, name, figures, now)
+        if kind != PROCESSOR:
+            _SAMPLERS[kind](log, name, figures, now)
+        elif sample_processor is not None:
+            sample_processor(name, figures, now)
         figures.missing = False
     except Unavailable:
         raise

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from streams.cli import output
 from streams.cli.dead.rendering import letter_summary
-from streams.cli.dead.topics import dead_ls_arguments, is_of
+from streams.cli.dead.topics import dead_ls_arguments
 from streams.cli.doctor.inspection import AppInspection, Finding, Subject
 from streams.errors import LogError
 from streams.inspection.counting import count_dead_letters, sum_known
+from streams.inspection.letter_topics import is_of
 from streams.text import escape
 from streams.wire import shorten
 

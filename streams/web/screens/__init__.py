@@ -9,13 +9,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from streams.web.page import Action, ProblemFinder, Screen
-from streams.web.screens import groups, jobs, messages, overview, publish, topics
+from streams.web.screens import (
+    closed_keys,
+    dead,
+    dead_actions,
+    delayed,
+    groups,
+    jobs,
+    messages,
+    overview,
+    processors,
+    publish,
+    topics,
+)
 
 MODULES = (
     overview,
     topics,
     messages,
     groups,
+    dead,
+    dead_actions,
+    closed_keys,
+    delayed,
+    processors,
     publish,
     jobs,
 )

@@ -61,7 +61,7 @@
     }
     for (const [subject, chart] of charts) {
       const figures = found[subject];
-      const value = figures && (subject.startsWith("topic:") ? figures.rate : figures.lag);
+      const value = figures && (subject.startsWith("group:") ? figures.lag : figures.rate);
       if (value === undefined || value === null) continue;
       chart.data[0].push(Date.now() / 1000);
       chart.data[1].push(value);
