@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from streams.log.protocol import Log
 from streams.patterns.saga import (
@@ -30,8 +30,10 @@ SCAN = 5_000
 """Entries that are looked through for one saga at once."""
 
 MAX_SAGAS = 200_000
-"""Sagas of a journal that an index keeps, about; then those that are over and moved longest ago are
-forgotten."""
+"""Sagas of a journal that an index keeps, about. Of more, those that moved longest ago are
+forgotten, those that are over before the others."""
+
+STATUSES: Sequence[Status] = get_args(Status)
 
 MAX_WHY = 300
 """Characters of an error that an index keeps."""
@@ -124,7 +126,8 @@ class SagaIndex:
     max_sagas: int = MAX_SAGAS
     _sagas: dict[str, KnownSaga] = field(default_factory=dict)
     _parts: dict[int, _Part] = field(default_factory=dict)
-    _ordered: list[KnownSaga] | None = None
+    _order: dict[frozenset[Status] | None, Sequence[KnownSaga]] = field(default_factory=dict)
+    """What was asked for since something changed: by statuses, in order."""
     _incarnation: str | None = None
     _is_full: bool = False
 
@@ -152,7 +155,7 @@ class SagaIndex:
         log, topic = self.journal.log, self.journal.topic
         incarnation, partitions = log.incarnation(topic), log.topic(topic).partitions
         if incarnation != self._incarnation:  # the topic was made anew
-            self._sagas, self._parts, self._ordered = {}, {}, None
+            self._sagas, self._parts, self._order = {}, {}, {}
             self._incarnation, self._is_full = incarnation, False
         for partition in range(partitions):
             if partition not in self._parts:
@@ -173,11 +176,13 @@ class SagaIndex:
         else:
             part.high = end
         part.looked += count
+        self._bound()
 
     def _read_older(self, partition: int, part: _Part) -> None:
         """A little of what stands before what was read."""
         log, topic = self.journal.log, self.journal.topic
-        start = max(part.first, log.offset_before(topic, partition, part.low, CHUNK))
+        size = min(CHUNK, max(1, self.most - part.looked))
+        start = max(part.first, log.offset_before(topic, partition, part.low, size))
         count = 0
         for each in self.journal.read_range(partition, start, part.low):
             self._add(each.entry, partition, each.position.offset)
@@ -212,17 +217,17 @@ class SagaIndex:
             partition,
             offset,
         )
-        self._ordered = None
+        self._order = {}
 
     def _bound(self) -> None:
         if len(self._sagas) <= self.max_sagas * 5 // 4:
             return
-        # Stop reading what is older, and forget those that nobody has to do anything about.
+        # Stop reading what is older, and forget first those that nobody has to do anything about.
         self._is_full = True
-        over = sorted((each for each in self._sagas.values() if each.is_over), key=_moved_at)
-        for each in over[: len(self._sagas) - self.max_sagas]:
+        oldest = sorted(self._sagas.values(), key=lambda each: (not each.is_over, each.at))
+        for each in oldest[: len(self._sagas) - self.max_sagas]:
             del self._sagas[each.id]
-        self._ordered = None
+        self._order = {}
 
     # -- what is known
 
@@ -245,15 +250,22 @@ class SagaIndex:
 
     def counts(self) -> Counter[Status]:
         """How many sagas have each status."""
-        return Counter(each.status for each in self.sagas())
+        return Counter({status: len(self.sagas(frozenset((status,)))) for status in STATUSES})
 
-    def sagas(self) -> Sequence[KnownSaga]:
-        """All that are known, the one that moved last first."""
-        ordered = self._ordered
-        if ordered is None:
-            ordered = sorted(list(self._sagas.values()), key=_moved_at, reverse=True)
-            self._ordered = ordered
-        return ordered
+    def sagas(self, statuses: frozenset[Status] | None = None) -> Sequence[KnownSaga]:
+        """Those that are known, of these statuses or all, the one that moved last first."""
+        order = self._order
+        found = order.get(statuses)
+        if found is None:
+            if statuses is None:
+                found = sorted(self._sagas.copy().values(), key=_moved_at, reverse=True)
+            elif len(statuses) == 1:
+                (status,) = statuses
+                found = [each for each in self.sagas() if each.status == status]
+            else:
+                found = [each for each in self.sagas() if each.status in statuses]
+            order[statuses] = found
+        return found
 
 
 def _moved_at(saga: KnownSaga) -> float:
@@ -418,8 +430,8 @@ def _between(before: JournalEntry | None, entry: JournalEntry) -> Iterable[Trans
 
 
 StepState = Literal["done", "undone", "failed", "not-undone", "current", "to-come", "left-out"]
-"""How a step is: ``current``: it comes next, or is being undone; ``left-out``: it was never done, and
-will not be."""
+"""How a step is: ``current``: it comes next, or is being undone; ``left-out``: it was never done,
+and will not be."""
 
 
 class PlannedStep(NamedTuple):

@@ -54,6 +54,7 @@ from streams.web.log_source import LogSource
 from streams.web.page import Action, Background, Confirm, Done, Page, Screen
 from streams.web.passwords import PasswordInTheClear, PasswordNeeded
 from streams.web.redaction import Redact
+from streams.web.saga_indexes import SagaIndexes
 from streams.web.sampler import Sampler
 from streams.web.screens import actions, problem_finders, screens
 from streams.web.translations import choose_language
@@ -134,6 +135,7 @@ class Dashboard:
         self.source = LogSource(app, "ro" if read_only else "rw")
         self.sampler = Sampler(self.source.log, self.source.reopen)
         self.groups = GroupIndex(self.source.log)
+        self.sagas = SagaIndexes(self.source.log)
         self.jobs = Jobs()
         self.streams_open = 0
         """Browsers that are told of changes now."""
@@ -150,6 +152,7 @@ class Dashboard:
     def close(self) -> None:
         """Let go of the threads and the log that it opened; for who makes several in a process."""
         self.sampler.close()
+        self.sagas.close()
         self.jobs.close()
         self.source.close()
 

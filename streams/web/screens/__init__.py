@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from streams.web.page import Action, ProblemFinder, Screen
-from streams.web.screens import groups, jobs, messages, overview, publish, topics
+from streams.web.screens import (
+    groups,
+    jobs,
+    messages,
+    overview,
+    publish,
+    sagas,
+    topics,
+)
 
 MODULES = (
     overview,
@@ -17,6 +25,7 @@ MODULES = (
     messages,
     groups,
     publish,
+    sagas,
     jobs,
 )
 
