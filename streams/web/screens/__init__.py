@@ -17,6 +17,7 @@ from streams.web.screens import (
     publish,
     sagas,
     topics,
+    views,
 )
 
 MODULES = (
@@ -26,6 +27,7 @@ MODULES = (
     groups,
     publish,
     sagas,
+    views,
     jobs,
 )
 
