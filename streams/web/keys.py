@@ -1,5 +1,5 @@
-"""Keys (of aggregates, of documents) in addresses and forms: as text, or where they are no UTF-8, as
-hexadecimal digits."""
+"""Keys (of aggregates, of documents) in addresses and forms: as text, or where they are no UTF-8,
+as hexadecimal digits."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Figures that change while somebody looks: one thread a dashboard asks the log, and all visitors
 are told.
 
-A *subject* is ``topic:NAME``, ``group:NAME`` or ``view:VERSION:NAME``. Pages name the subjects that they show, and a
-browser whose page is in the foreground is connected (:mod:`streams.web.live`) and names them again.
+A *subject* is ``topic:NAME``, ``group:NAME`` or ``view:VERSION:NAME``. Pages name the subjects that
+they show, and a browser whose page is in the foreground is connected (:mod:`streams.web.live`) and
+names them again.
 The thread runs while at least one is, asks for each subject every :data:`INTERVAL` seconds (for as
 many as it gets through; then it begins with those that waited longest), and keeps an hour of each.
 """

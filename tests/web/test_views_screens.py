@@ -60,7 +60,6 @@ async def test_a_view_says_how_far_its_version_is(stage: Stage) -> None:
             assert not [form for form in shown.forms if form.method == "post"]
 
 
-@pytest.mark.everywhere
 async def test_a_version_is_promoted_rebuilt_and_dropped(stage: Stage) -> None:
     bank = Bank(stage.app(), unique())
     name = bank.balances.name

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from streams.web.page import Action, ProblemFinder, Screen
 from streams.web.screens import (
+    aggregates,
     groups,
     jobs,
     messages,
@@ -27,6 +28,7 @@ MODULES = (
     groups,
     publish,
     sagas,
+    aggregates,
     views,
     jobs,
 )

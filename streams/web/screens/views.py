@@ -1,5 +1,5 @@
-"""Views: their versions and how far each is; promoting, rebuilding and dropping them; documents that
-stand still."""
+"""Views: their versions and how far each is; promoting, rebuilding and dropping them; documents
+that stand still."""
 
 from __future__ import annotations
 
