@@ -38,6 +38,7 @@ except ImportError as error:
     ) from error
 
 from streams.web.access import Access, AccessRule
+from streams.web.doctor_runs import DoctorRuns
 from streams.web.forms import Fields, FormTooLarge, parse_fields, read_form
 from streams.web.group_index import GroupIndex
 from streams.web.guard import (
@@ -136,6 +137,7 @@ class Dashboard:
         self.sampler = Sampler(self.source.log, self.source.reopen)
         self.groups = GroupIndex(self.source.log)
         self.sagas = SagaIndexes(self.source.log)
+        self.doctor = DoctorRuns(app, self.source.log, redact)
         self.jobs = Jobs()
         self.streams_open = 0
         """Browsers that are told of changes now."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from streams.web.page import Action, ProblemFinder, Screen
 from streams.web.screens import (
     aggregates,
+    doctor,
     groups,
     jobs,
     messages,
@@ -30,6 +31,7 @@ MODULES = (
     sagas,
     aggregates,
     views,
+    doctor,
     jobs,
 )
 
