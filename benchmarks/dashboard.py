@@ -80,7 +80,9 @@ def build(url: str) -> tuple[Streams, SagaOrchestrator[Transfer]]:
     app = Streams(url)
     entries = app.topic("entries", int, partitions=4)
 
-    @app.processor(entries, group="balance", concurrency=64, dead_letters=DeadLetters(sequenced=True))
+    @app.processor(
+        entries, group="balance", concurrency=64, dead_letters=DeadLetters(sequenced=True)
+    )
     async def book(amount: int) -> None:
         raise Reject("an entry of nothing")
 
@@ -175,7 +177,9 @@ def _messages(log: Log, topic: str) -> int:
         partitions = log.topic(topic).partitions
     except StreamsError:
         return 0
-    return sum(log.lag(topic, each, log.watermarks(topic, each)[0]) or 0 for each in range(partitions))
+    return sum(
+        log.lag(topic, each, log.watermarks(topic, each)[0]) or 0 for each in range(partitions)
+    )
 
 
 def _copy_letters(log: Log, topic: str, count: int) -> None:
@@ -340,9 +344,7 @@ PAINT = """() => new Promise((done) => {
 
 def first_paints(address: str, paths: list[str]) -> dict[str, float]:
     """Milliseconds until a browser has painted each, the median of five; none without a browser."""
-    program = next(
-        filter(None, map(shutil.which, ("chromium-headless-shell", "chromium"))), None
-    )
+    program = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium"))), None)
     if program is None or importlib.util.find_spec("playwright") is None:
         print("no Chromium or no playwright: first paints are left out", file=sys.stderr)
         return {}
@@ -520,7 +522,8 @@ async def measure_search(url: str, sizes: Sizes) -> dict[str, Any]:
     async with worker.running():
         documents = (
             Record(
-                b'{"order":"o-%d","customer":{"id":%d},"cents":%d}' % (number, number % 997, number),
+                b'{"order":"o-%d","customer":{"id":%d},"cents":%d}'
+                % (number, number % 997, number),
                 b"%d" % number,
                 f"s-{number}",
             )

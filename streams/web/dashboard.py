@@ -38,6 +38,7 @@ except ImportError as error:
     ) from error
 
 from streams.web.access import Access, AccessRule
+from streams.web.doctor_runs import DoctorRuns
 from streams.web.forms import Fields, FormTooLarge, parse_fields, read_form
 from streams.web.group_index import GroupIndex
 from streams.web.guard import (
@@ -55,6 +56,7 @@ from streams.web.page import Action, Background, Confirm, Done, Page, Screen
 from streams.web.passwords import PasswordInTheClear, PasswordNeeded
 from streams.web.processor_figures import processor_sampler
 from streams.web.redaction import Redact
+from streams.web.saga_indexes import SagaIndexes
 from streams.web.sampler import Sampler
 from streams.web.screens import actions, problem_finders, screens
 from streams.web.translations import choose_language
@@ -135,6 +137,8 @@ class Dashboard:
         self.source = LogSource(app, "ro" if read_only else "rw")
         self.sampler = Sampler(self.source.log, self.source.reopen, processor_sampler(app))
         self.groups = GroupIndex(self.source.log)
+        self.sagas = SagaIndexes(self.source.log)
+        self.doctor = DoctorRuns(app, self.source.log, redact)
         self.jobs = Jobs()
         self.streams_open = 0
         """Browsers that are told of changes now."""
@@ -151,6 +155,7 @@ class Dashboard:
     def close(self) -> None:
         """Let go of the threads and the log that it opened; for who makes several in a process."""
         self.sampler.close()
+        self.sagas.close()
         self.jobs.close()
         self.source.close()
 

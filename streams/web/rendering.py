@@ -50,6 +50,13 @@ def rate(found: float | None) -> str:
     return f"{found:,.0f}" if found >= 10 or found == 0 else f"{found:.2g}"
 
 
+def percent(share: float | None) -> str:
+    """A share of all; all of it is said only where none is missing."""
+    if share is None:
+        return DASH
+    return "100%" if share >= 1.0 else f"{min(share, 0.999):.1%}"
+
+
 def size(found: int | None) -> str:
     """Bytes."""
     if found is None:
@@ -142,6 +149,7 @@ def environment(language: str) -> Environment:
     filters: Mapping[str, Any] = {
         "count": count,
         "rate": rate,
+        "percent": percent,
         "size": size,
         "age": age,
         "moment": moment,

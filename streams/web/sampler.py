@@ -1,11 +1,11 @@
 """Figures that change while somebody looks: one thread a dashboard asks the log, and all visitors
 are told.
 
-A *subject* is ``topic:NAME``, ``group:NAME`` or, of this process, ``processor:NAME``. Pages name
-the subjects that they show, and a browser whose page is in the foreground is connected
-(:mod:`streams.web.live`) and names them again. The thread runs while at least one is, asks for each
-subject every :data:`INTERVAL` seconds (for as many as it gets through; then it begins with those
-that waited longest), and keeps an hour of each.
+A *subject* is ``topic:NAME``, ``group:NAME``, ``view:VERSION:NAME`` or, of this process,
+``processor:NAME``. Pages name the subjects that they show, and a browser whose page is in the
+foreground is connected (:mod:`streams.web.live`) and names them again. The thread runs while at
+least one is, asks for each subject every :data:`INTERVAL` seconds (for as many as it gets through;
+then it begins with those that waited longest), and keeps an hour of each.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from streams.errors import NotFound, StreamsError, Unavailable
 from streams.text import get_logger
+from streams.web.view_samples import sample_view
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -82,7 +83,7 @@ class Figures:
     :param now: the figures of the last sample, by name; None: not known.
     :param at: when that was (real seconds since the epoch); 0.0: never.
     :param missing: the log has no such topic or group.
-    :param series: the past of ``rate`` (a topic's) or ``lag`` (a group's).
+    :param series: the past of ``rate`` (a topic's), ``lag`` (a group's) or ``folded`` (a view's).
     """
 
     now: dict[str, float | int | None] = field(default_factory=dict)
@@ -354,4 +355,5 @@ def _sample_group(log: Log, group: str, figures: Figures, now: float) -> None:
 _SAMPLERS: Mapping[str, Callable[[Log, str, Figures, float], None]] = {
     "topic": _sample_topic,
     "group": _sample_group,
+    "view": sample_view,
 }

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streams.cli.command_errors import UsageError
-from streams.cli.doctor import prometheus
-from streams.cli.doctor.prometheus import PrometheusClient
+from streams.inspection.doctor import prometheus
+from streams.inspection.doctor.prometheus import PrometheusClient
 
 HEADERS = b"HTTP/1.0 200 OK\r\n" + b"X: y\r\n" * 999
 

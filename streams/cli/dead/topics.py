@@ -9,6 +9,7 @@ from streams.cli import output
 from streams.cli.command_errors import CommandFailed
 from streams.config import DeadLetters
 from streams.errors import NotFound
+from streams.inspection.dead_arguments import dead_ls_arguments as dead_ls_arguments
 from streams.inspection.letter_topics import FoundTopic, find_dead_letter_topics
 from streams.text import close_match, suggestion
 
@@ -31,12 +32,6 @@ def suggest_arguments(topics: Iterable[FoundTopic], group: str, topic: str) -> s
     }
     name = close_match(f"{group} {topic}", known)
     return None if name is None else known[name]
-
-
-def dead_ls_arguments(group: str, topic: str, name: str) -> str:
-    """What ``streams dead ls`` and the like are called with for these letters."""
-    default_name = DeadLetters().name(topic, group)
-    return f"{group} {topic}" + ("" if name == default_name else f" --name {name}")
 
 
 def open_dead_letters(

@@ -10,17 +10,21 @@ from collections.abc import Iterator
 
 from streams.web.page import Action, ProblemFinder, Screen
 from streams.web.screens import (
+    aggregates,
     closed_keys,
     dead,
     dead_actions,
     delayed,
+    doctor,
     groups,
     jobs,
     messages,
     overview,
     processors,
     publish,
+    sagas,
     topics,
+    views,
 )
 
 MODULES = (
@@ -34,6 +38,10 @@ MODULES = (
     delayed,
     processors,
     publish,
+    sagas,
+    aggregates,
+    views,
+    doctor,
     jobs,
 )
 

@@ -323,7 +323,7 @@ def _hex_rows(data: bytes) -> Iterator[tuple[str, str, str]]:
 def _decoding_problem(page: Page, row: Any) -> str:
     """Why the value cannot be decoded as what the app declares; empty: it can, or nothing is
     declared."""
-    from streams.processing.job import Skip
+    from streams.processing import Skip
 
     declared = page.app.topics.get(row.batch.topic)
     if declared is None or not page.payloads.allowed:

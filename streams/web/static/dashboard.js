@@ -19,6 +19,8 @@
     count: (value) => value === null ? "–" : grouped.format(value),
     rate: (value) => value === null ? "–"
       : value >= 10 || value === 0 ? grouped.format(value) : String(Number(value.toPrecision(2))),
+    percent: (value) => value === null ? "–" : value >= 1 ? "100%" : `${(100 * Math.min(value, .999)).toFixed(1)}%`,
+    age: (value) => value === null ? "–" : ageText(value),
   };
   function ageText(seconds) {
     for (const [unit, length] of [["d", 86400], ["h", 3600], ["min", 60]]) {
@@ -61,7 +63,7 @@
     }
     for (const [subject, chart] of charts) {
       const figures = found[subject];
-      const value = figures && (subject.startsWith("group:") ? figures.lag : figures.rate);
+      const value = figures && figures[{ topic: "rate", group: "lag", view: "folded", processor: "rate" }[subject.split(":")[0]]];
       if (value === undefined || value === null) continue;
       chart.data[0].push(Date.now() / 1000);
       chart.data[1].push(value);

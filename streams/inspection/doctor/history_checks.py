@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from streams.cli import output
-from streams.cli.doctor.inspection import (
+from streams.inspection import texts
+from streams.inspection.doctor.app_inspection import (
     MAX_PARTITIONS,
     SAMPLE_SIZE,
     AppInspection,
@@ -50,7 +50,7 @@ def _check_aggregate(
         return
     if foreign:
         yield subject.no(
-            f"{len(foreign):,} of its last {output.plural(len(sample), 'record')} were written by "
+            f"{len(foreign):,} of its last {texts.plural(len(sample), 'record')} were written by "
             f"no aggregate, the last at {foreign[-1].position}; they count for nothing",
             f"see who writes to {topic}, and let only the apps that decide (an ACL)",
         )
@@ -81,11 +81,11 @@ def _check_topic(
         what = "compacts" if info.retention.compacted else "deletes"
         command = inspection.command(f"topics retain {info.name} --for-ever")
         yield subject.no(
-            f"topic {info.name} {what} events: {output.retention_text(info.retention)}",
+            f"topic {info.name} {what} events: {texts.retention_text(info.retention)}",
             f"{command}, before a history loses its beginning",
         )
     else:
-        partitions = output.plural(info.partitions, "partition")
+        partitions = texts.plural(info.partitions, "partition")
         yield subject.yes(f"its events are kept for ever, in {partitions}")
 
 
@@ -93,7 +93,7 @@ class _SampledEvent(NamedTuple):
     """One record of an event topic."""
 
     position: str
-    key: str
+    key: bytes
     value: bytes | None
     is_event: bool
     """An append wrote it."""
@@ -124,8 +124,8 @@ def _sampled(log: Log, batch: Batch, index: int) -> _SampledEvent:
 
     header = parse_event(event_header(batch.headers(index)), batch.id(index))
     return _SampledEvent(
-        output.position_text(log, batch, index),
-        output.bytes_text(batch.keys[index]) or "",
+        texts.position_text(log, batch, index),
+        batch.keys[index] or b"",
         batch.values[index],
         is_event(batch.headers(index)),
         header is not None and header.is_refusal,
@@ -149,14 +149,16 @@ def _check_code(
         try:
             aggregate.definition.codec.decode(each.value)
         except DecodeError as error:
+            topic = aggregate.events.name
+            key = inspection.texts.key(topic, each.key)
+            reason = inspection.texts.error(topic, error_text(error))
             words = f"aggregates ls {inspection.target} {aggregate.name} --undecodable"
             return subject.no(
-                f"this code cannot decode the event of {each.key!r} at {each.position}: "
-                f"{error_text(error)}",
+                f"this code cannot decode the event of {key!r} at {each.position}: {reason}",
                 f"run newer code, or @{aggregate.name}.upcast(bytes); "
                 f"{inspection.command(words)} lists all that are stopped",
             )
-    return subject.yes(f"this code decodes its last {output.plural(len(sample), 'event')}")
+    return subject.yes(f"this code decodes its last {texts.plural(len(sample), 'event')}")
 
 
 def _check_snapshots(
@@ -171,11 +173,11 @@ def _check_snapshots(
     used = aggregate.definition.fingerprint
     unused = {kind: count for kind, count in kinds.items() if kind != used}
     if unused:
-        count = output.plural(sum(unused.values()), "snapshot")
+        count = texts.plural(sum(unused.values()), "snapshot")
         words = f"aggregates drop-snapshots {inspection.target} {aggregate.name} --unused"
         yield subject.yes(
             f"{count} of other code: {', '.join(sorted(unused))}",
             f"{inspection.command(words)}, once no such code runs",
         )
     elif kinds:
-        yield subject.yes(f"{output.plural(kinds[used], 'snapshot')}, none of other code")
+        yield subject.yes(f"{texts.plural(kinds[used], 'snapshot')}, none of other code")

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from streams.cli import output
-from streams.cli.doctor.inspection import AppInspection, Finding, Subject, Verdict
 from streams.errors import NotFound
+from streams.inspection import texts
+from streams.inspection.doctor.app_inspection import AppInspection, Finding, Subject, Verdict
 
 if TYPE_CHECKING:
     from streams.config import Retention
@@ -96,7 +96,7 @@ def _check_key_partitions(inspection: AppInspection, topic: str) -> Finding:
     split_keys = sorted(key for key, found in partitions_of.items() if len(found) > 1)
     without_key = sum(seen.key is None for seen in sample)
     if split_keys:
-        name = output.bytes_text(split_keys[0]) or ""
+        name = inspection.texts.key(topic, split_keys[0])
         partitions = ", ".join(map(str, sorted(partitions_of[split_keys[0]])))
         more = f", and {len(split_keys) - 1:,} more keys like it" if len(split_keys) > 1 else ""
         return subject.no(
@@ -106,12 +106,12 @@ def _check_key_partitions(inspection: AppInspection, topic: str) -> Finding:
         )
     if without_key:
         return subject.no(
-            f"{without_key:,} of its last {output.plural(len(sample), 'message')} have no key",
+            f"{without_key:,} of its last {texts.plural(len(sample), 'message')} have no key",
             "its producers must set the key that the app declares",
         )
     if not partitions_of:
         return subject.yes("no message yet")
-    return subject.yes(f"{output.plural(len(partitions_of), 'key')} seen, each in one partition")
+    return subject.yes(f"{texts.plural(len(partitions_of), 'key')} seen, each in one partition")
 
 
 def check_retention(inspection: AppInspection) -> Iterator[Finding]:
@@ -153,14 +153,14 @@ def _check_topic_retention(inspection: AppInspection, topic: Topic[Any]) -> Find
     if isinstance(info, str):
         if declared is None and declarable:
             return subject.unknown("not there yet, to be kept for ever", advice)
-        kept = output.retention_text(declared or Retention())
+        kept = texts.retention_text(declared or Retention())
         return subject.yes(f"not there yet, to be {kept}")
     if not info.retention_known:
         return subject.unknown(
             "this login may not ask for the topic's settings",
             "give it DescribeConfigs on the topic",
         )
-    actual = output.retention_text(info.retention)
+    actual = texts.retention_text(info.retention)
     if declared is None:
         if not _is_kept_for_ever(info):
             return subject.yes(actual)
@@ -170,9 +170,9 @@ def _check_topic_retention(inspection: AppInspection, topic: Topic[Any]) -> Find
         return subject.unknown("kept for ever, as nobody said so", advice)
     if _round_to_milliseconds(info.retention) == _round_to_milliseconds(declared):
         return subject.yes(f"{actual}, as declared")
-    words = f"topics retain {topic.name} {output.retention_options(declared)}"
+    words = f"topics retain {topic.name} {texts.retention_options(declared)}"
     return subject.no(
-        f"{actual}, and declared to be {output.retention_text(declared)}",
+        f"{actual}, and declared to be {texts.retention_text(declared)}",
         f"{inspection.command(words)}, or declare retention={info.retention!r}",
     )
 

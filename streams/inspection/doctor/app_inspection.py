@@ -15,8 +15,8 @@ from streams.log.range_reader import read_batches, read_first
 
 if TYPE_CHECKING:
     from streams.app import Streams
-    from streams.cli.doctor.prometheus import PrometheusClient
     from streams.eventsourcing import Aggregate, ProcessManager, View
+    from streams.inspection.doctor.prometheus import PrometheusClient
     from streams.log.protocol import Log, TopicInfo
     from streams.outbox import Outbox
     from streams.processor import Processor
@@ -72,6 +72,18 @@ class Subject(NamedTuple):
         return Finding(*self, Verdict.unknown, reason, advice)
 
 
+class MessageTexts:
+    """How findings name what is in messages; a subclass may hide it."""
+
+    def key(self, topic: str, data: bytes) -> str:
+        """A key."""
+        return data.decode("utf-8", "backslashreplace")
+
+    def error(self, topic: str, text: str) -> str:
+        """What was raised because of a message."""
+        return text
+
+
 class SampledMessage(NamedTuple):
     """One message of a sample."""
 
@@ -85,6 +97,7 @@ class AppInspection:
 
     :param log: None: it could not be opened, and ``open_error`` says why.
     :param target: how the command line names the app.
+    :param texts: how findings name what is in messages.
     """
 
     def __init__(
@@ -94,9 +107,11 @@ class AppInspection:
         open_error: str,
         prometheus: PrometheusClient,
         target: str = "MODULE:APP",
+        texts: MessageTexts | None = None,
     ) -> None:
         self.app = app
         self.target = target
+        self.texts = MessageTexts() if texts is None else texts
         self.log = log
         self.open_error = open_error
         self.prometheus = prometheus

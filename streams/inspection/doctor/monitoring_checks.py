@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-from streams.cli.doctor.inspection import AppInspection, Finding, Subject
+from streams.inspection.doctor.app_inspection import AppInspection, Finding, Subject
 
 PROMETHEUS_ADVICE = "see that --prometheus is right"
 

@@ -7,9 +7,10 @@ import asyncio
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from streams.cli import output
-from streams.cli.doctor.inspection import AppInspection, Finding, Subject
 from streams.errors import LogError, NotFound
+from streams.inspection import texts
+from streams.inspection.doctor.app_inspection import AppInspection, Finding, Subject
+from streams.text import printable_text
 
 if TYPE_CHECKING:
     from streams.outbox import Outbox
@@ -47,7 +48,7 @@ def _check_outbox(inspection: AppInspection, subject: Subject, outbox: Outbox) -
     ls = inspection.command(f"outbox ls {inspection.target}")
     findings: list[Finding] = []
     if relays.seconds is None or relays.seconds > ABSENT:
-        rows = output.plural(backlog.depth, "row")
+        rows = texts.plural(backlog.depth, "row")
         waits = "waits" if backlog.depth == 1 else "wait"
         findings.append(
             subject.no(
@@ -60,17 +61,20 @@ def _check_outbox(inspection: AppInspection, subject: Subject, outbox: Outbox) -
     elif backlog.oldest is not None and backlog.oldest > OLD:
         findings.append(
             subject.no(
-                f"the first of {output.plural(backlog.depth, 'row')} to be relayed was written "
-                f"{output.age_text(backlog.oldest)} ago",
+                f"the first of {texts.plural(backlog.depth, 'row')} to be relayed was written "
+                f"{texts.age_text(backlog.oldest)} ago",
                 f"see the log of the processes that relay; {ls} says how many there are",
             )
         )
     if backlog.failed:
-        error = output.printable_text(found.rows[0].error or "") if found.rows else ""
+        error = ""
+        if found.rows:
+            row = found.rows[0]
+            error = printable_text(inspection.texts.error(str(row.topic), row.error or ""))
         behind = f", and {backlog.waiting} wait behind" if backlog.waiting else ""
         findings.append(
             subject.no(
-                f"{output.plural(backlog.failed, 'row')} could not be published{behind}: {error}",
+                f"{texts.plural(backlog.failed, 'row')} could not be published{behind}: {error}",
                 f"{ls} lists them; mend the cause, then streams outbox retry",
             )
         )

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from streams.cli.doctor.history_checks import check_histories
-from streams.cli.doctor.inspection import AppInspection, Finding, Subject
-from streams.cli.doctor.log_checks import check_order, check_persistence, check_retention
-from streams.cli.doctor.manager_checks import check_managers
-from streams.cli.doctor.monitoring_checks import check_alerts, check_monitoring
-from streams.cli.doctor.outbox_checks import check_outboxes
-from streams.cli.doctor.processor_checks import (
+from streams.errors import LogError
+from streams.inspection.doctor.app_inspection import AppInspection, Finding, Subject
+from streams.inspection.doctor.history_checks import check_histories
+from streams.inspection.doctor.log_checks import check_order, check_persistence, check_retention
+from streams.inspection.doctor.manager_checks import check_managers
+from streams.inspection.doctor.monitoring_checks import check_alerts, check_monitoring
+from streams.inspection.doctor.outbox_checks import check_outboxes
+from streams.inspection.doctor.processor_checks import (
     check_backpressure,
     check_dead_letters,
     check_idempotence,
     check_retries,
 )
-from streams.cli.doctor.view_checks import check_views
-from streams.errors import LogError
+from streams.inspection.doctor.view_checks import check_views
 
 CHECKS: Sequence[tuple[str, Callable[[AppInspection], Iterator[Finding]]]] = (
     ("persisted", check_persistence),

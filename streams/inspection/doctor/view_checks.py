@@ -7,9 +7,9 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from streams.cli import output
-from streams.cli.doctor.inspection import AppInspection, Finding, Subject
 from streams.errors import ConfigError, LogError
+from streams.inspection import texts
+from streams.inspection.doctor.app_inspection import AppInspection, Finding, Subject
 from streams.wire import shorten
 
 if TYPE_CHECKING:
@@ -66,11 +66,11 @@ def _check_version(
     found = [
         *_check_checkpoints(inspection, subject, view, inspector),
         *_check_stopped(inspection, subject, view, inspector),
-        *_check_waiting(subject, view, log),
+        *_check_waiting(inspection, subject, view, log),
         *_check_lag(inspection, subject, view, inspected),
     ]
     if not any(each.verdict == "no" for each in found):
-        documents = output.plural(inspected.totals.documents, "document")
+        documents = texts.plural(inspected.totals.documents, "document")
         yield subject.yes(f"{inspected.state}: {documents}, none of which stands still")
     yield from found
 
@@ -98,22 +98,27 @@ def _check_stopped(
     if first is None:
         return
     count = inspector.tracker.stopped()
-    still = f"{output.plural(count, 'document')} {'stands' if count == 1 else 'stand'} still"
-    key = shorten(output.bytes_text(first.key) or "", 60)
+    still = f"{texts.plural(count, 'document')} {'stands' if count == 1 else 'stand'} still"
+    topic = inspector.tracker.folded_topic
+    key = shorten(inspection.texts.key(topic, first.key), 60)
+    reason = inspection.texts.error(topic, first.reason)
     command = _command(inspection, "stopped", view.name, view.version)
     yield subject.no(
-        f"{still}, such as {key!r} at {first.position}: {first.reason}",
+        f"{still}, such as {key!r} at {first.position}: {reason}",
         f"{command} lists them; mend the function, then streams views retry {view.name} KEY",
     )
 
 
-def _check_waiting(subject: Subject, view: View[Any], log: Log) -> Iterator[Finding]:
+def _check_waiting(
+    inspection: AppInspection, subject: Subject, view: View[Any], log: Log
+) -> Iterator[Finding]:
     """No partition waits at an event, with this code."""
     from streams.eventsourcing.views.inspection import find_waiting
 
     waiting = list(find_waiting(log, view.declared))
     if waiting:
-        position, reason = waiting[0]
+        position, raised = waiting[0]
+        reason = inspection.texts.error(position.partition("/")[0], raised)
         more = f" (and {len(waiting) - 1} more partitions)" if len(waiting) > 1 else ""
         yield subject.no(
             f"with this code it waits at {position}{more}: {reason}",
@@ -144,7 +149,7 @@ def _check_lag(
     elif not found.known.is_building:
         yield subject.no(
             f"it is {behind:,} of {total:,} events behind",
-            f"run more processes, up to {output.plural(found.partitions, 'partition')}; {show} "
+            f"run more processes, up to {texts.plural(found.partitions, 'partition')}; {show} "
             "says how far each is",
         )
 
@@ -163,7 +168,7 @@ def _check_left_over(
         if inspector.members():
             continue
         subject = Subject("views", f"view {name} version {version.version}")
-        documents = output.plural(inspector.tracker.totals().documents, "document")
+        documents = texts.plural(inspector.tracker.totals().documents, "document")
         yield subject.no(
             f"nobody runs it and nobody serves from it; it keeps {documents}",
             _command(inspection, "drop", name, version.version),

@@ -7,17 +7,18 @@ import shlex
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from streams.cli import output
-from streams.cli.dead.rendering import letter_summary
-from streams.cli.dead.topics import dead_ls_arguments
-from streams.cli.doctor.inspection import AppInspection, Finding, Subject
 from streams.errors import LogError
+from streams.inspection import texts
 from streams.inspection.counting import count_dead_letters, sum_known
-from streams.inspection.letter_topics import is_of
-from streams.text import escape
+from streams.inspection.dead_arguments import dead_ls_arguments
+from streams.inspection.doctor.app_inspection import (
+    AppInspection,
+    Finding,
+    Subject,
+)
+from streams.text import escape, printable_text
 from streams.wire import shorten
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _check_reading(
         lag = sum_known(each.lag for each in own)
         if not lag:  # nothing waits, or the log cannot count
             continue
-        many = output.plural(lag, "message")
+        many = texts.plural(lag, "message")
         wait = "waits" if lag == 1 else "wait"
         if not inspector.members(group):
             topics = ", ".join(processor.topics)
@@ -96,7 +97,7 @@ def _check_reading(
         elif lag > FAR_BEHIND:
             yield subject.no(
                 f"it is {many} behind in group {group}",
-                f"run more processes, up to {output.plural(len(own), 'partition')}; {show}",
+                f"run more processes, up to {texts.plural(len(own), 'partition')}; {show}",
             )
 
 
@@ -109,26 +110,35 @@ def _check_dead(
         if count:
             ls = f"dead ls {dead_ls_arguments(*source)}"
             yield subject.no(
-                f"{output.plural(count, 'message')} of {source.topic} could not be reacted to"
-                f"{_first_letter(log, source)}",
+                f"{texts.plural(count, 'message')} of {source.topic} could not be reacted to"
+                f"{_first_letter(inspection, log, source)}",
                 f"{inspection.command(ls)} lists them; mend the code, then streams dead retry",
             )
 
 
-def _first_letter(log: Log, source: DeadLetterSource) -> str:
+def _first_letter(inspection: AppInspection, log: Log, source: DeadLetterSource) -> str:
     """The first of them, in words."""
-    from streams.patterns.deadletters import DeadLetterTopic
+    from streams.derived_records import (
+        ERROR_OFFSET,
+        ERROR_PARTITION,
+        ERROR_TOPIC,
+        ORIGIN,
+        error_of,
+        header_text,
+    )
+    from streams.patterns.deadletters import DeadLetterTopic, source_of
 
     with closing(DeadLetterTopic(log, source.name).rows()) as rows:
         for row in rows:
-            if not is_of(row, source.group, source.topic):
+            headers = row.headers
+            topic, group = source_of(headers)
+            if topic not in (None, source.topic) or group not in (None, source.group):
                 continue
-            found = output.call_or_report(
-                output.position_text(log, row.batch, row.index),
-                partial(letter_summary, log, row, waiting=True),
-            )
-            if found is not None:
-                return f", such as {found['origin'] or found['place']}: {found['error']}"
+            parts = (ERROR_TOPIC, ERROR_PARTITION, ERROR_OFFSET)
+            place = "/".join(header_text(headers, name) or "?" for name in parts)
+            origin = printable_text(header_text(headers, ORIGIN) or place)
+            error = inspection.texts.error(source.topic, error_of(headers, unknown="?"))
+            return f", such as {origin}: {printable_text(error)}"
     return ""
 
 
@@ -142,14 +152,16 @@ def _check_timeouts(
     if not overdue:
         return
     first = overdue[0]
-    count = output.plural(len(overdue), "timeout")
-    key = escape(shorten(output.printable_text(first.value.key), 60))
-    late = output.age_text(time.time() - first.due / 1000)
+    count = texts.plural(len(overdue), "timeout")
+    key_bytes = first.value.key.encode("utf-8", "surrogateescape")
+    shown = inspection.texts.key(inspector.reactions_topic, key_bytes)
+    key = escape(shorten(printable_text(shown), 60))
+    late = texts.age_text(time.time() - first.due / 1000)
     timeouts = inspector.manager.definition.timeouts
     runs = timeouts is not None and inspector.members(timeouts.scheduler.group)
     yield subject.no(
         f"{count} {'is' if len(overdue) == 1 else 'are'} overdue, the first for {late}: "
-        f"{output.printable_text(first.value.name)} of {key!r}",
+        f"{printable_text(first.value.name)} of {key!r}",
         "see the log of the processes that run it, and their clocks"
         if runs
         else f"run the app, which delivers them; {_show(inspection, inspector)} lists them",

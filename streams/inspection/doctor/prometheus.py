@@ -18,7 +18,6 @@ from urllib.request import Request, urlopen
 
 import msgspec
 
-from streams.cli.command_errors import UsageError
 from streams.errors import ConfigError
 from streams.log.secrets import Secrets
 from streams.log.url import Url, parse_http
@@ -62,7 +61,7 @@ class PrometheusClient:
     """Asks Prometheus, where it is known.
 
     :param prometheus: its URL, which may hold a login; None: nobody said.
-    :raises UsageError: it is no http URL.
+    :raises ConfigError: it is no http URL.
     """
 
     def __init__(self, prometheus: str | None) -> None:
@@ -77,10 +76,10 @@ class PrometheusClient:
             if len(url.hosts) > 1 or url.settings:
                 raise ConfigError("one host and a path, such as http://localhost:9090")
         except ConfigError as error:
-            raise UsageError(f"--prometheus: {error}") from None
+            raise ConfigError(f"--prometheus: {error}") from None
         self.url = url.location.rstrip("/") if url.path.isascii() else None
         if self.url is None:
-            raise UsageError("--prometheus: its path must be percent-encoded")
+            raise ConfigError("--prometheus: its path must be percent-encoded")
         self._secrets = url.secrets()
         if url.login:
             self._login = _basic_auth(url)

@@ -8,10 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from streams.cli import output
-from streams.cli.dead.topics import dead_ls_arguments
-from streams.cli.doctor.inspection import AppInspection, Finding, Subject
+from streams.inspection import texts
 from streams.inspection.counting import count_waiting
+from streams.inspection.dead_arguments import dead_ls_arguments
+from streams.inspection.doctor.app_inspection import (
+    AppInspection,
+    Finding,
+    Subject,
+)
 from streams.processor import Processor
 
 MIB = 1 << 20
@@ -26,7 +30,7 @@ def check_idempotence(inspection: AppInspection) -> Iterator[Finding]:
         yield _check_dedup_window(inspection, processor)
     for name, topic in inspection.topics.items():
         subject, sample = Subject("idempotent", f"topic {name}"), inspection.sample(name)
-        messages = output.plural(len(sample), "message")
+        messages = texts.plural(len(sample), "message")
         without_id = sum(seen.id is None for seen in sample)
         if topic.id_in_value:
             yield subject.yes("IDs are read from the value")
@@ -80,7 +84,7 @@ def _check_dead_letter_topic(
     bound = info.retention
     count = bound.messages or bound.bytes
     if count is not None or (bound.seconds or WEEK) < WEEK:
-        kept = f"them {output.age_text(bound.seconds)}"
+        kept = f"them {texts.age_text(bound.seconds)}"
         if count is not None:
             kept = f"{count:,} {'of them' if bound.messages else 'bytes of them'}"
         return subject.no(
@@ -97,7 +101,7 @@ def _check_dead_letter_topic(
     waiting = _count_waiting(inspection, name)
     if waiting:
         command = f"dead ls {dead_ls_arguments(processor.group, topic, name)}"
-        letters = output.plural(waiting, "letter")
+        letters = texts.plural(waiting, "letter")
         return subject.yes(f"{letters} in {name}", inspection.command(command))
     return subject.yes(f"they go to {name}; none waits")
 
@@ -196,7 +200,7 @@ def check_retries(inspection: AppInspection) -> Iterator[Finding]:
 def _check_retry(inspection: AppInspection, processor: Processor[..., Any]) -> Finding:
     subject, retry = Subject("retries", f"processor {processor.name}"), processor.options.retry
     longest = retry.longest_backoff + retry.attempts * (processor.options.timeout or 0.0)
-    said = f"{retry.attempts} attempts within {output.age_text(longest)}"
+    said = f"{retry.attempts} attempts within {texts.age_text(longest)}"
     if retry.attempts == 1:
         return subject.yes("none: what fails is a dead letter at once")
     if min(retry.delay, retry.cap) <= 0:
@@ -209,7 +213,7 @@ def _check_retry(inspection: AppInspection, processor: Processor[..., Any]) -> F
         kept = None if isinstance(info, str) else info.retention.seconds
         if kept is not None and kept <= longest:
             return subject.no(
-                f"{said}, and {topic} keeps messages for {output.age_text(kept)} only",
+                f"{said}, and {topic} keeps messages for {texts.age_text(kept)} only",
                 "fewer attempts or a smaller cap, or keep the topic's messages longer",
             )
         window = processor.options.dedup.window
@@ -217,7 +221,7 @@ def _check_retry(inspection: AppInspection, processor: Processor[..., Any]) -> F
         if span is not None and span <= longest:
             return subject.no(
                 f"{said}, and the last {window:,} messages of a partition of {topic} came within "
-                f"{output.age_text(span)}: a duplicate would be forgotten meanwhile",
+                f"{texts.age_text(span)}: a duplicate would be forgotten meanwhile",
                 "a larger Dedup(window=...), or fewer attempts",
             )
     return subject.yes(f"{said}, backed off with jitter")

@@ -1,17 +1,6 @@
 """``streams doctor``: the checklist of an event-driven service, held against a real application.
 
-============================  ======================================================
-``checklist``                 the items, in their order
-``inspection``                the app and its log, looked at; what an item found
-``log_checks``                items about the log: persisted, order, retention
-``history_checks``            items about aggregates: their event topics and snapshots
-``view_checks``               items about views: what stands still, waits, lags, is left over
-``manager_checks``            items about process managers: what nobody reads, dead, overdue
-``outbox_checks``             items about outboxes: nobody relays, rows are old or failed
-``processor_checks``          items about processors: idempotent, dead letters, and so on
-``monitoring_checks``         items about who watches: monitoring, alerts
-``prometheus``                what a Prometheus is asked
-============================  ======================================================
+The checks are in :mod:`streams.inspection.doctor`.
 """
 
 from __future__ import annotations
@@ -27,8 +16,9 @@ from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.app_loading import load_app
-from streams.cli.command_errors import DONE, FAILED
+from streams.cli.command_errors import DONE, FAILED, UsageError
 from streams.cli.options import AppUrl, Json
+from streams.errors import ConfigError
 from streams.text import one_line
 
 if TYPE_CHECKING:
@@ -69,12 +59,15 @@ def doctor(
       [cyan]streams doctor shop:app --prometheus http://localhost:9090[/cyan]
       [cyan]streams doctor shop:app --json | jq '.findings\[] | select(.verdict == "no")'[/cyan]
     """
-    from streams.cli.doctor.checklist import run_checks
-    from streams.cli.doctor.inspection import AppInspection, Verdict
-    from streams.cli.doctor.prometheus import PrometheusClient
+    from streams.inspection.doctor.app_inspection import AppInspection, Verdict
+    from streams.inspection.doctor.checklist import run_checks
+    from streams.inspection.doctor.prometheus import PrometheusClient
     from streams.log.url import redact
 
-    prometheus_client = PrometheusClient(prometheus)
+    try:
+        prometheus_client = PrometheusClient(prometheus)
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
     app = load_app(target, url)
     with _open_read_only(app) as (log, open_error):
         inspection = AppInspection(app, log, open_error, prometheus_client, target)
