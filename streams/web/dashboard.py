@@ -54,6 +54,7 @@ from streams.web.live import live_response
 from streams.web.log_source import LogSource
 from streams.web.page import Action, Background, Confirm, Done, Page, Screen
 from streams.web.passwords import PasswordInTheClear, PasswordNeeded
+from streams.web.problem_board import ProblemBoard
 from streams.web.processor_figures import processor_sampler
 from streams.web.redaction import Redact
 from streams.web.saga_indexes import SagaIndexes
@@ -135,11 +136,19 @@ class Dashboard:
         else:
             self._hosts = None if self._rule.asks else loopback_hosts()
         self.source = LogSource(app, "ro" if read_only else "rw")
-        self.sampler = Sampler(self.source.log, self.source.reopen, processor_sampler(app))
         self.groups = GroupIndex(self.source.log)
+        self.sampler = Sampler(
+            self.source.log,
+            self.source.reopen,
+            processor_sampler(app),
+            in_spare_time=self.groups.look,
+        )
         self.sagas = SagaIndexes(self.source.log)
-        self.doctor = DoctorRuns(app, self.source.log, redact)
+        self.board = ProblemBoard()
+        self.doctor = DoctorRuns(app, self.source.log, redact, on_result=self.board.clear)
         self.jobs = Jobs()
+        self.problem_patience = 0.03
+        """Real seconds for which the overview waits for its problems."""
         self.streams_open = 0
         """Browsers that are told of changes now."""
         self._shared: dict[object, tuple[float, Any]] = {}
@@ -306,6 +315,7 @@ class Dashboard:
         """What was looked at before an action is not so any more."""
         self.sampler.expire()
         self.groups.expire()
+        self.board.clear()
         with self._shared_lock:
             self._shared.clear()
 

@@ -74,9 +74,17 @@ class DoctorRuns:
     """Looks, one thread at a time (any thread asks).
 
     :param open_log: gives the log; it may raise.
+    :param on_result: called when something new is known.
     """
 
-    def __init__(self, app: Streams, open_log: Callable[[], Log], redact: Redact | None) -> None:
+    def __init__(
+        self,
+        app: Streams,
+        open_log: Callable[[], Log],
+        redact: Redact | None,
+        on_result: Callable[[], None],
+    ) -> None:
+        self._on_result = on_result
         self._app = app
         self._open_log = open_log
         self._redact = redact
@@ -116,6 +124,7 @@ class DoctorRuns:
                 took = time.monotonic() - began
                 self._results[payloads] = DoctorResult(findings, time.time(), took, error)
                 self._running.discard(payloads)
+            self._on_result()
 
     def _look(self, *, payloads: bool) -> list[Finding]:
         log, open_error = None, ""

@@ -23,6 +23,9 @@ logger = get_logger("streams")
 FRESH = 5.0
 """Real seconds for which a group's facts are taken as they are."""
 
+LOOKED_AT = 10
+"""Groups that are looked at each time, however long that takes."""
+
 MAX_GROUPS = 20_000
 """Groups whose facts are kept, at most."""
 
@@ -132,9 +135,12 @@ class GroupIndex:
             found = self._known.get(name)
             return 0.0 if found is None else found.at
 
-        for name in sorted(self._names[:MAX_GROUPS], key=asked_at):
-            is_fresh = now - asked_at(name) < FRESH and asked_at(name) > self._changed_at
-            if is_fresh or time.monotonic() > deadline:
+        def is_fresh(name: str) -> bool:
+            return now - asked_at(name) < FRESH and asked_at(name) > self._changed_at
+
+        names = [name for name in self._names[:MAX_GROUPS] if not is_fresh(name)]
+        for number, name in enumerate(sorted(names, key=asked_at)):
+            if number >= LOOKED_AT and time.monotonic() > deadline:
                 break
             self._known[name] = self._look_at(log, name)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = get_logger("streams.web")
 
-LOOK = 0.25
+LOOK = 0.05
 """Real seconds for which a list asks for figures; the rest is filled in while it is open."""
 
 MAX_BULK = 100_000

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Iterator
 
 import pytest
 
 from streams import Message
 from streams.web import Dashboard
+from streams.web.page import Page, Problem
 from tests.conformance.stage import QUICK, Stage
 from tests.web.visiting import eventually, visit
 
@@ -133,3 +136,31 @@ async def test_a_reader_without_the_permission_sees_no_key(stage: Stage) -> None
             assert "Waits for" in seen.text
             assert "secret-key" not in seen.html
             assert "not shown" in seen.text
+
+
+async def test_problems_that_take_long_come_after_the_page(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.anchor.create_topic(stage.topic_name, 1)
+    dashboard = Dashboard(stage.app(), access="read")
+    go_on = threading.Event()
+
+    def find(page: Page) -> Iterator[Problem]:
+        go_on.wait()
+        yield Problem(0, "Everything is on fire.", page.url("/topics"))
+
+    dashboard.problem_finders = (find,)
+    async with visit(dashboard) as visitor:
+        dashboard.problem_patience = 0.01
+        seen = await visitor.get("/")
+        assert "They are being looked for." in seen.text
+        assert 'hx-get="/problems"' in seen.html
+        go_on.set()
+
+        async def found() -> bool:
+            return "Everything is on fire." in (await visitor.get("/")).text
+
+        await eventually(found)
+        part = await visitor.get("/problems", headers={"hx-request": "true"})
+        assert "Everything is on fire." in part.text
+        assert "<html" not in part.html

@@ -367,7 +367,7 @@ async def test_a_crash_says_nothing_of_itself(
     monkeypatch.setattr(dashboard.groups, "look", fail)
     transport = httpx.ASGITransport(dashboard, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url=HOME) as client:
-        answer = await client.get("/")
+        answer = await client.get("/topics")
     dashboard.close()
     assert answer.status_code == 500
     assert "horse" not in answer.text

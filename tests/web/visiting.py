@@ -233,6 +233,7 @@ async def visit(
     :param asgi: the application that it is mounted in, at ``root``.
     """
     transport = httpx.ASGITransport(asgi or dashboard)
+    dashboard.problem_patience = PATIENCE
     try:
         options.setdefault("base_url", HOME)
         async with httpx.AsyncClient(transport=transport, **options) as client:

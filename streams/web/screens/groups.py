@@ -29,7 +29,7 @@ GROWING = 1.2
 
 def list_groups(page: Page) -> Response:
     """The groups of the log, by name."""
-    groups = page.dashboard.groups.look(2 * LOOK)
+    groups = page.dashboard.groups.look(LOOK)
     show_all, wanted = page.fields.flag("all"), page.fields.text("q").lower()
     own = [name for name in groups.names if groups.is_internal(name)]
     hidden = set() if show_all else set(own)
@@ -259,7 +259,7 @@ def delete(page: Page) -> Done | Confirm:
 
 def problems(page: Page) -> Iterator[Problem]:
     """Nobody consuming, a lag that grows."""
-    groups = page.dashboard.groups.look(2 * LOOK)
+    groups = page.dashboard.groups.look(1.0)
     for facts in groups.known.values():
         if facts.error or not facts.lag or groups.is_internal(facts.name):
             continue

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import time
+from typing import Any
 
 from starlette.responses import Response
 
-from streams.errors import StreamsError, Unavailable
-from streams.text import get_logger
-from streams.web.page import LOOK, Page, Problem, Screen
+from streams.web.page import LOOK, Page, Screen
+from streams.web.problem_board import Board
 from streams.web.translations import mark
-
-logger = get_logger("streams")
 
 MAX_PROBLEMS = 200
 """Problems that are shown."""
+
+SLOW = 10.0
+"""Real seconds for which the problems alone are waited for."""
 
 BUSIEST = 8
 """Groups that are shown by their lag."""
@@ -22,8 +22,8 @@ BUSIEST = 8
 
 def overview(page: Page) -> Response:
     """What a person should look at first."""
-    groups = page.dashboard.groups.look(2 * LOOK)
-    found, unknown = find_problems(page)
+    board = page.dashboard.board.look(page, page.dashboard.problem_patience)
+    groups = page.dashboard.groups.look(LOOK)
     visible = [facts for facts in groups.known.values() if not groups.is_internal(facts.name)]
     busiest = sorted(visible, key=lambda facts: -(facts.lag or 0))[:BUSIEST]
     subjects = [f"group:{facts.name}" for facts in busiest]
@@ -32,9 +32,7 @@ def overview(page: Page) -> Response:
     return page.render(
         "overview.html",
         title=page._("Overview"),
-        problems=found[:MAX_PROBLEMS],
-        problem_count=len(found),
-        unknown=unknown,
+        **_context(board),
         topics=sum(name not in groups.internal for name in groups.topics),
         groups=groups,
         group_count=sum(not groups.is_internal(name) for name in groups.names),
@@ -43,21 +41,18 @@ def overview(page: Page) -> Response:
     )
 
 
-def find_problems(page: Page) -> tuple[list[Problem], list[str]]:
-    """All problems, the worst first; and what could not be looked at, and why."""
-    found: list[Problem] = []
-    unknown: list[str] = []
-    for finder in page.dashboard.problem_finders:
-        began = time.monotonic()
-        try:
-            found.extend(finder(page))
-        except Unavailable:
-            raise
-        except StreamsError as error:
-            unknown.append(str(error))
-        logger.debug("%s took %.3f s", finder.__module__, time.monotonic() - began)
-    found.sort(key=lambda each: (each.rank, each.since or 0.0))
-    return found, unknown
+def problems(page: Page) -> Response:
+    """The problems alone: the part of the overview that may come later."""
+    board = page.dashboard.board.look(page, SLOW)
+    return page.render("problems.html", title=page._("Problems"), **_context(board))
 
 
-SCREENS = (Screen("/", overview, mark("Overview")),)
+def _context(board: Board | None) -> dict[str, Any]:
+    return {
+        "board": board,
+        "problems": [] if board is None else board.problems[:MAX_PROBLEMS],
+        "problem_count": 0 if board is None else len(board.problems),
+    }
+
+
+SCREENS = (Screen("/", overview, mark("Overview")), Screen("/problems", problems))
