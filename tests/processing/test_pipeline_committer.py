@@ -32,6 +32,7 @@ async def test_a_test_with_a_clock_of_its_own_waits_for_no_pace() -> None:
             await source.publish(number)
             await h.settled()
         assert [each.value async for each in target.read()] == [0, 2, 4]
+        assert app.stats().published == 6
 
 
 async def test_what_is_held_is_bounded_while_nothing_can_be_stored() -> None:
