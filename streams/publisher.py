@@ -93,6 +93,12 @@ class Publisher:
         self.published = 0
         """Records acknowledged so far."""
 
+    def count_published(self, records: int) -> None:
+        """Count records that were stored beside this publisher, with the progress of a processor
+        (any thread)."""
+        with self._changed:
+            self.published += records
+
     def start(self) -> None:
         """Begin to append."""
         self._stop_watching_clock = self._clock.on_jump(self._clock_advanced)

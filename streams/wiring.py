@@ -81,7 +81,11 @@ def make_job(
             lambda topic: sources[topic].name != topic,
         ),
         write_derived=connection.publisher.publish_durably,
-        outputs=PendingOutputs(options.flow.bytes) if options.exactly_once else None,
+        outputs=(
+            PendingOutputs(options.flow.bytes, connection.publisher.count_published)
+            if options.exactly_once
+            else None
+        ),
         attempt_log=processor.attempt_log,
         observer=processor.attempt_log,
         key_parking=processor.key_parking,

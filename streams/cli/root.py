@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Annotated, Any
 
 import typer
@@ -138,10 +139,15 @@ def run(arguments: Sequence[str]) -> int:
     return status
 
 
+@lru_cache(maxsize=1)
+def _command() -> Any:
+    """All commands as they are called; made once, as that takes longer than most commands."""
+    return typer.main.get_command(app)
+
+
 def _invoke(arguments: Sequence[str]) -> int:
     try:
-        command = typer.main.get_command(app)
-        found = command.main(list(arguments), prog_name="streams", standalone_mode=False)
+        found = _command().main(list(arguments), prog_name="streams", standalone_mode=False)
     except typer.Exit as ended:
         return ended.exit_code
     except typer.Abort:

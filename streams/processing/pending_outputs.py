@@ -66,10 +66,12 @@ class PendingOutputs:
     """The entries of one processor (any thread).
 
     :param limit: bytes from which on no further message is handled until some are stored.
+    :param count_stored: called with how many records were stored.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, count_stored: Callable[[int], None]) -> None:
         self._limit = limit
+        self.count_stored = count_stored
         self._lock = threading.RLock()
         """Held while an outcome is noted: nobody sees its records without its message's state."""
         self._entries: deque[OutputEntry] = deque()

@@ -216,6 +216,7 @@ class PipelineCommitter(OffsetCommitter):
         return commits, stored, postponed
 
     def _stored(self, entries: Sequence[OutputEntry], commits: Sequence[Commit]) -> None:
+        self._outputs.count_stored(sum(len(entry.outgoing) for entry in entries))
         with self._progress_lock:
             for entry in entries:
                 if entry.settles:

@@ -483,8 +483,9 @@ def test_what_was_cleared_does_not_come_back_where_nothing_may_be_deleted(
 @pytest.mark.parametrize("away", [COMPACTION_LAG, DELETE_RETENTION])
 def test_a_reader_that_was_away_for_long_shows_nothing_that_is_half(
     store: KafkaDocuments, name: str, reopen: Open, away: float,
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    monkeypatch.setattr(document_index, "CHECK_INTERVAL", float("inf"))  # so that nobody sees it
     writer = store.claim(name, 0)
     writer.write([change(b"a", b"1")], Checkpoint(1))
     reader = reopen()
@@ -497,6 +498,16 @@ def test_a_reader_that_was_away_for_long_shows_nothing_that_is_half(
     anew = reader._index(name) is not index
     assert anew == (away == DELETE_RETENTION)
     assert anew == ("read anew" in caplog.text)
+
+
+def test_a_writer_that_learns_that_it_is_fenced_while_it_hands_records_over(
+    store: KafkaDocuments, name: str, reopen: Open
+) -> None:
+    """The driver then takes no other record and does not say why."""
+    writer = store.claim(name, 0)
+    reopen().claim(name, 0)
+    with pytest.raises(Fenced, match="another process"):
+        writer.write([change(b"%d" % number, b"x") for number in range(200_000)], Checkpoint(1))
 
 
 def test_who_uses_nothing_follows_nothing(

@@ -155,14 +155,14 @@ async def test_an_output_that_is_too_large_in_front_of_many_holds_nobody_up(
     """The broker has refused it while others of its transaction are still being sent."""
     log = stage.anchor
     assert isinstance(log, KafkaLog)
-    source_name, target_name, group, count = f"in-{run}", f"out-{run}", f"g-{run}", 20_000
+    source_name, target_name, group, count = f"in-{run}", f"out-{run}", f"g-{run}", 6_000
     log.create_topic(target_name, 1, config={"max.message.bytes": "200000"})
     app = Streams(stage.url)
     source = app.topic(source_name, int, partitions=1)
     target = app.topic(target_name, bytes)
 
     @app.processor(
-        source, group=group, to=target, exactly_once=True, batch=5_000,
+        source, group=group, to=target, exactly_once=True, batch=2_000,
         flow=Flow(messages=4 * count, commit=1.0),
     )  # fmt: skip
     async def swell(numbers: list[int], messages: list[Message[int]]) -> list[bytes]:

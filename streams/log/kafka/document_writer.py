@@ -263,12 +263,16 @@ class KafkaDocumentWriter(DocumentWriter):
         try:
             yield
         except RAISED as error:
-            self._abort(producer)
+            aborting = self._abort(producer)
             found = kafka_error_of(error)
-            # Once a record has failed the driver takes no other, and does not say why.
-            takes_no_more = found is not None and found.code() == KafkaError._STATE  # noqa: SLF001
-            cause = self._failure if takes_no_more and self._failure is not None else error
-            raise self._translate(cause) from error
+            # Once a record or the producer has failed the driver takes no other record, and does
+            # not say why: the report of the record does, or the abort, which cannot be.
+            unsaid = {
+                KafkaError._STATE: self._failure,  # noqa: SLF001
+                KafkaError._FATAL: aborting,
+            }
+            why = None if found is None else unsaid.get(found.code())
+            raise self._translate(error if why is None else why) from error
         except SystemError as error:
             # The driver's, where it raises a fatal error and goes on to report a delivery (2.16).
             fatal = self._abort(producer)

@@ -5,6 +5,11 @@ One consumer and one thread serve all partitions that are wanted. Of event topic
 uncommitted records: see :mod:`streams.log.kafka.arbitration` for why transactions mean nothing
 there.
 
+What readers skip (the end of a transaction, records of one that was aborted) moves the consumer's
+position and is no message, so the position is looked at whenever nothing came. That the driver
+says where a partition ends would tell the same, but only after a fetch that found nothing, which
+waits for ``fetch.wait.max.ms``.
+
 Brokers that go away are waited for. As a consumer of the driver can come out of that without ever
 reading again (see ``client.py``), it is replaced where nothing comes although the log has more.
 """
@@ -32,8 +37,9 @@ FETCH_LIMIT = 500
 """Messages that are handled at once. Of 5,000 each took two thirds longer: they and their headers
 fall out of the processor's cache, and the garbage collector looks at them."""
 
-POLL_TIMEOUT = 0.1
-"""Seconds that the thread waits for a message."""
+POLL_TIMEOUT = 0.01
+"""Seconds that the thread waits for a message, until it looks at the positions: nobody who waits
+for the end of a transaction waits for longer."""
 
 STALL_TIMEOUT = 10.0
 """Seconds without a message after which the consumer is compared with the log's end."""
@@ -90,6 +96,9 @@ class IndexConsumer:
         self._lock = threading.Lock()
         self._wanted: dict[int, int] = {}
         """Partitions that the consumer is still to be given, and where they begin."""
+        self._assigned: list[KTopicPartition] = []
+        self._positions: dict[int, int] = {}
+        """The consumer's position in each of them, as it was looked at last."""
         self._thread: threading.Thread | None = None
         self._closed = False
         self._progress_at = time.monotonic()
@@ -117,7 +126,7 @@ class IndexConsumer:
         consumer: Consumer | None = None
         tick_at = 0.0
         try:
-            consumer = self._readers.new_consumer(uncommitted=self._uncommitted)
+            consumer = self._new_consumer()
             while not self._closed:
                 self._assign_wanted(consumer)
                 if not self._fold_next(consumer) and self._is_stalled():
@@ -134,6 +143,9 @@ class IndexConsumer:
             if consumer is not None:
                 close_in_background(consumer)
 
+    def _new_consumer(self) -> Consumer:
+        return self._readers.new_consumer(uncommitted=self._uncommitted, follows=True)
+
     def _assign_wanted(self, consumer: Consumer) -> None:
         with self._lock:
             wanted, self._wanted = self._wanted, {}
@@ -146,6 +158,7 @@ class IndexConsumer:
             consumer.incremental_assign(assigned)
         except KafkaException as error:
             raise self._readers.translate(error, f"reading {self._topic}") from error
+        self._assigned += [KTopicPartition(self._topic, each) for each in starts]
 
     def _fold_next(self, consumer: Consumer) -> bool:
         """Handle what came; whether anything did."""
@@ -153,10 +166,10 @@ class IndexConsumer:
             messages: list[Any] = consumer.consume(1, POLL_TIMEOUT)
             if messages:
                 messages += consumer.consume(FETCH_LIMIT - 1, 0.0)
+            else:
+                return self._reach_positions(consumer)
         except KafkaException as error:
             raise self._readers.translate(error, f"reading {self._topic}") from error
-        if not messages:
-            return False
         errors = remove_errors(messages)
         for _, partition, run in split_by_partition(messages, self._topic):
             self._index.fold(KafkaBatch(self._topic, partition, run))
@@ -164,6 +177,18 @@ class IndexConsumer:
         for failed in errors:
             self._handle_error(failed)
         return True
+
+    def _reach_positions(self, consumer: Consumer) -> bool:
+        """Tell how far the consumer has got without a message; whether it has."""
+        moved = False
+        for found in consumer.position(self._assigned) if self._assigned else ():
+            partition, offset = found.partition, found.offset
+            if offset > self._positions.get(partition, -1):  # below 0: nothing was read yet
+                self._positions[partition] = offset
+                self._index.reach(partition, offset)
+                self._progress_at = time.monotonic()
+                moved = True
+        return moved
 
     def _handle_error(self, failed: Any) -> None:
         error: KafkaError = failed.error()
@@ -222,9 +247,10 @@ class IndexConsumer:
         logger.warning(
             "following %s: nothing came, though there is more: beginning anew", self._topic
         )
-        fresh = self._readers.new_consumer(uncommitted=self._uncommitted)
+        fresh = self._new_consumer()
         close_in_background(consumer)
         with self._lock:
             self._wanted.clear()
+        self._assigned, self._positions = [], {}
         self._assign(fresh, self._index.next_offsets())
         return fresh

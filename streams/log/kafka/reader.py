@@ -84,12 +84,13 @@ class ReaderPool:
                 return idle.pop()
         return self.new_consumer(uncommitted=uncommitted)
 
-    def new_consumer(self, *, uncommitted: bool = False) -> Consumer:
+    def new_consumer(self, *, uncommitted: bool = False, follows: bool = False) -> Consumer:
         """A new consumer.
 
         :param uncommitted: it reads on past open transactions, and what they wrote.
+        :param follows: it waits at the ends of its partitions for what will be written.
         """
-        config = self._settings.reader_config(READER_PREFETCH)
+        config = self._settings.reader_config(READER_PREFETCH, follows=follows)
         if uncommitted:
             config["isolation.level"] = "read_uncommitted"
         return self._connect(config)

@@ -347,12 +347,16 @@ class Settings:
         config.setdefault("receive.message.max.bytes", max(100_000_000, fetch + 1024))
         return config
 
-    def reader_config(self, prefetch: int) -> Config:
-        """For a consumer outside any group."""
+    def reader_config(self, prefetch: int, *, follows: bool = False) -> Config:
+        """For a consumer outside any group.
+
+        :param follows: it waits at the ends of its partitions for what will be written.
+        """
         config = self._consumer_config(prefetch, MEMBER_ONLY | NEEDS_POLLING)
         config["log_level"] = 0
-        # A fetch that waits at one partition's end holds up the next reading.
-        config.setdefault("fetch.wait.max.ms", 10)
+        # A fetch that waits at one partition's end holds up the next reading; but who follows
+        # sends one after the other, for ever.
+        config.setdefault("fetch.wait.max.ms", 100 if follows else 10)
         # The driver asks for a group's name even of a consumer that never joins one.
         config["group.id"] = "streams-reader"
         config["enable.partition.eof"] = True
