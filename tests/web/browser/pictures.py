@@ -61,10 +61,7 @@ def take(folder: Path) -> None:
         home = Path.cwd()
         os.chdir(scratch)  # the log's name on every page is short, and no folder of this machine
         try:
-            with (
-                running("sqlite:///shop.db", environment="demo") as shop,
-                sync_playwright() as play,
-            ):
+            with running("sqlite:///shop.db", environment="demo") as shop, sync_playwright() as play:
                 browser = play.chromium.launch(
                     executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"]
                 )
