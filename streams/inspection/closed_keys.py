@@ -159,29 +159,27 @@ class ClosedKeyIndex(BackgroundReader):
         :param most_parked: those with the most messages behind them first.
         """
         with self._lock:
-            rows: Iterator[ClosedKeyRow] = self._rows()
+            found = self._keys()
             if matches is not None:
-                rows = (row for row in rows if matches(row.key))
+                found = (each for each in found if matches(each[1]))
             if most_parked:
-                rows = iter(nlargest(start + count, rows, key=lambda row: row.parked))
-            return list(islice(rows, start, start + count))
+                found = iter(nlargest(start + count, found, key=lambda each: len(each[2])))
+            return [_row(*each) for each in islice(found, start, start + count)]
 
     def dead(self) -> list[CommandTarget]:
         """All that wait for a decision."""
         with self._lock:
-            return [row.target for row in self._rows() if row.is_dead and row.position >= 0]
+            rows = (_row(*each) for each in self._keys() if each[2].is_dead)
+            return [row.target for row in rows if row.position >= 0]
 
     def find(self, partition: int, position: int) -> ClosedKeyRow | None:
         """The closed key whose first message has its record there; None: there is none now."""
         with self._lock:
-            return next(
-                (
-                    row
-                    for row in self._rows()
-                    if row.partition == partition and row.position == position
-                ),
-                None,
-            )
+            state = self._states.get(partition)
+            for key, queue in () if state is None else state.keys.items():
+                if queue.position_of(0) == position:
+                    return _row(partition, key, queue)
+        return None
 
     def behind(self, row: ClosedKeyRow) -> BehindKey:
         """What waits behind the first message of a key."""
@@ -189,12 +187,15 @@ class ClosedKeyIndex(BackgroundReader):
             offsets = list(islice(row.queue.source_offsets, 1, 1 + SHOWN_BEHIND))
             return BehindKey(row.partition, offsets, max(0, len(row.queue) - 1))
 
-    def _rows(self) -> Iterator[ClosedKeyRow]:
+    def _keys(self) -> Iterator[tuple[int, bytes, ParkedQueue]]:
         for partition in sorted(self._states):
             for key, queue in self._states[partition].keys.items():
-                yield ClosedKeyRow(
-                    key, partition, queue.position_of(0), queue.is_dead, len(queue) - 1, queue
-                )
+                yield partition, key, queue
+
+
+def _row(partition: int, key: bytes, queue: ParkedQueue) -> ClosedKeyRow:
+    position, behind = queue.position_of(0), len(queue) - 1
+    return ClosedKeyRow(key, partition, position, queue.is_dead, behind, queue)
 
 
 def closed_key_heads(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from starlette.responses import Response
@@ -43,6 +43,9 @@ READ_SECONDS = 0.04
 
 AT_ONCE = 500
 """Commands that are written while the visitor waits, and in one step."""
+
+SEARCH_SECONDS = 0.3
+"""Real seconds for which keys are looked through for a text."""
 
 MAX_PAGE = 2_000
 """Pages of a list, at most: those behind are found by their keys."""
@@ -111,11 +114,9 @@ def list_keys(page: Page) -> Response:
     wanted = page.fields.raw("key").strip()
     if wanted and not page.access.payloads:
         raise InvalidValue(page._("You may not search what is in messages."))
+    search = _KeySearch(page, source.name, wanted) if wanted else None
     found = index.rows(
-        (number - 1) * PAGE_SIZE,
-        PAGE_SIZE + 1,
-        _key_contains(page, source.name, wanted) if wanted else None,
-        most_parked=order == "parked",
+        (number - 1) * PAGE_SIZE, PAGE_SIZE + 1, search, most_parked=order == "parked"
     )
     shown = found[:PAGE_SIZE]
     heads = closed_key_heads(log, source.group, source.topic, shown)
@@ -128,6 +129,7 @@ def list_keys(page: Page) -> Response:
         rows=[_key_row(page, source.name, row, heads) for row in shown],
         order=order,
         wanted=wanted,
+        late=search is not None and search.is_late,
         before=page.here(page=str(number - 1)) if number > 1 else "",
         next=page.here(page=str(number + 1)) if has_more else "",
         idle=not _has_members(page, source.group),
@@ -146,14 +148,26 @@ def _source_of(page: Page) -> ParkedSource:
     return ParkedSource(key_topic(group, topic), topic, group)
 
 
-def _key_contains(page: Page, name: str, text: str) -> Callable[[bytes], bool]:
-    wanted = text.encode("utf-8", "surrogateescape")
+class _KeySearch:
+    """Whether keys, as this visitor sees them, contain a text; for a while, as there may be many
+    and ``redact=`` may take its time."""
 
-    def contains(key: bytes) -> bool:
-        data = page.payloads.key(name, key).data
-        return data is not None and wanted in data
+    def __init__(self, page: Page, name: str, text: str) -> None:
+        self._payloads, self._name = page.payloads, name
+        self._wanted = text.encode("utf-8", "surrogateescape")
+        self._deadline = time.monotonic() + SEARCH_SECONDS
+        self._looked_at = 0
+        self.is_late = False
+        """Not all keys were looked at."""
 
-    return contains
+    def __call__(self, key: bytes) -> bool:
+        self._looked_at += 1
+        if self._looked_at % 500 == 0 and time.monotonic() > self._deadline:
+            self.is_late = True
+        if self.is_late:
+            return False
+        data = self._payloads.key(self._name, key).data
+        return data is not None and self._wanted in data
 
 
 def _has_members(page: Page, group: str) -> bool:
