@@ -156,6 +156,7 @@ class Dashboard:
         """Let go of the threads and the log that it opened; for who makes several in a process."""
         self.sampler.close()
         self.sagas.close()
+        self.groups.close()
         self.jobs.close()
         self.source.close()
 
