@@ -1,14 +1,14 @@
-"""What the dashboard costs: ``python -m benchmarks.dashboard [--url URL] [--quick] [pages|load|search]``.
+"""What the dashboard costs: ``python -m benchmarks.dashboard [fill|pages|load|search]``.
 
 ``pages``: a log with 10,000 topics, 1,000 groups, a million dead letters, 100,000 closed keys and
-100,000 sagas; how long the server needs for each screen, how soon a browser paints it, and how much
-memory the server takes. ``load``: 50 visitors with an app that handles 10,000 messages a second; the
-share of a core that they cost, and the handlers' throughput beside that without anybody looking.
-``search``: a million messages, and one that is not among them; how long it takes, how far it looked,
-and for how long the event loop of the app that the dashboard is mounted in was held up.
+100,000 sagas; how long the server needs for each screen, how soon a browser paints it, and how
+much memory the server takes. ``load``: 50 visitors of an app that handles 10,000 messages a second;
+the share of a core that they cost, and the handlers' throughput beside that without anybody
+looking. ``search``: a million messages, and one that is not among them; how long it takes, how far
+it looked, and for how long the event loop of the app that the dashboard is mounted in was held up.
 
-The log is a temporary SQLite file unless ``--url`` says otherwise. It is filled once; ``--keep FOLDER``
-leaves it there for the next run.
+The log is a temporary SQLite file unless ``--url`` says otherwise. It is filled once; ``--keep
+FOLDER`` leaves it there for the next run. ``--quick`` tries all of it with small sizes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ from streams import DeadLetters, Reject, Streams
 from streams.config import Flow
 from streams.errors import StreamsError
 from streams.log.protocol import Committed, Log
-from streams.log.url import open_log
 from streams.message import Record
 from streams.patterns import SagaOrchestrator, SagaStep
 from streams.web import Dashboard
@@ -142,7 +141,7 @@ async def fill(url: str, sizes: Sizes, report: Callable[[str], None]) -> None:
         topic = app.topics["payments"]
         await topic.publish(1, key="k")
         dead = DeadLetters().name("payments", "billing")
-        while not _messages(app.log, dead):
+        while not _messages(app.log, dead):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         report("dead letters")
         await asyncio.to_thread(_copy_letters, app.log, dead, sizes.letters)
@@ -156,7 +155,7 @@ async def fill(url: str, sizes: Sizes, report: Callable[[str], None]) -> None:
                 for number in range(start, min(start + CHUNK, sizes.keys))
             ]
             await app.publisher.publish_many("entries", records)
-        while app.stats().processors["book"].dead_letters < sizes.keys:
+        while app.stats().processors["book"].dead_letters < sizes.keys:  # noqa: ASYNC110
             await asyncio.sleep(0.2)
         report("sagas")
         for start in range(0, sizes.sagas, 1_000):
@@ -166,7 +165,7 @@ async def fill(url: str, sizes: Sizes, report: Callable[[str], None]) -> None:
                     for number in range(start, min(start + 1_000, sizes.sagas))
                 )
             )
-        while await _running(transfers):
+        while await _running(transfers):  # noqa: ASYNC110
             await asyncio.sleep(1)
 
 
@@ -415,7 +414,7 @@ class Worker:
         server = uvicorn.Server(config)
         async with self.app:
             serving = asyncio.create_task(server.serve())
-            while not server.started:
+            while not server.started:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             host, port = server.servers[0].sockets[0].getsockname()[:2]
             self.address = f"http://{host}:{port}"
@@ -492,7 +491,7 @@ async def _drain(worker: Worker, count: int) -> float:
     began = time.perf_counter()
     for _ in range(count // 1_000):
         await worker.publish(1_000)
-    while worker.handled < target:
+    while worker.handled < target:  # noqa: ASYNC110
         await asyncio.sleep(0.005)
     return count / (time.perf_counter() - began)
 
