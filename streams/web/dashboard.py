@@ -141,7 +141,6 @@ class Dashboard:
             self.source.log,
             self.source.reopen,
             processor_sampler(app),
-            in_spare_time=self.groups.look,
         )
         self.sagas = SagaIndexes(self.source.log)
         self.board = ProblemBoard()
@@ -165,6 +164,7 @@ class Dashboard:
         """Let go of the threads and the log that it opened; for who makes several in a process."""
         self.sampler.close()
         self.sagas.close()
+        self.groups.close()
         self.jobs.close()
         self.source.close()
 

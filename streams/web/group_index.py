@@ -1,7 +1,9 @@
 """What is known of all groups of a log: who reads which topic, who runs, what waits.
 
 A log tells of one group at a time, and there may be thousands: whoever asks looks at those that
-were looked at longest ago, for a moment, and says how many are known. With each visit more are.
+were looked at longest ago, for a moment, and says how many are known. The rest is looked at by a
+thread that ends when it is through: what a visitor is shown is seconds old where somebody has
+looked lately, and nobody waits until all groups were asked for.
 """
 
 from __future__ import annotations
@@ -22,6 +24,12 @@ logger = get_logger("streams")
 
 FRESH = 5.0
 """Real seconds for which a group's facts are taken as they are."""
+
+AT_ONCE = 0.04
+"""Real seconds that a visitor waits at most while what is known is hardly old."""
+
+OLD = 20.0
+"""Real seconds after which it is: then a visitor waits longer, rather than being shown it."""
 
 LOOKED_AT = 10
 """Groups that are looked at each time, however long that takes."""
@@ -95,11 +103,14 @@ class GroupIndex:
         self._internal: frozenset[str] = frozenset()
         self._listed_at = float("-inf")
         self._changed_at = 0.0
+        self._complete_at = float("-inf")
+        self._behind: threading.Thread | None = None
+        self._closed = False
 
     def expire(self) -> None:
         """Have everything looked at anew: somebody changed something."""
         self._changed_at = time.time()
-        self._listed_at = float("-inf")
+        self._listed_at = self._complete_at = float("-inf")
 
     def look(self, seconds: float) -> GroupOverview:
         """What is known, after looking at groups for so many real seconds at most (blocks). One
@@ -107,15 +118,40 @@ class GroupIndex:
 
         :raises Unavailable: the log cannot be reached.
         """
-        deadline = time.monotonic() + seconds
+        began = time.monotonic()
         log = self._open_log()
-        if self._lock.acquire(timeout=seconds if self._names else -1):
+        patience = min(seconds, AT_ONCE) if began - self._complete_at < OLD else seconds
+        if self._lock.acquire(timeout=patience if self._names else -1):
             try:
                 self._list(log)
-                self._fill(log, deadline)
+                is_through = self._fill(log, began + patience)
             finally:
                 self._lock.release()
+            if not is_through:
+                self._go_on_behind()
         return GroupOverview(dict(self._known), self._names, self._internal, self._topics)
+
+    def _go_on_behind(self) -> None:
+        """Look at the others in a thread, unless one does."""
+        if self._behind is None or not self._behind.is_alive():
+            self._behind = threading.Thread(
+                target=self._look_at_all, name="streams-web-groups", daemon=True
+            )
+            self._behind.start()
+
+    def _look_at_all(self) -> None:
+        try:
+            is_through = False
+            while not is_through and not self._closed:
+                log = self._open_log()
+                with self._lock:  # for a moment, so that a visitor can look meanwhile
+                    is_through = self._fill(log, time.monotonic() + AT_ONCE)
+        except StreamsError as error:  # the next visitor is told
+            logger.debug("the dashboard: looking at all groups: %s", error)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed = True
 
     def _list(self, log: Log) -> None:
         if time.monotonic() - self._listed_at < FRESH / 2:
@@ -128,7 +164,8 @@ class GroupIndex:
             del self._known[gone]
         self._listed_at = time.monotonic()
 
-    def _fill(self, log: Log, deadline: float) -> None:
+    def _fill(self, log: Log, deadline: float) -> bool:
+        """Look at those that were looked at longest ago; whether none is left."""
         now = time.time()
 
         def asked_at(name: str) -> float:
@@ -141,8 +178,10 @@ class GroupIndex:
         names = [name for name in self._names[:MAX_GROUPS] if not is_fresh(name)]
         for number, name in enumerate(sorted(names, key=asked_at)):
             if number >= LOOKED_AT and time.monotonic() > deadline:
-                break
+                return False
             self._known[name] = self._look_at(log, name)
+        self._complete_at = time.monotonic()
+        return True
 
     def _look_at(self, log: Log, name: str) -> GroupFacts:
         before = self._known.get(name)

@@ -37,9 +37,6 @@ INTERVAL = 2.0
 ASKED = 10
 """Subjects that a page asks the log about, however long that takes."""
 
-SPARE, SPARE_EVERY = 0.2, 10.0
-"""Real seconds that a round may spend on what nobody named, and between two such rounds."""
-
 KEPT = 1_800
 """Samples kept of a subject: an hour of them."""
 
@@ -131,7 +128,6 @@ class Sampler:
 
     :param open_log: gives the log; it may raise.
     :param on_failure: called when the log did not answer, before it is asked again.
-    :param in_spare_time: called now and then with seconds that may be spent, while somebody looks.
     :param sample_processor: gives the figures of a processor, by its name.
     """
 
@@ -140,9 +136,7 @@ class Sampler:
         open_log: Callable[[], Log],
         on_failure: Callable[[], None],
         sample_processor: OwnSampler | None = None,
-        in_spare_time: Callable[[float], object] = lambda seconds: None,
     ) -> None:
-        self._in_spare_time = in_spare_time
         self._sample_processor = sample_processor
         self._open_log = open_log
         self._on_failure = on_failure
@@ -152,7 +146,6 @@ class Sampler:
         self._changed = threading.Event()
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._spent_at = float("-inf")
         self.rounds = 0
         """How often it has gone through what is watched."""
 
@@ -261,7 +254,6 @@ class Sampler:
                     sample(log, subject, figures, self._sample_processor)
                 if time.monotonic() > deadline or self._closed:
                     break
-            self._spend(deadline)
         except StreamsError as error:
             logger.debug("the dashboard's sampler: %s", error)
             reachable = False
@@ -270,13 +262,6 @@ class Sampler:
         for watcher in watchers:
             found = {each: known[each].now for each in watcher.subjects if known[each].at}
             watcher.told(found if reachable else None)
-
-    def _spend(self, deadline: float) -> None:
-        """Now and then, look at what nobody named yet."""
-        now = time.monotonic()
-        if now - self._spent_at > SPARE_EVERY and now < deadline - SPARE:
-            self._in_spare_time(SPARE)
-            self._spent_at = time.monotonic()
 
     # -- tokens
 

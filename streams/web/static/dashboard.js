@@ -22,11 +22,12 @@
     percent: (value) => value === null ? "–" : value >= 1 ? "100%" : `${(100 * Math.min(value, .999)).toFixed(1)}%`,
     age: (value) => value === null ? "–" : ageText(value),
   };
+  const [days, hours, minutes, secs] = body.dataset.units.split(" ");
   function ageText(seconds) {
-    for (const [unit, length] of [["d", 86400], ["h", 3600], ["min", 60]]) {
+    for (const [unit, length] of [[days, 86400], [hours, 3600], [minutes, 60]]) {
       if (seconds >= 2 * length) return `${Math.round(seconds / length)} ${unit}`;
     }
-    return `${Math.max(0, Math.round(seconds))} s`;
+    return `${Math.max(0, Math.round(seconds))} ${secs}`;
   }
   function showAges(within = document) {
     for (const each of $$("time[datetime]", within)) {
@@ -149,6 +150,12 @@
 
   const charts = new Map();
   function colour(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
+  const clock = new Intl.DateTimeFormat(document.documentElement.lang,
+    { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+  const xAxis = {
+    incrs: [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600], space: 90,
+    values: (plot, ticks) => ticks.map((each) => clock.format(each * 1000)),
+  };
   function drawCharts() {
     for (const place of $$("[data-chart]")) {
       if (place.dataset.drawn || !window.uPlot) continue;
@@ -159,7 +166,7 @@
           const axis = { stroke: colour("--soft"), grid: { stroke: colour("--line"), width: 1 } };
           const plot = new uPlot({
             width: Math.max(260, place.clientWidth), height: 160, legend: { show: false },
-            axes: [axis, { ...axis, size: 70 }], scales: { y: { range: (u, low, high) => [0, high || 1] } },
+            axes: [{ ...axis, ...xAxis }, { ...axis, size: 70 }], scales: { y: { range: (u, low, high) => [0, high || 1] } },
             series: [{}, { label: place.dataset.title, stroke: colour("--accent"), width: 2 }],
           }, data, place);
           charts.set(place.dataset.chart, { plot, data });

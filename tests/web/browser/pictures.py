@@ -94,7 +94,7 @@ def _take(tab: Tab, sampler: object, picture: Picture, folder: Path) -> None:
     tab.page.mouse.move(0, 0)
     path = folder / f"dashboard-{picture.name}.png"
     tab.page.screenshot(path=path, animations="disabled")
-    print(f"{path.name}: {path.stat().st_size / 1024:.0f} KB")
+    sys.stdout.write(f"{path.name}: {path.stat().st_size / 1024:.0f} KB\n")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ EACH = 3
 NOT_LINKED = {"/jobs/{job}"}
 """Screens that an action leads to."""
 
-FOR_SCRIPTS = {"/series", "/dead/kinds", "/topics/{topic}/messages/arriving"}
+FOR_SCRIPTS = {"/dead/kinds", "/series", "/topics/{topic}/messages/arriving"}
 """What pages ask for themselves: no visitor goes there."""
 
 
