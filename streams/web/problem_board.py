@@ -49,6 +49,7 @@ class _Search:
     def __init__(self) -> None:
         self.ended = threading.Event()
         self.error: StreamsError | None = None
+        self.board: Board | None = None
 
 
 class ProblemBoard:
@@ -90,7 +91,7 @@ class ProblemBoard:
             return found if age < OLD else None
         if search.error is not None:
             raise search.error
-        return self._boards.get(key)
+        return search.board
 
     def _find(self, key: Hashable, search: _Search, page: Page) -> None:
         try:
@@ -102,7 +103,7 @@ class ProblemBoard:
                         continue  # what was found may be from before
                     if len(self._boards) >= MAX_KEPT:
                         self._boards.clear()
-                    self._boards[key] = board
+                    self._boards[key] = search.board = board
                     self._searches.pop(key, None)
                     return
         except StreamsError as error:
