@@ -24,9 +24,11 @@ from streams.errors import InvalidValue, StreamsError
 from streams.log.range_reader import OffsetRange
 from streams.replay.result import count_messages, total_messages
 from streams.topic_reader import resolve_ranges
+from streams.web.decoded import MAX_DECODED, NO_DOCUMENT, document_of
 from streams.web.rows import Row, row_of
 
 if TYPE_CHECKING:
+    from streams.app import Streams
     from streams.log.protocol import Log, Reader
     from streams.message import Batch
     from streams.topic_reader import OffsetSpec
@@ -43,9 +45,6 @@ MAX_MESSAGES = 500_000
 
 MAX_BYTES = 512 << 20
 """Bytes of values that one search looks at."""
-
-MAX_PARSED = 1 << 20
-"""Bytes of a value whose JSON is looked into; a larger one is passed over, and counted."""
 
 MAX_SEARCHES = 2
 """Searches at the same time; others are told to wait."""
@@ -135,7 +134,8 @@ class Matcher:
     :raises InvalidValue: the path is none.
     """
 
-    def __init__(self, query: Query, payloads: Payloads) -> None:
+    def __init__(self, app: Streams, query: Query, payloads: Payloads) -> None:
+        self._app = app
         self._query = query
         self._payloads = payloads
         self._parts = path_parts(query.path) if query.path else []
@@ -176,13 +176,11 @@ class Matcher:
             return False
         if not self._query.path:
             return not self._query.path_value or _bytes(self._query.path_value) in value
-        if len(value) > MAX_PARSED:
+        if len(value) > MAX_DECODED:
             self.too_large += 1
             return False
-        try:
-            found = at_path(orjson.loads(value), self._parts)
-        except (orjson.JSONDecodeError, RecursionError):
-            return False
+        document = document_of(self._app, self._payloads, batch, index, value)
+        found = _MISSING if document is NO_DOCUMENT else at_path(document, self._parts)
         if found is _MISSING:
             return False
         return not self._query.path_value or written(found) == self._query.path_value
@@ -226,6 +224,7 @@ _at_once = threading.BoundedSemaphore(MAX_SEARCHES)
 class Search:
     """One search; iterate it once, in a thread: it blocks, and may be closed at any time.
 
+    :param app: decodes what is no JSON.
     :param start: where to begin, going forwards; where to end, going backwards.
     :param backwards: the newest first.
     :param positions: where an earlier one stopped; it is continued from there.
@@ -235,6 +234,7 @@ class Search:
 
     def __init__(
         self,
+        app: Streams,
         log: Log,
         topic: str,
         query: Query,
@@ -250,7 +250,7 @@ class Search:
         self._log = log
         self._topic = topic
         self._payloads = payloads
-        self._matches = Matcher(query, payloads)
+        self._matches = Matcher(app, query, payloads)
         self._backwards = backwards
         ranges = resolve_ranges(log, topic, start, end, partition=partition, now=now)
         if positions is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from stream_codecs import MessagePack, Zstd
 from streams import Reject
 from streams.message import Record
 from streams.web import Dashboard, Payload
@@ -352,3 +353,36 @@ async def test_histories_are_browsed_and_searched(stage: Stage) -> None:
         seen = await visitor.get(f"{topic}/messages?path=cents&path_value=3")
         assert "account-3" in seen.text
         assert "1 found." in seen.text
+
+
+async def test_what_is_no_json_is_decoded_by_the_app(stage: Stage) -> None:
+    app = stage.app()
+    topic = stage.topic(app, Order, partitions=1, codec=Zstd(MessagePack()))
+    async with app.connected():
+        await stage.publish(topic, *(Order(n, {"id": f"c{n}"}) for n in range(5)))
+        async with visit(Dashboard(app, access="all")) as visitor:
+            address = f"/topics/{stage.topic_name}/messages"
+            seen = await visitor.get(f"{address}?path=customer.id&path_value=c3")
+            assert "1 found." in seen.text
+            shown = await visitor.get(f"{address}/0/3")
+            assert '"id": "c3"' in shown.text
+            assert "As the app decodes it:" in shown.text
+
+        def hide(payload: Payload) -> bytes:
+            return payload.data + b"?"  # anything else than what is there
+
+        async with visit(Dashboard(app, access="all", redact=hide)) as visitor:
+            assert '"c3"' not in (await visitor.get(f"{address}/0/3")).text
+            assert "0 found." in (await visitor.get(f"{address}?path=customer.id")).text
+
+        def mask(payload: Payload) -> bytes:
+            return payload.data.replace(b"c3", b"**")  # which the compressed bytes do not show
+
+        async with visit(Dashboard(app, access="all", redact=mask)) as visitor:
+            shown = await visitor.get(f"{address}/0/3")
+            assert '"id": "**"' in shown.text
+            query = f"{address}?path=customer.id&path_value="
+            assert "0 found." in (await visitor.get(f"{query}c3")).text
+            assert "1 found." in (await visitor.get(f"{query}**")).text
+        async with visit(Dashboard(stage.app(), access="all")) as visitor:
+            assert "0 found." in (await visitor.get(f"{address}?path=n")).text

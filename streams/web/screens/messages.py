@@ -17,6 +17,7 @@ from streams.message import CAUSATION, CORRELATION, LEGACY_CAUSATION, LEGACY_COR
 from streams.text import printable_text
 from streams.web.addresses import topic_of
 from streams.web.browsing import MAX_PARTITIONS, Leaf, from_place, newest
+from streams.web.decoded import NO_DOCUMENT, document_of
 from streams.web.live import SSE_HEADERS
 from streams.web.page import Page, Screen
 from streams.web.rendering import environment, path_part
@@ -27,6 +28,7 @@ from streams.web.trail import trail_of
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
+    from streams.message import Batch
     from streams.topic_reader import OffsetSpec
     from streams.web.redaction import Shown
 
@@ -105,7 +107,7 @@ def _search(
     if page.fields.text("to"):
         end = parse_offset(page.fields.text("to"), page._("To"))
     return Search(
-        log, topic, query, page.payloads,
+        page.app, log, topic, query, page.payloads,
         start=place, end=end, partition=None if isinstance(place, Mapping) else partition,
         backwards=not forwards, positions=parse_positions(log, page.fields.text("positions")),
         now=page.now,
@@ -214,7 +216,7 @@ def show_message(page: Page) -> Response:
         size=len(value.data) if value.data is not None else None,
         headers=[(printable_text(name), shown) for name, shown in payloads.headers(topic, headers)],
         problem=printable_text(batch.unreadable.get(row.index, "")),
-        **_value_context(value),
+        **_value_context(page, batch, row.index, value),
         caused_by=_header(headers, CAUSATION) or _header(headers, LEGACY_CAUSATION),
         correlation=_header(headers, CORRELATION) or _header(headers, LEGACY_CORRELATION),
         trail=page.url(address + path_part(log.format_offset(offset)) + "/trail"),
@@ -285,13 +287,17 @@ def _header(headers: Any, name: str) -> str:
     return "" if found is None else found.decode("utf-8", "backslashreplace")
 
 
-def _value_context(value: Shown) -> dict[str, Any]:
+def _value_context(page: Page, batch: Batch, index: int, value: Shown) -> dict[str, Any]:
     """A value as it is shown: JSON with line breaks, text, or bytes in rows."""
     data = value.data
     if data is None:
         return {"kind": "none", "text": "", "rows": (), "is_cut": False}
     if len(data) <= MAX_INDENTED and (indented := _indented(data)) is not None:
         return {"kind": "json", "text": indented, "rows": (), "is_cut": False}
+    document = document_of(page.app, page.payloads, batch, index, data)
+    if document is not NO_DOCUMENT:
+        text = orjson.dumps(document, option=orjson.OPT_INDENT_2).decode()
+        return {"kind": "decoded", "text": text[:MAX_SHOWN], "rows": (), "is_cut": False}
     is_cut = len(data) > MAX_SHOWN
     try:
         text = data[:MAX_SHOWN].decode("utf-8", "ignore" if is_cut else "strict")
