@@ -31,7 +31,7 @@ from streams.web.jobs import Report
 from streams.web.page import LOOK, Action, Background, Confirm, Done, Page, Problem, Screen
 from streams.web.paging import PAGE_SIZE, paged
 from streams.web.redaction import Shown
-from streams.web.screens.dead import SHOWN_BYTES, editing, shown_text
+from streams.web.screens.dead import SHOWN_BYTES, editing, place_of, shown_text
 from streams.web.screens.dead_actions import new_value
 from streams.web.translations import mark
 
@@ -161,6 +161,8 @@ class _KeySearch:
         """Not all keys were looked at."""
 
     def __call__(self, key: bytes) -> bool:
+        if self._payloads.shows_as_is:
+            return self._wanted in key
         self._looked_at += 1
         if self._looked_at % 500 == 0 and time.monotonic() > self._deadline:
             self.is_late = True
@@ -218,6 +220,7 @@ def show_key(page: Page) -> Response:
         partition=row.partition,
         id=head.row.id,
         facts=facts,
+        stood=place_of(facts.source),
         value=value,
         value_text=shown_text(value),
         cut=value.data is not None and len(value.data) > SHOWN_BYTES,
