@@ -95,12 +95,15 @@ class MessageRow(NamedTuple):
     value: Shown
 
 
+def list_topics(page: Page) -> Response:
+    """The delay topics."""
+    return page.render(
+        "delay_topics.html", title=page._("Delayed"), pages=paged(page, _topics(page))
+    )
+
+
 def list_delayed(page: Page) -> Response:
-    """The delay topics; with ``?topic=`` what waits in one."""
-    if not page.fields.text("topic"):
-        return page.render(
-            "delay_topics.html", title=page._("Delayed"), pages=paged(page, _topics(page))
-        )
+    """What waits in a delay topic, what is due first at the top."""
     name, log = _delay_topic(page), page.log
     index = index_of(page, name)
     counts = index.counts(READ_SECONDS)
@@ -181,7 +184,7 @@ def cancel(page: Page) -> Done | Confirm:
     index = index_of(page, name)
     index.counts(5.0)
     entries = _named(page, index, name)
-    back = page.url("/delayed", {"topic": name}), page._("Back to what waits")
+    back = page.url("/delayed/show", {"topic": name}), page._("Back to what waits")
     if not page.confirmed(len(entries)):
         facts = (
             page._("They are not delivered, unless that is under way already."),
@@ -260,10 +263,13 @@ def problems(page: Page) -> Iterator[Problem]:
         if counts is None or counts.next_due is None or counts.next_due > page.now - OVERDUE:
             continue
         text = page._("Messages in %(topic)s are due and are not delivered.", topic=name)
-        yield Problem(1, text, page.url("/delayed", {"topic": name}), counts.next_due)
+        yield Problem(1, text, page.url("/delayed/show", {"topic": name}), counts.next_due)
 
 
-SCREENS = (Screen("/delayed", list_delayed, mark("Delayed")),)
+SCREENS = (
+    Screen("/delayed", list_topics, mark("Delayed")),
+    Screen("/delayed/show", list_delayed),
+)
 
 ACTIONS = (Action("/delayed/cancel", cancel, "cancel"),)
 
