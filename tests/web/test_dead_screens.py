@@ -381,3 +381,36 @@ async def test_a_large_value_is_shown_by_its_beginning(stage: Stage) -> None:
         assert "Only its beginning is shown." in letter.text
         assert "It is too large to be edited here" in letter.text
         assert len(letter.html) < 200_000
+
+
+async def test_a_topic_of_another_kind_is_left_alone(stage: Stage) -> None:
+    app = stage.app()
+    topic = stage.topic(app)
+    # A group that has the name of its topic, as many have.
+    app.processor(topic, group=stage.topic_name, flow=QUICK)(stage.recorder())
+    async with app, visit(Dashboard(app, access="all")) as visitor:
+        await stage.publish(topic, 1, 2)
+        await stage.handled(2)
+        fields = {"name": stage.topic_name, "all": "1", "confirm": "2"}
+        for path in ("/dead/drop", "/dead/retry"):
+            refused = await visitor.post(path, fields, status=404)
+            assert f"{stage.topic_name} holds no dead letters." in refused.text
+        await visitor.get(f"/dead/show?name={stage.topic_name}", status=404)
+        await visitor.get(f"/dead/letter?name={stage.topic_name}&at=0/0", status=404)
+
+
+async def test_letters_in_a_topic_whose_group_runs_are_only_shown(stage: Stage) -> None:
+    app = stage.app()
+    topic = stage.topic(app)
+    app.processor(topic, group=stage.topic_name, flow=QUICK)(stage.recorder())
+    async with app, visit(Dashboard(app, access="all")) as visitor:
+        dead = dead_letter_record(
+            Record(b"1", None, "m", []), ValueError("x"), 1, "g", (stage.topic_name, 0, "0"), 0.0
+        )
+        append_and_wait(app.log, stage.topic_name, [dead])
+        await stage.handled(1)
+        await stage.until(lambda: app.log.group(stage.topic_name).members, "it runs")
+        seen = await visitor.get(f"/dead/show?name={stage.topic_name}")
+        assert "ValueError: x" in seen.text
+        refused = await visitor.submit(seen, "Count and retry", status=400)
+        assert "cannot note which letters were dealt with" in refused.text

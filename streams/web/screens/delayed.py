@@ -23,6 +23,7 @@ from streams.web.addresses import topic_of
 from streams.web.page import LOOK, Action, Confirm, Done, Page, Problem, Screen
 from streams.web.paging import PAGE_SIZE, paged
 from streams.web.redaction import Shown
+from streams.web.screens.dead_actions import has_members
 from streams.web.translations import mark
 
 MAX_TOPICS = 50
@@ -142,7 +143,7 @@ def list_delayed(page: Page) -> Response:
         may_cancel=page.access.may("cancel") and not _is_of_manager(name),
         before=page.here(page=str(number - 1)) if number > 1 else "",
         next=page.here(page=str(number + 1)) if has_more else "",
-        idle=not _has_members(page, name),
+        idle=not has_members(page, name),
     )
 
 
@@ -167,13 +168,6 @@ def _own_kind(page: Page, name: str) -> str:
             "handled any more."
         )
     return ""
-
-
-def _has_members(page: Page, name: str) -> bool:
-    try:
-        return bool(page.log.group(name).members)  # its scheduler's group has its name
-    except NotFound:
-        return False
 
 
 def cancel(page: Page) -> Done | Confirm:
@@ -204,7 +198,7 @@ def cancel(page: Page) -> Done | Confirm:
             (page._("message ID"), page._("goes to")),
             [(entry.record.id, entry.topic) for _, entry in entries[:PAGE_SIZE]],
             ""
-            if _has_members(page, name)
+            if has_members(page, name)
             else page._("No process runs that keeps this topic: it is cancelled once one does."),
         )
     outcomes = Counter(cancel_entries(log, name, entries, ANSWER_SECONDS))
