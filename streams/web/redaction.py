@@ -73,6 +73,11 @@ class Payloads:
         self.allowed = allowed
         self._redact = redact
 
+    @property
+    def shows_as_is(self) -> bool:
+        """All that is asked for is shown as it stands: whoever looks through much need not ask."""
+        return self.allowed and self._redact is None
+
     def value(self, topic: str, data: bytes | None) -> Shown:
         """A message's value."""
         return self._show("value", topic, "", data)

@@ -19,6 +19,8 @@ from streams.patterns.deadletters import DeadLetterTopic
 from streams.web import Dashboard, Payload
 from streams.web.screens import dead_actions
 from tests.conformance.stage import QUICK, Stage
+from tests.web.test_security import HOSTILE
+from tests.web.test_security import _assert_inert as assert_inert
 from tests.web.visiting import Visitor, eventually, visit
 
 
@@ -338,3 +340,77 @@ async def test_many_are_retried_in_the_background_and_told(
         assert waiting(app, name) == 10
         letters = await DeadLetterManager(app, name).get_dead_letters(100, everything=True)
         assert sum(not each.waiting for each in letters) == 30
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+async def test_whatever_stands_in_a_letter_is_shown_as_text(stage: Stage, text: str) -> None:
+    data = text.encode("utf-8", "surrogateescape") + b"\xff\x1b[2J"
+    app = stage.app()
+    async with app.connected(), visit(Dashboard(app, access="all")) as visitor:
+        name = write_letters(stage, app, [])
+        letter = dead_letter_record(
+            Record(data, data, text, [("h", data), (text, data)]),
+            ValueError(text), 1, text, (text, 0, text), 0.0,
+        )  # fmt: skip
+        letter.headers = [*letter.headers, ("streams_origin", data), ("streams_redrive", b"2")]
+        append_and_wait(app.log, name, [letter])
+        seen = await all_counted(visitor, name)
+        place = next(href for _, href in seen.links if "/dead/letter?" in href)
+        shown = await visitor.get(place)
+        question = await visitor.submit(shown, "Drop", status=400)  # its first button is Retry
+        listed = await visitor.get("/dead")
+        for page in (seen, shown, question, listed):
+            assert_inert(page.html)
+        params = dict.fromkeys(
+            ("q", "error", "kind", "key", "since", "until", "from", "at", "handled"), text
+        )
+        for path in ("/dead", "/dead/show", "/dead/kinds", "/dead/letter", "/keys", "/keys/show"):
+            for more in ({"name": name}, {"topic": stage.topic_name, "group": stage.group}, {}):
+                answer = await visitor.client.get(path, params={**params, **more})
+                assert answer.status_code in (200, 400, 404), (path, answer.text)
+                assert_inert(answer.text)
+
+
+async def test_a_large_value_is_shown_by_its_beginning(stage: Stage) -> None:
+    app = stage.app()
+    async with app.connected(), visit(Dashboard(app, access="all")) as visitor:
+        value = b'{"x": "' + b"y" * (3 << 20) + b'"}'
+        name = write_letters(stage, app, [ValueError("x")], value=value)
+        seen = await visitor.get(f"/dead/show?name={name}")
+        letter = await visitor.get(seen.link(next(t for t, h in seen.links if "/letter?" in h)))
+        assert "Only its beginning is shown." in letter.text
+        assert "It is too large to be edited here" in letter.text
+        assert len(letter.html) < 200_000
+
+
+async def test_a_topic_of_another_kind_is_left_alone(stage: Stage) -> None:
+    app = stage.app()
+    topic = stage.topic(app)
+    # A group that has the name of its topic, as many have.
+    app.processor(topic, group=stage.topic_name, flow=QUICK)(stage.recorder())
+    async with app, visit(Dashboard(app, access="all")) as visitor:
+        await stage.publish(topic, 1, 2)
+        await stage.handled(2)
+        fields = {"name": stage.topic_name, "all": "1", "confirm": "2"}
+        for path in ("/dead/drop", "/dead/retry"):
+            refused = await visitor.post(path, fields, status=404)
+            assert f"{stage.topic_name} holds no dead letters." in refused.text
+        await visitor.get(f"/dead/show?name={stage.topic_name}", status=404)
+        await visitor.get(f"/dead/letter?name={stage.topic_name}&at=0/0", status=404)
+
+
+async def test_letters_in_a_topic_whose_group_runs_are_only_shown(stage: Stage) -> None:
+    app = stage.app()
+    topic = stage.topic(app)
+    app.processor(topic, group=stage.topic_name, flow=QUICK)(stage.recorder())
+    async with app, visit(Dashboard(app, access="all")) as visitor:
+        dead = dead_letter_record(
+            Record(b"1", None, "m", []), ValueError("x"), 1, "g", (stage.topic_name, 0, "0"), 0.0
+        )
+        append_and_wait(app.log, stage.topic_name, [dead])
+        await stage.handled(1)
+        await stage.until(lambda: app.log.group(stage.topic_name).members, "it runs")
+        seen = await visitor.get(f"/dead/show?name={stage.topic_name}")
+        assert "ValueError: x" in seen.text
+        refused = await visitor.submit(seen, "Count and retry", status=400)
+        assert "cannot note which letters were dealt with" in refused.text

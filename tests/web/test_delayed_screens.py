@@ -32,11 +32,11 @@ async def test_what_waits_is_listed_and_cancelled(stage: Stage) -> None:
 
         async def is_told() -> bool:
             topics = await visitor.get("/delayed")
-            seen = await visitor.get(f"/delayed?topic={delays.name}")
+            seen = await visitor.get(f"/delayed/show?topic={delays.name}")
             return f"{delays.name} 4 " in topics.text and "m3" in seen.text
 
         await eventually(is_told)
-        seen = await visitor.get(f"/delayed?topic={delays.name}")
+        seen = await visitor.get(f"/delayed/show?topic={delays.name}")
         order = [seen.text.index(f"{stage.topic_name} m{number} k{number}") for number in range(4)]
         assert order == sorted(order)
         places = [text for text, href in seen.links if f"/{delays.name}/messages/" in href]
@@ -47,7 +47,7 @@ async def test_what_waits_is_listed_and_cancelled(stage: Stage) -> None:
         assert "2 messages were cancelled." in done.text
         assert "cancelled: 2" in done.text
         await visitor.post("/delayed/cancel", {**fields, "confirm": "2"}, status=404)
-        left = await visitor.get(f"/delayed?topic={delays.name}")
+        left = await visitor.get(f"/delayed/show?topic={delays.name}")
         assert "m0" in left.text
         assert "m1" not in left.text
         assert delays.stats().cancelled == 2
@@ -63,7 +63,7 @@ async def test_without_a_process_a_request_stands(
     topic, delays = stage.topic(app), delays_of(stage, app)
     async with app.connected(), visit(Dashboard(app, access="all")) as visitor:
         await delays.publish(topic, 1, delay=0.0, id="m1")
-        seen = await visitor.get(f"/delayed?topic={delays.name}")
+        seen = await visitor.get(f"/delayed/show?topic={delays.name}")
         assert "nothing is delivered" in seen.text
         place = next(text for text, href in seen.links if "/messages/" in href)
         fields = {"topic": delays.name, "message": place}
@@ -73,7 +73,7 @@ async def test_without_a_process_a_request_stands(
         assert "no answer yet; the request stands: 1" in done.text
         await visitor.post("/delayed/cancel", {"topic": stage.topic_name}, status=404)
         await visitor.post("/delayed/cancel", {"topic": delays.name}, status=400)
-        await visitor.get(f"/delayed?topic={stage.topic_name}", status=404)
+        await visitor.get(f"/delayed/show?topic={stage.topic_name}", status=404)
 
 
 async def test_what_is_due_and_not_delivered_is_a_problem(
@@ -92,7 +92,7 @@ async def test_what_is_due_and_not_delivered_is_a_problem(
             return f"Messages in {delays.name} are due and are not delivered." in overview.text
 
         await eventually(is_told)
-        seen = await visitor.get(f"/delayed?topic={delays.name}")
+        seen = await visitor.get(f"/delayed/show?topic={delays.name}")
         assert "not shown" in seen.text
 
 
@@ -114,13 +114,13 @@ async def test_messages_that_failed_wait_here_too(stage: Stage) -> None:
         name = f"{stage.topic_name}.{stage.group}.delay"
 
         async def is_listed() -> bool:
-            seen = await visitor.get(f"/delayed?topic={name}")
+            seen = await visitor.get(f"/delayed/show?topic={name}")
             return f"{stage.topic_name}.{stage.group}.retry" in seen.text and (
                 "One that is cancelled is not handled any more." in seen.text
             )
 
         await eventually(is_listed)
-        seen = await visitor.get(f"/delayed?topic={name}")
+        seen = await visitor.get(f"/delayed/show?topic={name}")
         place = next(text for text, href in seen.links if "/messages/" in href)
         done = await visitor.post(
             "/delayed/cancel", {"topic": name, "message": place, "confirm": "1"}

@@ -31,8 +31,8 @@ from streams.web.jobs import Report
 from streams.web.page import LOOK, Action, Background, Confirm, Done, Page, Problem, Screen
 from streams.web.paging import PAGE_SIZE, paged
 from streams.web.redaction import Shown
-from streams.web.screens.dead import SHOWN_BYTES, editing, shown_text
-from streams.web.screens.dead_actions import new_value
+from streams.web.screens.dead import SHOWN_BYTES, editing, place_of, shown_text
+from streams.web.screens.dead_actions import has_members, new_value
 from streams.web.translations import mark
 
 MAX_TOPICS = 20
@@ -132,7 +132,7 @@ def list_keys(page: Page) -> Response:
         late=search is not None and search.is_late,
         before=page.here(page=str(number - 1)) if number > 1 else "",
         next=page.here(page=str(number + 1)) if has_more else "",
-        idle=not _has_members(page, source.group),
+        idle=not has_members(page, source.group),
         jobs=[
             job
             for job in page.dashboard.jobs.all()
@@ -161,6 +161,8 @@ class _KeySearch:
         """Not all keys were looked at."""
 
     def __call__(self, key: bytes) -> bool:
+        if self._payloads.shows_as_is:
+            return self._wanted in key
         self._looked_at += 1
         if self._looked_at % 500 == 0 and time.monotonic() > self._deadline:
             self.is_late = True
@@ -168,13 +170,6 @@ class _KeySearch:
             return False
         data = self._payloads.key(self._name, key).data
         return data is not None and self._wanted in data
-
-
-def _has_members(page: Page, group: str) -> bool:
-    try:
-        return bool(page.log.group(group).members)
-    except NotFound:
-        return False
 
 
 def _key_row(
@@ -218,6 +213,7 @@ def show_key(page: Page) -> Response:
         partition=row.partition,
         id=head.row.id,
         facts=facts,
+        stood=place_of(facts.source),
         value=value,
         value_text=shown_text(value),
         cut=value.data is not None and len(value.data) > SHOWN_BYTES,
@@ -225,7 +221,7 @@ def show_key(page: Page) -> Response:
         traceback=page.payloads.error(source.name, facts.traceback),
         behind=offsets,
         number=behind.number,
-        idle=not _has_members(page, source.group),
+        idle=not has_members(page, source.group),
         editing=editing(page, head.row, value) if row.is_dead and page.access.may("edit") else None,
     )
 
@@ -337,7 +333,7 @@ def _question(
     page: Page, source: ParkedSource, command: str, count: int, back: tuple[str, str]
 ) -> Confirm:
     warning = ""
-    if not _has_members(page, source.group):
+    if not has_members(page, source.group):
         warning = page._(
             "Nobody consumes for %(groups)s now: they wait until somebody does.",
             groups=source.group,

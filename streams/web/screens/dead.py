@@ -13,7 +13,7 @@ from starlette.responses import Response
 from streams.errors import InvalidValue, NotFound
 from streams.inspection.letter_pages import read_letters
 from streams.inspection.letter_survey import SurveyResult
-from streams.inspection.letter_topics import letter_counts
+from streams.inspection.letter_topics import letter_counts, sample_sources
 from streams.inspection.letters import LetterFacts, letter_facts, own_headers
 from streams.log.names import is_valid_name
 from streams.patterns.deadletters import DeadLetterTopic
@@ -41,6 +41,9 @@ MAX_KINDS = 50
 MAX_CURSOR = 60_000
 """Characters of where a page begins, at most."""
 
+SAMPLED_PARTITIONS = 200
+"""Partitions of a topic that are looked at for whether it holds dead letters."""
+
 SHOWN_BYTES = 64 << 10
 """Bytes of a value that are shown."""
 
@@ -60,6 +63,24 @@ def list_topics(page: Page) -> Response:
         complete=found.is_complete,
         waiting=sum(each.waiting for each in topics),
     )
+
+
+def open_letters(page: Page, query: LetterQuery) -> DeadLetterTopic:
+    """The topic that a visitor asks for; it must hold dead letters, or be named as those that do.
+
+    :raises NotFound: there is no such topic, or it is of another kind.
+    """
+    log, name = page.log, query.name
+    topic = DeadLetterTopic(log, name)
+
+    def holds_letters() -> bool:
+        return bool(sample_sources(log, log.topic(name), SAMPLED_PARTITIONS)[0])
+
+    if not name.endswith(".dead") and not page.dashboard.shared(
+        ("holds letters", name), 30.0, holds_letters
+    ):
+        raise NotFound(page._("%(topic)s holds no dead letters.", topic=name))
+    return topic
 
 
 class LetterRow(NamedTuple):
@@ -89,7 +110,7 @@ class KindRow(NamedTuple):
 def show_topic(page: Page) -> Response:
     """The letters of one topic: by error, and one by one."""
     query, log = LetterQuery.of(page), page.log
-    topic = DeadLetterTopic(log, query.name)
+    topic = open_letters(page, query)
     everything = page.fields.flag("handled")
     begin = parse_cursor(page, log, page.fields.text("from"))
     survey = survey_of(page, query.name)
@@ -135,6 +156,7 @@ def show_topic(page: Page) -> Response:
 def show_kinds(page: Page) -> Response:
     """The errors of a topic alone, as the page asks for them until all letters were looked at."""
     query = LetterQuery.of(page)
+    open_letters(page, query)
     kinds = survey_of(page, query.name).look(LOOK)
     return page.render(
         "dead_kinds.html",
@@ -179,7 +201,7 @@ def letter_row(page: Page, log: Log, row: LogRow, waiting: bool) -> LetterRow:
 def show_letter(page: Page) -> Response:
     """One letter: why it is dead, where it comes from, what it holds."""
     query, log = LetterQuery.of(page), page.log
-    topic = DeadLetterTopic(log, query.name)
+    topic = open_letters(page, query)
     at = page.fields.text("at")
     row, waiting = find_letter(page, topic, at)
     facts, shown = letter_facts(row), page.payloads.value(query.name, row.value)

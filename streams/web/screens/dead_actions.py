@@ -26,7 +26,7 @@ from streams.patterns.deadletters import DeadLetterTopic
 from streams.web.dead_index import survey_of
 from streams.web.letter_query import LetterQuery
 from streams.web.page import MAX_BULK, Action, Background, Confirm, Done, Page
-from streams.web.screens.dead import EDITED_BYTES, editing, find_letter
+from streams.web.screens.dead import EDITED_BYTES, editing, find_letter, open_letters
 
 if TYPE_CHECKING:
     from streams.log.range_reader import LogRow
@@ -98,7 +98,7 @@ def drop(page: Page) -> Done | Confirm | Background:
 
 def _act(page: Page, deed: Deed) -> Done | Confirm | Background:
     query, log = LetterQuery.of(page), page.log
-    topic = DeadLetterTopic(log, query.name)
+    topic = _open_to_act(page, query)
     back = page.url("/dead/show", query.fields), page._("Back to the letters")
     chosen = _choose(page, topic, query)
     if not chosen.count:
@@ -135,6 +135,25 @@ def _act(page: Page, deed: Deed) -> Done | Confirm | Background:
         else page._("Drop letters of %(topic)s")
     )
     return Background(title % {"topic": query.name}, work, back, query.name)
+
+
+def _open_to_act(page: Page, query: LetterQuery) -> DeadLetterTopic:
+    """The topic whose letters are dealt with. Which of them were is kept as the position of the
+    group of its name, so that must be no group that reads.
+
+    :raises NotFound: it holds no dead letters.
+    :raises InvalidValue: such a group runs.
+    """
+    topic = open_letters(page, query)
+    if has_members(page, query.name):
+        raise InvalidValue(
+            page._(
+                "A group of the name %(name)s reads something now, so it cannot note which letters "
+                "were dealt with.",
+                name=query.name,
+            )
+        )
+    return topic
 
 
 def _done_text(page: Page, deed: Deed, done: int) -> str:
@@ -278,7 +297,7 @@ def _question(
     counts: Counter[LetterSource] = Counter()
     for source, number in chosen.sources.items():
         counts[source or destinations.default or LetterSource("", "")] += number
-    idle = [source.group for source in counts if not _has_members(page, source.group)]
+    idle = [source.group for source in counts if not has_members(page, source.group)]
     return Confirm(
         page.plural(
             "Put %(number)s letter of %(topic)s back?",
@@ -304,7 +323,8 @@ def _question(
     )
 
 
-def _has_members(page: Page, group: str) -> bool:
+def has_members(page: Page, group: str) -> bool:
+    """Whether somebody consumes for a group."""
     try:
         return bool(page.log.group(group).members)
     except NotFound:
@@ -317,7 +337,7 @@ def _has_members(page: Page, group: str) -> bool:
 def edit(page: Page) -> Done:
     """Put one letter back with another value."""
     query, log = LetterQuery.of(page), page.log
-    topic = DeadLetterTopic(log, query.name)
+    topic = _open_to_act(page, query)
     at = page.fields.text("letter")
     row, _ = find_letter(page, topic, at)
     refused = editing(page, row, page.payloads.value(query.name, row.value)).refused

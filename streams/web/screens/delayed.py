@@ -23,6 +23,7 @@ from streams.web.addresses import topic_of
 from streams.web.page import LOOK, Action, Confirm, Done, Page, Problem, Screen
 from streams.web.paging import PAGE_SIZE, paged
 from streams.web.redaction import Shown
+from streams.web.screens.dead_actions import has_members
 from streams.web.translations import mark
 
 MAX_TOPICS = 50
@@ -95,12 +96,15 @@ class MessageRow(NamedTuple):
     value: Shown
 
 
+def list_topics(page: Page) -> Response:
+    """The delay topics."""
+    return page.render(
+        "delay_topics.html", title=page._("Delayed"), pages=paged(page, _topics(page))
+    )
+
+
 def list_delayed(page: Page) -> Response:
-    """The delay topics; with ``?topic=`` what waits in one."""
-    if not page.fields.text("topic"):
-        return page.render(
-            "delay_topics.html", title=page._("Delayed"), pages=paged(page, _topics(page))
-        )
+    """What waits in a delay topic, what is due first at the top."""
     name, log = _delay_topic(page), page.log
     index = index_of(page, name)
     counts = index.counts(READ_SECONDS)
@@ -139,7 +143,7 @@ def list_delayed(page: Page) -> Response:
         may_cancel=page.access.may("cancel") and not _is_of_manager(name),
         before=page.here(page=str(number - 1)) if number > 1 else "",
         next=page.here(page=str(number + 1)) if has_more else "",
-        idle=not _has_members(page, name),
+        idle=not has_members(page, name),
     )
 
 
@@ -166,13 +170,6 @@ def _own_kind(page: Page, name: str) -> str:
     return ""
 
 
-def _has_members(page: Page, name: str) -> bool:
-    try:
-        return bool(page.log.group(name).members)  # its scheduler's group has its name
-    except NotFound:
-        return False
-
-
 def cancel(page: Page) -> Done | Confirm:
     """Cancel messages, so that they are not delivered."""
     name, log = _delay_topic(page), page.log
@@ -181,7 +178,7 @@ def cancel(page: Page) -> Done | Confirm:
     index = index_of(page, name)
     index.counts(5.0)
     entries = _named(page, index, name)
-    back = page.url("/delayed", {"topic": name}), page._("Back to what waits")
+    back = page.url("/delayed/show", {"topic": name}), page._("Back to what waits")
     if not page.confirmed(len(entries)):
         facts = (
             page._("They are not delivered, unless that is under way already."),
@@ -201,7 +198,7 @@ def cancel(page: Page) -> Done | Confirm:
             (page._("message ID"), page._("goes to")),
             [(entry.record.id, entry.topic) for _, entry in entries[:PAGE_SIZE]],
             ""
-            if _has_members(page, name)
+            if has_members(page, name)
             else page._("No process runs that keeps this topic: it is cancelled once one does."),
         )
     outcomes = Counter(cancel_entries(log, name, entries, ANSWER_SECONDS))
@@ -260,10 +257,13 @@ def problems(page: Page) -> Iterator[Problem]:
         if counts is None or counts.next_due is None or counts.next_due > page.now - OVERDUE:
             continue
         text = page._("Messages in %(topic)s are due and are not delivered.", topic=name)
-        yield Problem(1, text, page.url("/delayed", {"topic": name}), counts.next_due)
+        yield Problem(1, text, page.url("/delayed/show", {"topic": name}), counts.next_due)
 
 
-SCREENS = (Screen("/delayed", list_delayed, mark("Delayed")),)
+SCREENS = (
+    Screen("/delayed", list_topics, mark("Delayed")),
+    Screen("/delayed/show", list_delayed),
+)
 
 ACTIONS = (Action("/delayed/cancel", cancel, "cancel"),)
 
