@@ -43,11 +43,11 @@ async def test_rows_that_failed_are_a_problem_and_are_tried_again(
     stage: Stage, tmp_path: Path
 ) -> None:
     post = Post(stage, tmp_path)
+    await post.outbox.create_tables()
+    for number in range(3):
+        post.write("nowhere", f"key-{number}")
+    post.write("nowhere", "key-0")
     async with post.app:
-        await post.outbox.create_tables()
-        for number in range(3):
-            post.write("nowhere", f"key-{number}")
-        post.write("nowhere", "key-0")
         await stage.until(lambda: sorted(post.states()) == [1, 1, 1, 2])
         async with visit(Dashboard(post.app, access="all")) as visitor:
             overview = await visitor.get("/")
