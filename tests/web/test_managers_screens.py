@@ -32,8 +32,8 @@ async def seen_with(visitor: Visitor, path: str, *texts: str) -> Seen:
 
 async def transferred(world: World) -> None:
     """A transfer that has ended."""
-    await world.open(ada=100, bob=0)
-    await world.orders.publish(Order("t-done", "ada", "bob", 30))
+    await world.open(lovelace=90_000, menabrea=0)
+    await world.orders.publish(Order("t-done", "lovelace", "menabrea", 77_123))
 
     async def has_ended() -> bool:
         return await world.has_ended("t-done")
@@ -53,7 +53,7 @@ async def test_a_manager_and_its_instances_are_shown(stage: Stage) -> None:
             assert f"{world.name}-orders" in shown.text
             one = await visitor.get(shown.link("t-done"))
             assert "ended" in one.text
-            assert '"target": "bob"' in one.text
+            assert '"target": "menabrea"' in one.text
             assert "take" in one.text
             assert "timeout begun: too-late" in one.text
             assert "not needed any more" in one.text  # the timeout, as the transfer has ended
@@ -72,7 +72,7 @@ async def test_what_is_in_its_messages_is_not_shown_without_the_permission(stage
             assert "t-done" not in shown.html
             one = await visitor.get(f"/managers/instance?manager={name}&key=t-done")
             assert "take" in one.text
-            for secret in ("bob", "ada", "30", "cents"):
+            for secret in ("lovelace", "menabrea", "77123", "cents"):
                 assert secret not in one.text.partition("What it did")[2], secret
 
 
