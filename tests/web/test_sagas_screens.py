@@ -110,7 +110,7 @@ async def test_a_saga_is_found_and_tells_what_happened(stage: Stage) -> None:
         assert "failed for good: charge; what was done is undone" in stuck.text
         assert "ValueError: no money" in stuck.text
         assert "undone: flight" in stuck.text
-        assert "could not be undone after 1 attempts: hotel" in stuck.text
+        assert "could not be undone; attempts: 1; hotel" in stuck.text
         assert "\\x1b[31m<desk>" in stuck.text
         assert "\x1b" not in stuck.html
 

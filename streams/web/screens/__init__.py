@@ -18,7 +18,9 @@ from streams.web.screens import (
     doctor,
     groups,
     jobs,
+    managers,
     messages,
+    outbox,
     overview,
     processors,
     publish,
@@ -41,6 +43,8 @@ MODULES = (
     sagas,
     aggregates,
     views,
+    managers,
+    outbox,
     doctor,
     jobs,
 )

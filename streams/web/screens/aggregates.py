@@ -101,13 +101,14 @@ def list_aggregates(page: Page) -> Response:
 # -- one kind of aggregate
 
 
-class _Unlisted:
+class Unlisted:
     """Remembers what cannot be listed (:class:`~streams.inspection.aggregates.KeyProblems`)."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
 
     def call(self, where: str, make: Callable[[], T]) -> T | None:
+        """What ``make`` returns; None where it raised."""
         try:
             return make()
         except (Unavailable, Fatal):
@@ -117,6 +118,7 @@ class _Unlisted:
             return None
 
     def odd_key(self, where: str, key: object) -> None:
+        """Somebody else's row."""
         self.texts.append(f"{where}: {type(key).__name__}")
 
 
@@ -172,7 +174,7 @@ def show_aggregate(page: Page) -> Response:
     if not page.payloads.allowed:
         prefix = b""
     after = _after(page)
-    unlisted = _Unlisted()
+    unlisted = Unlisted()
     keys = list(
         islice(ordered_keys(log, info, prefix, after, PAGE_SIZE + 1, unlisted), PAGE_SIZE + 1)
     )
@@ -381,7 +383,7 @@ def list_stopped(page: Page) -> Response:
     unfinished = _unfinished(page, name, log, info.name)
     if unfinished is not None:
         return unfinished
-    unlisted = _Unlisted()
+    unlisted = Unlisted()
     keys = ordered_keys(log, info, b"", _after(page), CHECK_SIZE, unlisted)
     rows: list[StoppedRow] = []
     looked_at, last = 0, b""

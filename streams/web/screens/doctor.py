@@ -26,7 +26,7 @@ OVERVIEW = 600.0
 MAX_PROBLEMS = 20
 """Findings that stand on the overview."""
 
-VERDICTS = {"no": mark("not so"), "unknown": mark("not known"), "yes": mark("so")}
+VERDICTS = {"no": mark("wrong"), "unknown": mark("not known"), "yes": mark("in order")}
 
 
 def show_doctor(page: Page) -> Response:
