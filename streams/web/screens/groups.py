@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from heapq import nlargest
 from typing import NamedTuple
 
 from starlette.responses import Response
@@ -22,6 +23,9 @@ from streams.web.translations import mark
 
 MAX_PARTITIONS = 500
 """Partitions of a group that are shown."""
+
+MAX_ALONE = 50
+"""Groups that nobody consumes for, named by the overview; of the others it says how many."""
 
 GROWING = 1.2
 """A lag that is so many times what it was within the last minutes grows."""
@@ -259,29 +263,35 @@ def delete(page: Page) -> Done | Confirm:
 
 def problems(page: Page) -> Iterator[Problem]:
     """Nobody consuming, a lag that grows."""
-    groups = page.dashboard.groups.look(1.0)
-    for facts in groups.known.values():
-        if facts.error or not facts.lag or groups.is_internal(facts.name):
-            continue
-        url = page.url("/groups/show", {"group": facts.name})
-        if facts.members == 0:
-            yield Problem(
-                1,
-                page._(
-                    "Nobody consumes for %(group)s: %(lag)s messages wait.",
-                    group=facts.name,
-                    lag=f"{facts.lag:,}",
-                ),
-                url,
-            )
-            continue
-        if _grows(page, facts.name):
+    groups = page.dashboard.groups.look(2 * LOOK)
+    waiting = [
+        facts
+        for facts in groups.known.values()
+        if facts.lag and not facts.error and not groups.is_internal(facts.name)
+    ]
+    for facts in waiting:
+        if facts.members != 0 and _grows(page, facts.name):
             text = page._(
                 "The lag of %(group)s grows: %(lag)s messages wait.",
                 group=facts.name,
                 lag=f"{facts.lag:,}",
             )
-            yield Problem(1, text, url)
+            yield Problem(1, text, page.url("/groups/show", {"group": facts.name}))
+    alone = [facts for facts in waiting if facts.members == 0]
+    for facts in nlargest(MAX_ALONE, alone, key=lambda facts: facts.lag or 0):
+        text = page._(
+            "Nobody consumes for %(group)s: %(lag)s messages wait.",
+            group=facts.name,
+            lag=f"{facts.lag:,}",
+        )
+        yield Problem(1, text, page.url("/groups/show", {"group": facts.name}))
+    if (more := len(alone) - MAX_ALONE) > 0:
+        text = page.plural(
+            "Nobody consumes for %(number)s more group.",
+            "Nobody consumes for %(number)s more groups.",
+            more,
+        )
+        yield Problem(1, text, page.url("/groups", {"sort": "lag"}))
 
 
 def _grows(page: Page, group: str) -> bool:
