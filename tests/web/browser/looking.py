@@ -7,11 +7,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from playwright.sync_api import ViewportSize
+
 from tests.web.browser.tab import Tab
 
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 
-WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
+WIDE: ViewportSize = {"width": 1280, "height": 800}
+PHONE: ViewportSize = {"width": 360, "height": 740}
 
 
 @cache
