@@ -37,6 +37,7 @@ except ImportError as error:
         "the dashboard needs the packages of the extra web: pip install jinja2 starlette uvicorn"
     ) from error
 
+from streams.web import passwords
 from streams.web.access import Access, AccessRule
 from streams.web.doctor_runs import DoctorRuns
 from streams.web.forms import Fields, FormTooLarge, parse_fields, read_form
@@ -230,7 +231,11 @@ class Dashboard:
         """What whoever sends a request may do; or what to answer instead."""
         try:
             found = await self._rule.of(request)
-        except PasswordNeeded:
+        except PasswordNeeded as error:
+            if error.is_wrong:
+                client = request.client.host if request.client is not None else "?"
+                logger.warning("web: a wrong password came from %s", client)
+                await asyncio.sleep(passwords.WRONG_DELAY)
             return PlainTextResponse(
                 "A name and a password are needed.\n", 401, {"www-authenticate": REALM}
             )

@@ -38,6 +38,8 @@ def live_response(dashboard: Dashboard, request: Request) -> Response:
     """The stream of the subjects whose tokens the address has (``?watch=``, repeated)."""
     if dashboard.streams_open >= MAX_STREAMS:
         return PlainTextResponse("too many browsers look\n", 503, {"retry-after": "30"})
+    if request.method == "HEAD":  # which asks for no stream
+        return Response(media_type="text/event-stream", headers=SSE_HEADERS)
     tokens = request.query_params.getlist("watch")[:MAX_TABS]
     subjects = frozenset(each for token in tokens for each in dashboard.sampler.subjects(token))
     return StreamingResponse(

@@ -32,8 +32,19 @@ SHORTEST = 8
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
+WRONG_DELAY = 1.0
+"""Real seconds for which the answer to a wrong password is held back."""
+
+
 class PasswordNeeded(Exception):
-    """The request has no password, or a wrong one."""
+    """The request has no password, or a wrong one.
+
+    :param is_wrong: it has one.
+    """
+
+    def __init__(self, *, is_wrong: bool) -> None:
+        super().__init__("a password is needed")
+        self.is_wrong = is_wrong
 
 
 class PasswordInTheClear(Exception):
@@ -95,9 +106,10 @@ class Passwords:
         """
         if request.scope.get("scheme") != "https" and not _on_loopback(request):
             raise PasswordInTheClear
-        name = self._name_in(request.headers.get("authorization", ""))
+        given = request.headers.get("authorization", "")
+        name = self._name_in(given)
         if name is None:
-            raise PasswordNeeded
+            raise PasswordNeeded(is_wrong=bool(given))
         return Access.of(
             Access(self._access.read, self._access.payloads, self._access.actions, name)
         )

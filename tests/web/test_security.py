@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.routing import Mount
 
 from streams import ConfigError, Dashboard, Passwords, Streams
-from streams.web import Payload
+from streams.web import Payload, passwords
 from streams.web.access import ACTION_NAMES, Access
 from streams.web.guard import SECURITY_HEADERS
 from streams.web.screens import actions, screens
@@ -187,7 +187,10 @@ async def test_other_methods_are_refused(stage: Stage) -> None:
 # -- passwords
 
 
-async def test_a_password_is_asked_for(stage: Stage) -> None:
+async def test_a_password_is_asked_for(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(passwords, "WRONG_DELAY", 0.0)
     dashboard = Dashboard(stage.app(), access=Passwords({"ada": "correct horse"}))
     async with visit(dashboard, base_url="https://ops.example") as visitor:
         refused = await visitor.get("/", status=401)
@@ -196,6 +199,8 @@ async def test_a_password_is_asked_for(stage: Stage) -> None:
             await visitor.get("/", status=401, auth=given)
         for header in ("Basic", "Basic !", "Basic YWRh", "Bearer x", "Basic " + "A" * 5_000):
             await visitor.get("/", status=401, headers={"authorization": header})
+        assert caplog.text.count("a wrong password came from 127.0.0.1") == 9
+        assert "horse" not in caplog.text
         await visitor.get("/", auth=("ada", "correct horse"))
         await visitor.get("/live", status=401)
 
@@ -249,6 +254,13 @@ def test_another_address_needs_a_password_and_tls(host: str) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_loopback_needs_neither(host: str) -> None:
     check_address(host, has_passwords=False, has_tls=False)
+
+
+async def test_who_asks_for_no_body_gets_no_stream(stage: Stage) -> None:
+    stage.anchor.create_topic(stage.topic_name, 1)
+    async with visit(Dashboard(stage.app(), access="all")) as visitor:
+        for path in ("/live", f"/topics/{stage.topic_name}/messages/arriving", "/"):
+            assert (await visitor.client.head(path)).status_code == 200
 
 
 # -- what a browser is told

@@ -133,6 +133,8 @@ def arriving(page: Page) -> Response:
     partitions = range(log.topic(topic).partitions) if partition is None else (partition,)
     if len(partitions) > MAX_PARTITIONS:
         raise InvalidValue(page._("This topic has too many partitions: choose one."))
+    if page.request.method == "HEAD":  # which asks for no stream
+        return Response(media_type="text/event-stream", headers=SSE_HEADERS)
     ends = {number: log.watermarks(topic, number)[1] for number in partitions}
     return StreamingResponse(
         _arriving(page, topic, ends), media_type="text/event-stream", headers=SSE_HEADERS
