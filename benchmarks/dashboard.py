@@ -603,8 +603,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="dashboard-") as scratch:
         folder: Path = arguments.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
+        url = arguments.url or f"sqlite:///{folder}/pages.db"
         if "pages" in chosen or "fill" in chosen:
-            url = arguments.url or f"sqlite:///{folder}/pages.db"
             mark = folder / "filled.json"
             if not mark.exists():
                 began = time.perf_counter()

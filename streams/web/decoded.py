@@ -35,7 +35,9 @@ def document_of(app: Streams, payloads: Payloads, batch: Batch, index: int, show
     except (orjson.JSONDecodeError, RecursionError):
         pass
     declared = app.topics.get(batch.topic)
-    if declared is None or declared.type in (bytes, str) or shown != batch.values[index]:
+    if declared is None or declared.type is bytes or declared.type is str:
+        return NO_DOCUMENT
+    if shown != batch.values[index]:
         return NO_DOCUMENT
     try:
         value = declared.decoding.decode_one(batch, index)
