@@ -189,10 +189,11 @@ class Shop:
         log.reset_offsets(f"reports{self.suffix}", self.orders.name, firsts)
 
 
-def build(url: str, folder: Path, suffix: str = "") -> Shop:
+def build(url: str, folder: Path, suffix: str = "", member: str | None = None) -> Shop:
     """The shop on a log.
 
     :param suffix: of its names, where others use the same log.
+    :param member: what its process is called in its groups.
     """
     outbox_url = f"sqlite:///{folder}/shop.db"
 
@@ -204,7 +205,7 @@ def build(url: str, folder: Path, suffix: str = "") -> Shop:
     def named(name: str) -> str:
         return name + suffix
 
-    app = Streams(url, lifespan=lifespan)
+    app = Streams(url, member=member, lifespan=lifespan)
     quick = Flow(commit=0.05)
     orders = app.topic(named("orders"), OrderPlaced, key="customer", partitions=4)
     parcels = app.topic(named("parcels"), Parcel, key="order", partitions=2)

@@ -27,29 +27,33 @@ class Act:
     fill: dict[str, str | bool] = field(default_factory=dict)
 
 
+LETTERS = "/dead/show?name=orders{suffix}.billing{suffix}.dead"
+KEYS = "/keys?topic=orders{suffix}&group=stock{suffix}"
+KEY = "tr:has-text('%s') a[href*='/keys/show']"
+
 ACTS = (
     Act("/publish", "/publish?topic=reminders{suffix}", fill={"textarea[name=value]": "buy milk"}),
     Act("/groups/reset", "/groups/show?group=reports{suffix}", fill={"input[name=to]": "-3"}),
     Act("/groups/delete", "/groups/show?group=reports{suffix}"),
     Act(
-        "/dead/edit", "/dead/show?name=orders{suffix}.billing{suffix}.dead", ("a[href*='/dead/letter']",),
+        "/dead/edit", LETTERS, ("a[href*='/dead/letter']",),
         fill={"textarea": '{"order":"o-1","customer":"elif","cents":1,"items":[]}'},
     ),
     Act(
-        "/dead/retry", "/dead/show?name=orders{suffix}.billing{suffix}.dead",
+        "/dead/retry", LETTERS,
         fill={"tbody input[name=letter] >> nth=0": True},
     ),
     Act(
-        "/dead/drop", "/dead/show?name=orders{suffix}.billing{suffix}.dead",
+        "/dead/drop", LETTERS,
         fill={"tbody input[name=letter] >> nth=0": True},
     ),
-    Act("/keys/drop", "/keys?topic=orders{suffix}&group=stock{suffix}", ("tr:has-text('佐藤') a[href*='/keys/show']",)),
+    Act("/keys/drop", KEYS, (KEY % "佐藤",)),
     Act(
-        "/keys/edit", "/keys?topic=orders{suffix}&group=stock{suffix}", ("tr:has-text('chidi') a[href*='/keys/show']",),
+        "/keys/edit", KEYS, (KEY % "chidi",),
         fill={"textarea": '{"order":"o-1","customer":"chidi","cents":1,"items":["cup-1"]}'},
     ),
     Act(
-        "/keys/retry", "/keys?topic=orders{suffix}&group=stock{suffix}",
+        "/keys/retry", KEYS,
         fill={"tbody input[name=letter] >> nth=0": True},
     ),
     Act(
