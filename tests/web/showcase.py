@@ -7,8 +7,9 @@ A process that runs the shop is entered like any app; nothing here depends on wh
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -141,7 +142,8 @@ class Shop:
     fulfilments: SagaOrchestrator[Fulfilment]
     outbox: Outbox
     gate: asyncio.Event
-    suffix: str = ""
+    database: Path
+    suffix: str
 
     async def fill(self) -> None:
         """Let everything happen; returns when it has."""
@@ -163,6 +165,7 @@ class Shop:
         await self.orders.connection.publisher.publish_many(self.orders.name, placed)
         await self.publish_bytes(b"not JSON \x1b[31m<script>alert(1)</script> \xe4\xbd", "odd")
         await asyncio.to_thread(self._leave_reports_behind)
+        await asyncio.to_thread(self._write_rows_that_are_refused)
         for number in range(12):
             when = {"at": BEYOND} if number % 2 else {"delay": 86_400.0 + 3_600 * number}
             await self.delays.publish(
@@ -178,6 +181,16 @@ class Shop:
         """An order that is none."""
         record = Record(value=value, key=b"elif", id=id)
         await self.app.publisher.publish_many(self.orders.name, [record])
+
+    def _write_rows_that_are_refused(self) -> None:
+        """What another program has put into the outbox, for a topic that nobody declares."""
+        with closing(sqlite3.connect(self.database, timeout=30)) as connection, connection:
+            for number in range(2):
+                connection.execute(
+                    "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, messageid) "
+                    "VALUES (?, 'invoices-of-old', ?, 'invoice', ?, ?)",
+                    (f"00000000-0000-4000-8000-{number:012}", f"c-{number}", b"{}", f"i-{number}"),
+                )
 
     def _leave_reports_behind(self) -> None:
         """A group that has begun once, and that nobody consumes for now."""
@@ -296,5 +309,6 @@ def build(url: str, folder: Path, suffix: str = "", member: str | None = None) -
     fulfilments.add_step(SagaStep("pack", pack, unpack, compensation_retry=Retry(attempts=1)))
     fulfilments.add_step(SagaStep("charge", charge))
     return Shop(
-        app, orders, parcels, reminders, delays, accounts, fulfilments, outbox, gate, suffix
-    )
+        app, orders, parcels, reminders, delays, accounts, fulfilments, outbox, gate,
+        folder / "shop.db", suffix,
+    )  # fmt: skip

@@ -57,13 +57,14 @@ ACTS = (
         fill={"tbody input[name=letter] >> nth=0": True},
     ),
     Act(
-        "/delayed/cancel", "/delayed?topic=delays{suffix}",
+        "/delayed/cancel", "/delayed/show?topic=delays{suffix}",
         fill={"tbody input[name=message] >> nth=0": True},
     ),
     Act("/processors/pause", "/processors/show?name=remind"),
     Act("/processors/resume", "/processors/show?name=remind"),
     Act("/sagas/resume", "/sagas", ("a:has-text('saga-9')",)),
     Act("/sagas/abandon", "/sagas", ("a:has-text('saga-9')",)),
+    Act("/outbox/retry", "/outbox", ("a[href*='/outbox/row']",)),
     Act("/views/rebuild", "/views", ("a:has-text('balances')",)),
 )  # fmt: skip
 """In this order: what one of them does, the next may need."""
@@ -72,7 +73,6 @@ ELSEWHERE = {
     "/views/drop": "tests/web/test_views_screens.py: no process may run the view",
     "/views/promote": "tests/web/test_views_screens.py: it takes a second version",
     "/views/retry": "tests/web/test_views_screens.py: it takes a document that stands still",
-    "/outbox/retry": "tests/web/test_outbox_screens.py: it takes a row that was refused",
 }
 """Actions that this shop gives no occasion for, and where they are tested."""
 
