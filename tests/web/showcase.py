@@ -7,8 +7,9 @@ A process that runs the shop is entered like any app; nothing here depends on wh
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -141,7 +142,8 @@ class Shop:
     fulfilments: SagaOrchestrator[Fulfilment]
     outbox: Outbox
     gate: asyncio.Event
-    suffix: str = ""
+    database: Path
+    suffix: str
 
     async def fill(self) -> None:
         """Let everything happen; returns when it has."""
@@ -163,6 +165,7 @@ class Shop:
         await self.orders.connection.publisher.publish_many(self.orders.name, placed)
         await self.publish_bytes(b"not JSON \x1b[31m<script>alert(1)</script> \xe4\xbd", "odd")
         await asyncio.to_thread(self._leave_reports_behind)
+        await asyncio.to_thread(self._write_rows_that_are_refused)
         for number in range(12):
             when = {"at": BEYOND} if number % 2 else {"delay": 86_400.0 + 3_600 * number}
             await self.delays.publish(
@@ -179,6 +182,16 @@ class Shop:
         record = Record(value=value, key=b"elif", id=id)
         await self.app.publisher.publish_many(self.orders.name, [record])
 
+    def _write_rows_that_are_refused(self) -> None:
+        """What another program has put into the outbox, for a topic that nobody declares."""
+        with closing(sqlite3.connect(self.database, timeout=30)) as connection, connection:
+            for number in range(2):
+                connection.execute(
+                    "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, messageid) "
+                    "VALUES (?, 'invoices-of-old', ?, 'invoice', ?, ?)",
+                    (f"00000000-0000-4000-8000-{number:012}", f"c-{number}", b"{}", f"i-{number}"),
+                )
+
     def _leave_reports_behind(self) -> None:
         """A group that has begun once, and that nobody consumes for now."""
         log = self.app.log
@@ -189,10 +202,11 @@ class Shop:
         log.reset_offsets(f"reports{self.suffix}", self.orders.name, firsts)
 
 
-def build(url: str, folder: Path, suffix: str = "") -> Shop:
+def build(url: str, folder: Path, suffix: str = "", member: str | None = None) -> Shop:
     """The shop on a log.
 
     :param suffix: of its names, where others use the same log.
+    :param member: what its process is called in its groups.
     """
     outbox_url = f"sqlite:///{folder}/shop.db"
 
@@ -204,7 +218,7 @@ def build(url: str, folder: Path, suffix: str = "") -> Shop:
     def named(name: str) -> str:
         return name + suffix
 
-    app = Streams(url, lifespan=lifespan)
+    app = Streams(url, member=member, lifespan=lifespan)
     quick = Flow(commit=0.05)
     orders = app.topic(named("orders"), OrderPlaced, key="customer", partitions=4)
     parcels = app.topic(named("parcels"), Parcel, key="order", partitions=2)
@@ -227,7 +241,7 @@ def build(url: str, folder: Path, suffix: str = "") -> Shop:
     @app.processor(orders, group=named("stock"), dead_letters=DeadLetters(sequenced=True),
                    concurrency=16, flow=quick)  # fmt: skip
     async def reserve(order: OrderPlaced) -> None:
-        if order.customer in ("chidi", "佐藤") and order.order.endswith("2"):
+        if order.customer in ("chidi", "佐藤") and order.order.endswith(("2", "3")):
             raise Reject(f"{order.items[0]} is sold out")
 
     @app.processor(parcels, group=named("shipping"), concurrency=4, flow=quick)
@@ -295,5 +309,6 @@ def build(url: str, folder: Path, suffix: str = "") -> Shop:
     fulfilments.add_step(SagaStep("pack", pack, unpack, compensation_retry=Retry(attempts=1)))
     fulfilments.add_step(SagaStep("charge", charge))
     return Shop(
-        app, orders, parcels, reminders, delays, accounts, fulfilments, outbox, gate, suffix
-    )
+        app, orders, parcels, reminders, delays, accounts, fulfilments, outbox, gate,
+        folder / "shop.db", suffix,
+    )  # fmt: skip

@@ -42,7 +42,6 @@ class Picture(NamedTuple):
 
 PICTURES = (
     Picture("overview", "/", "Nobody consumes for reports", rounds=2),
-    Picture("topic", "/topics/orders", "billing", rounds=4),
     Picture("search", "/topics/orders/messages?path=customer&path_value=佐藤", "Looked at"),
     Picture("group", "/groups/show?group=shipping", "Waits for", rounds=2),
     Picture("dead-letters", "/dead/show?name=orders.billing.dead", "the bank does not answer"),
