@@ -22,7 +22,7 @@ from streams.inspection.letter_topics import LetterSource, letter_source
 from streams.inspection.letters import decoding_problem
 from streams.log.protocol import Log
 from streams.message import Position
-from streams.patterns.deadletters import DeadLetterTopic
+from streams.patterns.deadletters import DeadLetterTopic, ReprocessStopped
 from streams.web.dead_index import survey_of
 from streams.web.letter_query import LetterQuery
 from streams.web.page import MAX_BULK, Action, Background, Confirm, Done, Page
@@ -114,17 +114,10 @@ def _act(page: Page, deed: Deed) -> Done | Confirm | Background:
             report(done, chosen.count)
 
         tell(0)
-        if destinations is None:
-            done = own.purge(
-                matches=chosen.matches, end_offsets=chosen.end_offsets, on_progress=tell
-            )
-        else:
-            done = own.redrive(
-                destinations.of,
-                matches=chosen.matches,
-                end_offsets=chosen.end_offsets,
-                on_progress=tell,
-            )
+        try:
+            done = _deal_with(own, chosen, destinations, tell)
+        except ReprocessStopped as error:  # which is no fault of the log's
+            raise InvalidValue(str(error)) from error
         return Done(_done_text(page, deed, done), count=done, back=back, subject=query.name)
 
     if chosen.count <= AT_ONCE:
@@ -135,6 +128,19 @@ def _act(page: Page, deed: Deed) -> Done | Confirm | Background:
         else page._("Drop letters of %(topic)s")
     )
     return Background(title % {"topic": query.name}, work, back, query.name)
+
+
+def _deal_with(
+    topic: DeadLetterTopic,
+    chosen: Chosen,
+    destinations: Destinations | None,
+    tell: Callable[[int], None],
+) -> int:
+    """Retry letters, or where there are no destinations drop them; how many."""
+    matches, ends = chosen.matches, chosen.end_offsets
+    if destinations is None:
+        return topic.purge(matches=matches, end_offsets=ends, on_progress=tell)
+    return topic.redrive(destinations.of, matches=matches, end_offsets=ends, on_progress=tell)
 
 
 def _open_to_act(page: Page, query: LetterQuery) -> DeadLetterTopic:
@@ -359,9 +365,12 @@ def edit(page: Page) -> Done:
                     problem=problem,
                 )
             )
-    done = topic.redrive(
-        destinations.of, matches=chosen.matches, end_offsets=chosen.end_offsets, edited=value
-    )
+    try:
+        done = topic.redrive(
+            destinations.of, matches=chosen.matches, end_offsets=chosen.end_offsets, edited=value
+        )
+    except ReprocessStopped as error:
+        raise InvalidValue(str(error)) from error
     if not done:
         raise InvalidValue(page._("This letter was dealt with meanwhile."))
     return Done(
