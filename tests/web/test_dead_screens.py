@@ -112,6 +112,9 @@ async def test_a_letter_is_found_read_and_retried(stage: Stage) -> None:
         await stage.handled(4)
         again = await visitor.get(seen.link(places[0]))
         assert "dealt with" in again.text
+        for at in (places[0], "0/99999999999999", "99/0", "x", ""):
+            fields = {"name": name, "letter": [places[1], at], "confirm": "2"}
+            await visitor.post("/dead/retry", fields, status=404)
         assert not [form for form in again.forms if form.method == "post"]
 
         rest = await visitor.get(f"/dead/show?topic={stage.topic_name}&group={stage.group}")

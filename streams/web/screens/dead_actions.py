@@ -17,16 +17,21 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from streams.config import DeadLetters
 from streams.errors import InvalidValue, NotFound
-from streams.inspection.letter_pages import select_letters
+from streams.inspection.letter_pages import select_letters, select_places
 from streams.inspection.letter_topics import LetterSource, letter_source
 from streams.inspection.letters import decoding_problem
 from streams.log.protocol import Log
-from streams.message import Position
 from streams.patterns.deadletters import DeadLetterTopic, ReprocessStopped
 from streams.web.dead_index import survey_of
 from streams.web.letter_query import LetterQuery
 from streams.web.page import MAX_BULK, Action, Background, Confirm, Done, Page
-from streams.web.screens.dead import EDITED_BYTES, editing, find_letter, open_letters
+from streams.web.screens.dead import (
+    EDITED_BYTES,
+    editing,
+    find_letter,
+    no_such_letter,
+    open_letters,
+)
 
 if TYPE_CHECKING:
     from streams.log.range_reader import LogRow
@@ -217,11 +222,25 @@ def _choose_named(page: Page, topic: DeadLetterTopic, named: list[str]) -> Chose
         raise InvalidValue(
             page._("At most %(most)s letters can be named at once.", most=f"{AT_ONCE:,}")
         )
-    rows = [find_letter(page, topic, at)[0] for at in named]
-    positions: list[str | Position] = [row.position for row in rows]
-    selection = topic.select_named(positions)  # says so of those that were dealt with meanwhile
-    sources = Counter(letter_source(row.headers) for row in rows)
-    return Chosen(selection.matches, selection.count, sources, selection.end_offsets)
+    places = {_place(page, topic, at) for at in named}
+    found = select_places(topic, places)
+    return Chosen(
+        lambda row: (row.batch.partition, row.offset) in places,
+        found.number,
+        found.sources,
+        found.end_offsets,
+    )
+
+
+def _place(page: Page, topic: DeadLetterTopic, at: str) -> tuple[int, int]:
+    """The partition and offset of a letter that is named so.
+
+    :raises NotFound: it names none.
+    """
+    position = topic.parse_position(at[:200])
+    if position is None or position.partition >= topic.partitions:
+        raise no_such_letter(page, topic, at)
+    return position.partition, int(position.offset)
 
 
 # -- where to
