@@ -168,6 +168,11 @@ class DelayIndex(BackgroundReader):
             ]
         return list(islice(merge(*nearest), start, start + count))
 
+    def may_hold(self, partition: int, position: int) -> bool:
+        """Whether that was read, so that something can stand there."""
+        with self._lock:
+            return 0 <= position < self._next.get(partition, 0)
+
     def is_pending(self, partition: int, position: int, key: bytes) -> bool:
         """Whether the entry that stands there still waits, as far as was read."""
         with self._lock:

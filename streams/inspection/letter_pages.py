@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 from streams.derived_records import ERROR_GROUP, ERROR_TOPIC
+from streams.errors import NotFound
 from streams.inspection.letter_topics import LetterSource, letter_source
+from streams.log.record_fetcher import RecordFetcher
 from streams.patterns.deadletters import DeadLetterTopic
 
 if TYPE_CHECKING:
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 LOOKS = 64
 """Letters between two looks at the clock."""
+
+READ_BYTES = 16 << 20
+"""Bytes of letters that are read at once, about."""
 
 Matches = Callable[["LogRow"], bool]
 """Whether a letter is meant."""
@@ -121,6 +126,39 @@ def select_letters(
                 by_headers[_source_headers(row)] += 1
                 end_offsets[row.batch.partition] = row.offset + 1
     return selection(is_complete=True)
+
+
+def select_places(topic: DeadLetterTopic, places: Collection[tuple[int, int]]) -> BulkSelection:
+    """The letters that stand at these partitions and offsets, all of which must wait; blocks.
+
+    :raises NotFound: one of them is not there, or does not wait any more.
+    """
+    log, resolved = topic.log, topic.resolved()
+    sources: Counter[LetterSource | None] = Counter()
+    end_offsets: dict[int, int] = {}
+    for partition in sorted({each for each, _ in places}):
+        left = sorted({offset for each, offset in places if each == partition})
+        first, end = log.watermarks(topic.name, partition)
+        for offset in (left[0], left[-1]):
+            if not first <= offset < end:
+                raise NotFound(_no_letter(topic, partition, offset))
+        end_offsets[partition] = left[-1] + 1
+        fetcher = RecordFetcher(log, topic.name, partition)
+        while left:
+            rows, _ = fetcher.fetch(left, READ_BYTES)
+            for offset, row in rows.items():
+                if row is None:
+                    raise NotFound(_no_letter(topic, partition, offset))
+                if offset in resolved[partition]:
+                    at = f"{topic.name}/{partition}/{log.format_offset(offset)}"
+                    raise NotFound(f"letter {at} was put back or set aside already")
+                sources[letter_source(row.headers)] += 1
+            left = [each for each in left if each not in rows]
+    return BulkSelection(len(set(places)), sources, end_offsets, len(places), is_complete=True)
+
+
+def _no_letter(topic: DeadLetterTopic, partition: int, offset: int) -> str:
+    return f"there is no letter {topic.name}/{partition}/{topic.log.format_offset(offset)}"
 
 
 def _source_headers(row: LogRow) -> tuple[bytes | None, bytes | None]:

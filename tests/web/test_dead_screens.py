@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,11 +12,12 @@ import pytest
 from streams import DeadLetterManager, Message, Streams
 from streams.config import DeadLetters
 from streams.derived_records import dead_letter_record
+from streams.engine import progress
 from streams.errors import Reject
 from streams.inspection import letter_pages
 from streams.log.appending import append_and_wait
 from streams.message import Record
-from streams.patterns.deadletters import DeadLetterTopic
+from streams.patterns.deadletters import DeadLetterTopic, redriving
 from streams.web import Dashboard, Payload
 from streams.web.screens import dead_actions
 from tests.conformance.stage import QUICK, Stage
@@ -110,6 +112,9 @@ async def test_a_letter_is_found_read_and_retried(stage: Stage) -> None:
         await stage.handled(4)
         again = await visitor.get(seen.link(places[0]))
         assert "dealt with" in again.text
+        for at in (places[0], "0/99999999999999", "99/0", "x", ""):
+            fields = {"name": name, "letter": [places[1], at], "confirm": "2"}
+            await visitor.post("/dead/retry", fields, status=404)
         assert not [form for form in again.forms if form.method == "post"]
 
         rest = await visitor.get(f"/dead/show?topic={stage.topic_name}&group={stage.group}")
@@ -410,7 +415,29 @@ async def test_letters_in_a_topic_whose_group_runs_are_only_shown(stage: Stage) 
         append_and_wait(app.log, stage.topic_name, [dead])
         await stage.handled(1)
         await stage.until(lambda: app.log.group(stage.topic_name).members, "it runs")
-        seen = await visitor.get(f"/dead/show?name={stage.topic_name}")
+        seen = await visitor.get(f"/dead/show?name={stage.topic_name}&handled=1")
         assert "ValueError: x" in seen.text
-        refused = await visitor.submit(seen, "Count and retry", status=400)
+        fields = {"name": stage.topic_name, "all": "1"}
+        refused = await visitor.post("/dead/retry", fields, status=400)
         assert "cannot note which letters were dealt with" in refused.text
+
+
+async def test_more_single_ones_than_can_be_noted_end_with_what_was_done(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redriving, "encode", partial(progress.encode, limit=60))
+    monkeypatch.setattr(redriving, "REDRIVE_CHUNK", 10)
+    app = stage.app()
+    async with app.connected(), visit(Dashboard(app, access="all")) as visitor:
+        # Two of one error, one of the other, so that neither stands in a row.
+        name = write_letters(stage, app, [KeyError() if n % 3 else OSError() for n in range(900)])
+        fields = {"name": name, "all": "1", "error": "OSError", "confirm": "300"}
+        stopped = await visitor.post("/dead/retry", fields, status=400)
+        assert "more dead letters are picked out one here, one there than can be noted" in (
+            stopped.text
+        )
+        assert 600 < waiting(app, name) < 900
+        everything = {"name": name, "all": "1", "most": "500"}
+        question = await visitor.post("/dead/retry", everything)
+        assert "Put 500 letters" in question.text
+        await visitor.post("/dead/retry", {**everything, "confirm": "500"})

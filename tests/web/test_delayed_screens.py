@@ -47,6 +47,8 @@ async def test_what_waits_is_listed_and_cancelled(stage: Stage) -> None:
         assert "2 messages were cancelled." in done.text
         assert "cancelled: 2" in done.text
         await visitor.post("/delayed/cancel", {**fields, "confirm": "2"}, status=404)
+        for at in ("0/99999999999999", "99/0", "x"):
+            await visitor.post("/delayed/cancel", {"topic": delays.name, "message": at}, status=404)
         left = await visitor.get(f"/delayed/show?topic={delays.name}")
         assert "m0" in left.text
         assert "m1" not in left.text

@@ -234,7 +234,13 @@ def find_letter(page: Page, topic: DeadLetterTopic, at: str) -> tuple[LogRow, bo
         with closing(topic.row_at(position.partition, int(position.offset))) as rows:
             for row in rows:
                 return row, rows.is_waiting(row)
-    raise NotFound(page._("There is no such letter: %(place)s", place=f"{topic.name}/{at[:200]}"))
+    raise no_such_letter(page, topic, at)
+
+
+def no_such_letter(page: Page, topic: DeadLetterTopic, at: str) -> NotFound:
+    """What is raised where no letter stands at a place."""
+    place = f"{topic.name}/{at[:200]}"
+    return NotFound(page._("There is no such letter: %(place)s", place=place))
 
 
 def place_of(text: str) -> tuple[str, str, str] | None:

@@ -17,16 +17,21 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from streams.config import DeadLetters
 from streams.errors import InvalidValue, NotFound
-from streams.inspection.letter_pages import select_letters
+from streams.inspection.letter_pages import select_letters, select_places
 from streams.inspection.letter_topics import LetterSource, letter_source
 from streams.inspection.letters import decoding_problem
 from streams.log.protocol import Log
-from streams.message import Position
-from streams.patterns.deadletters import DeadLetterTopic
+from streams.patterns.deadletters import DeadLetterTopic, ReprocessStopped
 from streams.web.dead_index import survey_of
 from streams.web.letter_query import LetterQuery
 from streams.web.page import MAX_BULK, Action, Background, Confirm, Done, Page
-from streams.web.screens.dead import EDITED_BYTES, editing, find_letter, open_letters
+from streams.web.screens.dead import (
+    EDITED_BYTES,
+    editing,
+    find_letter,
+    no_such_letter,
+    open_letters,
+)
 
 if TYPE_CHECKING:
     from streams.log.range_reader import LogRow
@@ -114,17 +119,10 @@ def _act(page: Page, deed: Deed) -> Done | Confirm | Background:
             report(done, chosen.count)
 
         tell(0)
-        if destinations is None:
-            done = own.purge(
-                matches=chosen.matches, end_offsets=chosen.end_offsets, on_progress=tell
-            )
-        else:
-            done = own.redrive(
-                destinations.of,
-                matches=chosen.matches,
-                end_offsets=chosen.end_offsets,
-                on_progress=tell,
-            )
+        try:
+            done = _deal_with(own, chosen, destinations, tell)
+        except ReprocessStopped as error:  # which is no fault of the log's
+            raise InvalidValue(str(error)) from error
         return Done(_done_text(page, deed, done), count=done, back=back, subject=query.name)
 
     if chosen.count <= AT_ONCE:
@@ -135,6 +133,19 @@ def _act(page: Page, deed: Deed) -> Done | Confirm | Background:
         else page._("Drop letters of %(topic)s")
     )
     return Background(title % {"topic": query.name}, work, back, query.name)
+
+
+def _deal_with(
+    topic: DeadLetterTopic,
+    chosen: Chosen,
+    destinations: Destinations | None,
+    tell: Callable[[int], None],
+) -> int:
+    """Retry letters, or where there are no destinations drop them; how many."""
+    matches, ends = chosen.matches, chosen.end_offsets
+    if destinations is None:
+        return topic.purge(matches=matches, end_offsets=ends, on_progress=tell)
+    return topic.redrive(destinations.of, matches=matches, end_offsets=ends, on_progress=tell)
 
 
 def _open_to_act(page: Page, query: LetterQuery) -> DeadLetterTopic:
@@ -211,11 +222,25 @@ def _choose_named(page: Page, topic: DeadLetterTopic, named: list[str]) -> Chose
         raise InvalidValue(
             page._("At most %(most)s letters can be named at once.", most=f"{AT_ONCE:,}")
         )
-    rows = [find_letter(page, topic, at)[0] for at in named]
-    positions: list[str | Position] = [row.position for row in rows]
-    selection = topic.select_named(positions)  # says so of those that were dealt with meanwhile
-    sources = Counter(letter_source(row.headers) for row in rows)
-    return Chosen(selection.matches, selection.count, sources, selection.end_offsets)
+    places = {_place(page, topic, at) for at in named}
+    found = select_places(topic, places)
+    return Chosen(
+        lambda row: (row.batch.partition, row.offset) in places,
+        found.number,
+        found.sources,
+        found.end_offsets,
+    )
+
+
+def _place(page: Page, topic: DeadLetterTopic, at: str) -> tuple[int, int]:
+    """The partition and offset of a letter that is named so.
+
+    :raises NotFound: it names none.
+    """
+    position = topic.parse_position(at[:200])
+    if position is None or position.partition >= topic.partitions:
+        raise no_such_letter(page, topic, at)
+    return position.partition, int(position.offset)
 
 
 # -- where to
@@ -359,9 +384,12 @@ def edit(page: Page) -> Done:
                     problem=problem,
                 )
             )
-    done = topic.redrive(
-        destinations.of, matches=chosen.matches, end_offsets=chosen.end_offsets, edited=value
-    )
+    try:
+        done = topic.redrive(
+            destinations.of, matches=chosen.matches, end_offsets=chosen.end_offsets, edited=value
+        )
+    except ReprocessStopped as error:
+        raise InvalidValue(str(error)) from error
     if not done:
         raise InvalidValue(page._("This letter was dealt with meanwhile."))
     return Done(

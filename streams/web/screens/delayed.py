@@ -240,7 +240,7 @@ def _named(page: Page, index: DelayIndex, name: str) -> list[tuple[int, DelayEnt
         if not (partition.isascii() and partition.isdigit() and len(partition) < 10):
             raise NotFound(page._("No message waits at %(place)s.", place=f"{name}/{at[:200]}"))
         places.append((int(partition), page.log.parse_offset(offset)))
-    there = [each for each in places if each[0] < page.log.topic(name).partitions]
+    there = [each for each in places if index.may_hold(*each)]
     entries = read_entries(page.log, name, set(there))
     found: list[tuple[int, DelayEntry]] = []
     for at, place in zip(named, places, strict=True):
