@@ -7,12 +7,14 @@ A process that runs the shop is entered like any app; nothing here depends on wh
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 
@@ -189,6 +191,16 @@ class Shop:
         log.reset_offsets(f"reports{self.suffix}", self.orders.name, firsts)
 
 
+def _write_row_that_fails(path: Path) -> None:
+    """Into the outbox, as a service that knows another topic may have: nobody declares it here."""
+    with closing(sqlite3.connect(path, timeout=30)) as connection, connection:
+        connection.execute(
+            "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, messageid) "
+            "VALUES (?, 'refunds', 'o-7', 'Refunded', ?, 'refund-7')",
+            (str(uuid4()), b'{"order":"o-7","cents":4200}'),
+        )
+
+
 def build(url: str, folder: Path, suffix: str = "") -> Shop:
     """The shop on a log.
 
@@ -199,6 +211,7 @@ def build(url: str, folder: Path, suffix: str = "") -> Shop:
     @asynccontextmanager
     async def lifespan(app: Streams) -> AsyncIterator[None]:
         await outbox.create_tables()
+        _write_row_that_fails(folder / "shop.db")
         yield
 
     def named(name: str) -> str:
