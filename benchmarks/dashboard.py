@@ -560,18 +560,25 @@ async def measure_search(url: str, sizes: Sizes) -> dict[str, Any]:
         await asyncio.sleep(2)
         quiet, worst = worst, []
         found: dict[str, Any] = {"late_without_ms": max(quiet)}
-        async with httpx.AsyncClient(base_url=worker.address, timeout=120) as client:
-            for name, query in (
-                ("text", {"text": "nowhere"}),
-                ("json", {"path": "customer.id", "path_value": "nobody"}),
-            ):
-                worst.clear()
-                began = time.perf_counter()
-                answer = await client.get(f"/topics/{haystack}/messages", params=query)
-                found[f"{name}_seconds"] = time.perf_counter() - began
-                found[f"{name}_late_ms"] = max(worst)
-                found[f"{name}_late_p99_ms"] = statistics.quantiles(worst, n=100)[-1]
+        # The client is in a thread: what it does itself is not to count.
+        client = await asyncio.to_thread(httpx.Client, base_url=worker.address, timeout=120)
+        queries: tuple[tuple[str, dict[str, str]], ...] = (
+            ("first_visit", {}),
+            ("text", {"text": "nowhere"}),
+            ("json", {"path": "customer.id", "path_value": "nobody"}),
+        )
+        for name, query in queries:
+            await asyncio.sleep(0.5)
+            worst.clear()
+            began = time.perf_counter()
+            address = f"/topics/{haystack}/messages"
+            answer = await asyncio.to_thread(client.get, address, params=query)
+            found[f"{name}_seconds"] = time.perf_counter() - began
+            found[f"{name}_late_ms"] = max(worst)
+            found[f"{name}_late_p99_ms"] = statistics.quantiles(worst, n=100)[-1]
+            if query:
                 found[f"{name}_says"] = _looked_at(answer.text)
+        client.close()
         watching.cancel()
     return found
 

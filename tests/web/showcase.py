@@ -202,11 +202,10 @@ class Shop:
         log.reset_offsets(f"reports{self.suffix}", self.orders.name, firsts)
 
 
-def build(url: str, folder: Path, suffix: str = "", member: str | None = None) -> Shop:
+def build(url: str, folder: Path, suffix: str = "") -> Shop:
     """The shop on a log.
 
     :param suffix: of its names, where others use the same log.
-    :param member: what its process is called in its groups.
     """
     outbox_url = f"sqlite:///{folder}/shop.db"
 
@@ -218,7 +217,7 @@ def build(url: str, folder: Path, suffix: str = "", member: str | None = None) -
     def named(name: str) -> str:
         return name + suffix
 
-    app = Streams(url, member=member, lifespan=lifespan)
+    app = Streams(url, lifespan=lifespan)
     quick = Flow(commit=0.05)
     orders = app.topic(named("orders"), OrderPlaced, key="customer", partitions=4)
     parcels = app.topic(named("parcels"), Parcel, key="order", partitions=2)

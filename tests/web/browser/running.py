@@ -48,20 +48,17 @@ class Running:
 
 
 @contextmanager
-def running(
-    url: str = "", suffix: str = "", member: str | None = None, **options: Any
-) -> Iterator[Running]:
+def running(url: str = "", suffix: str = "", **options: Any) -> Iterator[Running]:
     """Run the shop with all that happens in it, and serve its dashboard.
 
     :param url: of the log; a new SQLite file if not given.
-    :param member: what the process is called in its groups.
     :param options: of the dashboard.
     """
     ready: Future[Running] = Future()
     end: Future[asyncio.Event] = Future()
 
     async def run(folder: Path) -> None:
-        shop = build(url or f"sqlite:///{folder}/shop-log.db", folder, suffix, member)
+        shop = build(url or f"sqlite:///{folder}/shop-log.db", folder, suffix)
         dashboard = Dashboard(shop.app, **{"access": "all", **options})
         over = asyncio.Event()
         end.set_result(over)

@@ -14,7 +14,7 @@ from tests.web.visiting import Seen
 MOST = 400
 """Pages that are asked for, at most."""
 
-EACH = 6
+EACH = 25
 """Pages of one screen that are looked through for links."""
 
 NOT_LINKED = {"/jobs/{job}"}
@@ -47,8 +47,9 @@ def explore(address: str) -> Site:
     site = Site()
     visits = dict.fromkeys(screen_paths(), 0)
     waiting, met = deque(["/"]), {"/"}
+    wanted = set(screen_paths()) - NOT_LINKED
     with httpx.Client(base_url=address, timeout=60) as client:
-        while waiting and sum(visits.values()) < MOST:
+        while waiting and sum(visits.values()) < MOST and wanted - set(site.pages) - site.files:
             path = waiting.popleft()
             screen = _screen_of(routes, path)
             if screen is None or visits[screen] >= EACH:

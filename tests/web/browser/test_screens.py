@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.web.browser.looking import PHONE, look_at
 from tests.web.browser.running import Running
 from tests.web.browser.site import NOT_LINKED, Site, explore, screen_paths
-from tests.web.browser.tab import Tab
+from tests.web.browser.tab import Tab, watch
 
 pytestmark = pytest.mark.xdist_group("browser")
 
@@ -18,22 +20,32 @@ def site(shop: Running) -> Site:
     return explore(shop.address)
 
 
+@pytest.fixture(scope="package")
+def same_tab(browser: Browser, shop: Running) -> Iterator[Tab]:
+    """One tab for all screens: a new one is a process of the browser's, half a second each."""
+    with browser.new_context(reduced_motion="reduce") as context:
+        watch(context)
+        yield Tab(context, shop.address)
+
+
 @pytest.mark.parametrize("screen", [path for path in screen_paths() if path not in NOT_LINKED])
 def test_a_screen_is_reached_by_links_and_nothing_is_wrong_with_it(
-    tab: Tab, site: Site, screen: str
+    same_tab: Tab, site: Site, screen: str
 ) -> None:
     if screen in site.files:
         return
     assert screen in site.pages, f"no link leads to it; there are {sorted(site.pages)}"
-    look_at(tab, site.pages[screen])
+    look_at(same_tab, site.pages[screen])
 
 
-def test_every_screen_fits_a_phone_in_japanese(tab: Tab, site: Site) -> None:
+def test_every_screen_fits_a_phone_in_japanese(same_tab: Tab, site: Site) -> None:
+    tab = same_tab
     tab.page.set_viewport_size(PHONE)
     for path in site.pages.values():
         tab.get(path + ("&" if "?" in path else "?") + "lang=ja")
         assert tab.script("document.documentElement.lang") == "ja"
         tab.until(lambda: not tab.is_wider_than_its_window(), path)
+    tab.check()
 
 
 def test_every_screen_can_be_read_without_scripts(
