@@ -209,3 +209,22 @@ def test_whose_closed_keys_a_topic_holds() -> None:
     topics = {"a", "a.b", "a.b.c.parked", "left.for.parked", "x.y.parked"}
     assert parked_sources(topics, {"c"}) == [("a.b.c.parked", "a.b", "c")]
     assert parked_sources(topics, set()) == [("a.b.c.parked", "a", "b.c")]
+
+
+async def test_keys_are_looked_for_as_they_are_shown_and_for_a_while(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(stage)
+    async with world.app:
+        await world.close("card-4111", "other")
+        dashboard = Dashboard(world.app, access="all", redact=lambda payload: payload.data[:5])
+        async with visit(dashboard) as visitor:
+            await world.listed(visitor, "2 waiting for a decision")
+            hidden = await visitor.get(f"/keys?{world.query}&key=4111")
+            assert "No key of that kind is closed." in hidden.text
+            shown = await visitor.get(f"/keys?{world.query}&key=card")
+            assert len([href for _, href in shown.links if "/keys/show" in href]) == 1
+            monkeypatch.setattr(closed_keys, "SEARCH_SECONDS", -1.0)
+            monkeypatch.setattr(closed_keys, "LOOKS", 1)
+            late = await visitor.get(f"/keys?{world.query}&key=card")
+            assert "Not all keys were looked through" in late.text
