@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from itertools import chain, count
-from typing import Any, Literal, Never, ParamSpec, Unpack, cast, overload
+from typing import Any, Literal, Never, ParamSpec, Protocol, Unpack, cast, overload
 
 from typing_extensions import TypeForm, TypeVar
 
@@ -37,6 +37,7 @@ from streams.health import (
     ReportingView,
 )
 from streams.inbox.inbox import Inbox
+from streams.inbox.results import ResultOutbox
 from streams.log.names import check_member
 from streams.log.protocol import Log, OpenMode
 from streams.log.url import ChosenUrl, choose_url, redact, why_no_outputs
@@ -66,6 +67,10 @@ logger = get_logger("streams")
 AnyLifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
 
 Service = Callable[[], Coroutine[Any, Any, None]]
+
+
+class DeclaredOutbox(ReportingOutbox, ResultOutbox, Protocol):
+    """An outbox, as an app knows it."""
 
 
 def _check_cloudevents(where: str, value: object) -> CloudEvents:
@@ -123,7 +128,7 @@ class Declarations(ABC):
         """Declared versions of views, by the names of their groups."""
         self.managers: dict[str, ReportingManager] = {}
         """Declared process managers by name."""
-        self.outboxes: dict[str, ReportingOutbox] = {}
+        self.outboxes: dict[str, DeclaredOutbox] = {}
         """Declared outboxes by the names of their tables."""
         self.services: list[Service] = []
         """What runs beside the processors."""
@@ -308,6 +313,14 @@ class Declarations(ABC):
     @overload
     def processor(
         self, a: Source[A], b: Source[B] = NO_TOPIC, c: Source[C] = NO_TOPIC, /, *, group: str,
+        batch: None = None, filter: Filter[A | B | C] = None, to: Topic[O],
+        transaction: Database[X],
+        **options: Unpack[HandlerOptions],
+    ) -> PublishingDecorator[A | B | C, Message[A | B | C, X], HandlerResult[O]]: ...
+
+    @overload
+    def processor(
+        self, a: Source[A], b: Source[B] = NO_TOPIC, c: Source[C] = NO_TOPIC, /, *, group: str,
         batch: int, filter: Filter[A | B | C] = None, to: None = None,
         **options: Unpack[HandlerOptions],
     ) -> ProcessorDecorator[list[A | B | C], list[Message[A | B | C, Transaction]]]: ...
@@ -327,6 +340,16 @@ class Declarations(ABC):
         **options: Unpack[HandlerOptions],
     ) -> PublishingDecorator[
         list[A | B | C], list[Message[A | B | C, Transaction]], Sequence[HandlerResult[O]] | None
+    ]: ...
+
+    @overload
+    def processor(
+        self, a: Source[A], b: Source[B] = NO_TOPIC, c: Source[C] = NO_TOPIC, /, *, group: str,
+        batch: int, filter: Filter[A | B | C] = None, to: Topic[O],
+        transaction: Database[X],
+        **options: Unpack[HandlerOptions],
+    ) -> PublishingDecorator[
+        list[A | B | C], list[Message[A | B | C, X]], Sequence[HandlerResult[O]] | None
     ]: ...
 
     @overload
@@ -354,6 +377,14 @@ class Declarations(ABC):
     @overload
     def processor(
         self, a: Source[Any], b: Source[Any], c: Source[Any], d: Source[Any], /,
+        *more: Source[Any], group: str, batch: None = None,
+        filter: Filter[Any] = None, to: Topic[O], transaction: Database[X],
+        **options: Unpack[HandlerOptions],
+    ) -> PublishingDecorator[Any, Message[Any, X], HandlerResult[O]]: ...
+
+    @overload
+    def processor(
+        self, a: Source[Any], b: Source[Any], c: Source[Any], d: Source[Any], /,
         *more: Source[Any], group: str, batch: int,
         filter: Filter[Any] = None, to: None = None, **options: Unpack[HandlerOptions],
     ) -> ProcessorDecorator[list[Any], list[Message[Any, Transaction]]]: ...
@@ -373,6 +404,16 @@ class Declarations(ABC):
         filter: Filter[Any] = None, to: Topic[O], **options: Unpack[HandlerOptions],
     ) -> PublishingDecorator[
         list[Any], list[Message[Any, Transaction]], Sequence[HandlerResult[O]] | None
+    ]: ...
+
+    @overload
+    def processor(
+        self, a: Source[Any], b: Source[Any], c: Source[Any], d: Source[Any], /,
+        *more: Source[Any], group: str, batch: int,
+        filter: Filter[Any] = None, to: Topic[O], transaction: Database[X],
+        **options: Unpack[HandlerOptions],
+    ) -> PublishingDecorator[
+        list[Any], list[Message[Any, X]], Sequence[HandlerResult[O]] | None
     ]: ...
 
     # fmt: on
@@ -399,7 +440,9 @@ class Declarations(ABC):
         :param concurrency: handlers running at once; one key is handled in order whatever it is.
         :param batch: hand over lists of up to this many messages.
         :param filter: called with the value; messages for which it is false are passed over.
-        :param to: what the handler returns is published there before the source is settled.
+        :param to: what the handler returns is published there before the source is settled; with
+            ``transaction=``, through an :class:`~streams.Outbox` in that database, if the
+            transaction commits.
         :param start: where a *new* group begins: ``"earliest"``, ``"latest"`` or a time of the log.
         :param timeout: seconds one call of an async handler may take.
         :param transaction: a database of yours (``Psycopg(dsn)``, ...): the handler runs in a
@@ -473,7 +516,7 @@ class Declarations(ABC):
         if options.dead_letters.sequenced:
             processor.key_parking = DurableKeyParking(self, processor)
         if options.transaction is not None:
-            inbox = Inbox(self, processor, options.transaction)
+            inbox = Inbox(self, processor, options.transaction, self.outboxes)
             processor.inbox = inbox
             self.add_resource(inbox)
         self.processors.append(processor)

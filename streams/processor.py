@@ -141,12 +141,6 @@ class ProcessorOptions:
                 "or Django, such as transaction=Psycopg('postgresql://...')"
             )
             return
-        if self.to is not None:
-            yield (
-                f"to={self.to.name!r} with transaction=: what the handler returns would be "
-                "published although its transaction may be rolled back, or lost although it was "
-                "committed; leave one of them out"
-            )
         if self.dead_letters.sequenced:
             yield (
                 "DeadLetters(sequenced=True) with transaction=: what is parked is settled by "

@@ -5,6 +5,9 @@ was), the handler runs, and both are committed. What fails is rolled back with t
 transaction that met another one, or whose connection was lost, also in its COMMIT, is run again:
 what was committed after all is found then.
 
+What a handler with ``to=`` returned is written into an outbox, in the same transaction
+(:mod:`streams.inbox.results`); nothing is left for the executor then.
+
 A batch is one transaction. Of what was handled before, its handler gets nothing. If it fails, all
 of it is rolled back and its messages are handled one by one, also where it raised
 :class:`~streams.errors.BatchError`: nothing of the others was kept.
@@ -62,6 +65,7 @@ class _Handling:
         self._database = inbox.database
         self._function = job.function
         self._wants_message = job.wants_message
+        self._results = inbox.results_of(job)
         self._patience = patience
 
     # -- one message
@@ -69,14 +73,18 @@ class _Handling:
     async def call_async(self, value: Any, message: Message[Any]) -> Any:
         entry = await self._entry_async(value, message)
 
-        async def handle(connection: Any) -> Any:
-            if not self._wants_message:
-                return await self._function(value)
-            with_transaction(message, connection)
-            return await self._function(value, message)
-
         async def once(_: Sequence[Verdict], connection: Any) -> Any:
-            return await handle(connection)
+            if self._wants_message:
+                with_transaction(message, connection)
+                result = await self._function(value, message)
+            else:
+                result = await self._function(value)
+            results = self._results
+            if results is None:
+                return result
+            found = results.of_message(result, value, message)
+            await results.write_async(self._inbox.outbox, connection, found)
+            return None
 
         return await self._run_async(message, [entry], once)
 
@@ -84,10 +92,17 @@ class _Handling:
         entry = self._entry(value, message)
 
         def once(_: Sequence[Verdict], connection: Any) -> Any:
-            if not self._wants_message:
-                return self._function(value)
-            with_transaction(message, connection)
-            return self._function(value, message)
+            if self._wants_message:
+                with_transaction(message, connection)
+                result = self._function(value, message)
+            else:
+                result = self._function(value)
+            results = self._results
+            if results is None or isinstance(result, CoroutineType):
+                return result
+            found = results.of_message(result, value, message)
+            results.write(self._inbox.outbox, connection, found)
+            return None
 
         return self._run_plain(message, [entry], once)
 
@@ -100,7 +115,13 @@ class _Handling:
         async def once(verdicts: Sequence[Verdict], connection: Any) -> Any:
             chosen = _chosen(values, messages, firsts, verdicts, connection)
             given = chosen if self._wants_message else chosen[:1]
-            return await self._function(*given)
+            result = await self._function(*given)
+            results = self._results
+            if results is None:
+                return result
+            found = results.of_batch(result, *chosen)
+            await results.write_async(self._inbox.outbox, connection, found)
+            return None
 
         try:
             return await self._run_async(messages[0], [entries[at] for at in firsts], once)
@@ -114,7 +135,13 @@ class _Handling:
         def once(verdicts: Sequence[Verdict], connection: Any) -> Any:
             chosen = _chosen(values, messages, firsts, verdicts, connection)
             given = chosen if self._wants_message else chosen[:1]
-            return self._function(*given)
+            result = self._function(*given)
+            results = self._results
+            if results is None or isinstance(result, CoroutineType):
+                return result
+            found = results.of_batch(result, *chosen)
+            results.write(self._inbox.outbox, connection, found)
+            return None
 
         try:
             return self._run_plain(messages[0], [entries[at] for at in firsts], once)
