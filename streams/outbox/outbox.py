@@ -62,7 +62,7 @@ class _Check:
         if isinstance(database, SqliteDatabase) and is_file_of(log, Path(database.path)):
             raise ConfigError(
                 f"{self._outbox!r}: {database.path} is the log's own file, which no other "
-                "SQLite may open: give the outbox its own, or use message.transaction"
+                "SQLite may open: give the outbox its own, or publish within app.transaction()"
             )
 
     async def __aexit__(self, *exc: object) -> None:

@@ -16,7 +16,7 @@ What patterns know of processing is exported here, and nothing else.
 
 from streams.engine.dispatcher import Delivery
 from streams.processing.committer import PartitionProgress
-from streams.processing.handler_transaction import in_transaction
+from streams.processing.handler_transaction import in_block, in_transaction
 from streams.processing.job import (
     Decoding,
     Job,
@@ -42,6 +42,7 @@ __all__ = [
     "Several",
     "Skip",
     "identify",
+    "in_block",
     "in_transaction",
     "reset_generation",
 ]

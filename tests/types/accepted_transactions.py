@@ -12,7 +12,17 @@ from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from streams import AsyncPsycopg, Database, Message, Outbox, Psycopg, SQLAlchemy, Sqlite, Streams
+from streams import (
+    AsyncPsycopg,
+    Database,
+    LogTransaction,
+    Message,
+    Outbox,
+    Psycopg,
+    SQLAlchemy,
+    Sqlite,
+    Streams,
+)
 
 
 class Order(msgspec.Struct):
@@ -99,6 +109,15 @@ def results_of_value(order: Order) -> list[Order]:
 
 through = Outbox(app, plain)
 beside = Outbox(app, DSN, table="others", transaction=[asynchronous, sessions])
+
+
+async def of_the_log() -> None:
+    async with app.transaction(timeout=2.0) as connection:
+        assert_type(connection, LogTransaction)
+        rows = connection.execute("SELECT ?", (1,))
+        assert_type(rows, list[tuple[Any, ...]])
+    with app.transaction() as connection:
+        connection.execute("SELECT :one", {"one": 1})
 
 
 def in_a_test(database: Database[Connection], fake: Connection) -> None:
