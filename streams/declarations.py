@@ -9,6 +9,7 @@ import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from datetime import datetime
 from itertools import chain, count
 from typing import Any, Literal, Never, ParamSpec, Protocol, Unpack, cast, overload
@@ -45,6 +46,7 @@ from streams.message import Message, Transaction
 from streams.parking import DurableKeyParking
 from streams.processing.job import Job
 from streams.processor import Processor, ProcessorClass, ProcessorOptions
+from streams.projections.projection import Projection
 from streams.publisher import Publisher, PublishObserver
 from streams.retries import DurableAttemptLog
 from streams.text import get_logger
@@ -130,6 +132,8 @@ class Declarations(ABC):
         """Declared process managers by name."""
         self.outboxes: dict[str, DeclaredOutbox] = {}
         """Declared outboxes by the names of their tables."""
+        self.projections: list[Projection] = []
+        """Declared versions of projections, in order."""
         self.services: list[Service] = []
         """What runs beside the processors."""
         self.declarations_closed = False
@@ -433,6 +437,9 @@ class Declarations(ABC):
         flow: Flow = Flow(),
         transaction: Database[Any] | None = None,
         exactly_once: bool = False,
+        version: int | None = None,
+        promote: bool = True,
+        on_promote: Callable[[Any], object] | None = None,
     ) -> Any:
         """Declare a processor: a decorator for its handler.
 
@@ -449,6 +456,13 @@ class Declarations(ABC):
             transaction of it, ``message.transaction``, which takes effect once for each message.
         :param exactly_once: what the handler returns, dead letters and positions are stored in one
             transaction (docs/pipelines.md).
+        :param version: with ``transaction=``: the handler writes tables that are a version of a
+            projection, which is called as the group is (docs/projections.md). It handles from the
+            beginning, in the group ``GROUP.vVERSION``.
+        :param promote: have the version serve as soon as it has handled all that the one before it
+            has; False: only once it is told to.
+        :param on_promote: called with the connection of the transaction in which it begins to
+            serve, such as to switch a view.
         :raises ConfigError: any of these, or the handler's signature, cannot work; or its
             annotations say another type than the topics'.
 
@@ -457,8 +471,10 @@ class Declarations(ABC):
         """
         options = ProcessorOptions(
             topics, group, concurrency, batch, filter, to, start, timeout, retry, dedup,
-            dead_letters, flow, transaction, exactly_once,
+            dead_letters, flow, transaction, exactly_once, version, "", promote, on_promote,
         )  # fmt: skip
+        if version is not None:
+            options = replace(options, group=f"{group}.v{version}", projection=group)
 
         for topic in (*topics, to):
             if isinstance(topic, Topic) and topic.connection is not self:
@@ -511,6 +527,12 @@ class Declarations(ABC):
                     f"processor {name}: group {options.group!r} already reads "
                     f"{min(shared_topics)!r} in processor {other.name}; give it a group of its own"
                 )
+        same = (options.projection, options.version)
+        if any((each.name, each.version) == same for each in self.projections):
+            raise ConfigError(
+                f"processor {name}: version {options.version} of projection {options.projection!r} "
+                "is declared twice; one processor may read several topics"
+            )
         if options.retry.uses_attempt_log:
             processor.attempt_log = DurableAttemptLog(self, processor)
         if options.dead_letters.sequenced:
@@ -519,8 +541,32 @@ class Declarations(ABC):
             inbox = Inbox(self, processor, options.transaction, self.outboxes)
             processor.inbox = inbox
             self.add_resource(inbox)
+            if options.version is not None:
+                self._declare_version(processor, inbox, options.transaction, options.version)
         self.processors.append(processor)
         return processor
+
+    def _declare_version(
+        self,
+        processor: Processor[..., Any],
+        inbox: Inbox,
+        database: Database[Any],
+        version: int,
+    ) -> None:
+        """A processor is a version of a projection."""
+        options = processor.options
+        projection = Projection(
+            self,
+            options.projection,
+            version,
+            processor.topics,
+            database,
+            promotes=options.promote,
+            on_promote=options.on_promote,
+        )
+        inbox.companion = processor.projection = projection
+        self.projections.append(projection)
+        self.add_service(projection.follow)
 
 
 def _check_lifespan(lifespan: AnyLifespan) -> AnyLifespan:

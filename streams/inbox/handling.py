@@ -168,6 +168,9 @@ class _Handling:
         self, message: Message[Any], entries: list[Entry], handle: Callable[..., Any]
     ) -> Any:
         inbox, database = self._inbox, self._database
+        companion = inbox.companion
+        if companion is not None:
+            companion.check(message)
         for runs in count(1):
             session = await inbox.begin_async(message, patience=self._patience)
             began = time.monotonic()
@@ -176,6 +179,8 @@ class _Handling:
                 if not self._is_wanted(verdicts, message):
                     await session.rollback()
                     return None
+                if companion is not None:
+                    await run_async(session, companion.handle(database.dialect))
                 result = await handle(verdicts, session.connection)
                 await session.commit()
                 inbox.stats.committed += 1
@@ -197,6 +202,9 @@ class _Handling:
         self, message: Message[Any], entries: list[Entry], handle: Callable[..., Any]
     ) -> Any:
         inbox, database = self._inbox, self._database
+        companion = inbox.companion
+        if companion is not None:
+            companion.check(message)
         for runs in count(1):
             session = inbox.begin(message, patience=self._patience)
             began = time.monotonic()
@@ -205,6 +213,8 @@ class _Handling:
                 if not self._is_wanted(verdicts, message):
                     session.rollback()
                     return None
+                if companion is not None:
+                    run(session, companion.handle(database.dialect))
                 result = handle(verdicts, session.connection)
                 if isinstance(result, CoroutineType):
                     session.rollback()

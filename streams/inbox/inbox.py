@@ -15,7 +15,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from typing_extensions import override
 
@@ -24,8 +24,10 @@ from streams.connection import Connection
 from streams.databases.protocol import (
     AsyncSession,
     Database,
+    DialectName,
     Failure,
     Session,
+    Steps,
     is_file_of,
     run,
     run_async,
@@ -67,6 +69,21 @@ DEFAULT_LEASE = 10.0
 LONGEST_LEASE = 60.0
 
 
+class Companion(Protocol):
+    """What takes part in each transaction of a handler."""
+
+    def check(self, message: Message[Any]) -> None:
+        """See that a message may be handled, before its transaction begins.
+
+        :raises ConfigError: it must not be.
+        """
+        ...
+
+    def handle(self, dialect: DialectName) -> Steps[None]:
+        """What is run before the handler, once it is known that it will be called."""
+        ...
+
+
 class Inbox(AbstractAsyncContextManager["Inbox"]):
     """Of one processor. A resource of the app.
 
@@ -95,6 +112,8 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         )
         self._outboxes = outboxes
         self._outbox: ResultOutbox | None = None
+        self.companion: Companion | None = None
+        """Has statements of its own in each transaction of a handler."""
         self._decodings: Mapping[str, Decoding] = {}
         self._lease = 0.0
         self._timeout = processor.options.timeout or 0.0

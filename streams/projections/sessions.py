@@ -1,0 +1,78 @@
+"""A transaction of any of the databases, from a coroutine.
+
+That of a plain database is used in one thread from its beginning to its end, as its library may
+want that (Django's connections belong to threads).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from inspect import isawaitable
+from typing import Any, ParamSpec, TypeVar
+
+from streams.cancellation import run_to_completion
+from streams.databases.protocol import AsyncSession, Database, Session, Steps, run, run_async
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class OpenSession:
+    """A transaction, open until it is committed or the block that opened it ends."""
+
+    def __init__(self, session: Any, worker: ThreadPoolExecutor | None) -> None:
+        self._session = session
+        self._worker = worker
+
+    async def run(self, steps: Steps[T]) -> T:
+        """Run statements; what they come to."""
+        if self._worker is None:
+            asynchronous: AsyncSession[Any] = self._session
+            return await run_async(asynchronous, steps)
+        plain: Session[Any] = self._session
+        return await in_worker(self._worker, run, plain, steps)
+
+    async def call(self, function: Callable[[Any], object]) -> None:
+        """Call a function of the user's with the connection or session, as handlers get it."""
+        if self._worker is not None:
+            await in_worker(self._worker, function, self._session.connection)
+            return
+        found = function(self._session.connection)
+        if isawaitable(found):
+            await found
+
+    async def commit(self) -> None:
+        """Commit."""
+        if self._worker is None:
+            await self._session.commit()
+        else:
+            await in_worker(self._worker, self._session.commit)
+
+
+@asynccontextmanager
+async def transaction(database: Database[Any]) -> AsyncIterator[OpenSession]:
+    """A new transaction, rolled back at the block's end unless it was committed."""
+    if database.asynchronous:
+        asynchronous = await database.begin_async()
+        try:
+            yield OpenSession(asynchronous, None)
+        finally:
+            await run_to_completion(asynchronous.rollback())
+        return
+    with ThreadPoolExecutor(1, "streams-projection") as worker:
+        plain = await in_worker(worker, database.begin)
+        try:
+            yield OpenSession(plain, worker)
+        finally:
+            await in_worker(worker, plain.rollback)
+
+
+async def in_worker(
+    worker: ThreadPoolExecutor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Call a function in a thread, to its end."""
+    future = worker.submit(function, *args, **kwargs)
+    return await run_to_completion(asyncio.wrap_future(future))
