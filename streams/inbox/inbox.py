@@ -33,7 +33,7 @@ from streams.databases.protocol import (
     run_async,
 )
 from streams.engine.dispatcher import Delivery
-from streams.errors import ConfigError, Fatal, LogError
+from streams.errors import ConfigError, Fatal, LogError, StreamsError
 from streams.health import InboxStats
 from streams.inbox.identity import Identities, Owned
 from streams.inbox.results import ResultOutbox, Results, choose_outbox
@@ -60,6 +60,9 @@ logger = get_logger("streams.inbox")
 RUNS_IN_PLACE = 5
 """How often a transaction that met another one is run in all, before that is a failed attempt."""
 
+RUN_AGAIN_PAUSE = 0.02
+"""Seconds before a transaction is run again that was told to be."""
+
 RETRY_PAUSE = 0.25
 """Seconds between two attempts to reach the database."""
 
@@ -67,6 +70,11 @@ DEFAULT_LEASE = 10.0
 """Seconds, where the log does not say for how long a partition is owned."""
 
 LONGEST_LEASE = 60.0
+
+
+class RunAgain(StreamsError):
+    """What a :class:`Companion` raises where the transaction is to be run again in a moment; that
+    is no failure of the message's."""
 
 
 class Companion(Protocol):
@@ -80,7 +88,10 @@ class Companion(Protocol):
         ...
 
     def handle(self, dialect: DialectName) -> Steps[None]:
-        """What is run before the handler, once it is known that it will be called."""
+        """What is run before the handler, once it is known that it will be called.
+
+        :raises RunAgain: it cannot be called now.
+        """
         ...
 
 
@@ -438,6 +449,8 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         """
         if isinstance(error, (ConfigError, OwnershipLost, TransactionPostponed)):
             return None
+        if isinstance(error, RunAgain):
+            return RUN_AGAIN_PAUSE
         failure = self.database.classify(error)
         if broken and failure is not Failure.CONFLICT:
             # A server that ends a transaction which idled too long breaks its connection, too.

@@ -9,12 +9,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
-from streams.databases.protocol import Database
 from streams.errors import ConfigError, InvalidValue, NotFound
 from streams.log.protocol import GroupInfo, Log
 from streams.projections import tables
 from streams.projections.projection import Outcome, Projection, group_of, scope_numbers
-from streams.projections.sessions import transaction
+from streams.projections.sessions import Transactions
 from streams.projections.tables import KnownVersion
 
 
@@ -105,7 +104,7 @@ async def inspect(
 
 
 async def _inspect(log: Log, name: str, declared: list[Projection]) -> ProjectionState:
-    known = await _known(declared[0].database, name)
+    known = await _known(declared[0].transactions, name)
     topics = {version: tuple(each.goal) for version, each in known.items()}
     topics |= {each.version: each.topics for each in declared}
     serving = max((each.version for each in known.values() if each.serves), default=None)
@@ -120,9 +119,9 @@ async def _inspect(log: Log, name: str, declared: list[Projection]) -> Projectio
     return ProjectionState(name, serving, tuple(await asyncio.to_thread(look)))
 
 
-async def _known(database: Database[object], name: str) -> dict[int, KnownVersion]:
-    async with transaction(database) as session:
-        if not await session.run(tables.find_table(database.dialect)):
+async def _known(transactions: Transactions, name: str) -> dict[int, KnownVersion]:
+    async with transactions.begin() as session:
+        if not await session.run(tables.find_table(transactions.database.dialect)):
             return {}
         found = await session.run(tables.versions_of(name))
     return {each.version: each for each in found}
@@ -205,8 +204,8 @@ async def drop(log: Log, declared: Iterable[Projection], name: str, version: int
     :raises GroupNotEmpty: processes run it.
     :raises NotFound: there is no such version.
     """
-    database = by_name(declared, name)[name][0].database
-    known = await _known(database, name)
+    transactions = by_name(declared, name)[name][0].transactions
+    known = await _known(transactions, name)
     found = known.get(version)
     if found is None:
         raise NotFound(f"projection {name!r} has no version {version}")
@@ -224,7 +223,7 @@ async def drop(log: Log, declared: Iterable[Projection], name: str, version: int
         return numbers
 
     numbers = await asyncio.to_thread(delete_group)
-    async with transaction(database) as session:
+    async with transactions.begin() as session:
         for number in numbers:
             await session.run(tables.forget_handled(number))
         await session.run(tables.forget(name, version))

@@ -26,7 +26,7 @@ from streams.log.protocol import Committed, Log
 from streams.message import Message
 from streams.processing.job import reset_generation
 from streams.projections import tables
-from streams.projections.sessions import OpenSession, transaction
+from streams.projections.sessions import OpenSession, Transactions
 from streams.projections.tables import Ends, KnownVersion
 from streams.text import describe_error, get_logger
 
@@ -44,6 +44,9 @@ HOLD = 2.0
 LOOK_AGAIN = 0.02
 """Seconds between two comparisons while it does."""
 
+NEAR = 1_000
+"""Messages of a partition that may be missing when the serving version is made to stand still."""
+
 Hook = Callable[[Any], object]
 """Called with the connection or session of the transaction that promotes a version."""
 
@@ -53,10 +56,12 @@ class Outcome(NamedTuple):
 
     :param promoted: it serves now, or did before.
     :param reason: why not, else.
+    :param is_near: it may be in a moment.
     """
 
     promoted: bool
     reason: str = ""
+    is_near: bool = False
 
 
 def group_of(name: str, version: int) -> str:
@@ -98,6 +103,7 @@ class Projection:
         that must be certain asks ``streams_projections`` in its own transaction."""
         self._connection = connection
         self._on_promote = on_promote
+        self.transactions = Transactions(database)
         self._known = False
         self._complained = False
         database.reserve(1)
@@ -133,15 +139,18 @@ class Projection:
 
     async def follow(self) -> None:
         """Make it known, and promote it when it can be; until cancelled."""
-        while True:
-            pause = INTERVAL
-            try:
-                if await self.look():
-                    pause = IDLE_INTERVAL
-                self._complained = False
-            except Exception as error:
-                self._complain(error)
-            await asyncio.sleep(pause)
+        try:
+            while True:
+                pause = IDLE_INTERVAL
+                try:
+                    if not await self.look():
+                        pause = INTERVAL
+                    self._complained = False
+                except Exception as error:
+                    self._complain(error)
+                await asyncio.sleep(pause)
+        finally:
+            self.transactions.close()
 
     def _complain(self, error: Exception) -> None:
         if isinstance(error, LogError) or self.database.classify(error) is not Failure.FAULT:
@@ -165,11 +174,11 @@ class Projection:
         """What the database knows of the projection; this version is made known there."""
         if not self._known:
             await self._make_known()
-        async with transaction(self.database) as session:
+        async with self.transactions.begin() as session:
             return await session.run(tables.versions_of(self.name))
 
     async def _make_known(self) -> None:
-        async with transaction(self.database) as session:
+        async with self.transactions.begin() as session:
             dialect = self.database.dialect  # known once a session is open
             is_there = await session.run(tables.find_table(dialect))
         if not is_there and not self.database.create:
@@ -178,11 +187,11 @@ class Projection:
                 f"what `streams projections ddl {dialect}` prints, or leave out create=False"
             )
         if not is_there:
-            async with transaction(self.database) as session:
+            async with self.transactions.begin() as session:
                 await session.run(tables.create_missing(dialect))
                 await session.commit()
         goal = await asyncio.to_thread(ends_of, self._connection.log, self.topics)
-        async with transaction(self.database) as session:
+        async with self.transactions.begin() as session:
             await session.run(tables.declare(self.name, self.version, goal))
             await session.commit()
         self._known = True
@@ -203,25 +212,45 @@ class Projection:
             same = serving == self.version
             return Outcome(same, "" if same else f"version {serving} serves, which is newer")
         settled = await asyncio.to_thread(_settled, log, self.group, self.topics)
-        goal = known[self.version].goal
+        goal = dict(known[self.version].goal)
         if serving is not None:
+            read = [topic for topic in self.topics if topic in known[serving].goal]
             group = group_of(self.name, serving)
-            goal = await asyncio.to_thread(_positions, log, group, self.topics)
-        if behind := _first_behind(goal, settled):
+            goal |= await asyncio.to_thread(_positions, log, group, read)
+        if behind := await asyncio.to_thread(_first_behind, log, goal, settled, near=serving):
             return Outcome(False, behind)
-        async with transaction(self.database) as session:
-            await session.run(tables.promote_alone(self.database.dialect, self.name))
+        outcome = await self._promote_over(serving, holds=True)
+        ends = time.monotonic() + HOLD
+        while not outcome.promoted and outcome.is_near and time.monotonic() < ends:
+            # On SQLite nobody else gets on while the transaction is open: so it is begun again.
+            await asyncio.sleep(LOOK_AGAIN)
+            outcome = await self._promote_over(serving, holds=False)
+        if outcome.promoted:
+            logger.info("projection %s: version %d serves from now on", self.name, self.version)
+            self.serving = self.version
+        return outcome
+
+    async def _promote_over(self, serving: int | None, *, holds: bool) -> Outcome:
+        """Promote it in one transaction, if nothing of the serving version is missing.
+
+        :param holds: on SQLite: if something is, make that stand still.
+        """
+        dialect = self.database.dialect
+        async with self.transactions.begin() as session:
+            await session.run(tables.promote_alone(dialect, self.name))
             now = await session.run(tables.versions_of(self.name))
             if serving != max((each.version for each in now if each.serves), default=None):
                 return Outcome(False, "another version was promoted meanwhile")
             if serving is not None and not await self._has_all_of(session, serving):
-                return Outcome(False, f"version {serving} is ahead of it by a little")
-            await session.run(tables.promote(self.database.dialect, self.name, self.version))
+                if dialect == "sqlite" and holds:
+                    await session.run(tables.hold(self.name, serving, HOLD))
+                    await session.commit()
+                reason = f"version {serving} is ahead of it by a little"
+                return Outcome(False, reason, is_near=dialect == "sqlite")
+            await session.run(tables.promote(dialect, self.name, self.version))
             if self._on_promote is not None:
                 await session.call(self._on_promote)
             await session.commit()
-        logger.info("projection %s: version %d serves from now on", self.name, self.version)
-        self.serving = self.version
         return Outcome(True)
 
     async def _has_all_of(self, session: OpenSession, serving: int) -> bool:
@@ -239,7 +268,6 @@ class Projection:
                     break
             else:
                 return True
-            # On SQLite nobody else gets on while this is open.
             if dialect == "sqlite" or time.monotonic() > ends:
                 return False
             await asyncio.sleep(LOOK_AGAIN)
@@ -276,12 +304,23 @@ def _settled(log: Log, group: str, topics: Iterable[str]) -> Ends:
     }
 
 
-def _first_behind(goal: Ends, settled: Ends) -> str:
+def _first_behind(log: Log, goal: Ends, settled: Ends, *, near: int | None) -> str:
+    """Where a version has not come far enough; empty: nowhere.
+
+    :param near: the serving version, of which at most :data:`NEAR` messages may be missing; None:
+        nothing may be.
+    """
     for topic, ends in goal.items():
         for partition, end in ends.items():
             position = settled.get(topic, {}).get(partition, 0)
-            if position < end:
-                return f"it is behind in {topic}/{partition}"
+            if position >= end:
+                continue
+            if near is not None:
+                lags = (log.lag(topic, partition, each) for each in (position, end))
+                found = [each for each in lags if each is not None]
+                if len(found) == 2 and found[0] - found[1] <= NEAR:
+                    continue
+            return f"it is behind in {topic}/{partition}"
     return ""
 
 

@@ -52,22 +52,36 @@ class OpenSession:
             await in_worker(self._worker, self._session.commit)
 
 
-@asynccontextmanager
-async def transaction(database: Database[Any]) -> AsyncIterator[OpenSession]:
-    """A new transaction, rolled back at the block's end unless it was committed."""
-    if database.asynchronous:
-        asynchronous = await database.begin_async()
+class Transactions:
+    """Transactions of one database, one at a time."""
+
+    def __init__(self, database: Database[Any]) -> None:
+        self.database = database
+        self._worker: ThreadPoolExecutor | None = None
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[OpenSession]:
+        """A new transaction, rolled back at the block's end unless it was committed."""
+        if self.database.asynchronous:
+            asynchronous = await self.database.begin_async()
+            try:
+                yield OpenSession(asynchronous, None)
+            finally:
+                await run_to_completion(asynchronous.rollback())
+            return
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, "streams-projection")
+        plain = await in_worker(self._worker, self.database.begin)
         try:
-            yield OpenSession(asynchronous, None)
+            yield OpenSession(plain, self._worker)
         finally:
-            await run_to_completion(asynchronous.rollback())
-        return
-    with ThreadPoolExecutor(1, "streams-projection") as worker:
-        plain = await in_worker(worker, database.begin)
-        try:
-            yield OpenSession(plain, worker)
-        finally:
-            await in_worker(worker, plain.rollback)
+            await in_worker(self._worker, plain.rollback)
+
+    def close(self) -> None:
+        """No transaction is open any more; one may be begun again."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.shutdown(wait=False)
 
 
 async def in_worker(

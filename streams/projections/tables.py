@@ -12,8 +12,8 @@ nobody serves yet, the version that has come so far can.
 **What version 1 has handled, version 2 has, too**: that is found out in the inbox, in which both
 have a row for each message, known by its position. On PostgreSQL each transaction of a handler
 holds an advisory lock of its version, shared with the others; whoever promotes takes that of the
-serving version alone, so that it stands still while the two are compared. On SQLite a transaction
-is alone anyway.
+serving version alone, so that it stands still while the two are compared. On SQLite, where nobody
+else gets on while a transaction is open, the row says until when it stands still (``held_until``).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from streams.databases.protocol import DialectName, Statement, Steps
 from streams.inbox.identity import digest, position_text
+from streams.inbox.inbox import RunAgain
 from streams.inbox.tables import PREPARING
 
 _CREATE: Mapping[DialectName, str] = {
@@ -45,6 +46,7 @@ CREATE TABLE streams_projections (
     goal TEXT NOT NULL,
     declared_at REAL NOT NULL DEFAULT ((julianday('now') - 2440587.5) * 86400),
     promoted_at REAL,
+    held_until REAL,
     PRIMARY KEY (name, version)
 )""",
 }
@@ -134,6 +136,8 @@ WHERE name = $1 AND version = $2""",
 def promote(dialect: DialectName, name: str, version: int) -> Steps[None]:
     """From now on this version serves."""
     yield Statement("UPDATE streams_projections SET serves = (1 = 0) WHERE name = $1", (name,))
+    if dialect == "sqlite":
+        yield Statement("UPDATE streams_projections SET held_until = NULL WHERE name = $1", (name,))
     yield Statement(_SERVE[dialect], (name, version))
 
 
@@ -158,12 +162,33 @@ def _lock_number(name: str, version: int) -> int:
 
 
 def handle(dialect: DialectName, name: str, version: int) -> Steps[None]:
-    """In a handler's transaction: the version does not stand still until it ends."""
+    """In a handler's transaction: the version does not stand still until it ends.
+
+    :raises RunAgain: it stands still now.
+    """
     if dialect == "postgresql":
-        yield Statement(
-            "SELECT pg_advisory_xact_lock_shared(CAST($1 AS bigint))",
-            (_lock_number(name, version),),
-        )
+        number = _lock_number(name, version)
+        yield Statement("SELECT pg_advisory_xact_lock_shared(CAST($1 AS bigint))", (number,))
+        return
+    if not (yield from find_table(dialect)):
+        return  # so nobody can have been promoted
+    rows = yield Statement(
+        "SELECT held_until > (julianday('now') - 2440587.5) * 86400 "
+        "FROM streams_projections WHERE name = $1 AND version = $2",
+        (name, version),
+    )
+    if rows and rows[0][0]:
+        raise RunAgain(f"version {version} of projection {name!r} stands still")
+
+
+def hold(name: str, version: int, seconds: float) -> Steps[None]:
+    """On SQLite: no handler of the version gets on for so long, once this is committed."""
+    yield Statement(
+        "UPDATE streams_projections "
+        "SET held_until = (julianday('now') - 2440587.5) * 86400 + $1 "
+        "WHERE name = $2 AND version = $3",
+        (seconds, name, version),
+    )
 
 
 def stop(dialect: DialectName, name: str, version: int, wait: float) -> Steps[None]:
