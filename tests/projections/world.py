@@ -88,7 +88,9 @@ class Reader:
         if self._is_server:
             self._connection = psycopg.connect(place, autocommit=True)
         else:
-            self._connection = sqlite3.connect(place, isolation_level=None, timeout=30)
+            self._connection = sqlite3.connect(
+                place, isolation_level=None, timeout=30, check_same_thread=False
+            )
             self._connection.execute("PRAGMA journal_mode = WAL")
 
     def create(self, versions: Iterable[int] = (1, 2)) -> None:
