@@ -58,10 +58,16 @@ class Transactions:
     def __init__(self, database: Database[Any]) -> None:
         self.database = database
         self._worker: ThreadPoolExecutor | None = None
+        self._turn = asyncio.Lock()
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[OpenSession]:
         """A new transaction, rolled back at the block's end unless it was committed."""
+        async with self._turn, self._begin() as session:
+            yield session
+
+    @asynccontextmanager
+    async def _begin(self) -> AsyncIterator[OpenSession]:
         if self.database.asynchronous:
             asynchronous = await self.database.begin_async()
             try:
@@ -78,7 +84,8 @@ class Transactions:
             await in_worker(self._worker, plain.rollback)
 
     def close(self) -> None:
-        """No transaction is open any more; one may be begun again."""
+        """No transaction is open any more; one may be begun again, on another loop, too."""
+        self._turn = asyncio.Lock()
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.shutdown(wait=False)

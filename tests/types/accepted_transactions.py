@@ -107,6 +107,17 @@ def results_of_value(order: Order) -> list[Order]:
     return [order]
 
 
+def switch(connection: Connection) -> None:
+    connection.execute("CREATE OR REPLACE VIEW totals AS SELECT * FROM totals_v2")
+
+
+@app.processor(orders, group="m", transaction=plain, batch=10, version=2, on_promote=switch)
+def projected(values: list[Order], messages: list[Message[Order, Connection]]) -> None:
+    messages[0].transaction.execute("INSERT INTO totals_v2 VALUES (1)")
+
+
+serving: int | None = None if projected.projection is None else projected.projection.serving
+
 through = Outbox(app, plain)
 beside = Outbox(app, DSN, table="others", transaction=[asynchronous, sessions])
 
