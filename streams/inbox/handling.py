@@ -71,6 +71,7 @@ class _Handling:
     # -- one message
 
     async def call_async(self, value: Any, message: Message[Any]) -> Any:
+        self._check([message])
         entry = await self._entry_async(value, message)
 
         async def once(_: Sequence[Verdict], connection: Any) -> Any:
@@ -89,6 +90,7 @@ class _Handling:
         return await self._run_async(message, [entry], once)
 
     def call_plain(self, value: Any, message: Message[Any]) -> Any:
+        self._check([message])
         entry = self._entry(value, message)
 
         def once(_: Sequence[Verdict], connection: Any) -> Any:
@@ -109,6 +111,7 @@ class _Handling:
     # -- a batch
 
     async def call_batch_async(self, values: list[Any], messages: list[Message[Any]]) -> Any:
+        self._check(messages)
         entries = [await self._entry_async(*each) for each in zip(values, messages, strict=True)]
         firsts = _firsts(entries)
 
@@ -129,6 +132,7 @@ class _Handling:
             raise _for_the_batch(error, len(messages)) from error
 
     def call_batch_plain(self, values: list[Any], messages: list[Message[Any]]) -> Any:
+        self._check(messages)
         entries = [self._entry(*each) for each in zip(values, messages, strict=True)]
         firsts = _firsts(entries)
 
@@ -147,6 +151,12 @@ class _Handling:
             return self._run_plain(messages[0], [entries[at] for at in firsts], once)
         except Exception as error:
             raise _for_the_batch(error, len(messages)) from error
+
+    def _check(self, messages: Sequence[Message[Any]]) -> None:
+        companion = self._inbox.companion
+        if companion is not None:
+            for message in messages:
+                companion.check(message)
 
     # -- what they are called
 
@@ -169,8 +179,6 @@ class _Handling:
     ) -> Any:
         inbox, database = self._inbox, self._database
         companion = inbox.companion
-        if companion is not None:
-            companion.check(message)
         for runs in count(1):
             session = await inbox.begin_async(message, patience=self._patience)
             began = time.monotonic()
@@ -203,8 +211,6 @@ class _Handling:
     ) -> Any:
         inbox, database = self._inbox, self._database
         companion = inbox.companion
-        if companion is not None:
-            companion.check(message)
         for runs in count(1):
             session = inbox.begin(message, patience=self._patience)
             began = time.monotonic()

@@ -74,7 +74,7 @@ GROUNDS = pytest.mark.parametrize(
     "ground",
     [
         ("async-psycopg", "memory"), ("sqlite", "sqlite"), ("asyncpg", "redis"),
-        ("psycopg", "kafka"),
+        pytest.param(("psycopg", "kafka"), marks=pytest.mark.faults),
     ],
     ids="-".join,
     indirect=True,
