@@ -92,6 +92,8 @@ if TYPE_CHECKING:
     from streams.topic import Topic as Topic
     from streams.topic_follower import TopicFollower as TopicFollower
     from streams.topic_reader import TopicReader as TopicReader
+    from streams.web import Dashboard as Dashboard
+    from streams.web import Passwords as Passwords
 else:
     __all__, __getattr__, __dir__ = lazy_exports(
         __name__,
@@ -133,6 +135,7 @@ else:
             "streams.topic": "Topic",
             "streams.topic_follower": "TopicFollower",
             "streams.topic_reader": "TopicReader",
+            "streams.web": "Dashboard Passwords",
         },
         former={
             "GroupLive": "GroupNotEmpty",

@@ -80,7 +80,8 @@ PROCESSES = (
     "app/test_asgi.py", "app/test_run.py", "benchmarks/", "cli/test_dead_command.py",
     "cli/test_hostile_output.py", "cli/test_look.py", "cli/test_publish.py",
     "cli/test_replay_command.py", "cli/test_run_command.py", "cli/test_saga_command.py",
-    "cli/test_workers.py", "docs/", "examples/", "faults/test_decisions.py", "faults/test_inbox.py",
+    "cli/test_web.py", "cli/test_workers.py", "docs/", "examples/", "faults/test_decisions.py",
+    "faults/test_inbox.py",
     "faults/test_kill.py",
     "faults/test_lost_histories.py", "faults/test_unhappy_writers.py", "faults/test_views.py",
     "inbox/test_django.py", "inbox/test_outages.py",
@@ -88,7 +89,7 @@ PROCESSES = (
     "outbox/test_kill.py", "outbox/test_watching.py",
     "monitoring/test_serving.py", "patterns/test_saga_kill.py",
     "patterns/test_sequenced_freeze.py", "patterns/test_sequenced_kill.py", "servers/",
-    "test_bad_input.py", "tooling/",
+    "test_bad_input.py", "tooling/", "web/browser/", "web/test_redrive_killed.py",
 )  # fmt: skip
 """Where tests start programs, or measure, most of the time: half of what the others need together.
 Only who is in a hurry leaves them out."""

@@ -1,13 +1,16 @@
-"""Run the demo: ``python -m examples.flights [--data FILE] [--url URL] [--json]``."""
+"""Run the demo: ``python -m examples.flights [--data FILE] [--url URL] [--keep] [--json]``."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import logging
 import os
 import sys
+import tempfile
 from pathlib import Path
+from shlex import quote
 
 from rich.console import Console
 
@@ -30,14 +33,22 @@ def main() -> int:
         default=os.environ.get("STREAMS_URL", ""),
         help="the log, such as kafka://localhost:9092; a temporary SQLite file if not given",
     )
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="leave the temporary file, and say how to look at it in a browser",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.ERROR, format="%(name)s: %(message)s")
+    if arguments.keep and arguments.url.startswith("memory:"):
+        parser.error("--keep: what is in memory ends with the process")
     console = Console(stderr=arguments.json, highlight=False)
+    url: str = arguments.url
+    if arguments.keep and not url:
+        url = f"sqlite:///{tempfile.mkdtemp(prefix='flights-')}/flights.db"
     try:
-        outcome = asyncio.run(
-            run(arguments.data, arguments.url, lambda line: console.print(f"· {line}"))
-        )
+        outcome = asyncio.run(run(arguments.data, url, lambda line: console.print(f"· {line}")))
     except (DemoError, StreamsError) as error:
         print(f"flights: {error}", file=sys.stderr)
         return 2
@@ -47,7 +58,25 @@ def main() -> int:
         print(as_json(outcome))
     else:
         show(outcome, console)
+    if arguments.keep:
+        console.print(
+            look_at("THE-SAME-URL" if arguments.url else "", url), soft_wrap=True, markup=False
+        )
     return 1 if outcome.broken() else 0
+
+
+def look_at(named: str, url: str) -> str:
+    """How to look at what the demo left behind.
+
+    :param named: what to call the log where the caller has named it, as its URL may hold a
+        password; empty: it is ``url``.
+    """
+    folder = Path(sys.executable).parent
+    lines = ["What happened is kept. Look at it in a browser:"]
+    if any(importlib.util.find_spec(name) is None for name in ("jinja2", "starlette", "uvicorn")):
+        lines.append(f"  {quote(str(folder / 'python'))} -m pip install '.[web]'   (once)")
+    lines.append(f"  {quote(str(folder / 'streams'))} web --url {named or quote(url)}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

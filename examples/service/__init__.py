@@ -5,5 +5,6 @@ gives the same answer. A processor reserves the stock through a pool of database
 is opened with the service; what it decided is published in turn, and a queue has the mails about
 it sent.
 
-Run it with ``uvicorn --factory examples.service.app:create``.
+Run it with ``uvicorn --factory examples.service.app:create``. With
+``STREAMS_WEB_PASSWORDS=NAME:PASSWORD`` in the environment, its dashboard is at ``/ops/``.
 """

@@ -24,6 +24,7 @@ from streams.patterns import (
     MessageQueue,
     QueueMessage,
 )
+from streams.web import Dashboard, Passwords
 
 logger = logging.getLogger("orders")
 
@@ -90,6 +91,12 @@ def create(
 
     healthz = Route("/healthz", HealthEndpoint(events))
     api = FastAPI(title="Orders", lifespan=lifespan, routes=[healthz])
+
+    # The dashboard, for those whose name and password STREAMS_WEB_PASSWORDS has: nobody else, and
+    # without that variable it is not there. Over TLS, or on this machine.
+    operators = Passwords.from_environment("all")
+    if operators is not None:
+        api.mount("/ops", Dashboard(events, access=operators))
 
     @api.post("/stock/{sku}", status_code=204)
     async def fill(sku: str, count: int) -> None:

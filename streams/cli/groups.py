@@ -10,10 +10,11 @@ import typer
 from typer import Argument
 
 from streams.cli import output
-from streams.cli.log_queries import sum_known
 from streams.cli.options import Json, ShowAll, Url, Yes, confirm, open_url
+from streams.inspection.counting import sum_known
 
 if TYPE_CHECKING:
+    from streams.inspection.groups import GroupPosition
     from streams.log.protocol import GroupInfo, Log
 
 app = typer.Typer(no_args_is_help=True, help="List, show and delete consumer groups.")
@@ -84,11 +85,11 @@ def show_group(group: Name, url: Url = None, json: Json = False) -> None:
       [cyan]streams groups show billing[/cyan]
       [cyan]watch streams groups show billing[/cyan]
     """
+    from streams.inspection.groups import group_positions
+
     with open_url(url, "ro") as log:
         info = log.group(group)
-        owners = {at: member.id for member in info.members for at in member.partitions}
-        everywhere = sorted({*info.positions, *owners})
-        rows = [_partition_json(log, info, *at, owners.get(at)) for at in everywhere]
+        rows = [_partition_json(log, each) for each in group_positions(log, info)]
     members = [{"id": m.id, "partitions": [list(at) for at in m.partitions]} for m in info.members]
     if json:
         output.print_json({"group": group, "members": members, "partitions": rows})
@@ -99,27 +100,16 @@ def show_group(group: Name, url: Url = None, json: Json = False) -> None:
     output.print_rows(rows, columns, json=False)
 
 
-def _partition_json(
-    log: Log, info: GroupInfo, topic: str, partition: int, owner: str | None
-) -> dict[str, Any]:
-    from streams.log.range_reader import read_first
-    from streams.replay.offset_reset import settled_ahead
-    from streams.replay.result import count_messages
-
-    held = info.positions.get((topic, partition))
-    first, end = log.watermarks(topic, partition)
-    position = first if held is None else held.position
-    ranges = () if held is None else settled_ahead(held)
-    ahead = [count_messages(log, topic, partition, low, high) for low, high in ranges]
-    oldest = read_first(log, topic, partition, max(first, position), end)
+def _partition_json(log: Log, found: GroupPosition) -> dict[str, Any]:
+    oldest = found.oldest
     return {
-        "topic": topic,
-        "partition": partition,
-        "position": None if held is None else output.offset_json(log, held.position),
-        "end": output.offset_json(log, end),
-        "lag": log.lag(topic, partition, position),
-        "ahead": sum_known(ahead),
-        "owner": owner,
+        "topic": found.topic,
+        "partition": found.partition,
+        "position": None if found.position is None else output.offset_json(log, found.position),
+        "end": output.offset_json(log, found.end),
+        "lag": found.lag,
+        "ahead": found.ahead,
+        "owner": found.owner,
         "oldest_seconds": None if oldest is None else max(0.0, time.time() - oldest.time(0)),
         "oldest_key": None if oldest is None else output.bytes_text(oldest.keys[0]),
         "oldest_id": None if oldest is None else output.printable_text(oldest.id(0)),

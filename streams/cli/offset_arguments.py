@@ -1,120 +1,60 @@
-"""Offsets, times and durations, as people write them on a command line."""
+"""Offsets, times and durations on a command line: what is wrong with them is an error of usage."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, TypeVar
 
-from streams import wire
 from streams.cli.command_errors import UsageError
-from streams.wire import shorten
+from streams.errors import InvalidValue
+from streams.inspection import offset_texts
+from streams.inspection.offset_texts import OFFSET_HELP as OFFSET_HELP
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
     from streams.topic_reader import OffsetSpec
 
-OFFSET_HELP = (
-    "earliest, latest, an offset, a position (orders/0/17), a time (2013-01-05T10:00Z), that long "
-    "ago (90s, 2h30m, 7d), or -N for N messages before the end"
-)
+T = TypeVar("T")
 
-MAX_DURATION = 100 * 366 * 86_400.0
-"""Seconds of a duration, at most: a longer one is a typing error, and no log can represent it."""
 
-_DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ]|\Z)", re.ASCII)
-_MESSAGES_BEFORE_END = re.compile(r"-\d{1,18}\Z", re.ASCII)
-_OFFSET = re.compile(r"\d+(-\d+)?\Z", re.ASCII)
-_PARTITION_AND_OFFSET = re.compile(r"(\d{1,9})/([^/]+)\Z", re.ASCII)
-_SYNONYMS = {"beginning": "earliest", "end": "latest"}
+def _usage(parse: Callable[[], T]) -> T:
+    try:
+        return parse()
+    except InvalidValue as error:
+        raise UsageError(str(error)) from None
 
 
 def parse_duration(text: str, option: str) -> float:
-    """``90s``, ``15m``, ``2h30m``, ``7d``: in seconds.
+    """See :func:`streams.inspection.offset_texts.parse_duration`.
 
     :raises UsageError: it is none.
     """
-    seconds = wire.parse_duration(text)
-    if seconds is None:
-        raise UsageError(
-            f"{option} {shorten(text, 60)!r}: a number with a unit, such as 90s, 15m, 2h30m, 7d "
-            "or 4w"
-        )
-    if seconds > MAX_DURATION:
-        raise UsageError(f"{option} {text!r}: at most 100 years")
-    return seconds
+    return _usage(lambda: offset_texts.parse_duration(text, option))
 
 
 def parse_offset(text: str, option: str) -> OffsetSpec:
-    """One place in a topic. An offset stays text: the log knows how its offsets are written.
+    """See :func:`streams.inspection.offset_texts.parse_offset`.
 
     :raises UsageError: it is none.
     """
-    text = text.strip()
-    name = _SYNONYMS.get(text.lower(), text.lower())
-    if name in ("earliest", "latest"):
-        return name
-    if _MESSAGES_BEFORE_END.match(text):
-        if int(text) == 0:
-            raise UsageError(f"{option} {text!r}: -N takes an N from 1; the end is 'latest'")
-        return int(text)
-    if wire.parse_duration(text) is not None:
-        return timedelta(seconds=parse_duration(text, option))
-    if _DATE.match(text):
-        return parse_time(text, option)
-    if _OFFSET.match(text) is None:
-        raise UsageError(f"{option} {shorten(text, 60)!r}: {OFFSET_HELP}")
-    return text
+    return _usage(lambda: offset_texts.parse_offset(text, option))
 
 
 def parse_time(text: str, option: str) -> datetime:
-    """A time with its zone, ISO 8601.
+    """See :func:`streams.inspection.offset_texts.parse_time`.
 
     :raises UsageError: it is none.
     """
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise UsageError(
-            f"{option} {shorten(text, 60)!r}: no such time; write it as 2013-01-05T10:00Z or "
-            "2013-01-05T10:00:00.250-05:00"
-        ) from None
-    if found.tzinfo is None:
-        example = text.replace(" ", "T") if len(text) > 10 else f"{text}T00:00"
-        raise UsageError(f"{option} {text!r}: in which time zone? For UTC write {example}Z")
-    return found
+    return _usage(lambda: offset_texts.parse_time(text, option))
 
 
 def parse_offsets(text: str, option: str, topic: str) -> OffsetSpec | Mapping[int, OffsetSpec]:
-    """One place in a topic, or several, each of a partition of its own: positions as they are
-    shown, ``TOPIC/PARTITION/OFFSET``, or shorter ``PARTITION/PLACE``, with commas between them.
+    """See :func:`streams.inspection.offset_texts.parse_offsets`.
 
-    :raises UsageError: it is neither.
+    :raises UsageError: it is none.
     """
-    if "/" not in text:
-        return parse_offset(text, option)
-    found: dict[int, OffsetSpec] = {}
-    for part in text.split(","):
-        match = _PARTITION_AND_OFFSET.match(_without_topic(part.strip(), option, topic))
-        if match is None:
-            raise UsageError(
-                f"{option} {shorten(text, 60)!r}: several places are written as 0/1041,1/998 or as "
-                f"{topic}/0/1041,{topic}/1/998"
-            )
-        if int(match[1]) in found:
-            raise UsageError(f"{option} {text!r}: partition {match[1]} is named twice")
-        found[int(match[1])] = parse_offset(match[2], option)
-    return found
-
-
-def _without_topic(text: str, option: str, topic: str) -> str:
-    """A place within its topic, ``PARTITION/PLACE``."""
-    rest = text.removeprefix(f"{topic}/")
-    if rest == text and text.count("/") > 1:
-        other = text.rsplit("/", 2)[0]
-        raise UsageError(f"{option} {shorten(text, 60)!r}: a place in {other}, and not in {topic}")
-    return rest
+    return _usage(lambda: offset_texts.parse_offsets(text, option, topic))
 
 
 def require_partition(

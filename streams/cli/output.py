@@ -13,12 +13,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from streams.text import count_with_noun, escape, escape_json, without_surrogates
+from streams.inspection.texts import age_text as age_text
+from streams.inspection.texts import bytes_text as bytes_text
+from streams.inspection.texts import duration_text as duration_text
+from streams.inspection.texts import plural as plural
+from streams.inspection.texts import position_text as position_text
+from streams.inspection.texts import retention_options as retention_options
+from streams.inspection.texts import retention_text as retention_text
+from streams.text import escape, escape_json, without_surrogates
 from streams.text import printable_text as printable_text
 from streams.wire import iso_time as iso_time
 
 if TYPE_CHECKING:
-    from streams.config import Retention
     from streams.log.protocol import Log
     from streams.message import Batch
 
@@ -170,66 +176,10 @@ def cell_text(cell: Cell) -> str:
     return f"{cell:,}" if isinstance(cell, int) else cell
 
 
-def plural(count: int | None, noun: str) -> str:
-    """So many of something; ``noun`` is its singular."""
-    return f"an unknown number of {noun}s" if count is None else count_with_noun(count, noun)
-
-
-def bytes_text(data: bytes | None) -> str | None:
-    r"""Bytes as text; what is not UTF-8 as ``\xNN``."""
-    return None if data is None else data.decode("utf-8", "backslashreplace")
-
-
-def age_text(seconds: float | None) -> str | None:
-    """How long ago, roughly."""
-    if seconds is None:
-        return None
-    for unit, size in (("d", 86400.0), ("h", 3600.0), ("m", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f}{unit}"
-    return f"{max(0.0, seconds):.1f}s"
-
-
-def duration_text(seconds: float) -> str:
-    """A length of time, exactly, as options take it: ``7d``, ``90s``."""
-    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
-        if seconds >= size and seconds % size == 0:
-            return f"{seconds // size:.0f}{unit}"
-    return f"{seconds:.15g}s"
-
-
-def _retention_bounds(retention: Retention) -> Iterator[tuple[str, str]]:
-    """Each bound in words, and as the option that sets it."""
-    if retention.seconds is not None:
-        duration = duration_text(retention.seconds)
-        yield f"for {duration}", f"--keep-for {duration}"
-    if retention.messages is not None:
-        yield f"about {retention.messages:,} a partition", f"--keep {retention.messages}"
-    if retention.bytes is not None:
-        yield f"about {retention.bytes:,} bytes a partition", f"--keep-bytes {retention.bytes}"
-    if retention.compacted:
-        yield "only the last message of each key", "--compacted"
-
-
-def retention_text(retention: Retention) -> str:
-    """How long a topic keeps its messages."""
-    return f"kept {', '.join(text for text, _ in _retention_bounds(retention)) or 'for ever'}"
-
-
-def retention_options(retention: Retention) -> str:
-    """The options of ``streams topics create`` and ``retain`` that say the same."""
-    return " ".join(option for _, option in _retention_bounds(retention)) or "--for-ever"
-
-
 def offset_json(log: Log, position: int) -> int | str:
     """An offset for JSON: a number where the log writes it as one."""
     text = log.format_offset(position)
     return int(position) if text == str(int(position)) else text
-
-
-def position_text(log: Log, batch: Batch, index: int) -> str:
-    """Where a message stands: ``TOPIC/PARTITION/OFFSET``."""
-    return f"{batch.topic}/{batch.partition}/{log.format_offset(batch.offsets[index])}"
 
 
 def json_line(log: Log, batch: Batch, index: int, *, is_event: bool = False) -> bytes:

@@ -9,9 +9,9 @@ from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.command_errors import CommandFailed
-from streams.cli.log_queries import sum_known
 from streams.cli.offset_arguments import parse_offsets, require_partition
 from streams.cli.options import Json, Partition, Url, open_url
+from streams.inspection.counting import sum_known
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log

@@ -30,6 +30,7 @@ from streams.cli import (
     tail,
     topics,
     views,
+    web,
 )
 from streams.cli.command_errors import (
     DONE,
@@ -101,11 +102,13 @@ def _root(
       [cyan]streams tail orders -f[/cyan]          watch messages arrive
       [cyan]streams groups show billing[/cyan]     how far a group is
       [cyan]streams dead ls[/cyan]                 what could not be handled
+      [cyan]streams web[/cyan]                     all of it in a browser
     """
 
 
 app.command("run")(run_app.run)
 app.command("doctor")(doctor.doctor)
+app.command("web")(web.web)
 app.add_typer(topics.app, name="topics")
 app.add_typer(groups.app, name="groups")
 app.command("publish")(publish.publish)

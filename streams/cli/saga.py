@@ -69,11 +69,12 @@ def list_sagas(
       [cyan]streams saga list orders --all[/cyan]
       [cyan]streams saga list --json | jq '.\[] | select(.status == "stopped")'[/cyan]
     """
+    from streams.inspection.sagas import saga_names
     from streams.patterns.saga import Journal
 
     found: list[dict[str, Any]] = []
     with open_url(url, "ro") as log, _as_command_errors(log, name):
-        for saga in _saga_names(log) if name is None else (name,):
+        for saga in saga_names(log) if name is None else (name,):
             journal = Journal(log, saga)
             listing = journal.list_latest(lambda e: include_ended or not e.is_final, newest or None)
             for entry in listing.entries:
@@ -156,24 +157,18 @@ def abandon_saga(
       [cyan]streams saga abandon orders o-17 --reason "refunded by hand"[/cyan]
       [cyan]streams saga abandon orders o-17 --yes[/cyan]
     """
+    from streams.inspection.sagas import steps_not_undone
     from streams.patterns.saga import abandon_entry
 
     with _open_journal(url, name) as journal:
         last = journal.latest(id, newest or None).entry
         abandon_entry(last, time.time())  # refused before anybody is asked
-        rest = _steps_not_undone(last)
+        rest = ", ".join(steps_not_undone(last)) or "nothing"
         confirm(f"Abandon saga {id}, which is {last.status}? Not undone: {rest}.", yes=yes)
         entry = journal.append_command(
             id, lambda last: abandon_entry(last, time.time(), reason), newest or None
         )
     _print_result(name, entry, json=json)
-
-
-def _saga_names(log: Log) -> list[str]:
-    """The names of all sagas that the log has a journal of."""
-    from streams.patterns.saga import saga_name
-
-    return [name for topic in log.topic_names() if (name := saga_name(topic)) is not None]
 
 
 @contextmanager
@@ -196,11 +191,12 @@ def _as_command_errors(log: Log, name: str | None) -> Iterator[None]:
 def _suggestion(log: Log, name: str, id: str | None) -> str:
     """Which saga was probably meant by one that is not there."""
     from streams.errors import LogError
+    from streams.inspection.sagas import saga_names
     from streams.patterns.saga import Journal
 
     try:
         if id is None:
-            return did_you_mean(name, _saga_names(log))
+            return did_you_mean(name, saga_names(log))
         return did_you_mean(id, sorted(Journal(log, name).saga_ids(_SUGGESTED_FROM)))
     except LogError:
         return ""
@@ -221,34 +217,16 @@ def _print_result(name: str, entry: JournalEntry, *, json: bool) -> None:
         output.print_line(f"{entry.saga}: {entry.status}")
 
 
-def _failure_text(failure: Failure) -> str:
-    return f"{failure.step}: {failure.error}"
-
-
-def _steps_not_undone(entry: JournalEntry) -> str:
-    """The steps that are not undone, and which of them could not be."""
-    failed = {each.step: each.error for each in entry.uncompensated}
-    steps = (
-        f"{step} (its compensation failed: {failed[step]})" if step in failed else step
-        for step in entry.uncompensated_steps
-    )
-    return ", ".join(steps) or "nothing"
-
-
 def _saga_summary(name: str, entry: JournalEntry) -> dict[str, Any]:
-    why = (
-        entry.error
-        or "; ".join(map(_failure_text, entry.last))
-        or "; ".join(f"not compensated: {_failure_text(each)}" for each in entry.uncompensated)
-        or (None if entry.failure is None else _failure_text(entry.failure))
-    )
+    from streams.inspection.sagas import why
+
     return {
         "saga": name,
         "id": output.printable_text(entry.saga),
         "status": entry.status,
         "steps": list(entry.current_steps),
         "seconds": max(0.0, time.time() - entry.at) if entry.at else None,
-        "why": why or None,
+        "why": why(entry) or None,
     }
 
 

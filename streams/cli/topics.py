@@ -11,9 +11,9 @@ from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.command_errors import UsageError
-from streams.cli.log_queries import count_all
 from streams.cli.offset_arguments import parse_duration
 from streams.cli.options import Json, ShowAll, Url, Yes, confirm, open_url
+from streams.inspection.counting import count_all
 
 if TYPE_CHECKING:
     from streams.config import Retention

@@ -7,6 +7,7 @@ Whatever stands in the log ends in one of :class:`~streams.errors.LogError` or i
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -81,6 +82,35 @@ class Inspected(NamedTuple):
     stopped: StoppedAt | None
 
 
+class Replayed(NamedTuple):
+    """An event of a history, and what it led to.
+
+    :param state: after it; None where ``has_state`` is not so.
+    :param has_state: the events up to it could be folded.
+    """
+
+    event: InspectedEvent
+    state: Any = None
+    has_state: bool = False
+
+
+class Replay(NamedTuple):
+    """The last events of a history up to one of its versions.
+
+    :param events: in their order.
+    :param version: that was reached; that of the last event.
+    :param stopped: what stands in the way of folding the versions behind that; None: nothing.
+    :param is_whole: there was time to read up to what was asked for.
+    """
+
+    head: Head
+    partition: int
+    events: Sequence[Replayed]
+    version: int
+    stopped: StoppedAt | None
+    is_whole: bool
+
+
 def history_pages(
     log: EventLog, topic: str, key: bytes, fingerprint: str = "", after: Base = NO_HISTORY
 ) -> Iterator[History]:
@@ -146,6 +176,53 @@ class AggregateInspector:
             if len(chosen) < len(found.events):
                 break
         return Inspected(head, partition, state, version, last, snapshot, stopped)
+
+    def replay(self, key: bytes, number: int, at: int | None, seconds: float) -> Replay:
+        """The last ``number`` events up to a version, each with the state after it.
+
+        :param at: the version; None: the last one.
+        :param seconds: real seconds for which it is read.
+        :raises LogError: it cannot be read.
+        """
+        deadline = time.monotonic() + seconds
+        pages = self._pages(key, "" if at is not None else self.fingerprint)
+        page = next(pages)
+        if page.snapshot is not None and (
+            page.head.base.version - page.snapshot.base.version < number
+        ):
+            pages = history_pages(self._log, self.topic, key)
+            page = next(pages)
+        head, partition = page.head, page.partition
+        last = head.base.version if at is None else min(at, head.base.version)
+        state, version = self._definition.state_type.initial, 0
+        if page.snapshot is not None:
+            decoded = self._definition.state_type.decode(page.snapshot.data)
+            if decoded is not None:
+                state, version = decoded.state, page.snapshot.base.version
+        stopped: StoppedAt | None = None
+        found: list[Replayed] = []
+        reached = version
+        while True:
+            before = [each for each in page.events if each.version <= last - number]
+            if stopped is None:
+                state, version, stopped = self._fold(state, version, before)
+            reached = max(reached, *(each.version for each in before), 0)
+            wanted = page._replace(
+                events=[each for each in page.events if last - number < each.version <= last]
+            )
+            for each in self.events(wanted):
+                if stopped is None:
+                    state, version, stopped = self._fold(state, version, [each.stored])
+                has_state = stopped is None
+                found.append(Replayed(each, state if has_state else None, has_state))
+                reached = each.stored.version
+            if reached >= last or time.monotonic() > deadline:
+                break
+            following = next(pages, None)
+            if following is None:
+                break
+            page = following
+        return Replay(head, partition, found, reached, stopped, reached >= last)
 
     def _pages(self, key: bytes, fingerprint: str) -> Iterator[History]:
         """A history's parts, from its snapshot on if that can be read."""
@@ -229,6 +306,28 @@ class AggregateInspector:
                 return state, version, StoppedAt(stored.version, reason)
             state, version = after, stored.version
         return state, version, None
+
+
+def replay_stored(
+    log: EventLog, topic: str, key: bytes, number: int, at: int | None, seconds: float
+) -> Replay:
+    """As :meth:`AggregateInspector.replay`, without code that knows what the events mean.
+
+    :raises LogError: it cannot be read.
+    """
+    deadline = time.monotonic() + seconds
+    head, partition, reached, last = EMPTY, -1, 0, 0
+    found: list[Replayed] = []
+    for page in history_pages(log, topic, key):
+        head, partition = page.head, page.partition
+        last = head.base.version if at is None else min(at, head.base.version)
+        for stored in page.events:
+            if last - number < stored.version <= last:
+                found.append(Replayed(InspectedEvent(stored, ())))
+            reached = max(reached, min(stored.version, last))
+        if reached >= last or time.monotonic() > deadline:
+            break
+    return Replay(head, partition, found, reached, None, reached >= last)
 
 
 def until(at: int | datetime | None) -> Callable[[StoredEvent], bool]:

@@ -102,13 +102,18 @@ class PartitionCursor:
     """One partition of a reading: the batch at hand, and the next message in it.
 
     :param convert: what becomes of each batch that is read; it may leave messages out.
+    :param read_limit: messages read at once.
     """
 
     def __init__(
-        self, reader: Reader, convert: Callable[[Batch], Batch] = lambda batch: batch
+        self,
+        reader: Reader,
+        convert: Callable[[Batch], Batch] = lambda batch: batch,
+        read_limit: int = READ_LIMIT,
     ) -> None:
         self._reader = reader
         self._convert = convert
+        self._read_limit = read_limit
         self.is_open = True
         """The end was not reached, and nobody closed it."""
         self.batch: Batch | None = None
@@ -117,7 +122,7 @@ class PartitionCursor:
     def load(self) -> bool:
         """Have a next message at hand; False at the end."""
         while self.batch is None and self.is_open:
-            batch = self._reader.read(READ_LIMIT)
+            batch = self._reader.read(self._read_limit)
             if batch is None:
                 self.close()
             elif len(batch) and len(converted := self._convert(batch)):
@@ -210,6 +215,7 @@ class RangeReader:
     :param raw: of an event topic, have its records as they stand, those too that are no events.
     :param skip: by partition, ranges of offsets that need not be read, ascending. They are
         passed over where that saves more than it costs, so some of them may come all the same.
+    :param read_limit: messages read at once from a partition.
     """
 
     def __init__(
@@ -221,6 +227,7 @@ class RangeReader:
         key: bytes | None = None,
         raw: bool = False,
         skip: Mapping[int, Sequence[tuple[int, int]]] | None = None,
+        read_limit: int = READ_LIMIT,
     ) -> None:
         self._key = key
         self._cursors: list[PartitionCursor] = []
@@ -229,7 +236,7 @@ class RangeReader:
             if remaining:
                 open_reader = log.raw_reader if raw and isinstance(log, EventLog) else log.reader
                 reader = _RangesReader(open_reader, topic, partition, remaining)
-                self._cursors.append(PartitionCursor(reader))
+                self._cursors.append(PartitionCursor(reader, read_limit=read_limit))
         self._merged = merge_by_time(self._cursors)
         self.scanned = 0
         """Messages looked at."""

@@ -5,22 +5,27 @@
 """
 
 from streams.parking.key_parking import DurableKeyParking
-from streams.parking.reading import is_parking_record, read_state
+from streams.parking.reading import is_parking_record, read_floor, read_state
 from streams.parking.records import (
     Command,
+    ParkedQueue,
     ParkingState,
     command_record,
     parked_topic,
+    parse_batch,
     read_original,
 )
 
 __all__ = [
     "Command",
     "DurableKeyParking",
+    "ParkedQueue",
     "ParkingState",
     "command_record",
     "is_parking_record",
     "parked_topic",
+    "parse_batch",
+    "read_floor",
     "read_original",
     "read_state",
 ]

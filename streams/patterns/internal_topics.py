@@ -54,4 +54,5 @@ def is_internal_group(name: str, topics: Collection[str], internal: Collection[s
     :param topics: where it has positions.
     :param internal: the topics that are the toolkit's own.
     """
-    return bool(topics) and (set(topics) <= set(internal) or list(topics) == [name])
+    all_are = all(topic in internal for topic in topics)
+    return bool(topics) and (all_are or list(topics) == [name])

@@ -6,21 +6,28 @@
 """
 
 from streams.retries.attempt_log import PENDING_LIMIT, DurableAttemptLog, delay_topic
+from streams.retries.due_index import DueIndex, due_time, log_position
 from streams.retries.pending import PendingEntries, PendingEntry, read_pending
 from streams.retries.records import (
     LATEST_DUE,
+    DelayEntry,
     Outcome,
     cancel_record,
     entry_record,
+    id_digest,
+    parse_entry,
     parse_outcome,
     read_mark,
+    scan_record,
 )
 from streams.retries.scheduler import DelayStats, declare_scheduler, ensure_delay_topic, floor_group
 
 __all__ = [
     "LATEST_DUE",
     "PENDING_LIMIT",
+    "DelayEntry",
     "DelayStats",
+    "DueIndex",
     "DurableAttemptLog",
     "Outcome",
     "PendingEntries",
@@ -28,10 +35,15 @@ __all__ = [
     "cancel_record",
     "declare_scheduler",
     "delay_topic",
+    "due_time",
     "ensure_delay_topic",
     "entry_record",
     "floor_group",
+    "id_digest",
+    "log_position",
+    "parse_entry",
     "parse_outcome",
     "read_mark",
     "read_pending",
+    "scan_record",
 ]

@@ -12,7 +12,7 @@ from then on is found again by reading the log, once everything before it is gon
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, nsmallest
 
 _SHIFT = 128
 _POSITION = (1 << _SHIFT) - 1
@@ -94,6 +94,10 @@ class DueIndex:
             return False
         self._discard(id_digest, found)
         return True
+
+    def nearest(self, count: int) -> list[DueEntry]:
+        """The entries that are due first, in that order; those that were given out are left out."""
+        return nsmallest(count, (each for each in self._heap if each not in self._discarded))
 
     def find(self, id_digest: int) -> DueEntry | None:
         """The pending entry of that ID, if there is one."""

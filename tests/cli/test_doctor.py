@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from streams.cli.doctor.monitoring_checks import REQUIRED_ALERTS
-from streams.cli.doctor.processor_checks import memory_limit
 from streams.engine.progress import encode
+from streams.inspection.doctor.monitoring_checks import REQUIRED_ALERTS
+from streams.inspection.doctor.processor_checks import memory_limit
 from streams.log.protocol import Committed, Retention
 from streams.log.sqlite.durability import file_system_of
 from streams.message import Record
@@ -258,7 +258,9 @@ def test_more_than_the_memory_there_is(
     shell: Shell, doctor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app(shell)
-    monkeypatch.setattr("streams.cli.doctor.processor_checks.memory_limit", lambda: 100 << 20)
+    monkeypatch.setattr(
+        "streams.inspection.doctor.processor_checks.memory_limit", lambda: 100 << 20
+    )
     found = no(doctor(), "backpressure")
     assert found["why"] == "processors hold 64 MiB at most, of 100"
 

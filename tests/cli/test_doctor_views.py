@@ -13,9 +13,9 @@ import pytest
 from msgspec import Struct
 
 from streams import Aggregate, Streams
-from streams.cli.doctor import view_checks
 from streams.eventsourcing.views.checkpoints import encode_checkpoint
 from streams.eventsourcing.views.inspection import InspectedVersion, VersionInspector
+from streams.inspection.doctor import view_checks
 from streams.log.documents import Checkpoint
 from streams.log.url import open_log
 from tests.cli.conftest import Run, Shell

@@ -123,6 +123,10 @@ run EVIL:app
 run EVIL://shop:secret@host
 run shop:EVIL
 doctor shop:app --prometheus EVIL
+web EVIL:app
+web shop:app --host EVIL
+web shop:app --allow-host EVIL:1 --port 0
+web --password-file EVIL --port 0
 doctor shop:app --prometheus http://127.0.0.1:1/EVIL
 topics show EVIL
 topics ls --url EVIL

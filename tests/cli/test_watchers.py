@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streams.cli.command_errors import UsageError
-from streams.cli.doctor import prometheus
-from streams.cli.doctor.prometheus import PrometheusClient
+from streams.errors import ConfigError
+from streams.inspection.doctor import prometheus
+from streams.inspection.doctor.prometheus import PrometheusClient
 
 HEADERS = b"HTTP/1.0 200 OK\r\n" + b"X: y\r\n" * 999
 
@@ -184,7 +184,7 @@ def test_a_url_that_cannot_be_is_not_quoted(url: str) -> None:
     if not url:
         assert PrometheusClient(url).url is None
         return
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(ConfigError) as caught:
         PrometheusClient(url)
     assert "Hunter2" not in str(caught.value)
     assert "secret" not in str(caught.value)

@@ -6,9 +6,12 @@ import csv
 import gzip
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
@@ -21,6 +24,7 @@ from examples.flights.events import Arrived, Cancelled, Departed, Event
 from examples.flights.events import rows as flights
 from examples.flights.verdict import Effects, Verdict, judge
 from examples.flights.worker import Effect
+from streams.log.url import open_log
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = 400
@@ -70,6 +74,21 @@ def test_a_small_file_gives_the_plain_counts(small: Path, url: str) -> None:
     assert sum(each["flights"] for each in found["carriers"].values()) == expected["flights"]
     assert (found["order_violations"], found["lost"], found["dead_letters"]) == (0, 0, 5)
     assert ("killed the worker" in done.stderr) is (not url)
+
+
+def test_what_is_kept_can_be_opened_as_it_says(small: Path) -> None:
+    done = demo("--data", str(small), "--keep")
+    assert done.returncode == 0, done.stderr
+    url = re.findall(r"web --url (sqlite://\S+)", done.stdout)[0]
+    path = Path(url.removeprefix("sqlite:///"))
+    try:
+        with closing(open_log(url, mode="ro")) as log:
+            assert any(name.startswith("flights-") for name in log.topic_names())
+    finally:
+        shutil.rmtree(path.parent)
+    refused = demo("--data", str(small), "--keep", "--url", "memory://")
+    assert refused.returncode == 2
+    assert "ends with the process" in refused.stderr
 
 
 @pytest.mark.parametrize(

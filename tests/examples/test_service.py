@@ -160,3 +160,23 @@ def found(log: Path, server: subprocess.Popen[bytes], pattern: re.Pattern[str]) 
     match = pattern.search(log.read_text())
     assert match is not None
     return match[1]
+
+
+async def test_its_dashboard_is_there_for_those_who_have_a_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = (
+        f"sqlite:///{tmp_path}/log.db",
+        f"{tmp_path}/stock.db",
+        f"sqlite:///{tmp_path}/claims.db",
+    )
+    async with served(create(*files)) as client:
+        assert (await client.get("/ops/")).status_code == 404
+    monkeypatch.setenv("STREAMS_WEB_PASSWORDS", "ada:enchantress")
+    async with served(create(*files)) as client:
+        assert (await place(client, "a", "cup", 0)).status_code == 202
+        await answer(client, "/stats", lambda each: each["reserve"]["dead_letters"] == 1)
+        assert (await client.get("https://test/ops/")).status_code == 401
+        seen = await client.get("https://test/ops/topics/orders", auth=("ada", "enchantress"))
+        assert seen.status_code == 200
+        assert "1 message" in " ".join(re.sub("<[^>]*>", " ", seen.text).split())

@@ -19,14 +19,14 @@ import pytest
 import yaml
 
 from streams import Retry, Streams
-from streams.cli.doctor.monitoring_checks import (
+from streams.eventsourcing import Snapshot
+from streams.inspection.doctor.monitoring_checks import (
     AGGREGATE_ALERTS,
     MANAGER_ALERTS,
     OUTBOX_ALERTS,
     REQUIRED_ALERTS,
     VIEW_ALERTS,
 )
-from streams.eventsourcing import Snapshot
 from streams.outbox import Outbox
 from streams.patterns import MonitoringServer
 from tests.eventsourcing.bank import accounts, deposit

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from streams import NotFound, Unavailable
-from streams.cli.doctor.checklist import run_checks
-from streams.cli.doctor.inspection import AppInspection, Verdict
-from streams.cli.doctor.prometheus import PrometheusClient
+from streams.inspection.doctor.app_inspection import AppInspection, Verdict
+from streams.inspection.doctor.checklist import run_checks
+from streams.inspection.doctor.prometheus import PrometheusClient
 from streams.log.protocol import DurabilityFact, Log
 from streams.log.url import open_log
 from tests.conformance.stage import Stage

@@ -5,14 +5,13 @@ Whatever stands in the log, what can be listed is, and what cannot is named on s
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from streams.cli import output
-from streams.cli.aggregates.place import SUFFIX, Place, event_topics
+from streams.cli.aggregates.place import Place
 from streams.cli.command_errors import print_error
 from streams.cli.log_queries import await_index
 from streams.text import escape
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from streams.eventsourcing.inspection import StoppedAt
     from streams.log.events import EventLog, HistoryKey
     from streams.log.protocol import TopicInfo
+
+T = TypeVar("T")
 
 CHECK_SIZE = 100
 """Aggregates that are checked at once."""
@@ -35,6 +36,8 @@ def list_topics(place: Place, scan: int | None, *, json: bool) -> None:
 
     :param scan: also count the aggregates that the app's code cannot go on with, among so many.
     """
+    from streams.inspection.aggregates import event_topics
+
     found: list[dict[str, Any]] = []
     if place.app is None:
         for info in event_topics(place.log):
@@ -58,6 +61,7 @@ def list_topics(place: Place, scan: int | None, *, json: bool) -> None:
 
 
 def _topic_json(log: Any, info: TopicInfo) -> dict[str, Any]:
+    from streams.inspection.aggregates import SUFFIX
     from streams.log.events import ArbitratingLog
 
     await_index(log, info.name)
@@ -121,49 +125,24 @@ def _snapshots_text(row: Mapping[str, Any]) -> str | None:
 def list_keys(
     log: EventLog, info: TopicInfo, prefix: bytes, after: bytes | None, size: int
 ) -> Iterator[HistoryKey]:
-    """The keys of all partitions in the order of their bytes."""
-    parts = [
-        _partition_keys(log, info, partition, prefix, after, size)
-        for partition in range(info.partitions)
-    ]
-    return heapq.merge(*parts, key=lambda found: found.key)
+    """The keys of an event topic in the order of their bytes, with where their histories end; what
+    cannot be listed is named on standard error.
+
+    :param size: how many are asked for at once.
+    """
+    from streams.inspection.aggregates import ordered_keys
+
+    return ordered_keys(log, info, prefix, after, size, _Named())
 
 
-def _partition_keys(
-    log: EventLog, info: TopicInfo, partition: int, prefix: bytes, after: bytes | None, size: int
-) -> Iterator[HistoryKey]:
-    """The keys of one partition; where they cannot be listed, that is said and they end."""
-    from streams.log.events import EMPTY, HistoryKey, HistoryRequest
+class _Named:
+    """Names on standard error what cannot be listed (KeyProblems)."""
 
-    where = f"{info.name}/{partition}"
-    if prefix and (after is None or after < prefix):
-        request = [HistoryRequest(prefix, limit=1)]
-        found = output.call_or_report(where, partial(log.read_histories, info.name, request))
-        if found and found[0].partition == partition and found[0].head != EMPTY:
-            yield HistoryKey(prefix, found[0].head)
-        after = prefix
-    while True:
-        page = output.call_or_report(
-            where, partial(log.list_keys, info.name, partition, after, size)
-        )
-        before = after
-        for each in page or ():
-            key: Any = each.key
-            if not isinstance(key, bytes):  # somebody else's row
-                print_error(f"{where}: a key that is no bytes: {escape(shorten(repr(key), 60))}")
-                continue
-            if after is not None and key <= after:
-                continue
-            if not key.startswith(prefix):
-                return
-            yield each
-            after = key
-        if not page or len(page) < size:
-            return
-        if after == before:  # nothing but such keys, which stand before all bytes
-            if after is not None:
-                return
-            after = b""
+    def call(self, where: str, make: Callable[[], T]) -> T | None:
+        return output.call_or_report(where, make)
+
+    def odd_key(self, where: str, key: object) -> None:
+        print_error(f"{where}: a key that is no bytes: {escape(shorten(repr(key), 60))}")
 
 
 def list_ids(keys: Iterator[HistoryKey], number: int, *, json: bool) -> None:

@@ -15,10 +15,7 @@ if TYPE_CHECKING:
     from streams.app import Streams
     from streams.eventsourcing import Aggregate
     from streams.eventsourcing.inspection import AggregateInspector
-    from streams.log.protocol import Log, OpenMode, TopicInfo
-
-SUFFIX = ".events"
-"""What follows an aggregate's name in the name of its event topic."""
+    from streams.log.protocol import OpenMode, TopicInfo
 
 
 class Place(NamedTuple):
@@ -55,6 +52,7 @@ class Place(NamedTuple):
         :raises CommandFailed: the app declares no such aggregate, or the log has no such topic.
         """
         from streams.errors import NotFound
+        from streams.inspection.aggregates import SUFFIX, event_topics
 
         if self.app is not None:
             self.aggregate(name)
@@ -88,8 +86,3 @@ def open_place(target: str | None, url: str | None, mode: OpenMode = "ro") -> It
         if not isinstance(log, EventLog):
             raise CommandFailed(f"{log.capabilities.name} keeps no histories")
         yield Place(log, found, target or "")
-
-
-def event_topics(log: Log) -> list[TopicInfo]:
-    """The event topics of a log, by name."""
-    return [info for info in log.topics() if info.name.endswith(SUFFIX) and info.is_event_topic]

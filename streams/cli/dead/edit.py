@@ -13,10 +13,11 @@ from streams.cli.dead import editor
 from streams.cli.dead.closed_keys import open_closed_keys
 from streams.cli.dead.handling import LetterAction, print_decided, print_handled
 from streams.cli.dead.options import Group, Name, Topic
-from streams.cli.dead.topics import is_of, open_dead_letters
+from streams.cli.dead.topics import open_dead_letters
 from streams.cli.options import Json, Url, argument_bytes, open_url
 from streams.config import DeadLetters
 from streams.errors import NotFound
+from streams.inspection.letter_topics import is_of
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from streams.cli import output
 from streams.cli.command_errors import UsageError
-from streams.cli.dead.filter import DeadLetterFilter
-from streams.cli.dead.topics import is_of
 from streams.cli.options import confirm
+from streams.inspection.letter_topics import is_of
+from streams.inspection.letters import DeadLetterFilter
 
 if TYPE_CHECKING:
     from streams.log.range_reader import LogRow

@@ -15,16 +15,14 @@ from streams.cli.command_errors import UsageError
 from streams.cli.dead import options
 from streams.cli.dead.filter import parse_filter
 from streams.cli.dead.rendering import letter_summary
-from streams.cli.dead.topics import (
+from streams.cli.dead.topics import dead_ls_arguments, open_dead_letters, print_other_topics
+from streams.cli.options import Json, Url, open_url
+from streams.inspection.letter_topics import (
     FoundTopic,
-    dead_ls_arguments,
     find_dead_letter_topics,
     is_of,
-    open_dead_letters,
-    print_other_topics,
+    letter_counts,
 )
-from streams.cli.log_queries import count_waiting
-from streams.cli.options import Json, Url, open_url
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -102,7 +100,7 @@ def list_dead_letters(
 
 
 def _print_topics(log: Log, *, json: bool) -> None:
-    search = find_dead_letter_topics(log)
+    search = find_dead_letter_topics(log, output.call_or_report)
     found = [_topic_json(log, each) for each in search.topics]
     if not search.complete:
         output.print_note(
@@ -128,22 +126,11 @@ def _print_topics(log: Log, *, json: bool) -> None:
 
 
 def _topic_json(log: Log, topic: FoundTopic) -> dict[str, Any]:
-    from streams.log.range_reader import read_first
-    from streams.patterns.deadletters import resolved_offsets
-
-    name, sources = topic
-    waiting, total, oldest = 0, 0, None
-    for partition, resolved in resolved_offsets(log, name, log.topic(name).partitions).items():
-        first, end = log.watermarks(name, partition)
-        waiting += count_waiting(log, name, partition, resolved)
-        total += log.lag(name, partition, first) or 0
-        batch = read_first(log, name, partition, max(first, resolved.position), end)
-        if batch is not None:
-            oldest = batch.time(0) if oldest is None else min(oldest, batch.time(0))
+    counts = letter_counts(log, topic.name)
     return {
-        "dead_letters": name,
-        "of": [{"group": group, "topic": topic} for topic, group in sources],
-        "waiting": waiting,
-        "total": total,
-        "oldest_seconds": None if oldest is None else max(0.0, time.time() - oldest),
+        "dead_letters": topic.name,
+        "of": [{"group": group, "topic": topic} for topic, group in topic.sources],
+        "waiting": counts.waiting,
+        "total": counts.total,
+        "oldest_seconds": None if counts.oldest is None else max(0.0, time.time() - counts.oldest),
     }

@@ -12,8 +12,9 @@ from streams.cli.command_errors import CommandFailed, UsageError
 from streams.cli.dead.closed_keys import closed_key_json, open_closed_keys
 from streams.cli.dead.options import Group, Name, Topic
 from streams.cli.dead.rendering import letter_details
-from streams.cli.dead.topics import is_of, open_dead_letters
+from streams.cli.dead.topics import open_dead_letters
 from streams.cli.options import Json, Url, argument_bytes, open_url
+from streams.inspection.letter_topics import is_of
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log

@@ -11,7 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from streams.cli import output
-from streams.cli.log_queries import await_index, count_dead_letters, sum_known
+from streams.cli.log_queries import await_index
+from streams.inspection.counting import count_dead_letters, sum_known
 
 if TYPE_CHECKING:
     from streams.cli.managers.place import Place

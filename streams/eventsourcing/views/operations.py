@@ -16,7 +16,7 @@ done.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -236,12 +236,15 @@ async def _delete_all(*deletions: Callable[[], Any]) -> None:
 
 
 @asynccontextmanager
-async def connected_operator(url: str, name: str) -> AsyncIterator[ViewOperator]:
+async def connected_operator(
+    url: str, name: str, config: Mapping[str, Any] | None = None
+) -> AsyncIterator[ViewOperator]:
     """What changes a view on a log.
 
+    :param config: settings of the log's driver.
     :raises LogError: the log cannot be reached.
     """
-    app = Streams(url)
+    app = Streams(url, config=config)
     registry = ViewRegistry(app)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(app.connected())

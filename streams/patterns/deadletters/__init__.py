@@ -10,6 +10,7 @@ from streams.patterns.deadletters.closed_keys import (
     ClosedKeyHead,
     ClosedKeyReader,
     ClosedKeys,
+    CommandTarget,
     NotClosed,
 )
 from streams.patterns.deadletters.dead_letter import DeadLetter, failure_time
@@ -31,6 +32,7 @@ __all__ = [
     "ClosedKeyHead",
     "ClosedKeyReader",
     "ClosedKeys",
+    "CommandTarget",
     "DeadLetter",
     "DeadLetterManager",
     "DeadLetterRows",

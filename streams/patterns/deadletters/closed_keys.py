@@ -9,9 +9,9 @@ late. The owner obeys it as soon as one runs.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from uuid import uuid4
 
 from streams.cancellation import run_in_thread
@@ -25,6 +25,7 @@ from streams.message import Batch, Record, headers_without, text
 from streams.numbers import is_int
 from streams.parking import (
     Command,
+    ParkedQueue,
     ParkingState,
     command_record,
     parked_topic,
@@ -66,6 +67,19 @@ class ClosedKeyHead:
     """The same, as it stands in the log."""
 
 
+class CommandTarget(NamedTuple):
+    """What a command is about: the record of a key's first message, by its position."""
+
+    key: bytes
+    partition: int
+    position: int
+
+
+def _command(command: Command, target: CommandTarget, edited: Record | None = None) -> Record:
+    id = f"{command}/{uuid4().hex}"
+    return command_record(command, target.position, target.partition, target.key, id, edited)
+
+
 class ClosedKeyReader:
     """The closed keys of a topic and group, read from the log; blocks.
 
@@ -102,20 +116,35 @@ class ClosedKeyReader:
                 for each, queue in state.keys.items()
                 if key is None or each == key
             }
-            wanted = sorted(queues)[:remaining]
-            fetcher = RecordFetcher(self.log, self.name, partition)
-            while wanted:
-                rows, _ = fetcher.fetch(wanted, READ_BYTES)
-                for position in sorted(rows):
-                    row, (each, queue) = rows[position], queues[position]
-                    if row is None:
-                        continue
-                    record = Record(row.value, each, "", row.headers, partition)
-                    original = self._original_row(record, position)
-                    dead, parked = queue.is_dead, len(queue) - 1
-                    yield ClosedKeyHead(each, partition, position, dead, parked, original, record)
-                    remaining -= 1
-                wanted = [each for each in wanted if each not in rows]
+            for head in self.heads_of(partition, queues, sorted(queues)[:remaining]):
+                yield head
+                remaining -= 1
+
+    def heads_of(
+        self,
+        partition: int,
+        queues: Mapping[int, tuple[bytes, ParkedQueue]],
+        positions: Sequence[int],
+    ) -> Iterator[ClosedKeyHead]:
+        """The closed keys of a partition whose first records stand at these positions, as far as
+        they are still there.
+
+        :param queues: by such a position, the key and what waits of it.
+        :param positions: ascending.
+        """
+        wanted = list(positions)
+        fetcher = RecordFetcher(self.log, self.name, partition)
+        while wanted:
+            rows, _ = fetcher.fetch(wanted, READ_BYTES)
+            for position in sorted(rows):
+                row, (each, queue) = rows[position], queues[position]
+                if row is None:
+                    continue
+                record = Record(row.value, each, "", row.headers, partition)
+                original = self._original_row(record, position)
+                dead, parked = queue.is_dead, len(queue) - 1
+                yield ClosedKeyHead(each, partition, position, dead, parked, original, record)
+            wanted = [each for each in wanted if each not in rows]
 
     def dead_head(self, key: bytes) -> ClosedKeyHead:
         """The closed key of that name.
@@ -144,11 +173,22 @@ class ClosedKeyReader:
         if command == "edit":
             headers = headers_without(head.record.headers, (EDITED,))
             edited = Record(value, head.key, "", [*headers, (EDITED, b"1")])
-        id = f"{command}/{uuid4().hex}"
-        record = command_record(command, head.position, head.partition, head.key, id, edited)
-        (answer,) = append_and_wait(self.log, self.name, [record])
-        if isinstance(answer, BaseException):
-            raise answer
+        target = CommandTarget(head.key, head.partition, head.position)
+        self._append([_command(command, target, edited)])
+
+    def send_commands(
+        self, command: Literal["retry", "drop"], targets: Sequence[CommandTarget]
+    ) -> None:
+        """Command the same for several dead messages, in one step where the log can.
+
+        :raises LogError: as :meth:`send_command`; some of them may be written.
+        """
+        self._append([_command(command, each) for each in targets])
+
+    def _append(self, commands: Sequence[Record]) -> None:
+        for answer in append_and_wait(self.log, self.name, commands):
+            if isinstance(answer, BaseException):
+                raise answer
 
     def _original_row(self, record: Record, position: int) -> LogRow:
         original = read_original(record.headers, as_redriven=False)

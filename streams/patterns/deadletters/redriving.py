@@ -39,7 +39,13 @@ from streams.engine.progress import Range, Snapshot, encode
 from streams.errors import NotFound, StreamsError
 from streams.log.appending import append_and_wait
 from streams.log.protocol import Committed, ensure_topic
-from streams.log.range_reader import CHUNK_BYTES, LogRow, OffsetRange, RangeReader
+from streams.log.range_reader import (
+    CHUNK_BYTES,
+    READ_LIMIT,
+    LogRow,
+    OffsetRange,
+    RangeReader,
+)
 from streams.message import Position, Record, headers_without
 from streams.replay.offset_reset import settled_ahead
 from streams.text import suggestion
@@ -151,6 +157,8 @@ class ResolveRequest(NamedTuple):
     stop: threading.Event | None
     end_offsets: Mapping[int, int] | None = None
     """By partition, the offset before which they stand, and no other partition; None: all."""
+    on_progress: Callable[[int], None] | None = None
+    """Called with how many are resolved, whenever that is committed. It may raise, to end early."""
 
 
 class DeadLetterTopic:
@@ -174,13 +182,26 @@ class DeadLetterTopic:
         return resolved_offsets(self.log, self.name, self.partitions)
 
     def rows(
-        self, *, everything: bool = False, scan_limit: int | None = SCAN_LIMIT
+        self,
+        *,
+        everything: bool = False,
+        scan_limit: int | None = SCAN_LIMIT,
+        start_offsets: Mapping[int, int] | None = None,
+        read_limit: int = READ_LIMIT,
     ) -> DeadLetterRows:
         """The dead letters that wait, oldest first; with ``everything``, all. To be closed.
 
         :param scan_limit: how many are looked at; None: all there are.
+        :param start_offsets: by partition, the offset to begin at; of others, at their beginning.
+        :param read_limit: how many are read at once from a partition.
         """
-        return DeadLetterRows(self, everything=everything, scan_limit=scan_limit)
+        return DeadLetterRows(
+            self,
+            everything=everything,
+            scan_limit=scan_limit,
+            start_offsets=start_offsets or {},
+            read_limit=read_limit,
+        )
 
     def row_at(self, partition: int, offset: int) -> DeadLetterRows:
         """The dead letter at that offset, resolved or not. To be closed."""
@@ -277,6 +298,7 @@ class DeadLetterTopic:
         stop: threading.Event | None = None,
         end_offsets: Mapping[int, int] | None = None,
         edited: bytes | None = None,
+        on_progress: Callable[[int], None] | None = None,
     ) -> int:
         """Write those that wait and match to their destinations.
 
@@ -284,6 +306,7 @@ class DeadLetterTopic:
         :param stop: ends it early once it is set.
         :param end_offsets: as :class:`Selection` has them.
         :param edited: their new value.
+        :param on_progress: as :class:`ResolveRequest` has it.
         :returns: how many.
         :raises ReprocessStopped: one was refused, or more were picked out than can be committed.
         """
@@ -304,7 +327,7 @@ class DeadLetterTopic:
                     answers[at] = answer if isinstance(answer, BaseException) else None
             return answers
 
-        return self._resolve(ResolveRequest(write, matches, limit, stop, end_offsets))
+        return self._resolve(ResolveRequest(write, matches, limit, stop, end_offsets, on_progress))
 
     def purge(
         self,
@@ -313,15 +336,18 @@ class DeadLetterTopic:
         limit: int | None = None,
         stop: threading.Event | None = None,
         end_offsets: Mapping[int, int] | None = None,
+        on_progress: Callable[[int], None] | None = None,
     ) -> int:
         """Mark those that wait and match as resolved. Nothing is deleted.
 
         :param end_offsets: as :class:`Selection` has them.
+        :param on_progress: as :class:`ResolveRequest` has it.
         :raises ReprocessStopped: more were picked out than can be committed.
         """
-        return self._resolve(
-            ResolveRequest(lambda rows: [None] * len(rows), matches, limit, stop, end_offsets)
+        request = ResolveRequest(
+            lambda rows: [None] * len(rows), matches, limit, stop, end_offsets, on_progress
         )
+        return self._resolve(request)
 
     # -- inside
 
@@ -365,6 +391,8 @@ class DeadLetterTopic:
             if failed_at:
                 self._commit_resolved(partition, resolving.resolved())
             count += failed_at
+            if failed_at and request.on_progress is not None:
+                request.on_progress(count_before + count)
             if failed_at < len(chosen):
                 raise ReprocessStopped(
                     f"{chosen[failed_at].position} cannot be put back: {answers[failed_at]}",
@@ -409,6 +437,8 @@ class DeadLetterRows:
 
     :param scan_limit: how many are looked at; None: all there are.
     :param only: the ranges of offsets by partition; None: all that may hold one that waits.
+    :param start_offsets: by partition, the offset to begin at.
+    :param read_limit: how many are read at once from a partition.
     """
 
     def __init__(
@@ -418,6 +448,8 @@ class DeadLetterRows:
         everything: bool,
         scan_limit: int | None = None,
         only: dict[int, OffsetRange] | None = None,
+        start_offsets: Mapping[int, int] | None = None,
+        read_limit: int = READ_LIMIT,
     ) -> None:
         self.resolved = topic.resolved()
         self.is_truncated = False
@@ -427,6 +459,7 @@ class DeadLetterRows:
         ranges: dict[int, OffsetRange] = {}
         for partition, each in self.resolved.items():
             first, end = topic.log.watermarks(topic.name, partition)
+            first = max(first, (start_offsets or {}).get(partition, first))
             ranges[partition] = OffsetRange(first if everything else max(first, each.position), end)
             if only is not None:
                 low, high = only.get(partition, (0, 0))
@@ -434,7 +467,12 @@ class DeadLetterRows:
         without = {} if everything else {part: each.ranges for part, each in self.resolved.items()}
         self.end_offsets = {partition: end for partition, (_, end) in ranges.items()}
         """By partition, where looking ends."""
-        self._rows = RangeReader(topic.log, topic.name, ranges, skip=without)
+        self._rows = RangeReader(topic.log, topic.name, ranges, skip=without, read_limit=read_limit)
+
+    @property
+    def scanned(self) -> int:
+        """Dead letters looked at."""
+        return self._rows.scanned
 
     def __iter__(self) -> Iterator[LogRow]:
         for row in self._rows:

@@ -1,0 +1,122 @@
+"""``streams doctor``: the checklist of an event-driven service, held against a real application.
+
+The checks are in :mod:`streams.inspection.doctor`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import astuple
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer import Argument, Option
+
+from streams.cli import output
+from streams.cli.app_loading import load_app
+from streams.cli.command_errors import DONE, FAILED, UsageError
+from streams.cli.options import AppUrl, Json
+from streams.errors import ConfigError
+from streams.text import one_line
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+    from streams.log.protocol import Log
+
+
+def doctor(
+    target: Annotated[str, Argument(metavar="MODULE:APP", help="Where the app is.")],
+    prometheus: Annotated[
+        str | None,
+        Option(
+            "--prometheus",
+            envvar="STREAMS_PROMETHEUS",
+            metavar="URL",
+            help="Where Prometheus is: http://localhost:9090.",
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, Option("--strict", help="What cannot be known counts as wrong.")
+    ] = False,
+    url: AppUrl = None,
+    json: Json = False,
+) -> None:
+    r"""Hold an app and its log against the checklist.
+
+    Are messages persisted, are they handled once, where do those go that
+    cannot be handled, is memory bounded, is somebody told when it goes
+    wrong, do retries end, is the order of keys kept, is what is deleted meant
+    to be, are the histories of aggregates whole and readable, do views come on,
+    do process managers react: yes, no, or why that cannot be known, and what
+    to do. Nothing is changed. The exit status
+    is 1 if anything is wrong.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams doctor shop:app[/cyan]
+      [cyan]streams doctor shop:app --prometheus http://localhost:9090[/cyan]
+      [cyan]streams doctor shop:app --json | jq '.findings\[] | select(.verdict == "no")'[/cyan]
+    """
+    from streams.inspection.doctor.app_inspection import AppInspection, Verdict
+    from streams.inspection.doctor.checklist import run_checks
+    from streams.inspection.doctor.prometheus import PrometheusClient
+    from streams.log.url import redact
+
+    try:
+        prometheus_client = PrometheusClient(prometheus)
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
+    app = load_app(target, url)
+    with _open_read_only(app) as (log, open_error):
+        inspection = AppInspection(app, log, open_error, prometheus_client, target)
+        findings = list(run_checks(inspection))
+    counts = Counter(finding.verdict for finding in findings)
+    passed = not counts[Verdict.no] and not (strict and counts[Verdict.unknown])
+    if json:
+        where = {"app": target, "log": redact(app.url), "log_from": app.url_source.source}
+        names = ("item", "of", "verdict", "why", "do")
+        found = [dict(zip(names, astuple(finding), strict=True)) for finding in findings]
+        output.print_json({**where, "ok": passed, "findings": found})
+    else:
+        output.print_line(f"{target} on {app.url_source}")
+        if app.lifespan is not None:
+            output.print_note("what the app's lifespan declares is not looked at")
+        output.print_table(
+            ["", "item", "of", "why", "do"],
+            [[f.verdict.value, f.item, f.subject, f.reason, f.advice or None] for f in findings],
+        )
+        texts = (f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict])
+        output.print_line(", ".join(texts))
+    raise typer.Exit(DONE if passed else FAILED)
+
+
+@contextmanager
+def _open_read_only(app: Streams) -> Iterator[tuple[Log | None, str]]:
+    """The app's log; or None and why it could not be opened.
+
+    :raises ConfigError: the URL or a setting cannot be.
+    """
+    from streams.cli.logging_setup import configure_warnings
+    from streams.errors import LogError, NotFound
+    from streams.log.url import open_log
+
+    configure_warnings()
+    try:
+        log = open_log(app.url, app.driver_config, app.clock, app.member, mode="ro")
+    except NotFound as error:
+        yield None, one_line(f"{error} (running the app once makes one)")
+        return
+    except LogError as error:
+        yield None, one_line(str(error))
+        return
+    with closing(log):
+        try:
+            log.topic(next(iter(app.topics), "streams"))
+        except NotFound:
+            pass  # it answered
+        except LogError as error:
+            yield None, one_line(str(error))
+            return
+        yield log, ""

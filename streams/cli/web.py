@@ -1,0 +1,119 @@
+"""``streams web``: the dashboard in a browser."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Argument, Option
+
+from streams.cli import output
+from streams.cli.app_loading import load_app
+from streams.cli.command_errors import UsageError
+from streams.cli.options import AppUrl, resolve_url
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+
+PORT = 8765
+
+
+def web(
+    target: Annotated[
+        str | None,
+        Argument(metavar="MODULE:APP", help="An app whose types, sagas and views are shown, too."),
+    ] = None,
+    url: AppUrl = None,
+    host: Annotated[
+        str, Option("--host", metavar="ADDRESS", help="Where to listen.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, Option("--port", min=0, max=65_535, metavar="N", help="0: any that is free.")
+    ] = PORT,
+    write: Annotated[
+        bool, Option("--write", help="Let visitors act; without it they only look.")
+    ] = False,
+    payloads: Annotated[
+        bool,
+        Option("--payloads/--no-payloads", help="Show what is in messages: values, keys, headers."),
+    ] = True,
+    password_file: Annotated[
+        Path | None,
+        Option(
+            "--password-file",
+            metavar="FILE",
+            help="Ask for one of its NAME:PASSWORD lines. Else: STREAMS_WEB_PASSWORDS.",
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, Option("--tls-cert", metavar="FILE", help="Serve https with it.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, Option("--tls-key", metavar="FILE", help="The certificate's key.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        Option(
+            "--allow-host",
+            metavar="NAME",
+            help="A name by which it may be asked for, beside this machine's own.",
+        ),
+    ] = None,
+    environment: Annotated[
+        str, Option("--environment", metavar="NAME", help="Shown on every page: production.")
+    ] = "",
+) -> None:
+    """Show the log in a browser: topics, messages, groups, dead letters and more.
+
+    Only this machine reaches it, and nothing can be changed, unless you say
+    otherwise. At another address it asks for a password and serves https.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams web --url sqlite:///app.db[/cyan]     whatever writes to it
+      [cyan]streams web shop:app --write[/cyan]           with its types, and to put things right
+      [cyan]streams web --port 0[/cyan]                   at a port that is free
+    """
+    from streams.cli.logging_setup import configure_logging
+    from streams.web.access import ACTION_NAMES, Access
+    from streams.web.dashboard import Dashboard
+    from streams.web.passwords import LOOPBACK, Passwords
+    from streams.web.server import check_address, is_loopback, serve
+
+    if (tls_cert is None) != (tls_key is None):
+        raise UsageError("--tls-cert and --tls-key: give both, or none")
+    app = _app(target, url)
+    access = Access(read=True, payloads=payloads, actions=ACTION_NAMES if write else frozenset())
+    if password_file is not None:
+        passwords: Passwords | None = Passwords.from_file(password_file, access)
+    else:
+        passwords = Passwords.from_environment(access)
+    check_address(host, has_passwords=passwords is not None, has_tls=tls_cert is not None)
+    configure_logging(logging.INFO)
+    dashboard = Dashboard(
+        app,
+        access=access if passwords is None else passwords,
+        hosts={*LOOPBACK, *(allow_host or ())} if is_loopback(host) else allow_host or None,
+        environment=environment,
+        read_only=not write,
+    )
+    may = "visitors may act" if write else "read-only; --write lets visitors act"
+
+    def started(address: str) -> None:
+        output.print_line(f"{address}  ({app.url_source}; {may})")
+        sys.stdout.flush()  # whoever started this in the background waits for the address
+
+    serve(dashboard, host, port, started, certificate=tls_cert, key=tls_key)
+
+
+def _app(target: str | None, url: str | None) -> Streams:
+    """The app, or one without declarations on the log that is meant."""
+    from streams.app import Streams
+
+    if target is not None:
+        return load_app(target, url)
+    app = Streams(resolve_url(url).url)
+    app.url_override = url
+    return app

@@ -1,0 +1,93 @@
+"""Aggregates of a log: their event topics, and their keys in order."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from streams.log.events import EMPTY, EventLog, HistoryKey, HistoryRequest
+from streams.log.protocol import Log, TopicInfo
+
+T = TypeVar("T")
+
+SUFFIX = ".events"
+"""What follows an aggregate's name in the name of its event topic."""
+
+
+def event_topics(log: Log) -> list[TopicInfo]:
+    """The event topics of a log, by name."""
+    return [info for info in log.topics() if info.name.endswith(SUFFIX) and info.is_event_topic]
+
+
+class KeyProblems(Protocol):
+    """What is told of keys that cannot be listed; the others are."""
+
+    def call(self, where: str, make: Callable[[], T]) -> T | None:
+        """What ``make`` returns; None where it raised, which is told."""
+        ...
+
+    def odd_key(self, where: str, key: object) -> None:
+        """Somebody else's row has a key that is no bytes."""
+        ...
+
+
+def ordered_keys(
+    log: EventLog,
+    info: TopicInfo,
+    prefix: bytes,
+    after: bytes | None,
+    size: int,
+    problems: KeyProblems,
+) -> Iterator[HistoryKey]:
+    """The keys of an event topic in the order of their bytes, with where their histories end.
+
+    :param prefix: only keys that begin so.
+    :param after: only keys behind this one.
+    :param size: how many of a partition are asked for at once.
+    """
+    parts = [
+        _partition_keys(log, info, partition, prefix, after, size, problems)
+        for partition in range(info.partitions)
+    ]
+    return heapq.merge(*parts, key=lambda found: found.key)
+
+
+def _partition_keys(
+    log: EventLog,
+    info: TopicInfo,
+    partition: int,
+    prefix: bytes,
+    after: bytes | None,
+    size: int,
+    problems: KeyProblems,
+) -> Iterator[HistoryKey]:
+    """The keys of one partition; where they cannot be listed, that is said and they end."""
+    where = f"{info.name}/{partition}"
+    if prefix and (after is None or after < prefix):
+        request = [HistoryRequest(prefix, limit=1)]
+        found = problems.call(where, partial(log.read_histories, info.name, request))
+        if found and found[0].partition == partition and found[0].head != EMPTY:
+            yield HistoryKey(prefix, found[0].head)
+        after = prefix
+    while True:
+        page = problems.call(where, partial(log.list_keys, info.name, partition, after, size))
+        before = after
+        for each in page or ():
+            key: Any = each.key
+            if not isinstance(key, bytes):  # somebody else's row
+                problems.odd_key(where, key)
+                continue
+            if after is not None and key <= after:
+                continue
+            if not key.startswith(prefix):
+                return
+            yield each
+            after = key
+        if not page or len(page) < size:
+            return
+        if after == before:  # nothing but such keys, which stand before all bytes
+            if after is not None:
+                return
+            after = b""

@@ -1,0 +1,227 @@
+"""The items of the checklist that are about processors: idempotent, dead letters, backpressure,
+retries."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from streams.inspection import texts
+from streams.inspection.counting import count_waiting
+from streams.inspection.dead_arguments import dead_ls_arguments
+from streams.inspection.doctor.app_inspection import (
+    AppInspection,
+    Finding,
+    Subject,
+)
+from streams.processor import Processor
+
+MIB = 1 << 20
+
+WEEK = 7 * 86_400.0
+"""Seconds that somebody needs to see a dead letter and do something about it."""
+
+
+def check_idempotence(inspection: AppInspection) -> Iterator[Finding]:
+    """A message that comes twice is handled once."""
+    for processor in inspection.processors:
+        yield _check_dedup_window(inspection, processor)
+    for name, topic in inspection.topics.items():
+        subject, sample = Subject("idempotent", f"topic {name}"), inspection.sample(name)
+        messages = texts.plural(len(sample), "message")
+        without_id = sum(seen.id is None for seen in sample)
+        if topic.id_in_value:
+            yield subject.yes("IDs are read from the value")
+        elif not sample:
+            yield subject.yes("publish() makes the IDs")
+        elif without_id:
+            yield subject.no(
+                f"{without_id} of its last {messages} have no ID",
+                "its producers must set the header ce_id, or name the field: app.topic(..., id=)",
+            )
+        else:
+            yield subject.yes(f"each of its last {messages} has an ID")
+
+
+def _check_dedup_window(inspection: AppInspection, processor: Processor[..., Any]) -> Finding:
+    dedup, subject = processor.options.dedup, Subject("idempotent", f"processor {processor.name}")
+    if processor.options.transaction is not None:
+        return subject.yes("its database records what was handled (transaction=)")
+    if not dedup.window:
+        return subject.no(
+            "Dedup(window=0): duplicates are handled again",
+            "leave dedup out, or see that its effects can happen twice",
+        )
+    infos = [inspection.info(topic) for topic in processor.topics]
+    wanted = dedup.window * sum(info.partitions for info in infos if not isinstance(info, str))
+    if wanted > dedup.cap:
+        return subject.no(
+            f"{wanted:,} IDs to remember, if it owns every partition, and at most {dedup.cap:,}",
+            f"Dedup(window={dedup.window}, cap={wanted})",
+        )
+    return subject.yes(f"the last {dedup.window:,} IDs of a partition are known")
+
+
+def check_dead_letters(inspection: AppInspection) -> Iterator[Finding]:
+    """What cannot be handled is kept, and somebody has the time to see it."""
+    for processor in inspection.processors:
+        config = processor.options.dead_letters
+        for topic in processor.topics:
+            name = config.name(topic, processor.group)
+            yield _check_dead_letter_topic(inspection, processor, topic, name)
+
+
+def _check_dead_letter_topic(
+    inspection: AppInspection, processor: Processor[..., Any], topic: str, name: str
+) -> Finding:
+    subject, info = Subject("dead letters", f"processor {processor.name}"), inspection.info(name)
+    if isinstance(info, str):
+        if inspection.log is None:
+            return subject.unknown(f"they go to {name}", "see the log")
+        return subject.yes(f"they go to {name}, made at its first start")
+    bound = info.retention
+    count = bound.messages or bound.bytes
+    if count is not None or (bound.seconds or WEEK) < WEEK:
+        kept = f"them {texts.age_text(bound.seconds)}"
+        if count is not None:
+            kept = f"{count:,} {'of them' if bound.messages else 'bytes of them'}"
+        return subject.no(
+            f"{name} keeps {kept}, and then they are gone",
+            "keep them for a week at least, better for ever",
+        )
+    limit, needed = (_max_message_bytes(inspection, each) for each in (name, topic))
+    if limit is not None and needed is not None and limit <= needed:
+        return subject.no(
+            f"{name} takes {limit:,} bytes, {topic} {needed:,}: a letter is larger than its "
+            "message",
+            _raise_limit_command(inspection, name, needed),
+        )
+    waiting = _count_waiting(inspection, name)
+    if waiting:
+        command = f"dead ls {dead_ls_arguments(processor.group, topic, name)}"
+        letters = texts.plural(waiting, "letter")
+        return subject.yes(f"{letters} in {name}", inspection.command(command))
+    return subject.yes(f"they go to {name}; none waits")
+
+
+def _max_message_bytes(inspection: AppInspection, topic: str) -> int | None:
+    """The largest message that a topic takes, where its log has such a setting."""
+    if inspection.log is None or isinstance(inspection.info(topic), str):
+        return None
+    for fact in inspection.log.durability(topic):
+        if fact.name == "max.message.bytes" and fact.value.isdecimal():
+            return int(fact.value)
+    return None
+
+
+DEAD_LETTER_OVERHEAD = 1 << 16
+"""Bytes that a dead letter has more than its message, at most, with room to spare."""
+
+
+def _raise_limit_command(inspection: AppInspection, name: str, limit: int) -> str:
+    """How to let a dead letter topic (of Kafka) take the letters of messages of this size."""
+    from streams.log.url import parse
+
+    setting, default_size = "max.message.bytes", 0
+    if inspection.log is not None:
+        default_size = int(inspection.log.capabilities.dead_letter_config.get(setting, "0"))
+    size = max(default_size, limit + DEAD_LETTER_OVERHEAD)
+    brokers = parse(inspection.app.url).addresses(9092)
+    return (
+        f"kafka-configs.sh --bootstrap-server {brokers} --alter --topic {name} "
+        f"--add-config {setting}={size}"
+    )
+
+
+def _count_waiting(inspection: AppInspection, name: str) -> int:
+    """Dead letters that nobody has dealt with, as far as the log can count."""
+    from streams.patterns.deadletters import resolved_offsets
+
+    log, info = inspection.log, inspection.info(name)
+    if log is None or isinstance(info, str):
+        return 0
+    resolved = resolved_offsets(log, name, info.partitions)
+    return sum(count_waiting(log, name, partition, each) for partition, each in resolved.items())
+
+
+def check_backpressure(inspection: AppInspection) -> Iterator[Finding]:
+    """What is held in memory has a bound, and this machine has the memory."""
+    processors = inspection.processors
+    for processor in processors:
+        flow = processor.options.flow
+        subject = Subject("backpressure", f"processor {processor.name}")
+        wanted = processor.options.concurrency * (processor.options.batch or 1)
+        if wanted > flow.messages:
+            yield subject.no(
+                f"its handlers can have {wanted:,} messages at once, Flow holds {flow.messages:,}",
+                f"Flow(messages={2 * wanted}), or less concurrency",
+            )
+        else:
+            yield subject.yes(f"{flow.messages:,} messages, {flow.bytes / MIB:,.0f} MiB")
+    if not processors:
+        return
+    memory = memory_limit()
+    total = sum(processor.options.flow.bytes for processor in processors)
+    if memory is not None:
+        subject = Subject("backpressure", "the process")
+        reason = f"processors hold {total / MIB:,.0f} MiB at most, of {memory / MIB:,.0f}"
+        # Decoded values take more room than their bytes: see docs/promises.md.
+        if total <= memory // 2:
+            yield subject.yes(reason)
+        else:
+            yield subject.no(reason, "Flow(bytes=...): less for each, or more memory")
+
+
+def memory_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that this process may have: its control group's, else the machine's."""
+    found: list[int] = []
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            text = (cgroup / name).read_text().strip()
+        except OSError:
+            continue
+        if text.isdecimal():
+            found.append(int(text))
+    try:
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        pass
+    return min(found, default=None)
+
+
+def check_retries(inspection: AppInspection) -> Iterator[Finding]:
+    """Attempts end, leave time in between, and end before what they rest on is gone."""
+    for processor in inspection.processors:
+        yield _check_retry(inspection, processor)
+
+
+def _check_retry(inspection: AppInspection, processor: Processor[..., Any]) -> Finding:
+    subject, retry = Subject("retries", f"processor {processor.name}"), processor.options.retry
+    longest = retry.longest_backoff + retry.attempts * (processor.options.timeout or 0.0)
+    said = f"{retry.attempts} attempts within {texts.age_text(longest)}"
+    if retry.attempts == 1:
+        return subject.yes("none: what fails is a dead letter at once")
+    if min(retry.delay, retry.cap) <= 0:
+        return subject.no(
+            f"{retry.attempts} attempts with no time in between",
+            "Retry(delay=0.1): give what failed the time to recover",
+        )
+    for topic in processor.topics:
+        info = inspection.info(topic)
+        kept = None if isinstance(info, str) else info.retention.seconds
+        if kept is not None and kept <= longest:
+            return subject.no(
+                f"{said}, and {topic} keeps messages for {texts.age_text(kept)} only",
+                "fewer attempts or a smaller cap, or keep the topic's messages longer",
+            )
+        window = processor.options.dedup.window
+        span = inspection.shortest_time_of(topic, window) if window else None
+        if span is not None and span <= longest:
+            return subject.no(
+                f"{said}, and the last {window:,} messages of a partition of {topic} came within "
+                f"{texts.age_text(span)}: a duplicate would be forgotten meanwhile",
+                "a larger Dedup(window=...), or fewer attempts",
+            )
+    return subject.yes(f"{said}, backed off with jitter")

@@ -1,0 +1,385 @@
+"""The dead letters of a topic by error, with counts: a survey that goes on reading in a thread.
+
+Letters are of the same *kind* if they come from the same topic and group, their errors are of the
+same type, and their texts differ in numbers, names in quotation marks and the like only. A survey
+keeps 18 bytes a letter that waits (where it stands, and its kind), so whoever looks again waits for
+nothing but what is new, and what was dealt with since is counted no more.
+
+All it reads was written by whoever could write to the topic. A kind is for people: nothing is
+decided by it but which letters a person means.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Collection, Mapping
+from hashlib import blake2b
+from typing import TYPE_CHECKING, NamedTuple
+
+from typing_extensions import override
+
+from streams.derived_records import (
+    ERROR_EXCEPTION,
+    ERROR_GROUP,
+    ERROR_MESSAGE,
+    ERROR_TIME,
+    ERROR_TOPIC,
+    error_of,
+)
+from streams.inspection.letter_topics import LetterSource, letter_source
+from streams.inspection.reading_on import BackgroundReader
+from streams.log.range_reader import read_batches
+from streams.patterns.deadletters import DeadLetterTopic, ResolvedOffsets, source_of
+from streams.wire import parse_iso_time
+
+if TYPE_CHECKING:
+    from streams.log.protocol import Log
+    from streams.message import Batch, Headers
+
+MAX_LETTERS = 1_000_000
+"""Letters that wait and are surveyed, the oldest of each partition."""
+
+MAX_KINDS = 1_000
+"""Kinds that are told apart in one topic; what comes after them is of the last, all others."""
+
+ERROR_LENGTH = 300
+"""Characters of an error that are looked at."""
+
+_CACHE = 20_000
+
+_READ = frozenset({ERROR_EXCEPTION, ERROR_MESSAGE, ERROR_TOPIC, ERROR_GROUP})
+
+_VARIES = re.compile(
+    r"""
+    '[^']{0,80}' | "[^"]{0,80}"                  # a name
+    | \b0x[0-9a-fA-F]+\b | \b[0-9a-fA-F]{8,}\b     # an address, a digest
+    | \b[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b
+    | [0-9]+([.,:_-][0-9]+)*
+    """,
+    re.VERBOSE,
+)
+
+_LOW_HALF = (1 << 64) - 1
+
+
+class LetterKind(NamedTuple):
+    """Letters that failed in the same way.
+
+    :param id: names the kind, in any process.
+    :param source: the topic and group that they are of; None: they do not say.
+    :param error: the error of one of them: its type and text.
+    :param waiting: how many wait.
+    :param last: when the last of those that were read failed, in seconds since the epoch; None: it
+        does not say.
+    """
+
+    id: str
+    source: LetterSource | None
+    error: str
+    waiting: int
+    last: float | None
+
+
+class SurveyResult(NamedTuple):
+    """A survey, as far as it has come.
+
+    :param kinds: those of which letters wait, the most frequent first.
+    :param waiting: letters that wait, as far as it has looked.
+    :param looked_at: letters that it has looked at, those included that were dealt with since.
+    :param is_complete: it has come to the end.
+    :param is_truncated: there are more than :data:`MAX_LETTERS`.
+    """
+
+    kinds: list[LetterKind]
+    waiting: int
+    looked_at: int
+    is_complete: bool
+    is_truncated: bool
+
+
+class SurveySelection(NamedTuple):
+    """The letters that wait and are of some kinds.
+
+    :param number: how many.
+    :param sources: how many come from where; None: they do not say.
+    :param end_offsets: by partition, the offset before which they stand.
+    :param waiting: how many wait, of whatever kind.
+    """
+
+    number: int
+    sources: Counter[LetterSource | None]
+    end_offsets: dict[int, int]
+    waiting: int
+
+
+class KindHeaders(NamedTuple):
+    """What of a letter's headers its kind follows from."""
+
+    exception: bytes
+    message: bytes
+    topic: bytes
+    group: bytes
+
+    @classmethod
+    def of(cls, headers: Headers) -> KindHeaders:
+        """Those of a letter."""
+        found = {name: value for name, value in headers if name in _READ and value is not None}
+        return cls(
+            found.get(ERROR_EXCEPTION, b""),
+            found.get(ERROR_MESSAGE, b"")[: 4 * ERROR_LENGTH],
+            found.get(ERROR_TOPIC, b""),
+            found.get(ERROR_GROUP, b""),
+        )
+
+    def as_headers(self) -> list[tuple[str, bytes | None]]:
+        """The same as headers."""
+        return [
+            (ERROR_EXCEPTION, self.exception), (ERROR_MESSAGE, self.message),
+            (ERROR_TOPIC, self.topic), (ERROR_GROUP, self.group),
+        ]  # fmt: skip
+
+    def without_what_varies(self) -> KindHeaders:
+        """The same for all letters of its kind."""
+        message = self.message.decode("utf-8", "replace")[:ERROR_LENGTH]
+        return self._replace(message=_VARIES.sub("#", message).encode("utf-8", "replace"))
+
+    def kind_id(self) -> str:
+        """Names its kind."""
+        same = self.without_what_varies()
+        topic, group = source_of(same.as_headers())
+        source = f"{topic}\0{group}".encode("utf-8", "surrogateescape")
+        return blake2b(
+            b"\0".join((same.exception, same.message, source)), digest_size=8
+        ).hexdigest()
+
+
+def kind_of(headers: Headers) -> str:
+    """Names the kind of a letter with these headers."""
+    return KindHeaders.of(headers).kind_id()
+
+
+class _Kind:
+    """A kind, as it is kept."""
+
+    __slots__ = ("example", "id", "last")
+
+    def __init__(self, id: str, example: KindHeaders) -> None:
+        self.id = id
+        self.example = example
+        self.last: bytes | None = None
+
+
+class _Partition:
+    """The letters of one partition that were read: where they stand, and the kind of each."""
+
+    __slots__ = ("high", "kinds", "low", "next", "start", "total")
+
+    def __init__(self) -> None:
+        self.high, self.low = array("Q"), array("Q")
+        """Halves of offsets, which have 128 bits on Redis."""
+        self.kinds = array("H")
+        self.total: Counter[int] = Counter()
+        """How many of each kind."""
+        self.start = 0
+        """Letters before this offset were dropped, as they are resolved."""
+        self.next = 0
+        """Where reading goes on."""
+
+    def extend(self, offsets: Collection[int], kinds: Collection[int]) -> None:
+        self.high.extend(each >> 64 for each in offsets)
+        self.low.extend(each & _LOW_HALF for each in offsets)
+        self.kinds.extend(kinds)
+        self.total.update(kinds)
+
+    def offset(self, index: int) -> int:
+        return self.high[index] << 64 | self.low[index]
+
+    def find(self, offset: int) -> int:
+        """How many stand before an offset."""
+        return bisect_left(range(len(self.kinds)), offset, key=self.offset)
+
+    def drop_before(self, offset: int) -> None:
+        """They are resolved."""
+        self.start = offset
+        count = self.find(offset)
+        if count:
+            self.total -= Counter(self.kinds[:count])  # which leaves no zeros
+            del self.high[:count], self.low[:count], self.kinds[:count]
+
+    def end_of(self, kinds: Collection[int], resolved: ResolvedOffsets) -> int:
+        """The offset behind the last letter that waits and is of one of these kinds."""
+        for index in range(len(self.kinds) - 1, -1, -1):
+            if self.kinds[index] in kinds and (offset := self.offset(index)) not in resolved:
+                return offset + 1
+        return self.start
+
+    def waiting(self, resolved: ResolvedOffsets) -> Counter[int]:
+        """How many of each kind wait."""
+        found = Counter(self.total)
+        for low, high in resolved.ranges:
+            found -= Counter(self.kinds[self.find(low) : self.find(high)])
+        return found
+
+
+class LetterSurvey(BackgroundReader):
+    """The letters of one topic by kind (any thread)."""
+
+    @override
+    def _forget(self) -> None:
+        self._partitions: dict[int, _Partition] = {}
+        self._resolved: dict[int, ResolvedOffsets] = {}
+        self._kinds: list[_Kind] = []
+        self._by_id: dict[str, int] = {}
+        self._cache: dict[KindHeaders, int] = {}
+        self._looked_at = 0
+        self._is_truncated = False
+
+    def look(self, seconds: float) -> SurveyResult:
+        """Go on, and wait for so many real seconds at most (blocks).
+
+        :raises NotFound: there is no such topic.
+        :raises LogError: the log cannot be read.
+        """
+        is_complete = self.read_on(seconds)
+        with self._lock:
+            return self._result(is_complete=is_complete)
+
+    def next_of(self, kind: str, start_offsets: Mapping[int, int]) -> dict[int, int] | None:
+        """By partition, the offset of the next letter of a kind that was read; where there is none,
+        where reading goes on. None: nothing is known of that kind.
+
+        :param start_offsets: by partition, the offset to begin at.
+        """
+        with self._lock:
+            number = self._by_id.get(kind)
+            if number is None:
+                return None
+            found: dict[int, int] = {}
+            for partition, each in self._partitions.items():
+                begin = each.find(start_offsets.get(partition, 0))
+                try:
+                    found[partition] = each.offset(each.kinds.index(number, begin))
+                except ValueError:
+                    found[partition] = max(each.next, start_offsets.get(partition, 0))
+            return found
+
+    def select(self, kind: str, source: LetterSource | None) -> SurveySelection | None:
+        """All letters that wait, as far as they were read. None: not all of them were told apart.
+
+        :param kind: those of this kind only; empty: of all.
+        :param source: those of this topic and group only, and those that do not say.
+        """
+        with self._lock:
+            if self._is_truncated or "" in self._by_id:
+                return None
+            of_kind = {
+                number: letter_source(each.example.as_headers())
+                for number, each in enumerate(self._kinds)
+                if kind in ("", each.id)
+            }
+            chosen = {
+                number: each
+                for number, each in of_kind.items()
+                if source is None or each in (None, source)
+            }
+            sources: Counter[LetterSource | None] = Counter()
+            end_offsets: dict[int, int] = {}
+            waiting = 0
+            for partition, each in self._partitions.items():
+                counts = each.waiting(self._resolved[partition])
+                waiting += counts.total()
+                if not any(counts[number] for number in chosen):
+                    continue
+                for number in chosen:
+                    sources[chosen[number]] += counts[number]
+                end_offsets[partition] = each.end_of(chosen, self._resolved[partition])
+            return SurveySelection(sources.total(), +sources, end_offsets, waiting)
+
+    # -- inside
+
+    def _result(self, *, is_complete: bool) -> SurveyResult:
+        counts: Counter[int] = Counter()
+        for partition, each in self._partitions.items():
+            counts += each.waiting(self._resolved[partition])
+        kinds: list[LetterKind] = []
+        for number, waiting in counts.most_common():
+            kept = self._kinds[number]
+            headers = kept.example.as_headers()
+            when = parse_iso_time(kept.last)
+            kinds.append(
+                LetterKind(
+                    kept.id,
+                    letter_source(headers),
+                    error_of(headers, unknown="?")[:ERROR_LENGTH],
+                    waiting,
+                    None if when is None else when.timestamp(),
+                )
+            )
+        return SurveyResult(kinds, counts.total(), self._looked_at, is_complete, self._is_truncated)
+
+    @override
+    def _read(self, log: Log) -> None:
+        resolved = DeadLetterTopic(log, self.name).resolved()
+        with self._lock:
+            self._resolved = resolved
+            for partition, each in resolved.items():
+                known = self._partitions.get(partition)
+                if known is None or each.position < known.start:  # moved back: they wait again
+                    known = self._partitions[partition] = _Partition()
+                known.drop_before(each.position)
+            letters = sum(len(each.kinds) for each in self._partitions.values())
+            self._is_truncated = letters >= MAX_LETTERS
+        for partition in resolved:
+            self._read_partition(log, partition)
+
+    def _read_partition(self, log: Log, partition: int) -> None:
+        if self._is_truncated:
+            return
+        known = self._partitions[partition]
+        first, end = log.watermarks(self.name, partition)
+        start = max(first, known.next, known.start)
+        for batch in read_batches(log, self.name, partition, start, end):
+            kinds = [self._kind(batch, index) for index in range(len(batch))]
+            with self._lock:
+                known.extend(batch.offsets, kinds)
+                self._looked_at += len(kinds)
+                if kinds:
+                    known.next = batch.offsets[-1] + 1
+                letters = sum(len(each.kinds) for each in self._partitions.values())
+                self._is_truncated = letters >= MAX_LETTERS
+            if self._closed or self._is_truncated:
+                return
+
+    def _kind(self, batch: Batch, index: int) -> int:
+        headers = batch.headers(index)
+        found = KindHeaders.of(headers)
+        same = found.without_what_varies()
+        number = self._cache.get(same)
+        if number is None:
+            number = self._number(found)
+            if len(self._cache) >= _CACHE:
+                self._cache.clear()
+            self._cache[same] = number
+        for name, value in headers:
+            if name == ERROR_TIME:
+                self._kinds[number].last = value
+        return number
+
+    def _number(self, found: KindHeaders) -> int:
+        id = found.kind_id()
+        number = self._by_id.get(id)
+        if number is not None:
+            return number
+        if len(self._kinds) < MAX_KINDS - 1:
+            kept = _Kind(id, found)
+        elif len(self._kinds) < MAX_KINDS:
+            kept = _Kind("", KindHeaders(b"", b"", b"", b""))
+        else:
+            return MAX_KINDS - 1
+        with self._lock:
+            self._kinds.append(kept)
+            self._by_id[kept.id] = len(self._kinds) - 1
+        return len(self._kinds) - 1

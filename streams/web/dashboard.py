@@ -1,0 +1,455 @@
+"""The dashboard as an ASGI application: who asks, from where, for which screen or action."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable, Collection
+from functools import partial
+from importlib import import_module
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+
+from streams.app import Streams
+from streams.errors import (
+    ConfigError,
+    EventTopicError,
+    Fatal,
+    GroupNotEmpty,
+    InvalidValue,
+    NotFound,
+    StreamsError,
+    Unavailable,
+)
+from streams.text import describe_error, escape, get_logger, one_line
+
+try:
+    import_module("jinja2")
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.requests import Request
+    from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+    from starlette.routing import Mount, Route
+    from starlette.staticfiles import StaticFiles
+except ImportError as error:
+    raise ConfigError(
+        "the dashboard needs the packages of the extra web: pip install jinja2 starlette uvicorn"
+    ) from error
+
+from streams.web import passwords
+from streams.web.access import Access, AccessRule
+from streams.web.doctor_runs import DoctorRuns
+from streams.web.forms import Fields, FormTooLarge, parse_fields, read_form
+from streams.web.group_index import GroupIndex
+from streams.web.guard import (
+    SAFE_METHODS,
+    SECURITY_HEADERS,
+    check_hosts,
+    loopback_hosts,
+    refuse_host,
+    refuse_origin,
+)
+from streams.web.jobs import Job, Jobs
+from streams.web.live import live_response
+from streams.web.log_source import LogSource
+from streams.web.page import Action, Background, Confirm, Done, Page, Screen
+from streams.web.passwords import PasswordInTheClear, PasswordNeeded
+from streams.web.problem_board import ProblemBoard
+from streams.web.processor_figures import processor_sampler
+from streams.web.redaction import Redact
+from streams.web.saga_indexes import SagaIndexes
+from streams.web.sampler import Sampler
+from streams.web.screens import actions, problem_finders, screens
+from streams.web.translations import choose_language
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+T = TypeVar("T")
+
+logger = get_logger("streams.web")
+
+REALM = 'Basic realm="streams", charset="UTF-8"'
+
+
+class NavigationItem(NamedTuple):
+    """A screen in the navigation.
+
+    :param current: the visitor is there, or at a page below it.
+    """
+
+    title: str
+    url: str
+    current: bool
+
+
+class Dashboard:
+    """A dashboard of an app and its log, as an ASGI application::
+
+        api.mount("/ops", Dashboard(events, access=who_may))
+
+    It may be mounted in any framework below any path, or be served alone (``streams web`` does so),
+    and needs no lifespan of its own. It looks at the app's log through the app while that is
+    entered, else opens the log itself when somebody looks.
+
+    :param app: whose topics, processors, sagas, aggregates and views are shown; with nothing
+        declared, topics and groups of its log.
+    :param access: who may do what, as :mod:`streams.web.access` says: a function of Starlette's
+        request, which may be a coroutine function, a :class:`~streams.web.Passwords`, or the same
+        answer for everybody who reaches it: ``"all"``, ``"read"``, a collection of names.
+    :param redact: what is shown instead of a part of a message (:data:`streams.web.Redact`).
+    :param hosts: the names under which it may be asked for; all others are refused. If not given,
+        all names are allowed where ``access`` is a function, and only this machine's own
+        (``localhost``, ``127.0.0.1``, ``::1``) where it is the same for everybody, as any web page
+        could lead a name of its own to this address.
+    :param environment: what kind of system it is, shown on every page: ``"production"``.
+    :param read_only: nobody may do anything, whatever ``access`` says.
+    :raises ConfigError: ``access`` is missing or means nothing.
+    """
+
+    def __init__(
+        self,
+        app: Streams,
+        *,
+        access: Any = None,
+        redact: Redact | None = None,
+        hosts: Collection[str] | None = None,
+        environment: str = "",
+        read_only: bool = False,
+    ) -> None:
+        if not isinstance(app, Streams):
+            raise ConfigError(f"Dashboard({app!r}): a Streams app is needed")
+        if access is None:
+            raise ConfigError(
+                "Dashboard(app): say who may do what with access=, as a function of the request; "
+                "it cannot know who reaches the address that it is mounted at"
+            )
+        if redact is not None and not callable(redact):
+            raise ConfigError(f"Dashboard(redact={redact!r}): a function is needed")
+        self.app = app
+        self.redact = redact
+        self.environment = environment
+        self.read_only = read_only
+        self._rule = AccessRule(access)
+        if hosts is not None:
+            self._hosts: frozenset[str] | None = check_hosts(hosts)
+        else:
+            self._hosts = None if self._rule.asks else loopback_hosts()
+        self.source = LogSource(app, "ro" if read_only else "rw")
+        self.groups = GroupIndex(self.source.log)
+        self.sampler = Sampler(
+            self.source.log,
+            self.source.reopen,
+            processor_sampler(app),
+        )
+        self.sagas = SagaIndexes(self.source.log)
+        self.board = ProblemBoard()
+        self.doctor = DoctorRuns(app, self.source.log, redact, on_result=self.board.clear)
+        self.jobs = Jobs()
+        self.problem_patience = 0.03
+        """Real seconds for which the overview waits for its problems."""
+        self.streams_open = 0
+        """Browsers that are told of changes now."""
+        self._shared: dict[object, tuple[float, Any]] = {}
+        self._shared_lock = threading.Lock()
+        self._screens = list(screens())
+        self.problem_finders = tuple(problem_finders())
+        """What the overview asks."""
+        self._asgi = self._make_asgi()
+
+    def __repr__(self) -> str:
+        return f"<Dashboard of {self.app!r}>"
+
+    def close(self) -> None:
+        """Let go of the threads and the log that it opened; for who makes several in a process."""
+        self.sampler.close()
+        self.sagas.close()
+        self.groups.close()
+        self.jobs.close()
+        self.source.close()
+
+    # -- ASGI
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or take part in a server's lifespan."""
+        if scope["type"] == "http":
+            await self._asgi(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            while True:
+                message = await receive()
+                await send({"type": f"{message['type']}.complete"})
+                if message["type"] == "lifespan.shutdown":
+                    self.close()
+                    return
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
+
+    def _make_asgi(self) -> ASGIApp:
+        routes: list[Route | Mount] = [
+            Route(screen.path, self._screen_endpoint(screen), methods=["GET"])
+            for screen in self._screens
+        ]
+        routes += [
+            Route(action.path, self._action_endpoint(action), methods=["POST"])
+            for action in actions()
+        ]
+        routes.append(Route("/live", self._live, methods=["GET"]))
+        static = StaticFiles(directory=str(files("streams.web") / "static"))
+        routes.append(Mount("/static", static))
+        starlette = Starlette(
+            routes=routes,
+            exception_handlers={HTTPException: self._http_error, Exception: self._crash},
+        )
+        starlette.router.redirect_slashes = False  # it would believe the Host header
+        return _Guard(starlette, self)
+
+    def refuse(self, request: Request) -> Response | None:
+        """Why a request goes no further, whoever sends it; None: it does."""
+        reason = refuse_host(request.headers, self._hosts)
+        if reason is not None:
+            return PlainTextResponse(
+                "This dashboard is not asked for under this name. Allow the name with hosts= "
+                "(streams web: --allow-host).\n",
+                421,
+            )
+        if request.method in SAFE_METHODS:
+            return None
+        if request.method != "POST":
+            return PlainTextResponse("only GET, HEAD and POST\n", 405, {"allow": "GET, HEAD, POST"})
+        if refuse_origin(request.headers) is not None:
+            logger.warning(
+                "web: POST %s was refused: it does not come from the dashboard's own pages",
+                request.url.path,
+            )
+            return PlainTextResponse(
+                "This form does not come from the dashboard's own pages.\n", 403
+            )
+        return None
+
+    async def access_of(self, request: Request) -> Access | Response:
+        """What whoever sends a request may do; or what to answer instead."""
+        try:
+            found = await self._rule.of(request)
+        except PasswordNeeded as error:
+            if error.is_wrong:
+                client = request.client.host if request.client is not None else "?"
+                logger.warning("web: a wrong password came from %s", client)
+                await asyncio.sleep(passwords.WRONG_DELAY)
+            return PlainTextResponse(
+                "A name and a password are needed.\n", 401, {"www-authenticate": REALM}
+            )
+        except HTTPException as error:  # an access= of the user's own asks for a login its own way
+            return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
+        except PasswordInTheClear:
+            return PlainTextResponse("Passwords are taken over TLS only: use https.\n", 403)
+        if not found.read:
+            return PlainTextResponse("You may not see this.\n", 403)
+        return found.without_actions() if self.read_only else found
+
+    # -- screens
+
+    async def _page(self, request: Request, access: Access, fields: Fields) -> Page:
+        language = choose_language(
+            request.query_params.get("lang"), request.headers.get("accept-language", "")
+        )
+        return Page(self, request, access, fields, language)
+
+    def _screen_endpoint(self, screen: Screen) -> Callable[[Request], Awaitable[Response]]:
+        async def show(request: Request) -> Response:
+            access = await self.access_of(request)
+            if isinstance(access, Response):
+                return access
+            fields = parse_fields(request.scope.get("query_string", b""))
+            page = await self._page(request, access, fields)
+            if screen.needs and not access.may(screen.needs):
+                return self._refused(page, page._("You may not do this here."))
+            if screen.payloads and not access.payloads:
+                return self._refused(page, page._("You may not see what is in messages."))
+            return await self._answer(page, lambda: screen.show(page))
+
+        return show
+
+    def _action_endpoint(self, action: Action) -> Callable[[Request], Awaitable[Response]]:
+        async def do(request: Request) -> Response:
+            access = await self.access_of(request)
+            if isinstance(access, Response):
+                return access
+            page = await self._page(request, access, Fields(()))
+            if not access.may(action.name):
+                self._log_action(page, action, "was refused: not allowed", 0, "")
+                return self._refused(page, page._("You may not do this here."))
+            try:
+                page.fields = await read_form(request)
+            except FormTooLarge:
+                return self._error(page, 413, page._("This form is too large."))
+            except InvalidValue as error:
+                return self._error(page, 400, str(error))
+            return await self._answer(page, lambda: self._act(page, action))
+
+        return do
+
+    def _act(self, page: Page, action: Action) -> Response:
+        try:
+            found = action.do(page)
+        except StreamsError as error:
+            self._log_action(page, action, f"failed: {one_line(str(error))}", 0, "")
+            raise
+        if isinstance(found, Done):
+            self._forget()
+            self._log_action(page, action, "done", found.count, found.subject)
+            return page.render("done.html", done=found, title=found.text)
+        if isinstance(found, Background):
+            job = self.jobs.start(
+                found.work,
+                action=action.name,
+                who=page.access.who,
+                title=found.title,
+                back=found.back,
+                subject=found.subject,
+                on_end=partial(self._log_job, page, action),
+            )
+            self._log_action(page, action, "began", 0, found.title)
+            return RedirectResponse(page.url(f"/jobs/{job.id}"), 303)
+        if isinstance(found, Confirm):
+            fields = [pair for pair in page.fields.pairs if pair[0] != "confirm"]
+            return page.render("confirm.html", confirm=found, fields=fields, title=found.title)
+        return found
+
+    def _forget(self) -> None:
+        """What was looked at before an action is not so any more."""
+        self.sampler.expire()
+        self.groups.expire()
+        self.board.clear()
+        with self._shared_lock:
+            self._shared.clear()
+
+    def _log_job(self, page: Page, action: Action, job: Job) -> None:
+        self._forget()
+        result = job.result
+        what = f"failed: {job.error}" if result is None else "done"
+        count = job.done if result is None else result.count
+        self._log_action(page, action, what, count, "" if result is None else result.subject)
+
+    def _log_action(self, page: Page, action: Action, what: str, count: int, subject: str) -> None:
+        who = page.access.who or "somebody"
+        client = page.request.client
+        logger.info(
+            "web: %s by %s (%s) %s: %s%s",
+            action.name,
+            escape(who),
+            client.host if client is not None else "?",
+            what,
+            f"{subject}, " if subject else "",
+            f"{count:,} concerned",
+        )
+
+    async def _answer(self, page: Page, make: Callable[[], Response]) -> Response:
+        """What a screen or an action makes; what stands in its way as a page."""
+        try:
+            return await self.source.run(make)
+        except (Unavailable, Fatal) as error:
+            self.source.reopen()
+            return await asyncio.to_thread(self._out_of_reach, page, error)
+        except NotFound as error:
+            if not await asyncio.to_thread(self.source.can_open):  # the log's file is missing
+                return await asyncio.to_thread(self._out_of_reach, page, error)
+            return self._error(page, 404, str(error))
+        except (GroupNotEmpty, EventTopicError) as error:
+            return self._error(page, 409, str(error))
+        except StreamsError as error:
+            return self._error(page, 400, str(error))
+
+    def _out_of_reach(self, page: Page, error: Exception) -> Response:
+        where = self.source.description
+        return page.render(
+            "out_of_reach.html", status=503, error=describe_error(error), where=where, title=""
+        )
+
+    def _refused(self, page: Page, text: str) -> Response:
+        return self._error(page, 403, text)
+
+    def _error(self, page: Page, status: int, text: str) -> Response:
+        return page.render("error.html", status=status, error=text, title=page._("Not done"))
+
+    async def _http_error(self, request: Request, error: Exception) -> Response:
+        status = cast(HTTPException, error).status_code
+        access = await self.access_of(request)
+        if isinstance(access, Response):
+            return access
+        page = await self._page(request, access, Fields(()))
+        text = (
+            page._("There is no such page.") if status == 404 else page._("This cannot be asked.")
+        )
+        return self._error(page, status, text)
+
+    async def _crash(self, request: Request, error: Exception) -> Response:
+        # Starlette raises it once more, so that the server logs it.
+        return HTMLResponse("<!doctype html><title>Error</title><p>See the log.</p>", 500)
+
+    async def _live(self, request: Request) -> Response:
+        access = await self.access_of(request)
+        return access if isinstance(access, Response) else live_response(self, request)
+
+    # -- what screens share
+
+    def navigation(self, page: Page) -> list[NavigationItem]:
+        """The screens that this visitor may choose among."""
+        here = page.request.scope["path"].removeprefix(page.request.scope.get("root_path", ""))
+        here = here or "/"
+        found: list[NavigationItem] = []
+        for screen in self._screens:
+            if not screen.title or (screen.payloads and not page.access.payloads):
+                continue
+            if screen.needs and not page.access.may(screen.needs):
+                continue
+            if screen.needs_app is not None and not screen.needs_app(self.app):
+                continue
+            current = here == screen.path or (
+                screen.path != "/" and here.startswith(f"{screen.path}/")
+            )
+            found.append(NavigationItem(page._(screen.title), page.url(screen.path), current))
+        return found
+
+    def shared(self, key: object, seconds: float, make: Callable[[], T]) -> T:
+        """What ``make`` returned within the last so many seconds for this key, whoever asked:
+        visitors who look at the same moment ask the log once (blocks)."""
+        with self._shared_lock:
+            found = self._shared.get(key)
+            if found is not None and time.monotonic() - found[0] < seconds:
+                return cast(T, found[1])
+            if len(self._shared) > 1_000:
+                self._shared.clear()
+        made = make()
+        with self._shared_lock:
+            self._shared[key] = time.monotonic(), made
+        return made
+
+
+class _Guard:
+    """Around everything, the files of ``static/`` too: the checks, and the headers.
+
+    An ASGI application by itself, and no middleware of Starlette's, so that streams pass through.
+    """
+
+    def __init__(self, inner: ASGIApp, dashboard: Dashboard) -> None:
+        self._inner = inner
+        self._dashboard = dashboard
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                names = {name for name, _ in message["headers"]}
+                message["headers"] = [
+                    *message["headers"],
+                    *(pair for pair in _RAW_HEADERS if pair[0] not in names),
+                ]
+            await send(message)
+
+        refused = self._dashboard.refuse(Request(scope))
+        await (self._inner if refused is None else refused)(scope, receive, send_guarded)
+
+
+_RAW_HEADERS = [
+    (name.encode("ascii"), value.encode("ascii")) for name, value in SECURITY_HEADERS.items()
+]

@@ -1,0 +1,47 @@
+"""Values as documents, whatever they are written in: JSON as it stands, others (MessagePack, a
+compressed value, a codec of the app's own) as the app's topics decode them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import orjson
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+    from streams.message import Batch
+    from streams.web.redaction import Payloads
+
+NO_DOCUMENT: Any = object()
+"""What :func:`document_of` answers for a value that is none."""
+
+MAX_DECODED = 1 << 20
+"""Bytes of a value that is decoded; a larger one would hold up everything else."""
+
+
+def document_of(app: Streams, payloads: Payloads, batch: Batch, index: int, shown: bytes) -> Any:
+    """A value as a document of mappings, lists, texts and numbers; :data:`NO_DOCUMENT`: it is none,
+    or too large.
+
+    :param payloads: what the app decodes passes through ``redact=`` once more, as JSON.
+    :param shown: its bytes as the visitor may see them: only where these are all of it, the app is
+        asked to decode it.
+    """
+    if len(shown) > MAX_DECODED:
+        return NO_DOCUMENT
+    try:
+        return orjson.loads(shown)
+    except (orjson.JSONDecodeError, RecursionError):
+        pass
+    declared = app.topics.get(batch.topic)
+    if declared is None or declared.type is bytes or declared.type is str:
+        return NO_DOCUMENT
+    if shown != batch.values[index]:
+        return NO_DOCUMENT
+    try:
+        value = declared.decoding.decode_one(batch, index)
+        again = payloads.value(batch.topic, msgspec.json.encode(value)).data
+        return NO_DOCUMENT if again is None else orjson.loads(again)
+    except Exception:  # a codec of the user's own may raise anything, and so may what it makes
+        return NO_DOCUMENT

@@ -1,0 +1,140 @@
+"""The doctor's findings for the dashboard: made in the background, kept for a while.
+
+Going through the checklist asks the log many things, so a visitor sees what was found last, and a
+thread looks again. Findings name keys and errors, so there are two kinds: for those who may see
+what is in messages (past the app's ``redact=``), and for the others.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from typing_extensions import override
+
+from streams.errors import ConfigError, StreamsError
+from streams.inspection.doctor.app_inspection import AppInspection, Finding, MessageTexts
+from streams.inspection.doctor.checklist import run_checks
+from streams.inspection.doctor.prometheus import PrometheusClient
+from streams.text import describe_error, get_logger
+from streams.web.redaction import Payloads, Redact, Shown
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+    from streams.log.protocol import Log
+
+logger = get_logger("streams.web")
+
+PROMETHEUS = "STREAMS_PROMETHEUS"
+"""The variable that says where Prometheus is, as for the command."""
+
+
+class DoctorResult(NamedTuple):
+    """What was found.
+
+    :param at: when it was looked (real seconds since the epoch).
+    :param seconds: how long that took.
+    :param error: why it could not be; empty: it could.
+    """
+
+    findings: Sequence[Finding]
+    at: float
+    seconds: float
+    error: str = ""
+
+
+class _Redacted(MessageTexts):
+    """What is in messages, as a visitor may see it."""
+
+    def __init__(self, payloads: Payloads) -> None:
+        self._payloads = payloads
+
+    @override
+    def key(self, topic: str, data: bytes) -> str:
+        return _text(self._payloads.key(topic, data))
+
+    @override
+    def error(self, topic: str, text: str) -> str:
+        return _text(self._payloads.error(topic, text))
+
+
+def _text(shown: Shown) -> str:
+    return shown.text if shown.text is not None else "(not shown)"
+
+
+def declares_anything(app: Streams) -> bool:
+    """There is something for the doctor to look at: an app, and not an address alone."""
+    return bool(app.processors or app.topics or app.aggregates or app.views or app.outboxes)
+
+
+class DoctorRuns:
+    """Looks, one thread at a time (any thread asks).
+
+    :param open_log: gives the log; it may raise.
+    :param on_result: called when something new is known.
+    """
+
+    def __init__(
+        self,
+        app: Streams,
+        open_log: Callable[[], Log],
+        redact: Redact | None,
+        on_result: Callable[[], None],
+    ) -> None:
+        self._on_result = on_result
+        self._app = app
+        self._open_log = open_log
+        self._redact = redact
+        self._lock = threading.Lock()
+        self._results: dict[bool, DoctorResult] = {}
+        self._running: set[bool] = set()
+
+    def result(self, *, payloads: bool, older_than: float) -> tuple[DoctorResult | None, bool]:
+        """What was found last, if anything was, and whether it is being looked now. It is looked
+        again where that was longer ago than so many real seconds.
+
+        :param payloads: for a visitor who may see what is in messages.
+        """
+        with self._lock:
+            found = self._results.get(payloads)
+            is_old = found is None or time.time() - found.at > older_than
+            if is_old and payloads not in self._running:
+                self._running.add(payloads)
+                threading.Thread(
+                    target=self._run, args=(payloads,), name="streams-web-doctor", daemon=True
+                ).start()
+            return found, payloads in self._running
+
+    def _run(self, payloads: bool) -> None:
+        began = time.monotonic()
+        findings: list[Finding] = []
+        error = ""
+        try:
+            findings = self._look(payloads=payloads)
+        except StreamsError as found:
+            error = describe_error(found)
+        except Exception as found:
+            logger.exception("the dashboard's doctor failed")
+            error = type(found).__name__
+        finally:
+            with self._lock:
+                took = time.monotonic() - began
+                self._results[payloads] = DoctorResult(findings, time.time(), took, error)
+                self._running.discard(payloads)
+            self._on_result()
+
+    def _look(self, *, payloads: bool) -> list[Finding]:
+        log, open_error = None, ""
+        try:
+            log = self._open_log()
+        except ConfigError:
+            raise
+        except StreamsError as error:
+            open_error = str(error)
+        prometheus = PrometheusClient(os.environ.get(PROMETHEUS))
+        shown = _Redacted(Payloads(allowed=payloads, redact=self._redact))
+        inspection = AppInspection(self._app, log, open_error, prometheus, texts=shown)
+        return list(run_checks(inspection))

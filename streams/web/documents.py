@@ -1,0 +1,27 @@
+"""Documents (a state, a context, an event) as a screen shows them: indented, and cut."""
+
+from __future__ import annotations
+
+import msgspec
+import orjson
+
+from streams.web.redaction import Shown
+
+MAX_SHOWN = 64 << 10
+"""Bytes of a document that are shown."""
+
+
+def pretty(shown: Shown) -> str:
+    """A document as text: JSON indented, anything else as it is, the beginning of what is long."""
+    data = shown.data
+    if data is None:
+        return ""
+    cut = data[:MAX_SHOWN]
+    if len(cut) == len(data):
+        try:
+            orjson.loads(data)
+            return msgspec.json.format(data, indent=2).decode()  # numbers keep their digits
+        except (ValueError, msgspec.MsgspecError, RecursionError):
+            pass
+    text = cut.decode("utf-8", "backslashreplace")
+    return text if len(cut) == len(data) else f"{text}…"

@@ -1,0 +1,204 @@
+"""What is known of all groups of a log: who reads which topic, who runs, what waits.
+
+A log tells of one group at a time, and there may be thousands: whoever asks looks at those that
+were looked at longest ago, for a moment, and says how many are known. The rest is looked at by a
+thread that ends when it is through: what a visitor is shown is seconds old where somebody has
+looked lately, and nobody waits until all groups were asked for.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from streams.errors import Fatal, NotFound, StreamsError, Unavailable
+from streams.patterns.internal_topics import internal_topics, is_internal_group
+from streams.text import get_logger
+
+if TYPE_CHECKING:
+    from streams.log.protocol import Log
+
+logger = get_logger("streams")
+
+FRESH = 5.0
+"""Real seconds for which a group's facts are taken as they are."""
+
+AT_ONCE = 0.04
+"""Real seconds that a visitor waits at most while what is known is hardly old."""
+
+OLD = 20.0
+"""Real seconds after which it is: then a visitor waits longer, rather than being shown it."""
+
+LOOKED_AT = 10
+"""Groups that are looked at each time, however long that takes."""
+
+MAX_GROUPS = 20_000
+"""Groups whose facts are kept, at most."""
+
+
+class GroupFacts(NamedTuple):
+    """A group, as it was a moment ago.
+
+    :param topics: where it has positions.
+    :param members: how many run; None: the log does not tell.
+    :param lag: messages that it has not settled; None: the log cannot count them.
+    :param lag_before: the same when it was looked at before; None: it was not.
+    :param at: when it was looked at (real seconds since the epoch).
+    :param error: why it cannot be shown; empty: it can.
+    """
+
+    name: str
+    topics: tuple[str, ...]
+    members: int | None
+    lag: int | None
+    lag_before: int | None
+    at: float
+    error: str = ""
+
+
+class GroupOverview(NamedTuple):
+    """All groups, as far as they are known.
+
+    :param known: by name.
+    :param names: of all groups there are, sorted.
+    :param internal: the names of topics that are the toolkit's own.
+    :param topics: the names of all topics, sorted.
+    """
+
+    known: dict[str, GroupFacts]
+    names: list[str]
+    internal: frozenset[str]
+    topics: list[str]
+
+    @property
+    def is_complete(self) -> bool:
+        """All groups are known."""
+        return len(self.known) >= len(self.names)
+
+    def is_internal(self, group: str) -> bool:
+        """Whether a group is the toolkit's own, as far as that is known."""
+        found = self.known.get(group)
+        topics = found.topics if found is not None else (group,)
+        return is_internal_group(group, topics, self.internal)
+
+    def readers(self, topic: str) -> list[GroupFacts]:
+        """The groups that have positions in a topic."""
+        return [each for each in self.known.values() if topic in each.topics]
+
+
+class GroupIndex:
+    """Keeps what is known (any thread).
+
+    :param open_log: gives the log; it may raise.
+    """
+
+    def __init__(self, open_log: Callable[[], Log]) -> None:
+        self._open_log = open_log
+        self._lock = threading.Lock()
+        self._known: dict[str, GroupFacts] = {}
+        self._names: list[str] = []
+        self._topics: list[str] = []
+        self._internal: frozenset[str] = frozenset()
+        self._listed_at = float("-inf")
+        self._changed_at = 0.0
+        self._complete_at = float("-inf")
+        self._behind: threading.Thread | None = None
+        self._closed = False
+
+    def expire(self) -> None:
+        """Have everything looked at anew: somebody changed something."""
+        self._changed_at = time.time()
+        self._listed_at = self._complete_at = float("-inf")
+
+    def look(self, seconds: float) -> GroupOverview:
+        """What is known, after looking at groups for so many real seconds at most (blocks). One
+        visitor looks at a time; the others take what is known.
+
+        :raises Unavailable: the log cannot be reached.
+        """
+        began = time.monotonic()
+        log = self._open_log()
+        patience = min(seconds, AT_ONCE) if began - self._complete_at < OLD else seconds
+        if self._lock.acquire(timeout=patience if self._names else -1):
+            try:
+                self._list(log)
+                is_through = self._fill(log, began + patience)
+            finally:
+                self._lock.release()
+            if not is_through:
+                self._go_on_behind()
+        return GroupOverview(dict(self._known), self._names, self._internal, self._topics)
+
+    def _go_on_behind(self) -> None:
+        """Look at the others in a thread, unless one does."""
+        if self._behind is None or not self._behind.is_alive():
+            self._behind = threading.Thread(
+                target=self._look_at_all, name="streams-web-groups", daemon=True
+            )
+            self._behind.start()
+
+    def _look_at_all(self) -> None:
+        try:
+            is_through = False
+            while not is_through and not self._closed:
+                log = self._open_log()
+                with self._lock:  # for a moment, so that a visitor can look meanwhile
+                    is_through = self._fill(log, time.monotonic() + AT_ONCE)
+        except StreamsError as error:  # the next visitor is told
+            logger.debug("the dashboard: looking at all groups: %s", error)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed = True
+
+    def _list(self, log: Log) -> None:
+        if time.monotonic() - self._listed_at < FRESH / 2:
+            return
+        self._topics = log.topic_names()
+        names = self._names = log.groups()
+        self._internal = frozenset(internal_topics(self._topics, names))
+        there = set(names)
+        for gone in [name for name in self._known if name not in there]:
+            del self._known[gone]
+        self._listed_at = time.monotonic()
+
+    def _fill(self, log: Log, deadline: float) -> bool:
+        """Look at those that were looked at longest ago; whether none is left."""
+        now = time.time()
+
+        def asked_at(name: str) -> float:
+            found = self._known.get(name)
+            return 0.0 if found is None else found.at
+
+        def is_fresh(name: str) -> bool:
+            return now - asked_at(name) < FRESH and asked_at(name) > self._changed_at
+
+        names = [name for name in self._names[:MAX_GROUPS] if not is_fresh(name)]
+        for number, name in enumerate(sorted(names, key=asked_at)):
+            if number >= LOOKED_AT and time.monotonic() > deadline:
+                return False
+            self._known[name] = self._look_at(log, name)
+        self._complete_at = time.monotonic()
+        return True
+
+    def _look_at(self, log: Log, name: str) -> GroupFacts:
+        before = self._known.get(name)
+        lag_before = None if before is None else before.lag
+        try:
+            info = log.group(name)
+            lag: int | None = 0
+            for (topic, partition), committed in info.positions.items():
+                waiting = log.lag(topic, partition, committed.position)
+                lag = None if lag is None or waiting is None else lag + waiting
+            topics = tuple(sorted({topic for topic, _ in info.positions}))
+            members = len(info.members)
+        except (Unavailable, Fatal):
+            raise
+        except NotFound:
+            return GroupFacts(name, (), None, None, lag_before, time.time())
+        except StreamsError as error:  # others name their groups as they like
+            logger.debug("the dashboard: group %r: %s", name, error)
+            return GroupFacts(name, (), None, None, lag_before, time.time(), str(error))
+        return GroupFacts(name, topics, members, lag, lag_before, time.time())

@@ -1,0 +1,320 @@
+"""What a screen or an action is given: the visitor's request, and all that it may use to answer.
+
+Screens and actions are plain functions that run in a worker thread, so they may call the log, which
+blocks. They end by returning what :meth:`Page.render` (or another method of ``Page``) made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
+
+from starlette.responses import HTMLResponse, Response
+
+from streams.errors import InvalidValue
+from streams.text import get_logger
+from streams.web.access import Access
+from streams.web.forms import Fields
+from streams.web.jobs import Report
+from streams.web.redaction import Payloads
+from streams.web.rendering import environment
+from streams.web.translations import LANGUAGES, catalogue
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from streams.app import Streams
+    from streams.log.protocol import Log
+    from streams.web.dashboard import Dashboard
+    from streams.web.sampler import Sampler
+
+logger = get_logger("streams.web")
+
+LOOK = 0.05
+"""Real seconds for which a list asks for figures; the rest is filled in while it is open."""
+
+MAX_BULK = 100_000
+"""Messages that one action may concern; more is refused with the advice to narrow it down."""
+
+
+class ActionRefused(Exception):
+    """The visitor may not do this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What an action did: shown to the visitor, and logged.
+
+    :param text: a sentence, translated.
+    :param count: how many messages, keys or groups it concerned.
+    :param back: the address to go on to (made by :meth:`Page.url`), and what it is called.
+    :param details: more lines.
+    :param subject: what it was done to, for the log line: a topic, a group, a saga.
+    """
+
+    text: str
+    count: int = 1
+    back: tuple[str, str] | None = None
+    details: Sequence[str] = ()
+    subject: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Confirm:
+    """What an action would do, to be confirmed: it is called again with the same fields.
+
+    :param title: a question, translated.
+    :param count: how many messages it concerns; above 1 the visitor types the number.
+    :param facts: lines that say what will happen.
+    :param columns: headings of ``rows``.
+    :param rows: a table, for what differs by partition or message.
+    :param button: what the button says.
+    :param back: where to go instead.
+    :param warning: something that speaks against it.
+    :param confirm: what the form sends as ``confirm`` where nothing is to be typed; for an action
+        that compares it with more than a count (a plan that may have changed).
+    """
+
+    title: str
+    count: int
+    button: str
+    back: tuple[str, str]
+    facts: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[object]] = ()
+    warning: str = ""
+    confirm: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Background:
+    """What an action does in the background, as it may take longer than a visitor waits.
+
+    :param title: what it does, translated.
+    :param work: does it, in a thread of its own: it says now and then how far it is, and returns
+        what it did.
+    :param back: where to go on to, and what that is called.
+    :param subject: what it is done to: pages of that can name the job.
+    """
+
+    title: str
+    work: Callable[[Report], Done]
+    back: tuple[str, str]
+    subject: str = ""
+
+
+class Page:
+    """One visit.
+
+    :param fields: of the address's query; of an action, the form's.
+    """
+
+    def __init__(
+        self, dashboard: Dashboard, request: Request, access: Access, fields: Fields, language: str
+    ) -> None:
+        self.dashboard = dashboard
+        self.request = request
+        self.access = access
+        self.fields = fields
+        self.language = language
+        self.payloads = Payloads(allowed=access.payloads, redact=dashboard.redact)
+        self.watched: list[str] = []
+        """What of it changes while somebody looks (:mod:`streams.web.sampler`)."""
+        texts = catalogue(language)
+        self._gettext: Callable[[str], str] = texts.gettext
+        self._ngettext: Callable[[str, str, int], str] = texts.ngettext
+
+    # -- what there is
+
+    @property
+    def app(self) -> Streams:
+        """The app; without any declarations where the dashboard was given an address alone."""
+        return self.dashboard.app
+
+    @property
+    def log(self) -> Log:
+        """The log, open; blocks.
+
+        :raises LogError: it cannot be reached; the visitor is told so.
+        """
+        return self.dashboard.source.log()
+
+    @property
+    def sampler(self) -> Sampler:
+        """What is known of topics and groups that somebody looks at."""
+        return self.dashboard.sampler
+
+    @property
+    def now(self) -> float:
+        """The app's time, in seconds since the epoch."""
+        return self.app.clock.time()
+
+    # -- texts and addresses
+
+    def _(self, text: str, **values: object) -> str:
+        """A text in the visitor's language. Its name is gettext's, by which scripts find it.
+
+        :param values: what stands in it as ``%(name)s``.
+        """
+        found = self._gettext(text)
+        return found % values if values else found
+
+    def plural(self, one: str, many: str, number: int, **values: object) -> str:
+        """A text that counts, with ``%(number)s`` in it."""
+        return self._ngettext(one, many, number) % {"number": f"{number:,}", **values}
+
+    def url(self, path: str, query: Mapping[str, object] | Iterable[tuple[str, str]] = ()) -> str:
+        """An address within the dashboard, wherever it is mounted.
+
+        :param path: begins with a slash; what a visitor chose in it goes through
+            :func:`streams.web.rendering.path_part` before.
+        :param query: None and empty texts are left out. A language that was asked for stays.
+        """
+        pairs = query.items() if isinstance(query, Mapping) else query
+        given: list[tuple[str, str]] = [
+            (str(name), str(value)) for name, value in pairs if value not in (None, "")
+        ]
+        asked = self.request.query_params.get("lang")
+        if asked in LANGUAGES and all(name != "lang" for name, _ in given):
+            given.append(("lang", asked))
+        encoded = urlencode(given, errors="surrogateescape")
+        return self.asset(path) + (f"?{encoded}" if encoded else "")
+
+    def asset(self, path: str) -> str:
+        """The address of what is the same in every language, such as a file of ``static/``."""
+        root = quote(self.request.scope.get("root_path", ""), safe="/~!$&'()*+,;=:@")
+        return f"{root}{path}"
+
+    def here(self, **changes: str) -> str:
+        """This page's own address, with other fields: relative, so it leads nowhere else."""
+        pairs = self.fields.with_(changes)
+        return f"?{urlencode(pairs, errors='surrogateescape')}"
+
+    def watch(self, *subjects: str) -> None:
+        """Have figures of these kept up to date while the page is open: ``topic:NAME``,
+        ``group:NAME``, ``processor:NAME``."""
+        self.watched.extend(subjects)
+
+    # -- answers
+
+    def render(self, template: str, *, status: int = 200, **context: Any) -> Response:
+        """A whole page, or a part of one, from ``templates/``."""
+        found = environment(self.language).get_template(template)
+        text = found.render(self.context(**context))
+        return HTMLResponse(text, status, {"cache-control": "no-store", "vary": "accept-language"})
+
+    def context(self, **context: Any) -> dict[str, Any]:
+        """What every template knows."""
+        return {
+            "page": self,
+            "url": self.url,
+            "asset": self.asset,
+            "access": self.access,
+            "dashboard": self.dashboard,
+            "languages": LANGUAGES,
+            "language": self.language,
+            "navigation": self.dashboard.navigation(self),
+            "is_fragment": self.is_fragment,
+            "watch": self.sampler.token(self.watched),
+            **context,
+        }
+
+    @property
+    def is_fragment(self) -> bool:
+        """A script asks for a part of a page."""
+        return self.request.headers.get("hx-request") == "true"
+
+    # -- actions
+
+    def confirmed(self, count: int) -> bool:
+        """Whether the visitor has confirmed an action that concerns so many messages: has typed the
+        number, or pressed the button where it is one.
+
+        :raises InvalidValue: they are more than an action may concern, or another number was typed.
+        """
+        if count > MAX_BULK:
+            raise InvalidValue(
+                self._(
+                    "This concerns %(count)s messages; at most %(most)s can be done at once. "
+                    "Narrow it down, or use the command line.",
+                    count=f"{count:,}",
+                    most=f"{MAX_BULK:,}",
+                )
+            )
+        typed = self.fields.text("confirm")
+        if not typed:
+            return False
+        digits = typed.replace(",", "").replace("_", "").replace(" ", "")
+        if digits != str(count):
+            raise InvalidValue(
+                self._(
+                    "%(typed)s was typed, and it is %(count)s now: nothing was done. Look again.",
+                    typed=typed[:40],
+                    count=f"{count:,}",
+                )
+            )
+        return True
+
+
+ScreenFunction = Callable[[Page], Response]
+ActionFunction = Callable[[Page], "Done | Confirm | Background | Response"]
+
+
+@dataclass(frozen=True, slots=True)
+class Screen:
+    """A page that shows something (GET).
+
+    :param path: below the dashboard's own, with Starlette's ``{name}`` for parts of it, which are
+        in ``page.request.path_params``.
+    :param show: makes the page.
+    :param title: in the navigation (marked with ``mark``); empty: it is not there.
+    :param payloads: it shows nothing but what is in messages, so it needs that permission.
+    :param needs_app: it is in the navigation where the app declares such things alone: called with
+        the app, it says whether.
+    :param needs: the action that it is the form of; without that permission there is no such page.
+    """
+
+    path: str
+    show: ScreenFunction
+    title: str = ""
+    payloads: bool = False
+    needs_app: Callable[[Streams], bool] | None = None
+    needs: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """A form that changes something (POST).
+
+    :param path: where the form is sent to.
+    :param do: does it, or says what it would do (:class:`Confirm`), or what is done from now on
+        (:class:`Background`).
+    :param name: one of :data:`streams.web.access.ACTION_NAMES`: who may.
+    """
+
+    path: str
+    do: ActionFunction
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that a person should look at, for the overview.
+
+    :param rank: 0 for what loses or stops something, 1 for what holds something up, 2 for what
+        may.
+    :param text: a sentence, translated.
+    :param url: where it can be seen.
+    :param since: seconds since the epoch, where it is known.
+    """
+
+    rank: int
+    text: str
+    url: str
+    since: float | None = field(default=None)
+
+
+ProblemFinder = Callable[[Page], "Iterable[Problem]"]
+"""Finds problems within a second or so; blocks. What it cannot reach it leaves out."""

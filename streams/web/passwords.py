@@ -1,0 +1,171 @@
+"""Names and passwords by HTTP's basic authentication, from a file or the environment.
+
+A password travels with every request as it is, so it is asked for, and taken, only over TLS or on
+the machine's own loopback addresses.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import os
+import secrets
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from streams.errors import ConfigError
+from streams.web.access import Access
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+VARIABLE = "STREAMS_WEB_PASSWORDS"
+"""The variable of the environment: ``NAME:PASSWORD``, with line breaks between several."""
+
+SHORTEST = 8
+"""Characters of a password, at least."""
+
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+WRONG_DELAY = 1.0
+"""Real seconds for which the answer to a wrong password is held back."""
+
+
+class PasswordNeeded(Exception):
+    """The request has no password, or a wrong one.
+
+    :param is_wrong: it has one.
+    """
+
+    def __init__(self, *, is_wrong: bool) -> None:
+        super().__init__("a password is needed")
+        self.is_wrong = is_wrong
+
+
+class PasswordInTheClear(Exception):
+    """A password would travel where others can read it."""
+
+
+class Passwords:
+    """Asks for a name and a password: give it as ``access=``.
+
+    :param users: names and passwords.
+    :param access: what those who give a right one may do; an answer as ``access=`` gives it.
+    :raises ConfigError: a name or a password cannot be one.
+    """
+
+    def __init__(self, users: Mapping[str, str], access: object = "all") -> None:
+        self._access = Access.of(access)
+        if not users:
+            raise ConfigError("no names and passwords: give at least one")
+        # What is compared is as long for every password, and no password is kept as it is.
+        self._salt = secrets.token_bytes(16)
+        self._digests = {
+            _check_name(name): self._digest(name, word) for name, word in users.items()
+        }
+
+    @classmethod
+    def from_file(cls, path: str | Path, access: object = "all") -> Passwords:
+        """Names and passwords of a file: ``NAME:PASSWORD``, one a line; ``#`` begins a comment.
+
+        :raises ConfigError: it cannot be read, others than its owner may read it, or a line is no
+            name and password. No password is quoted.
+        """
+        try:
+            with open(path, encoding="utf-8") as lines:
+                mode = os.fstat(lines.fileno()).st_mode
+                text = lines.read()
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "it is not text in UTF-8"
+            raise ConfigError(f"the passwords of {path}: {why}") from None
+        if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise ConfigError(
+                f"the passwords of {path}: others than its owner may read it; chmod 600 {path}"
+            )
+        return cls(_parse(text, str(path)), access)
+
+    @classmethod
+    def from_environment(cls, access: object = "all") -> Passwords | None:
+        """Names and passwords of :data:`VARIABLE`; None where it is not set.
+
+        :raises ConfigError: a line is no name and password.
+        """
+        text = os.environ.get(VARIABLE)
+        return None if text is None else cls(_parse(text, VARIABLE), access)
+
+    def __call__(self, request: Request) -> Access:
+        """What whoever sends this request may do.
+
+        :raises PasswordInTheClear: it came neither over TLS nor from this machine.
+        :raises PasswordNeeded: it has no right password.
+        """
+        if request.scope.get("scheme") != "https" and not _on_loopback(request):
+            raise PasswordInTheClear
+        given = request.headers.get("authorization", "")
+        name = self._name_in(given)
+        if name is None:
+            raise PasswordNeeded(is_wrong=bool(given))
+        return Access.of(
+            Access(self._access.read, self._access.payloads, self._access.actions, name)
+        )
+
+    def _name_in(self, header: str) -> str | None:
+        scheme, _, given = header.partition(" ")
+        if scheme.lower() != "basic" or len(given) > 1_024:
+            return None
+        try:
+            name, colon, word = base64.b64decode(given, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            return None
+        expected = self._digests.get(name)
+        # A name that is not known costs as much time as one that is.
+        found = self._digest(name, word)
+        right = hmac.compare_digest(found, expected or secrets.token_bytes(len(found)))
+        return name if colon and right and expected is not None else None
+
+    def _digest(self, name: str, word: str) -> bytes:
+        data = f"{name}\0{word}".encode("utf-8", "surrogatepass")
+        return hmac.new(self._salt, data, hashlib.sha256).digest()
+
+
+def _on_loopback(request: Request) -> bool:
+    server = request.scope.get("server")
+    client = request.scope.get("client")
+    return (
+        server is not None
+        and client is not None
+        and server[0] in LOOPBACK
+        and client[0] in LOOPBACK
+    )
+
+
+def _parse(text: str, where: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        name, colon, word = line.partition(":")
+        if not colon:
+            raise ConfigError(f"{where}, line {number}: write NAME:PASSWORD")
+        if len(word) < SHORTEST:
+            raise ConfigError(
+                f"{where}, line {number}: a password has at least {SHORTEST} characters"
+            )
+        if name in found:
+            raise ConfigError(f"{where}, line {number}: {name!r} stands there twice")
+        found[_check_name(name)] = word
+    if not found:
+        raise ConfigError(f"{where} has no names and passwords; write NAME:PASSWORD, one a line")
+    return found
+
+
+def _check_name(name: str) -> str:
+    if not name or len(name) > 100 or ":" in name or not name.isprintable():
+        raise ConfigError(f"{name!r} cannot be a name: printable characters and no colon")
+    return name

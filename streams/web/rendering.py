@@ -1,0 +1,164 @@
+r"""Templates: Jinja2 with what every screen needs.
+
+Whatever a template shows is text: it is escaped for HTML, and what could steer a terminal or hide
+in a line (control characters, bidirectional controls, lone surrogates) is written as an escape
+(``\x1b``) first, by :func:`_finalize`, which no template can forget.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context
+from jinja2.runtime import Context
+from markupsafe import Markup
+
+from streams.text import escape, printable_text
+from streams.web.redaction import Shown
+from streams.web.translations import catalogue
+from streams.wire import iso_time
+
+DASH = "\N{EN DASH}"
+"""What is shown where nothing is, or nothing is known."""
+
+CUT_AT = 300
+"""Characters of a value or an error in a list."""
+
+
+def _finalize(found: Any) -> Any:
+    if isinstance(found, Markup):  # a translated text, too, with what was put into it
+        return Markup(escape(str(found), keep_lines=True))  # noqa: S704 - it was markup before
+    if isinstance(found, str):
+        return escape(printable_text(found), keep_lines=True)
+    return DASH if found is None else found
+
+
+def count(found: int | None) -> str:
+    """A number of something, with thousands apart; a dash where it is not known."""
+    return DASH if found is None else f"{found:,}"
+
+
+def rate(found: float | None) -> str:
+    """So many a second."""
+    if found is None or not math.isfinite(found):
+        return DASH
+    return f"{found:,.0f}" if found >= 10 or found == 0 else f"{found:.2g}"
+
+
+def percent(share: float | None) -> str:
+    """A share of all; all of it is said only where none is missing."""
+    if share is None:
+        return DASH
+    return "100%" if share >= 1.0 else f"{min(share, 0.999):.1%}"
+
+
+def size(found: int | None) -> str:
+    """Bytes."""
+    if found is None:
+        return DASH
+    value, unit = float(found), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:,.0f} {unit}" if unit == "B" or value >= 10 else f"{value:.1f} {unit}"
+
+
+def age(seconds: float | None) -> str:
+    """How long, roughly: ``3.2 s``, ``5 min``, ``2 h``, ``4 d``."""
+    if seconds is None or not math.isfinite(seconds):
+        return DASH
+    for unit, length in (("d", 86_400.0), ("h", 3_600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(0.0, seconds):.1f} s"
+
+
+def moment(seconds: float | None) -> Markup | str:
+    """A moment, in UTC, as an element that says it to programs, too; a script shows how long ago
+    that is."""
+    if seconds is None:
+        return DASH
+    written = iso_time(seconds)
+    shown = written.replace("T", " ").replace("Z", " UTC")
+    return Markup('<time datetime="{}">{}</time>').format(written, shown)
+
+
+def cut(text: str, length: int = CUT_AT) -> str:
+    """The beginning of a long text, on one line."""
+    text = text[: length + 1].replace("\n", "\u21b5").replace("\r", "")
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
+def sparkline(points: Sequence[float | None], width: int = 120, height: int = 24) -> Markup:
+    """A line through these numbers, from 0 to their largest, without axes; hidden from those who do
+    not see it, as the number stands beside it."""
+    known = [each for each in points if each is not None]
+    if len(known) < 2:
+        return Markup("")
+    top = max(known) or 1.0
+    step = width / max(1, len(points) - 1)
+    drawn = " ".join(
+        f"{index * step:.1f},{height - 1 - (height - 2) * each / top:.1f}"
+        for index, each in enumerate(points)
+        if each is not None
+    )
+    return Markup(
+        '<svg class="spark" viewBox="0 0 {} {}" width="{}" height="{}" aria-hidden="true" '
+        'focusable="false"><polyline points="{}"/></svg>'
+    ).format(width, height, width, height, drawn)
+
+
+def path_part(text: str) -> str:
+    """Text as a part of an address."""
+    return quote(text, safe="", errors="surrogateescape")
+
+
+@pass_context
+def payload(context: Context, shown: Shown, length: int = CUT_AT) -> Markup | str:
+    """A part of a message within a list: cut, or a word where it is not shown or not there."""
+    if shown.hidden:
+        return Markup('<span class="hidden-payload">{}</span>').format(
+            catalogue(context["language"]).gettext("not shown")
+        )
+    if shown.data is None:
+        return DASH
+    text = shown.data[: 4 * length + 4].decode("utf-8", "backslashreplace")
+    return Markup('<code class="payload">{}</code>').format(escape(cut(text, length)))
+
+
+@cache
+def environment(language: str) -> Environment:
+    """Templates whose texts are in a language."""
+    found = Environment(
+        loader=PackageLoader("streams.web", "templates"),
+        autoescape=True,
+        finalize=_finalize,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.i18n"],
+        auto_reload=False,
+    )
+    found.install_gettext_translations(catalogue(language), newstyle=True)  # type: ignore[attr-defined]
+    filters: Mapping[str, Any] = {
+        "count": count,
+        "rate": rate,
+        "percent": percent,
+        "size": size,
+        "age": age,
+        "moment": moment,
+        "cut": cut,
+        "sparkline": sparkline,
+        "path_part": path_part,
+        "payload": payload,
+    }
+    shared: dict[str, Any] = found.globals
+    found.filters.update(filters)
+    shared["now"] = time.time
+    return found

@@ -1,0 +1,69 @@
+"""Messages as lists show them: small, whatever their size, without what a visitor may not see."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from streams.text import printable_text
+from streams.web.redaction import Shown
+
+if TYPE_CHECKING:
+    from streams.log.protocol import Log
+    from streams.message import Batch
+    from streams.web.redaction import Payloads
+
+KEPT_BYTES = 1_500
+"""Bytes of a key or a value that a row keeps."""
+
+
+class Row(NamedTuple):
+    """A message in a list.
+
+    :param offset: as its log writes it.
+    :param size: bytes of the value; None: a tombstone.
+    :param headers: how many it has, but its ID.
+    :param problem: why its headers cannot be read; empty: they can.
+    """
+
+    topic: str
+    partition: int
+    offset: str
+    number: int
+    time: float
+    id: str
+    key: Shown
+    value: Shown
+    size: int | None
+    headers: int
+    problem: str
+
+    @property
+    def place(self) -> str:
+        """Partition and offset."""
+        return f"{self.partition}/{self.offset}"
+
+
+def row_of(log: Log, payloads: Payloads, batch: Batch, index: int) -> Row:
+    """A message of a batch as a row."""
+    value = batch.values[index]
+    headers = batch.headers(index)
+    return Row(
+        batch.topic,
+        batch.partition,
+        log.format_offset(batch.offsets[index]),
+        batch.offsets[index],
+        batch.time(index),
+        printable_text(batch.id(index)),
+        beginning(payloads.key(batch.topic, batch.keys[index])),
+        beginning(payloads.value(batch.topic, value)),
+        None if value is None else len(value),
+        sum(name != "ce_id" for name, _ in headers),
+        printable_text(batch.unreadable.get(index, "")),
+    )
+
+
+def beginning(shown: Shown) -> Shown:
+    """The first bytes of what is shown, so that a list holds no large message in memory."""
+    if shown.data is None or len(shown.data) <= KEPT_BYTES:
+        return shown
+    return Shown(bytes(shown.data[:KEPT_BYTES]))

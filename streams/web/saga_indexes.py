@@ -1,0 +1,128 @@
+"""What is known of all sagas of a log: an index of each journal, made while somebody looks.
+
+A journal may have millions of entries. Whoever looks first sees what the newest of them say, and a
+thread reads on for as long as somebody asks, half of its time at most; from then on only what is
+new is read.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from streams.errors import StreamsError
+from streams.inspection.sagas import SagaIndex
+from streams.patterns.saga import Journal
+from streams.text import get_logger
+
+if TYPE_CHECKING:
+    from streams.log.protocol import Log
+
+logger = get_logger("streams.web")
+
+STEP = 0.03
+"""Real seconds that the thread reads at a time; then it rests for as long."""
+
+WANTED = 30.0
+"""Real seconds after the last visitor for which the thread goes on."""
+
+MAX_JOURNALS = 100
+"""Journals with an index, at most; those that nobody looked at for longest are forgotten."""
+
+
+class _Kept:
+    def __init__(self, index: SagaIndex) -> None:
+        self.index = index
+        self.lock = threading.Lock()
+        self.asked_at = 0.0
+        self.is_read = False
+        """To its end, when somebody last looked."""
+
+
+class SagaIndexes:
+    """Keeps them (any thread).
+
+    :param open_log: gives the log; it may raise.
+    """
+
+    def __init__(self, open_log: Callable[[], Log]) -> None:
+        self._open_log = open_log
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._thread: threading.Thread | None = None
+        self._closed = threading.Event()
+
+    def look(self, name: str, seconds: float) -> SagaIndex:
+        """The index of a journal, after reading on for so many real seconds at most (blocks). What
+        is left is read in the background.
+
+        :raises NotFound: there is no such journal.
+        :raises LogError: it cannot be read.
+        """
+        kept = self._find(name)
+        kept.asked_at = time.monotonic()
+        if kept.lock.acquire(timeout=-1 if not len(kept.index) else max(0.01, seconds)):
+            try:
+                self._read(kept, name, seconds)
+            finally:
+                kept.lock.release()
+        if not kept.is_read:
+            self._start()
+        return kept.index
+
+    def _find(self, name: str) -> _Kept:
+        with self._lock:
+            kept = self._kept.get(name)
+            if kept is None:
+                kept = self._kept[name] = _Kept(SagaIndex(Journal(self._open_log(), name)))
+                while len(self._kept) > MAX_JOURNALS:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(name)
+            return kept
+
+    def _read(self, kept: _Kept, name: str, seconds: float) -> None:
+        log = self._open_log()
+        if kept.index.journal.log is not log:  # it was opened anew
+            kept.index.journal = Journal(log, name)
+        kept.is_read = kept.index.read(seconds)
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None and not self._closed.is_set():
+                self._thread = threading.Thread(
+                    target=self._run, name="streams-web-sagas", daemon=True
+                )
+                self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            now = time.monotonic()
+            with self._lock:
+                wanted = [
+                    (name, kept)
+                    for name, kept in self._kept.items()
+                    if not kept.is_read and now - kept.asked_at < WANTED
+                ]
+                if not wanted or self._closed.is_set():
+                    self._thread = None
+                    return
+            for name, kept in wanted:
+                began = time.monotonic()
+                try:
+                    with kept.lock:
+                        self._read(kept, name, STEP)
+                except StreamsError as error:
+                    logger.debug("the dashboard's sagas: %s: %s", name, error)
+                    kept.is_read = True  # the next visitor tries again
+                except Exception:
+                    with self._lock:
+                        self._thread = None
+                    raise
+                self._closed.wait(time.monotonic() - began)
+
+    def close(self) -> None:
+        """End."""
+        self._closed.set()

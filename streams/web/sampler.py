@@ -1,0 +1,364 @@
+"""Figures that change while somebody looks: one thread a dashboard asks the log, and all visitors
+are told.
+
+A *subject* is ``topic:NAME``, ``group:NAME``, ``view:VERSION:NAME`` or, of this process,
+``processor:NAME``. Pages name the subjects that they show, and a browser whose page is in the
+foreground is connected (:mod:`streams.web.live`) and names them again. The thread runs while at
+least one is, asks for each subject every :data:`INTERVAL` seconds (for as many as it gets through;
+then it begins with those that waited longest), and keeps an hour of each.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import threading
+import time
+import zlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from streams.errors import NotFound, StreamsError, Unavailable
+from streams.text import get_logger
+from streams.web.view_samples import sample_view
+
+if TYPE_CHECKING:
+    from streams.log.protocol import Log
+
+logger = get_logger("streams")
+
+INTERVAL = 2.0
+"""Real seconds between two samples of a subject, at least."""
+
+ASKED = 10
+"""Subjects that a page asks the log about, however long that takes."""
+
+KEPT = 1_800
+"""Samples kept of a subject: an hour of them."""
+
+MAX_SUBJECTS = 600
+"""Subjects with their past, at most; those that nobody looked at for longest are forgotten."""
+
+MAX_WATCHED = 120
+"""Subjects that one page names, at most."""
+
+MAX_TOKEN = 6_000
+"""Characters of a token, at most."""
+
+TOPIC_FACTS_AGE = 60.0
+"""Real seconds after which the log is asked again how many partitions a topic has."""
+
+
+class Series:
+    """Numbers and when they were, the last :data:`KEPT` of them."""
+
+    def __init__(self) -> None:
+        self._times = array("d")
+        self._values = array("d")
+        self._next = 0
+
+    def add(self, when: float, value: float) -> None:
+        """One more."""
+        if len(self._times) < KEPT:
+            self._times.append(when)
+            self._values.append(value)
+            return
+        self._times[self._next], self._values[self._next] = when, value
+        self._next = (self._next + 1) % KEPT
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def points(self, last: int = KEPT) -> list[tuple[float, float]]:
+        """The last so many, the oldest first."""
+        order = [*range(self._next, len(self._times)), *range(self._next)]
+        return [(self._times[at], self._values[at]) for at in order[-last:]]
+
+
+@dataclass(slots=True)
+class Figures:
+    """What is known of a subject.
+
+    :param now: the figures of the last sample, by name; None: not known.
+    :param at: when that was (real seconds since the epoch); 0.0: never.
+    :param missing: the log has no such topic or group.
+    :param series: the past of ``rate`` (a topic's), ``lag`` (a group's) or ``folded`` (a view's).
+    """
+
+    now: dict[str, float | int | None] = field(default_factory=dict)
+    at: float = 0.0
+    missing: bool = False
+    stale: bool = False
+    """Something was changed since."""
+    series: Series = field(default_factory=Series)
+    partitions: int = 0
+    partitions_at: float = 0.0
+    ends: dict[int, int] = field(default_factory=dict)
+    """Of a topic, where its partitions ended at the last sample."""
+
+    def is_fresh(self) -> bool:
+        """It was asked for within the last interval, and nothing was changed here since."""
+        return not self.stale and time.time() - self.at < INTERVAL
+
+
+Told = Callable[[Mapping[str, Mapping[str, float | int | None]] | None], None]
+"""Called (in the sampler's thread) after each round with the figures of the subjects that were
+named; with None where the log does not answer."""
+
+
+OwnSampler = Callable[[str, Figures, float], None]
+"""Fills in the figures of something of this process: its name, the figures, and the time."""
+
+PROCESSOR = "processor"
+"""The kind of subjects that no log is asked about."""
+
+
+class _Watcher:
+    def __init__(self, subjects: frozenset[str], told: Told) -> None:
+        self.subjects = subjects
+        self.told = told
+
+
+class Sampler:
+    """Asks a log about subjects while somebody looks.
+
+    :param open_log: gives the log; it may raise.
+    :param on_failure: called when the log did not answer, before it is asked again.
+    :param sample_processor: gives the figures of a processor, by its name.
+    """
+
+    def __init__(
+        self,
+        open_log: Callable[[], Log],
+        on_failure: Callable[[], None],
+        sample_processor: OwnSampler | None = None,
+    ) -> None:
+        self._sample_processor = sample_processor
+        self._open_log = open_log
+        self._on_failure = on_failure
+        self._lock = threading.Lock()
+        self._known: OrderedDict[str, Figures] = OrderedDict()
+        self._watchers: set[_Watcher] = set()
+        self._changed = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self.rounds = 0
+        """How often it has gone through what is watched."""
+
+    # -- what pages ask
+
+    def figures(self, subject: str) -> Figures:
+        """What is known of a subject now, without asking the log."""
+        with self._lock:
+            found = self._known.get(subject)
+            if found is None:
+                found = self._known[subject] = Figures()
+                while len(self._known) > MAX_SUBJECTS:
+                    self._known.popitem(last=False)
+            else:
+                self._known.move_to_end(subject)
+            return found
+
+    def expire(self) -> None:
+        """Have everything asked for anew: somebody changed something."""
+        with self._lock:
+            for figures in self._known.values():
+                figures.stale = True
+
+    def past(self, subject: str) -> Series:
+        """The past of a subject, as far as somebody has looked at it."""
+        with self._lock:
+            found = self._known.get(subject)
+        return Series() if found is None else found.series
+
+    def ask(self, subjects: Iterable[str], seconds: float) -> dict[str, Figures]:
+        """What is known of subjects; the log is asked about those that nobody asked about lately,
+        for so many seconds at most (blocks). The others are filled in later.
+
+        :raises Unavailable: the log cannot be reached.
+        """
+        deadline = time.monotonic() + seconds
+        found = {subject: self.figures(subject) for subject in subjects}
+        log = self._open_log()
+        asked = 0
+        for subject, figures in found.items():
+            if asked >= ASKED and time.monotonic() > deadline:
+                break
+            if not figures.is_fresh():
+                sample(log, subject, figures, self._sample_processor)
+                asked += 1
+        return found
+
+    # -- live
+
+    @contextmanager
+    def watch(self, subjects: Iterable[str], told: Told) -> Iterator[None]:
+        """Look at subjects meanwhile.
+
+        :param told: see :data:`Told`; soon for the first time.
+        """
+        watcher = _Watcher(frozenset(subjects), told)
+        with self._lock:
+            self._watchers.add(watcher)
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(
+                    target=self._run, name="streams-web-sampler", daemon=True
+                )
+                self._thread.start()
+        self._changed.set()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._watchers.discard(watcher)
+            self._changed.set()
+
+    @property
+    def is_running(self) -> bool:
+        """Somebody looks, so the log is asked."""
+        return self._thread is not None
+
+    def close(self) -> None:
+        """End."""
+        self._closed = True
+        self._changed.set()
+
+    def _run(self) -> None:
+        while True:
+            self._changed.clear()
+            started = time.monotonic()
+            with self._lock:
+                watchers = list(self._watchers)
+                if not watchers or self._closed:
+                    self._thread = None
+                    return
+            self._round(watchers)
+            # A new watcher is told at once what is known, and asked for the rest.
+            while (left := started + INTERVAL - time.monotonic()) > 0:
+                if self._closed or self._changed.wait(left):
+                    break
+
+    def _round(self, watchers: Sequence[_Watcher]) -> None:
+        subjects = set[str]().union(*(each.subjects for each in watchers))
+        known = {subject: self.figures(subject) for subject in subjects}
+        reachable = True
+        try:
+            log = self._open_log()
+            deadline = time.monotonic() + INTERVAL
+            for subject, figures in sorted(known.items(), key=lambda each: each[1].at):
+                if not figures.is_fresh():
+                    sample(log, subject, figures, self._sample_processor)
+                if time.monotonic() > deadline or self._closed:
+                    break
+        except StreamsError as error:
+            logger.debug("the dashboard's sampler: %s", error)
+            reachable = False
+            self._on_failure()
+        self.rounds += 1
+        for watcher in watchers:
+            found = {each: known[each].now for each in watcher.subjects if known[each].at}
+            watcher.told(found if reachable else None)
+
+    # -- tokens
+
+    @staticmethod
+    def token(subjects: Iterable[str]) -> str:
+        """Subjects as a word that a page keeps and a browser sends back, to any process."""
+        chosen = list(dict.fromkeys(subjects))[:MAX_WATCHED]
+        while chosen:
+            data = zlib.compress("\n".join(chosen).encode("utf-8", "surrogateescape"), 9)
+            found = base64.urlsafe_b64encode(data).decode().rstrip("=")
+            if len(found) <= MAX_TOKEN:
+                return found
+            chosen = chosen[: len(chosen) // 2]
+        return ""
+
+    @staticmethod
+    def subjects(token: str) -> list[str]:
+        """The subjects of a token; none, where it is not one."""
+        if not token or len(token) > MAX_TOKEN:
+            return []
+        try:
+            data = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+            inflated = zlib.decompressobj().decompress(data, 64 << 10)
+        except (binascii.Error, ValueError, zlib.error):
+            return []
+        names = inflated.decode("utf-8", "surrogateescape").split("\n")[:MAX_WATCHED]
+        kinds = {PROCESSOR, *_SAMPLERS}
+        return [each for each in names if each.partition(":")[0] in kinds]
+
+
+def sample(
+    log: Log, subject: str, figures: Figures, sample_processor: OwnSampler | None = None
+) -> None:
+    """Ask the log about a subject; what it does not answer for this one stays unknown.
+
+    :param sample_processor: asked about those that are processors.
+    :raises Unavailable: the log cannot be reached.
+    """
+    kind, _, name = subject.partition(":")
+    now = time.time()
+    figures.stale = False
+    try:
+        if kind != PROCESSOR:
+            _SAMPLERS[kind](log, name, figures, now)
+        elif sample_processor is not None:
+            sample_processor(name, figures, now)
+        figures.missing = False
+    except Unavailable:
+        raise
+    except NotFound:
+        figures.now, figures.missing = {}, True
+    except StreamsError as error:
+        logger.debug("the dashboard's sampler: %s: %s", subject, error)
+        figures.now = {}
+    figures.at = now
+
+
+def _sample_topic(log: Log, topic: str, figures: Figures, now: float) -> None:
+    if now - figures.partitions_at > TOPIC_FACTS_AGE:
+        figures.partitions = log.topic(topic).partitions
+        figures.partitions_at = now
+    total: int | None = 0
+    fresh: int | None = 0
+    ends: dict[int, int] = {}
+    for partition in range(figures.partitions):
+        first, end = log.watermarks(topic, partition)
+        waiting = log.lag(topic, partition, first)
+        total = None if total is None or waiting is None else total + waiting
+        before = figures.ends.get(partition, end)
+        added = 0 if before >= end else log.lag(topic, partition, before)
+        fresh = None if fresh is None or added is None else fresh + added
+        ends[partition] = end
+    seconds = now - figures.at
+    known = figures.ends and fresh is not None and 0 < seconds < 10 * INTERVAL
+    rate = fresh / seconds if known and fresh is not None else None
+    figures.ends = ends
+    figures.now = {"messages": total, "rate": rate, "partitions": figures.partitions}
+    if rate is not None:
+        figures.series.add(now, rate)
+
+
+def _sample_group(log: Log, group: str, figures: Figures, now: float) -> None:
+    info = log.group(group)
+    lag: int | None = 0
+    for (topic, partition), committed in info.positions.items():
+        try:
+            waiting = log.lag(topic, partition, committed.position)
+        except NotFound:  # the topic is gone, its positions are not
+            continue
+        lag = None if lag is None or waiting is None else lag + waiting
+    figures.now = {"lag": lag, "members": len(info.members)}
+    if lag is not None:
+        figures.series.add(now, lag)
+
+
+_SAMPLERS: Mapping[str, Callable[[Log, str, Figures, float], None]] = {
+    "topic": _sample_topic,
+    "group": _sample_group,
+    "view": sample_view,
+}

@@ -1,0 +1,186 @@
+"""Forms from a topic's type: which fields a value has, and how a visitor fills them in.
+
+msgspec says what a type is as a JSON schema. A value that is an object becomes a field for each of
+its members, one of several tagged types a choice first; what nests deeper is filled in as JSON. A
+type without a schema (a codec's own) is filled in as JSON altogether.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import orjson
+
+from streams.errors import InvalidValue
+from streams.web.forms import Fields
+
+FieldKind = Literal["text", "integer", "number", "boolean", "choice", "json"]
+
+PREFIX = "value."
+"""What begins the names of a form's fields that are members of the value."""
+
+MAX_CHOICES = 200
+"""Members of an enumeration that are offered; with more it is text."""
+
+
+class ValueField(NamedTuple):
+    """A member of a value.
+
+    :param required: it must be given.
+    :param nullable: it may be null.
+    :param choices: of an enumeration, its members as JSON.
+    :param hint: what the schema says of it: a description, bounds, a default.
+    """
+
+    name: str
+    kind: FieldKind
+    required: bool
+    nullable: bool
+    choices: Sequence[str]
+    hint: str
+
+
+class Variant(NamedTuple):
+    """One type of value that a topic takes.
+
+    :param constants: members that are always the same, such as a tag.
+    """
+
+    name: str
+    fields: Sequence[ValueField]
+    constants: Mapping[str, Any]
+
+
+def variants_of(type: Any) -> list[Variant]:
+    """The types of value that a topic's type allows, where they are objects; empty: there are
+    others, or it cannot be said."""
+    try:
+        [schema], definitions = msgspec.json.schema_components([type], ref_template="{name}")
+    except Exception:  # a codec of the user's own takes types of its own
+        return []
+    found: list[Variant] = []
+    for each in schema.get("anyOf") or [schema]:
+        resolved = _resolve(each, definitions)
+        if resolved.get("type") == "null":
+            continue
+        if resolved.get("type") != "object" or not resolved.get("properties"):
+            return []
+        found.append(_variant(resolved, definitions))
+    return found
+
+
+def _resolve(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[str, Any]:
+    name = schema.get("$ref")
+    return definitions[name] if isinstance(name, str) and name in definitions else schema
+
+
+def _variant(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Variant:
+    required = set(schema.get("required", ()))
+    fields: list[ValueField] = []
+    constants: dict[str, Any] = {}
+    for name, member in schema["properties"].items():
+        found = _resolve(member, definitions)
+        if "enum" in found and len(found["enum"]) == 1 and name in required:
+            constants[name] = found["enum"][0]
+            continue
+        fields.append(_field(name, member, definitions, is_required=name in required))
+    title = str(schema.get("title") or "value")
+    return Variant(title, fields, constants)
+
+
+def _field(
+    name: str, member: Mapping[str, Any], definitions: Mapping[str, Any], *, is_required: bool
+) -> ValueField:
+    found = _resolve(member, definitions)
+    options = [_resolve(each, definitions) for each in found.get("anyOf", ())]
+    nullable = any(each.get("type") == "null" for each in options)
+    others = [each for each in options if each.get("type") != "null"]
+    if len(others) == 1:
+        found = others[0]
+    kinds: Mapping[str, FieldKind] = {
+        "string": "text", "integer": "integer", "number": "number", "boolean": "boolean",
+    }  # fmt: skip
+    kind: FieldKind = kinds.get(str(found.get("type")), "json")
+    choices: list[str] = []
+    if 0 < len(found.get("enum", ())) <= MAX_CHOICES:
+        kind, choices = "choice", [orjson.dumps(each).decode() for each in found["enum"]]
+    return ValueField(name, kind, is_required, nullable, choices, _hint(found, member))
+
+
+def _hint(found: Mapping[str, Any], member: Mapping[str, Any]) -> str:
+    said: list[str] = []
+    if description := found.get("description") or member.get("description"):
+        said.append(str(description))
+    words = {
+        "minimum": "≥ {}", "maximum": "≤ {}",
+        "exclusiveMinimum": "> {}", "exclusiveMaximum": "< {}",
+        "minLength": "≥ {} characters", "maxLength": "≤ {} characters", "pattern": "{}",
+        "format": "{}",
+    }  # fmt: skip
+    said += [words[each].format(found[each]) for each in words if each in found]
+    if "default" in member:
+        said.append(f"= {orjson.dumps(member['default']).decode()}")
+    return ", ".join(said)
+
+
+def value_of(variant: Variant, fields: Fields) -> bytes:
+    """The value that a form describes, as JSON.
+
+    :raises InvalidValue: a member is missing, or is not what it must be.
+    """
+    found: dict[str, Any] = dict(variant.constants)
+    for each in variant.fields:
+        written = fields.raw(f"{PREFIX}{each.name}")
+        if each.kind != "text":
+            written = written.strip()
+        is_given = written != "" or (each.kind == "text" and each.required and not each.nullable)
+        if not is_given:
+            if each.required and not each.nullable:
+                raise InvalidValue(f"{each.name}: it must be given")
+            if each.required:
+                found[each.name] = None
+            continue
+        found[each.name] = _member(each, written)
+    return orjson.dumps(found, option=orjson.OPT_NON_STR_KEYS)
+
+
+def _member(each: ValueField, written: str) -> Any:
+    if each.kind == "text":
+        return written
+    try:
+        found = orjson.loads(written)
+    except orjson.JSONDecodeError:
+        what = {"integer": "a whole number", "number": "a number"}.get(each.kind, "JSON")
+        raise InvalidValue(f"{each.name}: {written[:60]!r} is not {what}") from None
+    if each.kind in ("integer", "number"):
+        whole = isinstance(found, int) and not isinstance(found, bool)
+        if not (whole or (each.kind == "number" and isinstance(found, float))):
+            what = "a whole number" if each.kind == "integer" else "a number"
+            raise InvalidValue(f"{each.name}: {written[:60]!r} is not {what}")
+    return found
+
+
+def filled_in(variant: Variant, document: Any) -> dict[str, str]:
+    """What stands in a form's fields for a value that is there."""
+    if not isinstance(document, Mapping):
+        return {}
+    found: dict[str, str] = {}
+    for each in variant.fields:
+        if each.name not in document or document[each.name] is None:
+            continue
+        member = document[each.name]
+        is_text = each.kind == "text" and isinstance(member, str)
+        found[each.name] = member if is_text else orjson.dumps(member).decode()
+    return found
+
+
+def variant_for(variants: Sequence[Variant], document: Any) -> Variant | None:
+    """Which of several types a value is: by its constant members."""
+    for each in variants:
+        if isinstance(document, Mapping) and all(
+            document.get(name) == value for name, value in each.constants.items()
+        ):
+            return each
+    return None

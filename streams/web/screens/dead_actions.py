@@ -1,0 +1,428 @@
+"""What is done with dead letters: retried, edited and retried, dropped; single ones, those that are
+ticked, all that match.
+
+They are counted first. What takes longer than a visitor waits goes on in the background, a chunk at
+a time, and each chunk is committed before the next: after a crash the letters that are left wait,
+and the same action, asked for again, goes on with them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from streams.config import DeadLetters
+from streams.errors import InvalidValue, NotFound
+from streams.inspection.letter_pages import select_letters, select_places
+from streams.inspection.letter_topics import LetterSource, letter_source
+from streams.inspection.letters import decoding_problem
+from streams.log.protocol import Log
+from streams.patterns.deadletters import DeadLetterTopic, ReprocessStopped
+from streams.web.dead_index import survey_of
+from streams.web.letter_query import LetterQuery
+from streams.web.page import MAX_BULK, Action, Background, Confirm, Done, Page
+from streams.web.screens.dead import (
+    EDITED_BYTES,
+    editing,
+    find_letter,
+    no_such_letter,
+    open_letters,
+)
+
+if TYPE_CHECKING:
+    from streams.log.range_reader import LogRow
+    from streams.web.jobs import Report
+
+AT_ONCE = 500
+"""Letters that are dealt with while the visitor waits; more go on in the background."""
+
+COUNT_SECONDS = 5.0
+"""Real seconds for which letters are counted; then those that were found are meant."""
+
+RECOUNT_SECONDS = 12.0
+"""The same, when the number is confirmed."""
+
+SURVEY_SECONDS = 2.0
+"""Real seconds for which the survey of errors is waited for, which may have counted them."""
+
+MAX_SOURCES = 20
+"""Topics and groups whose letters are retried in one step."""
+
+Deed = Literal["retry", "drop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The letters that an action concerns.
+
+    :param end_offsets: by partition, the offset before which they stand.
+    :param facts: how they were found.
+    """
+
+    matches: Callable[[LogRow], bool]
+    count: int
+    sources: Counter[LetterSource | None]
+    end_offsets: Mapping[int, int]
+    facts: tuple[str, ...] = ()
+
+
+class Destinations(NamedTuple):
+    """Where letters go that are retried.
+
+    :param default: the topic and group of those that do not say.
+    """
+
+    by_source: Mapping[LetterSource, str]
+    default: LetterSource | None
+
+    def of(self, row: LogRow) -> str:
+        """The topic that a letter goes to.
+
+        :raises InvalidValue: it is from somewhere else.
+        """
+        source = letter_source(row.headers) or self.default
+        topic = None if source is None else self.by_source.get(source)
+        if topic is None:
+            raise InvalidValue(f"{row.position}: where it comes from was not confirmed")
+        return topic
+
+
+def retry(page: Page) -> Done | Confirm | Background:
+    """Put letters back, to be handled again."""
+    return _act(page, "retry")
+
+
+def drop(page: Page) -> Done | Confirm | Background:
+    """Set letters aside."""
+    return _act(page, "drop")
+
+
+def _act(page: Page, deed: Deed) -> Done | Confirm | Background:
+    query, log = LetterQuery.of(page), page.log
+    topic = _open_to_act(page, query)
+    back = page.url("/dead/show", query.fields), page._("Back to the letters")
+    chosen = _choose(page, topic, query)
+    if not chosen.count:
+        raise InvalidValue(" ".join((page._("No letter that waits is meant."), *chosen.facts)))
+    destinations = _destinations(page, log, query, chosen) if deed == "retry" else None
+    if not page.confirmed(chosen.count):
+        return _question(page, query, chosen, destinations, back)
+
+    def work(report: Report) -> Done:
+        own = DeadLetterTopic(page.log, query.name)
+
+        def tell(done: int) -> None:
+            report(done, chosen.count)
+
+        tell(0)
+        try:
+            done = _deal_with(own, chosen, destinations, tell)
+        except ReprocessStopped as error:  # which is no fault of the log's
+            raise InvalidValue(str(error)) from error
+        return Done(_done_text(page, deed, done), count=done, back=back, subject=query.name)
+
+    if chosen.count <= AT_ONCE:
+        return work(lambda done, total=None: None)
+    title = (
+        page._("Retry letters of %(topic)s")
+        if deed == "retry"
+        else page._("Drop letters of %(topic)s")
+    )
+    return Background(title % {"topic": query.name}, work, back, query.name)
+
+
+def _deal_with(
+    topic: DeadLetterTopic,
+    chosen: Chosen,
+    destinations: Destinations | None,
+    tell: Callable[[int], None],
+) -> int:
+    """Retry letters, or where there are no destinations drop them; how many."""
+    matches, ends = chosen.matches, chosen.end_offsets
+    if destinations is None:
+        return topic.purge(matches=matches, end_offsets=ends, on_progress=tell)
+    return topic.redrive(destinations.of, matches=matches, end_offsets=ends, on_progress=tell)
+
+
+def _open_to_act(page: Page, query: LetterQuery) -> DeadLetterTopic:
+    """The topic whose letters are dealt with. Which of them were is kept as the position of the
+    group of its name, so that must be no group that reads.
+
+    :raises NotFound: it holds no dead letters.
+    :raises InvalidValue: such a group runs.
+    """
+    topic = open_letters(page, query)
+    if has_members(page, query.name):
+        raise InvalidValue(
+            page._(
+                "A group of the name %(name)s reads something now, so it cannot note which letters "
+                "were dealt with.",
+                name=query.name,
+            )
+        )
+    return topic
+
+
+def _done_text(page: Page, deed: Deed, done: int) -> str:
+    if deed == "retry":
+        return page.plural(
+            "%(number)s letter was put back.", "%(number)s letters were put back.", done
+        )
+    return page.plural("%(number)s letter was dropped.", "%(number)s letters were dropped.", done)
+
+
+# -- which
+
+
+def _choose(page: Page, topic: DeadLetterTopic, query: LetterQuery) -> Chosen:
+    named = list(dict.fromkeys(page.fields.all("letter")))
+    if named:
+        return _choose_named(page, topic, named)
+    if not page.fields.flag("all"):
+        raise InvalidValue(page._("Tick the letters that are meant."))
+    matches = query.predicate(page)
+    most = page.fields.number("most", MAX_BULK, low=1, high=MAX_BULK)
+    if not (query.error or query.key or query.since or query.until):
+        survey = survey_of(page, query.name)
+        source = LetterSource(query.topic, query.group) if query.topic else None
+        known = survey.select(query.kind, source) if survey.read_on(SURVEY_SECONDS) else None
+        if known is not None and known.number <= most:
+            return Chosen(
+                matches,
+                known.number,
+                known.sources,
+                known.end_offsets,
+                (_looked_at(page, known.waiting),),
+            )
+    seconds = COUNT_SECONDS
+    if page.fields.text("confirm"):  # as many as were counted then, also if that took long
+        most = min(most, page.fields.number("confirm", 0, low=1, high=MAX_BULK))
+        seconds = RECOUNT_SECONDS
+    found = select_letters(topic, matches, most=most, seconds=seconds)
+    facts = [_looked_at(page, found.looked_at)]
+    if not found.is_complete:
+        facts.append(page._("There are more behind these; they stay as they are."))
+    return Chosen(matches, found.number, found.sources, found.end_offsets, tuple(facts))
+
+
+def _looked_at(page: Page, number: int) -> str:
+    return page.plural(
+        "%(number)s letter that waits was looked at, the oldest first.",
+        "%(number)s letters that wait were looked at, the oldest first.",
+        number,
+    )
+
+
+def _choose_named(page: Page, topic: DeadLetterTopic, named: list[str]) -> Chosen:
+    if len(named) > AT_ONCE:
+        raise InvalidValue(
+            page._("At most %(most)s letters can be named at once.", most=f"{AT_ONCE:,}")
+        )
+    places = {_place(page, topic, at) for at in named}
+    found = select_places(topic, places)
+    return Chosen(
+        lambda row: (row.batch.partition, row.offset) in places,
+        found.number,
+        found.sources,
+        found.end_offsets,
+    )
+
+
+def _place(page: Page, topic: DeadLetterTopic, at: str) -> tuple[int, int]:
+    """The partition and offset of a letter that is named so.
+
+    :raises NotFound: it names none.
+    """
+    position = topic.parse_position(at[:200])
+    if position is None or position.partition >= topic.partitions:
+        raise no_such_letter(page, topic, at)
+    return position.partition, int(position.offset)
+
+
+# -- where to
+
+
+def _destinations(page: Page, log: Log, query: LetterQuery, chosen: Chosen) -> Destinations:
+    """Where letters go: to the retry topics of the groups that could not handle them.
+
+    :raises InvalidValue: one does not say whose it is, or is of a topic that is not there.
+    """
+    default = LetterSource(query.topic, query.group) if query.topic else None
+    if None in chosen.sources and default is None:
+        raise InvalidValue(
+            page._(
+                "Some of these letters do not say which topic and group they are of. Ask for those "
+                "of one topic and group: ?topic=…&group=…&name=%(name)s",
+                name=query.name,
+            )
+        )
+    sources = {each or default for each in chosen.sources}
+    if len(sources) > MAX_SOURCES:
+        raise InvalidValue(
+            page._(
+                "These letters are of %(number)s topics and groups; retry those of one at a time.",
+                number=len(sources),
+            )
+        )
+    found: dict[LetterSource, str] = {}
+    for source in sources:
+        if source is not None:
+            _require_topic(page, log, source)
+            found[source] = DeadLetters().retry(source.topic, source.group)
+    return Destinations(found, default)
+
+
+def _require_topic(page: Page, log: Log, source: LetterSource) -> None:
+    # What a letter says of itself makes no topics that nobody reads.
+    try:
+        log.topic(source.topic)
+    except NotFound:
+        raise InvalidValue(
+            page._(
+                "Some of these letters say that they are of the topic %(topic)s, which is not "
+                "there.",
+                topic=source.topic,
+            )
+        ) from None
+
+
+# -- the question
+
+
+def _question(
+    page: Page,
+    query: LetterQuery,
+    chosen: Chosen,
+    destinations: Destinations | None,
+    back: tuple[str, str],
+) -> Confirm:
+    facts = list(chosen.facts)
+    if chosen.count > AT_ONCE:
+        facts.append(page._("It goes on in the background, also when the page is closed."))
+    if destinations is None:
+        facts.append(
+            page._("They are not retried. Nothing is deleted: the topic keeps them as before.")
+        )
+        return Confirm(
+            page.plural(
+                "Drop %(number)s letter of %(topic)s?",
+                "Drop %(number)s letters of %(topic)s?",
+                chosen.count,
+                topic=query.name,
+            ),
+            chosen.count,
+            page._("Drop"),
+            back,
+            facts,
+        )
+    counts: Counter[LetterSource] = Counter()
+    for source, number in chosen.sources.items():
+        counts[source or destinations.default or LetterSource("", "")] += number
+    idle = [source.group for source in counts if not has_members(page, source.group)]
+    return Confirm(
+        page.plural(
+            "Put %(number)s letter of %(topic)s back?",
+            "Put %(number)s letters of %(topic)s back?",
+            chosen.count,
+            topic=query.name,
+        ),
+        chosen.count,
+        page._("Retry"),
+        back,
+        facts,
+        (page._("group"), page._("topic"), page._("goes to"), page._("letters")),
+        [
+            (source.group, source.topic, destinations.by_source[source], number)
+            for source, number in counts.most_common()
+        ],
+        page._(
+            "Nobody consumes for %(groups)s now: they wait until somebody does.",
+            groups=", ".join(sorted(set(idle))),
+        )
+        if idle
+        else "",
+    )
+
+
+def has_members(page: Page, group: str) -> bool:
+    """Whether somebody consumes for a group."""
+    try:
+        return bool(page.log.group(group).members)
+    except NotFound:
+        return False
+
+
+# -- editing one
+
+
+def edit(page: Page) -> Done:
+    """Put one letter back with another value."""
+    query, log = LetterQuery.of(page), page.log
+    topic = _open_to_act(page, query)
+    at = page.fields.text("letter")
+    row, _ = find_letter(page, topic, at)
+    refused = editing(page, row, page.payloads.value(query.name, row.value)).refused
+    if refused:
+        raise InvalidValue(refused)
+    value = new_value(page)
+    chosen = _choose_named(page, topic, [at])
+    destinations = _destinations(page, log, query, chosen)
+    source = letter_source(row.headers) or destinations.default
+    declared = page.app.topics.get("" if source is None else source.topic)
+    if declared is not None and not page.fields.flag("force"):
+        problem = decoding_problem(declared, row, value)
+        if problem is not None:
+            raise InvalidValue(
+                page._(
+                    "This value cannot be decoded for the topic %(topic)s: %(problem)s. Go back "
+                    "and correct it, or tick the box that puts it back even so.",
+                    topic=declared.name,
+                    problem=problem,
+                )
+            )
+    try:
+        done = topic.redrive(
+            destinations.of, matches=chosen.matches, end_offsets=chosen.end_offsets, edited=value
+        )
+    except ReprocessStopped as error:
+        raise InvalidValue(str(error)) from error
+    if not done:
+        raise InvalidValue(page._("This letter was dealt with meanwhile."))
+    return Done(
+        page._("The letter was put back with the new value."),
+        back=(page.url("/dead/show", query.fields), page._("Back to the letters")),
+        subject=f"{query.name}/{at}",
+    )
+
+
+def new_value(page: Page) -> bytes:
+    """The value that was typed.
+
+    :raises InvalidValue: it is too large, or no base64.
+    """
+    if "base64" in page.fields:
+        written = "".join(page.fields.raw("base64").split())
+        try:
+            found = base64.b64decode(written, validate=True)
+        except (binascii.Error, ValueError):
+            raise InvalidValue(page._("This is no base64.")) from None
+    else:
+        # Browsers send every line's end as CR LF; only values without CR are edited as text.
+        text = page.fields.raw("value").replace("\r\n", "\n")
+        found = text.encode("utf-8", "surrogateescape")
+    if len(found) > EDITED_BYTES:
+        raise InvalidValue(page._("It is too large to be edited here: use streams dead edit."))
+    return found
+
+
+SCREENS = ()
+
+ACTIONS = (
+    Action("/dead/retry", retry, "retry"),
+    Action("/dead/drop", drop, "drop"),
+    Action("/dead/edit", edit, "edit"),
+)

@@ -1,0 +1,270 @@
+"""Delayed messages: what waits until it is due, and where it goes then; cancelling."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from starlette.responses import Response
+
+from streams.errors import InvalidValue, NotFound
+from streams.inspection.delayed import (
+    DelayIndex,
+    PendingCounts,
+    cancel_entries,
+    delay_topics,
+    read_entries,
+)
+from streams.inspection.reading_on import KeptReaders
+from streams.retries import DelayEntry
+from streams.web.addresses import topic_of
+from streams.web.page import LOOK, Action, Confirm, Done, Page, Problem, Screen
+from streams.web.paging import PAGE_SIZE, paged
+from streams.web.redaction import Shown
+from streams.web.screens.dead_actions import has_members
+from streams.web.translations import mark
+
+MAX_TOPICS = 50
+"""Delay topics that are read on while somebody looks."""
+
+READ_SECONDS = 0.03
+"""Real seconds for which a page waits for what is new; reading goes on by itself."""
+
+OVERDUE = 60.0
+"""Seconds after which a message that is due and not delivered is a problem."""
+
+ANSWER_SECONDS = 3.0
+"""Real seconds for which an answer is waited for."""
+
+MAX_NAMED = 200
+"""Messages that are cancelled in one step."""
+
+MAX_PAGE = 400
+"""Pages of a list, at most."""
+
+
+def index_of(page: Page, name: str) -> DelayIndex:
+    """What is known of a delay topic."""
+    open_log = page.dashboard.source.log
+    kept = page.dashboard.shared(
+        DelayIndex,
+        float("inf"),
+        lambda: KeptReaders(lambda name: DelayIndex(name, open_log), MAX_TOPICS),
+    )
+    return kept.of(name)
+
+
+class TopicRow(NamedTuple):
+    """A delay topic, in a list."""
+
+    name: str
+    counts: PendingCounts | None
+
+
+def _topics(page: Page) -> list[TopicRow]:
+    groups = page.dashboard.groups.look(READ_SECONDS)
+    deadline = time.monotonic() + LOOK
+    found: list[TopicRow] = []
+    for name in delay_topics(groups.topics, groups.names):
+        counts = None
+        if len(found) < MAX_TOPICS and time.monotonic() < deadline:
+            try:
+                counts = index_of(page, name).counts(READ_SECONDS)
+            except NotFound:
+                continue
+        found.append(TopicRow(name, counts))
+    return found
+
+
+class MessageRow(NamedTuple):
+    """A delayed message in a list.
+
+    :param at: ``PARTITION/OFFSET`` of its entry.
+    :param to: the topic that it goes to; empty where its entry cannot be read.
+    """
+
+    at: str
+    partition: int
+    offset: str
+    due: float
+    is_overdue: bool
+    to: str
+    id: str
+    key: Shown
+    value: Shown
+
+
+def list_topics(page: Page) -> Response:
+    """The delay topics."""
+    return page.render(
+        "delay_topics.html", title=page._("Delayed"), pages=paged(page, _topics(page))
+    )
+
+
+def list_delayed(page: Page) -> Response:
+    """What waits in a delay topic, what is due first at the top."""
+    name, log = _delay_topic(page), page.log
+    index = index_of(page, name)
+    counts = index.counts(READ_SECONDS)
+    number = page.fields.number("page", 1, low=1, high=MAX_PAGE)
+    places = index.places((number - 1) * PAGE_SIZE, PAGE_SIZE + 1)
+    shown = places[:PAGE_SIZE]
+    entries = read_entries(log, name, {(each.partition, each.position) for each in shown})
+    rows: list[MessageRow] = []
+    for each in shown:
+        entry, offset = (
+            entries.get((each.partition, each.position)),
+            log.format_offset(each.position),
+        )
+        record = None if entry is None else entry.record
+        rows.append(
+            MessageRow(
+                f"{each.partition}/{offset}",
+                each.partition,
+                offset,
+                each.due,
+                each.due < page.now,
+                "" if entry is None else entry.topic,
+                "" if record is None else record.id,
+                page.payloads.key(name, None if record is None else record.key),
+                page.payloads.value(name, None if record is None else record.value),
+            )
+        )
+    has_more = len(places) > PAGE_SIZE and number < MAX_PAGE
+    return page.render(
+        "delayed.html",
+        title=name,
+        name=name,
+        counts=counts,
+        rows=rows,
+        own=_own_kind(page, name),
+        may_cancel=page.access.may("cancel") and not _is_of_manager(name),
+        before=page.here(page=str(number - 1)) if number > 1 else "",
+        next=page.here(page=str(number + 1)) if has_more else "",
+        idle=not has_members(page, name),
+    )
+
+
+def _delay_topic(page: Page) -> str:
+    name = topic_of(page)
+    if name not in delay_topics([name], page.log.groups()):
+        raise NotFound(page._("%(topic)s is no topic of delayed messages.", topic=name))
+    return name
+
+
+def _is_of_manager(name: str) -> bool:
+    return name.endswith(".timeouts.delay")
+
+
+def _own_kind(page: Page, name: str) -> str:
+    """What of the toolkit's own a delay topic is; empty: the app's."""
+    if _is_of_manager(name):
+        return page._("Timeouts of a process manager wait here. They are cancelled by it alone.")
+    if name.endswith(".delay"):
+        return page._(
+            "Messages that failed wait here to be tried again. One that is cancelled is not "
+            "handled any more."
+        )
+    return ""
+
+
+def cancel(page: Page) -> Done | Confirm:
+    """Cancel messages, so that they are not delivered."""
+    name, log = _delay_topic(page), page.log
+    if _is_of_manager(name):
+        raise InvalidValue(_own_kind(page, name))
+    index = index_of(page, name)
+    index.counts(5.0)
+    entries = _named(page, index, name)
+    back = page.url("/delayed/show", {"topic": name}), page._("Back to what waits")
+    if not page.confirmed(len(entries)):
+        facts = (
+            page._("They are not delivered, unless that is under way already."),
+            *((own,) if (own := _own_kind(page, name)) else ()),
+        )
+        return Confirm(
+            page.plural(
+                "Cancel %(number)s message of %(topic)s?",
+                "Cancel %(number)s messages of %(topic)s?",
+                len(entries),
+                topic=name,
+            ),
+            len(entries),
+            page._("Cancel them"),
+            back,
+            facts,
+            (page._("message ID"), page._("goes to")),
+            [(entry.record.id, entry.topic) for _, entry in entries[:PAGE_SIZE]],
+            ""
+            if has_members(page, name)
+            else page._("No process runs that keeps this topic: it is cancelled once one does."),
+        )
+    outcomes = Counter(cancel_entries(log, name, entries, ANSWER_SECONDS))
+    texts = {
+        "cancelled": page._("cancelled"),
+        "delivered": page._("too late: delivered already"),
+        "dead": page._("too late: it is a dead letter"),
+        "unknown": page._("not known any more"),
+        None: page._("no answer yet; the request stands"),
+    }
+    return Done(
+        page.plural(
+            "%(number)s message was cancelled.",
+            "%(number)s messages were cancelled.",
+            outcomes["cancelled"],
+        ),
+        count=outcomes["cancelled"],
+        back=back,
+        details=[f"{texts[outcome]}: {number:,}" for outcome, number in outcomes.items()],
+        subject=name,
+    )
+
+
+def _named(page: Page, index: DelayIndex, name: str) -> list[tuple[int, DelayEntry]]:
+    """The messages that are meant, each with its partition.
+
+    :raises NotFound: one of them does not wait any more.
+    """
+    named = list(dict.fromkeys(page.fields.all("message")))
+    if not named:
+        raise InvalidValue(page._("Tick the messages that are meant."))
+    if len(named) > MAX_NAMED:
+        raise InvalidValue(
+            page._("At most %(most)s messages can be named at once.", most=f"{MAX_NAMED:,}")
+        )
+    places: list[tuple[int, int]] = []
+    for at in named:
+        partition, _, offset = at[:200].partition("/")
+        if not (partition.isascii() and partition.isdigit() and len(partition) < 10):
+            raise NotFound(page._("No message waits at %(place)s.", place=f"{name}/{at[:200]}"))
+        places.append((int(partition), page.log.parse_offset(offset)))
+    there = [each for each in places if index.may_hold(*each)]
+    entries = read_entries(page.log, name, set(there))
+    found: list[tuple[int, DelayEntry]] = []
+    for at, place in zip(named, places, strict=True):
+        entry = entries.get(place)
+        if entry is None or not index.is_pending(*place, entry.key):
+            raise NotFound(page._("No message waits at %(place)s.", place=f"{name}/{at[:200]}"))
+        found.append((place[0], entry))
+    return found
+
+
+def problems(page: Page) -> Iterator[Problem]:
+    """Messages that are due and not delivered."""
+    for name, counts in _topics(page):
+        if counts is None or counts.next_due is None or counts.next_due > page.now - OVERDUE:
+            continue
+        text = page._("Messages in %(topic)s are due and are not delivered.", topic=name)
+        yield Problem(1, text, page.url("/delayed/show", {"topic": name}), counts.next_due)
+
+
+SCREENS = (
+    Screen("/delayed", list_topics, mark("Delayed")),
+    Screen("/delayed/show", list_delayed),
+)
+
+ACTIONS = (Action("/delayed/cancel", cancel, "cancel"),)
+
+PROBLEMS = (problems,)

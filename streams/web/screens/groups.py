@@ -1,0 +1,314 @@
+"""Groups: who reads, how far they are, which message holds them up; moving and deleting them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from heapq import nlargest
+from typing import NamedTuple
+
+from starlette.responses import Response
+
+from streams.errors import GroupNotEmpty, NotFound
+from streams.inspection.counting import sum_known
+from streams.inspection.groups import GroupPosition, group_positions
+from streams.inspection.offset_texts import parse_offsets
+from streams.replay.offset_reset import Move, apply_reset, plan_reset
+from streams.web.addresses import group_of, topic_of
+from streams.web.page import LOOK, Action, Confirm, Done, Page, Problem, Screen
+from streams.web.paging import paged
+from streams.web.redaction import Shown
+from streams.web.rendering import DASH
+from streams.web.translations import mark
+
+MAX_PARTITIONS = 500
+"""Partitions of a group that are shown."""
+
+MAX_ALONE = 50
+"""Groups that nobody consumes for, named by the overview; of the others it says how many."""
+
+GROWING = 1.2
+"""A lag that is so many times what it was within the last minutes grows."""
+
+
+def list_groups(page: Page) -> Response:
+    """The groups of the log, by name."""
+    groups = page.dashboard.groups.look(LOOK)
+    show_all, wanted = page.fields.flag("all"), page.fields.text("q").lower()
+    own = [name for name in groups.names if groups.is_internal(name)]
+    hidden = set() if show_all else set(own)
+    names = [name for name in groups.names if name not in hidden and wanted in name.lower()]
+    order = page.fields.text("sort")
+    if order == "lag":
+        known = groups.known
+        names.sort(key=lambda name: -(known[name].lag or 0) if name in known else 1)
+    pages = paged(page, names)
+    subjects = [f"group:{name}" for name in pages.rows]
+    figures = page.sampler.ask(subjects, LOOK)
+    page.watch(*subjects)
+    rows = [(name, figures[f"group:{name}"], groups.known.get(name)) for name in pages.rows]
+    return page.render(
+        "groups.html",
+        title=page._("Groups"),
+        rows=rows,
+        pages=pages,
+        hidden=len(own),
+        show_all=show_all,
+        order=order,
+        groups=groups,
+    )
+
+
+class PositionRow(NamedTuple):
+    """A group in one partition, as it is shown.
+
+    :param key: the key of the message that it waits for.
+    :param since: when that message was taken by the log (seconds since the epoch).
+    """
+
+    at: GroupPosition
+    position: str
+    end: str
+    oldest: str
+    key: Shown | None
+    since: float | None
+
+
+def show_group(page: Page) -> Response:
+    """One group."""
+    group, log = group_of(page), page.log
+    info = log.group(group)
+    positions = _positions(page, group)[:MAX_PARTITIONS]
+    rows: list[PositionRow] = []
+    for at in positions:
+        oldest, key, since, place = at.oldest, None, None, ""
+        if oldest is not None:
+            key = page.payloads.key(at.topic, oldest.keys[0])
+            since = oldest.time(0)
+            place = log.format_offset(oldest.offsets[0])
+        position = "" if at.position is None else log.format_offset(at.position)
+        rows.append(PositionRow(at, position, log.format_offset(at.end), place, key, since))
+    rows.sort(key=lambda row: (row.since is None, row.since or 0.0))
+    subject = f"group:{group}"
+    figures = page.sampler.ask([subject], LOOK)[subject]
+    page.watch(subject)
+    topics = sorted({at.topic for at in positions})
+    return page.render(
+        "group.html",
+        title=group,
+        group=group,
+        info=info,
+        rows=rows,
+        lag=sum_known(at.lag for at in positions),
+        waiting=[row for row in rows if row.since is not None][:3],
+        topics=topics,
+        subject=subject,
+        figures=figures,
+        points=figures.series.points(),
+        processors=[each.name for each in page.app.processors if each.group == group],
+    )
+
+
+def _positions(page: Page, group: str) -> list[GroupPosition]:
+    """Where it is; a topic that is gone is left out."""
+    log = page.log
+    info = log.group(group)
+    try:
+        return group_positions(log, info)
+    except NotFound:
+        there = set(log.topic_names())
+        kept = {at: held for at, held in info.positions.items() if at[0] in there}
+        return group_positions(log, info._replace(positions=kept))
+
+
+# -- moving it
+
+
+def reset(page: Page) -> Done | Confirm:
+    """Move a group in a topic: what ``streams reset`` does, with its dry run first."""
+    group, topic, log = group_of(page), topic_of(page), page.log
+    force = page.fields.flag("force")
+    to = parse_offsets(page.fields.text("to"), page._("Where to"), topic)
+    partition = page.fields.optional_number("partition")
+    moves = plan_reset(log, group, topic, to, partition=partition, now=page.now)
+    again = sum_known(move.again for move in moves)
+    skipped = sum_known(move.skipped for move in moves)
+    back = page.url("/groups/show", {"group": group}), page._("Back to the group")
+    # What counts is who is concerned, not how much: a reset back to the beginning concerns many.
+    if page.fields.text("confirm") != _plan_text(moves):
+        return _preview(page, group, topic, moves, again, skipped, back, force=force)
+    try:
+        apply_reset(log, group, topic, moves, now=page.now, force=force)
+    except GroupNotEmpty as error:
+        raise GroupNotEmpty(
+            f"{error}. "
+            + page._("Stop its processors first, or tick the box that moves it anyway.")
+        ) from error
+    return Done(
+        page._(
+            "%(group)s was moved in %(topic)s. To be handled again: %(again)s; "
+            "skipped: %(skipped)s.",
+            group=group,
+            topic=topic,
+            again=_known(page, again),
+            skipped=_known(page, skipped),
+        ),
+        count=len(moves),
+        back=back,
+        subject=f"group {group} in {topic} to {page.fields.text('to')}",
+    )
+
+
+def _plan_text(moves: list[Move]) -> str:
+    """What identifies a plan: should anything have moved since it was shown, it is shown again."""
+    return ",".join(f"{move.partition}:{move.before}:{move.after}" for move in moves)
+
+
+def _known(page: Page, number: int | None) -> str:
+    return page._("an unknown number") if number is None else f"{number:,}"
+
+
+def _preview(
+    page: Page,
+    group: str,
+    topic: str,
+    moves: list[Move],
+    again: int | None,
+    skipped: int | None,
+    back: tuple[str, str],
+    *,
+    force: bool,
+) -> Done | Confirm:
+    log = page.log
+    rows = [
+        (
+            str(move.partition),
+            DASH if move.before is None else log.format_offset(move.before),
+            log.format_offset(move.after),
+            move.again,
+            move.skipped,
+        )
+        for move in moves
+    ]
+    members = len(log.group(group).members)
+    warning = ""
+    if members and force:
+        warning = page.plural(
+            "%(number)s member runs: it starts over from there.",
+            "%(number)s members run: they start over from there.",
+            members,
+        )
+    elif members:
+        warning = page.plural(
+            "%(number)s member runs, so the group is not moved: stop it first, or tick the box "
+            "that moves it anyway.",
+            "%(number)s members run, so the group is not moved: stop them first, or tick the box "
+            "that moves it anyway.",
+            members,
+        )
+    return Confirm(
+        title=page._("Move %(group)s in %(topic)s?", group=group, topic=topic),
+        count=1,
+        confirm=_plan_text(moves),
+        button=page._("Move it"),
+        back=back,
+        facts=(
+            page._("to be handled again: %(again)s", again=_known(page, again)),
+            page._("to be skipped: %(skipped)s", skipped=_known(page, skipped)),
+            page._("Its dedup window begins empty, so what comes again is handled."),
+        ),
+        columns=(
+            page._("partition"),
+            page._("from"),
+            page._("to"),
+            page._("again"),
+            page._("skipped"),
+        ),
+        rows=rows,
+        warning=warning,
+    )
+
+
+def delete(page: Page) -> Done | Confirm:
+    """Delete a group and its positions."""
+    group, log = group_of(page), page.log
+    positions = len(log.group(group).positions)
+    if page.fields.text("confirm") != group:
+        return Confirm(
+            title=page._("Delete the group %(group)s?", group=group),
+            count=1,
+            confirm=group,
+            button=page._("Delete it"),
+            back=(page.url("/groups/show", {"group": group}), page._("Back to the group")),
+            facts=(
+                page.plural(
+                    "%(number)s position is deleted with it.",
+                    "%(number)s positions are deleted with it.",
+                    positions,
+                ),
+                page._("Should its processors start again, they begin as a new group does."),
+            ),
+        )
+    log.delete_group(group)
+    return Done(
+        page._("The group %(group)s was deleted.", group=group),
+        count=positions,
+        back=(page.url("/groups"), page._("Groups")),
+        subject=f"group {group}",
+    )
+
+
+# -- problems
+
+
+def problems(page: Page) -> Iterator[Problem]:
+    """Nobody consuming, a lag that grows."""
+    groups = page.dashboard.groups.look(2 * LOOK)
+    waiting = [
+        facts
+        for facts in groups.known.values()
+        if facts.lag and not facts.error and not groups.is_internal(facts.name)
+    ]
+    for facts in waiting:
+        if facts.members != 0 and _grows(page, facts.name):
+            text = page._(
+                "The lag of %(group)s grows: %(lag)s messages wait.",
+                group=facts.name,
+                lag=f"{facts.lag:,}",
+            )
+            yield Problem(1, text, page.url("/groups/show", {"group": facts.name}))
+    alone = [facts for facts in waiting if facts.members == 0]
+    for facts in nlargest(MAX_ALONE, alone, key=lambda facts: facts.lag or 0):
+        text = page._(
+            "Nobody consumes for %(group)s: %(lag)s messages wait.",
+            group=facts.name,
+            lag=f"{facts.lag:,}",
+        )
+        yield Problem(1, text, page.url("/groups/show", {"group": facts.name}))
+    if (more := len(alone) - MAX_ALONE) > 0:
+        text = page.plural(
+            "Nobody consumes for %(number)s more group.",
+            "Nobody consumes for %(number)s more groups.",
+            more,
+        )
+        yield Problem(1, text, page.url("/groups", {"sort": "lag"}))
+
+
+def _grows(page: Page, group: str) -> bool:
+    """Whether the lag was seen to grow within the last five minutes."""
+    points = page.sampler.past(f"group:{group}").points(150)
+    recent = [value for when, value in points if time.time() - when < 300]
+    return len(recent) >= 10 and min(recent[:3]) * GROWING < min(recent[-3:]) > 100
+
+
+SCREENS = (
+    Screen("/groups", list_groups, mark("Groups")),
+    Screen("/groups/show", show_group),
+)
+
+ACTIONS = (
+    Action("/groups/reset", reset, "reset"),
+    Action("/groups/delete", delete, "delete-group"),
+)
+
+PROBLEMS = (problems,)

@@ -1,0 +1,30 @@
+"""Actions that take long: how far they are, and stopping them."""
+
+from __future__ import annotations
+
+from starlette.responses import Response
+
+from streams.errors import InvalidValue
+from streams.web.jobs import Job
+from streams.web.page import Page, Screen
+
+
+def show_job(page: Page) -> Response:
+    """One job; while it runs the page asks again."""
+    job = _job(page)
+    return page.render("job.html", title=job.title, job=job)
+
+
+def _job(page: Page) -> Job:
+    found = page.dashboard.jobs.find(str(page.request.path_params["job"]))
+    if found is None or not page.access.may(found.action):
+        raise InvalidValue(
+            page._(
+                "Nothing of that name is known here. If this process was started again, ask for "
+                "the same once more: what was done stays done."
+            )
+        )
+    return found
+
+
+SCREENS = (Screen("/jobs/{job}", show_job),)

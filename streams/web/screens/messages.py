@@ -1,0 +1,355 @@
+"""Messages of a topic: browsed, searched, watched as they arrive; and one message by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from starlette.responses import Response, StreamingResponse
+
+from streams.errors import InvalidValue, NotFound, StreamsError
+from streams.inspection.offset_texts import parse_offset, parse_offsets
+from streams.log.range_reader import OffsetRange, RangeReader, read_first
+from streams.message import CAUSATION, CORRELATION, LEGACY_CAUSATION, LEGACY_CORRELATION
+from streams.text import printable_text
+from streams.web.addresses import topic_of
+from streams.web.browsing import MAX_PARTITIONS, Leaf, from_place, newest
+from streams.web.decoded import NO_DOCUMENT, document_of
+from streams.web.live import SSE_HEADERS
+from streams.web.page import Page, Screen
+from streams.web.rendering import environment, path_part
+from streams.web.rows import Row, row_of
+from streams.web.search import Query, Search, parse_positions
+from streams.web.streaming import stream_page
+from streams.web.trail import trail_of
+
+if TYPE_CHECKING:
+    from streams.log.protocol import Log
+    from streams.message import Batch
+    from streams.topic_reader import OffsetSpec
+    from streams.web.redaction import Shown
+
+COUNTS = (25, 50, 100, 200)
+"""Messages on a page."""
+
+MAX_SHOWN = 256 << 10
+"""Bytes of a value that its page shows; the rest is in the file that can be saved."""
+
+MAX_INDENTED = 128 << 10
+"""Bytes of a JSON document that is shown with line breaks."""
+
+HEX_ROWS = 256
+"""Rows of 16 bytes of a value that is no text."""
+
+SEARCH_FIELDS = Query._fields
+
+
+def list_messages(page: Page) -> Response:
+    """The messages of a topic: the newest, those from a place on, those that are searched for."""
+    topic, log, fields = topic_of(page), page.log, page.fields
+    info = log.topic(topic)
+    partition = fields.optional_number("partition")
+    query = Query(**{name: fields.raw(name) for name in SEARCH_FIELDS})
+    count = fields.number("count", 50, low=1, high=COUNTS[-1])
+    start = fields.text("from")
+    context: dict[str, Any] = {
+        "title": page._("Messages of %(topic)s", topic=topic),
+        "topic": topic,
+        "info": info,
+        "partition": partition,
+        "query": query,
+        "count": count,
+        "counts": COUNTS,
+        "start": start,
+        "until": fields.text("until"),
+        "forwards": fields.text("order") == "oldest",
+        "tail": page.url(f"/topics/{path_part(topic)}/messages/arriving", {"partition": partition}),
+    }
+    if query.is_empty:
+        leaf = _browse(page, log, topic, partition, count, start)
+        return page.render("messages.html", leaf=leaf, search=None, **context)
+    search = _search(page, log, topic, partition, query, start, forwards=context["forwards"])
+    return stream_page(page, "messages.html", leaf=None, search=search, **context)
+
+
+def _browse(
+    page: Page, log: Log, topic: str, partition: int | None, count: int, start: str
+) -> Leaf:
+    if start:
+        place = parse_offsets(start, page._("From"), topic)
+        return from_place(
+            log, topic, page.payloads, count,
+            partition=None if isinstance(place, Mapping) else partition, start=place, now=page.now,
+        )  # fmt: skip
+    if partition is None and log.topic(topic).partitions > MAX_PARTITIONS:
+        partition = 0
+    until = parse_positions(log, page.fields.text("until"))
+    return newest(log, topic, page.payloads, count, partition=partition, until=until, now=page.now)
+
+
+def _search(
+    page: Page,
+    log: Log,
+    topic: str,
+    partition: int | None,
+    query: Query,
+    start: str,
+    *,
+    forwards: bool,
+) -> Search:
+    place: OffsetSpec | Mapping[int, OffsetSpec] = "earliest"
+    if start:
+        place = parse_offsets(start, page._("From"), topic)
+    end: OffsetSpec = "latest"
+    if page.fields.text("to"):
+        end = parse_offset(page.fields.text("to"), page._("To"))
+    return Search(
+        page.app, log, topic, query, page.payloads,
+        start=place, end=end, partition=None if isinstance(place, Mapping) else partition,
+        backwards=not forwards, positions=parse_positions(log, page.fields.text("positions")),
+        now=page.now,
+    )  # fmt: skip
+
+
+# -- those that arrive
+
+TAIL_LOOK = 0.5
+"""Real seconds between two looks at whether something arrived."""
+
+TAIL_ROWS = 25
+"""Messages shown of one look; of more, the last ones, and how many were passed over."""
+
+TAIL_SECONDS = 1_800
+"""Real seconds after which a page that watches is asked to connect again."""
+
+
+def arriving(page: Page) -> Response:
+    """The messages that arrive from now on, as rows of the table, while somebody looks."""
+    topic, log = topic_of(page), page.log
+    partition = page.fields.optional_number("partition")
+    partitions = range(log.topic(topic).partitions) if partition is None else (partition,)
+    if len(partitions) > MAX_PARTITIONS:
+        raise InvalidValue(page._("This topic has too many partitions: choose one."))
+    if page.request.method == "HEAD":  # which asks for no stream
+        return Response(media_type="text/event-stream", headers=SSE_HEADERS)
+    ends = {number: log.watermarks(topic, number)[1] for number in partitions}
+    return StreamingResponse(
+        _arriving(page, topic, ends), media_type="text/event-stream", headers=SSE_HEADERS
+    )
+
+
+async def _arriving(page: Page, topic: str, ends: dict[int, int]) -> AsyncIterator[bytes]:
+    source = page.dashboard.source
+    template = environment(page.language).get_template("message_rows.html")
+    began = quiet = time.monotonic()
+    yield b": watching\n\n"
+    while time.monotonic() - began < TAIL_SECONDS:
+        try:
+            rows, passed = await source.run(lambda: _arrived(page, topic, ends))
+        except StreamsError:
+            source.reopen()
+            rows, passed = [], 0
+        if rows:
+            html = template.render(page.context(rows=rows, passed=passed, topic=topic))
+            lines = "".join(f"data: {line}\n" for line in html.splitlines() if line)
+            yield f"{lines}\n".encode()
+            quiet = time.monotonic()
+        elif time.monotonic() - quiet > 15:
+            yield b": still here\n\n"
+            quiet = time.monotonic()
+        await asyncio.sleep(TAIL_LOOK)
+
+
+def _arrived(page: Page, topic: str, ends: dict[int, int]) -> tuple[list[Row], int]:
+    """What arrived since the last look, the newest first; and how many more."""
+    log = page.log
+    ranges: dict[int, OffsetRange] = {}
+    passed = 0
+    for number, start in ends.items():
+        end = log.watermarks(topic, number)[1]
+        if end <= start:
+            continue
+        begin = max(start, log.offset_before(topic, number, end, TAIL_ROWS))
+        if begin > start:
+            passed += (log.lag(topic, number, start) or 0) - (log.lag(topic, number, begin) or 0)
+        ranges[number] = OffsetRange(begin, end)
+        ends[number] = end
+    rows: list[Row] = []
+    reader = RangeReader(log, topic, ranges)
+    try:
+        for each in reader:
+            rows.append(row_of(log, page.payloads, each.batch, each.index))
+            if len(rows) > TAIL_ROWS:
+                del rows[0]
+                passed += 1
+    finally:
+        reader.close()
+    rows.reverse()
+    return rows, max(0, passed)
+
+
+# -- one message
+
+
+def show_message(page: Page) -> Response:
+    """One message: its value, its headers, and where it has been."""
+    row, offset = _row(page)
+    batch, topic, payloads = row.batch, row.batch.topic, page.payloads
+    headers = batch.headers(row.index)
+    value = payloads.value(topic, batch.values[row.index])
+    log = page.log
+    first, end = log.watermarks(topic, batch.partition)
+    before = log.offset_before(topic, batch.partition, offset, 1)
+    after = read_first(log, topic, batch.partition, offset + 1, end)
+    address = f"/topics/{path_part(topic)}/messages/{batch.partition}/"
+    return page.render(
+        "message.html",
+        title=f"{topic}/{batch.partition}/{log.format_offset(offset)}",
+        topic=topic,
+        partition=batch.partition,
+        offset=log.format_offset(offset),
+        time=batch.time(row.index),
+        id=printable_text(batch.id(row.index)),
+        key=payloads.key(topic, batch.keys[row.index]),
+        value=value,
+        size=len(value.data) if value.data is not None else None,
+        headers=[(printable_text(name), shown) for name, shown in payloads.headers(topic, headers)],
+        problem=printable_text(batch.unreadable.get(row.index, "")),
+        **_value_context(page, batch, row.index, value),
+        caused_by=_header(headers, CAUSATION) or _header(headers, LEGACY_CAUSATION),
+        correlation=_header(headers, CORRELATION) or _header(headers, LEGACY_CORRELATION),
+        trail=page.url(address + path_part(log.format_offset(offset)) + "/trail"),
+        before=page.url(address + path_part(log.format_offset(before)))
+        if first <= before < offset
+        else "",
+        after=""
+        if after is None
+        else page.url(address + path_part(log.format_offset(after.offsets[0]))),
+        decoded=_decoding_problem(page, row),
+        may_save=page.url(address + path_part(log.format_offset(offset)) + "/value"),
+    )
+
+
+def show_trail(page: Page) -> Response:
+    """Where a message has been; a part of its page that comes after the rest, as it takes long."""
+    row, offset = _row(page)
+    place = f"{row.batch.partition}/{path_part(page.log.format_offset(offset))}"
+    return page.render(
+        "message_trail.html",
+        title=f"{row.batch.topic}/{row.batch.partition}/{page.log.format_offset(offset)}",
+        message=page.url(f"/topics/{path_part(row.batch.topic)}/messages/{place}"),
+        trail=trail_of(page, row),
+    )
+
+
+def save_value(page: Page) -> Response:
+    """The value of a message as a file, byte for byte (but for ``redact=``)."""
+    row, _ = _row(page)
+    shown = page.payloads.value(row.batch.topic, row.value)
+    if shown.data is None:
+        raise NotFound(page._("It has no value that is shown."))
+    name = f"{row.batch.topic}-{row.batch.partition}-{row.batch.offsets[row.index]}"
+    headers = {
+        "content-disposition": f'attachment; filename="{name}"',
+        "content-security-policy": "default-src 'none'; sandbox",
+        "cache-control": "no-store",
+    }
+    return Response(shown.data, media_type="application/octet-stream", headers=headers)
+
+
+def _row(page: Page) -> tuple[Any, int]:
+    """The message that an address names, and its offset."""
+    from streams.log.range_reader import LogRow
+
+    topic, log = topic_of(page), page.log
+    given = page.request.path_params
+    partition, written = str(given["partition"]), str(given["offset"])
+    count = log.topic(topic).partitions
+    if not partition.isdecimal() or len(partition) > 9 or int(partition) >= count:
+        raise NotFound(page._("There is no such partition."))
+    try:
+        offset = log.parse_offset(written)
+    except StreamsError as error:
+        raise InvalidValue(str(error)) from None
+    _, end = log.watermarks(topic, int(partition))
+    batch = read_first(log, topic, int(partition), offset, min(end, offset + 1))
+    if batch is None or batch.offsets[0] != offset:
+        raise NotFound(
+            page._("There is no message at %(place)s: it was deleted, or never was.",
+                   place=f"{topic}/{partition}/{written[:100]}")
+        )  # fmt: skip
+    return LogRow(batch, 0), offset
+
+
+def _header(headers: Any, name: str) -> str:
+    found = next((value for each, value in headers if each == name and value is not None), None)
+    return "" if found is None else found.decode("utf-8", "backslashreplace")
+
+
+def _value_context(page: Page, batch: Batch, index: int, value: Shown) -> dict[str, Any]:
+    """A value as it is shown: JSON with line breaks, text, or bytes in rows."""
+    data = value.data
+    if data is None:
+        return {"kind": "none", "text": "", "rows": (), "is_cut": False}
+    if len(data) <= MAX_INDENTED and (indented := _indented(data)) is not None:
+        return {"kind": "json", "text": indented, "rows": (), "is_cut": False}
+    document = document_of(page.app, page.payloads, batch, index, data)
+    if document is not NO_DOCUMENT:
+        text = orjson.dumps(document, option=orjson.OPT_INDENT_2).decode()
+        return {"kind": "decoded", "text": text[:MAX_SHOWN], "rows": (), "is_cut": False}
+    is_cut = len(data) > MAX_SHOWN
+    try:
+        text = data[:MAX_SHOWN].decode("utf-8", "ignore" if is_cut else "strict")
+        if is_cut and text and "\0" in text:
+            raise UnicodeError
+    except UnicodeError:
+        rows = list(_hex_rows(data))
+        return {"kind": "bytes", "text": "", "rows": rows, "is_cut": len(data) > 16 * HEX_ROWS}
+    return {"kind": "text", "text": text, "rows": (), "is_cut": is_cut}
+
+
+def _indented(data: bytes) -> str | None:
+    import msgspec
+
+    try:
+        orjson.loads(data)
+        return msgspec.json.format(data, indent=2).decode()  # numbers keep their digits
+    except (ValueError, msgspec.MsgspecError, RecursionError):
+        return None
+
+
+def _hex_rows(data: bytes) -> Iterator[tuple[str, str, str]]:
+    for at in range(0, min(len(data), 16 * HEX_ROWS), 16):
+        part = data[at : at + 16]
+        shown = "".join(chr(each) if 32 <= each < 127 else "." for each in part)
+        yield f"{at:08x}", part.hex(" "), shown
+
+
+def _decoding_problem(page: Page, row: Any) -> str:
+    """Why the value cannot be decoded as what the app declares; empty: it can, or nothing is
+    declared."""
+    from streams.processing import Skip
+
+    declared = page.app.topics.get(row.batch.topic)
+    if declared is None or not page.payloads.allowed:
+        return ""
+    try:
+        declared.decoding.decode_one(row.batch, row.index)
+    except Skip:
+        return ""
+    except Exception as error:
+        shown = page.payloads.error(row.batch.topic, str(error))
+        return shown.text or page._("it is not of the topic's type")
+    return ""
+
+
+SCREENS = (
+    Screen("/topics/{topic}/messages", list_messages, payloads=True),
+    Screen("/topics/{topic}/messages/arriving", arriving, payloads=True),
+    Screen("/topics/{topic}/messages/{partition}/{offset}", show_message, payloads=True),
+    Screen("/topics/{topic}/messages/{partition}/{offset}/trail", show_trail, payloads=True),
+    Screen("/topics/{topic}/messages/{partition}/{offset}/value", save_value, payloads=True),
+)

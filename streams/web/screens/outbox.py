@@ -1,0 +1,259 @@
+"""Outboxes: what waits in them and how old it is; rows that could not be published, and trying them
+again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from starlette.responses import Response
+
+from streams.errors import ConfigError, InvalidValue, LogError, NotFound, StreamsError
+from streams.outbox import Outbox
+from streams.outbox.inspection import (
+    HeldRow,
+    Inspected,
+    InspectedRow,
+    find_rows,
+    inspect,
+    state_name,
+)
+from streams.outbox.inspection import retry as retry_rows
+from streams.web.documents import pretty
+from streams.web.page import Action, Confirm, Done, Page, Problem, Screen
+from streams.web.redaction import Shown
+from streams.web.translations import mark
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+
+T = TypeVar("T")
+
+FRESH = 2.0
+"""Real seconds for which what was found is shown as it is."""
+
+MAX_ROWS = 50
+"""Rows that are shown, the first ones."""
+
+OLD = 60.0
+"""Seconds after which a row should have been relayed, and after which a relay that said nothing is
+none."""
+
+STATES = {"ready": mark("to be relayed"), "failed": mark("failed"), "waiting": mark("waits behind")}
+"""How a row is."""
+
+
+def has_outboxes(app: Streams) -> bool:
+    """The app declares outboxes."""
+    return bool(app.outboxes)
+
+
+class OutboxRow(NamedTuple):
+    """An outbox.
+
+    :param found: None: it cannot be looked at, and ``error`` says why.
+    """
+
+    name: str
+    relayed_by: str
+    found: Inspected | None
+    error: str
+    rows: list[MessageRow]
+
+
+class MessageRow(NamedTuple):
+    """A row of an outbox."""
+
+    row: HeldRow
+    state: str
+    key: Shown
+    error: Shown
+    url: str
+
+
+def _outbox_of(page: Page) -> Outbox:
+    """The outbox that an address or a form names (``outbox=``)."""
+    found = page.app.outboxes.get(page.fields.text("outbox"))
+    if not isinstance(found, Outbox):
+        raise NotFound(page._("The app declares no such outbox."))
+    return found
+
+
+def _run(asked: Coroutine[Any, Any, T]) -> T:
+    """Ask the outbox's database (blocks).
+
+    :raises InvalidValue: it cannot be reached, which is no fault of the log's.
+    """
+    try:
+        return asyncio.run(asked)
+    except NotFound:
+        raise
+    except LogError as error:
+        raise InvalidValue(str(error)) from error
+
+
+def _inspect(page: Page, outbox: Outbox, *, every: bool) -> Inspected | str:
+    """What is in it, or why that is not known; asked at most every few seconds."""
+
+    def look() -> Inspected | str:
+        try:
+            return asyncio.run(inspect(outbox, MAX_ROWS, all_states=every))
+        except (StreamsError, ConfigError) as error:
+            return str(error)
+
+    return page.dashboard.shared(("outbox", outbox.name, every), FRESH, look)
+
+
+def list_outboxes(page: Page) -> Response:
+    """The outboxes of the app, each with the rows that failed, or all."""
+    every = page.fields.flag("all")
+    rows: list[OutboxRow] = []
+    for outbox in page.app.outboxes.values():
+        if not isinstance(outbox, Outbox):
+            continue
+        found = _inspect(page, outbox, every=every)
+        if isinstance(found, str):
+            rows.append(OutboxRow(outbox.name, outbox.relayed_by, None, found, []))
+            continue
+        shown = [_row(page, outbox, row) for row in found.rows]
+        rows.append(OutboxRow(outbox.name, outbox.relayed_by, found, "", shown))
+    return page.render(
+        "outboxes.html",
+        title=page._("Outbox"),
+        rows=rows,
+        every=every,
+        states=STATES,
+        old=OLD,
+        most=MAX_ROWS,
+    )
+
+
+def _row(page: Page, outbox: Outbox, row: HeldRow) -> MessageRow:
+    return MessageRow(
+        row,
+        state_name(row.state),
+        _key(page, row),
+        page.payloads.error(str(row.topic), row.error),
+        page.url("/outbox/row", {"outbox": outbox.name, "row": row.sequence}),
+    )
+
+
+def _key(page: Page, row: HeldRow) -> Shown:
+    if row.keytype == "none":
+        return Shown(None)
+    return page.payloads.key(str(row.topic), str(row.key).encode("utf-8", "backslashreplace"))
+
+
+def show_row(page: Page) -> Response:
+    """One row: what it would be published as, and why it was not."""
+    outbox = _outbox_of(page)
+    found = _find(page, outbox, str(page.fields.number("row", 0, low=1, high=1 << 62)))
+    row, topic = found.row, str(found.row.topic)
+    payload = None if found.payload is None else bytes(found.payload)
+    value = page.payloads.value(topic, payload)
+    headers = None
+    if found.headers is not None:
+        headers = page.payloads.header(topic, "", str(found.headers).encode("utf-8", "replace"))
+    return page.render(
+        "outbox_row.html",
+        title=page._("Row %(number)s of %(name)s", number=row.sequence, name=outbox.name),
+        outbox=outbox.name,
+        row=_row(page, outbox, row),
+        states=STATES,
+        problem=page.payloads.error(topic, found.problem or None),
+        value=value,
+        value_text=pretty(value),
+        headers=headers,
+    )
+
+
+def _find(page: Page, outbox: Outbox, sequence: str) -> InspectedRow:
+    for each in _run(find_rows(outbox, sequence)):
+        if str(each.row.sequence) == sequence:
+            return each
+    raise NotFound(page._("There is no such row; it may have been published."))
+
+
+def retry(page: Page) -> Done | Confirm:
+    """Try a row that failed again, or all of them."""
+    outbox = _outbox_of(page)
+    back = page.url("/outbox"), page._("Outbox")
+    row = page.fields.optional_number("row", high=1 << 62)
+    count = 1 if row is not None else _run(inspect(outbox, 1)).backlog.failed
+    if not count:
+        raise InvalidValue(page._("No row has failed."))
+    if not page.confirmed(count):
+        return Confirm(
+            title=page.plural(
+                "Try %(number)s row of %(name)s again?",
+                "Try %(number)s rows of %(name)s again?",
+                count,
+                name=outbox.name,
+            ),
+            count=count,
+            button=page._("Try again"),
+            back=back,
+            facts=(
+                page._("The rows of the same key that wait behind it follow, in their order."),
+                page._("The relays publish them: one must run."),
+            ),
+        )
+    tried = _run(retry_rows(outbox, None if row is None else [str(row)]))
+    return Done(
+        page.plural(
+            "%(number)s row of %(name)s will be tried again.",
+            "%(number)s rows of %(name)s will be tried again.",
+            tried,
+            name=outbox.name,
+        ),
+        count=tried,
+        back=back,
+        subject=f"outbox {outbox.name}" + ("" if row is None else f" row {row}"),
+    )
+
+
+def problems(page: Page) -> Iterator[Problem]:
+    """Rows that could not be published, and outboxes that nobody relays."""
+    url = page.url("/outbox")
+    for outbox in page.app.outboxes.values():
+        if not isinstance(outbox, Outbox) or outbox.relayed_by == "debezium":
+            continue
+        found = _inspect(page, outbox, every=False)
+        if isinstance(found, str):
+            continue  # the database is not there yet, or not to be reached: the screen says so
+        backlog, relays = found.backlog, found.relays
+        if backlog.failed:
+            text = page.plural(
+                "%(number)s row of the outbox %(name)s could not be published.",
+                "%(number)s rows of the outbox %(name)s could not be published.",
+                backlog.failed,
+                name=outbox.name,
+            )
+            yield Problem(0, text, url)
+        if backlog.oldest is None or backlog.oldest < OLD:
+            continue
+        since = page.now - backlog.oldest
+        if relays.seconds is None or relays.seconds > OLD:
+            text = page._(
+                "Nobody relays the outbox %(name)s: %(rows)s rows wait.",
+                name=outbox.name,
+                rows=f"{backlog.depth:,}",
+            )
+        else:
+            text = page._(
+                "Rows of the outbox %(name)s are old: %(rows)s wait.",
+                name=outbox.name,
+                rows=f"{backlog.depth:,}",
+            )
+        yield Problem(1, text, url, since)
+
+
+SCREENS = (
+    Screen("/outbox", list_outboxes, mark("Outbox"), needs_app=has_outboxes),
+    Screen("/outbox/row", show_row),
+)
+
+ACTIONS = (Action("/outbox/retry", retry, "outbox"),)
+
+PROBLEMS = (problems,)

@@ -1,0 +1,46 @@
+"""Pages that are sent while they are made: the visitor sees what a search has found so far, without
+any script."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import StreamingResponse
+
+from streams.web.rendering import environment
+
+if TYPE_CHECKING:
+    from streams.web.page import Page
+
+FLUSH = "<!-- -->"
+"""A template writes it where what stands before should be sent at once."""
+
+
+def stream_page(page: Page, template: str, **context: Any) -> StreamingResponse:
+    """A page that is sent piece by piece, as its template comes by :data:`FLUSH`."""
+    found = environment(page.language).get_template(template)
+    pieces = found.generate(page.context(**context))
+    return StreamingResponse(
+        _send(page, pieces),
+        media_type="text/html",
+        headers={"cache-control": "no-store", "vary": "accept-language", "x-accel-buffering": "no"},
+    )
+
+
+async def _send(page: Page, pieces: Iterator[str]) -> AsyncIterator[str]:
+    source = page.dashboard.source
+    while True:
+        part = await source.run(lambda: _until_flush(pieces))
+        if not part:
+            return
+        yield part
+
+
+def _until_flush(pieces: Iterator[str]) -> str:
+    found: list[str] = []
+    for piece in pieces:
+        found.append(piece)
+        if FLUSH in piece:
+            break
+    return "".join(found)

@@ -1,0 +1,176 @@
+"""Where a message has been: which groups are past it, whether it was retried, is dead or was put
+back, what caused it and what it caused.
+
+Nothing of this is written down in one place. Groups say how far they are; retries and dead letters
+keep the message's ID and stand in topics of their own; what a handler published names its cause in
+a header. So those topics are looked through from the message's own time on, for a moment, and it is
+said where that was not all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from contextlib import closing
+from typing import TYPE_CHECKING, NamedTuple
+
+from streams.errors import Fatal, NotFound, StreamsError, Unavailable
+from streams.log.range_reader import LogRow, OffsetRange, RangeReader
+from streams.message import CAUSATION, LEGACY_CAUSATION
+from streams.replay.offset_reset import settled_ahead
+
+if TYPE_CHECKING:
+    from streams.log.protocol import Log
+    from streams.web.page import Page
+
+SECONDS = 0.6
+"""Real seconds for which a message's trail is looked for."""
+
+MAX_MESSAGES = 20_000
+"""Messages that are looked at for it."""
+
+MAX_STOPS = 50
+"""Stops that are shown."""
+
+
+class GroupStop(NamedTuple):
+    """A group that reads the message's topic.
+
+    :param state: ``settled`` (handled, passed over or dead), ``waits`` (it is the next, or behind
+        it), ``unknown`` (the group has no position there).
+    """
+
+    group: str
+    state: str
+
+
+class Stop(NamedTuple):
+    """The same message elsewhere, or one that it caused.
+
+    :param kind: ``retry``, ``dead``, ``parked``, ``delay``, ``attempts`` or ``other``: of its
+        topic; ``caused``: it names the message as its cause.
+    """
+
+    kind: str
+    topic: str
+    partition: int
+    offset: str
+    time: float
+    id: str
+
+
+class Trail(NamedTuple):
+    """Where a message has been.
+
+    :param complete: all that could be looked at was.
+    """
+
+    groups: list[GroupStop]
+    stops: list[Stop]
+    complete: bool
+
+
+def trail_of(page: Page, row: LogRow) -> Trail:
+    """The trail of a message (blocks, for about :data:`SECONDS`)."""
+    log, topic = page.log, row.batch.topic
+    groups = page.dashboard.groups.look(0.1)
+    readers = [each.name for each in groups.readers(topic) if not groups.is_internal(each.name)]
+    states = [GroupStop(name, _state(log, name, row)) for name in readers[:MAX_STOPS]]
+    derived = [name for name in groups.topics if name.startswith(f"{topic}.")]
+    declared = list(_outputs(page, topic))
+    outputs = [name for name in declared if name in groups.topics]
+    others = [] if declared else [name for name in groups.topics if name not in groups.internal]
+    wanted = [name for name in dict.fromkeys([*derived, *outputs, *others]) if name != topic]
+    stops, complete = _look(log, [*wanted, topic], row)
+    return Trail(states, stops, complete and groups.is_complete)
+
+
+def _outputs(page: Page, topic: str) -> Iterable[str]:
+    """The topics that processors of the app publish to what they make of this one, and those of
+    their dead letters."""
+    for processor in page.app.processors:
+        if topic in processor.topics:
+            options = processor.options
+            if options.to is not None:
+                yield options.to.name
+            yield options.dead_letters.name(topic, options.group)
+
+
+def _state(log: Log, group: str, row: LogRow) -> str:
+    try:
+        held = log.committed(group, row.batch.topic).get(row.batch.partition)
+    except (Unavailable, Fatal):
+        raise
+    except StreamsError:
+        return "unknown"
+    if held is None:
+        return "unknown"
+    ahead = any(low <= row.offset < high for low, high in settled_ahead(held))
+    return "settled" if row.offset < held.position or ahead else "waits"
+
+
+def _look(log: Log, topics: list[str], row: LogRow) -> tuple[list[Stop], bool]:
+    """The same message in other topics, and what names it as its cause."""
+    id, began = row.id, time.monotonic()
+    when = row.batch.time(row.index)
+    found: list[Stop] = []
+    looked = 0
+    for topic in topics:
+        if looked >= MAX_MESSAGES or len(found) >= MAX_STOPS:
+            return found, False
+        if time.monotonic() - began > SECONDS:
+            return found, False
+        try:
+            ranges = _ranges_since(log, topic, when)
+        except NotFound:
+            continue
+        with closing(RangeReader(log, topic, ranges, raw=True)) as rows:
+            for each in rows:
+                looked += 1
+                if looked % 200 == 0 and time.monotonic() - began > SECONDS:
+                    return found, False
+                if looked >= MAX_MESSAGES:
+                    return found, False
+                kind = _kind(each, id, row)
+                if kind:
+                    found.append(_stop(log, kind, each))
+                    if len(found) >= MAX_STOPS:
+                        return found, False
+    return found, True
+
+
+def _ranges_since(log: Log, topic: str, when: float) -> dict[int, OffsetRange]:
+    ranges: dict[int, OffsetRange] = {}
+    for partition in range(log.topic(topic).partitions):
+        first, end = log.watermarks(topic, partition)
+        start = max(first, log.offset_for_time(topic, partition, when)) if first < end else end
+        if start < end:
+            ranges[partition] = OffsetRange(start, end)
+    return ranges
+
+
+def _kind(each: LogRow, id: str, row: LogRow) -> str:
+    """Whether a message belongs to the trail; empty: it does not."""
+    if each.batch.topic == row.batch.topic:
+        if each.batch.partition == row.batch.partition and each.offset == row.offset:
+            return ""
+    elif each.id == id:
+        suffix = each.batch.topic.rpartition(".")[2]
+        return suffix if suffix in ("retry", "dead", "parked", "delay", "attempts") else "other"
+    wanted = id.encode("utf-8", "surrogateescape")
+    for name, value in each.headers:
+        if name in (CAUSATION, LEGACY_CAUSATION) and value == wanted:
+            return "caused"
+    return ""
+
+
+def _stop(log: Log, kind: str, row: LogRow) -> Stop:
+    batch, index = row.batch, row.index
+    return Stop(
+        kind,
+        batch.topic,
+        batch.partition,
+        log.format_offset(batch.offsets[index]),
+        batch.time(index),
+        row.id,
+    )

@@ -1,0 +1,69 @@
+"""``streams web``: serves the dashboard on loopback, and refuses what would not be safe."""
+
+from __future__ import annotations
+
+import signal
+import urllib.error
+import urllib.request
+
+import pytest
+
+from tests.cli.conftest import Run, Shell, fill, order
+
+
+def read(address: str) -> str:
+    with urllib.request.urlopen(address, timeout=60) as answer:
+        return str(answer.read().decode())
+
+
+def test_it_prints_its_address_and_ends_in_order(shell: Shell) -> None:
+    from streams.log.url import open_log
+
+    log = open_log(f"sqlite:///{shell.folder / 'shop.db'}")
+    fill(log, "orders", [order(1)])
+    log.close()
+    with shell.start("web", "shop:app", "--port", "0", "--environment", "test <1>") as process:
+        assert process.stdout is not None
+        line = process.stdout.readline().decode()
+        address = line.split()[0]
+        assert address.startswith("http://127.0.0.1:")
+        assert "read-only" in line
+        topics = read(f"{address}topics")
+        assert "orders" in topics
+        assert "test &lt;1&gt;" in topics
+        assert "Type" in read(f"{address}topics/orders")
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(  # a form that is not there when nobody may act
+                urllib.request.Request(
+                    f"{address}groups/delete", b"group=x", {"Origin": address.rstrip("/")}
+                ),
+                timeout=60,
+            )
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("--host", "0.0.0.0"), "nobody is asked for a password"),
+        (("--password-file", "missing"), "missing"),
+        (("--tls-cert", "a.pem"), "give both"),
+        (("--allow-host", "a:1"), "no port"),
+        (("nothing:app",), "nothing"),
+    ],
+)
+def test_what_would_not_work_is_refused(run: Run, arguments: tuple[str, ...], problem: str) -> None:
+    refused = run("web", "--port", "0", *arguments)
+    assert refused.status != 0
+    assert problem in refused.err
+
+
+def test_a_password_alone_is_not_enough_elsewhere(run: Run, shell: Shell) -> None:
+    file = shell.folder / "passwords"
+    file.write_text("ada:correct horse\n")
+    file.chmod(0o600)
+    refused = run("web", "--host", "0.0.0.0", "--password-file", str(file))
+    assert refused.status != 0
+    assert "in the clear" in refused.err
+    assert "horse" not in refused.err

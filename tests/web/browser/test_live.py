@@ -1,0 +1,67 @@
+"""What changes on a page while it is open."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.web.browser.running import Running
+from tests.web.browser.tab import Tab
+from tests.web.showcase import Parcel
+
+pytestmark = pytest.mark.xdist_group("browser")
+
+TURN = """(hidden) => {
+  Object.defineProperty(document, "hidden", { configurable: true, get: () => hidden });
+  document.dispatchEvent(new Event("visibilitychange"));
+}"""
+"""What a browser does when its page goes to the background, or comes back."""
+
+
+def test_a_figure_follows_the_log(tab: Tab, shop: Running) -> None:
+    tab.get("/topics/parcels")
+    figure = tab.find("[data-figure=messages]").first
+    before = int((figure.text_content() or "").replace(",", ""))
+    shop.call(shop.shop.parcels.publish(Parcel("late", 1.0), key="late"))
+    expect(figure).to_have_text(f"{before + 1:,}")
+
+
+def test_the_chart_is_drawn_and_has_a_table(tab: Tab) -> None:
+    tab.get("/topics/parcels")
+    expect(tab.find(".plot canvas")).to_be_visible()
+    tab.find(".chart summary").click()
+    expect(tab.find(".chart table")).to_be_visible()
+
+
+def test_tabs_share_a_stream_and_stop_in_the_background(tab: Tab, shop: Running) -> None:
+    dashboard = shop.dashboard
+    tab.get("/topics/parcels")
+    tab.until(lambda: dashboard.streams_open == 1, "connected")
+    other = Tab(tab.page.context, shop.address)
+    other.get("/topics/orders")
+    figure = other.find("[data-figure=messages]").first
+    before = int((figure.text_content() or "").replace(",", ""))
+    # The stream that both share is told of what the second shows, too.
+    shop.call(shop.shop.publish_bytes(b"{}", "empty"))
+    expect(figure).to_have_text(f"{before + 1:,}")
+    tab.until(lambda: dashboard.streams_open == 1, "one stream again")
+    other.script(TURN, True)
+    tab.script(TURN, True)
+    tab.until(lambda: dashboard.streams_open == 0, "disconnected in the background")
+    tab.until(lambda: not dashboard.sampler.is_running, "nothing is asked of the log")
+    tab.script(TURN, False)
+    tab.until(lambda: dashboard.streams_open == 1, "connected again")
+    other.check()
+
+
+def test_updates_can_be_paused_and_that_lasts(tab: Tab, shop: Running) -> None:
+    tab.get("/groups")
+    tab.until(lambda: shop.dashboard.streams_open == 1, "connected")
+    pause = tab.find("#pause")
+    pause.click()
+    expect(pause).to_have_attribute("aria-pressed", "true")
+    tab.until(lambda: shop.dashboard.streams_open == 0, "disconnected")
+    tab.get("/topics")
+    expect(tab.find("#pause")).to_have_attribute("aria-pressed", "true")
+    tab.find("#pause").click()
+    tab.until(lambda: shop.dashboard.streams_open == 1, "connected")

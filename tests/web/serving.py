@@ -1,0 +1,36 @@
+"""A dashboard behind a real server, on a loop in a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from streams.web import Dashboard
+from streams.web.server import _Server
+
+
+@contextmanager
+def serving(dashboard: Dashboard) -> Iterator[str]:
+    """Serve it at a port of this machine that is free; its address."""
+    started = threading.Event()
+    addresses: list[str] = []
+
+    def on_start(address: str) -> None:
+        addresses.append(address)
+        started.set()
+
+    config = uvicorn.Config(
+        dashboard, host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=0
+    )
+    server = _Server(config, on_start)
+    thread = threading.Thread(target=server.run, name="serving")
+    thread.start()
+    try:
+        assert started.wait(60), "the server did not start"
+        yield addresses[0].rstrip("/")
+    finally:
+        server.should_exit = True
+        thread.join()

@@ -1,0 +1,166 @@
+"""The screens of groups: who reads, which message holds them up; moving and deleting them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from streams import Message
+from streams.web import Dashboard
+from streams.web.page import Page, Problem
+from tests.conformance.stage import QUICK, Stage
+from tests.web.visiting import eventually, visit
+
+
+@pytest.mark.everywhere
+async def test_a_group_says_which_key_it_waits_for_and_since_when(stage: Stage) -> None:
+    app = stage.app()
+    topic = stage.topic(app, partitions=1)
+    release = asyncio.Event()
+
+    async def handle(value: int, message: Message[int]) -> None:
+        if value == 3:
+            await release.wait()
+
+    app.processor(topic, group=stage.group, concurrency=8, flow=QUICK)(handle)
+    async with app:
+        await stage.publish(topic, *range(10), key=lambda value: f"key-{value}")
+        async with visit(Dashboard(app, access="all")) as visitor:
+
+            async def waits_for_key() -> bool:
+                seen = await visitor.get(f"/groups/show?group={stage.group}")
+                return "Waits for" in seen.text and "key-3" in seen.text
+
+            await eventually(waits_for_key)
+            listed = await visitor.get("/groups")
+            assert stage.group in listed.text
+            assert stage.topic_name in listed.text
+        release.set()
+
+
+@pytest.mark.everywhere
+async def test_a_reset_is_previewed_and_then_done(stage: Stage) -> None:
+    app = stage.app()
+    topic = stage.topic(app, partitions=2)
+    app.processor(topic, group=stage.group, flow=QUICK)(stage.recorder())
+    async with app:
+        await stage.publish(topic, *range(8), key=str)
+        await stage.handled(8)
+        await stage.committed(app)
+    async with stage.app().connected() as idle, visit(Dashboard(idle, access="all")) as visitor:
+        seen = await visitor.get(f"/groups/show?group={stage.group}")
+        plan = await visitor.submit(seen, "Where to", to="earliest", topic=stage.topic_name)
+        assert "to be handled again: 8" in plan.text
+        before = stage.places(idle)
+        done = await visitor.submit(plan, "Move it")
+        assert "To be handled again: 8; skipped: 0" in done.text
+        assert all(
+            stage.places(idle)[number].position <= before[number].position for number in before
+        )
+        firsts = {n: idle.log.watermarks(stage.topic_name, n)[0] for n in before}
+        assert {n: held.position for n, held in stage.places(idle).items()} == firsts
+
+
+async def test_a_plan_that_is_not_true_any_more_is_shown_again(stage: Stage) -> None:
+    app = stage.app()
+    topic = stage.topic(app, partitions=1)
+    async with app.connected():
+        await stage.publish(topic, 1, 2, 3)
+        app.log.initialize_offsets(stage.group, stage.topic_name, {0: 0})
+        async with visit(Dashboard(app, access="all")) as visitor:
+            seen = await visitor.get(f"/groups/show?group={stage.group}")
+            plan = await visitor.submit(seen, "Where to", to="latest")
+            assert "to be skipped: 3" in plan.text
+            await stage.publish(topic, 4)
+            again = await visitor.submit(plan, "Move it")
+            assert "to be skipped: 4" in again.text
+            assert stage.places(app)[0].position == 0
+            await visitor.submit(again, "Move it")
+            assert stage.places(app)[0].position == 4
+
+
+async def test_a_place_that_means_nothing_is_said_so(stage: Stage) -> None:
+    app = stage.app()
+    topic = stage.topic(app, partitions=1)
+    async with app.connected():
+        await stage.publish(topic, 1)
+        app.log.initialize_offsets(stage.group, stage.topic_name, {0: 0})
+        async with visit(Dashboard(app, access="all")) as visitor:
+            seen = await visitor.get(f"/groups/show?group={stage.group}")
+            refused = await visitor.submit(seen, "Where to", to="yesterday", status=400)
+            assert "'yesterday'" in refused.text
+            assert "earliest, latest" in refused.text
+
+
+async def test_a_group_is_deleted_once_that_is_confirmed(stage: Stage) -> None:
+    app = stage.app()
+    topic = stage.topic(app, partitions=1)
+    async with app.connected():
+        await stage.publish(topic, 1)
+        app.log.initialize_offsets(stage.group, stage.topic_name, {0: 0})
+        async with visit(Dashboard(app, access="all")) as visitor:
+            seen = await visitor.get(f"/groups/show?group={stage.group}")
+            question = await visitor.submit(seen, "Delete the group")
+            assert stage.group in app.log.groups()
+            await visitor.submit(question, "Delete it")
+            assert stage.group not in app.log.groups()
+            await visitor.get(f"/groups/show?group={stage.group}", status=404)
+
+
+async def test_nobody_consuming_is_a_problem(stage: Stage) -> None:
+    app = stage.app()
+    topic = stage.topic(app, partitions=1)
+    async with app.connected():
+        await stage.publish(topic, 1, 2)
+        app.log.initialize_offsets(stage.group, stage.topic_name, {0: 0})
+        async with visit(Dashboard(app, access="read")) as visitor:
+            seen = await visitor.get("/")
+            assert f"Nobody consumes for {stage.group}: 2 messages wait." in seen.text
+            group = await visitor.get(
+                seen.link(f"Nobody consumes for {stage.group}: 2 messages wait.")
+            )
+            assert "Nobody consumes for this group." in group.text
+
+
+async def test_a_reader_without_the_permission_sees_no_key(stage: Stage) -> None:
+    app = stage.app()
+    topic = stage.topic(app, partitions=1)
+    async with app.connected():
+        await stage.publish(topic, 1, key="secret-key")
+        app.log.initialize_offsets(stage.group, stage.topic_name, {0: 0})
+        async with visit(Dashboard(app, access="read")) as visitor:
+            seen = await visitor.get(f"/groups/show?group={stage.group}")
+            assert "Waits for" in seen.text
+            assert "secret-key" not in seen.html
+            assert "not shown" in seen.text
+
+
+async def test_problems_that_take_long_come_after_the_page(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.anchor.create_topic(stage.topic_name, 1)
+    dashboard = Dashboard(stage.app(), access="read")
+    go_on = threading.Event()
+
+    def find(page: Page) -> Iterator[Problem]:
+        go_on.wait()
+        yield Problem(0, "Everything is on fire.", page.url("/topics"))
+
+    dashboard.problem_finders = (find,)
+    async with visit(dashboard) as visitor:
+        dashboard.problem_patience = 0.01
+        seen = await visitor.get("/")
+        assert "They are being looked for." in seen.text
+        assert 'hx-get="/problems"' in seen.html
+        go_on.set()
+
+        async def found() -> bool:
+            return "Everything is on fire." in (await visitor.get("/")).text
+
+        await eventually(found)
+        part = await visitor.get("/problems", headers={"hx-request": "true"})
+        assert "Everything is on fire." in part.text
+        assert "<html" not in part.html

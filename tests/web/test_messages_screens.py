@@ -1,0 +1,388 @@
+"""Messages: browsed, searched, watched as they arrive; and one message by itself."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+import pytest
+
+from stream_codecs import MessagePack, Zstd
+from streams import Reject
+from streams.message import Record
+from streams.web import Dashboard, Payload
+from streams.web import search as search_module
+from streams.web.search import Query, at_path, path_parts
+from tests.conformance.stage import QUICK, Stage
+from tests.web.visiting import visit
+
+
+class Order(msgspec.Struct):
+    n: int
+    customer: dict[str, Any] = {}
+
+
+async def filled(stage: Stage, count: int, partitions: int = 2) -> None:
+    app = stage.app()
+    topic = stage.topic(app, Order, partitions=partitions)
+    async with app.connected():
+        orders = [Order(number, {"id": f"c{number % 7}"}) for number in range(count)]
+        await stage.publish(topic, *orders, key=lambda order: f"key-{order.n}")
+
+
+@pytest.mark.everywhere
+async def test_messages_are_browsed_back_from_the_newest(stage: Stage) -> None:
+    await filled(stage, 60)
+    async with visit(Dashboard(stage.app(), access="all")) as visitor:
+        address = f"/topics/{stage.topic_name}/messages"
+        seen = await visitor.get(f"{address}?count=25")
+        found = [number for number in range(60) if f"key-{number} " in f"{seen.text} "]
+        pages = 1
+        while any(text == "older" for text, _ in seen.links):
+            seen = await visitor.get(address + seen.link("older"))
+            more = [number for number in range(60) if f"key-{number} " in f"{seen.text} "]
+            assert not set(more) & set(found)
+            found += more
+            pages += 1
+        assert sorted(found) == list(range(60))
+        assert pages == 3
+
+
+@pytest.mark.everywhere
+async def test_messages_are_browsed_from_a_place_on(stage: Stage) -> None:
+    await filled(stage, 60)
+    async with visit(Dashboard(stage.app(), access="all")) as visitor:
+        address = f"/topics/{stage.topic_name}/messages"
+        seen = await visitor.get(f"{address}?count=25&from=earliest")
+        found = [number for number in range(60) if f"key-{number} " in f"{seen.text} "]
+        while any(text == "later" for text, _ in seen.links):
+            seen = await visitor.get(address + seen.link("later"))
+            found += [number for number in range(60) if f"key-{number} " in f"{seen.text} "]
+        assert sorted(found) == list(range(60))
+        for place in ("yesterday", "0/", "99/1", "-0"):
+            await visitor.get(f"{address}?from={place}", status=400 if place != "99/1" else 404)
+        await visitor.get(f"{address}?partition=7", status=404)
+        await visitor.get(f"{address}?until=x", status=400)
+
+
+@pytest.mark.everywhere
+@pytest.mark.parametrize("order", ["newest", "oldest"])
+async def test_a_search_says_how_far_it_looked_and_goes_on(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    await filled(stage, 300)
+    monkeypatch.setattr(search_module, "MAX_MESSAGES", 100)
+    monkeypatch.setattr(search_module, "CHUNK", 30)
+    async with visit(Dashboard(stage.app(), access="all")) as visitor:
+        address = f"/topics/{stage.topic_name}/messages"
+        seen = await visitor.get(f"{address}?path=customer.id&path_value=c3&order={order}")
+        looked, found = 0, set[str]()
+        for step in range(10):
+            words = seen.text.split()
+            found |= {word for word in words if word.startswith("key-")}
+            at = [i for i, word in enumerate(words) if word == "Looked"][-1]
+            now, total = int(words[at + 2]), int(words[at + 4])
+            looked += now
+            assert now <= 100
+            if "That is all there is." in seen.text:
+                break
+            assert total == 300 if step == 0 else total < 300
+            seen = await visitor.get(address + seen.link("Go on from there"))
+        assert looked == 300
+        assert found == {f"key-{number}" for number in range(300) if number % 7 == 3}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"key": "key-5"}, {5}),
+        ({"path": "n", "path_value": "7"}, {7}),
+        ({"path": "customer.id", "path_value": "c1"}, {1, 8}),
+        ({"path": "customer.missing"}, set()),
+        ({"text": '"n":9'}, {9}),
+        ({"text": '"c2"', "key": "key-2"}, {2}),
+        ({"header": "color", "header_value": "re"}, {4}),
+        ({"header": "color"}, {4}),
+        ({"header_value": "red"}, {4}),
+        ({"id": "the-fourth"}, {4}),
+    ],
+)
+async def test_what_can_be_searched_for(
+    stage: Stage, fields: dict[str, str], expected: set[int]
+) -> None:
+    app = stage.app()
+    topic = stage.topic(app, Order)
+    async with app.connected():
+        for n in range(10):
+            headers = {"color": "red"} if n == 4 else None
+            id = "the-fourth" if n == 4 else None
+            order = Order(n, {"id": f"c{n % 7}"})
+            await topic.publish(order, key=f"key-{n}", id=id, headers=headers)
+    async with visit(Dashboard(stage.app(), access="all")) as visitor:
+        seen = await visitor.get(f"/topics/{stage.topic_name}/messages", params=fields)
+        found = {n for n in range(10) if f"key-{n} {{" in seen.text}
+        assert found == expected
+        assert f"{len(expected)} found." in seen.text
+        assert "Looked at 10 of 10 messages" in seen.text
+
+
+@pytest.mark.parametrize("path", ["a..b", "[", "a[x]", ".", "a.b[", "a" * 20 + ".b" * 40])
+async def test_a_path_that_is_none_is_said_so(stage: Stage, path: str) -> None:
+    await filled(stage, 1)
+    async with visit(Dashboard(stage.app(), access="all")) as visitor:
+        address = f"/topics/{stage.topic_name}/messages"
+        seen = await visitor.get(address, params={"path": path}, status=400)
+        assert "is no path such as" in seen.text
+
+
+def test_paths() -> None:
+    document = {"items": [{"sku": 7}, {"sku": None}], "a.b": 1, "0": "zero"}
+    assert at_path(document, path_parts("items[0].sku")) == 7
+    assert at_path(document, path_parts("items.1.sku")) is None
+    assert at_path(document, path_parts("0")) == "zero"
+    for missing in ("items[2].sku", "items.sku", "a.b", "items[0].sku.x"):
+        assert at_path(document, path_parts(missing)) is search_module._MISSING
+
+
+async def test_a_search_of_many_messages_keeps_its_bound_and_the_loop_free(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if stage.case.name != "sqlite":
+        return
+    records = [
+        Record(b'{"n": %d, "pad": "%s"}' % (n, b"x" * 100), None, str(n)) for n in range(500)
+    ]
+    stage.anchor.create_topic(stage.topic_name, 1)
+    from streams.log.appending import append_and_wait
+
+    for _ in range(20):
+        append_and_wait(stage.anchor, stage.topic_name, records)
+    monkeypatch.setattr(search_module, "MAX_SECONDS", 0.3)
+    async with visit(Dashboard(stage.app(), access="all")) as visitor:
+        address = f"/topics/{stage.topic_name}/messages?path=n&path_value=-1"
+        began = time.monotonic()
+        seen = await visitor.get(address)
+        assert "0 found." in seen.text
+        assert "of 10,000 messages" in seen.text
+        assert time.monotonic() - began < 60
+
+
+async def test_only_so_many_search_at_once(stage: Stage) -> None:
+    await filled(stage, 5)
+    held = [search_module._at_once.acquire(blocking=False) for _ in range(2)]
+    assert all(held)
+    try:
+        async with visit(Dashboard(stage.app(), access="all")) as visitor:
+            address = f"/topics/{stage.topic_name}/messages?text=n"
+            assert "Others search now" in (await visitor.get(address)).text
+            search_module._at_once.release()
+            held.pop()
+            assert "5 found." in (await visitor.get(address)).text
+    finally:
+        for _ in held:
+            search_module._at_once.release()
+
+
+async def test_a_message_says_where_it_has_been(stage: Stage) -> None:
+    app = stage.app()
+    topic = stage.topic(app, Order, partitions=1)
+    bills = app.topic(f"{stage.topic_name}-bills", Order, partitions=1)
+
+    @app.processor(topic, group=stage.group, to=bills, flow=QUICK)
+    async def bill(order: Order) -> Order:
+        if order.n == 1:
+            raise Reject("no \x1b[31m money")
+        return order
+
+    async with app:
+        await stage.publish(topic, Order(0), Order(1), key=lambda order: f"key-{order.n}")
+        await stage.committed(app)
+        async with visit(Dashboard(app, access="all")) as visitor:
+            address = f"/topics/{stage.topic_name}/messages/0/"
+            places = [
+                app.log.format_offset(offset)
+                for batch in [app.log.reader(stage.topic_name, 0, 0, 1 << 62).read(10)]
+                if batch is not None
+                for offset in batch.offsets
+            ]
+            handled = await visitor.get(f"{address}{places[0]}/trail")
+            assert f"{stage.group} : settled it" in handled.text
+            assert "it caused" in handled.text
+            caused = await visitor.get(handled.link(f"{stage.topic_name}-bills/0/{places[0]}"))
+            assert "Caused by" in caused.text
+            assert "/trail" in (await visitor.get(address + places[1])).html
+            dead = await visitor.get(f"{address}{places[1]}/trail")
+            assert "became a dead letter" in dead.text
+            letter = await visitor.get(dead.link(f"{stage.topic_name}.{stage.group}.dead/0/0"))
+            assert "no \\x1b[31m money" in letter.text
+            await visitor.get(address + "999", status=404)
+            await visitor.get(address + "x", status=400)
+            await visitor.get(f"/topics/{stage.topic_name}/messages/5/0", status=404)
+
+
+HOSTILE_VALUES = [
+    b"<script>alert(1)</script>",
+    b'"><img src=x onerror=alert(1)>',
+    b"&lt;b&gt; &#x3c;",
+    b"\x1b]0;owned\x07\x1b[2J\x9b",
+    "\u202etxt.exe\u2066\u200b".encode(),
+    b"\xff\xfe\x00\x80 not UTF-8",
+    b"\x00" * 100,
+    b'{"a": "\\u001b[31m", "b": "</pre><script>"}',
+    b"[" * 5_000,
+    b"{" + b'"a":{' * 3_000,
+    b"x" * (10 << 20),
+    b"",
+    None,
+]
+
+
+@pytest.mark.parametrize("number", range(len(HOSTILE_VALUES)))
+async def test_hostile_messages_are_inert_in_every_field(stage: Stage, number: int) -> None:
+    value = HOSTILE_VALUES[number]
+    short = (value or b"")[:2_000]
+    headers = [("<b>\x1b[31m" + short[:50].decode("latin-1"), short), ("plain", None)]
+    record = Record(value, short, "<i>\x1b" + short[:80].hex(), headers)
+    stage.anchor.create_topic(stage.topic_name, 1)
+    from streams.log.appending import append_and_wait
+
+    [position] = append_and_wait(stage.anchor, stage.topic_name, [record])
+    assert not isinstance(position, Exception), position
+    stage.anchor.initialize_offsets(stage.group, stage.topic_name, {0: 0})
+    async with visit(Dashboard(stage.app(), access="all")) as visitor:
+        address = f"/topics/{stage.topic_name}/messages"
+        for path in (
+            address,
+            f"{address}?text=script",
+            f"{address}/{position.partition}/{position.offset}",
+            f"/groups/show?group={stage.group}",
+        ):
+            seen = await visitor.get(path)
+            assert not {char for char in seen.html if ord(char) < 32 and char not in "\n\t"}
+            assert not set(seen.html) & set("\x7f\x9b\u202e\u2066\u200b")
+            assert len(seen.html) < 2_000_000
+        saved = await visitor.client.get(f"{address}/0/{position.offset}/value")
+        if value is None:
+            assert saved.status_code == 404
+        else:
+            assert saved.content == value
+            assert saved.headers["content-type"] == "application/octet-stream"
+            assert saved.headers["content-disposition"].startswith("attachment")
+            assert "sandbox" in saved.headers["content-security-policy"]
+
+
+async def test_without_the_permission_nothing_of_messages_is_shown(stage: Stage) -> None:
+    await filled(stage, 3, partitions=1)
+    async with visit(Dashboard(stage.app(), access="read")) as visitor:
+        address = f"/topics/{stage.topic_name}/messages"
+        for path in ("", "?text=n", "/0/0", "/0/0/value", "/arriving"):
+            seen = await visitor.get(address + path, status=403)
+            assert "key-" not in seen.html
+        assert "/messages" not in (await visitor.get(f"/topics/{stage.topic_name}")).html
+
+
+async def test_what_is_redacted_cannot_be_searched_for(stage: Stage) -> None:
+    await filled(stage, 8, partitions=1)
+
+    def redact(payload: Payload) -> bytes | None:
+        return payload.data.replace(b"c3", b"**") if payload.kind == "value" else None
+
+    async with visit(Dashboard(stage.app(), access="all", redact=redact)) as visitor:
+        address = f"/topics/{stage.topic_name}/messages"
+        assert "0 found." in (await visitor.get(f"{address}?text=c3")).text
+        assert "0 found." in (await visitor.get(f"{address}?key=key-3")).text
+        assert "1 found." in (await visitor.get(f"{address}?text=**")).text
+        seen = await visitor.get(address)
+        assert "**" in seen.text
+        assert '"c3"' not in seen.text
+        assert "key-3" not in seen.html
+        saved = await visitor.client.get(f"{address}/0/3/value")
+        assert b"c3" not in saved.content
+
+
+def test_a_query_that_asks_for_nothing_is_empty() -> None:
+    assert Query().is_empty
+    assert not Query(text="x").is_empty
+
+
+async def test_messages_are_seen_as_they_arrive(stage: Stage) -> None:
+    """Over a real server: the client of the other tests waits for the end of a response."""
+    import httpx
+
+    from tests.web.serving import serving
+
+    app = stage.app()
+    topic = stage.topic(app, Order, partitions=1)
+    async with app.connected():
+        await stage.publish(topic, Order(1))
+        dashboard = Dashboard(app, access="all")
+        with serving(dashboard) as address:
+            async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+                path = f"/topics/{stage.topic_name}/messages/arriving"
+                async with client.stream("GET", path) as answer:
+                    assert answer.headers["content-type"].startswith("text/event-stream")
+                    lines = answer.aiter_lines()
+                    assert await anext(lines) == ": watching"
+                    await stage.publish(topic, Order(2), key=lambda order: "<b>arrived")
+                    async for line in lines:
+                        if "arrived" in line:
+                            break
+                    assert "&lt;b&gt;arrived" in line
+                    assert "<b>" not in line
+
+
+class Deposited(msgspec.Struct, tag="deposited", frozen=True):
+    cents: int
+
+
+@pytest.mark.everywhere
+async def test_histories_are_browsed_and_searched(stage: Stage) -> None:
+    from streams import Aggregate
+
+    app = stage.app()
+    accounts = Aggregate(app, stage.topic_name, Deposited, int, lambda cents, e: cents + e.cents)
+    async with app:
+        for number in range(5):
+            await accounts.append(f"account-{number}", [Deposited(number)], expected=0)
+    async with visit(Dashboard(stage.app(), access="all")) as visitor:
+        topic = f"/topics/{stage.topic_name}.events"
+        assert "the events of an aggregate" in (await visitor.get(topic)).text
+        seen = await visitor.get(f"{topic}/messages")
+        assert all(f"account-{number}" in seen.text for number in range(5))
+        seen = await visitor.get(f"{topic}/messages?path=cents&path_value=3")
+        assert "account-3" in seen.text
+        assert "1 found." in seen.text
+
+
+async def test_what_is_no_json_is_decoded_by_the_app(stage: Stage) -> None:
+    app = stage.app()
+    topic = stage.topic(app, Order, partitions=1, codec=Zstd(MessagePack()))
+    async with app.connected():
+        await stage.publish(topic, *(Order(n, {"id": f"c{n}"}) for n in range(5)))
+        async with visit(Dashboard(app, access="all")) as visitor:
+            address = f"/topics/{stage.topic_name}/messages"
+            seen = await visitor.get(f"{address}?path=customer.id&path_value=c3")
+            assert "1 found." in seen.text
+            shown = await visitor.get(f"{address}/0/3")
+            assert '"id": "c3"' in shown.text
+            assert "As the app decodes it:" in shown.text
+
+        def hide(payload: Payload) -> bytes:
+            return payload.data + b"?"  # anything else than what is there
+
+        async with visit(Dashboard(app, access="all", redact=hide)) as visitor:
+            assert '"c3"' not in (await visitor.get(f"{address}/0/3")).text
+            assert "0 found." in (await visitor.get(f"{address}?path=customer.id")).text
+
+        def mask(payload: Payload) -> bytes:
+            return payload.data.replace(b'"c3"', b'"**"')  # as it is in JSON alone
+
+        async with visit(Dashboard(app, access="all", redact=mask)) as visitor:
+            shown = await visitor.get(f"{address}/0/3")
+            assert '"id": "**"' in shown.text
+            query = f"{address}?path=customer.id&path_value="
+            assert "0 found." in (await visitor.get(f"{query}c3")).text
+            assert "1 found." in (await visitor.get(f"{query}**")).text
+        async with visit(Dashboard(stage.app(), access="all")) as visitor:
+            assert "0 found." in (await visitor.get(f"{address}?path=n")).text
