@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from streams.errors import StreamsError as StreamsError
     from streams.errors import TooLarge as TooLarge
     from streams.errors import TopicMismatch as TopicMismatch
+    from streams.errors import TransactionTimeout as TransactionTimeout
     from streams.errors import Unavailable as Unavailable
     from streams.eventsourcing import Aggregate as Aggregate
     from streams.eventsourcing import AggregateClosed as AggregateClosed
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from streams.health import ProcessorStats as ProcessorStats
     from streams.health import Stats as Stats
     from streams.json_logs import JsonFormatter as JsonFormatter
+    from streams.log_transaction import LogTransaction as LogTransaction
     from streams.message import Message as Message
     from streams.message import Position as Position
     from streams.message import Raw as Raw
@@ -105,7 +107,7 @@ else:
                 "BatchError ConfigError EventTopicError Fatal Fenced GroupNotEmpty HandlerTimeout "
                 "InvalidValue LogError MemberFenced NotFound NotRunning OutcomeUnknown "
                 "PartitionCountMismatch ProcessorDied Reject RetryAfter StreamsError TooLarge "
-                "TopicMismatch Unavailable"
+                "TopicMismatch TransactionTimeout Unavailable"
             ),
             "streams.eventsourcing": (
                 "Aggregate AggregateClosed AggregateStats Cache Cancel Command Decided "
@@ -115,6 +117,7 @@ else:
             ),
             "streams.health": "Health ProcessorHealth ProcessorStats Stats",
             "streams.json_logs": "JsonFormatter",
+            "streams.log_transaction": "LogTransaction",
             "streams.message": "Message Position Raw Transaction",
             "streams.outbox": "Outbox OutboxHealth OutboxStats",
             "streams.patterns": (

@@ -27,6 +27,8 @@ from streams.event_loop import enter_in_thread, loop_factory, running_loop
 from streams.failure_report import FailureReport
 from streams.health import Health, Stats
 from streams.log.protocol import Log, Queryable
+from streams.log_transaction import TIMEOUT, TransactionBlock
+from streams.numbers import is_seconds
 from streams.processor import Processor, ProcessorClass, ProcessorOptions
 from streams.publisher import Publisher
 from streams.runtime import Runtime, enable_timing
@@ -130,6 +132,31 @@ class Streams(Declarations):
                 f"app.query reads the file of a sqlite:// log with SQL; this is a {kind} log"
             )
         return await run_in_thread(log.query, sql, parameters)
+
+    def transaction(self, *, timeout: float = TIMEOUT) -> TransactionBlock:
+        """One transaction of a SQLite log's file, for SQL of your own and what you publish.
+
+        ``async with app.transaction() as connection:``, in plain code ``with``. What is executed on
+        the connection and what this block publishes to topics of the app are in the file when it
+        ends, or, if it raises, is cancelled or the process is killed, nothing of them is. Consumers
+        see messages once they are committed.
+
+        While it is open, everybody else waits who writes to the file: keep it short. Inside,
+        ``publish`` and ``publish_many`` return positions that hold if the block commits, also in
+        tasks that it starts.
+
+        :param timeout: seconds that it may be open. Then it is rolled back, and whatever it does
+            next raises :class:`~streams.TransactionTimeout`, its end at the latest.
+        :raises NotRunning: the app is not entered.
+        :raises ConfigError: the log is no SQLite file; or (when it is entered) another transaction
+            is open here.
+        :raises Unavailable: (when it is entered) others have been writing for too long.
+        """
+        if not is_seconds(timeout, positive=True):
+            raise ConfigError(f"app.transaction(timeout={timeout!r}): seconds, more than 0")
+        turns = self._while_entered(self.runtime.transaction_turns)
+        turns.check()
+        return TransactionBlock(turns, timeout)
 
     def wait(self, awaitable: Awaitable[T]) -> T:
         """Run an awaitable on the app's loop and wait for it: the bridge for synchronous code.

@@ -9,9 +9,10 @@ import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from datetime import datetime
 from itertools import chain, count
-from typing import Any, Literal, Never, ParamSpec, Unpack, cast, overload
+from typing import Any, Literal, Never, ParamSpec, Protocol, Unpack, cast, overload
 
 from typing_extensions import TypeForm, TypeVar
 
@@ -37,6 +38,7 @@ from streams.health import (
     ReportingView,
 )
 from streams.inbox.inbox import Inbox
+from streams.inbox.results import ResultOutbox
 from streams.log.names import check_member
 from streams.log.protocol import Log, OpenMode
 from streams.log.url import ChosenUrl, choose_url, redact, why_no_outputs
@@ -44,6 +46,7 @@ from streams.message import Message, Transaction
 from streams.parking import DurableKeyParking
 from streams.processing.job import Job
 from streams.processor import Processor, ProcessorClass, ProcessorOptions
+from streams.projections.projection import Projection
 from streams.publisher import Publisher, PublishObserver
 from streams.retries import DurableAttemptLog
 from streams.text import get_logger
@@ -66,6 +69,10 @@ logger = get_logger("streams")
 AnyLifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
 
 Service = Callable[[], Coroutine[Any, Any, None]]
+
+
+class DeclaredOutbox(ReportingOutbox, ResultOutbox, Protocol):
+    """An outbox, as an app knows it."""
 
 
 def _check_cloudevents(where: str, value: object) -> CloudEvents:
@@ -123,8 +130,10 @@ class Declarations(ABC):
         """Declared versions of views, by the names of their groups."""
         self.managers: dict[str, ReportingManager] = {}
         """Declared process managers by name."""
-        self.outboxes: dict[str, ReportingOutbox] = {}
+        self.outboxes: dict[str, DeclaredOutbox] = {}
         """Declared outboxes by the names of their tables."""
+        self.projections: list[Projection] = []
+        """Declared versions of projections, in order."""
         self.services: list[Service] = []
         """What runs beside the processors."""
         self.declarations_closed = False
@@ -308,6 +317,14 @@ class Declarations(ABC):
     @overload
     def processor(
         self, a: Source[A], b: Source[B] = NO_TOPIC, c: Source[C] = NO_TOPIC, /, *, group: str,
+        batch: None = None, filter: Filter[A | B | C] = None, to: Topic[O],
+        transaction: Database[X],
+        **options: Unpack[HandlerOptions],
+    ) -> PublishingDecorator[A | B | C, Message[A | B | C, X], HandlerResult[O]]: ...
+
+    @overload
+    def processor(
+        self, a: Source[A], b: Source[B] = NO_TOPIC, c: Source[C] = NO_TOPIC, /, *, group: str,
         batch: int, filter: Filter[A | B | C] = None, to: None = None,
         **options: Unpack[HandlerOptions],
     ) -> ProcessorDecorator[list[A | B | C], list[Message[A | B | C, Transaction]]]: ...
@@ -327,6 +344,16 @@ class Declarations(ABC):
         **options: Unpack[HandlerOptions],
     ) -> PublishingDecorator[
         list[A | B | C], list[Message[A | B | C, Transaction]], Sequence[HandlerResult[O]] | None
+    ]: ...
+
+    @overload
+    def processor(
+        self, a: Source[A], b: Source[B] = NO_TOPIC, c: Source[C] = NO_TOPIC, /, *, group: str,
+        batch: int, filter: Filter[A | B | C] = None, to: Topic[O],
+        transaction: Database[X],
+        **options: Unpack[HandlerOptions],
+    ) -> PublishingDecorator[
+        list[A | B | C], list[Message[A | B | C, X]], Sequence[HandlerResult[O]] | None
     ]: ...
 
     @overload
@@ -354,6 +381,14 @@ class Declarations(ABC):
     @overload
     def processor(
         self, a: Source[Any], b: Source[Any], c: Source[Any], d: Source[Any], /,
+        *more: Source[Any], group: str, batch: None = None,
+        filter: Filter[Any] = None, to: Topic[O], transaction: Database[X],
+        **options: Unpack[HandlerOptions],
+    ) -> PublishingDecorator[Any, Message[Any, X], HandlerResult[O]]: ...
+
+    @overload
+    def processor(
+        self, a: Source[Any], b: Source[Any], c: Source[Any], d: Source[Any], /,
         *more: Source[Any], group: str, batch: int,
         filter: Filter[Any] = None, to: None = None, **options: Unpack[HandlerOptions],
     ) -> ProcessorDecorator[list[Any], list[Message[Any, Transaction]]]: ...
@@ -375,6 +410,16 @@ class Declarations(ABC):
         list[Any], list[Message[Any, Transaction]], Sequence[HandlerResult[O]] | None
     ]: ...
 
+    @overload
+    def processor(
+        self, a: Source[Any], b: Source[Any], c: Source[Any], d: Source[Any], /,
+        *more: Source[Any], group: str, batch: int,
+        filter: Filter[Any] = None, to: Topic[O], transaction: Database[X],
+        **options: Unpack[HandlerOptions],
+    ) -> PublishingDecorator[
+        list[Any], list[Message[Any, X]], Sequence[HandlerResult[O]] | None
+    ]: ...
+
     # fmt: on
     def processor(
         self,
@@ -392,6 +437,9 @@ class Declarations(ABC):
         flow: Flow = Flow(),
         transaction: Database[Any] | None = None,
         exactly_once: bool = False,
+        version: int | None = None,
+        promote: bool = True,
+        on_promote: Callable[[Any], object] | None = None,
     ) -> Any:
         """Declare a processor: a decorator for its handler.
 
@@ -399,13 +447,22 @@ class Declarations(ABC):
         :param concurrency: handlers running at once; one key is handled in order whatever it is.
         :param batch: hand over lists of up to this many messages.
         :param filter: called with the value; messages for which it is false are passed over.
-        :param to: what the handler returns is published there before the source is settled.
+        :param to: what the handler returns is published there before the source is settled; with
+            ``transaction=``, through an :class:`~streams.Outbox` in that database, if the
+            transaction commits.
         :param start: where a *new* group begins: ``"earliest"``, ``"latest"`` or a time of the log.
         :param timeout: seconds one call of an async handler may take.
         :param transaction: a database of yours (``Psycopg(dsn)``, ...): the handler runs in a
             transaction of it, ``message.transaction``, which takes effect once for each message.
         :param exactly_once: what the handler returns, dead letters and positions are stored in one
             transaction (docs/pipelines.md).
+        :param version: with ``transaction=``: the handler writes tables that are a version of a
+            projection, which is called as the group is (docs/projections.md). It handles from the
+            beginning, in the group ``GROUP.vVERSION``.
+        :param promote: have the version serve as soon as it has handled all that the one before it
+            has; False: only once it is told to.
+        :param on_promote: called with the connection of the transaction in which it begins to
+            serve, such as to switch a view.
         :raises ConfigError: any of these, or the handler's signature, cannot work; or its
             annotations say another type than the topics'.
 
@@ -414,8 +471,10 @@ class Declarations(ABC):
         """
         options = ProcessorOptions(
             topics, group, concurrency, batch, filter, to, start, timeout, retry, dedup,
-            dead_letters, flow, transaction, exactly_once,
+            dead_letters, flow, transaction, exactly_once, version, "", promote, on_promote,
         )  # fmt: skip
+        if version is not None:
+            options = replace(options, group=f"{group}.v{version}", projection=group)
 
         for topic in (*topics, to):
             if isinstance(topic, Topic) and topic.connection is not self:
@@ -468,16 +527,46 @@ class Declarations(ABC):
                     f"processor {name}: group {options.group!r} already reads "
                     f"{min(shared_topics)!r} in processor {other.name}; give it a group of its own"
                 )
+        same = (options.projection, options.version)
+        if any((each.name, each.version) == same for each in self.projections):
+            raise ConfigError(
+                f"processor {name}: version {options.version} of projection {options.projection!r} "
+                "is declared twice; one processor may read several topics"
+            )
         if options.retry.uses_attempt_log:
             processor.attempt_log = DurableAttemptLog(self, processor)
         if options.dead_letters.sequenced:
             processor.key_parking = DurableKeyParking(self, processor)
         if options.transaction is not None:
-            inbox = Inbox(self, processor, options.transaction)
+            inbox = Inbox(self, processor, options.transaction, self.outboxes)
             processor.inbox = inbox
             self.add_resource(inbox)
+            if options.version is not None:
+                self._declare_version(processor, inbox, options.transaction, options.version)
         self.processors.append(processor)
         return processor
+
+    def _declare_version(
+        self,
+        processor: Processor[..., Any],
+        inbox: Inbox,
+        database: Database[Any],
+        version: int,
+    ) -> None:
+        """A processor is a version of a projection."""
+        options = processor.options
+        projection = Projection(
+            self,
+            options.projection,
+            version,
+            processor.topics,
+            database,
+            promotes=options.promote,
+            on_promote=options.on_promote,
+        )
+        inbox.companion = processor.projection = projection
+        self.projections.append(projection)
+        self.add_service(projection.follow)
 
 
 def _check_lifespan(lifespan: AnyLifespan) -> AnyLifespan:

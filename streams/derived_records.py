@@ -15,7 +15,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, NamedTuple, get_origin
 
 from streams import wire
 from streams.clock import Clock
@@ -28,12 +28,13 @@ from streams.message import (
     ID,
     LEGACY_CORRELATION,
     REDRIVE,
+    Batch,
     Headers,
     Record,
     headers_without,
     text,
 )
-from streams.processing.job import Outgoing, reset_generation
+from streams.processing.job import Outgoing, ResultEncoder, reset_generation
 from streams.text import error_text
 
 ERROR_EXCEPTION = "__streams.errors.exception"
@@ -59,7 +60,9 @@ GENERATION = "streams_generation"
 """Which reset of its group a message was handled after that comes back through another topic;
 absent means none. Only what comes back to that very group is believed to say so."""
 
-_TRAVELLING = frozenset((CORRELATION, LEGACY_CORRELATION, "traceparent", "tracestate"))
+TRACE_HEADERS = ("traceparent", "tracestate")
+
+_TRAVELLING = frozenset((CORRELATION, LEGACY_CORRELATION, *TRACE_HEADERS))
 """Headers of a message that its results get, too."""
 
 ERROR_BYTES = 8 << 10
@@ -181,20 +184,35 @@ def _truncate_start(data: bytes, size: int) -> bytes:
     return b"..." + data[-(size - 3) :].decode("utf-8", "ignore").encode()
 
 
-def result_encoder(
-    group: str, topic: str, record: Callable[[Any, str, Headers], Record], *, several: bool
-) -> Callable[[Any, Delivery], Sequence[Outgoing]]:
-    """Encodes what a handler returned, for the topic it goes to.
+class DerivedResult(NamedTuple):
+    """A value that a handler returned for a message, as it is to be published."""
 
-    :param record: makes the record of a value, with this ID and these headers.
+    value: Any
+    id: str
+    headers: Headers
+    """Beside those of its own."""
+
+
+class ResultRule(NamedTuple):
+    """How what a handler of a group returns becomes messages.
+
     :param several: a list, tuple or generator is several values; else any value is one.
     """
 
-    def encode_results(result: Any, delivery: Delivery) -> Sequence[Outgoing]:
-        batch, index, identity = delivery.fetched.batch, delivery.index, delivery.identity
+    group: str
+    several: bool
+
+    def results_of(
+        self, result: Any, batch: Batch, index: int, identity: str | None
+    ) -> list[DerivedResult]:
+        """What is to be published of a handler's result for one message.
+
+        :param batch: the one that the message stands in, at ``index``.
+        :param identity: what the message is known by; None: by its place.
+        """
         source = identity.replace("\0", "/") if identity is not None else batch.id(index)
         values: Iterable[Any] = (result,)
-        if several and (isinstance(result, (list, tuple)) or hasattr(result, "__next__")):
+        if self.several and (isinstance(result, (list, tuple)) or hasattr(result, "__next__")):
             values = result
         headers: list[tuple[str, bytes | None]] = [
             (CAUSATION, batch.id(index).encode("utf-8", "surrogateescape"))
@@ -204,12 +222,32 @@ def result_encoder(
             correlation = header_text(found, CORRELATION) or header_text(found, LEGACY_CORRELATION)
             if correlation:
                 headers.append((CORRELATION, correlation.encode("utf-8", "surrogateescape")))
-            headers += [pair for pair in found if pair[0] in ("traceparent", "tracestate")]
+            headers += [pair for pair in found if pair[0] in TRACE_HEADERS]
         return [
-            (topic, record(value, f"{source}/{group}/{number}", headers))
+            DerivedResult(value, f"{source}/{self.group}/{number}", headers)
             for number, value in enumerate(values)
             if value is not None
         ]
+
+
+def result_rule(group: str, result_type: Any) -> ResultRule:
+    """The rule for a topic with values of this type."""
+    return ResultRule(group, (get_origin(result_type) or result_type) not in (list, tuple))
+
+
+def result_encoder(
+    rule: ResultRule, topic: str, record: Callable[[Any, str, Headers], Record]
+) -> ResultEncoder:
+    """Encodes what a handler returned, for the topic it goes to.
+
+    :param record: makes the record of a value, with this ID and these headers.
+    """
+
+    def encode_results(
+        result: Any, batch: Batch, index: int, identity: str | None
+    ) -> Sequence[Outgoing]:
+        found = rule.results_of(result, batch, index, identity)
+        return [(topic, record(*each)) for each in found]
 
     return encode_results
 

@@ -147,6 +147,11 @@ class HandlerTimeout(StreamsError, TimeoutError):
     """A handler ran longer than the processor's ``timeout``; counts as a failed attempt."""
 
 
+class TransactionTimeout(LogError, TimeoutError):
+    """A block of ``app.transaction()`` was open for too long and is rolled back: nothing of it was
+    written, neither rows nor messages."""
+
+
 # -- what a handler says by raising ------------------------------------------------------------
 
 

@@ -54,6 +54,9 @@ class HandlerOptions(TypedDict, total=False):
     dead_letters: DeadLetters
     flow: Flow
     exactly_once: bool
+    version: int | None
+    promote: bool
+    on_promote: Callable[[Any], object] | None
 
 
 class Handler(Protocol[V_contra, P, R_co]):

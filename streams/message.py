@@ -508,6 +508,11 @@ def identity_and_offset(message: Message[Any]) -> tuple[str | None, int]:
     return batch.ids[index], batch.offsets[index]
 
 
+def row_of(message: Message[Any]) -> tuple[Batch, int]:
+    """The batch that a message stands in, and which of it it is."""
+    return message._batch, message._index  # noqa: SLF001 - the class is this module's
+
+
 def with_transaction(message: Message[Any], transaction: Any) -> None:
     """Give a message its transaction, for the call of the handler that follows."""
     message._transaction = transaction  # noqa: SLF001 - the class is this module's

@@ -49,6 +49,9 @@ from streams.topic import Topic
 P = ParamSpec("P")
 R = TypeVar("R")
 
+MAX_VERSION = 2**31 - 1
+"""Of a projection: what an integer column holds."""
+
 _CONFIG_CLASSES = {"retry": Retry, "dedup": Dedup, "dead_letters": DeadLetters, "flow": Flow}
 
 
@@ -70,6 +73,11 @@ class ProcessorOptions:
     flow: Flow = Flow()
     transaction: Database[Any] | None = None
     exactly_once: bool = False
+    version: int | None = None
+    """Of the projection that it is a version of, which is called ``projection``."""
+    projection: str = ""
+    promote: bool = True
+    on_promote: Callable[[Any], object] | None = None
 
     def validate(self, name: str) -> None:
         """:raises ConfigError: something here cannot work; one line that says what."""
@@ -121,6 +129,7 @@ class ProcessorOptions:
                 "leave one of them out"
             )
         yield from self._transaction_problems()
+        yield from self._projection_problems()
         used_names = {*names, *([self.to.name] if self.to is not None else [])}
         for source in names:
             retry_topic = check_topic(self.dead_letters.retry(source, self.group))
@@ -141,16 +150,44 @@ class ProcessorOptions:
                 "or Django, such as transaction=Psycopg('postgresql://...')"
             )
             return
-        if self.to is not None:
-            yield (
-                f"to={self.to.name!r} with transaction=: what the handler returns would be "
-                "published although its transaction may be rolled back, or lost although it was "
-                "committed; leave one of them out"
-            )
         if self.dead_letters.sequenced:
             yield (
                 "DeadLetters(sequenced=True) with transaction=: what is parked is settled by "
                 "records in the log, which the database knows nothing of; leave one of them out"
+            )
+
+    def _projection_problems(self) -> Iterator[str]:
+        if not isinstance(self.promote, bool):
+            yield f"promote={self.promote!r}: True or False"
+        if self.on_promote is not None and not callable(self.on_promote):
+            yield f"on_promote={self.on_promote!r}: a function of the connection"
+        if self.version is None:
+            if self.on_promote is not None or not self.promote:
+                yield "promote= and on_promote= are for a processor with version="
+            return
+        if not is_int(self.version, 1, MAX_VERSION):
+            yield f"version={self.version!r}: a whole number from 1"
+        if self.transaction is None:
+            yield (
+                f"version={self.version!r} without transaction=: it is tables of a database of "
+                "yours that have versions; for documents in the log there are views"
+            )
+        if self.to is not None:
+            yield (
+                f"to={self.to.name!r} with version=: a new version handles all messages again, and "
+                "would publish all results again; publish in a processor of its own"
+            )
+        if self.start != "earliest":
+            yield f"start={self.start!r} with version=: each version is built from the beginning"
+        if (
+            self.on_promote is not None
+            and self.transaction is not None
+            and is_async(self.on_promote)
+            and not self.transaction.asynchronous
+        ):
+            yield (
+                f"on_promote= is an async function, and transaction={self.transaction.name}(...) "
+                "is for plain ones; make it a plain `def`"
             )
 
     def _exactly_once_problems(self) -> Iterator[str]:
@@ -230,6 +267,15 @@ class ProcessorInbox(Protocol):
         ...
 
 
+class ProcessorProjection(Protocol):
+    """A version of a projection."""
+
+    name: str
+    version: int
+    serving: int | None
+    """The version whose tables are to be read, as was seen last; None: none can be yet."""
+
+
 class HandlerSignature(NamedTuple):
     """How a handler wants to be called."""
 
@@ -263,6 +309,8 @@ class Processor(Generic[P, R]):
         """Keeps keys closed behind dead messages, if its dead letters are sequenced."""
         self.inbox: ProcessorInbox | None = None
         """Runs its handler in transactions of a database, if it has ``transaction=``."""
+        self.projection: ProcessorProjection | None = None
+        """The version of a projection that it is, if it has ``version=``."""
         self.helpers: list[Processor[..., Any]] = []
         """Processors that work for this one: they start before it and stop after it."""
         self.executor: Executor | None = None

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -31,6 +31,7 @@ from streams.errors import (
     Unavailable,
 )
 from streams.log.protocol import Log
+from streams.log_transaction import LogTransaction, transaction_for
 from streams.message import Position, Record
 from streams.processing.handler_transaction import in_transaction
 from streams.text import get_logger
@@ -141,7 +142,8 @@ class Publisher:
                 self._changed.notify()
 
     async def publish(self, topic: str, record: Record) -> Position:
-        """Append one record; its position once it is durable."""
+        """Append one record; its position once it is durable (inside a block of
+        ``app.transaction()``, once it is written, to be committed with it)."""
         records = (record,)
         if self.observer is None:
             position: Position = await self._request(topic, records, single=True)
@@ -153,15 +155,29 @@ class Publisher:
 
     def _request(
         self, topic: str, records: Sequence[Record], *, single: bool = False
-    ) -> asyncio.Future[Any]:
+    ) -> Awaitable[Any]:
+        transaction = transaction_for(self._log)
+        if transaction is not None:
+            return self._request_within(transaction, topic, records, single=single)
         _refuse_in_transaction()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         self._enqueue(_PublishRequest(topic, records, None, future, loop, single))
         return future
 
+    async def _request_within(
+        self, transaction: LogTransaction, topic: str, records: Sequence[Record], *, single: bool
+    ) -> Any:
+        def count() -> None:
+            with self._changed:
+                self.published += len(records)
+
+        positions = await transaction.append(topic, records, count)
+        return positions[0] if single else positions
+
     async def publish_many(self, topic: str, records: Sequence[Record]) -> list[Position]:
-        """Append records in order; their positions once all are durable."""
+        """Append records in order; their positions once all are durable (inside a block of
+        ``app.transaction()``, once they are written, to be committed with it)."""
         if not records:
             _refuse_in_transaction()
             return []

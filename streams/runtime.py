@@ -23,6 +23,7 @@ from streams.event_loop import running_loop
 from streams.failure_report import FailureReport
 from streams.log.protocol import Log
 from streams.log.url import open_log
+from streams.log_transaction import TransactionTurns
 from streams.processing.executor import Executor
 from streams.processing.handler_transaction import HandlerTransaction, TransactionLock
 from streams.processing.poller import Poller
@@ -82,7 +83,10 @@ class Runtime:
         self._start_positions: defaultdict[str, StartPositions] = defaultdict(dict)
         """By group, where to begin what could not be begun for it, as it is live."""
         self._transaction_lock = TransactionLock()
-        """Handlers with a transaction of their own take turns."""
+        """Handlers with a transaction of their own, and blocks of ``app.transaction()``, take
+        turns."""
+        self.transaction_turns: TransactionTurns | None = None
+        """What the blocks of ``app.transaction()`` have in common, while the log is open."""
 
     @property
     def is_open(self) -> bool:
@@ -118,6 +122,8 @@ class Runtime:
             publisher.closed_error = self.not_running_error
             publisher.start()
             stack.push_async_callback(lambda: run_in_thread(publisher.close, CLOSE_TIMEOUT))
+            turns = self.transaction_turns = TransactionTurns(app.log, self._transaction_lock)
+            stack.push_async_callback(lambda: run_in_thread(turns.close))
             stack.push_async_callback(self._leave_resources)
             for resource in list(app.resources):
                 await resource.__aenter__()
@@ -204,7 +210,7 @@ class Runtime:
     def _reset(self) -> None:
         self._app.declarations_closed = self.runs_processors = False
         self.starting.clear()
-        self.log = self.publisher = self.loop = None
+        self.log = self.publisher = self.loop = self.transaction_turns = None
         for processor in (*self._app.processors, *self._end_futures):
             processor.executor = processor.poller = None
         self._end_futures.clear()

@@ -300,7 +300,8 @@ async def harness(
     before = app.given_url, app.clock, app.services
     app.given_url = url
     if not relay:
-        app.services = []
+        relays = [getattr(outbox, "relay", None) for outbox in app.outboxes.values()]
+        app.services = [each for each in app.services if each not in relays]
     app.clock = SYSTEM if clock is None else clock
     try:
         async with app:

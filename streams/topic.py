@@ -30,7 +30,7 @@ from streams.connection import Connection
 from streams.decoding import TopicDecoder, ValueIdReader
 from streams.errors import ConfigError
 from streams.log.names import check_topic
-from streams.message import ID, TIME, Position, Record
+from streams.message import ID, TIME, Headers, Position, Record
 from streams.numbers import is_int
 from streams.topic_follower import TopicFollower
 from streams.topic_reader import OffsetSpec, TopicReader
@@ -156,6 +156,15 @@ class Topic(Generic[T]):
         if self._event_writer is not None:
             pairs = self._event_writer.headers(value, pairs)
         return Record(data, encode_key(self.name, key), id, pairs)
+
+    def derived_record(self, value: T, id: str, headers: Headers) -> Record:
+        """What is written for a value that was made of a message.
+
+        :param headers: those that follow from that message.
+        """
+        record = self.record(value, id=id)
+        record.headers = [*record.headers, *headers]
+        return record
 
     def _encode_headers(
         self, headers: Mapping[str, str], timestamp: datetime | None

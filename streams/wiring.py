@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, get_origin
+from typing import Any
 
 from streams import derived_records
 from streams.connection import Connection
 from streams.decoding import Source
-from streams.engine.dispatcher import Delivery
 from streams.log.names import to_valid_name
 from streams.log.protocol import StaticMember
-from streams.message import Headers, Record
 from streams.processing.async_executor import AsyncExecutor
 from streams.processing.executor import Executor
 from streams.processing.handler_transaction import HandlerTransaction
-from streams.processing.job import Job, Outgoing
+from streams.processing.job import Job, ResultEncoder
 from streams.processing.pending_outputs import PendingOutputs
 from streams.processing.several import expand_several
 from streams.processing.thread_executor import ThreadExecutor
@@ -102,25 +100,13 @@ def make_job(
     return processor.adapt_job(expand_several(job))
 
 
-def _result_encoder(
-    processor: Processor[..., Any],
-) -> Callable[[Any, Delivery], Sequence[Outgoing]] | None:
+def _result_encoder(processor: Processor[..., Any]) -> ResultEncoder | None:
     """What makes records of a handler's results; None: they are dropped."""
     target = processor.options.to
     if target is None:
         return None
-
-    def make_record(value: Any, id: str, headers: Headers) -> Record:
-        record = target.record(value, id=id)
-        record.headers = [*record.headers, *headers]
-        return record
-
-    return derived_records.result_encoder(
-        processor.group,
-        target.name,
-        make_record,
-        several=(get_origin(target.type) or target.type) not in (list, tuple),
-    )
+    rule = derived_records.result_rule(processor.group, target.type)
+    return derived_records.result_encoder(rule, target.name, target.derived_record)
 
 
 def make_executor(

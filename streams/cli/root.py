@@ -21,6 +21,7 @@ from streams.cli import (
     inbox,
     managers,
     outbox,
+    projections,
     publish,
     replay,
     reset,
@@ -121,6 +122,7 @@ app.add_typer(views.app, name="views")
 app.add_typer(managers.app, name="managers")
 app.add_typer(inbox.app, name="inbox")
 app.add_typer(outbox.app, name="outbox")
+app.add_typer(projections.app, name="projections")
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -108,6 +108,10 @@ class Asyncpg(Database["Connection"]):
         self._source = check_source(self.name, dsn, "an asyncpg.Pool")
         self._pool: Any = None
 
+    @override
+    def address(self) -> str | None:
+        return self._source if isinstance(self._source, str) else None
+
     @property
     @override
     def asynchronous(self) -> bool:

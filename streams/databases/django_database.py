@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from typing import Any
+from urllib.parse import quote
 
 from typing_extensions import override
 
@@ -29,6 +30,40 @@ from streams.databases.protocol import (
     marked,
 )
 from streams.errors import ConfigError
+
+
+def address_of(using: str, caller: str) -> str:
+    """Where a database of Django's settings is: a URL of a SQLite file, or libpq's words.
+
+    :param caller: begins an error.
+    :raises ConfigError: there is none of that alias, or it is no PostgreSQL or SQLite.
+    """
+    from django.conf import settings  # type: ignore[import-untyped]
+    from django.core.exceptions import ImproperlyConfigured  # type: ignore[import-untyped]
+
+    try:
+        found = settings.DATABASES.get(using)
+    except ImproperlyConfigured as error:
+        raise ConfigError(f"{caller}: Django has no settings: {error}") from error
+    if found is None:
+        raise ConfigError(f"{caller}: DATABASES has no such alias")
+    engine = str(found["ENGINE"]).rpartition(".")[2]
+    if engine == "sqlite3":
+        return f"sqlite:///{quote(str(found['NAME']), safe='/')}"
+    if engine != "postgresql":
+        raise ConfigError(f"{caller}: an outbox is on PostgreSQL or SQLite, not on {engine}")
+    fields = {
+        "dbname": found.get("NAME"), "user": found.get("USER"), "password": found.get("PASSWORD"),
+        "host": found.get("HOST"), "port": found.get("PORT"),
+    }  # fmt: skip
+    known = ("sslmode", "sslrootcert", "sslcert", "sslkey", "service", "options")
+    fields |= {name: found.get("OPTIONS", {}).get(name) for name in known}
+    return " ".join(f"{name}={_quoted(value)}" for name, value in fields.items() if value)
+
+
+def _quoted(value: object) -> str:
+    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{text}'"
 
 
 class _DjangoSession(Session[Any]):
@@ -86,8 +121,13 @@ class Django(Database[Any]):
         super().__init__(keep=keep, create=create)
         if not isinstance(using, str) or not using:
             raise ConfigError(f"Django(using={using!r}): an alias of DATABASES")
-        self._using = using
+        self.using = using
+        """Its alias in ``DATABASES``."""
         self._dialect: DialectName | None = None
+
+    @override
+    def address(self) -> str | None:
+        return address_of(self.using, f"Django({self.using!r})")
 
     @property
     @override
@@ -114,24 +154,24 @@ class Django(Database[Any]):
     @override
     def open(self, connections: int) -> None:
         try:
-            from django.core.exceptions import (  # type: ignore[import-untyped]
+            from django.core.exceptions import (
                 ImproperlyConfigured,
             )
             from django.db import connections as known
         except ImportError as error:
             raise import_error(self.name, "django", error) from None
         try:
-            vendor = known[self._using].vendor
+            vendor = known[self.using].vendor
         except ImproperlyConfigured as error:
-            raise ConfigError(f"transaction=Django({self._using!r}): {error}") from error
+            raise ConfigError(f"transaction=Django({self.using!r}): {error}") from error
         except Exception as error:
             raise ConfigError(
-                f"transaction=Django({self._using!r}): DATABASES has no such database"
+                f"transaction=Django({self.using!r}): DATABASES has no such database"
             ) from error
         found = known_dialect(vendor)
         if found is None:
             raise ConfigError(
-                f"transaction=Django({self._using!r}): it is {vendor}; the inbox works on "
+                f"transaction=Django({self.using!r}): it is {vendor}; the inbox works on "
                 "PostgreSQL and SQLite"
             )
         self._dialect = found
@@ -141,5 +181,5 @@ class Django(Database[Any]):
         from django.db import connections, transaction
 
         return _DjangoSession(
-            connections[self._using], transaction.atomic(using=self._using, durable=True)
+            connections[self.using], transaction.atomic(using=self.using, durable=True)
         )

@@ -159,6 +159,11 @@ class Database(ABC, Generic[C_co]):
     def __repr__(self) -> str:
         return f"<{self.name}>"
 
+    def address(self) -> str | None:
+        """Where it is, as a DSN or a URL; None where that is not known, as a function gives the
+        connections."""
+        return None
+
     @property
     @abstractmethod
     def asynchronous(self) -> bool:
@@ -352,6 +357,12 @@ def check_source(name: str, given: Any, what: str) -> Any:
         return given
     shown = "an empty text" if isinstance(given, str) else type(given).__name__
     raise ConfigError(f"{name}({shown}): a DSN, or a function that returns {what}")
+
+
+def is_in_failed_transaction(error: BaseException) -> bool:
+    """Whether PostgreSQL refused a statement because an earlier one of its transaction failed."""
+    causes = (error, getattr(error, "orig", None), error.__cause__)
+    return any(state_of(each) == "25P02" for each in causes)  # in_failed_sql_transaction
 
 
 def has_failed(driver_connection: Any) -> bool | None:

@@ -44,6 +44,13 @@ POOL_TIMEOUT = 5.0
 class _PsycopgDatabase(Database[C_co]):
     """What both have in common."""
 
+    _source: Any
+    """A DSN, or what gives the user's pool."""
+
+    @override
+    def address(self) -> str | None:
+        return self._source if isinstance(self._source, str) else None
+
     @property
     @override
     def dialect(self) -> DialectName:

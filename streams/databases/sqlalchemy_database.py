@@ -26,9 +26,9 @@ from streams.databases.protocol import (
     failure_of_driver,
     has_failed,
     import_error,
+    is_in_failed_transaction,
     known_dialect,
     marked,
-    state_of,
 )
 from streams.errors import ConfigError
 
@@ -48,10 +48,6 @@ def _clause(statement: Statement) -> tuple[Any, dict[str, Any]]:
 
     parameters = {f"p{number}": each for number, each in enumerate(statement.parameters, 1)}
     return text(marked(statement.sql, ":p")), parameters
-
-
-def _is_failed_transaction(error: BaseException) -> bool:
-    return state_of(getattr(error, "orig", None)) == "25P02"  # in_failed_sql_transaction
 
 
 class _SqlSession(Session[Any]):
@@ -89,7 +85,7 @@ class _SqlSession(Session[Any]):
             try:
                 self._core.exec_driver_sql("SELECT 1")
             except Exception as error:
-                if not _is_failed_transaction(error):
+                if not is_in_failed_transaction(error):
                     raise
                 failed = True
         if failed:
@@ -154,7 +150,7 @@ class _SqlAsyncSession(AsyncSession[Any]):
             try:
                 await self._core.exec_driver_sql("SELECT 1")
             except Exception as error:
-                if not _is_failed_transaction(error):
+                if not is_in_failed_transaction(error):
                     raise
                 failed = True
         if failed:
@@ -211,6 +207,14 @@ class SQLAlchemy(Database[C], Generic[C]):
         self._maker: Callable[[], Any] = maker
         self._asynchronous = isinstance(maker, async_sessionmaker)
         self._dialect: DialectName | None = None
+
+    @override
+    def address(self) -> str | None:
+        bind = getattr(self._maker, "kw", {}).get("bind")
+        url = getattr(bind, "url", None)
+        if url is None or not url.database or url.database == ":memory:":
+            return None
+        return str(url.render_as_string(hide_password=False))
 
     @property
     @override

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import quote
 
 from typing_extensions import override
 
@@ -119,6 +120,10 @@ class Sqlite(Database[sqlite3.Connection]):
     def path(self) -> Path | None:
         """The file; None where a function gives the connections."""
         return None if callable(self._source) else Path(self._source)
+
+    @override
+    def address(self) -> str | None:
+        return None if self.path is None else f"sqlite:///{quote(str(self.path))}"
 
     @property
     @override

@@ -38,7 +38,7 @@ from streams.health import AggregateHealth
 from streams.log.event_headers import make_append
 from streams.log.events import Appended, Caused, EventAppend, EventLog, Refused
 from streams.message import Message, Position, Record
-from streams.processing import in_transaction
+from streams.processing import in_block, in_transaction
 
 RESEND_PAUSES = (0.0, 0.1, 0.5, 2.0)
 """Seconds before an append whose outcome is unknown is sent again."""
@@ -150,11 +150,7 @@ class AggregateRuntime:
         """See :meth:`Aggregate.decide`."""
         histories, states = self._open()
         key = states.key_of(id)
-        if in_transaction():
-            raise ConfigError(
-                f"aggregate {self._name!r}: deciding while message.transaction is open would wait "
-                "for itself: decide before the first execute"
-            )
+        self._refuse_in_transaction()
         given = options.cause
         if isinstance(given, Message) or (given is None and is_handling()):
             with cause_of_call(self._name, id, given) as cause:
@@ -164,6 +160,20 @@ class AggregateRuntime:
                 return await self._take_turn(histories, states, id, key, decision, cause, options)
         cause = given or ""
         return await self._take_turn(histories, states, id, key, decision, cause, options)
+
+    def _refuse_in_transaction(self) -> None:
+        """:raises ConfigError: an append would wait for the end of what is open here."""
+        if in_transaction():
+            raise ConfigError(
+                f"aggregate {self._name!r}: deciding while message.transaction is open would wait "
+                "for itself: decide before the first execute"
+            )
+        if in_block():
+            raise ConfigError(
+                f"aggregate {self._name!r}: deciding and appending are transactions of their own, "
+                "and inside a block of app.transaction() would wait for its end: do it before or "
+                "after"
+            )
 
     async def _take_turn(
         self,

@@ -9,6 +9,7 @@ to whomever, finds the row and is settled without running.
 ``tables``       the tables, and every statement
 ``inbox``        :class:`Inbox`: of one processor; opens the database, wraps the job
 ``handling``     handlers inside transactions: plain and async, single and batches
+``results``      what handlers with ``to=`` return: rows of an outbox in their transaction
 ``purging``      deleting rows in bounds
 ===============  ================================================================
 """

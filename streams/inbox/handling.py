@@ -5,6 +5,9 @@ was), the handler runs, and both are committed. What fails is rolled back with t
 transaction that met another one, or whose connection was lost, also in its COMMIT, is run again:
 what was committed after all is found then.
 
+What a handler with ``to=`` returned is written into an outbox, in the same transaction
+(:mod:`streams.inbox.results`); nothing is left for the executor then.
+
 A batch is one transaction. Of what was handled before, its handler gets nothing. If it fails, all
 of it is rolled back and its messages are handled one by one, also where it raised
 :class:`~streams.errors.BatchError`: nothing of the others was kept.
@@ -62,45 +65,66 @@ class _Handling:
         self._database = inbox.database
         self._function = job.function
         self._wants_message = job.wants_message
+        self._results = inbox.results_of(job)
         self._patience = patience
 
     # -- one message
 
     async def call_async(self, value: Any, message: Message[Any]) -> Any:
+        self._check([message])
         entry = await self._entry_async(value, message)
 
-        async def handle(connection: Any) -> Any:
-            if not self._wants_message:
-                return await self._function(value)
-            with_transaction(message, connection)
-            return await self._function(value, message)
-
         async def once(_: Sequence[Verdict], connection: Any) -> Any:
-            return await handle(connection)
+            if self._wants_message:
+                with_transaction(message, connection)
+                result = await self._function(value, message)
+            else:
+                result = await self._function(value)
+            results = self._results
+            if results is None:
+                return result
+            found = results.of_message(result, value, message)
+            await results.write_async(self._inbox.outbox, connection, found)
+            return None
 
         return await self._run_async(message, [entry], once)
 
     def call_plain(self, value: Any, message: Message[Any]) -> Any:
+        self._check([message])
         entry = self._entry(value, message)
 
         def once(_: Sequence[Verdict], connection: Any) -> Any:
-            if not self._wants_message:
-                return self._function(value)
-            with_transaction(message, connection)
-            return self._function(value, message)
+            if self._wants_message:
+                with_transaction(message, connection)
+                result = self._function(value, message)
+            else:
+                result = self._function(value)
+            results = self._results
+            if results is None or isinstance(result, CoroutineType):
+                return result
+            found = results.of_message(result, value, message)
+            results.write(self._inbox.outbox, connection, found)
+            return None
 
         return self._run_plain(message, [entry], once)
 
     # -- a batch
 
     async def call_batch_async(self, values: list[Any], messages: list[Message[Any]]) -> Any:
+        self._check(messages)
         entries = [await self._entry_async(*each) for each in zip(values, messages, strict=True)]
         firsts = _firsts(entries)
 
         async def once(verdicts: Sequence[Verdict], connection: Any) -> Any:
             chosen = _chosen(values, messages, firsts, verdicts, connection)
             given = chosen if self._wants_message else chosen[:1]
-            return await self._function(*given)
+            result = await self._function(*given)
+            results = self._results
+            if results is None:
+                return result
+            found = results.of_batch(result, *chosen)
+            await results.write_async(self._inbox.outbox, connection, found)
+            return None
 
         try:
             return await self._run_async(messages[0], [entries[at] for at in firsts], once)
@@ -108,18 +132,31 @@ class _Handling:
             raise _for_the_batch(error, len(messages)) from error
 
     def call_batch_plain(self, values: list[Any], messages: list[Message[Any]]) -> Any:
+        self._check(messages)
         entries = [self._entry(*each) for each in zip(values, messages, strict=True)]
         firsts = _firsts(entries)
 
         def once(verdicts: Sequence[Verdict], connection: Any) -> Any:
             chosen = _chosen(values, messages, firsts, verdicts, connection)
             given = chosen if self._wants_message else chosen[:1]
-            return self._function(*given)
+            result = self._function(*given)
+            results = self._results
+            if results is None or isinstance(result, CoroutineType):
+                return result
+            found = results.of_batch(result, *chosen)
+            results.write(self._inbox.outbox, connection, found)
+            return None
 
         try:
             return self._run_plain(messages[0], [entries[at] for at in firsts], once)
         except Exception as error:
             raise _for_the_batch(error, len(messages)) from error
+
+    def _check(self, messages: Sequence[Message[Any]]) -> None:
+        companion = self._inbox.companion
+        if companion is not None:
+            for message in messages:
+                companion.check(message)
 
     # -- what they are called
 
@@ -141,6 +178,7 @@ class _Handling:
         self, message: Message[Any], entries: list[Entry], handle: Callable[..., Any]
     ) -> Any:
         inbox, database = self._inbox, self._database
+        companion = inbox.companion
         for runs in count(1):
             session = await inbox.begin_async(message, patience=self._patience)
             began = time.monotonic()
@@ -149,6 +187,8 @@ class _Handling:
                 if not self._is_wanted(verdicts, message):
                     await session.rollback()
                     return None
+                if companion is not None:
+                    await run_async(session, companion.handle(database.dialect))
                 result = await handle(verdicts, session.connection)
                 await session.commit()
                 inbox.stats.committed += 1
@@ -170,6 +210,7 @@ class _Handling:
         self, message: Message[Any], entries: list[Entry], handle: Callable[..., Any]
     ) -> Any:
         inbox, database = self._inbox, self._database
+        companion = inbox.companion
         for runs in count(1):
             session = inbox.begin(message, patience=self._patience)
             began = time.monotonic()
@@ -178,6 +219,8 @@ class _Handling:
                 if not self._is_wanted(verdicts, message):
                     session.rollback()
                     return None
+                if companion is not None:
+                    run(session, companion.handle(database.dialect))
                 result = handle(verdicts, session.connection)
                 if isinstance(result, CoroutineType):
                     session.rollback()

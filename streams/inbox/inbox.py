@@ -15,7 +15,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from typing_extensions import override
 
@@ -24,16 +24,19 @@ from streams.connection import Connection
 from streams.databases.protocol import (
     AsyncSession,
     Database,
+    DialectName,
     Failure,
     Session,
+    Steps,
     is_file_of,
     run,
     run_async,
 )
 from streams.engine.dispatcher import Delivery
-from streams.errors import ConfigError, Fatal, LogError
+from streams.errors import ConfigError, Fatal, LogError, StreamsError
 from streams.health import InboxStats
 from streams.inbox.identity import Identities, Owned
+from streams.inbox.results import ResultOutbox, Results, choose_outbox
 from streams.inbox.tables import (
     Timeouts,
     Verdict,
@@ -57,6 +60,9 @@ logger = get_logger("streams.inbox")
 RUNS_IN_PLACE = 5
 """How often a transaction that met another one is run in all, before that is a failed attempt."""
 
+RUN_AGAIN_PAUSE = 0.02
+"""Seconds before a transaction is run again that was told to be."""
+
 RETRY_PAUSE = 0.25
 """Seconds between two attempts to reach the database."""
 
@@ -66,16 +72,44 @@ DEFAULT_LEASE = 10.0
 LONGEST_LEASE = 60.0
 
 
+class RunAgain(StreamsError):
+    """What a :class:`Companion` raises where the transaction is to be run again in a moment; that
+    is no failure of the message's."""
+
+
+class Companion(Protocol):
+    """What takes part in each transaction of a handler."""
+
+    def check(self, message: Message[Any]) -> None:
+        """See that a message may be handled, before its transaction begins.
+
+        :raises ConfigError: it must not be.
+        """
+        ...
+
+    def handle(self, dialect: DialectName) -> Steps[None]:
+        """What is run before the handler, once it is known that it will be called.
+
+        :raises RunAgain: it cannot be called now.
+        """
+        ...
+
+
 class Inbox(AbstractAsyncContextManager["Inbox"]):
     """Of one processor. A resource of the app.
 
     :param connection: the app.
     :param processor: it reads these topics in this group.
     :param database: where it records what was handled.
+    :param outboxes: those of the app; what a processor with ``to=`` returns goes through one.
     """
 
     def __init__(
-        self, connection: Connection, processor: Processor[..., Any], database: Database[Any]
+        self,
+        connection: Connection,
+        processor: Processor[..., Any],
+        database: Database[Any],
+        outboxes: Mapping[str, ResultOutbox],
     ) -> None:
         self.database = database
         self.stats = InboxStats()
@@ -87,6 +121,10 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         self.identities = Identities(
             processor.group, sources, lambda topic: connection.log.incarnation(topic)
         )
+        self._outboxes = outboxes
+        self._outbox: ResultOutbox | None = None
+        self.companion: Companion | None = None
+        """Has statements of its own in each transaction of a handler."""
         self._decodings: Mapping[str, Decoding] = {}
         self._lease = 0.0
         self._timeout = processor.options.timeout or 0.0
@@ -102,7 +140,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
 
     @override
     async def __aenter__(self) -> Inbox:
-        self._check_file()
+        self._check()
         if self.database.asynchronous:
             await self.database.enter_async()
         else:
@@ -129,8 +167,8 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             else:
                 await asyncio.to_thread(self.database.leave)
 
-    def _check_file(self) -> None:
-        """:raises ConfigError: its database is the log's own file."""
+    def _check(self) -> None:
+        """:raises ConfigError: its database is the log's own file, or results have no outbox."""
         file = getattr(self.database, "path", None)
         if file is not None and is_file_of(self._connection.log, file):
             raise ConfigError(
@@ -138,6 +176,21 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
                 "file; leave transaction= out, and message.transaction is the transaction that "
                 "commits the message's position"
             )
+        target = self._processor.options.to
+        if target is not None:
+            self._outbox = choose_outbox(
+                self._outboxes.values(),
+                self.database,
+                f"processor {self._processor.name}: to={target.name!r} with "
+                f"transaction={self.database.name}(...)",
+            )
+
+    @property
+    def outbox(self) -> ResultOutbox:
+        """Where results go; known once the database was ready for a transaction."""
+        if self._outbox is None:
+            raise RuntimeError("there is no outbox before the inbox is open")
+        return self._outbox
 
     # -- the job
 
@@ -149,10 +202,18 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         return replace(
             job,
             function=wrapped_function(self, job),
+            encode_results=None,  # they are written in the transaction
             wants_message=True,
             transactions=False,
             before_dead_letter=self._before_dead_letter,
         )
+
+    def results_of(self, job: Job) -> Results | None:
+        """What is written of a job's results; None: they are dropped, as in a replay."""
+        target = self._processor.options.to
+        if target is None or job.encode_results is None:
+            return None
+        return Results(job.name, job.group, target, job.decodings, self.database.name)
 
     @property
     def timeouts(self) -> Timeouts:
@@ -278,7 +339,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             if self._ready:
                 return
             if not self._opened:  # it was declared on an app that was entered already
-                self._check_file()
+                self._check()
                 self.database.enter()
                 self._opened = True
             found = self._in_session(find_version)
@@ -288,6 +349,12 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
                 except Exception as error:
                     raise self._cannot_create(error) from error
             check_version(found, self.database.name, self.database.dialect)
+            if self._outbox is not None and not self._in_session(self._outbox.find_table):
+                self._check_may_create(self._outbox)
+                try:
+                    self._in_session(self._outbox.create_tables_there)
+                except Exception as error:
+                    raise self._cannot_create_outbox(self._outbox, error) from error
             self._start_housekeeping()
             self._ready = True
 
@@ -310,7 +377,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             if self._ready:
                 return
             if not self._opened:
-                self._check_file()
+                self._check()
                 await self.database.enter_async()
                 self._opened = True
             found = await self._in_session_async(find_version)
@@ -320,6 +387,14 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
                 except Exception as error:
                     raise self._cannot_create(error) from error
             check_version(found, self.database.name, self.database.dialect)
+            if self._outbox is not None and not await self._in_session_async(
+                self._outbox.find_table
+            ):
+                self._check_may_create(self._outbox)
+                try:
+                    await self._in_session_async(self._outbox.create_tables_there)
+                except Exception as error:
+                    raise self._cannot_create_outbox(self._outbox, error) from error
             self._start_housekeeping()
             self._ready = True
 
@@ -343,6 +418,23 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             f"`streams inbox ddl {self.database.dialect}` prints"
         )
 
+    def _check_may_create(self, outbox: ResultOutbox) -> None:
+        if not self.database.create:
+            raise ConfigError(
+                f"transaction={self.database.name}(create=False): the table of the outbox "
+                f"{outbox.name!r} is missing there; await outbox.create_tables() makes it, or what "
+                "outbox.schema() gives, in a migration"
+            )
+
+    def _cannot_create_outbox(self, outbox: ResultOutbox, error: Exception) -> Exception:
+        if self.database.classify(error) is not Failure.FAULT:
+            return error
+        return ConfigError(
+            f"transaction={self.database.name}: the tables of the outbox {outbox.name!r} are "
+            f"missing there and cannot be made ({describe_error(error)}); somebody who may makes "
+            "them with what outbox.schema() gives"
+        )
+
     # -- after an error
 
     def runs_again(
@@ -357,6 +449,8 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         """
         if isinstance(error, (ConfigError, OwnershipLost, TransactionPostponed)):
             return None
+        if isinstance(error, RunAgain):
+            return RUN_AGAIN_PAUSE
         failure = self.database.classify(error)
         if broken and failure is not Failure.CONFLICT:
             # A server that ends a transaction which idled too long breaks its connection, too.

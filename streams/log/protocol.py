@@ -412,6 +412,42 @@ class Transaction(Protocol):
         ...
 
 
+class FileTransaction(Protocol):
+    """SQL of the user's own and messages, written to a log's file together. It has begun, and
+    everybody else who writes to the file waits for its end. One thread at a time."""
+
+    def execute(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        """Run one statement; the rows it returns."""
+        ...
+
+    def append(self, topic: str, records: Sequence[Record]) -> list[Position]:
+        """Write records in order; where they will stand once this is committed.
+
+        :raises LogError: none of them was written; the transaction goes on.
+        """
+        ...
+
+    def commit(self) -> None:
+        """Commit all of it, and wake up who waits for messages.
+
+        :raises OutcomeUnknown: the disk failed in the middle of it.
+        """
+        ...
+
+    def rollback(self) -> None:
+        """Undo everything; harmless when it has ended."""
+        ...
+
+    def interrupt(self) -> None:
+        """Have a statement that runs in another thread fail soon (any thread)."""
+        ...
+
+    def claim_context(self) -> None:
+        """What writes to the file from this context while it is open, other than through it, fails
+        at once, as it would wait for itself."""
+        ...
+
+
 class Reader(Protocol):
     """A plain, sequential reading of one partition, outside any group (one thread at a time)."""
 
@@ -640,6 +676,18 @@ class Queryable(Protocol):
 
         :raises ConfigError: it also writes, or is more than one statement.
         :raises LogError: it is refused.
+        """
+        ...
+
+
+@runtime_checkable
+class TransactionalLog(Protocol):
+    """A log whose file takes the user's SQL and messages in one transaction."""
+
+    def begin_file_transaction(self) -> FileTransaction:
+        """Begin one, once nobody else writes; blocks, from any thread.
+
+        :raises Unavailable: others have been writing for too long.
         """
         ...
 

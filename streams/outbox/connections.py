@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 from streams.errors import ConfigError
+from streams.inbox.results import NoTransaction
 from streams.outbox.tables import Vendor, numbered, percent
 
 Parameters = Mapping[str, Any]
@@ -49,7 +50,8 @@ class AsyncConnection(NamedTuple):
 def connection_of(given: Any) -> PlainConnection | AsyncConnection:
     """A connection, session or cursor of one of the libraries that are known here.
 
-    :raises ConfigError: it is none, or no transaction is open there.
+    :raises NoTransaction: no transaction is open there.
+    :raises ConfigError: it is none.
     """
     for library, adapt in _ADAPTERS.items():
         module = sys.modules.get(library)
@@ -59,8 +61,8 @@ def connection_of(given: Any) -> PlainConnection | AsyncConnection:
     raise ConfigError(f"{_WHERE}{type(given).__name__}: none of {KNOWN}")
 
 
-def _no_transaction(advice: str) -> ConfigError:
-    return ConfigError(
+def _no_transaction(advice: str) -> NoTransaction:
+    return NoTransaction(
         f"{_WHERE}...: no transaction is open there, so the row would be published whatever "
         f"becomes of your work: {advice}"
     )

@@ -9,6 +9,7 @@ may succeed, else :class:`~streams.errors.LogError`, here.
 from __future__ import annotations
 
 import asyncio
+import re
 import sqlite3
 import time
 from abc import ABC, abstractmethod
@@ -16,8 +17,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
-from typing import IO, Any
-from urllib.parse import unquote, urlsplit
+from typing import IO, Any, NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from typing_extensions import override
 
@@ -540,6 +541,49 @@ def _postgres(dsn: str, driver: str, tables: Tables) -> PostgresDatabase:
     if find_spec("asyncpg") is not None and "://" in dsn:
         return AsyncpgDatabase(dsn, tables)
     raise ConfigError("Outbox: a relay on PostgreSQL needs psycopg (pip install 'psycopg[binary]')")
+
+
+_WORD = re.compile(r"(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|[^\s']\S*)")
+
+
+class _Place(NamedTuple):
+    """Where a database is, whoever logs in."""
+
+    host: str
+    port: str
+    name: str
+
+
+def is_same_database(one: str, other: str) -> bool:
+    """Whether two addresses are certainly those of one database."""
+    return one == other or _place_of(one) == _place_of(other) is not None
+
+
+def _place_of(address: str) -> _Place | None:
+    """None: it cannot be known."""
+    scheme, colon, rest = address.partition(":")
+    kind = scheme.partition("+")[0]
+    if kind == "sqlite" and colon and rest.startswith("///"):
+        file = unquote(rest[3:].partition("?")[0])
+        return _Place("", "", str(Path(file).resolve())) if file else None
+    words: dict[str, str] = {}
+    if kind in ("postgresql", "postgres") and rest.startswith("//"):
+        parts = urlsplit(f"postgresql:{rest}")
+        try:
+            port = parts.port
+        except ValueError:
+            return None  # several hosts
+        words = {
+            "host": parts.hostname or "", "port": str(port or ""), "user": parts.username or "",
+            "dbname": unquote(parts.path[1:]),
+        }  # fmt: skip
+        words |= {name: each[-1] for name, each in parse_qs(parts.query).items()}
+    elif "=" in address and "://" not in address:
+        words = {name: each.strip("'") for name, each in _WORD.findall(address)}
+    name = words.get("dbname") or words.get("user", "")
+    if not name or "service" in words:
+        return None
+    return _Place(words.get("host", ""), words.get("port") or "5432", name)
 
 
 def _place(dsn: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
@@ -10,10 +10,13 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from stream_codecs import tags_of
 from streams.app import Streams
-from streams.databases.protocol import is_file_of
+from streams.databases.django_database import Django
+from streams.databases.protocol import Database as ProviderDatabase
+from streams.databases.protocol import DialectName, Statement, Steps, is_file_of
+from streams.derived_records import TRACE_HEADERS, DerivedResult
 from streams.errors import ConfigError
 from streams.health import OutboxHealth, OutboxStats
-from streams.message import TYPE, Record
+from streams.message import TYPE, Record, headers_without
 from streams.numbers import is_int, is_seconds
 from streams.outbox.connections import (
     AsyncConnection,
@@ -21,10 +24,17 @@ from streams.outbox.connections import (
     PlainConnection,
     connection_of,
 )
-from streams.outbox.databases import Database, SqliteDatabase, open_database
+from streams.outbox.databases import Database, SqliteDatabase, is_same_database, open_database
 from streams.outbox.relay import Relay, RelayOptions
 from streams.outbox.rows import row_of
-from streams.outbox.tables import Dialect, Tables, Vendor, dialect_of
+from streams.outbox.tables import (
+    Dialect,
+    Tables,
+    Vendor,
+    dialect_of,
+    parameters_of_rows,
+    portions,
+)
 from streams.topic import Key, Topic
 
 T = TypeVar("T")
@@ -52,7 +62,7 @@ class _Check:
         if isinstance(database, SqliteDatabase) and is_file_of(log, Path(database.path)):
             raise ConfigError(
                 f"{self._outbox!r}: {database.path} is the log's own file, which no other "
-                "SQLite may open: give the outbox its own, or use message.transaction"
+                "SQLite may open: give the outbox its own, or publish within app.transaction()"
             )
 
     async def __aexit__(self, *exc: object) -> None:
@@ -71,7 +81,11 @@ class Outbox:
     :param app: whose topics are published to. What is relayed goes to topics that it declares, and
         to no others.
     :param database: where the database is, for the relay's own connections:
-        ``postgresql://user@host/database`` or ``sqlite:///file.db``; or a function that returns it.
+        ``postgresql://user@host/database`` or ``sqlite:///file.db``; or a function that returns it;
+        or what processors have as ``transaction=``, made from an address.
+    :param transaction: what processors with ``to=`` have as ``transaction=`` (one, or several),
+        where that has another address or a pool of yours, and so cannot be seen to be this
+        database: what they return goes through this outbox.
     :param table: the table's name, ``schema.table`` or without a schema. Two more tables, with
         ``_relays`` and ``_buckets`` behind that name, belong to it.
     :param relayed_by: ``"app"``: each process that runs the app's processors relays, too.
@@ -91,8 +105,9 @@ class Outbox:
     def __init__(
         self,
         app: Streams,
-        database: str | Callable[[], str],
+        database: str | Callable[[], str] | ProviderDatabase[Any],
         *,
+        transaction: ProviderDatabase[Any] | Iterable[ProviderDatabase[Any]] = (),
         table: str = "outbox",
         relayed_by: RelayedBy = "app",
         lease: float = 10.0,
@@ -123,9 +138,12 @@ class Outbox:
                 f"Outbox(table={table!r}): the app has an outbox of that table already"
             )
         self._app = app
-        self._given_address = database
-        if not callable(database):
-            open_database(database, self.tables)  # an address that cannot work is found now
+        self._given: tuple[ProviderDatabase[Any], ...] = _databases_of(transaction)
+        if isinstance(database, ProviderDatabase):
+            self._given = (database, *self._given)
+        self._given_address = _address_of(database)
+        if isinstance(self._given_address, str):
+            open_database(self._given_address, self.tables)  # one that cannot work is found now
         self.relayed_by: RelayedBy = relayed_by
         self.max_bytes = max_bytes
         self._notify = notify
@@ -174,11 +192,7 @@ class Outbox:
         statement = self._statement(found.vendor, row)
         if isinstance(found, PlainConnection):
             return self._write(found, statement)
-        written = await found.execute(statement.sql, statement.parameters)
-        if self.relayed_by == "debezium":
-            sql = self._dialect(found.vendor).delete_one()
-            await found.execute(sql, {"sequence": written[0]})
-        return statement.id
+        return await self._write_async(found, statement)
 
     def publish_sync(
         self,
@@ -222,6 +236,22 @@ class Outbox:
             connection.execute(sql, {"sequence": written[0]})
         return statement.id
 
+    async def _write_async(self, connection: AsyncConnection, statement: _Statement) -> str:
+        written = await connection.execute(statement.sql, statement.parameters)
+        if self.relayed_by == "debezium":
+            sql = self._dialect(connection.vendor).delete_one()
+            await connection.execute(sql, {"sequence": written[0]})
+        return statement.id
+
+    def _check_topic(self, topic: Topic[Any]) -> None:
+        """:raises ConfigError: nothing can be published to it from here."""
+        if not isinstance(topic, Topic):
+            raise ConfigError(f"{self!r}: {topic!r} is not a topic; use app.topic(...)")
+        if self._app.topics.get(topic.name) is None or topic.connection is not self._app:
+            raise ConfigError(f"{self!r}: topic {topic.name!r} is not declared on its app")
+        if topic.is_read_only or topic.internal:
+            raise ConfigError(f"{self!r}: topic {topic.name!r} is the toolkit's own")
+
     def _row(
         self,
         topic: Topic[T],
@@ -232,12 +262,7 @@ class Outbox:
         timestamp: datetime | None,
     ) -> dict[str, Any]:
         """The columns of a message."""
-        if not isinstance(topic, Topic):
-            raise ConfigError(f"{self!r}: {topic!r} is not a topic; use app.topic(...)")
-        if self._app.topics.get(topic.name) is None or topic.connection is not self._app:
-            raise ConfigError(f"{self!r}: topic {topic.name!r} is not declared on its app")
-        if topic.is_read_only or topic.internal:
-            raise ConfigError(f"{self!r}: topic {topic.name!r} is the toolkit's own")
+        self._check_topic(topic)
         record = topic.record(value, key=key, id=id, headers=headers, timestamp=timestamp)
         observer = self._app.publish_observer
         with nullcontext() if observer is None else observer(topic.name, (record,)):
@@ -270,6 +295,74 @@ class Outbox:
             known = self._type_names[kind] = tags[0] if tags else kind.__name__
         return known
 
+    # -- what handlers with to= return (see streams.inbox.results)
+
+    def was_given(self, database: ProviderDatabase[Any]) -> bool:
+        """Whether its declaration names this database of a processor's."""
+        return any(each is database for each in self._given)
+
+    def is_in(self, database: ProviderDatabase[Any]) -> bool:
+        """Whether it is in that database, as far as addresses tell."""
+        address = database.address()
+        return address is not None and is_same_database(address, self.address())
+
+    def find_table(self, dialect: DialectName) -> Steps[bool]:
+        """Whether its table is where the statements run."""
+        rows = yield Statement(self._dialect(dialect).has_outbox())
+        return bool(rows[0][0])
+
+    def create_tables_there(self, dialect: DialectName) -> Steps[None]:
+        """Create its tables where the statements run."""
+        found = self._dialect(dialect)
+        if lock := found.lock_creation():
+            yield Statement(lock)
+        for sql in _creation(found):
+            yield Statement(sql)
+
+    def write_results(
+        self, connection: Any, topic: Topic[Any], results: Sequence[DerivedResult]
+    ) -> None:
+        """Write what a handler returned, in the transaction that is open on a connection."""
+        found = connection_of(connection)
+        if isinstance(found, AsyncConnection):
+            raise TypeError("a connection whose statements are awaited")
+        for statement in self._result_statements(found.vendor, topic, results):
+            self._write(found, statement)
+
+    async def write_results_async(
+        self, connection: Any, topic: Topic[Any], results: Sequence[DerivedResult]
+    ) -> None:
+        """The same on a connection whose statements are awaited."""
+        found = connection_of(connection)
+        if isinstance(found, PlainConnection):
+            raise TypeError("a connection whose statements block")
+        for statement in self._result_statements(found.vendor, topic, results):
+            await self._write_async(found, statement)
+
+    def _result_statements(
+        self, vendor: Vendor, topic: Topic[Any], results: Sequence[DerivedResult]
+    ) -> Iterator[_Statement]:
+        self._check_topic(topic)
+        records = [topic.derived_record(*each) for each in results]
+        observer = self._app.publish_observer
+        if observer is not None:
+            for record in records:  # the handler's trace, which is open now, and not its source's
+                record.headers = headers_without(record.headers, TRACE_HEADERS)
+            with observer(topic.name, records):
+                pass
+        rows = [
+            row_of(topic.name, self._type_name(each.value, record), record, self.max_bytes)
+            for each, record in zip(results, records, strict=True)
+        ]
+        if self.relayed_by == "debezium":  # each is deleted again, by its number
+            yield from (self._statement(vendor, row) for row in rows)
+            return
+        dialect = self._dialect(vendor)
+        for portion in portions(len(rows)):
+            some = rows[portion]
+            sql = dialect.insert(notify=self._notify, rows=len(some))
+            yield _Statement(sql, parameters_of_rows(some), "")
+
     # -- relaying
 
     @property
@@ -296,12 +389,7 @@ class Outbox:
 
         :raises ConfigError: the database's address cannot work.
         """
-        dialect = self.open().dialect
-        buckets = (
-            dialect.add_bucket().replace(":bucket", str(each))
-            for each in range(dialect.bucket_count)
-        )
-        return [*dialect.schema(), *buckets]
+        return list(_creation(self.open().dialect))
 
     async def create_tables(self) -> None:
         """Create the tables where they are missing.
@@ -332,3 +420,47 @@ class Outbox:
     def health(self) -> OutboxHealth:
         """How its relay in this process is (any thread)."""
         return self._relay.health()
+
+
+def _creation(dialect: Dialect) -> Iterator[str]:
+    """The statements that create the tables where they are missing."""
+    yield from dialect.schema()
+    for bucket in range(dialect.bucket_count):
+        yield dialect.add_bucket().replace(":bucket", str(bucket))
+
+
+def _databases_of(given: Any) -> tuple[ProviderDatabase[Any], ...]:
+    """One database of processors, or several.
+
+    :raises ConfigError: it is something else.
+    """
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    found: list[Any] = list(given) if several else [given]
+    for each in found:
+        if not isinstance(each, ProviderDatabase):
+            raise ConfigError(
+                f"Outbox(transaction={type(each).__name__}): what a processor has as transaction=, "
+                "such as a Psycopg or an AsyncPsycopg"
+            )
+    return tuple(found)
+
+
+def _address_of(
+    given: str | Callable[[], str] | ProviderDatabase[Any],
+) -> str | Callable[[], str]:
+    """What the relay connects to.
+
+    :raises ConfigError: a database of processors does not say where it is.
+    """
+    if not isinstance(given, ProviderDatabase):
+        return given
+    if isinstance(given, Django):
+        return lambda: given.address() or ""  # its settings may not be there yet
+    address = given.address()
+    if address is None:
+        raise ConfigError(
+            f"Outbox(app, {given.name}(...)): its relay connects by itself, and a pool or a "
+            "function of yours does not say where to: give the address, and the database beside "
+            "it: Outbox(app, 'postgresql://...', transaction=database)"
+        )
+    return address

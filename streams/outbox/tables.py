@@ -25,9 +25,9 @@ as other drivers want them. What differs between the databases is in :class:`Dia
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from streams.errors import ConfigError
 
@@ -45,9 +45,13 @@ COUNT_LIMIT = 100_000
 
 _TABLE = re.compile(r"(?:[a-z_][a-z0-9_]{0,47}\.)?[a-z_][a-z0-9_]{0,47}", re.ASCII)
 
-_PARAMETER = re.compile(r"(?<![:\w]):([a-z_]+)")
+_PARAMETER = re.compile(r"(?<![:\w]):([a-z_][a-z0-9_]*)")
 
 _COLUMNS = "id, aggregatetype, aggregateid, type, payload, messageid, keytype, headers"
+_PARAMETERS = ("id", "topic", "key", "type", "payload", "messageid", "keytype", "headers")
+
+ROWS_AT_ONCE = 64
+"""Rows that one statement writes, at most."""
 
 Vendor = Literal["postgresql", "sqlite"]
 
@@ -127,6 +131,30 @@ class HeldRow(NamedTuple):
     waiting: int
 
 
+def _suffixes(rows: int) -> Iterator[str]:
+    """What stands behind the names of the parameters of each of several rows."""
+    return iter([""] if rows == 1 else [f"_{row}" for row in range(rows)])
+
+
+def parameters_of_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The parameters of :meth:`Dialect.insert` for several rows."""
+    return {
+        f"{name}{suffix}": row[name]
+        for suffix, row in zip(_suffixes(len(rows)), rows, strict=True)
+        for name in _PARAMETERS
+    }
+
+
+def portions(count: int) -> Iterator[slice]:
+    """So many rows in portions of powers of two, so that there are few different statements."""
+    start, size = 0, ROWS_AT_ONCE
+    while start < count:
+        while size > count - start:
+            size //= 2
+        yield slice(start, start + size)
+        start += size
+
+
 class Tables:
     """The names of the tables.
 
@@ -144,6 +172,7 @@ class Tables:
         self.table = table
         self.name = name
         prefix = f'"{schema}".' if schema else ""
+        self.schema_prefix = prefix
         self.outbox = f'{prefix}"{name}"'
         self.bare = f'"{name}"'
         self.relays = f'{prefix}"{name}_relays"'
@@ -195,11 +224,19 @@ class Dialect:
 
     # -- publishing
 
-    def insert(self, *, notify: bool) -> str:
-        """Write a row, and wake the relays once that is committed."""
-        values = f"CAST(:id AS {self.id_type}), :topic, :key, :type, :payload, :messageid, "
-        values += ":keytype, :headers"
-        sql = f"INSERT INTO {self.tables.outbox} ({_COLUMNS}) VALUES ({values})"
+    def insert(self, *, notify: bool, rows: int = 1) -> str:
+        """Write a row, and wake the relays once that is committed.
+
+        :param rows: write so many, in their order; see :func:`parameters_of_rows`.
+        """
+        id, *others = _PARAMETERS
+        values = ", ".join(
+            f"(CAST(:{id}{suffix} AS {self.id_type}), "
+            + ", ".join(f":{name}{suffix}" for name in others)
+            + ")"
+            for suffix in _suffixes(rows)
+        )
+        sql = f"INSERT INTO {self.tables.outbox} ({_COLUMNS}) VALUES {values}"
         if notify and self.returns_notification:
             sql += f" RETURNING pg_notify('{self.tables.channel}', '')"
         return sql
@@ -211,6 +248,14 @@ class Dialect:
     def delete_one(self) -> str:
         """Delete a row."""
         return f"DELETE FROM {self.tables.outbox} WHERE sequence = :sequence"
+
+    def has_outbox(self) -> str:
+        """Whether the table is there: one row, true or false."""
+        raise NotImplementedError
+
+    def lock_creation(self) -> str:
+        """Let nobody else create tables until the transaction ends; empty: nobody can."""
+        return ""
 
     # -- relaying
 
@@ -408,6 +453,14 @@ class PostgresDialect(Dialect):
     now = "clock_timestamp()"
     size = "coalesce(octet_length(payload), 0)"
 
+    def has_outbox(self) -> str:
+        """See :meth:`Dialect.has_outbox`."""
+        return f"SELECT to_regclass('{self.tables.outbox}') IS NOT NULL"
+
+    def lock_creation(self) -> str:
+        """See :meth:`Dialect.lock_creation`."""
+        return f"SELECT pg_advisory_xact_lock(hashtext('{self.tables.channel}'), 1)"
+
     def read_payload_as(self, column_type: str) -> None:
         """What the type of ``payload`` is; of an outbox of Debezium's it may be ``jsonb``."""
         if column_type != "bytea":
@@ -485,6 +538,13 @@ class SqliteDialect(Dialect):
     age = f"{now} - created"
     size = "coalesce(length(CAST(payload AS blob)), 0)"
     payload = "CAST(payload AS blob)"
+
+    def has_outbox(self) -> str:
+        """See :meth:`Dialect.has_outbox`."""
+        tables = self.tables
+        return (
+            f"SELECT count(*) FROM {tables.schema_prefix}sqlite_master WHERE name = '{tables.name}'"
+        )
 
     def schema(self) -> Sequence[str]:
         """See :meth:`Dialect.schema`."""

@@ -16,11 +16,12 @@ What patterns know of processing is exported here, and nothing else.
 
 from streams.engine.dispatcher import Delivery
 from streams.processing.committer import PartitionProgress
-from streams.processing.handler_transaction import in_transaction
+from streams.processing.handler_transaction import in_block, in_transaction
 from streams.processing.job import (
     Decoding,
     Job,
     Outgoing,
+    ResultEncoder,
     Several,
     Skip,
     identify,
@@ -37,9 +38,11 @@ __all__ = [
     "Job",
     "Outgoing",
     "PartitionProgress",
+    "ResultEncoder",
     "Several",
     "Skip",
     "identify",
+    "in_block",
     "in_transaction",
     "reset_generation",
 ]

@@ -14,10 +14,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from streams.engine.dispatcher import Delivery
-from streams.errors import Unavailable
+from streams.errors import ConfigError, Unavailable
 
 LOCK_TIMEOUT = 60.0
 """Seconds a plain handler waits for another handler's transaction to end."""
@@ -96,10 +96,13 @@ class TransactionLock:
 class _OpenFlag:
     """One transaction, as seen from the contexts in which it was used."""
 
-    __slots__ = ("open",)
+    __slots__ = ("held", "open")
 
     def __init__(self) -> None:
+        self.held = False
+        """It has its turn."""
         self.open = False
+        """Something was executed in it."""
 
 
 _open_flag: ContextVar[_OpenFlag | None] = ContextVar("streams-transaction", default=None)
@@ -109,6 +112,32 @@ def in_transaction() -> bool:
     """Whether this context's transaction is open: publishing would wait for its own end."""
     flag = _open_flag.get()
     return flag is not None and flag.open
+
+
+def has_turn() -> bool:
+    """Whether this context's transaction keeps all others from beginning."""
+    flag = _open_flag.get()
+    return flag is not None and flag.held
+
+
+class OpenBlock(Protocol):
+    """A transaction of ``app.transaction()``, as seen from the contexts that it was opened in."""
+
+    @property
+    def is_open(self) -> bool:
+        """It has not ended."""
+        ...
+
+
+block_of_context: ContextVar[OpenBlock | None] = ContextVar("streams-block", default=None)
+"""The last block of ``app.transaction()`` that was entered in this context, or in the one that it
+is a copy of."""
+
+
+def in_block() -> bool:
+    """Whether this context is inside a block of ``app.transaction()``."""
+    block = block_of_context.get()
+    return block is not None and block.is_open
 
 
 class HandlerTransaction:
@@ -133,8 +162,9 @@ class HandlerTransaction:
     async def __aenter__(self) -> Self:
         """Wait for other handlers' transactions to end; ours ends with the handler."""
         if not self._held:
+            self._refuse_in_block()
             await self._lock.acquire_async()
-            self._held = True
+            self._held = self._open_flag.held = True
         _open_flag.set(self._open_flag)
         return self
 
@@ -153,17 +183,26 @@ class HandlerTransaction:
         """
         if self._transaction is None:
             if not self._held:
+                self._refuse_in_block()
                 if not self._lock.acquire(LOCK_TIMEOUT if self._may_block else 0):
                     raise Unavailable(
                         "another handler's transaction is open: in an async handler use "
                         "`async with message.transaction:`, which waits for it"
                     )
-                self._held = True
+                self._held = self._open_flag.held = True
             self._transaction = self._begin()
             self._open_flag.open = True
             _open_flag.set(self._open_flag)
         rows: list[tuple[Any, ...]] = self._transaction.execute(sql, parameters)
         return rows
+
+    @staticmethod
+    def _refuse_in_block() -> None:
+        if in_block():
+            raise ConfigError(
+                "message.transaction inside a block of app.transaction() would wait for its end: "
+                "use the block's own connection, or message.transaction after it"
+            )
 
     def commit(self, deliveries: Sequence[Delivery]) -> None:
         """The handler succeeded."""
@@ -186,6 +225,6 @@ class HandlerTransaction:
         if self._held:
             self._held = False
             # A task that the handler started keeps the old flag: it may publish.
-            self._open_flag.open = False
+            self._open_flag.open = self._open_flag.held = False
             self._open_flag = _OpenFlag()
             self._lock.release()

@@ -22,6 +22,10 @@ OnWritten = Callable[[Sequence["BaseException | None"]], None]
 """Told once how a write ended, record by record: None where it is confirmed."""
 
 
+ResultEncoder = Callable[[Any, Batch, int, "str | None"], Sequence[Outgoing]]
+"""Makes records of what a handler returned for one message: it takes the result, the message's
+batch and index, and its identity (None: it has none, and its place stands for it)."""
+
 BeforeDeadLetter = Callable[[Delivery, Callable[["DeadLetterAnswer | BaseException"], None]], None]
 """Called where the dispatcher may be touched, with a delivery that has a reason and with what takes
 the answer, once, from any thread: an error where there is none yet."""
@@ -398,7 +402,7 @@ class Job:
     dedup: Dedup = field(default_factory=Dedup)
     flow: Flow = field(default_factory=Flow)
     clock: Clock = SYSTEM
-    encode_results: Callable[[Any, Delivery], Sequence[Outgoing]] | None = None
+    encode_results: ResultEncoder | None = None
     """Encodes what the handler returned, for one message; None: it is dropped."""
     dead_letter: Callable[[Delivery], Outgoing] | None = None
     """The dead letter of a delivery that has a reason."""

@@ -242,7 +242,9 @@ class Calls(ABC, Generic[Unit]):
         """The handler returned."""
         if self.job.encode_results is not None and result is not None:
             try:
-                outgoing = self.job.encode_results(result, delivery)
+                outgoing = self.job.encode_results(
+                    result, delivery.fetched.batch, delivery.index, delivery.identity
+                )
             except Exception as error:
                 self.failed(delivery, error)
                 return
@@ -840,8 +842,9 @@ class BatchCalls(Calls[list[Delivery]]):
         for index, item in zip(accepted, items, strict=True):
             if index in errors or item is None:
                 continue
+            delivery = deliveries[index]
             try:
-                records = encode(item, deliveries[index])
+                records = encode(item, delivery.fetched.batch, delivery.index, delivery.identity)
             except Exception as error:
                 errors[index] = error
                 continue

@@ -13,15 +13,9 @@ from dataclasses import replace
 from types import CoroutineType
 from typing import Any, NamedTuple
 
-from msgspec.structs import replace as replace_fields
-
-from streams.engine.dispatcher import Delivery
-from streams.engine.progress import FetchedBatch
 from streams.errors import BatchError
-from streams.message import Message, numbered_batch, numbered_message
-from streams.processing.job import Job, Outgoing, Several
-
-Encoder = Callable[[Any, Delivery], Sequence[Outgoing]]
+from streams.message import Batch, Message, numbered_batch, numbered_message
+from streams.processing.job import Job, Outgoing, ResultEncoder, Several
 
 
 class _Results:
@@ -58,24 +52,20 @@ def _any_accepted(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return accepts_any
 
 
-def _encode_each(encode: Encoder) -> Encoder:
-    def encode_each(result: Any, delivery: Delivery) -> Sequence[Outgoing]:
+def _encode_each(encode: ResultEncoder) -> ResultEncoder:
+    def encode_each(
+        result: Any, batch: Batch, index: int, identity: str | None
+    ) -> Sequence[Outgoing]:
         if type(result) is not _Results:
-            return encode(result, delivery)
+            return encode(result, batch, index, identity)
         found: list[Outgoing] = []
         for number, each in enumerate(result.values):
-            if each is not None:
-                found += encode(each, _numbered_delivery(delivery, number))
+            if each is not None:  # by an ID of its own
+                numbered = numbered_batch(batch, index, number)
+                found += encode(each, numbered, 0, numbered.ids[0])
         return found
 
     return encode_each
-
-
-def _numbered_delivery(delivery: Delivery, number: int) -> Delivery:
-    """A delivery of one value, by which its results get IDs of their own."""
-    batch = numbered_batch(delivery.fetched.batch, delivery.index, number)
-    fetched = FetchedBatch(delivery.fetched.state, batch)
-    return replace_fields(delivery, fetched=fetched, index=0, identity=batch.ids[0])
 
 
 def _materialized(result: Any) -> Any:

@@ -167,6 +167,12 @@ outbox ls shop:app --table EVIL
 outbox show EVIL:app EVIL
 outbox retry EVIL EVIL
 outbox relay EVIL
+projections ls EVIL
+projections ls shop:app
+projections show shop:app EVIL
+projections promote EVIL EVIL --version 1
+projections drop shop:app EVIL --version 1 --yes
+projections ddl EVIL
 reset EVIL orders
 reset billing EVIL
 reset billing orders --to EVIL
@@ -202,6 +208,9 @@ PLAIN = (
     "topics delete",
     "groups delete",
     "outbox relay",
+    "projections promote",
+    "projections drop",
+    "projections ddl",
     "inbox ddl",
 )
 """What has no --json."""

@@ -1,8 +1,9 @@
 """A worker of the inbox's fault runs: handlers that write one row each, in their transaction.
 
-``python -m tests.faults.inbox_worker URL TOPIC GROUP DATABASE PLACE``: what is handled is in the
-database, so nothing else is written down. Rows are purged as soon as they may be, several times a
-second, so that a worker that thaws comes upon purged ones.
+``python -m tests.faults.inbox_worker URL TOPIC GROUP DATABASE PLACE [TARGET]``: what is handled is
+in the database, so nothing else is written down. With a target, what each handler returns
+goes there through an outbox that the workers relay. Rows are purged as soon as they may be, several
+times a second, so that a worker that thaws comes upon purged ones.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import threading
 from typing import Any
 from zlib import crc32
 
-from streams import AsyncPsycopg, Database, Message, Reject, Retry, Sqlite, Streams
+from streams import AsyncPsycopg, Database, Message, Outbox, Reject, Retry, Sqlite, Streams
 from streams.derived_records import GENERATION, message_generation, redrives_of
 from streams.inbox import purging
 
@@ -61,40 +62,57 @@ def row_of(value: int, message: Message[int, Any]) -> tuple[Any, ...]:
     return generation, message.id, message.key, value, redrive, os.getpid()
 
 
-def build(url: str, topic: str, group: str, database: str, place: str) -> Streams:
+def result_of(value: int, message: Message[int, Any]) -> dict[str, Any]:
+    """What is published for a message, where there is a target."""
+    redriven = redrives_of(message.raw.headers) > 0
+    return {"key": message.key, "value": value, "redriven": redriven}
+
+
+def build(
+    url: str, topic: str, group: str, database: str, place: str, target: str | None = None
+) -> Streams:
     """The app: ``database`` is ``single``, ``batch`` (of a DSN) or ``sqlite`` (of a file)."""
     app = Streams(url)
     source = app.topic(topic, int)
-    retry = Retry(attempts=5, delay=0.01)
     found: Database[Any]
+    options: dict[str, Any] = {"group": group, "retry": Retry(attempts=5, delay=0.01)}
+    declare: Any = app.processor
+    if target is not None:
+        options["to"] = app.topic(target, dict[str, Any], key="key")
     if database == "sqlite":
         found = Sqlite(place, keep=0)
 
-        @app.processor(source, group=group, concurrency=8, transaction=found, retry=retry)
-        def handle_plain(value: int, message: Message[int, sqlite3.Connection]) -> None:
+        def handle_plain(value: int, message: Message[int, sqlite3.Connection]) -> Any:
             message.transaction.execute(INSERT.format("?"), row_of(value, message))
+            return result_of(value, message)
+
+        declare(source, concurrency=8, transaction=found, **options)(handle_plain)
 
     elif database == "single":
         found = AsyncPsycopg(place, keep=0)
 
-        @app.processor(source, group=group, concurrency=CONCURRENCY, transaction=found, retry=retry)
-        async def handle(value: int, message: Message[int, Any]) -> None:
+        async def handle(value: int, message: Message[int, Any]) -> Any:
             row = row_of(value, message)
             await message.transaction.execute(INSERT.format("%s"), row)
             if value % 20 == 0:
                 await asyncio.sleep(0.005)
+            return result_of(value, message)
+
+        declare(source, concurrency=CONCURRENCY, transaction=found, **options)(handle)
 
     else:
         found = AsyncPsycopg(place, keep=0)
 
-        @app.processor(
-            source, group=group, concurrency=8, batch=BATCH, transaction=found, retry=retry
-        )
-        async def handle_batch(values: list[int], messages: list[Message[int, Any]]) -> None:
+        async def handle_batch(values: list[int], messages: list[Message[int, Any]]) -> Any:
             rows = [row_of(*each) for each in zip(values, messages, strict=True)]
             async with messages[0].transaction.cursor() as cursor:
                 await cursor.executemany(INSERT.format("%s"), rows)
+            return list(map(result_of, values, messages))
 
+        declare(source, concurrency=8, batch=BATCH, transaction=found, **options)(handle_batch)
+
+    if target is not None:
+        Outbox(app, found, lease=1.0, poll=0.2)
     return app
 
 

@@ -29,7 +29,7 @@ django.setup()
 
 from django.db import connection, models, transaction  # type: ignore[import-untyped] # noqa: E402
 
-from streams import Dedup, Django, Message, Retry, Streams  # noqa: E402
+from streams import Dedup, Django, Message, Outbox, Retry, Streams  # noqa: E402
 from streams.testing import harness  # noqa: E402
 
 
@@ -43,14 +43,17 @@ class Effect(models.Model):  # type: ignore[misc]
 
 app = Streams("memory://django")
 orders = app.topic("orders", int)
+doubles = app.topic("doubles", int)
+database = Django()
+outbox = Outbox(app, database)
 failed: list[int] = []
 
 
 @app.processor(
-    orders, group="g", concurrency=4, transaction=Django(), dedup=Dedup(window=0),
+    orders, group="g", concurrency=4, to=doubles, transaction=database, dedup=Dedup(window=0),
     retry=Retry(attempts=3, delay=0.001),
 )  # fmt: skip
-def handle(number: int, message: Message[int]) -> None:
+def handle(number: int, message: Message[int]) -> int:
     assert connection.in_atomic_block
     Effect.objects.create(key=message.id, number=number)
     with transaction.atomic():  # a savepoint
@@ -58,6 +61,7 @@ def handle(number: int, message: Message[int]) -> None:
     if number == 3 and not failed:
         failed.append(number)
         raise ValueError("not yet")
+    return 2 * number
 
 
 async def main() -> None:
@@ -79,6 +83,9 @@ asyncio.run(main())
 with connection.cursor() as cursor:
     cursor.execute("SELECT count(*) FROM streams_inbox")
     rows = cursor.fetchone()[0]
+    cursor.execute("SELECT messageid FROM outbox")
+    written = sorted(row[0] for row in cursor.fetchall())
 assert handle.inbox is not None
 print(sorted(Effect.objects.values_list("key", "number")))  # noqa: T201
+print(written)  # noqa: T201
 print(rows, handle.inbox.stats.duplicates, len(failed))  # noqa: T201

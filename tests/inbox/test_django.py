@@ -24,4 +24,5 @@ def test_a_small_project(engine: str, tmp_path: Path, request: pytest.FixtureReq
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     effects = [(f"m{number}", number + 1) for number in range(8)]
-    assert done.stdout.splitlines() == [str(effects), "8 4 1"]
+    written = [f"m{number}/g/0" for number in range(8)]
+    assert done.stdout.splitlines() == [str(effects), str(written), "8 4 1"]

@@ -57,19 +57,6 @@ def test_a_declaration(handler: Any, options: dict[str, Any], said: str) -> None
     assert "secret" not in str(caught.value) or "transaction=" + repr(DSN) in str(caught.value)
 
 
-def test_with_to() -> None:
-    app = Streams("memory://refused")
-    topic = app.topic("numbers", int)
-
-    def returns(value: int) -> int:
-        return value
-
-    with pytest.raises(ConfigError, match="to='others' with transaction="):
-        app.processor(  # type: ignore[call-overload]
-            topic, group="g", to=app.topic("others", int), transaction=Psycopg(DSN)
-        )(returns)
-
-
 @pytest.mark.parametrize(
     ("make", "said"),
     [

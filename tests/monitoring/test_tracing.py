@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from streams import ConfigError, Message, Retry, Streams
+from streams import ConfigError, Message, Outbox, Retry, Sqlite, Streams
 from streams.patterns import instrument
 from streams.patterns.monitoring.tracing import _server_address
 from tests.conformance.stage import Stage
@@ -192,6 +193,33 @@ async def test_what_a_handler_returns_goes_on_in_its_trace(traces: Traces, kind:
     assert second.parent.span_id == context(first).span_id
     assert context(second).trace_id == context(traces.one("publish orders")).trace_id
     assert seen[0].split("-")[2] == f"{context(first).span_id:016x}"
+
+
+async def test_what_goes_through_an_outbox_goes_on_in_the_handlers_trace(
+    traces: Traces, tmp_path: Path
+) -> None:
+    app = Streams("memory://")
+    orders, bills = app.topic("orders", int), app.topic("bills", int)
+    instrument(app, tracer_provider=traces.provider)
+    database = Sqlite(tmp_path / "bills.db")
+    Outbox(app, database)
+
+    @app.processor(orders, group="billing", to=bills, transaction=database)
+    def bill(value: int) -> int:
+        return value
+
+    @app.processor(bills, group="mail")
+    async def mail(value: int) -> None: ...
+
+    async with app:
+        await orders.publish(1)
+        await come(lambda: traces.spans("process bills"))
+    first, publish = traces.one("process orders"), traces.one("publish bills")
+    second = traces.one("process bills")
+    assert publish.parent is not None
+    assert publish.parent.span_id == context(first).span_id
+    assert second.parent is not None
+    assert second.parent.span_id == context(publish).span_id
 
 
 async def test_publishing_from_a_handler_is_its_child(traces: Traces) -> None:

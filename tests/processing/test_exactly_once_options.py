@@ -22,7 +22,7 @@ def test_what_cannot_work_is_refused_where_it_is_declared() -> None:
     with pytest.raises(ConfigError, match="no transaction in common"):
         app.processor(
             source, group="g", to=target, exactly_once=True, transaction=Sqlite("books.db")
-        )(abs)  # type: ignore[call-overload]
+        )(abs)
     cluster = Streams("redis+cluster://localhost:6379")
     source, target = cluster.topic("a", int), cluster.topic("b", int)
     with pytest.raises(ConfigError, match=r"Redis Cluster.*no transaction in common"):

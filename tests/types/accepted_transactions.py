@@ -12,7 +12,17 @@ from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from streams import AsyncPsycopg, Database, Message, Psycopg, SQLAlchemy, Sqlite, Streams
+from streams import (
+    AsyncPsycopg,
+    Database,
+    LogTransaction,
+    Message,
+    Outbox,
+    Psycopg,
+    SQLAlchemy,
+    Sqlite,
+    Streams,
+)
 
 
 class Order(msgspec.Struct):
@@ -77,6 +87,48 @@ def any_message(order: Order, message: Message[Order, Any]) -> None: ...
 
 @app.processor(orders, group="i", transaction=plain, filter=lambda order: order.n > 1)
 def filtered(order: Order, message: Message[Order, Connection]) -> None: ...
+
+
+@app.processor(orders, group="j", to=orders, transaction=plain)
+def with_results(order: Order, message: Message[Order, Connection]) -> Order | None:
+    message.transaction.execute("SELECT %s", (order.n,))
+    return order
+
+
+@app.processor(orders, group="k", to=orders, transaction=asynchronous, batch=10)
+async def with_batch_results(
+    values: list[Order], messages: list[Message[Order, AsyncConnection]]
+) -> list[list[Order]]:
+    return [[order, order] for order in values]
+
+
+@app.processor(orders, group="l", to=orders, transaction=plain)
+def results_of_value(order: Order) -> list[Order]:
+    return [order]
+
+
+def switch(connection: Connection) -> None:
+    connection.execute("CREATE OR REPLACE VIEW totals AS SELECT * FROM totals_v2")
+
+
+@app.processor(orders, group="m", transaction=plain, batch=10, version=2, on_promote=switch)
+def projected(values: list[Order], messages: list[Message[Order, Connection]]) -> None:
+    messages[0].transaction.execute("INSERT INTO totals_v2 VALUES (1)")
+
+
+serving: int | None = None if projected.projection is None else projected.projection.serving
+
+through = Outbox(app, plain)
+beside = Outbox(app, DSN, table="others", transaction=[asynchronous, sessions])
+
+
+async def of_the_log() -> None:
+    async with app.transaction(timeout=2.0) as connection:
+        assert_type(connection, LogTransaction)
+        rows = connection.execute("SELECT ?", (1,))
+        assert_type(rows, list[tuple[Any, ...]])
+    with app.transaction() as connection:
+        connection.execute("SELECT :one", {"one": 1})
 
 
 def in_a_test(database: Database[Connection], fake: Connection) -> None:

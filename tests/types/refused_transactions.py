@@ -61,6 +61,14 @@ def another_value(value: str, message: Message[str, Connection]) -> None: ...  #
 def async_one(order: Order, message: Message[Order, AsyncSession]) -> None: ...  # error
 
 
+@app.processor(orders, group="m", to=orders, transaction=plain)
+def to_another(order: Order, message: Message[Order, AsyncConnection]) -> Order: ...  # error
+
+
+@app.processor(orders, group="n", to=orders, transaction=plain)
+def another_result(order: Order, message: Message[Order, Connection]) -> str: ...  # error
+
+
 app.processor(orders, group="g", transaction="postgresql://")  # error
 app.processor(orders, group="l", transaction=Psycopg)  # error
 Psycopg(1)  # error

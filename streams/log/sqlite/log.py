@@ -8,6 +8,7 @@ from typing import Any
 
 from streams.clock import SYSTEM
 from streams.config import Flow
+from streams.errors import Fatal
 from streams.log.dense_offsets import DenseOffsets
 from streams.log.event_filter import EventFilter, EventReader, EventSubscription, ForeignRecords
 from streams.log.history_log import HistoryLog
@@ -28,7 +29,7 @@ from streams.log.protocol import (
     check_retention,
 )
 from streams.log.sqlite import durability, reader, settings
-from streams.log.sqlite.database import Database
+from streams.log.sqlite.database import ConnectionPool, Database
 from streams.log.sqlite.documents import SqliteDocuments
 from streams.log.sqlite.events import Events
 from streams.log.sqlite.groups import Groups
@@ -37,6 +38,7 @@ from streams.log.sqlite.reader import SqliteReader
 from streams.log.sqlite.retention import Trimmer
 from streams.log.sqlite.subscription import SqliteSubscription
 from streams.log.sqlite.topics import Topics
+from streams.log.sqlite.transaction import FileConnection, SqliteFileTransaction
 from streams.log.sqlite.user_sql import QueryRunner
 from streams.message import Record
 
@@ -79,6 +81,7 @@ class SqliteLog(DenseOffsets, Log, HistoryLog[Events]):
         self._event_filter = EventFilter(ForeignRecords())
         self._groups = Groups(self._database)
         self._queries = QueryRunner(self._database)
+        self._transactions = ConnectionPool(lambda: FileConnection(self._database.settings))
         self._subscriptions: set[SqliteSubscription] = set()
 
     @property
@@ -215,10 +218,21 @@ class SqliteLog(DenseOffsets, Log, HistoryLog[Events]):
         """The rows of one SQL statement that reads."""
         return self._queries.run(sql, parameters)
 
+    def begin_file_transaction(self) -> SqliteFileTransaction:
+        """Begin a transaction of the user's own SQL and messages; blocks.
+
+        :raises Unavailable: others have been writing for too long.
+        :raises Fatal: the file was opened to look at only.
+        """
+        if self._database.settings.mode == "ro":
+            raise Fatal(f"{self._database.path}: it was opened with mode=ro, which only looks")
+        return SqliteFileTransaction(self._database, self._writer, self._transactions)
+
     def close(self) -> None:
         """Let go of everything. Subscriptions still open leave their groups undrained."""
         if not self._database.is_forked:
             for subscription in list(self._subscriptions):
                 subscription.abandon()
             self._queries.close()
+            self._transactions.close()
             self._database.close()

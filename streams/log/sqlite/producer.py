@@ -7,7 +7,7 @@ processes delay each other as little as possible.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, repeat
 from typing import Any, NamedTuple
 
@@ -81,6 +81,34 @@ class Writer:
                 return self._outcomes(topic, records, appends, first_offsets, refused)
             self._partition_numbers.pop(topic, None)  # it was deleted, and perhaps created anew
         raise NotFound(f"topic {topic!r} is being deleted")
+
+    def append_within(
+        self, db: SqliteConnection, topic: str, records: Sequence[Record]
+    ) -> list[Position]:
+        """Write records in a transaction that somebody else has open; all of them, or none.
+
+        :raises LogError: one of them cannot be written, or there is no such topic.
+        """
+        for _ in range(2):
+            numbers = self._partition_numbers.get(topic) or self._load_partition_numbers(topic)
+            appends, refused = self._split_by_partition(topic, records, len(numbers))
+            if refused:
+                raise next(iter(refused.values()))
+            if not appends:
+                return []
+            runs = [(numbers[run.partition], run.blocks) for run in appends]
+            written = write_blocks(db, topic, runs, int(self._database.clock.time() * 1e6))
+            if written is not None:
+                first_offsets = [run.first_offset for run in written]
+                outcomes: Any = self._outcomes(topic, records, appends, first_offsets, {})
+                return list(outcomes)
+            self._partition_numbers.pop(topic, None)  # it was deleted, and perhaps created anew
+        raise NotFound(f"topic {topic!r} is being deleted")
+
+    def trim(self, topics: Iterable[str]) -> None:
+        """Delete what these topics keep no longer, where that is due."""
+        for topic in topics:
+            self._trimmer.trim_if_due(topic)
 
     def append_with_commits(
         self,

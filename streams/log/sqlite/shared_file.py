@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable
+from contextvars import ContextVar
 from typing import ClassVar
 
 from streams.errors import Unavailable
@@ -26,32 +27,57 @@ class WriteLock:
     def __init__(self, path: str) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._handler_thread: int | None = None
-        """The thread that opened the handler's transaction which holds the lock, if one does."""
+        self._holder: Holder | None = None
+        """The transaction of a user's that holds the lock, if one does."""
 
-    def acquire(self, timeout: float, *, for_handler: bool = False) -> None:
+    def acquire(self, timeout: float, holder: Holder | None = None) -> None:
         """Wait for the lock.
 
-        :param for_handler: it is for a handler's transaction, which may last.
-        :raises Unavailable: ``timeout`` seconds have passed, or the very thread that asks has a
-            handler's transaction open.
+        :param holder: it is for a transaction of a user's, which may last.
+        :raises Unavailable: ``timeout`` seconds have passed; or such a transaction is open in the
+            very thread or context that asks.
         """
         if not self._lock.acquire(blocking=False):
-            if self._handler_thread == threading.get_ident():
+            found = self._holder
+            if found is not None and (where := found.is_ours()):
                 raise Unavailable(
-                    f"{self._path}: a handler's transaction is open in this thread, so this write "
-                    "would wait for itself; write before its first statement or after it ends"
+                    f"{self._path}: {found.name} is open {where}, so this write would wait for "
+                    "itself; write before its first statement or after it ends"
                 )
             if not self._lock.acquire(timeout=timeout):
-                holder = "a handler's transaction" if self._handler_thread else "another thread"
-                raise Unavailable(f"{self._path}: {holder} has been writing for {timeout:g} s")
-        if for_handler:
-            self._handler_thread = threading.get_ident()
+                name = "another thread" if found is None else found.name
+                raise Unavailable(f"{self._path}: {name} has been writing for {timeout:g} s")
+        self._holder = holder
 
     def release(self) -> None:
         """Let the next one write."""
-        self._handler_thread = None
+        self._holder = None
         self._lock.release()
+
+
+class Holder:
+    """A user's transaction that has the write lock.
+
+    :param name: what it is called in errors.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.thread: int | None = threading.get_ident()
+        """The thread that began it, where only that one uses it."""
+
+    def is_ours(self) -> str:
+        """Where it is open: in this thread, or in this context; empty: elsewhere."""
+        if self.thread == threading.get_ident():
+            return "in this thread"
+        return "here" if _holder_of_context.get() is self else ""
+
+    def claim_context(self) -> None:
+        """It is of this context, and of tasks and threads that begin with a copy of it."""
+        _holder_of_context.set(self)
+
+
+_holder_of_context: ContextVar[Holder | None] = ContextVar("streams-file-holder", default=None)
 
 
 class SharedFile:

@@ -1,27 +1,36 @@
-"""A handler's own SQL, committed together with the position of what it handled.
+"""A user's own SQL, committed together with something of the log's.
 
-Either both are in the file or neither is, so an effect that is rows of this file happens exactly
-once. SQLite has one writer at a time: from its first statement to its end a transaction blocks all
-other writers of the file, publishers and other handlers included. Keep it short.
+Either both are in the file or neither is. Two such transactions exist:
+
+* :class:`SqliteTransaction` is a handler's (``message.transaction``): its rows are committed with
+  the position of what it handled, so an effect that is rows of this file happens exactly once;
+* :class:`SqliteFileTransaction` is anybody's (``app.transaction()``): its rows are committed with
+  the messages that were published in it.
+
+SQLite has one writer at a time: from its beginning to its end a transaction blocks all other
+writers of the file, publishers and other handlers included. Keep it short.
 
 The log's own tables (``streams_…``) may be read but not written, and nothing may end the
-transaction but :meth:`SqliteTransaction.commit` and :meth:`SqliteTransaction.rollback`.
+transaction but :meth:`commit` and :meth:`rollback`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 import apsw
 from typing_extensions import override
 
 from streams.errors import LogError
-from streams.log.protocol import Commit, Transaction
+from streams.log.protocol import Commit, FileTransaction, Transaction
 from streams.log.sqlite.database import ConnectionPool, Database
 from streams.log.sqlite.errors import translate, translate_commit
 from streams.log.sqlite.offsets import OffsetCommits
+from streams.log.sqlite.producer import Writer
+from streams.log.sqlite.shared_file import Holder, topic_event
 from streams.log.sqlite.user_sql import READ_PRAGMAS, GuardedConnection
+from streams.message import Position, Record
 
 _RESERVED_PREFIX = "streams_"
 
@@ -37,23 +46,19 @@ _WRITE_ACTIONS = frozenset(
         *(apsw.SQLITE_DROP_TABLE, apsw.SQLITE_DROP_INDEX, apsw.SQLITE_DROP_TRIGGER),
     )
 )
-_REFUSED_ACTIONS = {
-    apsw.SQLITE_TRANSACTION: "BEGIN, COMMIT and ROLLBACK are not the handler's: its transaction "
-    "commits when it returns and is rolled back when it raises",
-    apsw.SQLITE_SAVEPOINT: "SAVEPOINT is not available in a handler's transaction",
-    apsw.SQLITE_ATTACH: "ATTACH is not available in a handler's transaction",
-    apsw.SQLITE_DETACH: "DETACH is not available in a handler's transaction",
-}
 
 
-class HandlerConnection(GuardedConnection):
-    """A connection that refuses what a handler must not do.
+class TransactionConnection(GuardedConnection):
+    """A connection that refuses what must not be done in a user's transaction.
 
     SQLite asks when it prepares a statement, not when it runs one that was prepared before. So our
     own BEGIN, COMMIT and ROLLBACK are kept out of the connection's cache.
     """
 
-    caller = "message.transaction"
+    place: ClassVar[str]
+    """Where its statements run."""
+    ending: ClassVar[str]
+    """Why BEGIN, COMMIT and ROLLBACK are refused."""
     is_trusted = False
     """Our own statements are not refused."""
 
@@ -62,24 +67,58 @@ class HandlerConnection(GuardedConnection):
         if self.is_trusted:
             return ""
         if action == apsw.SQLITE_PRAGMA and first not in READ_PRAGMAS:
-            return f"PRAGMA {first} is not available in a handler's transaction"
+            return f"PRAGMA {first} is not available in {self.place}"
         if action in _WRITE_ACTIONS:
             for name in (first, second):
                 if name and name.lower().startswith(_RESERVED_PREFIX):
                     return f"{name} belongs to the log ({_RESERVED_PREFIX}…) and may only be read"
-        return _REFUSED_ACTIONS.get(action, "")
+        if action == apsw.SQLITE_TRANSACTION:
+            return self.ending
+        refused = {
+            apsw.SQLITE_SAVEPOINT: "SAVEPOINT",
+            apsw.SQLITE_ATTACH: "ATTACH",
+            apsw.SQLITE_DETACH: "DETACH",
+        }.get(action)
+        return f"{refused} is not available in {self.place}" if refused else ""
 
 
-class SqliteTransaction(Transaction):
-    """One handler's transaction. It begins with the first statement; one thread at a time."""
+class HandlerConnection(TransactionConnection):
+    """Of ``message.transaction``."""
 
-    def __init__(
-        self, database: Database, offsets: OffsetCommits, pool: ConnectionPool[HandlerConnection]
-    ) -> None:
+    caller = "message.transaction"
+    place = "a handler's transaction"
+    ending = (
+        "BEGIN, COMMIT and ROLLBACK are not the handler's: its transaction commits when it returns "
+        "and is rolled back when it raises"
+    )
+
+
+class FileConnection(TransactionConnection):
+    """Of ``app.transaction()``."""
+
+    caller = "app.transaction()"
+    place = "app.transaction()"
+    ending = (
+        "BEGIN, COMMIT and ROLLBACK are the toolkit's: the transaction commits when the block ends "
+        "and is rolled back when it raises"
+    )
+    can_cache = False
+
+
+ConnectionT = TypeVar("ConnectionT", bound=TransactionConnection)
+
+
+class _UserTransaction(Generic[ConnectionT]):
+    """What both have in common: it begins with its first statement, at the latest."""
+
+    what_ended: ClassVar[str]
+    """Why it has ended, if it was not by itself."""
+
+    def __init__(self, database: Database, pool: ConnectionPool[ConnectionT], caller: str) -> None:
         self._database = database
-        self._offsets = offsets
         self._pool = pool
-        self._connection: HandlerConnection | None = None
+        self._caller = caller
+        self._connection: ConnectionT | None = None
         self._ended = False
 
     def execute(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
@@ -99,28 +138,8 @@ class SqliteTransaction(Transaction):
             if not connection.in_transaction:
                 self._end()
         if self._ended:
-            raise LogError("message.transaction: the statement rolled everything back")
+            raise LogError(f"{self._caller}: the statement rolled everything back")
         return rows
-
-    def commit(self, commits: Sequence[Commit]) -> None:
-        """See :meth:`streams.log.protocol.Transaction.commit`.
-
-        :raises OutcomeUnknown: the disk failed in the middle of it.
-        """
-        connection = self._begin()
-        connection.is_trusted = True
-        try:
-            store = self._offsets.store_offset
-            stored = [commit for commit in commits if store(connection, commit)]
-            try:
-                connection.execute("COMMIT", can_cache=False)
-            except apsw.Error as error:
-                raise translate_commit(error, self._database.path) from error
-            self._offsets.mark_committed(stored)
-        except apsw.Error as error:
-            raise translate(error, self._database.path) from error
-        finally:
-            self._end()
 
     def rollback(self) -> None:
         """See :meth:`streams.log.protocol.Transaction.rollback`."""
@@ -132,15 +151,18 @@ class SqliteTransaction(Transaction):
         # A transaction that is never ended would block all writers for ever.
         self.rollback()
 
-    def _begin(self) -> HandlerConnection:
+    def _holder(self) -> Holder:
+        raise NotImplementedError
+
+    def _begin(self) -> ConnectionT:
         if self._connection is not None:
             return self._connection
         if self._ended:
-            raise LogError("message.transaction: it has ended; the handler has returned or failed")
+            raise LogError(f"{self._caller}: it has ended; {self.what_ended}")
         self._database.require_open()
         write_lock = self._database.shared_file.write_lock
-        write_lock.acquire(self._database.settings.write_timeout, for_handler=True)
-        connection: HandlerConnection | None = None
+        write_lock.acquire(self._database.settings.write_timeout, self._holder())
+        connection: ConnectionT | None = None
         try:
             connection = self._pool.acquire()
             connection.is_trusted = True
@@ -156,6 +178,12 @@ class SqliteTransaction(Transaction):
         self._connection = connection
         return connection
 
+    def _commit(self, connection: ConnectionT) -> None:
+        try:
+            connection.execute("COMMIT", can_cache=False)
+        except apsw.Error as error:
+            raise translate_commit(error, self._database.path) from error
+
     def _end(self) -> None:
         self._ended = True
         connection, self._connection = self._connection, None
@@ -165,3 +193,96 @@ class SqliteTransaction(Transaction):
             connection.is_trusted = False
             self._pool.release(connection)
             self._database.shared_file.write_lock.release()
+
+
+class SqliteTransaction(_UserTransaction[HandlerConnection], Transaction):
+    """One handler's transaction. It begins with the first statement; one thread at a time."""
+
+    what_ended = "the handler has returned or failed"
+
+    def __init__(
+        self, database: Database, offsets: OffsetCommits, pool: ConnectionPool[HandlerConnection]
+    ) -> None:
+        super().__init__(database, pool, "message.transaction")
+        self._offsets = offsets
+
+    @override
+    def _holder(self) -> Holder:
+        return Holder("a handler's transaction")
+
+    def commit(self, commits: Sequence[Commit]) -> None:
+        """See :meth:`streams.log.protocol.Transaction.commit`.
+
+        :raises OutcomeUnknown: the disk failed in the middle of it.
+        """
+        connection = self._begin()
+        connection.is_trusted = True
+        try:
+            store = self._offsets.store_offset
+            stored = [commit for commit in commits if store(connection, commit)]
+            self._commit(connection)
+            self._offsets.mark_committed(stored)
+        except apsw.Error as error:
+            raise translate(error, self._database.path) from error
+        finally:
+            self._end()
+
+
+class SqliteFileTransaction(_UserTransaction[FileConnection], FileTransaction):
+    """SQL of the user's and messages. It has begun once it is made; one thread at a time."""
+
+    what_ended = "the block is over, or SQLite has rolled it back"
+
+    def __init__(
+        self, database: Database, writer: Writer, pool: ConnectionPool[FileConnection]
+    ) -> None:
+        """:raises Unavailable: others have been writing for too long."""
+        super().__init__(database, pool, "app.transaction()")
+        self._writer = writer
+        self._held = Holder("a transaction of app.transaction()")
+        self._held.thread = None
+        self._topics: dict[str, None] = {}
+        self._begin()
+
+    @override
+    def _holder(self) -> Holder:
+        return self._held
+
+    def append(self, topic: str, records: Sequence[Record]) -> list[Position]:
+        """See :meth:`streams.log.protocol.FileTransaction.append`."""
+        connection = self._begin()
+        connection.is_trusted = True
+        try:
+            positions = self._writer.append_within(connection, topic, records)
+        except apsw.Error as error:
+            raise translate(error, self._database.path) from error
+        finally:
+            connection.is_trusted = False
+            if not connection.in_transaction:
+                self._end()
+        self._topics[topic] = None
+        return positions
+
+    def commit(self) -> None:
+        """See :meth:`streams.log.protocol.FileTransaction.commit`.
+
+        :raises LogError: SQLite rolled it back before.
+        """
+        connection = self._begin()
+        connection.is_trusted = True
+        try:
+            self._commit(connection)
+            self._database.shared_file.notify(map(topic_event, self._topics))
+        finally:
+            self._end()
+        self._writer.trim(self._topics)
+
+    def interrupt(self) -> None:
+        """See :meth:`streams.log.protocol.FileTransaction.interrupt`."""
+        connection = self._connection
+        if connection is not None:
+            connection.interrupt()
+
+    def claim_context(self) -> None:
+        """See :meth:`streams.log.protocol.FileTransaction.claim_context`."""
+        self._held.claim_context()

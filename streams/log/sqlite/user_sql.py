@@ -36,6 +36,9 @@ class GuardedConnection(SqliteConnection):
 
     caller: ClassVar[str]
     """How users call what runs their statements."""
+    can_cache: ClassVar[bool] = True
+    """A statement may be one that was prepared before. False where our own are run, too: SQLite
+    asks the authorizer when it prepares a statement, not when it runs one again."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -65,7 +68,7 @@ class GuardedConnection(SqliteConnection):
         cursor = self.cursor()
         cursor.exec_trace = single_statement(sql, self.caller)
         try:
-            return cursor.execute(sql, parameters).fetchall()
+            return cursor.execute(sql, parameters, can_cache=self.can_cache).fetchall()
         except apsw.Error as error:
             if self._refusal:
                 raise ConfigError(f"{self.caller}: {self._refusal}") from error

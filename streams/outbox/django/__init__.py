@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote
+from typing import TYPE_CHECKING, TypeVar
+
+from streams.databases.django_database import address_of
 
 if TYPE_CHECKING:
     from streams.outbox.outbox import Outbox
@@ -23,48 +24,7 @@ def database_of(using: str = "default") -> Callable[[], str]:
 
     :param using: the database's alias in ``DATABASES``.
     """
-
-    def address() -> str:
-        from django.conf import settings  # type: ignore[import-untyped]
-        from django.core.exceptions import ImproperlyConfigured  # type: ignore[import-untyped]
-
-        from streams.errors import ConfigError
-
-        try:
-            found = settings.DATABASES.get(using)
-        except ImproperlyConfigured as error:
-            raise ConfigError(f"database_of({using!r}): Django has no settings: {error}") from error
-        if found is None:
-            raise ConfigError(f"database_of({using!r}): DATABASES has no such alias")
-        return _address(using, found)
-
-    return address
-
-
-def _address(using: str, found: Mapping[str, Any]) -> str:
-    """A database of Django's settings as a URL."""
-    from streams.errors import ConfigError
-
-    engine = str(found["ENGINE"]).rpartition(".")[2]
-    if engine == "sqlite3":
-        return f"sqlite:///{quote(str(found['NAME']), safe='/')}"
-    if engine != "postgresql":
-        raise ConfigError(
-            f"database_of({using!r}): an outbox is on PostgreSQL or SQLite, not on {engine}"
-        )
-    fields = {
-        "dbname": found.get("NAME"), "user": found.get("USER"), "password": found.get("PASSWORD"),
-        "host": found.get("HOST"), "port": found.get("PORT"),
-    }  # fmt: skip
-    known = ("sslmode", "sslrootcert", "sslcert", "sslkey", "service", "options")
-    fields |= {name: found.get("OPTIONS", {}).get(name) for name in known}
-    words = (f"{name}={_quoted(value)}" for name, value in fields.items() if value)
-    return " ".join(words)
-
-
-def _quoted(value: object) -> str:
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"
+    return lambda: address_of(using, f"database_of({using!r})")
 
 
 def publish_on_commit(

@@ -42,7 +42,7 @@ from streams.message import (
     make_message,
 )
 from streams.patterns.arguments import check_app
-from streams.processing import Delivery, Job, Outgoing
+from streams.processing import Job, Outgoing, ResultEncoder
 
 try:
     from opentelemetry import propagate, trace
@@ -419,13 +419,11 @@ class _ContextHeaders:
         return self._headers
 
 
-def _with_handler_context(
-    results: Callable[[Any, Delivery], Sequence[Outgoing]],
-) -> Callable[[Any, Delivery], Sequence[Outgoing]]:
+def _with_handler_context(results: ResultEncoder) -> ResultEncoder:
     """What a handler returned goes with the context of the handler's span, not its source's."""
 
-    def make(result: Any, work: Delivery) -> Sequence[Outgoing]:
-        outgoing = results(result, work)
+    def make(result: Any, batch: Batch, index: int, identity: str | None) -> Sequence[Outgoing]:
+        outgoing = results(result, batch, index, identity)
         handled = _handler_context.get()
         if handled is not None and outgoing:
             for _, record in outgoing:

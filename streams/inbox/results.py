@@ -1,0 +1,192 @@
+"""Results: what a handler with ``to=`` returns is written into the outbox of its own transaction.
+
+The log and the user's database have no transaction in common. So what such a handler returns does
+not go to the log: it becomes rows of an *outbox*, in the transaction that has the handler's effect
+and the record that its message was handled. The outbox's relay publishes it once that is committed.
+Its message IDs are those that ``to=`` derives from the source message anywhere.
+
+An outbox is what the layer above declares (:class:`streams.Outbox`); here stands what is asked of
+one, and which one it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from streams.databases.protocol import (
+    Database,
+    DialectName,
+    EndedByHandler,
+    Steps,
+    SwallowedError,
+    is_in_failed_transaction,
+)
+from streams.derived_records import DerivedResult, result_rule
+from streams.errors import ConfigError
+from streams.message import Message, identity_suffix, row_of
+from streams.processing.job import Decoding
+from streams.topic import Topic
+
+
+class NoTransaction(ConfigError):
+    """No transaction is open on a connection, so that a row would be published whatever becomes of
+    the caller's work."""
+
+
+class ResultOutbox(Protocol):
+    """An outbox, as far as results of handlers go there."""
+
+    name: str
+
+    def was_given(self, database: Database[Any]) -> bool:
+        """Its declaration names this very database."""
+        ...
+
+    def is_in(self, database: Database[Any]) -> bool:
+        """As far as addresses tell, it is in that database."""
+        ...
+
+    def find_table(self, dialect: DialectName) -> Steps[bool]:
+        """Whether its table is where the statements run."""
+        ...
+
+    def create_tables_there(self, dialect: DialectName) -> Steps[None]:
+        """Create its tables where the statements run."""
+        ...
+
+    def write_results(
+        self, connection: Any, topic: Topic[Any], results: Sequence[DerivedResult]
+    ) -> None:
+        """Write rows in the transaction that is open on a plain connection.
+
+        :raises NoTransaction: none is open there.
+        :raises EncodeError: one of them does not fit the topic's type.
+        :raises TooLarge: one of them is larger than the outbox takes.
+        :raises InvalidValue: one of them has a key that does not fit.
+        """
+        ...
+
+    async def write_results_async(
+        self, connection: Any, topic: Topic[Any], results: Sequence[DerivedResult]
+    ) -> None:
+        """The same on one whose statements are awaited."""
+        ...
+
+
+def choose_outbox(
+    outboxes: Iterable[ResultOutbox], database: Database[Any], where: str
+) -> ResultOutbox:
+    """The outbox through which the results of a processor with this database go.
+
+    :param where: begins the error.
+    :raises ConfigError: there is none, or more than one.
+    """
+    declared = list(outboxes)
+    found = [each for each in declared if each.was_given(database)]
+    found = found or [each for each in declared if each.is_in(database)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(repr(each.name) for each in found)
+        raise ConfigError(
+            f"{where}: the outboxes {names} are all in that database; have one of them alone say "
+            "transaction=database, as Outbox(app, ..., transaction=database)"
+        )
+    if database.address() is None:
+        declaration = "Outbox(app, 'postgresql://...', transaction=database)"
+        why = ", with the address for its relay and the database that the processor has"
+    else:
+        declaration, why = "Outbox(app, database)", ", with the database that the processor has"
+    problem = "the app has none" if not declared else "none of the app's is known to be there"
+    raise ConfigError(
+        f"{where}: what the handler returns is published with its transaction, by an outbox in the "
+        f"same database, and {problem}: declare outbox = {declaration}{why}"
+    )
+
+
+class Results:
+    """What is written of one processor's results.
+
+    :param name: the processor's.
+    :param target: where they go.
+    :param decodings: of the topics that it reads.
+    :param database: what its database is called in errors.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        group: str,
+        target: Topic[Any],
+        decodings: Mapping[str, Decoding],
+        database: str,
+    ) -> None:
+        self._name = name
+        self._target = target
+        self._rule = result_rule(group, target.type)
+        self._decodings = decodings
+        self._database = database
+
+    # -- what they are
+
+    def of_message(self, result: Any, value: Any, message: Message[Any]) -> list[DerivedResult]:
+        """What the handler returned; runs its code, where that is a generator."""
+        if result is None:
+            return []
+        batch, index = row_of(message)
+        identity = batch.ids[index]
+        decoding = self._decodings.get(batch.topic)
+        if decoding is not None and decoding.id_reader is not None:
+            # As the engine has it: what stands in the value goes before what a header says.
+            identity = decoding.id_reader(value) + identity_suffix(identity)
+        return self._rule.results_of(result, batch, index, identity)
+
+    def of_batch(
+        self, results: Any, values: Sequence[Any], messages: Sequence[Message[Any]]
+    ) -> list[DerivedResult]:
+        """What a batch handler returned.
+
+        :raises ValueError: there are more or fewer results than messages.
+        """
+        if results is None:
+            return []
+        found = list(results)
+        if len(found) != len(messages):
+            raise ValueError(
+                f"{self._name} returned {len(found)} results for a batch of {len(messages)} "
+                "messages: return one for each, None for nothing"
+            )
+        rows = zip(found, values, messages, strict=True)
+        return [each for row in rows for each in self.of_message(*row)]
+
+    # -- into the outbox
+
+    def write(
+        self, outbox: ResultOutbox, connection: Any, results: Sequence[DerivedResult]
+    ) -> None:
+        """Write them in a handler's transaction.
+
+        :raises EndedByHandler: the handler has ended it.
+        :raises SwallowedError: a statement of it has failed, and nothing can be written any more.
+        """
+        if results:
+            try:
+                outbox.write_results(connection, self._target, results)
+            except Exception as error:
+                raise self._error(error) from error
+
+    async def write_async(
+        self, outbox: ResultOutbox, connection: Any, results: Sequence[DerivedResult]
+    ) -> None:
+        """As :meth:`write`."""
+        if results:
+            try:
+                await outbox.write_results_async(connection, self._target, results)
+            except Exception as error:
+                raise self._error(error) from error
+
+    def _error(self, error: Exception) -> Exception:
+        if isinstance(error, NoTransaction):
+            return EndedByHandler(f"{self._database}(...)")
+        return SwallowedError() if is_in_failed_transaction(error) else error

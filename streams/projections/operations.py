@@ -1,0 +1,230 @@
+"""What people see of projections, and what they do about them. The app is connected, and need not
+run processors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import NamedTuple
+
+from streams.errors import ConfigError, InvalidValue, NotFound
+from streams.log.protocol import GroupInfo, Log
+from streams.projections import tables
+from streams.projections.projection import Outcome, Projection, group_of, scope_numbers
+from streams.projections.sessions import Transactions
+from streams.projections.tables import KnownVersion
+
+
+class Progress(NamedTuple):
+    """How much of its topics a version has settled, in messages; None where that is not known."""
+
+    handled: int | None
+    total: int | None
+
+    @property
+    def share(self) -> float | None:
+        """From 0 to 1."""
+        if self.handled is None or self.total is None:
+            return None
+        return 1.0 if not self.total else min(1.0, self.handled / self.total)
+
+
+class PartitionState(NamedTuple):
+    """How far a version is in one partition.
+
+    :param position: all below it is settled; None: nothing yet.
+    :param lag: messages from there on; None where that is not known.
+    """
+
+    topic: str
+    partition: int
+    position: int | None
+    lag: int | None
+
+
+class VersionState(NamedTuple):
+    """A version of a projection, with its progress.
+
+    :param declared: the app's code has it.
+    :param processes: how many run it now.
+    """
+
+    name: str
+    version: int
+    serves: bool
+    declared: bool
+    state: str
+    processes: int
+    progress: Progress
+    partitions: tuple[PartitionState, ...]
+
+
+class ProjectionState(NamedTuple):
+    """A projection of an app.
+
+    :param serving: the version that serves; None: none does yet.
+    """
+
+    name: str
+    serving: int | None
+    versions: tuple[VersionState, ...]
+
+
+def by_name(declared: Iterable[Projection], name: str | None = None) -> dict[str, list[Projection]]:
+    """Declared versions by the names of their projections, the oldest first.
+
+    :raises ConfigError: there are none, or none of this name.
+    """
+    found: dict[str, list[Projection]] = {}
+    for each in sorted(declared, key=lambda each: (each.name, each.version)):
+        found.setdefault(each.name, []).append(each)
+    if not found:
+        raise ConfigError("the app declares no projection: a processor with version=")
+    if name is not None:
+        if name not in found:
+            raise ConfigError(
+                f"the app declares no projection {name!r}; it has {', '.join(map(repr, found))}"
+            )
+        found = {name: found[name]}
+    return found
+
+
+async def inspect(
+    log: Log, declared: Iterable[Projection], name: str | None = None
+) -> list[ProjectionState]:
+    """The projections that an app declares, or one of them.
+
+    :raises ConfigError: there is none of that name.
+    """
+    return [
+        await _inspect(log, each, versions) for each, versions in by_name(declared, name).items()
+    ]
+
+
+async def _inspect(log: Log, name: str, declared: list[Projection]) -> ProjectionState:
+    known = await _known(declared[0].transactions, name)
+    topics = {version: tuple(each.goal) for version, each in known.items()}
+    topics |= {each.version: each.topics for each in declared}
+    serving = max((each.version for each in known.values() if each.serves), default=None)
+    ours = {each.version for each in declared}
+
+    def look() -> list[VersionState]:
+        return [
+            _version_state(log, name, version, serving, version in ours, topics[version])
+            for version in sorted(topics)
+        ]
+
+    return ProjectionState(name, serving, tuple(await asyncio.to_thread(look)))
+
+
+async def _known(transactions: Transactions, name: str) -> dict[int, KnownVersion]:
+    async with transactions.begin() as session:
+        if not await session.run(tables.find_table(transactions.database.dialect)):
+            return {}
+        found = await session.run(tables.versions_of(name))
+    return {each.version: each for each in found}
+
+
+def _version_state(
+    log: Log, name: str, version: int, serving: int | None, declared: bool, topics: Iterable[str]
+) -> VersionState:
+    group = _group(log, group_of(name, version))
+    partitions = tuple(_partition_states(log, group, topics))
+    progress = progress_of(log, partitions)
+    if version == serving:
+        state = "serves"
+    elif serving is not None and version < serving:
+        state = "replaced"
+    else:
+        state = "ready" if progress.share == 1.0 else "building"
+    processes = 0 if group is None else len(group.members)
+    return VersionState(
+        name, version, version == serving, declared, state, processes, progress, partitions
+    )
+
+
+def _group(log: Log, group: str) -> GroupInfo | None:
+    try:
+        return log.group(group)
+    except NotFound:
+        return None
+
+
+def _partition_states(
+    log: Log, group: GroupInfo | None, topics: Iterable[str]
+) -> Iterable[PartitionState]:
+    for topic in topics:
+        positions = {} if group is None else group.committed_in(topic)
+        try:
+            partitions = log.topic(topic).partitions
+        except NotFound:
+            continue  # a version that is not declared any more may have read it
+        for partition in range(partitions):
+            committed = positions.get(partition)
+            first = log.watermarks(topic, partition)[0]
+            position = None if committed is None else committed.position
+            lag = log.lag(topic, partition, first if position is None else position)
+            yield PartitionState(topic, partition, position, lag)
+
+
+def progress_of(log: Log, partitions: Iterable[PartitionState]) -> Progress:
+    """How much that is together (blocks)."""
+    total = lag = 0
+    for each in partitions:
+        first = log.watermarks(each.topic, each.partition)[0]
+        size = log.lag(each.topic, each.partition, first)
+        if size is None or each.lag is None:
+            return Progress(None, None)
+        total += size
+        lag += min(each.lag, size)
+    return Progress(total - lag, total)
+
+
+async def promote(declared: Iterable[Projection], name: str, version: int) -> Outcome:
+    """Have a version serve, if it has handled all that the one before it has.
+
+    :raises ConfigError: the app does not declare it.
+    """
+    for each in by_name(declared, name)[name]:
+        if each.version == version:
+            return await each.promote()
+    raise ConfigError(
+        f"the app does not declare version {version} of projection {name!r}, and what is to be "
+        "done when it is promoted (on_promote=) stands in its code"
+    )
+
+
+async def drop(log: Log, declared: Iterable[Projection], name: str, version: int) -> None:
+    """Forget a version: its group, its rows in the inbox, its row among the versions. Its tables
+    are the user's to drop.
+
+    :raises InvalidValue: it serves.
+    :raises GroupNotEmpty: processes run it.
+    :raises NotFound: there is no such version.
+    """
+    transactions = by_name(declared, name)[name][0].transactions
+    known = await _known(transactions, name)
+    found = known.get(version)
+    if found is None:
+        raise NotFound(f"projection {name!r} has no version {version}")
+    if found.serves:
+        raise InvalidValue(
+            f"version {version} of projection {name!r} serves: promote another first"
+        )
+    group, topics = group_of(name, version), tuple(found.goal)
+
+    def delete_group() -> list[int]:
+        existing = [topic for topic in topics if topic in log.topic_names()]
+        numbers = scope_numbers(log, group, existing)
+        with suppress(NotFound):
+            log.delete_group(group)
+        return numbers
+
+    numbers = await asyncio.to_thread(delete_group)
+    async with transactions.begin() as session:
+        for number in numbers:
+            await session.run(tables.forget_handled(number))
+        await session.run(tables.forget(name, version))
+        await session.commit()

@@ -1,0 +1,342 @@
+"""One version of a projection that an app declares: what its handlers do beside handling, and when
+it is promoted.
+
+While the app's processors run, a task of each version looks at the database: it makes the version
+known there, and promotes it once it has come far enough, if it is newer than the one that serves.
+*Far enough* is: all that the serving version has handled. Until nearly nothing is missing, that is
+told by the positions that both groups have committed. Then the serving version is made to stand
+still, for :data:`HOLD` seconds at most, and what it has handled is compared row by row, so that
+nobody who reads its tables and then the new ones goes back in time. Where none serves yet, it is
+all that was in the topics when the version was seen first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from streams.connection import Connection
+from streams.databases.protocol import Database, DialectName, Failure, Steps
+from streams.engine.progress import decode_generation
+from streams.errors import ConfigError, LogError
+from streams.inbox.identity import Scope
+from streams.log.protocol import Committed, Log
+from streams.message import Message
+from streams.processing.job import reset_generation
+from streams.projections import tables
+from streams.projections.sessions import OpenSession, Transactions
+from streams.projections.tables import Ends, KnownVersion
+from streams.text import describe_error, get_logger
+
+logger = get_logger("streams.projections")
+
+INTERVAL = 0.5
+"""Seconds between two looks, while something is to be promoted."""
+
+IDLE_INTERVAL = 5.0
+"""The same, once the version serves, or is promoted by somebody else."""
+
+HOLD = 2.0
+"""Seconds for which the serving version stands still, at most."""
+
+LOOK_AGAIN = 0.02
+"""Seconds between two comparisons while it does."""
+
+NEAR = 1_000
+"""Messages of a partition that may be missing when the serving version is made to stand still."""
+
+Hook = Callable[[Any], object]
+"""Called with the connection or session of the transaction that promotes a version."""
+
+
+class Outcome(NamedTuple):
+    """What came of an attempt to promote.
+
+    :param promoted: it serves now, or did before.
+    :param reason: why not, else.
+    :param is_near: it may be in a moment.
+    """
+
+    promoted: bool
+    reason: str = ""
+    is_near: bool = False
+
+
+def group_of(name: str, version: int) -> str:
+    """The group in which a version of a projection handles."""
+    return f"{name}.v{version}"
+
+
+class Projection:
+    """A version of a projection, as a processor with ``version=`` declares it.
+
+    :param connection: the app.
+    :param name: the projection's name: the processor's ``group=``.
+    :param topics: that the version reads.
+    :param database: in which its tables are.
+    :param promotes: promote it as soon as it has come far enough.
+    :param on_promote: called in the transaction that does.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        name: str,
+        version: int,
+        topics: Iterable[str],
+        database: Database[Any],
+        *,
+        promotes: bool,
+        on_promote: Hook | None,
+    ) -> None:
+        self.name = name
+        """The projection's name."""
+        self.version = version
+        """Which version."""
+        self.topics = tuple(topics)
+        self.database = database
+        self.promotes = promotes
+        self.serving: int | None = None
+        """The version whose tables are to be read, as was seen last; None: none can be yet. Code
+        that must be certain asks ``streams_projections`` in its own transaction."""
+        self._connection = connection
+        self._on_promote = on_promote
+        self.transactions = Transactions(database)
+        self._known = False
+        self._complained = False
+        database.reserve(1)
+
+    def __repr__(self) -> str:
+        return f"<Projection {self.name!r} version {self.version}>"
+
+    @property
+    def group(self) -> str:
+        """The group in which it handles."""
+        return group_of(self.name, self.version)
+
+    # -- in a handler's transaction
+
+    def check(self, message: Message[Any]) -> None:
+        """See that a message is not handled on purpose once more.
+
+        :raises ConfigError: it is: the group was reset, or this is a replay.
+        """
+        if reset_generation(message.assignment):
+            raise ConfigError(
+                f"projection {self.name!r} version {self.version}: its group {self.group!r} was "
+                "reset, or this is a replay into its handler: it would write a second time into "
+                "tables that have it. Declare the next version with tables of its own, which is "
+                "built beside this one"
+            )
+
+    def handle(self, dialect: DialectName) -> Steps[None]:
+        """Statements of each transaction of a handler."""
+        return tables.handle(dialect, self.name, self.version)
+
+    # -- beside the processors
+
+    async def follow(self) -> None:
+        """Make it known, and promote it when it can be; until cancelled."""
+        try:
+            while True:
+                pause = IDLE_INTERVAL
+                try:
+                    if not await self.look():
+                        pause = INTERVAL
+                    self._complained = False
+                except Exception as error:
+                    self._complain(error)
+                await asyncio.sleep(pause)
+        finally:
+            self.transactions.close()
+
+    def _complain(self, error: Exception) -> None:
+        if isinstance(error, LogError) or self.database.classify(error) is not Failure.FAULT:
+            logger.info("%r: looks again later: %s", self, describe_error(error))
+        elif not self._complained:
+            self._complained = True
+            logger.error("%r: cannot be promoted, looks again: %s", self, describe_error(error))
+
+    async def look(self) -> bool:
+        """Look once. True: there is nothing more to be done here for now."""
+        known = await self.known_versions()
+        serving = max((each.version for each in known if each.serves), default=None)
+        if self.promotes and (serving is None or serving < self.version):
+            outcome = await self.promote()
+            if outcome.promoted:
+                serving = self.version
+        self.serving = serving
+        return not self.promotes or (serving is not None and serving >= self.version)
+
+    async def known_versions(self) -> list[KnownVersion]:
+        """What the database knows of the projection; this version is made known there."""
+        if not self._known:
+            await self._make_known()
+        async with self.transactions.begin() as session:
+            return await session.run(tables.versions_of(self.name))
+
+    async def _make_known(self) -> None:
+        async with self.transactions.begin() as session:
+            dialect = self.database.dialect  # known once a session is open
+            is_there = await session.run(tables.find_table(dialect))
+        if not is_there and not self.database.create:
+            raise ConfigError(
+                f"{self!r}: the table streams_projections is missing in its database; make it with "
+                f"what `streams projections ddl {dialect}` prints, or leave out create=False"
+            )
+        if not is_there:
+            async with self.transactions.begin() as session:
+                await session.run(tables.create_missing(dialect))
+                await session.commit()
+        goal = await asyncio.to_thread(ends_of, self._connection.log, self.topics)
+        async with self.transactions.begin() as session:
+            await session.run(tables.declare(self.name, self.version, goal))
+            await session.commit()
+        self._known = True
+
+    # -- promoting
+
+    async def promote(self) -> Outcome:
+        """Promote it, if it has come far enough.
+
+        :raises LogError: the log does not answer.
+        :raises Exception: the database's own error, or what ``on_promote`` raised; nothing has
+            changed.
+        """
+        log = self._connection.log
+        known = {each.version: each for each in await self.known_versions()}
+        serving = max((each.version for each in known.values() if each.serves), default=None)
+        if serving is not None and serving >= self.version:
+            same = serving == self.version
+            return Outcome(same, "" if same else f"version {serving} serves, which is newer")
+        settled = await asyncio.to_thread(_settled, log, self.group, self.topics)
+        goal = dict(known[self.version].goal)
+        if serving is not None:
+            read = [topic for topic in self.topics if topic in known[serving].goal]
+            group = group_of(self.name, serving)
+            goal |= await asyncio.to_thread(_positions, log, group, read)
+        if behind := await asyncio.to_thread(_first_behind, log, goal, settled, near=serving):
+            return Outcome(False, behind)
+        outcome = await self._promote_over(serving, holds=True)
+        ends = time.monotonic() + HOLD
+        while not outcome.promoted and outcome.is_near and time.monotonic() < ends:
+            # On SQLite nobody else gets on while the transaction is open: so it is begun again.
+            await asyncio.sleep(LOOK_AGAIN)
+            outcome = await self._promote_over(serving, holds=False)
+        if outcome.promoted:
+            logger.info("projection %s: version %d serves from now on", self.name, self.version)
+            self.serving = self.version
+        return outcome
+
+    async def _promote_over(self, serving: int | None, *, holds: bool) -> Outcome:
+        """Promote it in one transaction, if nothing of the serving version is missing.
+
+        :param holds: on SQLite: if something is, make that stand still.
+        """
+        dialect = self.database.dialect
+        async with self.transactions.begin() as session:
+            await session.run(tables.promote_alone(dialect, self.name))
+            now = await session.run(tables.versions_of(self.name))
+            if serving != max((each.version for each in now if each.serves), default=None):
+                return Outcome(False, "another version was promoted meanwhile")
+            if serving is not None and not await self._has_all_of(session, serving):
+                if dialect == "sqlite" and holds:
+                    await session.run(tables.hold(self.name, serving, HOLD))
+                    await session.commit()
+                reason = f"version {serving} is ahead of it by a little"
+                return Outcome(False, reason, is_near=dialect == "sqlite")
+            await session.run(tables.promote(dialect, self.name, self.version))
+            if self._on_promote is not None:
+                await session.call(self._on_promote)
+            await session.commit()
+        return Outcome(True)
+
+    async def _has_all_of(self, session: OpenSession, serving: int) -> bool:
+        """Make the serving version stand still until this transaction ends, and see that nothing
+        of it is missing here."""
+        log, dialect = self._connection.log, self.database.dialect
+        theirs, ours = group_of(self.name, serving), self.group
+        scopes = await asyncio.to_thread(_scopes, log, theirs, self.topics)
+        await session.run(tables.stop(dialect, self.name, serving, HOLD))
+        ends = time.monotonic() + HOLD
+        while True:
+            own = await asyncio.to_thread(_scopes, log, ours, self.topics)
+            for place, (scope, settled) in own.items():
+                if await session.run(tables.is_behind(dialect, scopes[place][0], scope, settled)):
+                    break
+            else:
+                return True
+            if dialect == "sqlite" or time.monotonic() > ends:
+                return False
+            await asyncio.sleep(LOOK_AGAIN)
+
+
+def ends_of(log: Log, topics: Iterable[str]) -> Ends:
+    """Where topics end now (blocks)."""
+    return {
+        topic: {
+            partition: log.watermarks(topic, partition)[1]
+            for partition in range(log.topic(topic).partitions)
+        }
+        for topic in topics
+    }
+
+
+def _positions(log: Log, group: str, topics: Iterable[str]) -> Ends:
+    return {
+        topic: {number: found.position for number, found in log.committed(group, topic).items()}
+        for topic in topics
+    }
+
+
+def _settled(log: Log, group: str, topics: Iterable[str]) -> Ends:
+    """The positions of a group, and where nothing is to be handled its topics' ends: a partition
+    that is empty has no position."""
+    found = _positions(log, group, topics)
+    return {
+        topic: {
+            partition: found[topic].get(partition, log.watermarks(topic, partition)[0])
+            for partition in range(log.topic(topic).partitions)
+        }
+        for topic in topics
+    }
+
+
+def _first_behind(log: Log, goal: Ends, settled: Ends, *, near: int | None) -> str:
+    """Where a version has not come far enough; empty: nowhere.
+
+    :param near: the serving version, of which at most :data:`NEAR` messages may be missing; None:
+        nothing may be.
+    """
+    for topic, ends in goal.items():
+        for partition, end in ends.items():
+            position = settled.get(topic, {}).get(partition, 0)
+            if position >= end:
+                continue
+            if near is not None:
+                lags = (log.lag(topic, partition, each) for each in (position, end))
+                found = [each for each in lags if each is not None]
+                if len(found) == 2 and found[0] - found[1] <= NEAR:
+                    continue
+            return f"it is behind in {topic}/{partition}"
+    return ""
+
+
+def _scopes(log: Log, group: str, topics: Iterable[str]) -> dict[tuple[str, int], tuple[int, int]]:
+    """Of each partition its number in the inbox, and the position below which all is settled."""
+    found: dict[tuple[str, int], tuple[int, int]] = {}
+    for topic in topics:
+        incarnation, positions = log.incarnation(topic), log.committed(group, topic)
+        for partition in range(log.topic(topic).partitions):
+            committed = positions.get(partition, Committed(0))
+            generation = decode_generation(committed.progress) if committed.progress else 0
+            scope = Scope(incarnation, group, generation, topic, partition)
+            found[topic, partition] = (scope.number, committed.position)
+    return found
+
+
+def scope_numbers(log: Log, group: str, topics: Iterable[str]) -> list[int]:
+    """The numbers of a group's partitions in the inbox (blocks)."""
+    return [number for number, _ in _scopes(log, group, topics).values()]

@@ -1,0 +1,243 @@
+"""The table of projections, for PostgreSQL and SQLite, and every statement that is run upon it.
+
+``streams_projections`` has a row for each version of each projection. ``serves`` is true for at
+most one version of a projection: the one whose tables are to be read. Readers ask it in their own
+transaction::
+
+    SELECT version FROM streams_projections WHERE name = 'balances' AND serves
+
+``goal`` is where the topics ended when the version was seen first, as JSON: of a projection that
+nobody serves yet, the version that has come so far can.
+
+**What version 1 has handled, version 2 has, too**: that is found out in the inbox, in which both
+have a row for each message, known by its position. On PostgreSQL each transaction of a handler
+holds an advisory lock of its version, shared with the others; whoever promotes takes that of the
+serving version alone, so that it stands still while the two are compared. On SQLite, where nobody
+else gets on while a transaction is open, the row says until when it stands still (``held_until``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from streams.databases.protocol import DialectName, Statement, Steps
+from streams.inbox.identity import digest, position_text
+from streams.inbox.inbox import RunAgain
+from streams.inbox.tables import PREPARING
+
+_CREATE: Mapping[DialectName, str] = {
+    "postgresql": """\
+CREATE TABLE streams_projections (
+    name text NOT NULL,
+    version integer NOT NULL,
+    serves boolean NOT NULL DEFAULT false,
+    goal text NOT NULL,
+    declared_at timestamptz NOT NULL DEFAULT now(),
+    promoted_at timestamptz,
+    PRIMARY KEY (name, version)
+)""",
+    "sqlite": """\
+CREATE TABLE streams_projections (
+    name TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    serves INTEGER NOT NULL DEFAULT 0,
+    goal TEXT NOT NULL,
+    declared_at REAL NOT NULL DEFAULT ((julianday('now') - 2440587.5) * 86400),
+    promoted_at REAL,
+    held_until REAL,
+    PRIMARY KEY (name, version)
+)""",
+}
+
+Ends = Mapping[str, Mapping[int, int]]
+"""Positions, by topic and partition."""
+
+
+class KnownVersion(NamedTuple):
+    """A version of a projection, as the database knows it."""
+
+    version: int
+    serves: bool
+    goal: Ends
+
+
+def ddl(dialect: DialectName) -> str:
+    """What makes the table."""
+    return f"{_CREATE[dialect]};\n"
+
+
+def find_table(dialect: DialectName) -> Steps[bool]:
+    """Whether the table is there."""
+    if dialect == "postgresql":
+        rows = yield Statement(
+            "SELECT count(*) FROM pg_catalog.pg_class "
+            "WHERE relname = 'streams_projections' AND pg_catalog.pg_table_is_visible(oid)"
+        )
+    else:
+        rows = yield Statement(
+            "SELECT count(*) FROM sqlite_master WHERE name = 'streams_projections'"
+        )
+    return bool(rows[0][0])
+
+
+def create_missing(dialect: DialectName) -> Steps[None]:
+    """Make the table, once, whoever else tries."""
+    if dialect == "postgresql":
+        yield Statement(f"SELECT pg_advisory_xact_lock({PREPARING})")
+    if not (yield from find_table(dialect)):
+        yield Statement(_CREATE[dialect])
+
+
+def versions_of(name: str) -> Steps[list[KnownVersion]]:
+    """The known versions of a projection, the oldest first."""
+    rows = yield Statement(
+        "SELECT version, serves, goal FROM streams_projections WHERE name = $1 ORDER BY version",
+        (name,),
+    )
+    return [KnownVersion(version, bool(serves), _ends_of(goal)) for version, serves, goal in rows]
+
+
+def declare(name: str, version: int, goal: Ends) -> Steps[None]:
+    """A version is there; nothing, if that is known."""
+    text = json.dumps(
+        {
+            topic: {str(number): str(int(end)) for number, end in ends.items()}
+            for topic, ends in goal.items()
+        }
+    )
+    yield Statement(
+        "INSERT INTO streams_projections (name, version, goal) VALUES ($1, $2, $3) "
+        "ON CONFLICT DO NOTHING",
+        (name, version, text),
+    )
+
+
+def _ends_of(goal: str) -> Ends:
+    found = json.loads(goal)
+    return {
+        topic: {int(number): int(end) for number, end in ends.items()}
+        for topic, ends in found.items()
+    }
+
+
+_SERVE: Mapping[DialectName, str] = {
+    "postgresql": """\
+UPDATE streams_projections SET serves = (1 = 1), promoted_at = now()
+WHERE name = $1 AND version = $2""",
+    "sqlite": """\
+UPDATE streams_projections
+SET serves = (1 = 1), promoted_at = (julianday('now') - 2440587.5) * 86400
+WHERE name = $1 AND version = $2""",
+}
+
+
+def promote(dialect: DialectName, name: str, version: int) -> Steps[None]:
+    """From now on this version serves."""
+    yield Statement("UPDATE streams_projections SET serves = (1 = 0) WHERE name = $1", (name,))
+    if dialect == "sqlite":
+        yield Statement("UPDATE streams_projections SET held_until = NULL WHERE name = $1", (name,))
+    yield Statement(_SERVE[dialect], (name, version))
+
+
+def forget(name: str, version: int) -> Steps[None]:
+    """A version is gone."""
+    yield Statement(
+        "DELETE FROM streams_projections WHERE name = $1 AND version = $2", (name, version)
+    )
+
+
+def forget_handled(scope: int) -> Steps[None]:
+    """What a version handled in one partition is gone from the inbox."""
+    yield Statement("DELETE FROM streams_inbox WHERE scope = $1", (scope,))
+    yield Statement("DELETE FROM streams_inbox_marks WHERE scope = $1", (scope,))
+
+
+# -- standing still
+
+
+def _lock_number(name: str, version: int) -> int:
+    return int.from_bytes(digest("projection", name, version)[:8], "big") >> 1
+
+
+def handle(dialect: DialectName, name: str, version: int) -> Steps[None]:
+    """In a handler's transaction: the version does not stand still until it ends.
+
+    :raises RunAgain: it stands still now.
+    """
+    if dialect == "postgresql":
+        number = _lock_number(name, version)
+        yield Statement("SELECT pg_advisory_xact_lock_shared(CAST($1 AS bigint))", (number,))
+        return
+    if not (yield from find_table(dialect)):
+        return  # so nobody can have been promoted
+    rows = yield Statement(
+        "SELECT held_until > (julianday('now') - 2440587.5) * 86400 "
+        "FROM streams_projections WHERE name = $1 AND version = $2",
+        (name, version),
+    )
+    if rows and rows[0][0]:
+        raise RunAgain(f"version {version} of projection {name!r} stands still")
+
+
+def hold(name: str, version: int, seconds: float) -> Steps[None]:
+    """On SQLite: no handler of the version gets on for so long, once this is committed."""
+    yield Statement(
+        "UPDATE streams_projections "
+        "SET held_until = (julianday('now') - 2440587.5) * 86400 + $1 "
+        "WHERE name = $2 AND version = $3",
+        (seconds, name, version),
+    )
+
+
+def stop(dialect: DialectName, name: str, version: int, wait: float) -> Steps[None]:
+    """No handler of the version is in a transaction until this one ends.
+
+    :param wait: seconds to wait for those that are.
+    """
+    if dialect == "postgresql":
+        yield Statement(
+            "SELECT set_config('lock_timeout', CAST($1 AS text), true)",
+            (str(max(1, round(wait * 1000))),),
+        )
+        yield Statement(
+            "SELECT pg_advisory_xact_lock(CAST($1 AS bigint))", (_lock_number(name, version),)
+        )
+
+
+def promote_alone(dialect: DialectName, name: str) -> Steps[None]:
+    """Nobody else promotes a version of this projection until this transaction ends."""
+    if dialect == "postgresql":
+        yield Statement(
+            "SELECT pg_advisory_xact_lock(CAST($1 AS bigint))", (_lock_number(name, 0),)
+        )
+    else:  # a driver may begin the transaction as a reader: so the first statement writes
+        yield Statement("UPDATE streams_projections SET goal = goal WHERE name = $1", (name,))
+
+
+_MISSING = """\
+SELECT count(*) FROM (
+    SELECT 1 FROM streams_inbox AS s
+    WHERE s.scope = {bigint1} AND s.position >= {position2} AND NOT EXISTS (
+        SELECT 1 FROM streams_inbox AS c WHERE c.scope = {bigint3} AND c.position = s.position
+    ) LIMIT 1
+) AS missing"""
+
+
+def is_behind(dialect: DialectName, serving: int, candidate: int, settled: int) -> Steps[bool]:
+    """Whether one version has handled something in a partition that the other has not.
+
+    :param serving: the one, by the number of the partition in its group.
+    :param candidate: the other.
+    :param settled: the position below which it has settled everything.
+    """
+    if dialect == "postgresql":
+        marks = {
+            "bigint1": "CAST($1 AS bigint)", "position2": "CAST(CAST($2 AS text) AS numeric)",
+            "bigint3": "CAST($3 AS bigint)",
+        }  # fmt: skip
+    else:
+        marks = {"bigint1": "$1", "position2": "$2", "bigint3": "$3"}
+    rows = yield Statement(_MISSING.format(**marks), (serving, position_text(settled), candidate))
+    return bool(rows[0][0])

@@ -1,0 +1,411 @@
+"""A new version is built beside the old one, serves once it has all that the old one has, and
+nobody who reads goes back in time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from streams import (
+    ConfigError,
+    GroupNotEmpty,
+    InvalidValue,
+    NotFound,
+    ProcessorDied,
+    Psycopg,
+    Sqlite,
+    Streams,
+)
+from streams.inbox import ddl as inbox_ddl
+from streams.projections import operations
+from streams.replay import replay, reset
+from tests.inbox.kinds import KINDS, Kind
+from tests.outbox.world import until
+from tests.projections.world import NAME, Reader, World
+
+pytestmark = pytest.mark.anyio
+
+BY_NAME = {kind.name: kind for kind in KINDS}
+ROOT = Path(__file__).parents[2]
+
+
+class Ground:
+    """A log, a database and a topic of the test's own."""
+
+    def __init__(self, url: str, kind: Kind, place: str) -> None:
+        self.url = url
+        self.kind = kind
+        self.place = place
+        self.topic = f"numbers-{uuid4().hex[:8]}"
+        self.name = f"sums-{uuid4().hex[:8]}"
+        self.reader = Reader(place)
+
+    def world(self, *versions: int, **options: Any) -> World:
+        return World(self.url, self.topic, self.kind, self.place, versions, **options)
+
+
+@pytest.fixture
+def ground(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ground]:
+    name, log = getattr(request, "param", ("sqlite", "memory"))
+    kind = BY_NAME[name]
+    place = request.getfixturevalue("postgres") if kind.server else str(tmp_path / "sums.db")
+    urls: dict[str, Callable[[], str]] = {
+        "memory": lambda: f"memory://projections-{uuid4().hex}",
+        "sqlite": lambda: f"sqlite:///{tmp_path / 'log.db'}",
+        "redis": lambda: request.getfixturevalue("redis_server").url,
+        "kafka": lambda: request.getfixturevalue("kafka").url,
+    }
+    ground = Ground(urls[log](), kind, place)
+    ground.reader.create()
+    yield ground
+    ground.reader.close()
+
+
+GROUNDS = pytest.mark.parametrize(
+    "ground",
+    [
+        ("async-psycopg", "memory"), ("sqlite", "sqlite"), ("asyncpg", "redis"),
+        pytest.param(("psycopg", "kafka"), marks=pytest.mark.faults),
+    ],
+    ids="-".join,
+    indirect=True,
+)  # fmt: skip
+
+
+@GROUNDS
+async def test_nobody_goes_back_in_time(ground: Ground) -> None:
+    """Old code and new code run side by side, as in a rolling deployment, while messages come."""
+    reader, watcher, published = ground.reader, Reader(ground.place), list[int]()
+    stopped = asyncio.Event()
+    old, new = ground.world(1, name=ground.name), ground.world(1, 2, name=ground.name)
+    serving = f"SELECT version FROM streams_projections WHERE name = '{ground.name}' AND serves"
+
+    def look_now() -> tuple[int, int]:
+        ((version, *counts),) = reader.run(
+            f"SELECT ({serving}), (SELECT count(*) FROM sums_v1), (SELECT count(*) FROM sums_v2), "
+            "(SELECT count(*) FROM sums)"
+        )
+        assert counts[2] == counts[version - 1]  # the view is switched in the same transaction
+        return version, counts[2]
+
+    async def look() -> tuple[int, int]:  # not on the loop, which the promoting transaction needs
+        return await asyncio.to_thread(look_now)
+
+    async def publish() -> None:
+        for number in range(100, 100_000):
+            if stopped.is_set():
+                return
+            await old.topic.publish(number, key=str(number % 7))
+            published.append(number)
+            if number % 10 == 0:  # so that nobody is so busy that others do not get on
+                await until(old_is_near, lambda: len(watcher.values(1)))
+
+    def old_is_near() -> bool:
+        return len(watcher.values(1)) >= 95 + len(published)
+
+    async with Streams(ground.url).connected():  # keeps the log in memory
+        async with old.app:
+            first = range(100)
+            await asyncio.gather(*(old.topic.publish(each, key=str(each % 7)) for each in first))
+            await until(lambda: old.projection(1).serving == 1, lambda: "version 1 does not serve")
+            await until(lambda: len(reader.values(1)) == 100, lambda: "it does not handle")
+            publishing = asyncio.create_task(publish())
+            async with new.app:
+                seen = [await look()]
+                while seen[-1][0] == 1:
+                    seen.append(await look())
+                seen += [await look() for _ in range(20)]
+                stopped.set()
+                await publishing
+                counts = [count for _, count in seen]
+                assert counts == sorted(counts)
+                assert counts[0] >= 100
+                await until(
+                    lambda: len(reader.values(1)) == len(reader.values(2)) >= 100 + len(published),
+                    lambda: (len(reader.values(1)), len(reader.values(2)), len(published)),
+                )
+                assert new.projection(1).serving in (1, 2)
+                assert new.projection(2).serving == 2
+        assert reader.values(1) == reader.values(2) == sorted({*first, *reader.values(1)})
+        async with new.app.connected():
+            await operations.drop(new.app.log, new.app.projections, ground.name, 1)
+            with pytest.raises(NotFound):
+                await asyncio.to_thread(new.app.log.group, f"{ground.name}.v1")
+            (state,) = await operations.inspect(new.app.log, new.app.projections)
+    watcher.close()
+    rest = reader.run("SELECT count(*) FROM streams_inbox")[0][0]
+    assert rest == len(reader.values(2))  # what the inbox had of version 1 is gone
+    states = [(each.version, each.state) for each in state.versions]
+    assert states == [(1, "replaced"), (2, "serves")]
+
+
+async def test_the_first_version_serves_once_it_has_what_was_there(ground: Ground) -> None:
+    async with Streams(ground.url).connected():  # keeps the log in memory
+        world = ground.world(1)
+        world.app.processors[0].pause()
+        async with world.app:
+            await world.topic.publish_many(range(50))
+            await until(lambda: ground.reader.run(_ALL), lambda: "it is not known")
+            assert (await world.projection(1).promote()).reason.startswith("it is behind in")
+            world.app.processors[0].resume()
+            await until(lambda: world.projection(1).serving == 1, lambda: "it does not serve")
+            assert ground.reader.values(1) == list(range(50))
+
+
+_ALL = (
+    "SELECT * FROM sqlite_master WHERE name = 'streams_projections' "
+    "AND EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'sums_v1')"
+)
+
+
+async def test_an_old_version_that_nobody_runs_any_more(ground: Ground) -> None:
+    """What it has handled is the goal, and no more."""
+    async with Streams(ground.url).connected():
+        old = ground.world(1)
+        async with old.app:
+            await old.topic.publish_many(range(20))
+            await until(lambda: old.projection(1).serving == 1, lambda: "1 does not serve")
+        new = ground.world(2)
+        async with new.app.connected():
+            await new.topic.publish_many(range(20, 40))
+        async with new.app:
+            await until(lambda: new.projection(2).serving == 2, lambda: "2 does not serve")
+        assert ground.reader.values(2)[:20] == list(range(20))
+
+
+async def test_one_that_is_promoted_by_hand(ground: Ground) -> None:
+    async with Streams(ground.url).connected():
+        world = ground.world(1)
+        async with world.app:
+            await world.topic.publish_many(range(5))
+            await until(lambda: world.projection(1).serving == 1, lambda: "1 does not serve")
+        world = ground.world(1, 2, promote=False)
+        log, declared = world.app, world.app.projections
+        async with world.app:
+            await until(lambda: len(ground.reader.values(2)) == 5, lambda: "2 is not built")
+            assert ground.reader.serving() == 1
+            known = "SELECT 1 FROM streams_projections WHERE version = 2"
+            await until(lambda: ground.reader.run(known), lambda: "2 is not known")
+            with pytest.raises(GroupNotEmpty):
+                await operations.drop(log.log, declared, NAME, 2)
+            with pytest.raises(InvalidValue, match="serves: promote another first"):
+                await operations.drop(log.log, declared, NAME, 1)
+
+            for _ in range(6_000):  # until the position is committed, too
+                outcome = await operations.promote(declared, NAME, 2)
+                if outcome.promoted:
+                    break
+                await asyncio.sleep(0.01)
+            assert ground.reader.serving() == 2
+            again = await operations.promote(declared, NAME, 1)
+            assert again == (False, "version 2 serves, which is newer", False)
+            with pytest.raises(ConfigError, match="does not declare version 3"):
+                await operations.promote(declared, NAME, 3)
+            with pytest.raises(NotFound, match="no version 3"):
+                await operations.drop(log.log, declared, NAME, 3)
+            with pytest.raises(ConfigError, match="no projection 'other'; it has 'sums'"):
+                await operations.inspect(log.log, declared, "other")
+
+
+async def test_what_the_hook_raises_leaves_the_old_version_serving(
+    ground: Ground, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(connection: Any) -> None:
+        connection.execute("DROP TABLE sums_v1")
+        raise ValueError("not like this")
+
+    async with Streams(ground.url).connected():
+        world = ground.world(1, on_promote=fail)
+        async with world.app:
+            await until(lambda: "not like this" in caplog.text, lambda: caplog.text)
+            assert world.projection(1).serving is None
+        assert ground.reader.serving() is None
+        assert ground.reader.values(1) == []
+        world = ground.world(1)
+        async with world.app:
+            await until(lambda: world.projection(1).serving == 1, lambda: "it does not serve")
+
+
+@pytest.mark.parametrize("ground", [("async-psycopg", "memory")], ids=["postgres"], indirect=True)
+async def test_one_that_stands_still_waits(ground: Ground) -> None:
+    """While a version is promoted, the one that serves does not get on, and goes on afterwards."""
+    from streams.projections import tables
+
+    async with Streams(ground.url).connected():
+        world = ground.world(1)
+        async with world.app:
+            projection = world.projection(1)
+            await until(lambda: projection.serving == 1, lambda: "it does not serve")
+            async with projection.transactions.begin() as session:
+                await session.run(tables.stop("postgresql", NAME, 1, 5.0))
+                await world.topic.publish(1)
+                waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+                await until(lambda: ground.reader.run(waiting), lambda: "it does not wait")
+                assert ground.reader.values(1) == []
+            await until(lambda: ground.reader.values(1) == [1], lambda: "it does not go on")
+
+
+async def test_a_second_handling_on_purpose_is_refused(ground: Ground) -> None:
+    async with Streams(ground.url).connected() as kept:
+        world = ground.world(1)
+        async with world.app:
+            await world.topic.publish_many(range(3))
+            await until(lambda: world.projection(1).serving == 1, lambda: "it does not serve")
+            with pytest.raises(ConfigError, match="a replay into its handler"):
+                await replay(world.app, world.topic, world.app.processors[0])
+        await reset(kept, "sums.v1", world.topic, "earliest")
+        with pytest.raises(ProcessorDied, match=r"its group 'sums\.v1' was reset"):
+            async with ground.world(1).app:
+                await asyncio.Event().wait()
+    assert ground.reader.values(1) == [0, 1, 2]
+
+
+async def test_a_table_that_must_not_be_made(ground: Ground, caplog: Any) -> None:
+    import sqlite3
+
+    sqlite3.connect(ground.place).executescript(inbox_ddl("sqlite")).connection.close()
+    app = Streams(ground.url)
+    topic = app.topic("numbers", int)
+
+    @app.processor(topic, group="sums", transaction=Sqlite(ground.place, create=False), version=1)
+    def add(value: int) -> None: ...
+
+    async with app:
+        await until(lambda: "streams projections ddl sqlite" in caplog.text, lambda: caplog.text)
+
+
+def handler(value: int) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"version": 0}, "version=0: a whole number from 1"),
+        ({"version": True}, "version=True"),
+        ({"version": 2, "transaction": None}, "without transaction=.*there are views"),
+        ({"version": 2, "start": "latest"}, "each version is built from the beginning"),
+        ({"version": 2, "promote": 1}, "promote=1: True or False"),
+        ({"version": 2, "on_promote": 3}, "on_promote=3: a function"),
+        ({"on_promote": print}, "are for a processor with version="),
+        ({"promote": False}, "are for a processor with version="),
+    ],
+)
+def test_what_is_refused(options: dict[str, Any], said: str) -> None:
+    app = Streams("memory://")
+    declare: Any = app.processor
+    given = {"group": "sums", "transaction": Sqlite("a.db")} | options
+    with pytest.raises(ConfigError, match=said):
+        declare(app.topic("numbers", int), **given)(handler)
+    assert not app.resources
+    assert not app.projections
+
+
+def test_more_that_is_refused() -> None:
+    app = Streams("memory://")
+    numbers, others = app.topic("numbers", int), app.topic("others", int)
+
+    def same(value: int) -> int:
+        return value
+
+    async def switch(connection: Any) -> None: ...
+
+    database = Sqlite("a.db")
+    with pytest.raises(ConfigError, match="would publish all results again"):
+        app.processor(numbers, group="a", transaction=database, version=1, to=others)(same)
+    with pytest.raises(ConfigError, match="on_promote= is an async function"):
+        app.processor(
+            numbers, group="a", transaction=database, version=1, on_promote=switch
+        )(handler)  # fmt: skip
+    app.processor(numbers, group="a", transaction=database, version=1)(handler)
+    with pytest.raises(ConfigError, match="version 1 of projection 'a' is declared twice"):
+        app.processor(others, group="a", transaction=Psycopg("x"), version=1)(handler)
+    app.processor(numbers, group="a", transaction=database, version=2)(handler)
+    assert [processor.group for processor in app.processors] == ["a.v1", "a.v2"]
+
+
+APP = """
+from streams import Sqlite, Streams
+
+app = Streams("sqlite:///log.db")
+numbers = app.topic("numbers", int, partitions=1)
+database = Sqlite("sums.db")
+
+
+def declare(version, **options):
+    @app.processor(
+        numbers, group="sums", transaction=database, version=version, batch=10, **options
+    )
+    def add(values, messages):
+        for value in values:
+            messages[0].transaction.execute(f"INSERT INTO sums_v{version} VALUES (?)", (value,))
+
+    return add
+
+
+one, two = declare(1), declare(2, promote=False)
+"""
+
+
+async def test_the_commands(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(APP)
+    reader = Reader(str(tmp_path / "sums.db"))
+    reader.create()
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "codecs"))), "COLUMNS": "200",
+    }  # fmt: skip
+
+    async def command(*words: str) -> subprocess.CompletedProcess[str]:
+        return await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "streams.cli", "projections", *words],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+
+    running = subprocess.Popen(  # noqa: ASYNC220 - it returns at once
+        [sys.executable, "-c", "import shop; shop.app.run()"], cwd=tmp_path, env=environment
+    )
+    try:
+        app = Streams(f"sqlite:///{tmp_path / 'log.db'}")
+        numbers = app.topic("numbers", int, partitions=1)
+        async with app.connected():
+            await numbers.publish_many(range(30))
+        has_all = "SELECT count(*) FROM streams_projections WHERE serves"
+        table = "SELECT 1 FROM sqlite_master WHERE name = 'streams_projections'"
+        await until(lambda: reader.run(table) and reader.run(has_all) == [(1,)], lambda: "1")
+        await until(lambda: len(reader.values(2)) == 30, lambda: "version 2 is not built")
+        running_rows = json.loads((await command("ls", "shop:app", "--json")).stdout)
+        assert [(row["version"], row["serves"], row["processes"]) for row in running_rows] == [
+            (1, True, 1), (2, False, 1),
+        ]  # fmt: skip
+        refused = await command("drop", "shop:app", "sums", "--version", "2", "--yes")
+        assert refused.returncode == 1
+        assert "running member" in refused.stderr
+    finally:
+        running.terminate()
+        running.wait(60)
+    done = await command("promote", "shop:app", "sums", "--version", "2")
+    assert (done.returncode, done.stderr.strip()) == (0, "sums: version 2 serves")
+    refused = await command("promote", "shop:app", "sums", "--version", "1")
+    assert refused.returncode == 1
+    assert "version 2 serves, which is newer" in refused.stderr
+    shown = json.loads((await command("show", "shop:app", "sums", "--json")).stdout)
+    assert shown["serving"] == 2
+    assert [each["lag"] for each in shown["partitions"]] == [0, 0]
+    dropped = await command("drop", "shop:app", "sums", "--version", "1", "--yes")
+    assert dropped.returncode == 0, dropped.stderr
+    listed = (await command("ls", "shop:app")).stdout.splitlines()
+    assert [line.split()[:3] for line in listed[1:]] == [
+        ["sums", "1", "replaced"], ["sums", "2", "serves"],
+    ]  # fmt: skip
+    ddl = await command("ddl", "sqlite")
+    assert "CREATE TABLE streams_projections" in ddl.stdout
+    reader.close()
