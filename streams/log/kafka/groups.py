@@ -6,7 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
-from confluent_kafka import Consumer, ConsumerGroupState, ConsumerGroupTopicPartitions
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupState,
+    ConsumerGroupTopicPartitions,
+    KafkaException,
+)
 
 # Documented there, though the package's __all__ does not list all of them.
 # pyright: reportPrivateImportUsage=false
@@ -18,7 +23,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from streams.errors import GroupNotEmpty, LogError, NotFound, Unavailable
 from streams.log.kafka.client import RequestRetry, error_names
-from streams.log.kafka.offsets import OffsetReader, to_driver
+from streams.log.kafka.offsets import OffsetReader, committed_by_partition, to_driver
+from streams.log.kafka.topics import INTERNAL_TOPICS
 from streams.log.names import group_not_empty, group_not_found
 from streams.log.protocol import Committed, GroupInfo, MemberInfo, TopicPartition
 
@@ -99,8 +105,27 @@ class Groups:
         self, group: str, partitions: Sequence[TopicPartition] | None = None
     ) -> dict[TopicPartition, Committed]:
         """A group's offsets, in these partitions or in all; none if there is no such group."""
+        if partitions is None:
+            return self._all_committed(group)
         with closing(self.offset_reader(group)) as reader:
             return reader.committed(partitions)
+
+    def _all_committed(self, group: str) -> dict[TopicPartition, Committed]:
+        """Where a group has offsets: one question, however many partitions the cluster has."""
+        operation = f"asking for the positions of group {group}"
+        wanted = [ConsumerGroupTopicPartitions(group)]
+        found: ConsumerGroupTopicPartitions = self._run_admin(
+            operation, AdminClient.list_consumer_group_offsets, wanted
+        )
+        try:
+            offsets = committed_by_partition(found.topic_partitions or ())
+        except KafkaException as error:
+            raise self._requests.settings.translate(error, operation) from error
+        return {
+            key: committed
+            for key, committed in offsets.items()
+            if committed is not None and key[0] not in INTERNAL_TOPICS
+        }
 
     def offset_reader(self, group: str) -> OffsetReader:
         """A reader of one group's offsets, for repeated use."""

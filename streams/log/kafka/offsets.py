@@ -36,7 +36,6 @@ from confluent_kafka import TopicPartition as KTopicPartition
 
 from streams.errors import Unavailable
 from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry, SharedClient
-from streams.log.kafka.topics import INTERNAL_TOPICS
 from streams.log.protocol import Assignment, Commit, Committed, Submitted, TopicPartition
 from streams.text import get_logger
 
@@ -287,18 +286,13 @@ class OffsetReader:
         self._group = group
         self._requests = requests
 
-    def committed(
-        self, partitions: Sequence[TopicPartition] | None = None
-    ) -> dict[TopicPartition, Committed]:
-        """The group's offsets, in these partitions or in all."""
-        if partitions is not None and not partitions:
+    def committed(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Committed]:
+        """The group's offsets in these partitions."""
+        if not partitions:
             return {}
 
         def request(consumer: Consumer) -> Mapping[TopicPartition, Committed | None]:
-            requested = partitions if partitions is not None else _all_partitions(consumer)
-            wanted = [KTopicPartition(*partition) for partition in requested]
-            if not wanted:
-                return {}
+            wanted = [KTopicPartition(*partition) for partition in partitions]
             try:
                 return committed_by_partition(consumer.committed(wanted, REQUEST_TIMEOUT))
             except KafkaException as error:
@@ -321,16 +315,6 @@ def _authorization_error(consumer: Consumer) -> KafkaException | None:
         if error is not None and error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
             return KafkaException(error)
     return None
-
-
-def _all_partitions(consumer: Consumer) -> list[TopicPartition]:
-    topics = consumer.list_topics(timeout=REQUEST_TIMEOUT).topics
-    return [
-        (name, number)
-        for name in topics
-        if name not in INTERNAL_TOPICS
-        for number in topics[name].partitions
-    ]
 
 
 def committed_by_partition(
