@@ -142,7 +142,7 @@ def test_the_doctor(module: str, place: Place, run: Run) -> None:
 
 
 async def test_figures_and_health(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streams.outbox.relay.SAMPLE_EVERY", 0.0)
+    monkeypatch.setattr("streams.outbox.relay.SAMPLE_EVERY", 0.02)
     async with running(place.dsn, lease=0.5) as world:
         with MonitoringServer(world.app, port=0) as server:
             commit(world, place, "a", 1, 2)

@@ -1,5 +1,6 @@
 """Which tests run on which log. Screens are the same on every log, so most tests run on two that
-cost nothing; those that are marked ``everywhere`` run on Redis and Kafka, too."""
+cost nothing; those that are marked ``everywhere`` run on Redis and Kafka, too: on servers of their
+own, as what other tests leave on shared ones fills pages."""
 
 from __future__ import annotations
 
@@ -10,6 +11,10 @@ import pytest
 from tests.conformance.conftest import kafka_url, memory_url, redis_url, sqlite_url
 from tests.conformance.logs import LOGS, Case
 from tests.conformance.stage import Stage
+from tests.servers.find import KafkaAddress, RedisAddress
+from tests.servers.kafka import Kafka
+from tests.servers.lifetime import Lifetime
+from tests.servers.redis import Redis
 
 __all__ = ["kafka_url", "memory_url", "redis_url", "sqlite_url"]
 
@@ -20,7 +25,32 @@ FOUR = [case for case in LOGS if case.name in {"memory", "sqlite", "kafka", "red
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         everywhere = metafunc.definition.get_closest_marker("everywhere") is not None
-        metafunc.parametrize("case", FOUR if everywhere else CHEAP, ids=lambda case: case.name)
+        cases = [
+            pytest.param(case, id=case.name, marks=_marks(case))
+            for case in (FOUR if everywhere else CHEAP)
+        ]
+        metafunc.parametrize("case", cases)
+
+
+def _marks(case: Case) -> list[pytest.MarkDecorator]:
+    """One of pytest's workers runs all that need a server: each has one of its own."""
+    if case.name in {"kafka", "redis"}:
+        return [pytest.mark.xdist_group(f"web-{case.name}")]
+    return []
+
+
+@pytest.fixture(scope="session")
+def kafka(lifetime: Lifetime) -> Iterator[KafkaAddress]:
+    """A broker for these tests alone."""
+    with Kafka(lifetime, config={"broker.session.timeout.ms": "120000"}) as broker:
+        yield KafkaAddress(broker.bootstrap, "process")
+
+
+@pytest.fixture(scope="session")
+def redis_server(lifetime: Lifetime) -> Iterator[RedisAddress]:
+    """A Redis for these tests alone."""
+    with Redis(lifetime) as server:
+        yield RedisAddress(server.url, "process")
 
 
 @pytest.fixture
