@@ -58,7 +58,7 @@ class World:
         pass
 
     async def charge(self, trip: Trip) -> None:
-        if trip.customer != "ada":
+        if trip.customer != "quill":
             raise ValueError("no money")
 
 
@@ -68,7 +68,7 @@ async def ended(world: World, *customers: str) -> None:
         try:
             await world.sagas.execute(Trip(customer), id=customer)
         except SagaFailedError:
-            assert customer != "ada"
+            assert customer != "quill"
 
 
 @asynccontextmanager
@@ -76,7 +76,7 @@ async def three_sagas(stage: Stage) -> AsyncIterator[tuple[World, Visitor]]:
     """One that is completed, one that was undone, one that could not be; and a visitor."""
     world = World(stage)
     async with world.app:
-        await ended(world, "ada", "bob", "stuck")
+        await ended(world, "quill", "bob", "stuck")
         async with visit(Dashboard(world.app, access="all")) as visitor:
             yield world, visitor
 
@@ -98,14 +98,14 @@ async def test_a_saga_is_found_and_tells_what_happened(stage: Stage) -> None:
     async with three_sagas(stage) as (world, visitor):
         listed = await seen_with(visitor, f"/sagas?saga={world.name}", "3 sagas, in")
         assert "stuck" in listed.text
-        assert "ada" not in listed.text.split()  # it is over
+        assert "quill" not in listed.text.split()  # it is over
         every = await visitor.get(f"/sagas?saga={world.name}&state=all")
-        assert {"ada", "bob", "stuck"} <= set(every.text.split())
+        assert {"quill", "bob", "stuck"} <= set(every.text.split())
 
-        ada = await visitor.get(every.link("ada"))
+        quill = await visitor.get(every.link("quill"))
         for said in ("completed", "started", "done: hotel, flight", "done: charge"):
-            assert said in ada.text, said
-        assert '"customer": "ada"' in ada.text
+            assert said in quill.text, said
+        assert '"customer": "quill"' in quill.text
         stuck = await visitor.get(every.link("stuck"))
         assert "failed for good: charge; what was done is undone" in stuck.text
         assert "ValueError: no money" in stuck.text
@@ -156,9 +156,9 @@ async def test_a_saga_is_abandoned_and_its_reason_kept(stage: Stage) -> None:
 async def test_what_is_in_a_saga_is_not_shown_without_the_permission(stage: Stage) -> None:
     world = World(stage)
     async with world.app:
-        await ended(world, "ada", "stuck")
+        await ended(world, "quill", "stuck")
         async with visit(Dashboard(world.app, access={"read", "abandon"})) as visitor:
-            address = f"/sagas?saga={world.name}&state=all&q=ada"
+            address = f"/sagas?saga={world.name}&state=all&q=quill"
             listed = await seen_with(visitor, address, "one whose ID is not shown", 2)
             assert "stuck" not in listed.html.replace("saga stuck", "")
             assert "no money" not in listed.html
@@ -171,7 +171,7 @@ async def test_what_is_in_a_saga_is_not_shown_without_the_permission(stage: Stag
             assert len(pages) == 2
             for page in pages:
                 assert "started" in page.text
-                for secret in ("ada", "stuck", "no money", "desk", "customer"):
+                for secret in ("quill", "stuck", "no money", "desk", "customer"):
                     assert secret not in page.text, secret
             (failed,) = [page for page in pages if "could not be undone" in page.text]
             question = await visitor.submit(failed, "Abandon")
@@ -184,9 +184,9 @@ async def test_what_is_in_a_saga_is_not_shown_without_the_permission(stage: Stag
 
         async with visit(Dashboard(world.app, access="all", redact=mask)) as visitor:
             listed = await seen_with(visitor, f"/sagas?saga={world.name}&state=all", "***")
-            assert "id=ada" not in listed.html
+            assert "id=quill" not in listed.html
             seen = await visitor.get(listed.link("***"))
-            assert "ada" not in seen.text
+            assert "quill" not in seen.text
 
 
 async def test_a_saga_that_is_not_there_is_said_so(stage: Stage) -> None:

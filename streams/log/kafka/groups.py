@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -24,7 +24,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from streams.errors import GroupNotEmpty, LogError, NotFound, Unavailable
 from streams.log.kafka.client import RequestRetry, error_names
 from streams.log.kafka.offsets import OffsetReader, committed_by_partition, to_driver
-from streams.log.kafka.topics import INTERNAL_TOPICS
+from streams.log.kafka.topics import INTERNAL_TOPICS, Metadata
 from streams.log.names import group_not_empty, group_not_found
 from streams.log.protocol import Committed, GroupInfo, MemberInfo, TopicPartition
 
@@ -39,10 +39,14 @@ class Groups:
     """The groups of one cluster (any thread)."""
 
     def __init__(
-        self, connect: Callable[[dict[str, Any]], Consumer], requests: RequestRetry
+        self,
+        connect: Callable[[dict[str, Any]], Consumer],
+        requests: RequestRetry,
+        metadata: Metadata,
     ) -> None:
         self._connect = connect
         self._requests = requests
+        self._metadata = metadata
         self._run_admin = requests.run_admin
 
     def session_timeout(self, group: str) -> float:
@@ -72,7 +76,7 @@ class Groups:
         :raises NotFound: there is none of that name.
         """
         description = self.describe(group)
-        offsets = self.committed(group)
+        offsets = self._all_committed(group)
         if description is None and not offsets:
             raise group_not_found(group)
         return GroupInfo(group, self._members(description), offsets)
@@ -102,16 +106,15 @@ class Groups:
     # -- positions
 
     def committed(
-        self, group: str, partitions: Sequence[TopicPartition] | None = None
+        self, group: str, partitions: Sequence[TopicPartition]
     ) -> dict[TopicPartition, Committed]:
-        """A group's offsets, in these partitions or in all; none if there is no such group."""
-        if partitions is None:
-            return self._all_committed(group)
+        """A group's offsets in these partitions; none if there is no such group."""
         with closing(self.offset_reader(group)) as reader:
             return reader.committed(partitions)
 
     def _all_committed(self, group: str) -> dict[TopicPartition, Committed]:
-        """Where a group has offsets: one question, however many partitions the cluster has."""
+        """Where a group has offsets: a question, and one for each of its topics, however many
+        partitions the cluster has."""
         operation = f"asking for the positions of group {group}"
         wanted = [ConsumerGroupTopicPartitions(group)]
         found: ConsumerGroupTopicPartitions = self._run_admin(
@@ -121,11 +124,21 @@ class Groups:
             offsets = committed_by_partition(found.topic_partitions or ())
         except KafkaException as error:
             raise self._requests.settings.translate(error, operation) from error
+        # The group's coordinator forgets the offsets of a deleted topic a moment later.
+        there = {topic: self._partitions_of(topic) for topic, _ in offsets}
         return {
-            key: committed
-            for key, committed in offsets.items()
-            if committed is not None and key[0] not in INTERNAL_TOPICS
+            (topic, number): committed
+            for (topic, number), committed in offsets.items()
+            if committed is not None and number in there[topic]
         }
+
+    def _partitions_of(self, topic: str) -> Collection[int]:
+        if topic in INTERNAL_TOPICS:
+            return ()
+        try:
+            return self._metadata.read(topic).partitions.keys()
+        except NotFound:
+            return ()
 
     def offset_reader(self, group: str) -> OffsetReader:
         """A reader of one group's offsets, for repeated use."""

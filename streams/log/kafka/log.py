@@ -105,7 +105,7 @@ class KafkaLog(DenseOffsets, HistoryLog[Events]):
         self._readers = readers = ReaderPool(connect_consumer, requests)
         self._metadata = readers.metadata
         self._topics = Topics(readers.metadata, requests)
-        self._groups = Groups(connect_consumer, requests)
+        self._groups = Groups(connect_consumer, requests, readers.metadata)
         trial_config = {**settings.member_config("streams", Flow(), lambda _: None), "log_level": 0}
         self._connect(Consumer, trial_config).close()
         driver_logger = settings.user_config.get("logger") or DriverLogger(
