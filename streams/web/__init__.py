@@ -6,7 +6,6 @@ service of yours. It needs the extra ``web``.
 
 from typing import TYPE_CHECKING
 
-from streams.errors import ConfigError
 from streams.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from streams.web.redaction import Payload as Payload
     from streams.web.redaction import Redact as Redact
 else:
-    __all__, _import_name, __dir__ = lazy_exports(
+    __all__, __getattr__, __dir__ = lazy_exports(
         __name__,
         {
             "streams.web.access": "Access",
@@ -24,21 +23,5 @@ else:
             "streams.web.passwords": "Passwords",
             "streams.web.redaction": "Payload Redact",
         },
+        need_extra=True,
     )
-
-    def __getattr__(name: str) -> object:
-        try:
-            return _import_name(name)
-        except ConfigError as error:
-            # Without its extra a name can be imported, as `import *` and what lists a module do,
-            # and says what it needs where it is used.
-            return _missing_extra(name, str(error))
-
-
-def _missing_extra(name: str, why: str) -> type:
-    """The replacement of a class whose extra is not installed."""
-
-    def refuse(cls: type, *args: object, **options: object) -> object:
-        raise ConfigError(why)
-
-    return type(name, (), {"__doc__": why, "__module__": __name__, "__new__": refuse})

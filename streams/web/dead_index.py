@@ -20,8 +20,8 @@ from streams.inspection.letter_topics import (
     letter_counts,
     sample_sources,
 )
-from streams.inspection.reading_on import KeptReaders
 from streams.text import get_logger
+from streams.web.kept_topics import kept_reader
 from streams.web.page import LOOK
 
 if TYPE_CHECKING:
@@ -207,10 +207,4 @@ def dead_topics(page: Page) -> DeadTopics:
 
 def survey_of(page: Page, name: str) -> LetterSurvey:
     """The survey of the dead letters of a topic by error."""
-    open_log = page.dashboard.source.log
-    kept = page.dashboard.shared(
-        LetterSurvey,
-        float("inf"),
-        lambda: KeptReaders(lambda name: LetterSurvey(name, open_log), MAX_SURVEYS),
-    )
-    return kept.of(name)
+    return kept_reader(page.dashboard, LetterSurvey, name, most=MAX_SURVEYS)

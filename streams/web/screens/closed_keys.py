@@ -24,10 +24,10 @@ from streams.inspection.letters import (
     letter_facts,
     own_headers,
 )
-from streams.inspection.reading_on import KeptReaders
 from streams.log.names import is_valid_name
 from streams.patterns.deadletters import ClosedKeyHead, ClosedKeyReader, CommandTarget
 from streams.web.jobs import Report
+from streams.web.kept_topics import counted, kept_reader
 from streams.web.page import LOOK, Action, Background, Confirm, Done, Page, Problem, Screen
 from streams.web.paging import PAGE_SIZE, paged
 from streams.web.redaction import Shown
@@ -56,13 +56,7 @@ MAX_PAGE = 2_000
 
 def index_of(page: Page, name: str) -> ClosedKeyIndex:
     """What is known of the closed keys of a topic."""
-    open_log = page.dashboard.source.log
-    kept = page.dashboard.shared(
-        ClosedKeyIndex,
-        float("inf"),
-        lambda: KeptReaders(lambda name: ClosedKeyIndex(name, open_log), MAX_TOPICS),
-    )
-    return kept.of(name)
+    return kept_reader(page.dashboard, ClosedKeyIndex, name, most=MAX_TOPICS)
 
 
 class TopicRow(NamedTuple):
@@ -74,17 +68,12 @@ class TopicRow(NamedTuple):
 
 def _topics(page: Page) -> list[TopicRow]:
     groups = page.dashboard.groups.look(READ_SECONDS)
-    deadline = time.monotonic() + LOOK
-    found: list[TopicRow] = []
-    for source in parked_sources(groups.topics, groups.names):
-        counts = None
-        if len(found) < MAX_TOPICS and time.monotonic() < deadline:
-            try:
-                counts = index_of(page, source.name).counts(READ_SECONDS)
-            except NotFound:
-                continue
-        found.append(TopicRow(source, counts))
-    return found
+    found = counted(
+        parked_sources(groups.topics, groups.names),
+        lambda source: index_of(page, source.name).counts(READ_SECONDS),
+        most=MAX_TOPICS,
+    )
+    return [TopicRow(*each) for each in found]
 
 
 class KeyRow(NamedTuple):

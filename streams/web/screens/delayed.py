@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -17,10 +16,10 @@ from streams.inspection.delayed import (
     delay_topics,
     read_entries,
 )
-from streams.inspection.reading_on import KeptReaders
 from streams.retries import DelayEntry
 from streams.web.addresses import topic_of
-from streams.web.page import LOOK, Action, Confirm, Done, Page, Problem, Screen
+from streams.web.kept_topics import counted, kept_reader
+from streams.web.page import Action, Confirm, Done, Page, Problem, Screen
 from streams.web.paging import PAGE_SIZE, paged
 from streams.web.redaction import Shown
 from streams.web.screens.dead_actions import has_members
@@ -47,13 +46,7 @@ MAX_PAGE = 400
 
 def index_of(page: Page, name: str) -> DelayIndex:
     """What is known of a delay topic."""
-    open_log = page.dashboard.source.log
-    kept = page.dashboard.shared(
-        DelayIndex,
-        float("inf"),
-        lambda: KeptReaders(lambda name: DelayIndex(name, open_log), MAX_TOPICS),
-    )
-    return kept.of(name)
+    return kept_reader(page.dashboard, DelayIndex, name, most=MAX_TOPICS)
 
 
 class TopicRow(NamedTuple):
@@ -65,17 +58,12 @@ class TopicRow(NamedTuple):
 
 def _topics(page: Page) -> list[TopicRow]:
     groups = page.dashboard.groups.look(READ_SECONDS)
-    deadline = time.monotonic() + LOOK
-    found: list[TopicRow] = []
-    for name in delay_topics(groups.topics, groups.names):
-        counts = None
-        if len(found) < MAX_TOPICS and time.monotonic() < deadline:
-            try:
-                counts = index_of(page, name).counts(READ_SECONDS)
-            except NotFound:
-                continue
-        found.append(TopicRow(name, counts))
-    return found
+    found = counted(
+        delay_topics(groups.topics, groups.names),
+        lambda name: index_of(page, name).counts(READ_SECONDS),
+        most=MAX_TOPICS,
+    )
+    return [TopicRow(*each) for each in found]
 
 
 class MessageRow(NamedTuple):
