@@ -59,7 +59,6 @@ def lazy_exports(
 
 def _missing_extra(package: str, name: str, why: str) -> type:
     """The replacement of a class whose extra is not installed."""
-
     from streams.errors import ConfigError
 
     def refuse(cls: type, *args: object, **options: object) -> object:
