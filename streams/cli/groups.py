@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from streams.log.protocol import GroupInfo, Log
 
 app = typer.Typer(no_args_is_help=True, help="List, show and delete consumer groups.")
+
+AT_ONCE = 8
+"""Groups that are asked for at the same time: each takes several answers of a server."""
 
 Name = Annotated[str, Argument(metavar="GROUP", help="Its name.")]
 
@@ -43,9 +48,9 @@ def list_groups(show_all: ShowAll = False, url: Url = None, json: Json = False) 
         names = log.groups()
         topics = output.call_or_report("topics", log.topics) or ()
         internal = internal_topics((info.name for info in topics), names)
-        for name in names:
-            # Others name their groups as they like, and one may be gone by now.
-            row = output.call_or_report(f"group {name}", partial(_group_json, log, name))
+        # Others name their groups as they like, and one may be gone by now.
+        rows = _ask_for_all(log, names)
+        for name, row in zip(names, rows, strict=True):
             if row is None:
                 continue
             if not show_all and is_internal_group(name, row["topics"], internal):
@@ -56,6 +61,14 @@ def list_groups(show_all: ShowAll = False, url: Url = None, json: Json = False) 
     output.print_rows(found, columns, json=json)
     if not json:
         output.print_hidden_count(hidden, "group")
+
+
+def _ask_for_all(log: Log, names: Sequence[str]) -> list[dict[str, Any] | None]:
+    def ask(name: str) -> dict[str, Any] | None:
+        return output.call_or_report(f"group {name}", partial(_group_json, log, name))
+
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        return list(threads.map(ask, names))
 
 
 def _group_json(log: Log, name: str) -> dict[str, Any]:

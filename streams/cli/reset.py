@@ -61,7 +61,7 @@ def reset(
     with open_url(url, "ro" if dry_run else "rw") as log:
         require_partition(offsets, "--to", partition, log.topic(topic).partitions)
         moves = plan_reset(log, group, topic, offsets, partition=partition, now=time.time())
-        running_members = len(log.group(group).members)
+        running_members = len(log.group(group, ()).members)
         if not dry_run:
             try:
                 apply_reset(log, group, topic, moves, now=time.time(), force=force)

@@ -19,7 +19,7 @@ Rules every log keeps (``tests/conformance/`` proves them, one suite over all lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -211,6 +211,13 @@ class GroupInfo(NamedTuple):
     members: tuple[MemberInfo, ...]
     positions: Mapping[TopicPartition, Committed]
     """A partition without a position is absent."""
+
+    def within(self, topics: Collection[str] | None) -> GroupInfo:
+        """The same without the positions in other topics; None: with all."""
+        if topics is None:
+            return self
+        positions = {at: each for at, each in self.positions.items() if at[0] in topics}
+        return self._replace(positions=positions)
 
     def committed_in(self, topic: str) -> dict[int, Committed]:
         """Those of one topic, by partition."""
@@ -580,9 +587,11 @@ class Log(Protocol):
         """Give a *new* group its positions, all at once: True where it had none in this topic."""
         ...
 
-    def group(self, group: str) -> GroupInfo:
+    def group(self, group: str, topics: Collection[str] | None = None) -> GroupInfo:
         """A group's members and positions.
 
+        :param topics: where its positions are wanted, which may be much less work on a log with
+            thousands of topics; None: in all topics.
         :raises NotFound: there is none of that name.
         """
         ...
@@ -590,7 +599,7 @@ class Log(Protocol):
     def committed(self, group: str, topic: str) -> dict[int, Committed]:
         """What a group has committed in one topic, by partition; empty if nothing."""
         try:
-            return self.group(group).committed_in(topic)
+            return self.group(group, [topic]).committed_in(topic)
         except NotFound:
             return {}
 

@@ -231,14 +231,16 @@ class Poller:
     def _was_reset(self) -> bool:
         """The group was reset to other positions, and the partitions were not given up here yet: in
         the log they have no owner by now, or stand before what was committed here."""
+        owned = list(self._owned.values())
+        topics = {each.assignment.topic for each in owned}
         try:
-            group = self._log.group(self._job.group)
+            group = self._log.group(self._job.group, topics)
         except NotFound:
             return False  # it follows topics without a group
         assigned_partitions = {
             partition for member in group.members for partition in member.partitions
         }
-        for each in list(self._owned.values()):
+        for each in owned:
             partition = each.assignment.topic_partition
             if partition not in assigned_partitions:
                 return True

@@ -18,7 +18,7 @@ from streams.patterns.internal_topics import internal_topics, is_internal_group
 from streams.text import get_logger
 
 if TYPE_CHECKING:
-    from streams.log.protocol import Log
+    from streams.log.protocol import GroupInfo, Log
 
 logger = get_logger("streams")
 
@@ -33,6 +33,10 @@ OLD = 20.0
 
 LOOKED_AT = 10
 """Groups that are looked at each time, however long that takes."""
+
+ALL_TOPICS = 60.0
+"""Real seconds after which a group is looked for in all topics again. Meanwhile, it is in those
+where it was, which is much less work on a log with thousands of topics."""
 
 MAX_GROUPS = 20_000
 """Groups whose facts are kept, at most."""
@@ -99,6 +103,8 @@ class GroupIndex:
         self._lock = threading.Lock()
         self._known: dict[str, GroupFacts] = {}
         self._names: list[str] = []
+        self._all_topics_at: dict[str, float] = {}
+        """When each group was looked for in all topics (monotonic)."""
         self._topics: list[str] = []
         self._internal: frozenset[str] = frozenset()
         self._listed_at = float("-inf")
@@ -111,6 +117,7 @@ class GroupIndex:
         """Have everything looked at anew: somebody changed something."""
         self._changed_at = time.time()
         self._listed_at = self._complete_at = float("-inf")
+        self._all_topics_at = {}
 
     def look(self, seconds: float) -> GroupOverview:
         """What is known, after looking at groups for so many real seconds at most (blocks). One
@@ -162,6 +169,7 @@ class GroupIndex:
         there = set(names)
         for gone in [name for name in self._known if name not in there]:
             del self._known[gone]
+            self._all_topics_at.pop(gone, None)
         self._listed_at = time.monotonic()
 
     def _fill(self, log: Log, deadline: float) -> bool:
@@ -187,7 +195,7 @@ class GroupIndex:
         before = self._known.get(name)
         lag_before = None if before is None else before.lag
         try:
-            info = log.group(name)
+            info = self._read(log, name, before)
             lag: int | None = 0
             for (topic, partition), committed in info.positions.items():
                 waiting = log.lag(topic, partition, committed.position)
@@ -202,3 +210,13 @@ class GroupIndex:
             logger.debug("the dashboard: group %r: %s", name, error)
             return GroupFacts(name, (), None, None, lag_before, time.time(), str(error))
         return GroupFacts(name, topics, members, lag, lag_before, time.time())
+
+    def _read(self, log: Log, name: str, before: GroupFacts | None) -> GroupInfo:
+        now = time.monotonic()
+        if before is not None and now < self._all_topics_at.get(name, 0.0) + ALL_TOPICS:
+            info = log.group(name, before.topics)
+            if all(at[0] in before.topics for each in info.members for at in each.partitions):
+                return info
+        info = log.group(name)
+        self._all_topics_at[name] = now
+        return info

@@ -69,6 +69,21 @@ def test_a_running_group_shows_its_members_and_what_they_own(world: World) -> No
     assert group in world.log.groups()
 
 
+def test_positions_may_be_asked_for_in_some_topics_alone(world: World) -> None:
+    topic, other, group = world.topic(2), world.topic(), world.group()
+    world.log.initialize_offsets(group, topic, {0: 0, 1: 0})
+    world.log.initialize_offsets(group, other, {0: 0})
+    member = world.member(group, topic)
+    member.until_owns(2)
+    found = world.log.group(group, [topic, f"{topic}-missing"])
+    assert sorted(found.positions) == [(topic, 0), (topic, 1)]
+    assert [each.partitions for each in found.members] == [((topic, 0), (topic, 1))]
+    nothing = world.log.group(group, ())
+    assert (len(nothing.members), nothing.positions) == (1, {})
+    with pytest.raises(NotFound):
+        world.log.group(world.group(), ())
+
+
 def test_a_running_group_is_not_moved_and_not_forgotten(world: World) -> None:
     topic, group = world.topic(), world.group()
     world.log.initialize_offsets(group, topic, {0: 0})

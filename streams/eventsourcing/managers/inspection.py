@@ -212,7 +212,7 @@ class ManagerInspector:
         :raises LogError: it cannot be read.
         """
         try:
-            return tuple(each.id for each in self._log.group(group).members)
+            return tuple(each.id for each in self._log.group(group, ()).members)
         except NotFound:
             return ()
 
@@ -236,7 +236,7 @@ class ManagerInspector:
 
     def _progress(self, group: str, topic: str) -> tuple[Mapping[int, int], Mapping[int, str]]:
         try:
-            found = self._log.group(group)
+            found = self._log.group(group, [topic])
         except NotFound:
             return {}, {}
         positions = {at: each.position for at, each in found.committed_in(topic).items()}

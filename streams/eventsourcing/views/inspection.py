@@ -210,7 +210,7 @@ class VersionInspector:
         found: list[tuple[str, Sequence[TopicPartition]]] = []
         for group in self.groups:
             try:
-                members = self._log.group(group).members
+                members = self._log.group(group, ()).members
             except NotFound:
                 continue
             found += [(each.id, each.partitions) for each in members]

@@ -1,16 +1,15 @@
-"""Groups, through the driver's AdminClient: who is in them, and where they are."""
+"""Groups: who is in them, through the driver's AdminClient, and where they are, which is asked by
+consumers (``offsets.py``)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import closing
 from typing import Any
 
 from confluent_kafka import (
     Consumer,
     ConsumerGroupState,
     ConsumerGroupTopicPartitions,
-    KafkaException,
 )
 
 # Documented there, though the package's __all__ does not list all of them.
@@ -23,8 +22,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from streams.errors import GroupNotEmpty, LogError, NotFound, Unavailable
 from streams.log.kafka.client import RequestRetry, error_names
-from streams.log.kafka.offsets import OffsetReader, committed_by_partition, to_driver
-from streams.log.kafka.topics import INTERNAL_TOPICS, Metadata
+from streams.log.kafka.offsets import OffsetReader, OffsetReaders, to_driver
+from streams.log.kafka.topics import Topics
 from streams.log.names import group_not_empty, group_not_found
 from streams.log.protocol import Committed, GroupInfo, MemberInfo, TopicPartition
 
@@ -42,11 +41,12 @@ class Groups:
         self,
         connect: Callable[[dict[str, Any]], Consumer],
         requests: RequestRetry,
-        metadata: Metadata,
+        topics: Topics,
     ) -> None:
         self._connect = connect
         self._requests = requests
-        self._metadata = metadata
+        self._topics = topics
+        self._offsets = OffsetReaders(connect, requests)
         self._run_admin = requests.run_admin
 
     def session_timeout(self, group: str) -> float:
@@ -70,16 +70,17 @@ class Groups:
         names = {each.group_id for each in listing.valid}
         return sorted(name for name in names if not name.startswith(INTERNAL_PREFIX))
 
-    def describe_group(self, group: str) -> GroupInfo:
-        """A group's members and positions.
+    def describe_group(self, group: str, topics: Collection[str] | None) -> GroupInfo:
+        """A group's members and positions; those of a topic that is gone are left out.
 
+        :param topics: where its positions are asked for; None: in all topics.
         :raises NotFound: there is none of that name.
         """
         description = self.describe(group)
-        offsets = self._all_committed(group)
+        offsets = self.committed(group, self._topics.partitions(topics))
         if description is None and not offsets:
             raise group_not_found(group)
-        return GroupInfo(group, self._members(description), offsets)
+        return GroupInfo(group, _members(description), offsets)
 
     def describe(self, group: str) -> ConsumerGroupDescription | None:
         """What Kafka knows of a group; None if it does not exist."""
@@ -92,53 +93,13 @@ class Groups:
             return None
         return None if found.state is ConsumerGroupState.DEAD else found
 
-    def _members(self, description: ConsumerGroupDescription | None) -> tuple[MemberInfo, ...]:
-        if description is None:
-            return ()
-        members = []
-        for member in description.members:
-            assignment: Any = member.assignment  # the driver may have none
-            assigned = assignment.topic_partitions if assignment is not None else ()
-            owned = tuple(sorted((partition.topic, partition.partition) for partition in assigned))
-            members.append(MemberInfo(member.member_id, owned))
-        return tuple(members)
-
     # -- positions
 
     def committed(
         self, group: str, partitions: Sequence[TopicPartition]
     ) -> dict[TopicPartition, Committed]:
         """A group's offsets in these partitions; none if there is no such group."""
-        with closing(self.offset_reader(group)) as reader:
-            return reader.committed(partitions)
-
-    def _all_committed(self, group: str) -> dict[TopicPartition, Committed]:
-        """Where a group has offsets: a question, and one for each of its topics, however many
-        partitions the cluster has."""
-        operation = f"asking for the positions of group {group}"
-        wanted = [ConsumerGroupTopicPartitions(group)]
-        found: ConsumerGroupTopicPartitions = self._run_admin(
-            operation, AdminClient.list_consumer_group_offsets, wanted
-        )
-        try:
-            offsets = committed_by_partition(found.topic_partitions or ())
-        except KafkaException as error:
-            raise self._requests.settings.translate(error, operation) from error
-        # The group's coordinator forgets the offsets of a deleted topic a moment later.
-        there = {topic: self._partitions_of(topic) for topic, _ in offsets}
-        return {
-            (topic, number): committed
-            for (topic, number), committed in offsets.items()
-            if committed is not None and number in there[topic]
-        }
-
-    def _partitions_of(self, topic: str) -> Collection[int]:
-        if topic in INTERNAL_TOPICS:
-            return ()
-        try:
-            return self._metadata.read(topic).partitions.keys()
-        except NotFound:
-            return ()
+        return self._offsets.committed(group, partitions)
 
     def offset_reader(self, group: str) -> OffsetReader:
         """A reader of one group's offsets, for repeated use."""
@@ -210,3 +171,19 @@ class Groups:
             raise group_not_found(group) from error
         except LogError as error:
             raise self._not_empty_error(group, error) from error
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._offsets.close()
+
+
+def _members(description: ConsumerGroupDescription | None) -> tuple[MemberInfo, ...]:
+    if description is None:
+        return ()
+    members = []
+    for member in description.members:
+        assignment: Any = member.assignment  # the driver may have none
+        assigned = assignment.topic_partitions if assignment is not None else ()
+        owned = tuple(sorted((partition.topic, partition.partition) for partition in assigned))
+        members.append(MemberInfo(member.member_id, owned))
+    return tuple(members)

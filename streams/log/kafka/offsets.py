@@ -18,9 +18,9 @@ where the driver reports that an old one landed late, the newest is sent once mo
 
 **Reading** does not use the AdminClient's ListConsumerGroupOffsets: while a coordinator moves or
 starts up, its answer makes librdkafka 2.16 read the group state that only a consumer has, and the
-process crashes (seen: SIGSEGV in rd_kafka_handle_OffsetFetch). A consumer that never joins the
-group asks the same safely. It must name the partitions, so it names all of existing topics; Kafka
-answers with those that have an offset.
+process crashes (SIGSEGV in rd_kafka_handle_OffsetFetch, librdkafka's issue 5040). A consumer that
+never joins the group asks the same safely. It must name the partitions; Kafka answers with those
+that have an offset.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KTopicPartition
 
-from streams.errors import Unavailable
+from streams.errors import LogError, Unavailable
 from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry, SharedClient
 from streams.log.protocol import Assignment, Commit, Committed, Submitted, TopicPartition
 from streams.text import get_logger
@@ -53,6 +54,13 @@ RETRY_PAUSE = 0.1
 
 UNANSWERED_TIMEOUT = 120.0
 """Seconds after which the driver has surely given up a commit whose result it never reports."""
+
+MAX_ASKED = 400
+"""Partitions that are asked for at once: what the driver does with them costs their number squared.
+"""
+
+MAX_IDLE = 4
+"""Groups that nobody asks for now and whose readers are kept."""
 
 
 class MembershipLost(Exception):
@@ -265,7 +273,7 @@ def to_driver(offsets: Mapping[TopicPartition, Committed]) -> list[KTopicPartiti
 
 
 class OffsetReader:
-    """Reads a group's offsets through a consumer that never joins it (one thread).
+    """Reads a group's offsets through a consumer that never joins it (any thread).
 
     :param connect: makes a consumer.
     :param stable: wait for the end of transactions that may change them.
@@ -288,23 +296,89 @@ class OffsetReader:
 
     def committed(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Committed]:
         """The group's offsets in these partitions."""
-        if not partitions:
-            return {}
-
-        def request(consumer: Consumer) -> Mapping[TopicPartition, Committed | None]:
-            wanted = [KTopicPartition(*partition) for partition in partitions]
-            try:
-                return committed_by_partition(consumer.committed(wanted, REQUEST_TIMEOUT))
-            except KafkaException as error:
-                raise _authorization_error(consumer) or error from None
-
         operation = f"asking for the positions of group {self._group}"
-        offsets = self._requests.run(operation, self._consumer, request)
-        return {key: committed for key, committed in offsets.items() if committed is not None}
+        found: dict[TopicPartition, Committed] = {}
+        for begin in range(0, len(partitions), MAX_ASKED):
+            wanted = partitions[begin : begin + MAX_ASKED]
+            offsets = self._requests.run(operation, self._consumer, partial(_ask, wanted))
+            found |= {key: each for key, each in offsets.items() if each is not None}
+        return found
 
     def close(self) -> None:
         """Close the consumer."""
         self._consumer.close()
+
+
+def _ask(
+    partitions: Sequence[TopicPartition], consumer: Consumer
+) -> Mapping[TopicPartition, Committed | None]:
+    wanted = [KTopicPartition(*partition) for partition in partitions]
+    try:
+        return committed_by_partition(consumer.committed(wanted, REQUEST_TIMEOUT))
+    except KafkaException as error:
+        raise _authorization_error(consumer) or error from None
+
+
+@dataclass(eq=False, slots=True)
+class _KeptReader:
+    reader: OffsetReader
+    users: int = 0
+
+
+class OffsetReaders:
+    """Reads the offsets of any group (any thread).
+
+    The readers of groups that were asked for last are kept: until a new one has found the group's
+    coordinator takes some 60 ms, and several connections.
+
+    :param connect: makes a consumer.
+    """
+
+    def __init__(
+        self, connect: Callable[[dict[str, Any]], Consumer], requests: RequestRetry
+    ) -> None:
+        self._connect = connect
+        self._requests = requests
+        self._lock = threading.Lock()
+        self._kept: dict[str, _KeptReader] = {}
+        """By group; that asked for last at the end."""
+        self._closed = False
+
+    def committed(
+        self, group: str, partitions: Sequence[TopicPartition]
+    ) -> dict[TopicPartition, Committed]:
+        """A group's offsets in these partitions; none if there is no such group."""
+        if not partitions:
+            return {}
+        with self._lock:
+            if self._closed:
+                raise LogError("Kafka: this log is closed")
+            kept = self._kept.pop(group, None)
+            if kept is None:
+                kept = _KeptReader(OffsetReader(self._connect, group, self._requests))
+            self._kept[group] = kept
+            kept.users += 1
+        try:
+            return kept.reader.committed(partitions)
+        finally:
+            with self._lock:
+                kept.users -= 1
+                dropped = self._take_idle(0 if self._closed else MAX_IDLE)
+            for each in dropped:
+                each.close()
+
+    def _take_idle(self, most: int) -> list[OffsetReader]:
+        """Give up those that nobody uses, but for the last so many (the lock is held)."""
+        idle = [group for group, kept in self._kept.items() if not kept.users]
+        return [self._kept.pop(group).reader for group in idle[: max(0, len(idle) - most)]]
+
+    def close(self) -> None:
+        """Close the readers; those in use when their users have finished."""
+        with self._lock:
+            self._closed = True
+            dropped = self._take_idle(0)
+        for each in dropped:
+            each.close()
 
 
 def _authorization_error(consumer: Consumer) -> KafkaException | None:

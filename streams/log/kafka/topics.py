@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -279,6 +280,15 @@ class Topics:
             for name, topic in cluster.topics.items()
             if name not in INTERNAL_TOPICS
         }
+
+    def partitions(self, topics: Iterable[str] | None = None) -> list[tuple[str, int]]:
+        """The partitions of these topics, of all but Kafka's own if none are named. A topic that
+        does not exist has none."""
+        counts = self.partition_counts() if topics is None else {}
+        for topic in topics or ():
+            with suppress(NotFound):
+                counts[topic] = self._metadata.partition_count(topic)
+        return [(topic, number) for topic in counts for number in range(counts[topic])]
 
     def _read_retentions(self, topics: Sequence[str]) -> dict[str, Retention]:
         """What the settings of topics say; a topic that this user may not ask for is left out."""

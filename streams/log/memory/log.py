@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 
@@ -271,14 +271,14 @@ class MemoryLog(DenseOffsets, EventLog):
                 found.positions[topic, partition] = Committed(position)
             return True
 
-    def group(self, group: str) -> GroupInfo:
+    def group(self, group: str, topics: Collection[str] | None = None) -> GroupInfo:
         with self._locked():
             found = self.store.group(group)
             members = tuple(
                 MemberInfo(member.id, tuple(sorted(found.held_by(member.id))))
                 for member in found.live_members(self.store.clock.monotonic())
             )
-            return GroupInfo(group, members, dict(found.positions))
+            return GroupInfo(group, members, dict(found.positions)).within(topics)
 
     def groups(self) -> list[str]:
         with self._locked():

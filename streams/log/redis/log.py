@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from streams.config import Flow
@@ -175,8 +175,8 @@ class RedisLog(Log, HistoryLog[Events]):
     def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
         return self._groups.initialize_offsets(group, topic, positions)
 
-    def group(self, group: str) -> GroupInfo:
-        return self._groups.describe_group(group)
+    def group(self, group: str, topics: Collection[str] | None = None) -> GroupInfo:
+        return self._groups.describe_group(group).within(topics)
 
     def groups(self) -> list[str]:
         return self._groups.list_groups()

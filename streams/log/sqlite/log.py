@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,8 +174,8 @@ class SqliteLog(DenseOffsets, Log, HistoryLog[Events]):
     def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
         return self._groups.initialize_offsets(check_group(group), topic, positions)
 
-    def group(self, group: str) -> GroupInfo:
-        return self._groups.describe_group(group)
+    def group(self, group: str, topics: Collection[str] | None = None) -> GroupInfo:
+        return self._groups.describe_group(group).within(topics)
 
     def groups(self) -> list[str]:
         return self._groups.list_groups()

@@ -351,7 +351,7 @@ def _question(
 def has_members(page: Page, group: str) -> bool:
     """Whether somebody consumes for a group."""
     try:
-        return bool(page.log.group(group).members)
+        return bool(page.log.group(group, ()).members)
     except NotFound:
         return False
 

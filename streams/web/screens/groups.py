@@ -190,7 +190,7 @@ def _preview(
         )
         for move in moves
     ]
-    members = len(log.group(group).members)
+    members = len(log.group(group, ()).members)
     warning = ""
     if members and force:
         warning = page.plural(
