@@ -1,8 +1,10 @@
-"""A proxy before a Kafka broker whose coordinator says for a while that it is none any more.
+"""A proxy before a Kafka broker, which does what a coordinator does that moves or is lost.
 
 While the coordinator of a group moves to another broker, the one that was asked answers with the
 error NOT_COORDINATOR, and the client is to look for it again. A broker does this for milliseconds;
-here it is done to as many requests for a group's offsets as a test wants.
+here it is done to as many requests for a group's offsets as a test wants. And a broker that is
+still named as the coordinator may not answer at all: then clients are sent to a port where nobody
+does until the test has it so.
 
 Kafka's protocol: a request and its answer are each a length and that many bytes. A request begins
 with its API's key, version and a number, and the answer with the same number. Addresses in answers
@@ -18,6 +20,7 @@ import threading
 from collections.abc import Callable
 
 OFFSET_FETCH = 9
+FIND_COORDINATOR = 10
 NOT_COORDINATOR = 16
 
 
@@ -31,6 +34,9 @@ class MovingCoordinator:
         host, _, port = address.rpartition(":")
         self._target = (host, int(port))
         self._listener = socket.create_server(("127.0.0.1", 0))
+        self._silent = socket.create_server(("127.0.0.1", 0))
+        """Connections to it are made, and nothing is said."""
+        self._coordinator = self._listener
         self._sockets: list[socket.socket] = []
         self._lock = threading.Lock()
         self._refusals = 0
@@ -40,68 +46,87 @@ class MovingCoordinator:
     @property
     def bootstrap(self) -> str:
         """The proxy's own address."""
-        return f"127.0.0.1:{self._port}"
-
-    @property
-    def _port(self) -> int:
-        port: int = self._listener.getsockname()[1]
-        return port
+        return f"127.0.0.1:{_port(self._listener)}"
 
     def refuse(self, count: int) -> None:
         """Answer the next so many requests for offsets with NOT_COORDINATOR."""
         self._refusals = count
 
+    def fall_silent(self) -> None:
+        """Send whoever looks for a coordinator to where nobody answers."""
+        self._coordinator = self._silent
+
+    def speak(self) -> None:
+        """Answer there, too, also who has waited, and send nobody there any more."""
+        self._coordinator = self._listener
+        self._serve(self._silent)
+
     def __enter__(self) -> MovingCoordinator:
-        threading.Thread(target=self._accept, name="tests-coordinator", daemon=True).start()
+        self._serve(self._listener)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        for each in [self._listener, *self._sockets]:
+        for each in [self._listener, self._silent, *self._sockets]:
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
             each.close()
 
-    def _accept(self) -> None:
+    def _serve(self, listener: socket.socket) -> None:
+        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while True:
-                client, _ = self._listener.accept()
+                client, _ = listener.accept()
                 broker = socket.create_connection(self._target)
                 self._sockets += [client, broker]
-                versions: dict[bytes, int] = {}
-                """Of the requests to be refused, by their numbers."""
+                asked: dict[bytes, tuple[int, int]] = {}
+                """Requests to whose answers something is done, by their numbers."""
                 for source, target, change in (
-                    (client, broker, self._note(versions)),
-                    (broker, client, self._answer(versions)),
+                    (client, broker, self._note(asked)),
+                    (broker, client, self._answer(asked)),
                 ):
                     threading.Thread(
                         target=_carry, args=(source, target, change), daemon=True
                     ).start()
 
-    def _note(self, versions: dict[bytes, int]) -> Callable[[bytes], bytes]:
+    def _note(self, asked: dict[bytes, tuple[int, int]]) -> Callable[[bytes], bytes]:
         def change(request: bytes) -> bytes:
             key, version = struct.unpack(">hh", request[:4])
-            if key == OFFSET_FETCH:
-                with self._lock:
-                    if self._refusals > 0:
-                        self._refusals -= 1
-                        self.refused += 1
-                        versions[request[4:8]] = version
+            if key == FIND_COORDINATOR or (key == OFFSET_FETCH and self._refuses()):
+                asked[request[4:8]] = key, version
             return request
 
         return change
 
-    def _answer(self, versions: dict[bytes, int]) -> Callable[[bytes], bytes]:
+    def _refuses(self) -> bool:
+        with self._lock:
+            if not self._refusals:
+                return False
+            self._refusals -= 1
+            self.refused += 1
+            return True
+
+    def _answer(self, asked: dict[bytes, tuple[int, int]]) -> Callable[[bytes], bytes]:
         host, port = self._target
-        here = host.encode()
-        theirs, ours = here + struct.pack(">i", port), here + struct.pack(">i", self._port)
 
         def change(answer: bytes) -> bytes:
-            version = versions.pop(answer[:4], None)
-            if version is not None:
+            key, version = asked.pop(answer[:4], (0, 0))
+            if key == OFFSET_FETCH:
                 return _refusal(answer, version)
-            return answer.replace(theirs, ours)
+            ours = self._coordinator if key == FIND_COORDINATOR else self._listener
+            return answer.replace(_address(host, port), _address(host, _port(ours)))
 
         return change
+
+
+def _port(listener: socket.socket) -> int:
+    port: int = listener.getsockname()[1]
+    return port
+
+
+def _address(host: str, port: int) -> bytes:
+    return host.encode() + struct.pack(">i", port)
 
 
 def _refusal(answer: bytes, version: int) -> bytes:

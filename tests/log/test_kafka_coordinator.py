@@ -46,3 +46,75 @@ def test_positions_are_told_though_the_coordinator_has_moved(
         )  # fmt: skip
         assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
         assert proxy.refused == 2
+
+
+ASK_IN_VAIN = """
+import sys
+import threading
+from contextlib import suppress
+from streams.errors import StreamsError, Unavailable
+from streams.log.kafka import client
+from streams.log.url import open_log
+
+client.REQUEST_TIMEOUT = 2.0
+log = open_log(sys.argv[1])
+log.topic_names()
+print("opened", flush=True)
+sys.stdin.readline()
+kept = []
+done = threading.Event()
+
+def ask_for_other_things():
+    while not done.wait(0.01):
+        with suppress(StreamsError):
+            log.topic_names()
+
+others = [threading.Thread(target=ask_for_other_things) for _ in range(2)]
+for each in others:
+    each.start()
+try:
+    log.group(sys.argv[2])
+except Unavailable as error:
+    kept.append(error)
+print("in vain" if kept else "answered", flush=True)
+sys.stdin.readline()
+while True:
+    try:
+        print(len(log.group(sys.argv[2]).positions), flush=True)
+        break
+    except Unavailable:
+        pass
+sys.stdin.readline()
+done.set()
+for each in others:
+    each.join()
+log.close()
+"""
+
+
+def test_a_coordinator_that_comes_back_after_a_question_was_given_up_ends_nobody(
+    kafka: KafkaAddress,
+) -> None:
+    """The driver ends the process where a client that gave a question up reaches it in the end."""
+    name = f"moving-{uuid4().hex[:12]}"
+    log = open_log(kafka.url)
+    log.create_topic(name, 1)
+    log.initialize_offsets(name, name, {0: 0})
+    log.close()
+    with MovingCoordinator(kafka.bootstrap) as proxy:
+        url = f"kafka://{proxy.bootstrap}"
+        with subprocess.Popen(
+            [sys.executable, "-c", ASK_IN_VAIN, url, name],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+        ) as asking:  # fmt: skip
+            assert asking.stdin is not None
+            assert asking.stdout is not None
+            assert asking.stdout.readline() == "opened\n"
+            proxy.fall_silent()
+            asking.stdin.write("\n")
+            assert asking.stdout.readline() == "in vain\n"
+            proxy.speak()
+            asking.stdin.write("\n")
+            assert asking.stdout.readline() == "1\n"
+            asking.stdin.write("\n")
+        assert asking.returncode == 0

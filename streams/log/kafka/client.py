@@ -7,6 +7,11 @@ were cut or a broker was frozen: each request ends with ``_DESTROY_BROKER``, or 
 Another client of the same process reaches the broker at once. So a client that did not answer is
 not used again.
 
+**A client that is asked about groups** has one user at a time. Where such a request has timed out
+while the group's coordinator was out of reach, and the client reaches the coordinator later,
+librdkafka 2.16 aborts the whole process (its issue 4605). So that client is destroyed as soon as
+the request has failed, and nobody else may keep it alive.
+
 **A request** waits for the answer, is retried after an error that passes, and otherwise ends with
 an error of ours. A broker that has just become the leader of a partition or the coordinator of a
 group refuses for a moment, and a client with old metadata asks the wrong broker; both pass in
@@ -17,10 +22,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
 
@@ -55,6 +61,9 @@ REQUEST_TIMEOUT = 10.0
 
 _RETRY_PAUSE = 0.05
 """Seconds until a request is retried."""
+
+MAX_IDLE = 2
+"""Idle clients that are kept for questions about groups."""
 
 _CHECK_INTERVAL = 0.2
 """Seconds between two checks whether waiting still makes sense."""
@@ -168,13 +177,75 @@ class SharedClient(Generic[C]):
         return None if counted.users else counted.client
 
 
-def close_client(client: Consumer | AdminClient) -> None:
-    """Close a client; the driver's errors only go to the log."""
-    if isinstance(client, Consumer):
+class ExclusiveClients:
+    """AdminClients with one user each (any thread); a few that are idle are kept.
+
+    :param make: makes a client; raises ConfigError.
+    """
+
+    def __init__(self, make: Callable[[], AdminClient]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._idle: list[AdminClient] = []
+        self._failed: set[int] = set()
+        """The identities of those in use that are to be destroyed."""
+        self._closed = False
+
+    @contextmanager
+    def use(self) -> Iterator[AdminClient]:
+        """Use a client that nobody else uses. After an error that is not ours, it is unknown what
+        it still waits for, and it is destroyed.
+
+        :raises LogError: closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise LogError("Kafka: this log is closed")
+            client = self._idle.pop() if self._idle else None
+        client = client or self._make()
         try:
+            yield client
+        except StreamsError:
+            self._release(client)
+            raise
+        except BaseException:
+            close_in_background(client)
+            raise
+        else:
+            self._release(client)
+
+    def retire(self, client: AdminClient) -> None:
+        """Have it destroyed when its user is done."""
+        with self._lock:
+            self._failed.add(id(client))
+
+    def _release(self, client: AdminClient) -> None:
+        with self._lock:
+            failed = id(client) in self._failed
+            self._failed.discard(id(client))
+            if not failed and not self._closed and len(self._idle) < MAX_IDLE:
+                self._idle.append(client)
+                return
+        close_in_background(client)
+
+    def close(self) -> None:
+        """Destroy the idle ones; the others follow when their users are done."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for client in idle:
+            close_client(client)
+
+
+def close_client(client: Consumer | AdminClient) -> None:
+    """Close a client, whoever still refers to it; the driver's errors only go to the log."""
+    try:
+        if isinstance(client, Consumer):
             client.close()
-        except (KafkaException, RuntimeError) as error:
-            logger.debug("closing a client: %s", error)
+        else:
+            client.__exit__(None, None, None)  # has no other name there
+    except (KafkaException, RuntimeError) as error:
+        logger.debug("closing a client: %s", error)
 
 
 def close_in_background(client: Consumer | AdminClient) -> threading.Thread:
@@ -184,6 +255,18 @@ def close_in_background(client: Consumer | AdminClient) -> threading.Thread:
     )
     closing.start()
     return closing
+
+
+class Clients(Protocol[C]):
+    """What gives its users a client, and another one once that is retired."""
+
+    def use(self) -> AbstractContextManager[C]:
+        """Use a client."""
+        ...
+
+    def retire(self, client: C) -> None:
+        """Give no other user this one."""
+        ...
 
 
 # -- requests ------------------------------------------------------------------------------
@@ -199,11 +282,15 @@ class RequestRetry:
 
     :param settings: for the brokers' names, and what no error may show.
     :param admin: also used for the very first request.
+    :param group_admins: for what a group's coordinator is asked.
     """
 
-    def __init__(self, settings: Settings, admin: SharedClient[AdminClient]) -> None:
+    def __init__(
+        self, settings: Settings, admin: SharedClient[AdminClient], group_admins: ExclusiveClients
+    ) -> None:
         self.settings = settings
         self.admin = admin
+        self._group_admins = group_admins
         self._login_refusal: tuple[KafkaError, float] | None = None
         """A refused login or certificate, and when that was."""
         self._connection_failures: dict[str, tuple[ConnectionFailure, float]] = {}
@@ -273,7 +360,7 @@ class RequestRetry:
                     raise self.no_answer_error(operation, noted_since) from error
                 self._ever_reached = True  # it answered
 
-    def run(self, operation: str, client: SharedClient[C], request: Callable[[C], T]) -> T:
+    def run(self, operation: str, client: Clients[C], request: Callable[[C], T]) -> T:
         """What ``request`` returns, given a client. One that does not answer is replaced.
 
         :raises LogError: translated from what the driver raised.
@@ -308,13 +395,21 @@ class RequestRetry:
 
         :raises LogError: translated from what the driver raised.
         """
+        return self.run(operation, self.admin, partial(self._admin_request, method, args))
 
-        def request(admin: AdminClient) -> Any:
-            answer = method(admin, *args, request_timeout=REQUEST_TIMEOUT)
-            (future,) = answer.values() if isinstance(answer, dict) else (answer,)
-            return self.result_of(future)
+    def run_group_admin(self, operation: str, method: Callable[..., Any], *args: Any) -> Any:
+        """The same, for a method that asks a group's coordinator.
 
-        return self.run(operation, self.admin, request)
+        :raises LogError: translated from what the driver raised.
+        """
+        return self.run(operation, self._group_admins, partial(self._admin_request, method, args))
+
+    def _admin_request(
+        self, method: Callable[..., Any], args: Sequence[Any], admin: AdminClient
+    ) -> Any:
+        answer = method(admin, *args, request_timeout=REQUEST_TIMEOUT)
+        (future,) = answer.values() if isinstance(answer, dict) else (answer,)
+        return self.result_of(future)
 
     def read_config(self, operation: str, kind: ResourceType, name: str) -> dict[str, str | None]:
         """The settings of a topic or a group.

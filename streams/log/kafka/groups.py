@@ -47,7 +47,7 @@ class Groups:
         self._requests = requests
         self._topics = topics
         self._offsets = OffsetReaders(connect, requests)
-        self._run_admin = requests.run_admin
+        self._run_admin = requests.run_group_admin
 
     def session_timeout(self, group: str) -> float:
         """Seconds after which a broker expels a silent member of a KIP-848 group: Kafka's default
@@ -64,7 +64,7 @@ class Groups:
     def list_groups(self) -> list[str]:
         """The names of all groups, sorted."""
         operation = "listing groups"
-        listing = self._run_admin(operation, AdminClient.list_consumer_groups)
+        listing = self._requests.run_admin(operation, AdminClient.list_consumer_groups)
         if listing.errors and not listing.valid:
             raise self._requests.settings.translate(listing.errors[0], operation)
         names = {each.group_id for each in listing.valid}

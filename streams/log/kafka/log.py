@@ -19,7 +19,7 @@ from streams.log.event_filter import EventReader
 from streams.log.events import events_only
 from streams.log.history_log import HistoryLog
 from streams.log.kafka import durability, forced_resets
-from streams.log.kafka.client import RequestRetry, SharedClient
+from streams.log.kafka.client import ExclusiveClients, RequestRetry, SharedClient
 from streams.log.kafka.consumer import KafkaClients, MemberOptions
 from streams.log.kafka.documents import KafkaDocuments
 from streams.log.kafka.errors import DriverLogger
@@ -100,7 +100,10 @@ class KafkaLog(DenseOffsets, HistoryLog[Events]):
         self._admin = SharedClient(lambda: self._connect(AdminClient, settings.admin_config()))
         with self._admin.use():
             pass
-        self._requests = requests = RequestRetry(settings, self._admin)
+        self._group_admins = ExclusiveClients(
+            lambda: self._connect(AdminClient, settings.admin_config())
+        )
+        self._requests = requests = RequestRetry(settings, self._admin, self._group_admins)
         connect_consumer = partial(self._connect, Consumer)
         self._readers = readers = ReaderPool(connect_consumer, requests)
         self._metadata = readers.metadata
@@ -396,5 +399,6 @@ class KafkaLog(DenseOffsets, HistoryLog[Events]):
             except Exception:
                 logger.exception("group %s: leaving it", subscription.group)
         self._groups.close()
+        self._group_admins.close()
         self._readers.close()
         self._admin.close()
