@@ -68,11 +68,11 @@ class ReaderPool:
         self._closed = False
         config = settings.reader_config(MEGABYTE)
         self._query_consumer = SharedClient(lambda: connect(config))
-        """The one consumer that only asks questions."""
-        self.metadata = Metadata(self._query_consumer, requests)
+        """One that asks where what can be read ends."""
         uncommitted = {**config, "isolation.level": "read_uncommitted"}
         self._uncommitted_consumer = SharedClient(lambda: connect(uncommitted))
-        """One that asks where a log ends, whatever transactions are open."""
+        """One that asks where a log ends, whatever transactions are open, and for metadata."""
+        self.metadata = Metadata(self._uncommitted_consumer, requests)
 
     def acquire(self, *, uncommitted: bool = False) -> Consumer:
         """A consumer that reads nothing yet."""
