@@ -13,11 +13,10 @@ from typer import Argument
 
 from streams.cli import output
 from streams.cli.options import Json, ShowAll, Url, Yes, confirm, open_url
-from streams.inspection.counting import sum_known
 
 if TYPE_CHECKING:
     from streams.inspection.groups import GroupPosition
-    from streams.log.protocol import GroupInfo, Log
+    from streams.log.protocol import Log
 
 app = typer.Typer(no_args_is_help=True, help="List, show and delete consumer groups.")
 
@@ -72,18 +71,15 @@ def _ask_for_all(log: Log, names: Sequence[str]) -> list[dict[str, Any] | None]:
 
 
 def _group_json(log: Log, name: str) -> dict[str, Any]:
+    from streams.inspection.groups import total_lag
+
     info = log.group(name)
     return {
         "group": output.printable_text(name),
         "members": len(info.members),
         "topics": sorted({topic for topic, _ in info.positions}),
-        "lag": _total_lag(log, info),
+        "lag": total_lag(log, info),
     }
-
-
-def _total_lag(log: Log, info: GroupInfo) -> int | None:
-    lags = [log.lag(*at, held.position) for at, held in info.positions.items()]
-    return sum_known(lags)
 
 
 @app.command("show")

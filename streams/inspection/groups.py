@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from streams.errors import NotFound
 from streams.inspection.counting import sum_known
 from streams.log.range_reader import read_first
 from streams.replay.offset_reset import settled_ahead
@@ -36,6 +38,16 @@ class GroupPosition(NamedTuple):
     ahead: int | None
     owner: str | None
     oldest: Batch | None
+
+
+def total_lag(log: Log, info: GroupInfo) -> int | None:
+    """The messages that a group has not settled, of all topics where it has positions and that are
+    still there; None: the log cannot count them. Blocks."""
+    lags: list[int | None] = []
+    for (topic, partition), committed in info.positions.items():
+        with suppress(NotFound):  # the topic is gone, its positions are not
+            lags.append(log.lag(topic, partition, committed.position))
+    return sum_known(lags)
 
 
 def group_positions(log: Log, info: GroupInfo) -> list[GroupPosition]:

@@ -11,9 +11,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 from streams.errors import Fatal, NotFound, StreamsError, Unavailable
+from streams.inspection.groups import total_lag
 from streams.patterns.internal_topics import internal_topics, is_internal_group
 from streams.text import get_logger
 
@@ -31,8 +33,9 @@ AT_ONCE = 0.04
 OLD = 20.0
 """Real seconds after which it is: then a visitor waits longer, rather than being shown it."""
 
-LOOKED_AT = 10
-"""Groups that are looked at each time, however long that takes."""
+LOOKED_AT = 4
+"""Groups that are looked at at the same time, each with several questions to a server; so many are
+looked at each time, however long that takes."""
 
 ALL_TOPICS = 60.0
 """Real seconds after which a group is looked for in all topics again. Meanwhile, it is in those
@@ -111,7 +114,8 @@ class GroupIndex:
         self._changed_at = 0.0
         self._complete_at = float("-inf")
         self._behind: threading.Thread | None = None
-        self._closed = False
+        self._threads = ThreadPoolExecutor(LOOKED_AT, thread_name_prefix="streams-web-groups")
+        self._closed = threading.Event()
 
     def expire(self) -> None:
         """Have everything looked at anew: somebody changed something."""
@@ -149,16 +153,21 @@ class GroupIndex:
     def _look_at_all(self) -> None:
         try:
             is_through = False
-            while not is_through and not self._closed:
-                log = self._open_log()
+            while not is_through and not self._closed.is_set():
+                log, began = self._open_log(), time.monotonic()
                 with self._lock:  # for a moment, so that a visitor can look meanwhile
-                    is_through = self._fill(log, time.monotonic() + AT_ONCE)
+                    is_through = self._fill(log, began + AT_ONCE)
+                self._closed.wait(time.monotonic() - began)  # half of the time is others'
         except StreamsError as error:  # the next visitor is told
             logger.debug("the dashboard: looking at all groups: %s", error)
+        except RuntimeError:
+            if not self._closed.is_set():  # which refuses more threads
+                raise
 
     def close(self) -> None:
-        """End the thread."""
-        self._closed = True
+        """End the threads."""
+        self._closed.set()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _list(self, log: Log) -> None:
         if time.monotonic() - self._listed_at < FRESH / 2:
@@ -184,10 +193,13 @@ class GroupIndex:
             return now - asked_at(name) < FRESH and asked_at(name) > self._changed_at
 
         names = [name for name in self._names[:MAX_GROUPS] if not is_fresh(name)]
-        for number, name in enumerate(sorted(names, key=asked_at)):
-            if number >= LOOKED_AT and time.monotonic() > deadline:
+        names.sort(key=asked_at)
+        for begin in range(0, len(names), LOOKED_AT):
+            if begin and time.monotonic() > deadline:
                 return False
-            self._known[name] = self._look_at(log, name)
+            some = names[begin : begin + LOOKED_AT]
+            found = self._threads.map(lambda name: self._look_at(log, name), some)
+            self._known.update(zip(some, found, strict=True))
         self._complete_at = time.monotonic()
         return True
 
@@ -196,10 +208,7 @@ class GroupIndex:
         lag_before = None if before is None else before.lag
         try:
             info = self._read(log, name, before)
-            lag: int | None = 0
-            for (topic, partition), committed in info.positions.items():
-                waiting = log.lag(topic, partition, committed.position)
-                lag = None if lag is None or waiting is None else lag + waiting
+            lag = total_lag(log, info)
             topics = tuple(sorted({topic for topic, _ in info.positions}))
             members = len(info.members)
         except (Unavailable, Fatal):

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from streams.errors import NotFound, StreamsError, Unavailable
+from streams.inspection.groups import total_lag
 from streams.text import get_logger
 from streams.web.view_samples import sample_view
 
@@ -345,13 +346,7 @@ def _sample_topic(log: Log, topic: str, figures: Figures, now: float) -> None:
 
 def _sample_group(log: Log, group: str, figures: Figures, now: float) -> None:
     info = log.group(group)
-    lag: int | None = 0
-    for (topic, partition), committed in info.positions.items():
-        try:
-            waiting = log.lag(topic, partition, committed.position)
-        except NotFound:  # the topic is gone, its positions are not
-            continue
-        lag = None if lag is None or waiting is None else lag + waiting
+    lag = total_lag(log, info)
     figures.now = {"lag": lag, "members": len(info.members)}
     if lag is not None:
         figures.series.add(now, lag)

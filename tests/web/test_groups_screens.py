@@ -35,7 +35,7 @@ async def test_a_group_says_which_key_it_waits_for_and_since_when(stage: Stage) 
                 return "Waits for" in seen.text and "key-3" in seen.text
 
             await eventually(waits_for_key)
-            listed = await visitor.get("/groups")
+            listed = await visitor.get(f"/groups?q={stage.group}")
             assert stage.group in listed.text
             assert stage.topic_name in listed.text
         release.set()

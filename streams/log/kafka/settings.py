@@ -260,6 +260,8 @@ class Settings:
             "enable.metrics.push": False,
             # A new partition is noticed within a minute instead of five.
             "topic.metadata.refresh.interval.ms": 60_000,
+            # A new client waits for half of it until it looks for a group's coordinator.
+            "reconnect.backoff.ms": 20,
             # A restarted broker is found again within a second, a frozen one given up after 15.
             "reconnect.backoff.max.ms": 1_000,
             "socket.timeout.ms": 15_000,
