@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
@@ -148,6 +148,9 @@ class Topics:
         self._settings = requests.settings
         self._metadata = metadata
         self._requests = requests
+        self._listed: Mapping[str, int] = {}
+        """The numbers of partitions, when all topics were listed last."""
+        self._listed_at = float("-inf")
 
     def create_topic(
         self, topic: str, partitions: int, retention: Retention, config: Mapping[str, str] | None
@@ -275,20 +278,27 @@ class Topics:
             requests.admin,
             lambda admin: admin.list_topics(timeout=REQUEST_TIMEOUT),
         )
-        return {
+        found = {
             name: len(topic.partitions)
             for name, topic in cluster.topics.items()
             if name not in INTERNAL_TOPICS
         }
+        self._listed, self._listed_at = found, time.monotonic()
+        return found
 
-    def partitions(self, topics: Iterable[str] | None = None) -> list[tuple[str, int]]:
-        """The partitions of these topics, of all but Kafka's own if none are named. A topic that
-        does not exist has none."""
-        counts = self.partition_counts() if topics is None else {}
-        for topic in topics or ():
-            with suppress(NotFound):
-                counts[topic] = self._metadata.partition_count(topic)
-        return [(topic, number) for topic in counts for number in range(counts[topic])]
+    def partitions(self, topics: Collection[str] | None = None) -> list[tuple[str, int]]:
+        """The partitions of these topics, as they were within the last minute, or of all but
+        Kafka's own, as they are now. A topic that does not exist has none."""
+        if topics is None:
+            counts = self.partition_counts()
+        else:
+            is_listed = time.monotonic() < self._listed_at + COUNT_TTL
+            listed = self._listed if is_listed else {}
+            counts = {each: listed[each] for each in topics if each in listed}
+            for topic in set(topics).difference(counts):
+                with suppress(NotFound):
+                    counts[topic] = self._metadata.partition_count(topic)
+        return [(topic, number) for topic, count in counts.items() for number in range(count)]
 
     def _read_retentions(self, topics: Sequence[str]) -> dict[str, Retention]:
         """What the settings of topics say; a topic that this user may not ask for is left out."""
