@@ -111,7 +111,7 @@ class ClosedKeyIndex(BackgroundReader):
         self._next: dict[int, int] = {}
 
     @override
-    def _read(self, log: Log) -> None:
+    def _read(self, log: Log) -> bool:
         for partition in range(log.topic(self.name).partitions):
             first, end = log.watermarks(self.name, partition)
             start = self._next.get(partition)
@@ -128,8 +128,9 @@ class ClosedKeyIndex(BackgroundReader):
                         state.apply(*record)
                     if len(batch):
                         self._next[partition] = batch.offsets[-1] + 1
-                if self._closed:
-                    return
+                if self._is_to_stop:
+                    return False
+        return True
 
     def counts(self, seconds: float) -> KeyCounts:
         """How many keys are closed, after reading on for so many real seconds at most (blocks).

@@ -94,7 +94,7 @@ class DelayIndex(BackgroundReader):
         self._next: dict[int, int] = {}
 
     @override
-    def _read(self, log: Log) -> None:
+    def _read(self, log: Log) -> bool:
         floors = log.committed(floor_group(self.name), self.name)
         for partition in range(log.topic(self.name).partitions):
             first, end = log.watermarks(self.name, partition)
@@ -116,9 +116,10 @@ class DelayIndex(BackgroundReader):
                             )  # fmt: skip
                     start = batch.offsets[-1] + 1 if len(batch) else start
                     self._next[partition] = start
-                if self._closed:
-                    return
+                if self._is_to_stop:
+                    return False
             self._next[partition] = max(start, end)
+        return True
 
     @staticmethod
     def _apply(

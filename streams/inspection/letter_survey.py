@@ -321,7 +321,7 @@ class LetterSurvey(BackgroundReader):
         return SurveyResult(kinds, counts.total(), self._looked_at, is_complete, self._is_truncated)
 
     @override
-    def _read(self, log: Log) -> None:
+    def _read(self, log: Log) -> bool:
         resolved = DeadLetterTopic(log, self.name).resolved()
         with self._lock:
             self._resolved = resolved
@@ -332,12 +332,11 @@ class LetterSurvey(BackgroundReader):
                 known.drop_before(each.position)
             letters = sum(len(each.kinds) for each in self._partitions.values())
             self._is_truncated = letters >= MAX_LETTERS
-        for partition in resolved:
-            self._read_partition(log, partition)
+        return all(self._read_partition(log, partition) for partition in resolved)
 
-    def _read_partition(self, log: Log, partition: int) -> None:
+    def _read_partition(self, log: Log, partition: int) -> bool:
         if self._is_truncated:
-            return
+            return True
         known = self._partitions[partition]
         first, end = log.watermarks(self.name, partition)
         start = max(first, known.next, known.start)
@@ -350,8 +349,11 @@ class LetterSurvey(BackgroundReader):
                     known.next = batch.offsets[-1] + 1
                 letters = sum(len(each.kinds) for each in self._partitions.values())
                 self._is_truncated = letters >= MAX_LETTERS
-            if self._closed or self._is_truncated:
-                return
+            if self._is_truncated:
+                return True
+            if self._is_to_stop:
+                return False
+        return True
 
     def _kind(self, batch: Batch, index: int) -> int:
         headers = batch.headers(index)

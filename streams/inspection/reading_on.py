@@ -10,16 +10,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from streams.errors import NotFound, StreamsError
-from streams.text import get_logger
+from streams.errors import NotFound
+from streams.inspection.background import BackgroundRuns
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
-
-logger = get_logger("streams")
 
 FORGET_AFTER = 600.0
 """Real seconds after which a reader that nobody looks at is forgotten."""
@@ -36,60 +34,54 @@ class BackgroundReader:
         self._open_log = open_log
         self._lock = threading.Lock()
         """Held whenever what is kept is read or changed."""
-        self._idle = threading.Event()
-        self._idle.set()
-        self._failure: StreamsError | None = None
-        self._closed = False
+        self._runs = BackgroundRuns(self._run, "streams-reader")
         self._incarnation = ""
         self._forget()
 
     def read_on(self, seconds: float) -> bool:
-        """Read what is new, and wait for so many real seconds at most (blocks).
+        """Read what is new, and wait for so many real seconds at most, a little longer after
+        :meth:`expire` (blocks).
 
         :returns: whether all there was has been read.
         :raises NotFound: there is no such topic.
         :raises LogError: the log cannot be read.
         """
-        with self._lock:
-            if self._idle.is_set():
-                self._idle.clear()
-                self._failure = None
-                threading.Thread(target=self._run, name="streams-reader", daemon=True).start()
-        complete = self._idle.wait(seconds)
-        if complete and self._failure is not None:
-            raise self._failure
-        return complete
+        return self._runs.wait(seconds)
+
+    def expire(self) -> None:
+        """Something was changed: whoever looks next waits for what is read from now on."""
+        self._runs.expire()
 
     def close(self) -> None:
         """End reading."""
-        self._closed = True
+        self._runs.close()
 
-    def _run(self) -> None:
+    @property
+    def _is_to_stop(self) -> bool:
+        return self._runs.is_to_stop
+
+    def _run(self) -> bool:
+        log = self._open_log()
         try:
-            log = self._open_log()
             log.topic(self.name)
             incarnation = log.incarnation(self.name)
+        except NotFound:
             with self._lock:
-                if incarnation != self._incarnation:  # it was deleted, and made anew
-                    self._forget()
-                    self._incarnation = incarnation
-            self._read(log)
-        except StreamsError as error:
-            self._failure = error
-            if isinstance(error, NotFound):
-                with self._lock:
-                    self._forget()
-        except Exception:
-            logger.exception("%s could not be read on", self.name)
-        finally:
-            self._idle.set()
+                self._forget()
+            raise
+        with self._lock:
+            if incarnation != self._incarnation:  # it was deleted, and made anew
+                self._forget()
+                self._incarnation = incarnation
+        return self._read(log)
 
     def _forget(self) -> None:
         """Begin anew; called with the lock held, and first of all."""
         raise NotImplementedError
 
-    def _read(self, log: Log) -> None:
-        """Read to the end, or until it is closed; in the thread, without the lock."""
+    def _read(self, log: Log) -> bool:
+        """Read to the end, in the thread, without the lock; whether it came there. It gives up
+        between two batches where :attr:`_is_to_stop`, and goes on from there the next time."""
         raise NotImplementedError
 
 
@@ -109,17 +101,39 @@ class KeptReaders(Generic[R]):
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, tuple[R, float]] = OrderedDict()
         """Each with when somebody asked for it, that asked for last at the end."""
+        self._closed = False
 
     def of(self, name: str) -> R:
-        """The reader of a topic."""
+        """The reader of a topic; once these are closed, one that reads nothing."""
         now = time.monotonic()
         with self._lock:
             found = self._kept.pop(name, None)
             reader = self._make(name) if found is None else found[0]
+            if self._closed:
+                reader.close()
+                return reader
             self._kept[name] = reader, now
             while len(self._kept) > self._most or self._oldest() < now - FORGET_AFTER:
                 self._kept.popitem(last=False)[1][0].close()
             return reader
+
+    def expire(self, names: Collection[str] = ()) -> None:
+        """Something was changed, in whichever topic: see :meth:`BackgroundReader.expire`."""
+        for reader in self._readers():
+            reader.expire()
+
+    def close(self) -> None:
+        """End reading, and forget what was read."""
+        with self._lock:
+            self._closed = True
+        for reader in self._readers():
+            reader.close()
+        with self._lock:
+            self._kept.clear()
+
+    def _readers(self) -> list[R]:
+        with self._lock:
+            return [reader for reader, _ in self._kept.values()]
 
     def _oldest(self) -> float:
         return next(iter(self._kept.values()))[1]

@@ -133,16 +133,19 @@ class SagaIndex:
 
     # -- reading
 
-    def read(self, seconds: float) -> bool:
+    def read(self, seconds: float, *, new_seconds: float = 0.0) -> bool:
         """Read on, for so many real seconds, about; whether all that is to be known is (blocks).
 
+        :param new_seconds: what was written since it was read last may take so many, if they are
+            more.
         :raises LogError: the journal cannot be read.
         :raises NotFound: there is none.
         """
-        deadline = time.monotonic() + seconds
+        began = time.monotonic()
+        deadline = began + seconds
         self._begin()
         for partition, part in self._parts.items():
-            self._read_new(partition, part, deadline)
+            self._read_new(partition, part, began + max(seconds, new_seconds))
         while time.monotonic() < deadline:
             waiting = [each for each in self._parts.items() if not self._is_done(each[1])]
             if not waiting:

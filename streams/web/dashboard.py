@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Hashable
 from functools import partial
 from importlib import import_module
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
 from streams.app import Streams
 from streams.errors import (
@@ -22,6 +20,10 @@ from streams.errors import (
     StreamsError,
     Unavailable,
 )
+from streams.inspection.closed_keys import ClosedKeyIndex
+from streams.inspection.delayed import DelayIndex
+from streams.inspection.letter_survey import LetterSurvey
+from streams.inspection.reading_on import KeptReaders
 from streams.text import describe_error, escape, get_logger, one_line
 
 try:
@@ -39,6 +41,7 @@ except ImportError as error:
 
 from streams.web import passwords
 from streams.web.access import Access, AccessRule
+from streams.web.dead_index import DeadTopicIndex
 from streams.web.doctor_runs import DoctorRuns
 from streams.web.forms import Fields, FormTooLarge, parse_fields, read_form
 from streams.web.group_index import GroupIndex
@@ -51,6 +54,7 @@ from streams.web.guard import (
     refuse_origin,
 )
 from streams.web.jobs import Job, Jobs
+from streams.web.kept_topics import MAX_CLOSED_KEYS, MAX_DELAYS, MAX_SURVEYS
 from streams.web.live import live_response
 from streams.web.log_source import LogSource
 from streams.web.page import Action, Background, Confirm, Done, Page, Screen
@@ -61,6 +65,7 @@ from streams.web.redaction import Redact
 from streams.web.saga_indexes import SagaIndexes
 from streams.web.sampler import Sampler
 from streams.web.screens import actions, problem_finders, screens
+from streams.web.shared_answers import SharedAnswers
 from streams.web.translations import choose_language
 
 if TYPE_CHECKING:
@@ -82,6 +87,21 @@ class NavigationItem(NamedTuple):
     title: str
     url: str
     current: bool
+
+
+class _Kept(Protocol):
+    """What was looked at, and is kept for the next visitor."""
+
+    def expire(self, names: Collection[str] = ()) -> None:
+        """Something was changed: nobody may be shown what was looked at before.
+
+        :param names: topics, groups and sagas that were changed: they are looked at first.
+        """
+        ...
+
+    def close(self) -> None:
+        """End looking."""
+        ...
 
 
 class Dashboard:
@@ -144,15 +164,31 @@ class Dashboard:
             processor_sampler(app),
         )
         self.sagas = SagaIndexes(self.source.log)
+        log = self.source.log
+        self.dead_topics = DeadTopicIndex(log)
+        self.surveys = KeptReaders(lambda topic: LetterSurvey(topic, log), MAX_SURVEYS)
+        self.closed_keys = KeptReaders(lambda topic: ClosedKeyIndex(topic, log), MAX_CLOSED_KEYS)
+        self.delays = KeptReaders(lambda topic: DelayIndex(topic, log), MAX_DELAYS)
         self.board = ProblemBoard()
-        self.doctor = DoctorRuns(app, self.source.log, redact, on_result=self.board.clear)
+        self.doctor = DoctorRuns(app, self.source.log, redact, on_result=self.board.expire)
         self.jobs = Jobs()
         self.problem_patience = 0.03
         """Real seconds for which the overview waits for its problems."""
         self.streams_open = 0
         """Browsers that are told of changes now."""
-        self._shared: dict[object, tuple[float, Any]] = {}
-        self._shared_lock = threading.Lock()
+        self._answers = SharedAnswers()
+        self._kept: tuple[_Kept, ...] = (
+            self.sampler,
+            self.groups,
+            self.sagas,
+            self.dead_topics,
+            self.surveys,
+            self.closed_keys,
+            self.delays,
+            self._answers,
+            self.doctor,
+            self.board,  # the last, as it is found among the others
+        )
         self._screens = list(screens())
         self.problem_finders = tuple(problem_finders())
         """What the overview asks."""
@@ -163,9 +199,8 @@ class Dashboard:
 
     def close(self) -> None:
         """Let go of the threads and the log that it opened; for who makes several in a process."""
-        self.sampler.close()
-        self.sagas.close()
-        self.groups.close()
+        for kept in self._kept:
+            kept.close()
         self.jobs.close()
         self.source.close()
 
@@ -293,10 +328,11 @@ class Dashboard:
         try:
             found = action.do(page)
         except StreamsError as error:
+            self._expire()  # a part of it may be done
             self._log_action(page, action, f"failed: {one_line(str(error))}", 0, "")
             raise
         if isinstance(found, Done):
-            self._forget()
+            self._expire(found.changed)
             self._log_action(page, action, "done", found.count, found.subject)
             return page.render("done.html", done=found, title=found.text)
         if isinstance(found, Background):
@@ -316,17 +352,17 @@ class Dashboard:
             return page.render("confirm.html", confirm=found, fields=fields, title=found.title)
         return found
 
-    def _forget(self) -> None:
-        """What was looked at before an action is not so any more."""
-        self.sampler.expire()
-        self.groups.expire()
-        self.board.clear()
-        with self._shared_lock:
-            self._shared.clear()
+    def _expire(self, names: Collection[str] = ()) -> None:
+        """What was looked at before an action is not so any more.
+
+        :param names: what it changed, as far as it says so.
+        """
+        for kept in self._kept:
+            kept.expire(names)
 
     def _log_job(self, page: Page, action: Action, job: Job) -> None:
-        self._forget()
         result = job.result
+        self._expire(() if result is None else result.changed)
         what = f"failed: {job.error}" if result is None else "done"
         count = job.done if result is None else result.count
         self._log_action(page, action, what, count, "" if result is None else result.subject)
@@ -411,19 +447,11 @@ class Dashboard:
             found.append(NavigationItem(page._(screen.title), page.url(screen.path), current))
         return found
 
-    def shared(self, key: object, seconds: float, make: Callable[[], T]) -> T:
-        """What ``make`` returned within the last so many seconds for this key, whoever asked:
-        visitors who look at the same moment ask the log once (blocks)."""
-        with self._shared_lock:
-            found = self._shared.get(key)
-            if found is not None and time.monotonic() - found[0] < seconds:
-                return cast(T, found[1])
-            if len(self._shared) > 1_000:
-                self._shared.clear()
-        made = make()
-        with self._shared_lock:
-            self._shared[key] = time.monotonic(), made
-        return made
+    def shared(self, key: Hashable, seconds: float, make: Callable[[], T]) -> T:
+        """What ``make`` returned within the last so many real seconds for this key, whoever asked:
+        visitors who look at the same moment ask the log once (blocks). For answers of seconds; what
+        is read on and on has a field of its own here."""
+        return self._answers.get(key, seconds, make)
 
 
 class _Guard:

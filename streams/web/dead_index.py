@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from streams.errors import Fatal, NotFound, StreamsError, Unavailable
+from streams.inspection.background import BackgroundRuns
 from streams.inspection.letter_survey import LetterSurvey
 from streams.inspection.letter_topics import (
     LetterCounts,
@@ -21,7 +22,6 @@ from streams.inspection.letter_topics import (
     sample_sources,
 )
 from streams.text import get_logger
-from streams.web.kept_topics import kept_reader
 from streams.web.page import LOOK
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ FRESH = 3.0
 """Real seconds for which a topic's counts are taken as they are."""
 
 SAMPLED = 300.0
-"""Real seconds after which a topic that held no dead letters is looked at again."""
+"""Real seconds after which a topic is looked at again for whose dead letters it holds, if any."""
 
 AT_A_TIME = 2.0
 """Real seconds for which a thread goes on looking when somebody asked."""
@@ -46,16 +46,14 @@ MAX_PARTITIONS = 200
 """Partitions of a topic that are looked at for whose letters they hold."""
 
 
-MAX_SURVEYS = 6
-"""Topics whose surveys by error are kept."""
-
-
 class DeadTopic(NamedTuple):
     """A topic of dead letters, as it was a moment ago.
 
     :param sources: where the letters come from that were seen in it.
     :param counts: None: not known yet, or why not is in ``error``.
     :param at: when it was looked at (real seconds since the epoch).
+    :param sampled_at: when it was looked at for its sources.
+    :param changes: how many changes were known of then.
     """
 
     name: str
@@ -63,6 +61,8 @@ class DeadTopic(NamedTuple):
     counts: LetterCounts | None = None
     at: float = 0.0
     error: str = ""
+    sampled_at: float = 0.0
+    changes: int = 0
 
     @property
     def waiting(self) -> int:
@@ -89,17 +89,21 @@ class DeadTopicIndex:
 
     def __init__(self, open_log: Callable[[], Log]) -> None:
         self._open_log = open_log
+        self._runs = BackgroundRuns(self._run, "streams-web-dead-letters")
         self._lock = threading.Lock()
-        self._idle = threading.Event()
-        self._idle.set()
-        self._failure: StreamsError | None = None
+        self._named: list[str] = []
+        self._unnamed: list[str] = []
+        """The topics there are: those that are named as dead letter topics, and the others."""
         self._known: dict[str, DeadTopic] = {}
-        self._others: dict[str, float] = {}
+        self._empty: dict[str, float] = {}
         """Topics that held no dead letters, and when they were looked at."""
+        self._changes = 0
+        self._changed: Collection[str] = ()
+        """What was changed last, which is looked at before all others."""
 
     def look(self, topics: Iterable[str], internal: Collection[str], seconds: float) -> DeadTopics:
         """What is known. A thread goes on looking for :data:`AT_A_TIME`, and is waited for so many
-        real seconds at most.
+        real seconds at most, a little longer after :meth:`expire`.
 
         :param topics: all there are.
         :param internal: those that are the toolkit's own.
@@ -107,104 +111,126 @@ class DeadTopicIndex:
         """
         names = list(topics)
         named = [name for name in names if name.endswith(".dead")]
-        others = [name for name in names if not name.endswith(".dead") and name not in internal]
+        unnamed = [name for name in names if not name.endswith(".dead") and name not in internal]
         with self._lock:
-            if self._idle.is_set():
-                self._idle.clear()
-                self._failure = None
-                threading.Thread(
-                    target=self._run,
-                    args=(named, others),
-                    name="streams-web-dead-letters",
-                    daemon=True,
-                ).start()
-        if self._idle.wait(seconds) and self._failure is not None:
-            raise self._failure
-        known, empty = self._known, self._others
+            self._named, self._unnamed = named, unnamed
+        self._runs.wait(seconds)
+        with self._lock:
+            known, empty = dict(self._known), set(self._empty)
         found = [known.get(name) or DeadTopic(name) for name in named]
-        found += [known[name] for name in others if name in known]
+        found += [known[name] for name in unnamed if name in known]
         found.sort(key=lambda each: (-each.waiting, each.name))
         return DeadTopics(
             found,
             all(name in known for name in named)
-            and all(name in known or name in empty for name in others),
+            and all(name in known or name in empty for name in unnamed),
         )
 
     @property
     def is_empty(self) -> bool:
         """Nobody has looked yet."""
-        return not self._known and not self._others
+        return not self._known and not self._empty
 
-    def _run(self, named: list[str], others: list[str]) -> None:
-        try:
-            log, deadline = self._open_log(), time.monotonic() + AT_A_TIME
-            there = {*named, *others}
-            self._known = {name: each for name, each in self._known.items() if name in there}
-            known = [name for name in others if name in self._known]
-            self._look(log, [*named, *known], deadline)
-            self._look_at_others(log, others, deadline)
-        except StreamsError as error:
-            self._failure = error
-        except Exception:
-            logger.exception("the topics of dead letters could not be looked at")
-        finally:
-            self._idle.set()
+    def expire(self, names: Collection[str] = ()) -> None:
+        """Have letters counted anew: somebody changed something.
 
-    def _look(self, log: Log, names: list[str], deadline: float) -> None:
-        now = time.time()
+        :param names: what was changed: these topics are looked at first.
+        """
+        with self._lock:
+            self._changes += 1
+            self._changed = frozenset(names)
+        self._runs.expire()
 
-        def looked_at(name: str) -> float:
+    def close(self) -> None:
+        """End looking."""
+        self._runs.close()
+
+    def _run(self) -> bool:
+        log, deadline = self._open_log(), time.monotonic() + AT_A_TIME
+        with self._lock:
+            named, unnamed, changes = self._named, self._unnamed, self._changes
+            there = {*named, *unnamed}
+            for kept in (self._known, self._empty):
+                for gone in [name for name in kept if name not in there]:
+                    del kept[gone]
+            known = [name for name in unnamed if name in self._known]
+        self._look(log, [*named, *known], changes, deadline)
+        self._look_at_others(log, unnamed, changes, deadline)
+        return not self._runs.is_to_stop
+
+    def _is_over(self, deadline: float) -> bool:
+        return time.monotonic() > deadline or self._runs.is_to_stop
+
+    def _look(self, log: Log, names: list[str], changes: int, deadline: float) -> None:
+        """Count the letters of topics that hold some, or are named so."""
+        now, changed = time.time(), self._changed
+
+        def is_fresh(name: str) -> bool:
             found = self._known.get(name)
-            return 0.0 if found is None else found.at
+            return found is not None and found.changes == changes and now - found.at < FRESH
 
-        for name in sorted(names, key=looked_at):
-            if now - looked_at(name) < FRESH or time.monotonic() > deadline:
-                break
-            found = self._look_at(log, name)
-            if found is not None:
-                self._known[name] = found
+        def rank(name: str) -> tuple[bool, float]:
+            found = self._known.get(name)
+            return name not in changed, 0.0 if found is None else found.at
 
-    def _look_at_others(self, log: Log, names: list[str], deadline: float) -> None:
+        for name in sorted((name for name in names if not is_fresh(name)), key=rank):
+            if self._is_over(deadline):
+                return
+            self._keep(name, self._look_at(log, name, changes))
+
+    def _look_at_others(
+        self, log: Log, names: list[str], changes: int, deadline: float
+    ) -> None:
+        """Look for letters in topics that held none."""
         now = time.time()
         unknown = [name for name in names if name not in self._known]
-        for name in sorted(unknown, key=lambda each: self._others.get(each, 0.0)):
-            if now - self._others.get(name, 0.0) < SAMPLED or time.monotonic() > deadline:
-                break
-            found = self._look_at(log, name)
-            if found is not None and found.sources:
-                self._known[name] = found
-            self._others[name] = now
+        for name in sorted(unknown, key=lambda each: self._empty.get(each, 0.0)):
+            if now - self._empty.get(name, 0.0) < SAMPLED or self._is_over(deadline):
+                return
+            self._keep(name, self._look_at(log, name, changes))
 
-    def _look_at(self, log: Log, name: str) -> DeadTopic | None:
-        """What there is in a topic; of one that is not named so, nothing where it holds none."""
+    def _keep(self, name: str, found: DeadTopic | None) -> None:
+        with self._lock:
+            if found is not None:
+                self._known[name] = found
+                self._empty.pop(name, None)
+                return
+            self._known.pop(name, None)
+            if not name.endswith(".dead"):
+                self._empty[name] = time.time()
+
+    def _look_at(self, log: Log, name: str, changes: int) -> DeadTopic | None:
+        """What there is in a topic; None: it is gone, or holds no letters and is not named so."""
+        now, before = time.time(), self._known.get(name)
         try:
-            before = self._known.get(name)
-            sources = before.sources if before is not None else ()
-            if not sources:
+            if before is not None and before.sources and now - before.sampled_at < SAMPLED:
+                sources, sampled_at = before.sources, before.sampled_at
+            else:
                 sources, _ = sample_sources(log, log.topic(name), MAX_PARTITIONS)
+                sampled_at = now
             if not sources and not name.endswith(".dead"):
                 return None
-            return DeadTopic(name, sources, letter_counts(log, name), time.time())
+            counts = letter_counts(log, name)
+            return DeadTopic(name, sources, counts, now, "", sampled_at, changes)
         except (Unavailable, Fatal):
             raise
         except NotFound:
             return None
         except StreamsError as error:
             logger.debug("the dashboard: dead letters of %r: %s", name, error)
-            return DeadTopic(name, at=time.time(), error=str(error))
+            if before is None and not name.endswith(".dead"):
+                return None
+            sources = () if before is None else before.sources
+            return DeadTopic(name, sources, None, now, str(error), 0.0, changes)
 
 
 def dead_topics(page: Page) -> DeadTopics:
     """The topics of dead letters, as far as they are known (blocks for a moment)."""
-    dashboard = page.dashboard
-    index = dashboard.shared(
-        DeadTopicIndex, float("inf"), lambda: DeadTopicIndex(dashboard.source.log)
-    )
-    groups = dashboard.groups.look(WAITED)
+    index, groups = page.dashboard.dead_topics, page.dashboard.groups.look(WAITED)
     seconds = LOOK if index.is_empty else WAITED
     return index.look(groups.topics, groups.internal, seconds)
 
 
 def survey_of(page: Page, name: str) -> LetterSurvey:
     """The survey of the dead letters of a topic by error."""
-    return kept_reader(page.dashboard, LetterSurvey, name, most=MAX_SURVEYS)
+    return page.dashboard.surveys.of(name)

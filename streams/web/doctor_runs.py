@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from typing_extensions import override
@@ -38,12 +38,14 @@ class DoctorResult(NamedTuple):
     :param at: when it was looked (real seconds since the epoch).
     :param seconds: how long that took.
     :param error: why it could not be; empty: it could.
+    :param changes: how many changes were known of when it began.
     """
 
     findings: Sequence[Finding]
     at: float
     seconds: float
     error: str = ""
+    changes: int = 0
 
 
 class _Redacted(MessageTexts):
@@ -91,24 +93,53 @@ class DoctorRuns:
         self._lock = threading.Lock()
         self._results: dict[bool, DoctorResult] = {}
         self._running: set[bool] = set()
+        self._changes = 0
+        self._looked = threading.Condition(self._lock)
+        self._closed = False
 
-    def result(self, *, payloads: bool, older_than: float) -> tuple[DoctorResult | None, bool]:
+    def expire(self, names: Collection[str] = ()) -> None:
+        """Somebody changed something: it is looked again when somebody asks."""
+        with self._lock:
+            self._changes += 1
+
+    def close(self) -> None:
+        """Look no more. What is being looked at ends by itself."""
+        with self._lock:
+            self._closed = True
+            self._looked.notify_all()
+
+    def result(
+        self, *, payloads: bool, older_than: float, patience: float = 0.0
+    ) -> tuple[DoctorResult | None, bool]:
         """What was found last, if anything was, and whether it is being looked now. It is looked
-        again where that was longer ago than so many real seconds.
+        again where that was longer ago than so many real seconds, or before :meth:`expire`.
 
         :param payloads: for a visitor who may see what is in messages.
+        :param patience: real seconds to wait for it at most where something was found before
+            :meth:`expire` (blocks).
         """
+        deadline = time.monotonic() + patience
         with self._lock:
-            found = self._results.get(payloads)
-            is_old = found is None or time.time() - found.at > older_than
-            if is_old and payloads not in self._running:
-                self._running.add(payloads)
-                threading.Thread(
-                    target=self._run, args=(payloads,), name="streams-web-doctor", daemon=True
-                ).start()
-            return found, payloads in self._running
+            while True:
+                found = self._results.get(payloads)
+                is_changed = found is not None and found.changes != self._changes
+                is_old = found is None or is_changed or time.time() - found.at > older_than
+                if is_old and payloads not in self._running and not self._closed:
+                    self._start(payloads=payloads)
+                is_over = self._closed or not is_changed
+                if is_over or not self._looked.wait(deadline - time.monotonic()):
+                    return found, payloads in self._running
 
-    def _run(self, payloads: bool) -> None:
+    def _start(self, *, payloads: bool) -> None:
+        threading.Thread(
+            target=self._run,
+            args=(payloads, self._changes),
+            name="streams-web-doctor",
+            daemon=True,
+        ).start()
+        self._running.add(payloads)
+
+    def _run(self, payloads: bool, changes: int) -> None:
         began = time.monotonic()
         findings: list[Finding] = []
         error = ""
@@ -122,8 +153,11 @@ class DoctorRuns:
         finally:
             with self._lock:
                 took = time.monotonic() - began
-                self._results[payloads] = DoctorResult(findings, time.time(), took, error)
+                self._results[payloads] = DoctorResult(
+                    findings, time.time(), took, error, changes
+                )
                 self._running.discard(payloads)
+                self._looked.notify_all()
             self._on_result()
 
     def _look(self, *, payloads: bool) -> list[Finding]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 from streams.errors import Fatal, NotFound, StreamsError, Unavailable
+from streams.inspection.background import AFTER_CHANGE
 from streams.inspection.groups import total_lag
 from streams.patterns.internal_topics import internal_topics, is_internal_group
 from streams.text import get_logger
@@ -111,28 +112,40 @@ class GroupIndex:
         self._topics: list[str] = []
         self._internal: frozenset[str] = frozenset()
         self._listed_at = float("-inf")
-        self._changed_at = 0.0
         self._complete_at = float("-inf")
+        self._changed: Collection[str] = ()
+        """What was changed last."""
+        self._changed_at = 0.0
+        """When, in real seconds since the epoch; the other one on the monotonic clock."""
+        self._expired_at = float("-inf")
         self._behind: threading.Thread | None = None
         self._threads = ThreadPoolExecutor(LOOKED_AT, thread_name_prefix="streams-web-groups")
         self._closed = threading.Event()
 
-    def expire(self) -> None:
-        """Have everything looked at anew: somebody changed something."""
-        self._changed_at = time.time()
-        self._listed_at = self._complete_at = float("-inf")
-        self._all_topics_at = {}
+    def expire(self, names: Collection[str] = ()) -> None:
+        """Have everything looked at anew: somebody changed something.
+
+        :param names: what was changed: these groups are looked at first.
+        """
+        # In this order: who looks in between looks again.
+        self._changed = frozenset(names)
+        self._changed_at, self._expired_at = time.time(), time.monotonic()
 
     def look(self, seconds: float) -> GroupOverview:
         """What is known, after looking at groups for so many real seconds at most (blocks). One
-        visitor looks at a time; the others take what is known.
+        visitor looks at a time; the others take what is known, unless that is from before
+        :meth:`expire`.
 
         :raises Unavailable: the log cannot be reached.
         """
         began = time.monotonic()
         log = self._open_log()
-        patience = min(seconds, AT_ONCE) if began - self._complete_at < OLD else seconds
-        if self._lock.acquire(timeout=patience if self._names else -1):
+        is_old = began - self._complete_at >= OLD or self._complete_at <= self._expired_at
+        patience = seconds if is_old else min(seconds, AT_ONCE)
+        # A log that holds up who looks now is waited for longer after a change.
+        is_changed = self._listed_at <= self._expired_at
+        longest = max(patience, AFTER_CHANGE) if is_changed else patience
+        if self._lock.acquire(timeout=longest if self._names else -1):
             try:
                 self._list(log)
                 is_through = self._fill(log, began + patience)
@@ -170,7 +183,8 @@ class GroupIndex:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _list(self, log: Log) -> None:
-        if time.monotonic() - self._listed_at < FRESH / 2:
+        began = time.monotonic()
+        if began - self._listed_at < FRESH / 2 and self._listed_at > self._expired_at:
             return
         self._topics = log.topic_names()
         names = self._names = log.groups()
@@ -179,11 +193,12 @@ class GroupIndex:
         for gone in [name for name in self._known if name not in there]:
             del self._known[gone]
             self._all_topics_at.pop(gone, None)
-        self._listed_at = time.monotonic()
+        self._listed_at = began
 
     def _fill(self, log: Log, deadline: float) -> bool:
-        """Look at those that were looked at longest ago; whether none is left."""
-        now = time.time()
+        """Look at those that were changed, then at those that were looked at longest ago; whether
+        none is left."""
+        now, began, changed = time.time(), time.monotonic(), self._changed
 
         def asked_at(name: str) -> float:
             found = self._known.get(name)
@@ -193,18 +208,18 @@ class GroupIndex:
             return now - asked_at(name) < FRESH and asked_at(name) > self._changed_at
 
         names = [name for name in self._names[:MAX_GROUPS] if not is_fresh(name)]
-        names.sort(key=asked_at)
+        names.sort(key=lambda name: (name not in changed, asked_at(name)))
         for begin in range(0, len(names), LOOKED_AT):
             if begin and time.monotonic() > deadline:
                 return False
             some = names[begin : begin + LOOKED_AT]
             found = self._threads.map(lambda name: self._look_at(log, name), some)
             self._known.update(zip(some, found, strict=True))
-        self._complete_at = time.monotonic()
+        self._complete_at = began
         return True
 
     def _look_at(self, log: Log, name: str) -> GroupFacts:
-        before = self._known.get(name)
+        before, now = self._known.get(name), time.time()
         lag_before = None if before is None else before.lag
         try:
             info = self._read(log, name, before)
@@ -214,15 +229,16 @@ class GroupIndex:
         except (Unavailable, Fatal):
             raise
         except NotFound:
-            return GroupFacts(name, (), None, None, lag_before, time.time())
+            return GroupFacts(name, (), None, None, lag_before, now)
         except StreamsError as error:  # others name their groups as they like
             logger.debug("the dashboard: group %r: %s", name, error)
-            return GroupFacts(name, (), None, None, lag_before, time.time(), str(error))
-        return GroupFacts(name, topics, members, lag, lag_before, time.time())
+            return GroupFacts(name, (), None, None, lag_before, now, str(error))
+        return GroupFacts(name, topics, members, lag, lag_before, now)
 
     def _read(self, log: Log, name: str, before: GroupFacts | None) -> GroupInfo:
-        now = time.monotonic()
-        if before is not None and now < self._all_topics_at.get(name, 0.0) + ALL_TOPICS:
+        now, looked_at = time.monotonic(), self._all_topics_at.get(name, float("-inf"))
+        is_known = now < looked_at + ALL_TOPICS and looked_at > self._expired_at
+        if before is not None and is_known:
             info = log.group(name, before.topics)
             if all(at[0] in before.topics for each in info.members for at in each.partitions):
                 return info

@@ -1,37 +1,26 @@
-"""Topics that are read on while somebody looks, for all visitors alike."""
+"""Topics that are read on while somebody looks, for all visitors alike: how many of each kind, and
+counts of several within the time of a page."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from streams.errors import NotFound
-from streams.inspection.reading_on import BackgroundReader, KeptReaders
 from streams.web.page import LOOK
 
-if TYPE_CHECKING:
-    from streams.log.protocol import Log
-    from streams.web.dashboard import Dashboard
-
-R = TypeVar("R", bound=BackgroundReader)
 S = TypeVar("S")
 C = TypeVar("C")
 
+MAX_SURVEYS = 6
+"""Topics of dead letters whose surveys by error are kept."""
 
-def kept_reader(
-    dashboard: Dashboard, kind: Callable[[str, Callable[[], Log]], R], name: str, *, most: int
-) -> R:
-    """The reader of this kind of a topic.
+MAX_CLOSED_KEYS = 20
+"""Topics of closed keys that are read on."""
 
-    :param most: topics of that kind that are read on, at most.
-    """
-    open_log = dashboard.source.log
-
-    def make() -> KeptReaders[R]:
-        return KeptReaders(lambda topic: kind(topic, open_log), most)
-
-    return dashboard.shared(kind, float("inf"), make).of(name)
+MAX_DELAYS = 50
+"""Delay topics that are read on."""
 
 
 def counted(

@@ -45,7 +45,7 @@ class LogSource:
         self._lock = threading.Lock()
         self._opened: Log | None = None
         self._threads = ThreadPoolExecutor(THREADS, "streams-web")
-        self._waiting = 0
+        self._closed = False
 
     @property
     def description(self) -> str:
@@ -57,11 +57,14 @@ class LogSource:
 
         :raises LogError: it cannot be opened.
         :raises ConfigError: there is no such log.
+        :raises NotRunning: the dashboard was closed.
         """
         own = self.app.runtime.log
         if own is not None:
             return own
         with self._lock:
+            if self._closed:
+                raise NotRunning("the dashboard is closed")
             if self._opened is None:
                 app = self.app
                 self._opened = open_log(app.url, app.driver_config, app.clock, mode=self._mode)
@@ -89,6 +92,8 @@ class LogSource:
     def close(self) -> None:
         """Let go of what was opened here."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            self._closed = True
         self.reopen()
 
     async def run(self, function: Callable[[], T]) -> T:

@@ -52,6 +52,8 @@ class Done:
     :param back: the address to go on to (made by :meth:`Page.url`), and what it is called.
     :param details: more lines.
     :param subject: what it was done to, for the log line: a topic, a group, a saga.
+    :param changed: the names of topics and groups that are not as they were, so that they are
+        looked at before all others.
     """
 
     text: str
@@ -59,6 +61,7 @@ class Done:
     back: tuple[str, str] | None = None
     details: Sequence[str] = ()
     subject: str = ""
+    changed: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

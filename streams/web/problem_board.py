@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from typing import TYPE_CHECKING, NamedTuple
 
 from streams.errors import StreamsError, Unavailable
@@ -116,11 +116,15 @@ class ProblemBoard:
                 self._searches.pop(key, None)
             search.ended.set()
 
-    def clear(self) -> None:
+    def expire(self, names: Collection[str] = ()) -> None:
         """Forget what was found: something was done about it."""
         with self._lock:
             self._boards.clear()
             self._changes += 1
+
+    def close(self) -> None:
+        """Forget what was found. Searches end by themselves."""
+        self.expire()
 
 
 def find_problems(page: Page) -> Board:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from streams.errors import StreamsError
+from streams.inspection.background import AFTER_CHANGE
 from streams.inspection.sagas import SagaIndex
 from streams.patterns.saga import Journal
 from streams.text import get_logger
@@ -40,6 +41,8 @@ class _Kept:
         self.asked_at = 0.0
         self.is_read = False
         """To its end, when somebody last looked."""
+        self.changes = 0
+        """How many changes were known of when what is new was last read."""
 
 
 class SagaIndexes:
@@ -53,6 +56,7 @@ class SagaIndexes:
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._thread: threading.Thread | None = None
+        self._changes = 0
         self._closed = threading.Event()
 
     def look(self, name: str, seconds: float) -> SagaIndex:
@@ -64,7 +68,10 @@ class SagaIndexes:
         """
         kept = self._find(name)
         kept.asked_at = time.monotonic()
-        if kept.lock.acquire(timeout=-1 if not len(kept.index) else max(0.01, seconds)):
+        # A log that holds up who reads now is waited for longer after a change.
+        is_changed = kept.changes != self._changes
+        longest = AFTER_CHANGE if is_changed else max(0.01, seconds)
+        if kept.lock.acquire(timeout=longest if len(kept.index) else -1):
             try:
                 self._read(kept, name, seconds)
             finally:
@@ -72,6 +79,11 @@ class SagaIndexes:
         if not kept.is_read:
             self._start()
         return kept.index
+
+    def expire(self, names: Collection[str] = ()) -> None:
+        """Somebody changed something: whoever looks next is shown it."""
+        with self._lock:
+            self._changes += 1
 
     def _find(self, name: str) -> _Kept:
         with self._lock:
@@ -87,7 +99,10 @@ class SagaIndexes:
         log = self._open_log()
         if kept.index.journal.log is not log:  # it was opened anew
             kept.index.journal = Journal(log, name)
-        kept.is_read = kept.index.read(seconds)
+        changes = self._changes
+        is_changed = kept.changes != changes
+        kept.is_read = kept.index.read(seconds, new_seconds=AFTER_CHANGE if is_changed else 0.0)
+        kept.changes = changes
 
     def _start(self) -> None:
         with self._lock:

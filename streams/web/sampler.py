@@ -17,7 +17,7 @@ import time
 import zlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -144,7 +144,10 @@ class Sampler:
         self._lock = threading.Lock()
         self._known: OrderedDict[str, Figures] = OrderedDict()
         self._watchers: set[_Watcher] = set()
-        self._changed = threading.Event()
+        self._watching = threading.Event()
+        """Somebody began to look, or ended."""
+        self._changed: Collection[str] = ()
+        """What was changed last."""
         self._thread: threading.Thread | None = None
         self._closed = False
         self.rounds = 0
@@ -164,9 +167,13 @@ class Sampler:
                 self._known.move_to_end(subject)
             return found
 
-    def expire(self) -> None:
-        """Have everything asked for anew: somebody changed something."""
+    def expire(self, names: Collection[str] = ()) -> None:
+        """Have everything asked for anew: somebody changed something.
+
+        :param names: what was changed: it is asked about first.
+        """
         with self._lock:
+            self._changed = frozenset(names)
             for figures in self._known.values():
                 figures.stale = True
 
@@ -185,8 +192,10 @@ class Sampler:
         deadline = time.monotonic() + seconds
         found = {subject: self.figures(subject) for subject in subjects}
         log = self._open_log()
-        asked = 0
-        for subject, figures in found.items():
+        asked, changed = 0, self._changed
+        order = sorted(found, key=lambda subject: subject.partition(":")[2] not in changed)
+        for subject in order:
+            figures = found[subject]
             if asked >= ASKED and time.monotonic() > deadline:
                 break
             if not figures.is_fresh():
@@ -210,13 +219,13 @@ class Sampler:
                     target=self._run, name="streams-web-sampler", daemon=True
                 )
                 self._thread.start()
-        self._changed.set()
+        self._watching.set()
         try:
             yield
         finally:
             with self._lock:
                 self._watchers.discard(watcher)
-            self._changed.set()
+            self._watching.set()
 
     @property
     def is_running(self) -> bool:
@@ -226,11 +235,11 @@ class Sampler:
     def close(self) -> None:
         """End."""
         self._closed = True
-        self._changed.set()
+        self._watching.set()
 
     def _run(self) -> None:
         while True:
-            self._changed.clear()
+            self._watching.clear()
             started = time.monotonic()
             with self._lock:
                 watchers = list(self._watchers)
@@ -240,7 +249,7 @@ class Sampler:
             self._round(watchers)
             # A new watcher is told at once what is known, and asked for the rest.
             while (left := started + INTERVAL - time.monotonic()) > 0:
-                if self._closed or self._changed.wait(left):
+                if self._closed or self._watching.wait(left):
                     break
 
     def _round(self, watchers: Sequence[_Watcher]) -> None:

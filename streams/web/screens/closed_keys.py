@@ -27,16 +27,13 @@ from streams.inspection.letters import (
 from streams.log.names import is_valid_name
 from streams.patterns.deadletters import ClosedKeyHead, ClosedKeyReader, CommandTarget
 from streams.web.jobs import Report
-from streams.web.kept_topics import counted, kept_reader
+from streams.web.kept_topics import MAX_CLOSED_KEYS, counted
 from streams.web.page import LOOK, Action, Background, Confirm, Done, Page, Problem, Screen
 from streams.web.paging import PAGE_SIZE, paged
 from streams.web.redaction import Shown
 from streams.web.screens.dead import SHOWN_BYTES, editing, place_of, shown_text
 from streams.web.screens.dead_actions import has_members, new_value
 from streams.web.translations import mark
-
-MAX_TOPICS = 20
-"""Topics of closed keys that are read on while somebody looks."""
 
 READ_SECONDS = 0.04
 """Real seconds for which a page waits for what is new; reading goes on by itself."""
@@ -56,7 +53,7 @@ MAX_PAGE = 2_000
 
 def index_of(page: Page, name: str) -> ClosedKeyIndex:
     """What is known of the closed keys of a topic."""
-    return kept_reader(page.dashboard, ClosedKeyIndex, name, most=MAX_TOPICS)
+    return page.dashboard.closed_keys.of(name)
 
 
 class TopicRow(NamedTuple):
@@ -71,7 +68,7 @@ def _topics(page: Page) -> list[TopicRow]:
     found = counted(
         parked_sources(groups.topics, groups.names),
         lambda source: index_of(page, source.name).counts(READ_SECONDS),
-        most=MAX_TOPICS,
+        most=MAX_CLOSED_KEYS,
     )
     return [TopicRow(*each) for each in found]
 

@@ -123,7 +123,8 @@ def _act(page: Page, deed: Deed) -> Done | Confirm | Background:
             done = _deal_with(own, chosen, destinations, tell)
         except ReprocessStopped as error:  # which is no fault of the log's
             raise InvalidValue(str(error)) from error
-        return Done(_done_text(page, deed, done), count=done, back=back, subject=query.name)
+        text = _done_text(page, deed, done)
+        return Done(text, count=done, back=back, subject=query.name, changed=(query.name,))
 
     if chosen.count <= AT_ONCE:
         return work(lambda done, total=None: None)
@@ -396,6 +397,7 @@ def edit(page: Page) -> Done:
         page._("The letter was put back with the new value."),
         back=(page.url("/dead/show", query.fields), page._("Back to the letters")),
         subject=f"{query.name}/{at}",
+        changed=(query.name,),
     )
 
 

@@ -18,15 +18,12 @@ from streams.inspection.delayed import (
 )
 from streams.retries import DelayEntry
 from streams.web.addresses import topic_of
-from streams.web.kept_topics import counted, kept_reader
+from streams.web.kept_topics import MAX_DELAYS, counted
 from streams.web.page import Action, Confirm, Done, Page, Problem, Screen
 from streams.web.paging import PAGE_SIZE, paged
 from streams.web.redaction import Shown
 from streams.web.screens.dead_actions import has_members
 from streams.web.translations import mark
-
-MAX_TOPICS = 50
-"""Delay topics that are read on while somebody looks."""
 
 READ_SECONDS = 0.03
 """Real seconds for which a page waits for what is new; reading goes on by itself."""
@@ -46,7 +43,7 @@ MAX_PAGE = 400
 
 def index_of(page: Page, name: str) -> DelayIndex:
     """What is known of a delay topic."""
-    return kept_reader(page.dashboard, DelayIndex, name, most=MAX_TOPICS)
+    return page.dashboard.delays.of(name)
 
 
 class TopicRow(NamedTuple):
@@ -61,7 +58,7 @@ def _topics(page: Page) -> list[TopicRow]:
     found = counted(
         delay_topics(groups.topics, groups.names),
         lambda name: index_of(page, name).counts(READ_SECONDS),
-        most=MAX_TOPICS,
+        most=MAX_DELAYS,
     )
     return [TopicRow(*each) for each in found]
 

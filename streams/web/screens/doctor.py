@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from starlette.responses import Response
 
 from streams.errors import InvalidValue, NotFound
+from streams.inspection.background import AFTER_CHANGE
 from streams.inspection.doctor.app_inspection import Verdict
 from streams.web.doctor_runs import declares_anything
 from streams.web.page import Page, Problem, Screen
@@ -66,7 +67,9 @@ def problems(page: Page) -> Iterator[Problem]:
     """What the doctor found lately not to be as it should."""
     if not declares_anything(page.app):
         return
-    result, _ = page.dashboard.doctor.result(payloads=page.access.payloads, older_than=OVERVIEW)
+    result, _ = page.dashboard.doctor.result(
+        payloads=page.access.payloads, older_than=OVERVIEW, patience=AFTER_CHANGE
+    )
     if result is None:
         return
     wrong = [each for each in result.findings if each.verdict == Verdict.no]

@@ -156,6 +156,7 @@ def reset(page: Page) -> Done | Confirm:
         count=len(moves),
         back=back,
         subject=f"group {group} in {topic} to {page.fields.text('to')}",
+        changed=(group,),
     )
 
 
@@ -255,6 +256,7 @@ def delete(page: Page) -> Done | Confirm:
         count=positions,
         back=(page.url("/groups"), page._("Groups")),
         subject=f"group {group}",
+        changed=(group,),
     )
 
 

@@ -1,0 +1,102 @@
+"""Answers of the log that visitors share for some seconds: those who look at the same moment ask it
+once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Hashable
+from typing import Any, Generic, TypeVar, cast
+
+T = TypeVar("T")
+
+MAX_ANSWERS = 1_000
+"""Answers that are kept, at most; those that are kept no longer anyway are forgotten first."""
+
+
+class _Answer(Generic[T]):
+    """One that is asked for, or was given.
+
+    :param until: when it is no answer any more; until it was given, that is not known.
+    """
+
+    def __init__(self) -> None:
+        self.given = threading.Event()
+        self.until = float("inf")
+        self.error: BaseException | None = None
+
+    def give(self, value: T) -> None:
+        self.value = value
+        self.given.set()
+
+    def fail(self, error: BaseException) -> None:
+        self.error = error
+        self.given.set()
+
+    def take(self) -> T:
+        self.given.wait()
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+class SharedAnswers:
+    """Keeps them (any thread)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._answers: dict[Hashable, _Answer[Any]] = {}
+
+    def get(self, key: Hashable, seconds: float, make: Callable[[], T]) -> T:
+        """What ``make`` returned for this key within the last so many real seconds, whoever asked;
+        where somebody asks just now, what he is told (blocks). A failure is not kept.
+
+        :param key: says all that the answer depends on, such as a visitor's language.
+        """
+        with self._lock:
+            found = self._answers.get(key)
+            if found is not None and time.monotonic() < found.until:
+                is_own = False
+                answer = cast("_Answer[T]", found)
+            else:
+                is_own = True
+                answer = self._answers[key] = _Answer[T]()
+                self._bound()
+        if not is_own:
+            return answer.take()
+        try:
+            made = make()
+        except BaseException as error:
+            with self._lock:
+                self._forget(key, answer)
+            answer.fail(error)
+            raise
+        with self._lock:
+            answer.until = time.monotonic() + seconds
+        answer.give(made)
+        return made
+
+    def expire(self, names: Collection[str] = ()) -> None:
+        """Something was changed: whatever was asked before that is no answer any more."""
+        with self._lock:
+            self._answers.clear()
+
+    def close(self) -> None:
+        """Forget them."""
+        self.expire()
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def _forget(self, key: Hashable, answer: _Answer[Any]) -> None:
+        if self._answers.get(key) is answer:
+            del self._answers[key]
+
+    def _bound(self) -> None:
+        if len(self._answers) <= MAX_ANSWERS:
+            return
+        now = time.monotonic()
+        for key in [key for key, each in self._answers.items() if each.until <= now]:
+            del self._answers[key]
+        while len(self._answers) > MAX_ANSWERS:
+            del self._answers[min(self._answers, key=lambda key: self._answers[key].until)]
