@@ -178,9 +178,7 @@ class DeadTopicIndex:
                 return
             self._keep(name, self._look_at(log, name, changes))
 
-    def _look_at_others(
-        self, log: Log, names: list[str], changes: int, deadline: float
-    ) -> None:
+    def _look_at_others(self, log: Log, names: list[str], changes: int, deadline: float) -> None:
         """Look for letters in topics that held none."""
         now = time.time()
         unknown = [name for name in names if name not in self._known]

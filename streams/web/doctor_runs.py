@@ -153,9 +153,7 @@ class DoctorRuns:
         finally:
             with self._lock:
                 took = time.monotonic() - began
-                self._results[payloads] = DoctorResult(
-                    findings, time.time(), took, error, changes
-                )
+                self._results[payloads] = DoctorResult(findings, time.time(), took, error, changes)
                 self._running.discard(payloads)
                 self._looked.notify_all()
             self._on_result()
