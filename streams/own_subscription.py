@@ -36,6 +36,7 @@ class OwnSubscriptionProcessor(Processor[..., Any]):
     """
 
     has_group_topics = False
+    has_own_options = False
 
     def __init__(
         self,

@@ -290,6 +290,9 @@ class Processor(Generic[P, R]):
     """Another processor of the app may read its topic in the same group: two members of it."""
     has_group_topics = True
     """It reads as a member of a group, which has a start, a dead letter and a retry topic."""
+    has_own_options = True
+    """Its retries and its deduplication are the app's to choose; those of some of the toolkit's own
+    processors are as they must be."""
 
     def __init__(self, function: Callable[P, R], options: ProcessorOptions, name: str) -> None:
         functools.update_wrapper(self, function, updated=())

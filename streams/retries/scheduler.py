@@ -160,6 +160,7 @@ class DelayScheduler(Processor[..., Any]):
     """The processor that keeps a delay topic, with a scheduler for each partition that it owns."""
 
     shares_group = True
+    has_own_options = False
 
     def __init__(
         self,

@@ -36,7 +36,6 @@ ACTION_NAMES = frozenset(
         "abandon",  # a saga
         "pause",  # a processor of this process, and resume it
         "rebuild",  # a view, and promote, drop or retry what of it stopped
-        "manage",  # instances of process managers
         "outbox",  # rows that could not be published
     }
 )

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from streams.log.appending import append_and_wait
+from streams.log.protocol import Committed
 from streams.message import Record
 from tests.cli.conftest import Run, Shell, eventually, fill, order
 
@@ -138,6 +139,44 @@ def test_some_of_them(failed: Shell, run: Run) -> None:
     assert sorted(back) == sorted(oldest.values())
     left = run("dead", "ls", "billing", "orders", "--json").json
     assert len(left) == 3 - len(oldest)
+
+
+@pytest.mark.parametrize("verb", ["retry", "purge"])
+def test_a_group_that_reads_is_not_moved(failed: Shell, run: Run, verb: str) -> None:
+    def position() -> object:
+        with failed.log() as log:
+            return log.committed("orders", "orders")
+
+    with failed.log() as log:
+        # A group that is called as the topic that it reads, and is stopped now.
+        log.reset_offsets("orders", "orders", {0: Committed(1, "")})
+    before = position()
+    for more in (["--yes"], ["--dry-run"], ["1/0"]):
+        refused = run("dead", verb, "billing", "orders", "--name", "orders", *more)
+        assert refused.status == 1
+        assert "orders holds no dead letters" in refused.err
+    edited = run("dead", "edit", "billing", "orders", "0/1", "--name", "orders", "--value", "1")
+    assert "orders holds no dead letters" in edited.err
+    assert position() == before
+
+
+@pytest.mark.parametrize("verb", ["retry", "purge"])
+def test_a_group_of_a_dead_letter_topic_s_name_is_not_moved(
+    failed: Shell, run: Run, verb: str
+) -> None:
+    name = "orders.billing.dead"
+    with failed.log() as log:
+        log.reset_offsets(name, "orders", {0: Committed(1, "")})  # it reads something else, too
+        before = log.committed(name, "orders")
+    for more in (["--yes"], ["--dry-run"]):
+        refused = run("dead", verb, "billing", "orders", *more)
+        assert refused.status == 1
+        assert f"{name}: a group of this name reads something" in refused.err
+        assert "in a group of another name" in refused.err
+    assert waiting(failed) == 3
+    with failed.log() as log:
+        assert log.committed(name, name) == {}
+        assert log.committed(name, "orders") == before
 
 
 CLOSED = '''

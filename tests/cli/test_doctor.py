@@ -206,6 +206,38 @@ def test_deduplication_that_is_off_or_too_small(shell: Shell, doctor: Any) -> No
     assert found["do"] == "Dedup(window=1000, cap=2000)"
 
 
+def test_nothing_is_said_of_options_that_only_the_toolkit_has(shell: Shell, doctor: Any) -> None:
+    app(
+        shell,
+        WELL
+        + """
+
+from streams import Delays, EventBus
+
+delays = Delays(app, "later")
+bus = EventBus(app, "news")
+
+
+async def tell(event):
+    pass
+
+
+bus.subscribe("flights", tell)
+""",
+    )
+    result = doctor()
+    found = [each for each in json.loads(result.out)["findings"] if each["verdict"] == "no"]
+    assert not found
+    subjects = {
+        item: [each["of"] for each in findings(result, item)] for item in ("idempotent", "retries")
+    }
+    for item, of in subjects.items():
+        assert [each for each in of if each.startswith("processor ")] == ["processor bill"], item
+    # Where what cannot be delivered goes is somebody's business; an ephemeral subscriber has none.
+    letters = [each["of"] for each in findings(result, "dead letters")]
+    assert sorted(letters) == ["processor bill", "processor later"]
+
+
 def test_messages_without_an_id(shell: Shell, doctor: Any) -> None:
     with shell.log() as log:
         log.append("orders", [Record(order(3), b"c3", "")], lambda answers: None)

@@ -15,6 +15,7 @@ import pytest
 from streams.inspection import background, closed_keys, delayed, letter_survey
 from streams.inspection.delayed import DelayIndex
 from streams.inspection.letter_survey import LetterSurvey
+from streams.inspection.letter_topics import letter_counts, sample_sources
 from streams.inspection.offset_texts import parse_offsets
 from streams.inspection.sagas import SagaIndex
 from streams.replay.offset_reset import apply_reset, plan_reset
@@ -60,7 +61,7 @@ async def test_letters_are_not_read_again_after_an_action(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = Reads(monkeypatch)
-    sampled = Gate(dead_index.sample_sources)
+    sampled = Gate(sample_sources)
     sampled.open()
     monkeypatch.setattr(dead_index, "sample_sources", sampled)
     app = stage.app()
@@ -187,7 +188,7 @@ async def test_topics_of_letters_that_were_dropped_while_they_were_counted(
     async with app.connected(), visit(dashboard) as visitor:
         name = write_letters(stage, app, [ValueError("x")] * 6)
         dashboard.groups.look(PATIENCE)
-        gate = Gate(dead_index.letter_counts, after=True)
+        gate = Gate(letter_counts, after=True)
         monkeypatch.setattr(dead_index, "letter_counts", gate)
         await visitor.get("/dead")
         await asyncio.to_thread(gate.entered)

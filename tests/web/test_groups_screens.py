@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,7 @@ from streams import Message
 from streams.web import Dashboard
 from streams.web.page import Page, Problem
 from tests.conformance.stage import QUICK, Stage
+from tests.web.gates import Gate
 from tests.web.visiting import eventually, visit
 
 
@@ -39,6 +41,24 @@ async def test_a_group_says_which_key_it_waits_for_and_since_when(stage: Stage) 
             assert stage.group in listed.text
             assert stage.topic_name in listed.text
         release.set()
+
+
+async def test_the_log_is_asked_about_a_group_once_for_its_page(stage: Stage) -> None:
+    app = stage.app()
+    topic = stage.topic(app, partitions=1)
+    app.processor(topic, group=stage.group, flow=QUICK)(stage.recorder())
+    async with app:
+        await stage.publish(topic, 1)
+        await stage.handled(1)
+        dashboard = Dashboard(app, access="all")
+        async with visit(dashboard) as visitor:
+            await visitor.get(f"/groups/show?group={stage.group}")
+            asked = Gate(app.log.group)
+            asked.open()
+            app.log.group = asked  # type: ignore[method-assign]
+            dashboard.sampler.figures(f"group:{stage.group}").at = time.time() + 60  # fresh
+            await visitor.get(f"/groups/show?group={stage.group}")
+            assert asked.calls == 1
 
 
 @pytest.mark.everywhere

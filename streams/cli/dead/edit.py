@@ -13,7 +13,7 @@ from streams.cli.dead import editor
 from streams.cli.dead.closed_keys import open_closed_keys
 from streams.cli.dead.handling import LetterAction, print_decided, print_handled
 from streams.cli.dead.options import Group, Name, Topic
-from streams.cli.dead.topics import open_dead_letters
+from streams.cli.dead.topics import open_dead_letters, open_to_resolve
 from streams.cli.options import Json, Url, argument_bytes, open_url
 from streams.config import DeadLetters
 from streams.errors import NotFound
@@ -82,7 +82,7 @@ def edit_dead_letter(
             closed_keys.send_command("edit", head, new_value(head.row))
             print_decided(group, topic, 1, "edited", json=json)
             return
-        dead_letters = open_dead_letters(log, group, topic, name)
+        dead_letters = open_to_resolve(log, group, topic, name)
         selection = dead_letters.select_named([which], lambda row: is_of(row, group, topic))
         if selection.count > 1:
             raise CommandFailed(

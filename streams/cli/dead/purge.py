@@ -5,7 +5,7 @@ from __future__ import annotations
 from streams.cli.dead import options
 from streams.cli.dead.filter import parse_filter
 from streams.cli.dead.handling import LetterAction, LetterRequest, handle_letters
-from streams.cli.dead.topics import open_dead_letters
+from streams.cli.dead.topics import open_to_resolve
 from streams.cli.options import Json, Url, Yes, open_url
 
 
@@ -43,7 +43,7 @@ def purge_dead_letters(
     letter_filter = parse_filter(error, key, since, until)
     request = LetterRequest(group, topic, which, letter_filter, limit, dry_run, yes, json)
     with open_url(url) as log:
-        dead_letters = open_dead_letters(log, group, topic, name)
+        dead_letters = open_to_resolve(log, group, topic, name)
         handle_letters(
             dead_letters,
             request,

@@ -19,7 +19,7 @@ from streams.cli.dead.handling import (
     print_decided,
     print_dry_run,
 )
-from streams.cli.dead.topics import open_dead_letters
+from streams.cli.dead.topics import open_to_resolve
 from streams.cli.options import Json, Url, Yes, argument_bytes, confirm, open_url
 from streams.config import DeadLetters
 from streams.errors import NotFound
@@ -89,7 +89,7 @@ def retry_dead_letters(
                 _retry_closed_keys(log, request, heads)
                 return
         retry_topic = DeadLetters().retry(topic, group)
-        dead_letters = open_dead_letters(log, group, topic, name)
+        dead_letters = open_to_resolve(log, group, topic, name)
         if key and not which:
             _require_closed(dead_letters, request, key)
         handle_letters(

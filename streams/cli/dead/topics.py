@@ -10,7 +10,12 @@ from streams.cli.command_errors import CommandFailed
 from streams.config import DeadLetters
 from streams.errors import NotFound
 from streams.inspection.dead_arguments import dead_ls_arguments as dead_ls_arguments
-from streams.inspection.letter_topics import FoundTopic, find_dead_letter_topics
+from streams.inspection.letter_topics import (
+    MAX_PARTITIONS,
+    FoundTopic,
+    find_dead_letter_topics,
+    sample_sources,
+)
 from streams.text import close_match, suggestion
 
 if TYPE_CHECKING:
@@ -57,6 +62,25 @@ def open_dead_letters(
                 hint = f"did you mean {suggested}?"
         problem = f"there is no dead letter topic {name or default_name!r}"
         raise CommandFailed(f"{problem}; {hint}") from error
+
+
+def open_to_resolve(log: Log, group: str, topic: str, name: str | None) -> DeadLetterTopic:
+    """The same, to put letters back or set them aside. Which of them were is noted as the position
+    of the group of the topic's name, so that must be no group that reads something.
+
+    :raises CommandFailed: there is no such topic, or it is of another kind.
+    :raises InvalidValue: a group of its name reads something.
+    """
+    found = open_dead_letters(log, group, topic, name)
+    if not found.name.endswith(".dead"):
+        sources, looked_at = sample_sources(log, log.topic(found.name), MAX_PARTITIONS)
+        if looked_at and not sources:
+            raise CommandFailed(
+                f"{found.name} holds no dead letters: none of its newest messages says which topic "
+                "and group it is of; streams dead ls says which topics do"
+            )
+    found.require_no_reader()
+    return found
 
 
 def print_other_topics(log: Log, group: str, topic: str, name: str) -> None:

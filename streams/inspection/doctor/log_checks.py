@@ -120,6 +120,8 @@ def check_retention(inspection: AppInspection) -> Iterator[Finding]:
         if topic.name not in inspection.aggregates:  # whose events are kept for ever, always
             yield _check_topic_retention(inspection, topic)
     for processor in inspection.processors:
+        if not processor.has_group_topics:
+            continue
         names = processor.options.dead_letters.topic_names(processor.topics, processor.group)
         kept = [name for name in names if _is_kept_for_ever(inspection.info(name))]
         if kept:

@@ -27,7 +27,8 @@ WEEK = 7 * 86_400.0
 def check_idempotence(inspection: AppInspection) -> Iterator[Finding]:
     """A message that comes twice is handled once."""
     for processor in inspection.processors:
-        yield _check_dedup_window(inspection, processor)
+        if processor.has_own_options:
+            yield _check_dedup_window(inspection, processor)
     for name, topic in inspection.topics.items():
         subject, sample = Subject("idempotent", f"topic {name}"), inspection.sample(name)
         messages = texts.plural(len(sample), "message")
@@ -67,6 +68,8 @@ def _check_dedup_window(inspection: AppInspection, processor: Processor[..., Any
 def check_dead_letters(inspection: AppInspection) -> Iterator[Finding]:
     """What cannot be handled is kept, and somebody has the time to see it."""
     for processor in inspection.processors:
+        if not processor.has_group_topics:
+            continue
         config = processor.options.dead_letters
         for topic in processor.topics:
             name = config.name(topic, processor.group)
@@ -194,7 +197,8 @@ def memory_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
 def check_retries(inspection: AppInspection) -> Iterator[Finding]:
     """Attempts end, leave time in between, and end before what they rest on is gone."""
     for processor in inspection.processors:
-        yield _check_retry(inspection, processor)
+        if processor.has_own_options:
+            yield _check_retry(inspection, processor)
 
 
 def _check_retry(inspection: AppInspection, processor: Processor[..., Any]) -> Finding:

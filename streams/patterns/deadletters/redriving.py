@@ -36,7 +36,7 @@ from streams import wire
 from streams.config import RETRY_PARTITIONS, DeadLetters
 from streams.derived_records import EDITED, ERROR_GROUP, ERROR_TOPIC, header_text, redriven_headers
 from streams.engine.progress import Range, Snapshot, encode
-from streams.errors import NotFound, StreamsError
+from streams.errors import InvalidValue, NotFound, StreamsError
 from streams.log.appending import append_and_wait
 from streams.log.protocol import Committed, ensure_topic
 from streams.log.range_reader import (
@@ -309,6 +309,7 @@ class DeadLetterTopic:
         :param on_progress: as :class:`ResolveRequest` has it.
         :returns: how many.
         :raises ReprocessStopped: one was refused, or more were picked out than can be committed.
+        :raises InvalidValue: a group of the topic's name reads something.
         """
         ensured: set[str] = set()
 
@@ -343,15 +344,35 @@ class DeadLetterTopic:
         :param end_offsets: as :class:`Selection` has them.
         :param on_progress: as :class:`ResolveRequest` has it.
         :raises ReprocessStopped: more were picked out than can be committed.
+        :raises InvalidValue: a group of the topic's name reads something.
         """
         request = ResolveRequest(
             lambda rows: [None] * len(rows), matches, limit, stop, end_offsets, on_progress
         )
         return self._resolve(request)
 
+    def has_reader(self) -> bool:
+        """Whether a group that has the name of this topic reads something: it runs, or it has
+        positions in another topic. What is resolved would be committed as its position."""
+        try:
+            info = self.log.group(self.name)
+        except NotFound:
+            return False
+        return bool(info.members) or any(topic != self.name for topic, _ in info.positions)
+
+    def require_no_reader(self) -> None:
+        """:raises InvalidValue: :meth:`has_reader`."""
+        if self.has_reader():
+            raise InvalidValue(
+                f"{self.name}: a group of this name reads something, and which letters were dealt "
+                "with is noted as the position of the group of the topic's name: that would move "
+                "it. Have the processor read in a group of another name"
+            )
+
     # -- inside
 
     def _resolve(self, request: ResolveRequest) -> int:
+        self.require_no_reader()
         count = 0
         for partition, resolved in self.resolved().items():
             first, end = self.log.watermarks(self.name, partition)

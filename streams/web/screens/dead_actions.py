@@ -154,13 +154,13 @@ def _open_to_act(page: Page, query: LetterQuery) -> DeadLetterTopic:
     group of its name, so that must be no group that reads.
 
     :raises NotFound: it holds no dead letters.
-    :raises InvalidValue: such a group runs.
+    :raises InvalidValue: such a group reads something.
     """
     topic = open_letters(page, query)
-    if has_members(page, query.name):
+    if topic.has_reader():
         raise InvalidValue(
             page._(
-                "A group of the name %(name)s reads something now, so it cannot note which letters "
+                "A group of the name %(name)s reads something, so it cannot note which letters "
                 "were dealt with.",
                 name=query.name,
             )

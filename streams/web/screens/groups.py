@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from heapq import nlargest
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from starlette.responses import Response
 
@@ -20,6 +20,9 @@ from streams.web.paging import paged
 from streams.web.redaction import Shown
 from streams.web.rendering import DASH
 from streams.web.translations import mark
+
+if TYPE_CHECKING:
+    from streams.log.protocol import GroupInfo, Log
 
 MAX_PARTITIONS = 500
 """Partitions of a group that are shown."""
@@ -78,7 +81,7 @@ def show_group(page: Page) -> Response:
     """One group."""
     group, log = group_of(page), page.log
     info = log.group(group)
-    positions = _positions(page, group)[:MAX_PARTITIONS]
+    positions = _positions(log, info)[:MAX_PARTITIONS]
     rows: list[PositionRow] = []
     for at in positions:
         oldest, key, since, place = at.oldest, None, None, ""
@@ -109,10 +112,8 @@ def show_group(page: Page) -> Response:
     )
 
 
-def _positions(page: Page, group: str) -> list[GroupPosition]:
-    """Where it is; a topic that is gone is left out."""
-    log = page.log
-    info = log.group(group)
+def _positions(log: Log, info: GroupInfo) -> list[GroupPosition]:
+    """Where a group is; a topic that is gone is left out."""
     try:
         return group_positions(log, info)
     except NotFound:

@@ -7,6 +7,7 @@ last one (Debian: ``fonts-noto-cjk``).
 
 from __future__ import annotations
 
+import argparse
 import os
 import socket
 import sys
@@ -99,4 +100,11 @@ def _take(tab: Tab, sampler: object, picture: Picture, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    take(Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else FOLDER)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.web.browser.pictures",
+        description="Take the pictures of the dashboard that the documentation shows.",
+    )
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=FOLDER, help="where they go; by default the documentation's"
+    )
+    take(parser.parse_args().folder.resolve())
