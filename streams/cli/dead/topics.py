@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from streams.cli import output
 from streams.cli.command_errors import CommandFailed
 from streams.config import DeadLetters
-from streams.errors import NotFound
+from streams.errors import InvalidValue, NotFound
 from streams.inspection.dead_arguments import dead_ls_arguments as dead_ls_arguments
 from streams.inspection.letter_topics import (
     MAX_PARTITIONS,
@@ -68,8 +68,8 @@ def open_to_resolve(log: Log, group: str, topic: str, name: str | None) -> DeadL
     """The same, to put letters back or set them aside. Which of them were is noted as the position
     of the group of the topic's name, so that must be no group that reads something.
 
-    :raises CommandFailed: there is no such topic, or it is of another kind.
-    :raises InvalidValue: a group of its name reads something.
+    :raises CommandFailed: there is no such topic, it is of another kind, or a group of its name
+        reads something.
     """
     found = open_dead_letters(log, group, topic, name)
     if not found.name.endswith(".dead"):
@@ -79,7 +79,10 @@ def open_to_resolve(log: Log, group: str, topic: str, name: str | None) -> DeadL
                 f"{found.name} holds no dead letters: none of its newest messages says which topic "
                 "and group it is of; streams dead ls says which topics do"
             )
-    found.require_no_reader()
+    try:
+        found.require_no_reader()
+    except InvalidValue as error:
+        raise CommandFailed(str(error)) from error
     return found
 
 

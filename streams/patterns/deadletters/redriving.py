@@ -428,7 +428,8 @@ class DeadLetterTopic:
             low = current.position
             found = ResolvedOffsets(low, [(max(low, a), b) for a, b in found.ranges if b > low])
         position = Committed(found.position, found.encoded().progress if found.ranges else "")
-        self.log.reset_offsets(self.name, self.name, {partition: position}, force=True)
+        # Not forced: the log refuses where a group of that name has begun to run meanwhile.
+        self.log.reset_offsets(self.name, self.name, {partition: position})
 
 
 def _chunks(
