@@ -350,6 +350,8 @@ class Dashboard:
         if isinstance(found, Confirm):
             fields = [pair for pair in page.fields.pairs if pair[0] != "confirm"]
             return page.render("confirm.html", confirm=found, fields=fields, title=found.title)
+        if found.status_code >= 500:  # it does not know what it did
+            self._expire()
         return found
 
     def _expire(self, names: Collection[str] = ()) -> None:

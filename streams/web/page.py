@@ -150,6 +150,11 @@ class Page:
         return self.dashboard.sampler
 
     @property
+    def kind(self) -> tuple[str, ...]:
+        """What texts and addresses depend on: whoever keeps some for others keeps them by it."""
+        return self.language, self.asset(""), self.request.query_params.get("lang", "")
+
+    @property
     def now(self) -> float:
         """The app's time, in seconds since the epoch."""
         return self.app.clock.time()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Collection, Hashable
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from streams.errors import StreamsError, Unavailable
@@ -27,7 +28,8 @@ OLD = 60.0
 """Real seconds after which they are not shown any more, but looked for."""
 
 MAX_KEPT = 50
-"""Kinds of visitors whose problems are kept: by language, address and permissions."""
+"""Kinds of visitors whose problems are kept: by language, address and permissions. Of more, those
+that were found longest ago are forgotten."""
 
 
 class Board(NamedTuple):
@@ -67,12 +69,8 @@ class ProblemBoard:
         :returns: None: they are being looked for.
         :raises StreamsError: they cannot be found: the log cannot be reached.
         """
-        key = (
-            page.language,
-            page.access,
-            page.asset(""),
-            page.request.query_params.get("lang"),
-        )
+        # All that problems depend on; not who it is, as there may be many.
+        key = (*page.kind, replace(page.access, who=""))
         with self._lock:
             found = self._boards.get(key)
             age = float("inf") if found is None else time.time() - found.at
@@ -101,9 +99,10 @@ class ProblemBoard:
                 with self._lock:
                     if changes != self._changes:
                         continue  # what was found may be from before
-                    if len(self._boards) >= MAX_KEPT:
-                        self._boards.clear()
+                    self._boards.pop(key, None)
                     self._boards[key] = search.board = board
+                    while len(self._boards) > MAX_KEPT:
+                        del self._boards[next(iter(self._boards))]
                     self._searches.pop(key, None)
                     return
         except StreamsError as error:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from streams import Dedup, Streams
 from streams.eventsourcing.views.inspection import VersionInspector, read_view
 from streams.web import Dashboard
-from tests.conformance.stage import Stage
+from streams.web.screens import doctor
+from tests.conformance.stage import PATIENCE, Stage
 from tests.eventsourcing.bank import deposit
 from tests.views.bank import Bank, fold_balance, unique
+from tests.web.test_dead_screens import write_letters
 from tests.web.visiting import Seen, Visitor, eventually, visit
 
 
@@ -49,6 +53,39 @@ async def test_what_is_wrong_is_said_with_what_to_do_and_stands_on_the_overview(
             await visitor.get("/doctor?verdict=maybe", status=400)
             again = await looked(visitor, "/doctor?again=1")
             assert "duplicates are handled again" in again.text
+
+
+async def test_after_an_action_it_is_looked_again(stage: Stage) -> None:
+    app = stage.app()
+    app.processor(stage.topic(app), group=stage.group)(stage.recorder())
+    async with app.connected(), visit(Dashboard(app, access="all")) as visitor:
+        name = write_letters(stage, app, [ValueError("x")] * 3)
+        seen = await looked(visitor)
+        assert f"3 letters in {name}" in seen.text
+        letters = await visitor.get(f"/dead/show?name={name}")
+        places = [text for text, href in letters.links if "/dead/letter?" in href]
+        await visitor.post("/dead/drop", {"name": name, "letter": places[:2], "confirm": "2"})
+        seen = await looked(visitor)
+        assert f"1 letter in {name}" in seen.text
+
+
+async def test_findings_on_the_overview_are_not_from_before_an_action(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "AFTER_CHANGE", PATIENCE)
+    app = stage.app()
+    app.processor(stage.topic(app), group=stage.group, dedup=Dedup(window=0))(stage.recorder())
+    async with app.connected():
+        dashboard = Dashboard(app, access="all")
+        async with visit(dashboard) as visitor:
+            await looked(visitor)
+            assert "duplicates are handled again" in (await visitor.get("/")).text
+            # It is put right, and somebody does something.
+            app.processors[0].options = replace(app.processors[0].options, dedup=Dedup())
+            await visitor.post(
+                "/publish", {"topic": stage.topic_name, "value": "1", "format": "json"}
+            )
+            assert "duplicates are handled again" not in (await visitor.get("/")).text
 
 
 async def test_what_is_in_messages_is_not_told_without_the_permission(stage: Stage) -> None:

@@ -187,6 +187,7 @@ def publish(page: Page) -> Done | Response:
         else (page.url(f"/topics/{path_part(topic)}"), page._("Back to the topic")),
         details=[page._("message ID %(id)s", id=record.id)],
         subject=f"topic {topic}, message ID {record.id}",
+        changed=(topic,),
     )
 
 

@@ -407,7 +407,7 @@ def retry(page: Page) -> Background:
 def problems(page: Page) -> Iterator[Problem]:
     """Versions whose rebuild was interrupted, and documents that stand still."""
     yield from page.dashboard.shared(
-        ("view-problems", page.language), 5.0, lambda: list(_find_problems(page))
+        ("view-problems", *page.kind), 5.0, lambda: list(_find_problems(page))
     )
 
 

@@ -105,6 +105,10 @@ if __name__ == "__main__":
         description="Take the pictures of the dashboard that the documentation shows.",
     )
     parser.add_argument(
-        "folder", nargs="?", type=Path, default=FOLDER, help="where they go; by default the documentation's"
+        "folder",
+        nargs="?",
+        type=Path,
+        default=FOLDER,
+        help="where they go; by default the documentation's",
     )
     take(parser.parse_args().folder.resolve())
