@@ -96,6 +96,11 @@ class BackgroundRuns:
             self._state.notify_all()
 
     @property
+    def is_closed(self) -> bool:
+        """It runs no more."""
+        return self._closed
+
+    @property
     def is_to_stop(self) -> bool:
         """The run that goes on is of no use any more."""
         return self._closed or self._is_stale

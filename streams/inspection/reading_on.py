@@ -57,6 +57,11 @@ class BackgroundReader:
         self._runs.close()
 
     @property
+    def is_closed(self) -> bool:
+        """It reads no more."""
+        return self._runs.is_closed
+
+    @property
     def _is_to_stop(self) -> bool:
         return self._runs.is_to_stop
 
@@ -102,6 +107,8 @@ class KeptReaders(Generic[R]):
         self._kept: OrderedDict[str, tuple[R, float]] = OrderedDict()
         """Each with when somebody asked for it, that asked for last at the end."""
         self._closed = False
+        self._timer: threading.Timer | None = None
+        """Forgets those that nobody looks at any more."""
 
     def of(self, name: str) -> R:
         """The reader of a topic; once these are closed, one that reads nothing."""
@@ -113,9 +120,28 @@ class KeptReaders(Generic[R]):
                 reader.close()
                 return reader
             self._kept[name] = reader, now
-            while len(self._kept) > self._most or self._oldest() < now - FORGET_AFTER:
-                self._kept.popitem(last=False)[1][0].close()
+            while len(self._kept) > self._most:
+                self._forget_oldest()
+            self._forget_later(now)
             return reader
+
+    def _forget_later(self, now: float) -> None:
+        """Forget those whose time is over, now and when it is (the lock is held)."""
+        while self._kept and self._oldest() <= now - FORGET_AFTER:
+            self._forget_oldest()
+        if self._timer is None and self._kept:
+            self._timer = threading.Timer(self._oldest() + FORGET_AFTER - now, self._wake)
+            self._timer.name, self._timer.daemon = "streams-forget", True
+            self._timer.start()
+
+    def _wake(self) -> None:
+        with self._lock:
+            self._timer = None
+            if not self._closed:
+                self._forget_later(time.monotonic())
+
+    def _forget_oldest(self) -> None:
+        self._kept.popitem(last=False)[1][0].close()
 
     def expire(self, names: Collection[str] = ()) -> None:
         """Something was changed, in whichever topic: see :meth:`BackgroundReader.expire`."""
@@ -126,6 +152,8 @@ class KeptReaders(Generic[R]):
         """End reading, and forget what was read."""
         with self._lock:
             self._closed = True
+            if self._timer is not None:
+                self._timer.cancel()
         for reader in self._readers():
             reader.close()
         with self._lock:

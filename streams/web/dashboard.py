@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Hashable
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from importlib.resources import files
@@ -175,7 +176,7 @@ class Dashboard:
         self.problem_patience = 0.03
         """Real seconds for which the overview waits for its problems."""
         self.streams_open = 0
-        """Browsers that are told of changes now."""
+        """Streams to browsers now: of figures, and of messages that arrive."""
         self._answers = SharedAnswers()
         self._kept: tuple[_Kept, ...] = (
             self.sampler,
@@ -448,6 +449,15 @@ class Dashboard:
             )
             found.append(NavigationItem(page._(screen.title), page.url(screen.path), current))
         return found
+
+    @contextmanager
+    def streaming(self) -> Iterator[None]:
+        """Count a stream to a browser meanwhile (on the server's loop)."""
+        self.streams_open += 1
+        try:
+            yield
+        finally:
+            self.streams_open -= 1
 
     def shared(self, key: Hashable, seconds: float, make: Callable[[], T]) -> T:
         """What ``make`` returned within the last so many real seconds for this key, whoever asked:

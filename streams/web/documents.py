@@ -11,17 +11,23 @@ MAX_SHOWN = 64 << 10
 """Bytes of a document that are shown."""
 
 
+def indented_json(data: bytes) -> str | None:
+    """JSON with its fields one below the other, and otherwise as it stands: numbers keep their
+    digits, and a name that stands there twice stays. None: it is no JSON."""
+    try:
+        orjson.loads(data)
+        return msgspec.json.format(data, indent=2).decode()
+    except (ValueError, msgspec.MsgspecError, RecursionError):
+        return None
+
+
 def pretty(shown: Shown) -> str:
     """A document as text: JSON indented, anything else as it is, the beginning of what is long."""
     data = shown.data
     if data is None:
         return ""
     cut = data[:MAX_SHOWN]
-    if len(cut) == len(data):
-        try:
-            orjson.loads(data)
-            return msgspec.json.format(data, indent=2).decode()  # numbers keep their digits
-        except (ValueError, msgspec.MsgspecError, RecursionError):
-            pass
+    if len(cut) == len(data) and (text := indented_json(data)) is not None:
+        return text
     text = cut.decode("utf-8", "backslashreplace")
     return text if len(cut) == len(data) else f"{text}…"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from streams.web.dashboard import Dashboard
 
 MAX_STREAMS = 500
-"""Browsers that are told at the same time, at most."""
+"""Streams at the same time, at most: figures, and messages that arrive."""
 
 MAX_TABS = 8
 """Tokens of one stream, at most: one for each tab in the foreground."""
@@ -36,8 +36,8 @@ SSE_HEADERS = {
 
 def live_response(dashboard: Dashboard, request: Request) -> Response:
     """The stream of the subjects whose tokens the address has (``?watch=``, repeated)."""
-    if dashboard.streams_open >= MAX_STREAMS:
-        return PlainTextResponse("too many browsers look\n", 503, {"retry-after": "30"})
+    if (refused := too_many_streams(dashboard)) is not None:
+        return refused
     if request.method == "HEAD":  # which asks for no stream
         return Response(media_type="text/event-stream", headers=SSE_HEADERS)
     tokens = request.query_params.getlist("watch")[:MAX_TABS]
@@ -45,6 +45,13 @@ def live_response(dashboard: Dashboard, request: Request) -> Response:
     return StreamingResponse(
         _events(dashboard, subjects), media_type="text/event-stream", headers=SSE_HEADERS
     )
+
+
+def too_many_streams(dashboard: Dashboard) -> Response | None:
+    """What is answered where no further stream may begin."""
+    if dashboard.streams_open < MAX_STREAMS:
+        return None
+    return PlainTextResponse("too many browsers look\n", 503, {"retry-after": "30"})
 
 
 async def _events(dashboard: Dashboard, subjects: frozenset[str]) -> AsyncIterator[bytes]:
@@ -63,19 +70,15 @@ async def _events(dashboard: Dashboard, subjects: frozenset[str]) -> AsyncIterat
         except RuntimeError:
             pass  # the server ended just now
 
-    dashboard.streams_open += 1
-    try:
-        with dashboard.sampler.watch(subjects, told):
-            yield b"retry: 3000\n\n"
-            while True:
-                try:
-                    async with asyncio.timeout(HEARTBEAT):
-                        message = await latest.get()
-                except TimeoutError:
-                    message = b": still here\n\n"
-                yield message
-    finally:
-        dashboard.streams_open -= 1
+    with dashboard.streaming(), dashboard.sampler.watch(subjects, told):
+        yield b"retry: 3000\n\n"
+        while True:
+            try:
+                async with asyncio.timeout(HEARTBEAT):
+                    message = await latest.get()
+            except TimeoutError:
+                message = b": still here\n\n"
+            yield message
 
 
 def _message(found: Mapping[str, Mapping[str, float | int | None]] | None) -> bytes:

@@ -39,10 +39,6 @@ MAX_BULK = 100_000
 """Messages that one action may concern; more is refused with the advice to narrow it down."""
 
 
-class ActionRefused(Exception):
-    """The visitor may not do this."""
-
-
 @dataclass(frozen=True, slots=True)
 class Done:
     """What an action did: shown to the visitor, and logged.

@@ -112,13 +112,18 @@ def at_path(document: Any, parts: list[str | int]) -> Any:
         if isinstance(document, Mapping):
             document = document.get(str(part), _MISSING)
         elif isinstance(document, list):
-            index = part if isinstance(part, int) else int(part) if part.isdecimal() else -1
+            index = part if isinstance(part, int) else _index(part)
             document = document[index] if 0 <= index < len(document) else _MISSING
         else:
             return _MISSING
         if document is _MISSING:
             return _MISSING
     return document
+
+
+def _index(part: str) -> int:
+    """A place in a list that is written as a name is (``items.0``); -1: it is none."""
+    return int(part) if part.isdecimal() and len(part) < 10 else -1
 
 
 def written(found: Any) -> str:

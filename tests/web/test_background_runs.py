@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from streams.errors import StreamsError, Unavailable
-from streams.inspection import background
+from streams.inspection import background, reading_on
 from streams.inspection.background import BackgroundRuns
 from streams.inspection.reading_on import BackgroundReader, KeptReaders
 from streams.log.protocol import Log
@@ -158,3 +158,17 @@ def test_readers_that_are_let_go_of_read_no_more() -> None:
     kept.close()
     assert not first.read_on(PATIENCE)
     assert not kept.of("d").read_on(PATIENCE)
+
+
+def test_readers_are_forgotten_when_nobody_looks_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reading_on, "FORGET_AFTER", 0.05)
+    kept = KeptReaders(lambda name: Reader(name, no_log), 5)
+    first = kept.of("a")
+    began = time.monotonic()
+    while not first.is_closed:
+        assert time.monotonic() - began < PATIENCE, "it is kept"
+        time.sleep(0.01)
+    assert kept.of("a") is not first
+    kept.close()

@@ -376,6 +376,18 @@ async def test_whatever_stands_in_a_letter_is_shown_as_text(stage: Stage, text: 
                 assert_inert(answer.text)
 
 
+async def test_a_value_is_shown_digit_for_digit(stage: Stage) -> None:
+    app = stage.app()
+    async with app.connected(), visit(Dashboard(app, access="all")) as visitor:
+        value = b'{"amount": 12.10, "rate": 0.10000000000000000555, "of": "a", "of": "b"}'
+        name = write_letters(stage, app, [ValueError("x")], value=value)
+        seen = await visitor.get(f"/dead/show?name={name}")
+        letter = await visitor.get(seen.link(next(t for t, h in seen.links if "/letter?" in h)))
+        shown = letter.text.partition("New value")[0]
+        for part in ('"amount": 12.10,', "0.10000000000000000555", '"of": "a"', '"of": "b"'):
+            assert part in shown
+
+
 async def test_a_large_value_is_shown_by_its_beginning(stage: Stage) -> None:
     app = stage.app()
     async with app.connected(), visit(Dashboard(app, access="all")) as visitor:

@@ -11,7 +11,7 @@ import pytest
 from stream_codecs import MessagePack, Zstd
 from streams import Reject
 from streams.message import Record
-from streams.web import Dashboard, Payload
+from streams.web import Dashboard, Payload, live
 from streams.web import search as search_module
 from streams.web.search import Query, at_path, path_parts
 from tests.conformance.stage import QUICK, Stage
@@ -306,6 +306,52 @@ def test_a_query_that_asks_for_nothing_is_empty() -> None:
     assert not Query(text="x").is_empty
 
 
+async def test_headers_that_a_page_names_apart_are_redacted_too(stage: Stage) -> None:
+    def redact(payload: Payload) -> bytes | None:
+        return payload.data.replace(b"4111", b"****") if payload.kind == "header" else payload.data
+
+    app = stage.app()
+    topic = stage.topic(app, partitions=1)
+    async with app.connected():
+        headers = {"ce_correlationid": "card-4111", "ce_causationid": "of-4111"}
+        await topic.publish(1, headers=headers)
+        path = f"/topics/{stage.topic_name}/messages/0/0"
+        async with visit(Dashboard(app, access="all", redact=redact)) as visitor:
+            seen = await visitor.get(path)
+            assert "4111" not in seen.html
+            assert "Correlation card-****" in seen.text
+            found = await visitor.get(seen.link("card-****"))  # it finds what is shown so
+            assert "1 found" in found.text
+        async with visit(Dashboard(app, access="all", redact=lambda payload: None)) as visitor:
+            assert "4111" not in (await visitor.get(path)).html
+
+
+async def test_a_path_of_many_digits_is_no_place_in_a_list(stage: Stage) -> None:
+    app = stage.app()
+    topic = stage.topic(app, dict[str, list[int]], partitions=1)
+    async with app.connected(), visit(Dashboard(app, access="all")) as visitor:
+        await topic.publish({"a": [1]})
+        address = f"/topics/{stage.topic_name}/messages"
+        for digits, found in (("0", "1 found"), ("9" * 5_000, "0 found")):
+            seen = await visitor.get(f"{address}?path=a.{digits}")
+            assert found in seen.text
+
+
+async def test_streams_to_browsers_are_bounded(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = stage.app()
+    topic = stage.topic(app, partitions=1)
+    async with app.connected():
+        await topic.publish(1)
+        path = f"/topics/{stage.topic_name}/messages/arriving"
+        async with visit(Dashboard(app, access="all")) as visitor:
+            monkeypatch.setattr(live, "MAX_STREAMS", 0)
+            for each in (path, "/live"):
+                refused = await visitor.get(each, status=503)
+                assert refused.response.headers["retry-after"]
+
+
 async def test_messages_are_seen_as_they_arrive(stage: Stage) -> None:
     """Over a real server: the client of the other tests waits for the end of a response."""
     import httpx
@@ -324,6 +370,7 @@ async def test_messages_are_seen_as_they_arrive(stage: Stage) -> None:
                     assert answer.headers["content-type"].startswith("text/event-stream")
                     lines = answer.aiter_lines()
                     assert await anext(lines) == ": watching"
+                    assert dashboard.streams_open == 1
                     await stage.publish(topic, Order(2), key=lambda order: "<b>arrived")
                     async for line in lines:
                         if "arrived" in line:

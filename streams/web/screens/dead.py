@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +18,7 @@ from streams.log.names import is_valid_name
 from streams.patterns.deadletters import DeadLetterTopic
 from streams.text import escape, printable_text
 from streams.web.dead_index import dead_topics, survey_of
+from streams.web.documents import indented_json
 from streams.web.letter_query import LetterQuery
 from streams.web.page import LOOK, MAX_BULK, Page, Problem, Screen
 from streams.web.paging import PAGE_SIZE, paged
@@ -261,10 +261,9 @@ def shown_text(shown: Shown) -> str:
     """A value as it is shown: JSON with its fields one below the other, else as text."""
     data = shown.data or b""
     if len(data) <= SHOWN_BYTES and data[:1] in (b"{", b"["):
-        try:
-            return json.dumps(json.loads(data), indent=2, ensure_ascii=False)
-        except (ValueError, RecursionError):
-            pass
+        text = indented_json(data)
+        if text is not None:
+            return text
     return data[:SHOWN_BYTES].decode("utf-8", "backslashreplace")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from starlette.responses import Response, StreamingResponse
 
-from streams.errors import InvalidValue, NotFound, StreamsError
+from streams.errors import InvalidValue, NotFound, NotRunning, StreamsError
 from streams.inspection.offset_texts import parse_offset, parse_offsets
 from streams.log.range_reader import OffsetRange, RangeReader, read_first
 from streams.message import CAUSATION, CORRELATION, LEGACY_CAUSATION, LEGACY_CORRELATION
@@ -18,7 +18,8 @@ from streams.text import printable_text
 from streams.web.addresses import topic_of
 from streams.web.browsing import MAX_PARTITIONS, Leaf, from_place, newest
 from streams.web.decoded import NO_DOCUMENT, document_of
-from streams.web.live import SSE_HEADERS
+from streams.web.documents import indented_json
+from streams.web.live import SSE_HEADERS, too_many_streams
 from streams.web.page import Page, Screen
 from streams.web.rendering import environment, path_part
 from streams.web.rows import Row, row_of
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from streams.log.protocol import Log
     from streams.message import Batch
     from streams.topic_reader import OffsetSpec
-    from streams.web.redaction import Shown
+    from streams.web.redaction import Payloads, Shown
 
 COUNTS = (25, 50, 100, 200)
 """Messages on a page."""
@@ -135,6 +136,8 @@ def arriving(page: Page) -> Response:
         raise InvalidValue(page._("This topic has too many partitions: choose one."))
     if page.request.method == "HEAD":  # which asks for no stream
         return Response(media_type="text/event-stream", headers=SSE_HEADERS)
+    if (refused := too_many_streams(page.dashboard)) is not None:
+        return refused
     ends = {number: log.watermarks(topic, number)[1] for number in partitions}
     return StreamingResponse(
         _arriving(page, topic, ends), media_type="text/event-stream", headers=SSE_HEADERS
@@ -145,22 +148,25 @@ async def _arriving(page: Page, topic: str, ends: dict[int, int]) -> AsyncIterat
     source = page.dashboard.source
     template = environment(page.language).get_template("message_rows.html")
     began = quiet = time.monotonic()
-    yield b": watching\n\n"
-    while time.monotonic() - began < TAIL_SECONDS:
-        try:
-            rows, passed = await source.run(lambda: _arrived(page, topic, ends))
-        except StreamsError:
-            source.reopen()
-            rows, passed = [], 0
-        if rows:
-            html = template.render(page.context(rows=rows, passed=passed, topic=topic))
-            lines = "".join(f"data: {line}\n" for line in html.splitlines() if line)
-            yield f"{lines}\n".encode()
-            quiet = time.monotonic()
-        elif time.monotonic() - quiet > 15:
-            yield b": still here\n\n"
-            quiet = time.monotonic()
-        await asyncio.sleep(TAIL_LOOK)
+    with page.dashboard.streaming():
+        yield b": watching\n\n"
+        while time.monotonic() - began < TAIL_SECONDS:
+            try:
+                rows, passed = await source.run(lambda: _arrived(page, topic, ends))
+            except NotRunning:  # the dashboard was closed
+                return
+            except StreamsError:
+                source.reopen()
+                rows, passed = [], 0
+            if rows:
+                html = template.render(page.context(rows=rows, passed=passed, topic=topic))
+                lines = "".join(f"data: {line}\n" for line in html.splitlines() if line)
+                yield f"{lines}\n".encode()
+                quiet = time.monotonic()
+            elif time.monotonic() - quiet > 15:
+                yield b": still here\n\n"
+                quiet = time.monotonic()
+            await asyncio.sleep(TAIL_LOOK)
 
 
 def _arrived(page: Page, topic: str, ends: dict[int, int]) -> tuple[list[Row], int]:
@@ -219,8 +225,8 @@ def show_message(page: Page) -> Response:
         headers=[(printable_text(name), shown) for name, shown in payloads.headers(topic, headers)],
         problem=printable_text(batch.unreadable.get(row.index, "")),
         **_value_context(page, batch, row.index, value),
-        caused_by=_header(headers, CAUSATION) or _header(headers, LEGACY_CAUSATION),
-        correlation=_header(headers, CORRELATION) or _header(headers, LEGACY_CORRELATION),
+        caused_by=_header(payloads, batch, row.index, CAUSATION, LEGACY_CAUSATION),
+        correlation=_header(payloads, batch, row.index, CORRELATION, LEGACY_CORRELATION),
         trail=page.url(address + path_part(log.format_offset(offset)) + "/trail"),
         before=page.url(address + path_part(log.format_offset(before)))
         if first <= before < offset
@@ -284,9 +290,14 @@ def _row(page: Page) -> tuple[Any, int]:
     return LogRow(batch, 0), offset
 
 
-def _header(headers: Any, name: str) -> str:
-    found = next((value for each, value in headers if each == name and value is not None), None)
-    return "" if found is None else found.decode("utf-8", "backslashreplace")
+def _header(payloads: Payloads, batch: Batch, index: int, *names: str) -> str:
+    """The first of these headers that is there, as the visitor may see it; empty: none is."""
+    headers = batch.headers(index)
+    for name in names:
+        for each, value in headers:
+            if each == name and value:
+                return payloads.header(batch.topic, name, value).text or ""
+    return ""
 
 
 def _value_context(page: Page, batch: Batch, index: int, value: Shown) -> dict[str, Any]:
@@ -294,7 +305,7 @@ def _value_context(page: Page, batch: Batch, index: int, value: Shown) -> dict[s
     data = value.data
     if data is None:
         return {"kind": "none", "text": "", "rows": (), "is_cut": False}
-    if len(data) <= MAX_INDENTED and (indented := _indented(data)) is not None:
+    if len(data) <= MAX_INDENTED and (indented := indented_json(data)) is not None:
         return {"kind": "json", "text": indented, "rows": (), "is_cut": False}
     document = document_of(page.app, page.payloads, batch, index, data)
     if document is not NO_DOCUMENT:
@@ -309,16 +320,6 @@ def _value_context(page: Page, batch: Batch, index: int, value: Shown) -> dict[s
         rows = list(_hex_rows(data))
         return {"kind": "bytes", "text": "", "rows": rows, "is_cut": len(data) > 16 * HEX_ROWS}
     return {"kind": "text", "text": text, "rows": (), "is_cut": is_cut}
-
-
-def _indented(data: bytes) -> str | None:
-    import msgspec
-
-    try:
-        orjson.loads(data)
-        return msgspec.json.format(data, indent=2).decode()  # numbers keep their digits
-    except (ValueError, msgspec.MsgspecError, RecursionError):
-        return None
 
 
 def _hex_rows(data: bytes) -> Iterator[tuple[str, str, str]]:
