@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
-from streams.errors import Fatal, NotFound, StreamsError, Unavailable
+from streams.errors import Fatal, NotFound, NotRunning, StreamsError, Unavailable
 from streams.inspection.background import AFTER_CHANGE
 from streams.inspection.groups import total_lag
 from streams.patterns.internal_topics import internal_topics, is_internal_group
@@ -137,7 +137,10 @@ class GroupIndex:
         :meth:`expire`.
 
         :raises Unavailable: the log cannot be reached.
+        :raises NotRunning: this was closed.
         """
+        if self._closed.is_set():
+            raise NotRunning("the dashboard is closed")
         began = time.monotonic()
         log = self._open_log()
         is_old = began - self._complete_at >= OLD or self._complete_at <= self._expired_at
