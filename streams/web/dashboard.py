@@ -61,10 +61,10 @@ from streams.web.log_source import LogSource
 from streams.web.page import Action, Background, Confirm, Done, Page, Screen
 from streams.web.passwords import PasswordInTheClear, PasswordNeeded
 from streams.web.problem_board import ProblemBoard
-from streams.web.processor_figures import processor_sampler
+from streams.web.processor_figures import processor_sample
 from streams.web.redaction import Redact
 from streams.web.saga_indexes import SagaIndexes
-from streams.web.sampler import Sampler
+from streams.web.sampler import Sampler, group_sample
 from streams.web.screens import actions, problem_finders, screens
 from streams.web.shared_answers import SharedAnswers
 from streams.web.translations import choose_language
@@ -162,7 +162,7 @@ class Dashboard:
         self.sampler = Sampler(
             self.source.log,
             self.source.reopen,
-            processor_sampler(app),
+            {"group": group_sample(self.groups.read), "processor": processor_sample(app)},
         )
         self.sagas = SagaIndexes(self.source.log)
         log = self.source.log

@@ -1,9 +1,8 @@
 """What is known of all groups of a log: who reads which topic, who runs, what waits.
 
-A log tells of one group at a time, and there may be thousands: whoever asks looks at those that
-were looked at longest ago, for a moment, and says how many are known. The rest is looked at by a
-thread that ends when it is through: what a visitor is shown is seconds old where somebody has
-looked lately, and nobody waits until all groups were asked for.
+A log tells of one group at a time, and there may be thousands: a thread looks at all of them, those
+first that were looked at longest ago, while somebody looks at a page. Whoever asks waits for it for
+a moment, is shown what is known, and told of how many groups that is.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from streams.errors import Fatal, NotFound, NotRunning, StreamsError, Unavailable
@@ -28,19 +28,28 @@ logger = get_logger("streams")
 FRESH = 5.0
 """Real seconds for which a group's facts are taken as they are."""
 
-AT_ONCE = 0.04
-"""Real seconds that a visitor waits at most while what is known is hardly old."""
-
-OLD = 20.0
-"""Real seconds after which it is: then a visitor waits longer, rather than being shown it."""
-
 LOOKED_AT = 4
-"""Groups that are looked at at the same time, each with several questions to a server; so many are
-looked at each time, however long that takes."""
+"""Groups that are looked at at the same time, each with several questions to a server."""
 
-ALL_TOPICS = 60.0
+ALL_TOPICS = 600.0
 """Real seconds after which a group is looked for in all topics again. Meanwhile, it is in those
-where it was, which is much less work on a log with thousands of topics."""
+where it was or where its members read, which is much less work on a log with thousands of topics.
+"""
+
+LIST_SHARE = 20
+"""Of so many parts of the time, listing all topics and groups takes one at most."""
+
+AT_FULL_SPEED = 1.0
+"""Real seconds for which the thread does not rest, so that all is soon known of a usual log."""
+
+REST = 3
+"""Later, it rests for so many times as long as it worked."""
+
+WANTED = 30.0
+"""Real seconds after the last visitor for which it goes on."""
+
+FIRST = 10.0
+"""Real seconds for which the first visitor waits until the groups are listed."""
 
 MAX_GROUPS = 20_000
 """Groups whose facts are kept, at most."""
@@ -104,21 +113,30 @@ class GroupIndex:
 
     def __init__(self, open_log: Callable[[], Log]) -> None:
         self._open_log = open_log
-        self._lock = threading.Lock()
+        self._state = threading.Condition()
+        """Held where what people wait for changes."""
         self._known: dict[str, GroupFacts] = {}
         self._names: list[str] = []
-        self._all_topics_at: dict[str, float] = {}
-        """When each group was looked for in all topics (monotonic)."""
         self._topics: list[str] = []
+        self._topic_set: frozenset[str] = frozenset()
         self._internal: frozenset[str] = frozenset()
+        self._all_topics_at: dict[str, float] = {}
+        """When each group was looked for in all topics."""
         self._listed_at = float("-inf")
+        """When the listing began (monotonic, as all that follow but one)."""
+        self._listing_took = 0.0
         self._complete_at = float("-inf")
+        """When looking at all groups began that came to its end last."""
+        self._asked_at = float("-inf")
         self._changed: Collection[str] = ()
         """What was changed last."""
         self._changed_at = 0.0
         """When, in real seconds since the epoch; the other one on the monotonic clock."""
         self._expired_at = float("-inf")
-        self._behind: threading.Thread | None = None
+        self._failures: list[StreamsError] = []
+        """The last failure of the thread; how many there were is :attr:`_failed`."""
+        self._failed = 0
+        self._thread: threading.Thread | None = None
         self._threads = ThreadPoolExecutor(LOOKED_AT, thread_name_prefix="streams-web-groups")
         self._closed = threading.Event()
 
@@ -132,119 +150,154 @@ class GroupIndex:
         self._changed_at, self._expired_at = time.time(), time.monotonic()
 
     def look(self, seconds: float) -> GroupOverview:
-        """What is known, after looking at groups for so many real seconds at most (blocks). One
-        visitor looks at a time; the others take what is known, unless that is from before
-        :meth:`expire`.
+        """What is known, after waiting for so many real seconds at most until all is (blocks); for
+        longer, until the groups were listed, the first time and after :meth:`expire`.
 
         :raises Unavailable: the log cannot be reached.
         :raises NotRunning: this was closed.
         """
-        if self._closed.is_set():
-            raise NotRunning("the dashboard is closed")
-        began = time.monotonic()
-        log = self._open_log()
-        is_old = began - self._complete_at >= OLD or self._complete_at <= self._expired_at
-        patience = seconds if is_old else min(seconds, AT_ONCE)
-        # A log that holds up who looks now is waited for longer after a change.
-        is_changed = self._listed_at <= self._expired_at
-        longest = max(patience, AFTER_CHANGE) if is_changed else patience
-        if self._lock.acquire(timeout=longest if self._names else -1):
-            try:
-                self._list(log)
-                is_through = self._fill(log, began + patience)
-            finally:
-                self._lock.release()
-            if not is_through:
-                self._go_on_behind()
-        return GroupOverview(dict(self._known), self._names, self._internal, self._topics)
+        self._asked_at = began = time.monotonic()
 
-    def _go_on_behind(self) -> None:
-        """Look at the others in a thread, unless one does."""
-        if self._behind is None or not self._behind.is_alive():
-            self._behind = threading.Thread(
-                target=self._look_at_all, name="streams-web-groups", daemon=True
-            )
-            self._behind.start()
-
-    def _look_at_all(self) -> None:
-        try:
-            is_through = False
-            while not is_through and not self._closed.is_set():
-                log, began = self._open_log(), time.monotonic()
-                with self._lock:  # for a moment, so that a visitor can look meanwhile
-                    is_through = self._fill(log, began + AT_ONCE)
-                self._closed.wait(time.monotonic() - began)  # half of the time is others'
-        except StreamsError as error:  # the next visitor is told
-            logger.debug("the dashboard: looking at all groups: %s", error)
-        except RuntimeError:
-            if not self._closed.is_set():  # which refuses more threads
-                raise
-
-    def close(self) -> None:
-        """End the threads."""
-        self._closed.set()
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-    def _list(self, log: Log) -> None:
-        began = time.monotonic()
-        if began - self._listed_at < FRESH / 2 and self._listed_at > self._expired_at:
-            return
-        self._topics = log.topic_names()
-        names = self._names = log.groups()
-        self._internal = frozenset(internal_topics(self._topics, names))
-        there = set(names)
-        for gone in [name for name in self._known if name not in there]:
-            del self._known[gone]
-            self._all_topics_at.pop(gone, None)
-        self._listed_at = began
-
-    def _fill(self, log: Log, deadline: float) -> bool:
-        """Look at those that were changed, then at those that were looked at longest ago; whether
-        none is left."""
-        now, began, changed = time.time(), time.monotonic(), self._changed
-
-        def asked_at(name: str) -> float:
-            found = self._known.get(name)
-            return 0.0 if found is None else found.at
-
-        def is_fresh(name: str) -> bool:
-            return now - asked_at(name) < FRESH and asked_at(name) > self._changed_at
-
-        names = [name for name in self._names[:MAX_GROUPS] if not is_fresh(name)]
-        names.sort(key=lambda name: (name not in changed, asked_at(name)))
-        for begin in range(0, len(names), LOOKED_AT):
-            if begin and time.monotonic() > deadline:
+        def is_complete() -> bool:
+            if self._complete_at <= self._expired_at:
                 return False
-            some = names[begin : begin + LOOKED_AT]
-            found = self._threads.map(lambda name: self._look_at(log, name), some)
-            self._known.update(zip(some, found, strict=True))
-        self._complete_at = began
-        return True
+            return self._complete_at >= began or began - self._complete_at < FRESH
 
-    def _look_at(self, log: Log, name: str) -> GroupFacts:
-        before, now = self._known.get(name), time.time()
-        lag_before = None if before is None else before.lag
-        try:
-            info = self._read(log, name, before)
-            lag = total_lag(log, info)
-            topics = tuple(sorted({topic for topic, _ in info.positions}))
-            members = len(info.members)
-        except (Unavailable, Fatal):
-            raise
-        except NotFound:
-            return GroupFacts(name, (), None, None, lag_before, now)
-        except StreamsError as error:  # others name their groups as they like
-            logger.debug("the dashboard: group %r: %s", name, error)
-            return GroupFacts(name, (), None, None, lag_before, now, str(error))
-        return GroupFacts(name, topics, members, lag, lag_before, now)
+        with self._state:
+            listing = AFTER_CHANGE if self._names else FIRST
+            is_listed = self._wait(lambda: self._listed_at > self._expired_at, began + listing)
+            if not is_listed and self._listed_at == float("-inf"):
+                raise Unavailable(f"no answer within {FIRST:.0f} s")
+            self._wait(is_complete, began + seconds)
+            return GroupOverview(dict(self._known), self._names, self._internal, self._topics)
 
-    def _read(self, log: Log, name: str, before: GroupFacts | None) -> GroupInfo:
+    def read(self, log: Log, name: str) -> GroupInfo:
+        """A group, in the topics where it is known to be (blocks).
+
+        :raises NotFound: there is none of that name.
+        """
         now, looked_at = time.monotonic(), self._all_topics_at.get(name, float("-inf"))
+        before = self._known.get(name)
         is_known = now < looked_at + ALL_TOPICS and looked_at > self._expired_at
         if before is not None and is_known:
             info = log.group(name, before.topics)
             if all(at[0] in before.topics for each in info.members for at in each.partitions):
                 return info
-        info = log.group(name)
+        info = log.group(name, self._topic_set)
         self._all_topics_at[name] = now
         return info
+
+    def close(self) -> None:
+        """End the threads, and let go of those who wait."""
+        self._closed.set()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        with self._state:
+            self._state.notify_all()
+
+    # -- waiting
+
+    def _wait(self, is_so: Callable[[], bool], deadline: float) -> bool:
+        """Wait until something is so, and see that the thread runs (the state is held)."""
+        failed = self._failed
+        while not is_so():
+            if self._closed.is_set():
+                raise NotRunning("the dashboard is closed")
+            if self._failed > failed:
+                raise self._failures[0]
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="streams-web-groups", daemon=True
+                )
+                self._thread.start()
+            self._state.wait(left)
+        return True
+
+    # -- the thread
+
+    def _run(self) -> None:
+        failure: StreamsError | None = None
+        try:
+            self._look_at_all()
+        except StreamsError as error:
+            failure = error
+        except RuntimeError:
+            if not self._closed.is_set():  # which refuses more threads
+                raise
+        finally:
+            with self._state:
+                self._thread = None
+                if failure is not None:
+                    self._failures, self._failed = [failure], self._failed + 1
+                self._state.notify_all()
+
+    def _look_at_all(self) -> None:
+        began, began_at = time.monotonic(), time.time()
+        due: list[str] = []
+        due_since = began
+        while not self._closed.is_set():
+            log, round_began = self._open_log(), time.monotonic()
+            self._list(log)
+            if not due or due_since < max(self._listed_at, self._expired_at):
+                due, due_since = self._due(began_at), round_began
+            some = due[-LOOKED_AT:]
+            del due[-LOOKED_AT:]
+            self._known.update(self._threads.map(partial(self._look_at, log), some))
+            with self._state:
+                if not some and began > self._expired_at:
+                    self._complete_at = began
+                self._state.notify_all()
+            now = time.monotonic()
+            if not some or now - self._asked_at > WANTED:
+                return
+            if now - began > AT_FULL_SPEED:
+                self._closed.wait(REST * (now - round_began))
+
+    def _list(self, log: Log) -> None:
+        began = time.monotonic()
+        age = max(FRESH / 2, LIST_SHARE * self._listing_took)
+        if began - self._listed_at < age and self._listed_at > self._expired_at:
+            return
+        topics, names = log.topic_names(), log.groups()
+        there = set(names)
+        for gone in [name for name in self._known if name not in there]:
+            del self._known[gone]
+            self._all_topics_at.pop(gone, None)
+        self._topics, self._topic_set, self._names = topics, frozenset(topics), names
+        self._internal = frozenset(internal_topics(topics, names))
+        with self._state:
+            self._listed_at, self._listing_took = began, time.monotonic() - began
+            self._state.notify_all()
+
+    def _due(self, began_at: float) -> list[str]:
+        """Those that are not fresh; at the end those that were changed or looked at longest ago.
+
+        :param began_at: real seconds since the epoch.
+        """
+        oldest, changed = max(began_at - FRESH, self._changed_at), self._changed
+
+        def asked_at(name: str) -> float:
+            found = self._known.get(name)
+            return 0.0 if found is None else found.at
+
+        names = [name for name in self._names[:MAX_GROUPS] if asked_at(name) <= oldest]
+        return sorted(names, key=lambda name: (name in changed, -asked_at(name)))
+
+    def _look_at(self, log: Log, name: str) -> tuple[str, GroupFacts]:
+        before, now = self._known.get(name), time.time()
+        lag_before = None if before is None else before.lag
+        facts = GroupFacts(name, (), None, None, lag_before, now)
+        try:
+            info = self.read(log, name)
+            lag = total_lag(log, info)
+        except (Unavailable, Fatal):
+            raise
+        except NotFound:
+            return name, facts
+        except StreamsError as error:  # others name their groups as they like
+            logger.debug("the dashboard: group %r: %s", name, error)
+            return name, facts._replace(error=str(error))
+        topics = tuple(sorted({topic for topic, _ in info.positions}))
+        return name, facts._replace(topics=topics, members=len(info.members), lag=lag)

@@ -12,11 +12,10 @@ from streams.errors import NotFound
 from streams.processing import BUCKET_BOUNDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from streams.app import Streams
+    from streams.log.protocol import Log
     from streams.processing import Durations
-    from streams.web.sampler import Figures
+    from streams.web.sampler import Figures, Sample
 
 QUANTILES = (0.5, 0.95, 0.99)
 """Which are shown."""
@@ -25,10 +24,10 @@ STALE = 20.0
 """Real seconds after which a figure is too old for a rate."""
 
 
-def processor_sampler(app: Streams) -> Callable[[str, Figures, float], None]:
+def processor_sample(app: Streams) -> Sample:
     """Samples ``processor:NAME`` (:mod:`streams.web.sampler`)."""
 
-    def sample(name: str, figures: Figures, now: float) -> None:
+    def sample(log: Log, name: str, figures: Figures, now: float) -> None:
         processor = next((each for each in app.processors if each.name == name), None)
         stats = None if processor is None else processor.stats()
         if stats is None:

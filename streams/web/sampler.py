@@ -28,7 +28,7 @@ from streams.text import get_logger
 from streams.web.view_samples import sample_view
 
 if TYPE_CHECKING:
-    from streams.log.protocol import Log
+    from streams.log.protocol import GroupInfo, Log
 
 logger = get_logger("streams")
 
@@ -111,11 +111,11 @@ Told = Callable[[Mapping[str, Mapping[str, float | int | None]] | None], None]
 named; with None where the log does not answer."""
 
 
-OwnSampler = Callable[[str, Figures, float], None]
-"""Fills in the figures of something of this process: its name, the figures, and the time."""
+Sample = Callable[["Log", str, Figures, float], None]
+"""Fills in the figures of a subject: the log, the subject's name, its figures, and the time."""
 
-PROCESSOR = "processor"
-"""The kind of subjects that no log is asked about."""
+KINDS = ("topic", "group", "view", "processor")
+"""What subjects there are."""
 
 
 class _Watcher:
@@ -129,16 +129,16 @@ class Sampler:
 
     :param open_log: gives the log; it may raise.
     :param on_failure: called when the log did not answer, before it is asked again.
-    :param sample_processor: gives the figures of a processor, by its name.
+    :param samples: gives the figures of other kinds of subjects than topics and views.
     """
 
     def __init__(
         self,
         open_log: Callable[[], Log],
         on_failure: Callable[[], None],
-        sample_processor: OwnSampler | None = None,
+        samples: Mapping[str, Sample] = {},
     ) -> None:
-        self._sample_processor = sample_processor
+        self._samples = {"topic": _sample_topic, "view": sample_view, **samples}
         self._open_log = open_log
         self._on_failure = on_failure
         self._lock = threading.Lock()
@@ -199,7 +199,7 @@ class Sampler:
             if asked >= ASKED and time.monotonic() > deadline:
                 break
             if not figures.is_fresh():
-                sample(log, subject, figures, self._sample_processor)
+                self._sample(log, subject, figures)
                 asked += 1
         return found
 
@@ -261,7 +261,7 @@ class Sampler:
             deadline = time.monotonic() + INTERVAL
             for subject, figures in sorted(known.items(), key=lambda each: each[1].at):
                 if not figures.is_fresh():
-                    sample(log, subject, figures, self._sample_processor)
+                    self._sample(log, subject, figures)
                 if time.monotonic() > deadline or self._closed:
                     break
         except StreamsError as error:
@@ -272,6 +272,26 @@ class Sampler:
         for watcher in watchers:
             found = {each: known[each].now for each in watcher.subjects if known[each].at}
             watcher.told(found if reachable else None)
+
+    def _sample(self, log: Log, subject: str, figures: Figures) -> None:
+        """Ask the log about a subject; what it does not answer for this one stays unknown.
+
+        :raises Unavailable: the log cannot be reached.
+        """
+        kind, _, name = subject.partition(":")
+        now = time.time()
+        figures.stale = False
+        try:
+            self._samples[kind](log, name, figures, now)
+            figures.missing = False
+        except Unavailable:
+            raise
+        except NotFound:
+            figures.now, figures.missing = {}, True
+        except StreamsError as error:
+            logger.debug("the dashboard's sampler: %s: %s", subject, error)
+            figures.now = {}
+        figures.at = now
 
     # -- tokens
 
@@ -298,35 +318,7 @@ class Sampler:
         except (binascii.Error, ValueError, zlib.error):
             return []
         names = inflated.decode("utf-8", "surrogateescape").split("\n")[:MAX_WATCHED]
-        kinds = {PROCESSOR, *_SAMPLERS}
-        return [each for each in names if each.partition(":")[0] in kinds]
-
-
-def sample(
-    log: Log, subject: str, figures: Figures, sample_processor: OwnSampler | None = None
-) -> None:
-    """Ask the log about a subject; what it does not answer for this one stays unknown.
-
-    :param sample_processor: asked about those that are processors.
-    :raises Unavailable: the log cannot be reached.
-    """
-    kind, _, name = subject.partition(":")
-    now = time.time()
-    figures.stale = False
-    try:
-        if kind != PROCESSOR:
-            _SAMPLERS[kind](log, name, figures, now)
-        elif sample_processor is not None:
-            sample_processor(name, figures, now)
-        figures.missing = False
-    except Unavailable:
-        raise
-    except NotFound:
-        figures.now, figures.missing = {}, True
-    except StreamsError as error:
-        logger.debug("the dashboard's sampler: %s: %s", subject, error)
-        figures.now = {}
-    figures.at = now
+        return [each for each in names if each.partition(":")[0] in KINDS]
 
 
 def _sample_topic(log: Log, topic: str, figures: Figures, now: float) -> None:
@@ -353,16 +345,17 @@ def _sample_topic(log: Log, topic: str, figures: Figures, now: float) -> None:
         figures.series.add(now, rate)
 
 
-def _sample_group(log: Log, group: str, figures: Figures, now: float) -> None:
-    info = log.group(group)
-    lag = total_lag(log, info)
-    figures.now = {"lag": lag, "members": len(info.members)}
-    if lag is not None:
-        figures.series.add(now, lag)
+def group_sample(read: Callable[[Log, str], GroupInfo]) -> Sample:
+    """Samples ``group:NAME``.
 
+    :param read: reads a group.
+    """
 
-_SAMPLERS: Mapping[str, Callable[[Log, str, Figures, float], None]] = {
-    "topic": _sample_topic,
-    "group": _sample_group,
-    "view": sample_view,
-}
+    def sample(log: Log, group: str, figures: Figures, now: float) -> None:
+        info = read(log, group)
+        lag = total_lag(log, info)
+        figures.now = {"lag": lag, "members": len(info.members)}
+        if lag is not None:
+            figures.series.add(now, lag)
+
+    return sample

@@ -14,7 +14,7 @@ from streams.web import Dashboard
 from streams.web.page import Page, Problem
 from tests.conformance.stage import QUICK, Stage
 from tests.web.gates import Gate
-from tests.web.visiting import eventually, visit
+from tests.web.visiting import eventually, seen_with, visit
 
 
 @pytest.mark.everywhere
@@ -37,9 +37,7 @@ async def test_a_group_says_which_key_it_waits_for_and_since_when(stage: Stage) 
                 return "Waits for" in seen.text and "key-3" in seen.text
 
             await eventually(waits_for_key)
-            listed = await visitor.get(f"/groups?q={stage.group}")
-            assert stage.group in listed.text
-            assert stage.topic_name in listed.text
+            await seen_with(visitor, f"/groups?q={stage.group}", stage.group, stage.topic_name)
         release.set()
 
 

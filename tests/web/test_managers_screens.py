@@ -15,19 +15,7 @@ from streams.web import Dashboard
 from streams.web.page import Page
 from tests.conformance.stage import Stage
 from tests.managers.purses import QUICK, Order, TooLate, World, transfer_of
-from tests.web.visiting import Seen, Visitor, eventually, visit
-
-
-async def seen_with(visitor: Visitor, path: str, *texts: str) -> Seen:
-    """A page once it shows these texts: what is counted is kept for some seconds."""
-    found: list[Seen] = []
-
-    async def shows() -> bool:
-        found[:] = [await visitor.get(path)]
-        return all(text in found[0].text for text in texts)
-
-    await eventually(shows)
-    return found[0]
+from tests.web.visiting import eventually, seen_with, visit
 
 
 async def transferred(world: World) -> None:

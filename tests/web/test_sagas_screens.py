@@ -16,7 +16,7 @@ from streams.patterns import SagaOrchestrator, SagaStep
 from streams.patterns.saga import Journal, SagaFailedError
 from streams.web import Dashboard
 from tests.conformance.stage import QUICK, Stage
-from tests.web.visiting import Seen, Visitor, eventually, visit
+from tests.web.visiting import Visitor, seen_with, visit
 
 ONCE = Retry(attempts=1)
 
@@ -79,18 +79,6 @@ async def three_sagas(stage: Stage) -> AsyncIterator[tuple[World, Visitor]]:
         await ended(world, "quill", "bob", "stuck")
         async with visit(Dashboard(world.app, access="all")) as visitor:
             yield world, visitor
-
-
-async def seen_with(visitor: Visitor, path: str, text: str, times: int = 1) -> Seen:
-    """A page once it shows this text so often: what is not read within a moment is filled in."""
-    found: list[Seen] = []
-
-    async def shows() -> bool:
-        found[:] = [await visitor.get(path)]
-        return found[0].text.count(text) >= times
-
-    await eventually(shows)
-    return found[0]
 
 
 @pytest.mark.everywhere
@@ -159,7 +147,7 @@ async def test_what_is_in_a_saga_is_not_shown_without_the_permission(stage: Stag
         await ended(world, "quill", "stuck")
         async with visit(Dashboard(world.app, access={"read", "abandon"})) as visitor:
             address = f"/sagas?saga={world.name}&state=all&q=quill"
-            listed = await seen_with(visitor, address, "one whose ID is not shown", 2)
+            listed = await seen_with(visitor, address, "one whose ID is not shown", times=2)
             assert "stuck" not in listed.html.replace("saga stuck", "")
             assert "no money" not in listed.html
             assert "id=" not in listed.link("one whose ID is not shown")

@@ -240,3 +240,16 @@ async def visit(
             yield Visitor(client, root)
     finally:
         dashboard.close()
+
+
+async def seen_with(visitor: Visitor, path: str, *texts: str, times: int = 1) -> Seen:
+    """A page once it shows each of these texts so often: what takes longer than a moment to find
+    out is filled in later."""
+    found: list[Seen] = []
+
+    async def shows() -> bool:
+        found[:] = [await visitor.get(path)]
+        return all(found[0].text.count(text) >= times for text in texts)
+
+    await eventually(shows)
+    return found[0]
