@@ -42,9 +42,9 @@ MAX_STEPS = 8
 """Steps of a saga at once that an index keeps."""
 
 
-def saga_names(log: Log) -> list[str]:
-    """The names of all sagas that the log has a journal of."""
-    return [name for topic in log.topic_names() if (name := saga_name(topic)) is not None]
+def saga_names(topics: Iterable[str]) -> list[str]:
+    """The names of all sagas that have a journal among these topics."""
+    return [name for topic in topics if (name := saga_name(topic)) is not None]
 
 
 def failure_text(failure: Failure) -> str:

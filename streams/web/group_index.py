@@ -42,8 +42,8 @@ LIST_SHARE = 20
 AT_FULL_SPEED = 1.0
 """Real seconds for which the thread does not rest, so that all is soon known of a usual log."""
 
-REST = 3
-"""Later, it rests for so many times as long as it worked."""
+REST = 1
+"""Later, it rests for so many times as long as it works."""
 
 WANTED = 30.0
 """Real seconds after the last visitor for which it goes on."""
@@ -97,8 +97,9 @@ class GroupOverview(NamedTuple):
     def is_internal(self, group: str) -> bool:
         """Whether a group is the toolkit's own, as far as that is known."""
         found = self.known.get(group)
-        topics = found.topics if found is not None else (group,)
-        return is_internal_group(group, topics, self.internal)
+        if found is None:  # it may mark the dead letters of the topic of its name
+            return group in self.internal
+        return is_internal_group(group, found.topics, self.internal)
 
     def readers(self, topic: str) -> list[GroupFacts]:
         """The groups that have positions in a topic."""

@@ -61,9 +61,13 @@ async def test_letters_are_not_read_again_after_an_action(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = Reads(monkeypatch)
-    sampled = Gate(sample_sources)
-    sampled.open()
-    monkeypatch.setattr(dead_index, "sample_sources", sampled)
+    sampled: list[str] = []
+
+    def sample(log: Any, info: Any, most: int) -> Any:
+        sampled.append(info.name)
+        return sample_sources(log, info, most)
+
+    monkeypatch.setattr(dead_index, "sample_sources", sample)
     app = stage.app()
     dashboard = Dashboard(app, access="all")
     async with app.connected(), visit(dashboard) as visitor:
@@ -77,7 +81,6 @@ async def test_letters_are_not_read_again_after_an_action(
 
         await eventually(is_listed)
         assert reads.taken() == 40
-        samples = sampled.calls
         places = [text for text, href in seen.links if "/dead/letter?" in href]
         for left, place in zip((39, 38, 37), places, strict=False):
             fields = {"name": name, "letter": place, "confirm": "1"}
@@ -90,7 +93,7 @@ async def test_letters_are_not_read_again_after_an_action(
             overview = await visitor.get("/")
             assert f"{left} dead letters wait in {name}." in overview.text
         assert reads.taken() == 0
-        assert sampled.calls == samples
+        assert len(sampled) == len(set(sampled))  # those of other tests come later, or not at all
 
 
 @pytest.mark.everywhere

@@ -11,6 +11,7 @@ import pytest
 
 from streams import Message
 from streams.web import Dashboard
+from streams.web.group_index import GroupOverview
 from streams.web.page import Page, Problem
 from tests.conformance.stage import QUICK, Stage
 from tests.web.gates import Gate
@@ -182,3 +183,9 @@ async def test_problems_that_take_long_come_after_the_page(
         part = await visitor.get("/problems", headers={"hx-request": "true"})
         assert "Everything is on fire." in part.text
         assert "<html" not in part.html
+
+
+def test_a_group_that_was_not_looked_at_yet_is_not_hidden() -> None:
+    names, topics = ["billing", "orders.billing.dead"], ["orders", "orders.billing.dead"]
+    unknown = GroupOverview({}, names, frozenset(topics[1:]), topics)
+    assert [name for name in names if not unknown.is_internal(name)] == ["billing"]

@@ -70,7 +70,7 @@ def _events_log(page: Page) -> EventLog:
 
 
 def _names(page: Page) -> list[str]:
-    topics = page.dashboard.shared("topic-names", 2.0, page.log.topic_names)
+    topics = page.dashboard.groups.look(LOOK).topics
     stored = {name.removesuffix(SUFFIX) for name in topics if name.endswith(SUFFIX)}
     return sorted({*stored, *page.app.aggregates})
 

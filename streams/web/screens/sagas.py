@@ -117,8 +117,7 @@ class _Looked:
 
 
 def _names(page: Page) -> list[str]:
-    log = page.log
-    return page.dashboard.shared("saga-names", LOOK, lambda: saga_names(log))
+    return saga_names(page.dashboard.groups.look(LOOK).topics)
 
 
 def _look(page: Page, names: Sequence[str], seconds: float) -> _Looked:
