@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
+from streams.databases.execution import asyncpg_rows
 from streams.databases.protocol import (
     DAY,
     AsyncSession,
@@ -52,8 +53,7 @@ class _AsyncpgSession(AsyncSession["Connection"]):
 
     @override
     async def execute(self, statement: Statement) -> Rows:
-        rows = await self.connection.fetch(statement.sql, *statement.parameters)
-        return [tuple(row) for row in rows]
+        return await asyncpg_rows(self.connection, statement)
 
     @override
     async def commit(self) -> None:
@@ -62,7 +62,9 @@ class _AsyncpgSession(AsyncSession["Connection"]):
         if not self.is_broken() and not self.connection.is_in_transaction():
             raise EndedByHandler("Asyncpg(...)")
         try:
-            await self.connection.execute("SELECT 1")  # COMMIT would say nothing
+            # asyncpg knows the state of a transaction and does not tell it, and its commit() drops
+            # the answer, which is ROLLBACK where a statement failed: so the server is asked.
+            await self.connection.execute("SELECT 1")
         except asyncpg.InFailedSQLTransactionError:
             raise SwallowedError from None
         await self._transaction.commit()
@@ -105,7 +107,7 @@ class Asyncpg(Database["Connection"]):
         self, dsn: str | Callable[[], Any], *, keep: float = DAY, create: bool = True
     ) -> None:
         super().__init__(keep=keep, create=create)
-        self._source = check_source(self.name, dsn, "an asyncpg.Pool")
+        self._source = check_source(self.name, dsn, "an asyncpg.Pool", words=False)
         self._pool: Any = None
 
     @override

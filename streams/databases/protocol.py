@@ -346,13 +346,24 @@ def is_file_of(log: object, file: Path) -> bool:
     return isinstance(path, Path) and path.resolve() == file.resolve()
 
 
-def check_source(name: str, given: Any, what: str) -> Any:
+_URL = re.compile(r"postgres(ql)?://")
+_WORDS = re.compile(r"\s*\w+\s*=")
+
+
+def check_source(name: str, given: Any, what: str, *, words: bool = True) -> Any:
     """A DSN, or a function that returns the user's own pool.
 
+    A driver finds out at each connection that a DSN is none, as if that were an outage, and quotes
+    it with its password; so it is looked at here.
+
+    :param words: a DSN may also be libpq's ``host=... dbname=...``.
     :raises ConfigError: it is neither.
     """
     if isinstance(given, str) and given:
-        return given
+        if _URL.match(given) or (words and _WORDS.match(given)):
+            return given
+        forms = "postgresql://user@host/database" + (", or host=... dbname=..." if words else "")
+        raise ConfigError(f"{name}(...): a DSN of PostgreSQL is written as {forms}")
     if callable(given) and not isinstance(given, type):
         return given
     shown = "an empty text" if isinstance(given, str) else type(given).__name__

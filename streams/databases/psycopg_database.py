@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from typing_extensions import override
 
+from streams.databases.execution import async_psycopg_rows, psycopg_rows
 from streams.databases.protocol import (
     DAY,
     AsyncSession,
@@ -28,7 +29,6 @@ from streams.databases.protocol import (
     failure_of_state,
     has_failed,
     import_error,
-    marked,
 )
 
 if TYPE_CHECKING:
@@ -88,12 +88,7 @@ class _PsycopgSession(Session["Connection"]):
 
     @override
     def execute(self, statement: Statement) -> Rows:
-        from psycopg.rows import tuple_row
-
-        sql: Any = marked(statement.sql, "%s")
-        with self.connection.cursor(row_factory=tuple_row) as cursor:
-            cursor.execute(sql, statement.parameters or None)
-            return cursor.fetchall() if cursor.description is not None else []
+        return psycopg_rows(self.connection, statement)
 
     @override
     def commit(self) -> None:
@@ -194,12 +189,7 @@ class _AsyncPsycopgSession(AsyncSession["AsyncConnection"]):
 
     @override
     async def execute(self, statement: Statement) -> Rows:
-        from psycopg.rows import tuple_row
-
-        sql: Any = marked(statement.sql, "%s")
-        async with self.connection.cursor(row_factory=tuple_row) as cursor:
-            await cursor.execute(sql, statement.parameters or None)
-            return await cursor.fetchall() if cursor.description is not None else []
+        return await async_psycopg_rows(self.connection, statement)
 
     @override
     async def commit(self) -> None:
