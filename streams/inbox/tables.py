@@ -374,9 +374,11 @@ def pending(dialect: DialectName, scope: int) -> Steps[Pending | None]:
     """Whether rows below the mark are to be deleted."""
     if dialect == "sqlite":
         return None
+    # A number that is still to come is another server's, from which this database was restored.
     rows = yield Statement(
         "SELECT purge_after < txid_snapshot_xmin(txid_current_snapshot()) "
-        "FROM streams_inbox_marks WHERE scope = CAST($1 AS bigint) AND purge_after IS NOT NULL",
+        "FROM streams_inbox_marks WHERE scope = CAST($1 AS bigint) "
+        "AND purge_after < txid_snapshot_xmax(txid_current_snapshot())",
         (scope,),
     )
     return Pending(bool(rows[0][0])) if rows else None

@@ -224,7 +224,6 @@ async def drop(log: Log, declared: Iterable[Projection], name: str, version: int
 
     numbers = await asyncio.to_thread(delete_group)
     async with transactions.begin() as session:
-        for number in numbers:
-            await session.run(tables.forget_handled(number))
+        await session.run(tables.forget_handled(transactions.database.dialect, numbers))
         await session.run(tables.forget(name, version))
         await session.commit()

@@ -22,6 +22,7 @@ from streams.databases.protocol import Database, DialectName, Failure, Steps
 from streams.engine.progress import decode_generation
 from streams.errors import ConfigError, LogError
 from streams.inbox.identity import Scope
+from streams.inbox.tables import find_version
 from streams.log.protocol import Committed, Log
 from streams.message import Message
 from streams.processing.job import reset_generation
@@ -260,6 +261,8 @@ class Projection:
         theirs, ours = group_of(self.name, serving), self.group
         scopes = await asyncio.to_thread(_scopes, log, theirs, self.topics)
         await session.run(tables.stop(dialect, self.name, serving, HOLD))
+        if await session.run(find_version(dialect)) is None:
+            return True  # no inbox is there yet: nothing was handled by anybody
         ends = time.monotonic() + HOLD
         while True:
             own = await asyncio.to_thread(_scopes, log, ours, self.topics)
