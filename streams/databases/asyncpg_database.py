@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from streams.databases.execution import asyncpg_rows
+from streams.databases.execution import asyncpg_failure, asyncpg_rows
 from streams.databases.protocol import (
     DAY,
     AsyncSession,
@@ -21,7 +21,6 @@ from streams.databases.protocol import (
     Statement,
     SwallowedError,
     check_source,
-    failure_of_state,
     import_error,
 )
 
@@ -126,18 +125,7 @@ class Asyncpg(Database["Connection"]):
 
     @override
     def classify(self, error: BaseException) -> Failure:
-        try:
-            import asyncpg
-        except ImportError:
-            return Failure.FAULT
-        if isinstance(error, asyncpg.InternalClientError):
-            # What a connection may say that is lost in the middle of something: try another.
-            return Failure.CONFLICT
-        if isinstance(error, asyncpg.PostgresError):
-            return failure_of_state(getattr(error, "sqlstate", None))
-        if isinstance(error, (asyncpg.InterfaceError, OSError, TimeoutError)):
-            return Failure.UNREACHABLE
-        return Failure.FAULT
+        return asyncpg_failure(error)
 
     @override
     async def open_async(self, connections: int) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from typing_extensions import override
 
-from streams.databases.execution import async_psycopg_rows, psycopg_rows
+from streams.databases.execution import async_psycopg_rows, psycopg_failure, psycopg_rows
 from streams.databases.protocol import (
     DAY,
     AsyncSession,
@@ -26,7 +26,6 @@ from streams.databases.protocol import (
     Statement,
     SwallowedError,
     check_source,
-    failure_of_state,
     has_failed,
     import_error,
 )
@@ -58,19 +57,7 @@ class _PsycopgDatabase(Database[C_co]):
 
     @override
     def classify(self, error: BaseException) -> Failure:
-        try:
-            import psycopg
-            from psycopg_pool import PoolTimeout
-        except ImportError:
-            return Failure.FAULT
-        if isinstance(error, PoolTimeout):
-            return Failure.UNREACHABLE
-        if not isinstance(error, psycopg.Error):
-            return Failure.FAULT
-        if error.sqlstate is not None:
-            return failure_of_state(error.sqlstate)
-        # Without a code it comes from the client: no connection could be made, or it is lost.
-        return Failure.UNREACHABLE if isinstance(error, psycopg.OperationalError) else Failure.FAULT
+        return psycopg_failure(error)
 
 
 class _PsycopgSession(Session["Connection"]):

@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from typing_extensions import override
 
-from streams.databases.execution import async_sqlalchemy_rows, sqlalchemy_rows
+from streams.databases.execution import (
+    async_sqlalchemy_rows,
+    commits_each_statement,
+    sqlalchemy_rows,
+)
 from streams.databases.protocol import (
     DAY,
     AsyncSession,
@@ -41,14 +45,6 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 S = TypeVar("S", bound="SqlSession")
 A = TypeVar("A", bound="SqlAsyncSession")
-
-
-def commits_each_statement(bound: Any) -> bool:
-    """Whether a connection or an engine has ``isolation_level="AUTOCOMMIT"``."""
-    level = bound.get_execution_options().get("isolation_level")
-    if level is None:  # not among the options if it was given to create_engine()
-        level = getattr(bound.dialect, "_on_connect_isolation_level", None)
-    return bool(level == "AUTOCOMMIT")
 
 
 class _SqlSession(Session[Any]):

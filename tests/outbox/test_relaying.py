@@ -216,6 +216,55 @@ async def test_hostile_rows_stop_their_keys_alone(place: Place) -> None:
         assert said in error
 
 
+@pytest.mark.parametrize("database", ["sqlite"])
+async def test_texts_that_are_no_texts_stop_their_keys_alone(place: Place) -> None:
+    """SQLite stores in a column of text whatever bytes it is given."""
+    columns = ("messageid", "keytype", "aggregatetype", "aggregateid", "headers")
+    world = World(place.dsn)
+    for number, broken in enumerate(columns):
+        values = {
+            "id": "?", "aggregatetype": "'orders'", "aggregateid": f"'key {number}'", "type": "'t'",
+            "payload": "x'00'", broken: "CAST(x'ff41' AS TEXT)",
+        }  # fmt: skip
+        names = ", ".join(values)
+        place.run(
+            f"INSERT INTO outbox ({names}) VALUES ({', '.join(values.values())})", (str(uuid4()),)
+        )
+    async with world.app:
+        commit(world, place, "a", 1)
+        await world.handle(1)
+        await world.until(
+            lambda: [row[1] for row in place.rows()] == [1] * len(columns), "all are marked"
+        )
+    found = await inspection.inspect(world.outbox, 10)
+    assert len(found.rows) == len(columns)
+
+
+async def test_memory_is_bounded_by_headers_too(place: Place) -> None:
+    """Whoever writes to the table, writes headers as long as they like."""
+    world = World(place.dsn, relayed_by="command")
+    for _ in range(5):
+        place.run(
+            f"{FIVE}, headers) VALUES (%s, 'orders', 'a', 't', NULL, %s)",
+            (str(uuid4()), "x" * 100_000),
+        )
+    database = world.outbox.open()
+    await database.connect(30.0)
+    try:
+        await database.execute("UPDATE outbox_buckets SET owner = 'me'")
+        dialect = database.dialect
+        found = await database.fetch(
+            {
+                "relay": "me", "buckets": dialect.list_parameter(range(16)),
+                "busy": dialect.list_parameter([]), "skipped": dialect.list_parameter([]),
+                "limit": 100, "bytes": 150_000,
+            }
+        )  # fmt: skip
+        assert len(found) == 2
+    finally:
+        await database.close()
+
+
 def _internal(world: World) -> Any:
     from streams.topic import InternalTopic
 

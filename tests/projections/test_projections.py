@@ -230,7 +230,7 @@ async def test_a_row_that_somebody_else_wrote(ground: Ground, goal: str) -> None
             await until(lambda: world.projection(1).serving == 1, lambda: "1 does not serve")
         ground.reader.run(f"UPDATE streams_projections SET goal = '{goal}'")
         async with world.app.connected():
-            with pytest.raises(ConfigError, match="version 1 of projection 'sums'.*goal"):
+            with pytest.raises(ConfigError, match=r"version 1 of projection 'sums'.*goal"):
                 await operations.inspect(world.app.log, world.app.projections)
 
 
@@ -404,7 +404,7 @@ def test_more_that_is_refused() -> None:
         )(handler)  # fmt: skip
     app.processor(numbers, group="a", transaction=database, version=1)(handler)
     with pytest.raises(ConfigError, match="version 1 of projection 'a' is declared twice"):
-        app.processor(others, group="a", transaction=Psycopg("x"), version=1)(handler)
+        app.processor(others, group="a", transaction=Psycopg("dbname=x"), version=1)(handler)
     app.processor(numbers, group="a", transaction=database, version=2)(handler)
     assert [processor.group for processor in app.processors] == ["a.v1", "a.v2"]
 
