@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from streams.databases import execution
 from streams.databases.protocol import DialectName, Rows, Statement, known_dialect
@@ -27,7 +28,8 @@ KNOWN = (
 _WHERE = "outbox: connection="
 
 
-class PlainConnection(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class PlainConnection:
     """A connection whose statements block.
 
     :param execute: runs one statement; its rows.
@@ -37,7 +39,8 @@ class PlainConnection(NamedTuple):
     execute: Callable[[Statement], Rows]
 
 
-class AsyncConnection(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class AsyncConnection:
     """A connection whose statements are awaited.
 
     :param execute: runs one statement; its rows.

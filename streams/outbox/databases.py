@@ -5,9 +5,10 @@ wakes it: PostgreSQL's ``LISTEN``, and on SQLite a look at ``PRAGMA data_version
 milliseconds. Errors of a driver become :class:`~streams.errors.Unavailable` where another attempt
 may succeed, else :class:`~streams.errors.LogError`, here.
 
-How statements are run, and what errors mean, is :mod:`streams.databases`'. Its sessions are not used:
-each is a transaction on a connection of a pool, while a relay has one connection for as long as it
-lives, on which statements are committed one by one, and which holds a lock and settings of its own.
+How statements are run, and what errors mean, is :mod:`streams.databases`'. Its sessions are not
+used: each is a transaction on a connection of a pool, while a relay has one connection for as long
+as it lives, on which statements are committed one by one, and which holds a lock and settings of
+its own.
 """
 
 from __future__ import annotations
