@@ -127,6 +127,8 @@ def record_of(row: Row) -> Record:
 
 
 def _is_text(found: str) -> bool:
+    if found.isascii():
+        return True
     try:
         found.encode()
     except UnicodeEncodeError:  # bytes that SQLite was given as a text

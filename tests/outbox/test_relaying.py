@@ -265,6 +265,20 @@ async def test_memory_is_bounded_by_headers_too(place: Place) -> None:
         await database.close()
 
 
+async def test_lists_are_parameters_whatever_is_in_them(place: Place) -> None:
+    topics = ["a,b", '"q"', "back\\slash", "", "NULL", "{a}", " s ", "ä", "it's"]
+    database = World(place.dsn, relayed_by="command").outbox.open()
+    await database.connect(30.0)
+    try:
+        dialect = database.dialect
+        for found, kind in ((topics, "text"), ([3, 1 << 62], "bigint"), ([], "text")):
+            sql = dialect.list_of("given", kind)
+            rows = await database.execute(sql, {"given": dialect.list_parameter(found)})
+            assert [row[0] for row in rows] == found
+    finally:
+        await database.close()
+
+
 def _internal(world: World) -> Any:
     from streams.topic import InternalTopic
 
