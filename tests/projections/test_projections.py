@@ -222,6 +222,34 @@ async def test_rows_that_were_purged_were_handled_all_the_same(ground: Ground) -
         database.leave()
 
 
+async def test_what_a_dropped_version_handled_of_its_retry_topic_is_forgotten(
+    ground: Ground,
+) -> None:
+    from streams.config import DeadLetters
+    from streams.inbox.identity import Scope
+
+    async with Streams(ground.url).connected():
+        world = ground.world(1)
+        async with world.app:
+            await world.topic.publish(1)
+            await until(lambda: ground.reader.values(1) == [1], lambda: "it is not handled")
+            await until(lambda: world.projection(1).serving == 1, lambda: "1 does not serve")
+        retry = DeadLetters().retry(ground.topic, "sums.v1")
+        world = ground.world(2)
+        async with world.app.connected():
+            log = world.app.log
+            log.create_topic(retry, 1)
+            scope = Scope(log.incarnation(retry), "sums.v1", 0, retry, 0)
+            row = f"(x'00', {scope.number}, '0', 0, 0, 0)"
+            ground.reader.run(f"INSERT INTO streams_inbox VALUES {row}")
+        async with world.app:
+            await until(lambda: world.projection(2).serving == 2, lambda: "2 does not serve")
+            await until(lambda: ground.reader.values(2) == [1], lambda: "it is not handled")
+        async with world.app.connected():
+            await operations.drop(world.app.log, world.app.projections, NAME, 1)
+    assert ground.reader.run("SELECT count(*) FROM streams_inbox") == [(1,)]
+
+
 @pytest.mark.parametrize("goal", ["no JSON", "[]", '{"numbers": 1}', '{"numbers": {"a": "b"}}'])
 async def test_a_row_that_somebody_else_wrote(ground: Ground, goal: str) -> None:
     async with Streams(ground.url).connected():
