@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+import sqlalchemy
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from sqlalchemy import NullPool, create_engine
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
@@ -30,6 +31,7 @@ from streams import (
 from streams.databases.protocol import Statement
 from streams.testing import harness
 from tests.inbox.kinds import KINDS, Place
+from tests.servers.lifetime import until
 
 ONE = Statement("SELECT CAST($1 AS integer)", (1,))
 BY_NAME = {kind.name: kind for kind in KINDS}
@@ -69,6 +71,43 @@ async def test_connections_of_a_function_that_are_one_threads_own(tmp_path: Path
         await asyncio.to_thread(database.begin)
     database.begin().rollback()  # nobody is held up
     database.close()
+
+
+# -- handlers that are cancelled
+
+
+@pytest.mark.parametrize("name", ["async-psycopg", "asyncpg", "async-sqlalchemy"])
+async def test_handlers_that_are_cancelled_in_a_statement_leave_nothing_behind(
+    name: str, postgres: str
+) -> None:
+    """More of them than the pool has connections, and then one that is not."""
+    place, kind, cancelled = Place(postgres), BY_NAME[name], 6
+    app = Streams(url())
+    topic = app.topic("numbers", int)
+
+    async def wait(value: int, message: Message[int, Any]) -> None:
+        await kind.write(message.transaction, message.id, value)
+        if value < cancelled:
+            sleep: Any = "SELECT pg_sleep(60)"
+            await message.transaction.execute(
+                sqlalchemy.text(sleep) if name == "async-sqlalchemy" else sleep
+            )
+
+    app.processor(
+        topic, group="g", transaction=kind.make(postgres), timeout=0.1, retry=Retry(attempts=1)
+    )(wait)
+    async with harness(app) as h:
+        for number in range(cancelled + 1):
+            await topic.publish(number, id=f"m{number}")
+        await h.settled(within=60)
+        assert len(await h.dead(topic, "g")) == cancelled
+        busy = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+            "AND (query LIKE '%pg_sleep%' OR state LIKE 'idle in%') AND pid <> pg_backend_pid()"
+        )
+        await asyncio.to_thread(until, lambda: place.execute(busy) == [(0,)], 30, "all have ended")
+    assert place.effects() == {f"m{cancelled}": 1}
+    assert place.execute("SELECT count(*) FROM streams_inbox WHERE dead") == [(cancelled,)]
 
 
 # -- psycopg
