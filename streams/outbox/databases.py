@@ -456,12 +456,14 @@ class SqliteDatabase(Database):
                             loop.call_soon_threadsafe(wake)
                     time.sleep(LOOK_EVERY)
 
+        thread = ThreadPoolExecutor(1, "streams-outbox-watch")  # it stays, so none of the loop's
         try:
-            await asyncio.to_thread(watch)
+            await loop.run_in_executor(thread, watch)
         except sqlite3.Error as error:
             raise Unavailable(f"{self.place}: {one_line(str(error))}") from error
         finally:
             stopped = True
+            thread.shutdown(wait=False)
 
     @override
     async def lock_relays(self, transaction: Transaction) -> None:

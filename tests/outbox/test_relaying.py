@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from typing import Any
 from uuid import uuid4
@@ -96,6 +97,16 @@ async def test_memory_is_bounded_by_bytes(place: Place) -> None:
                 world.outbox.publish_sync(world.raw, b"x" * size, connection=connection)
         await world.handle(5)
         assert sorted(map(len, world.values)) == [10, 400, 400, 400, 5000]
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+async def test_it_takes_no_thread_from_the_pool_that_everybody_shares(place: Place) -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    async with running(place.dsn) as world:
+        commit(world, place, "a", 1)
+        await world.handle(1)
+        async with asyncio.timeout(10):
+            assert await asyncio.to_thread(lambda: 7) == 7
 
 
 # -- what cannot be published
