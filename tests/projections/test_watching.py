@@ -150,7 +150,13 @@ async def test_the_doctor(kind: Kind, place: str, monkeypatch: pytest.MonkeyPatc
         async with world.app:
             await until(lambda: world.projection(1).serving == 1, lambda: "it does not serve")
             assert await findings(1) == [(one, "yes", "serves")]
+            own = AppInspection(world.app, world.app.log, "", PrometheusClient(None))
+            (found,) = await asyncio.to_thread(lambda: list(check_projections(own)))
+            assert (found.subject, found.reason) == (one, "serves")  # as the dashboard asks
             await world.topic.publish_many(range(3))
+            inbox = world.app.processors[0].inbox
+            assert inbox is not None
+            await until(lambda: inbox.stats.committed, lambda: "it goes on")
         async with world.app.connected():
             await world.topic.publish_many(range(20))
         ((subject, verdict, why),) = await findings(1)

@@ -29,7 +29,7 @@ def check_projections(inspection: AppInspection) -> Iterator[Finding]:
             yield subject.unknown(inspection.open_error, "run the app once, and ask again")
             continue
         try:
-            state = asyncio.run(_look(log, name, declared))
+            state = _look(inspection, log, name, declared)
         except ConfigError as error:
             yield subject.no(str(error), "do what it says")
         except Exception as error:  # the log's, or that of any driver of a database
@@ -40,8 +40,20 @@ def check_projections(inspection: AppInspection) -> Iterator[Finding]:
             yield from _check_projection(inspection, subject, state)
 
 
-async def _look(log: Log, name: str, declared: list[Projection]) -> ProjectionState:
-    """What its database and the log say; the app does not run."""
+def _look(
+    inspection: AppInspection, log: Log, name: str, declared: list[Projection]
+) -> ProjectionState:
+    """What its database and the log say."""
+    from streams.projections import operations
+
+    if inspection.app.runtime.loop is None:
+        return asyncio.run(_look_alone(log, name, declared))
+    # The app runs in this very process, and the connections belong to its loop.
+    (found,) = inspection.app.wait(operations.inspect(log, declared, name))
+    return found
+
+
+async def _look_alone(log: Log, name: str, declared: list[Projection]) -> ProjectionState:
     from streams.projections import operations
 
     database, transactions = declared[0].database, declared[0].transactions
