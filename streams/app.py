@@ -200,6 +200,7 @@ class Streams(Declarations):
             {name: each.stats() for name, each in list(self.managers.items())},
             {each.name: each.inbox.stats for each in list(self.processors) if each.inbox},
             {name: each.stats() for name, each in list(self.outboxes.items())},
+            {each.group: each.stats() for each in list(self.projections)},
         )
 
     def health(self) -> Health:

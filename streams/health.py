@@ -176,6 +176,21 @@ class ViewBacklog:
 
 
 @dataclass(frozen=True, slots=True)
+class ProjectionStats:
+    """Figures of a version of a SQL projection in this process. How far it is behind is its
+    processor's lag.
+
+    :param serving: its tables are to be read, as was seen last.
+    :param failures: attempts to promote it that failed, as ``on_promote=`` or the database did.
+    """
+
+    projection: str
+    version: int
+    serving: bool = False
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ManagerStats:
     """Figures of a process manager in this process.
 
@@ -277,6 +292,7 @@ class Stats:
     :param managers: process managers, by name.
     :param inboxes: of the processors with ``transaction=``, by processor name.
     :param outboxes: by the names of their tables.
+    :param projections: versions of SQL projections, by the names of their groups.
     """
 
     processors: Mapping[str, ProcessorStats]
@@ -286,6 +302,7 @@ class Stats:
     managers: Mapping[str, ManagerStats] = field(default_factory=dict)
     inboxes: Mapping[str, InboxStats] = field(default_factory=dict)
     outboxes: Mapping[str, OutboxStats] = field(default_factory=dict)
+    projections: Mapping[str, ProjectionStats] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

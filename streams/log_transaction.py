@@ -51,6 +51,9 @@ TIMEOUT = 5.0
 TURN_TIMEOUT = 60.0
 """Seconds that plain code waits for the blocks and handlers before it."""
 
+INTERRUPT_AGAIN = 0.05
+"""Seconds between two interruptions of a statement that is to end."""
+
 _State: TypeAlias = Literal["open", "expired", "ended"]
 
 
@@ -178,8 +181,12 @@ class LogTransaction:
                 return False
             self._state = "expired"
         self._transaction.interrupt()
-        with self._turn:
+        while not self._turn.acquire(timeout=INTERRUPT_AGAIN):
+            self._transaction.interrupt()  # what ran may have begun after the one before
+        try:
             self._transaction.rollback()
+        finally:
+            self._turn.release()
         logger.warning(
             "a block of app.transaction() was open for %g s and was rolled back", self._timeout
         )

@@ -13,6 +13,9 @@ same transaction may succeed again, or whether the statement is at fault.
 ``sqlite_database``    :class:`Sqlite`
 ``sqlalchemy_database``  :class:`SQLAlchemy`
 ``django_database``    :class:`Django`
+``execution``          a statement of ours on a connection of any library, and what an
+                       error of a driver means: for sessions, and for outboxes
+``addresses``          where a database is, as a URL or in libpq's words
 =====================  ==========================================================
 
 A driver is imported by its own module alone, when it is first used.

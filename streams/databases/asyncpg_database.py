@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
+from streams.databases.execution import asyncpg_failure, asyncpg_rows
 from streams.databases.protocol import (
     DAY,
     AsyncSession,
@@ -20,7 +21,6 @@ from streams.databases.protocol import (
     Statement,
     SwallowedError,
     check_source,
-    failure_of_state,
     import_error,
 )
 
@@ -52,8 +52,7 @@ class _AsyncpgSession(AsyncSession["Connection"]):
 
     @override
     async def execute(self, statement: Statement) -> Rows:
-        rows = await self.connection.fetch(statement.sql, *statement.parameters)
-        return [tuple(row) for row in rows]
+        return await asyncpg_rows(self.connection, statement)
 
     @override
     async def commit(self) -> None:
@@ -62,7 +61,9 @@ class _AsyncpgSession(AsyncSession["Connection"]):
         if not self.is_broken() and not self.connection.is_in_transaction():
             raise EndedByHandler("Asyncpg(...)")
         try:
-            await self.connection.execute("SELECT 1")  # COMMIT would say nothing
+            # asyncpg knows the state of a transaction and does not tell it, and its commit() drops
+            # the answer, which is ROLLBACK where a statement failed: so the server is asked.
+            await self.connection.execute("SELECT 1")
         except asyncpg.InFailedSQLTransactionError:
             raise SwallowedError from None
         await self._transaction.commit()
@@ -105,7 +106,7 @@ class Asyncpg(Database["Connection"]):
         self, dsn: str | Callable[[], Any], *, keep: float = DAY, create: bool = True
     ) -> None:
         super().__init__(keep=keep, create=create)
-        self._source = check_source(self.name, dsn, "an asyncpg.Pool")
+        self._source = check_source(self.name, dsn, "an asyncpg.Pool", words=False)
         self._pool: Any = None
 
     @override
@@ -124,18 +125,7 @@ class Asyncpg(Database["Connection"]):
 
     @override
     def classify(self, error: BaseException) -> Failure:
-        try:
-            import asyncpg
-        except ImportError:
-            return Failure.FAULT
-        if isinstance(error, asyncpg.InternalClientError):
-            # What a connection may say that is lost in the middle of something: try another.
-            return Failure.CONFLICT
-        if isinstance(error, asyncpg.PostgresError):
-            return failure_of_state(getattr(error, "sqlstate", None))
-        if isinstance(error, (asyncpg.InterfaceError, OSError, TimeoutError)):
-            return Failure.UNREACHABLE
-        return Failure.FAULT
+        return asyncpg_failure(error)
 
     @override
     async def open_async(self, connections: int) -> None:

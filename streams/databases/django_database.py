@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from typing_extensions import override
 
+from streams.databases.execution import django_rows
 from streams.databases.protocol import (
     DAY,
     Database,
@@ -27,7 +28,6 @@ from streams.databases.protocol import (
     has_failed,
     import_error,
     known_dialect,
-    marked,
 )
 from streams.errors import ConfigError
 
@@ -77,9 +77,7 @@ class _DjangoSession(Session[Any]):
 
     @override
     def execute(self, statement: Statement) -> Rows:
-        with self.connection.cursor() as cursor:
-            cursor.execute(marked(statement.sql, "%s"), tuple(statement.parameters) or None)
-            return [tuple(row) for row in cursor.fetchall()] if cursor.description else []
+        return django_rows(self.connection, statement)
 
     @override
     def commit(self) -> None:
@@ -161,18 +159,23 @@ class Django(Database[Any]):
         except ImportError as error:
             raise import_error(self.name, "django", error) from None
         try:
-            vendor = known[self.using].vendor
+            connection = known[self.using]
         except ImproperlyConfigured as error:
             raise ConfigError(f"transaction=Django({self.using!r}): {error}") from error
         except Exception as error:
             raise ConfigError(
                 f"transaction=Django({self.using!r}): DATABASES has no such database"
             ) from error
-        found = known_dialect(vendor)
+        found = known_dialect(connection.vendor)
         if found is None:
             raise ConfigError(
-                f"transaction=Django({self.using!r}): it is {vendor}; the inbox works on "
-                "PostgreSQL and SQLite"
+                f"transaction=Django({self.using!r}): it is {connection.vendor}; the inbox works "
+                "on PostgreSQL and SQLite"
+            )
+        if not connection.settings_dict["AUTOCOMMIT"]:
+            raise ConfigError(
+                f"transaction=Django({self.using!r}): with AUTOCOMMIT: False in DATABASES, "
+                "transaction.atomic() commits nothing: leave it out"
             )
         self._dialect = found
 

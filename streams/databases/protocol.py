@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 from typing_extensions import TypeVar
 
@@ -243,8 +243,26 @@ class Database(ABC, Generic[C_co]):
         raise NotImplementedError
 
 
-def run(session: Session[Any], steps: Steps[R]) -> R:
-    """Run these statements in a session; what they come to."""
+class Executing(Protocol):
+    """What runs statements: a session, or a connection on which a transaction is open."""
+
+    @property
+    def execute(self) -> Callable[[Statement], Rows]:
+        """Run one statement of ours; its rows."""
+        ...
+
+
+class AsyncExecuting(Protocol):
+    """The same, awaited."""
+
+    @property
+    def execute(self) -> Callable[[Statement], Awaitable[Rows]]:
+        """Run one statement of ours; its rows."""
+        ...
+
+
+def run(session: Executing, steps: Steps[R]) -> R:
+    """Run these statements; what they come to."""
     try:
         statement = next(steps)
         while True:
@@ -254,7 +272,7 @@ def run(session: Session[Any], steps: Steps[R]) -> R:
         return result
 
 
-async def run_async(session: AsyncSession[Any], steps: Steps[R]) -> R:
+async def run_async(session: AsyncExecuting, steps: Steps[R]) -> R:
     """As :func:`run`."""
     try:
         statement = next(steps)
@@ -346,13 +364,24 @@ def is_file_of(log: object, file: Path) -> bool:
     return isinstance(path, Path) and path.resolve() == file.resolve()
 
 
-def check_source(name: str, given: Any, what: str) -> Any:
+_URL = re.compile(r"postgres(ql)?://")
+_WORDS = re.compile(r"\s*\w+\s*=")
+
+
+def check_source(name: str, given: Any, what: str, *, words: bool = True) -> Any:
     """A DSN, or a function that returns the user's own pool.
 
+    A driver finds out at each connection that a DSN is none, as if that were an outage, and quotes
+    it with its password; so it is looked at here.
+
+    :param words: a DSN may also be libpq's ``host=... dbname=...``.
     :raises ConfigError: it is neither.
     """
     if isinstance(given, str) and given:
-        return given
+        if _URL.match(given) or (words and _WORDS.match(given)):
+            return given
+        forms = "postgresql://user@host/database" + (", or host=... dbname=..." if words else "")
+        raise ConfigError(f"{name}(...): a DSN of PostgreSQL is written as {forms}")
     if callable(given) and not isinstance(given, type):
         return given
     shown = "an empty text" if isinstance(given, str) else type(given).__name__

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from typing_extensions import override
 
+from streams.databases.execution import async_psycopg_rows, psycopg_failure, psycopg_rows
 from streams.databases.protocol import (
     DAY,
     AsyncSession,
@@ -25,10 +26,8 @@ from streams.databases.protocol import (
     Statement,
     SwallowedError,
     check_source,
-    failure_of_state,
     has_failed,
     import_error,
-    marked,
 )
 
 if TYPE_CHECKING:
@@ -58,19 +57,7 @@ class _PsycopgDatabase(Database[C_co]):
 
     @override
     def classify(self, error: BaseException) -> Failure:
-        try:
-            import psycopg
-            from psycopg_pool import PoolTimeout
-        except ImportError:
-            return Failure.FAULT
-        if isinstance(error, PoolTimeout):
-            return Failure.UNREACHABLE
-        if not isinstance(error, psycopg.Error):
-            return Failure.FAULT
-        if error.sqlstate is not None:
-            return failure_of_state(error.sqlstate)
-        # Without a code it comes from the client: no connection could be made, or it is lost.
-        return Failure.UNREACHABLE if isinstance(error, psycopg.OperationalError) else Failure.FAULT
+        return psycopg_failure(error)
 
 
 class _PsycopgSession(Session["Connection"]):
@@ -88,12 +75,7 @@ class _PsycopgSession(Session["Connection"]):
 
     @override
     def execute(self, statement: Statement) -> Rows:
-        from psycopg.rows import tuple_row
-
-        sql: Any = marked(statement.sql, "%s")
-        with self.connection.cursor(row_factory=tuple_row) as cursor:
-            cursor.execute(sql, statement.parameters or None)
-            return cursor.fetchall() if cursor.description is not None else []
+        return psycopg_rows(self.connection, statement)
 
     @override
     def commit(self) -> None:
@@ -194,12 +176,7 @@ class _AsyncPsycopgSession(AsyncSession["AsyncConnection"]):
 
     @override
     async def execute(self, statement: Statement) -> Rows:
-        from psycopg.rows import tuple_row
-
-        sql: Any = marked(statement.sql, "%s")
-        async with self.connection.cursor(row_factory=tuple_row) as cursor:
-            await cursor.execute(sql, statement.parameters or None)
-            return await cursor.fetchall() if cursor.description is not None else []
+        return await async_psycopg_rows(self.connection, statement)
 
     @override
     async def commit(self) -> None:

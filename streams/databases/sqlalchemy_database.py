@@ -12,6 +12,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from typing_extensions import override
 
+from streams.databases.execution import (
+    async_sqlalchemy_rows,
+    commits_each_statement,
+    sqlalchemy_rows,
+)
 from streams.databases.protocol import (
     DAY,
     AsyncSession,
@@ -28,7 +33,6 @@ from streams.databases.protocol import (
     import_error,
     is_in_failed_transaction,
     known_dialect,
-    marked,
 )
 from streams.errors import ConfigError
 
@@ -43,13 +47,6 @@ S = TypeVar("S", bound="SqlSession")
 A = TypeVar("A", bound="SqlAsyncSession")
 
 
-def _clause(statement: Statement) -> tuple[Any, dict[str, Any]]:
-    from sqlalchemy import text
-
-    parameters = {f"p{number}": each for number, each in enumerate(statement.parameters, 1)}
-    return text(marked(statement.sql, ":p")), parameters
-
-
 class _SqlSession(Session[Any]):
     def __init__(self, session: Any) -> None:
         self.connection = session
@@ -62,17 +59,13 @@ class _SqlSession(Session[Any]):
             raise
 
     @property
-    def dialect(self) -> str:
-        """The engine's."""
-        return str(self._core.dialect.name)
+    def core(self) -> Any:
+        """The connection under the session."""
+        return self._core
 
     @override
     def execute(self, statement: Statement) -> Rows:
-        if statement.parameters:
-            result = self._core.execute(*_clause(statement))
-        else:
-            result = self._core.exec_driver_sql(statement.sql)
-        return [tuple(row) for row in result] if result.returns_rows else []
+        return sqlalchemy_rows(self._core, statement)
 
     @override
     def commit(self) -> None:
@@ -81,7 +74,7 @@ class _SqlSession(Session[Any]):
             raise EndedByHandler("SQLAlchemy(...)")
         session.flush()
         failed = has_failed(self._core.connection.driver_connection)
-        if failed is None and self.dialect == "postgresql":
+        if failed is None and self._core.dialect.name == "postgresql":
             try:
                 self._core.exec_driver_sql("SELECT 1")
             except Exception as error:
@@ -126,17 +119,13 @@ class _SqlAsyncSession(AsyncSession[Any]):
             raise
 
     @property
-    def dialect(self) -> str:
-        """The engine's."""
-        return str(self._core.dialect.name)
+    def core(self) -> Any:
+        """The connection under the session."""
+        return self._core.sync_connection
 
     @override
     async def execute(self, statement: Statement) -> Rows:
-        if statement.parameters:
-            result = await self._core.execute(*_clause(statement))
-        else:
-            result = await self._core.exec_driver_sql(statement.sql)
-        return [tuple(row) for row in result] if result.returns_rows else []
+        return await async_sqlalchemy_rows(self._core, statement)
 
     @override
     async def commit(self) -> None:
@@ -146,7 +135,7 @@ class _SqlAsyncSession(AsyncSession[Any]):
             raise EndedByHandler("SQLAlchemy(...)")
         await session.flush()
         failed = has_failed((await self._core.get_raw_connection()).driver_connection)
-        if failed is None and self.dialect == "postgresql":
+        if failed is None and self._core.dialect.name == "postgresql":
             try:
                 await self._core.exec_driver_sql("SELECT 1")
             except Exception as error:
@@ -228,6 +217,18 @@ class SQLAlchemy(Database[C], Generic[C]):
             raise RuntimeError("not known before the first session")
         return self._dialect
 
+    def _check(self, core: Any) -> None:
+        """The engine is known, by a connection.
+
+        :raises ConfigError: the inbox does not work there.
+        """
+        if commits_each_statement(core):
+            raise ConfigError(
+                "transaction=SQLAlchemy(...): its engine has isolation_level='AUTOCOMMIT', with "
+                "which no transaction is ever open: give the maker an engine without it"
+            )
+        self._learn(core.dialect.name)
+
     def _learn(self, name: str) -> None:
         """The engine's dialect is known.
 
@@ -261,7 +262,7 @@ class SQLAlchemy(Database[C], Generic[C]):
         session = _SqlSession(self._maker())
         if self._dialect is None:
             try:
-                self._learn(session.dialect)
+                self._check(session.core)
             except BaseException:
                 session.rollback()
                 raise
@@ -273,7 +274,7 @@ class SQLAlchemy(Database[C], Generic[C]):
         await session.enter()
         if self._dialect is None:
             try:
-                self._learn(session.dialect)
+                self._check(session.core)
             except BaseException:
                 await session.rollback()
                 raise

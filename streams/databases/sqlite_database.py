@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from typing_extensions import override
 
+from streams.databases.execution import sqlite_rows
 from streams.databases.protocol import (
     DAY,
     Database,
@@ -26,13 +27,20 @@ from streams.databases.protocol import (
     Rows,
     Session,
     Statement,
-    marked,
     sqlite_failure,
 )
 from streams.errors import ConfigError
 
 BUSY_TIMEOUT = 5.0
 """Seconds that a transaction waits for those of other processes."""
+
+
+def _is_in_transaction(connection: sqlite3.Connection) -> bool | None:
+    """None: it was closed."""
+    try:
+        return connection.in_transaction
+    except sqlite3.ProgrammingError:
+        return None
 
 
 class _SqliteSession(Session[sqlite3.Connection]):
@@ -53,14 +61,11 @@ class _SqliteSession(Session[sqlite3.Connection]):
 
     @override
     def execute(self, statement: Statement) -> Rows:
-        sql = marked(statement.sql, "?")
-        cursor = self.connection.cursor()
-        cursor.row_factory = None  # whatever the user's is
-        return cursor.execute(sql, statement.parameters).fetchall()
+        return sqlite_rows(self.connection, statement)
 
     @override
     def commit(self) -> None:
-        if not self.connection.in_transaction:
+        if not _is_in_transaction(self.connection):
             self._give_back()
             raise EndedByHandler("Sqlite(...)")
         try:
@@ -154,15 +159,21 @@ class Sqlite(Database[sqlite3.Connection]):
         except BaseException:
             self._turn.release()
             raise
-        return _SqliteSession(self, connection)
+        try:
+            return _SqliteSession(self, connection)
+        except sqlite3.ProgrammingError as error:
+            self._refuse_own_thread(error)
+            raise
 
     def give_back(self, connection: sqlite3.Connection) -> None:
         """A session's connection is free, and the next session may begin."""
-        if connection.in_transaction:
-            connection.close()
-        else:
-            self._free.append(connection)
-        self._turn.release()
+        try:
+            if _is_in_transaction(connection) is False:
+                self._free.append(connection)
+            else:
+                connection.close()
+        finally:
+            self._turn.release()
 
     def _connect(self) -> sqlite3.Connection:
         if callable(self._source):
@@ -172,6 +183,18 @@ class Sqlite(Database[sqlite3.Connection]):
         connection = sqlite3.connect(
             self._source, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
         )
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+        except BaseException:
+            connection.close()
+            raise
         return connection
+
+    def _refuse_own_thread(self, error: sqlite3.ProgrammingError) -> None:
+        """:raises ConfigError: a function's connection belongs to one thread."""
+        if callable(self._source) and "same thread" in str(error):
+            raise ConfigError(
+                "Sqlite(function): handlers run in several threads, and the connections that it "
+                "returns belong to one each: sqlite3.connect(..., check_same_thread=False)"
+            ) from error

@@ -1,4 +1,4 @@
-"""Running a statement on a connection of the user's, inside the transaction that is open there.
+"""A connection of the user's, on which a transaction is open.
 
 Whatever library it is of, a connection is taken as it comes; nothing is begun, committed or rolled
 back. The library that the caller uses is imported already, so none is imported here.
@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+from streams.databases import execution
+from streams.databases.protocol import DialectName, Rows, Statement, known_dialect
 from streams.errors import ConfigError
 from streams.inbox.results import NoTransaction
-from streams.outbox.tables import Vendor, numbered, percent
-
-Parameters = Mapping[str, Any]
 
 KNOWN = (
     "psycopg, asyncpg, SQLAlchemy (connection or session), Django (django.db.connection), sqlite3, "
@@ -27,24 +28,26 @@ KNOWN = (
 _WHERE = "outbox: connection="
 
 
-class PlainConnection(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class PlainConnection:
     """A connection whose statements block.
 
-    :param execute: runs one statement; the first row that it returns, if it returns any.
+    :param execute: runs one statement; its rows.
     """
 
-    vendor: Vendor
-    execute: Callable[[str, Parameters], Any]
+    dialect: DialectName
+    execute: Callable[[Statement], Rows]
 
 
-class AsyncConnection(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class AsyncConnection:
     """A connection whose statements are awaited.
 
-    :param execute: runs one statement; the first row that it returns, if it returns any.
+    :param execute: runs one statement; its rows.
     """
 
-    vendor: Vendor
-    execute: Callable[[str, Parameters], Awaitable[Any]]
+    dialect: DialectName
+    execute: Callable[[Statement], Awaitable[Rows]]
 
 
 def connection_of(given: Any) -> PlainConnection | AsyncConnection:
@@ -68,37 +71,23 @@ def _no_transaction(advice: str) -> NoTransaction:
     )
 
 
-# -- psycopg
+def _dialect(name: str) -> DialectName:
+    found = known_dialect(name)
+    if found is None:
+        raise ConfigError(f"{_WHERE}...: an outbox is on PostgreSQL or SQLite, not on {name}")
+    return found
 
 
 def _psycopg(psycopg: Any, given: Any) -> PlainConnection | AsyncConnection | None:
     cursors = (psycopg.AsyncCursor, psycopg.Cursor)
     connection = given.connection if isinstance(given, cursors) else given
-    if isinstance(connection, psycopg.AsyncConnection):
-        _check_psycopg(connection)
-
-        async def execute(sql: str, parameters: Parameters) -> Any:
-            cursor = await connection.execute(percent(sql), parameters)
-            return await cursor.fetchone() if cursor.description else None
-
-        return AsyncConnection("postgresql", execute)
-    if not isinstance(connection, psycopg.Connection):
+    if not isinstance(connection, (psycopg.AsyncConnection, psycopg.Connection)):
         return None
-    _check_psycopg(connection)
-
-    def execute_plain(sql: str, parameters: Parameters) -> Any:
-        cursor = connection.execute(percent(sql), parameters)
-        return cursor.fetchone() if cursor.description else None
-
-    return PlainConnection("postgresql", execute_plain)
-
-
-def _check_psycopg(connection: Any) -> None:
     if connection.autocommit and connection.info.transaction_status == 0:
         raise _no_transaction("write `async with connection.transaction():` (plain: `with`)")
-
-
-# -- asyncpg
+    if isinstance(connection, psycopg.AsyncConnection):
+        return AsyncConnection("postgresql", partial(execution.async_psycopg_rows, connection))
+    return PlainConnection("postgresql", partial(execution.psycopg_rows, connection))
 
 
 def _asyncpg(asyncpg: Any, given: Any) -> AsyncConnection | None:
@@ -106,61 +95,32 @@ def _asyncpg(asyncpg: Any, given: Any) -> AsyncConnection | None:
         return None
     if not given.is_in_transaction():
         raise _no_transaction("write `async with connection.transaction():`")
-
-    async def execute(sql: str, parameters: Parameters) -> Any:
-        sql, names = numbered(sql)
-        return await given.fetchrow(sql, *(parameters[name] for name in names))
-
-    return AsyncConnection("postgresql", execute)
-
-
-# -- SQLAlchemy
+    return AsyncConnection("postgresql", partial(execution.asyncpg_rows, given))
 
 
 def _sqlalchemy(sqlalchemy: Any, given: Any) -> PlainConnection | AsyncConnection | None:
     orm = sys.modules.get("sqlalchemy.orm")
     asyncio = sys.modules.get("sqlalchemy.ext.asyncio")
-    text = sqlalchemy.text
     if asyncio is not None and isinstance(
         given, (asyncio.AsyncConnection, asyncio.AsyncSession, asyncio.async_scoped_session)
     ):
-        inner = getattr(given, "sync_connection", None) or given
-        vendor = _sqlalchemy_vendor(inner)
-
-        async def execute(sql: str, parameters: Parameters) -> Any:
-            result = await given.execute(text(sql), dict(parameters))
-            return result.first() if result.returns_rows else None
-
-        return AsyncConnection(vendor, execute)
+        dialect = _sqlalchemy_dialect(getattr(given, "sync_connection", None) or given)
+        return AsyncConnection(dialect, partial(execution.async_sqlalchemy_rows, given))
     plain: tuple[Any, ...] = (sqlalchemy.Connection,)
     if orm is not None:
         plain = (*plain, orm.Session, orm.scoped_session)
     if not isinstance(given, plain):
         return None
-    vendor = _sqlalchemy_vendor(given)
-
-    def execute_plain(sql: str, parameters: Parameters) -> Any:
-        result = given.execute(text(sql), dict(parameters))
-        return result.first() if result.returns_rows else None
-
-    return PlainConnection(vendor, execute_plain)
+    dialect = _sqlalchemy_dialect(given)
+    return PlainConnection(dialect, partial(execution.sqlalchemy_rows, given))
 
 
-def _sqlalchemy_vendor(given: Any) -> Vendor:
+def _sqlalchemy_dialect(given: Any) -> DialectName:
     """The database of a connection or session, which must not commit by itself."""
     bind = given if hasattr(given, "dialect") else given.get_bind()
-    options = {**bind.get_execution_options()} if hasattr(bind, "get_execution_options") else {}
-    if options.get("isolation_level") == "AUTOCOMMIT":
+    if execution.commits_each_statement(bind):
         raise _no_transaction("give a connection without isolation_level='AUTOCOMMIT'")
-    name = bind.dialect.name
-    if name == "postgresql":
-        return "postgresql"
-    if name == "sqlite":
-        return "sqlite"
-    raise ConfigError(f"{_WHERE}...: an outbox is on PostgreSQL or SQLite, not on {name}")
-
-
-# -- Django
+    return _dialect(bind.dialect.name)
 
 
 def _django(django: Any, given: Any) -> PlainConnection | None:
@@ -177,19 +137,7 @@ def _django(django: Any, given: Any) -> PlainConnection | None:
 
 def django_connection(connection: Any) -> PlainConnection:
     """A connection of Django's, whether a transaction is open there or not."""
-    name = connection.vendor
-    if name not in ("postgresql", "sqlite"):
-        raise ConfigError(f"{_WHERE}...: an outbox is on PostgreSQL or SQLite, not on {name}")
-
-    def execute(sql: str, parameters: Parameters) -> Any:
-        with connection.cursor() as cursor:
-            cursor.execute(percent(sql), dict(parameters))
-            return cursor.fetchone() if cursor.description else None
-
-    return PlainConnection("postgresql" if name == "postgresql" else "sqlite", execute)
-
-
-# -- SQLite
+    return PlainConnection(_dialect(connection.vendor), partial(execution.django_rows, connection))
 
 
 def _sqlite3(sqlite3: Any, given: Any) -> PlainConnection | None:
@@ -197,24 +145,14 @@ def _sqlite3(sqlite3: Any, given: Any) -> PlainConnection | None:
     if not isinstance(connection, sqlite3.Connection):
         return None
     _check_sqlite(connection)
-
-    def execute(sql: str, parameters: Parameters) -> Any:
-        cursor = connection.execute(sql, parameters)
-        return cursor.fetchone() if cursor.description else None
-
-    return PlainConnection("sqlite", execute)
+    return PlainConnection("sqlite", partial(execution.sqlite_rows, connection))
 
 
 def _aiosqlite(aiosqlite: Any, given: Any) -> AsyncConnection | None:
     if not isinstance(given, aiosqlite.Connection):
         return None
     _check_sqlite(given)
-
-    async def execute(sql: str, parameters: Parameters) -> Any:
-        async with given.execute(sql, parameters) as cursor:
-            return await cursor.fetchone() if cursor.description else None
-
-    return AsyncConnection("sqlite", execute)
+    return AsyncConnection("sqlite", partial(execution.aiosqlite_rows, given))
 
 
 def _check_sqlite(connection: Any) -> None:
@@ -225,9 +163,6 @@ def _check_sqlite(connection: Any) -> None:
         raise _no_transaction("run BEGIN first, or leave isolation_level as it is")
 
 
-# -- psycopg2
-
-
 def _psycopg2(psycopg2: Any, given: Any) -> PlainConnection | None:
     cursor = isinstance(given, psycopg2.extensions.cursor)
     connection = given.connection if cursor else given
@@ -235,13 +170,7 @@ def _psycopg2(psycopg2: Any, given: Any) -> PlainConnection | None:
         return None
     if connection.autocommit:
         raise _no_transaction("leave autocommit off")
-
-    def execute(sql: str, parameters: Parameters) -> Any:
-        with connection.cursor() as cursor:
-            cursor.execute(percent(sql), dict(parameters))
-            return cursor.fetchone() if cursor.description else None
-
-    return PlainConnection("postgresql", execute)
+    return PlainConnection("postgresql", partial(execution.psycopg2_rows, connection))
 
 
 _ADAPTERS: Mapping[str, Callable[[Any, Any], PlainConnection | AsyncConnection | None]] = {

@@ -4,34 +4,53 @@ A relay runs statements one after the other on one connection, and has another b
 wakes it: PostgreSQL's ``LISTEN``, and on SQLite a look at ``PRAGMA data_version`` every few
 milliseconds. Errors of a driver become :class:`~streams.errors.Unavailable` where another attempt
 may succeed, else :class:`~streams.errors.LogError`, here.
+
+How statements are run, and what errors mean, is :mod:`streams.databases`'. Its sessions are not
+used: each is a transaction on a connection of a pool, while a relay has one connection for as long
+as it lives, on which statements are committed one by one, and which holds a lock and settings of
+its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 import sqlite3
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, suppress
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from typing import IO, Any
 
 from typing_extensions import override
 
+from streams.databases import execution
+from streams.databases.addresses import (
+    has_words,
+    place_without_secrets,
+    scheme_of,
+    sqlite_file,
+)
+from streams.databases.protocol import (
+    Failure,
+    Statement,
+    marked,
+    sqlite_failure,
+    state_of,
+)
 from streams.errors import ConfigError, LogError, Unavailable
 from streams.outbox.tables import (
+    NO_PARAMETERS,
     ROW_BYTES,
     Dialect,
+    Parameters,
     PostgresDialect,
     Row,
     SqliteDialect,
     Tables,
-    numbered,
-    percent,
+    statement,
 )
 from streams.text import one_line
 
@@ -39,9 +58,6 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
-
-Parameters = Mapping[str, Any]
-NO_PARAMETERS: Parameters = {}
 
 SIZE = Row._fields.index("size")
 
@@ -76,12 +92,12 @@ class Database(ABC):
         """Close what is open."""
 
     @abstractmethod
-    async def _execute(self, sql: str, parameters: Parameters) -> list[Any]: ...
+    async def _execute(self, statement: Statement) -> list[Any]: ...
 
     async def execute(self, sql: str, parameters: Parameters = NO_PARAMETERS) -> list[Any]:
         """The rows of one statement, which is committed."""
         async with self._turn:
-            return await self._execute(sql, parameters)
+            return await self._execute(statement(sql, parameters))
 
     async def fetch(self, parameters: Parameters) -> list[Any]:
         """The rows of :meth:`~streams.outbox.tables.Dialect.fetch`."""
@@ -91,14 +107,14 @@ class Database(ABC):
     async def transaction(self) -> AsyncIterator[Transaction]:
         """Several statements that are committed together."""
         async with self._turn:
-            await self._execute(self.begin, NO_PARAMETERS)
+            await self._execute(Statement(self.begin))
             try:
                 yield Transaction(self._execute)
             except BaseException:
                 with suppress(LogError):
-                    await asyncio.shield(self._execute("ROLLBACK", NO_PARAMETERS))
+                    await asyncio.shield(self._execute(Statement("ROLLBACK")))
                 raise
-            await self._execute("COMMIT", NO_PARAMETERS)
+            await self._execute(Statement("COMMIT"))
 
     begin = "BEGIN"
 
@@ -115,8 +131,8 @@ class Database(ABC):
             return
         async with self.transaction() as transaction:
             await self.lock_relays(transaction)
-            for statement in self.dialect.schema():
-                await transaction.execute(statement)
+            for sql in self.dialect.schema():
+                await transaction.execute(sql)
             for bucket in range(self.dialect.bucket_count):
                 await transaction.execute(self.dialect.add_bucket(), {"bucket": bucket})
 
@@ -140,12 +156,12 @@ class Database(ABC):
 class Transaction:
     """Statements in a transaction."""
 
-    def __init__(self, execute: Callable[[str, Parameters], Any]) -> None:
+    def __init__(self, execute: Callable[[Statement], Any]) -> None:
         self._execute = execute
 
     async def execute(self, sql: str, parameters: Parameters = NO_PARAMETERS) -> list[Any]:
         """The rows of one statement."""
-        rows: list[Any] = await self._execute(sql, parameters)
+        rows: list[Any] = await self._execute(statement(sql, parameters))
         return rows
 
 
@@ -169,7 +185,7 @@ class PostgresDatabase(Database):
     """What both drivers have in common."""
 
     def __init__(self, dsn: str, tables: Tables) -> None:
-        super().__init__(_place(dsn))
+        super().__init__(place_without_secrets(dsn))
         self.dsn = dsn
         self._dialect = PostgresDialect(tables)
 
@@ -177,6 +193,25 @@ class PostgresDatabase(Database):
     @override
     def dialect(self) -> PostgresDialect:
         return self._dialect
+
+    @abstractmethod
+    def _classify(self, error: Exception) -> Failure:
+        """What an error of the driver means."""
+
+    async def _errors(self, awaitable: Any) -> Any:
+        """Await something of the driver's.
+
+        :raises Unavailable: it may succeed later.
+        :raises LogError: the server refuses it.
+        """
+        try:
+            return await awaitable
+        except Exception as error:
+            failure = self._classify(error)
+            if failure is Failure.FAULT and state_of(error) is None:
+                raise  # nothing that the server said
+            kind = LogError if failure is Failure.FAULT else Unavailable
+            raise kind(f"{self.place}: {one_line(str(error))}") from error
 
     @abstractmethod
     async def _open(self) -> None: ...
@@ -233,25 +268,14 @@ class PsycopgDatabase(PostgresDatabase):
             psycopg.AsyncConnection.connect(self.dsn, autocommit=True, connect_timeout=10)
         )
 
-    async def _errors(self, awaitable: Any) -> Any:
-        import psycopg
-
-        try:
-            return await awaitable
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-            raise Unavailable(f"{self.place}: {one_line(str(error))}") from error
-        except psycopg.Error as error:
-            raise LogError(f"{self.place}: {one_line(str(error))}") from error
+    @override
+    def _classify(self, error: Exception) -> Failure:
+        return execution.psycopg_failure(error)
 
     @override
-    async def _execute(self, sql: str, parameters: Parameters) -> list[Any]:
-        async def run() -> list[Any]:
-            cursor = self._connection.cursor(binary=True)
-            await cursor.execute(percent(sql), parameters or None)
-            rows: list[Any] = await cursor.fetchall() if cursor.description else []
-            return rows
-
-        found: list[Any] = await self._errors(run())
+    async def _execute(self, statement: Statement) -> list[Any]:
+        rows = execution.async_psycopg_rows(self._connection, statement, binary=True)
+        found: list[Any] = await self._errors(rows)
         return found
 
     @override
@@ -290,30 +314,13 @@ class AsyncpgDatabase(PostgresDatabase):
 
         self._connection = await self._errors(asyncpg.connect(self.dsn, timeout=10))
 
-    async def _errors(self, awaitable: Any) -> Any:
-        import asyncpg
-
-        try:
-            return await awaitable
-        except (
-            OSError,
-            TimeoutError,
-            asyncpg.InterfaceError,
-            asyncpg.PostgresConnectionError,
-            asyncpg.OperatorInterventionError,
-            asyncpg.InsufficientResourcesError,
-            asyncpg.LockNotAvailableError,
-            asyncpg.TransactionRollbackError,
-        ) as error:
-            raise Unavailable(f"{self.place}: {one_line(str(error))}") from error
-        except asyncpg.PostgresError as error:
-            raise LogError(f"{self.place}: {one_line(str(error))}") from error
+    @override
+    def _classify(self, error: Exception) -> Failure:
+        return execution.asyncpg_failure(error)
 
     @override
-    async def _execute(self, sql: str, parameters: Parameters) -> list[Any]:
-        sql, names = numbered(sql)
-        arguments = (parameters[name] for name in names)
-        found: list[Any] = await self._errors(self._connection.fetch(sql, *arguments))
+    async def _execute(self, statement: Statement) -> list[Any]:
+        found: list[Any] = await self._errors(execution.asyncpg_rows(self._connection, statement))
         return found
 
     @override
@@ -370,6 +377,8 @@ class SqliteDatabase(Database):
 
     def _open_file(self) -> sqlite3.Connection:
         found = sqlite3.connect(self.path, timeout=10, isolation_level=None)
+        # SQLite stores any bytes as a text: such a row is one that stands for no message.
+        found.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
         try:
             found.execute("SELECT 1 FROM sqlite_master").fetchall()
             if found.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
@@ -386,34 +395,33 @@ class SqliteDatabase(Database):
             raise Unavailable(f"{self.place}: it is closed")
         try:
             return await asyncio.get_running_loop().run_in_executor(thread, function)
-        except sqlite3.OperationalError as error:
-            text = str(error)
-            kind = LogError if text.startswith(("no such", "near ")) else Unavailable
-            raise kind(f"{self.place}: {one_line(text)}") from error
         except sqlite3.Error as error:
-            raise LogError(f"{self.place}: {one_line(str(error))}") from error
+            kind = LogError if sqlite_failure(error) is Failure.FAULT else Unavailable
+            raise kind(f"{self.place}: {one_line(str(error))}") from error
 
     @override
-    async def _execute(self, sql: str, parameters: Parameters) -> list[Any]:
+    async def _execute(self, statement: Statement) -> list[Any]:
         def run() -> list[Any]:
-            if self._connection is None:
-                raise sqlite3.OperationalError("it is closed")
-            return self._connection.execute(sql, parameters).fetchall()
+            return execution.sqlite_rows(self._opened(), statement)
 
         found: list[Any] = await self._in_thread(run)
         return found
 
+    def _opened(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise Unavailable(f"{self.place}: it is closed")
+        return self._connection
+
     @override
     async def fetch(self, parameters: Parameters) -> list[Any]:
         """Row by row, so that nothing is added up before it is known to be wanted."""
-        sql, limit = self.dialect.ready_rows(), parameters["bytes"]
+        ready, limit = statement(self.dialect.ready_rows(), parameters), parameters["bytes"]
 
         def run() -> list[Any]:
-            if self._connection is None:
-                raise sqlite3.OperationalError("it is closed")
             found: list[Any] = []
             total = 0
-            with closing(self._connection.execute(sql, parameters)) as cursor:
+            sql = marked(ready.sql, "?")
+            with closing(self._opened().execute(sql, ready.parameters)) as cursor:
                 for row in cursor:
                     found.append(row)
                     total += row[SIZE] + ROW_BYTES
@@ -448,12 +456,14 @@ class SqliteDatabase(Database):
                             loop.call_soon_threadsafe(wake)
                     time.sleep(LOOK_EVERY)
 
+        thread = ThreadPoolExecutor(1, "streams-outbox-watch")  # it stays, so none of the loop's
         try:
-            await asyncio.to_thread(watch)
+            await loop.run_in_executor(thread, watch)
         except sqlite3.Error as error:
             raise Unavailable(f"{self.place}: {one_line(str(error))}") from error
         finally:
             stopped = True
+            thread.shutdown(wait=False)
 
     @override
     async def lock_relays(self, transaction: Transaction) -> None:
@@ -520,15 +530,15 @@ def open_database(dsn: str, tables: Tables) -> Database:
     """
     if not isinstance(dsn, str) or not dsn.strip():
         raise ConfigError(f"Outbox: the database's address is missing: {FORMS}")
-    scheme, colon, rest = dsn.partition(":")
-    kind, _, driver = scheme.partition("+")
-    if kind == "sqlite" and colon:
-        if not rest.startswith("///") or not rest[3:].partition("?")[0]:
+    kind, driver, rest = scheme_of(dsn)
+    if kind == "sqlite" or dsn.startswith("sqlite:"):
+        file = sqlite_file(dsn)
+        if file is None:
             raise ConfigError("Outbox: a SQLite file is written as sqlite:///file.db")
-        return SqliteDatabase(unquote(rest[3:].partition("?")[0]), tables)
-    if kind in ("postgresql", "postgres") and rest.startswith("//"):
+        return SqliteDatabase(file, tables)
+    if kind == "postgresql":
         return _postgres(f"postgresql:{rest}", driver, tables)
-    if "=" in dsn and "://" not in dsn:
+    if has_words(dsn):
         return _postgres(dsn, "psycopg", tables)
     raise ConfigError(f"Outbox: no address of a database (its scheme is not known): {FORMS}")
 
@@ -541,58 +551,3 @@ def _postgres(dsn: str, driver: str, tables: Tables) -> PostgresDatabase:
     if find_spec("asyncpg") is not None and "://" in dsn:
         return AsyncpgDatabase(dsn, tables)
     raise ConfigError("Outbox: a relay on PostgreSQL needs psycopg (pip install 'psycopg[binary]')")
-
-
-_WORD = re.compile(r"(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|[^\s']\S*)")
-
-
-class _Place(NamedTuple):
-    """Where a database is, whoever logs in."""
-
-    host: str
-    port: str
-    name: str
-
-
-def is_same_database(one: str, other: str) -> bool:
-    """Whether two addresses are certainly those of one database."""
-    return one == other or _place_of(one) == _place_of(other) is not None
-
-
-def _place_of(address: str) -> _Place | None:
-    """None: it cannot be known."""
-    scheme, colon, rest = address.partition(":")
-    kind = scheme.partition("+")[0]
-    if kind == "sqlite" and colon and rest.startswith("///"):
-        file = unquote(rest[3:].partition("?")[0])
-        return _Place("", "", str(Path(file).resolve())) if file else None
-    words: dict[str, str] = {}
-    if kind in ("postgresql", "postgres") and rest.startswith("//"):
-        parts = urlsplit(f"postgresql:{rest}")
-        try:
-            port = parts.port
-        except ValueError:
-            return None  # several hosts
-        words = {
-            "host": parts.hostname or "", "port": str(port or ""), "user": parts.username or "",
-            "dbname": unquote(parts.path[1:]),
-        }  # fmt: skip
-        words |= {name: each[-1] for name, each in parse_qs(parts.query).items()}
-    elif "=" in address and "://" not in address:
-        words = {name: each.strip("'") for name, each in _WORD.findall(address)}
-    name = words.get("dbname") or words.get("user", "")
-    if not name or "service" in words:
-        return None
-    return _Place(words.get("host", ""), words.get("port") or "5432", name)
-
-
-def _place(dsn: str) -> str:
-    """Host and database, without who logs in."""
-    if "://" not in dsn:
-        return "the outbox's PostgreSQL"
-    parts = urlsplit(dsn)
-    try:
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError:
-        port = ""
-    return f"postgresql://{parts.hostname or ''}{port}{parts.path}"

@@ -6,34 +6,30 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from stream_codecs import tags_of
 from streams.app import Streams
+from streams.databases.addresses import is_same_database
 from streams.databases.django_database import Django
 from streams.databases.protocol import Database as ProviderDatabase
-from streams.databases.protocol import DialectName, Statement, Steps, is_file_of
+from streams.databases.protocol import DialectName, Statement, Steps, is_file_of, run, run_async
 from streams.derived_records import TRACE_HEADERS, DerivedResult
 from streams.errors import ConfigError
 from streams.health import OutboxHealth, OutboxStats
 from streams.message import TYPE, Record, headers_without
 from streams.numbers import is_int, is_seconds
-from streams.outbox.connections import (
-    AsyncConnection,
-    Parameters,
-    PlainConnection,
-    connection_of,
-)
-from streams.outbox.databases import Database, SqliteDatabase, is_same_database, open_database
+from streams.outbox.connections import AsyncConnection, PlainConnection, connection_of
+from streams.outbox.databases import Database, SqliteDatabase, open_database
 from streams.outbox.relay import Relay, RelayOptions
 from streams.outbox.rows import row_of
 from streams.outbox.tables import (
     Dialect,
     Tables,
-    Vendor,
     dialect_of,
     parameters_of_rows,
     portions,
+    statement,
 )
 from streams.topic import Key, Topic
 
@@ -41,14 +37,6 @@ T = TypeVar("T")
 
 RelayedBy = Literal["app", "command", "debezium"]
 """Who takes rows to the log: the app's processes, ``streams outbox relay``, or Debezium."""
-
-
-class _Statement(NamedTuple):
-    """What writes a row."""
-
-    sql: str
-    parameters: Parameters
-    id: str
 
 
 class _Check:
@@ -147,7 +135,7 @@ class Outbox:
         self.relayed_by: RelayedBy = relayed_by
         self.max_bytes = max_bytes
         self._notify = notify
-        self._dialects: dict[Vendor, Dialect] = {}
+        self._dialects: dict[DialectName, Dialect] = {}
         self._type_names: dict[type, str] = {}
         self._relay = Relay(
             app, self.tables, self.address, RelayOptions(lease, poll, batch, batch_bytes)
@@ -188,11 +176,10 @@ class Outbox:
         :raises ConfigError: the connection or the topic cannot be used.
         """
         found = connection_of(connection)
-        row = self._row(topic, value, key, id, headers, timestamp)
-        statement = self._statement(found.vendor, row)
+        steps = self._publishing(found.dialect, topic, value, key, id, headers, timestamp)
         if isinstance(found, PlainConnection):
-            return self._write(found, statement)
-        return await self._write_async(found, statement)
+            return run(found, steps)
+        return await run_async(found, steps)
 
     def publish_sync(
         self,
@@ -226,22 +213,39 @@ class Outbox:
         timestamp: datetime | None,
     ) -> str:
         """Write a row by a connection that was looked at already."""
+        return run(
+            connection,
+            self._publishing(connection.dialect, topic, value, key, id, headers, timestamp),
+        )
+
+    def _publishing(
+        self,
+        dialect: DialectName,
+        topic: Topic[T],
+        value: T,
+        key: Key | None,
+        id: str | None,
+        headers: Mapping[str, str] | None,
+        timestamp: datetime | None,
+    ) -> Steps[str]:
+        """Write a message's row; its ID."""
         row = self._row(topic, value, key, id, headers, timestamp)
-        return self._write(connection, self._statement(connection.vendor, row))
+        yield from self._writing(dialect, [row])
+        message_id: str = row["messageid"]
+        return message_id
 
-    def _write(self, connection: PlainConnection, statement: _Statement) -> str:
-        written = connection.execute(statement.sql, statement.parameters)
-        if self.relayed_by == "debezium":
-            sql = self._dialect(connection.vendor).delete_one()
-            connection.execute(sql, {"sequence": written[0]})
-        return statement.id
-
-    async def _write_async(self, connection: AsyncConnection, statement: _Statement) -> str:
-        written = await connection.execute(statement.sql, statement.parameters)
-        if self.relayed_by == "debezium":
-            sql = self._dialect(connection.vendor).delete_one()
-            await connection.execute(sql, {"sequence": written[0]})
-        return statement.id
+    def _writing(self, name: DialectName, rows: Sequence[Mapping[str, Any]]) -> Steps[None]:
+        """Write rows, in their order."""
+        dialect = self._dialect(name)
+        if self.relayed_by == "debezium":  # what it reads is the insertion
+            for row in rows:
+                written = yield statement(dialect.insert_for_debezium(), row)
+                yield statement(dialect.delete_one(), {"sequence": written[0][0]})
+            return
+        for portion in portions(len(rows)):
+            some = rows[portion]
+            sql = dialect.insert(notify=self._notify, rows=len(some))
+            yield statement(sql, parameters_of_rows(some))
 
     def _check_topic(self, topic: Topic[Any]) -> None:
         """:raises ConfigError: nothing can be published to it from here."""
@@ -269,18 +273,10 @@ class Outbox:
             pass  # it adds headers, such as traceparent; where they land nobody knows yet
         return row_of(topic.name, self._type_name(value, record), record, self.max_bytes)
 
-    def _statement(self, vendor: Vendor, row: dict[str, Any]) -> _Statement:
-        dialect = self._dialect(vendor)
-        if self.relayed_by == "debezium":
-            sql = dialect.insert_for_debezium()
-        else:
-            sql = dialect.insert(notify=self._notify)
-        return _Statement(sql, row, row["messageid"])
-
-    def _dialect(self, vendor: Vendor) -> Dialect:
-        found = self._dialects.get(vendor)
+    def _dialect(self, name: DialectName) -> Dialect:
+        found = self._dialects.get(name)
         if found is None:
-            found = self._dialects[vendor] = dialect_of(vendor, self.tables)
+            found = self._dialects[name] = dialect_of(name, self.tables)
         return found
 
     def _type_name(self, value: object, record: Record) -> str:
@@ -326,8 +322,7 @@ class Outbox:
         found = connection_of(connection)
         if isinstance(found, AsyncConnection):
             raise TypeError("a connection whose statements are awaited")
-        for statement in self._result_statements(found.vendor, topic, results):
-            self._write(found, statement)
+        run(found, self._writing(found.dialect, self._rows_of_results(topic, results)))
 
     async def write_results_async(
         self, connection: Any, topic: Topic[Any], results: Sequence[DerivedResult]
@@ -336,12 +331,12 @@ class Outbox:
         found = connection_of(connection)
         if isinstance(found, PlainConnection):
             raise TypeError("a connection whose statements block")
-        for statement in self._result_statements(found.vendor, topic, results):
-            await self._write_async(found, statement)
+        rows = self._rows_of_results(topic, results)
+        await run_async(found, self._writing(found.dialect, rows))
 
-    def _result_statements(
-        self, vendor: Vendor, topic: Topic[Any], results: Sequence[DerivedResult]
-    ) -> Iterator[_Statement]:
+    def _rows_of_results(
+        self, topic: Topic[Any], results: Sequence[DerivedResult]
+    ) -> list[dict[str, Any]]:
         self._check_topic(topic)
         records = [topic.derived_record(*each) for each in results]
         observer = self._app.publish_observer
@@ -350,18 +345,10 @@ class Outbox:
                 record.headers = headers_without(record.headers, TRACE_HEADERS)
             with observer(topic.name, records):
                 pass
-        rows = [
+        return [
             row_of(topic.name, self._type_name(each.value, record), record, self.max_bytes)
             for each, record in zip(results, records, strict=True)
         ]
-        if self.relayed_by == "debezium":  # each is deleted again, by its number
-            yield from (self._statement(vendor, row) for row in rows)
-            return
-        dialect = self._dialect(vendor)
-        for portion in portions(len(rows)):
-            some = rows[portion]
-            sql = dialect.insert(notify=self._notify, rows=len(some))
-            yield _Statement(sql, parameters_of_rows(some), "")
 
     # -- relaying
 

@@ -101,7 +101,7 @@ def record_of(row: Row) -> Record:
 
     :raises InvalidRow: it stands for none.
     """
-    if not isinstance(row.id, str) or not row.id or "\0" in row.id:
+    if not isinstance(row.id, str) or not row.id or "\0" in row.id or not _is_text(row.id):
         raise InvalidRow("its message ID is empty, or no text")
     payload = row.payload
     if payload is not None and not isinstance(payload, bytes):
@@ -124,6 +124,16 @@ def record_of(row: Row) -> Record:
     else:
         raise InvalidRow("its keytype is none of 'text', 'bytes' and 'none'")
     return Record(payload, key, row.id, headers)
+
+
+def _is_text(found: str) -> bool:
+    if found.isascii():
+        return True
+    try:
+        found.encode()
+    except UnicodeEncodeError:  # bytes that SQLite was given as a text
+        return False
+    return True
 
 
 def _as_bytes(payload: object) -> bytes:

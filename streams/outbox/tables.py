@@ -18,8 +18,8 @@ with Debezium's five alone is relayed, too.
 Two more tables say which relays there are and which of them owns which bucket of keys
 (:mod:`streams.outbox.buckets`).
 
-Statements have named parameters, as in ``:name``; :func:`numbered` and :func:`percent` write them
-as other drivers want them. What differs between the databases is in :class:`Dialect`.
+Statements have named parameters, as in ``:name``, from which :func:`statement` makes what
+:mod:`streams.databases` runs. What differs between the databases is in :class:`Dialect`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
+from streams.databases.protocol import DialectName, Statement
 from streams.errors import ConfigError
 
 READY, FAILED, WAITING = 0, 1, 2
@@ -53,26 +54,27 @@ _PARAMETERS = ("id", "topic", "key", "type", "payload", "messageid", "keytype", 
 ROWS_AT_ONCE = 64
 """Rows that one statement writes, at most."""
 
-Vendor = Literal["postgresql", "sqlite"]
+
+Parameters = Mapping[str, Any]
+NO_PARAMETERS: Parameters = {}
+
+
+def statement(sql: str, parameters: Parameters = NO_PARAMETERS) -> Statement:
+    """A statement as :mod:`streams.databases` runs it."""
+    numbered, names = _numbered(sql)
+    return Statement(numbered, [parameters[name] for name in names])
 
 
 @lru_cache(256)
-def numbered(sql: str) -> tuple[str, tuple[str, ...]]:
-    """A statement with ``$1``, ``$2``...; and the names of its parameters in their order."""
+def _numbered(sql: str) -> tuple[str, tuple[str, ...]]:
+    """With ``$1``, ``$2``..., each once, and the names that these stand for."""
     names: list[str] = []
 
     def replace(found: re.Match[str]) -> str:
-        if found[1] not in names:
-            names.append(found[1])
-        return f"${names.index(found[1]) + 1}"
+        names.append(found[1])
+        return f"${len(names)}"
 
     return _PARAMETER.sub(replace, sql), tuple(names)
-
-
-@lru_cache(256)
-def percent(sql: str) -> str:
-    """A statement with ``%(name)s``."""
-    return _PARAMETER.sub(r"%(\1)s", sql.replace("%", "%%"))
 
 
 class Row(NamedTuple):
@@ -80,7 +82,7 @@ class Row(NamedTuple):
 
     :param id: the message ID.
     :param key: ``aggregateid``.
-    :param size: of the payload in bytes.
+    :param size: of payload, headers and ID in bytes.
     :param held: a row of the same key has failed, so this one has to wait.
     """
 
@@ -188,7 +190,6 @@ class Tables:
 class Dialect:
     """The statements for one database."""
 
-    vendor: Vendor
     bucket_count: int
     returns_notification = False
 
@@ -213,6 +214,10 @@ class Dialect:
         """A list as a parameter."""
         raise NotImplementedError
 
+    def length_of(self, text: str) -> str:
+        """The bytes of a column of text."""
+        raise NotImplementedError
+
     bucket = "0"
     """The bucket of a row."""
     age = ""
@@ -220,6 +225,7 @@ class Dialect:
     now = ""
     payload = "payload"
     size = ""
+    """Bytes of the payload."""
     id_type = "TEXT"
 
     # -- publishing
@@ -280,7 +286,8 @@ class Dialect:
         return f"""
             SELECT sequence, {self.bucket} AS bucket,
                 coalesce(messageid, CAST(id AS text)) AS id, aggregatetype, aggregateid,
-                {self.payload} AS payload, keytype, headers, {self.size} AS size,
+                {self.payload} AS payload, keytype, headers,
+                {self.size} + {self.length_of("headers")} + {self.length_of("messageid")} AS size,
                 {self._failed_of("o")} AS held
             FROM {self.tables.outbox} AS o
             WHERE state = {READY} AND {self.within(self.bucket, owned)}
@@ -438,10 +445,17 @@ class Dialect:
         raise NotImplementedError
 
 
+def _element(found: int | str) -> str:
+    """A value as it stands in the text of an array of PostgreSQL's."""
+    if isinstance(found, int):
+        return str(found)
+    escaped = found.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
 class PostgresDialect(Dialect):
     """PostgreSQL, 12 and later."""
 
-    vendor: Vendor = "postgresql"
     bucket_count = BUCKETS
     returns_notification = True
     id_type = "uuid"
@@ -504,18 +518,25 @@ class PostgresDialect(Dialect):
             ),
         )
 
+    def length_of(self, text: str) -> str:
+        """See :meth:`Dialect.length_of`."""
+        return f"coalesce(octet_length({text}), 0)"
+
     def list_of(self, name: str, kind: str) -> str:
         """See :meth:`Dialect.list_of`."""
-        return f"SELECT unnest(CAST(:{name} AS {kind}[]))"
+        return f"SELECT unnest({self._array(name, kind)})"
+
+    def _array(self, name: str, kind: str) -> str:
+        return f"CAST(CAST(:{name} AS text) AS {kind}[])"
 
     def among(self, value: str, name: str, kind: str) -> str:
         """See :meth:`Dialect.among`. Not a query, so that an index is used whatever the planner
         thinks that the table holds."""
-        return f"{value} = ANY(CAST(:{name} AS {kind}[]))"
+        return f"{value} = ANY({self._array(name, kind)})"
 
     def list_parameter(self, found: Sequence[int | str]) -> object:
-        """See :meth:`Dialect.list_parameter`."""
-        return list(found)
+        """See :meth:`Dialect.list_parameter`. A text: a driver makes an array far more slowly."""
+        return "{" + ",".join(map(_element, found)) + "}"
 
     def within(self, value: str, query: str) -> str:
         """See :meth:`Dialect.within`. Not a join, so that rows come in the index's order."""
@@ -532,7 +553,6 @@ class PostgresDialect(Dialect):
 class SqliteDialect(Dialect):
     """SQLite, 3.35 and later. One relay at a time has all keys."""
 
-    vendor: Vendor = "sqlite"
     bucket_count = 1
     now = "(julianday('now') - 2440587.5) * 86400.0"
     age = f"{now} - created"
@@ -583,6 +603,10 @@ class SqliteDialect(Dialect):
             ),
         )
 
+    def length_of(self, text: str) -> str:
+        """See :meth:`Dialect.length_of`."""
+        return f"coalesce(length(CAST({text} AS blob)), 0)"
+
     def list_of(self, name: str, kind: str) -> str:
         """See :meth:`Dialect.list_of`."""
         return f"SELECT value FROM json_each(:{name})"
@@ -598,6 +622,6 @@ class SqliteDialect(Dialect):
         return f"SELECT count(*), {self.now} - max(seen) FROM {self.tables.relays}"
 
 
-def dialect_of(vendor: Vendor, tables: Tables) -> Dialect:
+def dialect_of(name: DialectName, tables: Tables) -> Dialect:
     """The statements for a database."""
-    return PostgresDialect(tables) if vendor == "postgresql" else SqliteDialect(tables)
+    return PostgresDialect(tables) if name == "postgresql" else SqliteDialect(tables)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
+from streams.config import DeadLetters
 from streams.errors import ConfigError, InvalidValue, NotFound
 from streams.log.protocol import GroupInfo, Log
 from streams.projections import tables
@@ -213,10 +214,13 @@ async def drop(log: Log, declared: Iterable[Projection], name: str, version: int
         raise InvalidValue(
             f"version {version} of projection {name!r} serves: promote another first"
         )
-    group, topics = group_of(name, version), tuple(found.goal)
+    group = group_of(name, version)
+    put_back = DeadLetters().retry  # what comes back from the dead letters stands there
+    topics = [topic for each in found.goal for topic in (each, put_back(each, group))]
 
     def delete_group() -> list[int]:
-        existing = [topic for topic in topics if topic in log.topic_names()]
+        known = set(log.topic_names())
+        existing = [topic for topic in topics if topic in known]
         numbers = scope_numbers(log, group, existing)
         with suppress(NotFound):
             log.delete_group(group)
@@ -224,7 +228,6 @@ async def drop(log: Log, declared: Iterable[Projection], name: str, version: int
 
     numbers = await asyncio.to_thread(delete_group)
     async with transactions.begin() as session:
-        for number in numbers:
-            await session.run(tables.forget_handled(number))
+        await session.run(tables.forget_handled(transactions.database.dialect, numbers))
         await session.run(tables.forget(name, version))
         await session.commit()

@@ -21,7 +21,9 @@ from streams.connection import Connection
 from streams.databases.protocol import Database, DialectName, Failure, Steps
 from streams.engine.progress import decode_generation
 from streams.errors import ConfigError, LogError
+from streams.health import ProjectionStats
 from streams.inbox.identity import Scope
+from streams.inbox.tables import find_version
 from streams.log.protocol import Committed, Log
 from streams.message import Message
 from streams.processing.job import reset_generation
@@ -106,6 +108,7 @@ class Projection:
         self.transactions = Transactions(database)
         self._known = False
         self._complained = False
+        self._failures = 0
         database.reserve(1)
 
     def __repr__(self) -> str:
@@ -115,6 +118,11 @@ class Projection:
     def group(self) -> str:
         """The group in which it handles."""
         return group_of(self.name, self.version)
+
+    def stats(self) -> ProjectionStats:
+        """Figures of this moment (any thread)."""
+        serving = self.serving == self.version
+        return ProjectionStats(self.name, self.version, serving, self._failures)
 
     # -- in a handler's transaction
 
@@ -155,7 +163,9 @@ class Projection:
     def _complain(self, error: Exception) -> None:
         if isinstance(error, LogError) or self.database.classify(error) is not Failure.FAULT:
             logger.info("%r: looks again later: %s", self, describe_error(error))
-        elif not self._complained:
+            return
+        self._failures += 1
+        if not self._complained:
             self._complained = True
             logger.error("%r: cannot be promoted, looks again: %s", self, describe_error(error))
 
@@ -260,6 +270,8 @@ class Projection:
         theirs, ours = group_of(self.name, serving), self.group
         scopes = await asyncio.to_thread(_scopes, log, theirs, self.topics)
         await session.run(tables.stop(dialect, self.name, serving, HOLD))
+        if await session.run(find_version(dialect)) is None:
+            return True  # no inbox is there yet: nothing was handled by anybody
         ends = time.monotonic() + HOLD
         while True:
             own = await asyncio.to_thread(_scopes, log, ours, self.topics)

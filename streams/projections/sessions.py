@@ -77,11 +77,14 @@ class Transactions:
             return
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, "streams-projection")
-        plain = await in_worker(self._worker, self.database.begin)
+        begun: list[Session[Any]] = []
         try:
-            yield OpenSession(plain, self._worker)
+            # A cancellation comes when it has begun all the same, and has to be undone.
+            await in_worker(self._worker, lambda: begun.append(self.database.begin()))
+            yield OpenSession(begun[0], self._worker)
         finally:
-            await in_worker(self._worker, plain.rollback)
+            for plain in begun:
+                await in_worker(self._worker, plain.rollback)
 
     def close(self) -> None:
         """No transaction is open any more; one may be begun again, on another loop, too."""

@@ -19,13 +19,14 @@ else gets on while a transaction is open, the row says until when it stands stil
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from streams.databases.protocol import DialectName, Statement, Steps
+from streams.errors import ConfigError
 from streams.inbox.identity import digest, position_text
 from streams.inbox.inbox import RunAgain
-from streams.inbox.tables import PREPARING
+from streams.inbox.tables import PREPARING, find_version
 
 _CREATE: Mapping[DialectName, str] = {
     "postgresql": """\
@@ -96,7 +97,10 @@ def versions_of(name: str) -> Steps[list[KnownVersion]]:
         "SELECT version, serves, goal FROM streams_projections WHERE name = $1 ORDER BY version",
         (name,),
     )
-    return [KnownVersion(version, bool(serves), _ends_of(goal)) for version, serves, goal in rows]
+    return [
+        KnownVersion(version, bool(serves), _ends_of(name, version, goal))
+        for version, serves, goal in rows
+    ]
 
 
 def declare(name: str, version: int, goal: Ends) -> Steps[None]:
@@ -114,12 +118,20 @@ def declare(name: str, version: int, goal: Ends) -> Steps[None]:
     )
 
 
-def _ends_of(goal: str) -> Ends:
-    found = json.loads(goal)
-    return {
-        topic: {int(number): int(end) for number, end in ends.items()}
-        for topic, ends in found.items()
-    }
+def _ends_of(name: str, version: int, goal: str) -> Ends:
+    """:raises ConfigError: it is none of ours."""
+    try:
+        found = json.loads(goal)
+        return {
+            topic: {int(number): int(end) for number, end in ends.items()}
+            for topic, ends in found.items()
+        }
+    except (AttributeError, RecursionError, TypeError, ValueError):
+        raise ConfigError(
+            f"streams_projections: the row of version {version} of projection {name!r} has a goal "
+            "that is not as this package writes it; delete the row, and a process that declares "
+            "the version makes it known again (of one that serves, set goal to '{}' instead)"
+        ) from None
 
 
 _SERVE: Mapping[DialectName, str] = {
@@ -148,10 +160,13 @@ def forget(name: str, version: int) -> Steps[None]:
     )
 
 
-def forget_handled(scope: int) -> Steps[None]:
-    """What a version handled in one partition is gone from the inbox."""
-    yield Statement("DELETE FROM streams_inbox WHERE scope = $1", (scope,))
-    yield Statement("DELETE FROM streams_inbox_marks WHERE scope = $1", (scope,))
+def forget_handled(dialect: DialectName, scopes: Iterable[int]) -> Steps[None]:
+    """What a version handled in these partitions is gone from the inbox."""
+    if (yield from find_version(dialect)) is None:
+        return  # nothing was handled yet, by anybody
+    for scope in scopes:
+        yield Statement("DELETE FROM streams_inbox WHERE scope = $1", (scope,))
+        yield Statement("DELETE FROM streams_inbox_marks WHERE scope = $1", (scope,))
 
 
 # -- standing still
@@ -221,23 +236,27 @@ SELECT count(*) FROM (
     SELECT 1 FROM streams_inbox AS s
     WHERE s.scope = {bigint1} AND s.position >= {position2} AND NOT EXISTS (
         SELECT 1 FROM streams_inbox AS c WHERE c.scope = {bigint3} AND c.position = s.position
-    ) LIMIT 1
+    )
+    UNION ALL
+    SELECT 1 FROM streams_inbox_marks AS m WHERE m.scope = {bigint4} AND m.mark > {position5}
+    LIMIT 1
 ) AS missing"""
 
 
 def is_behind(dialect: DialectName, serving: int, candidate: int, settled: int) -> Steps[bool]:
-    """Whether one version has handled something in a partition that the other has not.
+    """Whether one version has handled something in a partition that the other has not, or may
+    have: what was purged there is known by the mark alone.
 
     :param serving: the one, by the number of the partition in its group.
     :param candidate: the other.
     :param settled: the position below which it has settled everything.
     """
     if dialect == "postgresql":
-        marks = {
-            "bigint1": "CAST($1 AS bigint)", "position2": "CAST(CAST($2 AS text) AS numeric)",
-            "bigint3": "CAST($3 AS bigint)",
-        }  # fmt: skip
+        number, position = "CAST(${} AS bigint)", "CAST(CAST(${} AS text) AS numeric)"
     else:
-        marks = {"bigint1": "$1", "position2": "$2", "bigint3": "$3"}
-    rows = yield Statement(_MISSING.format(**marks), (serving, position_text(settled), candidate))
+        number = position = "${}"
+    marks = {f"bigint{at}": number.format(at) for at in (1, 3, 4)}
+    marks |= {f"position{at}": position.format(at) for at in (2, 5)}
+    below = position_text(settled)
+    rows = yield Statement(_MISSING.format(**marks), (serving, below, candidate, serving, below))
     return bool(rows[0][0])

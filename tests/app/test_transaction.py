@@ -439,6 +439,34 @@ async def test_a_statement_that_takes_too_long_is_interrupted(shop: Shop) -> Non
     await shop.numbers.publish(1)
 
 
+async def test_one_that_begins_just_as_the_time_is_over_is_interrupted_too(shop: Shop) -> None:
+    """SQLite interrupts what runs: so once is not enough."""
+    long = (
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 20000000) "
+        "SELECT sum(i) FROM n"
+    )
+
+    def place() -> None:
+        with shop.app.transaction(timeout=0.05) as connection:
+            inner: Any = connection._transaction
+            interrupt, execute, interrupted = inner.interrupt, inner.execute, threading.Event()
+
+            def note() -> None:
+                interrupt()
+                interrupted.set()
+
+            def execute_late(sql: str, parameters: Any) -> Any:
+                assert interrupted.wait(60)
+                return execute(sql, parameters)
+
+            inner.interrupt, inner.execute = note, execute_late
+            with pytest.raises(TransactionTimeout):
+                connection.execute(long)
+
+    with pytest.raises(TransactionTimeout):
+        await asyncio.to_thread(place)
+
+
 async def test_one_that_is_open_when_the_app_ends(url: str) -> None:
     app = Streams(url)
     async with app.connected():

@@ -26,3 +26,20 @@ def test_a_small_project(engine: str, tmp_path: Path, request: pytest.FixtureReq
     effects = [(f"m{number}", number + 1) for number in range(8)]
     written = [f"m{number}/g/0" for number in range(8)]
     assert done.stdout.splitlines() == [str(effects), str(written), "8 4 1"]
+
+
+def test_a_database_whose_transactions_commit_nothing_is_refused() -> None:
+    """Without autocommit ``atomic()`` commits nothing: its effects would be lost, and settled."""
+    program = """
+from django.conf import settings
+one = {"ENGINE": "django.db.backends.sqlite3", "NAME": "a.db", "AUTOCOMMIT": False}
+settings.configure(DATABASES={"default": one}, INSTALLED_APPS=[])
+import django
+django.setup()
+from streams import Django
+Django().open(1)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert "ConfigError: transaction=Django('default'): with AUTOCOMMIT: False" in done.stderr

@@ -199,6 +199,19 @@ def test_rows_stay_until_who_read_the_old_mark_has_ended(server: Tables) -> None
     assert server.rows() == 0
 
 
+def test_what_was_restored_to_another_server_is_purged_there(server: Tables) -> None:
+    """The number of a transaction that was written down is another server's."""
+    server.take(entry(1))
+    server.raise_mark(10)
+    later = "UPDATE streams_inbox_marks SET purge_after = txid_current() + 1000000000"
+    server.do(lambda: _run(later))
+    assert server.do(lambda: pending("postgresql", SCOPE.number)) is None  # it is raised anew
+
+
+def _run(sql: str) -> Steps[None]:
+    yield Statement(sql)
+
+
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
 def test_an_old_snapshot_does_not_see_an_old_mark(server: Tables, level: str) -> None:
     assert server.take(entry(1)) == [Verdict.NEW]

@@ -14,6 +14,7 @@ import asyncpg  # type: ignore[import-untyped]
 import psycopg
 import pytest
 import sqlalchemy
+from psycopg.rows import class_row
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
@@ -258,6 +259,63 @@ async def test_a_connection_that_commits_by_itself_is_refused(place: Place) -> N
     engine.dispose()
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as sqlite:
         await refused(sqlite)
+    assert not place.rows()
+
+
+class _Own:
+    """What a user makes of a row, which is no row of ours."""
+
+    def __init__(self, **columns: object) -> None:
+        assert "name" in columns
+
+
+@contextmanager
+def psycopg_of_own_rows(dsn: str) -> Iterator[Any]:
+    with psycopg.connect(dsn, row_factory=class_row(_Own)) as connection:
+        yield connection
+
+
+@contextmanager
+def psycopg_of_own_cursors(dsn: str) -> Iterator[Any]:
+    with psycopg.connect(dsn, cursor_factory=psycopg.RawCursor) as connection:
+        yield connection
+
+
+@contextmanager
+def sqlite_of_own_rows(dsn: str) -> Iterator[Any]:
+    with closing(sqlite3.connect(dsn.removeprefix("sqlite:///"))) as connection:
+        connection.row_factory = lambda cursor, row: {}
+        yield connection
+        connection.commit()
+
+
+@pytest.mark.parametrize("relayed_by", ["command", "debezium"])
+@pytest.mark.parametrize(
+    ("connect", "database"),
+    [
+        (psycopg_of_own_rows, "postgres"), (psycopg_of_own_cursors, "postgres"),
+        (sqlite_of_own_rows, "sqlite"),
+    ],
+)  # fmt: skip
+async def test_connections_with_rows_or_cursors_of_the_users_own(
+    connect: Any, place: Place, relayed_by: Any
+) -> None:
+    world = World(place.dsn, relayed_by=relayed_by)
+    with connect(place.dsn) as connection:
+        await world.outbox.publish(world.orders, Order("a", 1), connection=connection)
+    assert len(place.rows()) == (relayed_by == "command")
+
+
+@pytest.mark.parametrize("database", ["postgres", "sqlite"])
+async def test_an_engine_that_commits_each_statement_is_refused(place: Place) -> None:
+    world = World(place.dsn)
+    url = place.dsn.replace("postgresql:", "postgresql+psycopg:", 1)
+    engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection, pytest.raises(ConfigError, match="AUTOCOMMIT"):
+        await world.outbox.publish(world.orders, Order("a", 1), connection=connection)
+    with Session(engine) as session, pytest.raises(ConfigError, match="AUTOCOMMIT"):
+        world.outbox.publish_sync(world.orders, Order("a", 1), connection=session)
+    engine.dispose()
     assert not place.rows()
 
 

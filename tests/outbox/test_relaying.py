@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from typing import Any
 from uuid import uuid4
@@ -96,6 +97,16 @@ async def test_memory_is_bounded_by_bytes(place: Place) -> None:
                 world.outbox.publish_sync(world.raw, b"x" * size, connection=connection)
         await world.handle(5)
         assert sorted(map(len, world.values)) == [10, 400, 400, 400, 5000]
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+async def test_it_takes_no_thread_from_the_pool_that_everybody_shares(place: Place) -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    async with running(place.dsn) as world:
+        commit(world, place, "a", 1)
+        await world.handle(1)
+        async with asyncio.timeout(10):
+            assert await asyncio.to_thread(lambda: 7) == 7
 
 
 # -- what cannot be published
@@ -214,6 +225,69 @@ async def test_hostile_rows_stop_their_keys_alone(place: Place) -> None:
         await world.until(lambda: [row[1] for row in place.rows()] == [1] * len(more), "all marked")
     for (_, _, error), (*_, said) in zip(place.rows(), more, strict=True):
         assert said in error
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+async def test_texts_that_are_no_texts_stop_their_keys_alone(place: Place) -> None:
+    """SQLite stores in a column of text whatever bytes it is given."""
+    columns = ("messageid", "keytype", "aggregatetype", "aggregateid", "headers")
+    world = World(place.dsn)
+    for number, broken in enumerate(columns):
+        values = {
+            "id": "?", "aggregatetype": "'orders'", "aggregateid": f"'key {number}'", "type": "'t'",
+            "payload": "x'00'", broken: "CAST(x'ff41' AS TEXT)",
+        }  # fmt: skip
+        names = ", ".join(values)
+        place.run(
+            f"INSERT INTO outbox ({names}) VALUES ({', '.join(values.values())})", (str(uuid4()),)
+        )
+    async with world.app:
+        commit(world, place, "a", 1)
+        await world.handle(1)
+        await world.until(
+            lambda: [row[1] for row in place.rows()] == [1] * len(columns), "all are marked"
+        )
+    found = await inspection.inspect(world.outbox, 10)
+    assert len(found.rows) == len(columns)
+
+
+async def test_memory_is_bounded_by_headers_too(place: Place) -> None:
+    """Whoever writes to the table, writes headers as long as they like."""
+    world = World(place.dsn, relayed_by="command")
+    for _ in range(5):
+        place.run(
+            f"{FIVE}, headers) VALUES (%s, 'orders', 'a', 't', NULL, %s)",
+            (str(uuid4()), "x" * 100_000),
+        )
+    database = world.outbox.open()
+    await database.connect(30.0)
+    try:
+        await database.execute("UPDATE outbox_buckets SET owner = 'me'")
+        dialect = database.dialect
+        found = await database.fetch(
+            {
+                "relay": "me", "buckets": dialect.list_parameter(range(16)),
+                "busy": dialect.list_parameter([]), "skipped": dialect.list_parameter([]),
+                "limit": 100, "bytes": 150_000,
+            }
+        )  # fmt: skip
+        assert len(found) == 2
+    finally:
+        await database.close()
+
+
+async def test_lists_are_parameters_whatever_is_in_them(place: Place) -> None:
+    topics = ["a,b", '"q"', "back\\slash", "", "NULL", "{a}", " s ", "ä", "it's"]
+    database = World(place.dsn, relayed_by="command").outbox.open()
+    await database.connect(30.0)
+    try:
+        dialect = database.dialect
+        for found, kind in ((topics, "text"), ([3, 1 << 62], "bigint"), ([], "text")):
+            sql = dialect.list_of("given", kind)
+            rows = await database.execute(sql, {"given": dialect.list_parameter(found)})
+            assert [row[0] for row in rows] == found
+    finally:
+        await database.close()
 
 
 def _internal(world: World) -> Any:

@@ -26,7 +26,7 @@ from streams import (
     Streams,
 )
 from streams.inbox import ddl as inbox_ddl
-from streams.projections import operations
+from streams.projections import operations, tables
 from streams.replay import replay, reset
 from tests.inbox.kinds import KINDS, Kind
 from tests.outbox.world import until
@@ -182,6 +182,111 @@ async def test_an_old_version_that_nobody_runs_any_more(ground: Ground) -> None:
         assert ground.reader.values(2)[:20] == list(range(20))
 
 
+async def test_versions_of_topics_in_which_nothing_was_handled_yet(ground: Ground) -> None:
+    """There are no tables of an inbox then, as they are made with the first message."""
+    async with Streams(ground.url).connected():
+        world = ground.world(1)
+        async with world.app:
+            await until(lambda: world.projection(1).serving == 1, lambda: "1 does not serve")
+        world = ground.world(1, 2)
+        async with world.app:
+            await until(lambda: world.projection(2).serving == 2, lambda: "2 does not serve")
+        async with world.app.connected():
+            await operations.drop(world.app.log, world.app.projections, NAME, 1)
+        assert ground.reader.run("SELECT version FROM streams_projections") == [(2,)]
+
+
+@pytest.mark.parametrize(
+    "ground", [("psycopg", "memory"), ("sqlite", "memory")], ids="-".join, indirect=True
+)
+async def test_rows_that_were_purged_were_handled_all_the_same(ground: Ground) -> None:
+    """With a short ``keep=`` the inbox may know no more what the serving version has handled."""
+    from streams.databases.protocol import run
+    from streams.inbox.identity import Scope, position_text
+    from streams.inbox.tables import create_missing, raise_mark
+
+    database = ground.kind.make(ground.place)
+    dialect = database.dialect
+    database.reserve(1)
+    database.enter()
+    serving, candidate = (Scope("i", group, 0, "numbers", 0) for group in ("sums.v1", "sums.v2"))
+    session = database.begin()
+    try:
+        run(session, create_missing(dialect))
+        run(session, raise_mark(dialect, serving, serving.number, position_text(10)))
+        for settled, is_behind in ((5, True), (9, True), (10, False), (11, False)):
+            steps = tables.is_behind(dialect, serving.number, candidate.number, settled)
+            assert run(session, steps) is is_behind, settled
+    finally:
+        session.rollback()
+        database.leave()
+
+
+async def test_what_a_dropped_version_handled_of_its_retry_topic_is_forgotten(
+    ground: Ground,
+) -> None:
+    from streams.config import DeadLetters
+    from streams.inbox.identity import Scope
+
+    async with Streams(ground.url).connected():
+        world = ground.world(1)
+        async with world.app:
+            await world.topic.publish(1)
+            await until(lambda: ground.reader.values(1) == [1], lambda: "it is not handled")
+            await until(lambda: world.projection(1).serving == 1, lambda: "1 does not serve")
+        retry = DeadLetters().retry(ground.topic, "sums.v1")
+        world = ground.world(2)
+        async with world.app.connected():
+            log = world.app.log
+            log.create_topic(retry, 1)
+            scope = Scope(log.incarnation(retry), "sums.v1", 0, retry, 0)
+            row = f"(x'00', {scope.number}, '0', 0, 0, 0)"
+            ground.reader.run(f"INSERT INTO streams_inbox VALUES {row}")
+        async with world.app:
+            await until(lambda: world.projection(2).serving == 2, lambda: "2 does not serve")
+            await until(lambda: ground.reader.values(2) == [1], lambda: "it is not handled")
+        async with world.app.connected():
+            await operations.drop(world.app.log, world.app.projections, NAME, 1)
+    assert ground.reader.run("SELECT count(*) FROM streams_inbox") == [(1,)]
+
+
+@pytest.mark.parametrize("goal", ["no JSON", "[]", '{"numbers": 1}', '{"numbers": {"a": "b"}}'])
+async def test_a_row_that_somebody_else_wrote(ground: Ground, goal: str) -> None:
+    async with Streams(ground.url).connected():
+        world = ground.world(1)
+        async with world.app:
+            await until(lambda: world.projection(1).serving == 1, lambda: "1 does not serve")
+        ground.reader.run(f"UPDATE streams_projections SET goal = '{goal}'")
+        async with world.app.connected():
+            with pytest.raises(ConfigError, match=r"version 1 of projection 'sums'.*goal"):
+                await operations.inspect(world.app.log, world.app.projections)
+
+
+async def test_a_cancellation_while_it_waits_for_its_turn_leaves_nothing_open(
+    tmp_path: Path,
+) -> None:
+    from streams.projections.sessions import Transactions
+
+    database = Sqlite(tmp_path / "a.db")
+    transactions = Transactions(database)
+    other = database.begin()
+
+    async def wait() -> None:
+        async with transactions.begin():
+            raise AssertionError("it is not its turn")
+
+    task = asyncio.create_task(wait())
+    await until(transactions._turn.locked, lambda: "it does not wait")
+    task.cancel()
+    other.rollback()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    session = await asyncio.wait_for(asyncio.to_thread(database.begin), 30)
+    session.rollback()
+    transactions.close()
+    database.close()
+
+
 async def test_one_that_is_promoted_by_hand(ground: Ground) -> None:
     async with Streams(ground.url).connected():
         world = ground.world(1)
@@ -327,7 +432,7 @@ def test_more_that_is_refused() -> None:
         )(handler)  # fmt: skip
     app.processor(numbers, group="a", transaction=database, version=1)(handler)
     with pytest.raises(ConfigError, match="version 1 of projection 'a' is declared twice"):
-        app.processor(others, group="a", transaction=Psycopg("x"), version=1)(handler)
+        app.processor(others, group="a", transaction=Psycopg("dbname=x"), version=1)(handler)
     app.processor(numbers, group="a", transaction=database, version=2)(handler)
     assert [processor.group for processor in app.processors] == ["a.v1", "a.v2"]
 

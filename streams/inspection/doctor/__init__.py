@@ -8,6 +8,7 @@
 ``history_checks``            items about aggregates: their event topics and snapshots
 ``view_checks``               items about views: what stands still, waits, lags, is left over
 ``manager_checks``            items about process managers: what nobody reads, dead, overdue
+``projection_checks``         items about SQL projections: what lags, or is left over
 ``outbox_checks``             items about outboxes: nobody relays, rows are old or failed
 ``processor_checks``          items about processors: idempotent, dead letters, and so on
 ``monitoring_checks``         items about who watches: monitoring, alerts

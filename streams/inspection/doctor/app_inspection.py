@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from streams.log.protocol import Log, TopicInfo
     from streams.outbox import Outbox
     from streams.processor import Processor
+    from streams.projections import Projection
     from streams.topic import Topic
 
 SAMPLE_SIZE = 200
@@ -176,6 +177,14 @@ class AppInspection:
         from streams.eventsourcing import ProcessManager
 
         return [each for each in self.app.managers.values() if isinstance(each, ProcessManager)]
+
+    @cached_property
+    def projections(self) -> dict[str, list[Projection]]:
+        """The versions of SQL projections that the app declares, by projection."""
+        found: dict[str, list[Projection]] = {}
+        for each in self.app.projections:
+            found.setdefault(each.name, []).append(each)
+        return found
 
     @cached_property
     def outboxes(self) -> list[Outbox]:

@@ -21,6 +21,7 @@ from streams.inspection.doctor.processor_checks import (
     check_idempotence,
     check_retries,
 )
+from streams.inspection.doctor.projection_checks import check_projections
 from streams.inspection.doctor.view_checks import check_views
 
 CHECKS: Sequence[tuple[str, Callable[[AppInspection], Iterator[Finding]]]] = (
@@ -36,6 +37,7 @@ CHECKS: Sequence[tuple[str, Callable[[AppInspection], Iterator[Finding]]]] = (
     ("histories", check_histories),
     ("views", check_views),
     ("managers", check_managers),
+    ("projections", check_projections),
     ("outbox", check_outboxes),
 )
 

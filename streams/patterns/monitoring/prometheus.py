@@ -20,6 +20,7 @@ from streams.health import (
     Health,
     ManagerStats,
     OutboxStats,
+    ProjectionStats,
     Stats,
     ViewStats,
 )
@@ -142,6 +143,8 @@ _MANAGER_GAUGES = (
     ("overdue", "streams_manager_timeouts_overdue_seconds", "Seconds since the first was due"),
 )
 
+_PROJECTION_LABELS = ("projection", "version")
+
 _OUTBOX_LABELS = ("outbox",)
 
 _OUTBOX_COUNTERS = (
@@ -216,6 +219,7 @@ def _app_metrics(stats: Stats, health: Health, groups: dict[str, str]) -> Iterat
     yield from _aggregate_metrics(stats.aggregates)
     yield from _view_metrics(stats.views)
     yield from _manager_metrics(stats.managers)
+    yield from _projection_metrics(stats.projections)
     yield from _outbox_metrics(stats.outboxes)
     published = "Records published and acknowledged"
     yield CounterMetricFamily("streams_published", published, stats.published)
@@ -294,6 +298,24 @@ def _manager_metrics(managers: Mapping[str, ManagerStats]) -> Iterator[Metric]:
             for manager, found in managers.items():
                 family.add_metric([manager], getattr(found, field))
             yield family
+
+
+def _projection_metrics(projections: Mapping[str, ProjectionStats]) -> Iterator[Metric]:
+    """The metrics of versions of SQL projections; how far each is, its processor's lag says."""
+    serving = GaugeMetricFamily(
+        "streams_projection_serving", "1 where this version serves, as this process saw last",
+        labels=_PROJECTION_LABELS,
+    )  # fmt: skip
+    failures = CounterMetricFamily(
+        "streams_projection_promotion_failures", "Attempts to promote this version that failed",
+        labels=_PROJECTION_LABELS,
+    )  # fmt: skip
+    for each in projections.values():
+        labels = [each.projection, str(each.version)]
+        serving.add_metric(labels, int(each.serving))
+        failures.add_metric(labels, each.failures)
+    yield serving
+    yield failures
 
 
 def _outbox_metrics(outboxes: Mapping[str, OutboxStats]) -> Iterator[Metric]:

@@ -1,0 +1,183 @@
+"""Connections: they are given back whole, whatever became of them, and what cannot work is said."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+import sqlalchemy
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+from sqlalchemy import NullPool, create_engine
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.orm import sessionmaker
+
+from streams import (
+    Asyncpg,
+    AsyncPsycopg,
+    ConfigError,
+    Message,
+    ProcessorDied,
+    Psycopg,
+    Retry,
+    SQLAlchemy,
+    Sqlite,
+    Streams,
+)
+from streams.databases.protocol import Statement
+from streams.testing import harness
+from tests.inbox.kinds import KINDS, Place
+from tests.servers.lifetime import until
+
+ONE = Statement("SELECT CAST($1 AS integer)", (1,))
+BY_NAME = {kind.name: kind for kind in KINDS}
+
+
+def url() -> str:
+    return f"memory://{uuid4().hex}"
+
+
+# -- SQLite
+
+
+async def test_a_handler_that_closes_its_connection_ends_the_processor(tmp_path: Path) -> None:
+    """And holds up nobody else who uses the file."""
+    database = Sqlite(tmp_path / "a.db")
+    app = Streams(url())
+    topic = app.topic("numbers", int)
+
+    @app.processor(topic, group="g", transaction=database, retry=Retry(attempts=1))
+    def close(value: int, message: Message[int, sqlite3.Connection]) -> None:
+        message.transaction.close()
+
+    with pytest.raises(ProcessorDied, match=r"committed or rolled back message\.transaction"):
+        async with harness(app) as h:
+            await topic.publish(1)
+            await h.settled()
+    session = database.begin()  # it is somebody else's turn
+    assert session.execute(ONE) == [(1,)]
+    session.rollback()
+    database.close()
+
+
+async def test_connections_of_a_function_that_are_one_threads_own(tmp_path: Path) -> None:
+    database = Sqlite(lambda: sqlite3.connect(tmp_path / "a.db"))
+    database.begin().rollback()
+    with pytest.raises(ConfigError, match="check_same_thread=False"):
+        await asyncio.to_thread(database.begin)
+    database.begin().rollback()  # nobody is held up
+    database.close()
+
+
+# -- handlers that are cancelled
+
+
+@pytest.mark.parametrize("name", ["async-psycopg", "asyncpg", "async-sqlalchemy"])
+async def test_handlers_that_are_cancelled_in_a_statement_leave_nothing_behind(
+    name: str, postgres: str
+) -> None:
+    """More of them than the pool has connections, and then one that is not."""
+    place, kind, cancelled = Place(postgres), BY_NAME[name], 6
+    app = Streams(url())
+    topic = app.topic("numbers", int)
+
+    async def wait(value: int, message: Message[int, Any]) -> None:
+        await kind.write(message.transaction, message.id, value)
+        if value < cancelled:
+            sleep: Any = "SELECT pg_sleep(60)"
+            await message.transaction.execute(
+                sqlalchemy.text(sleep) if name == "async-sqlalchemy" else sleep
+            )
+
+    app.processor(
+        topic, group="g", transaction=kind.make(postgres), timeout=0.1, retry=Retry(attempts=1)
+    )(wait)
+    async with harness(app) as h:
+        for number in range(cancelled + 1):
+            await topic.publish(number, id=f"m{number}")
+        await h.settled(within=60)
+        assert len(await h.dead(topic, "g")) == cancelled
+        busy = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+            "AND (query LIKE '%pg_sleep%' OR state LIKE 'idle in%') AND pid <> pg_backend_pid()"
+        )
+        await asyncio.to_thread(until, lambda: place.execute(busy) == [(0,)], 30, "all have ended")
+    assert place.effects() == {f"m{cancelled}": 1}
+    assert place.execute("SELECT count(*) FROM streams_inbox WHERE dead") == [(cancelled,)]
+
+
+# -- psycopg
+
+
+async def test_cursors_of_the_users_own_kind(postgres: str) -> None:
+    """A pool may make cursors with other parameters (``$1``), or of other rows."""
+
+    def configure(connection: psycopg.Connection[Any]) -> None:
+        connection.cursor_factory = psycopg.RawCursor
+
+    async def configure_async(connection: psycopg.AsyncConnection[Any]) -> None:
+        connection.cursor_factory = psycopg.AsyncRawCursor
+
+    with ConnectionPool(postgres, configure=configure, min_size=1) as pool:
+        session = Psycopg(lambda: pool).begin()
+        assert session.execute(ONE) == [(1,)]
+        session.commit()
+    async with AsyncConnectionPool(
+        postgres, configure=configure_async, min_size=1, open=False
+    ) as async_pool:
+        async_session = await AsyncPsycopg(lambda: async_pool).begin_async()
+        assert await async_session.execute(ONE) == [(1,)]
+        await async_session.commit()
+
+
+# -- an address that is none
+
+
+@pytest.mark.parametrize("library", [Psycopg, AsyncPsycopg, Asyncpg])
+@pytest.mark.parametrize("dsn", ["postgres//user:secret@host/shop", "mysql://user:secret@host/a"])
+def test_an_address_that_is_none_is_said_at_once_and_not_quoted(library: Any, dsn: str) -> None:
+    with pytest.raises(ConfigError, match="postgresql://user@host/database") as caught:
+        library(dsn)
+    assert "secret" not in str(caught.value)
+
+
+# -- SQLAlchemy
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["plain", "async"])
+@pytest.mark.parametrize("where", ["engine", "option"])
+@pytest.mark.parametrize("server", [False, True], ids=["sqlite", "postgres"])
+async def test_an_engine_that_commits_each_statement_is_refused(
+    asynchronous: bool, where: str, server: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    place = Place(request.getfixturevalue("postgres") if server else str(tmp_path / "a.db"))
+    options: dict[str, Any] = {"poolclass": NullPool}
+    if where == "engine":
+        options["isolation_level"] = "AUTOCOMMIT"
+    else:
+        options["execution_options"] = {"isolation_level": "AUTOCOMMIT"}
+    if server:
+        driver = "postgresql+asyncpg:" if asynchronous else "postgresql+psycopg:"
+        address = place.place.replace("postgresql:", driver)
+    else:
+        address = f"sqlite{'+aiosqlite' if asynchronous else ''}:///{place.place}"
+    maker: Any = (
+        async_sessionmaker(create_async_engine(address, **options))
+        if asynchronous
+        else sessionmaker(create_engine(address, **options))
+    )
+    kind = BY_NAME["async-sqlalchemy" if asynchronous else "sqlalchemy"]
+    app = Streams(url())
+    topic = app.topic("numbers", int)
+    app.processor(topic, group="g", transaction=SQLAlchemy(maker))(
+        kind.handler(lambda message: None, lambda message: message.id)
+    )
+    with pytest.raises(ProcessorDied, match="AUTOCOMMIT"):
+        async with harness(app) as h:
+            await topic.publish(1)
+            await h.settled()
+    assert place.effects() == {}
