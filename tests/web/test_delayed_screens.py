@@ -12,7 +12,7 @@ from streams.inspection.delayed import DelayIndex
 from streams.retries import read_pending
 from streams.web import Dashboard
 from tests.conformance.stage import QUICK, Stage
-from tests.web.visiting import eventually, visit
+from tests.web.visiting import eventually, seen_with, visit
 
 
 def delays_of(stage: Stage, app: Any, **options: Any) -> Delays:
@@ -65,8 +65,8 @@ async def test_without_a_process_a_request_stands(
     topic, delays = stage.topic(app), delays_of(stage, app)
     async with app.connected(), visit(Dashboard(app, access="all")) as visitor:
         await delays.publish(topic, 1, delay=0.0, id="m1")
-        seen = await visitor.get(f"/delayed/show?topic={delays.name}")
-        assert "nothing is delivered" in seen.text
+        address = f"/delayed/show?topic={delays.name}"
+        seen = await seen_with(visitor, address, "nothing is delivered")
         place = next(text for text, href in seen.links if "/messages/" in href)
         fields = {"topic": delays.name, "message": place}
         question = await visitor.post("/delayed/cancel", fields)
