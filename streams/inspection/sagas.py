@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
-from streams.log.protocol import Log
 from streams.patterns.saga import (
     DEFAULT_NEWEST,
     Failure,
