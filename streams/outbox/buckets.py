@@ -105,6 +105,8 @@ class Buckets:
         for relay, beat, lock_number in await transaction.execute(
             dialect.others(), {"relay": self.relay}
         ):
+            if not _is_relay(relay, beat, lock_number):
+                continue
             known = self._seen.get(relay)
             if known is None or known.beat != beat:
                 known = _Seen(beat, now)
@@ -127,7 +129,11 @@ class Buckets:
         owners: dict[int, str] = dict(await transaction.execute(dialect.owners()))
         share = -(-len(owners) // living)
         mine = sorted(bucket for bucket, owner in owners.items() if owner == self.relay)
-        free = [bucket for bucket, owner in owners.items() if not owner]
+        free = [
+            bucket
+            for bucket, owner in owners.items()
+            if owner != self.relay and owner not in self._seen
+        ]
         taken = free[: max(0, share - len(mine))]
         if taken:
             await transaction.execute(
@@ -147,3 +153,9 @@ class Buckets:
         if self._registered:
             self._registered = False
             await self._database.execute(self._database.dialect.leave(), {"relay": self.relay})
+
+
+def _is_relay(relay: object, beat: object, lock_number: object) -> bool:
+    """Whether a relay wrote this row: SQLite keeps whatever anybody writes there."""
+    is_name = isinstance(relay, str) and relay.isascii()
+    return is_name and isinstance(beat, int) and isinstance(lock_number, int)

@@ -467,6 +467,25 @@ async def test_relays_share_the_keys_and_take_over(place: Place) -> None:
         await second.until(lambda: 100 in second.of("k1"), "it relays")
 
 
+@pytest.mark.parametrize("database", ["sqlite"])
+async def test_relays_that_are_none_hold_up_nobody(place: Place) -> None:
+    """Whoever writes to the file may write what is no relay, and keys of its own."""
+    async with World(place.dsn).app:  # which makes the tables
+        pass
+    forged = [
+        ("'ghost'", "1", "'../x'"),
+        ("CAST(x'ff41' AS TEXT)", "'b'", "1"),
+        ("7", "x'00'", "0.5"),
+    ]
+    for relay, beat, lock in forged:
+        place.run(f"INSERT INTO outbox_relays VALUES ({relay}, {beat}, {lock}, 0)")
+    place.run("UPDATE outbox_buckets SET owner = 'ghost'")
+    world = World(place.dsn)
+    async with world.app:
+        commit(world, place, "a", 1)
+        await world.handle(1)
+
+
 @pytest.mark.parametrize("database", ["postgres"])
 async def test_a_relay_by_asyncpg(place: Place) -> None:
     dsn = place.dsn.replace("postgresql:", "postgresql+asyncpg:", 1)
