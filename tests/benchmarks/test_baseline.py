@@ -41,8 +41,8 @@ def test_kafkas_consumer_has_our_settings() -> None:
     assert mine.keys() - theirs.keys() == {
         "auto.offset.reset", "client.id", "enable.metrics.push", "heartbeat.interval.ms",
         "message.max.bytes", "metadata.recovery.strategy", "receive.message.max.bytes",
-        "reconnect.backoff.max.ms", "security.protocol", "socket.timeout.ms",
-        "statistics.interval.ms", "topic.metadata.refresh.interval.ms",
+        "reconnect.backoff.max.ms", "reconnect.backoff.ms", "security.protocol",
+        "socket.timeout.ms", "statistics.interval.ms", "topic.metadata.refresh.interval.ms",
     }  # fmt: skip
 
 

@@ -4,7 +4,8 @@ While the coordinator of a group moves to another broker, the one that was asked
 error NOT_COORDINATOR, and the client is to look for it again. A broker does this for milliseconds;
 here it is done to as many requests for a group's offsets as a test wants. And a broker that is
 still named as the coordinator may not answer at all: then clients are sent to a port where nobody
-does until the test has it so.
+does until the test has it so. A connection over which a member waits for the others to join gets no
+other answer meanwhile.
 
 Kafka's protocol: a request and its answer are each a length and that many bytes. A request begins
 with its API's key, version and a number, and the answer with the same number. Addresses in answers
@@ -21,6 +22,7 @@ from collections.abc import Callable
 
 OFFSET_FETCH = 9
 FIND_COORDINATOR = 10
+JOIN_GROUP = 11
 NOT_COORDINATOR = 16
 
 
@@ -40,6 +42,8 @@ class MovingCoordinator:
         self._sockets: list[socket.socket] = []
         self._lock = threading.Lock()
         self._refusals = 0
+        self._answers_members = threading.Event()
+        self._answers_members.set()
         self.refused = 0
         """Requests that were answered so."""
 
@@ -51,6 +55,14 @@ class MovingCoordinator:
     def refuse(self, count: int) -> None:
         """Answer the next so many requests for offsets with NOT_COORDINATOR."""
         self._refusals = count
+
+    def hold_members(self) -> None:
+        """Tell members no offsets, as if others had still to join."""
+        self._answers_members.clear()
+
+    def release_members(self) -> None:
+        """Answer them."""
+        self._answers_members.set()
 
     def fall_silent(self) -> None:
         """Send whoever looks for a coordinator to where nobody answers."""
@@ -66,6 +78,7 @@ class MovingCoordinator:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self._answers_members.set()
         for each in [self._listener, self._silent, *self._sockets]:
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
@@ -93,6 +106,10 @@ class MovingCoordinator:
     def _note(self, asked: dict[bytes, tuple[int, int]]) -> Callable[[bytes], bytes]:
         def change(request: bytes) -> bytes:
             key, version = struct.unpack(">hh", request[:4])
+            if key == JOIN_GROUP:
+                asked[_IS_MEMBER] = key, version
+            if key == OFFSET_FETCH and _IS_MEMBER in asked:
+                asked[request[4:8]] = JOIN_GROUP, version
             if key == FIND_COORDINATOR or (key == OFFSET_FETCH and self._refuses()):
                 asked[request[4:8]] = key, version
             return request
@@ -112,12 +129,18 @@ class MovingCoordinator:
 
         def change(answer: bytes) -> bytes:
             key, version = asked.pop(answer[:4], (0, 0))
+            if key == JOIN_GROUP:
+                self._answers_members.wait()
             if key == OFFSET_FETCH:
                 return _refusal(answer, version)
             ours = self._coordinator if key == FIND_COORDINATOR else self._listener
             return answer.replace(_address(host, port), _address(host, _port(ours)))
 
         return change
+
+
+_IS_MEMBER = b"member"
+"""Not the number of a request: it stands for that somebody joined over this connection."""
 
 
 def _port(listener: socket.socket) -> int:

@@ -9,7 +9,9 @@ from uuid import uuid4
 import pytest
 
 from streams.log.url import open_log
+from tests.conformance.world import World
 from tests.log.kafka_coordinator import MovingCoordinator
+from tests.log.test_kafka_groups import CASE
 from tests.servers.find import KafkaAddress
 
 ASK = """
@@ -46,6 +48,20 @@ def test_positions_are_told_though_the_coordinator_has_moved(
         )  # fmt: skip
         assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
         assert proxy.refused == 2
+
+
+def test_partitions_begin_though_the_members_connection_waits_for_others_to_join(
+    kafka: KafkaAddress,
+) -> None:
+    """A broker answers nothing over a connection while a JoinGroup of it waits."""
+    with MovingCoordinator(kafka.bootstrap) as proxy:
+        world = World(CASE, f"kafka://{proxy.bootstrap}?group.protocol=classic")
+        topic, group = world.topic(2), world.group()
+        proxy.hold_members()
+        member = world.member(group, topic)
+        member.until_owns(2)
+        proxy.release_members()
+        world.close()
 
 
 ASK_IN_VAIN = """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from confluent_kafka import KafkaException
 
@@ -16,14 +16,17 @@ from streams.errors import Fatal, LogError, Unavailable
 from streams.log.kafka.consumer import GroupConsumer, KafkaClients
 from streams.log.kafka.offsets import MembershipLost, OffsetReader
 from streams.log.kafka.partition_probe import PartitionProbe
-from streams.log.protocol import Assignment, RebalanceListener, TopicPartition
+from streams.log.protocol import Assignment, Committed, RebalanceListener, TopicPartition
 from streams.text import get_logger
 
 logger = get_logger("streams.kafka")
 
 OFFSETS_TIMEOUT = 2.0
-"""Seconds for which the polling thread waits for the group's offsets. They are not told while a
-former owner's transaction is open: then the probe's thread waits for them."""
+"""Seconds for which the polling thread waits for the group's offsets. They are not told
+while a former owner's transaction is open: then the probe's thread waits for them."""
+
+OWN_TIMEOUT = 0.25
+"""Of these, over the member's own connection."""
 
 _next_epoch = itertools.count(1)
 """One count for the whole process, so that no two assignments of it share an epoch."""
@@ -44,7 +47,9 @@ class AssignmentStarter:
         self._group = group
         self._partitions_with_leader = clients.readers.metadata.partitions_with_leader
         self._watermarks = clients.readers.watermarks
-        self._offsets = OffsetReader(clients.connect, group, clients.requests, stable=True)
+        self._offsets = OffsetReader(
+            clients.connect, group, clients.requests, stable=True, timeout=OFFSETS_TIMEOUT
+        )
         self._probe = PartitionProbe(self._probe_partition)
 
     def close(self) -> None:
@@ -117,6 +122,18 @@ class AssignmentStarter:
             (topic, number) for topic in topics for number in self._partitions_with_leader(topic)
         }
 
+    def _committed(
+        self, keys: Sequence[TopicPartition]
+    ) -> Mapping[TopicPartition, Committed | None]:
+        """The group's offsets. A broker answers nothing over the member's own connection while that
+        waits for others to join the group again, which they do at their next heartbeats or later.
+        Another connection is asked then."""
+        try:
+            return self._consumer.read_committed(keys, OWN_TIMEOUT)
+        except Unavailable:
+            found = self._offsets.committed(keys)
+            return {key: found.get(key) for key in keys}
+
     def _start_partitions(self, keys: Sequence[TopicPartition]) -> None:
         """Tell the listener of these, and fetch them.
 
@@ -126,7 +143,7 @@ class AssignmentStarter:
         if not keys:
             return
         consumer, partitions = self._consumer, self._consumer.partitions
-        committed = consumer.read_committed(keys, OFFSETS_TIMEOUT)
+        committed = self._committed(keys)
         valid_until = consumer.start_ownership()
         assignments = [
             Assignment(*key, next(_next_epoch), committed[key], valid_until) for key in keys

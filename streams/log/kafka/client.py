@@ -360,9 +360,17 @@ class RequestRetry:
                     raise self.no_answer_error(operation, noted_since) from error
                 self._ever_reached = True  # it answered
 
-    def run(self, operation: str, client: Clients[C], request: Callable[[C], T]) -> T:
+    def run(
+        self,
+        operation: str,
+        client: Clients[C],
+        request: Callable[[C], T],
+        *,
+        timeout: float = REQUEST_TIMEOUT,
+    ) -> T:
         """What ``request`` returns, given a client. One that does not answer is replaced.
 
+        :param timeout: seconds for which it is tried again.
         :raises LogError: translated from what the driver raised.
         """
         if not self._ever_reached:
@@ -381,7 +389,7 @@ class RequestRetry:
                     if code in _NO_BROKER:
                         raise self.no_answer_error(operation, start - REQUEST_TIMEOUT) from error
                     retriable = code in _RETRIABLE or code in _CLIENT_BROKEN
-                    if not retriable or time.monotonic() > start + REQUEST_TIMEOUT:
+                    if not retriable or time.monotonic() > start + timeout:
                         raise self.settings.translate(error, operation) from error
                 except TimeoutError as error:
                     client.retire(used_client)

@@ -277,6 +277,7 @@ class OffsetReader:
 
     :param connect: makes a consumer.
     :param stable: wait for the end of transactions that may change them.
+    :param timeout: seconds to wait for an answer.
     """
 
     def __init__(
@@ -286,6 +287,7 @@ class OffsetReader:
         requests: RequestRetry,
         *,
         stable: bool = False,
+        timeout: float = REQUEST_TIMEOUT,
     ) -> None:
         config = requests.settings.offset_reader_config(group)
         if stable:
@@ -293,6 +295,7 @@ class OffsetReader:
         self._consumer = SharedClient(lambda: connect(config))
         self._group = group
         self._requests = requests
+        self._timeout = timeout
 
     def committed(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Committed]:
         """The group's offsets in these partitions."""
@@ -300,23 +303,24 @@ class OffsetReader:
         found: dict[TopicPartition, Committed] = {}
         for begin in range(0, len(partitions), MAX_ASKED):
             wanted = partitions[begin : begin + MAX_ASKED]
-            offsets = self._requests.run(operation, self._consumer, partial(_ask, wanted))
+            offsets = self._requests.run(
+                operation, self._consumer, partial(self._ask, wanted), timeout=self._timeout
+            )
             found |= {key: each for key, each in offsets.items() if each is not None}
         return found
+
+    def _ask(
+        self, partitions: Sequence[TopicPartition], consumer: Consumer
+    ) -> Mapping[TopicPartition, Committed | None]:
+        wanted = [KTopicPartition(*partition) for partition in partitions]
+        try:
+            return committed_by_partition(consumer.committed(wanted, self._timeout))
+        except KafkaException as error:
+            raise _authorization_error(consumer) or error from None
 
     def close(self) -> None:
         """Close the consumer."""
         self._consumer.close()
-
-
-def _ask(
-    partitions: Sequence[TopicPartition], consumer: Consumer
-) -> Mapping[TopicPartition, Committed | None]:
-    wanted = [KTopicPartition(*partition) for partition in partitions]
-    try:
-        return committed_by_partition(consumer.committed(wanted, REQUEST_TIMEOUT))
-    except KafkaException as error:
-        raise _authorization_error(consumer) or error from None
 
 
 @dataclass(eq=False, slots=True)
