@@ -30,6 +30,9 @@ STEP = 0.03
 WANTED = 30.0
 """Real seconds after the last visitor for which the thread goes on."""
 
+FORGET_AFTER = 600.0
+"""Real seconds after which an index that nobody looks at is forgotten."""
+
 MAX_JOURNALS = 100
 """Journals with an index, at most; those that nobody looked at for longest are forgotten."""
 
@@ -38,7 +41,7 @@ class _Kept:
     def __init__(self, index: SagaIndex) -> None:
         self.index = index
         self.lock = threading.Lock()
-        self.asked_at = 0.0
+        self.asked_at = time.monotonic()
         self.is_read = False
         """To its end, when somebody last looked."""
         self.changes = 0
@@ -56,8 +59,14 @@ class SagaIndexes:
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._thread: threading.Thread | None = None
+        self._timer: threading.Timer | None = None
+        """Forgets those that nobody looks at any more."""
         self._changes = 0
         self._closed = threading.Event()
+
+    def __len__(self) -> int:
+        """How many are kept."""
+        return len(self._kept)
 
     def look(self, name: str, seconds: float) -> SagaIndex:
         """The index of a journal, after reading on for so many real seconds at most (blocks). What
@@ -67,7 +76,6 @@ class SagaIndexes:
         :raises LogError: it cannot be read.
         """
         kept = self._find(name)
-        kept.asked_at = time.monotonic()
         # A log that holds up who reads now is waited for longer after a change.
         is_changed = kept.changes != self._changes
         longest = AFTER_CHANGE if is_changed else max(0.01, seconds)
@@ -93,7 +101,28 @@ class SagaIndexes:
                 while len(self._kept) > MAX_JOURNALS:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(name)
+            kept.asked_at = time.monotonic()
+            self._forget_later()
             return kept
+
+    def _forget_later(self) -> None:
+        """Forget each when its time is over (the lock is held)."""
+        if self._timer is None and self._kept and not self._closed.is_set():
+            oldest = min(kept.asked_at for kept in self._kept.values())
+            left = oldest + FORGET_AFTER - time.monotonic()
+            self._timer = threading.Timer(max(0.0, left), self._forget)
+            self._timer.name, self._timer.daemon = "streams-forget", True
+            self._timer.start()
+
+    def _forget(self) -> None:
+        with self._lock:
+            self._timer = None
+            now = time.monotonic()
+            for name in [
+                name for name, kept in self._kept.items() if now - kept.asked_at >= FORGET_AFTER
+            ]:
+                del self._kept[name]
+            self._forget_later()
 
     def _read(self, kept: _Kept, name: str, seconds: float) -> None:
         log = self._open_log()
@@ -139,5 +168,9 @@ class SagaIndexes:
                 self._closed.wait(time.monotonic() - began)
 
     def close(self) -> None:
-        """End."""
+        """End, and forget what was read."""
         self._closed.set()
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._kept.clear()

@@ -14,7 +14,8 @@ from streams.log.appending import append_and_wait
 from streams.message import Record
 from streams.patterns import SagaOrchestrator, SagaStep
 from streams.patterns.saga import Journal, SagaFailedError
-from streams.web import Dashboard
+from streams.web import Dashboard, saga_indexes
+from streams.web.saga_indexes import SagaIndexes
 from tests.conformance.stage import QUICK, Stage
 from tests.web.visiting import Visitor, seen_with, visit
 
@@ -244,6 +245,23 @@ async def test_many_sagas_are_read_once_and_open_quickly(stage: Stage) -> None:
         assert index.looked_at == looked + 2
         old = await visitor.get(f"/sagas/show?saga={name}&id=s-1")
         assert "done: charge" in old.text
+
+
+async def test_an_index_that_nobody_looks_at_is_forgotten(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saga_indexes, "FORGET_AFTER", 0.3)
+    world = World(stage)
+    async with world.app:
+        await ended(world, "quill")
+    indexes = SagaIndexes(lambda: stage.anchor)
+    try:
+        assert len(indexes.look(world.name, 10.0)) == 1
+        await stage.until(lambda: len(indexes) == 0, "it is forgotten")
+        assert len(indexes.look(world.name, 10.0)) == 1
+    finally:
+        indexes.close()
+    assert len(indexes) == 0
 
 
 def test_an_index_of_bounded_size_forgets_what_is_over(stage: Stage) -> None:
