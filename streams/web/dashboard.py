@@ -59,7 +59,7 @@ from streams.web.kept_topics import MAX_CLOSED_KEYS, MAX_DELAYS, MAX_SURVEYS
 from streams.web.live import live_response
 from streams.web.log_source import LogSource
 from streams.web.page import Action, Background, Confirm, Done, Page, Screen
-from streams.web.passwords import PasswordInTheClear, PasswordNeeded
+from streams.web.passwords import PasswordInTheClear, PasswordNeeded, TooManyWrong
 from streams.web.problem_board import ProblemBoard
 from streams.web.processor_figures import processor_sample
 from streams.web.redaction import Redact
@@ -274,6 +274,10 @@ class Dashboard:
                 await asyncio.sleep(passwords.WRONG_DELAY)
             return PlainTextResponse(
                 "A name and a password are needed.\n", 401, {"www-authenticate": REALM}
+            )
+        except TooManyWrong:
+            return PlainTextResponse(
+                "Too many wrong passwords: try again in a moment.\n", 429, {"retry-after": "1"}
             )
         except HTTPException as error:  # an access= of the user's own asks for a login its own way
             return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)

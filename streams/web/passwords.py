@@ -13,6 +13,9 @@ import hmac
 import os
 import secrets
 import stat
+import threading
+import time
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,9 +34,18 @@ SHORTEST = 8
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
-
 WRONG_DELAY = 1.0
 """Real seconds for which the answer to a wrong password is held back."""
+
+MOST_WRONG = 10
+"""Wrong passwords within :data:`WRONG_WITHIN`, from wherever; then only those are let in whose
+password was right before, from the same address."""
+
+WRONG_WITHIN = 1.0
+"""Real seconds."""
+
+MAX_CAME_IN = 1_000
+"""Those that are remembered."""
 
 
 class PasswordNeeded(Exception):
@@ -45,6 +57,10 @@ class PasswordNeeded(Exception):
     def __init__(self, *, is_wrong: bool) -> None:
         super().__init__("a password is needed")
         self.is_wrong = is_wrong
+
+
+class TooManyWrong(Exception):
+    """Passwords are guessed, and this one is not looked at."""
 
 
 class PasswordInTheClear(Exception):
@@ -68,6 +84,11 @@ class Passwords:
         self._digests = {
             _check_name(name): self._digest(name, word) for name, word in users.items()
         }
+        self._lock = threading.Lock()
+        self._wrong: deque[float] = deque(maxlen=MOST_WRONG)
+        """When the last wrong ones came (monotonic)."""
+        self._came_in: OrderedDict[tuple[str, str], None] = OrderedDict()
+        """Names and addresses of those whose password was right, the last :data:`MAX_CAME_IN`."""
 
     @classmethod
     def from_file(cls, path: str | Path, access: object = "all") -> Passwords:
@@ -103,16 +124,35 @@ class Passwords:
 
         :raises PasswordInTheClear: it came neither over TLS nor from this machine.
         :raises PasswordNeeded: it has no right password.
+        :raises TooManyWrong: too many have a wrong one just now.
         """
         if request.scope.get("scheme") != "https" and not _on_loopback(request):
             raise PasswordInTheClear
         given = request.headers.get("authorization", "")
         name = self._name_in(given)
+        if given:
+            address = request.client.host if request.client is not None else ""
+            with self._lock:
+                self._check_guesses(name, address)
         if name is None:
             raise PasswordNeeded(is_wrong=bool(given))
         return Access.of(
             Access(self._access.read, self._access.payloads, self._access.actions, name)
         )
+
+    def _check_guesses(self, name: str | None, address: str) -> None:
+        """:param name: whose password was right; None: it was not."""
+        if name is not None and (name, address) in self._came_in:
+            return
+        now = time.monotonic()
+        if len(self._wrong) == MOST_WRONG and now - self._wrong[0] < WRONG_WITHIN:
+            raise TooManyWrong  # whether it is right, so that nothing is learned
+        if name is not None:
+            self._came_in[name, address] = None
+            if len(self._came_in) > MAX_CAME_IN:
+                self._came_in.popitem(last=False)
+        else:
+            self._wrong.append(now)
 
     def _name_in(self, header: str) -> str | None:
         scheme, _, given = header.partition(" ")

@@ -205,6 +205,27 @@ async def test_a_password_is_asked_for(
         await visitor.get("/live", status=401)
 
 
+async def test_passwords_are_not_guessed_quickly(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is right is told to nobody who guesses, and keeps nobody out who was in."""
+    monkeypatch.setattr(passwords, "WRONG_DELAY", 0.0)
+    monkeypatch.setattr(passwords, "WRONG_WITHIN", float("inf"))
+    known = Passwords({"ada": "correct horse", "bob": "battery staple"})
+    async with visit(Dashboard(stage.app(), access=known)) as visitor:
+        await visitor.get("/", auth=("ada", "correct horse"))
+        for number in range(passwords.MOST_WRONG):
+            await visitor.get("/", status=401, auth=("bob", f"battery {number}"))
+        for word in ("battery 11", "battery staple"):
+            answer = await visitor.get("/", status=429, auth=("bob", word))
+            assert answer.response.headers["retry-after"] == "1"
+        await visitor.get("/", status=429, auth=("ada", "wrong horse"))
+        await visitor.get("/", auth=("ada", "correct horse"))
+        await visitor.get("/", status=401)  # who says nothing guesses nothing
+        monkeypatch.setattr(passwords, "WRONG_WITHIN", 0.0)
+        await visitor.get("/", auth=("bob", "battery staple"))
+
+
 async def test_a_password_is_not_taken_in_the_clear(stage: Stage) -> None:
     dashboard = Dashboard(stage.app(), access=Passwords({"ada": "correct horse"}))
     async with visit(dashboard, base_url="http://ops.example") as visitor:
