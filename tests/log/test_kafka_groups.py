@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, ConsumerGroupState, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from streams.errors import ConfigError, Fatal, GroupNotEmpty, NotFound
-from streams.log.kafka import forced_resets
+from streams.log.kafka import forced_resets, offsets
 from streams.log.kafka.log import CAPABILITIES
 from streams.log.protocol import Assignment, Committed
 from streams.log.protocol import TopicPartition as Partition
@@ -222,6 +222,35 @@ def test_what_a_listener_raises_in_a_revocation_comes_out_of_poll(world: World) 
     with pytest.raises(ZeroDivisionError):
         world.leave(old)
     new.until_owns(1)  # the partition went all the same
+
+
+def test_readers_of_groups_are_kept_for_a_while(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = world.topic()
+    groups = [world.group() for _ in range(offsets.MAX_IDLE + 2)]
+    for group in groups:
+        world.log.initialize_offsets(group, topic, {0: 0})
+    log: Any = world.open()
+    readers = log._groups._offsets
+    made: list[Consumer] = []
+    connect = readers._connect
+
+    def note(config: dict[str, Any]) -> Consumer:
+        made.append(connect(config))
+        return made[-1]
+
+    readers._connect = note
+    for _ in range(3):
+        assert log.committed(groups[0], topic)[0].position == 0
+    assert len(made) == 1
+    for group in groups:
+        assert log.committed(group, topic)[0].position == 0
+    assert (len(made), len(readers)) == (len(groups), offsets.MAX_IDLE)
+    monkeypatch.setattr(offsets, "IDLE_SECONDS", 0.0)
+    readers._drop_idle()
+    assert len(readers) == 0
+    assert log.committed(groups[0], topic)[0].position == 0
 
 
 # -- moving ---------------------------------------------------------------------------------------

@@ -62,6 +62,9 @@ MAX_ASKED = 400
 MAX_IDLE = 4
 """Groups that nobody asks for now and whose readers are kept."""
 
+IDLE_SECONDS = 10.0
+"""Real seconds for which they are: each has threads and connections."""
+
 
 class MembershipLost(Exception):
     """This member was expelled from the group, so nothing that it commits is stored."""
@@ -327,13 +330,15 @@ class OffsetReader:
 class _KeptReader:
     reader: OffsetReader
     users: int = 0
+    used_at: float = 0.0
+    """When its last user was done (monotonic)."""
 
 
 class OffsetReaders:
     """Reads the offsets of any group (any thread).
 
-    The readers of groups that were asked for last are kept: until a new one has found the group's
-    coordinator takes some 60 ms, and several connections.
+    The readers of groups that were asked for last are kept for a while: until a new one has found
+    the group's coordinator takes some 20 ms, and several connections.
 
     :param connect: makes a consumer.
     """
@@ -346,6 +351,8 @@ class OffsetReaders:
         self._lock = threading.Lock()
         self._kept: dict[str, _KeptReader] = {}
         """By group; that asked for last at the end."""
+        self._timer: threading.Timer | None = None
+        """Closes those that nobody asks for any more."""
         self._closed = False
 
     def committed(
@@ -367,19 +374,47 @@ class OffsetReaders:
         finally:
             with self._lock:
                 kept.users -= 1
+                kept.used_at = time.monotonic()
                 dropped = self._take_idle(0 if self._closed else MAX_IDLE)
+                self._drop_later()
             for each in dropped:
                 each.close()
+
+    def __len__(self) -> int:
+        return len(self._kept)
 
     def _take_idle(self, most: int) -> list[OffsetReader]:
         """Give up those that nobody uses, but for the last so many (the lock is held)."""
         idle = [group for group, kept in self._kept.items() if not kept.users]
         return [self._kept.pop(group).reader for group in idle[: max(0, len(idle) - most)]]
 
+    def _drop_later(self) -> None:
+        """Look again when the time of some may be over (the lock is held)."""
+        if self._timer is None and self._kept and not self._closed:
+            self._timer = threading.Timer(IDLE_SECONDS, self._drop_idle)
+            self._timer.name, self._timer.daemon = "streams-kafka-idle", True
+            self._timer.start()
+
+    def _drop_idle(self) -> None:
+        with self._lock:
+            self._timer = None
+            idle_since = time.monotonic() - IDLE_SECONDS
+            groups = [
+                group
+                for group, kept in self._kept.items()
+                if not kept.users and kept.used_at <= idle_since
+            ]
+            dropped = [self._kept.pop(group).reader for group in groups]
+            self._drop_later()
+        for each in dropped:
+            each.close()
+
     def close(self) -> None:
         """Close the readers; those in use when their users have finished."""
         with self._lock:
             self._closed = True
+            if self._timer is not None:
+                self._timer.cancel()
             dropped = self._take_idle(0)
         for each in dropped:
             each.close()
