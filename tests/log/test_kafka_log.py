@@ -17,7 +17,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,  # pyright: ignore[reportPrivateImportUsage]
 )
 
-from streams.errors import ConfigError, LogError, TooLarge, Unavailable
+from streams.errors import ConfigError, LogError, NotFound, TooLarge, Unavailable
 from streams.log.kafka import reader as reader_module
 from streams.log.kafka.log import CAPABILITIES, KafkaLog
 from streams.log.protocol import Assignment, Committed, Retention
@@ -417,6 +417,22 @@ def test_a_reader_goes_on_behind_what_was_deleted(world: World, admin: AdminClie
 
 
 # -- what is said about it ------------------------------------------------------------------------
+
+
+def test_a_reader_of_a_topic_that_was_deleted_says_so(world: World, admin: AdminClient) -> None:
+    topic = world.topic()
+    world.append(topic, [b"0", b"1", b"2"])
+    log: Any = world.log  # which knows the topic
+    (future,) = admin.delete_topics([topic]).values()
+    future.result(PATIENCE)
+    give_up = time.monotonic() + PATIENCE
+    with pytest.raises(NotFound, match="there is no topic"):
+        while time.monotonic() < give_up:  # the broker may not have heard of it yet
+            reader = log.raw_reader(topic, 0, 0, 3)
+            try:
+                reader.read(1, timeout=1.0)
+            finally:
+                reader.close()
 
 
 def test_the_drivers_own_log_goes_to_python_and_users_callbacks_are_called(

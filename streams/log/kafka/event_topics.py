@@ -137,9 +137,9 @@ class EventTopics:
             return False
         try:
             count = len(self._metadata.read(snapshots).partitions)
-        except NotFound:
-            return False
-        if not self._holds(snapshots, 1, is_mark):
+            if not self._holds(snapshots, 1, is_mark):
+                return False
+        except NotFound:  # it may be deleted meanwhile
             return False
         self._declared[topic] = count
         return True
@@ -148,9 +148,9 @@ class EventTopics:
         """How many partitions a topic has, if it holds events; else None."""
         try:
             count = len(self._metadata.read(topic).partitions)
+            return count if self._holds(topic, count, _is_event) else None
         except NotFound:
             return None
-        return count if self._holds(topic, count, _is_event) else None
 
     def _holds(self, topic: str, partitions: int, wanted: _Wanted) -> bool:
         """Whether the first record there is in a topic is of some kind."""

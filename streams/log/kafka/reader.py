@@ -321,6 +321,7 @@ class KafkaReader(Reader):
                 if self._next_offset >= self._end:
                     break
                 if remaining < 0.001:
+                    self._readers.metadata.check_there(self._topic)
                     raise Unavailable(
                         f"Kafka, {self._operation}: nothing came within {timeout:g} s from offset "
                         f"{self._next_offset} (up to {self._end})"

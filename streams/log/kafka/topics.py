@@ -99,6 +99,18 @@ class Metadata:
             raise KafkaException(found.error)
         return found
 
+    def check_there(self, topic: str) -> None:
+        """See that a topic that was there still is, as far as the broker knows that is asked.
+
+        :raises NotFound: it was deleted.
+        """
+        try:
+            self._requests.run(
+                f"asking for topic {topic}", self._consumer, lambda c: self._ask(c, topic)
+            )
+        except NotFound as error:
+            raise topic_not_found(topic) from error
+
     def has_count(self, topic: str) -> bool:
         """Whether a topic's number of partitions was read before."""
         return topic in self._counts
