@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -224,8 +224,8 @@ class GroupIndex:
             self._look_at_all()
         except StreamsError as error:
             failure = error
-        except RuntimeError:
-            if not self._closed.is_set():  # which refuses more threads
+        except (RuntimeError, CancelledError):
+            if not self._closed.is_set():  # which refuses more threads, and cancels what waits
                 raise
         finally:
             with self._state:
