@@ -33,7 +33,10 @@ async def test_what_waits_is_listed_and_cancelled(stage: Stage) -> None:
         async def is_told() -> bool:
             topics = await visitor.get("/delayed")
             seen = await visitor.get(f"/delayed/show?topic={delays.name}")
-            return f"{delays.name} 4 " in topics.text and "m3" in seen.text
+            # On a server with many others only those are counted for which there is time.
+            is_shared = stage.case.name in ("kafka", "redis")
+            is_listed = (delays.name if is_shared else f"{delays.name} 4 ") in topics.text
+            return is_listed and all(f"m{number}" in seen.text for number in range(4))
 
         await eventually(is_told)
         seen = await visitor.get(f"/delayed/show?topic={delays.name}")
