@@ -227,6 +227,7 @@ def test_what_a_listener_raises_in_a_revocation_comes_out_of_poll(world: World) 
 def test_readers_of_groups_are_kept_for_a_while(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(offsets, "IDLE_SECONDS", 3_600.0)
     topic = world.topic()
     groups = [world.group() for _ in range(offsets.MAX_IDLE + 2)]
     for group in groups:
@@ -248,6 +249,7 @@ def test_readers_of_groups_are_kept_for_a_while(
         assert log.committed(group, topic)[0].position == 0
     assert (len(made), len(readers)) == (len(groups), offsets.MAX_IDLE)
     monkeypatch.setattr(offsets, "IDLE_SECONDS", 0.0)
+    readers._timer.cancel()
     readers._drop_idle()
     assert len(readers) == 0
     assert log.committed(groups[0], topic)[0].position == 0
