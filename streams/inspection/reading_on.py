@@ -2,7 +2,8 @@
 whoever looks again waits for nothing but what is new.
 
 A :class:`BackgroundReader` reads in a thread while somebody waits for it, and on to the end, so no
-page takes that long. :class:`KeptReaders` keeps those that were looked at last.
+page takes that long. :class:`KeptReaders` keeps those that were looked at last, as
+:class:`KeptForAWhile` does with anything.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from typing_extensions import override
+
 from streams.errors import NotFound
 from streams.inspection.background import BackgroundRuns
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from streams.log.protocol import Log
 
 FORGET_AFTER = 600.0
-"""Real seconds after which a reader that nobody looks at is forgotten."""
+"""Real seconds after which what nobody looks at is forgotten."""
 
 
 class BackgroundReader:
@@ -90,40 +93,61 @@ class BackgroundReader:
         raise NotImplementedError
 
 
-R = TypeVar("R", bound=BackgroundReader)
+T = TypeVar("T")
 
 
-class KeptReaders(Generic[R]):
-    """The readers that somebody looked at last (any thread).
+class KeptForAWhile(Generic[T]):
+    """What somebody asked for last, by name; each is forgotten once nobody has asked for it for
+    :data:`FORGET_AFTER` (any thread).
 
-    :param make: makes one, of a topic's name.
+    :param make: makes one, of its name; it may raise.
     :param most: so many at most.
     """
 
-    def __init__(self, make: Callable[[str], R], most: int) -> None:
+    def __init__(self, make: Callable[[str], T], most: int) -> None:
         self._make = make
         self._most = most
         self._lock = threading.Lock()
-        self._kept: OrderedDict[str, tuple[R, float]] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[T, float]] = OrderedDict()
         """Each with when somebody asked for it, that asked for last at the end."""
         self._closed = False
         self._timer: threading.Timer | None = None
-        """Forgets those that nobody looks at any more."""
+        """Forgets those that nobody asks for any more."""
 
-    def of(self, name: str) -> R:
-        """The reader of a topic; once these are closed, one that reads nothing."""
+    def of(self, name: str) -> T:
+        """The one of this name; once these are closed, one that is not kept."""
         now = time.monotonic()
         with self._lock:
-            found = self._kept.pop(name, None)
-            reader = self._make(name) if found is None else found[0]
+            found = self._kept.get(name)
+            one = self._make(name) if found is None else found[0]
             if self._closed:
-                reader.close()
-                return reader
-            self._kept[name] = reader, now
+                self._let_go(one)
+                return one
+            self._kept[name] = one, now
+            self._kept.move_to_end(name)
             while len(self._kept) > self._most:
                 self._forget_oldest()
             self._forget_later(now)
-            return reader
+            return one
+
+    def all(self) -> dict[str, T]:
+        """Those that are kept, by name."""
+        with self._lock:
+            return {name: one for name, (one, _) in self._kept.items()}
+
+    def close(self) -> None:
+        """Forget all, and keep none from now on."""
+        with self._lock:
+            self._closed = True
+            if self._timer is not None:
+                self._timer.cancel()
+            kept = [one for one, _ in self._kept.values()]
+            self._kept.clear()
+        for one in kept:
+            self._let_go(one)
+
+    def _let_go(self, one: T) -> None:
+        """It is not kept any more."""
 
     def _forget_later(self, now: float) -> None:
         """Forget those whose time is over, now and when it is (the lock is held)."""
@@ -141,27 +165,24 @@ class KeptReaders(Generic[R]):
                 self._forget_later(time.monotonic())
 
     def _forget_oldest(self) -> None:
-        self._kept.popitem(last=False)[1][0].close()
-
-    def expire(self, names: Collection[str] = ()) -> None:
-        """Something was changed, in whichever topic: see :meth:`BackgroundReader.expire`."""
-        for reader in self._readers():
-            reader.expire()
-
-    def close(self) -> None:
-        """End reading, and forget what was read."""
-        with self._lock:
-            self._closed = True
-            if self._timer is not None:
-                self._timer.cancel()
-        for reader in self._readers():
-            reader.close()
-        with self._lock:
-            self._kept.clear()
-
-    def _readers(self) -> list[R]:
-        with self._lock:
-            return [reader for reader, _ in self._kept.values()]
+        self._let_go(self._kept.popitem(last=False)[1][0])
 
     def _oldest(self) -> float:
         return next(iter(self._kept.values()))[1]
+
+
+R = TypeVar("R", bound=BackgroundReader)
+
+
+class KeptReaders(KeptForAWhile[R]):
+    """The readers of the topics that somebody looked at last. One that is not kept any more reads
+    nothing."""
+
+    def expire(self, names: Collection[str] = ()) -> None:
+        """Something was changed, in whichever topic: see :meth:`BackgroundReader.expire`."""
+        for reader in self.all().values():
+            reader.expire()
+
+    @override
+    def _let_go(self, one: R) -> None:
+        one.close()

@@ -134,9 +134,10 @@ class GroupIndex:
         self._changed_at = 0.0
         """When, in real seconds since the epoch; the other one on the monotonic clock."""
         self._expired_at = float("-inf")
-        self._failures: list[StreamsError] = []
-        """The last failure of the thread; how many there were is :attr:`_failed`."""
-        self._failed = 0
+        self._failure: StreamsError | None = None
+        """The thread's last."""
+        self._failures = 0
+        """How many there were."""
         self._thread: threading.Thread | None = None
         self._threads = ThreadPoolExecutor(LOOKED_AT, thread_name_prefix="streams-web-groups")
         self._closed = threading.Event()
@@ -199,12 +200,12 @@ class GroupIndex:
 
     def _wait(self, is_so: Callable[[], bool], deadline: float) -> bool:
         """Wait until something is so, and see that the thread runs (the state is held)."""
-        failed = self._failed
+        failures = self._failures
         while not is_so():
             if self._closed.is_set():
                 raise NotRunning("the dashboard is closed")
-            if self._failed > failed:
-                raise self._failures[0]
+            if self._failure is not None and self._failures > failures:
+                raise self._failure
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
@@ -231,7 +232,7 @@ class GroupIndex:
             with self._state:
                 self._thread = None
                 if failure is not None:
-                    self._failures, self._failed = [failure], self._failed + 1
+                    self._failure, self._failures = failure, self._failures + 1
                 self._state.notify_all()
 
     def _look_at_all(self) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from streams.errors import StreamsError
 from streams.inspection.background import AFTER_CHANGE
+from streams.inspection.reading_on import KeptForAWhile
 from streams.inspection.sagas import SagaIndex
 from streams.patterns.saga import Journal
 from streams.text import get_logger
@@ -29,9 +29,6 @@ STEP = 0.03
 
 WANTED = 30.0
 """Real seconds after the last visitor for which the thread goes on."""
-
-FORGET_AFTER = 600.0
-"""Real seconds after which an index that nobody looks at is forgotten."""
 
 MAX_JOURNALS = 100
 """Journals with an index, at most; those that nobody looked at for longest are forgotten."""
@@ -57,16 +54,14 @@ class SagaIndexes:
     def __init__(self, open_log: Callable[[], Log]) -> None:
         self._open_log = open_log
         self._lock = threading.Lock()
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._kept = KeptForAWhile(self._make, MAX_JOURNALS)
         self._thread: threading.Thread | None = None
-        self._timer: threading.Timer | None = None
-        """Forgets those that nobody looks at any more."""
         self._changes = 0
         self._closed = threading.Event()
 
     def __len__(self) -> int:
         """How many are kept."""
-        return len(self._kept)
+        return len(self._kept.all())
 
     def look(self, name: str, seconds: float) -> SagaIndex:
         """The index of a journal, after reading on for so many real seconds at most (blocks). What
@@ -75,7 +70,8 @@ class SagaIndexes:
         :raises NotFound: there is no such journal.
         :raises LogError: it cannot be read.
         """
-        kept = self._find(name)
+        kept = self._kept.of(name)
+        kept.asked_at = time.monotonic()
         # A log that holds up who reads now is waited for longer after a change.
         is_changed = kept.changes != self._changes
         longest = AFTER_CHANGE if is_changed else max(0.01, seconds)
@@ -93,36 +89,8 @@ class SagaIndexes:
         with self._lock:
             self._changes += 1
 
-    def _find(self, name: str) -> _Kept:
-        with self._lock:
-            kept = self._kept.get(name)
-            if kept is None:
-                kept = self._kept[name] = _Kept(SagaIndex(Journal(self._open_log(), name)))
-                while len(self._kept) > MAX_JOURNALS:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(name)
-            kept.asked_at = time.monotonic()
-            self._forget_later()
-            return kept
-
-    def _forget_later(self) -> None:
-        """Forget each when its time is over (the lock is held)."""
-        if self._timer is None and self._kept and not self._closed.is_set():
-            oldest = min(kept.asked_at for kept in self._kept.values())
-            left = oldest + FORGET_AFTER - time.monotonic()
-            self._timer = threading.Timer(max(0.0, left), self._forget)
-            self._timer.name, self._timer.daemon = "streams-forget", True
-            self._timer.start()
-
-    def _forget(self) -> None:
-        with self._lock:
-            self._timer = None
-            now = time.monotonic()
-            for name in [
-                name for name, kept in self._kept.items() if now - kept.asked_at >= FORGET_AFTER
-            ]:
-                del self._kept[name]
-            self._forget_later()
+    def _make(self, name: str) -> _Kept:
+        return _Kept(SagaIndex(Journal(self._open_log(), name)))
 
     def _read(self, kept: _Kept, name: str, seconds: float) -> None:
         log = self._open_log()
@@ -147,7 +115,7 @@ class SagaIndexes:
             with self._lock:
                 wanted = [
                     (name, kept)
-                    for name, kept in self._kept.items()
+                    for name, kept in self._kept.all().items()
                     if not kept.is_read and now - kept.asked_at < WANTED
                 ]
                 if not wanted or self._closed.is_set():
@@ -170,7 +138,4 @@ class SagaIndexes:
     def close(self) -> None:
         """End, and forget what was read."""
         self._closed.set()
-        with self._lock:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._kept.clear()
+        self._kept.close()

@@ -13,12 +13,14 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from streams import Topic
 from streams.inspection import background, closed_keys, delayed, letter_survey
 from streams.inspection.delayed import DelayIndex
 from streams.inspection.letter_survey import LetterSurvey
 from streams.inspection.letter_topics import letter_counts, sample_sources
 from streams.inspection.offset_texts import parse_offsets
 from streams.inspection.sagas import SagaIndex
+from streams.patterns import Delays
 from streams.replay.offset_reset import apply_reset, plan_reset
 from streams.web import Dashboard, dead_index, group_index, saga_indexes
 from streams.web.group_index import GroupIndex
@@ -28,7 +30,7 @@ from tests.web.test_closed_keys_screens import World as ClosedWorld
 from tests.web.test_dead_screens import all_counted, write_letters
 from tests.web.test_delayed_screens import delays_of
 from tests.web.test_sagas_screens import three_sagas
-from tests.web.visiting import eventually, visit
+from tests.web.visiting import Visitor, eventually, visit
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +58,22 @@ class Reads:
         those of other tests."""
         found, self.records = self.records, Counter()
         return sum(count for topic, count in found.items() if part in topic)
+
+
+async def delayed_messages(
+    visitor: Visitor, topic: Topic[int], delays: Delays, count: int
+) -> tuple[str, list[str]]:
+    """Publish messages for later; the page that lists them, and their places."""
+    for number in range(count):
+        await delays.publish(topic, number, delay=3_600 + number, id=f"m{number}")
+
+    async def is_read() -> bool:
+        return f"{delays.name} {count} " in (await visitor.get("/delayed")).text
+
+    await eventually(is_read)
+    path = f"/delayed/show?topic={delays.name}"
+    seen = await visitor.get(path)
+    return path, [text for text, href in seen.links if f"/{delays.name}/messages/" in href]
 
 
 @pytest.mark.everywhere
@@ -108,16 +126,7 @@ async def test_delays_are_not_read_again_after_an_action(
     delays = delays_of(stage, app, partitions=1)
     dashboard = Dashboard(app, access="all")
     async with app, visit(dashboard) as visitor:
-        for number in range(40):
-            await delays.publish(topic, number, delay=3_600 + number, id=f"m{number}")
-        path = f"/delayed/show?topic={delays.name}"
-
-        async def is_read() -> bool:
-            return f"{delays.name} 40 " in (await visitor.get("/delayed")).text
-
-        await eventually(is_read)
-        seen = await visitor.get(path)
-        places = [text for text, href in seen.links if f"/{delays.name}/messages/" in href]
+        path, places = await delayed_messages(visitor, topic, delays, 40)
         index = dashboard.delays.of(delays.name)
         assert reads.taken(delays.name) > 0
         for number in range(3):
@@ -215,16 +224,7 @@ async def test_a_message_that_was_cancelled_while_delays_were_read(
     delays = delays_of(stage, app, partitions=1)
     dashboard = Dashboard(app, access="all")
     async with app, visit(dashboard) as visitor:
-        for number in range(3):
-            await delays.publish(topic, number, delay=3_600 + number, id=f"m{number}")
-        path = f"/delayed/show?topic={delays.name}"
-
-        async def is_read() -> bool:
-            return f"{delays.name} 3 " in (await visitor.get("/delayed")).text
-
-        await eventually(is_read)
-        seen = await visitor.get(path)
-        places = [text for text, href in seen.links if f"/{delays.name}/messages/" in href]
+        path, places = await delayed_messages(visitor, topic, delays, 3)
         # Somebody's reading is held up where it knows the topic's end, and no more.
         gate = held_up(monkeypatch, delayed, "read_batches")
         index = dashboard.delays.of(delays.name)

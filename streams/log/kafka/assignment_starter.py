@@ -22,8 +22,8 @@ from streams.text import get_logger
 logger = get_logger("streams.kafka")
 
 OFFSETS_TIMEOUT = 2.0
-"""Seconds for which the polling thread waits for the group's offsets. They are not told
-while a former owner's transaction is open: then the probe's thread waits for them."""
+"""Seconds for which the polling thread waits for the group's offsets. They are not told while a
+former owner's transaction is open: then the probe's thread waits for them."""
 
 OWN_TIMEOUT = 0.25
 """Of these, over the member's own connection."""
