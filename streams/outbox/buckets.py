@@ -20,10 +20,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from streams.clock import Clock
-from streams.outbox.databases import Database, Transaction
+from streams.databases.protocol import Steps
+from streams.outbox.databases import Database
+from streams.outbox.tables import statement
 from streams.text import get_logger
 
 logger = get_logger("streams")
@@ -38,6 +40,22 @@ class _Seen:
 
     beat: int
     since: float
+
+
+@dataclass(slots=True)
+class _Found:
+    """What a look at the tables found and changed.
+
+    :param was_dead: others had taken this relay for dead.
+    :param dead: the relays that were removed, and why.
+    :param seen: the others, all of which live.
+    :param owned: the buckets that are this relay's to read.
+    """
+
+    was_dead: bool = False
+    dead: dict[str, str] = field(default_factory=dict)
+    seen: dict[str, _Seen] = field(default_factory=dict)
+    owned: frozenset[int] = frozenset()
 
 
 class Buckets:
@@ -55,7 +73,6 @@ class Buckets:
         self._lock_number = 0
         self.owned: frozenset[int] = frozenset()
         """What may be read; without those that are being given up."""
-        self._leaving: set[int] = set()
         self._seen: dict[str, _Seen] = {}
         self._registered = False
         self._valid_until = 0.0
@@ -70,7 +87,6 @@ class Buckets:
 
     def _forget(self) -> None:
         self.owned = frozenset()
-        self._leaving.clear()
         self._valid_until = 0.0
 
     @property
@@ -83,69 +99,69 @@ class Buckets:
 
         :param in_flight: buckets of which something is on its way to the log.
         """
-        began, dialect = self._clock.monotonic(), self._database.dialect
-        async with self._database.transaction() as transaction:
-            await self._database.lock_relays(transaction)
-            me = {"relay": self.relay}
-            if not self._registered or not await transaction.execute(dialect.beat(), me):
-                if self._registered:
-                    logger.warning("outbox: this relay was taken for dead, and begins again")
-                self._forget()
-                await transaction.execute(dialect.leave(), me)
-                await transaction.execute(dialect.register(), {**me, "lock": self._lock_number})
-            living = 1 + await self._bury(transaction)
-            await self._share(transaction, living, in_flight)
+        began = self._clock.monotonic()
+        found = await self._database.transaction(self._look(frozenset(in_flight)))
+        if found.was_dead:
+            logger.warning("outbox: this relay was taken for dead, and begins again")
+        for name, why in found.dead.items():
+            logger.info("outbox: relay %s %s; its keys are relayed by others", name, why)
+        self._seen = found.seen
+        self.owned = found.owned
         self._registered = True
         self._valid_until = began + self.lease * MARGIN
 
-    async def _bury(self, transaction: Transaction) -> int:
-        """Remove the relays that are dead; how many of the others live."""
-        now, dialect, living = self._clock.monotonic(), self._database.dialect, 0
-        seen: dict[str, _Seen] = {}
-        for relay, beat, lock_number in await transaction.execute(
-            dialect.others(), {"relay": self.relay}
-        ):
+    def _look(self, in_flight: Collection[int]) -> Steps[_Found]:
+        dialect, found = self._database.dialect, _Found()
+        yield from self._database.lock_relays()
+        me = {"relay": self.relay}
+        is_there = self._registered and bool((yield statement(dialect.beat(), me)))
+        if not is_there:
+            found.was_dead = self._registered
+            yield statement(dialect.leave(), me)
+            yield statement(dialect.register(), {**me, "lock": self._lock_number})
+        yield from self._bury(found)
+        yield from self._share(found, in_flight)
+        return found
+
+    def _bury(self, found: _Found) -> Steps[None]:
+        """Remove the relays that are dead."""
+        now, dialect = self._clock.monotonic(), self._database.dialect
+        for relay, beat, lock_number in (yield statement(dialect.others(), {"relay": self.relay})):
             if not _is_relay(relay, beat, lock_number):
                 continue
             known = self._seen.get(relay)
             if known is None or known.beat != beat:
                 known = _Seen(beat, now)
             stands_still = now - known.since >= self.lease
-            if stands_still or await self._database.is_gone(transaction, lock_number):
+            if stands_still or (yield from self._database.is_gone(lock_number)):
                 dead = {"relay": relay, "beat": beat}
-                if await transaction.execute(dialect.remove_relay(), dead):
-                    why = "stands still" if stands_still else "has ended"
-                    logger.info("outbox: relay %s %s; its keys are relayed by others", relay, why)
+                if (yield statement(dialect.remove_relay(), dead)):
+                    found.dead[relay] = "stands still" if stands_still else "has ended"
                     continue
-            seen[relay] = known
-            living += 1
-        self._seen = seen
-        return living
+            found.seen[relay] = known
 
-    async def _share(
-        self, transaction: Transaction, living: int, in_flight: Collection[int]
-    ) -> None:
+    def _share(self, found: _Found, in_flight: Collection[int]) -> Steps[None]:
+        """Take or give up buckets, so that all who live have as many."""
         dialect = self._database.dialect
-        owners: dict[int, str] = dict(await transaction.execute(dialect.owners()))
-        share = -(-len(owners) // living)
+        owners: dict[int, str] = dict((yield statement(dialect.owners())))
+        share = -(-len(owners) // (1 + len(found.seen)))
         mine = sorted(bucket for bucket, owner in owners.items() if owner == self.relay)
         free = [
             bucket
             for bucket, owner in owners.items()
-            if owner != self.relay and owner not in self._seen
+            if owner != self.relay and owner not in found.seen
         ]
         taken = free[: max(0, share - len(mine))]
         if taken:
-            await transaction.execute(
+            yield statement(
                 dialect.own(), {"owner": self.relay, "buckets": dialect.list_parameter(taken)}
             )
-        self._leaving = set(mine[share:])
-        given_up = sorted(self._leaving - set(in_flight))
-        if given_up:
-            await transaction.execute(
-                dialect.own(), {"owner": None, "buckets": dialect.list_parameter(given_up)}
+        leaving = sorted(set(mine[share:]) - set(in_flight))
+        if leaving:
+            yield statement(
+                dialect.own(), {"owner": None, "buckets": dialect.list_parameter(leaving)}
             )
-        self.owned = frozenset(mine[:share]) | frozenset(taken)
+        found.owned = frozenset(mine[:share]) | frozenset(taken)
 
     async def leave(self) -> None:
         """Give everything up, in order."""

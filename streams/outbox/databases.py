@@ -17,12 +17,13 @@ import asyncio
 import sqlite3
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from typing_extensions import override
 
@@ -36,7 +37,10 @@ from streams.databases.addresses import (
 from streams.databases.protocol import (
     Failure,
     Statement,
+    Steps,
     marked,
+    run,
+    run_async,
     sqlite_failure,
     state_of,
 )
@@ -65,6 +69,23 @@ LOOK_EVERY = 0.005
 """Seconds between two looks whether a SQLite file has changed."""
 
 FORMS = "postgresql://user@host/database, or sqlite:///file.db"
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Statements:
+    """What runs the statements of a transaction."""
+
+    execute: Callable[[Statement], list[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _AsyncStatements:
+    """The same, awaited."""
+
+    execute: Callable[[Statement], Awaitable[list[Any]]]
 
 
 class Database(ABC):
@@ -103,20 +124,12 @@ class Database(ABC):
         """The rows of :meth:`~streams.outbox.tables.Dialect.fetch`."""
         return await self.execute(self.dialect.fetch(), parameters)
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Transaction]:
-        """Several statements that are committed together."""
-        async with self._turn:
-            await self._execute(Statement(self.begin))
-            try:
-                yield Transaction(self._execute)
-            except BaseException:
-                with suppress(LogError):
-                    await asyncio.shield(self._execute(Statement("ROLLBACK")))
-                raise
-            await self._execute(Statement("COMMIT"))
+    @abstractmethod
+    async def transaction(self, steps: Steps[T]) -> T:
+        """Run statements that are committed together; what they come to.
 
-    begin = "BEGIN"
+        :param steps: may run in another thread, and changes nothing but the database.
+        """
 
     @abstractmethod
     async def listen(self, wake: Callable[[], None]) -> None:
@@ -129,19 +142,21 @@ class Database(ABC):
         """
         if await self.has_tables():
             return
-        async with self.transaction() as transaction:
-            await self.lock_relays(transaction)
-            for sql in self.dialect.schema():
-                await transaction.execute(sql)
-            for bucket in range(self.dialect.bucket_count):
-                await transaction.execute(self.dialect.add_bucket(), {"bucket": bucket})
+        await self.transaction(self._create_tables())
+
+    def _create_tables(self) -> Steps[None]:
+        yield from self.lock_relays()
+        for sql in self.dialect.schema():
+            yield statement(sql)
+        for bucket in range(self.dialect.bucket_count):
+            yield statement(self.dialect.add_bucket(), {"bucket": bucket})
 
     @abstractmethod
     async def has_tables(self) -> bool:
         """Whether all tables are there."""
 
     @abstractmethod
-    async def lock_relays(self, transaction: Transaction) -> None:
+    def lock_relays(self) -> Steps[None]:
         """No other relay creates tables, or changes who owns what, until the transaction ends."""
 
     @abstractmethod
@@ -149,20 +164,8 @@ class Database(ABC):
         """Hold a lock for as long as this lives, by which others see that it does."""
 
     @abstractmethod
-    async def is_gone(self, transaction: Transaction, number: int) -> bool:
+    def is_gone(self, number: int) -> Steps[bool]:
         """Whether what holds this lock has certainly ended."""
-
-
-class Transaction:
-    """Statements in a transaction."""
-
-    def __init__(self, execute: Callable[[Statement], Any]) -> None:
-        self._execute = execute
-
-    async def execute(self, sql: str, parameters: Parameters = NO_PARAMETERS) -> list[Any]:
-        """The rows of one statement."""
-        rows: list[Any] = await self._execute(statement(sql, parameters))
-        return rows
 
 
 # -- PostgreSQL
@@ -239,8 +242,21 @@ class PostgresDatabase(Database):
         return bool((await self.execute(_HAS_TABLES, names))[0][0])
 
     @override
-    async def lock_relays(self, transaction: Transaction) -> None:
-        await transaction.execute(
+    async def transaction(self, steps: Steps[T]) -> T:
+        async with self._turn:
+            await self._execute(Statement("BEGIN"))
+            try:
+                result = await run_async(_AsyncStatements(self._execute), steps)
+            except BaseException:
+                with suppress(LogError):
+                    await asyncio.shield(self._execute(Statement("ROLLBACK")))
+                raise
+            await self._execute(Statement("COMMIT"))
+            return result
+
+    @override
+    def lock_relays(self) -> Steps[None]:
+        yield statement(
             "SELECT pg_advisory_xact_lock(hashtext(:channel), 1)",
             {"channel": self.dialect.tables.channel},
         )
@@ -250,9 +266,9 @@ class PostgresDatabase(Database):
         await self.execute("SELECT pg_advisory_lock(CAST(:number AS bigint))", {"number": number})
 
     @override
-    async def is_gone(self, transaction: Transaction, number: int) -> bool:
+    def is_gone(self, number: int) -> Steps[bool]:
         sql = "SELECT pg_try_advisory_xact_lock(CAST(:number AS bigint))"
-        return bool((await transaction.execute(sql, {"number": number}))[0][0])
+        return bool((yield statement(sql, {"number": number}))[0][0])
 
 
 class PsycopgDatabase(PostgresDatabase):
@@ -283,7 +299,7 @@ class PsycopgDatabase(PostgresDatabase):
         import psycopg
         from psycopg import sql
 
-        async def run() -> None:
+        async def follow() -> None:
             async with await psycopg.AsyncConnection.connect(
                 self.dsn, autocommit=True, connect_timeout=10
             ) as connection:
@@ -293,7 +309,7 @@ class PsycopgDatabase(PostgresDatabase):
                 async for _ in connection.notifies():
                     wake()
 
-        await self._errors(run())
+        await self._errors(follow())
 
     @override
     async def close(self) -> None:
@@ -353,9 +369,11 @@ class AsyncpgDatabase(PostgresDatabase):
 
 
 class SqliteDatabase(Database):
-    """A SQLite file by the standard library, in a thread of its own."""
+    """A SQLite file by the standard library, in a thread of its own.
 
-    begin = "BEGIN IMMEDIATE"
+    The file's lock, for which everybody waits who writes to it, is never held while the thread
+    waits for the loop: code that blocks the loop may be waiting for that lock.
+    """
 
     def __init__(self, path: str, tables: Tables) -> None:
         super().__init__(path)
@@ -401,11 +419,29 @@ class SqliteDatabase(Database):
 
     @override
     async def _execute(self, statement: Statement) -> list[Any]:
-        def run() -> list[Any]:
+        def execute() -> list[Any]:
             return execution.sqlite_rows(self._opened(), statement)
 
-        found: list[Any] = await self._in_thread(run)
+        found: list[Any] = await self._in_thread(execute)
         return found
+
+    @override
+    async def transaction(self, steps: Steps[T]) -> T:
+        def transact() -> T:
+            connection = self._opened()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                result = run(_Statements(partial(execution.sqlite_rows, connection)), steps)
+                connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+                raise
+            return result
+
+        async with self._turn:
+            found: T = await self._in_thread(transact)
+            return found
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -417,7 +453,7 @@ class SqliteDatabase(Database):
         """Row by row, so that nothing is added up before it is known to be wanted."""
         ready, limit = statement(self.dialect.ready_rows(), parameters), parameters["bytes"]
 
-        def run() -> list[Any]:
+        def fetch() -> list[Any]:
             found: list[Any] = []
             total = 0
             sql = marked(ready.sql, "?")
@@ -430,7 +466,7 @@ class SqliteDatabase(Database):
             return found
 
         async with self._turn:
-            rows: list[Any] = await self._in_thread(run)
+            rows: list[Any] = await self._in_thread(fetch)
             return rows
 
     @override
@@ -466,8 +502,8 @@ class SqliteDatabase(Database):
             thread.shutdown(wait=False)
 
     @override
-    async def lock_relays(self, transaction: Transaction) -> None:
-        """A transaction that writes is alone as it is."""
+    def lock_relays(self) -> Steps[None]:
+        yield from ()  # a transaction that writes is alone as it is
 
     # A lock file beside the database, one for each relay: no process that has ended holds it.
 
@@ -488,7 +524,8 @@ class SqliteDatabase(Database):
             lock.close()
 
     @override
-    async def is_gone(self, transaction: Transaction, number: int) -> bool:
+    def is_gone(self, number: int) -> Steps[bool]:
+        yield from ()
         if fcntl is None:
             return False
         path = self._lock_path(number)

@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
+from streams.databases.protocol import Steps
 from streams.errors import NotFound
 from streams.outbox.databases import Database
 from streams.outbox.outbox import Outbox
 from streams.outbox.rows import InvalidRow, record_of
-from streams.outbox.tables import FAILED, READY, Backlog, Row
+from streams.outbox.tables import FAILED, READY, Backlog, Dialect, Row, statement
 from streams.outbox.tables import HeldRow as HeldRow
 from streams.wire import parse_int
 
@@ -148,16 +149,20 @@ async def retry(outbox: Outbox, names: Collection[str] | None) -> int:
                     what = "has not failed" if rows else "is not there"
                     raise NotFound(f"outbox {outbox.name!r}: row {name!r} {what}")
                 wanted |= failed
-        async with database.transaction() as transaction:
-            dialect, tried, keys = database.dialect, 0, dict[tuple[str, str], bool]()
-            for sequence, topic, key in await transaction.execute(dialect.keys_of_failed()):
-                again = wanted is None or sequence in wanted
-                # A key goes on only if nothing else of it has failed.
-                keys[topic, key] = keys.get((topic, key), True) and again
-                if again:
-                    tried += 1
-                    await transaction.execute(dialect.retry_row(), {"sequence": sequence})
-            for (topic, key), goes_on in keys.items():
-                if goes_on:
-                    await transaction.execute(dialect.retry_key(), {"topic": topic, "key": key})
+        return await database.transaction(_retry(database.dialect, wanted))
+
+
+def _retry(dialect: Dialect, wanted: Collection[int] | None) -> Steps[int]:
+    """Have these failed rows tried again (None: all); how many they are."""
+    tried, keys = 0, dict[tuple[str, str], bool]()
+    for sequence, topic, key in (yield statement(dialect.keys_of_failed())):
+        again = wanted is None or sequence in wanted
+        # A key goes on only if nothing else of it has failed.
+        keys[topic, key] = keys.get((topic, key), True) and again
+        if again:
+            tried += 1
+            yield statement(dialect.retry_row(), {"sequence": sequence})
+    for (topic, key), goes_on in keys.items():
+        if goes_on:
+            yield statement(dialect.retry_key(), {"topic": topic, "key": key})
     return tried

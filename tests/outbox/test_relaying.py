@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from typing import Any
 from uuid import uuid4
 
@@ -52,6 +53,24 @@ async def test_a_transaction_that_commits_late_is_not_passed_over(place: Place) 
         await world.handle(6)
         assert world.of("late") == [1, 2, 3]
         assert world.of("other") == [1, 2, 3]
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+async def test_code_that_blocks_the_loop_never_waits_for_a_lock_that_the_loop_holds(
+    place: Place,
+) -> None:
+    async with running(place.dsn, lease=0.1) as world:
+        with closing(sqlite3.connect(place.path, timeout=5, isolation_level=None)) as connection:
+            beat = 0
+            while beat < 20:  # transactions of several statements, that the relay makes meanwhile
+                connection.execute("BEGIN IMMEDIATE")
+                ((beat,),) = connection.execute(
+                    "SELECT coalesce(max(beat), 0) FROM outbox_relays"
+                ).fetchall()
+                connection.execute("COMMIT")
+                await asyncio.sleep(0)
+        commit(world, place, "a", 1)
+        await world.handle(1)
 
 
 async def test_rows_that_wait_when_the_relay_begins(place: Place) -> None:
