@@ -137,7 +137,13 @@ class ClosedKeyIndex(BackgroundReader):
 
         :raises LogError: the log cannot be read.
         """
-        is_complete = self.read_on(seconds)
+        return self._counts(self.read_on(seconds))
+
+    def known(self) -> KeyCounts:
+        """How many keys are closed, as far as was read."""
+        return self._counts(False)
+
+    def _counts(self, is_complete: bool) -> KeyCounts:
         with self._lock:
             states = list(self._states.values())
             keys = sum(len(state.keys) for state in states)

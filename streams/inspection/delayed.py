@@ -142,7 +142,13 @@ class DelayIndex(BackgroundReader):
 
         :raises LogError: the log cannot be read.
         """
-        is_complete = self.read_on(seconds)
+        return self._counts(self.read_on(seconds))
+
+    def known(self) -> PendingCounts:
+        """What waits, as far as was read."""
+        return self._counts(False)
+
+    def _counts(self, is_complete: bool) -> PendingCounts:
         with self._lock:
             pending = list(self._pending.values())
             due = [each.next_due for each in pending]

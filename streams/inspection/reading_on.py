@@ -131,7 +131,7 @@ class KeptForAWhile(Generic[T]):
             return one
 
     def all(self) -> dict[str, T]:
-        """Those that are kept, by name."""
+        """Those that are kept, by name; the one that was asked for last at the end."""
         with self._lock:
             return {name: one for name, (one, _) in self._kept.items()}
 

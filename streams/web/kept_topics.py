@@ -4,14 +4,14 @@ counts of several within the time of a page."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeVar
 
 from streams.errors import NotFound
 from streams.web.page import LOOK
 
-S = TypeVar("S")
 C = TypeVar("C")
+C_co = TypeVar("C_co", covariant=True)
 
 MAX_SURVEYS = 6
 """Topics of dead letters whose surveys by error are kept."""
@@ -23,19 +23,52 @@ MAX_DELAYS = 50
 """Delay topics that are read on."""
 
 
+class Counting(Protocol[C_co]):
+    """What reads a topic on, and counts."""
+
+    def counts(self, seconds: float) -> C_co:
+        """After reading on for so many real seconds at most (blocks)."""
+        ...
+
+    def known(self) -> C_co:
+        """As far as it was read."""
+        ...
+
+
+class CountingReaders(Protocol[C_co]):
+    """Those that are kept (:class:`~streams.inspection.reading_on.KeptReaders`)."""
+
+    def of(self, name: str) -> Counting[C_co]:
+        """That of a topic, which is kept from now on."""
+        ...
+
+    def all(self) -> Mapping[str, Counting[C_co]]:
+        """Those that are kept, the one that was asked for last at the end."""
+        ...
+
+
 def counted(
-    sources: Iterable[S], count: Callable[[S], C], *, most: int
-) -> list[tuple[S, C | None]]:
-    """Each source with what is counted of it: of the first ``most``, while there is time for it;
-    of the others None. One whose topic is gone is left out."""
+    names: Sequence[str], readers: CountingReaders[C], *, most: int, seconds: float
+) -> dict[str, C | None]:
+    """What is counted of each topic; None: it was not read yet, as those behind the first ``most``
+    never are. A topic that is gone is left out.
+
+    Topics are read on, those that waited longest for their turn first: one, and others while there
+    is time. Of the rest it is said what is known.
+
+    :param seconds: real seconds that one of them is waited for.
+    """
     deadline = time.monotonic() + LOOK
-    found: list[tuple[S, C | None]] = []
-    for source in sources:
-        counts = None
-        if len(found) < most and time.monotonic() < deadline:
+    kept = readers.all()
+    asked = {name: turn for turn, name in enumerate(kept)}
+    turns = sorted(names[:most], key=lambda name: asked.get(name, -1))
+    found: dict[str, C | None] = dict.fromkeys(names)
+    for name in turns:
+        if name == turns[0] or time.monotonic() < deadline:
             try:
-                counts = count(source)
+                found[name] = readers.of(name).counts(seconds)
             except NotFound:
-                continue
-        found.append((source, counts))
+                del found[name]
+        elif name in kept:
+            found[name] = kept[name].known()
     return found

@@ -19,6 +19,25 @@ def delays_of(stage: Stage, app: Any, **options: Any) -> Delays:
     return Delays(app, f"delays-{stage.topic_name}", **options)
 
 
+async def test_each_topic_has_its_turn_to_be_counted(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However little time there is, and though topics are listed by name."""
+    app = stage.app()
+    topic = stage.topic(app)
+    delays = [Delays(app, f"delays-{number}") for number in range(5)]
+    monkeypatch.setattr("streams.web.kept_topics.LOOK", 0.0)
+    async with app, visit(Dashboard(app, access="all")) as visitor:
+        for each in delays:
+            await each.publish(topic, 1, delay=3_600)
+
+        async def all_are_counted() -> bool:
+            seen = await visitor.get("/delayed")
+            return all(f"{each.name} 1" in seen.text for each in delays)
+
+        await eventually(all_are_counted)
+
+
 @pytest.mark.everywhere
 async def test_what_waits_is_listed_and_cancelled(stage: Stage) -> None:
     app = stage.app()

@@ -65,12 +65,10 @@ class TopicRow(NamedTuple):
 
 def _topics(page: Page) -> list[TopicRow]:
     groups = page.dashboard.groups.look(READ_SECONDS)
-    found = counted(
-        parked_sources(groups.topics, groups.names),
-        lambda source: index_of(page, source.name).counts(READ_SECONDS),
-        most=MAX_CLOSED_KEYS,
-    )
-    return [TopicRow(*each) for each in found]
+    sources = {each.name: each for each in parked_sources(groups.topics, groups.names)}
+    readers = page.dashboard.closed_keys
+    found = counted(list(sources), readers, most=MAX_CLOSED_KEYS, seconds=READ_SECONDS)
+    return [TopicRow(sources[name], counts) for name, counts in found.items()]
 
 
 class KeyRow(NamedTuple):

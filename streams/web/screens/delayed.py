@@ -55,12 +55,9 @@ class TopicRow(NamedTuple):
 
 def _topics(page: Page) -> list[TopicRow]:
     groups = page.dashboard.groups.look(READ_SECONDS)
-    found = counted(
-        delay_topics(groups.topics, groups.names),
-        lambda name: index_of(page, name).counts(READ_SECONDS),
-        most=MAX_DELAYS,
-    )
-    return [TopicRow(*each) for each in found]
+    names, readers = delay_topics(groups.topics, groups.names), page.dashboard.delays
+    found = counted(names, readers, most=MAX_DELAYS, seconds=READ_SECONDS)
+    return [TopicRow(*each) for each in found.items()]
 
 
 class MessageRow(NamedTuple):
