@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import random
 import socket
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sqlalchemy import text
@@ -31,15 +32,23 @@ class DemoError(Exception):
 
 
 class Process:
-    """A process that is killed and started again."""
+    """A process that is killed and started again.
 
-    def __init__(self, words: list[str], environment: dict[str, str]) -> None:
+    :param inherited: file descriptors that it is given.
+    """
+
+    def __init__(
+        self, words: list[str], environment: dict[str, str], inherited: Sequence[int] = ()
+    ) -> None:
         self._words = words
         self._environment = environment
+        self._inherited = inherited
         self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(self._words, env=self._environment, cwd=ROOT)
+        return subprocess.Popen(
+            self._words, env=self._environment, cwd=ROOT, pass_fds=self._inherited
+        )
 
     def kill(self) -> None:
         """``kill -9``, and begin anew."""
@@ -68,7 +77,9 @@ def run(
             session.execute(text("INSERT INTO stock VALUES (:a, :p)"), {"a": article, "p": STOCK})
         for statement in shop.outbox.schema():  # as a migration of the shop's would
             session.execute(text(statement))
-    port = _free_port()
+    # Held here, so that nothing else takes the port while the service begins anew.
+    listener = socket.create_server(("127.0.0.1", 0))
+    port, descriptor = listener.getsockname()[1], listener.fileno()
     paths = [str(ROOT), str(ROOT / "codecs"), os.environ.get("PYTHONPATH", "")]
     environment = {
         **os.environ,
@@ -77,11 +88,15 @@ def run(
         "SHOP_DATABASE": database,
     }
     service = [
-        sys.executable, "-m", "uvicorn", "--factory", "examples.shop.service:create_api", "--port",
-        str(port), "--log-level", "error",
+        sys.executable, "-m", "uvicorn", "--factory", "examples.shop.service:create_api", "--fd",
+        str(descriptor), "--log-level", "error",
     ]  # fmt: skip
     worker = [sys.executable, "-m", "examples.shop.worker", url, database]
-    processes = [Process(words, environment) for words in (service, worker, worker)]
+    processes = [
+        Process(service, environment, [descriptor]),
+        Process(worker, environment),
+        Process(worker, environment),
+    ]
     ends = time.monotonic() + TIMEOUT
     victims = [processes[each % 2] for each in range(2 * kills)]
     moments = sorted(choose.sample(range(orders // 10, orders), len(victims)))
@@ -103,6 +118,7 @@ def run(
     finally:
         for process in processes:
             process.end()
+        listener.close()
         shop.sessions.kw["bind"].dispose()
 
 
@@ -114,14 +130,7 @@ def _place(url: str, article: str, pieces: int, ends: float) -> None:
             with urllib.request.urlopen(request, timeout=10) as answer:
                 answer.read()
                 return
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             if time.monotonic() > ends:
                 raise DemoError(f"the service does not answer: {error}") from error
             time.sleep(0.02)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
