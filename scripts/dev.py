@@ -36,6 +36,16 @@ CHECKS = (
     Step("pyright", ("python", "-m", "pyright")),
     Step("import-linter", ("lint-imports", "--no-logo")),
 )
+COLLECT = Step(
+    "collect",
+    (
+        "python", "-m", "pytest", "--collect-only", "-p", "no:terminal",
+        "-o", "addopts=--import-mode=importlib",
+    ),
+)  # fmt: skip
+"""Compiles the tests, which each of pytest's workers would do for itself, all at the same time. It
+says nothing: what cannot be collected fails in pytest's own step, too, with the reason."""
+
 SERVERS = Step("servers", ("python", "-m", "tests.servers"))
 
 
@@ -61,7 +71,11 @@ def steps(command: str, arguments: Sequence[str]) -> list[Sequence[Step]]:
     # Tests that share a server of their own are a group, which one worker runs (tests/conftest.py).
     workers = str(min(12, 6 * (os.cpu_count() or 1)))
     spread = ("-n", workers, "--dist", "loadgroup")
-    return [CHECKS, [SERVERS], [Step("pytest", ("python", "-m", "pytest", *spread, *arguments))]]
+    return [
+        [*CHECKS, COLLECT],
+        [SERVERS],
+        [Step("pytest", ("python", "-m", "pytest", *spread, *arguments))],
+    ]
 
 
 def run_on_terminal(environment: Environment, step: Step) -> Result:
