@@ -57,7 +57,7 @@ def broken(found: Count | None, event: Sold) -> Count:
 @pytest.fixture(autouse=True)
 def trimmed_early(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keyed_topic, "KEPT", KEPT)
-    monkeypatch.setattr(keyed_topic, "FLOOR_INTERVAL", 0.02)
+    monkeypatch.setattr(keyed_topic, "FLOOR_INTERVAL", 0.2)
     monkeypatch.setattr(retention, "TRIM_INTERVAL", 0.05)
     monkeypatch.setattr(membership, "TRIM_MARGIN", 0)
     monkeypatch.setattr(operations, "HEARD_AFTER", 0.0)
@@ -104,7 +104,7 @@ class Shops:
 async def until(condition: Callable[[], Coroutine[Any, Any, bool]], seconds: float = 90.0) -> None:
     async with asyncio.timeout(seconds):
         while not await condition():  # noqa: ASYNC110 - it is in the log
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
 
 
 def sold(number: int) -> dict[str, int]:
