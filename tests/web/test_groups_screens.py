@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -58,6 +59,26 @@ async def test_the_log_is_asked_about_a_group_once_for_its_page(stage: Stage) ->
             dashboard.sampler.figures(f"group:{stage.group}").at = time.time() + 60  # fresh
             await visitor.get(f"/groups/show?group={stage.group}")
             assert asked.calls == 1
+
+
+async def test_many_partitions_are_on_several_pages(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.web.screens.groups.PARTITIONS_A_PAGE", 2)
+    app = stage.app()
+    topic = stage.topic(app, partitions=5)
+    app.processor(topic, group=stage.group, flow=QUICK)(stage.recorder())
+    async with app:
+        await stage.publish(topic, *range(50), key=str)
+        await stage.handled(50)
+        await stage.committed(app)
+    async with stage.app().connected() as idle, visit(Dashboard(idle, access="all")) as visitor:
+        page, found = f"?group={stage.group}", list[str]()
+        while page:
+            seen = await visitor.get(f"/groups/show{page}")
+            found += re.findall(rf"{stage.topic_name} (\d) ", seen.text)
+            page = next((href for text, href in seen.links if text == "next"), "")
+        assert sorted(found) == ["0", "1", "2", "3", "4"]
 
 
 @pytest.mark.everywhere

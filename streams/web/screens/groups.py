@@ -24,8 +24,8 @@ from streams.web.translations import mark
 if TYPE_CHECKING:
     from streams.log.protocol import GroupInfo, Log
 
-MAX_PARTITIONS = 500
-"""Partitions of a group that are shown."""
+PARTITIONS_A_PAGE = 200
+"""Partitions of a group on a page."""
 
 MAX_ALONE = 50
 """Groups that nobody consumes for, named by the overview; of the others it says how many."""
@@ -81,7 +81,7 @@ def show_group(page: Page) -> Response:
     """One group."""
     group, log = group_of(page), page.log
     info = log.group(group)
-    positions = _positions(log, info)[:MAX_PARTITIONS]
+    positions = _positions(log, info)
     rows: list[PositionRow] = []
     for at in positions:
         oldest, key, since, place = at.oldest, None, None, ""
@@ -101,7 +101,7 @@ def show_group(page: Page) -> Response:
         title=group,
         group=group,
         info=info,
-        rows=rows,
+        pages=paged(page, rows, PARTITIONS_A_PAGE),
         lag=sum_known(at.lag for at in positions),
         waiting=[row for row in rows if row.since is not None][:3],
         topics=topics,
