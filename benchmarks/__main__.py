@@ -64,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     compared: list[Comparison] = []
     status = 0
     try:
-        if arguments.source is not None:
+        if arguments.list:
+            _list(arguments)
+        elif arguments.source is not None:
             rows = _read_rows(arguments.source)
         else:
             signal.signal(signal.SIGTERM, _interrupted)
@@ -207,6 +209,13 @@ def _read_rows(source: Path) -> list[Row]:
 # -- measuring ------------------------------------------------------------------------------------
 
 
+def _list(arguments: argparse.Namespace) -> None:
+    """Print the cases; with ``--against`` those of this checkout."""
+    targets = [_log_target(log, "", "", LISTED) for log in _logs(arguments)]
+    for case in _selected_cases(targets, _sizes(arguments), arguments.case):
+        print(f"{case.log}: {case.name}")
+
+
 def _run(arguments: argparse.Namespace, rows: list[Row], console: Console) -> int:
     """Measure what was requested; fills ``rows``."""
     sizes = _sizes(arguments)
@@ -214,11 +223,6 @@ def _run(arguments: argparse.Namespace, rows: list[Row], console: Console) -> in
     with ExitStack() as stack:
         servers = stack.enter_context(Servers())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="streams-bench-"))
-        if arguments.list:
-            targets = [_log_target(log, "", folder, LISTED) for log in _logs(arguments)]
-            for case in _selected_cases(targets, sizes, arguments.case):
-                print(f"{case.log}: {case.name}")
-            return 0
         peers = _peers(arguments, console)
         targets = _log_targets(arguments, servers, folder, console)
         wanted = _selected_cases(targets, sizes, arguments.case)

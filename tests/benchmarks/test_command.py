@@ -59,6 +59,8 @@ def test_the_cases_can_be_listed(capsys: pytest.CaptureFixture[str]) -> None:
         assert any(line.startswith(f"{log}: ") for line in lines)
     assert main(["--list", "--quick"]) == 0
     assert "kafka" not in capsys.readouterr().out
+    assert main(["--list", "--against", "HEAD", "--log", "memory"]) == 0
+    assert all(line.startswith("memory: ") for line in capsys.readouterr().out.splitlines())
 
 
 @pytest.mark.parametrize(
