@@ -8,7 +8,7 @@ with Debezium's five alone is relayed, too.
 ``sequence``          the primary key: the order in which rows were written
 ``messageid``         the message ID; where it is absent, ``id`` is
 ``keytype``           how ``aggregateid`` stands for the key: ``text``; ``bytes``, as hexadecimal
-                      digits; ``none``, where the message has no key and it is the message ID
+                      digits; ``none``, where the message has no key and it is the row's ``id``
 ``headers``           a JSON array of pairs, a name and a text or null
 ``created``           when the row was written, by the database's clock
 ``state``             :data:`READY`, :data:`FAILED` or :data:`WAITING`

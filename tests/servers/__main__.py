@@ -12,7 +12,7 @@ import sys
 from confluent_kafka import KafkaException
 
 from tests.servers import containers, find
-from tests.servers.java import KAFKA_VERSION, Missing, class_archive, have_jars, jars, java
+from tests.servers.java import KAFKA, Missing, class_archive, java
 from tests.servers.kafka import make_class_archive
 from tests.servers.lifetime import StartError
 from tests.servers.postgres import programs as postgres_programs
@@ -20,10 +20,10 @@ from tests.servers.redis import redis_program, valkey_program
 
 
 def _kafka() -> str:
-    if not have_jars():
-        print(f"Fetching Kafka {KAFKA_VERSION} with Maven, once", flush=True)
+    if not KAFKA.are_here:
+        print(f"Fetching Kafka {KAFKA.version} with Maven, once", flush=True)
     program = java()
-    found = f"Kafka {KAFKA_VERSION}, jars in {jars()}, Java {program}"
+    found = f"Kafka {KAFKA.version}, jars in {KAFKA.folder()}, Java {program}"
     if not class_archive().exists():
         print("Running Kafka once, so that it starts faster from now on", flush=True)
         try:

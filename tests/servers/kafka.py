@@ -21,7 +21,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from tests.servers.certificates import Certificates, certificates
-from tests.servers.java import class_archive, jars, java
+from tests.servers.java import KAFKA, class_archive, java, log_option
 from tests.servers.lifetime import Lifetime, Process, free_port, locked
 
 USER = "app"
@@ -41,29 +41,16 @@ _TOOLS = {
     "configs": "kafka.admin.ConfigCommand",
 }
 
-_LOGGING = """\
-status = warn
-appender.out.type = Console
-appender.out.name = out
-appender.out.layout.type = PatternLayout
-appender.out.layout.pattern = %d %p %m (%c)%n
-rootLogger.level = {level}
-rootLogger.appenderRef.out.ref = out
-"""
-
 
 def _java_command(options: Sequence[str], level: str, folder: Path) -> list[str]:
-    logging = folder / f"log4j2-{level}.properties"
-    if not logging.exists():
-        logging.write_text(_LOGGING.format(level=level), encoding="utf-8")
     archive = class_archive()
     return [
         java(), *options,
         *([f"-XX:SharedArchiveFile={archive}"] if archive.exists() else []),
         # An archive that does not fit is no error, and nothing for what reads a tool's output.
         "-Xlog:disable", "-Xlog:all=warning:stderr",
-        f"-Dlog4j2.configurationFile={logging}",
-        "-cp", f"{jars()}/*",
+        log_option(folder, level),
+        "-cp", f"{KAFKA.folder()}/*",
     ]  # fmt: skip
 
 
