@@ -18,12 +18,13 @@ import promql_parser
 import pytest
 import yaml
 
-from streams import Retry, Streams
+from streams import Retry, Sqlite, Streams
 from streams.eventsourcing import Snapshot
 from streams.inspection.doctor.monitoring_checks import (
     AGGREGATE_ALERTS,
     MANAGER_ALERTS,
     OUTBOX_ALERTS,
+    PROJECTION_ALERTS,
     REQUIRED_ALERTS,
     VIEW_ALERTS,
 )
@@ -91,6 +92,11 @@ async def printed(tmp_path: Path) -> dict[str, set[str]]:
     ledger.view("balances", Balance)(fold_balance)
     World(app, "purses")
     Outbox(app, f"sqlite:///{tmp_path}/outbox.db")
+
+    @app.processor(topic, group="sums", transaction=Sqlite(tmp_path / "sums.db"), version=1)
+    def add(value: int) -> None:
+        pass
+
     with MonitoringServer(app, port=0) as server:
         async with app:
             await topic.publish_many(list(range(20)))
@@ -104,6 +110,7 @@ async def printed(tmp_path: Path) -> dict[str, set[str]]:
                     and now.of("view_folded_ratio") == [1]
                     and now.of("view_events_total") == [1]
                     and now.of("outbox_rows") == [0]
+                    and now.of("projection_serving") == [1]
                 ),
             )
     found: dict[str, set[str]] = {}
@@ -156,6 +163,7 @@ def test_every_rule_says_how_bad_it_is_and_what_to_do() -> None:
         *VIEW_ALERTS,
         *MANAGER_ALERTS,
         *OUTBOX_ALERTS,
+        *PROJECTION_ALERTS,
     } <= set(names)
     for rule in rules():
         assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}

@@ -61,6 +61,8 @@ def check_alerts(inspection: AppInspection) -> Iterator[Finding]:
         required += MANAGER_ALERTS
     if inspection.app.outboxes:
         required += OUTBOX_ALERTS
+    if inspection.app.projections:
+        required += PROJECTION_ALERTS
     missing = [name for name in required if name not in loaded]
     if missing:
         yield subject.no(
@@ -101,3 +103,6 @@ MANAGER_ALERTS = ("StreamsManagerFails", "StreamsManagerTimeoutsOverdue")
 
 OUTBOX_ALERTS = ("StreamsOutboxOld", "StreamsOutboxRowsFailed")
 """The rules of ``monitoring/alerts.yml`` that everybody needs who has outboxes."""
+
+PROJECTION_ALERTS = ("StreamsProjectionNotPromoted",)
+"""The rules of ``monitoring/alerts.yml`` that everybody needs who has SQL projections."""
