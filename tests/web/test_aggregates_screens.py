@@ -149,7 +149,7 @@ async def test_what_is_in_events_is_not_shown_without_the_permission(stage: Stag
         async with visit(Dashboard(app, access="read")) as visitor:
             kind = await get(visitor, f"/aggregates/show?aggregate={found.name}&prefix=a")
             assert "ada-l" not in kind.html
-            assert "2d" not in kind.html.partition("<main")[2]  # nor a key as digits
+            assert b"ada-l".hex() not in kind.html  # nor a key as digits
             seen = await get(visitor, f"/aggregates/history?aggregate={found.name}&key=ada-l")
             assert "not shown" in seen.text
             assert "Ada" not in seen.html
