@@ -108,10 +108,10 @@ async def test_the_log_is_asked_once_for_all_and_not_at_all_without_them(
         for number in range(50):
             lookers.enter_context(asking.watch([subject], make(number)))
         assert await asyncio.to_thread(everybody.wait, 60)
-        rounds = asking.rounds
+    rounds = asking.rounds
     await stage.until(lambda: not asking.is_running, "it ends when nobody looks")
     assert log.asked.count("watermarks") <= asking.rounds
-    assert rounds <= asking.rounds <= rounds + 2
+    assert asking.rounds <= rounds + 1  # one may have been on its way
     before = len(log.asked)
     await asyncio.sleep(0.2)
     assert len(log.asked) == before
