@@ -95,4 +95,5 @@ def lasting_url(url: str) -> str:
         settings["session.timeout.ms"] = str(int(LONG * 1000))
     if "lease" in settings:
         settings["lease"] = f"{LONG:g}"
+        settings["socket_timeout"] = f"{LONG / 2:g}"
     return f"{place}?{urlencode(settings)}" if settings else place

@@ -89,7 +89,7 @@ def url_of(kind: str, request: pytest.FixtureRequest, folder: Path) -> str:
     if kind == "sqlite":
         return f"sqlite:///{folder / 'claims.db'}?synchronous=normal"
     url: str = request.getfixturevalue(f"{kind}_server").url
-    return url
+    return f"{url}?lease=60&socket_timeout=30"  # a server that stands still is no outage
 
 
 async def until(over: Callable[[], Any], what: str) -> Any:

@@ -293,6 +293,7 @@ async def test_a_bus_that_is_made_while_the_app_runs(logged: World) -> None:
 async def test_subscribing_at_the_very_end_of_an_app(logged: World) -> None:
     """Nothing hangs, and the next life serves who is still subscribed."""
     bus = logged.bus()
+    before = set(threading.enumerate())
     first = bus.subscribe("*", logged.calls.take)
     async with logged.running(bus):
         for n in range(3):
@@ -305,7 +306,8 @@ async def test_subscribing_at_the_very_end_of_an_app(logged: World) -> None:
         await bus.publish("a", 1)
         await logged.until(lambda: len(logged.calls.got) == 2)
         assert len(bus.app.processors) == 2
-    assert not [each for each in threading.enumerate() if each.name.endswith("-poller")]
+    left = set(threading.enumerate()) - before
+    assert not [each for each in left if each.name.endswith("-poller")]
 
 
 # -- on memory alone: what does not differ by the log

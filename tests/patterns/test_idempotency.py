@@ -648,7 +648,7 @@ async def test_a_cancelled_plain_function_ends_and_its_result_is_kept(
 async def test_a_claim_is_renewed_while_the_work_runs(place: Place) -> None:
     async with place.store() as store, place.store() as other:
         work, calls = Work(), []  # type: ignore[var-annotated]
-        lease = place.lease if place.clock else 4.0
+        lease = place.lease if place.clock else 12.0
         running = asyncio.create_task(IdempotentProcessor(store, lease=lease).process("k", work))
         await work.begun()
         watcher = IdempotentProcessor(other, lease=lease)
@@ -670,7 +670,7 @@ async def test_a_lost_claim_cancels_the_work(
 ) -> None:
     work = Work()
     # Long enough that it is not over before somebody else has the key; a third of it is waited for.
-    lease = 30.0 if place.clock else 4.0
+    lease = 30.0 if place.clock else 12.0
     running = asyncio.create_task(IdempotentProcessor(store, lease=lease).process("k", work))
     await work.begun()
     await other.forget("k")

@@ -115,6 +115,9 @@ def locked(path: Path) -> Generator[None]:
         yield
 
 
+SHARES = 16
+"""Of the ports that are given, for as many workers."""
+
 _given_ports: set[int] = set()
 
 
@@ -128,8 +131,12 @@ def free_port() -> int:
     low = 32768
     with contextlib.suppress(OSError, ValueError):
         low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    # Each worker has a share of its own: what another one was given may not be bound yet.
+    share = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % SHARES
+    size = (min(max(low, 12_000), 32_768) - 10_000) // SHARES
+    choose = random.SystemRandom()
     for _ in range(1000):
-        port = random.randrange(10_000, min(max(low, 12_000), 32_768))
+        port = 10_000 + share * size + choose.randrange(size)
         if port in _given_ports:
             continue
         with socket.socket() as probe:

@@ -173,11 +173,11 @@ async def test_a_view_of_several_topics(stage: Stage) -> None:
 
     customers = View(app, f"{stage.topic_name}-customers", Customer, fold, orders, refunds)
     async with app:
-        random.seed(3)
+        choose = random.Random(3)
         expected: dict[str, list[int]] = {}
         positions = []
         for number in range(60):
-            customer = f"c{random.randrange(6)}"
+            customer = f"c{choose.randrange(6)}"
             expected.setdefault(customer, []).append(number)
             positions.append(await orders.publish(Order(customer, number)))
             if number % 3 == 0:
