@@ -23,6 +23,7 @@ from streams import ConfigError, HealthEndpoint, NotRunning, ProcessorDied, Stre
 from streams.health import Health, ProcessorHealth
 from streams.publisher import Publisher
 from tests.processing.support import until
+from tests.servers.lifetime import until as wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -392,6 +393,7 @@ def test_a_plain_service_waits_in_a_thread() -> None:
             target=lambda: found.append(shop.app.wait(shop.app.failed())), daemon=True
         )
         thread.start()
+        wait_until(lambda: bool(shop.app._failures.waiters), 60, "the thread waits")
         shop.app.wait(shop.topic.publish("bad"))
         thread.join(30)
     assert found == [died.value]

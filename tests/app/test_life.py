@@ -195,8 +195,9 @@ def test_a_background_app_that_died_is_told_at_the_end() -> None:
         raise SystemExit(3)
 
     with pytest.raises(ProcessorDied, match="SystemExit"), app.background():
-        app.wait(topic.publish(1))
+        # Before: the app may have ended when the publishing returns.
         thread = next(t for t in threading.enumerate() if t.name == "streams-background")
+        app.wait(topic.publish(1))
         thread.join(30)  # its loop is closed when the body ends
         assert not thread.is_alive()
 

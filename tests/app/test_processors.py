@@ -82,13 +82,13 @@ async def test_one_is_stopped_and_the_others_go_on(tmp_path: Path) -> None:
 async def test_a_stop_does_not_end_the_app_and_what_stops_ends_with_it() -> None:
     app, ended = Streams("memory://"), list[str]()
     topic = app.topic("t", int)
-    begun = asyncio.Event()
+    begun, go_on = asyncio.Event(), asyncio.Event()
 
     @app.processor(topic, group="g", flow=Flow(drain=60))
     async def handle(value: int) -> None:
         begun.set()
         try:
-            await asyncio.sleep(0.05)
+            await go_on.wait()
         finally:
             ended.append("handler")
 
@@ -97,6 +97,7 @@ async def test_a_stop_does_not_end_the_app_and_what_stops_ends_with_it() -> None
         await begun.wait()
         stopping = app.runtime.spawn(app.runtime.stop_processor(handle))
         await until(lambda: handle in app.runtime.stopping_processors)
+        asyncio.get_running_loop().call_later(0.05, go_on.set)  # while the app is being left
     assert stopping.done()
     assert ended == ["handler"]
     assert not [each for each in threading.enumerate() if "handle" in each.name]

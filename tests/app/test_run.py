@@ -118,7 +118,8 @@ def test_a_second_signal_ends_it_at_once_and_is_said(
         assert process.stdout.readline() == b"told\n"
         process.send_signal(number)
         _, err = ended(process)
-    assert process.returncode == status
+    # By the thread that watches, if the main thread was not run for a second.
+    assert process.returncode in (status, 128 + number)
     said = f"streams: {number.name} again: interrupted, not everything was finished"
     assert err.splitlines()[-1] == said
 

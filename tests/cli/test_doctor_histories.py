@@ -196,6 +196,8 @@ def test_events_that_are_deleted_on_kafka(
     clinic = Clinic(kafka_url, shell.folder, run)
     clinic.fill()
     configure(kafka_url, clinic.topic, settings)
+    # The broker learns of it a moment after the controller has answered.
+    eventually(lambda: "no" in [verdict for verdict, _, _ in clinic()])
     why, advice = clinic.no()
     assert said in why
     assert f"topics retain {clinic.topic} --for-ever" in advice

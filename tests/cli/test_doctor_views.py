@@ -56,7 +56,7 @@ class Clinic:
                 done = await bank.accounts.decide("a", open_with, "ada", 0)
                 for each in cents:
                     done = await bank.accounts.decide("a", deposit, each)
-                await bank.balances.get("b", wait_for=done)
+                await bank.balances.get("b", wait_for=done, timeout=60)
 
         asyncio.run(enter())
 

@@ -63,7 +63,7 @@ class Desk:
         with self.app(**options) as bank:
             for number in range(count):
                 done = bank.app.wait(bank.accounts.decide(f"a-{number}", open_with, "ada", number))
-                bank.app.wait(bank.balances.get(f"a-{number}", wait_for=done))
+                bank.app.wait(bank.balances.get(f"a-{number}", wait_for=done, timeout=60))
 
     def version(self, number: int = 1) -> dict[str, Any]:
         """What ls says of one version."""
@@ -175,7 +175,7 @@ def fold_keyed(desk: Desk) -> None:
     )
     with app.background():
         done = app.wait(ledger.decide("a", open_with, "ada", 5))
-        app.wait(holders.get("ada", wait_for=done))
+        app.wait(holders.get("ada", wait_for=done, timeout=60))
 
 
 def test_a_keyed_version_shows_what_it_goes_through(sqlite: Desk) -> None:
@@ -196,7 +196,7 @@ def test_documents_that_stand_still_are_listed_and_folded_on(desk: Desk) -> None
     with desk.app(fold=failing) as bank:
         for key in ("a", "b", "c"):
             done = bank.app.wait(bank.accounts.decide(key, deposit, 13 if key != "c" else 1))
-        bank.app.wait(bank.balances.get("c", wait_for=done))
+        bank.app.wait(bank.balances.get("c", wait_for=done, timeout=60))
         eventually(lambda: desk.version()["stopped"] == 2)
     found = desk("stopped", "NAME", "--json").json
     assert sorted(each["key"] for each in found) == ["a", "b"]
@@ -252,7 +252,7 @@ def test_a_version_is_made_anew_and_nothing_serves_meanwhile(desk: Desk) -> None
         row = desk.version()
         assert (row["state"], row["serves"], row["documents"]) == ("building", False, 0)
         with pytest.raises(ViewNotReady, match="version 1 is being built"):
-            eventually(lambda: bank.app.wait(bank.balances.get("a-0")) is None)
+            eventually(lambda: (bank.app.wait(bank.balances.get("a-0")), False)[1])
         go_on.set()
         bank.app.wait(bank.balances.ready(60))
         assert bank.app.wait(bank.balances.get("a-3")) == Balance("ada", 3, 1)
@@ -294,12 +294,12 @@ def test_a_keyed_version_is_made_anew_from_its_keyed_topic(sqlite: Desk) -> None
     with app.background():
         for number in range(9):
             done = app.wait(ledger.decide(f"a-{number}", open_with, f"o-{number % 2}", 1))
-            app.wait(holders.get(f"o-{number % 2}", wait_for=done))
+            app.wait(holders.get(f"o-{number % 2}", wait_for=done, timeout=60))
         assert sqlite("rebuild", "NAME", "--version", "1", "--yes", "--wait").status == 0
         app.wait(holders.ready(60))
         assert app.wait(holders.get("o-0")) == Holder(5)
         done = app.wait(ledger.decide("a-9", open_with, "o-1", 1))
-        assert app.wait(holders.get("o-1", wait_for=done)) == Holder(5)
+        assert app.wait(holders.get("o-1", wait_for=done, timeout=60)) == Holder(5)
 
 
 def test_a_view_that_has_folded_what_the_log_lost_is_made_anew(
@@ -349,7 +349,7 @@ def test_a_rebuild_that_was_interrupted_is_finished_by_another(
         refused = sqlite("promote", "NAME", "--version", "1")
         assert refused.status == 0  # it is promoted, and serves once it is built
         with pytest.raises(ViewNotReady):
-            eventually(lambda: bank.app.wait(bank.balances.get("a-1")) is None)
+            eventually(lambda: (bank.app.wait(bank.balances.get("a-1")), False)[1])
         assert sqlite("rebuild", "NAME", "--version", "1", "--yes", "--wait").status == 0
         assert bank.app.wait(bank.balances.get("a-1")) == Balance("ada", 1, 1)
     assert sqlite.version()["serves"]
@@ -384,7 +384,7 @@ def test_a_version_that_has_not_come_as_far_is_not_promoted(sqlite: Desk) -> Non
         eventually(lambda: sqlite.versions().get(2, {}).get("state") == "ready")
     with sqlite.app() as bank:  # the old one alone goes on
         done = bank.app.wait(bank.accounts.decide("a-1", deposit, 5))
-        bank.app.wait(bank.balances.get("a-1", wait_for=done))
+        bank.app.wait(bank.balances.get("a-1", wait_for=done, timeout=60))
     early = sqlite("promote", "NAME", "--version", "2")
     assert (early.status, early.out) == (1, "")
     assert "version 2 has not come as far as version 1 (92% of its events are folded)" in early.err

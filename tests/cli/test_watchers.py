@@ -148,7 +148,11 @@ def test_an_answer_that_comes_byte_by_byte_is_not_waited_for(
         found = PrometheusClient(f"http://{address}").processor_names()
         assert time.monotonic() - began < 60  # and not for ever
         over.set()
-    assert found == "Prometheus takes longer than 0.5 s to answer"
+    # Where all stood still for so long, the thread's own wait for a byte has ended as well.
+    assert found in (
+        "Prometheus takes longer than 0.5 s to answer",
+        "what answers there is no Prometheus (query: timed out)",
+    )
 
 
 def test_a_login_is_sent_and_never_shown() -> None:

@@ -245,7 +245,8 @@ def test_while_one_lives_on_another_is_tried_again(tmp_path: Path) -> None:
         "if life == 8: os.kill(os.getppid(), signal.SIGTERM); signal.pause()\n"
         "raise SystemExit(1)\n"
     )
-    lives = f"import signal, time; time.sleep(1.1); open({lived!r}, 'w'); signal.pause()"
+    # Longer than it takes to count (1 s) by what the supervisor may note its start too late.
+    lives = f"import signal, time; time.sleep(4); open({lived!r}, 'w'); signal.pause()"
     ended = supervised(dies, lives, patience=patience)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("worker 1 ended with status 1") == 7

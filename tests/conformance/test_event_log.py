@@ -44,7 +44,9 @@ from tests.conformance.histories import (
     values,
     versions,
 )
+from tests.conformance.member import PATIENCE
 from tests.conformance.world import World
+from tests.servers.lifetime import until
 
 pytestmark = pytest.mark.needs("events")
 
@@ -652,6 +654,7 @@ def test_nobody_sees_a_part_of_an_append(world: World) -> None:
     readers = [threading.Thread(target=look, args=(log,)) for log in (world.log, world.open())]
     for reader in readers:
         reader.start()
+    until(lambda: bool(seen or errors), PATIENCE, "the readers begin")
     choose, log = random.Random(0), events_of(world)
     bases = dict.fromkeys(keys, NO_HISTORY)
     for _ in range(25):

@@ -130,7 +130,7 @@ def test_under_a_real_server(tmp_path: Path) -> None:
         )
     try:
         port = found(log, server, re.compile(r"running on http://127\.0\.0\.1:(\d+)"))
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             client.post("/stock/cup", params={"count": 1}).raise_for_status()
             answered = client.post(
                 "/orders", params={"sku": "cup", "quantity": 1}, headers={"Idempotency-Key": "a"}

@@ -91,11 +91,18 @@ class Commit(msgspec.Struct, tag="commit", array_like=True, frozen=True):
     settled: tuple[tuple[int, int], ...]
 
 
-Event = Sent | Started | Effect | Failed | Owned | Commit
+class Stalled(msgspec.Struct, tag="stalled", array_like=True, frozen=True):
+    """The process stood still for so many seconds, though nobody froze it."""
+
+    at: float
+    seconds: float
+
+
+Event = Sent | Started | Effect | Failed | Owned | Commit | Stalled
 
 _KINDS: dict[str, type[Any]] = {
     "sent": Sent, "started": Started, "effect": Effect, "failed": Failed, "owned": Owned,
-    "commit": Commit,
+    "commit": Commit, "stalled": Stalled,
 }  # fmt: skip
 
 
@@ -226,13 +233,17 @@ def covers(commit: Commit, offset: int) -> bool:
 def check(lives: list[Life], *, exempt: Iterable[str] = ()) -> Report:
     """Look for every anomaly.
 
-    :param exempt: lives that were frozen or cut off: handlers that were already running when
+    :param exempt: lives that were frozen or cut off (also by the machine, see :class:`Stalled`,
+        which are found here): handlers that were already running when
         they lost a partition may end late and beside the new owner's; and a commit that such a
         life wrote down after somebody else had taken the partition says nothing (it may have
         been answered long before).
     """
     report = Report(lives=len(lives))
-    late = set(exempt)
+    late = {
+        *exempt,
+        *(life.name for life in lives if any(isinstance(each, Stalled) for each in life.events)),
+    }
     sent: dict[tuple[str, int, int], Sent] = {}
     effects: list[tuple[Effect, Life]] = []
     commits: dict[Place, list[Commit]] = defaultdict(list)

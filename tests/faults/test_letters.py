@@ -22,7 +22,7 @@ from tests.servers.lifetime import until
 @sizes(2.0, 20.0)
 async def test_nothing_is_settled_before_its_dead_letter_is_written(run: Run, size: float) -> None:
     # An append that gets no answer is told so soon, so that waiting for the topic is what is seen.
-    patience = "&timeout=1" if run.ground.once else ""
+    patience = "&timeout=6" if run.ground.once else ""
     app = Streams(run.ground.through + patience)
     topic = app.topic(run.topic, bytes)
     letters = DeadLetters().name(run.topic, run.group)

@@ -54,7 +54,9 @@ class Failover(NamedTuple):
         with self.primary.client() as primary, self.replica.client() as replica:
             until(
                 lambda: (
-                    offset(replica, "slave_repl_offset") >= offset(primary, "master_repl_offset")
+                    replica.info("replication").get("master_link_status") == "up"
+                    and offset(replica, "slave_repl_offset")
+                    >= offset(primary, "master_repl_offset")
                 ),
                 60,
                 "the replica has everything",

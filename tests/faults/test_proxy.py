@@ -153,8 +153,8 @@ def test_another_server_takes_over(proxy: Proxy, echo: Echo) -> None:
 
 
 def test_a_server_that_is_not_there_refuses_through_it(echo: Echo) -> None:
-    with socket.socket() as nobody:
+    with socket.socket() as nobody:  # it has the port and does not listen: nobody else gets it
         nobody.bind(("127.0.0.1", 0))
         port = nobody.getsockname()[1]
-    with Proxy(port) as proxy, connect(proxy) as one, pytest.raises(ConnectionError):
-        ask(one, b"a\n")
+        with Proxy(port) as proxy, connect(proxy) as one, pytest.raises(ConnectionError):
+            ask(one, b"a\n")

@@ -131,7 +131,7 @@ async def test_entries_that_others_trimmed_are_reported(
 @on("redis")
 async def test_memory_is_full(run: Run) -> None:
     """No false acknowledgement; a group goes on; publishing goes on once there is room."""
-    app = Streams(f"{run.ground.direct}&timeout=1")
+    app = Streams(run.ground.direct)
     topic = app.topic(run.topic, bytes, partitions=PARTITIONS)
     calls: list[str] = []
 
@@ -215,7 +215,7 @@ async def test_the_disk_is_full(
     calls: list[str] = []
     acknowledged: list[str] = []
     with FullDisk(lifetime, fsync) as server:
-        app = Streams(f"{server.url}?lease=2&timeout=1")
+        app = Streams(f"{server.url}?lease=2&timeout=6")
         topic = app.topic(name, bytes, partitions=2)
 
         @app.processor(topic, group=name, concurrency=8, flow=QUICK)

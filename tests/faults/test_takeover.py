@@ -100,12 +100,14 @@ def times(lives: list[Life], killed: Killed) -> list[float]:
             if isinstance(event, Effect) and event.at > killed.at:
                 number = event.partition
                 first[number] = min(first.get(number, event.at), event.at)
-    return sorted(first[number] - killed.at for number in killed.partitions)
+    return sorted(first[number] - killed.at for number in killed.partitions & first.keys())
 
 
 def report(run: Run, how: str, kills: list[Killed]) -> None:
     lives = read(run.folder)
-    found = [times(lives, each) for each in kills]
+    found = [each for each in (times(lives, killed) for killed in kills) if each]
+    if not found:  # nothing was published after the kills
+        return
     firsts, lasts = [each[0] for each in found], [each[-1] for each in found]
     logger.warning(
         "%s, %s, %d kills: first message handled again after %.2f s (median), %.2f s at most; "

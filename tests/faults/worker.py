@@ -24,7 +24,7 @@ from streams import Flow, Message, Retry, Streams
 from streams.engine.progress import decode
 from streams.log.protocol import Assignment, Log, RebalanceListener, Submitted, Subscription
 from streams.log.protocol import Commit as LogCommit
-from tests.faults.history import Commit, Effect, Failed, Owned, Recorder, Started
+from tests.faults.history import Commit, Effect, Failed, Owned, Recorder, Stalled, Started
 
 
 class Watched:
@@ -90,6 +90,21 @@ class Watched:
         return subscription
 
 
+STALL = 1.0
+"""Seconds that come near to the shortest lease of these runs, less the time between two beats."""
+
+
+def note_stalls(recorder: Recorder) -> None:
+    """Write down when the machine let this process stand still."""
+    last = time.monotonic()
+    while True:
+        time.sleep(0.05)
+        now = time.monotonic()
+        if now - last > STALL:
+            recorder.write(Stalled(now, now - last))
+        last = now
+
+
 def _what(message: Message[bytes]) -> tuple[str, int, int, str | None, str]:
     return message.topic, message.partition, message.offset, message.key, message.id
 
@@ -105,6 +120,7 @@ def build(
 ) -> Streams:
     """The app: every handler takes ``pause`` seconds now and then, and one in 100 fails once."""
     recorder = Recorder(folder)
+    threading.Thread(target=note_stalls, args=(recorder,), daemon=True).start()
     app = Streams(url, member=member)
     source = app.topic(topic, bytes)
 

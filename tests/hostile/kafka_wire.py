@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+PATIENCE = 60.0
+"""Real seconds after which a broker that is only beginning is given up."""
 
 _PRODUCE, _OFFSET_COMMIT = 0, 8
 
@@ -54,13 +58,18 @@ def produce(bootstrap: str, topic: str, records: Sequence[Written], partition: i
     body = struct.pack(">hhi", -1, -1, 30_000)
     body += struct.pack(">i", 1) + _string(topic.encode())
     body += struct.pack(">iii", 1, partition, len(batch)) + batch
-    answer = _ask(bootstrap, _PRODUCE, 3, body)
-    # [topics] name [partitions] index error base_offset log_append_time; throttle_time
-    (length,) = struct.unpack_from(">h", answer, 4)
-    error, offset = struct.unpack_from(">hq", answer, 4 + 2 + length + 4 + 4)
-    if error:
-        raise RuntimeError(f"produce to {topic}/{partition}: error {error}")
-    return int(offset)
+    give_up = time.monotonic() + PATIENCE
+    while True:
+        answer = _ask(bootstrap, _PRODUCE, 3, body)
+        # [topics] name [partitions] index error base_offset log_append_time; throttle_time
+        (length,) = struct.unpack_from(">h", answer, 4)
+        error, offset = struct.unpack_from(">hq", answer, 4 + 2 + length + 4 + 4)
+        if not error:
+            return int(offset)
+        # The topic is new: its leader does not know it yet, and has written nothing.
+        if error not in (3, 5, 6) or time.monotonic() > give_up:
+            raise RuntimeError(f"produce to {topic}/{partition}: error {error}")
+        time.sleep(0.02)
 
 
 def commit(
@@ -71,14 +80,21 @@ def commit(
     body += struct.pack(">i", 1) + _string(topic.encode()) + struct.pack(">i", len(places))
     for partition, (offset, metadata) in places.items():
         body += struct.pack(">iq", partition, offset) + _string(metadata)
-    answer = _ask(bootstrap, _OFFSET_COMMIT, 2, body)
-    (length,) = struct.unpack_from(">h", answer, 4)
-    at = 4 + 2 + length + 4
-    for _ in places:
-        partition, error = struct.unpack_from(">ih", answer, at)
-        if error:
-            raise RuntimeError(f"commit of {group!r} in {topic}/{partition}: error {error}")
-        at += 6
+    give_up = time.monotonic() + PATIENCE
+    while True:
+        answer = _ask(bootstrap, _OFFSET_COMMIT, 2, body)
+        (length,) = struct.unpack_from(">h", answer, 4)
+        at = 4 + 2 + length + 4
+        found = [
+            struct.unpack_from(">ih", answer, at + 6 * number) for number in range(len(places))
+        ]
+        errors = {error for _, error in found if error}
+        if not errors:
+            return
+        # 14, 15, 16: the group's coordinator is only beginning.
+        if errors - {14, 15, 16} or time.monotonic() > give_up:
+            raise RuntimeError(f"commit of {group!r} in {topic}: {found}")
+        time.sleep(0.05)
 
 
 def _ask(bootstrap: str, api: int, version: int, body: bytes) -> bytes:

@@ -96,12 +96,12 @@ async def test_handlers_that_are_cancelled_in_a_statement_leave_nothing_behind(
     # The last one has seconds, on whatever machine, where the others have no end.
     app.processor(
         topic, group="g", transaction=kind.make(postgres),
-        concurrency=3, timeout=3.0, retry=Retry(attempts=1),
+        concurrency=3, timeout=6.0, retry=Retry(attempts=1),
     )(wait)  # fmt: skip
     async with harness(app) as h:
         for number in range(cancelled + 1):
             await topic.publish(number, id=f"m{number}")
-        await h.settled(within=60)
+        await h.settled(within=120)
         assert len(await h.dead(topic, "g")) == cancelled
         busy = (
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "

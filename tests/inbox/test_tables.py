@@ -191,7 +191,7 @@ def test_rows_stay_until_who_read_the_old_mark_has_ended(server: Tables) -> None
         found: Pending | None = server.do(lambda: pending("postgresql", SCOPE.number))
         return found == Pending(is_due=True)
 
-    until(is_due, 60, "every transaction that could have read the old mark has ended")
+    until(is_due, 300, "every transaction that could have read the old mark has ended")
     assert server.do(lambda: delete_purged(SCOPE.number, 100))
     assert server.rows() == 0
     assert server.do(lambda: pending("postgresql", SCOPE.number)) is None
@@ -266,7 +266,10 @@ def test_a_frozen_owner_does_not_hold_its_successor_up(server: Tables) -> None:
 
 def _until_somebody_waits(server: Tables) -> None:
 
-    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    waits = (
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
     until(lambda: server.do(lambda: _select(waits))[0][0] or None, 20, "it waits")
 
 
@@ -315,7 +318,8 @@ def test_other_tables_are_refused(version: int | None, said: str) -> None:
         check_version(version, "Psycopg", "postgresql")
 
 
-async def test_many_at_once_each_once(postgres: str) -> None:
+async def test_many_at_once_each_once(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.databases.psycopg_database.POOL_TIMEOUT", 60.0)
     """Zombies of every kind: forty transactions for ten messages, in two orders."""
     from streams.databases.protocol import run_async
     from streams.databases.psycopg_database import AsyncPsycopg

@@ -97,7 +97,9 @@ async def test_our_publisher_writes_and_plain_consumers_read(broker: Broker) -> 
 
 async def described(broker: Broker, group: str, topic: str) -> list[str]:
     """The line that ``kafka-consumer-groups --describe`` prints for a topic of one partition."""
-    said = await asyncio.to_thread(broker.tool, "groups", "--describe", "--group", group)
+    said = await asyncio.to_thread(
+        broker.tool, "groups", "--describe", "--group", group, "--timeout", "60000"
+    )
     rows = [line.split() for line in said.splitlines()]
     (row,) = [row for row in rows if row[1:2] == [topic]]
     return row

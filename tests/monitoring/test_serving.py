@@ -280,12 +280,12 @@ def test_an_address_that_is_taken_or_none_is_said_in_one_line() -> None:
         with pytest.raises(ConfigError, match=r"cannot listen on 127\.0\.0\.1:\d+: .*in use"):
             MonitoringServer(app, port=server.port)
         assert get(server, "/metrics")[0] == 200  # the first one's collector is still there
+    with MonitoringServer(app, port=server.port) as again:  # it was given back
+        assert get(again, "/metrics")[0] == 200
     with pytest.raises(ConfigError, match="cannot listen on no such host:1"):
         MonitoringServer(app, "no such host", 1)
     with pytest.raises(ConfigError, match="a Streams app is needed"):
         MonitoringServer("shop:app")  # type: ignore[arg-type]
-    with MonitoringServer(app, port=server.port) as again:  # it was given back
-        assert get(again, "/metrics")[0] == 200
 
 
 def test_without_the_package_health_is_served_and_metrics_say_what_is_missing() -> None:

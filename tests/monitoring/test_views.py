@@ -30,7 +30,7 @@ async def test_what_a_process_folds_is_counted_and_the_log_says_the_rest(
         async with bank.app:
             for number in range(5):
                 done = await bank.accounts.decide(f"a-{number}", open_with, "ada", number)
-                await bank.balances.get(f"a-{number}", wait_for=done)
+                await bank.balances.get(f"a-{number}", wait_for=done, timeout=60)
             found = await until(server, lambda now: now.of("view_serving") == [1])
             assert found.one("view_events_total", **of(bank)) == 10
             assert found.one("view_lag_messages", **of(bank)) == 0
@@ -89,7 +89,7 @@ async def test_the_count_of_events_goes_on_when_partitions_are_assigned_anew() -
         async with bank.app:
             for number in range(4):
                 done = await bank.accounts.decide(f"a-{number}", deposit, 1)
-                await bank.balances.get(f"a-{number}", wait_for=done)
+                await bank.balances.get(f"a-{number}", wait_for=done, timeout=60)
             before = bank.app.stats().processors[f"{bank.balances.name}.v1"].rebalances
             bank.balances.declared.retries.begin_anew()
             await until(
@@ -98,7 +98,7 @@ async def test_the_count_of_events_goes_on_when_partitions_are_assigned_anew() -
             )
             for number in range(4):
                 done = await bank.accounts.decide(f"a-{number}", deposit, 1)
-                await bank.balances.get(f"a-{number}", wait_for=done)
+                await bank.balances.get(f"a-{number}", wait_for=done, timeout=60)
             assert (await scrape(server)).one("view_events_total", **of(bank)) == 8
 
 
@@ -116,7 +116,7 @@ async def test_a_version_that_is_built_says_how_far_it_is_and_does_not_serve() -
         async with old.app, app:
             await both[0].ready()
             done = await ledger.decide("a", open_with, "ada", 1)
-            await holders.get("ada", wait_for=done)
+            await holders.get("ada", wait_for=done, timeout=60)
             found = await until(
                 server,
                 lambda now: (

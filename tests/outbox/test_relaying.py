@@ -60,7 +60,7 @@ async def test_code_that_blocks_the_loop_never_waits_for_a_lock_that_the_loop_ho
     place: Place,
 ) -> None:
     async with running(place.dsn, lease=0.1) as world:
-        with closing(sqlite3.connect(place.path, timeout=5, isolation_level=None)) as connection:
+        with closing(sqlite3.connect(place.path, timeout=30, isolation_level=None)) as connection:
             beat = 0
             while beat < 20:  # transactions of several statements, that the relay makes meanwhile
                 connection.execute("BEGIN IMMEDIATE")
@@ -124,7 +124,7 @@ async def test_it_takes_no_thread_from_the_pool_that_everybody_shares(place: Pla
     async with running(place.dsn) as world:
         commit(world, place, "a", 1)
         await world.handle(1)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert await asyncio.to_thread(lambda: 7) == 7
 
 

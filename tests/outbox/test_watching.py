@@ -143,13 +143,20 @@ def test_the_doctor(module: str, place: Place, run: Run) -> None:
 
 async def test_figures_and_health(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streams.outbox.relay.SAMPLE_EVERY", 0.02)
-    async with running(place.dsn, lease=0.5) as world:
+    monkeypatch.setattr("streams.outbox.relay.TICKS", 300)  # of the usual lease: ten in a second
+    async with running(place.dsn) as world:
         with MonitoringServer(world.app, port=0) as server:
             commit(world, place, "a", 1, 2)
             write_bad_row(place, "one")
             write_bad_row(place, "one")
-            found = await until(server, lambda now: now.of("outbox_waiting_rows") == [1])
             of = {"outbox": "outbox"}
+            found = await until(
+                server,
+                lambda now: (
+                    now.of("outbox_waiting_rows") == [1]
+                    and now.of("outbox_relayed_total", **of) == [2]
+                ),
+            )
             await until(server, lambda now: now.of("outbox_rows", **of) == [0])
             assert found.one("outbox_relayed_total", **of) == 2
             assert found.one("outbox_failed_rows", **of) == 1

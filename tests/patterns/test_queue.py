@@ -19,9 +19,10 @@ import msgspec
 import pytest
 
 from stream_codecs import EncodeError
-from streams import ConfigError, InvalidValue, NotRunning, ProcessorDied, Retry
+from streams import ConfigError, InvalidValue, NotRunning, ProcessorDied, Retry, Streams
 from streams.patterns import ConsumerConfig, MessageConsumer, MessageQueue, QueueMessage
 from streams.testing import Clock, harness
+from tests.conformance.logs import lasting_url
 from tests.conformance.stage import Stage
 
 ROOT = Path(__file__).parents[2]
@@ -426,7 +427,8 @@ async def crash(stage: Stage) -> list[Any]:
 @pytest.mark.short_lease
 @pytest.mark.parametrize("key", [None, "k"])
 async def test_the_retry_count_survives_restarts(stage: Stage, key: str | None) -> None:
-    app, name = stage.app(), stage.topic_name
+    # Only who is killed needs a short session: this one must not lose its partition when it stalls.
+    app, name = Streams(lasting_url(stage.url)), stage.topic_name
     queue = MessageQueue(app, partitions=1)
     lives: list[list[int]] = []
     async with app.connected():

@@ -19,6 +19,7 @@ import pytest
 
 from streams import ProcessorDied, Streams
 from streams.patterns.saga import SagaOrchestrator, SagaStatus
+from tests.conformance.logs import lasting_url
 from tests.conformance.stage import Stage
 from tests.patterns.conftest import FOUR
 from tests.patterns.saga_world import STEPS, Context, Effects, Life, Nursery, World, expected
@@ -72,7 +73,9 @@ class Trial:
 
     async def live(self, fuse: str = "") -> None:
         """Drive the saga to its end, or to the fuse."""
-        life = replace(self.life, fuse=fuse)
+        # Who is not killed must not lose its partition when it stands still for some seconds.
+        url = self.life.url if fuse else lasting_url(self.life.url)
+        life = replace(self.life, fuse=fuse, url=url)
         self.unsaid += fuse.startswith(("after", "unwritten"))
         if self.stage.case.crashes:
             await crashed(life) if fuse else await World(life, crash).live()

@@ -353,7 +353,10 @@ async def test_one_that_stands_still_waits(ground: Ground) -> None:
             async with projection.transactions.begin() as session:
                 await session.run(tables.stop("postgresql", NAME, 1, 5.0))
                 await world.topic.publish(1)
-                waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+                waiting = (
+                    "SELECT 1 FROM pg_locks JOIN pg_database ON pg_database.oid = database "
+                    "WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()"
+                )
                 await until(lambda: ground.reader.run(waiting), lambda: "it does not wait")
                 assert ground.reader.values(1) == []
             await until(lambda: ground.reader.values(1) == [1], lambda: "it does not go on")

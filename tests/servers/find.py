@@ -128,7 +128,8 @@ def redis_cluster(lifetime: Lifetime) -> RedisAddress:
     """
 
     def start() -> dict[str, str]:
-        cluster = RedisCluster(lifetime)
+        # Nobody kills its nodes, and one that stands still for some seconds is not given up.
+        cluster = RedisCluster(lifetime, options=("--cluster-node-timeout", "15000"))
         cluster.start()
         return {"address": cluster.url, "origin": "process"}
 

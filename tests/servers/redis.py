@@ -259,7 +259,7 @@ class RedisSentinel:
             "bind 127.0.0.1\n"
             f'dir "{folder}"\n'
             f"sentinel monitor {self.NAME} 127.0.0.1 {self.primary.port} 1\n"
-            f"sentinel down-after-milliseconds {self.NAME} 1000\n"
+            f"sentinel down-after-milliseconds {self.NAME} 5000\n"
             f"sentinel failover-timeout {self.NAME} 5000\n",
             encoding="utf-8",
         )

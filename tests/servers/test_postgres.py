@@ -72,7 +72,7 @@ def test_the_wheel_carries_a_server(lifetime: Lifetime) -> None:
     folder = next(each for each in module._folders() if "pixeltable" in str(each))
     user = module._other_user()
     with Postgres(lifetime, found=Programs(folder, "the wheel's", user)) as server:
-        assert until(lambda: module.answers(server.url) or None, 10, "it answers")
+        assert until(lambda: module.answers(server.url) or None, 60, "it answers")
 
 
 def test_nothing_at_all_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,8 @@ def test_tls(lifetime: Lifetime) -> None:
 
 
 def test_cluster(lifetime: Lifetime, program: str) -> None:
-    with RedisCluster(lifetime, program) as cluster:
+    patient = ("--cluster-node-timeout", "15000")
+    with RedisCluster(lifetime, program, options=patient) as cluster:
         connection = ClusterClient.from_url(cluster.url)
         for number in range(50):
             connection.set(f"key-{number}", number)
@@ -81,7 +82,7 @@ def test_sentinel_promotes_the_replica(lifetime: Lifetime, program: str) -> None
 
         assert primary() == service.primary.port
         service.primary.kill()
-        until(lambda: primary() == service.replica.port or None, 60, "the replica is promoted")
+        until(lambda: primary() == service.replica.port or None, 180, "the replica is promoted")
         for connection in sentinel.sentinels:
             connection.close()
 

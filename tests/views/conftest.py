@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from streams import View
 from tests.conformance.conftest import kafka_url, memory_url, redis_url, sqlite_url
 from tests.conformance.logs import LOGS, Case
 from tests.conformance.stage import Stage
@@ -22,6 +24,14 @@ DOCUMENTS = [
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         metafunc.parametrize("case", DOCUMENTS, ids=lambda case: case.name)
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read waits as long as a test does, unless it says how long: no measure of speed."""
+    for read in (View.get, View.get_many):
+        given: Any = read
+        monkeypatch.setitem(given.__kwdefaults__, "timeout", 60.0)
 
 
 @pytest.fixture

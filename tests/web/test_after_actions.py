@@ -24,11 +24,12 @@ from streams.patterns import Delays
 from streams.replay.offset_reset import apply_reset, plan_reset
 from streams.web import Dashboard, dead_index, group_index, saga_indexes
 from streams.web.group_index import GroupIndex
+from streams.web.screens import delayed as delayed_screen
 from tests.conformance.stage import PATIENCE, QUICK, Stage
 from tests.web.gates import Gate
 from tests.web.test_closed_keys_screens import World as ClosedWorld
 from tests.web.test_dead_screens import all_counted, write_letters
-from tests.web.test_delayed_screens import delays_of
+from tests.web.test_delayed_screens import CANCELLED_WITHIN, delays_of
 from tests.web.test_sagas_screens import three_sagas
 from tests.web.visiting import Visitor, eventually, visit
 
@@ -38,6 +39,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page waits for as long as it takes: no test depends on how quick the machine is."""
     for module in (background, saga_indexes, group_index):
         monkeypatch.setattr(module, "AFTER_CHANGE", PATIENCE)
+    monkeypatch.setattr(delayed_screen, "ANSWER_SECONDS", CANCELLED_WITHIN)
 
 
 class Reads:
@@ -185,8 +187,9 @@ async def test_letters_that_were_dropped_while_a_survey_was_under_way(
         assert "Counting goes on" in seen.text
         places = [text for text, href in seen.links if "/dead/letter?" in href]
         await visitor.post("/dead/drop", {"name": name, "letter": places[:2], "confirm": "2"})
+        runs = dashboard.surveys.of(name)._runs
         page = asyncio.create_task(visitor.get(path))
-        await asyncio.wait({page}, timeout=0.3)  # so that it waits by then
+        await stage.until(lambda: runs._wanted > runs._begun, "the page waits for another run")
         gate.open()
         seen = await page
         assert "Counting goes on" not in seen.text

@@ -45,6 +45,14 @@ def in_thread(function: Callable[[], object]) -> Future[object]:
         pool.shutdown(wait=False)
 
 
+def wait_for_waiter(work: Work, run: int) -> None:
+    """Until somebody waits for this run: what says so is set under the lock with which he waits."""
+    began = time.monotonic()
+    while work.runs._wanted < run:
+        assert time.monotonic() - began < PATIENCE, "nobody waits"
+        time.sleep(0.001)
+
+
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "AFTER_CHANGE", PATIENCE)
@@ -69,6 +77,7 @@ def test_after_a_change_a_run_that_began_before_it_is_not_enough() -> None:
     work.there = 1
     work.runs.expire()
     after = in_thread(lambda: work.runs.wait(0.0))  # it waits for longer than that, as it must
+    wait_for_waiter(work, 2)
     work.gate.open()
     assert after.result(PATIENCE)
     assert work.found == 1
@@ -82,8 +91,10 @@ def test_each_waits_for_the_changes_that_were_before_him() -> None:
     for there in range(1, 5):
         work.there = there
         work.runs.expire()
+    after = in_thread(lambda: work.runs.wait(0.0))
+    wait_for_waiter(work, 2)
     work.gate.open()
-    assert work.runs.wait(0.0)
+    assert after.result(PATIENCE)
     assert work.found == 4
     assert work.gate.calls == 2
 

@@ -7,12 +7,23 @@ from typing import Any
 import pytest
 
 from streams import Delays, Message, Retry
-from streams.inspection import delayed
+from streams.inspection import background, delayed
 from streams.inspection.delayed import DelayIndex
 from streams.retries import read_pending
 from streams.web import Dashboard
-from tests.conformance.stage import QUICK, Stage
+from streams.web.screens import delayed as delayed_screen
+from tests.conformance.stage import PATIENCE, QUICK, Stage
 from tests.web.visiting import eventually, seen_with, visit
+
+CANCELLED_WITHIN = 9.0
+"""Seconds for which an answer is waited for; a page may take fifteen (log_source.PATIENCE)."""
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test depends on how quick the machine is."""
+    monkeypatch.setattr(background, "AFTER_CHANGE", PATIENCE)
+    monkeypatch.setattr(delayed_screen, "ANSWER_SECONDS", CANCELLED_WITHIN)
 
 
 def delays_of(stage: Stage, app: Any, **options: Any) -> Delays:

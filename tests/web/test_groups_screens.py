@@ -157,11 +157,8 @@ async def test_nobody_consuming_is_a_problem(stage: Stage) -> None:
         await stage.publish(topic, 1, 2)
         app.log.initialize_offsets(stage.group, stage.topic_name, {0: 0})
         async with visit(Dashboard(app, access="read")) as visitor:
-            seen = await visitor.get("/")
-            assert f"Nobody consumes for {stage.group}: 2 messages wait." in seen.text
-            group = await visitor.get(
-                seen.link(f"Nobody consumes for {stage.group}: 2 messages wait.")
-            )
+            text = f"Nobody consumes for {stage.group}: 2 messages wait."
+            group = await visitor.get((await seen_with(visitor, "/", text)).link(text))
             assert "Nobody consumes for this group." in group.text
 
 

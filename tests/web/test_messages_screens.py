@@ -15,7 +15,7 @@ from streams.web import Dashboard, Payload, live
 from streams.web import search as search_module
 from streams.web.search import Query, at_path, path_parts
 from tests.conformance.stage import QUICK, Stage
-from tests.web.visiting import visit
+from tests.web.visiting import seen_with, visit
 
 
 class Order(msgspec.Struct):
@@ -206,14 +206,13 @@ async def test_a_message_says_where_it_has_been(stage: Stage) -> None:
                 if batch is not None
                 for offset in batch.offsets
             ]
-            handled = await visitor.get(f"{address}{places[0]}/trail")
-            assert f"{stage.group} : settled it" in handled.text
-            assert "it caused" in handled.text
+            handled = await seen_with(
+                visitor, f"{address}{places[0]}/trail", f"{stage.group} : settled it", "it caused"
+            )
             caused = await visitor.get(handled.link(f"{stage.topic_name}-bills/0/{places[0]}"))
             assert "Caused by" in caused.text
             assert "/trail" in (await visitor.get(address + places[1])).html
-            dead = await visitor.get(f"{address}{places[1]}/trail")
-            assert "became a dead letter" in dead.text
+            dead = await seen_with(visitor, f"{address}{places[1]}/trail", "became a dead letter")
             letter = await visitor.get(dead.link(f"{stage.topic_name}.{stage.group}.dead/0/0"))
             assert "no \\x1b[31m money" in letter.text
             await visitor.get(address + "999", status=404)

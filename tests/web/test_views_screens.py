@@ -32,7 +32,7 @@ async def job_ended(visitor: Visitor, begun: Seen) -> Seen:
 async def built(bank: Bank, view: View[Any], key: str = "a") -> None:
     """Wait until a version has what was decided so far."""
     done = await bank.accounts.decide(key, deposit, 1)
-    await view.get(key, wait_for=done)
+    await view.get(key, wait_for=done, timeout=60)
 
 
 @pytest.mark.everywhere

@@ -6,7 +6,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from playwright.sync_api import BrowserContext, ConsoleMessage, Locator, Page, Request, Response
+from playwright.sync_api import (
+    BrowserContext,
+    ConsoleMessage,
+    Locator,
+    Page,
+    Request,
+    Response,
+    expect,
+)
 
 from tests.conformance.stage import PATIENCE
 
@@ -20,6 +28,7 @@ def watch(context: BrowserContext) -> None:
     """Have a context's pages say what the security policy refused."""
     context.add_init_script(_REPORT_VIOLATIONS)
     context.set_default_timeout(PATIENCE * 1000)
+    expect.set_options(timeout=PATIENCE * 1000)  # the context's is not that of assertions
 
 
 class Tab:
