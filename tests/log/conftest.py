@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from streams.log.redis import RedisLog
-from tests.log.redis_support import SHORT, Member, open_redis
+from tests.log.redis_support import SHORT, Member, open_redis, patient
 from tests.servers.lifetime import Lifetime
 from tests.servers.redis import Redis, redis_program, valkey_program
 
@@ -34,6 +34,12 @@ def closing() -> Iterator[int]:
         yield server.getsockname()[1]
         server.shutdown(socket.SHUT_RDWR)
         thread.join()
+
+
+@pytest.fixture
+def no_voids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No append is declared void because the test stood still between its parts."""
+    monkeypatch.setattr("streams.log.kafka.event_index.VOID_AFTER", 600.0)
 
 
 # -- Redis and Valkey ------------------------------------------------------------------------------
@@ -62,7 +68,7 @@ def client(server: Redis) -> Iterator[redis.Redis]:
 @pytest.fixture
 def log(server: Redis) -> Iterator[RedisLog]:
     """A handle on the module's server, with leases that a test may wait for."""
-    log = open_redis(f"{server.url}?{SHORT}")
+    log = patient(open_redis(f"{server.url}?{SHORT}"))
     yield log
     log.close()
 

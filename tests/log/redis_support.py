@@ -32,6 +32,15 @@ def open_redis(url: str, **config: Any) -> RedisLog:
     return log
 
 
+def patient(log: RedisLog) -> RedisLog:
+    """The log, which waits for answers longer than anything stands still, short as its lease is."""
+    connection: Any = log._client.settings.connection
+    connection["socket_timeout"] = connection["socket_connect_timeout"] = 10.0
+    for address in list(log._client.pool._idle):
+        log._client.pool.close_idle(address)  # these have the shorter one
+    return log
+
+
 def name(kind: str) -> str:
     """A name nobody else has."""
     return f"{kind}-{uuid4().hex[:8]}"
@@ -106,6 +115,7 @@ class Member:
         for each in assignments:
             first, _ = self.log.watermarks(each.topic, each.partition)
             each.position = first if each.committed is None else each.committed.position
+        for each in assignments:  # all or none: a failure above has all of it told again
             self.owned[each.topic, each.partition] = each
             self.events.append(("assigned", each.partition))
 
@@ -165,8 +175,7 @@ class Member:
 
         def more() -> bool:
             self.poll()
-            self.commit_all()
-            return len(self.values) >= count
+            return self.commit_all() and len(self.values) >= count
 
         until(more, f"{count} messages, not {len(self.values)}")
 

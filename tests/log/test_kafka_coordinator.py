@@ -72,9 +72,9 @@ from streams.errors import StreamsError, Unavailable
 from streams.log.kafka import client
 from streams.log.url import open_log
 
-client.REQUEST_TIMEOUT = 2.0
 log = open_log(sys.argv[1])
 log.topic_names()
+client.REQUEST_TIMEOUT = 2.0  # from now on: the first question is to be answered
 print("opened", flush=True)
 sys.stdin.readline()
 kept = []

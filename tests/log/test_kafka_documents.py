@@ -40,7 +40,7 @@ from streams.log.documents import (
     DocumentChange,
     StoredDocument,
 )
-from streams.log.kafka import document_index
+from streams.log.kafka import document_index, document_partition
 from streams.log.kafka.document_records import (
     CHECKPOINT_KEY,
     COMPACTION_LAG,
@@ -228,7 +228,7 @@ class Unanswered(FencedAtTheEnd):
 def test_whoever_claims_again_knows_what_became_of_a_write_without_an_answer(
     store: KafkaDocuments, name: str, monkeypatch: pytest.MonkeyPatch, *, committed: bool
 ) -> None:
-    monkeypatch.setattr("streams.log.kafka.document_writer.WRITE_TIMEOUT", 0.5)
+    monkeypatch.setattr("streams.log.kafka.document_writer.WRITE_TIMEOUT", 5.0)
     writer: Any = store.claim(name, 0)
     writer._producer = Unanswered(writer._producer, committed=committed)
     with pytest.raises(OutcomeUnknown, match="claim the partition again"):
@@ -244,6 +244,12 @@ def limit_records(admin: AdminClient, name: str) -> None:
     topic = ConfigResource(ResourceType.TOPIC, documents_topic(name), incremental_configs=[limit])
     for future in admin.incremental_alter_configs([topic]).values():
         future.result(PATIENCE)
+
+    def is_limited() -> bool:  # the broker learns of it after the controller has answered
+        (asked,) = admin.describe_configs([topic]).values()
+        return bool(asked.result(PATIENCE)["max.message.bytes"].value == "2000000")
+
+    until(is_limited, PATIENCE, "the limit is known")
 
 
 def test_a_document_that_is_too_large_is_refused_and_nothing_is_written(
@@ -304,9 +310,10 @@ def test_a_strangers_open_transaction_holds_up_no_reader(
     for each in (store, reopen()):
         assert each.read(name, 0, [b"a"]) == ([StoredDocument(b"1")], Checkpoint(1))
     # Whether the writer before has written behind that cannot be known.
-    monkeypatch.setattr(document_index, "WAIT_TIMEOUT", 0.5)
-    with pytest.raises(Unavailable, match="a transaction open"):
-        store.claim(name, 0)
+    with monkeypatch.context() as short:
+        short.setattr(document_index, "WAIT_TIMEOUT", 0.5)
+        with pytest.raises(Unavailable, match="a transaction open"):
+            store.claim(name, 0)
     assert value_of(store, name, b"a") == b"1"
     stranger.abort_transaction(PATIENCE)
     assert store.claim(name, 0).checkpoint == Checkpoint(1)
@@ -412,6 +419,7 @@ def test_a_foreign_consumer_reads_key_and_document(
     writer = store.claim(name, 0)
     writer.write([change(b"a", b"1"), change(b"b", b"2")], Checkpoint(1))
     writer.write([change(b"a", b"3"), change(b"b", None)], Checkpoint(2))
+    assert store.checkpoint(name, 0) == Checkpoint(2)  # its end stands in the log, too
     table = {key: value for key, value, _ in records_of(kafka, name) if key != CHECKPOINT_KEY}
     assert table == {b"a": b"3", b"b": None}
 
@@ -491,7 +499,12 @@ def test_a_reader_that_was_away_for_long_shows_nothing_that_is_half(
     reader = reopen()
     assert reader.checkpoint(name, 0) == Checkpoint(1)
     index = reader._index(name)
-    index._partitions[0].caught_up_at -= away
+    aged, fold = index._partitions[0], document_partition.DocumentPartition.fold
+
+    def fold_later(self: Any, batch: Any, now: float) -> None:
+        fold(self, batch, now + away * (self is aged))
+
+    monkeypatch.setattr(document_partition.DocumentPartition, "fold", fold_later)
     writer.write([change(b"a", b"2")], Checkpoint(2))
     until(lambda: reader.checkpoint(name, 0) == Checkpoint(2), PATIENCE, "the second checkpoint")
     assert value_of(reader, name, b"a") == b"2"

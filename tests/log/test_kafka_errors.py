@@ -224,7 +224,7 @@ def test_a_port_that_hangs_up_is_perhaps_one_for_tls(closing: int) -> None:
 
 def test_a_broker_that_answered_once_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "FIRST_CONNECT_GRACE", 0.0)
-    monkeypatch.setattr(topics, "REQUEST_TIMEOUT", 1.0)
+    monkeypatch.setattr(topics, "REQUEST_TIMEOUT", 3.0)
     for answered in (False, True):
         log = open_log(f"kafka://127.0.0.1:{free_port()}")
         assert isinstance(log, KafkaLog)
@@ -234,7 +234,7 @@ def test_a_broker_that_answered_once_is_waited_for(monkeypatch: pytest.MonkeyPat
             log.topics()
         took = time.monotonic() - start
         log.close()
-        assert took >= 0.9 or not answered
+        assert took >= 2.9 or not answered
 
 
 # -- the driver's own log lines --------------------------------------------------------------------

@@ -133,6 +133,7 @@ def read(reader: Reader) -> list[int]:
     return found
 
 
+@pytest.mark.usefixtures("no_voids")
 @pytest.mark.parametrize("marked", [True, False], ids=["marked", "by its headers"])
 def test_a_range_has_what_counts_wherever_it_starts(
     log: KafkaLog, stranger: KafkaLog, raw: RawWriter, topic: str, marked: bool
@@ -149,6 +150,7 @@ def test_a_range_has_what_counts_wherever_it_starts(
     assert read(stranger.raw_reader(topic, 0, 0, mixed.end)) == list(range(mixed.end))
 
 
+@pytest.mark.usefixtures("no_voids")
 @pytest.mark.parametrize("start", ["the beginning", "the middle of an append", "the end"])
 def test_a_member_is_given_what_counts_wherever_it_starts(
     log: KafkaLog, stranger: KafkaLog, raw: RawWriter, topic: str, start: str
@@ -189,6 +191,7 @@ class Committing(Member):
         self._history.add(())
 
 
+@pytest.mark.usefixtures("no_voids")
 def test_what_is_not_decided_is_held_back_and_nothing_of_it_is_lost(
     log: KafkaLog, stranger: KafkaLog, raw: RawWriter, topic: str
 ) -> None:
@@ -205,6 +208,7 @@ def test_what_is_not_decided_is_held_back_and_nothing_of_it_is_lost(
     assert [each.offset for each in seen.events if each.what == "message"] == [0, 1, 2]
 
 
+@pytest.mark.usefixtures("no_voids")
 def test_what_is_held_back_is_not_given_out_while_its_partition_is_paused(
     log: KafkaLog, stranger: KafkaLog, raw: RawWriter, topic: str
 ) -> None:
@@ -228,6 +232,7 @@ def test_what_is_held_back_is_not_given_out_while_its_partition_is_paused(
     assert [each.offset for each in seen.events if each.what == "message"] == [0, 1, 2]
 
 
+@pytest.mark.usefixtures("no_voids")
 def test_a_partition_that_leaves_takes_along_what_is_held_back(
     log: KafkaLog, stranger: KafkaLog, raw: RawWriter, topic: str
 ) -> None:
@@ -288,6 +293,7 @@ def test_a_strangers_open_transaction_holds_nobody_up(
     assert [each.offset for each in seen.events if each.what == "message"] == [1]
 
 
+@pytest.mark.usefixtures("no_voids")
 def test_foreign_records_are_reported_once(
     log: KafkaLog, raw: RawWriter, topic: str, caplog: pytest.LogCaptureFixture
 ) -> None:

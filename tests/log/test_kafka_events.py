@@ -68,6 +68,7 @@ def test_losers_refusals_and_foreign_records_do_not_count(
     assert events.index_progress(topic) == (8, 8)
 
 
+@pytest.mark.usefixtures("no_voids")
 def test_what_is_not_decided_yet_is_waited_for(
     log: KafkaLog, topic: str, producer: Producer
 ) -> None:
@@ -367,14 +368,10 @@ def test_hostile_snapshots_are_ignored_and_reported_once(
     assert read_snapshot(other, topic, b"k") == good
 
 
-def test_histories_do_without_their_snapshots(
-    log: KafkaLog, other: KafkaLog, topic: str, kafka: KafkaAddress
-) -> None:
+def test_histories_do_without_their_snapshots(log: KafkaLog, other: KafkaLog, topic: str) -> None:
     grow(log, topic, b"k", b"1", b"2")
     log.write_snapshots(topic, [snapshot(log, topic, b"k", b"state")])
-    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
-    (future,) = admin.delete_topics([snapshot_topic(topic)]).values()
-    future.result(PATIENCE)
+    log.delete_topic(snapshot_topic(topic))
     assert values(history(other, topic, b"k")) == [b"1", b"2"]
     assert read_snapshot(other, topic, b"k") is None
     other.create_event_topic(topic, 1)

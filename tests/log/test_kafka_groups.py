@@ -307,8 +307,12 @@ def test_members_look_for_a_forced_reset_only_when_the_group_changes(
     told = len(world.history.events)
     partition = min(members[0].owned)[1]
     world.log.reset_offsets(group, topic, {partition: Committed(0)}, force=True)
-    until(lambda: len(members[0].owned) == 2, PATIENCE, "it started over")
     changes = {"assigned", "revoked", "lost"}
+
+    def changed() -> list[str]:
+        return [each.what for each in world.history.events[told:] if each.what in changes]
+
+    world.history.until(lambda: changed()[-1:] == ["assigned"], "it started over")
     events = [each for each in world.history.events[told:] if each.what in changes]
     assert [(each.what, each.part) for each in events] == [
         ("lost", (topic, partition)),
@@ -324,7 +328,7 @@ def _is_quiet(looks: list[str]) -> bool:
     """Thirty times as long as between two looks nobody looked."""
     before = len(looks)
     time.sleep(3)
-    return len(looks) == before
+    return len(looks) == before and looks.count("begins") == looks.count("ends")
 
 
 KILLED = """
@@ -376,7 +380,10 @@ def test_members_with_an_eager_assignor_obey_a_forced_reset_without_a_rebalance(
     told = len(world.history.events)
     key = next(iter(members[0].owned))
     world.log.reset_offsets(group, topic, {key[1]: Committed(0)}, force=True)
-    until(lambda: len(members[0].owned) == 1, PATIENCE, "it started over")
+    world.history.until(
+        lambda: [each.what for each in world.history.events[told:]][-1:] == ["assigned"],
+        "it started over",
+    )
     assert [(each.what, each.part) for each in world.history.events[told:]] == [
         ("lost", key),
         ("assigned", key),

@@ -117,6 +117,7 @@ def test_what_was_written_meanwhile_is_folded(reopen: Open, topic: str, producer
     assert log._events.uncounted_offsets(topic, 0, 0, 5) == [3]
 
 
+@pytest.mark.usefixtures("no_voids")
 def test_an_append_of_which_a_part_was_folded_before_counts_when_it_is_whole(
     reopen: Open, topic: str, producer: Producer
 ) -> None:

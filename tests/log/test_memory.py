@@ -19,6 +19,7 @@ from streams.log.protocol import Assignment, Commit
 from streams.log.url import open_log
 from streams.message import Position, Record
 from streams.testing import Clock
+from tests.servers.lifetime import until
 
 NAME = "memory://test-memory"
 
@@ -226,6 +227,7 @@ def test_a_crash_in_a_blocked_poll_holds_the_lease_from_then_on(
 
     thread = threading.Thread(target=run)
     thread.start()
+    until(lambda: doomed.is_polling, 60, "it polls")
     clock.advance(DEFAULT_TERMS.lease * 20)
     survivor = log.subscribe("g", ["t"], Listens())
     doomed.crash()

@@ -28,6 +28,7 @@ from tests.log.redis_support import (
     named,
     open_redis,
     outcomes,
+    patient,
     record,
     until,
 )
@@ -113,7 +114,7 @@ def test_leases_of_the_dead_are_taken_whatever_stands_there(
     dead.take_in(PARTITIONS)
     assert damage(client, topic, group) == PARTITIONS
     one_each(log, topic, "new")
-    other = open_redis(f"{server.url}?{SHORT}")
+    other = patient(open_redis(f"{server.url}?{SHORT}"))
     heir = Member(other, group, topic)
     members.append(heir)
     heir.poll_until(lambda: values("new") <= set(heir.values), "everything is handled")
@@ -218,9 +219,10 @@ def test_ghosts_keep_nothing(
     member.owns(8)
     member.take_in(8)
     member.poll_until(lambda: client.hlen(key) == 1, "the ghosts are gone")
-    assert [each.id for each in log.group(group).members] == [
-        member.subscription._membership.member_id
-    ]
+    own = member.subscription._membership.member_id
+    member.poll_until(
+        lambda: [each.id for each in log.group(group).members] == [own], "it alone is there"
+    )
 
 
 # -- everything else -------------------------------------------------------------------------------
@@ -352,7 +354,7 @@ def test_another_kind_of_key_is_named(
         client.set(key, b"\xff")
     else:
         client.rpush(key, b"\xff")
-    fresh = open_redis(f"{server.url}?{SHORT}")
+    fresh = patient(open_redis(f"{server.url}?{SHORT}"))
     said: list[str] = []
 
     def take_part() -> None:

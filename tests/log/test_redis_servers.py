@@ -22,6 +22,7 @@ from tests.log.redis_support import (
     name,
     open_redis,
     outcomes,
+    patient,
     position,
     record,
 )
@@ -73,7 +74,7 @@ def test_the_documented_rights_are_enough(lifetime: Lifetime, program: str) -> N
         client.acl_setuser(
             "app", enabled=True, passwords=["+pw"], keys=["*"], commands=RIGHTS.split()
         )
-        log = open_redis(f"redis://app:pw@{server.address}?wait=0&{SHORT}")
+        log = patient(open_redis(f"redis://app:pw@{server.address}?wait=0&{SHORT}"))
         topic, group = log.create_topic(name("topic"), 2).name, name("group")
         append(log, topic, [b"%d" % n for n in range(10)])
         log.initialize_offsets(group, topic, {0: 0, 1: 0})
@@ -95,7 +96,8 @@ def test_the_documented_rights_are_enough(lifetime: Lifetime, program: str) -> N
 def test_a_failover_is_followed(lifetime: Lifetime, program: str) -> None:
     with RedisSentinel(lifetime, program, ("--repl-diskless-sync-delay", "0")) as servers:
         url = f"redis+sentinel://127.0.0.1:{servers.port}/{RedisSentinel.NAME}?{SHORT}"
-        log, safe = open_redis(f"{url}&timeout=40"), open_redis(f"{url}&wait=1&wait_timeout=60")
+        log = patient(open_redis(f"{url}&timeout=40"))
+        safe = patient(open_redis(f"{url}&wait=1&wait_timeout=60"))
         topic, group = log.create_topic(name("topic"), 1).name, name("group")
         member = Member(log, group, topic)
         append(safe, topic, [b"%d" % n for n in range(10)])
@@ -131,7 +133,7 @@ def cluster(lifetime: Lifetime, program: str) -> Iterator[RedisCluster]:
 @pytest.fixture
 def log(cluster: RedisCluster) -> Iterator[RedisLog]:
     nodes = ",".join(node.address for node in cluster.nodes)
-    log = open_redis(f"redis+cluster://{nodes}?{SHORT}&timeout=40")
+    log = patient(open_redis(f"redis+cluster://{nodes}?{SHORT}&timeout=40"))
     yield log
     log.close()
 
