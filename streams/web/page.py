@@ -320,5 +320,15 @@ class Problem:
     since: float | None = field(default=None)
 
 
-ProblemFinder = Callable[[Page], "Iterable[Problem]"]
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """What a search for problems has not come to yet.
+
+    :param text: a sentence, translated.
+    """
+
+    text: str
+
+
+ProblemFinder = Callable[[Page], "Iterable[Problem | Unfinished]"]
 """Finds problems within a second or so; blocks. What it cannot reach it leaves out."""

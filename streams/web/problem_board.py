@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from streams.errors import StreamsError, Unavailable
 from streams.text import get_logger
+from streams.web.page import Problem, Unfinished
 
 if TYPE_CHECKING:
-    from streams.web.page import Page, Problem
+    from streams.web.page import Page
 
 logger = get_logger("streams")
 
@@ -37,11 +38,13 @@ class Board(NamedTuple):
 
     :param problems: the worst first.
     :param unknown: what could not be looked at, and why.
+    :param unfinished: what was not looked at yet.
     :param at: when (real seconds since the epoch).
     """
 
     problems: list[Problem]
     unknown: list[str]
+    unfinished: list[str]
     at: float
 
 
@@ -133,14 +136,19 @@ def find_problems(page: Page) -> Board:
     """
     found: list[Problem] = []
     unknown: list[str] = []
+    unfinished: list[str] = []
     for finder in page.dashboard.problem_finders:
         began = time.monotonic()
         try:
-            found.extend(finder(page))
+            for each in finder(page):
+                if isinstance(each, Unfinished):
+                    unfinished.append(each.text)
+                else:
+                    found.append(each)
         except Unavailable:
             raise
         except StreamsError as error:
             unknown.append(str(error))
         logger.debug("%s took %.3f s", finder.__module__, time.monotonic() - began)
     found.sort(key=lambda each: (each.rank, each.since or 0.0))
-    return Board(found, unknown, time.time())
+    return Board(found, unknown, unfinished, time.time())

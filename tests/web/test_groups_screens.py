@@ -12,7 +12,7 @@ import pytest
 
 from streams import Message
 from streams.web import Dashboard
-from streams.web.group_index import GroupOverview
+from streams.web.group_index import GroupIndex, GroupOverview
 from streams.web.page import Page, Problem
 from tests.conformance.stage import QUICK, Stage
 from tests.web.gates import Gate
@@ -148,6 +148,25 @@ async def test_a_group_is_deleted_once_that_is_confirmed(stage: Stage) -> None:
             await visitor.submit(question, "Delete it")
             assert stage.group not in app.log.groups()
             await visitor.get(f"/groups/show?group={stage.group}", status=404)
+
+
+async def test_while_groups_are_looked_at_the_overview_says_so(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not that there is no problem."""
+    app = stage.app()
+    topic = stage.topic(app, partitions=1)
+    async with app.connected():
+        app.log.initialize_offsets(stage.group, topic.name, {0: 0})
+        await stage.publish(topic, 1)
+        gate = Gate(GroupIndex._look_at)
+        monkeypatch.setattr(GroupIndex, "_look_at", gate.bound())
+        async with visit(Dashboard(app, access="all")) as visitor:
+            await seen_with(visitor, "/", "0 of 1 groups were looked at; more with each visit.")
+            await asyncio.to_thread(gate.entered)
+            gate.open()
+            seen = await seen_with(visitor, "/", f"Nobody consumes for {stage.group}: 1 message")
+            assert "were looked at" not in seen.text
 
 
 async def test_nobody_consuming_is_a_problem(stage: Stage) -> None:

@@ -20,7 +20,7 @@ from streams.text import escape, printable_text
 from streams.web.dead_index import dead_topics, survey_of
 from streams.web.documents import indented_json
 from streams.web.letter_query import LetterQuery
-from streams.web.page import LOOK, MAX_BULK, Page, Problem, Screen
+from streams.web.page import LOOK, MAX_BULK, Page, Problem, Screen, Unfinished
 from streams.web.paging import PAGE_SIZE, paged
 from streams.web.redaction import Shown
 from streams.web.translations import mark
@@ -326,9 +326,12 @@ def cursor_text(log: Log, offsets: dict[int, int]) -> str:
 # -- problems
 
 
-def problems(page: Page) -> Iterator[Problem]:
+def problems(page: Page) -> Iterator[Problem | Unfinished]:
     """Dead letters that wait."""
-    for each in dead_topics(page).topics:
+    found = dead_topics(page)
+    if not found.is_complete:
+        yield Unfinished(page._("Not every topic was looked at yet; more with each visit."))
+    for each in found.topics:
         if each.counts is None or not each.counts.waiting:
             continue
         text = page.plural(

@@ -15,7 +15,7 @@ from streams.inspection.groups import GroupPosition, group_positions
 from streams.inspection.offset_texts import parse_offsets
 from streams.replay.offset_reset import Move, apply_reset, plan_reset
 from streams.web.addresses import group_of, topic_of
-from streams.web.page import LOOK, Action, Confirm, Done, Page, Problem, Screen
+from streams.web.page import LOOK, Action, Confirm, Done, Page, Problem, Screen, Unfinished
 from streams.web.paging import paged
 from streams.web.redaction import Shown
 from streams.web.rendering import DASH
@@ -264,9 +264,17 @@ def delete(page: Page) -> Done | Confirm:
 # -- problems
 
 
-def problems(page: Page) -> Iterator[Problem]:
+def problems(page: Page) -> Iterator[Problem | Unfinished]:
     """Nobody consuming, a lag that grows."""
     groups = page.dashboard.groups.look(2 * LOOK)
+    if not groups.is_complete:
+        yield Unfinished(
+            page._(
+                "%(known)s of %(all)s groups were looked at; more with each visit.",
+                known=f"{len(groups.known):,}",
+                all=f"{len(groups.names):,}",
+            )
+        )
     waiting = [
         facts
         for facts in groups.known.values()
