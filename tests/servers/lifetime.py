@@ -115,6 +115,9 @@ def locked(path: Path) -> Generator[None]:
         yield
 
 
+PRIORITY = -5
+"""The nice value of a server."""
+
 SHARES = 16
 """Of the ports that are given, for as many workers."""
 
@@ -226,6 +229,10 @@ class Process:
                 start_new_session=True,
                 user=self._user,
             )
+        # Where that is allowed (root), before the tests: whoever asks it waits for so long at most,
+        # and on a machine of its own it would not have to share with them.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PGRP, self._popen.pid, PRIORITY)  # all its threads
         self._lifetime.note(self)
 
     def stop(self, limit: float = 30.0) -> None:
