@@ -17,10 +17,9 @@ import asyncio
 import sqlite3
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -45,6 +44,7 @@ from streams.databases.protocol import (
     state_of,
 )
 from streams.errors import ConfigError, LogError, Unavailable
+from streams.outbox.connections import AsyncConnection, PlainConnection
 from streams.outbox.tables import (
     NO_PARAMETERS,
     ROW_BYTES,
@@ -72,20 +72,6 @@ FORMS = "postgresql://user@host/database, or sqlite:///file.db"
 
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class _Statements:
-    """What runs the statements of a transaction."""
-
-    execute: Callable[[Statement], list[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class _AsyncStatements:
-    """The same, awaited."""
-
-    execute: Callable[[Statement], Awaitable[list[Any]]]
 
 
 class Database(ABC):
@@ -246,7 +232,7 @@ class PostgresDatabase(Database):
         async with self._turn:
             await self._execute(Statement("BEGIN"))
             try:
-                result = await run_async(_AsyncStatements(self._execute), steps)
+                result = await run_async(AsyncConnection("postgresql", self._execute), steps)
             except BaseException:
                 with suppress(LogError):
                     await asyncio.shield(self._execute(Statement("ROLLBACK")))
@@ -429,9 +415,10 @@ class SqliteDatabase(Database):
     async def transaction(self, steps: Steps[T]) -> T:
         def transact() -> T:
             connection = self._opened()
+            statements = PlainConnection("sqlite", partial(execution.sqlite_rows, connection))
             connection.execute("BEGIN IMMEDIATE")
             try:
-                result = run(_Statements(partial(execution.sqlite_rows, connection)), steps)
+                result = run(statements, steps)
                 connection.execute("COMMIT")
             except BaseException:
                 with suppress(sqlite3.Error):

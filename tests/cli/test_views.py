@@ -166,6 +166,16 @@ def test_who_runs_a_version_is_counted_and_shown(desk: Desk) -> None:
     assert f"version 1 of {desk.accounts}.events" in plain.out
 
 
+def read_on(bank: Bank, key: str) -> None:
+    """Read a document until that raises: what serves is remembered for a moment."""
+
+    def is_over() -> bool:
+        bank.app.wait(bank.balances.get(key))
+        return False
+
+    eventually(is_over)
+
+
 def fold_keyed(desk: Desk) -> None:
     """A version that is folded by way of its keyed topic, with one document."""
     app = Streams(desk.url)
@@ -252,7 +262,7 @@ def test_a_version_is_made_anew_and_nothing_serves_meanwhile(desk: Desk) -> None
         row = desk.version()
         assert (row["state"], row["serves"], row["documents"]) == ("building", False, 0)
         with pytest.raises(ViewNotReady, match="version 1 is being built"):
-            eventually(lambda: (bank.app.wait(bank.balances.get("a-0")), False)[1])
+            read_on(bank, "a-0")
         go_on.set()
         bank.app.wait(bank.balances.ready(60))
         assert bank.app.wait(bank.balances.get("a-3")) == Balance("ada", 3, 1)
@@ -349,7 +359,7 @@ def test_a_rebuild_that_was_interrupted_is_finished_by_another(
         refused = sqlite("promote", "NAME", "--version", "1")
         assert refused.status == 0  # it is promoted, and serves once it is built
         with pytest.raises(ViewNotReady):
-            eventually(lambda: (bank.app.wait(bank.balances.get("a-1")), False)[1])
+            read_on(bank, "a-1")
         assert sqlite("rebuild", "NAME", "--version", "1", "--yes", "--wait").status == 0
         assert bank.app.wait(bank.balances.get("a-1")) == Balance("ada", 1, 1)
     assert sqlite.version()["serves"]

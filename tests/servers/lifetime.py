@@ -115,9 +115,6 @@ def locked(path: Path) -> Generator[None]:
         yield
 
 
-PRIORITY = -5
-"""The nice value of a server."""
-
 SHARES = 16
 """Of the ports that are given, for as many workers."""
 
@@ -170,6 +167,10 @@ def until(ready: Callable[[], T | None], limit: float, what: str) -> T:
 
 _left: list[Process] = []
 """Started in a lifetime that was left before it ended: they serve others, and nobody here waits."""
+
+
+PRIORITY = -5
+"""The nice value of a server."""
 
 
 class Process:

@@ -61,17 +61,22 @@ async def test_the_log_is_asked_about_a_group_once_for_its_page(stage: Stage) ->
             assert asked.calls == 1
 
 
+async def handled_and_gone(stage: Stage, messages: int, *, partitions: int) -> None:
+    """A group has settled so many messages, and nobody runs any more."""
+    app = stage.app()
+    topic = stage.topic(app, partitions=partitions)
+    app.processor(topic, group=stage.group, flow=QUICK)(stage.recorder())
+    async with app:
+        await stage.publish(topic, *range(messages), key=str)
+        await stage.handled(messages)
+        await stage.committed(app)
+
+
 async def test_many_partitions_are_on_several_pages(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("streams.web.screens.groups.PARTITIONS_A_PAGE", 2)
-    app = stage.app()
-    topic = stage.topic(app, partitions=5)
-    app.processor(topic, group=stage.group, flow=QUICK)(stage.recorder())
-    async with app:
-        await stage.publish(topic, *range(50), key=str)
-        await stage.handled(50)
-        await stage.committed(app)
+    await handled_and_gone(stage, 50, partitions=5)
     async with stage.app().connected() as idle, visit(Dashboard(idle, access="all")) as visitor:
         page, found = f"?group={stage.group}", list[str]()
         while page:
@@ -83,13 +88,7 @@ async def test_many_partitions_are_on_several_pages(
 
 @pytest.mark.everywhere
 async def test_a_reset_is_previewed_and_then_done(stage: Stage) -> None:
-    app = stage.app()
-    topic = stage.topic(app, partitions=2)
-    app.processor(topic, group=stage.group, flow=QUICK)(stage.recorder())
-    async with app:
-        await stage.publish(topic, *range(8), key=str)
-        await stage.handled(8)
-        await stage.committed(app)
+    await handled_and_gone(stage, 8, partitions=2)
     async with stage.app().connected() as idle, visit(Dashboard(idle, access="all")) as visitor:
         seen = await visitor.get(f"/groups/show?group={stage.group}")
         plan = await visitor.submit(seen, "Where to", to="earliest", topic=stage.topic_name)
