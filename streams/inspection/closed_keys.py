@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from typing_extensions import override
 
-from streams.inspection.reading_on import BackgroundReader
+from streams.inspection.reading_on import CountingReader
 from streams.log.range_reader import read_batches
 from streams.parking import ParkedQueue, ParkingState, parked_topic, parse_batch, read_floor
 from streams.patterns.deadletters import ClosedKeyHead, ClosedKeyReader, CommandTarget
@@ -102,7 +102,7 @@ class BehindKey(NamedTuple):
     number: int
 
 
-class ClosedKeyIndex(BackgroundReader):
+class ClosedKeyIndex(CountingReader[KeyCounts]):
     """The closed keys of a group and topic, as far as their records were read (any thread)."""
 
     @override
@@ -132,17 +132,7 @@ class ClosedKeyIndex(BackgroundReader):
                     return False
         return True
 
-    def counts(self, seconds: float) -> KeyCounts:
-        """How many keys are closed, after reading on for so many real seconds at most (blocks).
-
-        :raises LogError: the log cannot be read.
-        """
-        return self._counts(self.read_on(seconds))
-
-    def known(self) -> KeyCounts:
-        """How many keys are closed, as far as was read."""
-        return self._counts(False)
-
+    @override
     def _counts(self, is_complete: bool) -> KeyCounts:
         with self._lock:
             states = list(self._states.values())

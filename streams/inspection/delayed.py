@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from typing_extensions import override
 
-from streams.inspection.reading_on import BackgroundReader
+from streams.inspection.reading_on import CountingReader
 from streams.log.appending import append_and_wait
 from streams.log.range_reader import read_batches
 from streams.log.record_fetcher import RecordFetcher
@@ -85,7 +85,7 @@ class PendingPlace(NamedTuple):
     position: int
 
 
-class DelayIndex(BackgroundReader):
+class DelayIndex(CountingReader[PendingCounts]):
     """What waits in a delay topic, as far as it was read (any thread)."""
 
     @override
@@ -137,17 +137,7 @@ class DelayIndex(BackgroundReader):
         elif parse_outcome(found.mark) is not None:
             pending.remove(found.id_digest, position)
 
-    def counts(self, seconds: float) -> PendingCounts:
-        """What waits, after reading on for so many real seconds at most (blocks).
-
-        :raises LogError: the log cannot be read.
-        """
-        return self._counts(self.read_on(seconds))
-
-    def known(self) -> PendingCounts:
-        """What waits, as far as was read."""
-        return self._counts(False)
-
+    @override
     def _counts(self, is_complete: bool) -> PendingCounts:
         with self._lock:
             pending = list(self._pending.values())

@@ -96,6 +96,24 @@ class BackgroundReader:
 T = TypeVar("T")
 
 
+class CountingReader(BackgroundReader, Generic[T]):
+    """Reads one topic, and counts what stands in it."""
+
+    def counts(self, seconds: float) -> T:
+        """What is counted, after reading on for so many real seconds at most (blocks).
+
+        :raises LogError: the log cannot be read.
+        """
+        return self._counts(self.read_on(seconds))
+
+    def known(self) -> T:
+        """What is counted, as far as was read."""
+        return self._counts(False)
+
+    def _counts(self, is_complete: bool) -> T:
+        raise NotImplementedError
+
+
 class KeptForAWhile(Generic[T]):
     """What somebody asked for last, by name; each is forgotten once nobody has asked for it for
     :data:`FORGET_AFTER` (any thread).

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from streams.errors import NotFound
+from streams.inspection.reading_on import CountingReader
 from streams.web.page import LOOK
 
 C = TypeVar("C")
-C_co = TypeVar("C_co", covariant=True)
 
 MAX_SURVEYS = 6
 """Topics of dead letters whose surveys by error are kept."""
@@ -23,26 +23,14 @@ MAX_DELAYS = 50
 """Delay topics that are read on."""
 
 
-class Counting(Protocol[C_co]):
-    """What reads a topic on, and counts."""
-
-    def counts(self, seconds: float) -> C_co:
-        """After reading on for so many real seconds at most (blocks)."""
-        ...
-
-    def known(self) -> C_co:
-        """As far as it was read."""
-        ...
-
-
-class CountingReaders(Protocol[C_co]):
+class CountingReaders(Protocol[C]):
     """Those that are kept (:class:`~streams.inspection.reading_on.KeptReaders`)."""
 
-    def of(self, name: str) -> Counting[C_co]:
+    def of(self, name: str) -> CountingReader[C]:
         """That of a topic, which is kept from now on."""
         ...
 
-    def all(self) -> Mapping[str, Counting[C_co]]:
+    def all(self) -> Mapping[str, CountingReader[C]]:
         """Those that are kept, the one that was asked for last at the end."""
         ...
 
