@@ -46,11 +46,13 @@ class interrupt_after:  # noqa: N801 - it is used as a function would be
         self._wait = wait
         self._timeout = asyncio.timeout(None)
         self._results: list[object] = []
-        self._waiting: asyncio.Task[None]
+        self._start: asyncio.Handle
+        self._waiting: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> None:
         await self._timeout.__aenter__()
-        self._waiting = asyncio.create_task(self._interrupt())
+        # A block that ends without letting the loop run costs no task.
+        self._start = asyncio.get_running_loop().call_soon(self._start_waiting)
 
     async def __aexit__(
         self,
@@ -58,11 +60,16 @@ class interrupt_after:  # noqa: N801 - it is used as a function would be
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._waiting.cancel()
+        self._start.cancel()
+        if self._waiting is not None:
+            self._waiting.cancel()
         try:
             await self._timeout.__aexit__(kind, error, traceback)
         except TimeoutError:
             raise Interrupted(*self._results) from None
+
+    def _start_waiting(self) -> None:
+        self._waiting = asyncio.create_task(self._interrupt())
 
     async def _interrupt(self) -> None:
         self._results.append(await self._wait())

@@ -292,6 +292,20 @@ async def test_keys_do_not_hold_each_other_up(store: IdempotencyStore) -> None:
     assert await waiting == "done"
 
 
+async def test_operations_that_end_at_once_leave_no_tasks_behind() -> None:
+    """What renews a claim would otherwise wait for a loop that the next operation keeps."""
+
+    async def at_once() -> int:
+        return 1
+
+    async with IdempotencyStore("memory://") as store:
+        charges = IdempotentProcessor(store, type=int)
+        before = asyncio.all_tasks()
+        for number in range(100):
+            assert await charges.process(f"charge:{number}", at_once) == 1
+        assert asyncio.all_tasks() == before
+
+
 async def test_after_its_time_it_runs_again(place: Place, store: IdempotencyStore) -> None:
     processor, calls = IdempotentProcessor(store, ttl=place.lease), []  # type: ignore[var-annotated]
     assert await processor.process("k", instant(1, calls)) == 1

@@ -115,7 +115,7 @@ async def test_letters_are_not_read_again_after_an_action(
             overview = await visitor.get("/")
             assert f"{left} dead letters wait in {name}." in overview.text
         assert reads.taken(name) == 0
-        assert len(sampled) == len(set(sampled))  # those of other tests come later, or not at all
+        assert sampled.count(name) == 1  # a server may have letters of other tests
 
 
 @pytest.mark.everywhere

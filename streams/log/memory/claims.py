@@ -1,14 +1,14 @@
 """Claims in this process's memory: ``memory://name`` is shared, ``memory://`` is private.
 
 All time is the opener's monotonic clock. The next call removes what has expired: a heap has an item
-for each entry, in order of expiry, and is rebuilt when most of its items are of removed entries.
+for each entry, in order of expiry, and is rebuilt when most of its items are of replaced entries.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 from streams.clock import Clock
@@ -17,30 +17,11 @@ from streams.log.claims import (
     CLAIM_GRACE,
     Answer,
     ClaimState,
-    DeleteRow,
     Request,
-    WriteClaim,
-    WriteOutcome,
     decide,
 )
 from streams.log.memory.registry import NamedRegistry
 from streams.log.protocol import OpenRequest
-
-
-@dataclass(slots=True)
-class _ClaimRow:
-    """What a key has. ``value`` is None for a claim, whose lease ends at ``until``."""
-
-    token: str
-    fingerprint: str
-    value: bytes | None
-    until: float
-    ticket: int = 0
-    """The heap's item that is this row's."""
-
-    @property
-    def expires(self) -> float:
-        return self.until if self.value is not None else self.until + CLAIM_GRACE
 
 
 class ClaimTable:
@@ -51,12 +32,12 @@ class ClaimTable:
         self.clock = clock
         self.users = 0
         self._lock = threading.Lock()
-        self._rows: dict[bytes, _ClaimRow] = {}
-        self._expiry_heap: list[tuple[float, int, bytes]] = []
-        self._last_ticket = 0
+        self._states: dict[bytes, ClaimState] = {}
+        self._expiry_heap: list[tuple[float, int, bytes, ClaimState]] = []
+        self._puts = itertools.count()
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._states)
 
     def execute(self, requests: Sequence[Request]) -> list[Answer | LogError]:
         """Every request's answer."""
@@ -66,39 +47,32 @@ class ClaimTable:
             return [self._execute_one(request, now) for request in requests]
 
     def _execute_one(self, request: Request, now: float) -> Answer:
-        key, row = request.key, self._rows.get(request.key)
-        state = None
-        if row is not None and row.expires > now:
-            state = ClaimState(row.token, row.fingerprint, row.value, row.until - now)
-        answer, write = decide(request, state)
-        match write:
-            case WriteClaim(token, fingerprint, lease):
-                self._put(key, _ClaimRow(token, fingerprint, None, now + lease))
-            case WriteOutcome(token, fingerprint, value, ttl):
-                self._put(key, _ClaimRow(token, fingerprint, value, now + ttl))
-            case DeleteRow():
-                self._rows.pop(key, None)
-            case None:
-                pass
+        key = request.key
+        state = self._states.get(key)
+        answer, changed = decide(request, state, now)
+        if changed is None:
+            self._states.pop(key, None)
+        elif changed is not state:
+            self._states[key] = changed
+            heappush(self._expiry_heap, (_expires(changed), next(self._puts), key, changed))
         return answer
 
-    def _put(self, key: bytes, row: _ClaimRow) -> None:
-        self._last_ticket += 1
-        row.ticket = self._last_ticket
-        self._rows[key] = row
-        heappush(self._expiry_heap, (row.expires, row.ticket, key))
-
     def _delete_expired(self, now: float) -> None:
-        ends, rows = self._expiry_heap, self._rows
+        ends, states = self._expiry_heap, self._states
         while ends and ends[0][0] <= now:
-            _, ticket, key = heappop(ends)
-            row = rows.get(key)
-            if row is None or row.ticket != ticket:
-                continue
-            del rows[key]
-        if len(ends) > 2 * len(rows) + 64:
-            self._expiry_heap = [(row.expires, row.ticket, key) for key, row in rows.items()]
+            _, _, key, state = heappop(ends)
+            if states.get(key) is state:
+                del states[key]
+        if len(ends) > 2 * len(states) + 64:
+            self._expiry_heap = [
+                (_expires(state), next(self._puts), key, state) for key, state in states.items()
+            ]
             heapify(self._expiry_heap)
+
+
+def _expires(state: ClaimState) -> float:
+    """When it is forgotten."""
+    return state.until if state.value is not None else state.until + CLAIM_GRACE
 
 
 _registry = NamedRegistry(

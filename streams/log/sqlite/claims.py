@@ -20,11 +20,8 @@ from streams.log.claims import (
     Answer,
     Claim,
     ClaimState,
-    DeleteRow,
     GetClaim,
     Request,
-    WriteClaim,
-    WriteOutcome,
     decide,
 )
 from streams.log.protocol import OpenRequest
@@ -61,6 +58,10 @@ DELETE FROM streams_claims WHERE key IN (
 """
 
 
+_NOW = 0.0
+"""For decisions: a row's time may be of either of two clocks, so states count from now."""
+
+
 class _Instant(NamedTuple):
     """One moment, on every clock that counts."""
 
@@ -80,7 +81,7 @@ class _ClaimRow(NamedTuple):
     until: float
 
     def state(self, now: _Instant) -> ClaimState | None:
-        """What a decision depends on; None if the row counts as deleted."""
+        """The row, with its time as seconds from now; None if the row counts as deleted."""
         expires_in = self.until - now.time
         if self.lease is not None and self.timeline == now.timeline:
             expires_in = self.lease - now.monotonic
@@ -156,8 +157,9 @@ class SqliteClaimStore:
             now = self._now()
             for index, request in enumerate(requests):
                 if isinstance(request, Claim | GetClaim) and request.key not in written_keys:
-                    answer, write = decide(request, _find_state(db, request.key, now))
-                    if write is None:
+                    state = _find_state(db, request.key, now)
+                    answer, changed = decide(request, state, _NOW)
+                    if changed is state:
                         answers[index] = answer
                         continue
                 written_keys.add(request.key)
@@ -174,22 +176,22 @@ def _find_state(db: SqliteConnection, key: bytes, now: _Instant) -> ClaimState |
 def _execute_one(db: SqliteConnection, request: Request, now: _Instant) -> Answer:
     """Do one request within a transaction."""
     key = request.key
-    answer, write = decide(request, _find_state(db, key, now))
-    row: tuple[object, ...]
-    match write:
-        case WriteClaim(token, fingerprint, lease):
-            until, lease_end = now.time + lease, now.monotonic + lease
-            row = (token, fingerprint, None, lease_end, now.timeline, until, until + CLAIM_GRACE)
-            db.execute(_INSERT_CLAIM, (key, *row))
-        case WriteOutcome(token, fingerprint, value, ttl):
-            until = now.time + ttl
-            row = (token, fingerprint, value, None, "", until, until)
-            db.execute(_INSERT_CLAIM, (key, *row))
-        case DeleteRow():
-            db.execute("DELETE FROM streams_claims WHERE key = ?", (key,))
-        case None:
-            pass
+    state = _find_state(db, key, now)
+    answer, changed = decide(request, state, _NOW)
+    if changed is None:
+        db.execute("DELETE FROM streams_claims WHERE key = ?", (key,))
+    elif changed is not state:
+        db.execute(_INSERT_CLAIM, (key, *_row_of(changed, now)))
     return answer
+
+
+def _row_of(state: ClaimState, now: _Instant) -> tuple[object, ...]:
+    until = now.time + state.until
+    if state.value is not None:
+        return state.token, state.fingerprint, state.value, None, "", until, until
+    lease_end = now.monotonic + state.until
+    expires = until + CLAIM_GRACE
+    return state.token, state.fingerprint, None, lease_end, now.timeline, until, expires
 
 
 def open_claims(request: OpenRequest) -> SqliteClaimStore:
