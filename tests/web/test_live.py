@@ -47,11 +47,17 @@ async def test_what_a_page_shows_is_kept_up_to_date(
         app.log.initialize_offsets(stage.group, stage.topic_name, {0: 0, 1: 0})
         with serving(Dashboard(app, access="read")) as address:
             async with httpx.AsyncClient(base_url=address, timeout=60) as client:
-                page = await client.get(f"/topics/{stage.topic_name}")
-                token = page.text.split('data-watch="')[1].split('"')[0]
-                assert set(Sampler.subjects(token)) == {
-                    f"topic:{stage.topic_name}", f"group:{stage.group}",
-                }  # fmt: skip
+                tokens: list[str] = []
+
+                async def is_watched() -> bool:
+                    page = await client.get(f"/topics/{stage.topic_name}")
+                    tokens.append(page.text.split('data-watch="')[1].split('"')[0])
+                    return set(Sampler.subjects(tokens[-1])) == {
+                        f"topic:{stage.topic_name}", f"group:{stage.group}",
+                    }  # fmt: skip
+
+                await eventually(is_watched)  # a page does not wait until each group is looked at
+                token = tokens[-1]
                 async with client.stream("GET", f"/live?watch={token}") as answer:
                     assert answer.headers["content-type"].startswith("text/event-stream")
                     found = events(answer)
