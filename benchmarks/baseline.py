@@ -229,6 +229,69 @@ def kafka_publish(producer: Producer, topic: str, orders: Sequence[Order], size:
     assert len(positions) == len(orders)
 
 
+def kafka_pipeline(
+    consumer: Consumer,
+    producer: Producer,
+    topic: str,
+    target: str,
+    interval: float,
+    function: Callable[[Order], Order],
+    stored: Callable[[int], bool],
+) -> None:
+    """What a function makes of each order to another topic, with an ID that follows from the
+    source's, in transactions of ``interval`` seconds; until ``stored`` says, after one of so many
+    messages, that it is over."""
+    decode, encode = msgspec.json.Decoder(Order).decode, msgspec.json.encode
+    new: dict[Any, None] = {}
+    old: dict[Any, None] = {}
+    waiting = 0
+    failed: list[Any] = []
+
+    def reported(error: Any, message: Any) -> None:
+        if error is not None:
+            failed.append(error)
+
+    producer.init_transactions()
+    is_over = False
+    while not is_over:
+        positions: dict[int, int] = {}
+        producer.begin_transaction()
+        until = time.monotonic() + interval
+        while time.monotonic() < until:
+            for message in _poll_available(consumer):
+                if message.error():
+                    raise KafkaException(message.error())
+                key, partition, offset = message.key(), message.partition(), message.offset()
+                id = None
+                for name, value in message.headers():
+                    if name == "ce_id":
+                        id = value
+                if id in new or id in old:
+                    continue
+                value = encode(function(decode(message.value())))
+                headers: Any = [("ce_id", b"%s/by-hand/0" % id), ("ce_causationid", id)]
+                while True:
+                    try:
+                        producer.produce(target, value, key, -1, reported, headers=headers)
+                        break
+                    except BufferError:
+                        producer.poll(0.01)
+                new[id] = None
+                waiting += 1
+                positions[partition] = offset + 1
+            if len(new) >= WINDOW:
+                old, new = new, {}
+            producer.poll(0)
+        producer.flush()
+        if failed:
+            raise KafkaException(failed[0])
+        producer.send_offsets_to_transaction(
+            _topic_partitions(topic, positions), consumer.consumer_group_metadata()
+        )
+        producer.commit_transaction()
+        is_over, waiting = stored(waiting), 0
+
+
 def _poll_available(consumer: Consumer) -> list[Any]:
     """The messages at hand. With a timeout, consume() would wait for the *whole* batch."""
     return consumer.consume(BATCH, 0.0) or consumer.consume(1, 0.1)

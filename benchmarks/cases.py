@@ -364,7 +364,7 @@ def _id_in_payload_cases(log_target: LogTarget, count: int) -> list[Case]:
 
 
 def _pipeline_case(log_target: LogTarget, sizes: Sizes) -> Case:
-    """A pipeline exactly once, beside the same at least once and a peer's."""
+    """A pipeline exactly once, beside the same at least once, a loop by hand and a peer's."""
     count = min(sizes.messages, 200_000)
     given = {"url": log_target.url, "topic": log_target.topic}
     ours = {**given, "messages": count, "concurrency": 64}
@@ -383,6 +383,12 @@ def _pipeline_case(log_target: LogTarget, sizes: Sizes) -> Case:
                     settings=_our_settings(log_target, what),
                 ),
                 0.6,
+            ),
+            Rival(
+                Side(
+                    "a loop by hand, exactly once, a transaction each 0.1 s", "kafka_pipeline",
+                    {**given, "messages": count, "commit_interval": 0.1},
+                )
             ),
             Rival(
                 Side(

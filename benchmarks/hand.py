@@ -76,6 +76,35 @@ def kafka(url: str, topic: str, messages: int, header: bool = True, batch: bool 
     return counter.result
 
 
+def kafka_pipeline(url: str, topic: str, messages: int, commit_interval: float) -> Answer:
+    """The loop that passes on what it consumes, exactly once, in a new group; from the first order
+    until ``messages`` are stored."""
+    consumer, target = _consumer(url), _kafka_topic(url)
+    config = {**baseline.KAFKA_PRODUCER, "transactional.id": f"by-hand-{uuid4().hex}"}
+    producer = Producer({**config, "bootstrap.servers": _host(url), "retry.backoff.ms": 1})
+    began = cpu = 0.0
+    count = 0
+
+    def pass_on(value: Order) -> Order:
+        nonlocal began, cpu
+        if not began:
+            began, cpu = time.perf_counter(), time.process_time()
+        return value
+
+    def stored(new: int) -> bool:
+        nonlocal count
+        count += new
+        return count >= messages
+
+    try:
+        consumer.subscribe([topic])
+        baseline.kafka_pipeline(consumer, producer, topic, target, commit_interval, pass_on, stored)
+    finally:
+        consumer.close()
+    seconds, used = time.perf_counter() - began, time.process_time() - cpu
+    return {"rate": count / seconds, "seconds": seconds, "cpu_us": used / count * 1e6}
+
+
 def kafka_tasks(url: str, topic: str, messages: int, concurrency: int, wait: float) -> Answer:
     """Tasks that take what a thread polls, in a new group; each waits ``wait`` seconds."""
     counter = MessageCounter(messages, skip=concurrency)

@@ -25,7 +25,7 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {
         ours.fill, ours.create, ours.consume, ours.pipeline, ours.keeps_order, ours.publish_many,
         ours.publish_each, ours.latency, ours.pace, ours.idle, ours.share, ours.join, ours.look,
         ours.go, ours.leave,
-        hand.kafka, hand.kafka_tasks, hand.kafka_fill, hand.kafka_publish,
+        hand.kafka, hand.kafka_pipeline, hand.kafka_tasks, hand.kafka_fill, hand.kafka_publish,
         hand.kafka_publish_each, hand.kafka_latency, hand.kafka_pace, hand.kafka_idle,
         hand.redis_in_turn, hand.redis_ahead, hand.redis_publish, hand.redis_latency,
         hand.redis_pace, hand.listed, hand.sqlite_fill, hand.sqlite,

@@ -16,9 +16,11 @@ import threading
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from functools import partial
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
+
+import msgspec
 
 from streams.clock import Clock
 from streams.errors import (
@@ -53,8 +55,37 @@ PublishObserver = Callable[
 headers; what it yields is told where they landed."""
 
 
-@dataclass(slots=True, eq=False)
-class _PublishRequest:
+CallSoon = Callable[[Callable[[], None]], None]
+"""Runs an action where it may be run; called from any thread."""
+
+
+class _DurableWrite(msgspec.Struct, gc=False):
+    """Derived records of one call, until each is confirmed or refused.
+
+    There is one for each message whose results are not confirmed yet, so the garbage collector
+    must not look at it, nor at the requests that belong to it.
+    """
+
+    count: int
+    topics_left: int
+    on_done: Callable[[Sequence[BaseException | None]], None]
+    call_soon: CallSoon | None
+    errors: dict[int, BaseException] | None = None
+    """What the log refuses, by index."""
+
+    def refuse(self, index: int, error: BaseException) -> None:
+        """Note that a record will never be written."""
+        if self.errors is None:
+            self.errors = {}
+        self.errors[index] = error
+
+    def tell(self) -> None:
+        """Say how each record ended."""
+        errors = self.errors or {}
+        self.on_done([errors.get(index) for index in range(self.count)])
+
+
+class _PublishRequest(msgspec.Struct, gc=False):
     """Records of one call, and who waits for them."""
 
     topic: str
@@ -63,6 +94,10 @@ class _PublishRequest:
     future: asyncio.Future[Any] | None = None
     loop: asyncio.AbstractEventLoop | None = None
     single: bool = False
+    durable: _DurableWrite | None = None
+    indexes: tuple[int, ...] = ()
+    """Which records of that these are."""
+    attempt: int = 0
 
 
 class _Delayed(NamedTuple):
@@ -200,60 +235,57 @@ class Publisher:
         self,
         outgoing: Sequence[tuple[str, Record]],
         on_done: Callable[[Sequence[BaseException | None]], None],
+        call_soon: CallSoon | None = None,
     ) -> None:
         """Append records whose IDs are derived, again and again through outages.
 
-        ``on_done`` is told, per record, None once it is confirmed, or what the log refuses it for.
+        :param on_done: is told, per record, None once it is confirmed, or what the log refuses it
+            for.
+        :param call_soon: runs an action where ``on_done`` may be called: the answers of one append
+            are one action. None: it may be called in any thread.
         """
-        errors: list[BaseException | None] = [None] * len(outgoing)
         by_topic: dict[str, list[int]] = {}
         for index, (topic, _) in enumerate(outgoing):
             by_topic.setdefault(topic, []).append(index)
-        topics_left = len(by_topic)
-        lock = threading.Lock()
-
-        def topic_done() -> None:
-            nonlocal topics_left
-            with lock:
-                topics_left -= 1
-                all_done = topics_left == 0
-            if all_done:
-                on_done(errors)
-
+        write = _DurableWrite(len(outgoing), len(by_topic), on_done, call_soon)
         for topic, indexes in by_topic.items():
-            records = [(index, outgoing[index][1]) for index in indexes]
-            self._append_until_confirmed(topic, records, errors, topic_done, 0)
+            records = tuple([outgoing[index][1] for index in indexes])
+            self._request_durably(
+                _PublishRequest(topic, records, durable=write, indexes=tuple(indexes))
+            )
 
-    def _append_until_confirmed(
-        self,
-        topic: str,
-        remaining: list[tuple[int, Record]],
-        errors: list[BaseException | None],
-        on_done: Callable[[], None],
-        attempt: int,
-    ) -> None:
-        def on_result(results: AppendResults) -> None:
-            unconfirmed: list[tuple[int, Record]] = []
-            last_error: LogError | None = None
-            for (index, record), result in zip(remaining, results, strict=True):
-                if isinstance(result, (Unavailable, OutcomeUnknown)):
-                    unconfirmed.append((index, record))
-                    last_error = result
-                elif isinstance(result, BaseException):
-                    errors[index] = result
-            if not unconfirmed:
-                on_done()
-                return
-            pause = min(10.0, RETRY_PAUSE * 2.0 ** min(attempt, 20))
-            if attempt == 0:
-                logger.warning("publisher: %s is waited for: %s", topic, last_error)
-            again = (topic, unconfirmed, errors, on_done, attempt + 1)
-            self._call_later(pause, lambda: self._append_until_confirmed(*again))
-
+    def _request_durably(self, request: _PublishRequest) -> None:
         try:
-            self.append(topic, [record for _, record in remaining], on_result)
+            self._enqueue(request)
         except (NotRunning, ProcessorDied):
             return  # the app ends: the source stays unsettled and is handled again
+
+    def _durable_result(
+        self, request: _PublishRequest, write: _DurableWrite, results: AppendResults
+    ) -> bool:
+        """Note how records of a durable write ended; whether all of it has an answer now. What is
+        not confirmed is requested again, later."""
+        unconfirmed: list[tuple[int, Record]] = []
+        last_error: LogError | None = None
+        for index, record, result in zip(request.indexes, request.records, results, strict=True):
+            if isinstance(result, (Unavailable, OutcomeUnknown)):
+                unconfirmed.append((index, record))
+                last_error = result
+            elif isinstance(result, BaseException):
+                write.refuse(index, result)
+        if not unconfirmed:
+            with self._changed:
+                write.topics_left -= 1
+                return write.topics_left == 0
+        pause = min(10.0, RETRY_PAUSE * 2.0 ** min(request.attempt, 20))
+        if request.attempt == 0:
+            logger.warning("publisher: %s is waited for: %s", request.topic, last_error)
+        indexes, records = zip(*unconfirmed, strict=True)
+        again = _PublishRequest(
+            request.topic, records, durable=write, indexes=indexes, attempt=request.attempt + 1
+        )
+        self._call_later(pause, lambda: self._request_durably(again))
+        return False
 
     def _call_later(self, seconds: float, action: Callable[[], None]) -> None:
         with self._changed:
@@ -308,6 +340,7 @@ class Publisher:
 
     def _deliver_results(self, requests: Sequence[_PublishRequest], results: AppendResults) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_PublishRequest, AppendResults]]] = {}
+        written: dict[CallSoon | None, list[_DurableWrite]] = {}
         start = 0
         failed = _count_failed(results)
         with self._changed:
@@ -318,11 +351,25 @@ class Publisher:
             own_results, start = results[start:end], end
             if request.loop is not None:
                 by_loop.setdefault(request.loop, []).append((request, own_results))
-            elif request.on_result is not None:
-                try:
+                continue
+            try:
+                write = request.durable
+                if write is not None:
+                    if self._durable_result(request, write, own_results):
+                        written.setdefault(write.call_soon, []).append(write)
+                elif request.on_result is not None:
                     request.on_result(own_results)
-                except Exception:
-                    logger.exception("publisher: an answer could not be given")
+            except Exception:
+                logger.exception("publisher: an answer could not be given")
+        for call_soon, together in written.items():
+            tell = partial(_tell, together)
+            try:
+                if call_soon is None:
+                    tell()
+                else:
+                    call_soon(tell)
+            except Exception:
+                logger.exception("publisher: an answer could not be given")
         for loop, each in by_loop.items():
             with suppress(RuntimeError):  # that loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(_resolve_futures, each)
@@ -354,6 +401,18 @@ def _split_batches(requests: list[_PublishRequest]) -> list[list[_PublishRequest
         batches[-1].append(request)
         size += len(request.records)
     return batches
+
+
+def _tell(writes: Sequence[_DurableWrite]) -> None:
+    """Say how each of them ended, also where one does not want to know."""
+    failure: Exception | None = None
+    for write in writes:
+        try:
+            write.tell()
+        except Exception as error:
+            failure = error
+    if failure is not None:
+        raise failure
 
 
 def _resolve_futures(answered: Sequence[tuple[_PublishRequest, AppendResults]]) -> None:

@@ -21,6 +21,8 @@ from streams.processing.pending_outputs import PendingOutputs
 OnWritten = Callable[[Sequence["BaseException | None"]], None]
 """Told once how a write ended, record by record: None where it is confirmed."""
 
+WriteDerived = Callable[[Sequence[Outgoing], OnWritten, Callable[[Callable[[], None]], None]], None]
+"""Writes records; the last argument runs, from any thread, an action where it may be told how."""
 
 ResultEncoder = Callable[[Any, Batch, int, "str | None"], Sequence[Outgoing]]
 """Makes records of what a handler returned for one message: it takes the result, the message's
@@ -408,7 +410,7 @@ class Job:
     """The dead letter of a delivery that has a reason."""
     on_rejected: Callable[[Delivery], None] | None = None
     """Takes what would be dead-lettered instead, where the dispatcher may be touched."""
-    write_derived: Callable[[Sequence[Outgoing], OnWritten], None] | None = None
+    write_derived: WriteDerived | None = None
     """Writes derived records until the log has answered; outages are waited out there."""
     outputs: PendingOutputs | None = None
     """Takes derived records instead, of an exactly-once processor."""

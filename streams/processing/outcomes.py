@@ -21,6 +21,7 @@ from functools import partial
 from random import random
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
+import msgspec
 from msgspec.structs import replace
 from typing_extensions import override
 
@@ -252,15 +253,7 @@ class Calls(ABC, Generic[Unit]):
                 self._pipeline(delivery, outgoing)
                 return
             if outgoing:
-
-                def on_written(errors: Answers) -> None:
-                    error = next((error for error in errors if error is not None), None)
-                    if error is None:
-                        self.settle(delivery)
-                    else:
-                        self.failed(delivery, error)
-
-                self._write([delivery], outgoing, on_written)
+                self._write((delivery,), outgoing, _ResultsWritten(self, delivery))
                 return
         self.settle(delivery)
 
@@ -583,13 +576,7 @@ class Calls(ABC, Generic[Unit]):
         for delivery in deliveries:
             delivery.fetched.state.unconfirmed += 1
 
-        def on_answer(errors: Answers) -> None:
-            self.unconfirmed -= len(deliveries)
-            for delivery in deliveries:
-                delivery.fetched.state.unconfirmed -= 1
-            on_written(errors)
-
-        write_derived(outgoing, lambda errors: self._call_soon(lambda: on_answer(errors)))
+        write_derived(outgoing, _WriteEnded(self, deliveries, on_written), self._call_soon)
 
     # -- transactions
 
@@ -610,6 +597,35 @@ class Calls(ABC, Generic[Unit]):
         except LogError as error:
             return error
         return None
+
+
+class _WriteEnded(msgspec.Struct, gc=False):
+    """Told how a write for some messages ended. There is one for each that is not confirmed yet, so
+    the garbage collector must not look at it."""
+
+    calls: Calls[Any]
+    deliveries: Sequence[Delivery]
+    on_written: Callable[[Answers], None]
+
+    def __call__(self, errors: Answers) -> None:
+        self.calls.unconfirmed -= len(self.deliveries)
+        for delivery in self.deliveries:
+            delivery.fetched.state.unconfirmed -= 1
+        self.on_written(errors)
+
+
+class _ResultsWritten(msgspec.Struct, gc=False):
+    """Told how the results of one message were written."""
+
+    calls: Calls[Any]
+    delivery: Delivery
+
+    def __call__(self, errors: Answers) -> None:
+        error = next((error for error in errors if error is not None), None)
+        if error is None:
+            self.calls.settle(self.delivery)
+        else:
+            self.calls.failed(self.delivery, error)
 
 
 class MessageCalls(Calls[Delivery]):

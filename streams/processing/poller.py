@@ -51,8 +51,11 @@ cyclic garbage collector goes through them again and again. With 1,000, a messag
 LARGEST_BATCH = 1_000
 """As many are polled at once for a handler of batches, so that its batches are full."""
 
-PAUSE_AFTER = 0.25
-"""Real seconds the gate may be shut before the driver is paused (which discards its prefetch)."""
+PAUSE_AFTER = 1.0
+"""Real seconds the gate may be shut before the driver is paused, which discards its prefetch. And
+librdkafka may notice only a second later that it may fetch again (its broker threads sleep so long
+where nothing is to be fetched): once the gate was shut for a second, what is still held when it
+opens lasts about as long again."""
 
 SHORTEST_WAIT = 0.001
 """Real seconds that are waited at once, at least."""
@@ -464,7 +467,7 @@ class Poller:
 
     def _await_capacity(self, subscription: Subscription, until: float) -> None:
         """Wait for the executor, up to ``until`` on the real clock; commit meanwhile."""
-        while (left := until - perf_counter()) > 0:
+        while (left := until - perf_counter()) > 0 and not self._should_end():
             if self._has_room.wait(min(left, max(SHORTEST_WAIT, self._poll_timeout()))):
                 return
             self._committer.commit_if_due(subscription)
@@ -474,10 +477,15 @@ class Poller:
         self._has_room.clear()
         if self._driver_paused:
             self._has_room.wait(self._poll_timeout())
-        elif self._capacity() <= 0 or self._paused:
-            self._await_capacity(subscription, perf_counter() + PAUSE_AFTER)
-            if self._capacity() <= 0 or self._paused:
+            return
+        until = perf_counter() + PAUSE_AFTER
+        # An executor that waits for confirmations has room for messages that it may not get yet.
+        while (self._capacity() <= 0 or self._paused) and not self._should_end():
+            if perf_counter() >= until:
                 self._pause_in_driver(subscription, everything=True)
+                return
+            self._await_capacity(subscription, until)
+            self._has_room.clear()
 
     def _pause_in_driver(self, subscription: Subscription, *, everything: bool) -> None:
         """Pause in the driver what must not deliver: everything, or what is full."""

@@ -16,7 +16,7 @@ from streams.errors import Unavailable
 from streams.log.memory.log import MemoryLog
 from streams.log.protocol import Retention
 from streams.log.url import open_log
-from streams.processing import committer, partition_lifecycle
+from streams.processing import committer, partition_lifecycle, poller
 from streams.processing.committer import OffsetCommitter
 from streams.processing.partition_lifecycle import PartitionLifecycle
 from streams.replay import replay
@@ -67,6 +67,53 @@ async def test_an_outage_at_the_commit_of_the_start_loses_nothing() -> None:
     log.close()
     assert failures == 0
     assert handled == list(range(11))
+
+
+async def test_while_results_are_not_confirmed_the_driver_is_not_paused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As much is held as may be, and handlers have nothing to do: that is no long wait yet. A
+    driver that was paused has thrown away what it had fetched."""
+    monkeypatch.setattr(poller, "PAUSE_AFTER", 3_600.0)
+    app = Streams(f"memory://{uuid4().hex}")
+    app.clock = clock = Clock()
+    source, target = app.topic("numbers", int), app.topic("results", int)
+    away = True
+
+    def strike(point: str, subject: str) -> None:
+        if away and point == "append" and subject == "results":
+            raise Unavailable("the log is away for a moment")
+
+    @app.processor(source, group="g", to=target, concurrency=4, flow=Flow(messages=4, commit=0.05))
+    async def handle(value: int) -> int:
+        return value
+
+    async with app:
+        assert isinstance(app.log, MemoryLog)
+        await target.publish(0)
+        app.log.fault(strike)
+        found = app.processors[0].poller
+        assert found is not None
+        looks = 0
+        capacity = found._capacity
+
+        def look() -> int:
+            nonlocal looks
+            looks += 1
+            return capacity()
+
+        monkeypatch.setattr(found, "_capacity", look)
+        await source.publish_many(range(12))
+        await until(lambda: capacity() == 0, "it holds all that it may")
+        # The executor says that it has nothing to do, again and again.
+        for _ in range(5):
+            looked = looks
+            found._signal_room()
+            await until(lambda looked=looked: looks > looked, "it looks whether there is room")
+        assert not found._driver_paused
+        away = False
+        clock.advance(60)
+        await until(lambda: app.log.watermarks("results", 0)[1] == 13, "all are written")
 
 
 class Counted:

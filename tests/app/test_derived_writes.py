@@ -1,0 +1,169 @@
+"""Writing derived records (results, dead letters): how their writers are told, and what many that
+are not confirmed yet cost."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from streams.clock import SYSTEM
+from streams.errors import LogError, TooLarge, Unavailable
+from streams.message import Position, Record
+from streams.publisher import Publisher
+from tests.servers import lifetime
+
+LIMIT = 60.0
+
+
+def until(ready: Callable[[], bool], what: str) -> None:
+    """Wait for a condition."""
+    lifetime.until(ready, LIMIT, what)
+
+
+OnAppended = Callable[[Sequence[Position | LogError]], None]
+
+
+class HeldLog:
+    """Keeps what is appended until it is told how that ended."""
+
+    def __init__(self) -> None:
+        self.appends: list[tuple[str, Sequence[Record], OnAppended]] = []
+        self.blocked: threading.Event | None = None
+
+    def append(self, topic: str, records: Sequence[Record], done: OnAppended) -> None:
+        if self.blocked is not None:
+            self.blocked.wait()
+        self.appends.append((topic, records, done))
+
+    def flush(self, timeout: float) -> None:
+        """Nothing is waited for."""
+
+    def confirm(self, *refused: int, error: LogError | None = None) -> None:
+        """Answer the oldest append; some of its records may be refused."""
+        topic, records, done = self.appends.pop(0)
+        done(
+            [
+                error if error is not None and index in refused else Position(topic, 0, index)
+                for index in range(len(records))
+            ]
+        )
+
+    def records(self) -> int:
+        """How many are kept."""
+        return sum(len(records) for _, records, _ in self.appends)
+
+
+@pytest.fixture
+def log() -> HeldLog:
+    return HeldLog()
+
+
+@pytest.fixture
+def publisher(log: HeldLog) -> Iterator[Publisher]:
+    found: Any = log
+    publisher = Publisher(found, SYSTEM)
+    publisher.start()
+    yield publisher
+    publisher.close(10.0)
+
+
+def record(number: int) -> Record:
+    return Record(b"%d" % number, None, f"id-{number}", ())
+
+
+def test_the_answers_of_one_append_are_one_action(log: HeldLog, publisher: Publisher) -> None:
+    actions: list[Callable[[], None]] = []
+    told: list[int] = []
+    log.blocked = threading.Event()
+    for number in range(1_000):
+        publisher.publish_durably(
+            [("results", record(number))],
+            lambda errors, number=number: told.append(number),  # type: ignore[misc]
+            actions.append,
+        )
+    log.blocked.set()
+    until(lambda: log.records() == 1_000, "all were appended")
+    appends = len(log.appends)
+    assert appends <= 2  # the first may have gone alone
+    while log.appends:
+        log.confirm()
+    assert len(actions) == appends
+    assert not told
+    for action in actions:
+        action()
+    assert told == list(range(1_000))
+
+
+def test_each_is_told_although_another_one_fails_to_hear(
+    log: HeldLog, publisher: Publisher, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[object] = []
+
+    def deaf(errors: object) -> None:
+        raise ValueError("a defect")
+
+    log.blocked = threading.Event()
+    for on_done in (told.append, deaf, told.append):
+        publisher.publish_durably([("results", record(0))], on_done)
+    log.blocked.set()
+    until(lambda: log.records() == 3, "all were appended")
+    while log.appends:
+        log.confirm()
+    assert told == [[None], [None]]
+    assert "an answer could not be given" in caplog.text
+
+
+def test_what_is_refused_is_told_and_what_is_unconfirmed_is_written_again(
+    log: HeldLog, publisher: Publisher
+) -> None:
+    told: list[Sequence[BaseException | None]] = []
+    publisher.publish_durably([("results", record(n)) for n in range(3)], told.append)
+    until(lambda: log.records() == 3, "it was appended")
+    too_large = TooLarge("too large")
+    _, _, done = log.appends.pop(0)
+    done([too_large, Unavailable("away"), Position("results", 0, 0)])
+    assert not told
+    until(lambda: log.records() == 1, "the one in doubt is appended again")
+    assert [each.id for each in log.appends[0][1]] == ["id-1"]
+    log.confirm()
+    assert told == [[too_large, None, None]]
+
+
+def test_records_of_several_topics_are_told_together(log: HeldLog, publisher: Publisher) -> None:
+    told: list[Sequence[BaseException | None]] = []
+    refused = TooLarge("too large")
+    outgoing = [("a", record(0)), ("b", record(1)), ("a", record(2))]
+    publisher.publish_durably(outgoing, told.append)
+    until(lambda: log.records() == 3, "all were appended")
+    log.confirm(1, error=refused)
+    assert not told
+    log.confirm()
+    assert told == [[None, None, refused]]
+
+
+def test_writes_that_wait_cost_the_garbage_collector_next_to_nothing(
+    log: HeldLog, publisher: Publisher
+) -> None:
+    """With ten thousand of them waiting, it went over them again and again, at half of the cost of
+    a message."""
+
+    def ignore(errors: object) -> None:
+        """Nobody wants to know."""
+
+    outgoing = [[("results", record(number))] for number in range(2_000)]
+    call_soon = list[Callable[[], None]]().append
+    publisher.publish_durably(outgoing[0], ignore, call_soon)
+    until(lambda: log.records() == 1, "it was appended")
+    gc.collect()
+    before = len(gc.get_objects())
+    for each in outgoing[1:]:
+        publisher.publish_durably(each, ignore, call_soon)
+    until(lambda: log.records() == 2_000, "all were appended")
+    gc.collect()
+    assert len(gc.get_objects()) - before < 500
+    while log.appends:
+        log.confirm()
