@@ -335,6 +335,12 @@ class Subscription(Protocol):
         return
 
     @property
+    def resume_delay(self) -> float:
+        """Seconds that may pass after :meth:`resume` until messages come again, at most; a pause
+        that is shorter costs more than it saves. 0: they come at once."""
+        return 0.0
+
+    @property
     def outputs_limit(self) -> int | None:
         """How many records the next :meth:`commit_outputs` should have at most (but for those of a
         single message), where these are fewer than :attr:`Capabilities.outputs_at_once`."""

@@ -42,6 +42,11 @@ class WrappedSubscription(Subscription):
 
     @property
     @override
+    def resume_delay(self) -> float:
+        return self._subscription.resume_delay
+
+    @property
+    @override
     def outputs_limit(self) -> int | None:
         return self._subscription.outputs_limit
 

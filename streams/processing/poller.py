@@ -51,11 +51,10 @@ cyclic garbage collector goes through them again and again. With 1,000, a messag
 LARGEST_BATCH = 1_000
 """As many are polled at once for a handler of batches, so that its batches are full."""
 
-PAUSE_AFTER = 1.0
-"""Real seconds the gate may be shut before the driver is paused, which discards its prefetch. And
-librdkafka may notice only a second later that it may fetch again (its broker threads sleep so long
-where nothing is to be fetched): once the gate was shut for a second, what is still held when it
-opens lasts about as long again."""
+PAUSE_AFTER = 0.25
+"""Real seconds the gate may be shut before the driver is paused (which discards its prefetch), or
+more where the driver needs longer to go on: what is still held when the gate opens lasts about as
+long as it was shut, so messages come again in time."""
 
 SHORTEST_WAIT = 0.001
 """Real seconds that are waited at once, at least."""
@@ -478,7 +477,7 @@ class Poller:
         if self._driver_paused:
             self._has_room.wait(self._poll_timeout())
             return
-        until = perf_counter() + PAUSE_AFTER
+        until = perf_counter() + max(PAUSE_AFTER, subscription.resume_delay)
         # An executor that waits for confirmations has room for messages that it may not get yet.
         while (self._capacity() <= 0 or self._paused) and not self._should_end():
             if perf_counter() >= until:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -14,6 +15,7 @@ from streams.engine.commit_pace import LONGEST_LOOK
 from streams.engine.dedup_window import PROCESS_BUDGET, DedupWindow
 from streams.errors import Unavailable
 from streams.log.memory.log import MemoryLog
+from streams.log.memory.subscription import MemorySubscription
 from streams.log.protocol import Retention
 from streams.log.url import open_log
 from streams.processing import committer, partition_lifecycle, poller
@@ -69,12 +71,14 @@ async def test_an_outage_at_the_commit_of_the_start_loses_nothing() -> None:
     assert handled == list(range(11))
 
 
+@pytest.mark.parametrize(("pause_after", "resume_delay"), [(3_600.0, 0.0), (0.0, 3_600.0)])
 async def test_while_results_are_not_confirmed_the_driver_is_not_paused(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, pause_after: float, resume_delay: float
 ) -> None:
     """As much is held as may be, and handlers have nothing to do: that is no long wait yet. A
-    driver that was paused has thrown away what it had fetched."""
-    monkeypatch.setattr(poller, "PAUSE_AFTER", 3_600.0)
+    driver that was paused has thrown away what it had fetched, and may need long to go on."""
+    monkeypatch.setattr(poller, "PAUSE_AFTER", pause_after)
+    monkeypatch.setattr(MemorySubscription, "resume_delay", resume_delay)
     app = Streams(f"memory://{uuid4().hex}")
     app.clock = clock = Clock()
     source, target = app.topic("numbers", int), app.topic("results", int)
@@ -106,14 +110,18 @@ async def test_while_results_are_not_confirmed_the_driver_is_not_paused(
         await source.publish_many(range(12))
         await until(lambda: capacity() == 0, "it holds all that it may")
         # The executor says that it has nothing to do, again and again.
-        for _ in range(5):
-            looked = looks
+        for looked in range(5):
+            goal = looks + 1
             found._signal_room()
-            await until(lambda looked=looked: looks > looked, "it looks whether there is room")
+            await until(partial(_reached, lambda: looks, goal), f"look {looked} for room")
         assert not found._driver_paused
         away = False
         clock.advance(60)
         await until(lambda: app.log.watermarks("results", 0)[1] == 13, "all are written")
+
+
+def _reached(count: Callable[[], int], goal: int) -> bool:
+    return count() >= goal
 
 
 class Counted:
