@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from heapq import heappop, heappush
@@ -70,19 +70,13 @@ class _DurableWrite(msgspec.Struct, gc=False):
     topics_left: int
     on_done: Callable[[Sequence[BaseException | None]], None]
     call_soon: CallSoon | None
-    errors: dict[int, BaseException] | None = None
-    """What the log refuses, by index."""
-
-    def refuse(self, index: int, error: BaseException) -> None:
-        """Note that a record will never be written."""
-        if self.errors is None:
-            self.errors = {}
-        self.errors[index] = error
+    refused: Mapping[int, BaseException] | None = None
+    """What the log will never write, by index."""
 
     def tell(self) -> None:
         """Say how each record ended."""
-        errors = self.errors or {}
-        self.on_done([errors.get(index) for index in range(self.count)])
+        refused = self.refused or {}
+        self.on_done([refused.get(index) for index in range(self.count)])
 
 
 class _PublishRequest(msgspec.Struct, gc=False):
@@ -266,15 +260,18 @@ class Publisher:
         """Note how records of a durable write ended; whether all of it has an answer now. What is
         not confirmed is requested again, later."""
         unconfirmed: list[tuple[int, Record]] = []
+        refused: dict[int, BaseException] = {}
         last_error: LogError | None = None
         for index, record, result in zip(request.indexes, request.records, results, strict=True):
             if isinstance(result, (Unavailable, OutcomeUnknown)):
                 unconfirmed.append((index, record))
                 last_error = result
             elif isinstance(result, BaseException):
-                write.refuse(index, result)
-        if not unconfirmed:
-            with self._changed:
+                refused[index] = result
+        with self._changed:  # another topic's answer may come in another thread
+            if refused:
+                write.refused = {**(write.refused or {}), **refused}
+            if not unconfirmed:
                 write.topics_left -= 1
                 return write.topics_left == 0
         pause = min(10.0, RETRY_PAUSE * 2.0 ** min(request.attempt, 20))
