@@ -14,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
@@ -59,11 +60,24 @@ CallSoon = Callable[[Callable[[], None]], None]
 """Runs an action where it may be run; called from any thread."""
 
 
+@dataclass(slots=True, eq=False)
+class _PublishRequest:
+    """Records of one call, and who waits for them."""
+
+    topic: str
+    records: Sequence[Record]
+    on_result: Callable[[AppendResults], None] | None = None
+    future: asyncio.Future[Any] | None = None
+    loop: asyncio.AbstractEventLoop | None = None
+    single: bool = False
+
+
 class _DurableWrite(msgspec.Struct, gc=False):
     """Derived records of one call, until each is confirmed or refused.
 
     There is one for each message whose results are not confirmed yet, so the garbage collector
-    must not look at it, nor at the requests that belong to it.
+    must not look at it, nor at the requests that belong to it. An error in ``refused`` refers to
+    the frames that it was raised through: no request may be left in a list of theirs.
     """
 
     count: int
@@ -79,19 +93,18 @@ class _DurableWrite(msgspec.Struct, gc=False):
         self.on_done([refused.get(index) for index in range(self.count)])
 
 
-class _PublishRequest(msgspec.Struct, gc=False):
-    """Records of one call, and who waits for them."""
+class _DurableRequest(msgspec.Struct, gc=False):
+    """Those of its records that go to one topic, and are not confirmed yet."""
 
     topic: str
     records: Sequence[Record]
-    on_result: Callable[[AppendResults], None] | None = None
-    future: asyncio.Future[Any] | None = None
-    loop: asyncio.AbstractEventLoop | None = None
-    single: bool = False
-    durable: _DurableWrite | None = None
-    indexes: tuple[int, ...] = ()
-    """Which records of that these are."""
+    write: _DurableWrite
+    indexes: Sequence[int]
+    """Which of the write's records these are."""
     attempt: int = 0
+
+
+_Request = _PublishRequest | _DurableRequest
 
 
 class _Delayed(NamedTuple):
@@ -109,7 +122,7 @@ class Publisher:
         self._log = log
         self._clock = clock
         self._changed = threading.Condition()
-        self._requests: list[_PublishRequest] = []
+        self._requests: list[_Request] = []
         self._delayed: list[_Delayed] = []
         self._delayed_count = 0
         self._idle = False
@@ -144,6 +157,8 @@ class Publisher:
         if not self._thread.is_alive():
             return
         self._thread.join(timeout)
+        with self._changed:
+            self._delayed.clear()  # nobody would do it
         try:
             self._log.flush(max(0.1, timeout))
         except LogError as error:
@@ -160,7 +175,7 @@ class Publisher:
 
     # -- handing over
 
-    def _enqueue(self, request: _PublishRequest) -> None:
+    def _enqueue(self, request: _Request) -> None:
         with self._changed:
             if self._closing:
                 raise self.closed_error("the app is closing or closed: nothing more is published")
@@ -244,21 +259,18 @@ class Publisher:
         write = _DurableWrite(len(outgoing), len(by_topic), on_done, call_soon)
         for topic, indexes in by_topic.items():
             records = tuple([outgoing[index][1] for index in indexes])
-            self._request_durably(
-                _PublishRequest(topic, records, durable=write, indexes=tuple(indexes))
-            )
+            self._request_durably(_DurableRequest(topic, records, write, tuple(indexes)))
 
-    def _request_durably(self, request: _PublishRequest) -> None:
+    def _request_durably(self, request: _DurableRequest) -> None:
         try:
             self._enqueue(request)
         except (NotRunning, ProcessorDied):
             return  # the app ends: the source stays unsettled and is handled again
 
-    def _durable_result(
-        self, request: _PublishRequest, write: _DurableWrite, results: AppendResults
-    ) -> bool:
+    def _durable_result(self, request: _DurableRequest, results: AppendResults) -> bool:
         """Note how records of a durable write ended; whether all of it has an answer now. What is
         not confirmed is requested again, later."""
+        write = request.write
         unconfirmed: list[tuple[int, Record]] = []
         refused: dict[int, BaseException] = {}
         last_error: LogError | None = None
@@ -278,14 +290,14 @@ class Publisher:
         if request.attempt == 0:
             logger.warning("publisher: %s is waited for: %s", request.topic, last_error)
         indexes, records = zip(*unconfirmed, strict=True)
-        again = _PublishRequest(
-            request.topic, records, durable=write, indexes=indexes, attempt=request.attempt + 1
-        )
+        again = _DurableRequest(request.topic, records, write, indexes, request.attempt + 1)
         self._call_later(pause, lambda: self._request_durably(again))
         return False
 
     def _call_later(self, seconds: float, action: Callable[[], None]) -> None:
         with self._changed:
+            if self._closing:
+                return  # as in _request_durably
             self._delayed_count += 1
             due = self._clock.monotonic() + seconds
             heappush(self._delayed, _Delayed(due, self._delayed_count, action))
@@ -314,11 +326,11 @@ class Publisher:
                 action()
             if not requests and not due:
                 return  # closing
-            for topic, group in _group_by_topic(requests).items():
-                for batch in _split_batches(group):
-                    self._append_batch(topic, batch)
+            for topic, batch in _batches(requests):
+                self._append_batch(topic, batch)
+            requests.clear()  # see _DurableWrite
 
-    def _append_batch(self, topic: str, requests: list[_PublishRequest]) -> None:
+    def _append_batch(self, topic: str, requests: list[_Request]) -> None:
         if len(requests) == 1:
             records = requests[0].records
         else:
@@ -326,6 +338,7 @@ class Publisher:
 
         def on_result(results: AppendResults) -> None:
             self._deliver_results(requests, results)
+            requests.clear()  # see _DurableWrite
 
         try:
             self._log.append(topic, records, on_result)
@@ -335,7 +348,7 @@ class Publisher:
             logger.exception("publisher: the log failed in an unexpected way")
             on_result([LogError(f"cannot write to {topic}: {error!r}")] * len(records))
 
-    def _deliver_results(self, requests: Sequence[_PublishRequest], results: AppendResults) -> None:
+    def _deliver_results(self, requests: Sequence[_Request], results: AppendResults) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_PublishRequest, AppendResults]]] = {}
         written: dict[CallSoon | None, list[_DurableWrite]] = {}
         start = 0
@@ -346,14 +359,13 @@ class Publisher:
         for request in requests:
             end = start + len(request.records)
             own_results, start = results[start:end], end
-            if request.loop is not None:
-                by_loop.setdefault(request.loop, []).append((request, own_results))
-                continue
             try:
-                write = request.durable
-                if write is not None:
-                    if self._durable_result(request, write, own_results):
+                if isinstance(request, _DurableRequest):
+                    if self._durable_result(request, own_results):
+                        write = request.write
                         written.setdefault(write.call_soon, []).append(write)
+                elif request.loop is not None:
+                    by_loop.setdefault(request.loop, []).append((request, own_results))
                 elif request.on_result is not None:
                     request.on_result(own_results)
             except Exception:
@@ -380,36 +392,35 @@ def _refuse_in_transaction() -> None:
         )
 
 
-def _group_by_topic(requests: Sequence[_PublishRequest]) -> dict[str, list[_PublishRequest]]:
-    groups: defaultdict[str, list[_PublishRequest]] = defaultdict(list)
+def _batches(requests: Sequence[_Request]) -> Iterator[tuple[str, list[_Request]]]:
+    """Requests by topic, in groups of about :data:`MAX_RECORDS_PER_APPEND` records."""
+    groups: defaultdict[str, list[_Request]] = defaultdict(list)
     for request in requests:
         groups[request.topic].append(request)
-    return groups
-
-
-def _split_batches(requests: list[_PublishRequest]) -> list[list[_PublishRequest]]:
-    """Requests in groups of about :data:`MAX_RECORDS_PER_APPEND` records."""
-    batches: list[list[_PublishRequest]] = [[]]
-    size = 0
-    for request in requests:
-        if batches[-1] and size + len(request.records) > MAX_RECORDS_PER_APPEND:
-            batches.append([])
-            size = 0
-        batches[-1].append(request)
-        size += len(request.records)
-    return batches
+    for topic, group in groups.items():
+        batch: list[_Request] = []
+        size = 0
+        for request in group:
+            if batch and size + len(request.records) > MAX_RECORDS_PER_APPEND:
+                yield topic, batch
+                batch, size = [], 0
+            batch.append(request)
+            size += len(request.records)
+        yield topic, batch
 
 
 def _tell(writes: Sequence[_DurableWrite]) -> None:
-    """Say how each of them ended, also where one does not want to know."""
-    failure: Exception | None = None
+    """Say how each of them ended, also where one fails to hear of it."""
+    failures: list[Exception] = []
     for write in writes:
         try:
             write.tell()
         except Exception as error:
-            failure = error
-    if failure is not None:
-        raise failure
+            failures.append(error)
+    for failure in failures[1:]:
+        logger.error("publisher: an answer could not be given", exc_info=failure)
+    if failures:
+        raise failures[0]
 
 
 def _resolve_futures(answered: Sequence[tuple[_PublishRequest, AppendResults]]) -> None:

@@ -157,6 +157,7 @@ def decide(
     """A request's answer, and what the key has then: ``state`` itself, if that is as it was.
 
     :param state: what the key has; None if there is nothing, or it is forgotten.
+    :param now: in seconds, on the clock of ``state.until``.
     """
     match request:
         case Claim(_, token, lease, fingerprint):

@@ -99,6 +99,11 @@ class OffsetCommitter:
         self.commits = 0
         self._commit_times = Histogram()
 
+    @property
+    def waits_for_poll(self) -> bool:
+        """A commit was refused, most likely as the group has changed: only polling ends that."""
+        return self.error is not None
+
     # -- progress
 
     def take_in(

@@ -79,6 +79,11 @@ class PipelineCommitter(OffsetCommitter):
 
     # -- when
 
+    @property
+    @override
+    def waits_for_poll(self) -> bool:
+        return super().waits_for_poll or self._fenced_since is not None
+
     @override
     def commit_if_due(self, subscription: Subscription) -> None:
         if self.error is not None or not self._is_due():

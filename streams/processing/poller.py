@@ -94,6 +94,10 @@ class Poller:
         self._committer = self._make_committer()
         self._partitions = PartitionLifecycle(log, job, executor, self._committer, self._owned)
         self._has_room = threading.Event()
+        self._shut_at: float | None = None
+        """Since when as much is held as may be (``perf_counter()``); None: it is not."""
+        self._woken = False
+        """The next cycle is to begin soon."""
         self._gate = FlowGate(job.flow)
         self._subscription: Subscription | None = None
         self._stopping = threading.Event()
@@ -343,6 +347,7 @@ class Poller:
 
     def _wake(self) -> None:
         """Begin the next cycle soon (any thread)."""
+        self._woken = True
         self._has_room.set()
         self._hand_over.recall()
         if self._subscription is not None:
@@ -403,6 +408,7 @@ class Poller:
         capacity = self._capacity()
         if capacity <= 0 or self._paused:
             self._wait_or_pause(subscription)
+            self._woken = False
             capacity = self._capacity()
         if not committer.start_uncommitted:
             committer.commit_if_due(subscription)
@@ -412,6 +418,7 @@ class Poller:
             self._not_offered.extend(subscription.poll(1, 0.0))
             self._pause_in_driver(subscription, everything=True)
         elif capacity > 0 and not self._paused:
+            self._shut_at = None
             self._pause_in_driver(subscription, everything=False)
             self._wait_while_ahead(subscription)
             self._not_offered.extend(
@@ -477,14 +484,22 @@ class Poller:
         if self._driver_paused:
             self._has_room.wait(self._poll_timeout())
             return
-        until = perf_counter() + max(PAUSE_AFTER, subscription.resume_delay)
-        # An executor that waits for confirmations has room for messages that it may not get yet.
-        while (self._capacity() <= 0 or self._paused) and not self._should_end():
-            if perf_counter() >= until:
+        if self._shut_at is None:
+            self._shut_at = perf_counter()
+        until = self._shut_at + max(PAUSE_AFTER, subscription.resume_delay)
+        committer = self._committer
+        # An idle executor signals room again and again, though there is none until what it has
+        # written is confirmed. What a commit settles gives room without a signal.
+        while not self._woken and not self._should_end():
+            if self._capacity() > 0 and not self._paused:
+                return
+            left = until - perf_counter()
+            if left <= 0 or committer.waits_for_poll:
                 self._pause_in_driver(subscription, everything=True)
                 return
-            self._await_capacity(subscription, until)
+            self._has_room.wait(min(left, max(SHORTEST_WAIT, self._poll_timeout())))
             self._has_room.clear()
+            committer.commit_if_due(subscription)
 
     def _pause_in_driver(self, subscription: Subscription, *, everything: bool) -> None:
         """Pause in the driver what must not deliver: everything, or what is full."""

@@ -140,9 +140,11 @@ class ThreadExecutor(Executor):
     @override
     def call_soon(self, action: Callable[[], None]) -> None:
         with self._changed:
-            action()
-            self._notify()
-            self._notify_waiters()
+            try:
+                action()
+            finally:
+                self._notify()
+                self._notify_waiters()
 
     @override
     def call_and_wait(self, action: Callable[[], None]) -> None:

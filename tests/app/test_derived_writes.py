@@ -3,16 +3,22 @@ are not confirmed yet cost."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from streams.clock import SYSTEM
-from streams.errors import LogError, TooLarge, Unavailable
+from streams.engine.dispatcher import Delivery
+from streams.errors import LogError, NotFound, TooLarge, Unavailable
 from streams.message import Position, Record
+from streams.processing.outcomes import MessageCalls, _ResultsWritten, _WriteEnded
 from streams.publisher import Publisher
 from tests.servers import lifetime
 
@@ -150,20 +156,86 @@ def test_writes_that_wait_cost_the_garbage_collector_next_to_nothing(
 ) -> None:
     """With ten thousand of them waiting, it went over them again and again, at half of the cost of
     a message."""
-
-    def ignore(errors: object) -> None:
-        """Nobody wants to know."""
-
+    told: list[Delivery] = []
+    calls: Any = MessageCalls.__new__(MessageCalls)
+    calls.settle = told.append
+    calls.unconfirmed = 2_000
+    state = SimpleNamespace(unconfirmed=2_000)
+    fetched: Any = SimpleNamespace(state=state)
+    deliveries = [Delivery(fetched, number, None, None) for number in range(2_000)]
+    owners = [(each,) for each in deliveries]
     outgoing = [[("results", record(number))] for number in range(2_000)]
-    call_soon = list[Callable[[], None]]().append
-    publisher.publish_durably(outgoing[0], ignore, call_soon)
+
+    def write(number: int) -> None:
+        on_written = _ResultsWritten(calls, deliveries[number])
+        publisher.publish_durably(outgoing[number], _WriteEnded(calls, owners[number], on_written))
+
+    write(0)
     until(lambda: log.records() == 1, "it was appended")
+    log.blocked = threading.Event()
     gc.collect()
     before = len(gc.get_objects())
-    for each in outgoing[1:]:
-        publisher.publish_durably(each, ignore, call_soon)
+    for number in range(1, 2_000):
+        write(number)
+    log.blocked.set()
     until(lambda: log.records() == 2_000, "all were appended")
     gc.collect()
     assert len(gc.get_objects()) - before < 500
     while log.appends:
         log.confirm()
+    assert told == deliveries
+    assert calls.unconfirmed == state.unconfirmed == 0
+
+
+class Missing(NotFound):
+    """Raised here alone."""
+
+
+class RaisingLog(HeldLog):
+    """Raises out of its depths."""
+
+    def append(self, topic: str, records: Sequence[Record], done: OnAppended) -> None:
+        raise Missing(f"{topic}: there is none")
+
+
+async def test_what_failed_is_freed() -> None:
+    """An error that the log raised refers to the frames that it was raised through, and so to what
+    was to be published."""
+    raising: Any = RaisingLog()
+    publisher = Publisher(raising, SYSTEM)
+    publisher.start()
+
+    async def publish(number: int) -> None:
+        with suppress(Missing):
+            await publisher.publish("missing", record(number))
+
+    for number in range(3):
+        await publish(number)
+    told: list[bool] = []
+    publisher.publish_durably([("missing", record(3))], lambda errors: told.append(True))
+    until(lambda: told == [True], "it was told")
+    publisher.close(10.0)
+    await asyncio.sleep(0)
+    gc.collect()
+    assert not [each for each in gc.get_objects() if isinstance(each, Missing)]
+
+
+async def test_a_publisher_that_is_closed_in_an_outage_is_freed() -> None:
+    log = HeldLog()
+    given: Any = log
+    publisher = Publisher(given, SYSTEM)
+    publisher.start()
+    told: list[object] = []
+    publisher.publish_durably([("results", record(0))], told.append)
+    publisher.publish_durably([("results", record(1))], told.append)
+    until(lambda: log.records() == 2, "both were appended")
+    away = Unavailable("away")
+    log.confirm(0, 1, error=away)  # is to be written again
+    publisher.close(10.0)
+    while log.appends:  # as a log that is closed answers what it has not sent
+        log.confirm(0, 1, error=away)
+    held = weakref.ref(publisher)
+    del publisher
+    gc.collect()
+    assert held() is None
+    assert not told

@@ -202,7 +202,7 @@ class World:
         publisher = app.publisher
         derive = publisher.publish_durably
 
-        def derived(outgoing: Any, on_done: Any, call_soon: Any) -> None:
+        def derived(outgoing: Any, on_done: Any, call_soon: Any = None) -> None:
             if self.dead:
                 return
             entry = json.loads(outgoing[0][1].value)

@@ -120,6 +120,25 @@ async def test_while_results_are_not_confirmed_the_driver_is_not_paused(
         await until(lambda: app.log.watermarks("results", 0)[1] == 13, "all are written")
 
 
+async def test_what_a_commit_settles_makes_room_without_a_signal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An exactly-once processor holds what it has handled until that is committed."""
+    monkeypatch.setattr(poller, "PAUSE_AFTER", 3_600.0)
+    app = Streams(f"memory://{uuid4().hex}")
+    source, target = app.topic("numbers", int), app.topic("results", int)
+
+    @app.processor(
+        source, group="g", to=target, exactly_once=True, flow=Flow(messages=4, commit=0.05)
+    )
+    def handle(value: int) -> int:
+        return value
+
+    async with app:
+        await source.publish_many(range(40))
+        await until(lambda: app.stats().published == 80, "all are stored")
+
+
 def _reached(count: Callable[[], int], goal: int) -> bool:
     return count() >= goal
 

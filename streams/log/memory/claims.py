@@ -6,7 +6,6 @@ for each entry, in order of expiry, and is rebuilt when most of its items are of
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
@@ -33,8 +32,7 @@ class ClaimTable:
         self.users = 0
         self._lock = threading.Lock()
         self._states: dict[bytes, ClaimState] = {}
-        self._expiry_heap: list[tuple[float, int, bytes, ClaimState]] = []
-        self._puts = itertools.count()
+        self._expiry_heap: list[tuple[float, bytes]] = []
 
     def __len__(self) -> int:
         return len(self._states)
@@ -54,19 +52,18 @@ class ClaimTable:
             self._states.pop(key, None)
         elif changed is not state:
             self._states[key] = changed
-            heappush(self._expiry_heap, (_expires(changed), next(self._puts), key, changed))
+            heappush(self._expiry_heap, (_expires(changed), key))
         return answer
 
     def _delete_expired(self, now: float) -> None:
         ends, states = self._expiry_heap, self._states
         while ends and ends[0][0] <= now:
-            _, _, key, state = heappop(ends)
-            if states.get(key) is state:
+            _, key = heappop(ends)
+            state = states.get(key)
+            if state is not None and _expires(state) <= now:  # else it was replaced
                 del states[key]
         if len(ends) > 2 * len(states) + 64:
-            self._expiry_heap = [
-                (_expires(state), next(self._puts), key, state) for key, state in states.items()
-            ]
+            self._expiry_heap = [(_expires(state), key) for key, state in states.items()]
             heapify(self._expiry_heap)
 
 
