@@ -205,13 +205,24 @@ class DurableKeyParking:
     def decide(self, delivery: Delivery) -> ParkDecision | None:
         """None: the message is to be handled."""
         partition = self._partition_of(delivery)
-        return None if partition is None else partition.decide(delivery)
+        if partition is not None:
+            return partition.decide(delivery)
+        if self._was_released(delivery):
+            raise Unavailable(f"{delivery.fetched.batch.topic}: not owned any more")
+        return None
 
     def is_closed(self, delivery: Delivery) -> bool:
-        """The message's key is closed, or it has come back."""
+        """The message's key is closed, or it has come back; or its partition was released."""
         partition = self._partition_of(delivery)
+        if partition is None:
+            return self._was_released(delivery)
         key = delivery.fetched.keys[delivery.index]
-        return partition is not None and key is not None and key in partition.state.keys
+        return key is not None and key in partition.state.keys
+
+    def _was_released(self, delivery: Delivery) -> bool:
+        """The message's partition was, and the executor has not been told yet: what is closed is
+        not known any more, and whoever begins the partition next handles the message."""
+        return delivery.fetched.batch.topic in self._topics
 
     def no_key_closed(self, fetched: FetchedBatch) -> bool:
         """No key of the partition is closed."""
@@ -232,7 +243,11 @@ class DurableKeyParking:
     def close_key(self, delivery: Delivery, dead_letter: Outgoing) -> Outgoing:
         """A dead message closes its key; one without a key goes to the dead letters."""
         partition = self._partition_of(delivery)
-        return dead_letter if partition is None else partition.close_key(delivery, dead_letter)
+        if partition is not None:
+            return partition.close_key(delivery, dead_letter)
+        if self._was_released(delivery) and delivery.fetched.keys[delivery.index] is not None:
+            raise Unavailable(f"{delivery.fetched.batch.topic}: not owned any more")
+        return dead_letter
 
     def handled(self, delivery: Delivery) -> Outgoing:
         """The record that says that a message that has come back was handled."""

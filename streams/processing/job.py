@@ -329,7 +329,8 @@ class KeyParking(Protocol):
     def decide(self, delivery: Delivery) -> ParkDecision | None:
         """None: the message is to be handled.
 
-        :raises Unavailable: more cannot be held; to be asked again later.
+        :raises Unavailable: more cannot be held, or the partition is not owned any more; to be
+            asked again later.
         """
         ...
 
@@ -349,7 +350,8 @@ class KeyParking(Protocol):
     def close_key(self, delivery: Delivery, dead_letter: Outgoing) -> Outgoing:
         """What to write of a dead message: ``dead_letter``, or what closes its key.
 
-        :raises Unavailable: more cannot be held; try again later.
+        :raises Unavailable: more cannot be held, or the partition is not owned any more; try again
+            later.
         """
         ...
 

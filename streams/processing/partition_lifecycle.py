@@ -142,8 +142,8 @@ class PartitionLifecycle:
         return [self._owned[each] for each in assignments if each in self._owned]
 
     def _discard(self, assignments: Sequence[Assignment], states: Sequence[PartitionState]) -> None:
-        self.drop(assignments)
         self._executor.revoke(states)
+        self.drop(assignments)
         # What runs cannot be taken back; what is async is cancelled.
         self._executor.cancel(states)
         if self._job.observer is not None:

@@ -26,6 +26,7 @@ from streams import (
 )
 from streams.derived_records import ERROR_PREFIX, FIRST_ERROR, FIRST_FAILED, ORIGIN, header_text
 from streams.engine import commit_pace
+from streams.errors import Unavailable
 from streams.log.appending import append_and_wait
 from streams.log.protocol import Committed
 from streams.message import REDRIVE, Position, Record
@@ -718,6 +719,40 @@ async def test_a_strangers_owner_record_loses_nothing_and_is_told(
     assert list(dict.fromkeys(stage.seen.by_key()["k"])) == [0, 1, 2, 3, 4]
     assert list(dict.fromkeys(stage.seen.by_key()["other"])) == [10, 11]
     assert stage.seen.overlaps == []
+
+
+@pytest.mark.parametrize("plain", [False, True])
+async def test_while_a_partition_is_let_go_nothing_of_it_is_handled(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, plain: bool
+) -> None:
+    """Which keys are closed is not known any more, and the executor was not told yet."""
+    world = World(stage, partitions=1, plain=plain)
+    async with world.app:
+        await world.failing(0, key="k")
+        await world.closed(1)
+        parking: Any = world.app.processors[0].key_parking
+        asked: list[Any] = []
+        decide = parking.decide
+
+        def count(delivery: Any) -> Any:
+            asked.append(delivery)
+            return decide(delivery)
+
+        monkeypatch.setattr(parking, "decide", count)
+        owned = list(parking._partitions.values())
+        parking.release([each.assignment for each in owned])
+        await stage.publish(world.topic, 1, key="k")
+        await stage.until(lambda: len(asked) >= 2, "it was asked for, and again later")
+        assert parking.is_closed(asked[0])
+        with pytest.raises(Unavailable, match="not owned any more"):
+            parking.close_key(asked[0], ("dead", Record(None, b"k", "1")))
+        assert stage.seen.handled == []
+        parking._partitions.update({(each.assignment.topic, 0): each for each in owned})
+        await world.closed(1, 1)  # ours again: it is parked
+        world.bad.clear()
+        await world.keys.retry("k")
+        await stage.handled(2)
+    assert stage.seen.values == [0, 1]
 
 
 def test_a_partition_that_is_replaced_again_and_again_is_begun_less_and_less_often() -> None:
