@@ -37,7 +37,14 @@ from streams.connection import Connection
 from streams.derived_records import header_text
 from streams.engine.dispatcher import Delivery, PartitionState
 from streams.engine.progress import FetchedBatch
-from streams.errors import LogError, OutcomeUnknown, TopicMismatch, Unavailable
+from streams.errors import (
+    Fatal,
+    LogError,
+    NotFound,
+    OutcomeUnknown,
+    TopicMismatch,
+    Unavailable,
+)
 from streams.log.appending import append_and_wait
 from streams.log.floor import ensure_topic_with_floor
 from streams.log.names import check_topic
@@ -84,6 +91,10 @@ REPLACEMENT_MEMORY = 60.0
 
 PARKED_RETENTION = Retention(messages=10_000)
 """How the topic is kept on a log that trims: from the floor on, and some more."""
+
+
+RETRY_PAUSE = 0.5
+"""Seconds until a partition is read again that could not be read."""
 
 
 class ReturnedBatch(FetchedBatch):
@@ -151,10 +162,21 @@ class DurableKeyParking:
         return partition if partition is not None and partition.assignment is assignment else None
 
     def take_returned(self) -> Sequence[FetchedBatch]:
-        """Read new records, and fetch the messages that are to be handled."""
+        """Read new records, and fetch the messages that are to be handled. A partition that cannot
+        be read now holds up no other, and nothing that was fetched of another is lost."""
         now = time.monotonic()
-        batches = (partition.take_returned(now) for partition in list(self._partitions.values()))
-        return [fetched for fetched in batches if fetched is not None]
+        found: list[FetchedBatch] = []
+        for partition in list(self._partitions.values()):
+            try:
+                fetched = partition.take_returned(now)
+            except (Fatal, NotFound):
+                raise
+            except LogError as error:
+                partition.read_failed(error)
+            else:
+                if fetched is not None:
+                    found.append(fetched)
+        return found
 
     def is_confirmed(self, assignment: Assignment) -> bool:
         """All that was parked of a partition was read back, so that it may be committed."""
@@ -323,6 +345,9 @@ class PartitionParking:
         """It was logged that the limit is reached."""
         self._next_read = 0.0
         self._read_soon = False
+        self._not_before = float("-inf")
+        """When it may be read again that could not be read."""
+        self._is_unreadable = False
         self._committed_floor = -1
         self._next_floor_commit = time.monotonic() + FLOOR_INTERVAL
         self._floor_read_end = -1
@@ -418,10 +443,27 @@ class PartitionParking:
             self.ended_reason = "records that were confirmed are not in the log"
         return False
 
+    def read_failed(self, error: LogError) -> None:
+        """It cannot be read now, and is read again in a moment; said once."""
+        self._not_before = time.monotonic() + RETRY_PAUSE
+        if not self._is_unreadable:
+            logger.warning("%s: messages of closed keys wait for the log: %s", self, error)
+        self._is_unreadable = True
+
     def take_returned(self, now: float) -> FetchedBatch | None:
-        """Read new records if it is time to; the messages to be handled next."""
-        if self.ended_reason:
+        """Read new records if it is time to; the messages to be handled next.
+
+        :raises LogError: they cannot be read now.
+        """
+        if self.ended_reason or now < self._not_before:
             return None
+        found = self._take_returned(now)
+        if self._is_unreadable:
+            logger.warning("%s: can be read again", self)
+            self._is_unreadable = False
+        return found
+
+    def _take_returned(self, now: float) -> FetchedBatch | None:
         state = self.state
         if state.has_unread and (now >= self._next_read or self._read_soon):
             self._next_read, self._read_soon = now + READ_INTERVAL, False

@@ -373,20 +373,21 @@ class ThreadExecutor(Executor):
     ) -> FastRunResult:
         """The hot loop: nothing but decode, handler, and a byte stored for each message."""
         now, settled, size = self._now, fetched.settled, self.job.batch
-        assignment = fetched.state.assignment
+        state = fetched.state
+        assignment = state.assignment
         index = 0
         try:
             call = self._fast_call(fetched, transaction)
             if size is None:
                 for value in _fast_values(fetched):
-                    if now() >= assignment.valid_until or self._suspended:
-                        break
+                    if now() >= assignment.valid_until or self._suspended or not state.is_owned:
+                        break  # (a partition that is revoked may be kept alive meanwhile)
                     call(value)
                     settled[index] = 1
                     index += 1
             else:
                 for values in _fast_chunks(fetched, size):
-                    if now() >= assignment.valid_until or self._suspended:
+                    if now() >= assignment.valid_until or self._suspended or not state.is_owned:
                         break
                     call(values)
                     count = len(values)

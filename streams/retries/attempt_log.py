@@ -193,8 +193,10 @@ class DurableAttemptLog:
     def revoked(self, assignments: Sequence[Assignment]) -> None:
         """Forget the notes about these."""
         revoked = {(each.topic, each.partition) for each in assignments}
-        restored = self._restored_attempts.items()
-        self._restored_attempts = {each: n for each, n in restored if each[:2] not in revoked}
+        # In place: the executor writes there meanwhile.
+        for position in list(self._restored_attempts):
+            if position[:2] in revoked:
+                self._restored_attempts.pop(position, None)
 
     def unfinished(self) -> str:
         """It does nothing by itself."""

@@ -755,6 +755,43 @@ async def test_while_a_partition_is_let_go_nothing_of_it_is_handled(
     assert stage.seen.values == [0, 1]
 
 
+async def test_a_partition_whose_closed_keys_cannot_be_read_holds_up_no_other(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(stage)
+    keys = "abcdefghijklmnop"
+    async with world.app:
+        for value, key in enumerate(keys):
+            await world.failing(value, key=key)
+        await world.closed(len(keys))
+        parking: Any = world.app.processors[0].key_parking
+        readable, other = parking._partitions.values()
+        assert readable.state.keys
+        assert other.state.keys
+        fetch, asked, away = other._fetcher.fetch, 0, True
+
+        def fetch_unless_away(*given: Any) -> Any:
+            nonlocal asked
+            asked += 1
+            if away:
+                raise Unavailable("the log is away for a moment")
+            return fetch(*given)
+
+        monkeypatch.setattr(other._fetcher, "fetch", fetch_unless_away)
+        count = len(readable.state.keys)
+        world.bad.clear()
+        for key in keys:
+            await world.keys.retry(key)
+        await stage.handled(count)
+        await stage.until(lambda: asked >= 2, "it is asked again")
+        await stage.publish(world.topic, 100, key="another")
+        await stage.handled(count + 1)
+        away = False
+        await stage.handled(len(keys) + 1)
+        await world.closed(0)
+    assert sorted(stage.seen.values) == [*range(len(keys)), 100]
+
+
 def test_a_partition_that_is_replaced_again_and_again_is_begun_less_and_less_often() -> None:
     shelves = key_parking.DurableKeyParking.__new__(key_parking.DurableKeyParking)
     shelf = SimpleNamespace(ended_reason="replaced", name="t", partition=0, assignment=object())

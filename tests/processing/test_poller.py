@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -137,6 +138,43 @@ async def test_what_a_commit_settles_makes_room_without_a_signal(
     async with app:
         await source.publish_many(range(40))
         await until(lambda: app.stats().published == 80, "all are stored")
+
+
+@pytest.mark.parametrize("batch", [None, 1])
+async def test_a_batch_in_hand_ends_where_its_partition_is_revoked(batch: int | None) -> None:
+    """A partition that is given up is kept alive until its handlers have returned, so the time for
+    which it is owned says nothing."""
+    app = Streams(f"memory://{uuid4().hex}")
+    topic = app.topic("numbers", int, partitions=1)
+    began, go_on = threading.Event(), threading.Event()
+    handled: list[object] = []
+
+    def handle(value: int) -> None:
+        handled.append(value)
+        began.set()
+        go_on.wait()
+
+    def handle_many(values: list[int]) -> None:
+        handle(values[0])
+
+    if batch is None:
+        app.processor(topic, group="g")(handle)
+    else:
+        app.processor(topic, group="g", batch=batch)(handle_many)
+    async with app:
+        await topic.publish_many(range(10))
+        await asyncio.to_thread(began.wait)
+        found = app.processors[0].poller
+        assert found is not None
+        executor, owned = found._executor, list(found._owned.items())
+        states = [each.state for assignment, each in owned if assignment.topic == "numbers"]
+        try:
+            await asyncio.to_thread(executor.revoke, states)
+            assert executor.running == 1
+        finally:
+            go_on.set()
+        await until(lambda: not executor.running, "the handler returned")
+        assert handled == [0]
 
 
 def _reached(count: Callable[[], int], goal: int) -> bool:
