@@ -162,23 +162,23 @@ def decide(
     match request:
         case Claim(_, token, lease, fingerprint):
             found = state.as_stored_claim(now) if state is not None else None
-            if found is not None and (found.value is not None or not _is_owner(token, state)):
-                return found, state
-            return None, ClaimState(token, fingerprint, None, now + lease)
+            if state is None or found is None or (state.value is None and state.token == token):
+                return None, ClaimState(token, fingerprint, None, now + lease)
+            return found, state
         case Complete(_, token, value, ttl):
-            if state is None or not _is_owner(token, state):
+            if state is None or state.token != token:
                 return False, state
             if state.value is not None:
                 return True, state
             return True, ClaimState(token, state.fingerprint, value, now + ttl)
         case Renew(_, token, lease):
-            if state is None or not _is_owner(token, state):
+            if state is None or state.token != token:
                 return False, state
             if state.value is not None:
                 return True, state
             return True, ClaimState(token, state.fingerprint, None, now + lease)
         case Release(_, token):
-            if state is None or not _is_owner(token, state) or state.value is not None:
+            if state is None or state.token != token or state.value is not None:
                 return False, state
             return True, None
         case GetClaim():
@@ -187,7 +187,3 @@ def decide(
             return True, ClaimState("", "", value, now + ttl)
         case DeleteClaim():
             return state is not None, None
-
-
-def _is_owner(token: str, state: ClaimState | None) -> bool:
-    return state is not None and state.token == token

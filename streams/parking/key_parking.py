@@ -92,7 +92,6 @@ REPLACEMENT_MEMORY = 60.0
 PARKED_RETENTION = Retention(messages=10_000)
 """How the topic is kept on a log that trims: from the floor on, and some more."""
 
-
 RETRY_PAUSE = 0.5
 """Seconds until a partition is read again that could not be read."""
 
@@ -230,7 +229,7 @@ class DurableKeyParking:
         if partition is not None:
             return partition.decide(delivery)
         if self._was_released(delivery):
-            raise Unavailable(f"{delivery.fetched.batch.topic}: not owned any more")
+            raise _released_error(delivery)
         return None
 
     def is_closed(self, delivery: Delivery) -> bool:
@@ -268,7 +267,7 @@ class DurableKeyParking:
         if partition is not None:
             return partition.close_key(delivery, dead_letter)
         if self._was_released(delivery) and delivery.fetched.keys[delivery.index] is not None:
-            raise Unavailable(f"{delivery.fetched.batch.topic}: not owned any more")
+            raise _released_error(delivery)
         return dead_letter
 
     def handled(self, delivery: Delivery) -> Outgoing:
@@ -276,7 +275,7 @@ class DurableKeyParking:
         fetched, index = delivery.fetched, delivery.index
         partition, key = self._partition_of(delivery), fetched.keys[index]
         if partition is None or key is None:
-            raise Unavailable(f"{fetched.batch.topic}: not owned any more")
+            raise _released_error(delivery)
         offset = fetched.batch.offsets[index]
         return partition.name, records.done_record(
             partition.epoch, partition.partition, offset, key
@@ -307,6 +306,10 @@ class DurableKeyParking:
         partition = self._partitions.get((batch.topic, batch.partition))
         current = partition is not None and partition.partition_state is delivery.fetched.state
         return partition if current else None
+
+
+def _released_error(delivery: Delivery) -> Unavailable:
+    return Unavailable(f"{delivery.fetched.batch.topic}: not owned any more")
 
 
 class _Candidate(NamedTuple):
