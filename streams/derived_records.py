@@ -210,24 +210,41 @@ class ResultRule(NamedTuple):
         :param batch: the one that the message stands in, at ``index``.
         :param identity: what the message is known by; None: by its place.
         """
-        source = identity.replace("\0", "/") if identity is not None else batch.id(index)
-        values: Iterable[Any] = (result,)
-        if self.several and (isinstance(result, (list, tuple)) or hasattr(result, "__next__")):
-            values = result
-        headers: list[tuple[str, bytes | None]] = [
-            (CAUSATION, batch.id(index).encode("utf-8", "surrogateescape"))
-        ]
-        found = batch.headers(index)
-        if any(name in _TRAVELLING for name, _ in found):  # most have none
-            correlation = header_text(found, CORRELATION) or header_text(found, LEGACY_CORRELATION)
-            if correlation:
-                headers.append((CORRELATION, correlation.encode("utf-8", "surrogateescape")))
-            headers += [pair for pair in found if pair[0] in TRACE_HEADERS]
+        values: Iterable[Any] = result if self.is_several(result) else (result,)
+        prefix = self.id_prefix(batch, index, identity)
+        headers = result_headers(batch, index)
         return [
-            DerivedResult(value, f"{source}/{self.group}/{number}", headers)
+            DerivedResult(value, f"{prefix}{number}", headers)
             for number, value in enumerate(values)
             if value is not None
         ]
+
+    def is_several(self, result: Any) -> bool:
+        """Whether it is several values."""
+        return self.several and (isinstance(result, (list, tuple)) or hasattr(result, "__next__"))
+
+    def id_prefix(self, batch: Batch, index: int, identity: str | None) -> str:
+        """The IDs of its results, without their numbers."""
+        source = batch.id(index) if identity is None else identity.replace("\0", "/")
+        return f"{source}/{self.group}/"
+
+
+def result_headers(batch: Batch, index: int) -> list[tuple[str, bytes | None]]:
+    """The headers of what a message was turned into."""
+    headers: list[tuple[str, bytes | None]] = [
+        (CAUSATION, batch.id(index).encode("utf-8", "surrogateescape"))
+    ]
+    found = batch.headers(index)
+    for name, _ in found:
+        if name in _TRAVELLING:
+            break
+    else:  # most have none
+        return headers
+    correlation = header_text(found, CORRELATION) or header_text(found, LEGACY_CORRELATION)
+    if correlation:
+        headers.append((CORRELATION, correlation.encode("utf-8", "surrogateescape")))
+    headers += [pair for pair in found if pair[0] in TRACE_HEADERS]
+    return headers
 
 
 def result_rule(group: str, result_type: Any) -> ResultRule:
@@ -246,8 +263,13 @@ def result_encoder(
     def encode_results(
         result: Any, batch: Batch, index: int, identity: str | None
     ) -> Sequence[Outgoing]:
-        found = rule.results_of(result, batch, index, identity)
-        return [(topic, record(*each)) for each in found]
+        if rule.is_several(result):
+            found = rule.results_of(result, batch, index, identity)
+            return [(topic, record(*each)) for each in found]
+        if result is None:
+            return ()
+        id = f"{rule.id_prefix(batch, index, identity)}0"
+        return ((topic, record(result, id, result_headers(batch, index))),)
 
     return encode_results
 

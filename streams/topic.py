@@ -163,7 +163,7 @@ class Topic(Generic[T]):
         :param headers: those that follow from that message.
         """
         record = self.record(value, id=id)
-        record.headers = [*record.headers, *headers]
+        record.headers = [*record.headers, *headers] if record.headers else headers
         return record
 
     def _encode_headers(

@@ -492,20 +492,22 @@ class Progress:
             self.position, self.floor, self.settled_ranges(), limit, generation=self.generation
         )
 
-    def preview_commit(self, settling: Iterable[tuple[FetchedBatch, int]]) -> Snapshot:
-        """The snapshot as it will be once these messages (batch, index) are settled too.
+    def preview_commit(self, settling: Iterable[tuple[FetchedBatch, int, int]]) -> Snapshot:
+        """The snapshot as it will be once these messages (a batch, from an index to before another)
+        are settled too.
 
-        Nothing is changed: for a transaction that may still be rolled back.
+        Nothing is changed: for a transaction that may still be rolled back. Nobody else settles any
+        of them meanwhile.
         """
         self._advance()
-        unsettled = [(fetched, index) for fetched, index in settling if not fetched.settled[index]]
-        for fetched, index in unsettled:
-            fetched.settled[index] = 1
+        before = [(each, start, each.settled[start:stop]) for each, start, stop in settling]
+        for fetched, start, flags in before:
+            fetched.settled[start : start + len(flags)] = b"\1" * len(flags)
         try:
             preview = Progress(self.position, self.floor, generation=self.generation)
             preview._batches = list(self._batches)
             preview.polled, preview._restored = self.polled, self._restored
             return preview.snapshot()
         finally:
-            for fetched, index in unsettled:
-                fetched.settled[index] = 0
+            for fetched, start, flags in reversed(before):
+                fetched.settled[start : start + len(flags)] = flags

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -37,8 +37,9 @@ from streams.errors import HandlerTimeout
 from streams.message import make_message
 from streams.processing.executor import OWNERSHIP_RECHECK, Executor
 from streams.processing.handler_transaction import HandlerTransaction
-from streams.processing.job import Job
+from streams.processing.job import Job, Outgoing
 from streams.processing.outcomes import NotCalled
+from streams.processing.pending_outputs import OutputRun, PendingOutputs
 
 TIME_SLICE = 0.005
 """Seconds one task keeps the loop to itself, at most, while handlers do not suspend."""
@@ -50,9 +51,20 @@ CANCEL_GRACE = 1.0
 class FastRun:
     """A batch that one task handles message by message."""
 
-    __slots__ = ("delivery", "fetched", "index", "interrupted", "task_index", "yielding")
+    __slots__ = (
+        "_outputs",
+        "_results",
+        "delivery",
+        "fetched",
+        "index",
+        "interrupted",
+        "task_index",
+        "yielding",
+    )
 
-    def __init__(self, fetched: FetchedBatch, task_index: int) -> None:
+    def __init__(
+        self, fetched: FetchedBatch, task_index: int, outputs: PendingOutputs | None
+    ) -> None:
         self.fetched = fetched
         self.task_index = task_index
         self.index = 0
@@ -62,6 +74,29 @@ class FastRun:
         self.interrupted = False
         self.delivery: Delivery | None = None
         """The message in flight, once the run was interrupted at one."""
+        self._outputs = outputs
+        self._results: OutputRun | None = None
+        """What messages were turned into, while more is added to it."""
+
+    @property
+    def handled(self) -> int:
+        """How many messages of it were, at least."""
+        return max(self.index, self.fetched.settled.count(1))
+
+    def add_results(self, index: int, outgoing: Sequence[Outgoing]) -> None:
+        """Put aside what the next message was turned into; it is settled when that is stored."""
+        outputs = self._outputs
+        if outputs is None:
+            raise RuntimeError("nothing here is put aside")
+        if self._results is None:
+            self._results = outputs.begin_run(self.fetched)
+        outputs.add_to_run(self._results, index, outgoing)
+
+    def end_results(self) -> None:
+        """What others put aside may come behind what was."""
+        results, self._results = self._results, None
+        if results is not None and self._outputs is not None:
+            self._outputs.end_run(results)
 
 
 class AsyncExecutor(Executor):
@@ -86,7 +121,7 @@ class AsyncExecutor(Executor):
         self._fast_allowed = (
             job.batch is None
             and job.filter is None
-            and job.encode_results is None
+            and (job.encode_results is None or job.outputs is not None)
             and job.timeout is None
             and self._open_transaction is None
         )
@@ -161,7 +196,7 @@ class AsyncExecutor(Executor):
             run = self._fast_run
             handled, filtered = super().counters()
             if run is not None:
-                handled += run.fetched.settled.count(1)
+                handled += run.handled
             if self._fast_run is run:
                 return handled, filtered
 
@@ -385,11 +420,11 @@ class AsyncExecutor(Executor):
         job, now, dispatcher, idle = self.job, self._now, self.dispatcher, self._idle
         function, wants_message, reset_context = job.function, job.wants_message, job.reset_context
         decode, values, settled = fetched.decode, fetched.values, fetched.settled
-        batch = fetched.batch
+        batch, encode, outputs = fetched.batch, job.encode_results, job.outputs
         if self.timing is not None:
             function = self.timing.sample(function)
         assignment = fetched.state.assignment
-        run = self._fast_run = FastRun(fetched, task_index)
+        run = self._fast_run = FastRun(fetched, task_index, outputs)
         self._busy[task_index] = (fetched,)
         index = 0
         until = now() + TIME_SLICE
@@ -404,7 +439,7 @@ class AsyncExecutor(Executor):
                     if run.interrupted:
                         return
                     run.yielding = False
-                    if dispatcher.ready:
+                    if dispatcher.ready or (outputs is not None and not outputs.has_room):
                         break
                     if idle and not self._standby:
                         self._wake_one()
@@ -422,19 +457,31 @@ class AsyncExecutor(Executor):
                     return
                 if wants_message:
                     if reset_context is not None:
-                        await function(event, batch, index, 1, None)
-                        reset_context()
+                        result = await function(event, batch, index, 1, None)
+                        if encode is None:
+                            reset_context()
                     else:
-                        await function(event, make_message(event, batch, index, 1))
+                        result = await function(event, make_message(event, batch, index, 1))
                 else:
-                    await function(event)
+                    result = await function(event)
                 if run.interrupted:
                     if run.delivery is not None:
-                        dispatcher.mark_settled(run.delivery)
+                        self._calls.succeeded(run.delivery, result)
                     return
+                if encode is not None and result is not None:
+                    outgoing = encode(result, batch, index, fetched.ids[index])
+                    if reset_context is not None:
+                        reset_context()
+                    if outgoing:
+                        index += 1
+                        run.add_results(index - 1, outgoing)
+                        if outputs is not None and not outputs.has_room:
+                            break
+                        continue
                 settled[index] = 1
                 index += 1
             self._fast_run = None
+            run.end_results()
             dispatcher.finish_fast(fetched, index)
         except Exception as error:
             self._interrupt()
@@ -460,6 +507,7 @@ class AsyncExecutor(Executor):
         if run is None:
             return
         run.interrupted = True
+        run.end_results()
         if run.yielding:
             self._busy[run.task_index] = ()
             self.dispatcher.finish_fast(run.fetched, run.index)

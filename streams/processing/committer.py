@@ -292,9 +292,10 @@ class OffsetCommitter:
 
     def commit_in_transaction(self, transaction: Any, deliveries: Sequence[Delivery]) -> None:
         """Commit a handler's transaction together with the positions of what it handled."""
-        by_state: dict[PartitionState, list[tuple[FetchedBatch, int]]] = {}
+        by_state: dict[PartitionState, list[tuple[FetchedBatch, int, int]]] = {}
         for each in deliveries:
-            by_state.setdefault(each.fetched.state, []).append((each.fetched, each.index))
+            settling = by_state.setdefault(each.fetched.state, [])
+            settling.append((each.fetched, each.index, each.index + 1))
         commits: list[Commit] = []
         with self._progress_lock:
             for state, messages in by_state.items():
@@ -314,7 +315,7 @@ class OffsetCommitter:
                 for state, messages in by_state.items():
                     self._in_transaction.remove(state)
                     if is_committed:
-                        for fetched, index in messages:
+                        for fetched, index, _ in messages:
                             fetched.settled[index] = 1
 
 

@@ -1,11 +1,12 @@
 """What an exactly-once processor has to publish, until it is stored together with its progress.
 
 An outcome of a message (results, a dead letter, a copy that is tried again later) is an *entry*:
-its records, and whether the message is settled by them. Entries are in the order in which the
-outcomes came, so the outputs of one key are in the order of its messages. A message whose outcome
-is an entry gives its key up at once, so the next of the key can be handled; but it counts as
-settled, in its partition's progress and in what is held, only when the entry is stored. If storing
-fails, the entry is still here, and is stored with the next ones.
+its records, and whether the message is settled by them. What a fast path returns for many messages
+is one entry, too (:class:`OutputRun`). Entries are in the order in which the outcomes came, so the
+outputs of one key are in the order of its messages. A message whose outcome is an entry gives its
+key up at once, so the next of the key can be handled; but it counts as settled, in its partition's
+progress and in what is held, only when the entry is stored. If storing fails, the entry is still
+here, and is stored with the next ones.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TypeAlias
 
-from streams.engine.dispatcher import Delivery
+from streams.engine.dispatcher import Delivery, PartitionState
 from streams.engine.progress import FetchedBatch
 from streams.log.protocol import Assignment
 from streams.message import Record
@@ -24,6 +26,9 @@ Outgoing = tuple[str, Record]
 
 RECORD_BYTES = 250
 """What a record takes in memory beside its value, about."""
+
+SettledRange = tuple[FetchedBatch, int, int]
+"""Messages of a batch, from an index to before another."""
 
 
 class OutputEntry:
@@ -38,18 +43,13 @@ class OutputEntry:
         self.outgoing = outgoing
         self.settles = settles
         """The message is settled once this is stored."""
-        size = 0
-        for _, record in outgoing:
-            size += RECORD_BYTES
-            if record.value is not None:
-                size += len(record.value)
-        self.bytes = size
+        self.bytes = _bytes_of(outgoing)
 
     @property
-    def assignment(self) -> Assignment:
-        """Under which its message was polled."""
-        assignment: Assignment = self.delivery.fetched.state.assignment
-        return assignment
+    def state(self) -> PartitionState:
+        """Of the assignment under which its message was polled."""
+        state: PartitionState = self.delivery.fetched.state
+        return state
 
     @property
     def offset(self) -> int:
@@ -57,9 +57,114 @@ class OutputEntry:
         return self.delivery.fetched.batch.offset(self.delivery.index)
 
     @property
-    def settled(self) -> tuple[FetchedBatch, int]:
-        """Which byte says that its message is settled."""
-        return self.delivery.fetched, self.delivery.index
+    def settled_range(self) -> SettledRange:
+        """What is settled once it is stored, if it settles anything."""
+        fetched, index = self.delivery.fetched, self.delivery.index
+        return fetched, index, index + 1
+
+    @property
+    def messages(self) -> int:
+        """Of how many messages it is the outcome."""
+        return 1
+
+    def split(self, limit: int | None, *, at_least_one: bool) -> tuple[OutputEntry | None, bool]:
+        """See :meth:`OutputRun.split`: all of it, or nothing."""
+        if limit is not None and len(self.outgoing) > limit and not at_least_one:
+            return None, False
+        return self, True
+
+    def single_entries(self) -> Sequence[OutputEntry]:
+        """The same, message by message."""
+        return (self,)
+
+
+class OutputRun:
+    """What a handler returned for messages of one batch, one after the other. Each is settled by
+    that, as those between them are for which it returned nothing.
+
+    One thread adds to it while it is open; another may take out what is there.
+    """
+
+    __slots__ = ("_added", "_removed", "fetched", "rows")
+
+    settles = True
+
+    def __init__(self, fetched: FetchedBatch) -> None:
+        self.fetched = fetched
+        self.rows: deque[tuple[int, Sequence[Outgoing]]] = deque()
+        """The index of each message, and what it was turned into."""
+        self._added = 0
+        """Bytes that were ever added; written by who adds."""
+        self._removed = 0
+        """Bytes that were ever taken out; written by who takes."""
+
+    def add(self, index: int, outgoing: Sequence[Outgoing]) -> None:
+        """Add what was returned for the next message, which is something."""
+        self.rows.append((index, outgoing))
+        self._added += _bytes_of(outgoing)
+
+    def split(self, limit: int | None, *, at_least_one: bool) -> tuple[OutputRun | None, bool]:
+        """Take out the first messages, with so many records at most; and whether that is all that
+        was there."""
+        found = OutputRun(self.fetched)
+        rows, count, is_all = self.rows, 0, True
+        for _ in range(len(rows)):
+            index, outgoing = rows[0]
+            count += len(outgoing)
+            if limit is not None and count > limit and (found.rows or not at_least_one):
+                is_all = False
+                break
+            found.add(index, outgoing)
+            rows.popleft()
+        self._removed += found.bytes
+        return found if found.rows else None, is_all
+
+    @property
+    def bytes(self) -> int:
+        """What it takes in memory, about."""
+        return self._added - self._removed
+
+    @property
+    def messages(self) -> int:
+        """Of how many messages it has the outcomes."""
+        return len(self.rows)
+
+    @property
+    def outgoing(self) -> Sequence[Outgoing]:
+        """All records."""
+        return [record for _, outgoing in self.rows for record in outgoing]
+
+    @property
+    def state(self) -> PartitionState:
+        """Of the assignment under which its messages were polled."""
+        state: PartitionState = self.fetched.state
+        return state
+
+    @property
+    def settled_range(self) -> SettledRange:
+        """What is settled once it is stored."""
+        return self.fetched, self.rows[0][0], self.rows[-1][0] + 1
+
+    def single_entries(self) -> Sequence[OutputEntry]:
+        """The same, message by message."""
+        fetched = self.fetched
+        return [
+            OutputEntry(Delivery(fetched, index, None, fetched.ids[index]), found, settles=True)
+            for index, found in self.rows
+        ]
+
+
+AnyEntry: TypeAlias = "OutputEntry | OutputRun"
+
+
+def _bytes_of(outgoing: Sequence[Outgoing]) -> int:
+    """What these take in memory, about."""
+    size = 0
+    for _, record in outgoing:
+        size += RECORD_BYTES
+        if record.value is not None:
+            size += len(record.value)
+    return size
 
 
 class PendingOutputs:
@@ -74,11 +179,13 @@ class PendingOutputs:
         self.count_stored = count_stored
         self._lock = threading.RLock()
         """Held while an outcome is noted: nobody sees its records without its message's state."""
-        self._entries: deque[OutputEntry] = deque()
+        self._entries: deque[AnyEntry] = deque()
         self._being_noted: dict[tuple[int, int], OutputEntry] = {}
         """The entries of outcomes that are being noted, by their messages."""
-        self.bytes = 0
-        """What all entries take in memory, about."""
+        self._open_run: OutputRun | None = None
+        """The last entry, while a handler's thread adds to it without the lock."""
+        self._bytes = self._messages = 0
+        """What all other entries take in memory, about, and of how many messages they are."""
         self.wake: Callable[[], None] | None = None
         """Called when there is something new."""
         self.on_full: Callable[[bool], None] = lambda is_full: None
@@ -86,12 +193,20 @@ class PendingOutputs:
         self._is_full = False
 
     def __len__(self) -> int:
-        return len(self._entries)
+        run = self._open_run
+        return self._messages + (0 if run is None else len(run.rows))
 
-    def _count_bytes(self, added: int) -> None:
-        """So many bytes came or went (the lock is held)."""
-        self.bytes += added
-        is_full = self.bytes >= self._limit
+    @property
+    def bytes(self) -> int:
+        """What all entries take in memory, about."""
+        run = self._open_run
+        return self._bytes + (0 if run is None else run.bytes)
+
+    def _count(self, messages: int, size: int) -> None:
+        """So many came or went (the lock is held)."""
+        self._messages += messages
+        self._bytes += size
+        is_full = self._bytes >= self._limit
         if is_full is not self._is_full:
             self._is_full = is_full
             self.on_full(is_full)
@@ -101,6 +216,11 @@ class PendingOutputs:
         """Whether so much is held that it should be stored before its time."""
         return self.bytes * 4 >= self._limit
 
+    @property
+    def has_room(self) -> bool:
+        """Whether another message may be handled."""
+        return self.bytes < self._limit
+
     # -- where outcomes are reported
 
     def append(self, delivery: Delivery, outgoing: Sequence[Outgoing]) -> None:
@@ -108,9 +228,30 @@ class PendingOutputs:
         entry = OutputEntry(delivery, outgoing, settles=True)
         with self._lock:
             self._entries.append(entry)
-            self._count_bytes(entry.bytes)
+            self._count(1, entry.bytes)
         if self.wake is not None:
             self.wake()
+
+    def begin_run(self, fetched: FetchedBatch) -> OutputRun:
+        """What is returned for messages of this batch is added to a run, until :meth:`end_run`;
+        nothing else is added meanwhile."""
+        run = OutputRun(fetched)
+        with self._lock:
+            self._entries.append(run)
+            self._open_run = run
+        return run
+
+    def add_to_run(self, run: OutputRun, index: int, outgoing: Sequence[Outgoing]) -> None:
+        """Add what was returned for the next message, which is something."""
+        run.add(index, outgoing)
+        if self.wake is not None:
+            self.wake()
+
+    def end_run(self, run: OutputRun) -> None:
+        """No more is added to it."""
+        with self._lock:
+            self._open_run = None
+            self._count(len(run.rows), run.bytes)
 
     def add(
         self,
@@ -134,7 +275,7 @@ class PendingOutputs:
             for owner, entry in entries.items():
                 self._entries.append(entry)
                 self._being_noted[keys[owner]] = entry
-                self._count_bytes(entry.bytes)
+                self._count(1, entry.bytes)
             try:
                 note_outcome()
             finally:
@@ -155,38 +296,45 @@ class PendingOutputs:
 
     def take(
         self, owned: Collection[Assignment], wanted: Collection[Assignment], limit: int
-    ) -> tuple[list[OutputEntry], bool]:
+    ) -> tuple[list[AnyEntry], bool]:
         """Take out entries of the partitions that are wanted, in order; and whether those are all.
 
         :param owned: the entries of other partitions are dropped.
-        :param limit: records, at most; of more than one entry.
+        :param limit: records, at most; of more than one message.
         """
-        taken: list[OutputEntry] = []
-        left: deque[OutputEntry] = deque()
-        count, is_all, gone = 0, True, 0
+        taken: list[AnyEntry] = []
+        left: deque[AnyEntry] = deque()
+        room, is_all, messages, size = limit, True, 0, 0
         with self._lock:
             for entry in self._entries:
-                if entry.assignment not in owned:
-                    gone += entry.bytes
-                elif entry.assignment not in wanted:
+                assignment = entry.state.assignment
+                is_owned, is_open = assignment in owned, entry is self._open_run
+                if is_owned and assignment not in wanted:
                     left.append(entry)
-                elif taken and count + len(entry.outgoing) > limit:
+                    continue
+                found, is_whole = entry.split(room if is_owned else None, at_least_one=not taken)
+                if found is not None and not is_open:
+                    messages += found.messages
+                    size += found.bytes
+                if found is not None and is_owned:
+                    taken.append(found)
+                    room -= len(found.outgoing)
+                if not is_whole:
+                    room, is_all = 0, False  # none behind it, either
+                if is_open or not is_whole:
                     left.append(entry)
-                    count, is_all = limit, False  # none behind it, either
-                else:
-                    taken.append(entry)
-                    count += len(entry.outgoing)
-                    gone += entry.bytes
             self._entries = left
-            self._count_bytes(-gone)
+            self._count(-messages, -size)
         return taken, is_all
 
-    def put_back(self, entries: Iterable[OutputEntry]) -> None:
+    def put_back(self, entries: Iterable[AnyEntry]) -> None:
         """Put entries back that were taken and not stored, before all others."""
         entries = list(entries)
         with self._lock:
             self._entries.extendleft(reversed(entries))
-            self._count_bytes(sum(entry.bytes for entry in entries))
+            self._count(
+                sum(entry.messages for entry in entries), sum(entry.bytes for entry in entries)
+            )
 
 
 def _key(delivery: Delivery) -> tuple[int, int]:

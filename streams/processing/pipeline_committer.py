@@ -31,7 +31,7 @@ from streams.log.protocol import Assignment, Commit, Committed, OutputsRefused, 
 from streams.processing.committer import OffsetCommitter, OwnedPartition
 from streams.processing.job import Job
 from streams.processing.outcomes import WRITE_PAUSE, location
-from streams.processing.pending_outputs import Outgoing, OutputEntry
+from streams.processing.pending_outputs import AnyEntry, Outgoing, OutputEntry, SettledRange
 from streams.text import count_with_noun, get_logger
 
 logger = get_logger("streams")
@@ -190,19 +190,20 @@ class PipelineCommitter(OffsetCommitter):
                 return True
 
     def _prepare(
-        self, entries: Sequence[OutputEntry], wanted: Mapping[Assignment, OwnedPartition]
-    ) -> tuple[list[Commit], list[OutputEntry], list[OutputEntry]]:
+        self, entries: Sequence[AnyEntry], wanted: Mapping[Assignment, OwnedPartition]
+    ) -> tuple[list[Commit], list[AnyEntry], list[AnyEntry]]:
         """What to commit of the partitions, which entries go with it, and which wait."""
-        by_state: defaultdict[PartitionState, list[OutputEntry]] = defaultdict(list)
+        by_state: defaultdict[PartitionState, list[SettledRange]] = defaultdict(list)
         for entry in entries:
-            by_state[entry.delivery.fetched.state].append(entry)
+            settling = by_state[entry.state]
+            if entry.settles:
+                settling.append(entry.settled_range)
         commits: list[Commit] = []
         ends: dict[PartitionState, int] = {}
         with self._progress_lock:
             for assignment, partition in wanted.items():
                 state = partition.state
-                settling = [each.settled for each in by_state.get(state, ()) if each.settles]
-                found = state.progress.preview_commit(settling)
+                found = state.progress.preview_commit(by_state.get(state, ()))
                 self._note_size(assignment, found)
                 if not found.complete:
                     ends[state] = _covered(found)
@@ -212,21 +213,24 @@ class PipelineCommitter(OffsetCommitter):
                     commits.append(Commit(assignment, *snapshot, state.snapshot_version))
         if not ends:
             return commits, list(entries), []
-        stored: list[OutputEntry] = []
-        postponed: list[OutputEntry] = []
+        stored: list[AnyEntry] = []
+        postponed: list[AnyEntry] = []
         for entry in entries:
-            end = ends.get(entry.delivery.fetched.state)
-            waits = end is not None and entry.settles and entry.offset >= end
-            (postponed if waits else stored).append(entry)
+            end = ends.get(entry.state)
+            if end is None:
+                stored.append(entry)
+                continue
+            for each in entry.single_entries():
+                (postponed if each.settles and each.offset >= end else stored).append(each)
         return commits, stored, postponed
 
-    def _stored(self, entries: Sequence[OutputEntry], commits: Sequence[Commit]) -> None:
+    def _stored(self, entries: Sequence[AnyEntry], commits: Sequence[Commit]) -> None:
         self._outputs.count_stored(sum(len(entry.outgoing) for entry in entries))
         with self._progress_lock:
             for entry in entries:
                 if entry.settles:
-                    fetched, index = entry.settled
-                    fetched.settled[index] = 1
+                    fetched, start, stop = entry.settled_range
+                    fetched.settled[start:stop] = b"\1" * (stop - start)
         for each in commits:
             if (partition := self._owned.get(each.assignment)) is not None:
                 partition.committed = Committed(each.position, each.progress)
@@ -234,10 +238,11 @@ class PipelineCommitter(OffsetCommitter):
     # -- what the log refuses
 
     def _without_refused(
-        self, entries: Sequence[OutputEntry], refused: OutputsRefused
+        self, runs_and_entries: Sequence[AnyEntry], refused: OutputsRefused
     ) -> list[OutputEntry]:
         """The entries without what the log can never take: a message whose outputs it is becomes a
         dead letter; what is a dead letter already is written again later."""
+        entries = [each for found in runs_and_entries for each in found.single_entries()]
         errors: dict[OutputEntry, LogError] = {}
         at = 0
         for entry in entries:

@@ -25,8 +25,9 @@ from streams.errors import ConfigError
 from streams.message import Message, make_message
 from streams.processing.executor import OWNERSHIP_RECHECK, Executor
 from streams.processing.handler_transaction import HandlerTransaction
-from streams.processing.job import Job, Skip
+from streams.processing.job import Job, Outgoing, ResultEncoder, Skip
 from streams.processing.outcomes import NotCalled
+from streams.processing.pending_outputs import PendingOutputs
 from streams.processing.polling_hand_over import PollingHandOver
 from streams.text import get_logger
 
@@ -94,7 +95,7 @@ class ThreadExecutor(Executor):
         ]
         self._fast_allowed = (
             job.concurrency == 1
-            and job.encode_results is None
+            and (job.encode_results is None or (job.outputs is not None and job.batch is None))
             and job.timeout is None
             and not (job.batch and job.filter)
         )
@@ -106,6 +107,8 @@ class ThreadExecutor(Executor):
         """What is on the fast path, which the counts have only once it ends."""
         self._filtered = 0
         """How many of it were filtered out so far."""
+        self._put_aside = 0
+        """How many of it are handled, where they are settled once their results are stored."""
         self._function: Callable[..., Any] = self._first_call
 
     def _first_call(self, *arguments: Any) -> Any:
@@ -188,7 +191,10 @@ class ThreadExecutor(Executor):
             handled, filtered = super().counters()
             if self._fast_batch is not None:
                 filtered_so_far = self._filtered
-                handled += self._fast_batch.settled.count(1) - filtered_so_far
+                if self.job.outputs is not None:
+                    handled += self._put_aside - filtered_so_far
+                else:
+                    handled += self._fast_batch.settled.count(1) - filtered_so_far
                 filtered += filtered_so_far
             return handled, filtered
 
@@ -340,10 +346,14 @@ class ThreadExecutor(Executor):
     def _run_fast(self, fetched: FetchedBatch, transaction: HandlerTransaction | None) -> None:
         """Handle a whole batch, or as much of it as goes well."""
         dispatcher, calls = self.dispatcher, self._calls
-        self._fast_batch, self._filtered = fetched, 0
+        self._fast_batch, self._filtered, self._put_aside = fetched, 0, 0
+        outputs, encode = self.job.outputs, self.job.encode_results
         self._changed.release()
         try:
-            stop, end, error = self._handle_fast(fetched, transaction)
+            if outputs is not None and encode is not None:
+                stop, end, error = self._pass_on_fast(fetched, outputs, encode)
+            else:
+                stop, end, error = self._handle_fast(fetched, transaction)
         finally:
             self._changed.acquire()
             self._fast_batch = None
@@ -400,9 +410,44 @@ class ThreadExecutor(Executor):
                 transaction.rollback()
         return FastRunResult(index, index, None)
 
+    def _pass_on_fast(
+        self, fetched: FetchedBatch, outputs: PendingOutputs, encode: ResultEncoder
+    ) -> FastRunResult:
+        """The same in an exactly-once processor: what the handler returns is put aside."""
+        now, settled, ids, batch = self._now, fetched.settled, fetched.ids, fetched.batch
+        state = fetched.state
+        assignment, add = state.assignment, outputs.add_to_run
+        index = 0
+        run = outputs.begin_run(fetched)
+        try:
+            call = self._fast_call(fetched, None)
+            for value in _fast_values(fetched):
+                if (
+                    now() >= assignment.valid_until
+                    or self._suspended
+                    or not state.is_owned
+                    or not outputs.has_room
+                ):
+                    break
+                result = call(value)
+                outgoing: Sequence[Outgoing] = ()
+                if result is not None:
+                    outgoing = encode(_materialized(result), batch, index, ids[index])
+                if outgoing:
+                    add(run, index, outgoing)
+                else:
+                    settled[index] = 1
+                index += 1
+                self._put_aside = index
+        except Exception as error:
+            return FastRunResult(index, min(len(fetched), index + 1), error)
+        finally:
+            outputs.end_run(run)
+        return FastRunResult(index, index, None)
+
     def _fast_call(
         self, fetched: FetchedBatch, transaction: HandlerTransaction | None
-    ) -> Callable[[Any], object]:
+    ) -> Callable[[Any], Any]:
         """What to call with each value of a fast run, or each list of values, one after the
         other."""
         job, batch, function = self.job, fetched.batch, self._handler()
@@ -418,20 +463,21 @@ class ThreadExecutor(Executor):
                 if failure is not None:
                     raise failure
 
-        def call_message(value: Any) -> None:
+        def call_message(value: Any) -> Any:
             nonlocal following
             index, following = following, following + 1
             if accepts is not None and not accepts(value):
                 self._filtered += 1
-            elif not wants_message:
-                function(value)
+                return None
+            if not wants_message:
+                return function(value)
+            if builds_messages:
+                result = function(value, batch, index, 1, transaction)
             else:
-                if builds_messages:
-                    function(value, batch, index, 1, transaction)
-                else:
-                    function(value, make_message(value, batch, index, 1, transaction))
-                if transaction is not None:
-                    commit(index, following)
+                result = function(value, make_message(value, batch, index, 1, transaction))
+            if transaction is not None:
+                commit(index, following)
+            return result
 
         def call_batch(values: list[Any]) -> None:
             nonlocal following

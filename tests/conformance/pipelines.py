@@ -25,8 +25,11 @@ from streams.log.protocol import Commit, Committed, Log, Subscription
 from streams.message import Record
 
 ROOT = Path(__file__).parents[2]
-Kind = Literal["async", "plain", "async batch", "plain batch"]
-KINDS: tuple[Kind, ...] = ("async", "plain", "async batch", "plain batch")
+Kind = Literal["async", "async single", "plain", "plain single", "async batch", "plain batch"]
+"""How the handler is called; the ``single`` ones are one at a time, and never suspend."""
+KINDS: tuple[Kind, ...] = (
+    "async", "async single", "plain", "plain single", "async batch", "plain batch",
+)  # fmt: skip
 KAFKA_STEPS = ("_begin", "_produce", "_flush", "_send_offsets", "_commit")
 """Behind which of the steps of a transaction a worker can be killed."""
 KEYS = 10
@@ -118,12 +121,17 @@ class Pipeline:
                 for number, message in zip(numbers, messages, strict=True)
             ]
 
+        async def handle_at_once(number: int, message: Message[Any]) -> list[int]:
+            return handle_plain(number, message)
+
         handlers: dict[str, Any] = {
             "async": handle, "plain": handle_plain,
+            "async single": handle_at_once, "plain single": handle_plain,
             "async batch": handle_batch, "plain batch": handle_plain_batch,
         }  # fmt: skip
         given: dict[str, Any] = {
-            "concurrency": 64 if kind != "plain" else 4, "retry": RETRY, "flow": FLOW,
+            "concurrency": 1 if "single" in kind else 4 if kind == "plain" else 64,
+            "retry": RETRY, "flow": FLOW,
             "batch": 20 if "batch" in kind else None, **options,
         }  # fmt: skip
         declared: Processor[..., Any] = app.processor(

@@ -245,7 +245,10 @@ async def test_answers_are_lost_while_members_come_and_go(
     pipeline.check(stage.anchor, range(400))
 
 
-async def test_what_waits_of_a_lost_partition_is_dropped(stage: Stage, pipeline: Pipeline) -> None:
+@pytest.mark.parametrize("kind", ["async", "async single", "plain single"])
+async def test_what_waits_of_a_lost_partition_is_dropped(
+    stage: Stage, pipeline: Pipeline, kind: Kind
+) -> None:
     """Handled, not stored yet, and lost: whoever owns it handles it again, and publishes it."""
     app = pipeline.app()
     runs = 0
@@ -266,7 +269,7 @@ async def test_what_waits_of_a_lost_partition_is_dropped(stage: Stage, pipeline:
         return call
 
     intercept(app, around)
-    pipeline.declare(app, act=count)
+    pipeline.declare(app, kind, act=count)
     async with app:
         await pipeline.publish(app, range(60))
         await stage.until(lambda: runs >= 60, "handled")
@@ -283,8 +286,9 @@ async def test_what_waits_of_a_lost_partition_is_dropped(stage: Stage, pipeline:
     pipeline.check(stage.anchor, range(60))
 
 
+@pytest.mark.parametrize("kind", ["async", "async single", "plain single"])
 async def test_what_the_log_refuses_becomes_a_dead_letter(
-    stage: Stage, pipeline: Pipeline, caplog: pytest.LogCaptureFixture
+    stage: Stage, pipeline: Pipeline, caplog: pytest.LogCaptureFixture, kind: Kind
 ) -> None:
     app = pipeline.app()
 
@@ -302,7 +306,7 @@ async def test_what_the_log_refuses_becomes_a_dead_letter(
         return call
 
     intercept(app, around)
-    processor = pipeline.declare(app)
+    processor = pipeline.declare(app, kind)
     async with app:
         await pipeline.publish(app, range(40))
         await done(stage, pipeline)

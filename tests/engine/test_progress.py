@@ -356,10 +356,17 @@ class Versus(RuleBasedStateMachine):
     @rule(data=st.data())
     def preview(self, data: st.DataObject) -> None:
         """What would be, if these were settled: seen without settling them."""
-        chosen = data.draw(st.lists(st.sampled_from(sorted(self.flights)), unique=True))
+        chosen = sorted(data.draw(st.sets(st.sampled_from(sorted(self.flights)))))
         before = self.progress.snapshot()
         _, ranges = decode(before.position, before.progress)
-        ahead = self.progress.preview_commit(self.flights[offset] for offset in chosen)
+        settling: list[tuple[FetchedBatch, int, int]] = []
+        for offset in chosen:
+            fetched, index = self.flights[offset]
+            if settling and settling[-1][0] is fetched and settling[-1][2] == index:
+                settling[-1] = (fetched, settling[-1][1], index + 1)  # neighbours are one range
+            else:
+                settling.append((fetched, index, index + 1))
+        ahead = self.progress.preview_commit(settling)
         assert self.progress.snapshot() == before
         _, after = decode(ahead.position, ahead.progress)
         assert self.covered(ahead.position, after) == self.covered(before.position, ranges) | set(

@@ -59,6 +59,11 @@ class Way(NamedTuple):
     whole: bool = False
     """A batch that fails does not say whose fault it was."""
     to: bool = False
+    exactly_once: bool = False
+    suspends: bool = True
+    """An async handler gives up the loop."""
+    filters: bool = True
+    """It has a filter, which keeps an async one off the straight way."""
 
 
 STEPS = st.lists(
@@ -90,6 +95,14 @@ WAYS = [
     Way(asynchronous=True, concurrency=8, to=True),
     Way(asynchronous=True, batch=4),
     Way(asynchronous=True, batch=4, concurrency=3, whole=True),
+    Way(asynchronous=True, filters=False),
+    Way(asynchronous=True, suspends=False, filters=False),
+    Way(to=True, exactly_once=True),
+    Way(to=True, exactly_once=True, concurrency=4),
+    Way(to=True, exactly_once=True, batch=4, whole=True),
+    Way(asynchronous=True, to=True, exactly_once=True, filters=False),
+    Way(asynchronous=True, to=True, exactly_once=True, filters=False, suspends=False),
+    Way(asynchronous=True, to=True, exactly_once=True, filters=False, concurrency=8),
 ]
 
 
@@ -184,7 +197,8 @@ async def run(steps: list[Step], way: Way, *, at_once: bool) -> Outcome:
         return values
 
     async def one_async(value: int, message: Message[int]) -> int:
-        await asyncio.sleep(0)
+        if way.suspends:
+            await asyncio.sleep(0)
         return one(value, message)
 
     async def many_async(values: list[int], messages: list[Message[int]]) -> list[int]:
@@ -198,8 +212,9 @@ async def run(steps: list[Step], way: Way, *, at_once: bool) -> Outcome:
         group="g",
         concurrency=way.concurrency,
         batch=way.batch,
-        filter=lambda value: value < 1_000,
+        filter=(lambda value: value < 1_000) if way.filters else None,
         to=out if way.to else None,
+        exactly_once=way.exactly_once,
         retry=Retry(attempts=ATTEMPTS, delay=1, cap=1),
     )(suspending if way.asynchronous else plain)
     if at_once:
@@ -236,6 +251,10 @@ async def run(steps: list[Step], way: Way, *, at_once: bool) -> Outcome:
 @runs(12)
 @given(steps=STEPS, at_once=st.booleans())
 def test_every_way_comes_to_the_same_end(way: Way, steps: list[Step], at_once: bool) -> None:
+    if not way.filters:
+        steps = [
+            step._replace(kind="tombstone") if step.kind == "filtered" else step for step in steps
+        ]
     found = asyncio.run(run(steps, way, at_once=at_once))
     wanted = expected(steps, way)
     if not way.to:

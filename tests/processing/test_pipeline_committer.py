@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Sequence
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -76,7 +79,8 @@ async def test_what_is_held_is_bounded_while_nothing_can_be_stored() -> None:
     log.close()
 
 
-async def test_large_outputs_are_bounded_and_stored_early() -> None:
+@pytest.mark.parametrize("plain", [False, True])
+async def test_large_outputs_are_bounded_and_stored_early(plain: bool) -> None:
     """Long before ``Flow(commit=)``, when they take up a quarter of ``Flow(bytes=)``."""
     url = f"memory://{uuid4().hex}"
     log = open_log(url)
@@ -100,14 +104,19 @@ async def test_large_outputs_are_bounded_and_stored_early() -> None:
 
     intercept(app, around)
 
-    @app.processor(
-        source, group="g", to=target, exactly_once=True,
-        flow=Flow(bytes=1 << 20, commit=3_600.0),
-    )  # fmt: skip
-    async def swell(number: int) -> bytes:
+    def swell(number: int) -> bytes:
         nonlocal handled
         handled += 1
         return bytes(100_000)
+
+    async def swell_async(number: int) -> bytes:
+        return swell(number)
+
+    handler: Any = swell if plain else swell_async
+    app.processor(
+        source, group="g", to=target, exactly_once=True,
+        flow=Flow(bytes=1 << 20, commit=3_600.0),
+    )(handler)  # fmt: skip
 
     async with app:
         await source.publish_many(range(50))
@@ -119,4 +128,47 @@ async def test_large_outputs_are_bounded_and_stored_early() -> None:
         await until(lambda: stored() >= 48)  # two more take up less than a quarter: they wait
     async with app.connected():
         assert len([each async for each in target.read()]) == 50  # the end waits for nothing
+    log.close()
+
+
+@pytest.mark.parametrize("plain", [False, True])
+async def test_what_came_before_a_handler_that_takes_long_is_stored_meanwhile(plain: bool) -> None:
+    """Its results are taken out of the run that it is part of, while that goes on."""
+    url = f"memory://{uuid4().hex}"
+    log = open_log(url)
+    app = Streams(url)
+    source, target = app.topic("a", int, partitions=1), app.topic("b", int)
+    begun, go_on = threading.Event(), threading.Event()
+    go_on_async = asyncio.Event()
+
+    def plain_handler(number: int) -> int | None:
+        if number == 5:
+            begun.set()
+            go_on.wait(60)
+        return None if number == 3 else number
+
+    async def async_handler(number: int) -> int | None:
+        if number == 5:
+            begun.set()
+            await go_on_async.wait()
+        return None if number == 3 else number
+
+    handler: Any = plain_handler if plain else async_handler
+    processor: Any = app.processor(
+        source, group="g", to=target, exactly_once=True, flow=Flow(commit=0.01)
+    )(handler)
+    processor.pause()
+    async with app:
+        await source.publish_many(range(10))
+        processor.resume()
+        await until(begun.is_set)
+        await until(lambda: log.committed("g", "a").get(0, (0,))[0] == 5)
+        stats = processor.stats()
+        assert stats is not None
+        assert (stats.handled, stats.in_flight) == (5, 5)
+        assert [each.value async for each in target.read()] == [0, 1, 2, 4]
+        go_on.set()
+        go_on_async.set()
+        await until(lambda: log.committed("g", "a")[0].position == 10)
+        assert [each.value async for each in target.read()] == [0, 1, 2, 4, *range(5, 10)]
     log.close()

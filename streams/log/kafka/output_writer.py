@@ -159,7 +159,8 @@ class OutputWriter:
 
         :param group_metadata: the member's, as it is now.
         """
-        counts = {topic: self._metadata.partition_count(topic) for topic, _ in outputs}
+        topics = {topic for topic, _ in outputs}
+        counts = {topic: self._metadata.partition_count(topic) for topic in topics}
         any_topic = next(iter(counts), offsets[0].topic)
         producer = self._usable_producer(any_topic)
         deadline = time.monotonic() + self._timeout
