@@ -62,10 +62,26 @@ class TopicFollower(Generic[T]):
         ranges = resolve_ranges(
             connection.log, topic.name, start, "latest", partition=partition, now=now
         )
-        self.positions: dict[int, int] = {number: each.start for number, each in ranges.items()}
+        self.positions: dict[int, int] = {
+            number: self._existing(number, each.start) for number, each in ranges.items()
+        }
         """Where it goes on, by partition: give it as ``start`` to go on there later."""
         self._goal = {number: each.end for number, each in ranges.items()}
         self._caught_up = asyncio.Event()
+
+    def _existing(self, partition: int, position: int) -> int:
+        """Where to begin: a position that this log does not have says nothing of what stands
+        there, so it is the first message that there is."""
+        log = self._connection.log
+        first, end = log.watermarks(self.topic, partition)
+        if position <= end or position <= log.log_end_offset(self.topic, partition):
+            return position
+        logger.error(
+            "following %s: position %s of partition %d is beyond the log's end: the topic was made "
+            "anew, or the log has lost its end; it is followed from %s",
+            self.topic, log.format_offset(position), partition, log.format_offset(first),
+        )  # fmt: skip
+        return first
 
     @property
     def caught_up(self) -> bool:
@@ -93,12 +109,17 @@ class TopicFollower(Generic[T]):
                     is_reachable = True
                 async with reader, aclosing(aiter(reader)) as messages:  # type: ignore[type-var]
                     last: Message[T] | None = None
-                    async for message in messages:
-                        # Whoever iterates has handled the one before. (A message may be several.)
-                        if last is not None and last.position != message.position:
-                            self.positions[last.partition] = int(last.offset) + 1
-                        last = message
-                        yield message
+                    try:
+                        async for message in messages:
+                            # Who iterates has handled the one before. (A message may be several.)
+                            if last is not None and last.position != message.position:
+                                self._note_handled(last)
+                            last = message
+                            yield message
+                    except Exception:
+                        if last is not None:  # whoever iterates has asked for the next
+                            self._note_handled(last)
+                        raise
                 for number, each in reader.ranges.items():
                     self.positions[number] = max(self.positions[number], each.end)
                 self._note_progress()
@@ -124,6 +145,9 @@ class TopicFollower(Generic[T]):
             key=self._key,
             errors=self._errors,
         )
+
+    def _note_handled(self, message: Message[T]) -> None:
+        self.positions[message.partition] = int(message.offset) + 1
 
     def _note_progress(self) -> None:
         if not self._caught_up.is_set() and all(

@@ -152,9 +152,12 @@ class ViewFamily:
             request, goes_on = self._finished[0]
             await self.registry.decide(self.name, end_retry, request.id, goes_on)
             self._finished.pop(0)
-        for each in self.known.retries:
-            if (version := self.versions.get(each.version)) is not None:
-                version.retries.offer(RetryRequest(each.id, each.partition, each.key))
+        for number, version in self.versions.items():
+            version.retries.offer(
+                RetryRequest(each.id, each.partition, each.key)
+                for each in self.known.retries
+                if each.version == number
+            )
         if not self._app.runtime.runs_processors:
             return
         for number, version in sorted(self.versions.items()):

@@ -92,11 +92,12 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
             logger.info("%s: begins anew, as its documents were deleted", self._name)
             self._begin_anew(list(self._partitions))
         for partition in list(self._partitions.values()):
-            for request in self._retries.take(partition.assignment.partition):
+            requests = self._retries.take(partition.assignment.partition)
+            for at, request in enumerate(requests):
                 try:
                     goes_on = self._retry_document(partition, request.key)
                 except LogError as error:
-                    self._retries.put_back(request)
+                    self._retries.put_back(requests[at:])
                     self._give_up(partition, error)
                     break
                 if goes_on:

@@ -4,7 +4,7 @@ stand still, and begin anew, as the documents were deleted."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 
@@ -44,11 +44,14 @@ class RetryRequests:
         self._is_stale = False
         return True
 
-    def offer(self, request: RetryRequest) -> None:
-        """Have a request carried out, unless that is done or being done."""
+    def offer(self, requests: Iterable[RetryRequest]) -> None:
+        """Have these carried out, unless that is done or being done, and no others."""
         with self._lock:
-            if request.id not in self._taken:
-                self._waiting[request.id] = request
+            listed = {each.id: each for each in requests}
+            self._taken &= listed.keys()
+            for id in self._taken:
+                del listed[id]
+            self._waiting = listed
 
     def take(self, partition: int) -> list[RetryRequest]:
         """The requests for a partition, to be carried out now."""
@@ -61,10 +64,10 @@ class RetryRequests:
                 self._taken.add(each.id)
         return found
 
-    def put_back(self, request: RetryRequest) -> None:
-        """It could not be carried out now."""
+    def put_back(self, requests: Iterable[RetryRequest]) -> None:
+        """They could not be carried out now."""
         with self._lock:
-            self._taken.discard(request.id)
+            self._taken.difference_update(each.id for each in requests)
 
     def done(self, request: RetryRequest, goes_on: bool) -> None:
         """It was carried out."""
