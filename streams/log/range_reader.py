@@ -39,6 +39,18 @@ OffsetRanges = Mapping[int, OffsetRange]
 """By partition, what is to be read of it."""
 
 
+def has_messages(log: Log, topic: str, partition: int, start: int, end: int) -> bool:
+    """Whether there is a message from one position to before another. What stands there may be
+    none: the end of a transaction, for example."""
+    if start >= end:
+        return False
+    reader = log.reader(topic, partition, start, end)
+    try:
+        return reader.read(1) is not None
+    finally:
+        reader.close()
+
+
 def read_batches(
     log: Log, topic: str, partition: int, start: int, end: int, limit: int = READ_LIMIT
 ) -> Iterator[Batch]:

@@ -22,6 +22,7 @@ from streams.engine.dispatcher import READ_AHEAD
 from streams.engine.flow_gate import FlowGate
 from streams.errors import Fatal, LogError, NotFound, TopicMismatch, Unavailable
 from streams.log.protocol import Assignment, Log, Subscription, TopicPartition
+from streams.log.range_reader import has_messages
 from streams.message import Batch, text
 from streams.processing.committer import OffsetCommitter, OwnedPartition, PartitionProgress
 from streams.processing.executor import Executor
@@ -206,8 +207,9 @@ class Poller:
         if executor.running or executor.unconfirmed or dispatcher.has_backlog:
             return "handlers are running"
         for each in list(self._owned.values()):
-            _, end = self._log.watermarks(*each.assignment.topic_partition)
-            if self._has_more(each, end):
+            partition, polled = each.assignment.topic_partition, each.state.progress.polled
+            _, end = self._log.watermarks(*partition)
+            if has_messages(self._log, *partition, polled, end):
                 return "messages were not polled yet"
         if not dispatcher.waiting and self._committer.held().messages:
             return "messages are in hand"  # between two threads, perhaps
@@ -221,18 +223,6 @@ class Poller:
         if self._job.key_parking is not None and (unfinished := self._job.key_parking.unfinished()):
             return unfinished
         return "" if self._job.observer is None else self._job.observer.unfinished()
-
-    def _has_more(self, partition: OwnedPartition, end: int) -> bool:
-        """Whether there are messages before ``end`` that were not polled. What stands there may be
-        none: the end of a transaction, for example."""
-        polled = partition.state.progress.polled
-        if polled >= end:
-            return False
-        reader = self._log.reader(*partition.assignment.topic_partition, polled, end)
-        try:
-            return reader.read(1) is not None
-        finally:
-            reader.close()
 
     def _was_reset(self) -> bool:
         """The group was reset to other positions, and the partitions were not given up here yet: in

@@ -23,7 +23,9 @@ DOCUMENTS = [
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
-        metafunc.parametrize("case", DOCUMENTS, ids=lambda case: case.name)
+        needs = [need for mark in metafunc.definition.iter_markers("needs") for need in mark.args]
+        cases = [case for case in DOCUMENTS if all(case.can(need) for need in needs)]
+        metafunc.parametrize("case", cases, ids=lambda case: case.name)
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ blocks.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
@@ -14,6 +15,10 @@ from streams.eventsourcing.views.keyed_topic import trimmed_below
 from streams.eventsourcing.views.names import keyed_topic_name
 from streams.log.documents import CollectionTotals, DocumentStore
 from streams.log.protocol import Log, TopicPartition
+from streams.log.range_reader import has_messages
+
+STANDS_STILL = 0.5
+"""Real seconds after which a source that does not move is looked at for messages."""
 
 
 class Progress(NamedTuple):
@@ -85,6 +90,11 @@ class VersionTracker:
     def source_ends(self) -> dict[TopicPartition, int]:
         """Where its sources end now."""
         return {each: self.log.watermarks(*each)[1] for each in self.source_partitions()}
+
+    def has_messages(self, source: TopicPartition, start: int, end: int) -> bool:
+        """Whether a partition of a source has a message in this range."""
+        first, _ = self.log.watermarks(*source)
+        return has_messages(self.log, *source, max(start, first), end)
 
     def partitions(self) -> int:
         """How many partitions its documents have; 0: there are none yet."""
@@ -176,6 +186,8 @@ class Coverage:
         self._tracker = tracker
         self._left = {each: position for each, position in positions.items() if position > 0}
         self._partitions = partitions
+        self._standing: dict[TopicPartition, tuple[int, float]] = {}
+        """Where a source was when it was looked at last, and when (monotonic)."""
         self._keyed_left: dict[int, int] | None = None
         """Of a keyed version whose first stage is so far: what its second has to reach."""
         self.written: dict[TopicPartition, int] = {}
@@ -184,6 +196,20 @@ class Coverage:
         self.keyed_ends: dict[int, int] = {}
         """Of a keyed version: where the partitions of its keyed topic that matter ended then. Once
         their documents have come so far, everything below what is ``written`` is in them."""
+
+    def _is_nothing_left(self, source: TopicPartition, position: int, goal: int) -> bool:
+        """There is no message from the position to the goal, so nothing will move the position: the
+        messages were deleted, or what stands there is the end of a transaction. Looked at only
+        where the position stands still."""
+        now = time.monotonic()
+        known, since = self._standing.get(source, (-1, now))
+        if known != position:
+            self._standing[source] = position, now
+            return False
+        if now - since < STANDS_STILL:
+            return False
+        self._standing[source] = position, now
+        return not self._tracker.has_messages(source, position, goal)
 
     def is_reached(self) -> bool:
         """Ask the log (blocks).
@@ -198,9 +224,10 @@ class Coverage:
             else:
                 found = {each: tracker.checkpoint(each[1]) for each in self._left}
             self._left = {
-                each: position
-                for each, position in self._left.items()
-                if found.get(each, 0) < position
+                each: goal
+                for each, goal in self._left.items()
+                if (position := found.get(each, 0)) < goal
+                and not self._is_nothing_left(each, position, goal)
             }
         if self._left:
             return False
