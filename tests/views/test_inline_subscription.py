@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from typing_extensions import override
 
-from streams.errors import Unavailable
+from streams.errors import LogError, TooLarge, Unavailable
+from streams.eventsourcing.views import inline_subscription
 from streams.eventsourcing.views.inline_subscription import (
     Handled,
     InlineSubscription,
+    PartitionCounts,
     PartitionHandler,
 )
 from streams.log.protocol import Assignment
@@ -24,7 +28,7 @@ class Handler(PartitionHandler):
 
     def __init__(self, handled: list[int]) -> None:
         self.handled = handled
-        self.fails = False
+        self.error: LogError | None = None
         self._position = 0
 
     @property
@@ -34,9 +38,9 @@ class Handler(PartitionHandler):
 
     @override
     def handle(self, batch: Batch, start: int) -> Handled:
-        if self.fails:
-            self.fails = False
-            raise Unavailable("cut off")
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
         self.handled += batch.offsets[start:]
         self._position = batch.offsets[-1] + 1
         return Handled(len(batch), None, len(batch) - start)
@@ -70,11 +74,14 @@ class Polled:
             raise Unavailable("cut off")
         self.reassigned += assignments
 
+    def pause(self, assignments: Iterable[Assignment]) -> None: ...
+
 
 class Inline(InlineSubscription[Handler]):
     def __init__(self, polled: Polled) -> None:
         log: Any = None
-        super().__init__(log, "test", {})
+        self.counts: dict[tuple[str, int], PartitionCounts] = {}
+        super().__init__(log, "test", self.counts)
         self.handlers: dict[int, Handler] = {}
         self.handled: dict[int, list[int]] = {}
         self._subscription: Any = polled
@@ -103,7 +110,7 @@ def test_what_was_polled_beside_a_partition_that_is_given_up_is_handled() -> Non
     owned = [Assignment("t", number, number + 1, None, NEVER) for number in range(3)]
     inline.assigned(owned)
     polled.batches = [batch(each, 0, 1) for each in owned]
-    inline.handlers[0].fails = True
+    inline.handlers[0].error = Unavailable("cut off")
     real_poll = polled.poll
 
     def poll_and_cut(limit: int, timeout: float) -> Sequence[Batch]:
@@ -142,3 +149,53 @@ def test_the_poller_is_told_after_an_outage() -> None:
     assert inline.handled == {0: [0, 1]}
     polled.is_cut_off = False
     assert [each.skipped_to for each in inline.poll(100, 0.0)] == [2]
+
+
+def test_a_partition_that_does_not_get_on_is_begun_anew_less_and_less_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it cannot write it will not be able to write the next moment, either; health says so."""
+    now = 1_000.0
+    monkeypatch.setattr(inline_subscription, "time", SimpleNamespace(monotonic=lambda: now))
+    polled = Polled()
+    inline = Inline(polled)
+    owned = [Assignment("t", number, number + 1, None, NEVER) for number in range(2)]
+    inline.assigned(owned)
+    pauses: list[float] = []
+    for _ in range(8):
+        inline.handlers[0].error = TooLarge("a document of 40 MB")
+        polled.batches = [batch(owned[0], 0)]
+        inline.poll(100, 0.0)
+        begun_at = now
+        while not polled.reassigned:
+            inline.poll(100, 0.0)
+            now += 0.5
+        pauses.append(now - begun_at - 0.5)
+        assert polled.reassigned == [owned[0]]
+        polled.reassigned.clear()
+        if len(pauses) > 1:
+            assert "TooLarge" in inline.counts["t", 0].waiting
+        owned[0] = Assignment("t", 0, len(pauses) + 10, None, NEVER)
+        inline.assigned([owned[0]])
+    assert pauses == [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+    polled.batches = [batch(owned[0], 0), batch(owned[1], 0)]
+    inline.poll(100, 0.0)
+    assert inline.handled == {0: [0], 1: [0]}
+    assert inline.counts["t", 0].waiting == ""
+
+
+def test_an_outage_is_not_waited_for_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_000.0
+    monkeypatch.setattr(inline_subscription, "time", SimpleNamespace(monotonic=lambda: now))
+    polled = Polled()
+    inline = Inline(polled)
+    for number in range(6):
+        assignment = Assignment("t", 0, number + 1, None, NEVER)
+        inline.assigned([assignment])
+        inline.handlers[0].error = Unavailable("cut off")
+        polled.batches = [batch(assignment, 0)]
+        inline.poll(100, 0.0)
+        now += 1.0
+        inline.poll(100, 0.0)
+        assert polled.reassigned == [assignment]
+        polled.reassigned.clear()

@@ -1,12 +1,20 @@
-"""Sources with positions at which there is no message: a view does not wait for them."""
+"""Sources with positions at which there is no message, for which a view does not wait; and
+checkpoints that do not fit them."""
 
 from __future__ import annotations
+
+import asyncio
+from typing import Any
 
 import pytest
 from msgspec import Struct
 
-from streams import Retention, Streams, Topic, View
+from streams import Position, Retention, Streams, Topic, View
+from streams.eventsourcing.views.checkpoints import encode_checkpoint
+from streams.log.documents import Checkpoint
 from tests.conformance.stage import Stage
+from tests.eventsourcing.bank import deposit
+from tests.views.bank import Bank, unique
 
 pytestmark = pytest.mark.anyio
 
@@ -91,3 +99,49 @@ async def test_the_end_of_a_transaction_keeps_no_view_from_being_ready(
         assert await view.get_many([f"k{each}" for each in range(5)]) == {
             f"k{each}": Count(1) for each in range(5)
         }
+
+
+async def test_a_checkpoint_beyond_the_log_holds_up_its_own_partition_alone(stage: Stage) -> None:
+    """It begins once the log has what the checkpoint says, or that was put right; health tells."""
+    name = unique()
+    bank = Bank(stage.app(), name)
+    async with bank.app:
+        places: dict[str, Position] = {}
+        for number in range(12):
+            done = await bank.accounts.decide(f"a-{number}", deposit, 1)
+            places[f"a-{number}"] = done.positions[-1]
+            await bank.balances.get(f"a-{number}", wait_for=done)
+    bad = places["a-0"].partition
+    good = next(key for key, place in places.items() if place.partition != bad)
+    anchor: Any = stage.anchor
+    collection = f"{bank.balances.name}.v1"
+
+    def write_checkpoint(checkpoint: Checkpoint) -> None:
+        writer = anchor.documents.claim(collection, bad)
+        writer.write([], checkpoint)
+        writer.close()
+
+    right = await asyncio.to_thread(lambda: anchor.documents.checkpoint(collection, bad))
+    wrong = Checkpoint(right.position + 1_000, encode_checkpoint((right.position + 999, "x"), {}))
+    await asyncio.to_thread(write_checkpoint, wrong)
+    bank = Bank(stage.app(), name)
+    async with bank.app:
+        done = await bank.accounts.decide(good, deposit, 2)
+        found = await bank.balances.get(good, wait_for=done)
+        assert found is not None
+        assert found.cents == 3
+
+        def waiting() -> Any:
+            return bank.app.health().views[collection].waiting
+
+        (reason,) = await stage.until(waiting, "health tells")
+        assert f"/{bad}: CheckpointBeyondLog" in reason
+        assert not bank.app.health().ok
+        await asyncio.to_thread(write_checkpoint, right)
+        done = await bank.accounts.decide("a-0", deposit, 2)
+        found = await bank.balances.get("a-0", wait_for=done)
+        assert found is not None
+        await stage.until(lambda: not waiting(), "it goes on")
+        found = await bank.balances.get("a-0")
+        assert found is not None
+        assert found.cents == 3

@@ -5,7 +5,9 @@ partition's handler at once, and tells the poller only how far it has come. So t
 rest as for any processor: it waits out outages, commits positions, drains and leaves.
 
 A partition whose handler cannot go on at a message *waits* there, and tries again at growing
-intervals. One whose handler failed at the log is given up, and begun anew from what the log says.
+intervals. One whose handler failed at the log is given up, and begun anew from what the log says;
+where it does not get on, at growing intervals, too. So is one that cannot begin, because the log
+has not what its checkpoint says. Other partitions go on meanwhile.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
 from typing_extensions import override
 
-from streams.errors import Fenced, LogError
+from streams.errors import Fenced, LogError, Unavailable
+from streams.eventsourcing.views.checkpoint_check import CheckpointBeyondLog
 from streams.log.protocol import (
     Assignment,
     Log,
     RebalanceListener,
     Subscription,
+    TopicPartition,
 )
 from streams.log.wrapped_subscription import WrappedSubscription, log_with_subscribe
 from streams.message import Batch
@@ -41,6 +45,10 @@ MAX_RETRY_PAUSE = 30.0
 
 WAITING_POLL = 0.05
 """Seconds a poll may block while a partition waits."""
+
+OUTAGE_PAUSE = 1.0
+"""Seconds after which a partition is begun anew that did not get on because of an outage: the
+poller waits for the log as well."""
 
 MAX_STOPPED = 10_000
 """Keys of a partition's documents that stand still which are kept, about."""
@@ -112,6 +120,17 @@ class SkippedBatch(Batch):
         self.skipped_to = position
 
 
+class _Setback(NamedTuple):
+    """A partition was given up.
+
+    :param position: where its handler was; -1: it had not begun.
+    :param pause: seconds until it was begun anew.
+    """
+
+    position: int
+    pause: float
+
+
 H = TypeVar("H", bound=PartitionHandler)
 
 
@@ -141,8 +160,12 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
         self._name = name
         self._counts = counts
         self._partitions: dict[Assignment, OpenPartition[H]] = {}
-        self._given_up: list[Assignment] = []
-        """To be assigned anew."""
+        self._given_up: dict[Assignment, float] = {}
+        """To be assigned anew, and when (on :func:`time.monotonic`)."""
+        self._setbacks: dict[TopicPartition, _Setback] = {}
+        """Partitions that were given up and did not get on since."""
+        self._not_begun: list[Assignment] = []
+        """Those of them that are to be paused: while they are assigned that cannot be."""
         self._told: list[Batch] = []
         """What the poller is to be told of, at the end of a poll that raises nothing."""
         self._listener: RebalanceListener = cast(Any, None)
@@ -179,17 +202,32 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         """Listener: begin with these."""
         begun: list[OpenPartition[H]] = []
+        refused: dict[Assignment, LogError] = {}
         try:
-            begun.extend(OpenPartition(each, self._begin(each)) for each in assignments)
-            self._listener.assigned(assignments)
+            for each in assignments:
+                try:
+                    begun.append(OpenPartition(each, self._begin(each)))
+                except CheckpointBeyondLog as error:
+                    refused[each] = error
+            self._listener.assigned([each.assignment for each in begun])
         except BaseException:
-            for each in begun:
-                each.handler.close()
+            for partition in begun:
+                partition.handler.close()
             raise
-        for each in begun:
-            self._partitions[each.assignment] = each
-            counts = self._counts.setdefault(each.assignment.topic_partition, PartitionCounts(0))
-            counts.position, counts.waiting = each.handler.position, ""
+        for partition in begun:
+            assignment = partition.assignment
+            self._partitions[assignment] = partition
+            counts = self._counts_of(assignment)
+            counts.position = partition.handler.position
+            setback = self._setbacks.get(assignment.topic_partition)
+            if setback is None or not setback.pause:
+                counts.waiting = ""
+        for assignment, reason in refused.items():
+            self._set_back(assignment, -1, reason)
+            self._not_begun.append(assignment)
+
+    def _counts_of(self, assignment: Assignment) -> PartitionCounts:
+        return self._counts.setdefault(assignment.topic_partition, PartitionCounts(0))
 
     def revoked(self, assignments: Sequence[Assignment]) -> None:
         """Listener: these go elsewhere."""
@@ -206,7 +244,8 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
             partition = self._partitions.pop(assignment, None)
             if partition is not None:
                 partition.handler.close()
-                self._counts[assignment.topic_partition].waiting = ""
+            if partition is not None or self._given_up.pop(assignment, None) is not None:
+                self._counts_of(assignment).waiting = ""
 
     # -- polling
 
@@ -257,6 +296,7 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
                 f"{count_with_noun(len(found.stopped), 'document')} stopped",
             )  # fmt: skip
         if found.error is None:
+            self._setbacks.pop(assignment.topic_partition, None)
             if counts.waiting:
                 logger.warning("%s: partition %d goes on", self._name, assignment.partition)
             counts.waiting, partition.pause = "", RETRY_PAUSE
@@ -291,21 +331,47 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
 
     def _give_up(self, partition: OpenPartition[H], error: LogError) -> None:
         """Nobody knows what stands in the log: begin anew from what it says."""
+        assignment = partition.assignment
+        self.lost([assignment])
+        self._set_back(assignment, partition.handler.position, error)
+        if self._setbacks[assignment.topic_partition].pause:
+            self._subscription.pause([assignment])
+
+    def _set_back(self, assignment: Assignment, position: int, error: LogError) -> None:
+        """Have a partition assigned again, as it then is: at the next poll, or later where it has
+        not got on since it was begun anew the last time."""
+        before = self._setbacks.get(assignment.topic_partition)
+        pause, reason = 0.0, ""
+        if position < 0 or (before is not None and before.position == position):
+            longest = OUTAGE_PAUSE if isinstance(error, Unavailable) else MAX_RETRY_PAUSE
+            pause = min(longest, max(RETRY_PAUSE, 2 * before.pause if before else 0.0))
+            reason = shorten(describe_error(error), 300)
+        self._setbacks[assignment.topic_partition] = _Setback(position, pause)
+        self._given_up[assignment] = time.monotonic() + pause
         level = logger.info if isinstance(error, Fenced) else logger.warning
-        level("%s: partition %d begins anew: %s", self._name, partition.assignment.partition,
-              error)  # fmt: skip
-        self._begin_anew([partition.assignment])
+        level(
+            "%s: partition %d begins anew%s: %s", self._name, assignment.partition,
+            f" in {pause:g} s" if pause else "", error,
+        )  # fmt: skip
+        self._counts_of(assignment).waiting = reason
 
     def _begin_anew(self, assignments: Sequence[Assignment]) -> None:
         """Have partitions assigned again, as they then are, at the next poll."""
         self.lost(assignments)
-        self._given_up += assignments  # not here: it may raise, and the rest is to be handled
+        for each in assignments:  # not here: it may raise, and the rest is to be handled
+            self._given_up[each] = time.monotonic()
 
     def _reassign(self) -> None:
         """:raises Unavailable: the log cannot be reached; it is tried again at the next poll."""
-        if self._given_up:
-            self._subscription.reassign(list(self._given_up))
-            self._given_up.clear()
+        if self._not_begun:
+            self._subscription.pause([each for each in self._not_begun if each in self._given_up])
+            self._not_begun.clear()
+        now = time.monotonic()
+        due = [each for each, when in self._given_up.items() if when <= now]
+        if due:
+            self._subscription.reassign(due)
+            for each in due:
+                self._given_up.pop(each, None)
 
     # -- what else it changes
 
