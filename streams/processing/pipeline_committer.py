@@ -158,14 +158,36 @@ class PipelineCommitter(OffsetCommitter):
         wanted = {
             each.assignment: each for each in partitions if each.assignment not in self._doubtful
         }
+        postponed: list[AnyEntry] = []
+        ends: dict[PartitionState, int] = {}
+        try:
+            return self._store_all(subscription, wanted, postponed, ends)
+        finally:
+            self._outputs.put_back(postponed)
+
+    def _store_all(
+        self,
+        subscription: Subscription,
+        wanted: Mapping[Assignment, OwnedPartition],
+        postponed: list[AnyEntry],
+        ends: dict[PartitionState, int],
+    ) -> bool:
+        """Store in as many steps as it takes.
+
+        :param postponed: is given the entries that have to wait. They stay aside until the end, as
+            those behind them may be what they wait for.
+        :param ends: is given, of each partition with entries that wait, the first of their offsets.
+        """
         found_something = False
         while True:
             limit = subscription.outputs_limit or self._at_once
             entries, is_all = self._outputs.take(self._owned, wanted, limit)
-            commits, stored, postponed = self._prepare(entries, wanted)
+            commits, stored, waiting = self._prepare(entries, wanted, ends)
             if not commits:
-                self._outputs.put_back(postponed)
-                return found_something
+                postponed += waiting
+                if is_all:
+                    return found_something
+                continue
             found_something = True
             began = perf_counter()
             try:
@@ -173,56 +195,62 @@ class PipelineCommitter(OffsetCommitter):
                     [record for entry in stored for record in entry.outgoing], commits
                 )
             except OutputsRefused as error:
-                remaining = self._without_refused(stored, error)
-                self._outputs.put_back([*remaining, *postponed])
+                try:
+                    entries = [*self._without_refused(stored, error), *waiting]
+                finally:
+                    self._outputs.put_back(entries)
                 continue
             except OutcomeUnknown:
                 self._doubtful += [each.assignment for each in commits]
-                self._outputs.put_back(postponed)
+                self._outputs.put_back(waiting)
                 raise
             except BaseException:
                 self._outputs.put_back(entries)
                 raise
-            self._outputs.put_back(postponed)
+            postponed += waiting
             self._stored(stored, commits)
             self._record_commit(began)
             if is_all:
                 return True
 
     def _prepare(
-        self, entries: Sequence[AnyEntry], wanted: Mapping[Assignment, OwnedPartition]
+        self,
+        entries: Sequence[AnyEntry],
+        wanted: Mapping[Assignment, OwnedPartition],
+        ends: dict[PartitionState, int],
     ) -> tuple[list[Commit], list[AnyEntry], list[AnyEntry]]:
-        """What to commit of the partitions, which entries go with it, and which wait."""
+        """What to commit of the partitions, which entries go with it, and which wait.
+
+        :param ends: where entries begin that wait. Nothing behind that is stored, even if there is
+            room by now: a message's outputs would overtake those that wait already.
+        """
+        candidates, behind = _split(entries, ends)
         by_state: defaultdict[PartitionState, list[SettledRange]] = defaultdict(list)
-        for entry in entries:
+        for entry in candidates:
             settling = by_state[entry.state]
             if entry.settles:
                 settling.append(entry.settled_range)
-        commits: list[Commit] = []
-        ends: dict[PartitionState, int] = {}
+        snapshots: list[tuple[OwnedPartition, Committed]] = []
+        cut: dict[PartitionState, int] = {}
         with self._progress_lock:
-            for assignment, partition in wanted.items():
+            for partition in wanted.values():
                 state = partition.state
                 found = state.progress.preview_commit(by_state.get(state, ()))
-                self._note_size(assignment, found)
+                self._note_size(partition.assignment, found)
                 if not found.complete:
-                    ends[state] = _covered(found)
-                snapshot = Committed(found.position, found.progress)
-                if state in by_state or snapshot != partition.committed:
+                    cut[state] = _covered(found)
+                snapshots.append((partition, Committed(found.position, found.progress)))
+            stored, waiting = _split(candidates, cut)
+            for entry in waiting:
+                ends[entry.state] = min(entry.offset, ends.get(entry.state, entry.offset))
+            changed = {entry.state for entry in stored}
+            commits: list[Commit] = []
+            for partition, snapshot in snapshots:
+                state = partition.state
+                if state in changed or snapshot != partition.committed:
                     state.snapshot_version += 1
-                    commits.append(Commit(assignment, *snapshot, state.snapshot_version))
-        if not ends:
-            return commits, list(entries), []
-        stored: list[AnyEntry] = []
-        postponed: list[AnyEntry] = []
-        for entry in entries:
-            end = ends.get(entry.state)
-            if end is None:
-                stored.append(entry)
-                continue
-            for each in entry.single_entries():
-                (postponed if each.settles and each.offset >= end else stored).append(each)
-        return commits, stored, postponed
+                    commits.append(Commit(state.assignment, *snapshot, state.snapshot_version))
+        return commits, stored, [*waiting, *behind]
 
     def _stored(self, entries: Sequence[AnyEntry], commits: Sequence[Commit]) -> None:
         self._outputs.count_stored(sum(len(entry.outgoing) for entry in entries))
@@ -317,6 +345,24 @@ class PipelineCommitter(OffsetCommitter):
     def _held(self) -> Unsettled:
         held = super()._held()
         return held._replace(bytes=held.bytes + self._outputs.bytes)
+
+
+def _split(
+    entries: Sequence[AnyEntry], ends: Mapping[PartitionState, int]
+) -> tuple[list[AnyEntry], list[OutputEntry]]:
+    """Those that may be stored, and those whose messages stand behind an end."""
+    if not ends:
+        return list(entries), []
+    before: list[AnyEntry] = []
+    behind: list[OutputEntry] = []
+    for entry in entries:
+        end = ends.get(entry.state)
+        if end is None:
+            before.append(entry)
+            continue
+        for each in entry.single_entries():
+            (behind if each.settles and each.offset >= end else before).append(each)
+    return before, behind
 
 
 def _covered(found: Snapshot) -> int:
