@@ -77,6 +77,8 @@ class PartitionLifecycle:
         """Set once there is one."""
         self.restarting: dict[Assignment, float] = {}
         """Assignments that were let go of and are to be begun again, and when (monotonic)."""
+        self._last_deadline = float("inf")
+        """Until when handlers are waited for at the end of all (monotonic)."""
         self.rebalances = 0
         self.losses = 0
         self.rejected = 0
@@ -179,14 +181,21 @@ class PartitionLifecycle:
     # -- waiting for handlers
 
     def drain(self, states: Sequence[PartitionState] | None) -> None:
-        """Wait for what runs, up to the drain deadline; then cancel what can be cancelled."""
+        """Wait for what runs, up to the drain deadline; then cancel what can be cancelled.
+
+        :param states: None: of all, for good; the partitions that are given up after that have no
+            other deadline.
+        """
         executor, limit = self._executor, self._job.flow.drain
-        deadline = self._now() + limit
+        deadline = min(self._now() + limit, self._last_deadline)
+        if states is None:
+            self._last_deadline = deadline
         while not executor.wait_idle(states, min(deadline, self._now() + KEEP_ALIVE_EVERY)):
             if executor.fatal is not None:
                 return
             if self._now() >= deadline or executor.impatient:
-                if not executor.cancel(states):
+                told = states is not None and self._last_deadline < float("inf")
+                if not executor.cancel(states) and not told:
                     logger.warning(
                         "%s: handlers outlived the drain deadline of %g s; their messages will be "
                         "handled again",

@@ -105,6 +105,26 @@ async def test_handlers_that_swallow_their_cancellation_end_with_the_app() -> No
     assert left() == []
 
 
+async def test_a_plain_handler_that_outlives_the_drain_is_waited_for_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The partitions that are given up at the end have no deadline of their own."""
+    app, begun, go_on = Streams("memory://"), threading.Event(), threading.Event()
+    topic = app.topic("t", int)
+
+    @app.processor(topic, group="g", flow=Flow(drain=0.05))
+    def handle(value: int) -> None:
+        begun.set()
+        go_on.wait()
+
+    async with app:
+        await topic.publish(1)
+        await until(begun.is_set)
+    go_on.set()
+    told = [each for each in caplog.messages if "outlived the drain deadline" in each]
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize("asynchronous", [True, False])
 async def test_resuming_does_not_restart_an_app_that_ends(asynchronous: bool) -> None:
     app, begun, go = Streams("memory://"), list[int](), threading.Event()
