@@ -57,11 +57,17 @@ class MemberLocks:
         self._lock = threading.Lock()
         self._warned = False
 
-    def acquire(self, number: int) -> None:
-        """Hold the lock of member ``number`` until :meth:`release` or the end of this process."""
+    def acquire(self, number: int) -> bool:
+        """Hold the lock of member ``number`` until :meth:`release` or the end of this process.
+
+        :returns: False if another member holds it, of this process or another: the number cannot
+            be used. Where locks do not work, True.
+        """
         with self._lock:
+            if number in self._held or self._try_lock(number) is False:
+                return False
             self._held.add(number)
-            self._try_lock(number)
+            return True
 
     def release(self, number: int) -> None:
         """Member ``number`` has left."""

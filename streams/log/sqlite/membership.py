@@ -36,10 +36,12 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from streams.errors import TopicMismatch
+from streams.errors import TopicMismatch, Unavailable
 from streams.log.membership import INFINITY, Lease, Member, StalenessTracker, plan
 from streams.log.names import member_fenced_error, topic_not_found
 from streams.log.protocol import Assignment, Committed, StaticMember, TopicPartition
@@ -67,8 +69,20 @@ _MAX_EPOCH = 1 << 53
 """No epoch comes near it: a greater one is damage, and counted anew."""
 
 
+_MAX_HELD_NUMBERS = 1_000
+"""So many numbers are passed over because somebody holds their locks, before a member gives up."""
+
+
+@dataclass(slots=True)
+class _OwnNumber:
+    """The number of this member's row, as a transaction sees it."""
+
+    number: int
+
+
 class OwnershipChanges(NamedTuple):
-    """What follows from a member's step, in the order in which the listener is told."""
+    """What follows from a member's step, in the order in which the listener is told. Nothing is
+    acquired in a step that releases something."""
 
     lost: list[Assignment]
     release: list[Assignment]
@@ -117,11 +131,11 @@ class Membership:
 
         :raises NotFound: one of the topics does not exist.
         """
-        with self._database.write() as db:
+        with self._write() as (db, own):
             if self._static_name:
-                self._take_over_name(db)
+                self._take_over_name(db, own)
             else:
-                self._insert_member(db)
+                self._insert_member(db, own)
         self._notify_group()
 
     def heartbeat(self) -> None:
@@ -129,7 +143,7 @@ class Membership:
         sent = self._clock.monotonic()
         with self._database.write(self._terms.safety_margin) as db:
             self._renew_row(db, sent)
-            owned_epochs = self._owned_epochs(db)
+            owned_epochs = self._owned_epochs(db, self._number)
         self._extend_validity(owned_epochs, sent)
 
     def heartbeat_and_plan(self, timeout: float) -> OwnershipChanges:
@@ -143,16 +157,16 @@ class Membership:
         sent = self._clock.monotonic()
         release: list[Assignment] = []
         acquired: dict[Assignment, int] = {}
-        with self._database.write(timeout) as db:
+        with self._write(timeout) as (db, own):
             changed = not self._renew_row(db, sent)
             if changed:
                 self._check_fenced(db)
-                self._insert_member(db)
-            changed |= self._delete_dead_members(db)
-            changed |= self._release_owned(db, self._releasing)
-            owned_epochs = self._owned_epochs(db)
+                self._insert_member(db, own)
+            changed |= self._delete_dead_members(db, own.number)
+            changed |= self._release_owned(db, own.number, self._releasing)
+            owned_epochs = self._owned_epochs(db, own.number)
             if changed or self._stored_generation(db) != self.generation:
-                release, acquired = self._plan(db, owned_epochs, sent)
+                release, acquired = self._plan(db, own.number, owned_epochs, sent)
             generation = self._stored_generation(db)
         self.generation = generation
         self.commits.was_refused = False
@@ -172,7 +186,7 @@ class Membership:
         for assignment in assignments:
             assignment.valid_until = EXPIRED
         with self._database.write() as db:
-            self._release_owned(db, assignments)
+            self._release_owned(db, self._number, assignments)
         self._discard_owned(assignments)
         self._notify_group()
 
@@ -197,17 +211,56 @@ class Membership:
             is_running(row, self._clock, self._locks) and has_comparable_expiry(row, self._clock)
             for row in self._other_members
         ):
-            self._other_members = self._read_other_members(db)
+            self._other_members = self._read_other_members(db, self._number)
         self._staleness.observe(time.monotonic())
         return any(self._is_dead(row) for row in self._other_members)
 
     # -- inside a transaction
 
-    def _read_other_members(self, db: SqliteConnection) -> list[MemberRow]:
-        rows = member_rows(db, self.group)
-        return [row for row in rows if row.number != self._number]
+    @contextmanager
+    def _write(
+        self, timeout: float | None = None
+    ) -> Generator[tuple[SqliteConnection, _OwnNumber]]:
+        """A transaction in which this member may get a new row, and with it a new number.
 
-    def _insert_member(self, db: SqliteConnection) -> None:
+        The new number counts once the row is in the file. If the transaction fails, somebody else
+        gets that number: its lock is free again, and this member keeps the number it had.
+        """
+        own = _OwnNumber(self._number)
+        try:
+            with self._database.write(timeout, lambda: self._adopt_number(own.number)) as db:
+                yield db, own
+        except BaseException:
+            if own.number != self._number:
+                self._locks.release(own.number)
+            raise
+
+    def _adopt_number(self, number: int) -> None:
+        if number != self._number:
+            self._locks.release(self._number)
+            self._number = self.commits.member_number = number
+
+    def _read_other_members(self, db: SqliteConnection, own_number: int) -> list[MemberRow]:
+        return [row for row in member_rows(db, self.group) if row.number != own_number]
+
+    def _next_number(self, db: SqliteConnection) -> int:
+        """A number for a new row; its lock is held before anybody can see the row.
+
+        A number whose lock somebody holds is passed over: once that lock is dropped, the member
+        with this number would be taken for dead.
+        """
+        for _ in range(_MAX_HELD_NUMBERS):
+            ((number,),) = db.fetch_rows(
+                "UPDATE streams_meta SET value = value + 1 WHERE name = 'members' RETURNING value"
+            )
+            if self._locks.acquire(number):
+                return int(number)
+        raise Unavailable(
+            f"{self._database.path}-members: the locks of {_MAX_HELD_NUMBERS} numbers of members "
+            f"up to {number} are held; end the program that has locked the file"
+        )
+
+    def _insert_member(self, db: SqliteConnection, own: _OwnNumber) -> None:
         existing = db.fetch_rows(
             "SELECT name FROM streams_topics WHERE name IN (SELECT value FROM json_each(?))",
             (json.dumps(self._topics),),
@@ -215,23 +268,18 @@ class Membership:
         missing = set(self._topics) - {name for (name,) in existing}
         if missing:
             raise topic_not_found(min(missing))
-        self._locks.release(self._number)
-        ((self._number,),) = db.fetch_rows(
-            "UPDATE streams_meta SET value = value + 1 WHERE name = 'members' RETURNING value"
-        )
-        self.commits.member_number = self._number
-        self._locks.acquire(self._number)  # before anybody can see the row
+        own.number = self._next_number(db)
         db.execute(
             "INSERT INTO streams_groups (name, window) VALUES (?1, ?2)"
             " ON CONFLICT DO UPDATE SET window = CASE WHEN EXISTS"
             ' (SELECT 1 FROM streams_members WHERE "group" = ?1) THEN max(window, ?2) ELSE ?2 END',
             (self.group, self._trim_margin),
         )
-        id = self._static_name or f"{socket.gethostname()}-{os.getpid()}-{self._number}"
+        id = self._static_name or f"{socket.gethostname()}-{os.getpid()}-{own.number}"
         group, topics, *rest = self._row_values(self._clock.monotonic())
         db.execute(
             "INSERT INTO streams_members VALUES (?, ?, ?, ?, ?, ?)",
-            (self._number, group, id, topics, *rest),
+            (own.number, group, id, topics, *rest),
         )
         bump_generation(db, self.group)
 
@@ -240,22 +288,22 @@ class Membership:
         expiry = self._terms.expiry(now)
         return self.group, json.dumps(self._topics), expiry, timeline_of(self._clock)
 
-    def _take_over_name(self, db: SqliteConnection) -> None:
+    def _take_over_name(self, db: SqliteConnection, own: _OwnNumber) -> None:
         """Join, and replace the member that has this one's name."""
         rows = member_rows(db, self.group)
-        self._insert_member(db)
+        self._insert_member(db, own)
         for row in rows:
             if row.id == self._static_name:
                 db.execute("DELETE FROM streams_members WHERE no = ?", (row.number,))
                 db.execute(
                     "UPDATE streams_places SET owner = ?, epoch = epoch + 1"
                     ' WHERE "group" = ? AND owner = ?',
-                    (self._number, self.group, row.number),
+                    (own.number, self.group, row.number),
                 )
 
     def _check_fenced(self, db: SqliteConnection) -> None:
         """This member's row is gone: raise, if that is because another process has its name."""
-        rows = self._read_other_members(db) if self._static_name else []
+        rows = self._read_other_members(db, self._number) if self._static_name else []
         if any(row.id == self._static_name for row in rows):
             raise member_fenced_error(self.group, self._static_name)
 
@@ -268,9 +316,9 @@ class Membership:
         )
         return db.changes() > 0
 
-    def _delete_dead_members(self, db: SqliteConnection) -> bool:
+    def _delete_dead_members(self, db: SqliteConnection, own_number: int) -> bool:
         """Delete the members that are dead; whether there were any."""
-        rows = self._read_other_members(db)
+        rows = self._read_other_members(db, own_number)
         dead = [row for row in rows if self._is_dead(row)]
         for row in dead:
             delete_member(db, self.group, row.number)
@@ -289,28 +337,32 @@ class Membership:
         suspected = self._suspected_since.setdefault(row.number, time.monotonic())
         return time.monotonic() - suspected >= SUSPICION_SECONDS
 
-    def _release_owned(self, db: SqliteConnection, assignments: Iterable[Assignment]) -> bool:
+    def _release_owned(
+        self, db: SqliteConnection, own_number: int, assignments: Iterable[Assignment]
+    ) -> bool:
         """Release these; whether there were any."""
         owned = self.partition_numbers
-        return self._release_numbers(db, [owned[a] for a in assignments if a in owned])
+        return self._release_numbers(db, own_number, [owned[a] for a in assignments if a in owned])
 
-    def _release_numbers(self, db: SqliteConnection, numbers: Sequence[int]) -> bool:
+    def _release_numbers(
+        self, db: SqliteConnection, own_number: int, numbers: Sequence[int]
+    ) -> bool:
         if numbers:
             db.execute(
                 'UPDATE streams_places SET owner = NULL WHERE "group" = ? AND owner = ?'
                 " AND no IN (SELECT value FROM json_each(?))",
-                (self.group, self._number, json.dumps(numbers)),
+                (self.group, own_number, json.dumps(numbers)),
             )
             bump_generation(db, self.group)
         return bool(numbers)
 
-    def _owned_epochs(self, db: SqliteConnection) -> dict[int, int]:
+    def _owned_epochs(self, db: SqliteConnection, own_number: int) -> dict[int, int]:
         """The epochs of what the file says is ours, by partition number."""
         return dict(
             db.fetch_json(
                 "SELECT json_group_array(json_array(no, iif(typeof(epoch) = 'integer', epoch, 0)))"
                 ' FROM streams_places WHERE "group" = ? AND owner = ?',
-                (self.group, self._number),
+                (self.group, own_number),
             )
         )
 
@@ -324,7 +376,7 @@ class Membership:
         return int(rows[0][0]) if rows else -1
 
     def _plan(
-        self, db: SqliteConnection, owned_epochs: dict[int, int], sent: float
+        self, db: SqliteConnection, own_number: int, owned_epochs: dict[int, int], sent: float
     ) -> tuple[list[Assignment], dict[Assignment, int]]:
         """What to release, and what was just acquired, with its partitions' numbers."""
         rows = member_rows(db, self.group)
@@ -353,7 +405,7 @@ class Membership:
                     Lease(str(owner), epoch, INFINITY) if is_owned else Lease("", epoch, -INFINITY)
                 )
         result = plan(
-            str(self._number),
+            str(own_number),
             sent,
             [Member(str(number), names, INFINITY) for number, names in topics.items()],
             {topic: len(topic_numbers) for topic, topic_numbers in numbers.items()},
@@ -361,13 +413,17 @@ class Membership:
             {partitions_by_number[number] for number in held if number in partitions_by_number},
         )
         released = [numbers[topic][partition] for topic, partition in result.release]
-        self._release_numbers(db, [number for number in released if number not in held])
+        inherited = [number for number in released if number not in held]
+        self._release_numbers(db, own_number, inherited)
         release = [held[number] for number in released if number in held]
-        return release, self._acquire(db, result.acquire, numbers, sent)
+        if release:  # what can be acquired is still there after that
+            return release, {}
+        return [], self._acquire(db, own_number, result.acquire, numbers, sent)
 
     def _acquire(
         self,
         db: SqliteConnection,
+        own_number: int,
         wanted: Mapping[TopicPartition, int],
         numbers: Mapping[str, list[int]],
         sent: float,
@@ -380,13 +436,13 @@ class Membership:
             'INSERT INTO streams_places ("group", no, epoch, owner)'
             " SELECT ?, value ->> 0, value ->> 1, ? FROM json_each(?) WHERE true"
             " ON CONFLICT DO UPDATE SET epoch = excluded.epoch, owner = excluded.owner",
-            (self.group, self._number, json.dumps(epochs)),
+            (self.group, own_number, json.dumps(epochs)),
         )
         rows = db.fetch_json(
             "SELECT json_group_array(json_array(no, iif(typeof(position) = 'blob', hex(position),"
             " position), iif(typeof(progress) = 'text', hex(progress), ''))) FROM streams_places"
             ' WHERE "group" = ? AND owner = ? AND position IS NOT NULL',
-            (self.group, self._number),
+            (self.group, own_number),
         )
         committed: dict[int, Committed] = {}
         for number, position, progress in rows:
@@ -401,7 +457,7 @@ class Membership:
             committed[number] = Committed(position, progress)
         # The member gets a position beyond its log's end as it is, and it is reset here: otherwise
         # what is committed from now on would count as older.
-        db.execute(_RESET_BEYOND_END, (self.group, self._number))
+        db.execute(_RESET_BEYOND_END, (self.group, own_number))
         valid_until = self._terms.valid_until(sent)
         return {
             Assignment(*each, wanted[each], committed.get(number), valid_until): number

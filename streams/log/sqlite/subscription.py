@@ -184,8 +184,8 @@ class SqliteSubscription(Subscription):
             if self._changes.has_changed(self._connection):
                 self._is_current = False
         if not self._is_current:
-            self._is_current = True
             self._refresh_ends()
+            self._is_current = True
         if now >= self._liveness_check_due:
             self._liveness_check_due = now + _LIVENESS_INTERVAL
             if self._membership.has_dead_members(self._connection):
@@ -263,6 +263,7 @@ class SqliteSubscription(Subscription):
             try:
                 self._listener.revoked(changes.release)
             finally:
+                self._plan_due = float("-inf")  # others may be acquired now
                 self._membership.release(changes.release)
         if changes.acquired:
             for assignment in changes.acquired:
@@ -274,6 +275,10 @@ class SqliteSubscription(Subscription):
                 self._remove(changes.acquired)
                 self._membership.release(changes.acquired)
                 raise
+            for assignment in changes.acquired:
+                self._owned[assignment].position = assignment.position
+            self._end_offsets.clear()
+            self._is_current = False
             # What was trimmed may still be in the file, within a block.
             first_offsets: dict[int, int] = dict(
                 self._connection.fetch_json(
@@ -284,8 +289,7 @@ class SqliteSubscription(Subscription):
             )
             for assignment in changes.acquired:
                 owned = self._owned[assignment]
-                owned.position = max(assignment.position, first_offsets.get(owned.number, 0))
-            self._end_offsets.clear()
+                owned.position = max(owned.position, first_offsets.get(owned.number, 0))
             self._refresh_ends()
 
     def _remove(self, assignments: Iterable[Assignment]) -> None:
