@@ -318,6 +318,8 @@ class PartitionScheduler:
         """Records that were received while a scan runs."""
         self._resume_after: DueEntry | None = None
         """What was due before this is over."""
+        self._resume_below = 0
+        """... if it stands below this position: what is behind was not known."""
         self._batch_size = DELIVERY_BATCH
         self._committed_floor = -1
         self._floor_committed_at = float("-inf")
@@ -351,7 +353,7 @@ class PartitionScheduler:
             while not self.stopped:
                 await self._retry_outages(self._scan)
                 await self._deliver_due()
-                self._resume_after = self.index.horizon
+                self._resume_after, self._resume_below = self.index.horizon, self._known_end
         except asyncio.CancelledError:
             if not self.stopped:
                 raise
@@ -383,7 +385,7 @@ class PartitionScheduler:
         self._scheduler.counters.scans += 1
         start, end = await run_in_thread(self._scan_range)
         self._scanned_end = self._known_end = max(end, self._known_end)
-        self.index.reset(self._resume_after, self._scanned_end)
+        self.index.reset(self._resume_after, self._resume_below)
         self._scan_bounded.set()
         source = self._scan_log(start, self._scanned_end)
         while (chunk := await run_in_thread(next, source, None)) is not None:

@@ -256,6 +256,38 @@ async def test_what_is_known_is_bounded_and_the_rest_is_found_again(stage: Stage
     assert delays.stats().scans > 3
 
 
+async def test_what_arrives_when_the_log_is_looked_at_again_is_delivered(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More wait than are known, so those that are due last are dropped. When what was known is
+    delivered, and before the log is read again, another process appends what is due at once."""
+    app, other = stage.app(), stage.app()
+    topic = stage.topic(app, partitions=1)
+    delays = delays_of(stage, app, pending=1)
+    elsewhere, same_topic = delays_of(stage, other), stage.topic(other, partitions=1)
+    await handled_by(stage, app, topic)
+    loop, scans = asyncio.get_running_loop(), 0
+    scan_range = scheduler.PartitionScheduler._scan_range
+
+    def append_first(partition: scheduler.PartitionScheduler) -> tuple[int, int]:
+        nonlocal scans
+        scans += 1
+        if scans == 2:
+            late = elsewhere.publish(same_topic, 2, delay=0)
+            asyncio.run_coroutine_threadsafe(late, loop).result()
+        return scan_range(partition)
+
+    monkeypatch.setattr(scheduler.PartitionScheduler, "_scan_range", append_first)
+    async with other.connected():
+        await elsewhere.publish(same_topic, 1, delay=0)
+        for far in range(4):
+            await elsewhere.publish(same_topic, 10 + far, delay=DAY + far)
+        async with app:
+            await stage.handled(2)
+            await stage.until(lambda: delays.stats().delivered == 2, "marked")
+    assert stage.seen.values == [1, 2]
+
+
 async def test_what_makes_no_sense_is_refused(stage: Stage) -> None:
     app, other = stage.app(), stage.app()
     topic = stage.topic(app, partitions=1)
