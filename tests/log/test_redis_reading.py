@@ -11,6 +11,7 @@ import redis
 from streams.log.events import Appended
 from streams.log.range_reader import read_batches
 from streams.log.redis import RedisLog, reader
+from streams.log.redis.keys import PartitionKeys, entry_id
 from tests.conformance.histories import append as histories_append
 from tests.conformance.histories import grow
 from tests.log.redis_support import Member, Proxy, append, name, open_redis, record
@@ -101,6 +102,30 @@ def test_a_reader_survives_a_cut_connection(log: RedisLog, address: RedisAddress
             proxy.cut_all()
         assert read == values
         cut.close()
+
+
+def test_what_comes_just_before_the_end_is_looked_for_is_read(
+    log: RedisLog, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader whose end is beyond the stream's finds nothing; before it asks where the stream
+    ends, a message comes, and one beyond the reader's end."""
+    topic = log.create_topic(name("topic"), 1).name
+    (first,) = append(log, topic, [b"first"])
+    end = first.offset + (3_600_000 << 64)
+    stream_info = reader.OffsetLookup.stream_info
+    come: list[bytes] = []
+
+    def append_before(lookup: reader.OffsetLookup, keys: PartitionKeys) -> Any:
+        if not come:
+            come.append(b"within")
+            append(log, topic, come)
+            ((_, fields),) = client.xrange(topic, count=1)
+            client.xadd(topic, fields, id=entry_id(end))
+        return stream_info(lookup, keys)
+
+    monkeypatch.setattr(reader.OffsetLookup, "stream_info", append_before)
+    batches = list(read_batches(log, topic, 0, first.offset + 1, end))
+    assert [value for batch in batches for value in batch.values] == come == [b"within"]
 
 
 def test_a_begin_in_the_midst_is_counted(log: RedisLog, client: redis.Redis) -> None:

@@ -232,14 +232,16 @@ class RedisReader(Reader):
 
     def _fetch(self, limit: int, until: float) -> None:
         rows = self._next_entries(limit)
+        if not rows and self._end <= self._offsets.stream_info(self._keys)[0].end:
+            rows = self._next_entries(limit)  # what came before the stream's end was asked for
+            if not rows:
+                self._position = self._end
+                return
         if rows:
             self._fetched = rows
             self._position = offset_of(rows[-1][0]) + 1
             if len(rows) == limit and self._position < self._end:
                 self._read_ahead = self._client.send_all([self._range_command(limit)])
-            return
-        if self._end <= self._offsets.stream_info(self._keys)[0].end:
-            self._position = self._end
             return
         # The end is beyond the stream's: wait for the next entry.
         remaining = until - time.monotonic()
