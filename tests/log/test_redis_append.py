@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,14 @@ from streams.errors import (
     TopicMismatch,
     Unavailable,
 )
-from streams.log.redis import RedisLog
+from streams.log.event_headers import make_append
+from streams.log.events import NO_HISTORY, AppendOutcome
+from streams.log.redis import RedisLog, producer
 from streams.log.redis.batch import identity_of_record
+from streams.log.redis.client import Command, Pipeline
+from streams.log.redis.errors import translate
 from streams.message import ID, REDRIVE, SOURCE, Position, Record
+from tests.conformance.histories import event
 from tests.log.redis_support import Proxy, append, name, open_redis, outcomes, record, until
 from tests.servers.lifetime import Lifetime
 from tests.servers.redis import Redis, redis_program, valkey_program
@@ -96,6 +101,34 @@ def test_an_outcome_that_stays_unknown_is_said_and_asking_again_is_harmless(
     log.close()
 
 
+def test_a_write_whose_answer_is_lost_is_unknown_where_it_cannot_be_sent_again(
+    topic: str, proxy: Proxy, client: redis.Redis
+) -> None:
+    """The server writes, and cannot be reached any more before its answer has come."""
+    log = through(proxy, "timeout=0.01")
+    events = log.create_event_topic(name("events"), 1).name
+
+    def write_message() -> Position | LogError:
+        return outcomes(log, topic, [record(b"v")])[0]
+
+    def write_event() -> AppendOutcome | LogError:
+        told: list[AppendOutcome | LogError] = []
+        made = make_append(name("key").encode(), NO_HISTORY, [event()])
+        log.append_events(events, [made], told.extend)
+        return told[0]
+
+    write: Callable[[], object]
+    for write, stream in ((write_message, topic), (write_event, events)):
+        assert not isinstance(write(), LogError)  # and a connection is idle from now on
+        proxy.cut_reply(1, b"EVALSHA")
+        proxy.refusing = True
+        assert isinstance(found := write(), OutcomeUnknown), found
+        assert client.xlen(stream) == 2
+        proxy.refusing = False
+        log._client.pool._backoffs.clear()
+    log.close()
+
+
 def test_without_memory_of_ids_nothing_is_sent_twice(
     topic: str, proxy: Proxy, client: redis.Redis
 ) -> None:
@@ -105,6 +138,65 @@ def test_without_memory_of_ids_nothing_is_sent_twice(
     proxy.cut_reply(1, b"XADD")
     assert {type(each) for each in outcomes(log, topic, [record(b"second")])} == {OutcomeUnknown}
     assert client.xlen(topic) == 2
+    log.close()
+
+
+RECORDS = 5
+
+
+@pytest.mark.parametrize(
+    ("refused", "written"),
+    [
+        ((0, 2), (1, 3, 4)),
+        ((3, 4), range(RECORDS)),
+        (range(RECORDS), range(RECORDS)),
+    ],
+    ids=["some", "the last", "all"],
+)
+def test_without_memory_of_ids_only_what_nothing_was_written_behind_is_sent_again(
+    server: Redis,
+    topic: str,
+    client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Sequence[int],
+    written: Sequence[int],
+) -> None:
+    """Each record is an XADD, of which the server refuses some for a moment (somebody's script
+    runs too long); here they are not sent, and answered as it does."""
+    log = open_redis(f"{server.url}?once=0")
+    monkeypatch.setattr(producer, "CHUNK_RECORDS", RECORDS)
+    refusals = list(refused)
+    send_all = log._client.send_all
+
+    def send(commands: Sequence[Command]) -> Pipeline:
+        chosen: list[int] = []
+        if commands[0].args[0] == "XADD":
+            chosen, refusals[:] = refusals[:], []
+        pipeline = send_all([each for at, each in enumerate(commands) if at not in chosen])
+        read_replies = pipeline.read_replies
+
+        def with_refusals() -> list[Any]:
+            replies = read_replies()
+            for at in chosen:
+                error = redis.ResponseError("BUSY Redis is busy running a script.")
+                replies.insert(at, translate(error, topic))
+            return replies
+
+        monkeypatch.setattr(pipeline, "read_replies", with_refusals)
+        return pipeline
+
+    monkeypatch.setattr(log._client, "send_all", send)
+    found = outcomes(log, topic, [record(b"%d" % number, b"k") for number in range(RECORDS + 1)])
+    values = [fields[b"value"] for _, fields in client.xrange(topic)]
+    if len(written) < RECORDS:
+        assert [type(each) for each in found] == [
+            Position if number in written else Unavailable for number in range(RECORDS + 1)
+        ]
+        assert "not sent" in str(found[-1])  # it would be after those that failed
+        assert values == [b"%d" % number for number in written]
+    else:
+        assert {type(each) for each in found} == {Position}
+        assert values == [b"%d" % number for number in range(RECORDS + 1)]
     log.close()
 
 

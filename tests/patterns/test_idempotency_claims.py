@@ -432,7 +432,7 @@ def test_what_no_replica_has_does_not_count(lifetime: Lifetime) -> None:
         claims = open_claims(f"{server.url}?wait=1&wait_timeout=0.05")
         answers = claims.execute([Claim(b"t:k", "a", 30.0), GetClaim(b"t:other")])
         assert isinstance(answers[0], OutcomeUnknown)
-        assert "0 of 1 replicas" in str(answers[0])
+        assert "0 replicas have it" in str(answers[0])
         assert answers[1] is None
         claims.close()
 

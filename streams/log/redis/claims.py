@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from streams.clock import SYSTEM, Clock
-from streams.errors import LogError, OutcomeUnknown, Unavailable
+from streams.errors import LogError, Unavailable
 from streams.log.claims import (
     CLAIM_GRACE,
     Answer,
@@ -68,23 +68,27 @@ class RedisClaimStore:
         self._client.close()
 
     def _execute_chunk(self, requests: Sequence[Request]) -> list[Answer | LogError]:
-        commands = [_command(request) for request in requests]
-        waits = self._wait_commands(requests) if self._settings.wait_replicas else []
+        wanted = bool(self._settings.wait_replicas)
+        commands = [_command(request, before_wait=wanted) for request in requests]
+        waits = self._wait_commands(requests, commands) if wanted else []
         replies = self._client.execute_all([*commands, *(wait for wait, _ in waits)])
         answers = [
             reply if isinstance(reply, LogError) else _answer(request, reply)
             for request, reply in zip(requests, replies, strict=False)
         ]
         for (_, concerned), reply in zip(waits, replies[len(requests) :], strict=True):
-            if isinstance(reply, LogError) or int(reply) < self._settings.wait_replicas:
-                for index in concerned:
-                    if not isinstance(answers[index], LogError):
-                        answers[index] = self._too_few_replicas(reply)
+            failure = self._client.replication_failure(self._settings.name, reply)
+            for index in concerned if failure is not None else ():
+                if not isinstance(answers[index], LogError):
+                    answers[index] = failure
         return answers
 
-    def _wait_commands(self, requests: Sequence[Request]) -> list[tuple[Command, list[int]]]:
+    def _wait_commands(
+        self, requests: Sequence[Request], commands: Sequence[Command]
+    ) -> list[tuple[Command, list[int]]]:
         """The WAIT of each server that is written to, and which requests it is for."""
-        found: dict[Any, tuple[Command, list[int]]] = {}
+        keys: dict[Any, bytes] = {}
+        concerned: dict[Any, list[int]] = {}
         for index, request in enumerate(requests):
             if isinstance(request, GetClaim):
                 continue
@@ -93,25 +97,19 @@ class RedisClaimStore:
                 server = self._client.servers.address_of(key)
             except LogError:
                 continue  # the request itself fails, too
-            if server not in found:
-                found[server] = (self._client.wait_command("WAIT", key), [])
-            found[server][1].append(index)
-        return list(found.values())
-
-    def _too_few_replicas(self, reply: Any) -> LogError:
-        if isinstance(reply, LogError):
-            return reply
-        return OutcomeUnknown(
-            f"{self._settings.name}: {int(reply)} of {self._settings.wait_replicas} replicas have "
-            f"it after {self._settings.wait_timeout:g} s"
-        )
+            keys.setdefault(server, key)
+            concerned.setdefault(server, []).append(index)
+        return [
+            (self._client.wait_command("WAIT", key, [commands[each] for each in indexes]), indexes)
+            for key, indexes in zip(keys.values(), concerned.values(), strict=True)
+        ]
 
 
 def _milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000))
 
 
-def _command(request: Request) -> Command:
+def _command(request: Request, *, before_wait: bool) -> Command:
     key, grace = KEY_PREFIX + request.key, _milliseconds(CLAIM_GRACE)
     args: tuple[Any, ...] = ()
     match request:
@@ -129,7 +127,7 @@ def _command(request: Request) -> Command:
             name, args = "claim_put", (_milliseconds(ttl), value)
         case DeleteClaim():
             return Command("claim", key, "DEL", key)
-    return script_command("claim", name, [key], *args)
+    return script_command("claim", name, [key], *args, before_wait=before_wait)
 
 
 def _answer(request: Request, reply: Any) -> Answer:

@@ -7,8 +7,10 @@ Rules
 * The driver tries nothing twice. This module does so where it is certain to be harmless: a server
   that says the command was *not* done (NOSCRIPT, MOVED, ASK, TRYAGAIN), and a connection that was
   idle in the pool and turns out to be dead, for commands that may be done twice.
-* What was sent and not answered is *unknown* for a command that writes messages, and unavailable
-  for every other (their scripts may all be repeated).
+* What was sent and not answered is *unknown* for a command that writes messages, even if it cannot
+  be sent again then, and unavailable for every other (their scripts may all be repeated).
+* A WAIT counts only for what its own connection has done: what was sent again over another one, as
+  its slot has moved, was not waited for.
 * What fails raises a :class:`~streams.errors.LogError`, or is one in a list of answers.
 """
 
@@ -30,9 +32,14 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from streams.errors import Fatal, LogError, TopicMismatch, Unavailable
+from streams.errors import Fatal, LogError, OutcomeUnknown, TopicMismatch, Unavailable
 from streams.log.redis.connection import RedisConnection
-from streams.log.redis.errors import is_connection_lost, is_not_primary, translate
+from streams.log.redis.errors import (
+    WritesRefused,
+    is_connection_lost,
+    is_not_primary,
+    translate,
+)
 from streams.log.redis.keys import PartitionKeys, expected_type
 from streams.log.redis.lua import Script, load_script
 from streams.log.redis.servers import servers_for
@@ -56,9 +63,10 @@ class Command:
     :param key: says which server it goes to.
     :param is_append: it writes messages, so an answer that never comes leaves them unknown.
     :param is_repeatable: it may be done twice.
+    :param writes: of a WAIT: the commands that it waits for.
     """
 
-    __slots__ = ("args", "context", "is_append", "is_repeatable", "key", "script")
+    __slots__ = ("args", "context", "is_append", "is_repeatable", "key", "script", "writes")
 
     def __init__(
         self,
@@ -68,6 +76,7 @@ class Command:
         script: Script | None = None,
         is_append: bool = False,
         is_repeatable: bool = True,
+        writes: Sequence[Command] = (),
     ) -> None:
         self.context = context
         self.key = key
@@ -75,6 +84,7 @@ class Command:
         self.script = script
         self.is_append = is_append
         self.is_repeatable = is_repeatable
+        self.writes = writes
 
     @property
     def keys(self) -> Sequence[bytes]:
@@ -256,6 +266,8 @@ class Pipeline:
         self._commands = commands
         self._replies: list[Any] = [None] * len(commands)
         self._sent: list[SentBatch] = []
+        self._done_by: dict[Command, RedisConnection] = {}
+        """Over which connection each was done; not those that were done elsewhere then."""
         by_server: dict[Address, list[int]] = {}
         for index, command in enumerate(commands):
             try:
@@ -290,8 +302,13 @@ class Pipeline:
                 try:
                     self._replies[index] = self._client.repeat(command)
                 except LogError as other:
-                    self._replies[index] = other
                     may_repeat = False
+                    # Whether it was done when it was sent first is not known then. But a script
+                    # that is refused its first write has seen that nothing was written before.
+                    is_refused = isinstance(other, WritesRefused)
+                    if command.is_append and isinstance(other, Unavailable) and not is_refused:
+                        other = translate(error, command.context, unanswered_write=True)
+                    self._replies[index] = other
             else:
                 is_write = command.is_append
                 self._replies[index] = translate(error, command.context, unanswered_write=is_write)
@@ -310,7 +327,28 @@ class Pipeline:
                     replies[index] = self._client.resolve_error(self._commands[index], reply)
                 except LogError as error:
                     replies[index] = error
+        self._check_waits()
         return replies
+
+    def _check_waits(self) -> None:
+        """A WAIT that did not follow on what it waits for has waited for nothing."""
+        if not any(command.writes for command in self._commands):
+            return
+        failed = {
+            command
+            for command, reply in zip(self._commands, self._replies, strict=True)
+            if isinstance(reply, LogError)
+        }
+        for index, command in enumerate(self._commands):
+            connection = self._done_by.get(command)
+            if command not in failed and any(
+                self._done_by.get(write) is not connection
+                for write in command.writes
+                if write not in failed
+            ):
+                self._replies[index] = Unavailable(
+                    f"{command.context}: written over another connection than the WAIT for it"
+                )
 
     def discard(self) -> None:
         """Read no answers."""
@@ -322,6 +360,7 @@ class Pipeline:
         for number, index in enumerate(sent.indexes):
             try:
                 self._replies[index] = connection.receive()
+                self._done_by[self._commands[index]] = connection
             except (RedisError, OSError) as error:
                 if is_connection_lost(error):
                     connection.close()
@@ -353,11 +392,29 @@ class Client:
         self.pool.close_idle(address)
         self.servers.report_failure(address)
 
-    def wait_command(self, context: str, key: bytes) -> Command:
+    def wait_command(self, context: str, key: bytes, writes: Sequence[Command]) -> Command:
         """WAIT until the replicas that the settings ask for have what its connection wrote before,
-        so it is not repeated over another one."""
+        so it is not repeated over another one. Its answer is for :meth:`replication_failure`.
+
+        :param writes: what it waits for. Where one of these was done over another connection (its
+            slot has moved), the answer is an error.
+        """
         count, seconds = self.settings.wait_replicas, self.settings.wait_timeout
-        return Command(context, key, "WAIT", count, int(seconds * 1000), is_repeatable=False)
+        args = ("WAIT", count, int(seconds * 1000))
+        return Command(context, key, *args, is_repeatable=False, writes=writes)
+
+    def replication_failure(self, context: str, answer: int | LogError) -> OutcomeUnknown | None:
+        """Why the replicas may not have what the server has confirmed, from WAIT's answer; None:
+        as many as the settings ask for have it."""
+        wanted = self.settings.wait_replicas
+        if isinstance(answer, LogError):
+            return OutcomeUnknown(f"{context}: written, but no replica has confirmed it: {answer}")
+        if answer < wanted:
+            return OutcomeUnknown(
+                f"{context}: written, but {answer} replicas have it after "
+                f"{self.settings.wait_timeout:g} s, not {wanted}"
+            )
+        return None
 
     def send_all(self, commands: Sequence[Command]) -> Pipeline:
         """Send commands, all of a server's in one piece; the servers work at the same time."""

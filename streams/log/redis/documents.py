@@ -33,7 +33,6 @@ from streams.errors import (
     Fenced,
     LogError,
     NotFound,
-    OutcomeUnknown,
     TooLarge,
     TopicMismatch,
 )
@@ -126,16 +125,17 @@ class RedisWriter(DocumentWriter):
                 f"{keys}: a write of {size} bytes; at most {MAX_BYTES} are possible: change fewer "
                 "documents at once"
             )
-        wanted = self._client.settings.wait_replicas
+        waits = bool(self._client.settings.wait_replicas)
         command = script_command(
             str(keys), "write_documents", keys.all, self._name, self._writes,
-            checkpoint.position, checkpoint.data, *args, is_append=True, before_wait=bool(wanted),
+            checkpoint.position, checkpoint.data, *args, is_append=True, before_wait=waits,
         )  # fmt: skip
         commands = [command]
-        if wanted:
-            commands.append(self._client.wait_command(str(keys), keys.checkpoint))
-        replies = self._client.execute_or_raise(commands)
-        answer = replies[0]
+        if waits:
+            commands.append(self._client.wait_command(str(keys), keys.checkpoint, [command]))
+        answer, *waited = self._client.execute_all(commands)
+        if isinstance(answer, LogError):
+            raise answer
         if answer == _CLAIMED:
             raise fenced(keys.collection, keys.partition)
         if answer == _MISSING:
@@ -145,11 +145,9 @@ class RedisWriter(DocumentWriter):
                 f"{keys}: Redis does not have what was written to it last, perhaps after a "
                 "failover: claim it again"
             )
-        if wanted and replies[1] < wanted:
-            raise OutcomeUnknown(
-                f"{keys}: written, but {replies[1]} replicas have it after "
-                f"{self._client.settings.wait_timeout:g} s, not {wanted}"
-            )
+        failure = self._client.replication_failure(str(keys), *waited) if waited else None
+        if failure is not None:
+            raise failure
 
     @override
     def close(self) -> None:

@@ -158,19 +158,18 @@ class Events:
         for partition in partitions:
             call = calls[partition][-1]
             keys = self._topics.partition_keys(topic, partition)
-            commands.append(
-                script_command(
-                    str(keys),
-                    "append_events",
-                    (*_shared_keys(keys), keys.event_key("keys"), *call.histories),
-                    *call.args,
-                    is_append=True,
-                    before_wait=bool(wait),
-                )
+            command = script_command(
+                str(keys),
+                "append_events",
+                (*_shared_keys(keys), keys.event_key("keys"), *call.histories),
+                *call.args,
+                is_append=True,
+                before_wait=bool(wait),
             )
+            commands.append(command)
             if wait:
                 width = 2
-                commands.append(self._client.wait_command(str(keys), keys.stream))
+                commands.append(self._client.wait_command(str(keys), keys.stream, [command]))
         replies = self._client.execute_all(commands)
         retry: LogError | None = None
         for number, partition in enumerate(partitions):
@@ -192,16 +191,10 @@ class Events:
         return retry
 
     def _failure(self, replies: Sequence[Any], topic: str) -> LogError | None:
-        for reply in replies:
-            if isinstance(reply, LogError):
-                return reply
-        settings = self._client.settings
-        if settings.wait_replicas and replies[1] < settings.wait_replicas:
-            return OutcomeUnknown(
-                f"{topic}: written, but {replies[1]} replicas have it after "
-                f"{settings.wait_timeout:g} s, not {settings.wait_replicas}"
-            )
-        return None
+        written, *waited = replies
+        if isinstance(written, LogError):
+            return written
+        return self._client.replication_failure(topic, *waited) if waited else None
 
     @staticmethod
     def _may_retry(error: LogError) -> bool:

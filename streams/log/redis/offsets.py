@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from streams.errors import Fenced, LogError, OutcomeUnknown
+from streams.errors import Fenced, LogError
 from streams.log.protocol import Commit
 from streams.log.redis.client import Client, Command, group_command, script_command
 from streams.log.redis.keys import entry_id
@@ -114,21 +114,21 @@ class OffsetCommits:
             is_append=True, before_wait=bool(settings.wait_replicas),
         )  # fmt: skip
         command.is_repeatable = False  # the second time it would say that it is not ours
-        wait = settings.wait_replicas
-        commands = [command, self._client.wait_command(context, keys[0])] if wait else [command]
-        replies = self._client.execute_all(commands)
-        if isinstance(replies[0], LogError):
-            raise replies[0]
-        if replies[0][0] == 0:
-            owned = commits[replies[0][1] - 1][0]
+        commands = [command]
+        if settings.wait_replicas:
+            commands.append(self._client.wait_command(context, keys[0], [command]))
+        stored_as, *waited = self._client.execute_all(commands)
+        if isinstance(stored_as, LogError):
+            raise stored_as
+        if stored_as[0] == 0:
+            owned = commits[stored_as[1] - 1][0]
             self._on_lost([owned])
             raise Fenced(
                 f"{owned.keys}: group {self._group!r} has given it to another member; nothing was "
                 "stored"
             )
-        for (owned, commit), stored, reply in zip(commits, to_store, replies[0], strict=True):
+        for (owned, commit), stored, reply in zip(commits, to_store, stored_as, strict=True):
             self._accepted(owned, commit, stored, reply, sent)
-        if wait and (isinstance(replies[1], LogError) or replies[1] < wait):
-            raise OutcomeUnknown(
-                f"{context}: stored, but not by {wait} replicas within {settings.wait_timeout:g} s"
-            )
+        failure = self._client.replication_failure(context, *waited) if waited else None
+        if failure is not None:
+            raise failure

@@ -7,8 +7,9 @@ later one can never overtake an earlier one that has to be sent again. Partition
 A chunk that got no answer is sent again, with the same message IDs, until it gets one or
 ``timeout`` seconds are over: where it had been written, the answer is what it got then.
 So a lost answer, a failover or a restart ends in a certain outcome, and only if it lasts too long
-in :class:`~streams.errors.OutcomeUnknown`. With ``once=0`` nothing is remembered, so nothing that
-was sent is ever sent again.
+in :class:`~streams.errors.OutcomeUnknown`. With ``once=0`` nothing is remembered and records are
+written one by one: only those that the server did not take, and that nothing was written behind,
+are ever sent again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from streams.log.protocol import OnAppended
 from streams.log.redis.batch import encode_fields, identity_of_record
 from streams.log.redis.client import Client, Command, Pipeline, script_command
 from streams.log.redis.errors import WritesRefused
-from streams.log.redis.keys import offsets_of
+from streams.log.redis.keys import offset_of, offsets_of
 from streams.log.redis.lua import MAX_ARGUMENTS
 from streams.log.redis.topics import Topics
 from streams.message import Position, Record
@@ -132,6 +133,19 @@ class PendingAppend:
             self.results[index] = Position(self.topic, partition, offset)
         for index, original in chunk.duplicates:
             self.results[index] = self.results[chunk.indexes[original]]
+
+    def records_settled(
+        self, partition: int, chunk: Chunk, outcomes: Sequence[bytes | LogError]
+    ) -> None:
+        """The first records of a chunk have these outcomes: an entry's ID, or why there is none.
+        They are not in the chunk any more."""
+        settled = chunk.indexes[: len(outcomes)]
+        del chunk.indexes[: len(outcomes)]
+        for index, outcome in zip(settled, outcomes, strict=True):
+            if isinstance(outcome, LogError):
+                self.results[index] = outcome
+            else:
+                self.results[index] = Position(self.topic, partition, offset_of(outcome))
 
     def chunk_failed(self, partition: int, error: LogError) -> None:
         """A partition's next chunk was not (certainly) written; those behind it are not sent, as
@@ -239,54 +253,69 @@ class Writer:
         replies = sent.pipeline.read_replies()
         for partition, start, stop in sent.reply_ranges:
             chunks = append.chunks[partition]
-            chunk = chunks[-1]
-            try:
-                entry_ids = self._entry_ids(append, replies[start:stop])
-            except LogError as error:
-                chunk.outcome_unknown = chunk.outcome_unknown or isinstance(error, OutcomeUnknown)
-                if chunk.outcome_unknown and not isinstance(error, OutcomeUnknown):
-                    error = OutcomeUnknown(f"sent before, and never answered; then: {error}")
-                chunk.error = error
-                if not self._may_retry(append, error):
-                    append.chunk_failed(partition, error)
+            if append.deduplicates:
+                is_written = self._take_entry_ids(append, partition, replies[start:stop])
+            else:
+                is_written = self._take_outcomes(append, partition, replies[start:stop])
+            if not is_written:
                 continue
-            append.chunk_written(partition, chunk, entry_ids)
             chunks.pop()
             if chunks:
                 ready.append(partition)
             else:
                 del append.chunks[partition]
 
-    def _may_retry(self, append: PendingAppend, error: LogError) -> bool:
-        if isinstance(error, OutcomeUnknown):
-            return append.deduplicates
-        return isinstance(error, Unavailable) and not isinstance(error, WritesRefused)
+    def _take_entry_ids(self, append: PendingAppend, partition: int, replies: list[Any]) -> bool:
+        """Take the answers to a partition's next chunk, which one script wrote; whether it was
+        written, wholly and by as many servers as it should."""
+        chunk = append.chunks[partition][-1]
+        entry_ids, *waited = replies
+        error = entry_ids if isinstance(entry_ids, LogError) else None
+        if error is None and waited:
+            error = self._client.replication_failure(append.topic, *waited)
+        if error is None:
+            append.chunk_written(partition, chunk, entry_ids)
+            return True
+        chunk.outcome_unknown = chunk.outcome_unknown or isinstance(error, OutcomeUnknown)
+        if chunk.outcome_unknown and not isinstance(error, OutcomeUnknown):
+            error = OutcomeUnknown(f"sent before, and never answered; then: {error}")
+        chunk.error = error
+        if not isinstance(error, OutcomeUnknown) and not _was_not_written(error):
+            append.chunk_failed(partition, error)
+        return False
 
-    def _entry_ids(self, append: PendingAppend, replies: list[Any]) -> Sequence[bytes]:
-        """The entry IDs of a chunk from its answers.
+    def _take_outcomes(self, append: PendingAppend, partition: int, replies: list[Any]) -> bool:
+        """Take the answers to a partition's next chunk, whose records were written one by one, as
+        their IDs are not remembered; whether all of it was written, as above.
 
-        :raises LogError: it was not written, or not by as many servers as it should.
+        A record is sent again only if it was certainly not written, and nothing behind it was.
         """
-        settings = self._settings
-        replicas: int | LogError = replies.pop() if settings.wait_replicas else 0
-        for reply in replies:
-            if isinstance(reply, LogError):
-                raise reply
-        if isinstance(replicas, LogError):
-            why = f"replicas did not answer: {replicas}"
-            raise OutcomeUnknown(f"{append.topic}: written, but {why}")
-        if replicas < settings.wait_replicas:
-            raise OutcomeUnknown(
-                f"{append.topic}: written, but {replicas} replicas have it after "
-                f"{settings.wait_timeout:g} s, not {settings.wait_replicas}"
-            )
-        entry_ids: Sequence[bytes] = replies[0] if append.deduplicates else replies
-        return entry_ids
+        chunk = append.chunks[partition][-1]
+        outcomes: list[bytes | LogError] = replies[: len(chunk.indexes)]
+        failure: LogError | None = None
+        if self._settings.wait_replicas:
+            failure = self._client.replication_failure(append.topic, replies[-1])
+        written = [n for n, outcome in enumerate(outcomes) if not isinstance(outcome, LogError)]
+        if failure is not None:
+            for number in written:
+                outcomes[number] = failure
+        end = written[-1] + 1 if written else 0
+        is_final = any(isinstance(each, LogError) for each in outcomes[:end])
+        errors = [each for each in outcomes[end:] if isinstance(each, LogError)]
+        if not is_final and all(map(_was_not_written, errors)):
+            append.records_settled(partition, chunk, outcomes[:end])
+            chunk.error = errors[0] if errors else None
+            return not errors
+        error = next(each for each in outcomes if isinstance(each, LogError))
+        append.records_settled(partition, chunk, outcomes)
+        append.chunk_failed(partition, error)
+        return False
 
     def _commands(self, append: PendingAppend, partition: int, chunk: Chunk) -> list[Command]:
         keys, records = self._topics.partition_keys(append.topic, partition), append.records
         context = str(keys)
         commands: list[Command] = []
+        waits = bool(self._settings.wait_replicas)
         if append.deduplicates:
             args: list[Any] = [self._rotation_ms]
             names: tuple[bytes | str, ...] = ()
@@ -303,10 +332,9 @@ class Writer:
                 count += 1
             args[count_index] = count
             script_keys = (keys.stream, *keys.id_hashes)
-            before_wait = bool(self._settings.wait_replicas)
             commands.append(
                 script_command(
-                    context, "append", script_keys, *args, is_append=True, before_wait=before_wait
+                    context, "append", script_keys, *args, is_append=True, before_wait=waits
                 )
             )
         else:
@@ -317,6 +345,11 @@ class Writer:
                 commands.append(
                     Command(context, keys.stream, *call, is_append=True, is_repeatable=False)
                 )
-        if self._settings.wait_replicas:
-            commands.append(self._client.wait_command(context, keys.stream))
+        if waits:
+            commands.append(self._client.wait_command(context, keys.stream, tuple(commands)))
         return commands
+
+
+def _was_not_written(error: LogError) -> bool:
+    """Whether what got this error may be sent again: the server did not take it."""
+    return isinstance(error, Unavailable) and not isinstance(error, WritesRefused)
