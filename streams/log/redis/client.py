@@ -403,6 +403,14 @@ class Client:
         args = ("WAIT", count, int(seconds * 1000))
         return Command(context, key, *args, is_repeatable=False, writes=writes)
 
+    def write_failure(self, context: str, answers: Sequence[Any]) -> LogError | None:
+        """Why a write was not done, or not by as many servers as it should be: from its answer, and
+        that of the WAIT behind it if the settings ask for one. None: it was."""
+        written, *waited = answers
+        if isinstance(written, LogError):
+            return written
+        return self.replication_failure(context, *waited) if waited else None
+
     def replication_failure(self, context: str, answer: int | LogError) -> OutcomeUnknown | None:
         """Why the replicas may not have what the server has confirmed, from WAIT's answer; None:
         as many as the settings ask for have it."""

@@ -175,9 +175,10 @@ class Events:
         for number, partition in enumerate(partitions):
             found = calls[partition]
             call = found[-1]
-            error = self._failure(replies[number * width : (number + 1) * width], topic)
+            answers = replies[number * width : (number + 1) * width]
+            error = self._client.write_failure(topic, answers)
             if error is None:
-                self._take_outcomes(topic, partition, call, replies[number * width], outcomes)
+                self._take_outcomes(topic, partition, call, answers[0], outcomes)
                 found.pop()
             elif self._may_retry(error):
                 call.was_sent = call.was_sent or isinstance(error, OutcomeUnknown)
@@ -189,12 +190,6 @@ class Events:
             if not found:
                 del calls[partition]
         return retry
-
-    def _failure(self, replies: Sequence[Any], topic: str) -> LogError | None:
-        written, *waited = replies
-        if isinstance(written, LogError):
-            return written
-        return self._client.replication_failure(topic, *waited) if waited else None
 
     @staticmethod
     def _may_retry(error: LogError) -> bool:

@@ -269,12 +269,9 @@ class Writer:
         """Take the answers to a partition's next chunk, which one script wrote; whether it was
         written, wholly and by as many servers as it should."""
         chunk = append.chunks[partition][-1]
-        entry_ids, *waited = replies
-        error = entry_ids if isinstance(entry_ids, LogError) else None
-        if error is None and waited:
-            error = self._client.replication_failure(append.topic, *waited)
+        error = self._client.write_failure(append.topic, replies)
         if error is None:
-            append.chunk_written(partition, chunk, entry_ids)
+            append.chunk_written(partition, chunk, replies[0])
             return True
         chunk.outcome_unknown = chunk.outcome_unknown or isinstance(error, OutcomeUnknown)
         if chunk.outcome_unknown and not isinstance(error, OutcomeUnknown):

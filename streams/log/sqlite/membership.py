@@ -249,6 +249,7 @@ class Membership:
         A number whose lock somebody holds is passed over: once that lock is dropped, the member
         with this number would be taken for dead.
         """
+        number = 0
         for _ in range(_MAX_HELD_NUMBERS):
             ((number,),) = db.fetch_rows(
                 "UPDATE streams_meta SET value = value + 1 WHERE name = 'members' RETURNING value"
