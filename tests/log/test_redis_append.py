@@ -187,7 +187,8 @@ def test_without_memory_of_ids_only_what_nothing_was_written_behind_is_sent_agai
 
     monkeypatch.setattr(log._client, "send_all", send)
     found = outcomes(log, topic, [record(b"%d" % number, b"k") for number in range(RECORDS + 1)])
-    values = [fields[b"value"] for _, fields in client.xrange(topic)]
+    entries: Any = client.xrange(topic)
+    values = [fields[b"value"] for _, fields in entries]
     if len(written) < RECORDS:
         assert [type(each) for each in found] == [
             Position if number in written else Unavailable for number in range(RECORDS + 1)

@@ -119,7 +119,8 @@ def test_what_comes_just_before_the_end_is_looked_for_is_read(
         if not come:
             come.append(b"within")
             append(log, topic, come)
-            ((_, fields),) = client.xrange(topic, count=1)
+            entries: Any = client.xrange(topic, count=1)
+            ((_, fields),) = entries
             client.xadd(topic, fields, id=entry_id(end))
         return stream_info(lookup, keys)
 
