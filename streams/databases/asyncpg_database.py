@@ -56,28 +56,26 @@ class _AsyncpgSession(AsyncSession["Connection"]):
 
     @override
     async def commit(self) -> None:
-        import asyncpg
-
         if not self.is_broken() and not self.connection.is_in_transaction():
             raise EndedByHandler("Asyncpg(...)")
-        try:
-            # asyncpg knows the state of a transaction and does not tell it, and its commit() drops
-            # the answer, which is ROLLBACK where a statement failed: so the server is asked.
-            await self.connection.execute("SELECT 1")
-        except asyncpg.InFailedSQLTransactionError:
-            raise SwallowedError from None
+        # asyncpg's commit() drops the answer, which is ROLLBACK where a statement failed.
+        if await self.has_failed():
+            raise SwallowedError
         await self._transaction.commit()
         self._open = False
         await self._pool.release(self.connection)
 
     @override
-    async def rollback(self) -> None:
+    async def rollback(self, *, close: bool = False) -> None:
         if not self._open:
             return
         self._open = False
         try:
             with suppress(Exception):
-                await self._transaction.rollback()
+                if close:
+                    self.connection.terminate()
+                else:
+                    await self._transaction.rollback()
         finally:
             with suppress(Exception):
                 await self._pool.release(self.connection)
@@ -90,6 +88,17 @@ class _AsyncpgSession(AsyncSession["Connection"]):
             return bool(self.connection.is_closed())
         except asyncpg.InterfaceError:  # its pool has noticed, and taken it back
             return True
+
+    @override
+    async def has_failed(self) -> bool:
+        import asyncpg
+
+        try:
+            # asyncpg knows the state of a transaction and does not tell it: so the server is asked.
+            await self.connection.execute("SELECT 1")
+        except asyncpg.InFailedSQLTransactionError:
+            return True
+        return False
 
 
 class Asyncpg(Database["Connection"]):

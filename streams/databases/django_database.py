@@ -25,7 +25,7 @@ from streams.databases.protocol import (
     Statement,
     SwallowedError,
     failure_of_driver,
-    has_failed,
+    has_aborted,
     import_error,
     known_dialect,
 )
@@ -87,23 +87,30 @@ class _DjangoSession(Session[Any]):
         if self.connection.needs_rollback:
             self.rollback()
             raise EndedByHandler("Django(...)")
-        if has_failed(self.connection.connection):
+        if has_aborted(self.connection.connection):
             raise SwallowedError
         self._open = False
         self._block.__exit__(None, None, None)
 
     @override
-    def rollback(self) -> None:
+    def rollback(self, *, close: bool = False) -> None:
         if self._open:
             self._open = False
             error = RuntimeError("rolled back")
             with suppress(Exception):
                 self._block.__exit__(type(error), error, None)
+            if close:
+                with suppress(Exception):
+                    self.connection.close()
 
     @override
     def is_broken(self) -> bool:
         inner = self.connection.connection
         return inner is None or bool(getattr(inner, "closed", False))
+
+    @override
+    def has_failed(self) -> bool:
+        return bool(self.connection.errors_occurred)  # since the session began
 
 
 class Django(Database[Any]):

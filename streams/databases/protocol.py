@@ -50,7 +50,10 @@ class Failure(Enum):
     """What an error of a database means."""
 
     UNREACHABLE = "unreachable"
-    """It cannot be reached, shuts down, or takes no connections: later it may."""
+    """It cannot be reached, shuts down, takes no connections or no writes: later it may."""
+    UNABLE = "unable"
+    """It answers, and cannot do this now, which may be any statement: its disk or its memory is
+    full, or its device fails."""
     CONFLICT = "conflict"
     """Another transaction was in the way (serialization, deadlock, a lock not had in time): the
     same transaction may succeed when it is run again."""
@@ -76,12 +79,23 @@ class Session(ABC, Generic[C_co]):
         """
 
     @abstractmethod
-    def rollback(self) -> None:
-        """Roll back whatever is open, and give the connection back; raises nothing."""
+    def rollback(self, *, close: bool = False) -> None:
+        """Roll back whatever is open, and give the connection back; raises nothing.
+
+        :param close: close the connection before that, so that the next transaction has a new one,
+            perhaps to another server.
+        """
 
     @abstractmethod
     def is_broken(self) -> bool:
         """The connection is lost."""
+
+    @abstractmethod
+    def has_failed(self) -> bool:
+        """Certainly a statement failed here, and not in another database of the handler's.
+
+        False: none did, or that cannot be told. May ask the server, and raise its errors.
+        """
 
 
 class AsyncSession(ABC, Generic[C_co]):
@@ -102,12 +116,19 @@ class AsyncSession(ABC, Generic[C_co]):
         """
 
     @abstractmethod
-    async def rollback(self) -> None:
-        """Roll back whatever is open, and give the connection back; raises nothing."""
+    async def rollback(self, *, close: bool = False) -> None:
+        """Roll back whatever is open, and give the connection back; raises nothing.
+
+        :param close: see :meth:`Session.rollback`.
+        """
 
     @abstractmethod
     def is_broken(self) -> bool:
         """The connection is lost."""
+
+    @abstractmethod
+    async def has_failed(self) -> bool:
+        """See :meth:`Session.has_failed`."""
 
 
 class EndedByHandler(ConfigError):
@@ -294,8 +315,17 @@ def marked(sql: str, mark: Mark) -> str:
 
 
 _UNREACHABLE_CLASSES = ("08", "53", "57P", "58")
-"""PostgreSQL's error codes (Appendix A): connection exceptions; too many connections, disk full;
-shutting down, crashed, starting; system errors."""
+"""PostgreSQL's error codes (Appendix A): connection exceptions; too many connections, a limit of
+its configuration; shutting down, crashed, starting; system errors."""
+_UNABLE = frozenset(
+    {
+        "53000",  # insufficient_resources
+        "53100",  # disk_full
+        "53200",  # out_of_memory
+        "58000",  # system_error
+        "58030",  # io_error
+    }
+)
 _CONFLICTS = frozenset(
     {
         "40001",  # serialization_failure
@@ -307,7 +337,8 @@ _CONFLICTS = frozenset(
     }
 )
 _READ_ONLY = "25006"
-"""What a server answers that has become a replica."""
+"""What a server answers that has become a replica. It does so to the first statement that writes,
+which is ours: a handler's is refused like that only if the handler has asked for it."""
 
 
 def failure_of_state(state: str | None) -> Failure:
@@ -316,6 +347,8 @@ def failure_of_state(state: str | None) -> Failure:
         return Failure.FAULT
     if state in _CONFLICTS:
         return Failure.CONFLICT
+    if state in _UNABLE:
+        return Failure.UNABLE
     if state.startswith(_UNREACHABLE_CLASSES) or state == _READ_ONLY:
         return Failure.UNREACHABLE
     return Failure.FAULT
@@ -326,9 +359,9 @@ def sqlite_failure(error: BaseException) -> Failure:
     name = getattr(error, "sqlite_errorname", None) or ""
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return Failure.CONFLICT
-    if name.startswith(
-        ("SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_READONLY", "SQLITE_PROTOCOL")
-    ):
+    if name.startswith(("SQLITE_IOERR", "SQLITE_FULL")):
+        return Failure.UNABLE
+    if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PROTOCOL")):
         return Failure.UNREACHABLE
     return Failure.FAULT
 
@@ -338,6 +371,16 @@ def state_of(error: BaseException | None) -> str | None:
     return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
 
 
+def failure_of_answer(error: BaseException) -> Failure:
+    """What a database has answered, in an error of a driver; a fault, too, where there is no
+    answer."""
+    import sqlite3
+
+    if isinstance(error, sqlite3.Error):
+        return sqlite_failure(error)
+    return failure_of_state(state_of(error))
+
+
 def failure_of_driver(error: BaseException | None, *, from_client: bool) -> Failure:
     """What a driver's error means that a library has wrapped.
 
@@ -345,12 +388,11 @@ def failure_of_driver(error: BaseException | None, *, from_client: bool) -> Fail
     """
     import sqlite3  # not at the start of every app
 
-    if isinstance(error, sqlite3.Error):
-        return sqlite_failure(error)
-    state = state_of(error)
-    if state is None and from_client:
+    if error is None:
+        return Failure.UNREACHABLE if from_client else Failure.FAULT
+    if from_client and not isinstance(error, sqlite3.Error) and state_of(error) is None:
         return Failure.UNREACHABLE
-    return failure_of_state(state)
+    return failure_of_answer(error)
 
 
 def known_dialect(name: str) -> DialectName | None:
@@ -394,7 +436,7 @@ def is_in_failed_transaction(error: BaseException) -> bool:
     return any(state_of(each) == "25P02" for each in causes)  # in_failed_sql_transaction
 
 
-def has_failed(driver_connection: Any) -> bool | None:
+def has_aborted(driver_connection: Any) -> bool | None:
     """Whether the open transaction of a libpq connection can only be rolled back; None where that
     cannot be known without asking the server."""
     status = getattr(getattr(driver_connection, "info", None), "transaction_status", None)

@@ -26,7 +26,7 @@ from streams.databases.protocol import (
     Statement,
     SwallowedError,
     check_source,
-    has_failed,
+    has_aborted,
     import_error,
 )
 
@@ -79,16 +79,18 @@ class _PsycopgSession(Session["Connection"]):
 
     @override
     def commit(self) -> None:
-        if has_failed(self.connection):
+        if has_aborted(self.connection):
             raise SwallowedError
         self._end(None)
 
     @override
-    def rollback(self) -> None:
+    def rollback(self, *, close: bool = False) -> None:
         import psycopg
 
         if self._entered:
             with suppress(Exception):
+                if close:
+                    self.connection.close()
                 self._end(psycopg.Rollback())
 
     def _end(self, error: Exception | None) -> None:
@@ -106,6 +108,10 @@ class _PsycopgSession(Session["Connection"]):
     @override
     def is_broken(self) -> bool:
         return self.connection.closed
+
+    @override
+    def has_failed(self) -> bool:
+        return has_aborted(self.connection) is True
 
 
 class Psycopg(_PsycopgDatabase["Connection"]):
@@ -180,16 +186,18 @@ class _AsyncPsycopgSession(AsyncSession["AsyncConnection"]):
 
     @override
     async def commit(self) -> None:
-        if has_failed(self.connection):
+        if has_aborted(self.connection):
             raise SwallowedError
         await self._end(None)
 
     @override
-    async def rollback(self) -> None:
+    async def rollback(self, *, close: bool = False) -> None:
         import psycopg
 
         if self._entered:
             with suppress(Exception):
+                if close:
+                    await self.connection.close()
                 await self._end(psycopg.Rollback())
 
     async def _end(self, error: Exception | None) -> None:
@@ -207,6 +215,10 @@ class _AsyncPsycopgSession(AsyncSession["AsyncConnection"]):
     @override
     def is_broken(self) -> bool:
         return self.connection.closed
+
+    @override
+    async def has_failed(self) -> bool:
+        return has_aborted(self.connection) is True
 
 
 class AsyncPsycopg(_PsycopgDatabase["AsyncConnection"]):

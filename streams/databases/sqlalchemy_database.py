@@ -29,7 +29,7 @@ from streams.databases.protocol import (
     Statement,
     SwallowedError,
     failure_of_driver,
-    has_failed,
+    has_aborted,
     import_error,
     is_in_failed_transaction,
     known_dialect,
@@ -45,6 +45,12 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 S = TypeVar("S", bound="SqlSession")
 A = TypeVar("A", bound="SqlAsyncSession")
+
+
+def _has_lost_transaction(driver_connection: Any) -> bool:
+    """Whether SQLite has rolled back by itself, as it does where the disk is full. (sqlite3 and
+    aiosqlite tell; no driver of PostgreSQL does.)"""
+    return getattr(driver_connection, "in_transaction", None) is False
 
 
 class _SqlSession(Session[Any]):
@@ -73,25 +79,32 @@ class _SqlSession(Session[Any]):
         if not self._transaction.is_active or session.get_transaction() is not self._transaction:
             raise EndedByHandler("SQLAlchemy(...)")
         session.flush()
-        failed = has_failed(self._core.connection.driver_connection)
-        if failed is None and self._core.dialect.name == "postgresql":
-            try:
-                self._core.exec_driver_sql("SELECT 1")
-            except Exception as error:
-                if not is_in_failed_transaction(error):
-                    raise
-                failed = True
-        if failed:
+        if self._has_aborted():
             raise SwallowedError
         self._transaction.commit()
         self._open = False
         with suppress(Exception):
             session.close()
 
+    def _has_aborted(self) -> bool:
+        """PostgreSQL can only roll the transaction back."""
+        failed = has_aborted(self._core.connection.driver_connection)
+        if failed is None and self._core.dialect.name == "postgresql":
+            try:
+                self._core.exec_driver_sql("SELECT 1")
+            except Exception as error:
+                if not is_in_failed_transaction(error):
+                    raise
+                return True
+        return failed is True
+
     @override
-    def rollback(self) -> None:
+    def rollback(self, *, close: bool = False) -> None:
         if self._open:
             self._open = False
+            if close:
+                with suppress(Exception):
+                    self._core.invalidate()
             with suppress(Exception):
                 self.connection.rollback()
             with suppress(Exception):
@@ -100,6 +113,13 @@ class _SqlSession(Session[Any]):
     @override
     def is_broken(self) -> bool:
         return bool(self._core.invalidated)
+
+    @override
+    def has_failed(self) -> bool:
+        # A session that failed to flush has rolled back, and says no more than that.
+        if not self.connection.is_active or self._has_aborted():
+            return True
+        return _has_lost_transaction(self._core.connection.driver_connection)
 
 
 class _SqlAsyncSession(AsyncSession[Any]):
@@ -134,25 +154,32 @@ class _SqlAsyncSession(AsyncSession[Any]):
         if not self._transaction.is_active or current is not self._transaction.sync_transaction:
             raise EndedByHandler("SQLAlchemy(...)")
         await session.flush()
-        failed = has_failed((await self._core.get_raw_connection()).driver_connection)
-        if failed is None and self._core.dialect.name == "postgresql":
-            try:
-                await self._core.exec_driver_sql("SELECT 1")
-            except Exception as error:
-                if not is_in_failed_transaction(error):
-                    raise
-                failed = True
-        if failed:
+        if await self._has_aborted():
             raise SwallowedError
         await self._transaction.commit()
         self._open = False
         with suppress(Exception):
             await session.close()
 
+    async def _has_aborted(self) -> bool:
+        """PostgreSQL can only roll the transaction back."""
+        failed = has_aborted((await self._core.get_raw_connection()).driver_connection)
+        if failed is None and self._core.dialect.name == "postgresql":
+            try:
+                await self._core.exec_driver_sql("SELECT 1")
+            except Exception as error:
+                if not is_in_failed_transaction(error):
+                    raise
+                return True
+        return failed is True
+
     @override
-    async def rollback(self) -> None:
+    async def rollback(self, *, close: bool = False) -> None:
         if self._open:
             self._open = False
+            if close:
+                with suppress(Exception):
+                    await self._core.invalidate()
             with suppress(Exception):
                 await self.connection.rollback()
             with suppress(Exception):
@@ -161,6 +188,13 @@ class _SqlAsyncSession(AsyncSession[Any]):
     @override
     def is_broken(self) -> bool:
         return bool(self._core.invalidated)
+
+    @override
+    async def has_failed(self) -> bool:
+        # A session that failed to flush has rolled back, and says no more than that.
+        if not self.connection.is_active or await self._has_aborted():
+            return True
+        return _has_lost_transaction((await self._core.get_raw_connection()).driver_connection)
 
 
 class SQLAlchemy(Database[C], Generic[C]):

@@ -78,15 +78,21 @@ class _SqliteSession(Session[sqlite3.Connection]):
             self._give_back()
 
     @override
-    def rollback(self) -> None:
+    def rollback(self, *, close: bool = False) -> None:
         if self._open:
             with suppress(sqlite3.Error):
-                self.connection.execute("ROLLBACK")
+                self.connection.close() if close else self.connection.execute("ROLLBACK")
             self._give_back()
 
     @override
     def is_broken(self) -> bool:
         return False
+
+    @override
+    def has_failed(self) -> bool:
+        # Most statements that find the disk full, or fail to read or write, take the transaction
+        # with them; of one that does not, it cannot be told whose it was.
+        return self._open and _is_in_transaction(self.connection) is False
 
 
 class Sqlite(Database[sqlite3.Connection]):

@@ -22,7 +22,8 @@ from itertools import count
 from types import CoroutineType
 from typing import Any, NamedTuple
 
-from streams.databases.protocol import run, run_async
+from streams.databases.protocol import AsyncSession, Session, run, run_async
+from streams.derived_records import DerivedResult
 from streams.errors import BatchError, ConfigError, Reject, StreamsError
 from streams.inbox.identity import Entry
 from streams.inbox.inbox import Inbox
@@ -59,6 +60,13 @@ def wrapped_function(inbox: Inbox, job: Job) -> Callable[..., Any]:
     return handling.call_batch_async if job.asynchronous else handling.call_batch_plain
 
 
+class _Returned(NamedTuple):
+    """What a handler returned, and what of that is written in its transaction."""
+
+    result: Any
+    outgoing: Sequence[DerivedResult] | None = None
+
+
 class _Handling:
     def __init__(self, inbox: Inbox, job: Job, patience: float) -> None:
         self._inbox = inbox
@@ -74,18 +82,15 @@ class _Handling:
         self._check([message])
         entry = await self._entry_async(value, message)
 
-        async def once(_: Sequence[Verdict], connection: Any) -> Any:
+        async def once(_: Sequence[Verdict], connection: Any) -> _Returned:
             if self._wants_message:
                 with_transaction(message, connection)
                 result = await self._function(value, message)
             else:
                 result = await self._function(value)
-            results = self._results
-            if results is None:
-                return result
-            found = results.of_message(result, value, message)
-            await results.write_async(self._inbox.outbox, connection, found)
-            return None
+            if self._results is None:
+                return _Returned(result)
+            return _Returned(None, self._results.of_message(result, value, message))
 
         return await self._run_async(message, [entry], once)
 
@@ -93,18 +98,15 @@ class _Handling:
         self._check([message])
         entry = self._entry(value, message)
 
-        def once(_: Sequence[Verdict], connection: Any) -> Any:
+        def once(_: Sequence[Verdict], connection: Any) -> _Returned:
             if self._wants_message:
                 with_transaction(message, connection)
                 result = self._function(value, message)
             else:
                 result = self._function(value)
-            results = self._results
-            if results is None or isinstance(result, CoroutineType):
-                return result
-            found = results.of_message(result, value, message)
-            results.write(self._inbox.outbox, connection, found)
-            return None
+            if self._results is None or isinstance(result, CoroutineType):
+                return _Returned(result)
+            return _Returned(None, self._results.of_message(result, value, message))
 
         return self._run_plain(message, [entry], once)
 
@@ -115,16 +117,13 @@ class _Handling:
         entries = [await self._entry_async(*each) for each in zip(values, messages, strict=True)]
         firsts = _firsts(entries)
 
-        async def once(verdicts: Sequence[Verdict], connection: Any) -> Any:
+        async def once(verdicts: Sequence[Verdict], connection: Any) -> _Returned:
             chosen = _chosen(values, messages, firsts, verdicts, connection)
             given = chosen if self._wants_message else chosen[:1]
             result = await self._function(*given)
-            results = self._results
-            if results is None:
-                return result
-            found = results.of_batch(result, *chosen)
-            await results.write_async(self._inbox.outbox, connection, found)
-            return None
+            if self._results is None:
+                return _Returned(result)
+            return _Returned(None, self._results.of_batch(result, *chosen))
 
         try:
             return await self._run_async(messages[0], [entries[at] for at in firsts], once)
@@ -136,16 +135,13 @@ class _Handling:
         entries = [self._entry(*each) for each in zip(values, messages, strict=True)]
         firsts = _firsts(entries)
 
-        def once(verdicts: Sequence[Verdict], connection: Any) -> Any:
+        def once(verdicts: Sequence[Verdict], connection: Any) -> _Returned:
             chosen = _chosen(values, messages, firsts, verdicts, connection)
             given = chosen if self._wants_message else chosen[:1]
             result = self._function(*given)
-            results = self._results
-            if results is None or isinstance(result, CoroutineType):
-                return result
-            found = results.of_batch(result, *chosen)
-            results.write(self._inbox.outbox, connection, found)
-            return None
+            if self._results is None or isinstance(result, CoroutineType):
+                return _Returned(result)
+            return _Returned(None, self._results.of_batch(result, *chosen))
 
         try:
             return self._run_plain(messages[0], [entries[at] for at in firsts], once)
@@ -181,7 +177,7 @@ class _Handling:
         companion = inbox.companion
         for runs in count(1):
             session = await inbox.begin_async(message, patience=self._patience)
-            began = time.monotonic()
+            began, ours = time.monotonic(), True
             try:
                 verdicts = await run_async(session, take(database.dialect, entries, inbox.timeouts))
                 if not self._is_wanted(verdicts, message):
@@ -189,18 +185,32 @@ class _Handling:
                     return None
                 if companion is not None:
                     await run_async(session, companion.handle(database.dialect))
-                result = await handle(verdicts, session.connection)
+                ours = False
+                returned = await handle(verdicts, session.connection)
+                ours = True
+                if self._results is not None and returned.outgoing is not None:
+                    await self._results.write_async(
+                        inbox.outbox, session.connection, returned.outgoing
+                    )
                 await session.commit()
                 inbox.stats.committed += 1
-                return result
+                inbox.committed(began)
+                return returned.result
             except BaseException as error:
                 broken = session.is_broken()
-                await session.rollback()
+                unable = (
+                    isinstance(error, Exception)
+                    and not broken
+                    and inbox.may_be_unable(error, ours=ours)
+                    and (ours or await _has_failed_async(session))
+                )
+                await session.rollback(close=unable)
                 if not isinstance(error, Exception):
                     raise
                 pause = inbox.runs_again(
-                    error, broken=broken, runs=runs, seconds=time.monotonic() - began
-                )
+                    error, broken=broken, unable=unable, runs=runs,
+                    seconds=time.monotonic() - began,
+                )  # fmt: skip
                 if pause is None:
                     raise
             await asyncio.sleep(pause)
@@ -213,7 +223,7 @@ class _Handling:
         companion = inbox.companion
         for runs in count(1):
             session = inbox.begin(message, patience=self._patience)
-            began = time.monotonic()
+            began, ours = time.monotonic(), True
             try:
                 verdicts = run(session, take(database.dialect, entries, inbox.timeouts))
                 if not self._is_wanted(verdicts, message):
@@ -221,21 +231,33 @@ class _Handling:
                     return None
                 if companion is not None:
                     run(session, companion.handle(database.dialect))
-                result = handle(verdicts, session.connection)
-                if isinstance(result, CoroutineType):
+                ours = False
+                returned = handle(verdicts, session.connection)
+                ours = True
+                if isinstance(returned.result, CoroutineType):
                     session.rollback()
-                    return result  # the executor says what is wrong with that
+                    return returned.result  # the executor says what is wrong with that
+                if self._results is not None and returned.outgoing is not None:
+                    self._results.write(inbox.outbox, session.connection, returned.outgoing)
                 session.commit()
                 inbox.stats.committed += 1
-                return result
+                inbox.committed(began)
+                return returned.result
             except BaseException as error:
                 broken = session.is_broken()
-                session.rollback()
+                unable = (
+                    isinstance(error, Exception)
+                    and not broken
+                    and inbox.may_be_unable(error, ours=ours)
+                    and (ours or _has_failed(session))
+                )
+                session.rollback(close=unable)
                 if not isinstance(error, Exception):
                     raise
                 pause = inbox.runs_again(
-                    error, broken=broken, runs=runs, seconds=time.monotonic() - began
-                )
+                    error, broken=broken, unable=unable, runs=runs,
+                    seconds=time.monotonic() - began,
+                )  # fmt: skip
                 if pause is None:
                     raise
             time.sleep(pause)
@@ -256,6 +278,20 @@ class _Handling:
         new = verdicts.count(Verdict.NEW)
         self._inbox.stats.duplicates += len(verdicts) - new
         return new > 0
+
+
+def _has_failed(session: Session[Any]) -> bool:
+    try:
+        return session.has_failed()
+    except Exception:  # it cannot be told
+        return False
+
+
+async def _has_failed_async(session: AsyncSession[Any]) -> bool:
+    try:
+        return await session.has_failed()
+    except Exception:
+        return False
 
 
 def _firsts(entries: Sequence[Entry]) -> list[int]:

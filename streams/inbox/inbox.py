@@ -4,6 +4,10 @@ The database is opened with the app, its tables are looked for when the first me
 While it cannot be reached, handlers wait where they are, so the processor stands still and no
 message uses up an attempt; that ends when it answers, when nothing may be started any more, or when
 the message's partition is another member's.
+
+A database that answers and cannot work (its disk is full, it has become a replica) is found out
+within a transaction. From then on one transaction after the other, each after a longer pause, tries
+whether it can again; the first that is committed says so.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from streams.databases.protocol import (
     Failure,
     Session,
     Steps,
+    failure_of_answer,
     is_file_of,
     run,
     run_async,
@@ -51,7 +56,7 @@ from streams.processing.outcomes import OwnershipLost, TransactionPostponed
 from streams.text import describe_error, get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from streams.processor import Processor
 
@@ -65,6 +70,9 @@ RUN_AGAIN_PAUSE = 0.02
 
 RETRY_PAUSE = 0.25
 """Seconds between two attempts to reach the database."""
+
+LONGEST_TRIAL_PAUSE = 2.0
+"""Seconds between two transactions that try whether a database that answers can work again."""
 
 DEFAULT_LEASE = 10.0
 """Seconds, where the log does not say for how long a partition is owned."""
@@ -93,6 +101,28 @@ class Companion(Protocol):
         :raises RunAgain: it cannot be called now.
         """
         ...
+
+
+class _Outage:
+    """A database answers and cannot work; who may try whether it can again. For any thread."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.since = time.monotonic()
+        """What began earlier, and is committed, does not end it."""
+        self._pause = RETRY_PAUSE
+        self._next = self.since + self._pause
+        self._turn = threading.Lock()
+
+    def may_try(self) -> bool:
+        """Whether a transaction may begin; then the next one has to wait."""
+        with self._turn:
+            now = time.monotonic()
+            if now < self._next:
+                return False
+            self._pause = min(2 * self._pause, LONGEST_TRIAL_PAUSE)
+            self._next = now + self._pause
+            return True
 
 
 class Inbox(AbstractAsyncContextManager["Inbox"]):
@@ -128,6 +158,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         self._decodings: Mapping[str, Decoding] = {}
         self._lease = 0.0
         self._timeout = processor.options.timeout or 0.0
+        self._outage: _Outage | None = None
         self._ready = False
         self._opened = False
         self._opening = threading.Lock()
@@ -280,14 +311,15 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         give_up = time.monotonic() + patience
         while True:
             self.check_owned(message)
-            try:
-                self._make_ready()
-                session = self.database.begin()
-            except Exception as error:
-                self._out_of_reach(error, give_up)
-            else:
-                self._answers()
-                return session
+            if self._may_begin(give_up):
+                try:
+                    self._make_ready()
+                    session = self.database.begin()
+                except Exception as error:
+                    self._out_of_reach(error, give_up)
+                else:
+                    self._answers()
+                    return session
             time.sleep(RETRY_PAUSE * (0.5 + random.random() / 2))
 
     async def begin_async(self, message: Message[Any], *, patience: float) -> AsyncSession[Any]:
@@ -295,23 +327,36 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         give_up = time.monotonic() + patience
         while True:
             self.check_owned(message)
-            try:
-                await self._make_ready_async()
-                session = await self.database.begin_async()
-            except Exception as error:
-                self._out_of_reach(error, give_up)
-            else:
-                self._answers()
-                return session
+            if self._may_begin(give_up):
+                try:
+                    await self._make_ready_async()
+                    session = await self.database.begin_async()
+                except Exception as error:
+                    self._out_of_reach(error, give_up)
+                else:
+                    self._answers()
+                    return session
             await asyncio.sleep(RETRY_PAUSE * (0.5 + random.random() / 2))
+
+    def _may_begin(self, give_up: float) -> bool:
+        """Whether a transaction may begin now. Raises what is to be raised."""
+        outage = self._outage
+        if outage is None or outage.may_try():
+            return True
+        self._keep_waiting(outage.error, give_up)
+        return False
 
     def _out_of_reach(self, error: Exception, give_up: float) -> None:
         """Raise what is to be raised; return: try again."""
         failure = self.database.classify(error)
         if failure is Failure.FAULT:
             raise error
-        if failure is Failure.UNREACHABLE:
+        if failure is not Failure.CONFLICT:
             self.note_outage(error)
+        self._keep_waiting(error, give_up)
+
+    def _keep_waiting(self, error: Exception, give_up: float) -> None:
+        """:raises TransactionPostponed: not any longer."""
         executor = self._processor.executor
         if executor is not None and executor.suspended:
             raise TransactionPostponed("nothing is to be started now") from error
@@ -319,7 +364,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             raise TransactionPostponed(f"{self.database.name}: {describe_error(error)}") from error
 
     def note_outage(self, error: BaseException) -> None:
-        """The database cannot be reached; said once."""
+        """The database cannot be reached, or cannot work; said once."""
         if self.stats.reachable:
             self.stats.reachable = False
             logger.warning(
@@ -328,9 +373,16 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             )  # fmt: skip
 
     def _answers(self) -> None:
-        if not self.stats.reachable:
+        if not self.stats.reachable and self._outage is None:
             self.stats.reachable = True
             logger.warning("%s: its database answers again", self._processor.name)
+
+    def committed(self, began: float) -> None:
+        """A transaction was committed that began at this monotonic time."""
+        outage = self._outage
+        if outage is not None and began >= outage.since:
+            self._outage = None
+            self._answers()
 
     def _make_ready(self) -> None:
         if self._ready:
@@ -437,12 +489,23 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
 
     # -- after an error
 
+    def may_be_unable(self, error: Exception, *, ours: bool) -> bool:
+        """Whether an error says that a database answers and cannot work now.
+
+        :param ours: it comes from a statement of ours, and not from the handler.
+        """
+        if self.database.classify(error) is Failure.CONFLICT:
+            return False
+        kinds = (Failure.UNABLE, Failure.UNREACHABLE) if ours else (Failure.UNABLE,)
+        return any(failure_of_answer(each) in kinds for each in _chain(error))
+
     def runs_again(
-        self, error: Exception, *, broken: bool, runs: int, seconds: float
+        self, error: Exception, *, broken: bool, unable: bool, runs: int, seconds: float
     ) -> float | None:
         """Seconds after which the transaction is run again at once; None: the error counts.
 
         :param broken: its connection is lost, whatever the handler made of that.
+        :param unable: this database answers and cannot work.
         :param runs: how often it was run.
         :param seconds: how long it took.
         :raises TransactionPostponed: it is run again later, and uses up no attempt.
@@ -456,8 +519,11 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             # A server that ends a transaction which idled too long breaks its connection, too.
             idled = seconds >= self.timeouts.idle
             failure = Failure.CONFLICT if idled else Failure.UNREACHABLE
-        elif failure is Failure.UNREACHABLE and not broken:
-            failure = Failure.FAULT  # of another database of the handler's
+        elif unable:
+            failure = Failure.UNREACHABLE
+            self._note_unable(error)
+        elif failure is not Failure.CONFLICT:
+            failure = Failure.FAULT  # the handler's own, or of another database that it uses
         if failure is Failure.FAULT:
             return None
         if runs >= RUNS_IN_PLACE:
@@ -470,6 +536,12 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         if failure is Failure.UNREACHABLE:
             return 0.0  # the next transaction waits until there can be one
         return random.random() * 0.01 * 2.0**runs
+
+    def _note_unable(self, error: Exception) -> None:
+        """The database answers and cannot work."""
+        if self._outage is None:
+            self._outage = _Outage(error)
+        self.note_outage(error)
 
     # -- dead letters
 
@@ -496,12 +568,17 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             owned = self.identities.known(message) or self.learn(message)
             entry = self.identities.entry(message, owned, self.value_id(message.value, message))
             session = self.begin(message, patience=0)
+            began, unable = time.monotonic(), False
             try:
                 verdict = run(session, bury(self.database.dialect, entry, self.timeouts))
                 if verdict is Verdict.DEAD:
                     session.commit()
+                    self.committed(began)
+            except Exception as error:
+                unable = self._is_unable(error, broken=session.is_broken())
+                raise
             finally:
-                session.rollback()
+                session.rollback(close=unable)
         except OwnershipLost:
             answer(DeadLetterAnswer.ABANDON)
         except BaseException as error:
@@ -520,14 +597,19 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
                 owned = await asyncio.to_thread(self.learn, message)
             entry = self.identities.entry(message, owned, self.value_id(message.value, message))
             session = await self.begin_async(message, patience=0)
+            began, unable = time.monotonic(), False
             try:
                 verdict = await run_async(
                     session, bury(self.database.dialect, entry, self.timeouts)
                 )
                 if verdict is Verdict.DEAD:
                     await session.commit()
+                    self.committed(began)
+            except Exception as error:
+                unable = self._is_unable(error, broken=session.is_broken())
+                raise
             finally:
-                await session.rollback()
+                await session.rollback(close=unable)
         except OwnershipLost:
             answer(DeadLetterAnswer.ABANDON)
         except Exception as error:
@@ -537,6 +619,13 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             raise
         else:
             answer(_answer_of(verdict))
+
+    def _is_unable(self, error: Exception, *, broken: bool) -> bool:
+        """Whether a statement of ours says that the database answers and cannot work."""
+        unable = not broken and self.may_be_unable(error, ours=True)
+        if unable:
+            self._note_unable(error)
+        return unable
 
     # -- purging
 
@@ -569,6 +658,18 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
     def name(self) -> str:
         """The processor's name."""
         return self._processor.name
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those that it was raised from or in the handling of."""
+    seen: set[int] = set()
+    todo: list[BaseException | None] = [error]
+    while todo:
+        each = todo.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            todo += (each.__cause__, None if each.__suppress_context__ else each.__context__)
 
 
 def _answer_of(verdict: Verdict) -> DeadLetterAnswer:

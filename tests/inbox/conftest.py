@@ -13,9 +13,10 @@ from tests.inbox.kinds import KINDS, Kind, Place
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "kind" in metafunc.fixturenames:
         metafunc.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-    if "server_kind" in metafunc.fixturenames:
-        kinds = [kind for kind in KINDS if kind.server]
-        metafunc.parametrize("server_kind", kinds, ids=lambda kind: kind.name)
+    for name, server in (("server_kind", True), ("file_kind", False)):
+        if name in metafunc.fixturenames:
+            kinds = [kind for kind in KINDS if kind.server is server]
+            metafunc.parametrize(name, kinds, ids=lambda kind: kind.name)
 
 
 @pytest.fixture

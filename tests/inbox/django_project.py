@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import Any
 
 from django.conf import settings  # type: ignore[import-untyped]
 
@@ -47,6 +48,16 @@ doubles = app.topic("doubles", int)
 database = Django()
 outbox = Outbox(app, database)
 failed: list[int] = []
+stalled: list[int] = []
+retries: list[int] = []
+
+
+def lacks_room(cursor: Any) -> None:
+    """Fail as where the disk is full."""
+    if ENGINE == "postgresql":
+        cursor.execute("DO $$ BEGIN RAISE EXCEPTION 'full' USING ERRCODE = 'disk_full'; END $$")
+    cursor.execute("PRAGMA max_page_count = 1")  # as many as there are
+    cursor.execute("UPDATE shop_effect SET key = %s || key", ["x" * 20_000])
 
 
 @app.processor(
@@ -58,6 +69,10 @@ def handle(number: int, message: Message[int]) -> int:
     Effect.objects.create(key=message.id, number=number)
     with transaction.atomic():  # a savepoint
         Effect.objects.filter(key=message.id).update(number=number + 1)
+    if number == 5 and not stalled:
+        stalled.append(number)
+        with transaction.atomic(), connection.cursor() as cursor:
+            lacks_room(cursor)
     if number == 3 and not failed:
         failed.append(number)
         raise ValueError("not yet")
@@ -71,6 +86,9 @@ async def main() -> None:
         for number in range(4):
             await orders.publish(number, id=f"m{number}", key=str(number))  # once more
         await h.settled()
+        stats = handle.stats()
+        assert stats is not None
+        retries.append(stats.retries)
 
 
 def create() -> None:
@@ -88,4 +106,4 @@ with connection.cursor() as cursor:
 assert handle.inbox is not None
 print(sorted(Effect.objects.values_list("key", "number")))  # noqa: T201
 print(written)  # noqa: T201
-print(rows, handle.inbox.stats.duplicates, len(failed))  # noqa: T201
+print(rows, handle.inbox.stats.duplicates, len(failed), len(stalled), retries[0])  # noqa: T201

@@ -25,7 +25,7 @@ def test_a_small_project(engine: str, tmp_path: Path, request: pytest.FixtureReq
     assert done.returncode == 0, done.stderr
     effects = [(f"m{number}", number + 1) for number in range(8)]
     written = [f"m{number}/g/0" for number in range(8)]
-    assert done.stdout.splitlines() == [str(effects), str(written), "8 4 1"]
+    assert done.stdout.splitlines() == [str(effects), str(written), "8 4 1 1 1"]
 
 
 def test_a_database_whose_transactions_commit_nothing_is_refused() -> None:
