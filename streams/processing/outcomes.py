@@ -278,6 +278,8 @@ class Calls(ABC, Generic[Unit]):
         """Write what key parking has to say of a message, which is settled by that."""
 
         def refused(error: BaseException) -> None:
+            if self._fail_on_config_error([delivery], {0: error}):
+                return
             logger.error(complaint, self.job.name, location(delivery), error)
             self.dispatcher.deliver_at(delivery, self._now() + WRITE_PAUSE)
 
@@ -499,6 +501,8 @@ class Calls(ABC, Generic[Unit]):
             return
 
         def refused(error: BaseException) -> None:
+            if self._fail_on_config_error([delivery], {0: error}):
+                return
             pause = min(60.0, WRITE_PAUSE * 2.0 ** min(reason.failed_writes, 10))
             logger.error(
                 "%s: cannot write the dead letter of %s, again in %g s: %r",

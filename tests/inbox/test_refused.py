@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -100,6 +102,23 @@ async def test_missing_tables_that_must_not_be_made(kind: Kind, place: Place) ->
         async with harness(app) as h:
             await topic.publish(1)
             await h.settled()
+
+
+async def test_missing_tables_of_a_message_that_cannot_be_decoded(
+    file_kind: Kind, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its dead letter is the first that needs them: that is not tried for ever."""
+    url = f"memory://{uuid4().hex}"
+    app, writer = Streams(url), Streams(url)
+    numbers, texts = app.topic("numbers", int), writer.topic("numbers", str)
+    app.processor(
+        numbers, group="g", transaction=file_kind.make(str(tmp_path / "a.db"), create=False)
+    )(file_kind.handler(lambda message: None, lambda message: message.id))
+    with pytest.raises(ProcessorDied, match="tables are missing"):
+        async with writer.connected(), app:
+            await texts.publish("no number")
+            await asyncio.Event().wait()  # is cancelled
+    assert "cannot write the dead letter" not in caplog.text
 
 
 def test_the_command_prints_what_makes_them(tmp_path: Path) -> None:

@@ -165,6 +165,44 @@ async def test_a_batch(world: World, kind: Callable[..., Any], size: int) -> Non
     assert await world.letters() == []
 
 
+class UnnamedDeadLetters(DeadLetters):
+    """Knows no topic for a dead letter once the app runs."""
+
+    running = False
+
+    def name(self, topic: str, group: str) -> str:
+        if self.running:
+            raise Wrong
+        return super().name(topic, group)
+
+
+@pytest.mark.parametrize("batch", [None, 5])
+@pytest.mark.parametrize("kind", [plain, asynchronous])
+async def test_a_dead_letter_that_cannot_be_made(
+    world: World,
+    kind: Callable[..., Any],
+    batch: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app, topic = world.app()
+
+    def handle(value: Any) -> None:
+        monkeypatch.setattr(UnnamedDeadLetters, "running", True)
+        raise Reject("never")
+
+    async def handle_async(value: Any) -> None:
+        handle(value)
+
+    app.processor(topic, group="g", batch=batch, dead_letters=UnnamedDeadLetters(), flow=QUICK)(
+        handle if kind is plain else handle_async
+    )
+    died = await world.dies(app, topic)
+    assert isinstance(died.__cause__, Wrong)
+    world.check(app, died)
+    assert "cannot write the dead letter" not in caplog.text
+
+
 @pytest.mark.parametrize("to", [False, True])
 async def test_what_a_batch_error_names(world: World, to: bool) -> None:
     app, topic = world.app()
