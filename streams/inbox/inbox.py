@@ -75,9 +75,7 @@ LONGEST_TRIAL_PAUSE = 2.0
 """Seconds between two transactions that try whether a database that answers can work again."""
 
 DEFAULT_LEASE = 10.0
-"""Seconds, where the log does not say for how long a partition is owned."""
-
-LONGEST_LEASE = 60.0
+"""Seconds, where no partition goes to others, as in a replay."""
 
 
 class RunAgain(StreamsError):
@@ -156,7 +154,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         self.companion: Companion | None = None
         """Has statements of its own in each transaction of a handler."""
         self._decodings: Mapping[str, Decoding] = {}
-        self._lease = 0.0
+        self._lease = DEFAULT_LEASE
         self._timeout = processor.options.timeout or 0.0
         self._outage: _Outage | None = None
         self._ready = False
@@ -249,8 +247,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
     @property
     def timeouts(self) -> Timeouts:
         """How long a transaction of a handler waits."""
-        lease = min(self._lease or DEFAULT_LEASE, LONGEST_LEASE)
-        return Timeouts(lock=lease, idle=max(lease, self._timeout))
+        return Timeouts(lock=self._lease, idle=max(self._lease, self._timeout))
 
     def learn(self, message: Message[Any]) -> Owned:
         """The partition of a message (it asks the log, and blocks).
@@ -267,9 +264,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             raise TransactionPostponed(
                 f"the log does not say which topic it is: {error}"
             ) from error
-        left = message.assignment.valid_until - self._connection.clock.monotonic()
-        if 0 < left < float("inf"):
-            self._lease = max(self._lease, left, 1.0)
+        self._lease = message.assignment.lease or DEFAULT_LEASE
         return found
 
     def value_id(self, value: Any, message: Message[Any]) -> str | None:

@@ -285,7 +285,7 @@ def check_version(found: int | None, database: str, dialect: DialectName) -> Non
 
 
 def _milliseconds(seconds: float) -> str:
-    return str(max(1, round(seconds * 1000)))
+    return str(max(1, min(round(seconds * 1000), 2**31 - 1)))  # PostgreSQL has no longer ones
 
 
 _TAKE = Statement(

@@ -243,6 +243,9 @@ class Assignment:
     valid_until: float = float("inf")
     """Monotonic time until which ownership is certain; the subscription moves it on each
     confirmation, and to minus infinity when the partition is revoked or lost."""
+    lease: float | None = None
+    """Seconds after which the partition of an owner that is silent goes to another member; None:
+    it never does, or the log does not say."""
     stored_beyond_end: int | None = field(default=None, init=False)
     """What was stored until then, where that lies beyond the log's end and the log itself put
     ``committed`` in its place."""

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 
-from streams import AsyncPsycopg, Message, NotFound, Streams
+from streams import AsyncPsycopg, Message, NotFound, Psycopg, Retry, Streams
 from streams.log.url import open_log
 from streams.replay import replay, reset
 from streams.testing import harness
 from tests.inbox.kinds import KINDS, Place
+from tests.servers.lifetime import until
 
 ASYNC = KINDS[1]
 
@@ -79,6 +81,74 @@ async def test_resets_and_replays_have_their_own_generation(url: str, postgres: 
         assert handle.inbox is not None
     assert place.effects() == {f"m{number}": 3 for number in numbers}
     assert len(calls) == 60
+
+
+@pytest.mark.parametrize(
+    ("url", "settings", "lease", "limit"),
+    [
+        ("memory", "", 10.0, 20.0),
+        ("sqlite", "?lease=0.9", 0.9, None),
+        ("sqlite", "?lease=120", 120.0, 100.0),
+        ("redis_server", "?lease=120", 120.0, None),
+        ("kafka", "?session.timeout.ms=120000", 120.0, 500.0),
+    ],
+    indirect=["url"],
+)
+async def test_a_transaction_waits_for_as_long_as_the_lease(
+    url: str, settings: str, lease: float, limit: float | None, postgres: str
+) -> None:
+    """And idles so long at most, or for as long as its handler may take."""
+    app = Streams(f"{url}{settings}")
+    topic = app.topic(f"orders-{uuid4().hex[:8]}", int, partitions=1)
+    found: list[float] = []
+
+    @app.processor(
+        topic, group=f"g-{uuid4().hex[:8]}", transaction=AsyncPsycopg(postgres), timeout=limit
+    )
+    async def handle(value: int, message: Message[int, Any]) -> None:
+        for name in ("lock_timeout", "idle_in_transaction_session_timeout"):
+            rows = await message.transaction.execute(
+                "SELECT extract(epoch FROM current_setting(%s)::interval)", (name,)
+            )
+            found.append(float((await rows.fetchone())[0]))
+
+    async with harness(app, url=f"{url}{settings}") as h:
+        await topic.publish(0)
+        await h.settled()
+    assert found[-2:] == [lease, max(lease, limit or 0.0)]
+
+
+async def test_a_handler_that_idles_for_too_long_loses_its_transaction(
+    tmp_path: Path, postgres: str
+) -> None:
+    place = Place(postgres)
+    url = f"sqlite:///{tmp_path / 'log.db'}?lease=1"
+    app = Streams(url)
+    topic = app.topic("orders", int)
+    lost: list[str] = []
+
+    @app.processor(topic, group="g", transaction=Psycopg(postgres), retry=Retry(attempts=1))
+    def handle(value: int, message: Message[int, Any]) -> None:
+        KINDS[0].write(message.transaction, message.id, value)
+        if not lost:
+            process = message.transaction.info.backend_pid
+            until(
+                lambda: not place.execute(f"SELECT 1 FROM pg_stat_activity WHERE pid = {process}"),
+                60, "the server has ended the transaction",
+            )  # fmt: skip
+            with pytest.raises(psycopg.Error) as caught:
+                message.transaction.execute("SELECT 1")
+            lost.append(str(caught.value))
+            raise caught.value
+
+    async with harness(app, url=url) as h:
+        await topic.publish(0, id="m0")
+        await h.settled()
+        stats = handle.stats()
+        assert stats is not None
+        assert (stats.dead_letters, stats.retries) == (0, 0)
+    assert len(lost) == 1
+    assert place.effects() == {"m0": 1}
 
 
 async def test_a_topic_made_anew_has_other_messages(url: str, postgres: str) -> None:

@@ -145,8 +145,9 @@ class AssignmentStarter:
         consumer, partitions = self._consumer, self._consumer.partitions
         committed = self._committed(keys)
         valid_until = consumer.start_ownership()
+        lease = consumer.ownership.session_timeout
         assignments = [
-            Assignment(*key, next(_next_epoch), committed[key], valid_until) for key in keys
+            Assignment(*key, next(_next_epoch), committed[key], valid_until, lease) for key in keys
         ]
         partitions.owned.update((each.topic_partition, each) for each in assignments)
         consumer.commits.add_assignments(assignments)

@@ -217,7 +217,10 @@ class MemorySubscription(Subscription):
     def _acquire(self, partition: TopicPartition, epoch: int, now: float) -> _OwnedPartition:
         topic, number = partition
         committed = self._group.positions.get(partition)
-        assignment = Assignment(topic, number, epoch, committed, DEFAULT_TERMS.valid_until(now))
+        terms = DEFAULT_TERMS
+        assignment = Assignment(
+            topic, number, epoch, committed, terms.valid_until(now), terms.lease
+        )
         owned = _OwnedPartition(assignment, self._store.topics[topic].partitions[number])
         self._owned[partition] = owned
         self._group.leases[partition] = HeldLease(self.id, epoch)

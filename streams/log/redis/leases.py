@@ -161,7 +161,7 @@ class PartitionLeases:
             self.stored_offsets[partition] = stored
         self.highest_epochs[partition] = epoch
         valid_until = self._terms.valid_until(sent)
-        assignment = Assignment(*partition, epoch, committed, valid_until)
+        assignment = Assignment(*partition, epoch, committed, valid_until, self._terms.lease)
         assignment.stored_beyond_end = offset_of(beyond) if beyond else None
         stream_info = parse_stream_info(stream)
         return OwnedPartition(assignment, self.keys[partition], stored, stream_info)

@@ -461,7 +461,9 @@ class Membership:
         db.execute(_RESET_BEYOND_END, (self.group, own_number))
         valid_until = self._terms.valid_until(sent)
         return {
-            Assignment(*each, wanted[each], committed.get(number), valid_until): number
+            Assignment(
+                *each, wanted[each], committed.get(number), valid_until, self._terms.lease
+            ): number
             for number, each in partitions_by_number.items()
         }
 
