@@ -115,7 +115,7 @@ class Asyncpg(Database["Connection"]):
         self, dsn: str | Callable[[], Any], *, keep: float = DAY, create: bool = True
     ) -> None:
         super().__init__(keep=keep, create=create)
-        self._source = check_source(self.name, dsn, "an asyncpg.Pool", words=False)
+        self._source = check_source(self.name, dsn, "an asyncpg.Pool", libpq=False)
         self._pool: Any = None
 
     @override
@@ -143,9 +143,13 @@ class Asyncpg(Database["Connection"]):
         except ImportError as error:
             raise import_error(self.name, "asyncpg", error) from None
         if isinstance(self._source, str):
-            self._pool = await asyncpg.create_pool(
-                self._source, min_size=0, max_size=connections, timeout=POOL_TIMEOUT
-            )
+            try:
+                self._pool = await asyncpg.create_pool(
+                    self._source, min_size=0, max_size=connections, timeout=POOL_TIMEOUT
+                )
+            except Exception as error:
+                self.hide_secrets(error)
+                raise
 
     @override
     async def close_async(self) -> None:
@@ -159,6 +163,10 @@ class Asyncpg(Database["Connection"]):
     @override
     async def begin_async(self) -> AsyncSession[Connection]:
         pool = self._pool if self._pool is not None else self._source()
-        session = _AsyncpgSession(pool, await pool.acquire(timeout=POOL_TIMEOUT))
-        await session.enter()
+        try:
+            session = _AsyncpgSession(pool, await pool.acquire(timeout=POOL_TIMEOUT))
+            await session.enter()
+        except Exception as error:
+            self.hide_secrets(error)
+            raise
         return session

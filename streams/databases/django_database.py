@@ -190,6 +190,10 @@ class Django(Database[Any]):
     def begin(self) -> Session[Any]:
         from django.db import connections, transaction
 
-        return _DjangoSession(
-            connections[self.using], transaction.atomic(using=self.using, durable=True)
-        )
+        try:
+            return _DjangoSession(
+                connections[self.using], transaction.atomic(using=self.using, durable=True)
+            )
+        except Exception as error:
+            self.hide_secrets(error)
+            raise

@@ -22,6 +22,7 @@ from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, get_a
 
 from typing_extensions import TypeVar
 
+from streams.databases.addresses import read_postgres, scheme_of, secrets_of
 from streams.errors import ConfigError, StreamsError
 
 C_co = TypeVar("C_co", covariant=True)
@@ -201,6 +202,13 @@ class Database(ABC, Generic[C_co]):
     @abstractmethod
     def classify(self, error: BaseException) -> Failure:
         """What an error means."""
+
+    def hide_secrets(self, error: BaseException) -> None:
+        """Remove what is secret of its address from an error of a new connection, and from those it
+        was raised from."""
+        address = self.address()
+        if address is not None:
+            secrets_of(address).hide_in_error(error)
 
     # Several processors may share one: it is opened by the first and closed by the last.
 
@@ -406,24 +414,22 @@ def is_file_of(log: object, file: Path) -> bool:
     return isinstance(path, Path) and path.resolve() == file.resolve()
 
 
-_URL = re.compile(r"postgres(ql)?://")
-_WORDS = re.compile(r"\s*\w+\s*=")
-
-
-def check_source(name: str, given: Any, what: str, *, words: bool = True) -> Any:
+def check_source(name: str, given: Any, what: str, *, libpq: bool = True) -> Any:
     """A DSN, or a function that returns the user's own pool.
 
     A driver finds out at each connection that a DSN is none, as if that were an outage, and quotes
     it with its password; so it is looked at here.
 
-    :param words: a DSN may also be libpq's ``host=... dbname=...``.
+    :param libpq: the driver is libpq's: a DSN may also be ``host=... dbname=...``.
     :raises ConfigError: it is neither.
     """
     if isinstance(given, str) and given:
-        if _URL.match(given) or (words and _WORDS.match(given)):
-            return given
-        forms = "postgresql://user@host/database" + (", or host=... dbname=..." if words else "")
-        raise ConfigError(f"{name}(...): a DSN of PostgreSQL is written as {forms}")
+        try:
+            # One that names a driver is SQLAlchemy's.
+            read_postgres("" if scheme_of(given).driver else given, libpq=libpq)
+        except ConfigError as error:
+            raise ConfigError(f"{name}(...): {error}") from None
+        return given
     if callable(given) and not isinstance(given, type):
         return given
     shown = "an empty text" if isinstance(given, str) else type(given).__name__

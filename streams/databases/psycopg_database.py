@@ -161,7 +161,11 @@ class Psycopg(_PsycopgDatabase["Connection"]):
     @override
     def begin(self) -> Session[Connection]:
         pool = self._pool if self._pool is not None else self._source()
-        return _PsycopgSession(pool, pool.getconn())
+        try:
+            return _PsycopgSession(pool, pool.getconn())
+        except Exception as error:
+            self.hide_secrets(error)
+            raise
 
 
 class _AsyncPsycopgSession(AsyncSession["AsyncConnection"]):
@@ -268,6 +272,10 @@ class AsyncPsycopg(_PsycopgDatabase["AsyncConnection"]):
     @override
     async def begin_async(self) -> AsyncSession[AsyncConnection]:
         pool = self._pool if self._pool is not None else self._source()
-        session = _AsyncPsycopgSession(pool, await pool.getconn())
-        await session.enter()
+        try:
+            session = _AsyncPsycopgSession(pool, await pool.getconn())
+            await session.enter()
+        except Exception as error:
+            self.hide_secrets(error)
+            raise
         return session

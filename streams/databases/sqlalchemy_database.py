@@ -293,7 +293,11 @@ class SQLAlchemy(Database[C], Generic[C]):
 
     @override
     def begin(self) -> Session[C]:
-        session = _SqlSession(self._maker())
+        try:
+            session = _SqlSession(self._maker())
+        except Exception as error:
+            self.hide_secrets(error)
+            raise
         if self._dialect is None:
             try:
                 self._check(session.core)
@@ -305,7 +309,11 @@ class SQLAlchemy(Database[C], Generic[C]):
     @override
     async def begin_async(self) -> AsyncSession[C]:
         session = _SqlAsyncSession(self._maker())
-        await session.enter()
+        try:
+            await session.enter()
+        except Exception as error:
+            self.hide_secrets(error)
+            raise
         if self._dialect is None:
             try:
                 self._check(session.core)

@@ -30,7 +30,13 @@ from streams.clock import SYSTEM, Clock
 from streams.errors import ConfigError
 from streams.log.claims import ClaimStore
 from streams.log.protocol import Log, OpenMode, OpenRequest
-from streams.log.secrets import HIDDEN, Secrets, is_secret_name
+from streams.secrets import (
+    CONTROL_CHARACTER,
+    ENCODING_HINT,
+    HIDDEN,
+    Secrets,
+    is_secret_name,
+)
 
 URL_VARIABLE = "STREAMS_URL"
 """The variable of the environment that gives the log's URL where nothing else does."""
@@ -43,10 +49,6 @@ URL_FORMS = (
     "kafka://host:9092,host2:9092",
 )
 """How URLs are written, one example a form."""
-
-ENCODING_HINT = (
-    "in a user, password or value, write @ as %40, / as %2F, ? as %3F, # as %23, & as %26, % as %25"
-)
 
 _MODULES = {
     "memory": "streams.log.memory",
@@ -85,7 +87,6 @@ _EXAMPLES: Mapping[str, str] = {
 }
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,31})://(?P<rest>.*)", re.DOTALL)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]|[\w.-]+)(?::(?P<port>[0-9]{1,5}))?")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MEMORY_NAME = re.compile(r"[A-Za-z0-9._-]*\Z")
@@ -335,7 +336,7 @@ def _forms_text() -> str:
 
 def _parse(scheme: str, rest: str, location_kind: LocationKind, example: str) -> Url:
     label = f"{scheme}:// URL"
-    if _CONTROL.search(rest):
+    if CONTROL_CHARACTER.search(rest):
         raise ConfigError(f"{label}: it holds a line break or another control character")
     location, _, query = rest.partition("?")
     if location_kind == "hosts":

@@ -29,8 +29,10 @@ from typing_extensions import override
 from streams.databases import execution
 from streams.databases.addresses import (
     has_words,
-    place_without_secrets,
+    place_of,
+    read_postgres,
     scheme_of,
+    secrets_of,
     sqlite_file,
 )
 from streams.databases.protocol import (
@@ -174,8 +176,9 @@ class PostgresDatabase(Database):
     """What both drivers have in common."""
 
     def __init__(self, dsn: str, tables: Tables) -> None:
-        super().__init__(place_without_secrets(dsn))
+        super().__init__(place_of(dsn))
         self.dsn = dsn
+        self._secrets = secrets_of(dsn)
         self._dialect = PostgresDialect(tables)
 
     @property
@@ -196,6 +199,7 @@ class PostgresDatabase(Database):
         try:
             return await awaitable
         except Exception as error:
+            self._secrets.hide_in_error(error)
             failure = self._classify(error)
             if failure is Failure.FAULT and state_of(error) is None:
                 raise  # nothing that the server said
@@ -570,8 +574,11 @@ def open_database(dsn: str, tables: Tables) -> Database:
 def _postgres(dsn: str, driver: str, tables: Tables) -> PostgresDatabase:
     from importlib.util import find_spec
 
-    if driver != "asyncpg" and find_spec("psycopg") is not None:
-        return PsycopgDatabase(dsn, tables)
-    if find_spec("asyncpg") is not None and "://" in dsn:
-        return AsyncpgDatabase(dsn, tables)
+    by_psycopg = driver != "asyncpg" and find_spec("psycopg") is not None
+    if by_psycopg or (find_spec("asyncpg") is not None and not has_words(dsn)):
+        try:
+            read_postgres(dsn, libpq=by_psycopg)
+        except ConfigError as error:
+            raise ConfigError(f"Outbox: {error}") from None
+        return (PsycopgDatabase if by_psycopg else AsyncpgDatabase)(dsn, tables)
     raise ConfigError("Outbox: a relay on PostgreSQL needs psycopg (pip install 'psycopg[binary]')")

@@ -31,8 +31,8 @@ from streams.log.kafka.errors import (
     translate,
 )
 from streams.log.kafka.log import KafkaLog
-from streams.log.secrets import Secrets
 from streams.log.url import open_log
+from streams.secrets import Secrets
 from tests.servers.lifetime import free_port
 
 

@@ -1,7 +1,10 @@
-"""No six characters of a secret in any text, however a URL is written and whoever quotes it."""
+"""No six characters of a secret in any text, however a URL or a DSN is written and whoever quotes
+it."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import socket
 import threading
 import traceback
@@ -10,17 +13,21 @@ from contextlib import closing, contextmanager, suppress
 from typing import Any
 from urllib.parse import quote
 
+import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from psycopg.conninfo import conninfo_to_dict
 
-from streams import Streams
+from streams import Asyncpg, AsyncPsycopg, Outbox, Psycopg, Streams
+from streams.databases.addresses import place_of, secrets_of
 from streams.derived_records import error_headers
 from streams.errors import ConfigError, LogError
 from streams.log.kafka.settings import read_settings as kafka_settings
-from streams.log.secrets import MIN_PIECE, Secrets, is_secret_name
 from streams.log.url import open_log, parse, read_url, redact
 from streams.patterns.idempotency import IdempotencyStore
+from streams.secrets import HIDDEN, MIN_PIECE, Secrets, is_secret_name
+from tests.servers.lifetime import free_port, until
 
 LETTERS = "QXZVJKqxzvjk"
 """No error of ours has six of them beside each other."""
@@ -317,3 +324,120 @@ def test_a_server_that_repeats_the_password_is_not_quoted(scheme: str) -> None:
                 log.topic("orders")
             for text in texts(caught.value):
                 assert not shows(text, secret)
+
+
+# -- databases -------------------------------------------------------------------------------------
+
+DSN_FORMS = (
+    "postgresql://shop:{secret}@{hosts}/db",
+    "postgres://shop:{secret}@{hosts}",
+    "postgresql://:{secret}@{hosts}/db?sslmode=require",
+    "postgresql+psycopg://shop:{secret}@{hosts}/db",
+    "postgresql+asyncpg://shop:{secret}@{hosts}/db",
+    "postgresql://{hosts}/db?password={secret}",
+    "postgresql://{hosts}/db?user=shop&password={secret}&application_name=x",
+    "postgresql://{hosts}?sslpassword={secret}&password=x",
+    "postgresql://shop:x@{hosts}/db?sslpassword={secret}#top",
+    "postgresql://shop:{secret}",
+    "postgresql:shop:{secret}@{hosts}/db",
+    "shop:{secret}@{hosts}/db",
+    "host=h user=shop password={secret} dbname=db",
+    "password={secret}",
+    "password='{secret}' host=h,i port=1,2",
+    "host = h password = '{secret} dbname=db",
+    "host=h sslpassword={secret} password=x",
+)
+DSN_HOSTS = ("h", "h:1", "a.example:9092,b-1,c_2:3", "[::1]", "%2Fvar%2Frun", "", "h:port")
+
+
+def told_of_database(dsn: str) -> Iterator[str]:
+    """Every text that comes of a DSN without a server: ours, and what libpq says of it."""
+    for library in (Psycopg, AsyncPsycopg, Asyncpg):
+        try:
+            database: Any = library(dsn)
+            yield repr(database)
+            yield from texts_of_libpq(dsn, database.hide_secrets)
+            outbox = Outbox(Streams("memory://"), database)
+            yield repr(outbox)
+            yield outbox.open().place
+        except ConfigError as error:
+            yield from texts(error)
+    try:
+        outbox = Outbox(Streams("memory://"), dsn)
+        yield repr(outbox)
+        yield outbox.open().place
+    except ConfigError as error:
+        yield from texts(error)
+    yield place_of(dsn)
+    yield from texts_of_libpq(dsn, secrets_of(dsn).hide_in_error)
+
+
+def texts_of_libpq(dsn: str, hide: Callable[[BaseException], object]) -> Iterator[str]:
+    try:
+        conninfo_to_dict(dsn)
+    except (psycopg.Error, UnicodeError) as error:
+        hide(error)
+        yield from (str(each) for each in chain(error) if not isinstance(each, UnicodeError))
+
+
+@given(secrets, encodings, st.sampled_from(DSN_FORMS), st.sampled_from(DSN_HOSTS))
+def test_no_piece_of_a_secret_in_a_dsn_is_shown(
+    secret: str, encode: Callable[[str], str], form: str, hosts: str
+) -> None:
+    dsn = form.format(secret=encode(secret), hosts=hosts)
+    for text in told_of_database(dsn):
+        assert not shows(text, secret), (dsn, text)
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://shop:p/Hunter2zebra@127.0.0.1:1/db",
+        "postgresql://shop:p@Hunter2zebra@127.0.0.1:1/db",
+        "postgresql://shop:p%zzHunter2zebra@127.0.0.1:1/db",
+        "host=127.0.0.1 port=1 password=my Hunter2zebra",
+    ],
+)
+def test_a_dsn_that_no_driver_can_use_is_refused_and_told_how_to_be_written(dsn: str) -> None:
+    for declare in (Psycopg, AsyncPsycopg, lambda dsn: Outbox(Streams("memory://"), dsn)):
+        with pytest.raises(ConfigError, match=r"write @ as %40|stands in ''") as caught:
+            declare(dsn)
+        assert not any(shows(text, "Hunter2zebra") for text in texts(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("dsn", "place"),
+    [
+        ("postgresql://shop:secret@db.example:5433/shop?sslmode=require", "db.example:5433/shop"),
+        ("postgresql://shop:sec%2Fret@a:1,b:2/shop", "a:1,b:2/shop"),
+        ("postgresql://shop:se?c#ret@a/shop", f"{HIDDEN}"),
+        ("postgresql:///shop?host=%2Fvar%2Frun", "/shop"),
+        ("postgresql://shop@[::1]:5432/shop", "[::1]:5432/shop"),
+        (r"host=db.example port=5433 dbname=shop password='a \' b'", "db.example:5433/shop"),
+        ("dbname = shop user=a password = secret", "/shop"),
+    ],
+)
+def test_what_works_is_taken_and_shown_without_who_logs_in(dsn: str, place: str) -> None:
+    assert conninfo_to_dict(dsn)
+    assert Outbox(Streams("memory://"), Psycopg(dsn)).open().place == f"postgresql://{place}"
+
+
+async def test_an_outage_of_a_database_is_told_without_its_password(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """By the inbox (with asyncpg) and by the relay (with psycopg), whatever a driver quotes."""
+    dsn = f"postgresql://shop:Hunter2zebra@127.0.0.1:{free_port()}/db?passfile=Hunter2zebra"
+    app = Streams("memory://")
+    database = Asyncpg(dsn)
+    numbers = app.topic("numbers", int)
+    Outbox(app, database)
+
+    @app.processor(numbers, group="g", transaction=database)
+    async def handle(value: int) -> None: ...
+
+    caplog.set_level(logging.DEBUG)
+    async with app:
+        await numbers.publish(1)
+        await asyncio.to_thread(until, lambda: "waiting for its database" in caplog.text, 60, "it")
+        await asyncio.to_thread(until, lambda: "postgresql://127.0.0.1" in caplog.text, 60, "it")
+    assert not shows(caplog.text, "Hunter2zebra")

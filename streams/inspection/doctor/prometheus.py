@@ -19,8 +19,8 @@ from urllib.request import Request, urlopen
 import msgspec
 
 from streams.errors import ConfigError
-from streams.log.secrets import Secrets
 from streams.log.url import Url, parse_http
+from streams.secrets import Secrets
 from streams.text import one_line
 
 REQUEST_TIMEOUT = 10.0

@@ -32,8 +32,8 @@ from streams.errors import ConfigError, StreamsError
 from streams.log.kafka.cache_file import check_folder
 from streams.log.kafka.errors import translate
 from streams.log.protocol import OpenRequest
-from streams.log.secrets import Secrets
 from streams.log.url import parse
+from streams.secrets import Secrets
 from streams.text import did_you_mean, get_logger
 
 logger = get_logger("streams.kafka")

@@ -25,8 +25,8 @@ from streams import wire
 from streams.errors import ConfigError
 from streams.log.membership import DEFAULT_TERMS, MAX_LEASE, LeaseTerms
 from streams.log.protocol import OpenRequest
-from streams.log.secrets import Secrets
 from streams.log.url import Url, parse
+from streams.secrets import Secrets
 from streams.text import close_match
 
 Address = tuple[str, int]

@@ -1,6 +1,8 @@
-"""The secrets of a log's URL and driver settings, and how they are kept out of texts.
+"""The secrets of an address (a log's URL and driver settings, a database's DSN), and how they are
+kept out of texts.
 
-Our own texts use only the parts that are not secret (see :mod:`streams.log.url`). But an error of a
+Our own texts use only the parts that are not secret (see :mod:`streams.log.url` and
+:mod:`streams.databases.addresses`). But an error of a
 driver or a server may quote what it was given, whole or in part: Redis repeats the arguments of an
 unknown command, librdkafka the rest of a setting that it could not read. :meth:`Secrets.hide`
 removes every piece of a secret from such a text.
@@ -20,6 +22,12 @@ MIN_SECRET = 3
 remove letters from ordinary words."""
 
 HIDDEN = "***"
+
+ENCODING_HINT = (
+    "in a user, password or value, write @ as %40, / as %2F, ? as %3F, # as %23, & as %26, % as %25"
+)
+CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""What stands in no URL."""
 
 _SECRET_NAME = re.compile(
     r"passw|pwd|passphrase|secret|token|credential|jaas|private|assertion|signature"
