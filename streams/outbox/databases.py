@@ -26,6 +26,7 @@ from typing import IO, Any, TypeVar
 
 from typing_extensions import override
 
+from streams.cancellation import run_to_completion
 from streams.databases import execution
 from streams.databases.addresses import (
     has_words,
@@ -234,14 +235,14 @@ class PostgresDatabase(Database):
     @override
     async def transaction(self, steps: Steps[T]) -> T:
         async with self._turn:
-            await self._execute(Statement("BEGIN"))
             try:
+                await self._execute(Statement("BEGIN"))
                 result = await run_async(AsyncConnection("postgresql", self._execute), steps)
+                await self._execute(Statement("COMMIT"))
             except BaseException:
                 with suppress(LogError):
-                    await asyncio.shield(self._execute(Statement("ROLLBACK")))
+                    await run_to_completion(self._execute(Statement("ROLLBACK")))
                 raise
-            await self._execute(Statement("COMMIT"))
             return result
 
     @override

@@ -15,8 +15,11 @@ import psycopg
 import pytest
 
 from streams import NotFound
+from streams.databases.protocol import Statement, Steps
 from streams.errors import TooLarge, Unavailable
 from streams.outbox import inspection
+from streams.outbox.databases import AsyncpgDatabase, PostgresDatabase, PsycopgDatabase
+from streams.outbox.tables import Tables
 from streams.testing import harness
 from tests.outbox.world import Order, Place, World, committing, running
 from tests.servers.lifetime import Lifetime
@@ -531,3 +534,48 @@ async def test_a_harness_takes_nothing_out_of_an_outbox_unless_it_is_told_to(pla
     async with harness(world.app, relay=True):
         await world.handle(2)
     assert (world.of("a"), world.of("b")) == ([1], [1])
+
+
+# -- cancellation
+
+
+@pytest.mark.parametrize("library", [PsycopgDatabase, AsyncpgDatabase])
+async def test_a_transaction_that_is_cancelled_is_rolled_back_to_the_end(
+    library: type[PostgresDatabase], postgres: str
+) -> None:
+    """However often; until then nobody else has the connection."""
+    reached, go = asyncio.Event(), asyncio.Event()
+
+    class Slow(library):  # type: ignore[misc, valid-type]
+        async def _execute(self, statement: Statement) -> list[Any]:
+            if statement.sql == "ROLLBACK":
+                reached.set()
+                await go.wait()
+            found: list[Any] = await super()._execute(statement)
+            return found
+
+    def steps() -> Steps[None]:
+        yield Statement("CREATE TABLE begun (value integer)")
+        raise LookupError("no further")
+
+    opened = Slow(postgres, Tables("outbox"))
+    await opened.connect(60.0)
+    try:
+        first = asyncio.create_task(opened.transaction(steps()))
+        await reached.wait()
+        for _ in range(2):
+            first.cancel()
+            await asyncio.sleep(0)
+        second = asyncio.create_task(
+            opened.execute("SELECT count(*) FROM pg_class WHERE relname = 'begun'")
+        )
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not first.done()
+        assert not second.done()
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert await second == [(0,)]
+    finally:
+        await opened.close()
