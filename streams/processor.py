@@ -179,16 +179,6 @@ class ProcessorOptions:
             )
         if self.start != "earliest":
             yield f"start={self.start!r} with version=: each version is built from the beginning"
-        if (
-            self.on_promote is not None
-            and self.transaction is not None
-            and is_async(self.on_promote)
-            and not self.transaction.asynchronous
-        ):
-            yield (
-                f"on_promote= is an async function, and transaction={self.transaction.name}(...) "
-                "is for plain ones; make it a plain `def`"
-            )
 
     def _exactly_once_problems(self) -> Iterator[str]:
         if not isinstance(self.exactly_once, bool):
@@ -235,12 +225,25 @@ class ProcessorOptions:
             check_result(where, handler, target_type, batch=self.batch is not None)
 
 
-def check_database(database: Database[Any] | None, name: str, *, asynchronous: bool) -> None:
-    """See that a handler can be called inside transactions of a database.
+def check_database(
+    database: Database[Any] | None,
+    name: str,
+    *,
+    asynchronous: bool,
+    on_promote: Callable[..., Any] | None,
+) -> None:
+    """See that a handler, and a projection's hook, can be called inside transactions of a database.
 
     :raises ConfigError: it is async and they are not, or the other way round.
     """
-    if database is None or database.asynchronous == asynchronous:
+    if database is None:
+        return
+    if database.suits(asynchronous=asynchronous):
+        if on_promote is not None and is_async(on_promote) and not asynchronous:
+            raise ConfigError(
+                f"processor {name}: on_promote= is an async function, and "
+                f"transaction={database.name}(...) is for plain ones; make it a plain `def`"
+            )
         return
     if asynchronous:
         advice = {"Psycopg": "AsyncPsycopg", "SQLAlchemy": "SQLAlchemy(async_sessionmaker(...))"}
@@ -304,7 +307,12 @@ class Processor(Generic[P, R]):
         self.topics: tuple[str, ...] = tuple(topic.name for topic in options.topics)
         batch, publishes = options.batch is not None, options.to is not None
         self.signature = inspect_handler(function, name, batch=batch, publishes_result=publishes)
-        check_database(options.transaction, name, asynchronous=self.signature.asynchronous)
+        check_database(
+            options.transaction,
+            name,
+            asynchronous=self.signature.asynchronous,
+            on_promote=options.on_promote,
+        )
         options.check_annotations(name, function, self.signature)
         self.attempt_log: ManagedAttemptLog | None = None
         """Counts its attempts in the log, if its :class:`~streams.config.Retry` says so."""

@@ -191,6 +191,11 @@ class Database(ABC, Generic[C_co]):
     def asynchronous(self) -> bool:
         """Its sessions are awaited, and its handlers ``async def``."""
 
+    def suits(self, *, asynchronous: bool) -> bool:
+        """Whether handlers of this kind can be called inside its transactions. One that may be of
+        either kind is of this one from then on."""
+        return self.asynchronous == asynchronous
+
     @property
     @abstractmethod
     def dialect(self) -> DialectName:

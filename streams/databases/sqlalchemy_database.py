@@ -202,34 +202,54 @@ class SQLAlchemy(Database[C], Generic[C]):
     maker, in a transaction. With a ``sessionmaker`` for plain handlers, with an
     ``async_sessionmaker`` for async ones.
 
-    :param maker: your session maker, or a function that returns it.
+    :param maker: your session maker, or a function that returns it, asked for each transaction.
     :param keep: see :class:`~streams.databases.protocol.Database`.
     :param create: see there.
     """
 
     @overload
     def __init__(
-        self: SQLAlchemy[S], maker: sessionmaker[S], *, keep: float = DAY, create: bool = True
+        self: SQLAlchemy[S],
+        maker: sessionmaker[S] | Callable[[], sessionmaker[S]],
+        *,
+        keep: float = DAY,
+        create: bool = True,
     ) -> None: ...
     @overload
     def __init__(
-        self: SQLAlchemy[A], maker: async_sessionmaker[A], *, keep: float = DAY, create: bool = True
+        self: SQLAlchemy[A],
+        maker: async_sessionmaker[A] | Callable[[], async_sessionmaker[A]],
+        *,
+        keep: float = DAY,
+        create: bool = True,
     ) -> None: ...
     def __init__(self, maker: Any, *, keep: float = DAY, create: bool = True) -> None:
         super().__init__(keep=keep, create=create)
         try:
-            from sqlalchemy.ext.asyncio import async_sessionmaker
-            from sqlalchemy.orm import sessionmaker
+            from sqlalchemy.ext.asyncio import async_scoped_session, async_sessionmaker
+            from sqlalchemy.orm import scoped_session, sessionmaker
         except ImportError as error:
             raise import_error(self.name, "sqlalchemy", error) from None
-        if not isinstance(maker, (sessionmaker, async_sessionmaker)):
+        self._makers = (sessionmaker, async_sessionmaker)
+        self._source: Callable[[], Any] = lambda: maker
+        """Returns the maker."""
+        self._maker: Callable[[], Any] | None = None
+        """None: a function gives it."""
+        self._asynchronous: bool | None = None
+        """None: whatever its first handler is."""
+        self._dialect: DialectName | None = None
+        if isinstance(maker, self._makers):
+            self._maker = maker
+            self._asynchronous = isinstance(maker, async_sessionmaker)
+        elif callable(maker) and not isinstance(
+            maker, (type, scoped_session, async_scoped_session)
+        ):
+            self._source = maker
+        else:
             raise ConfigError(
                 f"SQLAlchemy({type(maker).__name__}): a sessionmaker(engine) for plain handlers, "
-                "or an async_sessionmaker(engine) for async ones"
+                "an async_sessionmaker(engine) for async ones, or a function that returns it"
             )
-        self._maker: Callable[[], Any] = maker
-        self._asynchronous = isinstance(maker, async_sessionmaker)
-        self._dialect: DialectName | None = None
 
     @override
     def address(self) -> str | None:
@@ -242,7 +262,28 @@ class SQLAlchemy(Database[C], Generic[C]):
     @property
     @override
     def asynchronous(self) -> bool:
-        return self._asynchronous
+        return self._asynchronous is True
+
+    @override
+    def suits(self, *, asynchronous: bool) -> bool:
+        if self._asynchronous is None:
+            self._asynchronous = asynchronous
+        return self._asynchronous == asynchronous
+
+    def _session(self) -> Any:
+        """A new session.
+
+        :raises ConfigError: the user's function returned something else than a maker for it.
+        """
+        maker = self._source()
+        wanted = self._makers[self.asynchronous]
+        if not isinstance(maker, wanted):
+            kind = "an async" if self.asynchronous else "a plain"
+            raise ConfigError(
+                f"transaction=SQLAlchemy(function): it returned a {type(maker).__name__}, and "
+                f"{kind} handler needs one of {wanted.__name__}(engine)"
+            )
+        return maker()
 
     @property
     @override
@@ -294,7 +335,7 @@ class SQLAlchemy(Database[C], Generic[C]):
     @override
     def begin(self) -> Session[C]:
         try:
-            session = _SqlSession(self._maker())
+            session = _SqlSession(self._session())
         except Exception as error:
             self.hide_secrets(error)
             raise
@@ -308,8 +349,8 @@ class SQLAlchemy(Database[C], Generic[C]):
 
     @override
     async def begin_async(self) -> AsyncSession[C]:
-        session = _SqlAsyncSession(self._maker())
         try:
+            session = _SqlAsyncSession(self._session())
             await session.enter()
         except Exception as error:
             self.hide_secrets(error)

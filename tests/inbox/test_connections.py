@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import asyncpg  # type: ignore[import-untyped]
 import psycopg
 import pytest
 import sqlalchemy
@@ -183,3 +186,76 @@ async def test_an_engine_that_commits_each_statement_is_refused(
             await topic.publish(1)
             await h.settled()
     assert place.effects() == {}
+
+
+# -- what a function returns, made in the lifespan
+
+
+@asynccontextmanager
+async def sqlalchemy_maker(place: str, *, asynchronous: bool) -> AsyncIterator[Any]:
+    if asynchronous:
+        engine = create_async_engine(f"sqlite+aiosqlite:///{place}", poolclass=NullPool)
+        yield async_sessionmaker(engine)
+        await engine.dispose()
+    else:
+        yield sessionmaker(create_engine(f"sqlite:///{place}", poolclass=NullPool))
+
+
+@asynccontextmanager
+async def asyncpg_pool(place: str) -> AsyncIterator[Any]:
+    async with asyncpg.create_pool(place, min_size=0) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("name", ["asyncpg", "sqlalchemy-sqlite", "async-sqlalchemy-sqlite"])
+async def test_what_is_made_in_the_lifespan_is_asked_for_by_a_function(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    kind = BY_NAME[name]
+    where = request.getfixturevalue("postgres") if kind.server else str(tmp_path / "a.db")
+    place = Place(where)
+    made: list[Any] = []
+
+    @asynccontextmanager
+    async def lifespan(app: Streams) -> AsyncIterator[None]:
+        opened = (
+            asyncpg_pool(where)
+            if kind.server
+            else sqlalchemy_maker(where, asynchronous=kind.asynchronous)
+        )
+        async with opened as found:
+            made.append(found)
+            yield
+
+    app = Streams(url(), lifespan=lifespan)
+    topic = app.topic("numbers", int)
+    library: Any = Asyncpg if kind.server else SQLAlchemy
+    for group in ("one", "two"):
+        app.processor(topic, group=group, transaction=library(lambda: made[-1]))(
+            kind.handler(lambda message: None, lambda message: message.id)
+        )
+    for _ in range(2):  # made anew with the app
+        async with harness(app) as h:
+            await topic.publish(1, id="m1")
+            await h.settled()
+    assert len(made) == 2
+    assert place.effects() == {"m1": 4}
+
+
+async def test_a_function_that_returns_a_maker_for_other_handlers(tmp_path: Path) -> None:
+    maker = sessionmaker(create_engine(f"sqlite:///{tmp_path / 'a.db'}"))
+    database = SQLAlchemy(lambda: maker)
+    app = Streams(url())
+    topic = app.topic("numbers", int)
+    kind = BY_NAME["async-sqlalchemy-sqlite"]
+    app.processor(topic, group="g", transaction=database)(
+        kind.handler(lambda message: None, lambda message: message.id)
+    )
+    with pytest.raises(ConfigError, match="make it `async def`"):  # it is known by now
+        app.processor(topic, group="h", transaction=database)(
+            BY_NAME["sqlalchemy-sqlite"].handler(lambda message: None, lambda message: message.id)
+        )
+    with pytest.raises(ProcessorDied, match="returned a sessionmaker, and an async handler needs"):
+        async with harness(app) as h:
+            await topic.publish(1)
+            await h.settled()

@@ -40,6 +40,18 @@ sessions = SQLAlchemy(sessionmaker(create_engine("sqlite://")))
 async_sessions = SQLAlchemy(async_sessionmaker(create_async_engine("sqlite+aiosqlite://")))
 assert_type(sessions, SQLAlchemy[Session])
 assert_type(async_sessions, SQLAlchemy[AsyncSession])
+
+
+def current_sessions() -> sessionmaker[Session]:
+    return sessionmaker(create_engine("sqlite://"))
+
+
+def current_async_sessions() -> async_sessionmaker[AsyncSession]:
+    return async_sessionmaker(create_async_engine("sqlite+aiosqlite://"))
+
+
+assert_type(SQLAlchemy(current_sessions), SQLAlchemy[Session])
+assert_type(SQLAlchemy(current_async_sessions), SQLAlchemy[AsyncSession])
 pool: AsyncConnectionPool[AsyncConnection] | None = None
 
 
