@@ -26,6 +26,7 @@ from streams.databases.protocol import (
     SwallowedError,
     failure_of_driver,
     has_aborted,
+    has_lost_transaction,
     import_error,
     known_dialect,
 )
@@ -87,7 +88,8 @@ class _DjangoSession(Session[Any]):
         if self.connection.needs_rollback:
             self.rollback()
             raise EndedByHandler("Django(...)")
-        if has_aborted(self.connection.connection):
+        inner = self.connection.connection
+        if has_aborted(inner) or has_lost_transaction(inner):
             raise SwallowedError
         self._open = False
         self._block.__exit__(None, None, None)

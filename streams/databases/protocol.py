@@ -135,17 +135,18 @@ class AsyncSession(ABC, Generic[C_co]):
 class EndedByHandler(ConfigError):
     """A handler ended the transaction that it was given."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, or_else: str = "") -> None:
         super().__init__(
-            f"transaction={name}: the handler committed or rolled back message.transaction itself; "
-            "leave that to the toolkit, which commits when the handler returns and rolls back when "
-            "it raises (a savepoint of your own is fine)"
+            f"transaction={name}: the handler committed or rolled back message.transaction "
+            f"itself{or_else}; leave that to the toolkit, which commits when the handler returns "
+            "and rolls back when it raises (a savepoint of your own is fine)"
         )
 
 
 class SwallowedError(StreamsError):
     """A handler went on after an error of its transaction, which PostgreSQL rolls back then
-    whatever is said at its end. It counts as a failure of the message."""
+    whatever is said at its end, and which SQLite has rolled back where it was out of room. It
+    counts as a failure of the message."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -452,6 +453,13 @@ def has_aborted(driver_connection: Any) -> bool | None:
     cannot be known without asking the server."""
     status = getattr(getattr(driver_connection, "info", None), "transaction_status", None)
     return None if status is None else int(status) == _IN_ERROR
+
+
+def has_lost_transaction(driver_connection: Any) -> bool:
+    """Whether SQLite has rolled back by itself a transaction that had begun there, as it does where
+    there is no room: a commit does nothing then. (sqlite3 and aiosqlite tell; no driver of
+    PostgreSQL does.)"""
+    return getattr(driver_connection, "in_transaction", None) is False
 
 
 _IN_ERROR = 3

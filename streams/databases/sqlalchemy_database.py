@@ -30,6 +30,7 @@ from streams.databases.protocol import (
     SwallowedError,
     failure_of_driver,
     has_aborted,
+    has_lost_transaction,
     import_error,
     is_in_failed_transaction,
     known_dialect,
@@ -47,16 +48,16 @@ S = TypeVar("S", bound="SqlSession")
 A = TypeVar("A", bound="SqlAsyncSession")
 
 
-def _has_lost_transaction(driver_connection: Any) -> bool:
-    """Whether SQLite has rolled back by itself, as it does where the disk is full. (sqlite3 and
-    aiosqlite tell; no driver of PostgreSQL does.)"""
-    return getattr(driver_connection, "in_transaction", None) is False
+def _is_in_transaction(core: Any) -> bool:
+    return getattr(core.connection.driver_connection, "in_transaction", None) is True
 
 
 class _SqlSession(Session[Any]):
     def __init__(self, session: Any) -> None:
         self.connection = session
         self._open = True
+        self._began = False
+        """On SQLite: a statement has begun the transaction."""
         try:
             self._transaction = session.begin()
             self._core = session.connection()
@@ -71,7 +72,9 @@ class _SqlSession(Session[Any]):
 
     @override
     def execute(self, statement: Statement) -> Rows:
-        return sqlalchemy_rows(self._core, statement)
+        rows = sqlalchemy_rows(self._core, statement)
+        self._began = self._began or _is_in_transaction(self._core)
+        return rows
 
     @override
     def commit(self) -> None:
@@ -87,8 +90,11 @@ class _SqlSession(Session[Any]):
             session.close()
 
     def _has_aborted(self) -> bool:
-        """PostgreSQL can only roll the transaction back."""
-        failed = has_aborted(self._core.connection.driver_connection)
+        """The transaction can only be rolled back, or was."""
+        driver_connection = self._core.connection.driver_connection
+        if self._began and has_lost_transaction(driver_connection):
+            return True
+        failed = has_aborted(driver_connection)
         if failed is None and self._core.dialect.name == "postgresql":
             try:
                 self._core.exec_driver_sql("SELECT 1")
@@ -117,9 +123,7 @@ class _SqlSession(Session[Any]):
     @override
     def has_failed(self) -> bool:
         # A session that failed to flush has rolled back, and says no more than that.
-        if not self.connection.is_active or self._has_aborted():
-            return True
-        return _has_lost_transaction(self._core.connection.driver_connection)
+        return not self.connection.is_active or self._has_aborted()
 
 
 class _SqlAsyncSession(AsyncSession[Any]):
@@ -128,6 +132,8 @@ class _SqlAsyncSession(AsyncSession[Any]):
         self._transaction: Any = None
         self._core: Any = None
         self._open = True
+        self._began = False
+        """On SQLite: a statement has begun the transaction."""
 
     async def enter(self) -> None:
         """Begin."""
@@ -145,7 +151,9 @@ class _SqlAsyncSession(AsyncSession[Any]):
 
     @override
     async def execute(self, statement: Statement) -> Rows:
-        return await async_sqlalchemy_rows(self._core, statement)
+        rows = await async_sqlalchemy_rows(self._core, statement)
+        self._began = self._began or _is_in_transaction(self.core)
+        return rows
 
     @override
     async def commit(self) -> None:
@@ -162,8 +170,11 @@ class _SqlAsyncSession(AsyncSession[Any]):
             await session.close()
 
     async def _has_aborted(self) -> bool:
-        """PostgreSQL can only roll the transaction back."""
-        failed = has_aborted((await self._core.get_raw_connection()).driver_connection)
+        """The transaction can only be rolled back, or was."""
+        driver_connection = (await self._core.get_raw_connection()).driver_connection
+        if self._began and has_lost_transaction(driver_connection):
+            return True
+        failed = has_aborted(driver_connection)
         if failed is None and self._core.dialect.name == "postgresql":
             try:
                 await self._core.exec_driver_sql("SELECT 1")
@@ -192,9 +203,7 @@ class _SqlAsyncSession(AsyncSession[Any]):
     @override
     async def has_failed(self) -> bool:
         # A session that failed to flush has rolled back, and says no more than that.
-        if not self.connection.is_active or await self._has_aborted():
-            return True
-        return _has_lost_transaction((await self._core.get_raw_connection()).driver_connection)
+        return not self.connection.is_active or await self._has_aborted()
 
 
 class SQLAlchemy(Database[C], Generic[C]):

@@ -67,7 +67,10 @@ class _SqliteSession(Session[sqlite3.Connection]):
     def commit(self) -> None:
         if not _is_in_transaction(self.connection):
             self._give_back()
-            raise EndedByHandler("Sqlite(...)")
+            raise EndedByHandler(
+                "Sqlite(...)",
+                or_else=" (or SQLite rolled back, as where there is no room, and it went on)",
+            )
         try:
             self.connection.execute("COMMIT")
         except BaseException:

@@ -18,10 +18,12 @@ from streams import (
     Database,
     Message,
     Processor,
+    ProcessorDied,
     Retry,
     SQLAlchemy,
     Sqlite,
     Streams,
+    Topic,
 )
 from streams.testing import Harness, harness
 from tests.inbox.kinds import Kind, Place
@@ -288,3 +290,53 @@ async def test_anothers_lack_of_room_is_the_messages_failure(kind: Kind, place: 
         assert processor.inbox is not None
         assert processor.inbox.stats.reachable
     assert place.effects() == {}
+
+
+# -- a handler that goes on after such an error
+
+
+async def test_what_a_file_without_room_rolled_back_is_not_taken_for_committed(
+    file_kind: Kind, tmp_path: Path
+) -> None:
+    """SQLite ends the transaction by itself, and a driver's commit then does nothing."""
+    file = SmallFile(tmp_path / "effects.db")
+    place = Place(str(file.path))
+    app = Streams(f"memory://{uuid4().hex}")
+    topic = app.topic("numbers", int)
+
+    async def swallow_async(value: int, message: Message[int, Any]) -> None:
+        await file_kind.write(message.transaction, message.id, value)
+        if value:
+            with pytest.raises(Exception, match="full"):
+                await file_kind.write(message.transaction, LONG, value)
+
+    def swallow_plain(value: int, message: Message[int, Any]) -> None:
+        file_kind.write(message.transaction, message.id, value)
+        if value:
+            with pytest.raises(Exception, match="full"):
+                file_kind.write(message.transaction, LONG, value)
+
+    processor = app.processor(
+        topic, group="g", transaction=file.database(file_kind), retry=Retry(attempts=1)
+    )(swallow_async if file_kind.asynchronous else swallow_plain)
+    if file_kind.name == "sqlite":  # it cannot be told from a handler's own ROLLBACK
+        with pytest.raises(ProcessorDied, match="or SQLite rolled back"):
+            await _handle_in(app, topic, processor, file)
+    else:
+        await _handle_in(app, topic, processor, file)
+    assert place.effects() == {"m0": 1}
+
+
+async def _handle_in(
+    app: Streams, topic: Topic[int], processor: Processor[..., Any], file: SmallFile
+) -> None:
+    async with harness(app) as h:
+        await topic.publish(0, id="m0")
+        await h.settled()
+        file.fill()
+        for connection in getattr(processor.inbox and processor.inbox.database, "_free", []):
+            file.limit(connection)
+        await topic.publish(1, id="m1")
+        await h.settled()
+        (letter,) = await h.dead(topic, "g")
+        assert "SwallowedError" in letter.headers["__streams.errors.exception"]
