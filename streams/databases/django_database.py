@@ -85,12 +85,9 @@ class _DjangoSession(Session[Any]):
         if not self.connection.in_atomic_block:
             self._open = False
             raise EndedByHandler("Django(...)")
-        if self.connection.needs_rollback:
-            self.rollback()
-            raise EndedByHandler("Django(...)")
         inner = self.connection.connection
-        if has_aborted(inner) or has_lost_transaction(inner):
-            raise SwallowedError
+        if self.connection.needs_rollback or has_aborted(inner) or has_lost_transaction(inner):
+            raise SwallowedError  # Django has marked it so, or the database
         self._open = False
         self._block.__exit__(None, None, None)
 

@@ -7,7 +7,7 @@ The transaction is psycopg's own block (``connection.transaction()``): inside it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,6 +38,10 @@ C_co = TypeVar("C_co", covariant=True)
 
 POOL_TIMEOUT = 5.0
 """Seconds that a transaction waits for a connection of the pool."""
+
+_WAITS: Mapping[str, Any] = {"timeout": POOL_TIMEOUT, "reconnect_timeout": POOL_TIMEOUT}
+"""The pool tries to connect for no longer than somebody waits for it. Else it would try less and
+less often during an outage, and nobody else may meanwhile."""
 
 
 class _PsycopgDatabase(Database[C_co]):
@@ -148,7 +152,7 @@ class Psycopg(_PsycopgDatabase["Connection"]):
             raise import_error(self.name, "psycopg", error) from None
         if isinstance(self._source, str):
             self._pool = ConnectionPool(
-                self._source, min_size=0, max_size=connections, timeout=POOL_TIMEOUT, open=False
+                self._source, min_size=0, max_size=connections, open=False, **_WAITS
             )
             self._pool.open()
 
@@ -259,7 +263,7 @@ class AsyncPsycopg(_PsycopgDatabase["AsyncConnection"]):
             raise import_error(self.name, "psycopg", error) from None
         if isinstance(self._source, str):
             self._pool = AsyncConnectionPool(
-                self._source, min_size=0, max_size=connections, timeout=POOL_TIMEOUT, open=False
+                self._source, min_size=0, max_size=connections, open=False, **_WAITS
             )
             await self._pool.open()
 

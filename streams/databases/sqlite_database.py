@@ -98,6 +98,12 @@ class _SqliteSession(Session[sqlite3.Connection]):
         return self._open and _is_in_transaction(self.connection) is False
 
 
+class _Busy(sqlite3.OperationalError):
+    """This process's own transactions have the file: as if another one had it."""
+
+    sqlite_errorname = "SQLITE_BUSY"
+
+
 class Sqlite(Database[sqlite3.Connection]):
     """A SQLite file of yours, for plain handlers: ``message.transaction`` is a
     :class:`sqlite3.Connection`. It is another file than that of a ``sqlite://`` log, whose own
@@ -128,7 +134,10 @@ class Sqlite(Database[sqlite3.Connection]):
             raise ConfigError("Sqlite(...): a path such as 'orders.db', not a URL")
         self._source = file
         self._turn = threading.Lock()
+        """Held by the one transaction that there is at a time."""
+        self._free_lock = threading.Lock()
         self._free: list[sqlite3.Connection] = []
+        self._is_open = False
 
     @property
     def path(self) -> Path | None:
@@ -154,17 +163,26 @@ class Sqlite(Database[sqlite3.Connection]):
         return sqlite_failure(error) if isinstance(error, sqlite3.Error) else Failure.FAULT
 
     @override
+    def open(self, connections: int) -> None:
+        with self._free_lock:
+            self._is_open = True
+
+    @override
     def close(self) -> None:
-        with self._turn:
-            free, self._free = self._free, []
+        # A handler that outlives the app still has its transaction: nobody waits for that here.
+        with self._free_lock:
+            free, self._free, self._is_open = self._free, [], False
         for connection in free:
             connection.close()
 
     @override
     def begin(self) -> Session[sqlite3.Connection]:
-        self._turn.acquire()
+        if not self._turn.acquire(timeout=BUSY_TIMEOUT):
+            raise _Busy(f"Sqlite(...): another transaction has lasted for {BUSY_TIMEOUT:g} s")
         try:
-            connection = self._free.pop() if self._free else self._connect()
+            with self._free_lock:
+                free = self._free.pop() if self._free else None
+            connection = self._connect() if free is None else free
         except BaseException:
             self._turn.release()
             raise
@@ -177,9 +195,11 @@ class Sqlite(Database[sqlite3.Connection]):
     def give_back(self, connection: sqlite3.Connection) -> None:
         """A session's connection is free, and the next session may begin."""
         try:
-            if _is_in_transaction(connection) is False:
-                self._free.append(connection)
-            else:
+            with self._free_lock:
+                is_kept = self._is_open and _is_in_transaction(connection) is False
+                if is_kept:
+                    self._free.append(connection)
+            if not is_kept:
                 connection.close()
         finally:
             self._turn.release()

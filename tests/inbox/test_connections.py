@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from streams import (
     Asyncpg,
     AsyncPsycopg,
     ConfigError,
+    Flow,
     Message,
     ProcessorDied,
     Psycopg,
@@ -45,6 +47,48 @@ def url() -> str:
 
 
 # -- SQLite
+
+
+async def test_an_app_is_left_although_a_handler_has_its_transaction_for_ever(
+    tmp_path: Path,
+) -> None:
+    """A plain handler cannot be interrupted; what it does afterwards goes to nobody."""
+    app, begun, go_on = Streams(url()), threading.Event(), threading.Event()
+    topic = app.topic("numbers", int)
+
+    @app.processor(topic, group="g", transaction=Sqlite(tmp_path / "a.db"), flow=Flow(drain=0.05))
+    def stick(value: int, message: Message[int, sqlite3.Connection]) -> None:
+        begun.set()
+        go_on.wait()
+
+    try:
+        async with app:
+            await topic.publish(1)
+            await asyncio.to_thread(begun.wait)
+    finally:
+        go_on.set()
+
+
+def test_an_app_lives_again_on_another_loop(tmp_path: Path) -> None:
+    """As in tests that have a loop each; several handlers wait for the database to be opened."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/a.db", poolclass=NullPool)
+    app = Streams(url())
+    topic = app.topic("numbers", int, partitions=1)
+
+    @app.processor(
+        topic, group="g", transaction=SQLAlchemy(async_sessionmaker(engine)), concurrency=4,
+        retry=Retry(attempts=1),
+    )  # fmt: skip
+    async def handle(value: int, message: Message[int, Any]) -> None: ...
+
+    async def live(first: int) -> int:
+        async with harness(app) as h:
+            for value in range(first, first + 4):
+                await topic.publish(value, key=str(value))
+            await h.settled()
+            return len(await h.dead(topic, "g"))
+
+    assert [asyncio.run(live(first)) for first in (0, 10, 20)] == [0, 0, 0]
 
 
 async def test_a_handler_that_closes_its_connection_ends_the_processor(tmp_path: Path) -> None:
@@ -259,3 +303,17 @@ async def test_a_function_that_returns_a_maker_for_other_handlers(tmp_path: Path
         async with harness(app) as h:
             await topic.publish(1)
             await h.settled()
+
+
+async def test_a_pool_of_psycopg_tries_for_as_long_as_somebody_waits() -> None:
+    """Its pauses grow to minutes else, and nobody else may try meanwhile."""
+    plain, asynchronous = Psycopg("host=127.0.0.1 port=1"), AsyncPsycopg("host=127.0.0.1 port=1")
+    plain.open(1)
+    await asynchronous.open_async(1)
+    try:
+        for pool in (plain._pool, asynchronous._pool):
+            assert pool is not None
+            assert pool.reconnect_timeout == pool.timeout
+    finally:
+        plain.close()
+        await asynchronous.close_async()

@@ -43,3 +43,54 @@ Django().open(1)
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert "ConfigError: transaction=Django('default'): with AUTOCOMMIT: False" in done.stderr
+
+
+def test_an_error_of_the_orm_that_the_handler_swallows_fails_the_message(tmp_path: Path) -> None:
+    """Django has marked the transaction: nothing of it can be committed. Others are handled."""
+    program = """
+import asyncio
+import sys
+from django.conf import settings
+one = {"ENGINE": "django.db.backends.sqlite3", "NAME": sys.argv[1]}
+settings.configure(DATABASES={"default": one}, INSTALLED_APPS=[])
+import django
+django.setup()
+from django.db import IntegrityError, connection, models
+from streams import Django, Message, Retry, Streams
+from streams.testing import harness
+
+class Effect(models.Model):
+    key = models.TextField(unique=True)
+    class Meta:
+        app_label = "shop"
+
+with connection.schema_editor() as editor:
+    editor.create_model(Effect)
+app = Streams("memory://")
+orders = app.topic("orders", str, partitions=1)
+
+@app.processor(orders, group="g", transaction=Django(), retry=Retry(attempts=1))
+def handle(key: str, message: Message[str]) -> None:
+    try:
+        Effect.objects.create(key=key)
+    except IntegrityError:
+        pass
+
+async def main() -> None:
+    async with harness(app) as h:
+        await orders.publish_many(["a", "a", "b"])
+        await h.settled()
+        dead = await h.dead(orders, "g")
+        print([letter.headers["__streams.errors.exception"] for letter in dead])
+
+asyncio.run(main())
+print(sorted(Effect.objects.values_list("key", flat=True)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "a.db")],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "['streams.databases.protocol.SwallowedError']", "['a', 'b']",
+    ]  # fmt: skip
