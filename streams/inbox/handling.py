@@ -82,15 +82,16 @@ class _Handling:
         self._check([message])
         entry = await self._entry_async(value, message)
 
-        async def once(_: Sequence[Verdict], connection: Any) -> _Returned:
+        async def once(_: Sequence[Verdict], connection: Any, runs: int) -> _Returned:
+            given, source = self._given(value, message, runs)
             if self._wants_message:
-                with_transaction(message, connection)
-                result = await self._function(value, message)
+                with_transaction(source, connection)
+                result = await self._function(given, source)
             else:
-                result = await self._function(value)
+                result = await self._function(given)
             if self._results is None:
                 return _Returned(result)
-            return _Returned(None, self._results.of_message(result, value, message))
+            return _Returned(None, self._results.of_message(result, given, source))
 
         return await self._run_async(message, [entry], once)
 
@@ -98,15 +99,16 @@ class _Handling:
         self._check([message])
         entry = self._entry(value, message)
 
-        def once(_: Sequence[Verdict], connection: Any) -> _Returned:
+        def once(_: Sequence[Verdict], connection: Any, runs: int) -> _Returned:
+            given, source = self._given(value, message, runs)
             if self._wants_message:
-                with_transaction(message, connection)
-                result = self._function(value, message)
+                with_transaction(source, connection)
+                result = self._function(given, source)
             else:
-                result = self._function(value)
+                result = self._function(given)
             if self._results is None or isinstance(result, CoroutineType):
                 return _Returned(result)
-            return _Returned(None, self._results.of_message(result, value, message))
+            return _Returned(None, self._results.of_message(result, given, source))
 
         return self._run_plain(message, [entry], once)
 
@@ -117,8 +119,9 @@ class _Handling:
         entries = [await self._entry_async(*each) for each in zip(values, messages, strict=True)]
         firsts = _firsts(entries)
 
-        async def once(verdicts: Sequence[Verdict], connection: Any) -> _Returned:
-            chosen = _chosen(values, messages, firsts, verdicts, connection)
+        async def once(verdicts: Sequence[Verdict], connection: Any, runs: int) -> _Returned:
+            rows = self._rows_given(values, messages, runs)
+            chosen = _chosen(*rows, firsts, verdicts, connection)
             given = chosen if self._wants_message else chosen[:1]
             result = await self._function(*given)
             if self._results is None:
@@ -135,8 +138,9 @@ class _Handling:
         entries = [self._entry(*each) for each in zip(values, messages, strict=True)]
         firsts = _firsts(entries)
 
-        def once(verdicts: Sequence[Verdict], connection: Any) -> _Returned:
-            chosen = _chosen(values, messages, firsts, verdicts, connection)
+        def once(verdicts: Sequence[Verdict], connection: Any, runs: int) -> _Returned:
+            rows = self._rows_given(values, messages, runs)
+            chosen = _chosen(*rows, firsts, verdicts, connection)
             given = chosen if self._wants_message else chosen[:1]
             result = self._function(*given)
             if self._results is None or isinstance(result, CoroutineType):
@@ -147,6 +151,19 @@ class _Handling:
             return self._run_plain(messages[0], [entries[at] for at in firsts], once)
         except Exception as error:
             raise _for_the_batch(error, len(messages)) from error
+
+    def _given(self, value: Any, message: Message[Any], runs: int) -> tuple[Any, Message[Any]]:
+        """What the handler is given. Where it ran before, in a transaction that was rolled back, it
+        may have changed its value: that is decoded anew."""
+        return (value, message) if runs == 1 else self._inbox.decode_again(value, message)
+
+    def _rows_given(
+        self, values: list[Any], messages: list[Message[Any]], runs: int
+    ) -> tuple[list[Any], list[Message[Any]]]:
+        if runs == 1:
+            return values, messages
+        rows = [self._given(*each, runs) for each in zip(values, messages, strict=True)]
+        return [value for value, _ in rows], [message for _, message in rows]
 
     def _check(self, messages: Sequence[Message[Any]]) -> None:
         companion = self._inbox.companion
@@ -186,7 +203,7 @@ class _Handling:
                 if companion is not None:
                     await run_async(session, companion.handle(database.dialect))
                 ours = False
-                returned = await handle(verdicts, session.connection)
+                returned = await handle(verdicts, session.connection, runs)
                 ours = True
                 if self._results is not None and returned.outgoing is not None:
                     await self._results.write_async(
@@ -232,7 +249,7 @@ class _Handling:
                 if companion is not None:
                     run(session, companion.handle(database.dialect))
                 ours = False
-                returned = handle(verdicts, session.connection)
+                returned = handle(verdicts, session.connection, runs)
                 ours = True
                 if isinstance(returned.result, CoroutineType):
                     session.rollback()

@@ -13,6 +13,7 @@ whether it can again; the first that is committed says so.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import threading
 import time
@@ -38,7 +39,7 @@ from streams.databases.protocol import (
     run_async,
 )
 from streams.engine.dispatcher import Delivery
-from streams.errors import ConfigError, Fatal, LogError, StreamsError
+from streams.errors import ConfigError, Fatal, LogError, StreamsError, find_config_error
 from streams.health import InboxStats
 from streams.inbox.identity import Identities, Owned
 from streams.inbox.results import ResultOutbox, Results, choose_outbox
@@ -50,8 +51,8 @@ from streams.inbox.tables import (
     create_missing,
     find_version,
 )
-from streams.message import Message, identity_and_offset, make_message
-from streams.processing.job import DeadLetterAnswer, Decoding, Job
+from streams.message import Message, identity_and_offset, make_message, row_of
+from streams.processing.job import DeadLetterAnswer, Decoding, Job, Several
 from streams.processing.outcomes import OwnershipLost, TransactionPostponed
 from streams.text import describe_error, get_logger
 
@@ -280,6 +281,17 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         except Exception:  # as good as none: its place stands for it
             return None
 
+    def decode_again(self, value: Any, message: Message[Any]) -> tuple[Any, Message[Any]]:
+        """A value and its message as they were before a handler had them."""
+        batch, index = row_of(message)
+        decoding = self._decodings.get(batch.topic)
+        if decoding is None:
+            return value, message
+        found = decoding.decode_one(batch, index)
+        if isinstance(found, Several):  # events of an aggregate, which are frozen
+            return value, message
+        return found, make_message(found, batch, index, message.attempt)
+
     def _value_of(self, delivery: Delivery) -> Any:
         """The value of a message that is given up; None where it cannot be decoded."""
         decoding = self._decodings.get(delivery.fetched.batch.topic)
@@ -305,14 +317,16 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         :raises TransactionPostponed: nothing is to be started now.
         """
         give_up = time.monotonic() + patience
+        tries = 0
         while True:
+            tries += 1
             self.check_owned(message)
             if self._may_begin(give_up):
                 try:
                     self._make_ready()
                     session = self.database.begin()
                 except Exception as error:
-                    self._out_of_reach(error, give_up)
+                    self._out_of_reach(error, give_up, tries)
                 else:
                     self._answers()
                     return session
@@ -321,14 +335,20 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
     async def begin_async(self, message: Message[Any], *, patience: float) -> AsyncSession[Any]:
         """As :meth:`begin`."""
         give_up = time.monotonic() + patience
+        tries = 0
         while True:
+            tries += 1
             self.check_owned(message)
             if self._may_begin(give_up):
+                left = give_up - time.monotonic() if 0 < patience < math.inf else None
                 try:
-                    await self._make_ready_async()
-                    session = await self.database.begin_async()
+                    # Whoever ends a handler that takes too long would take a wait for the database
+                    # for a failure of the message.
+                    async with asyncio.timeout(left):
+                        await self._make_ready_async()
+                        session = await self.database.begin_async()
                 except Exception as error:
-                    self._out_of_reach(error, give_up)
+                    self._out_of_reach(error, give_up, tries)
                 else:
                     self._answers()
                     return session
@@ -342,12 +362,12 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         self._keep_waiting(outage.error, give_up)
         return False
 
-    def _out_of_reach(self, error: Exception, give_up: float) -> None:
-        """Raise what is to be raised; return: try again."""
-        failure = self.database.classify(error)
-        if failure is Failure.FAULT:
+    def _out_of_reach(self, error: Exception, give_up: float, tries: int) -> None:
+        """Raise what is to be raised; return: try again. No message is to blame for what fails
+        before its transaction has begun, whatever it is."""
+        if find_config_error(error) is not None:
             raise error
-        if failure is not Failure.CONFLICT:
+        if tries > 1 or self.database.classify(error) is not Failure.CONFLICT:
             self.note_outage(error)
         self._keep_waiting(error, give_up)
 

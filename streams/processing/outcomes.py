@@ -199,9 +199,10 @@ class Calls(ABC, Generic[Unit]):
             key_parking is None or key_parking.no_key_closed(fetched)
         )
 
-    def decode_one(self, fetched: FetchedBatch, index: int) -> Any:
+    def decode_one(self, fetched: FetchedBatch, index: int, *, again: bool = False) -> Any:
         """The value to be handled.
 
+        :param again: a handler may have had it before, and changed it: it is decoded anew.
         :raises Skip: it is not for this handler.
         """
         attempt_log = self.job.attempt_log
@@ -211,8 +212,9 @@ class Calls(ABC, Generic[Unit]):
             value = fetched.decoded[index]
             if isinstance(value, Undecodable):
                 raise value.error
-            return value
-        if fetched.decode is not None:
+            if not again:
+                return value
+        elif fetched.decode is not None:
             try:
                 return fetched.decode(fetched.values[index])
             except Exception:  # noqa: S110 - the careful way says what is wrong
@@ -649,7 +651,9 @@ class MessageCalls(Calls[Delivery]):
     @override
     def decode(self, unit: Delivery) -> Any:
         try:
-            value = self.decode_one(unit.fetched, unit.index)
+            fetched = unit.fetched
+            again = fetched.decoded is not None and _was_handled(unit)
+            value = self.decode_one(fetched, unit.index, again=again)
         except Skip:
             return NotCalled(partial(self.settle, unit, filtered=True))
         except Exception as error:
@@ -736,7 +740,8 @@ class BatchCalls(Calls[list[Delivery]]):
         accepts = self._accepts
         for index, delivery in enumerate(unit):
             try:
-                value = self.decode_one(delivery.fetched, delivery.index)
+                again = _was_handled(delivery)
+                value = self.decode_one(delivery.fetched, delivery.index, again=again)
             except Skip:
                 decoded.skipped.append(index)
                 continue
@@ -903,6 +908,11 @@ class BatchCalls(Calls[list[Delivery]]):
     def abandon(self, unit: Sequence[Delivery]) -> None:
         for delivery in reversed(unit):
             self.dispatcher.abandon(delivery)
+
+
+def _was_handled(delivery: Delivery) -> bool:
+    """A handler may have had its value before, alone or in a batch."""
+    return delivery.alone or delivery.attempt > 1
 
 
 def location(delivery: Delivery) -> str:

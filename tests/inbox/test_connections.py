@@ -113,11 +113,12 @@ async def test_a_handler_that_closes_its_connection_ends_the_processor(tmp_path:
 
 async def test_connections_of_a_function_that_are_one_threads_own(tmp_path: Path) -> None:
     database = Sqlite(lambda: sqlite3.connect(tmp_path / "a.db"))
+    database.enter()
     database.begin().rollback()
     with pytest.raises(ConfigError, match="check_same_thread=False"):
         await asyncio.to_thread(database.begin)
     database.begin().rollback()  # nobody is held up
-    database.close()
+    database.leave()
 
 
 # -- handlers that are cancelled

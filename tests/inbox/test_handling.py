@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+from collections import defaultdict
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -13,6 +16,7 @@ from streams import (
     Message,
     Reject,
     Retry,
+    Sqlite,
     Streams,
 )
 from streams.testing import harness
@@ -242,3 +246,49 @@ async def test_processors_that_share_a_database(kind: Kind, place: Place) -> Non
                 await topic.publish(number, id=f"{generation}-m{number}")
             await h.settled()
     assert len(place.effects()) == 20
+
+
+async def test_a_handler_that_runs_again_is_given_the_value_as_it_was(tmp_path: Path) -> None:
+    """Also in the same attempt, after a transaction that met another; and where IDs stand in the
+    values, which are decoded ahead."""
+    app = Streams(f"memory://{uuid4().hex}")
+    plain = app.topic("plain", dict[str, int], partitions=1)
+    with_id = app.topic("with-id", dict[str, int], id=lambda value: str(value["n"]), partitions=1)
+    rerun = app.topic("rerun", dict[str, int], partitions=1)
+    batch = app.topic("batch", dict[str, int], partitions=1)
+    given: dict[str, list[int]] = defaultdict(list)
+    conflict = sqlite3.OperationalError("met another")
+    conflict.sqlite_errorname = "SQLITE_BUSY_SNAPSHOT"
+
+    def spend(name: str, value: dict[str, int], error: Exception) -> None:
+        given[name].append(value["cents"])
+        value["cents"] -= 1
+        if len(given[name]) == 1:
+            raise error
+
+    retry = Retry(delay=0.001)
+
+    @app.processor(plain, group="g", retry=retry)
+    async def of_plain(value: dict[str, int]) -> None:
+        spend("plain", value, ValueError())
+
+    @app.processor(with_id, group="g", retry=retry)
+    async def of_with_id(value: dict[str, int]) -> None:
+        spend("with-id", value, ValueError())
+
+    @app.processor(rerun, group="g", retry=retry, transaction=Sqlite(tmp_path / "a.db"))
+    def of_rerun(value: dict[str, int], message: Message[dict[str, int], Any]) -> None:
+        assert message.value is value
+        spend("rerun", value, conflict)
+
+    @app.processor(batch, group="g", retry=retry, batch=5, transaction=Sqlite(tmp_path / "b.db"))
+    def of_batch(
+        values: list[dict[str, int]], messages: list[Message[dict[str, int], Any]]
+    ) -> None:
+        spend("batch", values[0], conflict)
+
+    async with harness(app) as h:
+        for topic in (plain, with_id, rerun, batch):
+            await topic.publish({"n": 7, "cents": 100})
+        await h.settled()
+    assert given == {name: [100, 100] for name in ("plain", "with-id", "rerun", "batch")}

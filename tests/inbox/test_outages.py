@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import pytest
 
-from streams import Retry, Streams
+from streams import Asyncpg, AsyncPsycopg, Message, Retry, Sqlite, Streams
+from streams.processing.outcomes import TransactionPostponed
 from streams.testing import harness
 from tests.inbox.kinds import KINDS, Kind, Place
 from tests.servers.lifetime import Lifetime, until
@@ -166,3 +169,102 @@ async def test_a_commit_whose_answer_is_lost_is_looked_up(server_kind: Kind, pos
     assert lost == 2
     assert place.effects() == {f"m{number}": 1 for number in range(5)}
     assert len(calls) == 5
+
+
+@pytest.mark.parametrize("library", [Asyncpg, AsyncPsycopg])
+async def test_who_is_not_let_in_uses_up_no_attempt(library: Any, own: Postgres) -> None:
+    """The role is not there yet. No message is to blame for what fails before it is handled."""
+    if not own.process.alive:
+        own.restart()
+    role = f"late_{uuid4().hex[:8]}"
+    address = urlsplit(own.url)
+    url = urlunsplit(address._replace(netloc=f"{role}@{address.hostname}:{address.port}"))
+    app = Streams(f"memory://{uuid4().hex}")
+    topic = app.topic("numbers", int, partitions=1)
+    handled: list[int] = []
+
+    @app.processor(topic, group=uuid4().hex, transaction=library(url), retry=Retry(attempts=1))
+    async def handle(value: int, message: Message[int, Any]) -> None:
+        handled.append(value)
+
+    place = Place(own.url)
+    try:
+        async with harness(app) as h:
+            await topic.publish_many(range(3))
+            inbox = handle.inbox
+            assert inbox is not None
+            await eventually(lambda: not inbox.stats.reachable, "it waits to be let in")
+            assert handled == []
+            place.execute(f"CREATE ROLE {role} LOGIN SUPERUSER")
+            await h.settled(within=120)
+            stats = handle.stats()
+            assert stats is not None
+            assert (stats.handled, stats.dead_letters, stats.retries) == (3, 0, 0)
+    finally:
+        place.execute("DROP TABLE IF EXISTS effects")
+
+
+async def test_a_handlers_timeout_is_none_of_the_database(own: Postgres) -> None:
+    """Waiting for a connection takes longer than the handler may: that is no failed attempt."""
+    app = Streams(f"memory://{uuid4().hex}")
+    topic = app.topic("numbers", int, partitions=1)
+    nowhere = own.url.replace(str(own.port), "1")
+    postponed = 0
+
+    @app.processor(
+        topic, group="g", transaction=AsyncPsycopg(nowhere), timeout=0.4,
+        retry=Retry(attempts=100, delay=0.01),
+    )  # fmt: skip
+    async def handle(value: int, message: Message[int, Any]) -> None: ...
+
+    async with app:
+        await topic.publish(1)
+        inbox: Any = handle.inbox
+        begin = inbox.begin_async
+
+        async def counted(*args: Any, **options: Any) -> Any:
+            nonlocal postponed
+            try:
+                return await begin(*args, **options)
+            except TransactionPostponed:
+                postponed += 1
+                raise
+
+        inbox.begin_async = counted
+
+        def retries() -> int:
+            stats = handle.stats()
+            return 0 if stats is None else stats.retries
+
+        await eventually(lambda: postponed >= 2 or retries() > 0, "it is tried again")
+        assert retries() == 0
+        assert not inbox.stats.reachable
+
+
+async def test_a_file_that_another_process_holds_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.databases.sqlite_database.BUSY_TIMEOUT", 0.01)
+    file = tmp_path / "a.db"
+    app = Streams(f"memory://{uuid4().hex}")
+    topic = app.topic("numbers", int, partitions=1)
+    handled: list[int] = []
+
+    @app.processor(topic, group="g", transaction=Sqlite(file), retry=Retry(attempts=1))
+    def handle(value: int, message: Message[int, sqlite3.Connection]) -> None:
+        handled.append(value)
+
+    async with harness(app) as h:
+        await topic.publish(1)
+        await h.settled()
+        other = sqlite3.connect(file, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        await topic.publish(2)
+        inbox = handle.inbox
+        assert inbox is not None
+        await eventually(lambda: not inbox.stats.reachable, "health tells")
+        other.execute("ROLLBACK")
+        await h.settled(within=120)
+        assert handled == [1, 2]
+        assert inbox.stats.reachable
+        other.close()
