@@ -191,6 +191,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         if helper is not None:
             await asyncio.to_thread(helper.shutdown, cancel_futures=True)
         opened, self._opened, self._ready = self._opened, False, False
+        self._outage = None
         self._opening_async = None  # it is bound to a loop, and the next life may have another
         if opened:
             if self.database.asynchronous:

@@ -243,7 +243,8 @@ async def test_a_file_without_room_is_waited_for(
         await h.settled()
         file.fill()
         # What is open has no limit yet: the next connection has.
-        for connection in getattr(processor.inbox and processor.inbox.database, "_free", []):
+        inbox: Any = processor.inbox
+        for connection in getattr(inbox.database, "_free", []):
             file.limit(connection)
         for number in range(1, 5):
             await topic.publish(1, id=f"m{number}" + (LONG if where == "take" else ""))
@@ -334,7 +335,8 @@ async def _handle_in(
         await topic.publish(0, id="m0")
         await h.settled()
         file.fill()
-        for connection in getattr(processor.inbox and processor.inbox.database, "_free", []):
+        inbox: Any = processor.inbox
+        for connection in getattr(inbox.database, "_free", []):
             file.limit(connection)
         await topic.publish(1, id="m1")
         await h.settled()
