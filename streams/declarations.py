@@ -101,7 +101,8 @@ class Declarations(ABC):
         self.url_override: str | None = None
         """What ``--url`` says instead."""
         self.open_mode: OpenMode = "rwc"
-        """What may become of the log's file by opening it."""
+        """What may become of the log by entering the app: ``ro`` changes nothing and creates no
+        topic, ``rw`` makes no file."""
         self.url_logged = False
         """Whoever runs the app has said already which log it is on."""
         self.member = "" if member is None else check_member(member)

@@ -165,8 +165,11 @@ class Runtime:
         self.log = open_log(app.url, app.driver_config, app.clock, app.member, app.open_mode)
 
     def ensure_topics(self, *, missing_ok: bool = False) -> None:
-        """Check declared topics against the log, and create what is missing (off the loop)."""
+        """Check declared topics against the log, and create what is missing (off the loop); not of
+        an app that only looks."""
         app = self._app
+        if app.open_mode == "ro":
+            return
         ensure_declared_topics(app.log, app.declared_topics, app.processors, missing_ok=missing_ok)
 
     def _ensure_processor_topics(self, processor: Processor[..., Any]) -> None:

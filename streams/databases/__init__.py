@@ -16,6 +16,7 @@ same transaction may succeed again, or whether the statement is at fault.
 ``execution``          a statement of ours on a connection of any library, and what an
                        error of a driver means: for sessions, and for outboxes
 ``addresses``          where a database is, as a URL or in libpq's words
+``sqlite_files``       SQLite files that are opened without making or changing them
 =====================  ==========================================================
 
 A driver is imported by its own module alone, when it is first used.

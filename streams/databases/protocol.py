@@ -254,7 +254,7 @@ class Database(ABC, Generic[C_co]):
         if not self._users:
             await self.close_async()
 
-    # A plain database has the first three, an async one the others. One class, because SQLAlchemy
+    # A plain database has the first four, an async one the others. One class, because SQLAlchemy
     # is either, by what it is given.
 
     def open(self, connections: int) -> None:
@@ -266,6 +266,11 @@ class Database(ABC, Generic[C_co]):
     def begin(self) -> Session[C_co]:
         """A new transaction, on a connection of the pool."""
         raise NotImplementedError
+
+    def begin_reading(self) -> Session[C_co]:
+        """As :meth:`begin`, for statements that change nothing. On a SQLite file it changes nothing
+        of the file either, and no writer waits for it."""
+        return self.begin()
 
     async def open_async(self, connections: int) -> None:
         """As :meth:`open`."""

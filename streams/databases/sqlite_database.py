@@ -29,6 +29,7 @@ from streams.databases.protocol import (
     Statement,
     sqlite_failure,
 )
+from streams.databases.sqlite_files import connect_existing
 from streams.errors import ConfigError
 
 BUSY_TIMEOUT = 5.0
@@ -44,12 +45,17 @@ def _is_in_transaction(connection: sqlite3.Connection) -> bool | None:
 
 
 class _SqliteSession(Session[sqlite3.Connection]):
-    def __init__(self, database: Sqlite, connection: sqlite3.Connection) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        give_back: Callable[[sqlite3.Connection], None],
+        begin: str = "BEGIN IMMEDIATE",
+    ) -> None:
         self.connection = connection
-        self._database = database
+        self._take_back = give_back
         self._open = True
         try:
-            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(begin)
         except BaseException:
             self._give_back()
             raise
@@ -57,7 +63,7 @@ class _SqliteSession(Session[sqlite3.Connection]):
     def _give_back(self) -> None:
         if self._open:
             self._open = False
-            self._database.give_back(self.connection)
+            self._take_back(self.connection)
 
     @override
     def execute(self, statement: Statement) -> Rows:
@@ -187,12 +193,22 @@ class Sqlite(Database[sqlite3.Connection]):
             self._turn.release()
             raise
         try:
-            return _SqliteSession(self, connection)
+            return _SqliteSession(connection, self._give_back)
         except sqlite3.ProgrammingError as error:
             self._refuse_own_thread(error)
             raise
 
-    def give_back(self, connection: sqlite3.Connection) -> None:
+    @override
+    def begin_reading(self) -> Session[sqlite3.Connection]:
+        if callable(self._source):
+            return self.begin()
+        connection = connect_existing(
+            str(self._source), reading=True, timeout=BUSY_TIMEOUT, isolation_level=None,
+            check_same_thread=False,
+        )  # fmt: skip
+        return _SqliteSession(connection, sqlite3.Connection.close, "BEGIN")
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
         """A session's connection is free, and the next session may begin."""
         try:
             with self._free_lock:

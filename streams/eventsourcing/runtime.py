@@ -74,7 +74,8 @@ class AggregateRuntime:
             )
         definition.codec.check()
         self._loop = asyncio.get_running_loop()
-        await run_in_thread(definition.topic.ensure, log)
+        if self._app.open_mode != "ro":
+            await run_in_thread(definition.topic.ensure, log)
         self._lock, self._counters = KeyedLock(), Counters()
         self._histories = Histories(log, self._topic)
         self._states = States(definition, self._histories)

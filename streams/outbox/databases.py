@@ -46,7 +46,9 @@ from streams.databases.protocol import (
     sqlite_failure,
     state_of,
 )
+from streams.databases.sqlite_files import connect_existing
 from streams.errors import ConfigError, LogError, Unavailable
+from streams.log.protocol import OpenMode
 from streams.outbox.connections import AsyncConnection, PlainConnection
 from streams.outbox.tables import (
     NO_PARAMETERS,
@@ -366,9 +368,10 @@ class SqliteDatabase(Database):
     waits for the loop: code that blocks the loop may be waiting for that lock.
     """
 
-    def __init__(self, path: str, tables: Tables) -> None:
+    def __init__(self, path: str, tables: Tables, mode: OpenMode = "rwc") -> None:
         super().__init__(path)
         self.path = path
+        self._mode: OpenMode = mode
         self._dialect = SqliteDialect(tables)
         self._connection: sqlite3.Connection | None = None
         self._thread: ThreadPoolExecutor | None = None
@@ -385,7 +388,12 @@ class SqliteDatabase(Database):
         self._connection = await self._in_thread(self._open_file)
 
     def _open_file(self) -> sqlite3.Connection:
-        found = sqlite3.connect(self.path, timeout=10, isolation_level=None)
+        options: Any = {"timeout": 10, "isolation_level": None}
+        found: sqlite3.Connection
+        if self._mode == "rwc":
+            found = sqlite3.connect(self.path, **options)
+        else:
+            found = connect_existing(self.path, reading=self._mode == "ro", **options)
         # SQLite stores any bytes as a text: such a row is one that stands for no message.
         found.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
         try:
@@ -551,10 +559,12 @@ class SqliteDatabase(Database):
 # -- which one
 
 
-def open_database(dsn: str, tables: Tables) -> Database:
+def open_database(dsn: str, tables: Tables, mode: OpenMode = "rwc") -> Database:
     """A database by its address.
 
     :param dsn: a URL; on PostgreSQL also what libpq takes (``host=... dbname=...``).
+    :param mode: of a SQLite file: ``ro`` only looks, ``rw`` makes none, ``rwc`` makes the file if
+        there is none. Where it must not be made, connecting raises :class:`NotFound`.
     :raises ConfigError: it is none, or the driver is missing.
     """
     if not isinstance(dsn, str) or not dsn.strip():
@@ -564,7 +574,7 @@ def open_database(dsn: str, tables: Tables) -> Database:
         file = sqlite_file(dsn)
         if file is None:
             raise ConfigError("Outbox: a SQLite file is written as sqlite:///file.db")
-        return SqliteDatabase(file, tables)
+        return SqliteDatabase(file, tables, mode)
     if kind == "postgresql":
         return _postgres(f"postgresql:{rest}", driver, tables)
     if has_words(dsn):

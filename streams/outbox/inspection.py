@@ -1,6 +1,7 @@
 """What people see of an outbox, and trying failed rows again: for the command line.
 
-Each function opens a connection of its own and closes it; nothing is relayed here.
+Each function opens a connection of its own and closes it; nothing is relayed here, and a SQLite
+file that is not there is not made.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 from streams.databases.protocol import Steps
 from streams.errors import NotFound
+from streams.log.protocol import OpenMode
 from streams.outbox.databases import Database
 from streams.outbox.outbox import Outbox
 from streams.outbox.rows import InvalidRow, record_of
@@ -66,13 +68,14 @@ def state_name(state: int) -> str:
 
 
 @asynccontextmanager
-async def opened(outbox: Outbox) -> AsyncIterator[Database]:
+async def opened(outbox: Outbox, mode: OpenMode = "ro") -> AsyncIterator[Database]:
     """A connection to an outbox whose tables are there.
 
-    :raises NotFound: they are not.
+    :param mode: ``rw`` for what changes rows.
+    :raises NotFound: they are not, or the SQLite file is not.
     :raises LogError: the database cannot be reached.
     """
-    database = outbox.open()
+    database = outbox.open(mode)
     try:
         await database.connect(LEASE)
         if not await database.has_tables():
@@ -138,7 +141,7 @@ async def retry(outbox: Outbox, names: Collection[str] | None) -> int:
     :param names: message IDs or sequences; None: all.
     :raises NotFound: one of them is not there, or has not failed; nothing was changed.
     """
-    async with opened(outbox) as database:
+    async with opened(outbox, "rw") as database:
         wanted: set[int] | None = None
         if names is not None:
             wanted = set()

@@ -17,6 +17,7 @@ from streams.databases.protocol import DialectName, Statement, Steps, is_file_of
 from streams.derived_records import TRACE_HEADERS, DerivedResult
 from streams.errors import ConfigError
 from streams.health import OutboxHealth, OutboxStats
+from streams.log.protocol import OpenMode
 from streams.message import TYPE, Record, headers_without
 from streams.numbers import is_int, is_seconds
 from streams.outbox.connections import AsyncConnection, PlainConnection, connection_of
@@ -363,12 +364,13 @@ class Outbox:
         given = self._given_address
         return given if callable(given) else lambda: given
 
-    def open(self) -> Database:
+    def open(self, mode: OpenMode = "rwc") -> Database:
         """A connection to the database, which is not open yet.
 
+        :param mode: of a SQLite file: ``ro`` only looks, ``rw`` makes none.
         :raises ConfigError: its address cannot work, or a driver is missing.
         """
-        return open_database(self.address(), self.tables)
+        return open_database(self.address(), self.tables, mode)
 
     def schema(self) -> list[str]:
         """The statements that create the tables where they are missing; a relay runs them. For

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from streams.config import DeadLetters
+from streams.databases.sqlite_files import check_file
 from streams.errors import ConfigError, InvalidValue, NotFound
 from streams.log.protocol import GroupInfo, Log
 from streams.projections import tables
@@ -98,6 +99,7 @@ async def inspect(
     """The projections that an app declares, or one of them.
 
     :raises ConfigError: there is none of that name.
+    :raises NotFound: the tables' SQLite file is not there.
     """
     return [
         await _inspect(log, each, versions) for each, versions in by_name(declared, name).items()
@@ -121,7 +123,9 @@ async def _inspect(log: Log, name: str, declared: list[Projection]) -> Projectio
 
 
 async def _known(transactions: Transactions, name: str) -> dict[int, KnownVersion]:
-    async with transactions.begin() as session:
+    """:raises NotFound: the database is a SQLite file that is not there."""
+    check_file(transactions.database.address())
+    async with transactions.begin(reading=True) as session:
         if not await session.run(tables.find_table(transactions.database.dialect)):
             return {}
         found = await session.run(tables.versions_of(name))
@@ -187,9 +191,11 @@ async def promote(declared: Iterable[Projection], name: str, version: int) -> Ou
     """Have a version serve, if it has handled all that the one before it has.
 
     :raises ConfigError: the app does not declare it.
+    :raises NotFound: the tables' SQLite file is not there.
     """
     for each in by_name(declared, name)[name]:
         if each.version == version:
+            check_file(each.database.address())
             return await each.promote()
     raise ConfigError(
         f"the app does not declare version {version} of projection {name!r}, and what is to be "

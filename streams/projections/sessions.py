@@ -61,13 +61,16 @@ class Transactions:
         self._turn = asyncio.Lock()
 
     @asynccontextmanager
-    async def begin(self) -> AsyncIterator[OpenSession]:
-        """A new transaction, rolled back at the block's end unless it was committed."""
-        async with self._turn, self._begin() as session:
+    async def begin(self, *, reading: bool = False) -> AsyncIterator[OpenSession]:
+        """A new transaction, rolled back at the block's end unless it was committed.
+
+        :param reading: its statements change nothing.
+        """
+        async with self._turn, self._begin(reading) as session:
             yield session
 
     @asynccontextmanager
-    async def _begin(self) -> AsyncIterator[OpenSession]:
+    async def _begin(self, reading: bool) -> AsyncIterator[OpenSession]:
         if self.database.asynchronous:
             asynchronous = await self.database.begin_async()
             try:
@@ -80,7 +83,8 @@ class Transactions:
         begun: list[Session[Any]] = []
         try:
             # A cancellation comes when it has begun all the same, and has to be undone.
-            await in_worker(self._worker, lambda: begun.append(self.database.begin()))
+            begin = self.database.begin_reading if reading else self.database.begin
+            await in_worker(self._worker, lambda: begun.append(begin()))
             yield OpenSession(begun[0], self._worker)
         finally:
             for plain in begun:

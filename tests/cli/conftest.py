@@ -172,6 +172,16 @@ def order(n: int, customer: str | None = None, id: str | None = None) -> bytes:
     return json.dumps({"id": id or f"o{n}", "customer": customer, "n": n}).encode()
 
 
+def command_paths(command: object, *above: str) -> Iterator[str]:
+    """All commands below one, as their names are written: ``topics ls``."""
+    found = getattr(command, "commands", None)
+    if found is None:
+        yield " ".join(above)
+        return
+    for name, each in found.items():
+        yield from command_paths(each, *above, name)
+
+
 def fill(log: Log, topic: str, values: Sequence[bytes], partitions: int = 2) -> None:
     """Write orders, each by an append of its own, so that each has its own time."""
     log.create_topic(topic, partitions)

@@ -11,14 +11,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 import typer
 
 from streams.cli.root import app as commands
 from streams.message import Record
-from tests.cli.conftest import Result, Run, Shell, eventually
+from tests.cli.conftest import Result, Run, Shell, command_paths, eventually
 from tests.test_text import unfit
 
 EVIL = "e\x1b]0;v\x07\x9b31m\u202e\u2028\nstreams: forged\x7f\r[red]"
@@ -309,16 +308,8 @@ def test_every_command(ran: tuple[Shell, str], shell: Shell, run: Run) -> None:
 
 
 def test_no_command_is_left_out() -> None:
-    def paths(command: object, *above: str) -> Iterator[str]:
-        found = getattr(command, "commands", None)
-        if found is None:
-            yield " ".join(above)
-            return
-        for name, each in found.items():
-            yield from paths(each, *above, name)
-
     known = lines(READ) + lines(WRITE) + lines(WRONG)
-    for path in paths(typer.main.get_command(commands)):
+    for path in command_paths(typer.main.get_command(commands)):
         assert any(each.startswith(f"{path} ") or each == path for each in known), path
 
 

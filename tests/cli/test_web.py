@@ -43,6 +43,17 @@ def test_it_prints_its_address_and_ends_in_order(shell: Shell) -> None:
         assert process.wait(60) == 0
 
 
+@pytest.mark.parametrize("more", [(), ("--write",)])
+def test_a_log_whose_file_is_not_there_is_not_made(shell: Shell, more: tuple[str, ...]) -> None:
+    with shell.start("web", "--port", "0", "--url", "sqlite:///shpo.db", *more) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().decode().split()[0]
+        with pytest.raises(urllib.error.HTTPError, match="503") as refused:
+            read(f"{address}topics")
+        assert "there is no file" in refused.value.read().decode()
+    assert not list(shell.folder.glob("shpo*"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [

@@ -30,6 +30,7 @@ from streams.cli.projections.lists import (
 
 if TYPE_CHECKING:
     from streams.app import Streams
+    from streams.log.protocol import OpenMode
 
 T = TypeVar("T")
 
@@ -42,9 +43,15 @@ Name = Annotated[str, Argument(metavar="NAME", help="The projection's name: its 
 Version = Annotated[int, Option("--version", min=1, metavar="N", help="Which version.")]
 
 
-def _on_app(target: str, url: str | None, act: Callable[[Streams], Awaitable[T]]) -> T:
-    """Do something on a connected app, which runs no processors."""
+def _on_app(
+    target: str, url: str | None, act: Callable[[Streams], Awaitable[T]], mode: OpenMode
+) -> T:
+    """Do something on a connected app, which runs no processors.
+
+    :param mode: ``ro`` for a command that only looks.
+    """
     loaded = load_app(target, url)
+    loaded.open_mode = mode
     configure_warnings()
 
     async def connect() -> T:
@@ -67,7 +74,7 @@ def list_projections(target: Target, url: AppUrl = None, json: Json = False) -> 
       [cyan]streams projections ls shop:app[/cyan]
       [cyan]watch streams projections ls shop:app[/cyan]      while a version is built
     """
-    rows = _on_app(target, url, version_rows)
+    rows = _on_app(target, url, version_rows, "ro")
     if json:
         output.print_json(rows)
     else:
@@ -82,7 +89,7 @@ def show_projection(target: Target, name: Name, url: AppUrl = None, json: Json =
 
       [cyan]streams projections show shop:app balances[/cyan]
     """
-    found = _on_app(target, url, lambda loaded: projection_json(loaded, name))
+    found = _on_app(target, url, lambda loaded: projection_json(loaded, name), "ro")
     if json:
         output.print_json(found)
     else:
@@ -103,7 +110,7 @@ def promote_version(target: Target, name: Name, version: Version, url: AppUrl = 
     from streams.projections import operations
 
     outcome = _on_app(
-        target, url, lambda loaded: operations.promote(loaded.projections, name, version)
+        target, url, lambda loaded: operations.promote(loaded.projections, name, version), "rw"
     )
     if not outcome.promoted:
         raise CommandFailed(f"version {version} of {name} was not promoted: {outcome.reason}")
@@ -130,6 +137,7 @@ def drop_version(
         target,
         url,
         lambda loaded: operations.drop(loaded.log, loaded.projections, name, version),
+        "rw",
     )
     output.print_note(f"{name}: version {version} is forgotten; its tables are yours to drop")
 

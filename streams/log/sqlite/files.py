@@ -10,9 +10,6 @@ from __future__ import annotations
 import os
 import stat
 
-from streams.errors import NotFound
-from streams.text import close_match
-
 _OPEN_FLAGS = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
 _NO_FOLLOW_FLAGS = _OPEN_FLAGS | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 """Follow no symbolic link, and do not wait for the other end of a pipe."""
@@ -20,24 +17,6 @@ _NO_FOLLOW_FLAGS = _OPEN_FLAGS | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_N
 
 class CompanionRefused(OSError):
     """A companion file is not one that this log made."""
-
-
-def similar_file(path: str) -> str | None:
-    """The database in the same folder whose name is most like this one, without its folder."""
-    folder, name = os.path.split(path)
-    endings = (".db", os.path.splitext(name)[1] or ".db")
-    try:
-        candidates = sorted(each for each in os.listdir(folder) if each.endswith(endings))
-    except OSError:
-        return None
-    return close_match(name, [each for each in candidates if each != name], cutoff=0.0)
-
-
-def missing_file(path: str) -> NotFound:
-    """The error for a log's file that does not exist and must not be created."""
-    other = similar_file(path)
-    hint = "the folder has no *.db file" if other is None else f"beside it there is {other}"
-    return NotFound(f"there is no file {path}; {hint}")
 
 
 def create_file(path: str) -> bool:

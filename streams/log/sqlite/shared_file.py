@@ -14,8 +14,9 @@ from contextvars import ContextVar
 from typing import ClassVar
 
 from streams.errors import Unavailable
-from streams.log.sqlite.files import create_file, missing_file, similar_file
+from streams.log.sqlite.files import create_file
 from streams.log.sqlite.member_locks import MemberLocks
+from streams.missing_files import missing_file, similar_file
 from streams.text import get_logger
 
 logger = get_logger("streams")
