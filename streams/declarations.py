@@ -105,6 +105,8 @@ class Declarations(ABC):
         topic, ``rw`` makes no file."""
         self.url_logged = False
         """Whoever runs the app has said already which log it is on."""
+        self.url_warning_logged = False
+        """It was said that ``STREAMS_URL`` is not used, which is done once."""
         self.member = "" if member is None else check_member(member)
         """The name under which its processors join their groups; empty: they are not static."""
         self.instance_id = secrets.token_hex(8)

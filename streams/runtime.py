@@ -8,6 +8,7 @@ everything is closed in reverse.
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
@@ -114,8 +115,7 @@ class Runtime:
         try:
             stack.callback(self._reset)
             stack.push_async_callback(self._close_log)
-            if not app.url_logged:
-                logger.info("the log is %s", app.url_source)
+            self._report_url()
             await self._wait_until_available(self._open_log)
             publisher = self.publisher = Publisher(app.log, app.clock)
             publisher.observer = app.publish_observer
@@ -152,6 +152,15 @@ class Runtime:
             finally:
                 self.is_entered = False
             raise
+
+    def _report_url(self) -> None:
+        app = self._app
+        if app.url_logged:
+            return
+        source = app.url_source
+        level = logging.INFO if app.url_warning_logged else source.log_level
+        app.url_warning_logged = app.url_warning_logged or level == logging.WARNING
+        logger.log(level, "the log is %s", source)
 
     async def _wait_until_available(self, request: Callable[[], None]) -> None:
         """Ask the log something; an app that runs until a signal asks until the log answers."""

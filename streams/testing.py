@@ -297,8 +297,9 @@ async def harness(
     :param relay: also take what is in the app's outboxes to that log, and delete it there: only
         where their databases are the test's own.
     """
-    before = app.given_url, app.clock, app.services
+    before = app.given_url, app.clock, app.services, app.url_warning_logged
     app.given_url = url
+    app.url_warning_logged = True  # the test chose the log, whatever the environment says
     if not relay:
         relays = [getattr(outbox, "relay", None) for outbox in app.outboxes.values()]
         app.services = [each for each in app.services if each not in relays]
@@ -307,4 +308,4 @@ async def harness(
         async with app:
             yield Harness(app, app.clock)
     finally:
-        app.given_url, app.clock, app.services = before
+        app.given_url, app.clock, app.services, app.url_warning_logged = before

@@ -165,7 +165,8 @@ def run(
     configure_logging(level, log_format, worker_index)
     if worker_process is not None:
         worker_process.report_loaded(target, app)
-    logger.info("running %s on %s", target, app.url_source)
+    source = app.url_source
+    logger.log(source.log_level, "running %s on %s", target, source)
     app.url_logged = True
     for each in app.processors:
         logger.info("%s: group %s, reading %s", each.name, each.group, ", ".join(each.topics))

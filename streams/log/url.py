@@ -17,6 +17,7 @@ the settings that are known to be harmless.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -459,10 +460,22 @@ class ChosenUrl(NamedTuple):
     source: str
     """``--url``, ``the code`` or ``STREAMS_URL``."""
 
+    @property
+    def _ignores_variable(self) -> bool:
+        """Whether the environment names another log."""
+        return os.environ.get(URL_VARIABLE, "") not in ("", self.url)
+
+    @property
+    def log_level(self) -> int:
+        """With which it is logged: a warning where the code goes before the environment, which is
+        easily overlooked; ``--url`` is not."""
+        ignored = self.source == "the code" and self._ignores_variable
+        return logging.WARNING if ignored else logging.INFO
+
     @override
     def __str__(self) -> str:
         unused = ""
-        if self.source != URL_VARIABLE and os.environ.get(URL_VARIABLE, "") not in ("", self.url):
+        if self._ignores_variable:
             unused = f"; {URL_VARIABLE} names another log and is not used"
         return f"{redact(self.url)} (from {self.source}{unused})"
 

@@ -12,6 +12,7 @@ import pytest
 
 from streams import Streams
 from streams.log.url import choose_url
+from streams.testing import harness
 from tests.cli.conftest import Run, Shell, eventually, fill, order
 
 OPTION, CODE, VARIABLE = "memory://option", "memory://code", "memory://variable"
@@ -31,13 +32,15 @@ def look(value):
 
 
 if __name__ == "__main__":
-    import asyncio, logging
+    import asyncio, logging, sys
 
-    logging.basicConfig(level="INFO")
+    if "--quiet" not in sys.argv:
+        logging.basicConfig(level="INFO")
 
     async def main():
-        async with app.connected():
-            await topic.publish({{"id": "by code"}})
+        for _ in range(2):
+            async with app.connected():
+                await topic.publish({{"id": "by code"}})
 
     asyncio.run(main())
 """
@@ -113,6 +116,38 @@ def test_a_program_says_at_start_what_it_reads(shell: Shell) -> None:
     why = "(from the code; STREAMS_URL names another log and is not used)"
     assert first.endswith(f"the log is sqlite:///code.db {why}")
     assert "secret" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "variable", "wanted"),
+    [
+        ("'sqlite:///code.db'", "redis://shop:secret@127.0.0.1:1", 1),
+        ("'sqlite:///code.db'", "sqlite:///code.db", 0),
+        ("'sqlite:///code.db'", "", 0),
+        ("", "sqlite:///variable.db", 0),
+    ],
+)
+def test_a_program_without_logging_says_once_that_the_variable_is_not_used(
+    shell: Shell, code: str, variable: str, wanted: int
+) -> None:
+    shell.environment["STREAMS_URL"] = variable
+    shell.write("which.py", APP.format(url=code))
+    ended = subprocess.run(
+        [sys.executable, "which.py", "--quiet"],
+        cwd=shell.folder, env=shell.environment, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert ended.returncode == 0
+    why = "(from the code; STREAMS_URL names another log and is not used)"
+    assert ended.stderr.splitlines() == [f"the log is sqlite:///code.db {why}"] * wanted
+
+
+async def test_a_harness_does_not_say_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("STREAMS_URL", VARIABLE)
+    async with harness(Streams()):
+        pass
+    assert [each.levelname for each in caplog.records if "the log is" in each.message] == []
 
 
 def test_doctor_and_replay_use_the_same(

@@ -60,6 +60,7 @@ def run_relays(target: str, outboxes: Sequence[Outbox]) -> None:
     app.lifespan = None
     app.services = [outbox.relay for outbox in outboxes]
     names = ", ".join(each.name for each in outboxes)
-    logger.info("relaying %s of %s to %s", names, target, app.url_source)
+    source = app.url_source
+    logger.log(source.log_level, "relaying %s of %s to %s", names, target, source)
     app.url_logged = True
     run_until_stopped(app)
