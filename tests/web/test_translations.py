@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from streams.web import Dashboard
 from streams.web.translations import Catalogue, PoEntry, choose_language, read_po
 from tests.conformance.stage import Stage
+from tests.web import texts
 from tests.web.visiting import visit
 
 PO = r"""
@@ -47,6 +50,26 @@ def test_a_catalogue_is_read() -> None:
         assert found.gettext(text) == text
     assert found.ngettext("one", "many", 1) == "one"
     assert found.ngettext("one", "many", 2) == "many"
+
+
+def test_every_text_is_translated_and_none_is_left_over(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert texts.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_a_text_that_is_missing_or_left_over_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(texts, "CATALOGUES", tmp_path)
+    monkeypatch.setattr(texts, "all_texts", lambda: [texts.Text("Groups"), texts.Text("New")])
+    (tmp_path / "ja.po").write_text(PO, encoding="utf-8")
+    assert texts.main(["--check"]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert "ja.po: not translated: 'New'" in said
+    assert "ja.po: not in the code any more: 'Missing'" in said
+    assert "Groups" not in "".join(said)
+    assert (tmp_path / "ja.po").read_text(encoding="utf-8") == PO
 
 
 @pytest.mark.parametrize(
