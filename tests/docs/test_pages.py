@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +102,43 @@ def test_every_streams_command_can_be_read() -> None:
     assert found > 20
 
 
-def test_every_make_target_exists() -> None:
-    targets = set(re.findall(r"^([a-z ]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    known = {name for line in targets for name in line.split()}
-    for block, words in shown():
-        if words[0] == "make":
-            assert words[1] in known, block.place
+def make_problem(words: list[str]) -> str | None:
+    """What is wrong with a call of make; None: nothing, or it is another program."""
+    lines = set(re.findall(r"^([a-z ]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = {name for line in lines for name in line.split()}
+    words = list(dropwhile(lambda word: re.match(r"[A-Z_]+=", word), words))
+    if words[:1] != ["make"]:
+        return None
+    for word in words[1:]:
+        if word not in targets and not re.match(r"(ARGS|PYTHON)=", word):
+            # What stands behind `--` is a target to make, too, and no argument of what it runs.
+            return f"make has no target {word!r}; arguments are written ARGS='...'"
+    return None
+
+
+@pytest.mark.parametrize(
+    ("call", "right"),
+    [
+        ("make faults", True),
+        ("make faults ARGS='-k \"kill_9 and redis\"'", True),
+        ("STREAMS_SEED=7 make faults", True),
+        ("make faults -- -k 'kill_9 and redis'", False),
+        ("make faults -k kill_9", False),
+        ("STREAMS_SEED=7 make fault", False),
+    ],
+)
+def test_a_call_of_make_is_looked_at(call: str, right: bool) -> None:
+    assert (make_problem(shlex.split(call)) is None) is right
+
+
+def test_every_call_of_make_is_one() -> None:
+    calls = [(block.place, words) for block, words in shown() if "make" in words]
+    contributing = (ROOT / "CONTRIBUTING.md").read_text()
+    found = re.findall(r"^ {4}(make .*?)(?: #.*)?$", contributing, re.MULTILINE)
+    calls += [("CONTRIBUTING.md", shlex.split(line)) for line in found]
+    assert len(calls) > 12
+    for place, words in calls:
+        assert make_problem(words) is None, f"{place}: {' '.join(words)}"
 
 
 def test_every_link_leads_somewhere() -> None:
@@ -125,3 +157,50 @@ def test_every_test_and_module_that_is_named_exists() -> None:
             assert list(ROOT.glob(named.rstrip("/"))), f"{page.name}: {named}"
         for path, test in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text()):
             assert f"def {test}(" in (ROOT / path).read_text(), f"{page.name}: {path}::{test}"
+
+
+TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
+PROOF = re.compile(r"<sup>([a-z](?: [a-z])*)</sup>")
+TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+
+
+def rows_of(table: str) -> list[list[str]]:
+    """The rows below a table's head, cell by cell."""
+    lines = table.splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def what_gives_what() -> tuple[list[list[str]], dict[str, str]]:
+    """The combinations of log, effect and publishing; and the proofs by letter."""
+    text = (ROOT / "docs" / "transactions.md").read_text()
+    section = text.partition("\n## What gives what\n")[2].partition("\n## ")[0]
+    combinations, proofs = map(rows_of, TABLE.findall(section))
+    assert all(len(row) == 2 for row in proofs)
+    return combinations, dict(proofs)
+
+
+def test_each_combination_of_log_effect_and_publishing_has_its_proof() -> None:
+    combinations, proofs = what_gives_what()
+    assert len(combinations) > 12
+    assert len({(effect, publishes) for effect, publishes, *_ in combinations}) > 12
+    named = set[str]()
+    for effect, publishes, *logs in combinations:
+        assert len(logs) == 4, (effect, publishes)
+        for cell in logs:
+            letters = {letter for found in PROOF.findall(cell) for letter in found.split()}
+            assert letters, f"{effect}, {publishes}: no proof of {cell!r}"
+            assert letters <= proofs.keys(), f"{effect}, {publishes}: {cell!r}"
+            named |= letters
+    assert named == proofs.keys()  # none stands there for nothing
+
+
+def test_each_proof_is_a_test() -> None:
+    _, proofs = what_gives_what()
+    assert list(proofs) == sorted(proofs)
+    for letter, proof in proofs.items():
+        tests = TEST.findall(proof)
+        assert tests, letter
+        for path, name in tests:
+            file = ROOT / path
+            assert file.exists(), f"{letter}: {path}"
+            assert re.search(rf"^(?:async )?def {name}\(", file.read_text(), re.MULTILINE), name

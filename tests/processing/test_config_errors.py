@@ -427,13 +427,23 @@ Act = Callable[[Streams, Message[int]], Awaitable[None]]
     [
         (_transaction, {}, True, "a message of 't' has none here"),
         (_transaction, {"to": True}, False, "without to="),
+        (_transaction, {"to": True, "exactly_once": True}, False, "without to="),
         (_transaction, {"dead_letters": DeadLetters(sequenced=True)}, False, "sequenced=True"),
         (_publish_within, {}, False, "wait for itself"),
         (_two_statements, {}, False, "one statement"),
         (_wait, {}, True, "use await"),
         (_declare, {}, True, "declare them before"),
     ],
-    ids=["memory", "to=", "sequenced", "publish in transaction", "two", "wait", "declare"],
+    ids=[
+        "memory",
+        "to=",
+        "exactly once",
+        "sequenced",
+        "publish in transaction",
+        "two",
+        "wait",
+        "declare",
+    ],
 )
 async def test_what_cannot_work_whatever_the_message(
     world: World, act: Act, options: dict[str, Any], memory: bool, said: str
