@@ -14,8 +14,11 @@ needs is derived from those bytes when a commit is due, about once a second, at 
 * :mod:`~streams.engine.dispatcher` keeps the order of each key: a key that is being handled is *in
   flight*, and later messages of it queue up behind. A key whose message failed stays in flight
   until its turn comes again, so the others go on and order holds.
+  :mod:`~streams.engine.deferring_dispatcher` is that of an exactly-once processor, whose messages
+  are done with before they are settled.
 * :mod:`~streams.engine.retry` says what a failure means: when to try again, or to dead-letter it.
 * :mod:`~streams.engine.flow_gate` says when enough is held in memory.
+* :mod:`~streams.engine.commit_pace` says when positions are committed next.
 
 The machine is driven by one caller at a time (a loop, or threads under one lock). Only two things
 may happen beside it: settling bytes may be read by the thread that commits (a byte goes from 0 to

@@ -1,7 +1,8 @@
 """Key parking: messages kept behind a dead one of their key, for ``DeadLetters(sequenced=True)``.
 
 :mod:`streams.parking.records` is the format of what is written and the state that follows from it;
-:mod:`streams.parking.key_parking` reads and writes it for a processor.
+:mod:`streams.parking.key_parking` reads and writes it for a processor;
+:mod:`streams.parking.reading` reads it for anybody.
 """
 
 from streams.parking.key_parking import DurableKeyParking

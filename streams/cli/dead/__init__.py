@@ -1,8 +1,10 @@
 """``streams dead``: what could not be handled, and what to do about it.
 
-One module per command, and beside them what several of them share:
-
 ============================  ======================================================
+``listing``, ``show``         ``ls`` and ``show``
+``retry``, ``edit``           ``retry``; ``edit``: put a letter back with another value
+``purge``                     ``purge``: set letters aside
+``closed_keys``               ``keys`` and ``drop``: keys that a dead message closes
 ``options``                   arguments and options
 ``filter``                    which letters are meant by ``--error``, ``--key`` and so on
 ``topics``                    the topics that hold dead letters, and opening one

@@ -14,7 +14,8 @@ injects errors and delays at named points.
 
 ``log`` is the log protocol and opening, ``store`` everything that one log holds, ``registry``
 sharing by name, ``faults`` failing on demand. ``topics``, ``batch``, ``membership``,
-``subscription``, ``reader`` and ``claims`` have the names that they have in the other logs.
+``subscription``, ``reader``, ``events``, ``documents`` and ``claims`` have the names that they have
+in the other logs.
 """
 
 from streams.log.memory.faults import POINTS, Fault

@@ -29,6 +29,8 @@ The files, from the ground up:
 ``transaction``            a handler's own SQL
 ``retention``              trimming
 ``durability``             how safe an acknowledged message is
+``events``                 histories: appends under a condition, and one key's events
+``documents``              documents of collections
 ``claims``                 claims of idempotency
 ``log``                    all of it behind the protocol
 =========================  ========================================================================

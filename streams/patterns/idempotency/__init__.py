@@ -21,6 +21,7 @@ rule that out, by taking the same key.
 ``single_flight``  callers of one process that want the same
 ``claims_client``  the way from coroutines to where claims are kept
 ``outcome``        what is stored
+``errors``         what can become of an operation, other than its result
 =================  ===========================================================
 
 Claims themselves are kept by the logs' packages (:mod:`streams.log.claims`).
