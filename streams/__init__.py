@@ -7,8 +7,7 @@ and an ordered way to fail: the same on every log. Start with :class:`Streams`.
 from typing import TYPE_CHECKING
 
 from streams.lazy_exports import lazy_exports
-
-__version__ = "0.1.0"
+from streams.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from streams.app import Streams as Streams

@@ -12,8 +12,9 @@ from stream_codecs.json import Json
 from stream_codecs.key import Key
 from stream_codecs.msgpack import MessagePack
 from stream_codecs.protocol import Bound, Codec, Headers, Role
+from stream_codecs.tags import tags_of
 from stream_codecs.text_and_bytes import Bytes, Text
-from stream_codecs.type_info import fields_of, includes_none, tags_of, type_name
+from stream_codecs.type_info import fields_of, includes_none, type_name
 from stream_codecs.zstd import Zstd
 
 __all__ = [

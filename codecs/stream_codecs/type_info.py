@@ -135,17 +135,6 @@ def includes_none(form: TypeForm[Any]) -> bool:
     return any(isinstance(part, inspect.NoneType) or is_untyped(part) for part in members)
 
 
-def tags_of(form: TypeForm[Any]) -> frozenset[str | int]:
-    """The tags of the type's tagged structs, or of a union of Pydantic models with a discriminator;
-    empty where no message can have an unknown one."""
-    if has_models(form):
-        from stream_codecs.models import tags_of_models
-
-        return tags_of_models(form)
-    structs = (part for part in member_types(form) if isinstance(part, inspect.StructType))
-    return frozenset(part.tag for part in structs if part.tag is not None)
-
-
 def member_types(form: TypeForm[Any]) -> list[TypeInfo]:
     """The members of a type, also of a union that msgspec cannot decode."""
     form = strip_wrapping(form)

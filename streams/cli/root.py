@@ -77,7 +77,7 @@ app = typer.Typer(
 
 def _print_version(requested: bool) -> None:
     if requested:
-        from streams import __version__
+        from streams.version import __version__
 
         typer.echo(f"streams {__version__}")
         raise typer.Exit

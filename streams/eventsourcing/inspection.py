@@ -17,9 +17,9 @@ import msgspec
 from stream_codecs import CodecError, DecodeError, default_codec
 from streams.errors import LogError
 from streams.eventsourcing.aggregate import Aggregate
+from streams.eventsourcing.history_pages import history_pages as history_pages
 from streams.log.events import (
     EMPTY,
-    NO_HISTORY,
     Base,
     EventLog,
     Head,
@@ -31,9 +31,6 @@ from streams.log.events import (
 )
 from streams.text import error_text
 from streams.wire import utc_from_seconds
-
-PAGE = 1_000
-"""Events that are read of a history at once."""
 
 CHECK_PAGE = 100
 """Events that are read at once of each of many histories."""
@@ -109,29 +106,6 @@ class Replay(NamedTuple):
     version: int
     stopped: StoppedAt | None
     is_whole: bool
-
-
-def history_pages(
-    log: EventLog, topic: str, key: bytes, fingerprint: str = "", after: Base = NO_HISTORY
-) -> Iterator[History]:
-    """A history from ``after`` to its end, in parts; at least one, which says where it ends.
-
-    :param fingerprint: begin behind the snapshot of this kind.
-    :raises LogError: it cannot be read, or not to its end.
-    """
-    while True:
-        request = HistoryRequest(key, after, PAGE, fingerprint=fingerprint)
-        (found,) = log.read_histories(topic, [request])
-        if found.is_truncated:
-            raise LogError(f"{topic}: this history changed while it was read: ask again")
-        yield found
-        fingerprint = ""
-        if not found.events:
-            return
-        last = found.events[-1]
-        after = Base(last.version, last.record.id)
-        if after.version >= found.head.base.version:
-            return
 
 
 class AggregateInspector:

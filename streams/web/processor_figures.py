@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from streams.app import Streams
     from streams.log.protocol import Log
     from streams.processing import Durations
-    from streams.web.sampler import Figures, Sample
+    from streams.web.figures import Figures
+    from streams.web.sampler import Sample
 
 QUANTILES = (0.5, 0.95, 0.99)
 """Which are shown."""

@@ -15,16 +15,15 @@ import binascii
 import threading
 import time
 import zlib
-from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from streams.errors import NotFound, StreamsError, Unavailable
 from streams.inspection.groups import total_lag
 from streams.text import get_logger
+from streams.web.figures import Figures, Series
 from streams.web.view_samples import sample_view
 
 if TYPE_CHECKING:
@@ -38,9 +37,6 @@ INTERVAL = 2.0
 ASKED = 10
 """Subjects that a page asks the log about, however long that takes."""
 
-KEPT = 1_800
-"""Samples kept of a subject: an hour of them."""
-
 MAX_SUBJECTS = 600
 """Subjects with their past, at most; those that nobody looked at for longest are forgotten."""
 
@@ -52,58 +48,6 @@ MAX_TOKEN = 6_000
 
 TOPIC_FACTS_AGE = 60.0
 """Real seconds after which the log is asked again how many partitions a topic has."""
-
-
-class Series:
-    """Numbers and when they were, the last :data:`KEPT` of them."""
-
-    def __init__(self) -> None:
-        self._times = array("d")
-        self._values = array("d")
-        self._next = 0
-
-    def add(self, when: float, value: float) -> None:
-        """One more."""
-        if len(self._times) < KEPT:
-            self._times.append(when)
-            self._values.append(value)
-            return
-        self._times[self._next], self._values[self._next] = when, value
-        self._next = (self._next + 1) % KEPT
-
-    def __len__(self) -> int:
-        return len(self._times)
-
-    def points(self, last: int = KEPT) -> list[tuple[float, float]]:
-        """The last so many, the oldest first."""
-        order = [*range(self._next, len(self._times)), *range(self._next)]
-        return [(self._times[at], self._values[at]) for at in order[-last:]]
-
-
-@dataclass(slots=True)
-class Figures:
-    """What is known of a subject.
-
-    :param now: the figures of the last sample, by name; None: not known.
-    :param at: when that was (real seconds since the epoch); 0.0: never.
-    :param missing: the log has no such topic or group.
-    :param series: the past of ``rate`` (a topic's), ``lag`` (a group's) or ``folded`` (a view's).
-    """
-
-    now: dict[str, float | int | None] = field(default_factory=dict)
-    at: float = 0.0
-    missing: bool = False
-    stale: bool = False
-    """Something was changed since."""
-    series: Series = field(default_factory=Series)
-    partitions: int = 0
-    partitions_at: float = 0.0
-    ends: dict[int, int] = field(default_factory=dict)
-    """Of a topic, where its partitions ended at the last sample."""
-
-    def is_fresh(self) -> bool:
-        """It was asked for within the last interval, and nothing was changed here since."""
-        return not self.stale and time.time() - self.at < INTERVAL
 
 
 Told = Callable[[Mapping[str, Mapping[str, float | int | None]] | None], None]
@@ -198,7 +142,7 @@ class Sampler:
             figures = found[subject]
             if asked >= ASKED and time.monotonic() > deadline:
                 break
-            if not figures.is_fresh():
+            if not figures.is_fresh(INTERVAL):
                 self._sample(log, subject, figures)
                 asked += 1
         return found
@@ -260,7 +204,7 @@ class Sampler:
             log = self._open_log()
             deadline = time.monotonic() + INTERVAL
             for subject, figures in sorted(known.items(), key=lambda each: each[1].at):
-                if not figures.is_fresh():
+                if not figures.is_fresh(INTERVAL):
                     self._sample(log, subject, figures)
                 if time.monotonic() > deadline or self._closed:
                     break

@@ -9,7 +9,7 @@ from streams.eventsourcing.views.inspection import VersionInspector, read_view
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
-    from streams.web.sampler import Figures
+    from streams.web.figures import Figures
 
 TOTALS_AGE = 10.0
 """Real seconds after which documents are counted again."""

@@ -17,7 +17,8 @@ from streams.errors import Unavailable
 from streams.log.protocol import Log
 from streams.log.url import open_log
 from streams.web import Dashboard, log_source, sampler
-from streams.web.sampler import KEPT, MAX_WATCHED, Sampler, Series
+from streams.web.figures import KEPT, Series
+from streams.web.sampler import MAX_WATCHED, Sampler
 from tests.conformance.stage import Stage
 from tests.servers.find import Missing
 from tests.servers.lifetime import Lifetime

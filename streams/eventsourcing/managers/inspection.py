@@ -18,7 +18,7 @@ import msgspec
 
 from stream_codecs import DecodeError
 from streams.errors import LogError, NotFound
-from streams.eventsourcing.inspection import history_pages
+from streams.eventsourcing.history_pages import history_pages
 from streams.eventsourcing.managers.commands import CommandOutcome
 from streams.eventsourcing.managers.manager import ProcessManager
 from streams.eventsourcing.managers.reactions import (

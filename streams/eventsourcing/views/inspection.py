@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from stream_codecs import DecodeError
 from streams.errors import LogError, NotFound
-from streams.eventsourcing.inspection import history_pages
+from streams.eventsourcing.history_pages import history_pages
 from streams.eventsourcing.views.checkpoint_check import CheckpointBeyondLog, check_checkpoint
 from streams.eventsourcing.views.checkpoints import UnreadableCheckpoint
 from streams.eventsourcing.views.failures import decode_failure

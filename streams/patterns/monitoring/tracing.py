@@ -43,6 +43,7 @@ from streams.message import (
 )
 from streams.patterns.arguments import check_app
 from streams.processing import Job, Outgoing, ResultEncoder
+from streams.version import __version__
 
 try:
     from opentelemetry import propagate, trace
@@ -94,8 +95,6 @@ def instrument(app: Streams, *, tracer_provider: TracerProvider | None = None) -
             f"instrument(app, tracer_provider={provider!r}): a TracerProvider of "
             "OpenTelemetry, or leave it out for the global one"
         )
-    from streams import __version__
-
     tracing = _AppTracing(app, lambda: trace.get_tracer("streams", __version__, tracer_provider))
     app.publish_observer = tracing.trace_publish
     app.job_wrappers.append(tracing.wrap_job)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from starlette.responses import Response
 
 from streams.errors import InvalidValue, NotFound
+from streams.web.figures import Figures
 from streams.web.page import LOOK, Action, Confirm, Done, Page, Problem, Screen
 from streams.web.processor_figures import QUANTILES, bars, quantile, seconds_text
 from streams.web.redaction import Shown
-from streams.web.sampler import Figures
 from streams.web.translations import mark
 
 if TYPE_CHECKING:

@@ -33,8 +33,8 @@ from streams.web.view_samples import view_subject
 if TYPE_CHECKING:
     from streams.eventsourcing.views.operations import ViewOperator
     from streams.log.protocol import Log
+    from streams.web.figures import Figures
     from streams.web.jobs import Report
-    from streams.web.sampler import Figures
 
 T = TypeVar("T")
 

@@ -1,0 +1,35 @@
+"""Reading a history from the log in parts, without an app: for whoever looks at aggregates, views
+and process managers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from streams.errors import LogError
+from streams.log.events import NO_HISTORY, Base, EventLog, History, HistoryRequest
+
+PAGE = 1_000
+"""Events that are read of a history at once."""
+
+
+def history_pages(
+    log: EventLog, topic: str, key: bytes, fingerprint: str = "", after: Base = NO_HISTORY
+) -> Iterator[History]:
+    """A history from ``after`` to its end, in parts; at least one, which says where it ends.
+
+    :param fingerprint: begin behind the snapshot of this kind.
+    :raises LogError: it cannot be read, or not to its end.
+    """
+    while True:
+        request = HistoryRequest(key, after, PAGE, fingerprint=fingerprint)
+        (found,) = log.read_histories(topic, [request])
+        if found.is_truncated:
+            raise LogError(f"{topic}: this history changed while it was read: ask again")
+        yield found
+        fingerprint = ""
+        if not found.events:
+            return
+        last = found.events[-1]
+        after = Base(last.version, last.record.id)
+        if after.version >= found.head.base.version:
+            return
