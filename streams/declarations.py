@@ -82,7 +82,11 @@ def _check_cloudevents(where: str, value: object) -> CloudEvents:
 
 
 class Declarations(ABC):
-    """An app's log, topics, processors and resources, as they are declared."""
+    """An app's log, topics, processors and resources, as they are declared.
+
+    One class, because ``topic`` and ``processor`` are what users call on an app: more than half of
+    it are their docstrings, and the overloads by which type checkers compare handlers with topics.
+    """
 
     def __init__(
         self,
