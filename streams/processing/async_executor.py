@@ -100,7 +100,12 @@ class FastRun:
 
 
 class AsyncExecutor(Executor):
-    """Runs an async handler, ``concurrency`` messages (or batches) at a time."""
+    """Runs an async handler, ``concurrency`` messages (or batches) at a time.
+
+    One class, because the fast path and the general one hand the same messages to each other at any
+    await, and whatever the poller calls interrupts either; a call between two objects for each
+    message would cost more than the message does.
+    """
 
     def __init__(
         self,

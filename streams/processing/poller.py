@@ -80,7 +80,12 @@ class PollerStats(NamedTuple):
 
 
 class Poller:
-    """Feeds one executor from one subscription. Started and stopped by the app."""
+    """Feeds one executor from one subscription. Started and stopped by the app.
+
+    One class, because a cycle polls, offers, pauses and commits by the same few attributes, which
+    belong to whichever thread runs it; what can be told apart (committing, partitions, handing the
+    cycle over) is in modules of its own.
+    """
 
     def __init__(self, log: Log, job: Job, executor: Executor) -> None:
         self._log = log

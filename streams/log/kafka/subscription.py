@@ -68,6 +68,10 @@ fetch sleeps for up to a second, and a resume does not wake it (seen with 2.16: 
 class KafkaSubscription(Subscription):
     """A member of a group.
 
+    One class, because it is the log protocol's ``Subscription``, whose methods all go to one
+    consumer under the rules above; what has state of its own (assignment, offsets, ownership,
+    outputs) is in modules of its own.
+
     :param reset_requests: where forced resets of the group are requested.
     :param on_closed: called once this is closed.
     :param events: leaves out what does not count in event topics; None: there are none.
