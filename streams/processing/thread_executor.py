@@ -69,7 +69,11 @@ def _materialized(result: Any) -> Any:
 
 
 class ThreadExecutor(Executor):
-    """Runs a plain handler, one message or one batch at a time in each of its threads."""
+    """Runs a plain handler, one message or one batch at a time in each of its threads.
+
+    One class, because the fast path and the general one hand the same messages to each other, under
+    one lock; a call between two objects for each message would be felt.
+    """
 
     def __init__(
         self, job: Job, open_transaction: Callable[[], HandlerTransaction] | None = None

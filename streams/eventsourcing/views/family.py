@@ -53,7 +53,11 @@ BUILDING_INTERVAL = 0.1
 
 
 class ViewFamily:
-    """See the module. A resource of the app."""
+    """See the module. A resource of the app.
+
+    One class, because what the task hears of the registry decides which version each read gets:
+    both sides change the same few attributes, on the loop.
+    """
 
     def __init__(self, app: Any, name: str, registry: ViewRegistry) -> None:
         self._app = app
