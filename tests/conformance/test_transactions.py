@@ -7,6 +7,7 @@ import asyncio
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,10 +39,9 @@ async def test_what_a_handler_publishes_by_itself_stays_whatever_becomes_of_it(
         if len(attempts) == 1:
             raise ValueError("after it has published")
 
-    app.processor(
-        source, group=stage.group, flow=QUICK, retry=Retry(attempts=2, delay=0),
-        transaction=Sqlite(path) if transaction else None,
-    )(handle)  # fmt: skip
+    options: dict[str, Any] = {"transaction": Sqlite(path)} if transaction else {}
+    retry = Retry(attempts=2, delay=0)
+    app.processor(source, group=stage.group, flow=QUICK, retry=retry, **options)(handle)
     async with app:
         await stage.publish(source, 7)
         await stage.committed(app)
