@@ -127,6 +127,9 @@ class _Outage:
 class Inbox(AbstractAsyncContextManager["Inbox"]):
     """Of one processor. A resource of the app.
 
+    One class, because an outage is found out by transactions, decides which of them may begin, and
+    ends with one: opening, beginning and what an error means share that state.
+
     :param connection: the app.
     :param processor: it reads these topics in this group.
     :param database: where it records what was handled.
