@@ -17,6 +17,9 @@ from datetime import datetime, timedelta, timezone
 MAX_DIGITS = 18
 """Digits of a whole number, at most: the largest is below 2**63, so that it fits every log."""
 
+MAX_PARTITION = (1 << 31) - 1
+"""The largest number that a partition can have: Kafka's have 32 bits."""
+
 MAX_TEXT = 256
 """Characters of a name that is shown or of a time that is parsed, at most."""
 
@@ -35,6 +38,12 @@ def parse_int(written: bytes | str | None, digits: int = MAX_DIGITS) -> int | No
     if not written or len(written) > digits or not written.isascii() or not written.isdigit():
         return None
     return int(written)
+
+
+def parse_partition(written: bytes | str | None) -> int | None:
+    """The number of a partition, as some log may have it; None for anything else."""
+    found = parse_int(written, 10)
+    return found if found is not None and found <= MAX_PARTITION else None
 
 
 def parse_float(written: bytes | str | None) -> float | None:
@@ -181,5 +190,5 @@ def parse_position(written: bytes | str | None) -> tuple[str, int, int] | None:
     parts = (text(written) if isinstance(written, bytes) else written).rsplit("/", 2)
     if len(parts) != 3 or not parts[0]:
         return None
-    partition, offset = parse_int(parts[1]), parse_offset(parts[2])
+    partition, offset = parse_partition(parts[1]), parse_offset(parts[2])
     return None if partition is None or offset is None else (parts[0], partition, offset)

@@ -55,6 +55,17 @@ def test_what_is_no_whole_number(written: bytes | str | None) -> None:
     assert wire.parse_int(written) is None
 
 
+@pytest.mark.parametrize("written", ["0", b"7", str(wire.MAX_PARTITION)])
+def test_the_number_of_a_partition(written: bytes | str) -> None:
+    assert wire.parse_partition(written) == int(written)
+
+
+@pytest.mark.parametrize("written", [str(wire.MAX_PARTITION + 1), "9" * 11, "-1", "", None])
+def test_what_no_partition_can_have_for_a_number(written: str | None) -> None:
+    assert wire.parse_partition(written) is None
+    assert wire.parse_position(f"topic/{written}/0") is None
+
+
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_our_own_floats_come_back(number: float) -> None:
     assert wire.parse_float(repr(number)) == number

@@ -11,6 +11,9 @@ from streams.log.protocol import Log
 from streams.message import Headers, Position, Record
 from tests.conformance.member import PATIENCE
 
+ABSURD_PARTITIONS = (-1, 1 << 31, (1 << 31) - 1, 1 << 63, 10**59)
+"""Numbers of partitions, as a header may have them, that no topic has."""
+
 
 def append(log: Log, topic: str, records: Sequence[Record]) -> Sequence[Position | LogError]:
     """Write records; how each one ended."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable
+from itertools import product
 
 import pytest
 
@@ -21,6 +23,7 @@ from streams.log.documents import (
 )
 from streams.log.protocol import Log
 from tests.conformance.member import PATIENCE
+from tests.conformance.records import ABSURD_PARTITIONS
 from tests.conformance.world import World
 from tests.servers.lifetime import until
 
@@ -290,6 +293,17 @@ def test_collections_are_created_once_listed_and_deleted(world: World) -> None:
     ):
         with pytest.raises(NotFound, match="partitions 0 to 2"):
             wrong()
+    calls: tuple[Callable[[int], object], ...] = (
+        lambda absurd: store.read(name, absurd, [b"a"]),
+        lambda absurd: store.claim(name, absurd),
+        lambda absurd: store.checkpoint(name, absurd),
+        lambda absurd: store.scan(name, absurd, b"", None, 1),
+        lambda absurd: store.stopped(name, absurd, None, 1),
+        lambda absurd: store.clear(name, absurd),
+    )
+    for ask, absurd in product(calls, ABSURD_PARTITIONS):
+        with pytest.raises(NotFound, match="partitions 0 to 2"):
+            ask(absurd)
     writer = store.claim(name, 0)
     writer.write([change(b"a", b"1")], Checkpoint(1))
     store.delete(name)

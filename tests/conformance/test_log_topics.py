@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 
 from streams.errors import ConfigError, LogError, NotFound, TopicMismatch
-from streams.log.protocol import Retention
-from tests.conformance.records import record
+from streams.log.protocol import Committed, Retention
+from tests.conformance.records import ABSURD_PARTITIONS, record
 from tests.conformance.world import World
 
 
@@ -73,6 +74,27 @@ def test_what_is_not_there_is_not_found(world: World) -> None:
             pytest.fail(f"call {number} returned {call()!r}")
     outcomes = world.outcomes(missing, [record(b"1"), record(b"2")])
     assert [type(outcome) for outcome in outcomes] == [NotFound, NotFound]
+
+
+def test_a_partition_that_no_log_can_have_is_not_found(world: World) -> None:
+    """Whoever writes to a log may write any number into a header."""
+    log, topic, group = world.log, world.topic(2), world.group()
+    world.append(topic, [b"kept"])
+    log.initialize_offsets(group, topic, {0: 0})
+    calls: tuple[Callable[[int], object], ...] = (
+        lambda partition: log.watermarks(topic, partition),
+        lambda partition: log.log_end_offset(topic, partition),
+        lambda partition: log.offset_for_time(topic, partition, 0.0),
+        lambda partition: log.offset_before(topic, partition, 1, 1),
+        lambda partition: log.lag(topic, partition, 0),
+        lambda partition: log.reader(topic, partition, 0, 1).read(1, 1.0),
+        lambda partition: log.initialize_offsets(world.group(), topic, {partition: 0}),
+        lambda partition: log.reset_offsets(group, topic, {partition: Committed(0)}),
+    )
+    for (number, call), partition in product(enumerate(calls), ABSURD_PARTITIONS):
+        with pytest.raises(NotFound):
+            pytest.fail(f"call {number} returned {call(partition)!r} for {partition}")
+    assert world.values(topic, 0) + world.values(topic, 1) == [b"kept"]
 
 
 def test_a_closed_log_says_so(world: World) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import cycle
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Struct, json
@@ -14,6 +15,7 @@ from msgspec import Struct, json
 from stream_codecs import UnknownTag
 from streams import Streams, View
 from streams.errors import Fenced
+from streams.eventsourcing.views.checkpoints import UnreadableCheckpoint, decode_checkpoint
 from streams.eventsourcing.views.event_readers import KeyedReader, SourceReader
 from streams.eventsourcing.views.folding import PartitionFolder
 from streams.eventsourcing.views.keyed_records import (
@@ -22,14 +24,17 @@ from streams.eventsourcing.views.keyed_records import (
     copied_headers,
     keyed_header,
     parse_keyed,
+    source_batch,
 )
-from streams.log.documents import DocumentStore
+from streams.log.documents import Checkpoint, DocumentStore
 from streams.log.event_filter import ForeignRecords
 from streams.log.memory.documents import MemoryDocuments
 from streams.message import ID, Batch
 from streams.processing import Several, Skip
 
 KEYS = [b"a", b"b", b"c"]
+OFFSETS = st.integers(0, (1 << 128) - 1)
+"""Those of Redis are the largest."""
 
 
 class Number(Struct, frozen=True):
@@ -318,8 +323,6 @@ def test_keyed_records_that_are_written_again_count_once(
             taken.append((record.partition, record.offset))
             return found
 
-    from streams.eventsourcing.views.checkpoints import decode_checkpoint
-
     at = 0
     while at < len(rows):
         size = data.draw(st.integers(1, 6))
@@ -353,9 +356,9 @@ def test_a_forged_header_is_none_or_a_record(value: bytes) -> None:
 @given(
     st.text(max_size=5),
     st.integers(0, 1 << 20),
-    st.integers(0, 1 << 130),
+    OFFSETS,
     st.integers(0, 9),
-    st.one_of(st.none(), st.tuples(st.integers(0, 1 << 130), st.integers(0, 9))),
+    st.one_of(st.none(), st.tuples(OFFSETS, st.integers(0, 9))),
 )
 def test_a_header_is_read_as_it_was_written(
     topic: str, partition: int, offset: int, copy: int, after: Any
@@ -364,6 +367,45 @@ def test_a_header_is_read_as_it_was_written(
         "t-" + topic.encode("ascii", "ignore").decode(), partition, offset, copy, 1, after
     )
     assert parse_keyed([keyed_header(record)]) == record
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"%d/0/0/0/-/t" % (1 << 31),
+        b"0/%d/0/0/-/t" % (1 << 128),
+        b"0/0/%d/0/-/t" % 10**18,
+        b"0/0/0/%d/-/t" % 10**18,
+        b"0/0/0/0/%d.0/t" % (1 << 128),
+        b"0/0/0/0/0.%d/t" % 10**18,
+        b"0/0/0/0/0/t",
+        b"0/0/0/0/t",
+    ],
+)
+def test_a_number_that_cannot_be_is_in_no_header(header: bytes) -> None:
+    assert parse_keyed([(HEADER, header)]) is None
+
+
+@pytest.mark.parametrize("written", [b"nan", b"1e999", b"9" * 5_000, b"\xff", b"", None])
+def test_a_copy_with_a_time_that_is_none_has_the_first_there_is(written: bytes | None) -> None:
+    copied = batch_of([row(7, b"k", 1)], [[("__streams.view.time", written)]])
+    assert source_batch(KeyedRecord("t", 0, 7, 0, 0, None), copied, 0).time(0) == 0.0
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"offset":"%d"}' % (1 << 128),
+        b'{"sources":{"t/0":["%d",0]}}' % (1 << 128),
+        b'{"sources":{"t/0":["0",%d]}}' % 10**18,
+        b'{"sources":{"t/0":["0",-1]}}',
+        b'{"sources":{"t/%d":["0",0]}}' % (1 << 31),
+        b'{"sources":{"t":["0",0]}}',
+    ],
+)
+def test_a_checkpoint_with_a_number_that_cannot_be_is_unreadable(data: bytes) -> None:
+    with pytest.raises(UnreadableCheckpoint):
+        decode_checkpoint(Checkpoint(1, data))
 
 
 def test_headers_of_a_copy_keep_what_the_log_gives_anew() -> None:

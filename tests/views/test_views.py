@@ -19,7 +19,7 @@ from streams import (
     ViewTimeout,
 )
 from streams.message import Record
-from tests.conformance.records import append
+from tests.conformance.records import ABSURD_PARTITIONS, append
 from tests.conformance.stage import Stage
 from tests.eventsourcing.bank import Account, Deposited, deposit, open_with
 from tests.views.bank import (
@@ -126,8 +126,12 @@ async def test_records_of_strangers_in_a_keyed_topic_hide_nothing(stage: Stage) 
         headers = [
             b"0/%d/0/0/-/%s" % (1 << 120, events.encode()),
             b"99/1/0/0/-/%s" % events.encode(),
+            b"99999999999999999999/5/0/0/-/%s" % events.encode(),
+            *(b"%d/5/0/0/-/%s" % (each, events.encode()) for each in ABSURD_PARTITIONS),
             b"0/1/0/0/-/elsewhere",
             b"0/" + b"9" * 300 + b"/0/0/-/x",
+            b"0/0/%s/0/-/%s" % (b"9" * 60, events.encode()),
+            b"0/0/9/0/%s.0/%s" % (b"9" * 60, events.encode()),
             b"\xff/1/0/0/-/%s" % events.encode(),
             b"",
         ]
@@ -138,11 +142,24 @@ async def test_records_of_strangers_in_a_keyed_topic_hide_nothing(stage: Stage) 
             for n, each in enumerate(headers)
             for p in range(2)
         ]
+        # Of an event that there is, and under no document's key.
+        position = done.last
+        assert position is not None
+        place = b"%d/%d/9/0/-/%s" % (position.partition, position.offset, events.encode())
+        forged += [Record(b"?", None, f"k{p}", [("__streams.view", place)], p) for p in range(2)]
         answers = append(bank.app.log, keyed, forged)
         assert not [each for each in answers if isinstance(each, Exception)]
         for number in range(1, 6):
             done = await bank.accounts.decide(f"a-{number}", open_with, "ada", 1)
             assert await holders.get("ada", wait_for=done) == Holder(number + 1)
+    again = Bank(stage.app(), bank.accounts.name)
+    holders = again.accounts.view("holders", Holder, key=owner_of)(fold_holder)
+    async with again.app:  # nor is it once more, where a process begins with them
+        answers = append(again.app.log, keyed, forged)
+        assert not [each for each in answers if isinstance(each, Exception)]
+        done = await again.accounts.decide("a-6", open_with, "ada", 1)
+        assert await holders.get("ada", wait_for=done) == Holder(7)
+        assert again.app.health().ok
 
 
 class Order(Struct, frozen=True):

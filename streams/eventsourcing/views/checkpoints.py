@@ -6,15 +6,17 @@ from collections.abc import Mapping
 
 import msgspec
 
+from streams import wire
 from streams.errors import StreamsError
 from streams.log.documents import Checkpoint
+from streams.log.protocol import TopicPartition
 
 SourcePosition = tuple[int, int]
 """How far a source partition is folded: the offset of a message, and which of its copies that is
 (:mod:`streams.eventsourcing.views.keyed_records`)."""
 
-MAX_DIGITS = 60
-"""Of an offset as text."""
+MAX_COPY = 10**wire.MAX_DIGITS - 1
+"""The largest number of a copy."""
 
 
 class UnreadableCheckpoint(StreamsError):
@@ -46,11 +48,7 @@ def encode_checkpoint(last: tuple[int, str] | None, sources: Mapping[str, Source
     :param last: offset and ID of the last message that was folded.
     """
     offset, id = ("", "") if last is None else (str(last[0]), last[1])
-    return _encode(
-        CheckpointData(
-            offset, id, {name: (str(found[0]), found[1]) for name, found in sources.items()}
-        )
-    )
+    return _encode(CheckpointData(offset, id, source_texts(sources)))
 
 
 def decode_checkpoint(
@@ -66,18 +64,48 @@ def decode_checkpoint(
     try:
         found = _decoder.decode(checkpoint.data)
         last = (parse_offset(found.offset), found.id) if found.offset else None
-        return last, {
-            name: (parse_offset(offset), copy) for name, (offset, copy) in found.sources.items()
-        }
+        return last, parse_sources(found.sources)
     except (msgspec.DecodeError, ValueError) as error:
         raise UnreadableCheckpoint(f"it was written by something else: {error}") from error
 
 
-def parse_offset(text: str) -> int:
+def source_texts(sources: Mapping[str, SourcePosition]) -> dict[str, tuple[str, int]]:
+    """How far sources are folded, as it is stored."""
+    return {name: (str(offset), copy) for name, (offset, copy) in sources.items()}
+
+
+def parse_sources(written: Mapping[str, tuple[str, int]]) -> dict[str, SourcePosition]:
+    """How far sources are folded.
+
+    :raises ValueError: no view has written this.
+    """
+    found: dict[str, SourcePosition] = {}
+    for name, (offset, copy) in written.items():
+        parse_source(name)
+        if not 0 <= copy <= MAX_COPY:
+            raise ValueError("a copy's number is out of bounds")
+        found[name] = parse_offset(offset), copy
+    return found
+
+
+def parse_source(name: str) -> TopicPartition:
+    """A source partition that was written as ``topic/partition``.
+
+    :raises ValueError: it is none.
+    """
+    topic, _, number = name.rpartition("/")
+    partition = wire.parse_partition(number)
+    if partition is None:
+        raise ValueError("a source is a topic and the number of a partition")
+    return topic, partition
+
+
+def parse_offset(written: str) -> int:
     """An offset that was written as text.
 
     :raises ValueError: it is none.
     """
-    if len(text) > MAX_DIGITS or not (text.isascii() and text.isdigit()):
+    found = wire.parse_offset(written)
+    if found is None:
         raise ValueError("an offset is a number")
-    return int(text)
+    return found

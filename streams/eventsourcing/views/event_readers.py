@@ -149,7 +149,8 @@ class KeyedReader(EventReader):
     nothing that belongs between them is missing (:mod:`.keyed_records`).
 
     Anybody may have written a record there. One that names a message which its source does not have
-    yet would hide all that come until then, so it is foreign.
+    yet would hide all that come until then, so it is foreign; so is one without a document's key,
+    at which the partition would wait.
 
     :param decodings: of the sources, by topic.
     :param sources: how far each source partition was read.
@@ -185,7 +186,7 @@ class KeyedReader(EventReader):
         foreign: list[int] = []
         for index in range(start, len(batch)):
             found = parse_keyed(batch.extra_headers(index))
-            if found is None or not self._is_there(found):
+            if found is None or batch.keys[index] is None or not self._is_there(found):
                 foreign.append(index)
                 records.append(None)
                 before.append(("", None))

@@ -6,7 +6,12 @@ from collections.abc import Mapping
 
 import msgspec
 
-from streams.eventsourcing.views.checkpoints import SourcePosition, parse_offset
+from streams.eventsourcing.views.checkpoints import (
+    SourcePosition,
+    parse_offset,
+    parse_sources,
+    source_texts,
+)
 from streams.text import error_text, one_line
 from streams.wire import shorten
 
@@ -39,7 +44,7 @@ class Failure(msgspec.Struct, frozen=True):
     @property
     def sources_before(self) -> dict[str, SourcePosition]:
         """The sources, with offsets as numbers."""
-        return {name: (parse_offset(offset), copy) for name, (offset, copy) in self.sources.items()}
+        return parse_sources(self.sources)
 
 
 _encode = msgspec.json.Encoder().encode
@@ -55,8 +60,7 @@ def encode_failure(
 ) -> bytes:
     """A failure to be stored."""
     reason = shorten(f"{type(error).__name__}: {one_line(error_text(error))}", MAX_REASON)
-    found = {name: (str(each[0]), each[1]) for name, each in sources.items()}
-    return _encode(Failure(str(offset), number, position, reason, found))
+    return _encode(Failure(str(offset), number, position, reason, source_texts(sources)))
 
 
 def decode_failure(data: bytes) -> Failure:
@@ -64,8 +68,7 @@ def decode_failure(data: bytes) -> Failure:
     try:
         found = _decoder.decode(data)
         parse_offset(found.offset)
-        for offset, _ in found.sources.values():
-            parse_offset(offset)
+        parse_sources(found.sources)
     except (msgspec.DecodeError, ValueError):
         return Failure("0", 0, "an unknown place", "what is stored about it cannot be read")
     return found

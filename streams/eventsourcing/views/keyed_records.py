@@ -19,10 +19,10 @@ and none is missing.
 
 from __future__ import annotations
 
-from math import isfinite
 from typing import NamedTuple
 
 from streams.message import ID, Batch, Headers, headers_without, identity_of, text
+from streams.wire import parse_float, parse_int, parse_offset, parse_partition
 
 HEADER = "__streams.view"
 
@@ -56,26 +56,26 @@ def keyed_header(record: KeyedRecord) -> tuple[str, bytes]:
 def parse_keyed(headers: Headers) -> KeyedRecord | None:
     """What a record's header says; None: it has none that was written here."""
     value = next((value for name, value in headers if name == HEADER), None)
-    if value is None or len(value) > MAX_HEADER:
+    if value is None or len(value) > MAX_HEADER or not value.isascii():
         return None
-    try:
-        partition, offset, copy, number, after, topic = value.decode("ascii").split("/", 5)
-        if after == "-":
-            behind = None
-        else:
-            first, _, second = after.partition(".")
-            behind = _number(first), _number(second)
-        return KeyedRecord(
-            topic, _number(partition), _number(offset), _number(copy), _number(number), behind
-        )
-    except ValueError:
+    parts = text(value).split("/", 5)
+    if len(parts) != 6:
         return None
+    place, number = _parse_place(parts[1], parts[2]), parse_int(parts[3])
+    partition, after = parse_partition(parts[0]), None
+    if parts[4] != "-":
+        first, _, second = parts[4].partition(".")
+        after = _parse_place(first, second)
+        if after is None:
+            return None
+    if partition is None or place is None or number is None:
+        return None
+    return KeyedRecord(parts[5], partition, *place, number, after)
 
 
-def _number(text: str) -> int:
-    if len(text) > 60 or not text.isdigit():
-        raise ValueError(text)
-    return int(text)
+def _parse_place(offset: str, copy: str) -> tuple[int, int] | None:
+    found = parse_offset(offset), parse_int(copy)
+    return None if found[0] is None or found[1] is None else (found[0], found[1])
 
 
 _ID = "__streams.view.id"
@@ -111,13 +111,5 @@ def source_batch(record: KeyedRecord, batch: Batch, index: int) -> Batch:
         [batch.values[index]],
         [identity_of(headers)],
         [headers],
-        [_time(found.get(_TIME))],
+        [parse_float(found.get(_TIME)) or 0.0],
     )
-
-
-def _time(written: bytes | None) -> float:
-    try:
-        seconds = float(text(written or b"0")[:40])
-    except ValueError:
-        return 0.0
-    return seconds if isfinite(seconds) else 0.0

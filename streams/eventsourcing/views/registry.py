@@ -23,7 +23,7 @@ from streams.eventsourcing.results import Decided
 from streams.eventsourcing.runtime import AggregateRuntime
 from streams.eventsourcing.state_cache import Cache
 from streams.eventsourcing.state_type import StateType
-from streams.eventsourcing.views.checkpoints import parse_offset
+from streams.eventsourcing.views.checkpoints import parse_offset, parse_source
 from streams.log.protocol import TopicPartition
 
 NAME = "__streams.views"
@@ -192,11 +192,7 @@ def goal_positions(goal: Mapping[str, str]) -> dict[TopicPartition, int]:
 
     :raises ValueError: it is none.
     """
-    found: dict[TopicPartition, int] = {}
-    for name, offset in goal.items():
-        topic, _, partition = name.rpartition("/")
-        found[topic, parse_offset(partition)] = parse_offset(offset)
-    return found
+    return {parse_source(name): parse_offset(offset) for name, offset in goal.items()}
 
 
 def goal_texts(positions: Mapping[TopicPartition, int]) -> dict[str, str]:

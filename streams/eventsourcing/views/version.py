@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from stream_codecs import type_name
 from streams.connection import Connection
 from streams.errors import ConfigError, InvalidValue, NotFound
-from streams.eventsourcing.views.checkpoints import decode_checkpoint
+from streams.eventsourcing.views.checkpoints import decode_checkpoint, parse_source
 from streams.eventsourcing.views.definition import ViewDefinition
 from streams.eventsourcing.views.errors import DocumentStopped
 from streams.eventsourcing.views.event_readers import KeyedReader, SourceReader
@@ -373,11 +373,7 @@ class ViewVersion:
         if not definition.is_keyed:
             return {(definition.sources[0].name, partition): checkpoint.position}
         _, sources = decode_checkpoint(checkpoint)
-        positions: dict[TopicPartition, int] = {}
-        for name, (offset, _) in sources.items():
-            topic, _, number = name.rpartition("/")
-            positions[topic, int(number)] = offset + 1
-        return positions
+        return {parse_source(name): offset + 1 for name, (offset, _) in sources.items()}
 
     def all_counts(self) -> dict[TopicPartition, PartitionCounts]:
         """Figures of all partitions that are handled here."""

@@ -31,6 +31,7 @@ from streams.log.kafka.settings import MEGABYTE
 from streams.log.kafka.topics import Metadata
 from streams.log.protocol import Reader, TopicPartition
 from streams.text import get_logger
+from streams.wire import MAX_PARTITION
 
 logger = get_logger("streams.kafka")
 
@@ -139,12 +140,13 @@ class ReaderPool:
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
         """The first position that can be read, and the end of what can be read, which is before
         the first message of an open transaction."""
-        wanted = KTopicPartition(topic, partition)
         return self._run(
             f"bounds of {topic}/{partition}",
             topic,
             [partition],
-            lambda consumer: consumer.get_watermark_offsets(wanted, timeout=REQUEST_TIMEOUT),
+            lambda consumer: consumer.get_watermark_offsets(
+                KTopicPartition(topic, partition), timeout=REQUEST_TIMEOUT
+            ),
         )
 
     def end(self, topic: str, partition: int) -> int:
@@ -158,12 +160,13 @@ class ReaderPool:
     def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """The first position that can be read, and where the log ends, whatever transactions are
         open."""
-        wanted = KTopicPartition(topic, partition)
         return self._run(
             f"end of {topic}/{partition}",
             topic,
             [partition],
-            lambda consumer: consumer.get_watermark_offsets(wanted, timeout=REQUEST_TIMEOUT),
+            lambda consumer: consumer.get_watermark_offsets(
+                KTopicPartition(topic, partition), timeout=REQUEST_TIMEOUT
+            ),
             self._uncommitted_consumer,
         )
 
@@ -190,9 +193,10 @@ class ReaderPool:
 
     def offset_for_time(self, topic: str, partition: int, moment: float) -> int:
         """The position of the first message at or after ``moment``; the end if there is none."""
-        wanted = KTopicPartition(topic, partition, min(max(0, round(moment * 1000)), MAX_TIMESTAMP))
+        timestamp = min(max(0, round(moment * 1000)), MAX_TIMESTAMP)
 
         def request(consumer: Consumer) -> int:
+            wanted = KTopicPartition(topic, partition, timestamp)
             (answer,) = consumer.offsets_for_times([wanted], timeout=REQUEST_TIMEOUT)
             if answer.error is not None:
                 raise KafkaException(answer.error)
@@ -210,6 +214,9 @@ class ReaderPool:
         client: SharedClient[Consumer] | None = None,
     ) -> T:
         run, query_consumer = self._requests.run, client or self._query_consumer
+        if not all(0 <= each <= MAX_PARTITION for each in partitions):
+            # The driver's numbers have 32 bits, and its own -1 means something else.
+            self.metadata.check_partitions(topic, partitions)
         try:
             return run(operation, query_consumer, request)
         except NotFound:

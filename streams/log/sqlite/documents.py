@@ -30,6 +30,7 @@ from streams.log.documents import (
 )
 from streams.log.names import check_topic
 from streams.log.sqlite.database import Database, SqliteConnection
+from streams.wire import MAX_PARTITION
 
 _SELECT = """
 SELECT r.key, d.value, d.failure FROM json_each(?) AS r CROSS JOIN streams_documents AS d
@@ -251,9 +252,13 @@ def _count_partitions(db: SqliteConnection, collection: str) -> int:
 
 
 def _partition_number(db: SqliteConnection, collection: str, partition: int) -> int:
-    rows = db.fetch_rows(
-        "SELECT no FROM streams_checkpoints WHERE collection = ? AND partition = ?",
-        (collection, partition),
+    rows = (
+        db.fetch_rows(
+            "SELECT no FROM streams_checkpoints WHERE collection = ? AND partition = ?",
+            (collection, partition),
+        )
+        if partition <= MAX_PARTITION  # beyond it, the number may be too large for SQLite
+        else []
     )
     if rows:
         return int(rows[0][0])

@@ -143,7 +143,7 @@ def failure_time(batch: Batch, index: int) -> datetime:
 def _original_message(app: Streams, row: LogRow, topic: str | None, attempts: int) -> Message[Any]:
     """The message as it stood where it failed; where that is not known, as it stands here."""
     batch, index, headers = row.batch, row.index, row.headers
-    partition = wire.parse_int(header_text(headers, ERROR_PARTITION), 9) or 0
+    partition = wire.parse_partition(header_text(headers, ERROR_PARTITION)) or 0
     offset: int | None = None
     with suppress(Exception):  # written by another tool
         offset = app.log.parse_offset(header_text(headers, ERROR_OFFSET) or "")

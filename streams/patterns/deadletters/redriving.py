@@ -258,7 +258,7 @@ class DeadLetterTopic:
     def parse_position(self, name: str) -> Position | None:
         """The position that is written so, with or without the topic; None: it is none."""
         partition, slash, offset = name.removeprefix(f"{self.name}/").partition("/")
-        number = wire.parse_int(partition, 9)
+        number = wire.parse_partition(partition)
         if not slash or number is None:
             return None
         try:
