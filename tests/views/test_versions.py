@@ -11,13 +11,32 @@ import pytest
 from msgspec import Struct
 
 from streams import Aggregate, ConfigError, Streams, View, ViewNotReady, ViewTimeout
+from streams.eventsourcing.views import family as view_family
+from streams.eventsourcing.views import operations
 from streams.eventsourcing.views.operations import connected_operator
-from tests.conformance.stage import Stage
-from tests.eventsourcing.bank import Account, Closed, Deposited, Opened, Withdrawn, deposit
+from streams.eventsourcing.views.registry import KnownVersion, KnownView
+from streams.eventsourcing.views.tracker import Coverage
+from streams.eventsourcing.views.version import goal_of
+from streams.log.names import partition_for
+from streams.log.protocol import Log, TopicPartition
+from tests.conformance.stage import PATIENCE, Stage
+from tests.eventsourcing.bank import (
+    Account,
+    Closed,
+    Deposited,
+    Opened,
+    Withdrawn,
+    accounts,
+    deposit,
+)
 from tests.eventsourcing.bank import evolve as evolve_account
 from tests.views.bank import Balance, Bank, fold_holder, owner_of, unique
 
 pytestmark = pytest.mark.anyio
+
+OTHER = "d"
+"""An account in another partition than those that are called a, b and c."""
+assert partition_for(OTHER.encode(), "", 2) != partition_for(b"a", "", 2)
 
 
 class Total(Struct, frozen=True):
@@ -83,6 +102,155 @@ async def test_a_version_is_built_while_the_one_before_serves(stage: Stage) -> N
         found = await again.balances.get("a", wait_for=done)
         assert found is not None
         assert found.cents == done.state.cents
+
+
+class Held:
+    """Version 2 alone, whose function waits at deposits of certain amounts."""
+
+    def __init__(
+        self, app: Streams, name: str, monkeypatch: pytest.MonkeyPatch, **options: Any
+    ) -> None:
+        self.app = app
+        self.totals: View[Total] = accounts(app, name).view(
+            "balances", Total, version=2, **options
+        )(self.fold)
+        self.goals: list[dict[TopicPartition, int]] = []
+        """What it had to reach in order to serve, each time that was asked."""
+        self._held: set[int] = set()
+        self._arrived: set[int] = set()
+        self._changed = threading.Condition()
+        # A goal counts that is reached when it is taken, however quick or slow the machine is.
+        monkeypatch.setattr(view_family, "PROMOTION_LAG", 0.0)
+        monkeypatch.setattr(view_family, "goal_of", self._goal_of)
+
+    def fold(self, total: Total | None, event: Deposited) -> Total:
+        with self._changed:
+            self._arrived.add(event.cents)
+            assert self._changed.wait_for(lambda: event.cents not in self._held, PATIENCE)
+        return fold_total(total, event)
+
+    def hold(self, *cents: int) -> None:
+        with self._changed:
+            self._arrived.clear()
+            self._held = set(cents)
+            self._changed.notify_all()
+
+    def _goal_of(
+        self, log: Log, name: str, view: KnownView, known: KnownVersion
+    ) -> dict[TopicPartition, int]:
+        goal = goal_of(log, name, view, known)
+        if known.version == 2:
+            self.goals.append(goal)
+        return goal
+
+    @property
+    def serves(self) -> bool:
+        known = self.totals._family.known
+        version = known.version(2)
+        return known.promoted == 2 and version is not None and not version.is_building
+
+    async def is_built_under_load(self, stage: Stage, old: Bank, key: str, cents: int) -> None:
+        """It is held at its first event, for so long that it comes to its goal when version 1 has
+        long folded further. It serves once it has that, too."""
+        await stage.until(lambda: bool(self.goals) and 1 in self._arrived, "it is being built")
+        for _ in range(5):
+            done = await old.accounts.decide(key, deposit, cents)
+        await old.balances.get(key, wait_for=done)
+        self.hold(cents)
+        await stage.until(lambda: len(self.goals) > 1 or self.serves, "its goal is reached")
+        assert not self.serves
+        self.hold()
+        await stage.until(lambda: self.serves, "it serves")
+        reads = Bank(stage.app(), old.accounts.name)
+        second: View[Any] = second_version(reads)
+        async with reads.app.connected():  # and has read nothing yet
+            first = reads.balances._version
+            before = await asyncio.to_thread(first.read, reads.app.log, key.encode())
+            assert await second.get(key) == Total(10 * before.document.cents)
+
+
+async def test_what_is_written_while_a_version_is_built_is_in_it_when_it_serves(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it is built first, and when it is made anew while the one before it serves."""
+    name = unique()
+    old, new = Bank(stage.app(), name), Held(stage.app(), name, monkeypatch)
+    new.hold(1, 2)
+    async with old.app, connected_operator(stage.url, old.balances.name) as operator:
+        done = await old.accounts.decide("a", deposit, 1)
+        await old.balances.get("a", wait_for=done)
+        async with new.app:
+            try:
+                await new.is_built_under_load(stage, old, OTHER, 2)
+                new.goals.clear()
+                new.hold(1, 3)
+                await operator.rebuild(2, heard_after=0.0)
+                await new.is_built_under_load(stage, old, "a", 3)
+            finally:
+                new.hold()
+
+
+async def test_where_nobody_runs_the_version_before_its_checkpoint_is_the_goal(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came later is in neither of the two, and is not waited for."""
+    name = unique()
+    old = Bank(stage.app(), name)
+    built = second_version(old, promote=False)
+    async with old.app:
+        await old.accounts.decide("a", deposit, 1)
+        await stage.until(
+            lambda: (known := built._family.known.version(2)) and not known.is_building, "built"
+        )
+    old = Bank(stage.app(), name)
+    async with old.app:  # goes on alone, and ends
+        done = await old.accounts.decide(OTHER, deposit, 5)
+        await old.balances.get(OTHER, wait_for=done)
+        tracker = old.balances._version.tracker(old.app.log)
+        folded = await asyncio.to_thread(tracker.source_positions)
+    async with old.app.connected():
+        done = await old.accounts.decide("a", deposit, 1)
+    new = Held(stage.app(), name, monkeypatch)
+    async with new.app:
+        await new.totals.ready()
+        assert new.serves
+        assert new.goals[0] == folded
+        assert await new.totals.get(OTHER) == Total(50)
+        assert await new.totals.get("a", wait_for=done) == Total(20)
+
+
+async def test_one_that_is_promoted_by_hand_may_be_behind_by_what_it_folds_in_a_moment(
+    memory_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a version under load there is always something to be folded."""
+    name = unique()
+    old = Bank(Streams(memory_url), name)
+    new = Held(Streams(memory_url), name, monkeypatch, promote=False)
+    new.hold(1)
+    monkeypatch.setattr(operations, "PROMOTION_LAG", PATIENCE)
+    found: list[bool] = []
+    is_reached = Coverage.is_reached
+
+    def note(coverage: Coverage) -> bool:
+        found.append(is_reached(coverage))
+        return found[-1]
+
+    async with old.app, connected_operator(memory_url, old.balances.name) as operator:
+        done = await old.accounts.decide("a", deposit, 1)
+        await old.balances.get("a", wait_for=done)
+        async with new.app:
+            try:
+                while not new.goals:  # noqa: ASYNC110 - it is told by a thread
+                    await asyncio.sleep(0.005)
+                monkeypatch.setattr(Coverage, "is_reached", note)
+                promoting = asyncio.create_task(operator.promote(2))
+                while len(found) < 20 and not promoting.done():  # noqa: ASYNC110 - as above
+                    await asyncio.sleep(0.005)
+                new.hold()
+                assert await promoting
+            finally:
+                new.hold()
+            assert await new.totals.get("a") == Total(10)
 
 
 async def test_a_version_alone_is_not_ready_before_it_has_come_as_far(stage: Stage) -> None:

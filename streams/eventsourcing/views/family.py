@@ -1,8 +1,12 @@
 """All versions of one view that an app declares: which of them serves, and when a new one does.
 
 While the app runs, a task follows the registry. It declares new versions there, promotes a version
-that has come as far as the one before it (or, if there is none, as far as its sources had when it
+that has come as far as the one that serves (or, if there is none, as far as its sources had when it
 was declared), and passes requests to fold documents on to whoever folds them.
+
+The version that serves goes on while the other is built. So where that took long, the goal is taken
+anew once it is reached: the new version takes over when it has folded what the one before it had a
+moment ago. If nobody runs the one before it any more, its stored checkpoint stands still.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from streams.cancellation import run_in_thread
 from streams.errors import NotFound, NotRunning, StreamsError
@@ -51,6 +55,29 @@ so long relies on nothing that it remembers."""
 BUILDING_INTERVAL = 0.1
 """The same while a version is built here, or none serves yet."""
 
+PROMOTION_LAG = 1.0
+"""Seconds within which a version must have folded what the one that serves had, to take its place:
+two that are both at the end of a topic to which much is written are never at the same place."""
+
+
+class _Goal(NamedTuple):
+    """How far a version that is built has to come.
+
+    :param builds: for the how many-th time it is built.
+    :param coverage: whether it has.
+    :param taken_at: when it was asked for, on :func:`time.monotonic`: what the version that serves
+        had folded by then is in it.
+    """
+
+    builds: int
+    coverage: Coverage
+    taken_at: float
+
+    @property
+    def is_old(self) -> bool:
+        """The version that serves may have come much further."""
+        return time.monotonic() > self.taken_at + PROMOTION_LAG
+
 
 class ViewFamily:
     """See the module. A resource of the app.
@@ -74,8 +101,8 @@ class ViewFamily:
         self._served_version = 0
         self._catching_up: Coverage | None = None
         """A version has taken over that must first have folded what the one before it served."""
-        self._coverages: dict[int, tuple[int, Coverage]] = {}
-        """Of versions that are being built, for the how many-th time."""
+        self._goals: dict[int, _Goal] = {}
+        """Of versions that are being built."""
         self._covered: dict[int, KnownCoverage] = {}
         """What this process knows to be folded of keyed versions."""
         self._heard_at = float("-inf")
@@ -107,7 +134,7 @@ class ViewFamily:
         self._served.clear()
         self._served_version = 0
         self._catching_up = None
-        self._coverages.clear()
+        self._goals.clear()
         self._covered.clear()
         self._partition_counts.clear()
         document_store(self._app.log, f"view {self.name!r}")
@@ -140,7 +167,7 @@ class ViewFamily:
                     reported = describe_error(error)
                     unexpected = None if isinstance(error, StreamsError) else error
                     logger.warning("view %s: %s", self.name, reported, exc_info=unexpected)
-            is_settled = not self._coverages and self.known.promoted
+            is_settled = not self._goals and self.known.promoted
             interval = FOLLOW_INTERVAL if is_settled else BUILDING_INTERVAL
             self._changed.clear()
             with suppress(TimeoutError):
@@ -172,11 +199,11 @@ class ViewFamily:
                 self._builds[number] = known.builds
                 version.retries.begin_anew()
             if known is None or known.is_clearing:
-                self._coverages.pop(number, None)
+                self._goals.pop(number, None)
             elif known.is_building or self._may_promote(number):
                 await self._build(number, version, known)
             else:
-                self._coverages.pop(number, None)
+                self._goals.pop(number, None)
 
     def _may_promote(self, number: int) -> bool:
         return self.promotes[number] and number > self.known.promoted
@@ -199,20 +226,29 @@ class ViewFamily:
 
     async def _build(self, number: int, version: ViewVersion, known: KnownVersion) -> None:
         """See whether a version that is built has come far enough."""
-        builds, coverage = self._coverages.get(number, (-1, None))
-        if coverage is None or builds != known.builds:
-            goal = await run_in_thread(goal_of, self._app.log, self.name, self.known, known)
-            builds, coverage = known.builds, Coverage(version.tracker(self._app.log), goal)
-            self._coverages[number] = builds, coverage
-        if not await run_in_thread(coverage.is_reached):
+        goal = self._goals.get(number)
+        if goal is None or goal.builds != known.builds:
+            goal = await self._take_goal(version, known)
+        is_reached = await run_in_thread(goal.coverage.is_reached)
+        if is_reached and goal.is_old:
+            goal = await self._take_goal(version, known)
+            is_reached = await run_in_thread(goal.coverage.is_reached)
+        self._goals[number] = goal
+        if not is_reached:
             return
-        del self._coverages[number]
+        del self._goals[number]
         if known.is_building and (number <= self.known.promoted or not self.promotes[number]):
-            decided = await self._decide(finish_rebuild, number, builds)
+            decided = await self._decide(finish_rebuild, number, goal.builds)
         else:
-            decided = await self._decide(promote, number, builds)
+            decided = await self._decide(promote, number, goal.builds)
         if decided.events and not isinstance(decided.events[0], Rebuilt):
             logger.info("view %s: version %d serves from now on", self.name, number)
+
+    async def _take_goal(self, version: ViewVersion, known: KnownVersion) -> _Goal:
+        """How far a version has to come by now."""
+        taken_at = time.monotonic()
+        goal = await run_in_thread(goal_of, self._app.log, self.name, self.known, known)
+        return _Goal(known.builds, Coverage(version.tracker(self._app.log), goal), taken_at)
 
     async def _load(self) -> None:
         asked_at = time.monotonic()
@@ -239,7 +275,7 @@ class ViewFamily:
 
     def _folded(self) -> None:
         loop = self._loop
-        if loop is not None and self._coverages:
+        if loop is not None and self._goals:
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(self._changed.set)
 

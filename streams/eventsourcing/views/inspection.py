@@ -268,10 +268,9 @@ class VersionInspector:
         failure = decode_failure(found[1].failure)
         return StoppedKey(key, found[0], failure.position, failure.reason)
 
-    def is_far_enough(self) -> bool:
-        """It has folded what it has to before it can serve."""
-        goal = goal_of(self._log, self.name, self._view, self.known)
-        return Coverage(self.tracker, goal).is_reached()
+    def goal(self) -> Coverage:
+        """Whether it has folded what it has to by now before it can serve."""
+        return Coverage(self.tracker, goal_of(self._log, self.name, self._view, self.known))
 
 
 # -- with the app's code --------------------------------------------------------------------------

@@ -16,6 +16,7 @@ done.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -24,7 +25,7 @@ from typing import Any
 from streams.app import Streams
 from streams.cancellation import run_in_thread
 from streams.errors import NotFound, StreamsError
-from streams.eventsourcing.views.family import HEARD_AFTER
+from streams.eventsourcing.views.family import HEARD_AFTER, PROMOTION_LAG, wait_until
 from streams.eventsourcing.views.inspection import VersionInspector
 from streams.eventsourcing.views.keyed_topic import keyed_floor_group
 from streams.eventsourcing.views.registry import (
@@ -83,7 +84,7 @@ class ViewOperator:
             return False
         if known.is_clearing:
             raise ViewOperationRefused(self._interrupted(known))
-        if not force and not await run_in_thread(inspector.is_far_enough):
+        if not force and not await self._comes_as_far(inspector):
             share = (await run_in_thread(inspector.tracker.progress)).share
             done = "" if share is None else f" ({share:.0%} of its events are folded)"
             compared = f"as version {view.promoted}" if view.promoted else "as its goal"
@@ -93,6 +94,16 @@ class ViewOperator:
             )
         decided = await self._registry.decide(self.name, promote, number, known.builds)
         return bool(decided.events)
+
+    async def _comes_as_far(self, inspector: VersionInspector) -> bool:
+        """It has folded what the version that serves has now, or has in a moment."""
+        deadline = time.monotonic() + PROMOTION_LAG
+        try:
+            goal = await run_in_thread(inspector.goal)
+            await wait_until(goal.is_reached, deadline)
+        except TimeoutError:
+            return False
+        return True
 
     async def rebuild(
         self,

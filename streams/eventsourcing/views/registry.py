@@ -143,6 +143,15 @@ class KnownView(msgspec.Struct, frozen=True):
         """One of its versions."""
         return next((each for each in self.versions if each.version == number), None)
 
+    def before(self, number: int) -> KnownVersion | None:
+        """The version that serves for as long as this one does not; None: there is none."""
+        ready = [
+            each
+            for each in self.versions
+            if each.version < number and each.version <= self.promoted and not each.is_building
+        ]
+        return max(ready, key=lambda each: each.version, default=None)
+
 
 def evolve(view: KnownView, event: RegistryEvent) -> KnownView:
     """A view after an event."""

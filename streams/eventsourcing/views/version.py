@@ -105,11 +105,11 @@ def goal_of(
     log: Log, view: str, known_view: KnownView, known: KnownVersion
 ) -> dict[TopicPartition, int]:
     """How far a version has to come before it can serve: as far as its sources were when it was
-    declared, and as the version is that serves now (blocks)."""
+    declared, or was to be made anew, and as the version is now that serves until then (blocks)."""
     goal = goal_positions(known.goal)
-    serving = known_view.version(known_view.promoted)
-    if serving is not None and serving.version < known.version:
-        for each, position in tracker_of(log, view, serving).source_positions().items():
+    before = known_view.before(known.version)
+    if before is not None:
+        for each, position in tracker_of(log, view, before).source_positions().items():
             if each[0] in known.topics:
                 goal[each] = max(position, goal.get(each, 0))
     return goal
