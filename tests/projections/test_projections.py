@@ -26,7 +26,7 @@ from streams import (
     Streams,
 )
 from streams.inbox import ddl as inbox_ddl
-from streams.projections import operations, tables
+from streams.projections import operations, projection, tables
 from streams.replay import replay, reset
 from tests.inbox.kinds import KINDS, Kind
 from tests.outbox.world import until
@@ -133,7 +133,9 @@ async def test_nobody_goes_back_in_time(ground: Ground) -> None:
                     lambda: len(reader.values(1)) == len(reader.values(2)) >= 100 + len(published),
                     lambda: (len(reader.values(1)), len(reader.values(2)), len(published)),
                 )
-                assert new.projection(1).serving in (1, 2)
+                await until(
+                    lambda: new.projection(1).serving in (1, 2), lambda: "1 has not looked yet"
+                )
                 assert new.projection(2).serving == 2
         assert reader.values(1) == reader.values(2) == sorted({*first, *reader.values(1)})
         async with new.app.connected():
@@ -180,6 +182,35 @@ async def test_an_old_version_that_nobody_runs_any_more(ground: Ground) -> None:
         async with new.app:
             await until(lambda: new.projection(2).serving == 2, lambda: "2 does not serve")
         assert ground.reader.values(2)[:20] == list(range(20))
+
+
+async def test_what_is_handled_while_a_version_is_built_is_in_it_when_it_serves(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it was to have when its building began."""
+    monkeypatch.setattr(projection, "NEAR", 0)
+    async with Streams(ground.url).connected():
+        old, new = ground.world(1), ground.world(2, promote=False)
+
+        def committed() -> int:
+            places = old.app.log.committed(f"{NAME}.v1", old.topic.name)
+            return sum(each.position for each in places.values())
+
+        async with old.app, new.app:
+            await old.topic.publish_many(range(5))
+            await until(lambda: old.projection(1).serving == 1, lambda: "1 does not serve")
+            await until(lambda: len(ground.reader.values(2)) == 5, lambda: "2 is not built")
+            new.app.processors[0].pause()
+            await old.topic.publish_many(range(5, 25))
+            await until(lambda: len(ground.reader.values(1)) == 25, lambda: "1 does not go on")
+            await until(lambda: committed() == 25, lambda: f"1 has committed {committed()}")
+            outcome = await new.projection(2).promote()
+            assert not outcome.promoted
+            assert outcome.reason.startswith("it is behind in")
+            new.app.processors[0].resume()
+            while not (await new.projection(2).promote()).promoted:  # noqa: ASYNC110 - it is asked
+                await asyncio.sleep(0.01)
+        assert ground.reader.values(1) == ground.reader.values(2) == list(range(25))
 
 
 async def test_versions_of_topics_in_which_nothing_was_handled_yet(ground: Ground) -> None:
