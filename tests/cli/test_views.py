@@ -7,12 +7,13 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from streams import Streams, ViewNotReady
+from streams import Message, Streams, ViewNotReady
 from streams.errors import Unavailable
 from streams.eventsourcing.views import inspection, operations
 from streams.eventsourcing.views.checkpoints import encode_checkpoint
@@ -585,3 +586,51 @@ def test_progress_is_measured_while_a_version_is_behind(
         assert (row["rate"], row["left_seconds"]) == (0.0, None)
         go_on.set()
         eventually(lambda: sqlite.version(2)["serves"])
+
+
+@pytest.mark.parametrize("command", ["ls", "show"])
+def test_rate_and_time_left_are_told_while_a_version_is_built(
+    sqlite: Desk, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """One of its two partitions is folded within the second that it is measured over."""
+    from streams.cli.views import lists
+
+    monkeypatch.setattr(lists, "RATE_TIME", 0.01)
+    sqlite.fill(6)
+    now, changed = 0.0, threading.Condition()
+    arrived: list[int] = []
+    held = {0, 1}
+
+    def wait(balance: Balance | None, event: Any, message: Message[Any]) -> Balance | None:
+        with changed:
+            if message.partition not in arrived:
+                arrived.append(message.partition)
+                changed.notify_all()
+            assert changed.wait_for(lambda: message.partition not in held, 60)
+        return fold_balance(balance, event)
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        with changed:
+            held.discard(arrived[0])
+            changed.notify_all()
+            # By then, what came of the first is written.
+            assert changed.wait_for(lambda: len(arrived) == 2, 60)
+        now += 1.0
+
+    with sqlite.app(fold=wait, version=2):
+        try:
+            eventually(lambda: arrived and sqlite.versions().get(2, {}).get("processes"))
+            with monkeypatch.context() as patch:
+                patch.setattr(lists, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+                found = sqlite(command, *(["NAME"] if command == "show" else []), "--json").json
+            rows = found["versions"] if command == "show" else found
+            (row,) = [row for row in rows if (row["view"], row["version"]) == (sqlite.name, 2)]
+            assert (row["state"], row["total"]) == ("building", 12)
+            assert 0 < row["folded"] < 12
+            assert row["rate"] == row["folded"]
+            assert row["left_seconds"] == round((12 - row["folded"]) / row["rate"], 1)
+        finally:
+            with changed:
+                held.clear()
+                changed.notify_all()
