@@ -351,7 +351,7 @@ class AggregateRuntime:
         known = KnownState(state, append.head, outcome.partition, outcome.offsets[-1])
         states.keep(id, known)
         if states.snapshots is not None:
-            states.snapshots.offer(append.key, append.base.version, known)
+            states.snapshots.offer_appended(append.key, append.base.version, known)
         name, partition = self._topic, outcome.partition
         positions = tuple([Position(name, partition, offset) for offset in outcome.offsets])
         return self._decided(known, tuple(events), positions)

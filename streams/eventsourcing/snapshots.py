@@ -74,10 +74,23 @@ class SnapshotWriter:
         written_at = self._written_at
         return None if written_at is None else time.monotonic() - written_at
 
-    def offer(self, key: bytes, version_before: int, known: KnownState) -> None:
-        """Keep this state, if enough events lie between it and the one before."""
-        if known.head.base.version // self._every == version_before // self._every:
-            return
+    def offer_appended(self, key: bytes, version_before: int, known: KnownState) -> None:
+        """Keep the state after an append, if enough events lie between it and the one before."""
+        if known.head.base.version // self._every != version_before // self._every:
+            self._offer(key, known)
+
+    def offer_loaded(
+        self, key: bytes, folded: int, known: KnownState, *, was_unreadable: bool
+    ) -> None:
+        """Keep a state that was loaded, if that took enough events or its snapshot could not be
+        read: an append that would have one written may be long in coming.
+
+        :param folded: how many events it took.
+        """
+        if folded >= self._every or was_unreadable:
+            self._offer(key, known)
+
+    def _offer(self, key: bytes, known: KnownState) -> None:
         self._pending.pop(key, None)
         self._pending[key] = known
         if len(self._pending) > MAX_PENDING:

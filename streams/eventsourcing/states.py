@@ -136,6 +136,7 @@ class States:
         self, id: str, key: bytes, known: KnownState, cause: str
     ) -> tuple[KnownState, Caused | None]:
         fingerprint = self._fingerprint
+        folded, was_unreadable = 0, False
         while True:
             base = known.head.base
             found = await self._histories.read(HistoryRequest(key, base, PAGE, cause, fingerprint))
@@ -146,17 +147,21 @@ class States:
                 decoded = self._state_type.decode(found.snapshot.data)
                 if decoded is None:
                     self.snapshots_useless += 1
+                    was_unreadable = True
                     fingerprint = ""  # it cannot be used: read the events instead
                     continue
                 self.snapshots_used += 1
                 state, base, offset = decoded.state, found.snapshot.base, found.snapshot.offset
             state = self._fold_events(id, state, found.events)
+            folded += len(found.events)
             if found.events:
                 last = found.events[-1]
                 base, offset = Base(last.version, last.record.id), last.offset
-            if base.version >= found.head.base.version:
-                return KnownState(state, found.head, found.partition, offset), found.caused
             known = KnownState(state, EMPTY._replace(base=base), found.partition, offset)
+            if base.version >= found.head.base.version:
+                if self.snapshots is not None:
+                    self.snapshots.offer_loaded(key, folded, known, was_unreadable=was_unreadable)
+                return known._replace(head=found.head), found.caused
             fingerprint = ""
 
     def _fold_events(self, id: str, state: Any, events: Sequence[StoredEvent]) -> Any:
@@ -254,9 +259,10 @@ class States:
     ) -> tuple[KnownState, list[ReadEvent]]:
         """The state as it was after what was appended for a cause, and that."""
         last = caused.first_version + caused.event_count - 1
-        state, base, partition, offset = self._initial.state, NO_HISTORY, -1, -1
+        begin = await self._snapshot_before(key, caused.first_version)
+        state, base, partition, offset = begin.state, begin.head.base, begin.partition, begin.offset
         events: list[ReadEvent] = []
-        async for found in self._pages(id, key, NO_HISTORY):
+        async for found in self._pages(id, key, base):
             partition = found.partition
             for stored in found.events:
                 if stored.version > last:
@@ -270,6 +276,22 @@ class States:
             if base.version >= last:
                 break
         return KnownState(state, EMPTY._replace(base=base), partition, offset), events
+
+    async def _snapshot_before(self, key: bytes, version: int) -> KnownState:
+        """The state of the snapshot, if it was made before this version; else the first state."""
+        if not self._fingerprint or version <= 1:
+            return self._initial
+        # What a log answers with begins at its newest snapshot. Its events are not wanted yet.
+        request = HistoryRequest(key, NO_HISTORY, 1, fingerprint=self._fingerprint)
+        found = await self._histories.read(request)
+        snapshot = found.snapshot
+        if snapshot is None or snapshot.base.version >= version:
+            return self._initial
+        decoded = self._state_type.decode(snapshot.data)
+        if decoded is None:
+            return self._initial
+        head = EMPTY._replace(base=snapshot.base)
+        return KnownState(decoded.state, head, found.partition, snapshot.offset)
 
     async def read(self, id: str, key: bytes, start: int) -> AsyncIterator[ReadEvent]:
         """The events behind a version, up to the log's end as it is when it is reached.

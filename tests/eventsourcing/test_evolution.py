@@ -10,6 +10,7 @@ import pytest
 from msgspec import Struct
 
 from streams.eventsourcing import Aggregate, Cache, Loaded, Snapshot, Undecodable
+from streams.log.events import EventLog
 from tests.conformance.stage import Stage
 
 pytestmark = pytest.mark.anyio
@@ -207,8 +208,9 @@ class Counting:
 def counted(stage: Stage, app: Any, state: Any = Total, **options: Any) -> tuple[Any, Counting]:
     count = Counting()
     options = {"snapshot": Snapshot(every=10), "cache": Cache(count=0), **options}
+    event = options.pop("event", Paid)
     return (
-        Aggregate(app, stage.topic_name, Paid, state, count, partitions=2, **options),
+        Aggregate(app, stage.topic_name, event, state, count, partitions=2, **options),
         count,
     )
 
@@ -259,23 +261,18 @@ async def test_a_text_about_the_state_does_not_change_its_snapshots(stage: Stage
         assert count.calls == 5
 
 
+def damage_snapshot(stage: Stage, **changes: Any) -> None:
+    """Change the one snapshot of "a" as nobody should."""
+    log, topic = stage.anchor, f"{stage.topic_name}.events"
+    assert isinstance(log, EventLog)
+    (kept,) = log.list_snapshots(topic, b"a")
+    log.write_snapshots(topic, [kept._replace(**changes)])
+
+
 async def test_a_snapshot_that_cannot_be_read_is_not_used(stage: Stage) -> None:
     await grown(stage)
-    app = stage.app()
-    pays, count = counted(stage, app)
-    async with app:
-        from streams.log.events import EventLog, HistoryRequest
-
-        log = app.log
-        assert isinstance(log, EventLog)
-        fingerprint = next(iter(log.event_totals(pays.events.name).snapshots))
-        (found,) = log.read_histories(
-            pays.events.name, [HistoryRequest(b"a", fingerprint=fingerprint)]
-        )
-        assert found.snapshot is not None
-        log.write_snapshots(pays.events.name, [found.snapshot._replace(data=b"\xff{")])
-        assert await pays.load("a") == Loaded(Total(25, 25), 25)
-        assert count.calls == 25
+    damage_snapshot(stage, data=b"\xff{")
+    assert await folded_by_one_load(stage, 25) == 25
 
 
 async def test_deleting_all_snapshots_changes_nothing(stage: Stage) -> None:
@@ -283,10 +280,63 @@ async def test_deleting_all_snapshots_changes_nothing(stage: Stage) -> None:
     app = stage.app()
     pays, count = counted(stage, app)
     async with app:
-        from streams.log.events import EventLog
-
         log = app.log
         assert isinstance(log, EventLog)
         assert log.delete_snapshots(pays.events.name) == 1
         assert await pays.load("a") == Loaded(Total(25, 25), 25)
         assert count.calls == 25
+
+
+async def folded_by_one_load(stage: Stage, version: int, **options: Any) -> int:
+    """How many events the load of a process that knows nothing yet folds."""
+    app = stage.app()
+    pays, count = counted(stage, app, **options)
+    async with app:
+        assert (await pays.load("a")).version == version
+    return count.calls
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+async def test_a_long_load_by_new_code_leaves_a_snapshot(stage: Stage, *, is_closed: bool) -> None:
+    await grown(stage)
+    options: dict[str, Any] = {"snapshot": Snapshot(every=10, version=2)}
+    version = 25
+    if is_closed:
+        options |= {"event": Paid | Noise, "final": Noise}
+        app = stage.app()
+        closing = today(stage, app, Paid | Noise, final=Noise)
+        async with app:
+            await closing.append("a", Noise(), expected=25)
+        version = 26
+    assert await folded_by_one_load(stage, version, **options) == version
+    assert await folded_by_one_load(stage, version, **options) == 0
+
+
+async def test_a_load_that_was_short_leaves_no_snapshot(stage: Stage) -> None:
+    await grown(stage, events=9)
+    for _ in range(2):
+        assert await folded_by_one_load(stage, 9) == 9
+
+
+async def test_a_snapshot_that_cannot_be_read_is_written_anew(stage: Stage) -> None:
+    await grown(stage)
+    damage_snapshot(stage, data=b"\xff{")
+    few = {"snapshot": Snapshot(every=100)}  # a short load, too
+    assert await folded_by_one_load(stage, 25, **few) == 25
+    assert await folded_by_one_load(stage, 25, **few) == 0
+
+
+async def test_what_was_appended_for_a_cause_is_found_behind_a_snapshot(stage: Stage) -> None:
+    await grown(stage)
+    app = stage.app()
+    pays, count = counted(stage, app)
+    async with app:
+        caused = pays.with_options(cause="invoice-7")
+        first = await caused.decide("a", lambda total: [Paid(2), Paid(3)])
+        await pays.append("a", Paid(1), expected=27)
+        count.calls = 0
+        again = await caused.decide("a", lambda total: [Paid(9)])
+        assert again == first
+        assert (again.version, again.state) == (27, Total(30, 27))
+        # Of its own state those behind the snapshot at 20, and as many for what came since.
+        assert count.calls == 7 + 8
