@@ -252,8 +252,8 @@ class EventLog(Protocol):
         ...
 
     def write_snapshots(self, topic: str, snapshots: Sequence[StoredSnapshot]) -> None:
-        """Keep snapshots, each in place of an older one of its key and fingerprint. One that is
-        older than what is kept, or whose base the history does not have, is dropped.
+        """Keep snapshots, each in place of the one of its key and fingerprint. One that is older
+        than what is kept of this history, or whose base the history does not have, is dropped.
 
         :raises LogError: they may be kept or not.
         """

@@ -1,18 +1,23 @@
-"""A history that somebody has damaged fails alone: others that are read in the same call do not."""
+"""What somebody has damaged does no more harm than it must: a history fails alone, and others that
+are read in the same call do not; a snapshot of another history is not used."""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from redis import Redis
 
 from streams.errors import LogError
-from streams.eventsourcing import Cache
+from streams.eventsourcing import Cache, Snapshot
+from streams.log.events import Base, EventLog, StoredSnapshot
+from streams.log.kafka.snapshot_index import record_header, record_key, snapshot_topic
 from tests.eventsourcing.bank import accounts, deposit
 from tests.hostile.ground import Ground
+from tests.hostile.kafka_wire import Written
 
 pytestmark = pytest.mark.anyio
 
@@ -50,3 +55,55 @@ async def test_a_damaged_history_hides_no_other(stage: Ground) -> None:
         failed = [id for id, each in zip(ids, done, strict=True) if isinstance(each, Exception)]
         assert failed == ["a-17"]
         assert ledger.stats().failures == 2
+
+
+def forge_snapshot(stage: Ground, forged: StoredSnapshot) -> None:
+    """Put a snapshot in place of the one of its key, in a topic with one partition."""
+    topic, name = f"{stage.topic_name}.events", stage.case.name
+    version, last_id = forged.base
+    if name == "sqlite":
+        db = sqlite3.connect(stage.url.removeprefix("sqlite:///").partition("?")[0])
+        changed = "UPDATE streams_snapshots SET version = ?, last_id = ?, data = ? WHERE key = ?"
+        db.execute(changed, (version, last_id, forged.data, forged.key))
+        db.commit()
+        db.close()
+    elif name == "redis":
+        place = urlsplit(stage.url)
+        key = f"{{{topic}}}:snapshots:{forged.fingerprint}"
+        with Redis(host=place.hostname or "", port=place.port or 0) as redis:
+            kept = redis.hget(key, forged.key)
+            assert isinstance(kept, bytes)
+            entry = kept.split(b" ", 3)[2]
+            value = b"%d %s %s %s" % (version, last_id.encode(), entry, forged.data)
+            redis.hset(key, forged.key, value)
+    else:
+        header, value = record_header(forged)
+        key_there = record_key(forged.key, forged.fingerprint)
+        stage.write(
+            snapshot_topic(topic), [Written(forged.data, key_there, [(header.encode(), value)])]
+        )
+
+
+@pytest.mark.only("sqlite", "redis", "kafka")  # what is in memory cannot be changed
+@pytest.mark.parametrize("base", [Base(3, "of another history"), Base(9, "lost with its events")])
+async def test_a_snapshot_of_another_history_is_not_used_and_is_replaced(
+    stage: Ground, base: Base
+) -> None:
+    topic, log = f"{stage.topic_name}.events", stage.anchor
+    assert isinstance(log, EventLog)
+    options: Any = {"partitions": 1, "cache": Cache(count=0), "snapshot": Snapshot(every=3)}
+    app = stage.app()
+    ledger = accounts(app, stage.topic_name, **options)
+    async with app:
+        for _ in range(4):
+            await ledger.decide("a", deposit, 1)
+    (kept,) = log.list_snapshots(topic, b"a")
+    assert kept.base.version == 3
+    forge_snapshot(stage, kept._replace(base=base, data=kept.data.replace(b"3", b"7")))
+    for used in (0, 1):
+        app = stage.app()
+        ledger = accounts(app, stage.topic_name, **options)
+        async with app:
+            found = await ledger.load("a")
+            assert (found.version, found.state.cents) == (4, 4)
+            assert ledger.stats().snapshots_used == used

@@ -53,11 +53,11 @@ ON h.no = r.value ->> 0 AND h.key = unhex(r.value ->> 1)
 """
 
 # Of each request: where its history ends, the ID at the version that is known, what was appended
-# for the cause, and the snapshot if it is ahead of what is known.
+# for the cause, the snapshot if it is ahead of what is known, and the ID at its version.
 _SELECT_REQUESTS = """
 SELECT json_group_array(json_array(
     r.key, h.version, h.last_id, h.final, e.id, c.version, c.count,
-    s.version, s.last_id, s."offset", hex(s.data)
+    s.version, s.last_id, s."offset", hex(s.data), m.id
 ))
 FROM json_each(?) AS r CROSS JOIN streams_histories AS h
 ON h.no = r.value ->> 0 AND h.key = unhex(r.value ->> 1)
@@ -67,6 +67,7 @@ LEFT JOIN streams_causes AS c
 ON c.no = h.no AND c.key = h.key AND c.cause = unhex(r.value ->> 3)
 LEFT JOIN streams_snapshots AS s
 ON s.no = h.no AND s.key = h.key AND s.fingerprint = r.value ->> 4 AND s.version > r.value ->> 2
+LEFT JOIN streams_events AS m ON m.no = s.no AND m.key = s.key AND m.version = s.version
 """
 
 # The IDs, and the data one behind the other. (In a file in UTF-8, which a log's is, group_concat()
@@ -100,11 +101,11 @@ INSERT INTO streams_refusals
 SELECT value ->> 0, unhex(value ->> 1), value ->> 2, value ->> 3, value ->> 4 FROM json_each(?)
 """
 
-_UPSERT_SNAPSHOT = """
-INSERT INTO streams_snapshots VALUES (?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT DO UPDATE SET version = excluded.version, last_id = excluded.last_id,
-"offset" = excluded."offset", data = excluded.data WHERE excluded.version >= version
-"""
+_SELECT_SNAPSHOT_BASE = (
+    "SELECT version, last_id FROM streams_snapshots WHERE no = ? AND key = ? AND fingerprint = ?"
+)
+
+_REPLACE_SNAPSHOT = "INSERT OR REPLACE INTO streams_snapshots VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
 class _EventData(msgspec.Struct, array_like=True, gc=False):
@@ -133,6 +134,7 @@ class _RequestRow(NamedTuple):
     snapshot_id: str | None
     snapshot_offset: int | None
     snapshot_data: str
+    made_of_id: str | None
 
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -431,13 +433,16 @@ class Events:
             return History(partition, (), head, caused, is_truncated=True)
         snapshot = None
         if row.snapshot_version is not None:
-            snapshot = StoredSnapshot(
-                request.key,
-                request.fingerprint,
-                Base(row.snapshot_version, row.snapshot_id or ""),
-                row.snapshot_offset or 0,
-                bytes.fromhex(row.snapshot_data),
-            )
+            made_of = Base(row.snapshot_version, row.snapshot_id or "")
+            is_of_history = row.made_of_id is not None and row.made_of_id == made_of.last_id
+            if is_of_history or has_base(_PendingHistory(db, number, request.key, head), made_of):
+                snapshot = StoredSnapshot(
+                    request.key,
+                    request.fingerprint,
+                    made_of,
+                    row.snapshot_offset or 0,
+                    bytes.fromhex(row.snapshot_data),
+                )
         return History(partition, (), head, caused, snapshot=snapshot)
 
     @staticmethod
@@ -480,12 +485,24 @@ class Events:
         with self._database.write(sync=False) as db:
             histories = self._load_heads(db, {(number, each.key) for number, each in placed})
             for number, snapshot in placed:
-                if has_base(histories[number, snapshot.key], snapshot.base):
-                    _, fingerprint, base, offset, data = snapshot
-                    db.execute(
-                        _UPSERT_SNAPSHOT,
-                        (number, snapshot.key, fingerprint, *base, offset, data),
-                    )
+                history = histories[number, snapshot.key]
+                if has_base(history, snapshot.base):
+                    self._write_snapshot(db, number, history, snapshot)
+
+    @staticmethod
+    def _write_snapshot(
+        db: SqliteConnection, number: int, history: _PendingHistory, snapshot: StoredSnapshot
+    ) -> None:
+        """Keep a snapshot, unless a newer one of the same history is kept."""
+        key, fingerprint, base, offset, data = snapshot
+        name = (number, key, fingerprint)
+        kept = db.fetch_rows(_SELECT_SNAPSHOT_BASE, name)
+        if kept:
+            version, last_id = kept[0]
+            is_newer = isinstance(version, int) and version > base.version
+            if is_newer and has_base(history, Base(version, last_id)):
+                return
+        db.execute(_REPLACE_SNAPSHOT, (*name, *base, offset, data))
 
     def delete_snapshots(self, topic: str, fingerprint: str | None) -> int:
         """See :meth:`streams.log.events.EventLog.delete_snapshots`."""

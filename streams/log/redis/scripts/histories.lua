@@ -47,3 +47,9 @@ local function has_base(stream, history, refusals, key, version, id)
   local found = call('HGET', refusals, member(key, id))
   return found and tonumber(string.match(found, '^(%d+) ')) == version
 end
+
+-- The version and the ID of what a snapshot was made of; 0 of what is no snapshot.
+local function snapshot_base(stored)
+  local version, id = string.match(stored, '^(%d+) ([^ ]*) ')
+  return number(version, 0), id or ''
+end

@@ -27,8 +27,13 @@ local function read(history, snapshots, at, number_of)
   end
   local snapshot, start = call('HGET', snapshots, key) or '', known
   if snapshot ~= '' then
-    local made_of = number(string.match(snapshot, '^(%d+) '), 0)
-    if made_of > known and made_of <= version then start = made_of else snapshot = '' end
+    local made_of, made_of_id = snapshot_base(snapshot)
+    local is_ahead = made_of > known and made_of <= version
+    if is_ahead and has_base(stream, history, refusals, key, made_of, made_of_id) then
+      start = made_of
+    else
+      snapshot = ''
+    end
   end
   local entries = {}
   if number_of > 1 then limit = math.min(limit, math.max(LEAST, budget)) end
