@@ -33,6 +33,8 @@ from streams.retries import (
     log_position,
     parse_entry,
     parse_outcome,
+    parse_place,
+    read_checkpoint,
     read_mark,
     scan_record,
 )
@@ -102,7 +104,15 @@ class DelayIndex(CountingReader[PendingCounts]):
             begin = first if floor is None else max(first, floor.position)
             pending, start = self._pending.get(partition), self._next.get(partition, -1)
             if pending is None or start < first or pending.is_exhausted:
+                is_exhausted = pending is not None and pending.is_exhausted
                 pending, start = DueIndex(MAX_PENDING), begin
+                place = None if floor is None else parse_place(floor.progress)
+                # A checkpoint has nothing of what was dropped from the index.
+                if place is not None and begin < place.position and not is_exhausted:
+                    state = read_checkpoint(log, self.name, partition, place, end)
+                    if state is not None:
+                        pending.restore(state)
+                        start = place.position
                 with self._lock:
                     self._pending[partition] = pending
             start = max(start, begin) if not len(pending) else start

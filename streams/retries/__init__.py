@@ -7,6 +7,7 @@
 """
 
 from streams.retries.attempt_log import PENDING_LIMIT, DurableAttemptLog, delay_topic
+from streams.retries.checkpoints import parse_place, read_checkpoint
 from streams.retries.due_index import DueIndex, due_time, log_position
 from streams.retries.pending import PendingEntries, PendingEntry, read_pending
 from streams.retries.records import (
@@ -44,6 +45,8 @@ __all__ = [
     "log_position",
     "parse_entry",
     "parse_outcome",
+    "parse_place",
+    "read_checkpoint",
     "read_mark",
     "read_pending",
     "scan_record",

@@ -11,8 +11,9 @@ from then on is found again by reading the log, once everything before it is gon
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from heapq import heapify, heappop, heappush, nsmallest
+from typing import NamedTuple
 
 _SHIFT = 128
 _POSITION = (1 << _SHIFT) - 1
@@ -34,6 +35,19 @@ def due_time(entry: DueEntry) -> int:
 def log_position(entry: DueEntry) -> int:
     """Where it stands."""
     return entry & _POSITION
+
+
+class IndexState(NamedTuple):
+    """What an index holds, to be kept and restored.
+
+    :param entries: those that are pending, by what stands for their IDs, in the order of positions.
+    :param horizon: the earliest entry that was dropped; None: none was.
+    :param lowest_dropped: the lowest position of those that were dropped.
+    """
+
+    entries: Mapping[int, DueEntry]
+    horizon: DueEntry | None = None
+    lowest_dropped: int | None = None
 
 
 class DueIndex:
@@ -68,6 +82,22 @@ class DueIndex:
 
     def __len__(self) -> int:
         return len(self._by_id)
+
+    def state(self) -> IndexState:
+        """What it holds now; a copy."""
+        return IndexState(dict(self._by_id), self.horizon, self._lowest_dropped)
+
+    def restore(self, state: IndexState) -> None:
+        """Hold what another index held, and nothing else."""
+        self.reset()
+        self._by_id = dict(state.entries)
+        self.horizon, self._lowest_dropped = state.horizon, state.lowest_dropped
+        if self.horizon is not None:  # one that was given out may be due behind it
+            horizon = self.horizon
+            self._drop_entries({each for each in self._by_id.values() if each >= horizon})
+        self._heap = list(self._by_id.values())
+        heapify(self._heap)
+        self._enforce_limit()
 
     # -- records of the log
 

@@ -3,12 +3,16 @@
 The processor reads every record of the topic (entries, marks, requests to cancel) and settles it at
 once: the topic itself is the store. Each partition that is owned has a *partition scheduler*, which
 
-1. reads the partition from the *floor* on (nothing below it is pending) and so knows the due time
-   and position of everything that is pending, and no payload;
+1. reads the last *checkpoint* and the partition from there on, or without one from the *floor* on
+   (nothing below it is pending), and so knows the due time and position of everything that is
+   pending, and no payload;
 2. writes what is due to its topic, in due order, under the message's own ID, and a *mark* after
    that is confirmed. A crash in between writes the message again under the same ID;
 3. moves the floor, which is the position of a group without members (``{topic}.floor``): nothing
-   above it is trimmed, and on a log without compaction everything below it is.
+   above it is trimmed, and on a log without compaction everything below it is;
+4. writes a checkpoint (:mod:`streams.retries.checkpoints`) once more stands behind the last one
+   than twice what is pending: what the next owner reads does not grow with what was delivered since
+   the oldest pending entry.
 
 How much a partition scheduler knows at once is bounded (see :mod:`streams.retries.due_index`). A
 new message that is due soon overtakes every message that is due late.
@@ -18,11 +22,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
+from operator import itemgetter
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast
 
 from typing_extensions import override
@@ -36,11 +42,18 @@ from streams.log.floor import ensure_topic_with_floor
 from streams.log.protocol import Assignment, Committed, Log, Retention, TopicInfo
 from streams.log.range_reader import read_batches
 from streams.log.record_fetcher import FetchedRow, RecordFetcher
-from streams.message import ID, Message, Record, headers_without, text
+from streams.message import ID, Headers, Message, Record, headers_without, text
 from streams.processing.job import Job, Outgoing
 from streams.processor import Processor, ProcessorOptions
 from streams.retries import records
-from streams.retries.due_index import DueEntry, DueIndex, due_time, log_position
+from streams.retries.checkpoints import (
+    CheckpointPlace,
+    checkpoint_records,
+    parse_place,
+    read_checkpoint,
+    read_part_header,
+)
+from streams.retries.due_index import DueEntry, DueIndex, IndexState, due_time, log_position
 from streams.retries.records import ScannedRecord
 from streams.text import get_logger
 from streams.topic import Topic
@@ -66,6 +79,12 @@ SCAN_BACKLOG = 100_000
 
 FLOOR_INTERVAL = 5.0
 """Real seconds between two moves of the floor, at least."""
+
+CHECKPOINT_RECORDS = 10_000
+"""Records behind a checkpoint before another one is written, at least."""
+
+COUNT_STEP = 1_000
+"""Records that are counted together, about."""
 
 DELAY_RETENTION = Retention(messages=RECENT_OUTCOMES)
 """How a delay topic is kept on a log that trims: from the floor on, and some more."""
@@ -258,12 +277,54 @@ class DelayScheduler(Processor[..., Any]):
         for message in messages:
             partition = self._by_partition.get(message.partition)
             if partition is not None:  # else another member owns it by now
-                await partition.receive(message)
+                await partition.receive(message, messages)
 
     def fail(self, error: BaseException) -> None:
         """End the processor: a partition cannot go on."""
         if self.executor is not None:
             self.executor.fail(error)
+
+
+class _ScanPlan(NamedTuple):
+    """What a scan reads.
+
+    :param covered: everything before it is in the checkpoint.
+    """
+
+    start: int
+    end: int
+    covered: int
+    checkpoint: IndexState | None
+
+
+class _ScannedBatch(NamedTuple):
+    """Records that were read.
+
+    :param last: the position of the last of them.
+    :param size: how many they are.
+    :param records: the entries and marks among them.
+    """
+
+    last: int
+    size: int
+    records: list[ScannedRecord]
+
+
+class _Writing:
+    """A checkpoint that was written, until all its parts were read back."""
+
+    def __init__(self, position: int, count: int) -> None:
+        self.position = position
+        self._missing = set(range(count))
+        self._positions: list[int] = []
+
+    def add(self, number: int, position: int) -> CheckpointPlace | None:
+        """A part stands at this position; where the checkpoint stands once all of them do."""
+        self._missing.discard(number)
+        self._positions.append(position)
+        if self._missing:
+            return None
+        return CheckpointPlace(self.position, min(self._positions), max(self._positions))
 
 
 class _Outcome(NamedTuple):
@@ -323,6 +384,24 @@ class PartitionScheduler:
         self._batch_size = DELIVERY_BATCH
         self._committed_floor = -1
         self._floor_committed_at = float("-inf")
+        self._floor_end = -1
+        """What was known when the floor was looked at last."""
+        self._checkpoint: CheckpointPlace | None = None
+        """The newest one that is whole."""
+        self._committed_checkpoint: CheckpointPlace | None = None
+        self._checkpoint_tried = 0
+        """The position of the last checkpoint that was begun, whether it is whole or not."""
+        self._writing: _Writing | None = None
+        """A checkpoint that is being written."""
+        self._counts = RecordCounts()
+        self._uncounted = 0
+        """Records that were received while a scan runs."""
+        self._at_hand: Sequence[Message[Any]] = ()
+        """The records that are being received."""
+        self._is_pending_at: dict[int, bool] = {}
+        """What the log says to requests to cancel that are at hand, by their positions."""
+        self._cancelling = 0
+        """Entries that were taken out of the index and whose marks are not known to be written."""
         self._unwatch: Callable[[], None] = lambda: None
         self._task: asyncio.Task[None] | None = None
 
@@ -379,33 +458,60 @@ class PartitionScheduler:
     # -- knowing what is pending
 
     async def _scan(self) -> None:
-        """Read the partition from its floor on."""
+        """Read the partition, from a checkpoint or from its floor on."""
         self.is_idle = False
         self._scan_complete.clear()
+        self._is_pending_at.clear()
+        self._writing = None
         self._scheduler.counters.scans += 1
-        start, end = await run_in_thread(self._scan_range)
-        self._scanned_end = self._known_end = max(end, self._known_end)
+        plan = await run_in_thread(self._plan_scan)
+        self._scanned_end = self._known_end = max(plan.end, self._known_end)
         self.index.reset(self._resume_after, self._resume_below)
+        if plan.checkpoint is not None:
+            self.index.restore(plan.checkpoint)
+        self._counts, self._uncounted = RecordCounts(), 0
         self._scan_bounded.set()
-        source = self._scan_log(start, self._scanned_end)
-        while (chunk := await run_in_thread(next, source, None)) is not None:
-            for record in chunk:
-                self._apply(record)
+        source = self._scan_log(plan.start, self._scanned_end)
+        while (batch := await run_in_thread(next, source, None)) is not None:
+            self._counts.add(batch.last, batch.size)
+            for record in batch.records:
+                if record.position >= plan.covered:
+                    self._apply(record)
+                elif record.mark is not None:
+                    self._recent_outcomes.add(record.id_digest, record.mark)
         received, self._received_meanwhile = self._received_meanwhile, []
         for record in received:
             if record.position >= self._scanned_end:
                 self._apply(record)
+        self._counts.add(self._known_end - 1, self._uncounted)
         self._scan_complete.set()
 
-    def _scan_range(self) -> tuple[int, int]:
+    def _plan_scan(self) -> _ScanPlan:
         """Where a scan begins, and the current end of the partition; blocks."""
+        log, topic, partition = self._log, self._topic, self._partition
+        start, end, place = self._read_floor()
+        covered, checkpoint = 0, None
+        # A checkpoint has nothing of what was dropped from the index.
+        if place is not None and start < place.position and self._resume_after is None:
+            checkpoint = read_checkpoint(log, topic, partition, place, end)
+        if place is not None and checkpoint is not None:
+            start = covered = place.position
+        self._checkpoint = None if checkpoint is None else place
+        self._checkpoint_tried = covered
+        start = min(start, log.offset_before(topic, partition, end, RECENT_OUTCOMES))
+        return _ScanPlan(start, end, covered, checkpoint)
+
+    def _read_floor(self) -> tuple[int, int, CheckpointPlace | None]:
+        """From where on something may be pending, the current end of the partition, and where the
+        last checkpoint stands; blocks."""
         log, topic, partition = self._log, self._topic, self._partition
         first, end = log.watermarks(topic, partition)
         floor = log.committed(floor_group(topic), topic).get(partition)
-        start = first if floor is None else max(first, floor.position)
-        return min(start, log.offset_before(topic, partition, end, RECENT_OUTCOMES)), end
+        if floor is None:
+            return first, end, None
+        return max(first, floor.position), end, parse_place(floor.progress)
 
-    def _scan_log(self, start: int, end: int) -> Iterator[list[ScannedRecord]]:
+    def _scan_log(self, start: int, end: int) -> Iterator[_ScannedBatch]:
         """The entries and marks from ``start`` to before ``end``, a batch at a time; blocks."""
         for batch in read_batches(self._log, self._topic, self._partition, start, end):
             found = [
@@ -413,7 +519,8 @@ class PartitionScheduler:
                 for at, key in enumerate(batch.keys)
                 if key is not None
             ]
-            yield [each for each in found if each is not None and each.mark != records.CANCEL]
+            said = [each for each in found if each is not None and each.mark != records.CANCEL]
+            yield _ScannedBatch(batch.offsets[-1], len(batch.offsets), said)
 
     def _apply(self, record: ScannedRecord) -> None:
         if record.due is not None:
@@ -422,17 +529,28 @@ class PartitionScheduler:
             self.index.remove(record.id_digest, record.position)
             self._recent_outcomes.add(record.id_digest, record.mark)
 
-    async def receive(self, message: Message[Any]) -> None:
-        """The next record that the processor read."""
+    async def receive(self, message: Message[Any], at_hand: Sequence[Message[Any]]) -> None:
+        """The next record that the processor read.
+
+        :param at_hand: what it read together with it.
+        """
         await self._scan_bounded.wait()
         key, value, headers = message.raw
+        position = int(message.offset)
+        if self._scan_complete.is_set():
+            self._counts.add(position, 1)
+        else:
+            self._uncounted += 1
         if key is None:
             return
-        position = int(message.offset)
         record = records.scan_record(position, key, value, headers)
-        if record is not None and record.mark == records.CANCEL:
+        if record is None:
+            self._receive_part(position, headers)
+        elif record.mark == records.CANCEL:
+            self._at_hand = at_hand
             await self._answer_cancel(key, message.id, position)
-        elif record is not None and position >= self._scanned_end:
+            self._at_hand = ()
+        elif position >= self._scanned_end:
             if self._scan_complete.is_set():
                 self._apply(record)
                 self.is_idle = False
@@ -456,8 +574,7 @@ class PartitionScheduler:
         pending = entry is not None and log_position(entry) < position
         outcome: str | None = self._recent_outcomes.get(id_digest)
         if not pending and outcome is None and self.index.horizon is not None:
-            is_pending = partial(self._is_pending_in_log, id_digest, position)
-            pending = await self._retry_outages(is_pending)
+            pending = await self._is_pending_in_log(id_digest, position)
         id = f"{request}/answer"
         if pending:
             self.index.remove(id_digest, position)
@@ -469,23 +586,48 @@ class PartitionScheduler:
             known = records.parse_outcome(outcome) or "unknown"
             answer = records.mark_record(request.encode(), known, id, request)
         answer.partition = self._partition
-        await self._write([(self._topic, answer)])
+        self._cancelling += 1
+        (refused,) = await self._write([(self._topic, answer)])
+        if refused is None:
+            self._cancelling -= 1
+        else:
+            logger.error("%s: a request to cancel could not be answered: %r", self, refused)
         self.is_idle = False
         self._wake.set()
 
-    async def _is_pending_in_log(self, id_digest: int, before: int) -> bool:
-        """Whether an entry that is due behind the horizon is pending."""
+    async def _is_pending_in_log(self, id_digest: int, position: int) -> bool:
+        """Whether an entry that is due behind the horizon was pending when a request to cancel was
+        written. The log is read once for all requests that came together."""
+        if position not in self._is_pending_at:
+            requests = {position: id_digest}
+            for message in self._at_hand:
+                key, value, headers = message.raw
+                if message.partition == self._partition and key is not None:
+                    later = records.scan_record(int(message.offset), key, value, headers)
+                    if later is not None and later.mark == records.CANCEL:
+                        requests[later.position] = later.id_digest
+            look_up = partial(run_in_thread, self._look_up, requests)
+            self._is_pending_at = await self._retry_outages(look_up)
+        return self._is_pending_at[position]
 
-        def find_last() -> bool:
-            start, _ = self._scan_range()
-            due: int | None = None
-            for chunk in self._scan_log(start, before):
-                for record in chunk:
-                    if record.id_digest == id_digest:
-                        due = record.due
-            return due is not None
+    def _look_up(self, requests: Mapping[int, int]) -> dict[int, bool]:
+        """Whether entries were pending, by the positions of the requests that ask for them; blocks.
 
-        return await run_in_thread(find_last)
+        :param requests: what stands for their IDs.
+        """
+        found: dict[int, bool] = {}
+        wanted = set(requests.values())
+        pending: set[int] = set()
+        positions = sorted(requests, reverse=True)
+        start, _, _ = self._read_floor()
+        for batch in self._scan_log(start, positions[0]):
+            for record in batch.records:
+                while positions[-1] < record.position:
+                    position = positions.pop()
+                    found[position] = requests[position] in pending
+                if record.id_digest in wanted:
+                    (pending.discard if record.due is None else pending.add)(record.id_digest)
+        return found | {position: requests[position] in pending for position in positions}
 
     # -- delivering
 
@@ -517,8 +659,11 @@ class PartitionScheduler:
         if seconds <= 0 or self.index.is_exhausted:
             return
         self.idle_until, self.is_idle = due, True
+        seconds = min(LONGEST_SLEEP, self._clock.real_timeout(seconds))
+        if self._known_end != self._floor_end:  # there may be another floor, and nothing else to do
+            seconds = min(FLOOR_INTERVAL, seconds)
         try:
-            async with asyncio.timeout(min(LONGEST_SLEEP, self._clock.real_timeout(seconds))):
+            async with asyncio.timeout(seconds):
                 await self._wake.wait()
         except TimeoutError:
             return
@@ -599,31 +744,87 @@ class PartitionScheduler:
             return ()
         return await wait_for_callback(partial(self._app.publisher.publish_durably, outgoing))
 
-    # -- the floor
+    # -- the floor, and checkpoints
 
     async def _commit_floor(self) -> None:
         """Commit from where on something may be pending, every few seconds."""
         now = asyncio.get_running_loop().time()
         if now < self._floor_committed_at + FLOOR_INTERVAL:
             return
-        self._floor_committed_at = now
-        lowest = self.index.lowest_position
-        floor = self._known_end if lowest is None else lowest
-        if floor <= self._committed_floor:
+        if self._clock.monotonic() >= self.assignment.valid_until:
             return
-        position = {self._partition: Committed(floor)}
+        self._floor_committed_at, self._floor_end = now, self._known_end
+        lowest = self.index.lowest_position
+        floor = max(self._known_end if lowest is None else lowest, self._committed_floor)
+        await self._write_checkpoint(floor)
+        checkpoint = self._checkpoint
+        if checkpoint is not None and checkpoint.position <= floor:
+            checkpoint = None  # it says no more than the floor does
+        if floor == self._committed_floor and checkpoint == self._committed_checkpoint:
+            return
+        committed = Committed(floor, "" if checkpoint is None else str(checkpoint))
+        position = {self._partition: committed}
         group, topic = floor_group(self._topic), self._topic
         try:
             await run_in_thread(self._log.reset_offsets, group, topic, position, force=True)
-            self._committed_floor = floor
+            self._committed_floor, self._committed_checkpoint = floor, checkpoint
         except LogError as error:
             logger.info("%s: the floor stays where it is: %s", self, error)
+
+    async def _write_checkpoint(self, floor: int) -> None:
+        """Write a checkpoint, if the next owner would have to read much without it."""
+        behind = self._counts.behind(max(floor, self._checkpoint_tried))
+        if behind <= 2 * len(self.index) + CHECKPOINT_RECORDS:
+            return
+        if self._cancelling:
+            return  # what the index lacks may not be marked in the log yet
+        position, state = self._known_end, self.index.state()
+        self._checkpoint_tried = position
+        parts = await run_in_thread(checkpoint_records, state, position, self._partition)
+        self._writing = _Writing(position, len(parts))
+        for answer in await self._write([(self._topic, part) for part in parts]):
+            if answer is not None:
+                self._writing = None
+                logger.info("%s: a checkpoint could not be written: %s", self, answer)
+                return
+
+    def _receive_part(self, position: int, headers: Headers) -> None:
+        """A record that is no entry and no mark: a part of a checkpoint, if it is anything."""
+        part, writing = read_part_header(headers), self._writing
+        if part is None or writing is None or part.position != writing.position:
+            return
+        place = writing.add(part.number, position)
+        if place is not None:
+            self._checkpoint, self._writing = place, None
+            self._floor_committed_at = float("-inf")  # it need not wait
+            self._wake.set()
 
 
 def _undeliverable_error(entry: records.DelayEntry | None) -> InvalidValue:
     if entry is None:
         return InvalidValue("this is no entry that a delay topic can hold")
     return InvalidValue(f"due for topic {entry.topic!r}, which this app does not declare")
+
+
+class RecordCounts:
+    """How many records stand behind a position, to the nearest :data:`COUNT_STEP` above."""
+
+    def __init__(self) -> None:
+        self._total = 0
+        self._steps: list[tuple[int, int]] = []
+        """Positions, and how many records stand before each."""
+
+    def add(self, last: int, count: int) -> None:
+        """So many more records, the last one at this position."""
+        self._total += count
+        if self._total - (self._steps[-1][1] if self._steps else 0) >= COUNT_STEP:
+            self._steps.append((last + 1, self._total))
+
+    def behind(self, position: int) -> int:
+        """How many stand at this position and behind it. No lower one is asked for afterwards."""
+        at = bisect_right(self._steps, position, key=itemgetter(0))
+        del self._steps[: max(0, at - 1)]
+        return self._total - (self._steps[0][1] if at else 0)
 
 
 class OutcomeCache:

@@ -18,9 +18,11 @@ import pytest
 
 from streams import ConfigError, Flow, InvalidValue, Message, Streams
 from streams.log import record_fetcher
+from streams.log.url import open_log
 from streams.patterns import Delays
 from streams.retries import records as delay_records
 from streams.retries import scheduler
+from streams.retries.checkpoints import parse_place
 from streams.testing import Clock, harness
 from tests.conformance.stage import QUICK, Stage
 from tests.patterns.delay_child import SOURCE, declare
@@ -267,17 +269,17 @@ async def test_what_arrives_when_the_log_is_looked_at_again_is_delivered(
     elsewhere, same_topic = delays_of(stage, other), stage.topic(other, partitions=1)
     await handled_by(stage, app, topic)
     loop, scans = asyncio.get_running_loop(), 0
-    scan_range = scheduler.PartitionScheduler._scan_range
+    plan_scan = scheduler.PartitionScheduler._plan_scan
 
-    def append_first(partition: scheduler.PartitionScheduler) -> tuple[int, int]:
+    def append_first(partition: scheduler.PartitionScheduler) -> Any:
         nonlocal scans
         scans += 1
         if scans == 2:
             late = elsewhere.publish(same_topic, 2, delay=0)
             asyncio.run_coroutine_threadsafe(late, loop).result()
-        return scan_range(partition)
+        return plan_scan(partition)
 
-    monkeypatch.setattr(scheduler.PartitionScheduler, "_scan_range", append_first)
+    monkeypatch.setattr(scheduler.PartitionScheduler, "_plan_scan", append_first)
     async with other.connected():
         await elsewhere.publish(same_topic, 1, delay=0)
         for far in range(4):
@@ -498,6 +500,10 @@ async def a_day(tmp_path: Path, count: int, pending: int, step: float) -> list[l
             now = line[0]
         # It goes on with the next step while we kill it.
     killed_at = now
+    log = open_log(url)
+    floors = log.committed(scheduler.floor_group("delays"), "delays")
+    log.close()
+    assert all(parse_place(each.progress) for each in floors.values()), "no checkpoint"
     with Deliverer(url, pending, killed_at, start + DAY, step) as second:
         while (line := await asyncio.to_thread(second.next)) is not None:
             said.append(line)

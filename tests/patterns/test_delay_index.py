@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from streams.message import Record
 from streams.retries import records
+from streams.retries.checkpoints import checkpoint_records, join_parts
 from streams.retries.due_index import DueIndex, due_entry, due_time, log_position
 from streams.retries.scheduler import OutcomeCache
 
@@ -28,6 +29,8 @@ class Pending(RuleBasedStateMachine):
         """Name and due time, None for a mark; the position is the place in the list."""
         self.out: dict[int, int] = {}
         """What was given out, by slot: its name."""
+        self.kept: tuple[list[Record], int] | None = None
+        """A checkpoint, and its position."""
 
     def pending(self, end: int | None = None) -> dict[int, int]:
         """What the log says: slots by name."""
@@ -95,8 +98,25 @@ class Pending(RuleBasedStateMachine):
         self.index = DueIndex(self.limit)
         self.fill()
 
-    def fill(self) -> None:
-        for position, (name, due) in enumerate(self.log):
+    @rule()
+    def keep(self) -> None:
+        self.kept = checkpoint_records(self.index.state(), len(self.log), 0), len(self.log)
+
+    @precondition(lambda self: self.kept is not None)
+    @rule()
+    def restart_from_what_was_kept(self) -> None:
+        assert self.kept is not None
+        records, position = self.kept
+        self.out.clear()
+        self.index = DueIndex(self.limit)
+        parts = [(each.headers, each.value) for each in records]
+        state = join_parts(position, parts)
+        assert state is not None
+        self.index.restore(state)
+        self.fill(position)
+
+    def fill(self, start: int = 0) -> None:
+        for position, (name, due) in enumerate(self.log[start:], start):
             if due is None:
                 self.index.remove(name, position)
             else:
@@ -173,6 +193,32 @@ def test_what_comes_back_does_not_overtake_what_was_dropped_meanwhile() -> None:
     for name in (1, 2, 3):
         index.remove_delivered(name, due_entry(name, name))
     assert index.is_exhausted
+
+
+def test_what_was_given_out_does_not_overtake_what_was_dropped_after_a_restart() -> None:
+    before = DueIndex(3)
+    before.add(0, 9, 0)
+    assert before.take_due(10, 1)
+    for name in range(1, 6):
+        before.add(name, name, name)
+    index = DueIndex(3)
+    index.restore(before.state())
+    assert index.lowest_position == 0
+    assert index.take_due(10, 9) == [due_entry(name, name) for name in (1, 2, 3)]
+    for name in (1, 2, 3):
+        index.remove_delivered(name, due_entry(name, name))
+    assert index.is_exhausted
+
+
+def test_a_restored_index_holds_no_more_than_it_may() -> None:
+    before = DueIndex(100)
+    for name in range(60):
+        before.add(name, 60 - name, name)
+    index = DueIndex(3)
+    index.restore(before.state())
+    assert len(index) == 3
+    assert index.horizon == due_entry(4, 56)
+    assert index.lowest_position == 0
 
 
 def test_what_comes_back_is_bounded_too() -> None:

@@ -1,0 +1,180 @@
+"""Checkpoints of what is pending in one partition of a delay topic, kept in that partition.
+
+A checkpoint is what a :class:`~streams.retries.due_index.DueIndex` holds once every record before a
+position was applied. Whoever takes the partition over begins with it and reads on from that
+position, instead of reading everything since the oldest pending entry.
+
+It follows from the records before its position alone, so it is true whoever wrote it and when, and
+it is only a cache: one that is not whole is passed over, and the partition is read from its floor
+on. Where it stands is committed together with the floor.
+
+It has parts of :data:`PART_ENTRIES` entries, each a record with a key that no message ID can be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import NamedTuple
+from uuid import uuid4
+
+from streams.log.protocol import Log
+from streams.log.range_reader import read_batches
+from streams.message import Headers, Record, text
+from streams.retries.due_index import DueEntry, IndexState, log_position
+from streams.wire import parse_int
+
+CHECKPOINT = "streams_delay_checkpoint"
+"""What a part says of itself: position/number/parts/horizon/lowest dropped."""
+
+PART_ENTRIES = 4_000
+"""Entries of one part, at most."""
+
+MAX_PARTS = 10_000
+
+_ID_BYTES, _ENTRY_BYTES = 15, 24
+_ROW_BYTES = _ID_BYTES + _ENTRY_BYTES
+_DIGITS = 60
+"""Of a position (32 on Redis) or of an entry (57)."""
+
+
+class CheckpointPlace(NamedTuple):
+    """Where a checkpoint stands.
+
+    :param position: everything before it is in the checkpoint.
+    :param first: the position of the first of its parts in the log.
+    :param last: of the last.
+    """
+
+    position: int
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"{self.position}/{self.first}/{self.last}"
+
+
+def parse_place(written: str) -> CheckpointPlace | None:
+    """The place that was written so, if it is one."""
+    numbers = [parse_int(each, _DIGITS) for each in written.split("/", 3)]
+    if len(numbers) != 3 or None in numbers:
+        return None
+    position, first, last = (number or 0 for number in numbers)
+    return CheckpointPlace(position, first, last) if position <= first <= last else None
+
+
+class PartHeader(NamedTuple):
+    """What a part says of itself.
+
+    :param position: of the checkpoint.
+    :param number: of the part, from 0.
+    :param parts: how many the checkpoint has.
+    :param horizon: as :class:`IndexState` has it, and ``lowest_dropped``.
+    """
+
+    position: int
+    number: int
+    parts: int
+    horizon: DueEntry | None
+    lowest_dropped: int | None
+
+
+def read_part_header(headers: Headers) -> PartHeader | None:
+    """What a record says as a part of a checkpoint; None: it is none."""
+    for name, value in headers:
+        if name == CHECKPOINT and value is not None:
+            return _parse_header(value)
+    return None
+
+
+def _parse_header(value: bytes) -> PartHeader | None:
+    fields = text(value).split("/", 5)
+    if len(fields) != 5:
+        return None
+    position, number, count = (parse_int(each, _DIGITS) for each in fields[:3])
+    horizon, lowest_dropped = (parse_int(each, _DIGITS) for each in fields[3:])
+    if position is None or number is None or count is None or not number < count <= MAX_PARTS:
+        return None
+    return PartHeader(position, number, count, horizon, lowest_dropped)
+
+
+def checkpoint_records(state: IndexState, position: int, partition: int) -> list[Record]:
+    """The parts of a checkpoint.
+
+    :param position: everything before it is in the state.
+    """
+    entries = iter(state.entries.items())
+    parts: list[bytes] = []
+    while rows := list(islice(entries, PART_ENTRIES)):
+        parts.append(b"".join(_encode_row(*each) for each in rows))
+    parts = parts or [b""]
+    dropped = "/".join("" if each is None else str(each) for each in state[1:])
+    return [
+        Record(
+            part,
+            b"\xffcheckpoint/%d/%d" % (partition, number),
+            str(uuid4()),
+            [(CHECKPOINT, f"{position}/{number}/{len(parts)}/{dropped}".encode())],
+            partition,
+        )
+        for number, part in enumerate(parts)
+    ]
+
+
+def _encode_row(id_digest: int, entry: DueEntry) -> bytes:
+    return id_digest.to_bytes(_ID_BYTES) + entry.to_bytes(_ENTRY_BYTES)
+
+
+def read_checkpoint(
+    log: Log, topic: str, partition: int, place: CheckpointPlace, end: int
+) -> IndexState | None:
+    """The checkpoint that stands there; None: it is not whole. Blocks.
+
+    :param end: where the partition ends.
+    """
+    if place.last >= end:
+        return None  # of another log, or forged
+    return join_parts(
+        place.position,
+        (
+            (batch.headers(index), value)
+            for batch in read_batches(log, topic, partition, place.first, place.last + 1)
+            for index, value in enumerate(batch.values)
+        ),
+    )
+
+
+def join_parts(position: int, found: Iterable[tuple[Headers, bytes | None]]) -> IndexState | None:
+    """The checkpoint of a position, from its parts; None: it is not whole.
+
+    :param found: headers and values of records, among them its parts.
+    """
+    parts: dict[int, bytes] = {}
+    first: PartHeader | None = None
+    for headers, value in found:
+        part = read_part_header(headers)
+        if part is None or part.position != position or value is None:
+            continue
+        first = first or part
+        if part[2:] == first[2:] and len(value) % _ROW_BYTES == 0:
+            parts[part.number] = value
+    if first is None or len(parts) < first.parts:
+        return None
+    entries: dict[int, DueEntry] = {}
+    previous = -1
+    for number in range(first.parts):
+        for id_digest, entry in _decode_rows(parts[number]):
+            if not previous < log_position(entry) < position:
+                return None
+            previous = log_position(entry)
+            entries[id_digest] = entry
+    return IndexState(entries, first.horizon, first.lowest_dropped)
+
+
+def _decode_rows(part: bytes) -> Iterator[tuple[int, DueEntry]]:
+    for start in range(0, len(part), _ROW_BYTES):
+        middle = start + _ID_BYTES
+        yield (
+            int.from_bytes(part[start:middle]),
+            int.from_bytes(part[middle : start + _ROW_BYTES]),
+        )

@@ -1,0 +1,224 @@
+"""What a delay topic costs does not grow with all that was delivered: what is read is counted."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from streams import Streams
+from streams.inspection.delayed import DelayIndex
+from streams.log.range_reader import read_batches
+from streams.log.url import open_log
+from streams.patterns import Delays
+from streams.retries import checkpoints, scheduler
+from streams.retries import records as delay_records
+from streams.retries.checkpoints import CheckpointPlace, parse_place
+from tests.conformance.stage import Stage
+from tests.patterns.counting import Counting, counting
+from tests.patterns.keeping import until
+from tests.patterns.test_delay import DAY, delays_of
+
+pytestmark = pytest.mark.anyio
+
+YEAR = 365 * DAY
+KEPT = 50
+"""Outcomes that are remembered, in these tests."""
+
+BEHIND = 200
+"""Records behind a checkpoint before there is another."""
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "RECENT_OUTCOMES", KEPT)
+    monkeypatch.setattr(scheduler, "CHECKPOINT_RECORDS", BEHIND)
+    monkeypatch.setattr(scheduler, "COUNT_STEP", 10)
+    monkeypatch.setattr(scheduler, "FLOOR_INTERVAL", 0.0)
+    monkeypatch.setattr(checkpoints, "PART_ENTRIES", 7)
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Counting]:
+    """The logs of the apps that are entered, which count what is read."""
+    logs: list[Counting] = []
+
+    def open_counting(*arguments: Any) -> Counting:
+        logs.append(Counting(open_log(*arguments)))
+        return logs[-1]
+
+    monkeypatch.setattr("streams.runtime.open_log", open_counting)
+    return logs
+
+
+async def pass_through(stage: Stage, app: Streams, delays: Delays, topic: Any, count: int) -> None:
+    """So many messages that are due at once, and their marks."""
+    before = delays.stats().delivered
+    entries = [
+        delay_records.entry_record(topic.record(value), topic.name, 0) for value in range(count)
+    ]
+    await app.publisher.publish_many(delays.name, entries)
+    await stage.until(lambda: delays.stats().delivered == before + count, "all are delivered")
+
+
+def place_of(log: Any, topic: str) -> CheckpointPlace | None:
+    """Where the last checkpoint stands, as it is committed."""
+    floor = log.committed(scheduler.floor_group(topic), topic).get(0)
+    return None if floor is None else parse_place(floor.progress)
+
+
+async def test_a_takeover_reads_what_is_pending_and_what_is_new(
+    stage: Stage, opened: list[Counting]
+) -> None:
+    """Not all that was delivered since a message was published that is due in a year."""
+    app = stage.app()
+    topic = stage.topic(app, partitions=1)
+    delays = delays_of(stage, app)
+    async with app:
+        for number in range(20):
+            await delays.publish(topic, number, delay=YEAR, id=f"far-{number}")
+        for _ in range(4):
+            await pass_through(stage, app, delays, topic, 300)
+        _, end = app.log.watermarks(delays.name, 0)
+        recent = app.log.offset_before(delays.name, 0, end, 2 * 20 + BEHIND + 50)
+
+        def is_kept() -> bool:
+            place = place_of(stage.anchor, delays.name)
+            return place is not None and place.position >= recent
+
+        await stage.until(is_kept, "a checkpoint")
+    looked_at = counting(stage.anchor)
+    index = DelayIndex(delays.name, lambda: looked_at)
+    assert await asyncio.to_thread(index.read_on, 60)
+    assert len(index.places(0, 30)) == 20
+    index.close()
+    most = 2 * 20 + BEHIND + 50 + 20 + KEPT
+    assert looked_at.records <= most
+    again = stage.app()
+    topic = stage.topic(again, partitions=1)
+    delays = delays_of(stage, again)
+    async with again:
+        log = opened[-1]
+        await stage.until(lambda: delays.stats().pending == 20, "what is pending is known")
+        assert log.records <= most
+        assert delays.stats().delivered == 0
+        for number in range(0, 20, 7):
+            assert await delays.cancel(f"far-{number}") == "cancelled"
+        await delays.publish(topic, 1, delay=0, id="far-1")
+        await stage.until(lambda: delays.stats().delivered == 1, "delivered")
+        assert delays.stats().pending == 16
+
+
+async def test_requests_that_come_together_are_looked_up_together(
+    stage: Stage, opened: list[Counting]
+) -> None:
+    asker, app = stage.app(), stage.app()
+    topic = stage.topic(asker, partitions=1)
+    asks = delays_of(stage, asker)
+    async with asker.connected():
+        for number in range(100):
+            await asks.publish(topic, number, delay=YEAR + number, id=f"m{number}")
+        requests = [asyncio.create_task(asks.cancel(f"m{number}")) for number in range(60, 100)]
+        await stage.until(lambda: written(asker, asks.name) == 140, "all requests are written")
+        stage.topic(app, partitions=1)
+        delays_of(stage, app, pending=10)
+        async with app:
+            log = opened[-1]
+            assert await asyncio.gather(*requests) == ["cancelled"] * 40
+            # Once when it takes over, and then for each batch that its processor is given.
+            assert log.calls["reader"] <= 8
+            assert log.records <= 8 * 140
+
+
+def written(app: Streams, topic: str) -> int:
+    """How many records a topic of one partition has."""
+    _, end = app.log.watermarks(topic, 0)
+    return sum(map(len, read_batches(app.log, topic, 0, 0, end)))
+
+
+async def test_a_checkpoint_that_is_not_whole_is_passed_over(stage: Stage) -> None:
+    app = stage.app()
+    topic = stage.topic(app, partitions=1)
+    delays = delays_of(stage, app)
+    async with app:
+        for number in range(20):
+            await delays.publish(topic, number, delay=YEAR, id=f"far-{number}")
+        await pass_through(stage, app, delays, topic, 300)
+        await stage.until(lambda: place_of(stage.anchor, delays.name), "a checkpoint")
+    log, group = stage.anchor, scheduler.floor_group(delays.name)
+    floor = log.committed(group, delays.name)[0]
+    place = parse_place(floor.progress)
+    assert place is not None
+    for damaged in (
+        "",
+        "1/2",
+        "0/0/" + "9" * 100,
+        str(place._replace(position=place.position + 1)),
+        str(place._replace(first=place.last)),  # a part is missing
+        str(place._replace(position=place.first, first=1 << 100, last=1 << 100)),
+    ):
+        damaged_floor = {0: floor._replace(progress=damaged)}
+        log.reset_offsets(group, delays.name, damaged_floor, force=True)
+        assert await known_pending(stage, 20) == 20
+
+
+async def known_pending(stage: Stage, count: int) -> int:
+    """How many messages a new owner knows to be pending, once they are so many."""
+    app = stage.app()
+    stage.topic(app, partitions=1)
+    delays = delays_of(stage, app)
+    async with app:
+        await stage.until(lambda: delays.stats().pending == count, "what is pending is known")
+        return delays.stats().pending
+
+
+async def test_what_is_being_cancelled_is_left_out_of_no_checkpoint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its owner may be killed before the mark is in the log, and it is pending then."""
+    app = Streams("memory://")
+    topic = app.topic("wanted", int)
+    delays = Delays(app)
+    may_answer = asyncio.Event()
+    write = scheduler.PartitionScheduler._write
+
+    async def write_later(self: Any, outgoing: Any) -> Any:
+        if any(delay_records.read_mark(record.headers)[1] for _, record in outgoing):
+            await may_answer.wait()
+        return await write(self, outgoing)
+
+    monkeypatch.setattr(scheduler.PartitionScheduler, "_write", write_later)
+    monkeypatch.setattr(scheduler, "CHECKPOINT_RECORDS", 1e9)
+    async with app:
+        await delays.publish(topic, 0, delay=YEAR, id="far")
+        await delays.publish(topic, 0, delay=YEAR, id="farther")
+        owned = delays._scheduler._by_partition
+        partition = await until(lambda: owned.get(0), "the partition is owned")
+        entries = [delay_records.entry_record(topic.record(n), topic.name, 0) for n in range(300)]
+        await app.publisher.publish_many(delays.name, entries)
+        await until(lambda: delays.stats().delivered == 300, "all are delivered")
+        cancelling = asyncio.create_task(delays.cancel("far"))
+        await until(lambda: partition._cancelling, "a request is being answered")
+
+        monkeypatch.setattr(scheduler, "CHECKPOINT_RECORDS", BEHIND)
+
+        async def look_again() -> None:
+            partition._floor_committed_at = float("-inf")
+
+            def has_looked() -> bool:
+                partition._wake.set()
+                return bool(partition._floor_committed_at > 0)
+
+            await until(has_looked, "it has looked")
+
+        await look_again()
+        assert partition._checkpoint_tried == 0
+        may_answer.set()
+        assert await cancelling == "cancelled"
+        await look_again()
+        place = await until(lambda: place_of(app.log, delays.name), "a checkpoint")
+        _, end = app.log.watermarks(delays.name, 0)
+        kept = checkpoints.read_checkpoint(app.log, delays.name, 0, place, end)
+        assert kept is not None
+        assert list(kept.entries) == [delay_records.id_digest(b"farther")]
