@@ -10,10 +10,11 @@ from uuid import uuid4
 import pytest
 
 from streams.derived_records import ERROR_GROUP, ERROR_TOPIC
+from streams.errors import NotFound
 from streams.log.protocol import Log
 from streams.message import Record
 from streams.patterns import DeadLetterManager
-from streams.patterns.deadletters import manager
+from streams.patterns.deadletters import manager, redriving
 from streams.patterns.deadletters.redriving import DeadLetterTopic
 from tests.conformance.stage import Stage
 from tests.patterns.counting import counting
@@ -56,6 +57,34 @@ async def test_letters_that_were_dealt_with_are_not_read_again(stage: Stage) -> 
     log.reset()
     assert others.count_waiting() == 200
     assert log.calls["reader"] <= 17
+
+
+async def test_a_letter_that_does_not_wait_is_looked_for_among_the_newest(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redriving, "RESOLVED_LIMIT", 100)
+    name = f"dead-{uuid4().hex[:8]}"
+    filled(stage.anchor, name, 2_000)
+    log = counting(stage.anchor)
+    letters = DeadLetterTopic(log, name)
+    letters.purge(matches=lambda row: row.id not in ("id-0", "id-1999"))
+    log.reset()
+    assert letters.select_named(["id-1999"]).count == 1
+    assert log.records == 2, "those that wait"
+    for wanted, said in (
+        ("id-1950", "'id-1950' was put back or set aside already"),
+        ("id-7", "no letter 'id-7' waits, nor is it one of the newest"),
+        ("id-x", "no letter 'id-x' waits, nor is it one of the newest"),
+    ):
+        log.reset()
+        with pytest.raises(NotFound, match=said):
+            letters.select_named([wanted])
+        assert log.records <= 2 + 100
+    monkeypatch.undo()
+    with pytest.raises(NotFound, match="'id-7' was put back or set aside already"):
+        letters.select_named(["id-7"])
+    with pytest.raises(NotFound, match="there is no letter 'id-x'"):
+        letters.select_named(["id-x"])
 
 
 async def test_looking_for_letters_is_bounded_and_says_so(

@@ -45,6 +45,7 @@ from streams.log.range_reader import (
     LogRow,
     OffsetRange,
     RangeReader,
+    newest_of,
 )
 from streams.message import Position, Record, headers_without
 from streams.replay.offset_reset import settled_ahead
@@ -59,6 +60,9 @@ REDRIVE_CHUNK = 500
 
 SCAN_LIMIT = 1_000_000
 """Dead letters that are searched, where nobody says how many."""
+
+RESOLVED_LIMIT = 10_000
+"""Dead letters of a partition among which one that does not wait is looked for."""
 
 RowPredicate = Callable[[LogRow], bool]
 """Whether a dead letter is meant."""
@@ -273,7 +277,7 @@ class DeadLetterTopic:
             return None if row is None or not is_of_source(row) else rows.is_waiting(row)
 
     def _find_by_id(self, ids: set[str], is_of_source: RowPredicate) -> set[Position]:
-        """The positions of those that wait and have these message IDs."""
+        """The positions of those that wait and have these message IDs; reads all that wait."""
         found: set[Position] = set()
         missing = set(ids)
         with closing(self.rows(scan_limit=None)) as rows:
@@ -284,9 +288,19 @@ class DeadLetterTopic:
         if not missing:
             return found
         name = min(missing)
-        with closing(self.rows(everything=True, scan_limit=None)) as rows:
-            is_resolved = any(row.id == name and is_of_source(row) for row in rows)
-        what = _already_resolved(name) if is_resolved else f"there is no letter {name!r}"
+        what = f"there is no letter {name!r}"
+        # Only what the error says depends on it: the newest are looked at, however many there are.
+        newest: dict[int, int] = {}
+        for partition in range(self.partitions):
+            first, end = self.log.watermarks(self.name, partition)
+            newest[partition], has_all = newest_of(
+                self.log, self.name, partition, first, end, RESOLVED_LIMIT
+            )
+            if not has_all:
+                what = f"no letter {name!r} waits, nor is it one of the newest"
+        with closing(self.rows(everything=True, scan_limit=None, start_offsets=newest)) as rows:
+            if any(row.id == name and is_of_source(row) for row in rows):
+                what = _already_resolved(name)
         raise NotFound(f"{self.name}: {what}")
 
     def redrive(
