@@ -292,6 +292,28 @@ async def test_the_cache_is_bounded_and_counts(stage: Stage) -> None:
         assert stats.decisions == stats.appends == stats.events == 12
 
 
+async def test_the_cache_is_bounded_by_bytes() -> None:
+    app = Streams("memory://")
+    bank = accounts(app, "bank", cache=Cache(bytes=10_000))
+    async with app:
+        for number in range(30):
+            await bank.decide(f"a-{number}", open_with, "x" * 1_000, number)
+            assert bank.stats().cached_bytes <= 10_000
+        full = bank.stats()
+        assert 5 <= full.cached < 10
+        assert full.cached_bytes > full.cached * 1_000
+        # One that grows makes room for itself, and one that is too large is not kept at all.
+        await bank.decide("a-29", open_with, "x" * 5_000, 0)
+        assert bank.stats().cached < full.cached
+        assert bank.stats().cached_bytes <= 10_000
+        await bank.decide("huge", open_with, "x" * 20_000, 1)
+        assert bank.stats().cached_bytes <= 10_000
+        hits = bank.stats().cache_hits
+        for id, cents in (("huge", 1), ("a-0", 0), ("a-28", 28)):
+            assert (await bank.load(id)).state.cents == cents
+        assert bank.stats().cache_hits == hits + 1
+
+
 def returning(result: Any) -> Any:
     return lambda state: result
 

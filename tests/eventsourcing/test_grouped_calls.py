@@ -13,7 +13,10 @@ import pytest
 from streams import Streams
 from streams.errors import Fatal, LogError, NotRunning, Unavailable
 from streams.eventsourcing.batching import RequestBatcher
+from streams.log.url import open_log
+from tests.conformance.stage import Stage
 from tests.eventsourcing.bank import accounts, deposit
+from tests.patterns.counting import Counting
 
 pytestmark = pytest.mark.anyio
 
@@ -99,3 +102,27 @@ async def test_a_damaged_history_hides_no_other(tmp_path: Path) -> None:
         assert failed == ["account-7"]
         with pytest.raises(Fatal, match="damaged"):
             await bank.load("account-7")
+
+
+async def test_a_thousand_decisions_are_few_calls_of_the_log(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[Counting] = []
+
+    def open_counting(*arguments: Any) -> Counting:
+        counted.append(Counting(open_log(*arguments)))
+        return counted[-1]
+
+    monkeypatch.setattr("streams.runtime.open_log", open_counting)
+    app = stage.app()
+    bank = accounts(app, stage.topic_name, partitions=2)
+    async with app:
+        (log,) = counted
+        log.reset()
+        done = await asyncio.gather(
+            *(bank.decide(f"a-{number}", deposit, number) for number in range(1_000))
+        )
+        assert [each.state.cents for each in done] == list(range(1_000))
+        if not stage.anchor.never_blocks:  # else nobody waits for anything
+            assert log.calls["read_histories"] <= 100
+            assert log.calls["append_events"] <= 100
