@@ -3,12 +3,13 @@ record; and nothing but an append writes to one."""
 
 from __future__ import annotations
 
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 import pytest
 
 from streams.errors import EventTopicError
-from streams.log.events import NO_HISTORY, Appended
+from streams.log.events import NO_HISTORY, Appended, EventLog, Refused
 from streams.log.protocol import Retention
 from streams.message import Record
 from tests.conformance.histories import append, event_topic, events_of, grow
@@ -88,6 +89,78 @@ def test_a_member_is_given_the_events_and_passes_over_the_rest(world: World) -> 
         member.close()
     assert world.position(group, topic) == end
     assert world.log.lag(topic, 0, end) == 0
+
+
+class Appender:
+    """Appends to a history of its own and to one that it shares, on one handle, in a thread."""
+
+    def __init__(self, log: EventLog, topic: str, name: str) -> None:
+        self.written: list[tuple[int, int, bytes]] = []
+        """Partition, offset and value of each event that counts."""
+        self._log, self._topic, self._name = log, topic, name
+        self._bases = {name.encode(): NO_HISTORY, b"shared": NO_HISTORY}
+
+    def run(self) -> None:
+        for number in range(30):
+            key = self._name.encode() if number % 3 else b"shared"
+            self._append(key, [b"%s/%d/%d" % (key, number, n) for n in range(1 + number % 4)])
+
+    def _append(self, key: bytes, values: list[bytes]) -> None:
+        while True:
+            base = self._bases[key]
+            made, outcome = append(self._log, self._topic, key, base, *values)
+            if isinstance(outcome, Appended):
+                self._bases[key] = made.head.base
+                self.written += [
+                    (outcome.partition, offset, value)
+                    for offset, value in zip(outcome.offsets, values, strict=True)
+                ]
+                return
+            assert isinstance(outcome, Refused), outcome
+            self._bases[key] = outcome.head.base
+
+
+def test_no_event_is_skipped_by_those_who_read_while_others_append(world: World) -> None:
+    """What a reader has passed stays as it was: no event comes later below a position that was read
+    to, on whatever handle it is appended."""
+    topic, group = event_topic(world, 2), world.group()
+    member = Committing(world.open(lasting=True), group, [topic], world.history, "m")
+    handles = [events_of(world), cast(EventLog, world.open()), cast(EventLog, world.open())]
+    appenders = [Appender(handles[n % 3], topic, f"k{n}") for n in range(6)]
+    following = world.open()
+    found: dict[int, list[tuple[int, bytes | None]]] = {0: [], 1: []}
+    ends = [0, 0]
+
+    def read_on() -> None:
+        for partition, seen in found.items():
+            _, end = following.watermarks(topic, partition)
+            if end > ends[partition]:
+                reader = following.reader(topic, partition, ends[partition], end)
+                while (batch := reader.read(10)) is not None:
+                    seen += zip(batch.offsets, batch.values, strict=True)
+                reader.close()
+                ends[partition] = end
+
+    try:
+        with ThreadPoolExecutor(len(appenders)) as threads:
+            running = [threads.submit(each.run) for each in appenders]
+            while not all(each.done() for each in running):
+                read_on()
+            for each in running:
+                each.result()
+        read_on()
+        written = sorted(event for each in appenders for event in each.written)
+        for partition, seen in found.items():
+            expected = [(offset, value) for number, offset, value in written if number == partition]
+            assert seen == expected
+            assert expected, "keys for both partitions"
+        world.history.until(
+            lambda: len(world.history.values()) >= len(written), "the group has all"
+        )
+        for partition, seen in found.items():
+            assert world.history.values((topic, partition)) == [value for _, value in seen]
+    finally:
+        member.close()
 
 
 def test_a_member_of_an_event_topic_and_another(world: World) -> None:
