@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from confluent_kafka import Producer
 
+from streams.cli import log_queries, output
 from streams.log.event_headers import make_append
 from streams.log.events import NO_HISTORY, Appended, Base, EventLog
 from streams.log.protocol import Log
 from streams.log.url import open_log
 from streams.message import ID, Record
 from tests.cli.conftest import Run, Shell
-from tests.conformance.histories import append, event, grow
+from tests.conformance.histories import append, append_all, event, grow
 from tests.conformance.member import PATIENCE
 from tests.servers.find import KafkaAddress
 
@@ -163,3 +166,39 @@ def test_on_kafka_they_are_known_by_their_headers(
         ended = run(*command, "--url", kafka.url)
         assert ended.status == 1
         assert "holds the histories of an aggregate" in ended.err
+
+
+def test_how_far_an_index_is_built_is_shown(
+    kafka: KafkaAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To whoever looks on, from the first record to the last, before anything is read."""
+    topic, url = f"accounts-{uuid4().hex[:8]}.events", kafka.url
+    shown: list[tuple[int, int | None]] = []
+    described: list[str] = []
+
+    @contextmanager
+    def recorded(description: str) -> Iterator[Callable[[int, int | None], None]]:
+        described.append(description)
+        yield lambda done, total: shown.append((done, total))
+
+    monkeypatch.setattr(output, "progress_bar", recorded)
+    monkeypatch.setattr(log_queries, "INDEX_LOOK", 0.0)
+    # No fetch has all of them.
+    small = f"{url}?max.partition.fetch.bytes=1000"
+    with closing(open_log(url)) as log, closing(open_log(small)) as fresh:
+        assert isinstance(log, EventLog)
+        log.create_event_topic(topic, 2)
+        for key in (b"a", b"b", b"c", b"d"):
+            appended = make_append(key, NO_HISTORY, [event(b"x" * 100) for _ in range(100)])
+            append_all(log, topic, [appended])
+        log_queries.await_index(fresh, topic)
+        assert described == [f"finding out which events of {topic} count"]
+        done = [each for each, _ in shown]
+        assert done[0] < 400
+        assert done == sorted(done)
+        assert {total for _, total in shown} == {400}
+        assert isinstance(fresh, EventLog)
+        assert fresh.index_progress(topic) == (400, 400)
+        shown.clear()
+        log_queries.await_index(fresh, topic)  # it is known now
+        assert (len(described), shown) == (1, [])
