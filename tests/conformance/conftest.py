@@ -9,11 +9,20 @@ from uuid import uuid4
 
 import pytest
 
-from tests.conformance.logs import HEARTBEAT, LEASE, LOGS, SESSION, Case, lasting_url
+from tests.conformance.logs import (
+    HEARTBEAT,
+    LEASE,
+    LOGS,
+    SESSION,
+    THREE_BROKERS,
+    Case,
+    lasting_url,
+)
 from tests.conformance.stage import Stage
 from tests.conformance.world import World
 from tests.servers import find
 from tests.servers.find import KafkaAddress, RedisAddress
+from tests.servers.kafka import Kafka
 from tests.servers.lifetime import Lifetime
 
 VARIANTS = {"kip848", "valkey", "cluster"}
@@ -24,6 +33,9 @@ EVERYWHERE = {"test_at_least_once", "test_order"}
 
 SLOTS = {"test_event_log", "test_event_readers", "test_document_log"}
 """Where it matters on which node of a cluster something is."""
+
+REPLICATED = {"test_event_log", "test_event_readers"}
+"""What runs on three brokers, too, with the long fault runs."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -39,6 +51,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cases = [
         pytest.param(case, marks=pytest.mark.faults) if is_variant(case) else case for case in LOGS
     ]
+    if module in REPLICATED:
+        cases.append(pytest.param(THREE_BROKERS, marks=pytest.mark.faults))
     metafunc.parametrize("case", cases, ids=lambda case: case.name)
 
 
@@ -86,6 +100,18 @@ def kafka_url(kafka: KafkaAddress, request: pytest.FixtureRequest) -> str:
         **SMALL_FETCHES,
     }
     return url_of(kafka.url, request, **settings)
+
+
+@pytest.fixture(scope="session")
+def three_brokers(lifetime: Lifetime) -> Iterator[Kafka]:
+    config = {"default.replication.factor": "3", "min.insync.replicas": "2"}
+    with Kafka(lifetime, brokers=3, config=config) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def kafka_brokers_url(three_brokers: Kafka, request: pytest.FixtureRequest) -> str:
+    return url_of(three_brokers.url, request, **SMALL_FETCHES)
 
 
 @pytest.fixture

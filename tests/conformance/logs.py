@@ -49,7 +49,7 @@ class Case:
     @property
     def checks_appends(self) -> bool:
         """It checks the condition of an append of events when it writes it: Kafka cannot."""
-        return self.capabilities.events and self.capabilities.name not in ("kafka", "kip848")
+        return self.capabilities.events and self.name not in ("kafka", "kip848", "brokers")
 
     def can(self, need: str) -> bool:
         """Whether it has a capability, one of :class:`Capabilities` or of this class."""
@@ -84,6 +84,11 @@ LOGS = [
         lease=LEASE,
     ),
 ]
+
+
+THREE_BROKERS = Case("kafka_brokers_url", replace(KAFKA, name="brokers"), trims=False, leaves=False)
+"""Kafka with three replicas of everything, two of which take in what is acknowledged: for what
+depends on where a record is confirmed and read, which histories do."""
 
 
 def lasting_url(url: str) -> str:
