@@ -24,6 +24,7 @@ from streams.config import Retention
 from streams.errors import (
     EventTopicError,
     LogError,
+    NotFound,
     OutcomeUnknown,
     PartitionCountMismatch,
     Unavailable,
@@ -37,6 +38,7 @@ from streams.log.events import (
     Refused,
     StoredSnapshot,
 )
+from streams.log.kafka.client import RequestRetry
 from streams.log.kafka.event_appends import Sent
 from streams.log.kafka.log import KafkaLog
 from streams.log.kafka.snapshot_index import record_key, snapshot_topic
@@ -303,6 +305,26 @@ def test_appends_that_nobody_read_back_are_told_when_the_log_is_closed(
     log.close()
     (outcome,) = outcomes
     assert isinstance(outcome, OutcomeUnknown)
+
+
+def test_a_broker_that_does_not_know_a_new_topic_yet_is_waited_for(
+    log: KafkaLog, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of several may not, when it leads a partition of it."""
+    run = RequestRetry.run
+    # The second one asks for the topic's metadata, which others answer.
+    refusals = [True, True, True, False, True]
+
+    def run_later(self: Any, operation: str, client: Any, request: Any) -> Any:
+        if operation == f"end of {topic}/0" and refusals and refusals.pop():
+            raise NotFound(f"Kafka, {operation}: unknown topic or partition")
+        return run(self, operation, client, request)
+
+    monkeypatch.setattr(RequestRetry, "run", run_later)
+    assert log.log_end_offset(topic, 0) == 0
+    assert not refusals
+    with pytest.raises(NotFound, match="none numbered 7"):
+        log.log_end_offset(topic, 7)
 
 
 # -- snapshots ------------------------------------------------------------------------------------

@@ -46,6 +46,9 @@ MAX_IDLE = 2
 PROBE_TIMEOUT = 3.0
 """Seconds that a broker gets to answer a new client."""
 
+NEW_PARTITION_TIMEOUT = 5.0
+"""Seconds within which each broker should know a partition that others know."""
+
 STALL_TIMEOUT = 10.0
 """Seconds without a message after which a reader is compared with the log's end."""
 
@@ -226,12 +229,18 @@ class ReaderPool:
                 query_consumer,
                 lambda consumer: consumer.list_topics(topic, timeout=REQUEST_TIMEOUT),
             )
-        try:
-            return run(operation, query_consumer, request)
-        except NotFound as error:
-            # ...or the broker does not.
-            self.metadata.check_partitions(topic, partitions)
-            raise Unavailable(f"{error}; it exists, but not every broker knows it yet") from error
+        give_up = time.monotonic() + NEW_PARTITION_TIMEOUT
+        while True:
+            try:
+                return run(operation, query_consumer, request)
+            except NotFound as error:
+                # ...or the broker does not.
+                self.metadata.check_partitions(topic, partitions)
+                if time.monotonic() >= give_up:
+                    raise Unavailable(
+                        f"{error}; it exists, but not every broker knows it yet"
+                    ) from error
+            time.sleep(0.05)
 
     def open_reader(
         self, topic: str, partition: int, start: int, end: int, *, uncommitted: bool = False
