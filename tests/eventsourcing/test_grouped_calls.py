@@ -13,6 +13,7 @@ import pytest
 from streams import Streams
 from streams.errors import Fatal, LogError, NotRunning, Unavailable
 from streams.eventsourcing.batching import RequestBatcher
+from streams.log.events import EventLog
 from streams.log.url import open_log
 from tests.conformance.stage import Stage
 from tests.eventsourcing.bank import accounts, deposit
@@ -123,6 +124,7 @@ async def test_a_thousand_decisions_are_few_calls_of_the_log(
             *(bank.decide(f"a-{number}", deposit, number) for number in range(1_000))
         )
         assert [each.state.cents for each in done] == list(range(1_000))
+        assert isinstance(stage.anchor, EventLog)
         if not stage.anchor.never_blocks:  # else nobody waits for anything
             assert log.calls["read_histories"] <= 100
             assert log.calls["append_events"] <= 100
