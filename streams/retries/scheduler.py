@@ -606,8 +606,9 @@ class PartitionScheduler:
                     later = records.scan_record(int(message.offset), key, value, headers)
                     if later is not None and later.mark == records.CANCEL:
                         requests[later.position] = later.id_digest
-            look_up = partial(run_in_thread, self._look_up, requests)
-            self._is_pending_at = await self._retry_outages(look_up)
+            self._is_pending_at = await self._retry_outages(
+                lambda: run_in_thread(self._look_up, requests)
+            )
         return self._is_pending_at[position]
 
     def _look_up(self, requests: Mapping[int, int]) -> dict[int, bool]:
