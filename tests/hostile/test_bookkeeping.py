@@ -4,22 +4,31 @@ them, what topics are like, claims, and the names that others give to their grou
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+import apsw
 import pytest
 from hypothesis import strategies as st
 from redis import Redis
 
 from stream_codecs import DecodeError
-from streams import Message, Streams, StreamsError
+from streams import LogError, Message, Streams, StreamsError
 from streams.engine.progress import encode
 from streams.log.protocol import Committed
 from streams.log.redis.keys import PartitionKeys, members_key, topic_key, topics_key
-from streams.patterns import IdempotencyStore, IdempotentProcessor
+from streams.patterns import (
+    IdempotencyStore,
+    IdempotentProcessor,
+    InProgress,
+    KeyReused,
+    OperationFailed,
+)
 from tests.conformance.logs import LEASE, Case
 from tests.conformance.stage import QUICK
 from tests.hostile import kafka_wire
@@ -133,13 +142,16 @@ async def test_positions_that_make_no_sense(stage: Ground) -> None:
         lists(stage.url, "groups", "show", group)
 
 
-# -- Redis
+# -- Redis and SQLite
 
 
 @pytest.fixture
-def alone(case: Case, lifetime: Lifetime) -> Iterator[Ground]:
-    """A server of the test's own. What lists all groups asks for each, and on the session's server
-    there are those of every test."""
+def alone(case: Case, lifetime: Lifetime, request: pytest.FixtureRequest) -> Iterator[Ground]:
+    """A server, or a file, of the test's own. What lists all groups asks for each, and on the
+    session's server there are those of every test."""
+    if case.name == "sqlite":
+        yield request.getfixturevalue("stage")
+        return
     settings = f"lease={LEASE:g}" if case.name == "redis" else ""
     patient = {"broker.session.timeout.ms": "120000"}  # nobody kills it
     with Kafka(lifetime, config=patient) if case.name == "kafka" else OwnRedis(lifetime) as own:
@@ -155,6 +167,24 @@ def server(stage: Ground) -> Iterator[Redis]:
         yield redis
 
 
+@contextmanager
+def file(stage: Ground) -> Iterator[apsw.Connection]:
+    """The log's file, by the library that the log uses: two in one process break its locks."""
+    path = stage.url.removeprefix("sqlite:///").partition("?")[0]
+    with closing(apsw.Connection(path)) as connection:
+        connection.set_busy_timeout(60_000)
+        yield connection
+
+
+COLUMNS: list[Any] = [
+    None, 0, 1, -1, 2**53, 2**63 - 1, -(2**63), 1.5, -1e300, float("inf"), float("-inf"),
+    "", "x", "1", "1e400", "nan", "\x00", "[" * 3_000, b"", b"=1", b"!{}", b"\xff" * 9,
+    b"x" * 9_000,
+]  # fmt: skip
+ODD: list[Any] = [b"\xff" * 9, b"\xff", "x", float("inf")]
+"""Of these, what readers have stumbled over."""
+
+
 def hashes(stage: Ground) -> dict[bytes, list[bytes]]:
     """The keys of a group's and a topic's hashes, and their fields."""
     part = PartitionKeys(stage.topic_name, 0, 1)
@@ -167,22 +197,85 @@ def hashes(stage: Ground) -> dict[bytes, list[bytes]]:
     }
 
 
-@pytest.mark.short_lease  # an owner that does not exist has the partition until its lease is over
-@pytest.mark.only("redis")
-@pytest.mark.parametrize("examples", [12, pytest.param(100, marks=pytest.mark.faults)])
-async def test_rows_of_redis_that_make_no_sense(alone: Ground, examples: int) -> None:
-    """A damaged hash ends in an error of ours or in nothing at all, and the group goes on."""
-    stage = alone
-    fill(stage)
+Damage = Callable[[], Callable[[], None]]
+"""Damages something, and returns what undoes it."""
+
+
+def damaged_hashes(stage: Ground, count: int) -> list[tuple[str, Damage]]:
     kinds = hashes(stage)
-    damage = st.tuples(pick(list(kinds)), st.integers(0, 8), FIELDS | pick(NUMBERS + TEXTS))
-    problems: list[str] = []
-    for key, at, value in made(damage, examples):
-        field = kinds[key][at % len(kinds[key])]
+
+    def damage(key: bytes, field: bytes, value: bytes) -> Callable[[], None]:
         with server(stage) as redis:
             before: dict[Any, Any] = redis.hgetall(key)
             redis.hset(key, field, value)
+
+        def undo() -> None:
+            with server(stage) as redis:
+                redis.delete(key)
+                if before:
+                    redis.hset(key, mapping=before)
+
+        return undo
+
+    choices = st.tuples(pick(list(kinds)), st.integers(0, 8), FIELDS | pick(NUMBERS + TEXTS))
+    found: list[tuple[str, Damage]] = []
+    for key, at, value in made(choices, count):
+        field = kinds[key][at % len(kinds[key])]
         what = f"HSET {key!r} {field!r} {value[:40]!r}"
+        found.append((what, partial(damage, key, field, value)))
+    return found
+
+
+ROWS = {
+    "streams_members": ["no", "group", "id", "topics", "expires", "timeline"],
+    "streams_places": ["position", "progress", "epoch", "owner"],
+    "streams_groups": ["window", "generation"],
+    "streams_topics": ["seconds", "messages"],
+}
+"""Where a SQLite log says where groups are, who belongs to them, and what topics are like."""
+
+
+def damaged_rows(stage: Ground, count: int) -> list[tuple[str, Damage]]:
+    insert = "INSERT OR IGNORE INTO streams_members VALUES (77, ?, 'somebody', ?, 1e9, 'x')"
+
+    def damage(table: str, column: str, value: Any, as_text: bool) -> Callable[[], None]:
+        with file(stage) as db:
+            before = db.execute(f"SELECT * FROM {table}").fetchall()
+            if table == "streams_members":
+                db.execute(insert, (stage.group, f'["{stage.topic_name}"]'))
+            change = "CAST(? AS TEXT)" if as_text and isinstance(value, bytes) else "?"
+            with suppress(apsw.MismatchError):  # the number of a row is one
+                db.execute(f'UPDATE OR IGNORE {table} SET "{column}" = {change}', (value,))
+
+        def undo() -> None:
+            with file(stage) as db, db:
+                db.execute(f"DELETE FROM {table}")
+                for row in before:
+                    marks = ", ".join("?" * len(row))
+                    db.execute(f"INSERT INTO {table} VALUES ({marks})", row)
+
+        return undo
+
+    columns = [(table, column) for table, columns in ROWS.items() for column in columns]
+    return [
+        (f"{table}.{column} = {value!r:.40}", partial(damage, table, column, value, as_text))
+        for (table, column), value, as_text in made(
+            st.tuples(pick(columns), pick(COLUMNS) | pick(ODD), st.booleans()), count
+        )
+    ]
+
+
+@pytest.mark.short_lease  # an owner that does not exist has the partition until its lease is over
+@pytest.mark.only("redis", "sqlite")
+@pytest.mark.parametrize("examples", [12, pytest.param(100, marks=pytest.mark.faults)])
+async def test_rows_that_make_no_sense(alone: Ground, examples: int) -> None:
+    """What is damaged ends in an error of ours or in nothing at all, and the group goes on."""
+    stage = alone
+    fill(stage)
+    damages = damaged_rows if stage.case.name == "sqlite" else damaged_hashes
+    problems: list[str] = []
+    for what, damage in damages(stage, examples):
+        undo = damage()
         for words in (["groups", "ls"], ["groups", "show", stage.group], ["topics", "ls"]):
             try:
                 command(stage.url, *words)
@@ -203,42 +296,85 @@ async def test_rows_of_redis_that_make_no_sense(alone: Ground, examples: int) ->
             pass  # one line that says what is wrong
         except BaseException as error:
             problems.append(f"{what}: {error!r} from {error.__cause__!r}")
-        with server(stage) as redis:
-            redis.delete(key)
-            if before:
-                redis.hset(key, mapping=before)
+        undo()
     assert not problems, "\n".join(problems)
 
 
-@pytest.mark.only("redis")
-async def test_claims_that_make_no_sense(stage: Ground) -> None:
-    """A claim that is damaged is none, or its caller is told in an error of ours."""
-    name = f"claims-{uuid4().hex[:8]}"
+def damaged_claims(stage: Ground, count: int) -> list[Callable[[str, str], None]]:
+    """Each damages the claim of a store and a key, where there is one."""
+    if stage.case.name == "sqlite":
+        names = ["token", "fingerprint", "value", "lease", "timeline", "until", "expires"]
+        columns = st.tuples(pick(names), pick(COLUMNS) | pick(ODD), st.booleans())
+
+        def damage_row(store: str, key: str, name: str, value: Any, as_text: bool) -> None:
+            place = f"{store}:{key}".encode()
+            if as_text and isinstance(value, bytes):  # text that is not UTF-8, perhaps
+                change = f"UPDATE OR IGNORE streams_claims SET {name} = CAST(? AS TEXT)"
+            else:
+                change = f"UPDATE OR IGNORE streams_claims SET {name} = ?"
+            with file(stage) as db:
+                db.execute(f"{change} WHERE key = ?", (value, place))
+
+        return [
+            lambda store, key, each=each: damage_row(store, key, *each)  # type: ignore[misc]
+            for each in made(columns, count)
+        ]
     fields = [b"token", b"until", b"fingerprint", b"value"]
     row = st.dictionaries(
         pick(fields), FIELDS | pick([*NUMBERS, b"=1", b"!{}", b"!", b"="]), min_size=1
     )
 
-    async def operation() -> int:
-        return 1
+    def damage_hash(store: str, key: str, fields: dict[bytes, bytes]) -> None:
+        with server(stage) as redis:
+            redis.hset(f"streams:claims:{store}:{key}", mapping=dict[Any, Any](fields))
+
+    return [
+        lambda store, key, each=each: damage_hash(store, key, each)  # type: ignore[misc]
+        for each in made(row, count)
+    ]
+
+
+@pytest.mark.only("redis", "sqlite")
+async def test_claims_that_make_no_sense(stage: Ground) -> None:
+    """What is done is done again in silence by no damage, its caller is told in an error of ours
+    that names the key, and who asks in the same moment for other keys is answered."""
+    name = f"claims-{uuid4().hex[:8]}"
+    calls: Counter[str] = Counter()
+
+    def operation(key: str) -> Callable[[], int]:
+        return lambda: calls.update([key]) or 1
 
     problems: list[str] = []
     async with IdempotencyStore(stage.url, name=name) as store:
         processor = IdempotentProcessor(store, wait=False)
-        for number, damaged in enumerate(made(row, 60)):
-            key = f"key-{number}"
-            assert await processor.process(f"{key}-good", operation) == 1
-            with server(stage) as redis:
-                # SCAN may give a key twice.
-                (good,) = set(redis.scan_iter(f"streams:claims:{name}:*{key}-good", 1_000))
-                place = good.removesuffix(b"-good")
-                redis.hset(place, mapping=dict[Any, Any](damaged))
-            try:
-                await asyncio.wait_for(processor.process(key, operation), 20)
-            except (StreamsError, DecodeError):
-                pass
-            except BaseException as error:
-                problems.append(f"{damaged!r}: {error!r}")
+        for number, damage in enumerate(damaged_claims(stage, 60)):
+            done, held, good = (f"{what}-{number}" for what in ("done", "held", "good"))
+            assert await processor.process(done, operation(done)) == 1
+            token = await store.claim(held)
+            assert token
+            damage(name, done)
+            damage(name, held)
+            answers = await asyncio.wait_for(
+                asyncio.gather(
+                    *(processor.process(key, operation(key)) for key in (done, held, good)),
+                    store.renew(held, token),
+                    return_exceptions=True,
+                ),
+                20,
+            )
+            for key, answer in zip((done, held), answers, strict=False):
+                if isinstance(answer, InProgress | DecodeError | KeyReused | OperationFailed):
+                    continue
+                if type(answer) is LogError and key in str(answer) and "forget" in str(answer):
+                    continue
+                if isinstance(answer, BaseException):
+                    problems.append(f"{number}: {key}: {answer!r} from {answer.__cause__!r}")
+            if answers[2] != 1 or calls[good] != 1:
+                problems.append(f"{number}: what was asked beside it: {answers[2]!r}")
+            if calls[done] != 1:
+                problems.append(f"{number}: what was done is done again in silence")
+            await store.forget(done)  # what the error says helps
+            assert await processor.process(done, operation(done)) == 1
     assert not problems, "\n".join(problems)
 
 

@@ -6,11 +6,16 @@ which cannot be set; where the row names another one (the machine was restarted 
 claim is of another time namespace) the time of day decides. Outcomes end by the time of day.
 
 Each transaction also deletes some expired rows, more than it adds.
+
+Anybody may have written into the file. Of a damaged row nobody knows whether its operation has run,
+so it is neither an outcome nor nothing: whoever asks for its key gets an error that names it, until
+the key is forgotten or an outcome is put there. Requests beside it are answered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import NamedTuple
 
 from streams.clock import SYSTEM, Clock
@@ -20,7 +25,9 @@ from streams.log.claims import (
     Answer,
     Claim,
     ClaimState,
+    DeleteClaim,
     GetClaim,
+    PutOutcome,
     Request,
     decide,
 )
@@ -28,6 +35,7 @@ from streams.log.protocol import OpenRequest
 from streams.log.sqlite import settings
 from streams.log.sqlite.database import Database, SqliteConnection
 from streams.log.sqlite.member_locks import timeline_of
+from streams.wire import shorten
 
 _CREATE_TABLES = """
 CREATE TABLE IF NOT EXISTS streams_claims (
@@ -43,16 +51,21 @@ CREATE TABLE IF NOT EXISTS streams_claims (
 CREATE INDEX IF NOT EXISTS streams_claims_expires ON streams_claims (expires);
 """
 
-_SELECT_CLAIM = (
-    "SELECT token, fingerprint, value, lease, timeline, until FROM streams_claims WHERE key = ?"
-)
+# Text as bytes, or as what it is not: the driver refuses text that is not UTF-8.
+_SELECT_CLAIM = """
+SELECT CAST(token AS BLOB), CAST(fingerprint AS BLOB), iif(typeof(value) = 'text', 0, value),
+    iif(typeof(lease) = 'text', x'', lease), CAST(timeline AS BLOB),
+    iif(typeof(until) = 'text', x'', until), iif(typeof(expires) = 'text', x'', expires)
+FROM streams_claims WHERE key = ?
+"""
 _INSERT_CLAIM = "INSERT OR REPLACE INTO streams_claims VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
-# A claim of this machine goes by its own clock alone: the time of day may have been set.
+# A claim of this machine goes by its own clock alone: the time of day may have been set. (`until`
+# is compared, too, as `expires` alone may be damaged.)
 _DELETE_EXPIRED = """
 DELETE FROM streams_claims WHERE key IN (
     SELECT key FROM streams_claims
-    WHERE expires <= ?1 AND (lease IS NULL OR timeline <> ?2 OR lease + ?3 <= ?4)
+    WHERE expires <= ?1 AND until <= ?1 AND (lease IS NULL OR timeline <> ?2 OR lease + ?3 <= ?4)
     ORDER BY expires LIMIT ?5
 )
 """
@@ -60,6 +73,10 @@ DELETE FROM streams_claims WHERE key IN (
 
 _NOW = 0.0
 """For decisions: a row's time may be of either of two clocks, so states count from now."""
+
+
+_UNREADABLE = ClaimState("", "", None, 0.0)
+"""Stands for a damaged row where it does not matter what it says."""
 
 
 class _Instant(NamedTuple):
@@ -70,24 +87,51 @@ class _Instant(NamedTuple):
     timeline: str
 
 
-class _ClaimRow(NamedTuple):
-    """What is kept under a key."""
+class _Damaged(ValueError):
+    """A row makes no sense, in the column that this names."""
 
-    token: str
-    fingerprint: str
-    value: bytes | None
-    lease: float | None
-    timeline: str
-    until: float
+
+class _ClaimRow(NamedTuple):
+    """What is kept under a key, as anybody may have written it."""
+
+    token: bytes
+    fingerprint: bytes
+    value: object
+    lease: object
+    timeline: bytes
+    until: object
+    expires: object
 
     def state(self, now: _Instant) -> ClaimState | None:
-        """The row, with its time as seconds from now; None if the row counts as deleted."""
-        expires_in = self.until - now.time
-        if self.lease is not None and self.timeline == now.timeline:
-            expires_in = self.lease - now.monotonic
-        if expires_in <= (0 if self.value is not None else -CLAIM_GRACE):
+        """The row, with its time as seconds from now; None if the row counts as deleted.
+
+        :raises _Damaged: it makes no sense.
+        """
+        until, value = _finite("until", self.until), self.value
+        if not isinstance(value, bytes | None):
+            raise _Damaged("value")
+        if (value is None) == (self.lease is None):
+            raise _Damaged("lease")
+        expires_in = until - now.time
+        if value is not None:
+            if self.expires != until:
+                raise _Damaged("expires")
+        else:
+            lease = _finite("lease", self.lease)
+            if self.timeline == now.timeline.encode():
+                expires_in = lease - now.monotonic
+        if expires_in <= (0 if value is not None else -CLAIM_GRACE):
             return None
-        return ClaimState(self.token, self.fingerprint, self.value, expires_in)
+        token, fingerprint = (
+            text.decode("utf-8", "backslashreplace") for text in (self.token, self.fingerprint)
+        )
+        return ClaimState(token, fingerprint, value, expires_in)
+
+
+def _finite(column: str, stored: object) -> float:
+    if isinstance(stored, float) and isfinite(stored):
+        return stored
+    raise _Damaged(column)
 
 
 class SqliteClaimStore:
@@ -111,7 +155,7 @@ class SqliteClaimStore:
                 with database.write() as db:
                     now = self._now()
                     for index in writes:
-                        answers[index] = _execute_one(db, requests[index], now)
+                        answers[index] = self._execute_one(db, requests[index], now)
                     limit = 2 * len(writes) + 8
                     bindings = (now.time, now.timeline, CLAIM_GRACE, now.monotonic, limit)
                     db.execute(_DELETE_EXPIRED, bindings)
@@ -157,7 +201,11 @@ class SqliteClaimStore:
             now = self._now()
             for index, request in enumerate(requests):
                 if isinstance(request, Claim | GetClaim) and request.key not in written_keys:
-                    state = _find_state(db, request.key, now)
+                    try:
+                        state = _find_state(db, request.key, now)
+                    except _Damaged as damage:
+                        answers[index] = self._damaged(request, damage)
+                        continue
                     answer, changed = decide(request, state, _NOW)
                     if changed is state:
                         answers[index] = answer
@@ -166,23 +214,37 @@ class SqliteClaimStore:
                 to_write.append(index)
         return to_write
 
+    def _execute_one(
+        self, db: SqliteConnection, request: Request, now: _Instant
+    ) -> Answer | LogError:
+        """Do one request within a transaction."""
+        key = request.key
+        try:
+            state = _find_state(db, key, now)
+        except _Damaged as damage:
+            if not isinstance(request, DeleteClaim | PutOutcome):
+                return self._damaged(request, damage)
+            state = _UNREADABLE
+        answer, changed = decide(request, state, _NOW)
+        if changed is None:
+            db.execute("DELETE FROM streams_claims WHERE key = ?", (key,))
+        elif changed is not state:
+            db.execute(_INSERT_CLAIM, (key, *_row_of(changed, now)))
+        return answer
+
+    def _damaged(self, request: Request, damage: _Damaged) -> LogError:
+        key = shorten(request.key)
+        return LogError(
+            f"{self._settings.path}: the row of the idempotency key {key!r} in streams_claims is "
+            f"damaged (column {damage}), so nobody knows whether its operation has run: find that "
+            "out, then store its outcome by IdempotencyStore.set() or remove the key by forget()"
+        )
+
 
 def _find_state(db: SqliteConnection, key: bytes, now: _Instant) -> ClaimState | None:
     for found in db.fetch_rows(_SELECT_CLAIM, (key,)):
         return _ClaimRow(*found).state(now)
     return None
-
-
-def _execute_one(db: SqliteConnection, request: Request, now: _Instant) -> Answer:
-    """Do one request within a transaction."""
-    key = request.key
-    state = _find_state(db, key, now)
-    answer, changed = decide(request, state, _NOW)
-    if changed is None:
-        db.execute("DELETE FROM streams_claims WHERE key = ?", (key,))
-    elif changed is not state:
-        db.execute(_INSERT_CLAIM, (key, *_row_of(changed, now)))
-    return answer
 
 
 def _row_of(state: ClaimState, now: _Instant) -> tuple[object, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import apsw
 
 from streams.clock import Clock
-from streams.errors import Fatal, NotFound, Unavailable
+from streams.errors import Fatal, LogError, NotFound, Unavailable
 from streams.log.sqlite import schema
 from streams.log.sqlite.errors import translate, translate_commit, translate_errors
 from streams.log.sqlite.settings import Settings
@@ -34,6 +35,9 @@ _PAGE_SIZE = 8192
 _MAX_IDLE = 4
 
 _PRAGMAS = {"journal_size_limit": 64 << 20, "cache_size": -8192}
+
+
+_TABLES_READ = re.compile(r"(?:FROM|JOIN) (streams_\w+)")
 
 
 class BusyHandler:
@@ -81,8 +85,18 @@ class SqliteConnection(apsw.Connection):
                     self.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
 
     def fetch_rows(self, sql: str, bindings: Any = ()) -> list[Any]:
-        """Run a statement to its end; its rows."""
-        return self.execute(sql, bindings).fetchall()
+        """Run a statement to its end; its rows.
+
+        :raises LogError: a text among them is not UTF-8, so that the driver refuses it.
+        """
+        try:
+            return self.execute(sql, bindings).fetchall()
+        except UnicodeDecodeError as error:
+            tables = ", ".join(sorted(set(_TABLES_READ.findall(sql))))
+            raise LogError(
+                f"{self.filename}: a text in {tables} is not UTF-8, so no client of ours wrote it "
+                f"({error}): mend or delete that row"
+            ) from error
 
     def fetch_json(self, sql: str, bindings: Any = ()) -> list[Any]:
         """The rows that a statement returns as one JSON array, and so in one step (see blocks)."""

@@ -52,7 +52,10 @@ class Groups:
         with self._database.read(snapshot=True) as db:
             _require_group(db, group)
             offset_rows = db.fetch_rows(
-                "SELECT p.topic, p.partition, c.position, c.progress, c.owner"
+                # (The driver refuses text that is not UTF-8.)
+                "SELECT p.topic, p.partition,"
+                " iif(typeof(c.position) = 'text', CAST(c.position AS BLOB), c.position),"
+                " CAST(c.progress AS BLOB), iif(typeof(c.owner) = 'integer', c.owner, NULL)"
                 " FROM streams_places AS c JOIN streams_partitions AS p ON p.no = c.no"
                 ' WHERE c."group" = ? ORDER BY p.topic, p.partition',
                 (group,),
@@ -64,7 +67,9 @@ class Groups:
             if owner in partitions:
                 partitions[owner].append((topic, partition))
             if isinstance(position, int):
-                positions[topic, partition] = Committed(position, str(progress))
+                positions[topic, partition] = Committed(
+                    position, progress.decode("ascii", "replace")
+                )
             elif position is not None:
                 logger.warning(
                     "%s: %s/%d is left out: in streams_places the group %r is at %.50r, which is "

@@ -28,7 +28,8 @@ def member_rows(db: SqliteConnection, group: str) -> list[MemberRow]:
     """All rows of a group. Anybody may have written into the file: a row is read as it can be."""
     # As bytes: the driver refuses text that is not UTF-8.
     rows = db.fetch_rows(
-        "SELECT no, CAST(id AS BLOB), CAST(topics AS BLOB), expires, CAST(timeline AS BLOB)"
+        "SELECT no, CAST(id AS BLOB), CAST(topics AS BLOB),"
+        " iif(typeof(expires) = 'real', expires, NULL), CAST(timeline AS BLOB)"
         ' FROM streams_members WHERE "group" = ? ORDER BY no',
         (group,),
     )
@@ -66,9 +67,20 @@ def is_running(row: MemberRow, clock: Clock, locks: MemberLocks) -> bool:
     return row.expires > clock.monotonic()
 
 
+SELECT_GENERATION = (
+    "SELECT iif(typeof(generation) = 'integer', generation, 0) FROM streams_groups WHERE name = ?"
+)
+"""A group's generation, whatever somebody else has written there."""
+
+
 def bump_generation(db: SqliteConnection, group: str) -> None:
     """Make a group's members plan again."""
-    db.execute("UPDATE streams_groups SET generation = generation + 1 WHERE name = ?", (group,))
+    db.execute(
+        "UPDATE streams_groups SET generation ="
+        " iif(typeof(generation) = 'integer' AND generation < 1 << 53, generation, 0) + 1"
+        " WHERE name = ?",
+        (group,),
+    )
 
 
 def delete_member(db: SqliteConnection, group: str, member_number: int) -> None:

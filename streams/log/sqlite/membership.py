@@ -48,6 +48,7 @@ from streams.log.protocol import Assignment, Committed, StaticMember, TopicParti
 from streams.log.sqlite.database import Database, SqliteConnection
 from streams.log.sqlite.member_locks import timeline_of
 from streams.log.sqlite.member_rows import (
+    SELECT_GENERATION,
     MemberRow,
     bump_generation,
     delete_member,
@@ -373,7 +374,7 @@ class Membership:
         return {number: a for a, number in owned if owned_epochs.get(number) == a.epoch}
 
     def _stored_generation(self, db: SqliteConnection) -> int:
-        rows = db.fetch_rows("SELECT generation FROM streams_groups WHERE name = ?", (self.group,))
+        rows = db.fetch_rows(SELECT_GENERATION, (self.group,))
         return int(rows[0][0]) if rows else -1
 
     def _plan(

@@ -31,6 +31,7 @@ from streams.log.sqlite import blocks
 from streams.log.sqlite.blocks import SqliteBatch
 from streams.log.sqlite.database import ConnectionPool, Database
 from streams.log.sqlite.errors import translate_errors
+from streams.log.sqlite.member_rows import SELECT_GENERATION
 from streams.log.sqlite.membership import Membership, OwnershipChanges
 from streams.log.sqlite.producer import Writer
 from streams.log.sqlite.reader import ChangeWaiter, PartitionCursor
@@ -199,7 +200,7 @@ class SqliteSubscription(Subscription):
         """Read the group's generation and the partitions' ends: one row a topic."""
         changed: dict[str, dict[int, int]] = {}
         for topic, generation, ends in self._connection.fetch_rows(
-            "SELECT t.value, (SELECT generation FROM streams_groups WHERE name = ?),"
+            f"SELECT t.value, ({SELECT_GENERATION}),"  # noqa: S608 - our own statement
             " (SELECT json_group_array(next ORDER BY partition)"
             " FROM streams_partitions WHERE topic = t.value) FROM json_each(?) AS t",
             (self._membership.group, json.dumps(self._topics)),

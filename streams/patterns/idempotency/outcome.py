@@ -45,14 +45,16 @@ def decode_outcome(key: str, stored: bytes, decode: Any) -> Any:
     """The result in what was stored.
 
     :raises OperationFailed: it is a failure.
-    :raises stream_codecs.DecodeError: it does not fit the type.
+    :raises stream_codecs.DecodeError: it does not fit the type, or is no outcome.
     """
-    if stored.startswith(_FAILURE_PREFIX):
-        try:
-            failed = _decode_failure(stored[1:])
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            raise DecodeError(
-                f"what is stored under {shorten(key)!r} is no outcome of ours", data=stored
-            ) from None
-        raise OperationFailed(key, failed.kind, failed.reason)
-    return decode(stored[1:])
+    if stored.startswith(_RESULT_PREFIX):
+        return decode(stored[1:])
+    try:
+        failed = _decode_failure(stored[1:]) if stored.startswith(_FAILURE_PREFIX) else None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        failed = None
+    if failed is None:
+        raise DecodeError(
+            f"what is stored under {shorten(key)!r} is no outcome of ours", data=stored
+        )
+    raise OperationFailed(key, failed.kind, failed.reason)
