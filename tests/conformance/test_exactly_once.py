@@ -14,11 +14,13 @@ import pytest
 from streams import Message, Processor, ProcessorDied, Retry
 from streams.engine.progress import Progress, Snapshot
 from streams.errors import LogError, OutcomeUnknown, TooLarge, Unavailable
+from streams.log.events import EventLog
 from streams.log.memory.log import MemoryLog
 from streams.log.protocol import Commit, OutputsRefused
 from streams.message import Record
 from tests.conformance.pipelines import (
     KINDS,
+    PARTITIONS,
     CommitOutputs,
     Kind,
     Pipeline,
@@ -318,6 +320,30 @@ async def test_what_the_log_refuses_becomes_a_dead_letter(
     assert not {30, 31, 80, 81} & set(found)
     assert len(found) == len(set(found)) == 2 * (40 - 3 - 4)  # 5, 16, 27 and 38 are silent
     assert "cannot be published" in caplog.text
+
+
+async def test_nothing_is_written_into_an_event_topic(
+    stage: Stage, pipeline: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As without exactly once: what a handler returned becomes its message's dead letter."""
+    assert isinstance(stage.anchor, EventLog)
+    stage.anchor.create_event_topic(pipeline.target_name, PARTITIONS)
+    ends = [stage.anchor.watermarks(pipeline.target_name, each)[1] for each in range(PARTITIONS)]
+    app = pipeline.app()
+    processor = pipeline.declare(app)
+    async with app:
+        await pipeline.publish(app, range(4))
+        await done(stage, pipeline)
+        stats = processor.stats()
+        assert stats is not None
+        assert (stats.handled, stats.dead_letters) == (0, 4)
+        assert app.health().ok
+    assert sorted(pipeline.letters(stage.anchor)) == [0, 1, 2, 3]
+    # Nor anything that a reader of events would leave out.
+    assert ends == [
+        stage.anchor.watermarks(pipeline.target_name, each)[1] for each in range(PARTITIONS)
+    ]
+    assert "cannot be published to" in caplog.text
 
 
 async def test_a_dead_letter_that_is_refused_is_written_later(

@@ -15,7 +15,7 @@ from streams.log.event_headers import EVENT
 from streams.log.events import Appended, EventLog, HistoryRequest
 from streams.log.protocol import Retention
 from streams.patterns.bus import EventBus
-from streams.patterns.deadletters import ClosedKeys, DeadLetterManager
+from streams.patterns.deadletters import ClosedKeys, DeadLetterManager, ReprocessStopped
 from streams.patterns.delay import Delays
 from streams.patterns.queue import MessageQueue
 from streams.replay import replay, reset
@@ -134,6 +134,10 @@ async def test_a_dead_event_is_put_back_to_its_group_and_never_into_the_topic(
         await until(lambda: letters.count())
         (letter,) = [each async for each in app.topic(dead, bytes).read()]
         ends = [stage.anchor.watermarks(bank.events.name, each) for each in range(2)]
+        with pytest.raises(ReprocessStopped, match="cannot be published to"):
+            await letters.reprocess(target=bank.events.name)
+        assert ends == [stage.anchor.watermarks(bank.events.name, each) for each in range(2)]
+        assert await letters.count() == 1
         fails = False
         assert await letters.reprocess() == 1
         await stage.until(lambda: len(stage.seen.handled) == 3)

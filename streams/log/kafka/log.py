@@ -230,11 +230,16 @@ class KafkaLog(DenseOffsets, HistoryLog[Events]):
     def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
         """Return once the records are queued; call ``on_appended`` when all have ended."""
         # Where the topic was used before, brokers that do not answer hold up no append.
-        ask = not self._metadata.has_count(topic)
-        if self._known_topics.known(topic) or self._events.kinds.refuses_records(topic, ask=ask):
+        if self._refuses_records(topic, ask=not self._metadata.has_count(topic)):
             on_appended([events_only(topic, "published to")] * len(records))
             return
         self._writer.append(topic, records, on_appended)
+
+    def _refuses_records(self, topic: str, *, ask: bool = True) -> bool:
+        """Whether it is known to be an event topic, or is found to be one."""
+        return self._known_topics.known(topic) is True or self._events.kinds.refuses_records(
+            topic, ask=ask
+        )
 
     # -- histories
 
@@ -365,6 +370,7 @@ class KafkaLog(DenseOffsets, HistoryLog[Events]):
             listener,
             forced_resets.ResetRequests(self._groups, group, always=self._settings.eager),
             self._subscriptions.discard,
+            self._refuses_records,
             self._polled_events(topics),
         )
         self._subscriptions.add(subscription)

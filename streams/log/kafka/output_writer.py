@@ -30,6 +30,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka import TopicPartition as KTopicPartition
 
 from streams.errors import Fenced, LogError, NotFound, OutcomeUnknown, TooLarge, Unavailable
+from streams.log.events import events_only
 from streams.log.kafka.client import RequestRetry
 from streams.log.kafka.errors import kafka_error_of
 from streams.log.kafka.topics import Metadata
@@ -113,6 +114,7 @@ class OutputWriter:
     """Writes the transactions of one member. Used by the thread that polls.
 
     :param connect: makes a producer.
+    :param refuses_records: whether a topic takes nothing but appends to histories.
     :param session_timeout: of the member, in seconds.
     :param member_name: its name, if it is static.
     """
@@ -122,6 +124,7 @@ class OutputWriter:
         connect: Connect,
         requests: RequestRetry,
         metadata: Metadata,
+        refuses_records: Callable[[str], bool],
         group: str,
         session_timeout: float,
         member_name: str,
@@ -130,6 +133,7 @@ class OutputWriter:
         self._requests = requests
         self._settings = requests.settings
         self._metadata = metadata
+        self._refuses_records = refuses_records
         self._session_timeout = session_timeout
         self._id = f"{group}.{member_name or uuid4().hex}"
         self._group = group
@@ -161,6 +165,15 @@ class OutputWriter:
         """
         topics = {topic for topic, _ in outputs}
         counts = {topic: self._metadata.partition_count(topic) for topic in topics}
+        histories = {topic for topic in counts if self._refuses_records(topic)}
+        if histories:
+            raise OutputsRefused(
+                {
+                    at: events_only(topic, "published to")
+                    for at, (topic, _) in enumerate(outputs)
+                    if topic in histories
+                }
+            )
         any_topic = next(iter(counts), offsets[0].topic)
         producer = self._usable_producer(any_topic)
         deadline = time.monotonic() + self._timeout

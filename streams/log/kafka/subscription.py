@@ -74,6 +74,7 @@ class KafkaSubscription(Subscription):
 
     :param reset_requests: where forced resets of the group are requested.
     :param on_closed: called once this is closed.
+    :param refuses_records: whether a topic takes nothing but appends to histories.
     :param events: leaves out what does not count in event topics; None: there are none.
     """
 
@@ -84,6 +85,7 @@ class KafkaSubscription(Subscription):
         listener: RebalanceListener,
         reset_requests: ResetRequests,
         on_closed: Callable[[KafkaSubscription], None],
+        refuses_records: Callable[[str], bool],
         events: PolledEvents | None = None,
     ) -> None:
         settings, flow = clients.settings, options.flow
@@ -107,6 +109,7 @@ class KafkaSubscription(Subscription):
             clients.connect_writer,
             clients.requests,
             clients.readers.metadata,
+            refuses_records,
             options.group,
             options.session_timeout,
             options.member_name,

@@ -48,7 +48,8 @@ def pack_outputs(topics: Topics, outputs: Sequence[tuple[str, Record]]) -> Packe
     for topic, indexes in by_topic_of(outputs).items():
         info = topics.lookup(topic).info
         if info.is_event_topic:
-            raise events_only(topic, "published to")
+            refused.update(dict.fromkeys(indexes, events_only(topic, "published to")))
+            continue
         records = [outputs[index][1] for index in indexes]
         routed = partitions_for(records, info.partitions)
         for index, record, partition in zip(indexes, records, routed, strict=True):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, repeat
 from typing import Any, NamedTuple
 
-from streams.errors import LogError, NotFound, TooLarge
+from streams.errors import EventTopicError, LogError, NotFound, TooLarge
 from streams.log.events import events_only
 from streams.log.names import partitions_for, topic_not_found
 from streams.log.protocol import Commit, OnAppended, OutputsRefused, by_topic_of
@@ -139,7 +139,11 @@ class Writer:
         found: dict[str, list[tuple[int, Sequence[EncodedBlock]]]] = {}
         refused: dict[int, LogError] = {}
         for topic, indexes in by_topic.items():
-            numbers = self._partition_numbers.get(topic) or self._load_partition_numbers(topic)
+            try:
+                numbers = self._partition_numbers.get(topic) or self._load_partition_numbers(topic)
+            except EventTopicError as error:
+                refused.update(dict.fromkeys(indexes, error))
+                continue
             records = [outputs[index][1] for index in indexes]
             appends, errors = self._split_by_partition(topic, records, len(numbers))
             refused.update((indexes[at], error) for at, error in errors.items())
