@@ -13,7 +13,9 @@ Rules every implementation keeps (``tests/patterns/test_idempotency_claims.py``)
   token is harmless, so one whose answer was lost may be repeated.
 * **A lease ends when its time has passed**: then the next to claim the key gets it. Until then the
   former owner may still renew or complete it: nobody else has begun, and a known outcome is better
-  than work done twice. After :data:`CLAIM_GRACE` it is forgotten.
+  than work done twice. After :data:`CLAIM_GRACE` (on Redis after an hour) it is forgotten.
+* **No clock that can be set ends a lease.** Where claimants share no other (Redis), a claim is over
+  for whoever has seen it stand unchanged for its whole length, by its own monotonic clock.
 * **Expired entries are removed** by the implementation itself.
 
 Requests come many at a time, so that they share a transaction or a round trip.
@@ -95,7 +97,8 @@ class StoredClaim(NamedTuple):
 
     :param fingerprint: of the request, as its claim named it; empty if it named none.
     :param value: the outcome, None while somebody works on it.
-    :param expires_in: seconds until the lease ends, or the outcome is forgotten.
+    :param expires_in: seconds until the lease ends, as far as whoever asks can know, or the outcome
+        is forgotten.
     """
 
     fingerprint: str
@@ -111,7 +114,7 @@ class ClaimStore(Protocol):
 
     @property
     def clock(self) -> Clock:
-        """The clock of leases, or one that runs like it (a server's runs like the machine's)."""
+        """The clock of leases."""
         ...
 
     @property

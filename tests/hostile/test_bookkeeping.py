@@ -319,7 +319,7 @@ def damaged_claims(stage: Ground, count: int) -> list[Callable[[str, str], None]
             lambda store, key, each=each: damage_row(store, key, *each)  # type: ignore[misc]
             for each in made(columns, count)
         ]
-    fields = [b"token", b"until", b"fingerprint", b"value"]
+    fields = [b"token", b"beat", b"lease", b"until", b"fingerprint", b"value"]
     row = st.dictionaries(
         pick(fields), FIELDS | pick([*NUMBERS, b"=1", b"!{}", b"!", b"="]), min_size=1
     )
@@ -371,7 +371,8 @@ async def test_claims_that_make_no_sense(stage: Ground) -> None:
                     problems.append(f"{number}: {key}: {answer!r} from {answer.__cause__!r}")
             if answers[2] != 1 or calls[good] != 1:
                 problems.append(f"{number}: what was asked beside it: {answers[2]!r}")
-            if calls[done] != 1:
+            # (In a file a number may say that a lease has long been over.)
+            if calls[done] != 1 or (calls[held] and stage.case.name == "redis"):
                 problems.append(f"{number}: what was done is done again in silence")
             await store.forget(done)  # what the error says helps
             assert await processor.process(done, operation(done)) == 1

@@ -10,15 +10,20 @@ import re
 import time
 from collections.abc import Iterator
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import redis
 
-from streams.errors import Unavailable
+from streams.errors import LogError, Unavailable
+from streams.log.claims import Answer, Claim, Complete, GetClaim, Renew, Request, StoredClaim
 from streams.log.membership import MAX_LEASE
 from streams.log.protocol import Committed
 from streams.log.redis import RedisLog
+from streams.log.redis.claims import KEY_PREFIX, RedisClaimStore
 from streams.log.redis.membership import HeartbeatResult
+from streams.log.url import open_claims
+from streams.testing import Clock
 from tests.log.redis_support import SHORT, Member, Proxy, append, named, open_redis, patient, until
 from tests.servers.find import RedisAddress
 
@@ -195,3 +200,132 @@ def test_time_in_which_nobody_answers_is_nobodys_death(
         until(answered, "it is answered again")
         assert not found[0].plan.acquire
         assert not membership._dead_members
+
+
+# -- claims of idempotency
+
+
+def claim_stores(server: RedisAddress) -> tuple[RedisClaimStore, RedisClaimStore, Clock]:
+    """Two processes' claims, and the own clock of the second."""
+    stores: list[RedisClaimStore] = []
+    for _ in range(2):
+        opened = open_claims(server.url)
+        assert isinstance(opened, RedisClaimStore)
+        stores.append(opened)
+    stores[1].clock = clock = Clock()
+    return stores[0], stores[1], clock
+
+
+def step_claim(client: redis.Redis, key: bytes, milliseconds: int) -> None:
+    """Leave a claim as a clock that was so much ahead would have left it."""
+    name = KEY_PREFIX + key
+    client.hset(name, "until", int(client.hget(name, "until") or 0) + milliseconds)
+    client.pexpire(name, client.pttl(name) + milliseconds)
+
+
+def ask(claims: RedisClaimStore, request: Request) -> Answer:
+    (answer,) = claims.execute([request])
+    assert not isinstance(answer, LogError), answer
+    return answer
+
+
+def is_held(answer: Answer | LogError) -> bool:
+    return isinstance(answer, StoredClaim) and answer.value is None
+
+
+def test_a_clock_that_was_ahead_keeps_no_claim_for_ever(
+    server: RedisAddress, client: redis.Redis
+) -> None:
+    one, other, clock = claim_stores(server)
+    key = f"claims:{uuid4().hex}".encode()
+    assert ask(one, Claim(key, "a", 30.0)) is None
+    # Its owner is killed, and then the clock is set back.
+    step_claim(client, key, HOUR)
+    found = ask(other, Claim(key, "b", 30.0))
+    assert isinstance(found, StoredClaim)
+    assert found.expires_in == 30.0
+    clock.advance(29.5)
+    assert is_held(ask(other, Claim(key, "b", 30.0)))
+    assert is_held(ask(other, GetClaim(key)))
+    clock.advance(0.5)
+    assert ask(other, GetClaim(key)) is None
+    assert ask(other, Claim(key, "b", 30.0)) is None
+    assert ask(one, Renew(key, "a", 30.0)) is False
+    for each in (one, other):
+        each.close()
+
+
+def test_a_clock_that_is_set_forward_gives_no_claim_to_two(
+    server: RedisAddress, client: redis.Redis
+) -> None:
+    one, other, clock = claim_stores(server)
+    key = f"claims:{uuid4().hex}".encode()
+    assert ask(one, Claim(key, "a", 30.0)) is None
+    for _ in range(4):
+        step_claim(client, key, -HOUR // 2)
+        assert is_held(ask(other, Claim(key, "b", 30.0)))
+        assert ask(one, Renew(key, "a", 30.0)) is True
+        clock.advance(29.0)
+    assert is_held(ask(other, Claim(key, "b", 30.0)))
+    assert ask(one, Complete(key, "a", b"=1", 60.0)) is True
+    for each in (one, other):
+        each.close()
+
+
+def test_a_claim_is_taken_only_as_it_was_seen(server: RedisAddress, client: redis.Redis) -> None:
+    """Its owner renews it, or another one takes it, between the look and the taking."""
+    one, other, clock = claim_stores(server)
+    third, _, its_clock = claim_stores(server)
+    key = f"claims:{uuid4().hex}".encode()
+    third.clock = its_clock
+    assert ask(one, Claim(key, "a", 30.0)) is None
+    for claims in (other, third):
+        assert is_held(ask(claims, Claim(key, "b", 30.0)))
+    clock.advance(31)
+    assert ask(one, Renew(key, "a", 30.0)) is True
+    # By the server's clock it may even be the same moment again.
+    client.hset(KEY_PREFIX + key, "until", "1")
+    assert is_held(ask(other, Claim(key, "b", 30.0)))
+    clock.advance(31)
+    its_clock.advance(62)
+    assert ask(other, Claim(key, "b", 30.0)) is None
+    assert is_held(ask(third, Claim(key, "c", 30.0)))
+    for each in (one, other, third):
+        each.close()
+
+
+def test_a_claim_of_a_former_version_has_what_seems_to_be_left(
+    server: RedisAddress, client: redis.Redis
+) -> None:
+    """It names no length; and an owner of that version renews it as it does."""
+    _, other, clock = claim_stores(server)
+    key = f"claims:{uuid4().hex}".encode()
+    seconds, microseconds = client.time()
+    until = seconds * 1000 + microseconds // 1000 + 100_000
+    row: Any = {"token": "a", "fingerprint": "", "until": until}
+    client.hset(KEY_PREFIX + key, mapping=row)
+    found = ask(other, Claim(key, "b", 30.0))
+    assert isinstance(found, StoredClaim)
+    assert 30.0 < found.expires_in <= 100.0
+    clock.advance(99)
+    client.hset(KEY_PREFIX + key, "until", until + 10_000)
+    assert is_held(ask(other, Claim(key, "b", 30.0)))
+    clock.advance(111)
+    assert ask(other, Claim(key, "b", 30.0)) is None
+    other.close()
+
+
+def test_a_claim_store_remembers_so_many_claims(
+    server: RedisAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.log.redis.claims.MAX_SIGHTINGS", 10)
+    one, other, clock = claim_stores(server)
+    run = uuid4().hex
+    keys = [f"claims:{run}-{number}".encode() for number in range(12)]
+    assert one.execute([Claim(key, "a", 30.0) for key in keys]) == [None] * 12
+    assert all(map(is_held, other.execute([Claim(key, "b", 30.0) for key in keys])))
+    clock.advance(31)
+    answers = other.execute([Claim(key, "b", 30.0) for key in keys])
+    assert [is_held(each) for each in answers] == [True] * 2 + [False] * 10
+    for each in (one, other):
+        each.close()

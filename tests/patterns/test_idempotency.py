@@ -130,8 +130,7 @@ async def test_claim_complete_release(
     assert await other.release("k", "somebody else's") is False
     assert await store.renew("k", token, place.lease)
     await place.over("k")
-    successor = await other.claim("k")
-    assert successor
+    successor = await until(lambda: other.claim("k"), "taken over")
     assert await store.renew("k", token) is False
     assert await store.complete("k", token, "late") is False
     assert await store.release("k", token) is False

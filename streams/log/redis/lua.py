@@ -27,8 +27,11 @@ no group could settle entries, which frees memory. (Redis 7.0, "Eval flags".) So
 a claim: what was done once must be known as done, and no new claims are accepted meanwhile."""
 
 
-_ON_HISTORIES = frozenset(("append_events", "read_histories", "write_snapshots"))
-"""These begin with ``histories.lua``, too."""
+_PREAMBLES = {
+    **dict.fromkeys(("append_events", "read_histories", "write_snapshots"), "histories"),
+    **dict.fromkeys(("claim_get", "claim_take"), "claims"),
+}
+"""With which file these begin, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,6 @@ def load_script(name: str) -> Script:
     """The script in ``scripts/<name>.lua``."""
     folder = files("streams.log.redis") / "scripts"
     shebang = b"#!lua flags=allow-oom\n" if name in ALLOWED_WHEN_FULL else b""
-    parts = ["common", *(["histories"] if name in _ON_HISTORIES else []), name]
+    parts = ["common", *([_PREAMBLES[name]] if name in _PREAMBLES else []), name]
     text = shebang + b"".join((folder / f"{part}.lua").read_bytes() for part in parts)
     return Script(name, text, sha1(text, usedforsecurity=False).hexdigest().encode())

@@ -72,7 +72,7 @@ class IdempotencyStore:
         machine) or ``redis://…``. Options are the log's.
     :param name: keys of one name are one namespace: letters, digits, ``.``, ``_``, ``-``.
     :param config: driver settings, as in ``Streams(config=...)``.
-    :param clock: an app's or a test's clock, for memory and SQLite; Redis has the server's.
+    :param clock: an app's or a test's clock, for memory and SQLite; Redis has its own.
     :raises ConfigError: the URL cannot be used, or names a log that keeps no claims (Kafka). Of an
         app this is said when it is entered.
     """

@@ -7,7 +7,7 @@
 local have = call('HMGET', KEYS[1], 'token', 'value')
 if have[1] ~= ARGV[1] then return 0 end
 if not have[2] then
-  call('HDEL', KEYS[1], 'until')
+  call('HDEL', KEYS[1], 'beat', 'lease', 'until')
   call('HSET', KEYS[1], 'value', ARGV[3])
   call('PEXPIRE', KEYS[1], ARGV[2])
 end

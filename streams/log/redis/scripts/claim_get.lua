@@ -1,10 +1,10 @@
 -- What is kept under a key.
 --
 -- KEYS  the entry.
--- Returns nil, or {1 for an outcome, fingerprint, outcome, ms left}.
+-- Returns nil, or {1, fingerprint, outcome, ms left}, or for a claim
+--         {0, fingerprint, lease (ms), token, beat, until}.
 
-local have = call('HMGET', KEYS[1], 'until', 'fingerprint', 'value')
-if have[3] then return { 1, have[2] or '', have[3], call('PTTL', KEYS[1]) } end
-local left = number(have[1], 0) - clock()
-if left > 0 then return { 0, have[2] or '', '', left } end
+local have = call('HMGET', KEYS[1], 'token', 'beat', 'until', 'fingerprint', 'value', 'lease')
+if have[5] then return { 1, have[4] or '', have[5], call('PTTL', KEYS[1]) } end
+if have[1] or have[3] then return held_claim(have) end
 return nil

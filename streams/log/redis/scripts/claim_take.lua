@@ -1,16 +1,25 @@
--- Claim a key, unless it is claimed or has an outcome.
+-- Claim a key, unless it has an outcome, or a claim that was not seen to be over.
 --
 -- KEYS  the entry.
--- ARGV  token, lease (ms), for how long a claim that is over is kept (ms), fingerprint.
--- Returns nil where it was taken, else {1 for an outcome, fingerprint, outcome, ms left}.
+-- ARGV  token, lease (ms), for how long a claim is kept (ms), fingerprint; then the claim that stood
+--       for its whole length by one's own clock, if there is one: token, beat, until.
+-- Returns nil where it was taken, else {1, fingerprint, outcome, ms left}, or for a claim
+--         {0, fingerprint, lease (ms), token, beat, until}.
 
-local now = clock()
-local have = call('HMGET', KEYS[1], 'token', 'until', 'fingerprint', 'value')
-if have[4] then return { 1, have[3] or '', have[4], call('PTTL', KEYS[1]) } end
-local left = number(have[2], 0) - now
-if have[1] and have[1] ~= ARGV[1] and left > 0 then return { 0, have[3] or '', '', left } end
+local have = call('HMGET', KEYS[1], 'token', 'beat', 'until', 'fingerprint', 'value', 'lease')
+if have[5] then return { 1, have[4] or '', have[5], call('PTTL', KEYS[1]) } end
+local beat = 0
+if have[1] == ARGV[1] then
+  beat = number(have[2], 0) + 1
+elseif have[1] or have[3] then -- without a token it is damaged, and somebody's
+  local unchanged = #ARGV > 4
+  for i = 1, 3 do
+    if (have[i] or '') ~= ARGV[4 + i] then unchanged = false end
+  end
+  if not unchanged then return held_claim(have) end
+end
 call('DEL', KEYS[1])
-call('HSET', KEYS[1], 'token', ARGV[1], 'fingerprint', ARGV[4],
-  'until', string.format('%.0f', now + ARGV[2]))
+call('HSET', KEYS[1], 'token', ARGV[1], 'fingerprint', ARGV[4], 'beat', beat, 'lease', ARGV[2],
+  'until', string.format('%.0f', clock() + ARGV[2]))
 call('PEXPIRE', KEYS[1], ARGV[2] + ARGV[3])
 return nil
