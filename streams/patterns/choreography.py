@@ -408,7 +408,8 @@ class SagaTracker:
             await subscription.ready()
             if self.bus.app is not None and since is not None:
                 # What is published meanwhile is seen twice, which changes nothing.
-                async for event in self.bus.read(self._topics, since):
+                # What cannot be decoded is no event of anybody's saga, and blinds no tracker.
+                async for event in self.bus.read(self._topics, since, errors="skip"):
                     self.see(event)
         except BaseException:
             self.stop()

@@ -6,13 +6,16 @@ import asyncio
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any, cast
+from uuid import uuid4
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stream_codecs import DecodeError
 from streams import ConfigError, Flow, InvalidValue, Reject, Retry, Streams, Unavailable
 from streams.log.memory import MemoryLog
+from streams.message import CORRELATION, TYPE, Record
 from streams.patterns import (
     ChoreographySaga,
     Event,
@@ -24,6 +27,7 @@ from streams.patterns import (
     create_handler,
 )
 from streams.testing import Clock, harness
+from tests.conformance.records import append
 from tests.patterns.bus_world import QUICK, World, logged, world
 from tests.processing.support import until
 
@@ -518,6 +522,23 @@ def test_names_of_steps_and_groups() -> None:
     ]  # fmt: skip
     with pytest.raises(ConfigError, match="give charge a group of its own"):
         create_handler(bus, "order.placed", charge, "paid", "other")
+
+
+async def test_what_cannot_be_decoded_blinds_no_tracker(caplog: pytest.LogCaptureFixture) -> None:
+    app = Streams(f"memory://{uuid4().hex}")
+    bus = EventBus(app, "steps")
+    broken = Record(b"{", b"two", "x", ((TYPE, b"order.placed"), (CORRELATION, b"two")))
+    async with app:
+        await ChoreographySaga(bus, "one").start("order.placed", 1)
+        append(app.log, "steps", [broken])
+        await ChoreographySaga(bus, "three").start("order.placed", 1)
+        found = SagaTracker(bus, done="order.shipped")
+        await found.start()
+        assert [each.saga_id for each in found.open()] == ["one", "three"]
+        assert "reading steps/0/1" in caplog.text
+        with pytest.raises(DecodeError):
+            assert [each async for each in bus.read()]
+        found.stop()
 
 
 async def test_a_tracker_is_started_once() -> None:

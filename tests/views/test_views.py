@@ -14,6 +14,8 @@ from streams import (
     Message,
     NotRunning,
     Position,
+    Streams,
+    Topic,
     View,
     ViewNotReady,
     ViewTimeout,
@@ -293,6 +295,33 @@ async def test_a_restart_goes_on_at_the_checkpoint_wherever_the_group_stands(sta
         done = await again.accounts.decide("a", deposit, 10)
         assert await again.balances.get("a", wait_for=done) == Balance("", 55, 11)
     assert folded == list(range(11))
+
+
+@pytest.mark.parametrize("is_keyed", [False, True], ids=["of one topic", "keyed"])
+async def test_an_id_that_is_no_text_is_one_as_well(stage: Stage, is_keyed: bool) -> None:
+    """Anybody may give a message any bytes for an ID; the checkpoint names the last one."""
+    name, odd = unique(), "\udcc9\udcff"
+
+    class Total(Struct, frozen=True):
+        of: int
+
+    def declare(app: Streams) -> tuple[View[Total], Topic[int]]:
+        topic = app.topic(name, int, partitions=1)
+        key = (lambda value: "a") if is_keyed else None
+        add = lambda found, value: Total((found.of if found else 0) + value)  # noqa: E731
+        return View(app, f"{name}-total", Total, add, topic, key=key), topic
+
+    app = stage.app()
+    view, topic = declare(app)
+    async with app:
+        (place,) = append(stage.anchor, name, [Record(b"7", b"a", odd)])
+        assert isinstance(place, Position)
+        assert await view.get("a", wait_for=place) == Total(7)
+    app = stage.app()
+    view, topic = declare(app)
+    async with app:  # which holds the checkpoint against the log
+        place = await topic.publish(1, key="a")
+        assert await view.get("a", wait_for=place) == Total(8)
 
 
 async def test_no_version_is_ready_before_it_was_built(stage: Stage) -> None:

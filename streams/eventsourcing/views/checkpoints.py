@@ -30,11 +30,13 @@ class CheckpointData(msgspec.Struct, frozen=True, omit_defaults=True):
         numbers. Empty: of none.
     :param id: its message ID. A log that has another message there, or none, is another log, or has
         lost what it had acknowledged.
+    :param id_bytes: the same in hexadecimal digits, where it is not UTF-8.
     :param sources: of a keyed view, how far each source partition is folded.
     """
 
     offset: str = ""
     id: str = ""
+    id_bytes: str = ""
     sources: dict[str, tuple[str, int]] = {}
 
 
@@ -48,7 +50,12 @@ def encode_checkpoint(last: tuple[int, str] | None, sources: Mapping[str, Source
     :param last: offset and ID of the last message that was folded.
     """
     offset, id = ("", "") if last is None else (str(last[0]), last[1])
-    return _encode(CheckpointData(offset, id, source_texts(sources)))
+    places = source_texts(sources)
+    try:
+        return _encode(CheckpointData(offset, id, "", places))
+    except UnicodeEncodeError:
+        id_bytes = id.encode("utf-8", "surrogatepass").hex()
+        return _encode(CheckpointData(offset, "", id_bytes, places))
 
 
 def decode_checkpoint(
@@ -63,7 +70,10 @@ def decode_checkpoint(
         return None, {}
     try:
         found = _decoder.decode(checkpoint.data)
-        last = (parse_offset(found.offset), found.id) if found.offset else None
+        id = found.id
+        if found.id_bytes:
+            id = bytes.fromhex(found.id_bytes).decode("utf-8", "surrogatepass")
+        last = (parse_offset(found.offset), id) if found.offset else None
         return last, parse_sources(found.sources)
     except (msgspec.DecodeError, ValueError) as error:
         raise UnreadableCheckpoint(f"it was written by something else: {error}") from error

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from datetime import datetime
-from typing import Any, ClassVar, TypeVar, Unpack, overload
+from typing import Any, ClassVar, Literal, TypeVar, Unpack, overload
 
 from uuid_utils import uuid7
 
@@ -376,17 +376,24 @@ class EventBus:
     # -- reading again
 
     async def read(
-        self, topic: str = WILDCARD, start: OffsetSpec = "earliest", end: OffsetSpec = "latest"
+        self,
+        topic: str = WILDCARD,
+        start: OffsetSpec = "earliest",
+        end: OffsetSpec = "latest",
+        *,
+        errors: Literal["raise", "skip"] = "raise",
     ) -> AsyncIterator[Event]:
         """The events that the log holds of a topic or pattern, without any group; see
         :meth:`streams.Topic.read`.
 
+        :param errors: ``"skip"``: pass over events whose data cannot be decoded, and log where each
+            stands.
         :raises NotRunning: a local bus keeps nothing, or the app is not connected.
         :raises DecodeError: an event's data cannot be decoded.
         """
         if self._log_router is None:
             raise NotRunning("a local bus keeps no events: EventBus(app) does")
-        async with aclosing(self._log_router.read(topic, start, end)) as events:
+        async with aclosing(self._log_router.read(topic, start, end, errors)) as events:
             async for event in events:
                 yield event
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from msgspec.structs import replace
 from uuid_utils import uuid7
@@ -274,13 +274,14 @@ class LogRouter:
     # -- reading again
 
     async def read(
-        self, topic: str, start: OffsetSpec, end: OffsetSpec
+        self, topic: str, start: OffsetSpec, end: OffsetSpec, errors: Literal["raise", "skip"]
     ) -> AsyncGenerator[Event, None]:
         """The events that the log holds of a topic or pattern; see :meth:`EventBus.read`."""
         topics: Trie[None] = Trie()
         topics.add(topic, None)
         source = self._source(lambda found: bool(topics.match(found)), keep_undecodable=False)
         app = self._app
-        async with await asyncio.to_thread(lambda: TopicReader(app, source, start, end)) as reading:
+        reader = partial(TopicReader, app, source, start, end, errors=errors)
+        async with await asyncio.to_thread(reader) as reading:
             async for message in reading:
                 yield message.value
