@@ -225,7 +225,8 @@ class DurableAttemptLog:
                 if parts is None or attempts is None or attempts > DELAYED:
                     continue
                 position = Position(*parts)
-                if position.topic == topic and position.offset >= assignment.position:
+                # A note about a message that is yet to come is a stranger's.
+                if position.topic == topic and assignment.position <= position.offset < last:
                     restored[position] = max(restored.get(position, 0), attempts)
         self._restored_attempts |= restored
 

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from streams import BatchError, Flow, Message, Retry, RetryAfter
+from streams.retries.attempt_log import DELAYED
+from tests.conformance.records import append, record
 from tests.conformance.stage import QUICK, Stage
 
 LOOSE = Retry(attempts=3, delay=0.005, cap=0.01, in_order=False)
@@ -160,3 +162,21 @@ async def test_in_order_and_durable_keeps_the_key_and_the_count(stage: Stage) ->
     assert stage.seen.attempts[0] == [1, 2, 3, 3, 4]
     assert stage.seen.values == [1]
     assert letter.headers["__streams.errors.attempts"] == "4"
+
+
+async def test_a_note_about_a_message_that_is_yet_to_come_is_a_strangers(stage: Stage) -> None:
+    """It was written before there was such a message, and would hide whichever comes there."""
+    app = stage.app()
+    topic = stage.topic(app, partitions=1)
+    retry = Retry(attempts=2, delay=0.005, durable=True)
+    app.processor(topic, group=stage.group, retry=retry, flow=QUICK)(stage.recorder())
+    notes = f"{topic.name}.{stage.group}.attempts"
+    async with app.connected():
+        first = await topic.publish(0, key="k")
+        stage.anchor.create_topic(notes, 1)
+        places = [f"{topic.name}/0/{first.offset + n}".encode() for n in range(1, 5)]
+        append(stage.anchor, notes, [record(b"%d" % DELAYED, place) for place in places])
+    async with app:
+        await stage.handled(1)
+        await stage.publish(topic, 1, key="k")
+        await stage.handled(2)
