@@ -14,8 +14,11 @@ import msgspec
 from hypothesis import strategies as st
 
 from streams import derived_records, message
+from streams.eventsourcing.views import keyed_records
+from streams.log.kafka import document_records as documents
 from streams.message import Headers, Record
 from streams.parking import records as parking_records
+from streams.patterns import choreography
 from streams.patterns.saga.journal_entry import JournalEntry
 from streams.retries import records as delay
 from tests.hostile.kafka_wire import Written
@@ -31,6 +34,8 @@ NAMES = [
     delay.DUE, delay.TOPIC, delay.KEY, delay.NULL, delay.MESSAGE, delay.MARK, delay.REQUEST,
     parking_records.KIND, parking_records.OWNER, parking_records.OFFSET, parking_records.TIME,
     parking_records.MESSAGE_ID, parking_records.TARGET, parking_records.AFTER_RESET,
+    choreography.STEP_HEADER, choreography.STATUS_HEADER, choreography.ERROR_HEADER,
+    keyed_records.HEADER, documents.DOCUMENT, documents.FAILURE, documents.CHECKPOINT,
     "value", "key", "null:value", "header:key", "null:", "",
 ]  # fmt: skip
 """Every header name that means something to us."""
@@ -220,13 +225,14 @@ def kinds(names: Callable[[str], str], group: str) -> dict[str, st.SearchStrateg
         names("delays"): lambda n: delayed(n, orders),
         names("events"): event,
     }
-    found = {topic: _mixed(make) for topic, make in makers.items()}
+    found = {topic: mixed(make) for topic, make in makers.items()}
     saga = st.integers(0, 20).flatmap(journal)
-    found[f"{names('saga')}.saga"] = saga | _mixed(source)
+    found[f"{names('saga')}.saga"] = saga | mixed(source)
     return found
 
 
-def _mixed(make: Callable[[int], Sequence[Record]]) -> st.SearchStrategy[Written]:
+def mixed(make: Callable[[int], Sequence[Record]]) -> st.SearchStrategy[Written]:
+    """Records of ours, altered, and anything else."""
     ours = st.integers(0, 20).flatmap(lambda n: pick(make(n)).flatmap(altered))
     return ours | anything()
 

@@ -10,6 +10,7 @@ the app is started again over all of it, and each command that lists is run.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import pytest
@@ -17,11 +18,13 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.hostile.commands import command, lists
-from tests.hostile.generate import bundle, kinds
+from tests.hostile.generate import bundle
 from tests.hostile.ground import Ground
-from tests.hostile.service import GOOD, Service
+from tests.hostile.patterns import Patterns, Views
+from tests.hostile.service import GOOD, Running, Service
 
 T = TypeVar("T")
+R = TypeVar("R", bound=Running)
 
 EXAMPLES = int(os.environ.get("STREAMS_TEST_EXAMPLES", "5"))
 UNHURRIED: list[Any] = list(HealthCheck)
@@ -30,20 +33,38 @@ LONG = int(os.environ.get("STREAMS_TEST_EXAMPLES", "2500"))
 
 @pytest.mark.timeout(600)
 def test_the_group_goes_on_and_commands_list(stage: Ground) -> None:
-    attack(stage, EXAMPLES)
+    attack(Service(stage), EXAMPLES, listed)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.only("memory", "sqlite", "redis")
+def test_the_patterns_go_on(stage: Ground) -> None:
+    attack(Patterns(stage), EXAMPLES, patterns_listed)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.only("kafka")  # where each of them takes seconds: the others run with the long ones
+def test_views_go_on(stage: Ground) -> None:
+    attack(Views(stage), min(2, EXAMPLES), views_listed)
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(7_200)
 def test_ten_thousand_examples(stage: Ground) -> None:
-    attack(stage, LONG)
+    attack(Service(stage), LONG, listed)
 
 
-def attack(stage: Ground, examples: int) -> None:
-    service = Service(stage)
+@pytest.mark.faults
+@pytest.mark.timeout(7_200)
+def test_ten_thousand_examples_of_patterns(stage: Ground) -> None:
+    attack(Patterns(stage), LONG, patterns_listed)
+
+
+def attack(service: R, examples: int, listed: Callable[[R], None]) -> None:
+    stage = service.ground
     # Made before anything runs: Hypothesis minds that threads beside it use random numbers. They
     # are not shrunk, as what was written before stays written, and an app that died stays dead.
-    bundles = made(bundle(kinds(service.name, service.group)), examples)
+    bundles = made(bundle(service.kinds()), examples)
     service.start()
     try:
         for number, found in enumerate(bundles):
@@ -59,7 +80,7 @@ def attack(stage: Ground, examples: int) -> None:
     service.start()  # over everything that is there by now
     try:
         service.goes_on()
-        listed(stage, service)
+        listed(service)
         service.goes_on()
     finally:
         service.stop()
@@ -78,20 +99,16 @@ def made(strategy: st.SearchStrategy[T], count: int) -> list[T]:
     return found
 
 
-def listed(stage: Ground, service: Service) -> None:
+def listed(service: Service) -> None:
     """Each command lists what there is; the good messages are among it."""
-    url, group = stage.url, service.group
+    stage, url, group = service.ground, service.ground.url, service.group
     if stage.case.name in ("memory", "sqlite"):  # the others hold the whole session's
         lists(url, "topics", "ls")
         lists(url, "groups", "ls", "--all")
         lists(url, "dead", "ls")
     lists(url, "groups", "show", group)
     lists(url, "reset", group, service.name("orders"), "--to", "earliest", "--dry-run")
-    for topic in kinds(service.name, group):
-        tail = command(url, "tail", topic, "-n", "500")
-        everything = command(url, "replay", topic)
-        assert tail.status == everything.status == 0, (tail, everything)
-        assert tail.out.count("\n") == min(500, len(everything.documents))
+    all_are_shown(service, *service.kinds())
     for name in ("orders", "ordered", "events"):
         topic = service.name(name)
         lists(url, "topics", "show", topic)
@@ -118,3 +135,33 @@ def listed(stage: Ground, service: Service) -> None:
         command(url, "dead", "edit", group, orders, letter["place"], "--value", "{}")
         command(url, "dead", "retry", group, orders, letter["id"])
     command(url, "dead", "retry", group, orders, "--yes")
+
+
+def all_are_shown(service: Running, *topics: str) -> None:
+    """What stands in each of these topics, whatever it is."""
+    for topic in topics:
+        tail = command(service.ground.url, "tail", topic, "-n", "500")
+        everything = command(service.ground.url, "replay", topic)
+        assert tail.status == everything.status == 0, (tail, everything)
+        assert tail.out.count("\n") == min(500, len(everything.documents))
+
+
+def views_listed(service: Views) -> None:
+    """What people see of views."""
+    url = service.ground.url
+    all_are_shown(service, service.keyed)
+    for view in (service.sums, service.by_number):
+        shown = lists(url, "views", "show", view.name).documents[0]
+        assert shown["promoted"] == 1, shown
+        lists(url, "views", "stopped", view.name)
+
+
+def patterns_listed(patterns: Patterns) -> None:
+    """The same, and of queues, steps and managers."""
+    url, queue = patterns.ground.url, patterns.queue_name
+    views_listed(patterns)
+    all_are_shown(patterns, *(topic for topic in patterns.kinds() if topic != patterns.keyed))
+    lists(url, "groups", "show", queue)
+    lists(url, "dead", "ls", queue, queue, "--all")
+    documents = command(url, "tail", patterns.bus_name, "--from", "earliest", "--json").documents
+    assert [each for each in documents if str(GOOD + 1) in str(each.get("value"))]
