@@ -70,6 +70,41 @@ def print_note(text: str) -> None:
     print(escape(text), file=sys.stderr)  # noqa: T201 - the command's own output
 
 
+MAX_NAMED = 5
+"""Places of records that a note names."""
+
+
+class LeftOut:
+    """Records of a topic that a command cannot list, to be named in a note: the first few places,
+    and how many there are.
+
+    :param what: what they are not: ``"entry of a saga"``.
+    """
+
+    def __init__(self, log: Log, topic: str, what: str) -> None:
+        self._log = log
+        self._topic = topic
+        self._what = what
+        self._places: list[str] = []
+        self._count = 0
+
+    def __call__(self, partition: int, offset: int) -> None:
+        """Note one."""
+        self._count += 1
+        if len(self._places) < MAX_NAMED:
+            self._places.append(f"{self._topic}/{partition}/{self._log.format_offset(offset)}")
+
+    def print(self) -> None:
+        """Name them, if there are any."""
+        if self._count:
+            more = ", ..." if self._count > len(self._places) else ""
+            print_note(
+                f"{self._topic}: {plural(self._count, 'record')} left out that can be no "
+                f"{self._what}: {', '.join(self._places)}{more} (`streams tail {self._topic} "
+                "--from PLACE -n 1` shows one)"
+            )
+
+
 def call_or_report(name: str, make: Callable[[], T]) -> T | None:
     """What ``make`` returns. Where it cannot, one bad record must not hide the others: it is named
     on standard error, and None is returned.

@@ -76,11 +76,13 @@ def list_sagas(
     with open_url(url, "ro") as log, _as_command_errors(log, name):
         for saga in saga_names(log.topic_names()) if name is None else (name,):
             journal = Journal(log, saga)
+            journal.on_ignored = left_out = _left_out(journal)
             listing = journal.list_latest(lambda e: include_ended or not e.is_final, newest or None)
             for entry in listing.entries:
                 where, summarize = f"{saga} {entry.saga}", partial(_saga_summary, saga, entry)
                 if (summary := output.call_or_report(where, summarize)) is not None:
                     found.append(summary)
+            left_out.print()
             if not listing.is_complete:
                 output.print_note(
                     f"{journal.topic}: only the last {newest:,} entries of each partition were "
@@ -102,7 +104,11 @@ def show_status(
       [cyan]streams saga status orders o-17 --json | jq .context[/cyan]
     """
     with _open_journal(url, name, "ro") as journal:
-        entry = journal.latest(id, newest or None).entry
+        journal.on_ignored = left_out = _left_out(journal)
+        try:
+            entry = journal.latest(id, newest or None).entry
+        finally:
+            left_out.print()
     details = _saga_details(name, entry)
     if json:
         output.print_json(details)
@@ -208,6 +214,10 @@ def _open_journal(url: str | None, name: str, mode: OpenMode = "rw") -> Iterator
 
     with open_url(url, mode) as log, _as_command_errors(log, name):
         yield Journal(log, name)
+
+
+def _left_out(journal: Journal) -> output.LeftOut:
+    return output.LeftOut(journal.log, journal.topic, "entry of a saga")
 
 
 def _print_result(name: str, entry: JournalEntry, *, json: bool) -> None:

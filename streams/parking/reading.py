@@ -6,6 +6,8 @@ in force there (:mod:`streams.parking.records`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from streams.log.protocol import Log
 from streams.log.range_reader import read_batches
 from streams.message import Headers
@@ -20,13 +22,23 @@ def is_parking_record(headers: Headers) -> bool:
     return any(name.startswith(PREFIX) for name, _ in headers)
 
 
-def read_state(log: Log, name: str, partition: int) -> ParkingState:
-    """What follows from a partition's records, from the floor to the end."""
+def read_state(
+    log: Log, name: str, partition: int, on_ignored: Callable[[int, int], None] | None = None
+) -> ParkingState:
+    """What follows from a partition's records, from the floor to the end.
+
+    :param on_ignored: called with partition and offset of each record that says nothing that can
+        be.
+    """
     start, end, epoch = read_floor(log, name, partition)
     state = ParkingState(epoch)
     for batch in read_batches(log, name, partition, start, end):
-        for record in parse_batch(batch):
+        parsed = parse_batch(batch)
+        for record in parsed:
             state.apply(*record)
+        if on_ignored is not None and len(parsed) < len(batch):
+            for offset in sorted({*batch.offsets} - {position for position, _, _ in parsed}):
+                on_ignored(partition, offset)
     return state
 
 

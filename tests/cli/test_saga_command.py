@@ -8,7 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from streams.message import Record
 from tests.cli.conftest import Run, Shell, eventually
+from tests.conformance.records import append
 
 SAGAS = '''
 """Trips: a hotel and a flight side by side, then the money."""
@@ -218,3 +220,19 @@ def test_where_there_are_no_sagas_the_list_is_empty(shell: Shell, run: Run) -> N
     with shell.log():
         pass
     assert run("saga", "list", "--json").json == []
+
+
+def test_what_is_no_entry_of_a_saga_is_named(sagas: Shell, run: Run) -> None:
+    """On standard error: how many there are, and where the first few stand."""
+    listed = run("saga", "list", "trips", "--all", "--json")
+    assert "left out" not in listed.err
+    with sagas.log() as log:
+        append(log, "trips.saga", [Record(b"{", b"ada", f"x{n}", (), 0) for n in range(8)])
+    again = run("saga", "list", "trips", "--all", "--json")
+    assert len(again.lines[0]) == len(listed.lines[0]) == 3
+    for found in (again, run("saga", "status", "trips", "ada")):
+        assert "trips.saga: 8 records left out that can be no entry of a saga: trips.saga/0/" in (
+            found.err
+        )
+        assert found.err.count("trips.saga/0/") == 5
+    assert "left out" not in run("saga", "status", "trips", "bob").err

@@ -10,6 +10,7 @@ the app is started again over all of it, and each command that lists is run.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.hostile.commands import command, lists
+from tests.hostile.commands import Ended, command, lists
 from tests.hostile.generate import bundle
 from tests.hostile.ground import Ground
 from tests.hostile.patterns import Patterns, Views
@@ -119,9 +120,13 @@ def listed(service: Service) -> None:
     letters = lists(url, "dead", "ls", group, orders, "--all").documents[0]
     for letter in letters[:2]:
         lists(url, "dead", "show", group, orders, letter["place"])
-    for key in lists(url, "dead", "keys", group, ordered).documents[0][:2]:
+    closed = lists(url, "dead", "keys", group, ordered)
+    names_what_is_left_out(closed, f"{ordered}.{group}.parked")
+    for key in closed.documents[0][:2]:
         command(url, "dead", "show", group, ordered, "--key", key["key"])
-    sagas = lists(url, "saga", "ls", saga, "--all").documents[0]
+    listing = lists(url, "saga", "ls", saga, "--all")
+    names_what_is_left_out(listing, f"{saga}.saga")
+    sagas = listing.documents[0]
     assert f"good-{GOOD + 1}" in {each["id"] for each in sagas}
     for each in sagas[-2:]:
         command(url, "saga", "status", saga, each["id"])
@@ -135,6 +140,14 @@ def listed(service: Service) -> None:
         command(url, "dead", "edit", group, orders, letter["place"], "--value", "{}")
         command(url, "dead", "retry", group, orders, letter["id"])
     command(url, "dead", "retry", group, orders, "--yes")
+
+
+def names_what_is_left_out(ended: Ended, topic: str) -> None:
+    """On standard error, and not more of it than people read."""
+    (line,) = [each for each in ended.err.splitlines() if each.startswith(f"{topic}: ")]
+    assert re.search(rf"left out .*: {re.escape(topic)}/0/", line), line
+    assert 1 <= line.count(f"{topic}/0/") <= 5
+    assert len(line) < 1_000
 
 
 def all_are_shown(service: Running, *topics: str) -> None:

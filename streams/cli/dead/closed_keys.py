@@ -43,10 +43,14 @@ def list_closed_keys(
     """
     found = []
     with open_url(url, "ro") as log:
-        for head in open_closed_keys(log, group, topic).heads(limit=limit):
+        reader = open_closed_keys(log, group, topic)
+        left_out = output.LeftOut(log, reader.name, "record of a closed key")
+        reader.on_ignored = left_out
+        for head in reader.heads(limit=limit):
             make_json = partial(closed_key_json, log, head)
             if (row := output.call_or_report(f"key {head.key!r}", make_json)) is not None:
                 found.append(row)
+        left_out.print()
     columns = ["key", "parked", "state", "failed_at", "attempts", "redrives", "error", "place"]
     output.print_rows(found, columns, json=json)
 

@@ -9,7 +9,7 @@ late. The owner obeys it as soon as one runs.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from uuid import uuid4
@@ -86,6 +86,9 @@ class ClosedKeyReader:
     :raises NotFound: there is no topic of closed keys.
     """
 
+    on_ignored: Callable[[int, int], None] | None = None
+    """Called with partition and offset of each record that is read and says nothing that can be."""
+
     def __init__(self, log: Log, group: str, topic: str) -> None:
         self.log = log
         self.name = parked_topic(topic, group)
@@ -101,7 +104,7 @@ class ClosedKeyReader:
     def states(self) -> Iterator[tuple[int, ParkingState]]:
         """By partition, the state that follows from its records."""
         for partition in range(self.partitions):
-            yield partition, read_state(self.log, self.name, partition)
+            yield partition, read_state(self.log, self.name, partition, self.on_ignored)
 
     def heads(self, key: bytes | None = None, limit: int | None = None) -> Iterator[ClosedKeyHead]:
         """The closed keys, in each partition in the order in which they were closed.

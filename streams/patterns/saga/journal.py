@@ -74,6 +74,10 @@ class SagaListing(NamedTuple):
 class Journal:
     """The journal of all sagas of one name. Its calls block; usable from any thread."""
 
+    on_ignored: Callable[[int, int], None] | None = None
+    """Called with partition and offset of each record that is read and is no entry of a saga,
+    tombstones apart."""
+
     def __init__(self, log: Log, saga: str, decoder: EntryDecoder | None = None) -> None:
         self.log = log
         self.saga = saga
@@ -238,7 +242,9 @@ class Journal:
             for index, key in enumerate(batch.keys):
                 if keys is not None and (key is None or key not in keys):
                     continue
-                entry = find(key, batch.values[index])
+                value, offset = batch.values[index], batch.offsets[index]
+                entry = find(key, value)
                 if entry is not None:
-                    offset = batch.offsets[index]
                     yield PositionedEntry(entry, Position(self.topic, partition, offset))
+                elif value is not None and self.on_ignored is not None:
+                    self.on_ignored(partition, offset)
