@@ -20,8 +20,12 @@ from redis import Redis
 from stream_codecs import DecodeError
 from streams import LogError, Message, Streams, StreamsError
 from streams.engine.progress import encode
+from streams.eventsourcing.views.registry import TOPIC as REGISTRY
+from streams.log.event_headers import make_append
+from streams.log.events import NO_HISTORY, EventLog
 from streams.log.protocol import Committed
 from streams.log.redis.keys import PartitionKeys, members_key, topic_key, topics_key
+from streams.message import Record
 from streams.patterns import (
     IdempotencyStore,
     IdempotentProcessor,
@@ -29,13 +33,15 @@ from streams.patterns import (
     KeyReused,
     OperationFailed,
 )
+from tests.cli.conftest import eventually
 from tests.conformance.logs import LEASE, Case
 from tests.conformance.stage import QUICK
 from tests.hostile import kafka_wire
 from tests.hostile.commands import command, lists
-from tests.hostile.generate import NUMBERS, TEXTS, any_text, pick
+from tests.hostile.generate import NUMBERS, TEXTS, any_text, any_value, anything, pick
 from tests.hostile.ground import Ground
-from tests.hostile.test_suite import made
+from tests.hostile.patterns import Views
+from tests.hostile.test_suite import made, views_listed
 from tests.processing.support import until
 from tests.servers.kafka import Kafka
 from tests.servers.lifetime import Lifetime
@@ -394,3 +400,38 @@ def test_groups_that_others_named(alone: Ground) -> None:
         kafka_wire.commit(broker, name, stage.topic_name, {0: (3, b"\xff\xfe")})
     listed = lists(stage.url, "groups", "ls", "--all").documents[0]
     assert stage.group in {each["group"] for each in listed}
+
+
+# -- the registry of views
+
+
+@pytest.mark.only("redis", "sqlite")
+def test_a_registry_of_views_that_others_wrote_to(alone: Ground) -> None:
+    """What makes no sense in it is of other views, and stops none."""
+    stage, log = alone, alone.anchor
+    assert isinstance(log, EventLog)
+    service = Views(stage)
+    service.start()
+    try:
+        service.goes_on()
+        values = made(any_value().map(lambda value: value or b""), 12)
+        outcomes: list[Any] = []
+        for at, value in enumerate(values):
+            key = b"view-%d\xff" % at
+            append = make_append(key, NO_HISTORY, [Record(value, key, f"evil-{at}")])
+            log.append_events(REGISTRY, [append], outcomes.extend)
+        eventually(lambda: len(outcomes) == len(values))
+        assert not [each for each in outcomes if isinstance(each, Exception)]
+        if stage.case.name == "redis":  # elsewhere nothing but appends gets there
+            stage.write(REGISTRY, made(anything(), 12))
+        service.goes_on()
+    finally:
+        service.stop()
+    service.start()
+    try:
+        service.goes_on()
+        rows = lists(stage.url, "views", "ls").documents[0]
+        assert {service.sums.name, service.by_number.name} <= {each["view"] for each in rows}
+        views_listed(service)
+    finally:
+        service.stop()
