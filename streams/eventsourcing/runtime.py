@@ -28,7 +28,7 @@ from streams.engine.retry import retry_delay
 from streams.errors import ConfigError, LogError, NotRunning, OutcomeUnknown
 from streams.eventsourcing.causes import cause_of_call, is_handling
 from streams.eventsourcing.definition import Definition, Expected, Options, events_of
-from streams.eventsourcing.errors import DecisionRefused, WrongExpectedVersion
+from streams.eventsourcing.errors import AggregateClosed, DecisionRefused, WrongExpectedVersion
 from streams.eventsourcing.histories import Histories
 from streams.eventsourcing.keyed_lock import KeyedLock
 from streams.eventsourcing.results import AggregateStats, Decided, Loaded
@@ -218,14 +218,13 @@ class AggregateRuntime:
         is_fresh = False
         attempt = 1
         while True:
-            if known is None or cause or attempt > 1:
+            # What is closed is refused without an append, so that must not come from the cache.
+            is_closed = known is not None and known.head.is_final
+            if known is None or cause or attempt > 1 or (is_closed and not is_fresh):
                 known, caused = await states.load(id, key, known, cause)
                 is_fresh = True
-                if caused is not None and not caused.event_count:
-                    self._counters.caused += 1
-                    raise DecisionRefused(self._name, id, cause)
                 if caused is not None:
-                    return await self._found(states, id, key, known, caused)
+                    return await self._found(states, id, key, known, caused, cause)
             failure: Exception | None = None
             events: Sequence[Any] = ()
             try:
@@ -250,7 +249,14 @@ class AggregateRuntime:
                 raise DecisionRefused(self._name, id, cause) from failure
             if isinstance(outcome, Appended):
                 return self._appended(states, id, append, outcome, next_state, events)
-            delay = self._refused(states, id, known, outcome, options.retry, attempt)
+            try:
+                delay = self._refused(states, id, known, outcome, options.retry, attempt)
+            except (AggregateClosed, WrongExpectedVersion):
+                if cause:  # what came between may be this very decision, taken by somebody else
+                    known, caused = await states.load(id, key, known, cause)
+                    if caused is not None:
+                        return await self._found(states, id, key, known, caused, cause)
+                raise
             if attempt > 1:  # the first time whoever was faster is done already
                 await asyncio.sleep(delay)
             attempt += 1
@@ -365,10 +371,15 @@ class AggregateRuntime:
         return Decided(known.state, known.head.base.version, events, positions, last)
 
     async def _found(
-        self, states: States, id: str, key: bytes, known: KnownState, caused: Caused
+        self, states: States, id: str, key: bytes, known: KnownState, caused: Caused, cause: str
     ) -> Decided[Any, Any]:
-        """What a cause came to before."""
+        """What a cause came to before.
+
+        :raises DecisionRefused: it was refused.
+        """
         self._counters.caused += 1
+        if not caused.event_count:
+            raise DecisionRefused(self._name, id, cause)
         then, found = await states.load_caused(id, key, caused)
         if then.head.base.version == known.head.base.version:
             then = known

@@ -13,7 +13,7 @@ from streams import Message, Streams
 from streams.config import Retry
 from streams.engine.progress import decode_generation, encode
 from streams.errors import ConfigError, InvalidValue, ProcessorDied, Reject
-from streams.eventsourcing import Aggregate, DecisionRefused
+from streams.eventsourcing import Aggregate, Decided, DecisionRefused
 from streams.log.protocol import Committed
 from streams.patterns import DeadLetterManager, instrument
 from streams.replay import replay, reset
@@ -21,6 +21,7 @@ from streams.testing import harness
 from tests.conformance.stage import Stage
 from tests.eventsourcing.bank import (
     Account,
+    Closed,
     Deposited,
     Overdrawn,
     Withdrawn,
@@ -542,6 +543,60 @@ async def test_a_refusal_stands_in_the_way_of_what_was_decided_before_it(
         with pytest.raises(DecisionRefused):
             await frozen.decide("a", withdraw)
         assert [each.event async for each in two.read("a")] == [Deposited(10)]
+
+
+def withdraw_five(account: Account) -> Withdrawn:
+    return account.withdraw(5)
+
+
+@pytest.mark.parametrize(
+    ("decision", "retry"), [(Account.close, Retry()), (withdraw_five, Retry(attempts=1))]
+)
+async def test_what_another_process_has_carried_out_meanwhile_is_not_refused(
+    stage: Stage, decision: Callable[[Account], Any], retry: Retry
+) -> None:
+    """A predecessor that was frozen before its append appends between the decision of its successor
+    and that one's append: the aggregate is closed by it, or no attempt is left."""
+    app, frozen = stage.app(), stage.app()
+    one = accounts(app, stage.topic_name, final=Closed)
+    two = accounts(frozen, stage.topic_name, final=Closed)
+    done: list[Decided[Any, Account]] = []
+
+    def decide_late(account: Account) -> Any:
+        found = decision(account)
+        if not done:
+            other = two.with_options(cause="transfer-1")
+            done.append(frozen.wait(other.decide("a", decision)))
+        return found
+
+    with frozen.background():
+        async with app:
+            await one.decide("a", deposit, 10)
+            late = one.with_options(cause="transfer-1", retry=retry)
+            assert await late.decide("a", decide_late) == done[0]
+            assert len([each async for each in one.read("a")]) == 2
+
+
+async def test_a_refusal_that_another_process_has_recorded_meanwhile_is_told(stage: Stage) -> None:
+    app, other = stage.app(), stage.app()
+    one = accounts(app, stage.topic_name, final=Closed)
+    two = accounts(other, stage.topic_name, final=Closed)
+    calls: list[Account] = []
+
+    def decide_late(account: Account) -> Any:
+        calls.append(account)
+        refused = two.with_options(cause="transfer-1", refusals=Overdrawn)
+        with pytest.raises(DecisionRefused):
+            other.wait(refused.decide("a", Account.withdraw, 11))
+        other.wait(two.decide("a", Account.close))
+        return account.withdraw(5)
+
+    with other.background():
+        async with app:
+            await one.decide("a", deposit, 10)
+            with pytest.raises(DecisionRefused):
+                await one.with_options(cause="transfer-1").decide("a", decide_late)
+            assert len(calls) == 1
 
 
 async def test_a_programs_mistake_is_no_refusal(stage: Stage) -> None:

@@ -28,7 +28,7 @@ from streams.log.names import partition_for
 from streams.log.sqlite.log import SqliteLog
 from streams.log.url import open_log
 from tests.conformance.histories import append_all, event, history, values, versions
-from tests.eventsourcing.bank import Account, Overdrawn, accounts, deposit, open_with
+from tests.eventsourcing.bank import Account, Closed, Overdrawn, accounts, deposit, open_with
 from tests.faults.ground import DURABLE
 from tests.faults.proxy import Proxy
 from tests.faults.sizes import SEED
@@ -91,8 +91,10 @@ async def test_a_failover_that_lost_writes_is_told_and_never_forks(
     servers: Failover, caplog: pytest.LogCaptureFixture
 ) -> None:
     mine, others = Streams(servers.url), Streams(servers.url)
-    bank, their_bank = (accounts(app, snapshot=Snapshot(every=4)) for app in (mine, others))
-    ids = ["matches", "shorter", "longer", "gone", "refused", "loaded"]
+    bank, their_bank = (
+        accounts(app, snapshot=Snapshot(every=4), final=Closed) for app in (mine, others)
+    )
+    ids = ["matches", "shorter", "longer", "gone", "refused", "loaded", "closed"]
     async with mine:
         for id in ids:
             if id != "gone":
@@ -103,6 +105,7 @@ async def test_a_failover_that_lost_writes_is_told_and_never_forks(
         for id in ids:
             for _ in range(3):
                 await bank.decide(id, deposit, 1)  # acknowledged, and lost
+        await bank.decide("closed", Account.close)  # the same
         servers.fail_over()
         async with others:
             assert (await their_bank.load("matches")).version == 2
@@ -120,6 +123,8 @@ async def test_a_failover_that_lost_writes_is_told_and_never_forks(
                 await bank.decide("refused", Account.withdraw, 10_000)
             with pytest.raises(HistoryTruncated):
                 await bank.load("loaded")
+            with pytest.raises(HistoryTruncated):
+                await bank.decide("closed", deposit, 1)
             assert "has lost writes" in caplog.text
             # From then on it goes by what the log has, as the others do.
             assert await bank.load("matches") == Loaded(Account("ada", 250), 5)
@@ -127,6 +132,7 @@ async def test_a_failover_that_lost_writes_is_told_and_never_forks(
             with pytest.raises(Overdrawn):
                 await bank.decide("refused", Account.withdraw, 10_000)
             assert (await bank.decide("loaded", Account.withdraw, 100)).version == 3
+            assert (await bank.decide("closed", deposit, 1)).version == 3
             assert (await bank.decide("untouched", deposit, 7)).version == 2
             for id in [*ids, "untouched"]:
                 assert await bank.load(id) == await their_bank.load(id)
