@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from typing import Any
 from uuid import uuid4
 
@@ -60,3 +62,17 @@ def write(
 def made(key: bytes, base: Base = NO_HISTORY, count: int = 1, **options: Any) -> EventAppend:
     """An append, which nobody checks before it is written."""
     return make_append(key, base, [event(b"%d" % number) for number in range(count)], **options)
+
+
+def answered(call: Callable[[], Any]) -> Any:
+    """What a call returns or raises, unless that takes for ever."""
+    answer: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(call())
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return answer.result(PATIENCE)

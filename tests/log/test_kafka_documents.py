@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import uuid4
@@ -54,6 +55,7 @@ from streams.log.protocol import Retention
 from streams.log.url import open_log
 from tests.conformance.member import PATIENCE
 from tests.hostile.kafka_wire import Written, produce
+from tests.log.kafka_histories import answered
 from tests.servers.find import KafkaAddress
 from tests.servers.lifetime import until
 
@@ -317,6 +319,37 @@ def test_a_strangers_open_transaction_holds_up_no_reader(
     assert value_of(store, name, b"a") == b"1"
     stranger.abort_transaction(PATIENCE)
     assert store.claim(name, 0).checkpoint == Checkpoint(1)
+
+
+def test_an_open_transaction_is_told_of_while_another_partition_moves(
+    kafka: KafkaAddress, store: KafkaDocuments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = store.create(f"documents-{uuid4().hex[:12]}", 2).name
+    store.claim(name, 0).write([change(b"a", b"1")], Checkpoint(1))
+    stranger = Producer(
+        {"bootstrap.servers": kafka.bootstrap, "transactional.id": f"stranger-{name}"}
+    )
+    stranger.init_transactions(PATIENCE)
+    stranger.begin_transaction()
+    put(stranger, name, b"a", b"stranger", [])
+    monkeypatch.setattr(document_index, "WAIT_TIMEOUT", 0.5)
+    ended, writer = threading.Event(), store.claim(name, 1)
+
+    def move() -> None:
+        number = 1
+        while not ended.wait(0.05):
+            writer.write([change(b"b", b"%d" % number)], Checkpoint(number))
+            number += 1
+
+    moving = threading.Thread(target=move)
+    moving.start()
+    try:
+        with pytest.raises(Unavailable, match=r"partition 0: .*a transaction open"):
+            answered(lambda: store.claim(name, 0))
+    finally:
+        ended.set()
+        moving.join()
+        stranger.abort_transaction(PATIENCE)
 
 
 # -- what counts -----------------------------------------------------------------------------------

@@ -1,21 +1,34 @@
-"""What feeds an index is told of the end of transactions."""
+"""What feeds an index is told of the end of transactions, and sees where nothing comes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 from uuid import uuid4
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 
-from streams.errors import LogError
+from streams.errors import LogError, Unavailable
+from streams.log.kafka import event_index, index_consumer
 from streams.log.kafka.batch import KafkaBatch
+from streams.log.kafka.event_index import TopicIndex
 from streams.log.kafka.index_consumer import IndexConsumer
 from streams.log.kafka.log import KafkaLog
+from streams.log.kafka.snapshot_index import SnapshotIndex
+from streams.log.names import partition_for
 from streams.log.url import open_log
+from tests.conformance.histories import grow, history, values
+from tests.conformance.member import PATIENCE
+from tests.log.kafka_histories import answered, log, made, producer, write
 from tests.servers.find import KafkaAddress
 from tests.servers.lifetime import until
+
+__all__ = ["log", "producer"]
 
 
 class Index:
@@ -76,3 +89,113 @@ def test_the_end_of_a_transaction_is_told_before_a_fetch_has_found_nothing(
         log.close()
     assert index.folded == ([0, 2] if uncommitted else [0])
     assert not index.errors
+
+
+# -- a partition that the driver does not fetch any more, while others move ------------------------
+
+
+@pytest.fixture
+def drivers(log: KafkaLog, monkeypatch: pytest.MonkeyPatch) -> list[Consumer]:
+    """The consumers that follow something, as they are made."""
+    found: list[Consumer] = []
+    make = log._readers.new_consumer
+
+    def new_consumer(**options: Any) -> Consumer:
+        made = make(**options)
+        if options.get("follows"):
+            found.append(made)
+        return made
+
+    monkeypatch.setattr(log._readers, "new_consumer", new_consumer)
+    return found
+
+
+@contextmanager
+def moving(producer: Producer, topic: str) -> Iterator[None]:
+    """Meanwhile something is written to partition 0 all the time."""
+    ended = threading.Event()
+
+    def go_on() -> None:
+        while not ended.wait(0.05):
+            write(producer, topic, made(b"moving").records, 0)
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def stop_fetching(driver: Consumer, topic: str, index: TopicIndex | SnapshotIndex) -> None:
+    """Nothing of partition 1, behind the back of all that is ours, as a driver does that has lost
+    an answer."""
+    stopped = threading.Event()
+
+    def stop() -> None:
+        """In the thread that uses the driver."""
+        if not stopped.is_set():
+            driver.pause([TopicPartition(topic, 1)])
+            stopped.set()
+
+    index.tick = stop  # type: ignore[method-assign]
+    assert stopped.wait(PATIENCE)
+
+
+def test_it_is_found_and_fetched_by_another_consumer(
+    log: KafkaLog,
+    producer: Producer,
+    drivers: list[Consumer],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(index_consumer, "STALL_TIMEOUT", 0.5)
+    monkeypatch.setattr(index_consumer, "CONFIRMATION", 0.5)
+    monkeypatch.setattr(event_index, "WAIT_TIMEOUT", PATIENCE)
+    topic = log.create_event_topic(f"{uuid4().hex[:12]}.events", 2).name
+    zero, one = (
+        next(key for key in map(b"%d".__mod__, range(99)) if partition_for(key, "", 2) == number)
+        for number in range(2)
+    )
+    grow(log, topic, zero, b"1")
+    head = grow(log, topic, one, b"1")
+    (driver,) = drivers
+    with moving(producer, topic), caplog.at_level(logging.WARNING, "streams.kafka"):
+        stop_fetching(driver, topic, log._events.indexes.get(topic))
+        write(producer, topic, made(one, head.base).records, 1)  # by another process
+        found = answered(lambda: history(log, topic, one))
+    assert values(found) == [b"1", b"0"]
+    assert "nothing came from partition 1, though there is more" in caplog.text
+    assert values(history(log, topic, zero)) == [b"1"]
+
+
+@pytest.mark.parametrize("kind", [TopicIndex, SnapshotIndex])
+def test_whoever_waits_for_it_is_told(
+    log: KafkaLog,
+    producer: Producer,
+    drivers: list[Consumer],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[TopicIndex | SnapshotIndex],
+) -> None:
+    monkeypatch.setattr(index_consumer, "STALL_TIMEOUT", 600.0)
+    topic = log.create_topic(f"index-{uuid4().hex[:8]}", 2).name
+    write(producer, topic, made(b"k").records, 1)
+    index: TopicIndex | SnapshotIndex
+    if kind is TopicIndex:
+        index = TopicIndex(topic, log._readers)
+        index.use([0, 1])
+        wait = index.wait
+    else:
+        index = SnapshotIndex(topic, log._readers, 2)
+        wait = partial(index.wait, timeout=0.5)
+    try:
+        until(lambda: index.next_offsets()[1] == 1, PATIENCE, "it is read")
+        monkeypatch.setattr(event_index, "WAIT_TIMEOUT", 0.5)
+        with moving(producer, topic):
+            stop_fetching(drivers[-1], topic, index)
+            write(producer, topic, made(b"k").records, 1)
+            with pytest.raises(Unavailable, match=f"{topic}: nothing"):
+                answered(lambda: wait({1: 2}))
+    finally:
+        index.close()

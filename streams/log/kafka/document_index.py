@@ -35,7 +35,7 @@ logger = get_logger("streams.kafka")
 T = TypeVar("T")
 
 WAIT_TIMEOUT = 30.0
-"""Seconds without any progress after which a writer that claims a partition is told so."""
+"""Seconds without progress in it after which a writer that claims a partition is told so."""
 
 IDLE_TIMEOUT = 600.0
 """Seconds after which a collection that nobody uses is followed no more."""
@@ -91,7 +91,6 @@ class DocumentIndex:
         self._consumer = IndexConsumer(topic, readers, self, uncommitted=False)
         self._writers = 0
         self._used_at = time.monotonic()
-        self._progress_at = time.monotonic()
         self._exists_until = time.monotonic() + EXISTS_INTERVAL
         """When it is to be seen whether the topic is still there."""
 
@@ -141,11 +140,13 @@ class DocumentIndex:
         :raises Unavailable: there was no progress for half a minute.
         """
         found = self._open(partition)
+        seen, deadline = -1, 0.0
         with self._lock:
-            self._progress_at = time.monotonic()
             while not found.is_shown(offset):
                 self.check()
-                if time.monotonic() >= self._progress_at + WAIT_TIMEOUT:
+                if found.next_offset != seen:
+                    seen, deadline = found.next_offset, time.monotonic() + WAIT_TIMEOUT
+                elif time.monotonic() >= deadline:
                     raise Unavailable(
                         f"documents {self.collection!r}, partition {partition}: nothing came for "
                         f"{WAIT_TIMEOUT:g} s from offset {found.next_offset} on (up to {offset}): "
@@ -224,7 +225,7 @@ class DocumentIndex:
         with self._lock:
             self.check()
             found.flush()
-            self._moved()
+            self._changed.notify_all()
 
     def reach(self, partition: int, offset: int) -> None:
         """There is no record below this offset that was not handed over."""
@@ -234,11 +235,7 @@ class DocumentIndex:
                 self.check()
                 found.reach(offset)
                 found.flush()
-                self._moved()
-
-    def _moved(self) -> None:
-        self._progress_at = time.monotonic()
-        self._changed.notify_all()
+                self._changed.notify_all()
 
     def next_offsets(self) -> Mapping[int, int]:
         """Where each partition goes on."""
@@ -269,7 +266,7 @@ class DocumentIndex:
                 found.goal = (now, end)
                 found.reach(found.next_offset)
                 found.flush()
-                self._moved()
+                self._changed.notify_all()
         with self._lock:
             for each in self._partitions.values():
                 if each.caught_up_at > each.state.caught_up_at + SAVE_INTERVAL:

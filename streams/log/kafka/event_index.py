@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from streams.errors import LogError, OutcomeUnknown, Unavailable
 from streams.log.events import EventAppend
 from streams.log.kafka.batch import KafkaBatch
-from streams.log.kafka.index_consumer import HistoryGone, IndexConsumer
+from streams.log.kafka.index_consumer import HistoryGone, IndexConsumer, Patience
 from streams.log.kafka.index_file import IndexFile
 from streams.log.kafka.partition_index import (
     Decided,
@@ -33,7 +33,8 @@ from streams.text import get_logger
 logger = get_logger("streams.kafka")
 
 WAIT_TIMEOUT = 30.0
-"""Seconds without any progress after which whoever waits for the index is told so."""
+"""Seconds without progress in any of the partitions that somebody waits for, after which he is told
+so."""
 
 REPORT_INTERVAL = 5.0
 """Seconds between two lines about an index that is being built."""
@@ -81,8 +82,6 @@ class TopicIndex:
         """Held while partitions are opened."""
         self._consumer = IndexConsumer(topic, readers, self)
         self._closed = threading.Event()
-        self._folded_at = time.monotonic()
-        """When something was folded last, or it was certain that there is nothing."""
         self._waiting_since: float | None = None
         self._reported_at = time.monotonic()
         self._has_reported = False
@@ -179,21 +178,20 @@ class TopicIndex:
         """
         self.use(ends)
         with self._changed:
-            began = time.monotonic()
-            while any(
-                self._reached(self.partitions[each], until_decided) < end
-                for each, end in ends.items()
-            ):
-                self._check()
-                if self._waiting_since is None:
-                    self._waiting_since = time.monotonic()
-                remaining = max(self._folded_at, began) + WAIT_TIMEOUT - time.monotonic()
-                if remaining <= 0:
-                    raise Unavailable(
-                        f"{self.topic}: nothing of its end could be read for {WAIT_TIMEOUT:g} s"
-                    )
-                self._changed.wait(min(remaining, 1.0))
-            self._waiting_since = None
+            patience = Patience(self.topic, WAIT_TIMEOUT)
+            try:
+                while behind := self._behind(ends, until_decided):
+                    self._check()
+                    if self._waiting_since is None:
+                        self._waiting_since = time.monotonic()
+                    self._changed.wait(min(patience.remaining(behind), 1.0))
+            finally:
+                self._waiting_since = None
+
+    def _behind(self, ends: Mapping[int, int], until_decided: bool) -> Mapping[int, int]:
+        """How far those partitions are that have not reached these ends."""
+        reached = {each: self._reached(self.partitions[each], until_decided) for each in ends}
+        return {each: offset for each, offset in reached.items() if offset < ends[each]}
 
     @staticmethod
     def _reached(index: PartitionIndex, until_decided: bool) -> int:
@@ -303,7 +301,6 @@ class TopicIndex:
                 index.fold(offsets[start:stop], keys[start:stop], headers[start:stop])
             index.settle()
             decided = index.take_decided()
-            self._folded_at = time.monotonic()
             self._changed.notify_all()
         _tell(decided)
 
@@ -331,7 +328,6 @@ class TopicIndex:
 
     def _progressed(self, index: PartitionIndex) -> Sequence[Decided]:
         index.settle()
-        self._folded_at = time.monotonic()
         self._changed.notify_all()
         return index.take_decided()
 

@@ -11,14 +11,16 @@ says where a partition ends would tell the same, but only after a fetch that fou
 waits for ``fetch.wait.max.ms``.
 
 Brokers that go away are waited for. As a consumer of the driver can come out of that without ever
-reading again (see ``client.py``), it is replaced where nothing comes although the log has more.
+reading again (see ``client.py``), and can stop to fetch one partition while the others go on (see
+``fetch_watch.py``), it is replaced where nothing comes of a partition although the log has more.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
@@ -28,6 +30,7 @@ from streams.errors import LogError, NotFound, Unavailable
 from streams.log.kafka.batch import KafkaBatch, remove_errors, split_by_partition
 from streams.log.kafka.client import close_in_background
 from streams.log.kafka.errors import OUT_OF_RANGE
+from streams.log.kafka.partition_probe import PartitionProbe
 from streams.log.kafka.reader import ReaderPool
 from streams.text import get_logger
 
@@ -42,7 +45,10 @@ POLL_TIMEOUT = 0.01
 for the end of a transaction waits for longer."""
 
 STALL_TIMEOUT = 10.0
-"""Seconds without a message after which the consumer is compared with the log's end."""
+"""Seconds in which nothing comes of a partition, after which the log is asked where it ends."""
+
+CONFIRMATION = 3.0
+"""Seconds that the driver gets to bring what the log is known to have."""
 
 LOG_TRUNCATION: int = KafkaError._LOG_TRUNCATION  # noqa: SLF001
 """The driver found that the log lost records that it has read."""
@@ -80,6 +86,46 @@ class FollowingIndex(Protocol):
         ...
 
 
+class Patience:
+    """How long somebody waits for partitions of which nothing comes; what comes of others does not
+    count.
+
+    :param timeout: seconds without progress in any of them.
+    """
+
+    def __init__(self, topic: str, timeout: float) -> None:
+        self._topic = topic
+        self._timeout = timeout
+        self._seen: Mapping[int, int] | None = None
+        self._ends_at = 0.0
+
+    def remaining(self, behind: Mapping[int, int]) -> float:
+        """Seconds that are left.
+
+        :param behind: the partitions that are waited for, and how far each is.
+        :raises Unavailable: there are none.
+        """
+        now = time.monotonic()
+        if behind != self._seen:
+            self._seen, self._ends_at = behind, now + self._timeout
+        elif now >= self._ends_at:
+            where = ", ".join(f"{each} from offset {behind[each]} on" for each in sorted(behind))
+            raise Unavailable(
+                f"{self._topic}: nothing could be read for {self._timeout:g} s of partition {where}"
+            )
+        return self._ends_at - now
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How it stands with one partition."""
+
+    ask_at: float
+    """When the log is asked where it ends, unless something comes before (monotonic time)."""
+    behind_since: float | None = None
+    """When the log was found to have more than has come."""
+
+
 class IndexConsumer:
     """Follows partitions of one topic for an index.
 
@@ -101,8 +147,11 @@ class IndexConsumer:
         """The consumer's position in each of them, as it was looked at last."""
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._progress_at = time.monotonic()
-        """When something came, or it was certain that there is nothing."""
+        self._progress: dict[int, _Progress] = {}
+        """Of each of them, since something came of it last."""
+        self._drained_at = float("-inf")
+        """When the driver had nothing more in its queue."""
+        self._ends = PartitionProbe(readers.end if uncommitted else readers.end_of_committed)
 
     def follow(self, starts: Mapping[int, int]) -> None:
         """Begin to follow partitions from these offsets on."""
@@ -117,6 +166,7 @@ class IndexConsumer:
         """Stop following."""
         with self._lock:
             self._closed = True
+        self._ends.close()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(5.0)
 
@@ -129,11 +179,12 @@ class IndexConsumer:
             consumer = self._new_consumer()
             while not self._closed:
                 self._assign_wanted(consumer)
-                if not self._fold_next(consumer) and self._is_stalled():
-                    consumer = self._replace(consumer)
+                self._fold_next(consumer)
                 if time.monotonic() >= tick_at:
                     tick_at = time.monotonic() + TICK
                     self._index.tick()
+                    if stalled := self._find_stalled():
+                        consumer = self._replace(consumer, stalled)
         except LogError as error:
             self._index.fail(error)
         except Exception as error:
@@ -159,43 +210,47 @@ class IndexConsumer:
         except KafkaException as error:
             raise self._readers.translate(error, f"reading {self._topic}") from error
         self._assigned += [KTopicPartition(self._topic, each) for each in starts]
+        for each in starts:
+            self._has_moved(each)
 
-    def _fold_next(self, consumer: Consumer) -> bool:
-        """Handle what came; whether anything did."""
+    def _has_moved(self, partition: int) -> None:
+        """Something came of a partition."""
+        self._progress[partition] = _Progress(time.monotonic() + STALL_TIMEOUT)
+
+    def _fold_next(self, consumer: Consumer) -> None:
+        """Handle what came."""
         try:
             messages: list[Any] = consumer.consume(1, POLL_TIMEOUT)
             if messages:
                 messages += consumer.consume(FETCH_LIMIT - 1, 0.0)
-            else:
-                return self._reach_positions(consumer)
+            if len(messages) < FETCH_LIMIT:
+                self._drained_at = time.monotonic()
+            if not messages:
+                self._reach_positions(consumer)
         except KafkaException as error:
             raise self._readers.translate(error, f"reading {self._topic}") from error
         errors = remove_errors(messages)
         for _, partition, run in split_by_partition(messages, self._topic):
             self._index.fold(KafkaBatch(self._topic, partition, run))
-            self._progress_at = time.monotonic()
+            self._has_moved(partition)
         for failed in errors:
             self._handle_error(failed)
-        return True
 
-    def _reach_positions(self, consumer: Consumer) -> bool:
-        """Tell how far the consumer has got without a message; whether it has."""
-        moved = False
+    def _reach_positions(self, consumer: Consumer) -> None:
+        """Tell how far the consumer has got without a message."""
         for found in consumer.position(self._assigned) if self._assigned else ():
             partition, offset = found.partition, found.offset
             if offset > self._positions.get(partition, -1):  # below 0: nothing was read yet
                 self._positions[partition] = offset
                 self._index.reach(partition, offset)
-                self._progress_at = time.monotonic()
-                moved = True
-        return moved
+                self._has_moved(partition)
 
     def _handle_error(self, failed: Any) -> None:
         error: KafkaError = failed.error()
         partition = failed.partition()
         if error.code() == KafkaError._PARTITION_EOF:
             self._index.reach(partition, failed.offset())
-            self._progress_at = time.monotonic()
+            self._has_moved(partition)
             return
         translated = self._readers.translate(error, f"reading {self._topic}")
         if error.code() in {*OUT_OF_RANGE, LOG_TRUNCATION}:
@@ -227,30 +282,40 @@ class IndexConsumer:
             "for ever: retention.ms=-1, retention.bytes=-1, cleanup.policy=delete)"
         )
 
-    def _is_stalled(self) -> bool:
-        """Whether nothing comes although there is more."""
-        now = time.monotonic()
-        if now < self._progress_at + STALL_TIMEOUT:
-            return False
-        self._progress_at = now
-        bounds = self._readers.bounds if self._uncommitted else self._readers.watermarks
-        try:
-            for partition, offset in self._index.next_offsets().items():
-                if bounds(self._topic, partition)[1] > offset:
-                    return True
-                self._index.reach(partition, offset)
-        except LogError as error:
-            logger.debug("%s", error)
-        return False
+    def _find_stalled(self) -> Sequence[int]:
+        """Partitions of which nothing comes although there is more. Never waits: to ask about one
+        whose broker is away takes ten seconds, and the others go on."""
+        now, offsets = time.monotonic(), self._index.next_offsets()
+        for (_, partition), end in self._ends.take_outcomes().items():
+            progress = self._progress.get(partition)
+            if progress is None or end is None:
+                continue  # nobody knows
+            if end <= offsets[partition]:
+                progress.behind_since = None
+            elif progress.behind_since is None:
+                progress.behind_since = now
+        due = [number for number, each in self._progress.items() if each.ask_at <= now]
+        if due and not self._ends.is_busy:
+            for partition in due:
+                self._progress[partition].ask_at = now + STALL_TIMEOUT
+            self._ends.start([(self._topic, each) for each in due])
+        return [
+            number
+            for number, each in self._progress.items()
+            # What waits in the driver's queue, behind what came of others, has come.
+            if each.behind_since is not None
+            and self._drained_at >= each.behind_since + CONFIRMATION
+        ]
 
-    def _replace(self, consumer: Consumer) -> Consumer:
+    def _replace(self, consumer: Consumer, stalled: Sequence[int]) -> Consumer:
         logger.warning(
-            "following %s: nothing came, though there is more: beginning anew", self._topic
-        )
+            "following %s: nothing came from partition %s, though there is more: beginning anew",
+            self._topic, ", ".join(map(str, stalled)),
+        )  # fmt: skip
         fresh = self._new_consumer()
         close_in_background(consumer)
         with self._lock:
             self._wanted.clear()
-        self._assigned, self._positions = [], {}
+        self._assigned, self._positions, self._progress = [], {}, {}
         self._assign(fresh, self._index.next_offsets())
         return fresh

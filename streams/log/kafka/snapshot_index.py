@@ -17,14 +17,13 @@ snapshot compares it with the history before it is used.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from streams.errors import LogError, Unavailable
+from streams.errors import LogError
 from streams.log.events import Base, StoredSnapshot
 from streams.log.kafka.batch import KafkaBatch
-from streams.log.kafka.index_consumer import IndexConsumer
+from streams.log.kafka.index_consumer import IndexConsumer, Patience
 from streams.log.kafka.reader import ReaderPool
 from streams.message import Headers
 from streams.text import get_logger
@@ -118,7 +117,6 @@ class SnapshotIndex:
         self._found: list[dict[SnapshotName, FoundSnapshot]] = [{} for _ in range(partitions)]
         self._next_offsets = dict.fromkeys(range(partitions), 0)
         self._changed = threading.Condition()
-        self._progress_at = time.monotonic()
         self._has_reported = False
         self._consumer = IndexConsumer(topic, readers, self)
         self._consumer.follow(self._next_offsets)
@@ -147,17 +145,14 @@ class SnapshotIndex:
 
         :raises Unavailable: there was no progress for ``timeout`` seconds.
         """
+        patience = Patience(self.topic, timeout)
         with self._changed:
-            began = time.monotonic()
             while not self.has_reached(ends):
                 if self.error is not None:
                     raise type(self.error)(str(self.error)) from self.error
-                remaining = max(began, self._progress_at) + timeout - time.monotonic()
-                if remaining <= 0:
-                    raise Unavailable(
-                        f"{self.topic}: nothing of its end could be read for {timeout:g} s"
-                    )
-                self._changed.wait(min(remaining, 1.0))
+                reached = {each: self._next_offsets[each] for each in ends}
+                behind = {each: at for each, at in reached.items() if at < ends[each]}
+                self._changed.wait(min(patience.remaining(behind), 1.0))
 
     def close(self) -> None:
         """Stop following."""
@@ -198,7 +193,6 @@ class SnapshotIndex:
 
     def _move(self, partition: int, offset: int) -> None:
         self._next_offsets[partition] = max(offset, self._next_offsets[partition])
-        self._progress_at = time.monotonic()
         self._changed.notify_all()
 
     def reach(self, partition: int, offset: int) -> None:
