@@ -11,11 +11,14 @@ In a handler that is its message. The text is made of
 The aggregate is not part of it, as a cause is looked up in one aggregate's history.
 
 A handler must make its calls on one aggregate one after the other, in the same order each time. One
-that cannot names its causes.
+that cannot names its causes. So does one that goes on after a call of which it has heard no answer:
+when the message is handled again that call may succeed, and what followed it would have another
+number, and find nothing of its own.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -26,7 +29,7 @@ from typing import Any, Literal
 from streams.app import Streams
 from streams.config import DeadLetters
 from streams.derived_records import GENERATION, message_generation
-from streams.errors import ConfigError
+from streams.errors import ConfigError, LogError, TooLarge
 from streams.log.event_headers import MAX_CAUSE
 from streams.message import SOURCE, Message, make_message, text
 from streams.processing import Job
@@ -42,7 +45,9 @@ class Handling:
     Its calls are counted on the app's loop only.
     """
 
-    __slots__ = ("_counts", "_in_flight", "_row", "_value", "ended", "group", "sources")
+    __slots__ = (
+        "_counts", "_in_flight", "_row", "_unanswered", "_value", "ended", "group", "sources",
+    )  # fmt: skip
 
     def __init__(
         self, group: str, sources: Mapping[str, str], value: Any = None, row: tuple[Any, ...] = ()
@@ -58,6 +63,8 @@ class Handling:
         # Most calls decide nothing: what only decisions need is made when there is one.
         self._counts: dict[tuple[str, str, str], int] | None = None
         self._in_flight: set[tuple[str, str, str]] | None = None
+        self._unanswered: dict[tuple[str, str, str], str] | None = None
+        """What calls ended in that had no answer."""
 
     @property
     def message(self) -> Message[Any] | None:
@@ -70,7 +77,7 @@ class Handling:
     def begin_call(self, aggregate: str, id: str, cause: str) -> int:
         """Which call with this cause on this aggregate begins, from 0.
 
-        :raises ConfigError: one is going on.
+        :raises ConfigError: one is going on, or has ended without an answer.
         """
         call = (aggregate, id, cause)
         if self._counts is None or self._in_flight is None:
@@ -81,10 +88,24 @@ class Handling:
                 "which of them is the first may be another next time, so await one after the "
                 "other, or name their causes with with_options(cause=...)"
             )
+        if self._unanswered is not None and call in self._unanswered:
+            raise ConfigError(
+                f"aggregate {aggregate!r}: a call upon {id!r} in this handler ended in "
+                f"{self._unanswered[call]}, and another one follows, which could not be told from "
+                "it when the message is handled again: let the error go, so that the message is "
+                "tried again and finds what was appended, or name the causes of both calls with "
+                "with_options(cause=...), each by a text of its own"
+            )
         number = self._counts.get(call, 0)
         self._counts[call] = number + 1
         self._in_flight.add(call)
         return number
+
+    def note_unanswered(self, aggregate: str, id: str, cause: str, error: BaseException) -> None:
+        """The call is ending without an answer: made again, it may have one."""
+        if self._unanswered is None:
+            self._unanswered = {}
+        self._unanswered[aggregate, id, cause] = type(error).__name__
 
     def end_call(self, aggregate: str, id: str, cause: str) -> None:
         """The call has ended."""
@@ -117,6 +138,11 @@ def cause_of_call(aggregate: str, id: str, message: Message[Any] | None) -> Iter
     number = 0 if handling is None else handling.begin_call(aggregate, id, cause)
     try:
         yield cause_text(f"{number}/{cause}")
+    except (LogError, asyncio.CancelledError) as error:
+        # What is too large is so each time.
+        if handling is not None and not isinstance(error, TooLarge):
+            handling.note_unanswered(aggregate, id, cause, error)
+        raise
     finally:
         if handling is not None:
             handling.end_call(aggregate, id, cause)

@@ -12,7 +12,16 @@ from opentelemetry.sdk.trace import TracerProvider
 from streams import Message, Streams
 from streams.config import Retry
 from streams.engine.progress import decode_generation, encode
-from streams.errors import ConfigError, InvalidValue, ProcessorDied, Reject
+from streams.errors import (
+    ConfigError,
+    InvalidValue,
+    LogError,
+    OutcomeUnknown,
+    ProcessorDied,
+    Reject,
+    TooLarge,
+    Unavailable,
+)
 from streams.eventsourcing import Aggregate, Decided, DecisionRefused
 from streams.log.protocol import Committed
 from streams.patterns import DeadLetterManager, instrument
@@ -317,6 +326,72 @@ async def test_calls_at_the_same_time_that_are_named(stage: Stage) -> None:
         await stage.publish(bank.orders, 1, key="k")
         await bank.until_handled(1)
         assert await bank.events() == [Deposited(1)] * 3
+
+
+@pytest.mark.parametrize("ending", [Unavailable("no"), OutcomeUnknown("perhaps"), None])
+async def test_a_call_that_ended_without_an_answer_is_not_followed_by_one_without_a_name(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, ending: LogError | None
+) -> None:
+    """When the message is handled again, the first call would take the second one's place: it would
+    find nothing of its own, and append once more. (None: the call is cancelled.)"""
+    appending = asyncio.Event()
+
+    async def decide_again(bank: Bank, value: int, message: Message[Any]) -> None:
+        first = asyncio.ensure_future(bank.accounts.decide("a", deposit, value))
+        await appending.wait()
+        if ending is None:
+            first.cancel()
+        with pytest.raises(asyncio.CancelledError if ending is None else type(ending)):
+            await first
+        named = bank.accounts.with_options(cause="named")
+        assert (await named.decide("b", deposit, value)).version == 1
+        await bank.accounts.decide("b", deposit, value)  # of which nothing is unknown
+        await bank.accounts.decide("a", deposit, value)
+
+    bank = Bank(stage, decide_again)
+    append = bank.accounts._runtime._append
+
+    async def append_without_answer(histories: Any, events: Any) -> Any:
+        if appending.is_set():
+            return await append(histories, events)
+        if not isinstance(ending, Unavailable):
+            await append(histories, events)
+        appending.set()
+        if ending is not None:
+            raise ending
+        return await asyncio.Event().wait()
+
+    monkeypatch.setattr(bank.accounts._runtime, "_append", append_without_answer)
+    error = await died_of(bank, 7)
+    assert "upon 'a'" in error
+    assert "with_options(cause=" in error
+    again = Bank(stage, decide_once)
+    async with again.app:
+        await again.until_handled(1)
+        assert await again.events() == [Deposited(7)]
+
+
+async def test_an_append_that_was_too_large_may_be_followed_by_a_smaller_one(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def decide_less(bank: Bank, value: int, message: Message[Any]) -> None:
+        with pytest.raises(TooLarge):
+            await bank.accounts.decide("a", deposit, value)
+        await bank.accounts.decide("a", deposit, 1)
+
+    bank = Bank(stage, decide_less)
+    append = bank.accounts._runtime._append
+
+    async def append_small(histories: Any, events: Any) -> Any:
+        if b"1" not in events.records[0].value:
+            raise TooLarge("2 is too much")
+        return await append(histories, events)
+
+    monkeypatch.setattr(bank.accounts._runtime, "_append", append_small)
+    async with bank.app:
+        await stage.publish(bank.orders, 2, key="k")
+        await bank.until_handled(1)
+        assert await bank.events() == [Deposited(1)]
 
 
 async def test_a_batch_handler_names_its_causes(stage: Stage) -> None:
