@@ -35,6 +35,7 @@ from tests.managers.purses import (
     Noticed,
     Opened,
     Order,
+    Poor,
     Purse,
     PurseEvent,
     Taken,
@@ -43,6 +44,7 @@ from tests.managers.purses import (
     World,
     evolve,
     give_back,
+    notice,
 )
 
 pytestmark = pytest.mark.anyio
@@ -109,6 +111,43 @@ async def test_a_message_that_comes_again_changes_nothing(stage: Stage) -> None:
         assert await other.events(RESERVE) == [Opened(50), Taken("t1", 20)]
         await stage.until(lambda: other.transfers.stats().refused > 0, "it is told so by the log")
         assert other.transfers.stats().refused == 1
+
+
+def take_ten(purse: Purse, transfer: str) -> Taken | None:
+    """All or nothing; who has nothing at all refuses."""
+    if not purse.cents:
+        raise Poor
+    return Taken(transfer, 10) if purse.cents >= 10 else None
+
+
+@pytest.mark.parametrize("cents", [(0, 5), (5, 0)])
+async def test_processes_agree_why_a_command_was_refused(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, cents: tuple[int, int]
+) -> None:
+    """Between the note why it is about to be refused and the refusal the state changes: the
+    decision comes to nothing instead of refusing, or the other way round."""
+    decisions, name = [give_back, notice, take_ten], unique()
+    one, two = (World(stage.app(), name, decisions=decisions) for _ in range(2))
+    first, second = (each.transfers._definition.commands for each in (one, two))
+    note, changes = first._note, list(cents[1:])
+
+    async def note_and_change(*args: Any) -> Any:
+        noted = await note(*args)
+        if changes:
+            await two.open(ada=changes.pop())
+        return noted
+
+    monkeypatch.setattr(first, "_note", note_and_change)
+    async with one.app.connected(), two.app.connected():
+        await two.open(ada=cents[0])
+        command = first.store(Command(one.purses, "ada", take_ten, "t"))
+        reason = await first.carry_out(command, "cause")
+        assert not changes
+        assert [await each.carry_out(command, "cause") for each in (first, second)] == [reason] * 2
+        log: Any = one.app.log
+        found = await asyncio.to_thread(first.outcome, log, command, "cause")
+        assert (found.outcome, found.reason) == ("refused" if reason else "nothing", reason or "")
+        assert await one.events("ada") == [Opened(each) for each in cents]
 
 
 class Tick(Struct, tag="tick", frozen=True):

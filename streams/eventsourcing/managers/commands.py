@@ -5,8 +5,11 @@ cannot be read back from that is refused before anything is stored.
 
 Its effect happens once as it has a cause of its own, made of the manager, the instance, the version
 of the reaction and the command's place in it. A decision that refuses, or that comes to nothing, is
-recorded under that cause before anybody acts on it. A second record, written just before, tells
-which of the two it was: whoever carries the command out again is told by the log.
+recorded under that cause before anybody acts on it. A second record, written just before, notes
+which of the two it was: whoever carries the command out again is told by the log. Where the state
+changes between the two records, or several processes write them, there may be several notes. The
+one of the lowest version is meant: one that is written later has a higher version, or says the
+same, as a note is only written where the decision comes to what it says.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import msgspec
 from stream_codecs import type_name
 from streams.app import Streams
 from streams.callables import is_async, shown_function
+from streams.cancellation import run_in_thread
 from streams.errors import ConfigError, InvalidValue, NotFound
 from streams.eventsourcing.aggregate import Aggregate
 from streams.eventsourcing.causes import cause_text
@@ -72,7 +76,7 @@ class _Noted(Exception):
 
 
 class _NotNoted(Exception):
-    """It was not noted."""
+    """The decision comes to something else by now."""
 
 
 class _Decision(NamedTuple):
@@ -229,36 +233,51 @@ class Commands:
         :raises Exception: the decision fails, or the log does.
         """
         aggregate = self._aggregate(command)
-        noted: str | None = None
-        """The reason that was noted: by this one, the decision may refuse."""
+        is_noted = False
+        """Why is noted, so the decision may refuse."""
 
         def decide(state: Any) -> Any:
-            decision = self._find(aggregate, command.decision)
-            args, kwargs = _read(decision, command)
-            try:
-                found = decision.function(state, *args, **kwargs)
-            except self._refusal_types as error:
-                reason = self._reason_of(error)
-                raise _Refusal if reason == noted else _ToBeNoted(reason) from error
-            if found is None or (isinstance(found, (list, tuple)) and not found):
-                raise _Refusal if noted == NOTHING else _ToBeNoted(NOTHING)
-            return found
+            found, reason = self._take(aggregate, command, state)
+            if reason is None:
+                return found
+            raise _Refusal if is_noted else _ToBeNoted(reason)
 
         options = aggregate.with_options(cause=cause, refusals=_Refusal)
         while True:
             try:
                 await options.decide(command.id, decide)
-            except DecisionRefused as error:
-                if error.__cause__ is None:  # it was recorded before
-                    noted = await self._noted_reason(aggregate, command.id, cause)
-                return noted or None
+            except DecisionRefused:
+                # Why is asked of the log, as everybody does: somebody else may have noted before.
+                outcome = await self._read_outcome(command, cause)
+                if outcome.outcome != "open":  # else the log has lost what was told
+                    return outcome.reason or None
+                is_noted = False
             except AggregateClosed:
                 return CLOSED
             except _ToBeNoted as found:
-                noted = found.reason
-                await self._note(aggregate, command.id, cause, noted)
+                is_noted = await self._note(aggregate, command, cause, found.reason)
             else:
                 return None
+
+    async def _read_outcome(self, command: StoredCommand, cause: str) -> CommandOutcome:
+        log: Any = self._app.log
+        if log.never_blocks:
+            return self.outcome(log, command, cause)
+        return await run_in_thread(self.outcome, log, command, cause)
+
+    def _take(
+        self, aggregate: Aggregate[Any, Any], command: StoredCommand, state: Any
+    ) -> tuple[Any, str | None]:
+        """What a command's decision returns, and why it refuses; None: it does not."""
+        decision = self._find(aggregate, command.decision)
+        args, kwargs = _read(decision, command)
+        try:
+            found = decision.function(state, *args, **kwargs)
+        except self._refusal_types as error:
+            return None, self._reason_of(error)
+        if found is None or (isinstance(found, (list, tuple)) and not found):
+            return None, NOTHING
+        return found, None
 
     def _aggregate(self, command: StoredCommand) -> Aggregate[Any, Any]:
         found = self._app.aggregates.get(command.aggregate)
@@ -272,32 +291,23 @@ class Commands:
     def _reason_of(self, error: Exception) -> str:
         return next(name for name, kind in self._refusals.items() if isinstance(error, kind))
 
-    async def _note(self, aggregate: Aggregate[Any, Any], id: str, cause: str, reason: str) -> None:
-        """Note why a command is about to be refused."""
+    async def _note(
+        self, aggregate: Aggregate[Any, Any], command: StoredCommand, cause: str, reason: str
+    ) -> bool:
+        """Note why a command is about to be refused; False: it would not be for that any more."""
 
         def note(state: Any) -> NoReturn:
-            raise _Noted
+            _, found = self._take(aggregate, command, state)
+            raise _Noted if found == reason else _NotNoted
 
         options = aggregate.with_options(cause=_note_cause(cause, reason), refusals=_Noted)
         try:
-            await options.decide(id, note)
+            await options.decide(command.id, note)
+        except _NotNoted:
+            return False
         except (DecisionRefused, AggregateClosed):
-            return
-
-    async def _noted_reason(self, aggregate: Aggregate[Any, Any], id: str, cause: str) -> str:
-        """Why a command is refused that was so before: what was noted."""
-
-        def find(state: Any) -> NoReturn:
-            raise _NotNoted
-
-        for reason in self._refusals:
-            try:
-                await aggregate.with_options(cause=_note_cause(cause, reason)).decide(id, find)
-            except DecisionRefused:
-                return reason
-            except (_NotNoted, AggregateClosed):
-                continue
-        return NOTHING
+            pass
+        return True
 
     # -- looking
 
@@ -327,8 +337,12 @@ class Commands:
             return CommandOutcome("open", CLOSED if first.head.is_final else "")
         if first.caused.event_count:
             return CommandOutcome("done", "", *first.caused)
-        found = zip(notes, noted, strict=True)
-        reason = next((each for each, note in found if note.caused is not None), NOTHING)
+        found = [
+            (note.caused.first_version, reason)
+            for reason, note in zip(notes, noted, strict=True)
+            if note.caused is not None
+        ]
+        reason = min(found)[1] if found else NOTHING
         return CommandOutcome("refused" if reason else "nothing", reason)
 
 
