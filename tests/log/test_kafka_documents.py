@@ -546,6 +546,50 @@ def test_a_reader_that_was_away_for_long_shows_nothing_that_is_half(
     assert anew == ("read anew" in caplog.text)
 
 
+def test_a_partition_whose_broker_does_not_answer_holds_up_no_other(
+    store: KafkaDocuments, reopen: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = store.create(f"documents-{uuid4().hex[:12]}", 2).name
+    writer, reader = store.claim(name, 1), reopen()
+    assert [reader.checkpoint(name, each) for each in range(2)] == [None, None]
+    asked, answers = threading.Event(), threading.Event()
+    watermarks = reader._readers.watermarks
+
+    def hang(topic: str, partition: int) -> tuple[int, int]:
+        if partition == 0:
+            asked.set()
+            assert answers.wait(2 * PATIENCE)
+        return watermarks(topic, partition)
+
+    monkeypatch.setattr(reader._readers, "watermarks", hang)
+    monkeypatch.setattr(document_index, "CHECK_INTERVAL", 0.0)
+    try:
+        assert asked.wait(PATIENCE)
+        writer.write([change(b"b", b"1")], Checkpoint(1))
+        until(lambda: reader.checkpoint(name, 1) == Checkpoint(1), PATIENCE, "it is read")
+    finally:
+        answers.set()
+
+
+def test_a_poll_that_found_nothing_does_not_say_that_a_reader_is_at_the_end(
+    store: KafkaDocuments, name: str, reopen: Open, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A process can be frozen for long in the first poll after the last batch."""
+    monkeypatch.setattr(document_index, "CHECK_INTERVAL", float("inf"))  # so that nobody sees it
+    writer = store.claim(name, 0)
+    writer.write([change(b"a", b"1")], Checkpoint(1))
+    reader = reopen()
+    assert reader.checkpoint(name, 0) == Checkpoint(1)
+    index = reader._index(name)
+    index._partitions[0].caught_up_at -= DELETE_RETENTION
+    index.reach(0, index.next_offsets()[0])
+    writer.write([change(b"a", b"2")], Checkpoint(2))
+    until(lambda: reader.checkpoint(name, 0) == Checkpoint(2), PATIENCE, "the second checkpoint")
+    assert reader._index(name) is not index
+    assert "read anew" in caplog.text
+
+
 def test_a_writer_that_learns_that_it_is_fenced_while_it_hands_records_over(
     store: KafkaDocuments, name: str, reopen: Open
 ) -> None:

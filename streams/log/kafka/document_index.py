@@ -27,6 +27,7 @@ from streams.log.kafka.client import REQUEST_TIMEOUT
 from streams.log.kafka.document_file import DocumentFile
 from streams.log.kafka.document_partition import DocumentPartition
 from streams.log.kafka.index_consumer import HistoryGone, IndexConsumer
+from streams.log.kafka.partition_probe import PartitionProbe
 from streams.log.kafka.reader import ReaderPool
 from streams.text import get_logger
 
@@ -41,8 +42,8 @@ IDLE_TIMEOUT = 600.0
 """Seconds after which a collection that nobody uses is followed no more."""
 
 CHECK_INTERVAL = 30.0
-"""Seconds after which a partition that has not been at its end is compared with it."""
-
+"""Seconds after which it is asked again where a partition ends: that alone tells when it was read
+up to there."""
 
 EXISTS_INTERVAL = 5.0
 """Seconds in which nothing came, after which it is seen whether the topic is still there."""
@@ -93,6 +94,11 @@ class DocumentIndex:
         self._used_at = time.monotonic()
         self._exists_until = time.monotonic() + EXISTS_INTERVAL
         """When it is to be seen whether the topic is still there."""
+        self._ends = PartitionProbe(readers.end_of_committed)
+        self._asked_at = 0.0
+        """When it was asked last (seconds since the epoch)."""
+        self._asked_offsets: Mapping[int, int] = {}
+        """Up to where the partitions were read then."""
 
     # -- using it
 
@@ -245,28 +251,13 @@ class DocumentIndex:
     def tick(self) -> None:
         """See whether the topic is still there, whether partitions that have not been at their
         ends for a while get there, and whether somebody uses this at all."""
-        if time.monotonic() > self._exists_until:
+        has_answered = not self._ends.is_busy
+        self._take_ends()
+        is_quiet = time.monotonic() > self._exists_until
+        if is_quiet:
             self._check_exists()
-        now = time.time()
-        with self._lock:
-            asking = [
-                number
-                for number, each in self._partitions.items()
-                if each.goal is None
-                and (not each.is_ready or abs(now - each.caught_up_at) > CHECK_INTERVAL)
-            ]
-        for number in asking:
-            try:
-                _, end = self._readers.watermarks(self.topic, number)
-            except Unavailable as error:
-                logger.debug("%s", error)
-                return
-            with self._lock:
-                found = self._partitions[number]
-                found.goal = (now, end)
-                found.reach(found.next_offset)
-                found.flush()
-                self._changed.notify_all()
+        if has_answered:
+            self._ask_ends(everywhere=is_quiet)
         with self._lock:
             for each in self._partitions.values():
                 if each.caught_up_at > each.state.caught_up_at + SAVE_INTERVAL:
@@ -275,22 +266,52 @@ class DocumentIndex:
         if idle and self.error is None:
             self._on_idle(self)
 
+    def _ask_ends(self, *, everywhere: bool) -> None:
+        """Ask where partitions end, in another thread: one whose broker is away holds up no other.
+
+        :param everywhere: all of them, not only those that have not been at their ends for a while.
+        """
+        now = time.time()
+        with self._lock:
+            self._asked_at = now
+            self._asked_offsets = {
+                number: each.next_offset
+                for number, each in self._partitions.items()
+                if everywhere
+                or (
+                    each.goal is None
+                    and (not each.is_ready or abs(now - each.caught_up_at) > CHECK_INTERVAL)
+                )
+            }
+        self._ends.start([(self.topic, number) for number in self._asked_offsets])
+
+    def _take_ends(self) -> None:
+        """:raises HistoryGone: a partition ends before what was read of it."""
+        for (_, number), end in self._ends.take_outcomes().items():
+            if end is None:
+                continue
+            offset = self._asked_offsets[number]
+            if end < offset:
+                raise HistoryGone(
+                    f"{self.topic}/{number} was read up to offset {offset} and ends at {end} now: "
+                    "it was made anew, or has lost what was acknowledged"
+                )
+            with self._lock:
+                found = self._partitions[number]
+                if found.goal is None:
+                    found.goal = (self._asked_at, end)
+                found.flush()
+                self._changed.notify_all()
+
     def _check_exists(self) -> None:
         """The driver says nothing for up to a minute where a topic is deleted.
 
-        :raises LogError: it is, or was.
+        :raises LogError: it is.
         """
         self._exists_until = time.monotonic() + EXISTS_INTERVAL
         try:
             self._readers.metadata.forget(self.topic)  # by now every broker knows a new one
             self._readers.metadata.read(self.topic)
-            for partition, offset in self.next_offsets().items():
-                _, end = self._readers.watermarks(self.topic, partition)
-                if end < offset:
-                    raise HistoryGone(
-                        f"{self.topic}/{partition} was read up to offset {offset} and ends at {end}"
-                        " now: it was made anew, or has lost what was acknowledged"
-                    )
         except Unavailable as error:
             logger.debug("%s", error)
 
@@ -307,6 +328,7 @@ class DocumentIndex:
         """Follow it no more. A file that stays is discarded if what it says is wrong."""
         self.fail(IndexClosed(f"Kafka: the documents {self.collection!r} are followed no more"))
         self._consumer.close()
+        self._ends.close()
         with self._lock:
             if isinstance(self.error, (IndexFileDamaged, HistoryGone, NotFound)):
                 self._file.discard()

@@ -216,10 +216,11 @@ class DocumentPartition:
             )  # fmt: skip
 
     def reach(self, offset: int) -> None:
-        """Everything before an offset was read."""
-        self.next_offset = max(self.next_offset, offset)
-        if self.goal is None and self.is_ready:  # it is at the end
-            self.caught_up_at = time.time()
+        """Everything before an offset was read. That says nothing of the end: since the poll that
+        found nothing, or the fetch, this process may have been frozen."""
+        if offset > self.next_offset:
+            self._check_age(time.time())
+            self.next_offset = offset
 
     # -- showing
 
