@@ -77,7 +77,7 @@ class AggregateRuntime:
         if self._app.open_mode != "ro":
             await run_in_thread(definition.topic.ensure, log)
         self._lock, self._counters = KeyedLock(), Counters()
-        self._histories = Histories(log, self._topic)
+        self._histories = Histories(log, self._topic, definition.topic.partitions or 1)
         self._states = States(definition, self._histories)
         return self
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -14,10 +15,12 @@ from streams import Streams
 from streams.errors import Fatal, LogError, NotRunning, Unavailable
 from streams.eventsourcing.batching import RequestBatcher
 from streams.log.events import EventLog
+from streams.log.names import partition_for
 from streams.log.url import open_log
 from tests.conformance.stage import Stage
 from tests.eventsourcing.bank import accounts, deposit
 from tests.patterns.counting import Counting
+from tests.servers.find import KafkaAddress
 
 pytestmark = pytest.mark.anyio
 
@@ -128,3 +131,53 @@ async def test_a_thousand_decisions_are_few_calls_of_the_log(
         if not stage.anchor.never_blocks:  # else nobody waits for anything
             assert log.calls["read_histories"] <= 100
             assert log.calls["append_events"] <= 100
+
+
+async def test_a_partition_out_of_reach_holds_up_no_load_of_another(
+    kafka: KafkaAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = Streams(kafka.url)
+    bank = accounts(app, f"reach-{uuid4().hex[:8]}")
+    away, there = (
+        next(id for id in map(str, range(99)) if partition_for(id.encode(), "", 2) == number)
+        for number in range(2)
+    )
+    began, go_on, hangs, gives_up = (threading.Event() for _ in range(4))
+    async with app:
+        for id in (away, there):
+            await bank.decide(id, deposit, 1)
+        readers: Any = app.log._readers  # type: ignore[attr-defined]
+        ends = readers.ends
+
+        def ends_but_of_one(topic: str, partitions: Sequence[int]) -> Any:
+            """Its leader is away, which takes long to be found."""
+            if not began.is_set():
+                began.set()
+                assert go_on.wait(60)
+            if 0 in partitions:
+                if len(partitions) == 1:
+                    hangs.set()
+                    assert gives_up.wait(60)
+                raise Unavailable("there is no leader")
+            return ends(topic, partitions)
+
+        monkeypatch.setattr(readers, "ends", ends_but_of_one)
+        loads = [asyncio.create_task(bank.load(there))]
+        assert await asyncio.to_thread(began.wait, 60)
+        loads += [asyncio.create_task(bank.load(id)) for id in (there, away)]
+        histories = bank._runtime._histories
+        assert histories is not None
+        while histories._reads._requests.qsize() < 2:  # noqa: ASYNC110 - then one call asks for both
+            await asyncio.sleep(0)
+        go_on.set()
+        assert [each.version for each in await asyncio.gather(*loads[:2])] == [1, 1]
+        assert await asyncio.to_thread(hangs.wait, 60)
+        assert (await bank.load(there)).version == 1
+        assert not loads[2].done()
+        gives_up.set()
+        for load in (loads[2], bank.load(away)):
+            with pytest.raises(Unavailable, match="no leader"):
+                await load
+        monkeypatch.undo()
+        assert (await bank.load(away)).version == 1
+        assert not histories._apart
