@@ -125,7 +125,8 @@ async def test_large_outputs_are_bounded_and_stored_early(plain: bool) -> None:
         await until(lambda: tries >= tried + 2)
         assert handled == 11  # 1 MiB
         may_store = True
-        await until(lambda: stored() >= 48)  # two more take up less than a quarter: they wait
+        # Two take up less than a quarter: they wait.
+        await until(lambda: handled == 50 and stored() >= 48)
     async with app.connected():
         assert len([each async for each in target.read()]) == 50  # the end waits for nothing
     log.close()
