@@ -83,7 +83,7 @@ class Row(NamedTuple):
     :param id: the message ID.
     :param key: ``aggregateid``.
     :param size: of payload, headers and ID in bytes.
-    :param held: a row of the same key has failed, so this one has to wait.
+    :param held: a row before it of the same key has failed, or waits itself, so this one has to.
     """
 
     sequence: int
@@ -288,7 +288,7 @@ class Dialect:
                 coalesce(messageid, CAST(id AS text)) AS id, aggregatetype, aggregateid,
                 {self.payload} AS payload, keytype, headers,
                 {self.size} + {self.length_of("headers")} + {self.length_of("messageid")} AS size,
-                {self._failed_of("o")} AS held
+                ({self._before("o", FAILED)} OR {self._before("o", WAITING)}) AS held
             FROM {self.tables.outbox} AS o
             WHERE state = {READY} AND {self.within(self.bucket, owned)}
                 AND aggregatetype NOT IN ({self.list_of("busy", "text")})
@@ -300,10 +300,12 @@ class Dialect:
         """Whether a value is among what a query gives, which is run once."""
         return f"{value} IN ({query})"
 
-    def _failed_of(self, row: str) -> str:
+    def _before(self, row: str, state: int) -> str:
+        """Whether a row before this one, of the same key, is in a state."""
         return (
-            f"EXISTS (SELECT 1 FROM {self.tables.outbox} AS f WHERE f.state = {FAILED} "
-            f"AND f.aggregatetype = {row}.aggregatetype AND f.aggregateid = {row}.aggregateid)"
+            f"EXISTS (SELECT 1 FROM {self.tables.outbox} AS f WHERE f.state = {state} "
+            f"AND f.aggregatetype = {row}.aggregatetype AND f.aggregateid = {row}.aggregateid "
+            f"AND f.sequence < {row}.sequence)"
         )
 
     def delete(self) -> str:
@@ -317,16 +319,17 @@ class Dialect:
         return f"UPDATE {self.tables.outbox} SET state = {FAILED}, error = :error WHERE {rows}"
 
     def hold(self) -> str:
-        """Have rows wait behind one of their key that failed."""
+        """Have rows wait behind one of their key that failed, or that waits."""
         rows = self.among("sequence", "sequences", "bigint")
+        held = f"({self._before('o', FAILED)} OR {self._before('o', WAITING)})"
         return (
             f"UPDATE {self.tables.outbox} AS o SET state = {WAITING} "
-            f"WHERE state = {READY} AND {rows} AND {self._failed_of('o')}"
+            f"WHERE state = {READY} AND {rows} AND {held}"
         )
 
     def release_waiting(self) -> str:
         """Have rows wait no longer behind what is not there any more."""
-        outbox, held = self.tables.outbox, self._failed_of("o")
+        outbox, held = self.tables.outbox, self._before("o", FAILED)
         return f"UPDATE {outbox} AS o SET state = {READY} WHERE state = {WAITING} AND NOT {held}"
 
     def backlog(self) -> str:

@@ -343,6 +343,28 @@ async def test_what_waits_behind_a_row_that_somebody_deleted_goes_on(
         assert world.of("a") == [2]
 
 
+async def test_rows_that_come_later_do_not_overtake_those_that_wait(place: Place) -> None:
+    """Neither once what those waited behind was deleted, nor before somebody has looked again."""
+    world = World(place.dsn)
+    async with world.app:
+        refuse(world, large)
+        with committing(place) as connection:
+            world.outbox.publish_sync(world.orders, Order("a", 1, "large"), connection=connection)
+        await world.until(lambda: [row[1] for row in place.rows()] == [1], "it is marked")
+        commit(world, place, "a", 2)
+        await world.until(lambda: [row[1] for row in place.rows()] == [1, 2], "the next waits")
+        place.run("DELETE FROM outbox WHERE state = 1")
+        commit(world, place, "a", 3)
+        await world.until(
+            lambda: [row[1] for row in place.rows()] == [2, 2] or world.handled, "it waits, too"
+        )
+        assert world.values == []
+    world = World(place.dsn)
+    async with world.app:
+        await world.handle(2)
+    assert world.of("a") == [2, 3]
+
+
 # -- Debezium's rows
 
 
