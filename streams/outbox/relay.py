@@ -201,6 +201,9 @@ class _Session:
         self._bytes_in_flight = 0
         self._skipped: dict[Group, list[int]] = {}
         """Sequences of rows that were read, and that the table still has as it had them."""
+        self._overtaking: set[str] = set()
+        """Topics of which rows are left that were read already: those that are being read now may
+        be behind them, and are read anew."""
         self._paused_until: dict[str, float] = {}
         """Topics that the log could not take."""
         self._pauses: dict[str, float] = {}
@@ -297,6 +300,7 @@ class _Session:
         dialect = self._database.dialect
         busy = [topic for topic, lane in self._lanes.items() if lane.following is not None]
         skipped = [row for rows in self._skipped.values() for row in rows]
+        self._overtaking.clear()
         found = await self._database.fetch(
             {
                 "relay": self._buckets.relay,
@@ -315,11 +319,11 @@ class _Session:
                 held.append(row.sequence)
             else:
                 by_topic.setdefault(row.topic, []).append(row)
+        started = [self._start_group(Group(topic, rows)) for topic, rows in by_topic.items()]
         if held:
             await self._database.execute(
                 dialect.hold(), {"sequences": dialect.list_parameter(held)}
             )
-        started = [self._start_group(Group(topic, rows)) for topic, rows in by_topic.items()]
         return bool(held) or any(started)
 
     def _start_group(self, group: Group) -> bool:
@@ -329,7 +333,7 @@ class _Session:
         to be read anew, unless all of that has.
         """
         lane = self._lanes.get(group.topic)
-        if group.topic in self._paused_until or (lane is not None and lane.following is not None):
+        if group.topic in self._overtaking or (lane is not None and lane.following is not None):
             return False  # since it was read
         self._in_flight += group.buckets
         self._bytes_in_flight += group.size
@@ -365,14 +369,8 @@ class _Session:
         except BaseException:
             self._arrived(group, Outcome())
             raise
-        self._pause_topic(group.topic, outcome.outage)
-        self._arrived(group, outcome)
         database, dialect = self._database, self._database.dialect
-        if outcome.confirmed:
-            self._relay.relayed(len(outcome.confirmed))
-            await database.execute(
-                dialect.delete(), {"sequences": dialect.list_parameter(outcome.confirmed)}
-            )
+        # Before the next of the topic goes on its way: it waits for a row that is marked.
         for reason, sequences in outcome.failures_by_reason().items():
             self._relay.failed(group.topic, sequences, reason)
             await database.execute(
@@ -382,12 +380,20 @@ class _Session:
                     "error": reason.replace("\0", "")[:MAX_ERROR],
                 },
             )
+        self._pause_topic(group.topic, outcome.outage)
+        self._arrived(group, outcome)
+        if outcome.confirmed:
+            self._relay.relayed(len(outcome.confirmed))
+            await database.execute(
+                dialect.delete(), {"sequences": dialect.list_parameter(outcome.confirmed)}
+            )
         self._done(group)
 
     def _arrived(self, group: Group, outcome: Outcome) -> None:
         """It is known what became of a group: the next of its topic goes on its way, or is dropped.
 
-        Its rows are skipped until the table says what became of them, too.
+        Rows that the log has are skipped until they are deleted. Others are read anew, and before
+        those that are behind them.
         """
         self._in_flight -= group.buckets
         self._bytes_in_flight -= group.size
@@ -400,6 +406,9 @@ class _Session:
         else:
             del self._lanes[group.topic]
             self._forget(following)
+        if len(outcome.confirmed) != len(group.rows):
+            self._skipped[group] = outcome.confirmed
+            self._overtaking.add(group.topic)
         self._awake.set()
 
     def _drop(self, lane: _Lane) -> None:

@@ -209,6 +209,34 @@ async def test_a_large_row_is_the_last_of_its_key_in_a_batch(place: Place) -> No
     assert world.of("b") == [1, 2, 3]
 
 
+async def test_what_was_read_meanwhile_does_not_overtake_what_was_refused(place: Place) -> None:
+    """Groups of two rows: those behind the first are read while it is on its way."""
+    async with running(place.dsn, batch=4) as world:
+        refuse(world, large)
+        with committing(place) as connection:
+            world.outbox.publish_sync(world.orders, Order("a", 1, "large"), connection=connection)
+            write(world, connection, "b", 1)
+            write(world, connection, "a", 2, 3, 4)
+        await world.until(
+            lambda: [row[1] for row in place.rows()] == [1, 2, 2, 2] or world.of("a"), "they wait"
+        )
+        assert world.of("a") == []
+
+
+async def test_what_was_read_meanwhile_does_not_overtake_what_was_kept_back(place: Place) -> None:
+    """A large row is the last of its key in its group: the next of that has not been sent yet."""
+    world = World(place.dsn, batch=4)
+    with committing(place) as connection:
+        for key in "abcd":
+            world.outbox.publish_sync(
+                world.orders, Order(key, 1, "large" * 10_000), connection=connection
+            )
+            write(world, connection, key, 2, 3)
+    async with world.app:
+        await world.handle(12)
+    assert [world.of(key) for key in "abcd"] == [[1, 2, 3]] * 4
+
+
 FIVE = "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload"
 
 
