@@ -45,6 +45,9 @@ RELEASE_EVERY = 30.0
 TICKS = 5
 """How often in a lease a relay says that it is there."""
 
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+"""Seconds after an outage of the database before it is tried again: doubled each time."""
+
 LEAVE_TIMEOUT = 5.0
 """Seconds that a relay which ends gives to what is on its way."""
 
@@ -88,6 +91,7 @@ class Relay:
         self._backlog: Backlog | None = None
         self._is_running = False
         self._error: str | None = None
+        self._pause = FIRST_PAUSE
         self._bucket_count = 0
 
     def stats(self) -> OutboxStats:
@@ -116,13 +120,11 @@ class Relay:
 
         :raises ConfigError: the database's address cannot work.
         """
-        pause, self._is_running = 0.1, True
+        self._pause, self._is_running = FIRST_PAUSE, True
         try:
             while True:
                 try:
                     async with _Session(self._app, self._open(), self._options, self) as session:
-                        self._error = None
-                        pause = 0.1
                         await session.serve()
                 except ConfigError as error:
                     self._error = describe_error(error)
@@ -137,8 +139,8 @@ class Relay:
                         )  # fmt: skip
                     self._error = describe_error(error)
                 self._bucket_count = 0
-                await asyncio.sleep(pause)
-                pause = min(5.0, 2 * pause)
+                await asyncio.sleep(self._pause)
+                self._pause = min(LONGEST_PAUSE, 2 * self._pause)
         finally:
             self._is_running = False
             self._bucket_count = 0
@@ -147,6 +149,14 @@ class Relay:
         return open_database(self._address(), self._tables)
 
     # What a session tells.
+
+    def works(self) -> None:
+        """The database lets the session do its work: the outage is over, if there was one.
+
+        One that lets it read, and delete nothing, has it publish the same rows each time.
+        """
+        self._error = None
+        self._pause = FIRST_PAUSE
 
     def relayed(self, rows: int) -> None:
         """The log has confirmed so many rows."""
@@ -256,14 +266,19 @@ class _Session:
     async def serve(self) -> None:
         """Relay until cancelled, or until something fails."""
         monotonic = self._clock.monotonic
+        began = monotonic()
         while True:
             if self._failure is not None:
                 raise self._failure
             now = monotonic()
             if now >= self._next_tick:
                 await self._tick(now)
+                if now - began > self._options.lease:
+                    self._relay.works()
             self._awake.clear()  # before reading: what is written from here on sets it again
             if not await self._start_groups():
+                if not self._skipped and not self._paused_until:  # nothing is left to be done
+                    self._relay.works()
                 await self._wait(max(0.0, self._next_tick - monotonic()))
 
     async def _tick(self, now: float) -> None:
@@ -387,6 +402,7 @@ class _Session:
             await database.execute(
                 dialect.delete(), {"sequences": dialect.list_parameter(outcome.confirmed)}
             )
+            self._relay.works()
         self._done(group)
 
     def _arrived(self, group: Group, outcome: Outcome) -> None:

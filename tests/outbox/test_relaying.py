@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import sqlite3
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, closing
 from typing import Any
@@ -505,6 +506,32 @@ async def test_the_database_is_away_for_a_while(
         assert world.of("a") == [1, 2]
         warnings = [each for each in caplog.records if each.levelno >= logging.WARNING]
         assert len(warnings) == 1  # once, not at each attempt
+
+
+async def test_a_relay_that_cannot_delete_pauses_longer_each_time(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each time it publishes the rows again, which the log has already."""
+    if place.is_postgres:
+        place.run(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE 'not allowed'; END $$"
+        )
+        place.run("CREATE TRIGGER t BEFORE DELETE ON outbox EXECUTE FUNCTION refuse()")
+    else:
+        place.run(
+            "CREATE TRIGGER t BEFORE DELETE ON outbox BEGIN SELECT RAISE(ABORT, 'not allowed'); END"
+        )
+    async with running(place.dsn) as world:
+        began = time.monotonic()
+        commit(world, place, "a", 1)
+        await world.until(lambda: world.outbox.stats().outages >= 5, "it has tried")
+        assert time.monotonic() - began >= 0.1 + 0.2 + 0.4 + 0.8
+        assert "not allowed" in (world.outbox.health().error or "")
+        place.run("DROP TRIGGER t" + (" ON outbox" if place.is_postgres else ""))
+        await world.until(lambda: world.outbox.health().ok, "it is well again")
+        assert world.of("a") == [1]
+    assert len([each for each in caplog.records if "not allowed" in each.message]) == 1
 
 
 # -- several relays
