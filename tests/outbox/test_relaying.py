@@ -585,16 +585,24 @@ async def test_relays_that_are_none_hold_up_nobody(place: Place) -> None:
         await world.handle(1)
 
 
+IDLE_RELAY = (
+    "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle' "
+    "AND application_name = 'streams outbox relay' AND query LIKE '%%AS total%%'"
+)
+
+
 @pytest.mark.parametrize("database", ["postgres"])
-async def test_a_relay_by_asyncpg(place: Place) -> None:
-    dsn = place.dsn.replace("postgresql:", "postgresql+asyncpg:", 1)
-    async with running(dsn, poll=20.0) as world:
-        commit(world, place, "a", 1)
-        await world.handle(1)
-        commit(world, place, "a", 2)
-        await world.handle(2)
-        assert world.of("a") == [1, 2]
-        await world.until(lambda: not place.rows(), "the rows are deleted")
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+async def test_notify_wakes_a_relay(place: Place, driver: str) -> None:
+    """Nothing else does: no poll, and no moment at which it says that it is there."""
+    dsn = place.dsn.replace("postgresql:", f"postgresql+{driver}:", 1)
+    async with running(dsn, poll=600.0, lease=600.0) as world:
+        for number in (1, 2, 3):
+            await world.until(lambda: place.run(IDLE_RELAY), "it has read, and found nothing")
+            commit(world, place, "a", number)
+            await world.handle(number)
+            await world.until(lambda: not place.rows(), "the row is deleted")
+        assert world.of("a") == [1, 2, 3]
 
 
 # -- in users' tests

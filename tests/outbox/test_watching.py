@@ -12,12 +12,13 @@ from uuid import uuid4
 import pytest
 
 from streams import ConfigError, Streams
+from streams.errors import Unavailable
 from streams.outbox import Outbox
 from streams.patterns import MonitoringServer
 from tests.cli.conftest import Run, Shell, eventually, run, shell
 from tests.monitoring.conftest import until
-from tests.outbox.test_relaying import FIVE, commit
-from tests.outbox.world import Place, World, committing, running
+from tests.outbox.test_relaying import FIVE, commit, refuse
+from tests.outbox.world import PATIENCE, Place, World, committing, running
 
 __all__ = ["run", "shell"]
 
@@ -169,6 +170,24 @@ async def test_figures_and_health(place: Place, monkeypatch: pytest.MonkeyPatch)
         await world.until(lambda: world.app.health().ok, "nothing has failed any more")
         assert "outboxes" in health.summary(ok=True)
     assert world.outbox.stats().depth is None  # nobody looks now
+
+
+async def test_figures_of_what_is_to_be_relayed(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.outbox.relay.SAMPLE_EVERY", 0.02)
+    monkeypatch.setattr("streams.outbox.relay.TICKS", 300)  # of the usual lease: ten in a second
+    async with running(place.dsn) as world:
+        refuse(world, lambda *_: Unavailable("away"))
+        commit(world, place, "a", 1)
+        now = "clock_timestamp()" if place.is_postgres else world.outbox.open().dialect.now
+        ago = " - interval '2 hours'" if place.is_postgres else " - 7200"
+        place.run(f"UPDATE outbox SET created = {now}{ago}")
+        commit(world, place, "b", 2)
+        with MonitoringServer(world.app, port=0) as server:
+            of = {"outbox": "outbox"}
+            found = await until(server, lambda now: now.of("outbox_rows", **of) == [2])
+            assert 7200 <= found.one("outbox_oldest_seconds", **of) < 7200 + PATIENCE
 
 
 @pytest.mark.parametrize("database", ["sqlite"])
