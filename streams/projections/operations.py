@@ -14,8 +14,15 @@ from streams.databases.sqlite_files import check_file
 from streams.errors import ConfigError, InvalidValue, NotFound
 from streams.log.protocol import GroupInfo, Log
 from streams.projections import tables
-from streams.projections.projection import Outcome, Projection, group_of, scope_numbers
-from streams.projections.sessions import Transactions
+from streams.projections.projection import (
+    Outcome,
+    Projection,
+    committed,
+    find_table,
+    group_of,
+    scope_numbers,
+)
+from streams.projections.sessions import Transactions, Work
 from streams.projections.tables import KnownVersion
 
 
@@ -125,11 +132,13 @@ async def _inspect(log: Log, name: str, declared: list[Projection]) -> Projectio
 async def _known(transactions: Transactions, name: str) -> dict[int, KnownVersion]:
     """:raises NotFound: the database is a SQLite file that is not there."""
     check_file(transactions.database.address())
-    async with transactions.begin(reading=True) as session:
-        if not await session.run(tables.find_table(transactions.database.dialect)):
-            return {}
-        found = await session.run(tables.versions_of(name))
-    return {each.version: each for each in found}
+
+    def look() -> Work[list[KnownVersion]]:
+        if not (yield from find_table(transactions.database)):
+            return []
+        return (yield from tables.versions_of(name))
+
+    return {each.version: each for each in await transactions.run(look(), reading=True)}
 
 
 def _version_state(
@@ -232,8 +241,9 @@ async def drop(log: Log, declared: Iterable[Projection], name: str, version: int
             log.delete_group(group)
         return numbers
 
+    def forget() -> Work[None]:
+        yield from tables.forget_handled(transactions.database.dialect, numbers)
+        yield from committed(tables.forget(name, version))
+
     numbers = await asyncio.to_thread(delete_group)
-    async with transactions.begin() as session:
-        await session.run(tables.forget_handled(transactions.database.dialect, numbers))
-        await session.run(tables.forget(name, version))
-        await session.commit()
+    await transactions.run(forget())

@@ -28,7 +28,13 @@ from streams.log.protocol import Committed, Log
 from streams.message import Message
 from streams.processing.job import reset_generation
 from streams.projections import tables
-from streams.projections.sessions import OpenSession, Transactions
+from streams.projections.sessions import (
+    Blocking,
+    Commit,
+    Transactions,
+    WithConnection,
+    Work,
+)
 from streams.projections.tables import Ends, KnownVersion
 from streams.text import describe_error, get_logger
 
@@ -69,6 +75,11 @@ class Outcome(NamedTuple):
 def group_of(name: str, version: int) -> str:
     """The group in which a version of a projection handles."""
     return f"{name}.v{version}"
+
+
+Scopes = dict[tuple[str, int], tuple[int, int]]
+"""Of each partition of a group its number in the inbox, and the position below which all is
+settled."""
 
 
 class Projection:
@@ -184,26 +195,20 @@ class Projection:
         """What the database knows of the projection; this version is made known there."""
         if not self._known:
             await self._make_known()
-        async with self.transactions.begin() as session:
-            return await session.run(tables.versions_of(self.name))
+        return await self.transactions.run(tables.versions_of(self.name), reading=True)
 
     async def _make_known(self) -> None:
-        async with self.transactions.begin() as session:
-            dialect = self.database.dialect  # known once a session is open
-            is_there = await session.run(tables.find_table(dialect))
+        is_there = await self.transactions.run(find_table(self.database), reading=True)
+        dialect = self.database.dialect
         if not is_there and not self.database.create:
             raise ConfigError(
                 f"{self!r}: the table streams_projections is missing in its database; make it with "
                 f"what `streams projections ddl {dialect}` prints, or leave out create=False"
             )
         if not is_there:
-            async with self.transactions.begin() as session:
-                await session.run(tables.create_missing(dialect))
-                await session.commit()
+            await self.transactions.run(committed(tables.create_missing(dialect)))
         goal = await asyncio.to_thread(ends_of, self._connection.log, self.topics)
-        async with self.transactions.begin() as session:
-            await session.run(tables.declare(self.name, self.version, goal))
-            await session.commit()
+        await self.transactions.run(committed(tables.declare(self.name, self.version, goal)))
         self._known = True
 
     # -- promoting
@@ -245,44 +250,72 @@ class Projection:
 
         :param holds: on SQLite: if something is, make that stand still.
         """
+        log, theirs, ours = self._connection.log, Scopes(), Scopes()
+        if serving is not None:  # the log is asked before everybody waits for this transaction
+            group = group_of(self.name, serving)
+            theirs = await asyncio.to_thread(_scopes, log, group, self.topics)
+            ours = await asyncio.to_thread(_scopes, log, self.group, self.topics)
+        return await self.transactions.run(self._promoting(serving, theirs, ours, holds=holds))
+
+    def _promoting(
+        self, serving: int | None, theirs: Scopes, ours: Scopes, *, holds: bool
+    ) -> Work[Outcome]:
         dialect = self.database.dialect
-        async with self.transactions.begin() as session:
-            await session.run(tables.promote_alone(dialect, self.name))
-            now = await session.run(tables.versions_of(self.name))
-            if serving != max((each.version for each in now if each.serves), default=None):
-                return Outcome(False, "another version was promoted meanwhile")
-            if serving is not None and not await self._has_all_of(session, serving):
-                if dialect == "sqlite" and holds:
-                    await session.run(tables.hold(self.name, serving, HOLD))
-                    await session.commit()
-                reason = f"version {serving} is ahead of it by a little"
-                return Outcome(False, reason, is_near=dialect == "sqlite")
-            await session.run(tables.promote(dialect, self.name, self.version))
-            if self._on_promote is not None:
-                await session.call(self._on_promote)
-            await session.commit()
+        yield from tables.promote_alone(dialect, self.name)
+        now = yield from tables.versions_of(self.name)
+        if serving != max((each.version for each in now if each.serves), default=None):
+            return Outcome(False, "another version was promoted meanwhile")
+        if serving is not None and not (yield from self._has_all_of(serving, theirs, ours)):
+            if dialect == "sqlite" and holds:
+                yield from tables.hold(self.name, serving, HOLD)
+                yield Commit()
+            reason = f"version {serving} is ahead of it by a little"
+            return Outcome(False, reason, is_near=dialect == "sqlite")
+        yield from tables.promote(dialect, self.name, self.version)
+        if self._on_promote is not None:
+            yield WithConnection(self._on_promote)
+        yield Commit()
         return Outcome(True)
 
-    async def _has_all_of(self, session: OpenSession, serving: int) -> bool:
+    def _has_all_of(self, serving: int, theirs: Scopes, ours: Scopes) -> Work[bool]:
         """Make the serving version stand still until this transaction ends, and see that nothing
-        of it is missing here."""
-        log, dialect = self._connection.log, self.database.dialect
-        theirs, ours = group_of(self.name, serving), self.group
-        scopes = await asyncio.to_thread(_scopes, log, theirs, self.topics)
-        await session.run(tables.stop(dialect, self.name, serving, HOLD))
-        if await session.run(find_version(dialect)) is None:
+        of it is missing here.
+
+        :param ours: as they were a moment ago or before: that is not more than is settled now.
+        """
+        dialect = self.database.dialect
+        yield from tables.stop(dialect, self.name, serving, HOLD)
+        if (yield from find_version(dialect)) is None:
             return True  # no inbox is there yet: nothing was handled by anybody
         ends = time.monotonic() + HOLD
-        while True:
-            own = await asyncio.to_thread(_scopes, log, ours, self.topics)
-            for place, (scope, settled) in own.items():
-                if await session.run(tables.is_behind(dialect, scopes[place][0], scope, settled)):
-                    break
-            else:
-                return True
+        while (yield from _is_behind(dialect, theirs, ours)):
             if dialect == "sqlite" or time.monotonic() > ends:
                 return False
-            await asyncio.sleep(LOOK_AGAIN)
+            ours = yield Blocking(self._scopes_in_a_moment)
+        return True
+
+    def _scopes_in_a_moment(self) -> Scopes:
+        time.sleep(LOOK_AGAIN)
+        return _scopes(self._connection.log, self.group, self.topics)
+
+
+def find_table(database: Database[Any]) -> Work[bool]:
+    """Whether the table of projections is there."""
+    return (yield from tables.find_table(database.dialect))  # known once a session is open
+
+
+def committed(steps: Steps[None]) -> Work[None]:
+    """Run statements, and commit."""
+    yield from steps
+    yield Commit()
+
+
+def _is_behind(dialect: DialectName, theirs: Scopes, ours: Scopes) -> Steps[bool]:
+    """Whether the serving version has handled something that this one has not."""
+    for place, (scope, settled) in ours.items():
+        if (yield from tables.is_behind(dialect, theirs[place][0], scope, settled)):
+            return True
+    return False
 
 
 def ends_of(log: Log, topics: Iterable[str]) -> Ends:
@@ -336,9 +369,8 @@ def _first_behind(log: Log, goal: Ends, settled: Ends, *, near: int | None) -> s
     return ""
 
 
-def _scopes(log: Log, group: str, topics: Iterable[str]) -> dict[tuple[str, int], tuple[int, int]]:
-    """Of each partition its number in the inbox, and the position below which all is settled."""
-    found: dict[tuple[str, int], tuple[int, int]] = {}
+def _scopes(log: Log, group: str, topics: Iterable[str]) -> Scopes:
+    found = Scopes()
     for topic in topics:
         incarnation, positions = log.incarnation(topic), log.committed(group, topic)
         for partition in range(log.topic(topic).partitions):

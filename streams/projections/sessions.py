@@ -1,55 +1,46 @@
 """A transaction of any of the databases, from a coroutine.
 
-That of a plain database is used in one thread from its beginning to its end, as its library may
-want that (Django's connections belong to threads).
+What is done in it is written once, as a generator (:data:`Work`). On a plain database all of it
+runs in one call of one thread, from the transaction's beginning to its end. Its library may want
+that (Django's connections belong to threads); and a SQLite file's lock, for which everybody waits
+who writes to it, is never held while the thread waits for the loop: code that blocks the loop may
+be waiting for that lock.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from inspect import isawaitable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from streams.cancellation import run_to_completion
-from streams.databases.protocol import AsyncSession, Database, Session, Steps, run, run_async
+from streams.databases.protocol import Database, Statement
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class OpenSession:
-    """A transaction, open until it is committed or the block that opened it ends."""
+class Blocking(NamedTuple):
+    """A call that blocks, as those of a log do; yielded, what it returns comes back."""
 
-    def __init__(self, session: Any, worker: ThreadPoolExecutor | None) -> None:
-        self._session = session
-        self._worker = worker
+    function: Callable[[], Any]
 
-    async def run(self, steps: Steps[T]) -> T:
-        """Run statements; what they come to."""
-        if self._worker is None:
-            asynchronous: AsyncSession[Any] = self._session
-            return await run_async(asynchronous, steps)
-        plain: Session[Any] = self._session
-        return await in_worker(self._worker, run, plain, steps)
 
-    async def call(self, function: Callable[[Any], object]) -> None:
-        """Call a function of the user's with the connection or session, as handlers get it."""
-        if self._worker is not None:
-            await in_worker(self._worker, function, self._session.connection)
-            return
-        found = function(self._session.connection)
-        if isawaitable(found):
-            await found
+class WithConnection(NamedTuple):
+    """A call of a function of the user's with the connection or session, as handlers get it."""
 
-    async def commit(self) -> None:
-        """Commit."""
-        if self._worker is None:
-            await self._session.commit()
-        else:
-            await in_worker(self._worker, self._session.commit)
+    function: Callable[[Any], object]
+
+
+class Commit(NamedTuple):
+    """The transaction's end; what was not committed by then is rolled back."""
+
+
+Action: TypeAlias = "Statement | Blocking | WithConnection | Commit"
+
+Work: TypeAlias = "Generator[Action, Any, T]"
+"""What is done in a transaction, one after the other, and what it comes to."""
 
 
 class Transactions:
@@ -60,35 +51,63 @@ class Transactions:
         self._worker: ThreadPoolExecutor | None = None
         self._turn = asyncio.Lock()
 
-    @asynccontextmanager
-    async def begin(self, *, reading: bool = False) -> AsyncIterator[OpenSession]:
-        """A new transaction, rolled back at the block's end unless it was committed.
+    async def run(self, work: Work[T], *, reading: bool = False) -> T:
+        """Do this in a transaction; what it comes to.
 
-        :param reading: its statements change nothing.
+        :param reading: it changes nothing.
         """
-        async with self._turn, self._begin(reading) as session:
-            yield session
+        async with self._turn:
+            if self.database.asynchronous:
+                return await self._run_async(work)
+            if self._worker is None:
+                self._worker = ThreadPoolExecutor(1, "streams-projection")
+            future = self._worker.submit(self._run_plain, work, reading)
+            # A cancellation comes when it has ended all the same.
+            return await run_to_completion(asyncio.wrap_future(future))
 
-    @asynccontextmanager
-    async def _begin(self, reading: bool) -> AsyncIterator[OpenSession]:
-        if self.database.asynchronous:
-            asynchronous = await self.database.begin_async()
-            try:
-                yield OpenSession(asynchronous, None)
-            finally:
-                await run_to_completion(asynchronous.rollback())
-            return
-        if self._worker is None:
-            self._worker = ThreadPoolExecutor(1, "streams-projection")
-        begun: list[Session[Any]] = []
+    def _run_plain(self, work: Work[T], reading: bool) -> T:
+        session = self.database.begin_reading() if reading else self.database.begin()
         try:
-            # A cancellation comes when it has begun all the same, and has to be undone.
-            begin = self.database.begin_reading if reading else self.database.begin
-            await in_worker(self._worker, lambda: begun.append(begin()))
-            yield OpenSession(begun[0], self._worker)
+            action = next(work)
+            while True:
+                found: Any = None
+                if isinstance(action, Statement):
+                    found = session.execute(action)
+                elif isinstance(action, Blocking):
+                    found = action.function()
+                elif isinstance(action, WithConnection):
+                    action.function(session.connection)
+                else:
+                    session.commit()
+                action = work.send(found)
+        except StopIteration as end:
+            result: T = end.value
+            return result
         finally:
-            for plain in begun:
-                await in_worker(self._worker, plain.rollback)
+            session.rollback()
+
+    async def _run_async(self, work: Work[T]) -> T:
+        session = await self.database.begin_async()
+        try:
+            action = next(work)
+            while True:
+                found: Any = None
+                if isinstance(action, Statement):
+                    found = await session.execute(action)
+                elif isinstance(action, Blocking):
+                    found = await asyncio.to_thread(action.function)
+                elif isinstance(action, WithConnection):
+                    returned = action.function(session.connection)
+                    if isawaitable(returned):
+                        await returned
+                else:
+                    await session.commit()
+                action = work.send(found)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            await run_to_completion(session.rollback())
 
     def close(self) -> None:
         """No transaction is open any more; one may be begun again, on another loop, too."""
@@ -96,11 +115,3 @@ class Transactions:
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.shutdown(wait=False)
-
-
-async def in_worker(
-    worker: ThreadPoolExecutor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-) -> T:
-    """Call a function in a thread, to its end."""
-    future = worker.submit(function, *args, **kwargs)
-    return await run_to_completion(asyncio.wrap_future(future))

@@ -172,7 +172,8 @@ def forget_handled(dialect: DialectName, scopes: Iterable[int]) -> Steps[None]:
 # -- standing still
 
 
-def _lock_number(name: str, version: int) -> int:
+def lock_number(name: str, version: int) -> int:
+    """The advisory lock of a version on PostgreSQL; of version 0: of who promotes another."""
     return int.from_bytes(digest("projection", name, version)[:8], "big") >> 1
 
 
@@ -182,7 +183,7 @@ def handle(dialect: DialectName, name: str, version: int) -> Steps[None]:
     :raises RunAgain: it stands still now.
     """
     if dialect == "postgresql":
-        number = _lock_number(name, version)
+        number = lock_number(name, version)
         yield Statement("SELECT pg_advisory_xact_lock_shared(CAST($1 AS bigint))", (number,))
         return
     if not (yield from find_table(dialect)):
@@ -217,16 +218,14 @@ def stop(dialect: DialectName, name: str, version: int, wait: float) -> Steps[No
             (str(max(1, round(wait * 1000))),),
         )
         yield Statement(
-            "SELECT pg_advisory_xact_lock(CAST($1 AS bigint))", (_lock_number(name, version),)
+            "SELECT pg_advisory_xact_lock(CAST($1 AS bigint))", (lock_number(name, version),)
         )
 
 
 def promote_alone(dialect: DialectName, name: str) -> Steps[None]:
     """Nobody else promotes a version of this projection until this transaction ends."""
     if dialect == "postgresql":
-        yield Statement(
-            "SELECT pg_advisory_xact_lock(CAST($1 AS bigint))", (_lock_number(name, 0),)
-        )
+        yield Statement("SELECT pg_advisory_xact_lock(CAST($1 AS bigint))", (lock_number(name, 0),))
     else:  # a driver may begin the transaction as a reader: so the first statement writes
         yield Statement("UPDATE streams_projections SET goal = goal WHERE name = $1", (name,))
 

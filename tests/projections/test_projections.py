@@ -6,13 +6,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from streams import (
@@ -25,6 +28,7 @@ from streams import (
     Sqlite,
     Streams,
 )
+from streams.databases.protocol import Statement
 from streams.inbox import ddl as inbox_ddl
 from streams.projections import operations, projection, tables
 from streams.replay import replay, reset
@@ -296,19 +300,23 @@ async def test_a_row_that_somebody_else_wrote(ground: Ground, goal: str) -> None
 async def test_a_cancellation_while_it_waits_for_its_turn_leaves_nothing_open(
     tmp_path: Path,
 ) -> None:
-    from streams.projections.sessions import Transactions
+    from streams.projections.sessions import Transactions, Work
 
     database = Sqlite(tmp_path / "a.db")
     transactions = Transactions(database)
     other = database.begin()
 
-    async def wait() -> None:
-        async with transactions.begin():
-            raise AssertionError("it is not its turn")
+    begun = False
 
-    task = asyncio.create_task(wait())
+    def work() -> Work[None]:
+        nonlocal begun
+        begun = True
+        yield Statement("SELECT 1")
+
+    task = asyncio.create_task(transactions.run(work()))
     await until(transactions._turn.locked, lambda: "it does not wait")
     task.cancel()
+    assert not begun
     other.rollback()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -352,6 +360,23 @@ async def test_one_that_is_promoted_by_hand(ground: Ground) -> None:
                 await operations.inspect(log.log, declared, "other")
 
 
+async def test_code_that_blocks_the_loop_never_waits_for_a_lock_that_the_loop_holds(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for interval in ("INTERVAL", "IDLE_INTERVAL", "LOOK_AGAIN"):
+        monkeypatch.setattr(f"streams.projections.projection.{interval}", 0.0)
+    async with Streams(ground.url).connected():
+        world = ground.world(1, 2)
+        async with world.app:
+            with closing(sqlite3.connect(ground.place, timeout=30, isolation_level=None)) as mine:
+                rest = 100
+                while rest:  # a write on the loop after the other, while versions are looked at
+                    mine.execute("BEGIN IMMEDIATE")
+                    mine.execute("COMMIT")
+                    rest -= world.projection(2).serving == 2
+                    await asyncio.sleep(0)
+
+
 async def test_what_the_hook_raises_leaves_the_old_version_serving(
     ground: Ground, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -379,10 +404,11 @@ async def test_one_that_stands_still_waits(ground: Ground) -> None:
     async with Streams(ground.url).connected():
         world = ground.world(1)
         async with world.app:
-            projection = world.projection(1)
-            await until(lambda: projection.serving == 1, lambda: "it does not serve")
-            async with projection.transactions.begin() as session:
-                await session.run(tables.stop("postgresql", NAME, 1, 5.0))
+            await until(lambda: world.projection(1).serving == 1, lambda: "it does not serve")
+            with psycopg.connect(ground.place) as promoting:
+                promoting.execute(
+                    "SELECT pg_advisory_xact_lock(%s)", (tables.lock_number(NAME, 1),)
+                )
                 await world.topic.publish(1)
                 waiting = (
                     "SELECT 1 FROM pg_locks JOIN pg_database ON pg_database.oid = database "
@@ -409,8 +435,6 @@ async def test_a_second_handling_on_purpose_is_refused(ground: Ground) -> None:
 
 
 async def test_a_table_that_must_not_be_made(ground: Ground, caplog: Any) -> None:
-    import sqlite3
-
     sqlite3.connect(ground.place).executescript(inbox_ddl("sqlite")).connection.close()
     app = Streams(ground.url)
     topic = app.topic("numbers", int)
