@@ -22,15 +22,16 @@ from itertools import count
 from types import CoroutineType
 from typing import Any, NamedTuple
 
-from streams.databases.protocol import AsyncSession, Session, run, run_async
+from streams.databases.protocol import AsyncSession, Failure, Session, run, run_async
 from streams.derived_records import DerivedResult
 from streams.errors import BatchError, ConfigError, Reject, StreamsError
 from streams.inbox.identity import Entry
-from streams.inbox.inbox import Inbox
+from streams.inbox.inbox import Inbox, RunAgain
 from streams.inbox.tables import Verdict, take
 from streams.message import Message, with_transaction
 from streams.processing.job import Job
 from streams.processing.outcomes import OwnershipLost, TransactionPostponed
+from streams.text import describe_error
 
 PATIENCE_WITH_TIMEOUT = 1.0
 """Seconds that a handler with a timeout waits in place for the database, at most; without one it
@@ -191,7 +192,7 @@ class _Handling:
         self, message: Message[Any], entries: list[Entry], handle: Callable[..., Any]
     ) -> Any:
         inbox, database = self._inbox, self._database
-        companion = inbox.companion
+        give_up = time.monotonic() + self._patience
         for runs in count(1):
             session = await inbox.begin_async(message, patience=self._patience)
             began, ours = time.monotonic(), True
@@ -200,8 +201,7 @@ class _Handling:
                 if not self._is_wanted(verdicts, message):
                     await session.rollback()
                     return None
-                if companion is not None:
-                    await run_async(session, companion.handle(database.dialect))
+                await self._accompany_async(session)
                 ours = False
                 returned = await handle(verdicts, session.connection, runs)
                 ours = True
@@ -224,9 +224,10 @@ class _Handling:
                 await session.rollback(close=unable)
                 if not isinstance(error, Exception):
                     raise
+                now = time.monotonic()
                 pause = inbox.runs_again(
-                    error, broken=broken, unable=unable, runs=runs,
-                    seconds=time.monotonic() - began,
+                    error, broken=broken, unable=unable, runs=runs, seconds=now - began,
+                    waits=now < give_up,
                 )  # fmt: skip
                 if pause is None:
                     raise
@@ -237,7 +238,7 @@ class _Handling:
         self, message: Message[Any], entries: list[Entry], handle: Callable[..., Any]
     ) -> Any:
         inbox, database = self._inbox, self._database
-        companion = inbox.companion
+        give_up = time.monotonic() + self._patience
         for runs in count(1):
             session = inbox.begin(message, patience=self._patience)
             began, ours = time.monotonic(), True
@@ -246,8 +247,7 @@ class _Handling:
                 if not self._is_wanted(verdicts, message):
                     session.rollback()
                     return None
-                if companion is not None:
-                    run(session, companion.handle(database.dialect))
+                self._accompany(session)
                 ours = False
                 returned = handle(verdicts, session.connection, runs)
                 ours = True
@@ -271,14 +271,38 @@ class _Handling:
                 session.rollback(close=unable)
                 if not isinstance(error, Exception):
                     raise
+                now = time.monotonic()
                 pause = inbox.runs_again(
-                    error, broken=broken, unable=unable, runs=runs,
-                    seconds=time.monotonic() - began,
+                    error, broken=broken, unable=unable, runs=runs, seconds=now - began,
+                    waits=now < give_up,
                 )  # fmt: skip
                 if pause is None:
                     raise
             time.sleep(pause)
         return None
+
+    async def _accompany_async(self, session: AsyncSession[Any]) -> None:
+        companion, database = self._inbox.companion, self._database
+        if companion is not None:
+            try:
+                await run_async(session, companion.handle(database.dialect, self._patience))
+            except Exception as error:
+                self._run_again_after(error)
+                raise
+
+    def _accompany(self, session: Session[Any]) -> None:
+        companion, database = self._inbox.companion, self._database
+        if companion is not None:
+            try:
+                run(session, companion.handle(database.dialect, self._patience))
+            except Exception as error:
+                self._run_again_after(error)
+                raise
+
+    def _run_again_after(self, error: Exception) -> None:
+        """:raises RunAgain: what a companion waited for was in its way."""
+        if self._database.classify(error) is Failure.CONFLICT:
+            raise RunAgain(f"what is in its way was waited for: {describe_error(error)}") from error
 
     def _is_wanted(self, verdicts: Sequence[Verdict], message: Message[Any]) -> bool:
         """Whether any of these is to be handled.

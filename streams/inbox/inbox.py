@@ -94,9 +94,12 @@ class Companion(Protocol):
         """
         ...
 
-    def handle(self, dialect: DialectName) -> Steps[None]:
-        """What is run before the handler, once it is known that it will be called.
+    def handle(self, dialect: DialectName, patience: float) -> Steps[None]:
+        """What is run before the handler, once it is known that it will be called. A lock that is
+        not had is no failure of the message's, either.
 
+        :param patience: seconds that a statement may wait for a lock; infinite: as long as any
+            statement of the transaction.
         :raises RunAgain: it cannot be called now.
         """
         ...
@@ -520,19 +523,24 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         return any(failure_of_answer(each) in kinds for each in _chain(error))
 
     def runs_again(
-        self, error: Exception, *, broken: bool, unable: bool, runs: int, seconds: float
-    ) -> float | None:
+        self, error: Exception, *, broken: bool, unable: bool, runs: int, seconds: float,
+        waits: bool,
+    ) -> float | None:  # fmt: skip
         """Seconds after which the transaction is run again at once; None: the error counts.
 
         :param broken: its connection is lost, whatever the handler made of that.
         :param unable: this database answers and cannot work.
         :param runs: how often it was run.
         :param seconds: how long it took.
+        :param waits: it may wait for what is in its way.
         :raises TransactionPostponed: it is run again later, and uses up no attempt.
         """
         if isinstance(error, (ConfigError, OwnershipLost, TransactionPostponed)):
             return None
         if isinstance(error, RunAgain):
+            executor = self._processor.executor
+            if not waits or (executor is not None and executor.suspended):
+                raise TransactionPostponed(str(error)) from error
             return RUN_AGAIN_PAUSE
         failure = self.database.classify(error)
         if broken and failure is not Failure.CONFLICT:

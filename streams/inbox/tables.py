@@ -258,8 +258,18 @@ def find_version(dialect: DialectName) -> Steps[int | None]:
     return rows[0][0] if rows else None
 
 
+def read_committed(dialect: DialectName) -> Steps[None]:
+    """The first statement of a transaction that has to see what others committed while it waited
+    for a lock, whatever the level of its connection: stricter ones have one snapshot, that of the
+    statement which waited."""
+    if dialect == "postgresql":
+        yield Statement("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+
+
 def create_missing(dialect: DialectName) -> Steps[int]:
-    """Make the tables where there are none, once, whoever else tries; their version."""
+    """Make the tables where there are none, once, whoever else tries; their version. The first
+    statements of their transaction."""
+    yield from read_committed(dialect)
     if dialect == "postgresql":
         yield Statement(f"SELECT pg_advisory_xact_lock({PREPARING})")
     found = yield from find_version(dialect)

@@ -49,6 +49,10 @@ IDLE_INTERVAL = 5.0
 HOLD = 2.0
 """Seconds for which the serving version stands still, at most."""
 
+IDLE = 60.0
+"""Seconds between two statements of the transaction that promotes, those of ``on_promote`` too,
+after which PostgreSQL gives it up: the serving version stands still meanwhile."""
+
 LOOK_AGAIN = 0.02
 """Seconds between two comparisons while it does."""
 
@@ -150,9 +154,9 @@ class Projection:
                 "built beside this one"
             )
 
-    def handle(self, dialect: DialectName) -> Steps[None]:
+    def handle(self, dialect: DialectName, patience: float) -> Steps[None]:
         """Statements of each transaction of a handler."""
-        return tables.handle(dialect, self.name, self.version)
+        return tables.handle(dialect, self.name, self.version, patience)
 
     # -- beside the processors
 
@@ -198,7 +202,7 @@ class Projection:
         return await self.transactions.run(tables.versions_of(self.name), reading=True)
 
     async def _make_known(self) -> None:
-        is_there = await self.transactions.run(find_table(self.database), reading=True)
+        is_there = await self.transactions.run(find_table(self.database))
         dialect = self.database.dialect
         if not is_there and not self.database.create:
             raise ConfigError(
@@ -261,7 +265,8 @@ class Projection:
         self, serving: int | None, theirs: Scopes, ours: Scopes, *, holds: bool
     ) -> Work[Outcome]:
         dialect = self.database.dialect
-        yield from tables.promote_alone(dialect, self.name)
+        if not (yield from tables.promote_alone(dialect, self.name, lock=HOLD, idle=IDLE)):
+            return Outcome(False, "another process is promoting a version of it")
         now = yield from tables.versions_of(self.name)
         if serving != max((each.version for each in now if each.serves), default=None):
             return Outcome(False, "another version was promoted meanwhile")
@@ -284,7 +289,7 @@ class Projection:
         :param ours: as they were a moment ago or before: that is not more than is settled now.
         """
         dialect = self.database.dialect
-        yield from tables.stop(dialect, self.name, serving, HOLD)
+        yield from tables.stop(dialect, self.name, serving)
         if (yield from find_version(dialect)) is None:
             return True  # no inbox is there yet: nothing was handled by anybody
         ends = time.monotonic() + HOLD
@@ -337,12 +342,12 @@ def _positions(log: Log, group: str, topics: Iterable[str]) -> Ends:
 
 
 def _settled(log: Log, group: str, topics: Iterable[str]) -> Ends:
-    """The positions of a group, and where nothing is to be handled its topics' ends: a partition
-    that is empty has no position."""
+    """The positions of a group; where its topics begin, if that is further: what was there before
+    is gone, and a partition of which nothing was handled has no position."""
     found = _positions(log, group, topics)
     return {
         topic: {
-            partition: found[topic].get(partition, log.watermarks(topic, partition)[0])
+            partition: max(found[topic].get(partition, 0), log.watermarks(topic, partition)[0])
             for partition in range(log.topic(topic).partitions)
         }
         for topic in topics

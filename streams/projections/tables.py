@@ -19,6 +19,7 @@ else gets on while a transaction is open, the row says until when it stands stil
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ from streams.databases.protocol import DialectName, Statement, Steps
 from streams.errors import ConfigError
 from streams.inbox.identity import digest, position_text
 from streams.inbox.inbox import RunAgain
-from streams.inbox.tables import PREPARING, find_version
+from streams.inbox.tables import PREPARING, find_version, read_committed
 
 _CREATE: Mapping[DialectName, str] = {
     "postgresql": """\
@@ -84,7 +85,8 @@ def find_table(dialect: DialectName) -> Steps[bool]:
 
 
 def create_missing(dialect: DialectName) -> Steps[None]:
-    """Make the table, once, whoever else tries."""
+    """Make the table, once, whoever else tries. The first statements of their transaction."""
+    yield from read_committed(dialect)
     if dialect == "postgresql":
         yield Statement(f"SELECT pg_advisory_xact_lock({PREPARING})")
     if not (yield from find_table(dialect)):
@@ -177,14 +179,29 @@ def lock_number(name: str, version: int) -> int:
     return int.from_bytes(digest("projection", name, version)[:8], "big") >> 1
 
 
-def handle(dialect: DialectName, name: str, version: int) -> Steps[None]:
+_LOCK_IMPATIENTLY = """\
+SELECT set_config('lock_timeout', CAST($1 AS text), true),
+    pg_advisory_xact_lock_shared(CAST($2 AS bigint)),
+    set_config('lock_timeout', own, true)
+FROM (SELECT current_setting('lock_timeout') AS own OFFSET 0) AS found"""
+"""The columns are made one after the other."""
+
+
+def handle(dialect: DialectName, name: str, version: int, patience: float) -> Steps[None]:
     """In a handler's transaction: the version does not stand still until it ends.
 
+    On PostgreSQL it waits its turn: one that only tried would never get it while several processes
+    try to promote, one after the other.
+
+    :param patience: seconds to wait for that; infinite: as long as for any lock.
     :raises RunAgain: it stands still now.
     """
     if dialect == "postgresql":
         number = lock_number(name, version)
-        yield Statement("SELECT pg_advisory_xact_lock_shared(CAST($1 AS bigint))", (number,))
+        if patience == math.inf:
+            yield Statement("SELECT pg_advisory_xact_lock_shared(CAST($1 AS bigint))", (number,))
+        else:
+            yield Statement(_LOCK_IMPATIENTLY, (str(max(1, round(patience * 1000))), number))
         return
     if not (yield from find_table(dialect)):
         return  # so nobody can have been promoted
@@ -207,27 +224,36 @@ def hold(name: str, version: int, seconds: float) -> Steps[None]:
     )
 
 
-def stop(dialect: DialectName, name: str, version: int, wait: float) -> Steps[None]:
-    """No handler of the version is in a transaction until this one ends.
-
-    :param wait: seconds to wait for those that are.
-    """
+def stop(dialect: DialectName, name: str, version: int) -> Steps[None]:
+    """No handler of the version is in a transaction until this one ends."""
     if dialect == "postgresql":
-        yield Statement(
-            "SELECT set_config('lock_timeout', CAST($1 AS text), true)",
-            (str(max(1, round(wait * 1000))),),
-        )
         yield Statement(
             "SELECT pg_advisory_xact_lock(CAST($1 AS bigint))", (lock_number(name, version),)
         )
 
 
-def promote_alone(dialect: DialectName, name: str) -> Steps[None]:
-    """Nobody else promotes a version of this projection until this transaction ends."""
+def promote_alone(dialect: DialectName, name: str, *, lock: float, idle: float) -> Steps[bool]:
+    """Nobody else promotes a version of this projection until this transaction ends; False: another
+    does now. The first statements of their transaction.
+
+    :param lock: seconds that a statement of the transaction waits for a lock, at most (PostgreSQL).
+    :param idle: seconds between two of them, at most: the serving version stands still, and whoever
+        promotes may be frozen, or gone without a word (PostgreSQL).
+    """
+    yield from read_committed(dialect)
     if dialect == "postgresql":
-        yield Statement("SELECT pg_advisory_xact_lock(CAST($1 AS bigint))", (lock_number(name, 0),))
-    else:  # a driver may begin the transaction as a reader: so the first statement writes
-        yield Statement("UPDATE streams_projections SET goal = goal WHERE name = $1", (name,))
+        yield Statement(
+            "SELECT set_config('lock_timeout', CAST($1 AS text), true), "
+            "set_config('idle_in_transaction_session_timeout', CAST($2 AS text), true)",
+            (str(max(1, round(lock * 1000))), str(max(1, round(idle * 1000)))),
+        )
+        rows = yield Statement(
+            "SELECT pg_try_advisory_xact_lock(CAST($1 AS bigint))", (lock_number(name, 0),)
+        )
+        return bool(rows[0][0])
+    # A driver may begin the transaction as a reader: so the first statement writes.
+    yield Statement("UPDATE streams_projections SET goal = goal WHERE name = $1", (name,))
+    return True
 
 
 _MISSING = """\

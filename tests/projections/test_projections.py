@@ -9,6 +9,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -25,15 +26,19 @@ from streams import (
     NotFound,
     ProcessorDied,
     Psycopg,
+    Retry,
     Sqlite,
     Streams,
 )
-from streams.databases.protocol import Statement
+from streams.databases.protocol import Statement, run
 from streams.inbox import ddl as inbox_ddl
+from streams.inbox.inbox import RUNS_IN_PLACE
+from streams.inbox.tables import Timeouts
+from streams.inbox.tables import create_missing as create_inbox
 from streams.projections import operations, projection, tables
 from streams.replay import replay, reset
 from tests.inbox.kinds import KINDS, Kind
-from tests.outbox.world import until
+from tests.outbox.world import PATIENCE, until
 from tests.projections.world import NAME, Reader, World
 
 pytestmark = pytest.mark.anyio
@@ -236,7 +241,6 @@ async def test_versions_of_topics_in_which_nothing_was_handled_yet(ground: Groun
 )
 async def test_rows_that_were_purged_were_handled_all_the_same(ground: Ground) -> None:
     """With a short ``keep=`` the inbox may know no more what the serving version has handled."""
-    from streams.databases.protocol import run
     from streams.inbox.identity import Scope, position_text
     from streams.inbox.tables import create_missing, raise_mark
 
@@ -396,11 +400,15 @@ async def test_what_the_hook_raises_leaves_the_old_version_serving(
             await until(lambda: world.projection(1).serving == 1, lambda: "it does not serve")
 
 
+WAITS = (
+    "SELECT 1 FROM pg_locks JOIN pg_database ON pg_database.oid = database "
+    "WHERE locktype = '{}' AND NOT granted AND datname = current_database()"
+)
+
+
 @pytest.mark.parametrize("ground", [("async-psycopg", "memory")], ids=["postgres"], indirect=True)
 async def test_one_that_stands_still_waits(ground: Ground) -> None:
     """While a version is promoted, the one that serves does not get on, and goes on afterwards."""
-    from streams.projections import tables
-
     async with Streams(ground.url).connected():
         world = ground.world(1)
         async with world.app:
@@ -410,13 +418,175 @@ async def test_one_that_stands_still_waits(ground: Ground) -> None:
                     "SELECT pg_advisory_xact_lock(%s)", (tables.lock_number(NAME, 1),)
                 )
                 await world.topic.publish(1)
-                waiting = (
-                    "SELECT 1 FROM pg_locks JOIN pg_database ON pg_database.oid = database "
-                    "WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()"
+                await until(
+                    lambda: ground.reader.run(WAITS.format("advisory")), lambda: "it does not wait"
                 )
-                await until(lambda: ground.reader.run(waiting), lambda: "it does not wait")
                 assert ground.reader.values(1) == []
             await until(lambda: ground.reader.values(1) == [1], lambda: "it does not go on")
+
+
+@pytest.mark.parametrize("ground", [("async-psycopg", "memory")], ids=["postgres"], indirect=True)
+@pytest.mark.parametrize("limit", [None, 60.0])
+async def test_one_that_stands_still_for_long_uses_up_no_attempt(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch, limit: float | None
+) -> None:
+    """Promoting takes as long as its hook does."""
+    calls = 0
+    handle = tables.handle
+
+    def counted(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return handle(*args)
+
+    monkeypatch.setattr(tables, "handle", counted)
+    monkeypatch.setattr("streams.inbox.inbox.Inbox.timeouts", Timeouts(lock=0.05, idle=60.0))
+    monkeypatch.setattr("streams.inbox.handling.PATIENCE_WITH_TIMEOUT", 0.3)
+    async with Streams(ground.url).connected():
+        world = ground.world(1, retry=Retry(attempts=1), timeout=limit)
+        async with world.app:
+            await until(lambda: world.projection(1).serving == 1, lambda: "it does not serve")
+            with psycopg.connect(ground.place) as promoting:
+                number = tables.lock_number(NAME, 1)
+                promoting.execute("SELECT pg_advisory_xact_lock(%s)", (number,))
+                await world.topic.publish(1)
+                stats = world.app.processors[0].stats
+                await until(
+                    lambda: calls >= RUNS_IN_PLACE + 2 or stats().dead_letters,
+                    lambda: "it does not try",
+                )
+                assert not stats().dead_letters
+            await until(lambda: ground.reader.values(1) == [1], lambda: "it does not go on")
+
+
+@pytest.mark.parametrize(
+    "ground", [("async-psycopg", "memory"), ("psycopg", "memory")], ids="-".join, indirect=True
+)
+async def test_one_that_promotes_and_stands_still_is_given_up(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is frozen, or gone without a word."""
+    monkeypatch.setattr("streams.projections.projection.IDLE", 1.0)
+    monkeypatch.setattr("streams.projections.projection.IDLE_INTERVAL", 0.1)
+    hooked, over = threading.Event(), threading.Event()
+
+    async def hook(connection: Any) -> None:
+        hooked.set()
+        await asyncio.to_thread(over.wait)
+
+    def plain_hook(connection: Any) -> None:
+        hooked.set()
+        over.wait()
+
+    async with Streams(ground.url).connected():
+        old = ground.world(1)
+        new = ground.world(2, on_promote=hook if ground.kind.asynchronous else plain_hook)
+        async with old.app:
+            await until(lambda: old.projection(1).serving == 1, lambda: "it does not serve")
+            async with new.app:
+                try:
+                    await until(hooked.is_set, lambda: "it is not promoted")
+                    await old.topic.publish(1)
+                    await until(lambda: ground.reader.values(1) == [1], lambda: "1 stands still")
+                    assert ground.reader.serving() == 1
+                finally:
+                    over.set()
+                await until(lambda: new.projection(2).serving == 2, lambda: "2 does not serve")
+
+
+@pytest.mark.parametrize("ground", [("psycopg", "memory")], ids=["postgres"], indirect=True)
+async def test_whoever_promotes_is_not_waited_for(ground: Ground) -> None:
+    async with Streams(ground.url).connected():
+        world = ground.world(1, promote=False)
+        async with world.app:
+            known = "SELECT 1 FROM pg_class WHERE relname = 'streams_projections'"
+            await until(lambda: ground.reader.run(known), lambda: "it is not known")
+            with psycopg.connect(ground.place) as other:
+                number = tables.lock_number(NAME, 0)
+                other.execute("SELECT pg_advisory_xact_lock(%s)", (number,))
+                promoting = asyncio.create_task(world.projection(1).promote())
+                await until(promoting.done, lambda: "it waits")
+                assert await promoting == (
+                    False,
+                    "another process is promoting a version of it",
+                    False,
+                )
+            assert (await world.projection(1).promote()).promoted
+
+
+STRICT = """DO $$ BEGIN EXECUTE format(
+    $q$ ALTER DATABASE %I SET default_transaction_isolation = 'repeatable read' $q$,
+    current_database()
+); END $$"""
+
+
+@pytest.mark.parametrize("ground", [("async-psycopg", "memory")], ids=["postgres"], indirect=True)
+async def test_one_that_promotes_sees_what_was_handled_until_all_stood_still(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a level at which a transaction sees what was there when it began, too."""
+    monkeypatch.setattr("streams.projections.projection.HOLD", PATIENCE)
+    monkeypatch.setattr("streams.inbox.inbox.Inbox.timeouts", Timeouts(lock=60.0, idle=60.0))
+    reader, found = ground.reader, list[list[int]]()
+    reader.run(STRICT)
+
+    async def hook(connection: Any) -> None:
+        found.append(reader.values(2))
+
+    async with Streams(ground.url).connected():
+        old, new = ground.world(1), ground.world(2, promote=False, on_promote=hook)
+        async with old.app, new.app:
+            await until(lambda: old.projection(1).serving == 1, lambda: "it does not serve")
+            await old.topic.publish(1)
+            await until(
+                lambda: reader.values(1) == reader.values(2) == [1], lambda: "they do not handle"
+            )
+            new.app.processors[0].pause()
+            with psycopg.connect(ground.place) as holding:
+                holding.execute("LOCK TABLE sums_v1 IN EXCLUSIVE MODE")
+                await old.topic.publish(2)
+                await until(lambda: reader.run(WAITS.format("relation")), lambda: "1 is not there")
+                promoting = asyncio.create_task(new.projection(2).promote())
+                await until(lambda: reader.run(WAITS.format("advisory")), lambda: "2 is not there")
+            await until(lambda: reader.values(1) == [1, 2], lambda: "it does not handle")
+            compared = (
+                "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%AS missing%' "
+                "AND state = 'idle in transaction' AND datname = current_database()"
+            )
+            await until(lambda: found or reader.run(compared), lambda: "it does not compare")
+            new.app.processors[0].resume()
+            assert (await promoting).promoted
+            assert found == [[1, 2]]
+
+
+@pytest.mark.parametrize("ground", [("psycopg", "memory")], ids=["postgres"], indirect=True)
+async def test_tables_are_made_once_at_any_level(ground: Ground) -> None:
+    """Whoever waited for the lock sees what was made meanwhile."""
+    ground.reader.run(STRICT)
+    database = ground.kind.make(ground.place)
+    database.reserve(2)
+    database.enter()
+
+    def create(steps: Any) -> None:
+        session = database.begin()
+        try:
+            run(session, steps("postgresql"))
+            session.commit()
+        finally:
+            session.rollback()
+
+    try:
+        for steps in (create_inbox, tables.create_missing):
+            first = database.begin()
+            run(first, steps("postgresql"))
+            second = asyncio.create_task(asyncio.to_thread(create, steps))
+            await until(
+                lambda: ground.reader.run(WAITS.format("advisory")), lambda: "it does not wait"
+            )
+            first.commit()
+            await second
+    finally:
+        database.leave()
 
 
 async def test_a_second_handling_on_purpose_is_refused(ground: Ground) -> None:
