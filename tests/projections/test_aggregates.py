@@ -58,7 +58,7 @@ class World:
             @self.app.processor(
                 self.accounts.events, group=stage.group, transaction=database, version=version
             )
-            def add(event: AccountEvent, message: Message[Any]) -> None:
+            def add(event: AccountEvent, message: Message[Any, Any]) -> None:
                 sql = f"CREATE TABLE IF NOT EXISTS {table} (account, cents)"
                 message.transaction.execute(sql)
                 if isinstance(event, Deposited):

@@ -450,7 +450,7 @@ async def test_one_that_stands_still_for_long_uses_up_no_attempt(
                 number = tables.lock_number(NAME, 1)
                 promoting.execute("SELECT pg_advisory_xact_lock(%s)", (number,))
                 await world.topic.publish(1)
-                stats = world.app.processors[0].stats
+                stats: Any = world.app.processors[0].stats
                 await until(
                     lambda: calls >= RUNS_IN_PLACE + 2 or stats().dead_letters,
                     lambda: "it does not try",
