@@ -29,7 +29,7 @@ from typing import Any, Literal
 from streams.app import Streams
 from streams.config import DeadLetters
 from streams.derived_records import GENERATION, message_generation
-from streams.errors import ConfigError, LogError, TooLarge
+from streams.errors import ConfigError, LogError, TooLarge, Unavailable
 from streams.log.event_headers import MAX_CAUSE
 from streams.message import SOURCE, Message, make_message, text
 from streams.processing import Job
@@ -63,7 +63,7 @@ class Handling:
         # Most calls decide nothing: what only decisions need is made when there is one.
         self._counts: dict[tuple[str, str, str], int] | None = None
         self._in_flight: set[tuple[str, str, str]] | None = None
-        self._unanswered: dict[tuple[str, str, str], str] | None = None
+        self._unanswered: dict[tuple[str, str, str], BaseException] | None = None
         """What calls ended in that had no answer."""
 
     @property
@@ -77,7 +77,8 @@ class Handling:
     def begin_call(self, aggregate: str, id: str, cause: str) -> int:
         """Which call with this cause on this aggregate begins, from 0.
 
-        :raises ConfigError: one is going on, or has ended without an answer.
+        :raises ConfigError: one is going on.
+        :raises Unavailable: one has ended without an answer: the message is to be tried again.
         """
         call = (aggregate, id, cause)
         if self._counts is None or self._in_flight is None:
@@ -89,13 +90,15 @@ class Handling:
                 "other, or name their causes with with_options(cause=...)"
             )
         if self._unanswered is not None and call in self._unanswered:
-            raise ConfigError(
+            error = self._unanswered[call]
+            # No ConfigError, although the handler is wrong: an outage is to end no processor.
+            raise Unavailable(
                 f"aggregate {aggregate!r}: a call upon {id!r} in this handler ended in "
-                f"{self._unanswered[call]}, and another one follows, which could not be told from "
+                f"{type(error).__name__}, and another one follows, which could not be told from "
                 "it when the message is handled again: let the error go, so that the message is "
                 "tried again and finds what was appended, or name the causes of both calls with "
                 "with_options(cause=...), each by a text of its own"
-            )
+            ) from error
         number = self._counts.get(call, 0)
         self._counts[call] = number + 1
         self._in_flight.add(call)
@@ -105,7 +108,7 @@ class Handling:
         """The call is ending without an answer: made again, it may have one."""
         if self._unanswered is None:
             self._unanswered = {}
-        self._unanswered[aggregate, id, cause] = type(error).__name__
+        self._unanswered[aggregate, id, cause] = error
 
     def end_call(self, aggregate: str, id: str, cause: str) -> None:
         """The call has ended."""
