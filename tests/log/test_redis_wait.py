@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from threading import Thread
 from typing import Any
 
@@ -11,7 +12,7 @@ import redis
 from redis.crc import key_slot
 
 from streams.errors import LogError, OutcomeUnknown
-from streams.log.claims import Claim, GetClaim
+from streams.log.claims import Claim, Complete, GetClaim
 from streams.log.documents import Checkpoint, DocumentChange, StoredDocument
 from streams.log.event_headers import make_append
 from streams.log.events import NO_HISTORY
@@ -66,6 +67,41 @@ def test_a_server_that_forgot_its_scripts_acknowledges_nothing_too_early(
             replica.resume()
         log.close()
         claims.close()
+
+
+def test_what_is_sent_again_over_another_connection_is_waited_for(
+    lifetime: Lifetime, server: Redis
+) -> None:
+    """It stands there already, so nothing is written: a WAIT alone would wait for nothing."""
+    options = ("--replicaof", f"127.0.0.1 {server.port}")
+    url = f"{server.url}?wait=1&wait_timeout=0.1&timeout=0.5"
+    with (
+        Redis(lifetime, server.program, options) as replica,
+        replica.client() as follower,
+        server.client() as client,
+    ):
+        until(lambda: follower.info("replication")["master_link_status"] == "up", "it follows")
+
+        def has_everything() -> bool:
+            facts: Any = client.info("replication")
+            return bool(facts["slave0"]["offset"] == facts["master_repl_offset"])
+
+        with closing(open_redis(url)) as log:
+            topic = log.create_event_topic(name("events"), 1).name
+        key = name("key").encode()
+        with closing(open_claims(url)) as claims:
+            claims.execute([Claim(key, "a", 60.0)])
+        until(has_everything, "the replica has said that it has everything")
+        replica.pause()
+        made = make_append(name("key").encode(), NO_HISTORY, [event()])
+        for _ in range(2):
+            with closing(open_redis(url)) as log:
+                outcome = append_all(log, topic, [made])[0]
+                assert isinstance(outcome, OutcomeUnknown), outcome
+            with closing(open_claims(url)) as claims:
+                (answer,) = claims.execute([Complete(key, "a", b"done", 60.0)])
+                assert isinstance(answer, OutcomeUnknown), answer
+        replica.resume()
 
 
 def write_message(log: RedisLog) -> object:

@@ -82,7 +82,7 @@ local function write(history, append, version)
   return entries
 end
 
-local outcomes, at = {}, 1
+local outcomes, at, has_written, is_repeated = {}, 1, false, false
 for number = 6, #KEYS do
   local history, append, outcome = KEYS[number], nil, nil
   append, at = parse(at)
@@ -90,8 +90,20 @@ for number = 6, #KEYS do
   if not could_read then
     outcome = { 2, type(answer) == 'table' and answer.err or tostring(answer) }
   else
+    if answer then
+      is_repeated = is_repeated or answer[1] == 1
+    else
+      has_written = true
+    end
     outcome = answer or write(history, append, version)
   end
   outcomes[number - 5] = outcome
+end
+if is_repeated and not has_written then
+  -- WAIT waits for the last write of its own connection, so there must be one, though nothing is new.
+  local info = call('XINFO', 'STREAM', stream)
+  for at = 1, #info, 2 do
+    if info[at] == 'last-generated-id' then call('XSETID', stream, info[at + 1]) end
+  end
 end
 return outcomes

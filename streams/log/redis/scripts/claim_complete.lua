@@ -10,5 +10,8 @@ if not have[2] then
   call('HDEL', KEYS[1], 'beat', 'lease', 'until')
   call('HSET', KEYS[1], 'value', ARGV[3])
   call('PEXPIRE', KEYS[1], ARGV[2])
+else
+  -- WAIT waits for the last write of its own connection, so there must be one, though nothing is new.
+  call('PEXPIRE', KEYS[1], math.max(1, call('PTTL', KEYS[1])))
 end
 return 1
