@@ -31,7 +31,9 @@ class DeferringDispatcher(Dispatcher):
     def take(
         self, now: float, batch_keys: Collection[StateAndKey] = (), identities: Collection[str] = ()
     ) -> Delivery | None:
-        return None if self.is_full else super().take(now, batch_keys, identities)
+        if self.is_full and not self.ready:
+            return None  # what is ready was taken in, and others may wait for it to be stored
+        return super().take(now, batch_keys, identities)
 
     @override
     def take_fast(self, now: float) -> FetchedBatch | None:

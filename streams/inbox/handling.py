@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from itertools import count
 from types import CoroutineType
 from typing import Any, NamedTuple
 
@@ -36,6 +35,9 @@ from streams.text import describe_error
 PATIENCE_WITH_TIMEOUT = 1.0
 """Seconds that a handler with a timeout waits in place for the database, at most; without one it
 waits as long as need be."""
+
+SHORTEST_PATIENCE = 0.01
+"""Seconds of that which are left to whoever tries once more."""
 
 
 class BatchRolledBack(StreamsError):
@@ -83,8 +85,8 @@ class _Handling:
         self._check([message])
         entry = await self._entry_async(value, message)
 
-        async def once(_: Sequence[Verdict], connection: Any, runs: int) -> _Returned:
-            given, source = self._given(value, message, runs)
+        async def once(_: Sequence[Verdict], connection: Any, handed: int) -> _Returned:
+            given, source = self._given(value, message, handed)
             if self._wants_message:
                 with_transaction(source, connection)
                 result = await self._function(given, source)
@@ -100,8 +102,8 @@ class _Handling:
         self._check([message])
         entry = self._entry(value, message)
 
-        def once(_: Sequence[Verdict], connection: Any, runs: int) -> _Returned:
-            given, source = self._given(value, message, runs)
+        def once(_: Sequence[Verdict], connection: Any, handed: int) -> _Returned:
+            given, source = self._given(value, message, handed)
             if self._wants_message:
                 with_transaction(source, connection)
                 result = self._function(given, source)
@@ -120,8 +122,8 @@ class _Handling:
         entries = [await self._entry_async(*each) for each in zip(values, messages, strict=True)]
         firsts = _firsts(entries)
 
-        async def once(verdicts: Sequence[Verdict], connection: Any, runs: int) -> _Returned:
-            rows = self._rows_given(values, messages, runs)
+        async def once(verdicts: Sequence[Verdict], connection: Any, handed: int) -> _Returned:
+            rows = self._rows_given(values, messages, handed)
             chosen = _chosen(*rows, firsts, verdicts, connection)
             given = chosen if self._wants_message else chosen[:1]
             result = await self._function(*given)
@@ -139,8 +141,8 @@ class _Handling:
         entries = [self._entry(*each) for each in zip(values, messages, strict=True)]
         firsts = _firsts(entries)
 
-        def once(verdicts: Sequence[Verdict], connection: Any, runs: int) -> _Returned:
-            rows = self._rows_given(values, messages, runs)
+        def once(verdicts: Sequence[Verdict], connection: Any, handed: int) -> _Returned:
+            rows = self._rows_given(values, messages, handed)
             chosen = _chosen(*rows, firsts, verdicts, connection)
             given = chosen if self._wants_message else chosen[:1]
             result = self._function(*given)
@@ -153,17 +155,17 @@ class _Handling:
         except Exception as error:
             raise _for_the_batch(error, len(messages)) from error
 
-    def _given(self, value: Any, message: Message[Any], runs: int) -> tuple[Any, Message[Any]]:
+    def _given(self, value: Any, message: Message[Any], handed: int) -> tuple[Any, Message[Any]]:
         """What the handler is given. Where it ran before, in a transaction that was rolled back, it
         may have changed its value: that is decoded anew."""
-        return (value, message) if runs == 1 else self._inbox.decode_again(value, message)
+        return (value, message) if handed == 1 else self._inbox.decode_again(value, message)
 
     def _rows_given(
-        self, values: list[Any], messages: list[Message[Any]], runs: int
+        self, values: list[Any], messages: list[Message[Any]], handed: int
     ) -> tuple[list[Any], list[Message[Any]]]:
-        if runs == 1:
+        if handed == 1:
             return values, messages
-        rows = [self._given(*each, runs) for each in zip(values, messages, strict=True)]
+        rows = [self._given(*each, handed) for each in zip(values, messages, strict=True)]
         return [value for value, _ in rows], [message for _, message in rows]
 
     def _check(self, messages: Sequence[Message[Any]]) -> None:
@@ -193,8 +195,11 @@ class _Handling:
     ) -> Any:
         inbox, database = self._inbox, self._database
         give_up = time.monotonic() + self._patience
-        for runs in count(1):
-            session = await inbox.begin_async(message, patience=self._patience)
+        runs = handed = 0
+        while True:
+            runs += 1
+            left = max(SHORTEST_PATIENCE, give_up - time.monotonic())
+            session = await inbox.begin_async(message, patience=left)
             began, ours = time.monotonic(), True
             try:
                 verdicts = await run_async(session, take(database.dialect, entries, inbox.timeouts))
@@ -203,7 +208,8 @@ class _Handling:
                     return None
                 await self._accompany_async(session)
                 ours = False
-                returned = await handle(verdicts, session.connection, runs)
+                handed += 1
+                returned = await handle(verdicts, session.connection, handed)
                 ours = True
                 if self._results is not None and returned.outgoing is not None:
                     await self._results.write_async(
@@ -231,15 +237,18 @@ class _Handling:
                 )  # fmt: skip
                 if pause is None:
                     raise
+                if isinstance(error, RunAgain):
+                    runs -= 1  # it met nobody
             await asyncio.sleep(pause)
-        return None
 
     def _run_plain(
         self, message: Message[Any], entries: list[Entry], handle: Callable[..., Any]
     ) -> Any:
         inbox, database = self._inbox, self._database
         give_up = time.monotonic() + self._patience
-        for runs in count(1):
+        runs = handed = 0
+        while True:
+            runs += 1
             session = inbox.begin(message, patience=self._patience)
             began, ours = time.monotonic(), True
             try:
@@ -249,7 +258,8 @@ class _Handling:
                     return None
                 self._accompany(session)
                 ours = False
-                returned = handle(verdicts, session.connection, runs)
+                handed += 1
+                returned = handle(verdicts, session.connection, handed)
                 ours = True
                 if isinstance(returned.result, CoroutineType):
                     session.rollback()
@@ -278,8 +288,9 @@ class _Handling:
                 )  # fmt: skip
                 if pause is None:
                     raise
+                if isinstance(error, RunAgain):
+                    runs -= 1  # it met nobody
             time.sleep(pause)
-        return None
 
     async def _accompany_async(self, session: AsyncSession[Any]) -> None:
         companion, database = self._inbox.companion, self._database

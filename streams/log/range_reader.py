@@ -39,16 +39,17 @@ OffsetRanges = Mapping[int, OffsetRange]
 """By partition, what is to be read of it."""
 
 
-def has_messages(log: Log, topic: str, partition: int, start: int, end: int) -> bool:
-    """Whether there is a message from one position to before another. What stands there may be
-    none: the end of a transaction, for example."""
+def is_message_free(log: Log, topic: str, partition: int, start: int, end: int) -> bool:
+    """Whether there is no message from one position to before another, and none will come: what
+    stood there was deleted, or is the end of a transaction, for example."""
+    first, log_end = log.watermarks(topic, partition)
+    if end > log_end:
+        return False  # it may come yet, or the log has lost what was there
+    start = max(start, first)
     if start >= end:
-        return False
-    reader = log.reader(topic, partition, start, end)
-    try:
-        return reader.read(1) is not None
-    finally:
-        reader.close()
+        return True
+    with closing(log.reader(topic, partition, start, end)) as reader:
+        return reader.read(1) is None
 
 
 def read_batches(

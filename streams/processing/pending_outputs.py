@@ -252,6 +252,8 @@ class PendingOutputs:
         with self._lock:
             self._open_run = None
             self._count(len(run.rows), run.bytes)
+            if not run.rows:  # it would keep its batch alive until the next commit
+                self._entries.pop()
 
     def add(
         self,

@@ -22,7 +22,7 @@ from streams.engine.dispatcher import READ_AHEAD
 from streams.engine.flow_gate import FlowGate
 from streams.errors import Fatal, LogError, NotFound, TopicMismatch, Unavailable
 from streams.log.protocol import Assignment, Log, Subscription, TopicPartition
-from streams.log.range_reader import has_messages
+from streams.log.range_reader import is_message_free
 from streams.message import Batch, text
 from streams.processing.committer import OffsetCommitter, OwnedPartition, PartitionProgress
 from streams.processing.executor import Executor
@@ -214,7 +214,7 @@ class Poller:
         for each in list(self._owned.values()):
             partition, polled = each.assignment.topic_partition, each.state.progress.polled
             _, end = self._log.watermarks(*partition)
-            if has_messages(self._log, *partition, polled, end):
+            if not is_message_free(self._log, *partition, polled, end):
                 return "messages were not polled yet"
         if not dispatcher.waiting and self._committer.held().messages:
             return "messages are in hand"  # between two threads, perhaps

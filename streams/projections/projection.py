@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from contextlib import closing
 from typing import Any, NamedTuple
 
 from streams.connection import Connection
@@ -26,6 +25,7 @@ from streams.health import ProjectionStats
 from streams.inbox.identity import Scope
 from streams.inbox.tables import find_version
 from streams.log.protocol import Committed, Log
+from streams.log.range_reader import is_message_free
 from streams.message import Message
 from streams.processing.job import reset_generation
 from streams.projections import tables
@@ -319,6 +319,8 @@ def committed(steps: Steps[None]) -> Work[None]:
 def _is_behind(dialect: DialectName, theirs: Scopes, ours: Scopes) -> Steps[bool]:
     """Whether the serving version has handled something that this one has not."""
     for place, (scope, settled) in ours.items():
+        if place not in theirs:
+            return True  # the partition was added since: the next look knows it
         if (yield from tables.is_behind(dialect, theirs[place][0], scope, settled)):
             return True
     return False
@@ -371,19 +373,10 @@ def _first_behind(log: Log, goal: Ends, settled: Ends, *, near: int | None) -> s
                 found = [each for each in lags if each is not None]
                 if len(found) == 2 and found[0] - found[1] <= NEAR:
                     continue
-            if _has_no_message(log, topic, partition, position, end):
+            if is_message_free(log, topic, partition, position, end):
                 continue
             return f"it is behind in {topic}/{partition}"
     return ""
-
-
-def _has_no_message(log: Log, topic: str, partition: int, start: int, end: int) -> bool:
-    """Whether nothing from one position to another is a message, and no group gets beyond it: on
-    Kafka, where a transaction ended, or records of an event topic do not count."""
-    if end > log.watermarks(topic, partition)[1]:
-        return False  # the log has lost what was there
-    with closing(log.reader(topic, partition, start, end)) as reader:
-        return reader.read(1) is None
 
 
 def _scopes(log: Log, group: str, topics: Iterable[str]) -> Scopes:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streams.config import Retry
+from streams.engine.deferring_dispatcher import DeferringDispatcher
 from streams.engine.dispatcher import Delivery, PartitionState
 from streams.engine.progress import FetchedBatch, Progress
 from streams.log.protocol import Assignment
@@ -123,3 +125,27 @@ def test_what_is_of_a_partition_that_is_not_owned_is_dropped() -> None:
     taken, _ = outputs.take([kept], [kept], 10)
     assert ids_of(taken) == ["m0/0"]
     assert len(outputs) == outputs.bytes == 0
+
+
+def test_a_batch_of_which_nothing_comes_is_not_kept() -> None:
+    outputs = PendingOutputs(1 << 20, lambda count: None)
+    outputs.end_run(outputs.begin_run(fetched_batch(Assignment("a", 0, 0, None))))
+    assert not outputs._entries
+
+
+def test_what_was_taken_in_goes_on_although_outputs_are_full() -> None:
+    """Those that wait may wait for it to be settled."""
+    dispatcher = DeferringDispatcher(Retry(delay=1, cap=1), lambda delivery: False)
+    fetched = fetched_batch(Assignment("a", 0, 0, None))
+    dispatcher.assign(fetched.state)
+    dispatcher.offer(fetched)
+    failed = dispatcher.take(0.0)
+    assert failed is not None
+    assert dispatcher.mark_failed(failed, ValueError(), 0.0, 1.0) is None
+    dispatcher.is_full = True
+    assert dispatcher.take(0.5) is None
+    dispatcher.release_due(2.0)
+    again = dispatcher.take(2.0)
+    assert again is not None
+    assert (again.index, again.attempt) == (failed.index, 2)
+    assert dispatcher.take(2.0) is None

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from streams.errors import LogError, TooLarge, Unavailable
 from streams.eventsourcing.views import inline_subscription
+from streams.eventsourcing.views.checkpoint_check import CheckpointBeyondLog
 from streams.eventsourcing.views.inline_subscription import (
     Handled,
     InlineSubscription,
@@ -84,11 +85,14 @@ class Inline(InlineSubscription[Handler]):
         super().__init__(log, "test", self.counts)
         self.handlers: dict[int, Handler] = {}
         self.handled: dict[int, list[int]] = {}
+        self.refuses: LogError | None = None
         self._subscription: Any = polled
         self._listener: Any = Listener()
 
     @override
     def _begin(self, assignment: Assignment) -> Handler:
+        if self.refuses is not None:
+            raise self.refuses
         number = assignment.partition
         self.handlers[number] = Handler(self.handled.setdefault(number, []))
         return self.handlers[number]
@@ -199,3 +203,16 @@ def test_an_outage_is_not_waited_for_twice(monkeypatch: pytest.MonkeyPatch) -> N
         inline.poll(100, 0.0)
         assert polled.reassigned == [assignment]
         polled.reassigned.clear()
+
+
+def test_a_partition_that_could_not_begin_for_a_moment_waits_for_nothing_any_more() -> None:
+    """Also where no message comes that would say so."""
+    polled = Polled()
+    inline = Inline(polled)
+    first, second = (Assignment("t", 0, epoch, None, NEVER) for epoch in (1, 2))
+    inline.refuses = CheckpointBeyondLog("a leader that is behind")
+    inline.assigned([first])
+    assert "CheckpointBeyondLog" in inline.counts["t", 0].waiting
+    inline.refuses = None
+    inline.assigned([second])
+    assert inline.counts["t", 0].waiting == ""

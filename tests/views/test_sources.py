@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec import Struct
 
-from streams import Position, Retention, Streams, Topic, View
+from streams import Position, Retention, Streams, Topic, View, ViewTimeout
 from streams.eventsourcing.views.checkpoints import encode_checkpoint
 from streams.log.documents import Checkpoint
 from tests.conformance.stage import Stage
@@ -77,9 +77,11 @@ async def test_a_partition_that_retention_has_emptied_keeps_no_view_from_being_r
 @pytest.mark.needs("commits_outputs")
 @pytest.mark.parametrize("keyed", [False, True])
 async def test_the_end_of_a_transaction_keeps_no_view_from_being_ready(
-    stage: Stage, keyed: bool
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, keyed: bool
 ) -> None:
-    """On Kafka it takes up an offset behind the last message."""
+    """On Kafka it takes up an offset behind the last message. However long it takes to see that of
+    all partitions: what was reached is not asked for again when the goal is taken anew."""
+    monkeypatch.setattr("streams.eventsourcing.views.family.PROMOTION_LAG", 0.0)
     app = stage.app()
     numbers = stage.topic(app, partitions=1)
     sales = app.topic(f"{stage.topic_name}-sales", Sold, key="item", partitions=1)
@@ -145,3 +147,15 @@ async def test_a_checkpoint_beyond_the_log_holds_up_its_own_partition_alone(stag
         found = await bank.balances.get("a-0")
         assert found is not None
         assert found.cents == 3
+
+
+async def test_a_position_beyond_the_log_is_waited_for_until_the_time_is_up(stage: Stage) -> None:
+    """It may come; no reader stands at the end of the log meanwhile."""
+    app = stage.app()
+    sales = app.topic(stage.topic_name, Sold, key="item", partitions=1)
+    view = counted(app, sales, keyed=False)
+    async with app:
+        last = await sales.publish(Sold("cup"))
+        await view.get("cup", wait_for=last)
+        with pytest.raises(ViewTimeout):
+            await view.get("cup", wait_for=last._replace(offset=last.offset + 100), timeout=1.5)

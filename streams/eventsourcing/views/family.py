@@ -64,12 +64,14 @@ class _Goal(NamedTuple):
     """How far a version that is built has to come.
 
     :param builds: for the how many-th time it is built.
+    :param positions: up to where, by source partition.
     :param coverage: whether it has.
     :param taken_at: when it was asked for, on :func:`time.monotonic`: what the version that serves
         had folded by then is in it.
     """
 
     builds: int
+    positions: Mapping[TopicPartition, int]
     coverage: Coverage
     taken_at: float
 
@@ -231,7 +233,7 @@ class ViewFamily:
             goal = await self._take_goal(version, known)
         is_reached = await run_in_thread(goal.coverage.is_reached)
         if is_reached and goal.is_old:
-            goal = await self._take_goal(version, known)
+            goal = await self._take_goal(version, known, goal)
             is_reached = await run_in_thread(goal.coverage.is_reached)
         self._goals[number] = goal
         if not is_reached:
@@ -244,11 +246,19 @@ class ViewFamily:
         if decided.events and not isinstance(decided.events[0], Rebuilt):
             logger.info("view %s: version %d serves from now on", self.name, number)
 
-    async def _take_goal(self, version: ViewVersion, known: KnownVersion) -> _Goal:
-        """How far a version has to come by now."""
+    async def _take_goal(
+        self, version: ViewVersion, known: KnownVersion, reached: _Goal | None = None
+    ) -> _Goal:
+        """How far a version has to come by now.
+
+        :param reached: up to where it has come for certain.
+        """
         taken_at = time.monotonic()
         goal = await run_in_thread(goal_of, self._app.log, self.name, self.known, known)
-        return _Goal(known.builds, Coverage(version.tracker(self._app.log), goal), taken_at)
+        before = {} if reached is None else reached.positions
+        left = {each: end for each, end in goal.items() if end > before.get(each, 0)}
+        coverage = Coverage(version.tracker(self._app.log), left)
+        return _Goal(known.builds, goal, coverage, taken_at)
 
     async def _load(self) -> None:
         asked_at = time.monotonic()

@@ -220,7 +220,7 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
             counts = self._counts_of(assignment)
             counts.position = partition.handler.position
             setback = self._setbacks.get(assignment.topic_partition)
-            if setback is None or not setback.pause:
+            if setback is None or setback.position < 0 or not setback.pause:
                 counts.waiting = ""
         for assignment, reason in refused.items():
             self._set_back(assignment, -1, reason)

@@ -15,7 +15,7 @@ from streams.eventsourcing.views.keyed_topic import trimmed_below
 from streams.eventsourcing.views.names import keyed_topic_name
 from streams.log.documents import CollectionTotals, DocumentStore
 from streams.log.protocol import Log, TopicPartition
-from streams.log.range_reader import has_messages
+from streams.log.range_reader import is_message_free
 
 STANDS_STILL = 0.5
 """Real seconds after which a source that does not move is looked at for messages."""
@@ -90,11 +90,6 @@ class VersionTracker:
     def source_ends(self) -> dict[TopicPartition, int]:
         """Where its sources end now."""
         return {each: self.log.watermarks(*each)[1] for each in self.source_partitions()}
-
-    def has_messages(self, source: TopicPartition, start: int, end: int) -> bool:
-        """Whether a partition of a source has a message in this range."""
-        first, _ = self.log.watermarks(*source)
-        return has_messages(self.log, *source, max(start, first), end)
 
     def partitions(self) -> int:
         """How many partitions its documents have; 0: there are none yet."""
@@ -209,7 +204,7 @@ class Coverage:
         if now - since < STANDS_STILL:
             return False
         self._standing[source] = position, now
-        return not self._tracker.has_messages(source, position, goal)
+        return is_message_free(self._tracker.log, *source, position, goal)
 
     def is_reached(self) -> bool:
         """Ask the log (blocks).
