@@ -85,6 +85,22 @@ async def test_without_the_app_events_are_shown_as_they_are_stored(stage: Stage)
         assert "events are shown as they are stored" in kind.text
 
 
+async def test_while_events_are_indexed_the_page_says_so_and_is_loaded_once_they_are(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bank(stage) as (app, found):
+        path = f"/aggregates/show?aggregate={found.name}"
+        async with visit(Dashboard(app, access="all")) as visitor:
+            await get(visitor, path)
+            with monkeypatch.context() as meanwhile:
+                meanwhile.setattr(app.log, "index_progress", lambda topic: (3, 7))
+                assert "3 of 7 were looked at" in (await visitor.get(path)).text
+                asked = await visitor.get(path, headers={"hx-request": "true"})
+                assert "hx-refresh" not in asked.response.headers
+            asked = await visitor.get(path, headers={"hx-request": "true"})
+            assert asked.response.headers["hx-refresh"] == "true"
+
+
 async def test_what_older_code_cannot_go_on_with_is_listed(stage: Stage) -> None:
     async with bank(stage) as (_, found):
         older = stage.app()

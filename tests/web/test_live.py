@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from streams import Streams
+from streams import Streams, web
 from streams.errors import Unavailable
 from streams.log.protocol import Log
 from streams.log.url import open_log
@@ -241,3 +242,11 @@ async def test_too_many_streams_are_refused(stage: Stage) -> None:
         answer = await visitor.client.get(HOME + "/live")
         assert answer.status_code == 503
         assert answer.headers["retry-after"] == "30"
+
+
+def test_no_page_has_a_timer_that_looks_neither_at_its_visibility_nor_at_the_pause() -> None:
+    """``every`` of htmx is one: a part that is asked for again has ``macros.html``'s ``again``."""
+    templates = Path(web.__file__).parent / "templates"
+    texts = {each.name: each.read_text(encoding="utf-8") for each in templates.glob("*.html")}
+    assert "data-again" in texts["macros.html"]
+    assert not [name for name in texts if re.search(r'hx-trigger="[^"]*every ', texts[name])]

@@ -155,10 +155,11 @@ def _inspector(page: Page, name: str, log: EventLog) -> AggregateInspector | Non
 
 
 def _unfinished(page: Page, name: str, log: EventLog, topic: str) -> Response | None:
-    """The page that says that the log does not know yet which events count; None: it does."""
+    """The page that says that the log does not know yet which events count; None: it does. Where
+    that page itself asks, it is told then to load what is at its address."""
     passed, total = log.index_progress(topic)
     if passed >= total:
-        return None
+        return Response(headers={"hx-refresh": "true"}) if page.is_fragment else None
     return page.render(
         "aggregate_index.html", title=name, aggregate=name, passed=passed, total=total
     )

@@ -10,7 +10,7 @@
     get(name) { try { return localStorage.getItem("streams." + name); } catch { return null; } },
     set(name, value) { try { localStorage.setItem("streams." + name, value); } catch { /* not kept */ } },
   };
-  $$(".needs-script").forEach((each) => { each.hidden = false; });
+  document.documentElement.classList.add("scripted"); // shows what needs a script, now and after swaps
 
   // -- numbers and times, as streams/web/rendering.py writes them
 
@@ -106,6 +106,18 @@
   window.addEventListener("pagehide", () => { if (port) port.postMessage({ gone: true }); told = ""; });
   window.addEventListener("pageshow", (event) => { if (event.persisted) watchAgain(); });
 
+  // -- parts of a page that are still being found out: asked for again while somebody looks
+
+  let tick = 0;
+  function askAgain(isDue) {
+    if (document.hidden || paused) return;
+    for (const each of $$("[data-again]")) {
+      if (isDue(Number(each.dataset.again))) each.dispatchEvent(new Event("streams:again"));
+    }
+  }
+  setInterval(() => { tick += 1; askAgain((seconds) => tick % seconds === 0); }, 1000);
+  document.addEventListener("visibilitychange", () => askAgain(() => true));
+
   const pause = document.getElementById("pause");
   if (pause) {
     const showPaused = () => pause.setAttribute("aria-pressed", String(paused));
@@ -115,19 +127,22 @@
       store.set("paused", paused ? "yes" : "no");
       showPaused();
       watchAgain();
+      askAgain(() => true);
+      followAgain();
     });
   }
 
-  // -- messages as they arrive: a stream of its own, only while this page is in the foreground
+  // -- messages as they arrive: a stream of its own, only while somebody looks
 
   const arriving = document.getElementById("arriving");
   const watching = document.getElementById("watch-arriving");
   let arrivals = null;
-  function follow(wanted) {
+  function followAgain() {
+    const wanted = watching?.getAttribute("aria-pressed") === "true" && !document.hidden && !paused;
+    if (wanted === (arrivals !== null)) return;
     if (arrivals) arrivals.close();
-    arrivals = null;
-    if (!wanted) return;
-    arrivals = new EventSource(arriving.dataset.arriving);
+    arrivals = wanted ? new EventSource(arriving.dataset.arriving) : null;
+    if (!arrivals) return;
     arrivals.onmessage = ({ data }) => {
       const rows = document.createElement("template");
       rows.innerHTML = data;
@@ -137,13 +152,13 @@
     };
   }
   if (arriving && watching) {
-    const isOn = () => watching.getAttribute("aria-pressed") === "true";
     watching.addEventListener("click", () => {
-      watching.setAttribute("aria-pressed", String(!isOn()));
-      follow(isOn() && !document.hidden);
+      watching.setAttribute("aria-pressed", String(watching.getAttribute("aria-pressed") !== "true"));
+      followAgain();
     });
-    document.addEventListener("visibilitychange", () => follow(isOn() && !document.hidden));
-    window.addEventListener("pagehide", () => follow(false));
+    document.addEventListener("visibilitychange", followAgain);
+    window.addEventListener("pagehide", () => { if (arrivals) arrivals.close(); arrivals = null; });
+    window.addEventListener("pageshow", (event) => { if (event.persisted) followAgain(); });
   }
 
   // -- charts
