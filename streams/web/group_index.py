@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -55,13 +55,47 @@ MAX_GROUPS = 20_000
 """Groups whose facts are kept, at most."""
 
 
+GROWTH_WINDOW = 300.0
+"""Real seconds for which a lag that was seen is kept, so that it is known whether it grows."""
+
+GROWTH_SPAN = 10.0
+"""Real seconds between the first and the last lag that were seen, at least, of one that grows."""
+
+GROWING = 1.2
+"""A lag that is so many times what it was grows."""
+
+GROWN = 100
+"""Messages that wait, at least, where a lag is said to grow."""
+
+MAX_POINTS = 8
+"""Lags that are kept of a group; of more, every other one is."""
+
+Point = tuple[float, float]
+"""When (real seconds since the epoch), and how many messages a group had not settled then."""
+
+
+def lag_grows(points: Sequence[Point], now: float) -> bool:
+    """Whether a lag was seen to grow within :data:`GROWTH_WINDOW`: at its end, it was always more
+    than it ever was at the beginning. Positions move in steps, so that any two may differ by much.
+
+    :param points: the oldest first.
+    """
+    recent = [each for each in points if now - each[0] < GROWTH_WINDOW]
+    if len(recent) < 4 or recent[-1][0] - recent[0][0] < GROWTH_SPAN:
+        return False
+    part = max(2, len(recent) // 4)
+    before = max(lag for _, lag in recent[:part])
+    after = min(lag for _, lag in recent[-part:])
+    return after > GROWN and after > GROWING * before
+
+
 class GroupFacts(NamedTuple):
     """A group, as it was a moment ago.
 
     :param topics: where it has positions.
     :param members: how many run; None: the log does not tell.
     :param lag: messages that it has not settled; None: the log cannot count them.
-    :param lag_before: the same when it was looked at before; None: it was not.
+    :param lags: what it was within the last minutes, the oldest first and ``lag`` last.
     :param at: when it was looked at (real seconds since the epoch).
     :param error: why it cannot be shown; empty: it can.
     """
@@ -70,7 +104,7 @@ class GroupFacts(NamedTuple):
     topics: tuple[str, ...]
     members: int | None
     lag: int | None
-    lag_before: int | None
+    lags: tuple[Point, ...]
     at: float
     error: str = ""
 
@@ -289,8 +323,7 @@ class GroupIndex:
 
     def _look_at(self, log: Log, name: str) -> tuple[str, GroupFacts]:
         before, now = self._known.get(name), time.time()
-        lag_before = None if before is None else before.lag
-        facts = GroupFacts(name, (), None, None, lag_before, now)
+        facts = GroupFacts(name, (), None, None, (), now)
         try:
             info = self.read(log, name)
             lag = total_lag(log, info)
@@ -302,4 +335,13 @@ class GroupIndex:
             logger.debug("the dashboard: group %r: %s", name, error)
             return name, facts._replace(error=str(error))
         topics = tuple(sorted({topic for topic, _ in info.positions}))
-        return name, facts._replace(topics=topics, members=len(info.members), lag=lag)
+        lags = () if before is None else before.lags
+        if lag is not None:
+            lags = _with(lags, (now, float(lag)))
+        return name, GroupFacts(name, topics, len(info.members), lag, lags, now)
+
+
+def _with(lags: tuple[Point, ...], one: Point) -> tuple[Point, ...]:
+    """The same with one more, and without those that are too old."""
+    kept = [each for each in lags if one[0] - each[0] < GROWTH_WINDOW]
+    return (*(kept if len(kept) < MAX_POINTS else kept[::2]), one)

@@ -10,7 +10,7 @@ from streams.log.memory.log import MemoryLog
 from streams.log.protocol import Assignment
 from streams.log.url import open_log
 from streams.web import group_index
-from streams.web.group_index import GroupIndex
+from streams.web.group_index import GroupIndex, lag_grows
 
 
 class Member:
@@ -51,5 +51,43 @@ def test_a_group_that_begins_another_topic_is_seen_there(monkeypatch: pytest.Mon
     assert topics_of(index) == ("invoices", "orders")
     index.expire()
     assert topics_of(index) == ("invoices", "mails", "orders")
+    index.close()
+    log.close()
+
+
+@pytest.mark.parametrize(
+    ("lags", "grows"),
+    [
+        ([200, 300, 400, 500], True),
+        ([0, 0, 0, 0, 150, 180], True),
+        ([200, 300, 400], False),  # too few to know
+        ([500, 500, 510, 520], False),
+        ([10, 20, 40, 90], False),  # too few messages
+        ([900, 100, 900, 100, 900, 950], False),  # positions that move in steps
+        ([900, 600, 300, 200], False),
+    ],
+)
+def test_when_a_lag_grows(lags: list[float], grows: bool) -> None:
+    now = 1_000_000.0
+    points = [(now - 10 * (len(lags) - number), lag) for number, lag in enumerate(lags)]
+    assert lag_grows(points, now) is grows
+    assert not lag_grows(points, now + 3_600)  # long ago
+    assert not lag_grows([(now - number / 10, lag) for number, lag in enumerate(lags)], now)
+
+
+def test_a_few_lags_of_a_group_are_kept_and_the_first_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(group_index, "FRESH", 0.0)
+    log = open_log("memory://")
+    log.create_topic("orders", 1)
+    log.initialize_offsets("readers", "orders", {0: 0})
+    index = GroupIndex(lambda: log)
+    first = index.look(10.0).known["readers"].lags[0]
+    for _ in range(3 * group_index.MAX_POINTS):
+        known = index.look(10.0).known["readers"].lags
+        assert len(known) <= group_index.MAX_POINTS
+        assert known[0] == first
+        assert list(known) == sorted(known)
     index.close()
     log.close()

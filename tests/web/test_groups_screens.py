@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from streams import Message
-from streams.web import Dashboard
+from streams.web import Dashboard, group_index
 from streams.web.group_index import GroupIndex, GroupOverview
 from streams.web.page import Page, Problem
 from tests.conformance.stage import QUICK, Stage
@@ -178,6 +178,32 @@ async def test_nobody_consuming_is_a_problem(stage: Stage) -> None:
             text = f"Nobody consumes for {stage.group}: 2 messages wait."
             group = await visitor.get((await seen_with(visitor, "/", text)).link(text))
             assert "Nobody consumes for this group." in group.text
+
+
+async def test_a_lag_that_grows_is_a_problem_though_nobody_watches_the_group(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_index, "FRESH", 0.0)
+    monkeypatch.setattr(group_index, "GROWTH_SPAN", 0.0)
+    app = stage.app()
+    topic = stage.topic(app, partitions=1)
+    release = asyncio.Event()
+
+    async def handle(value: int, message: Message[int]) -> None:
+        await release.wait()
+
+    app.processor(topic, group=stage.group, flow=QUICK)(handle)
+    async with app:
+        dashboard = Dashboard(app, access="read")
+        async with visit(dashboard) as visitor:
+            for number in range(1, 5):
+                await topic.publish_many([0] * 100)
+                groups = await asyncio.to_thread(dashboard.groups.look, 10.0)
+                assert groups.known[stage.group].lag == 100 * number
+            text = f"The lag of {stage.group} grows: 400 messages wait."
+            seen = await visitor.get("/")
+            await visitor.get(seen.link(text))
+        release.set()
 
 
 async def test_a_reader_without_the_permission_sees_no_key(stage: Stage) -> None:

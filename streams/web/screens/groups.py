@@ -15,6 +15,7 @@ from streams.inspection.groups import GroupPosition, group_positions
 from streams.inspection.offset_texts import parse_offsets
 from streams.replay.offset_reset import Move, apply_reset, plan_reset
 from streams.web.addresses import group_of, topic_of
+from streams.web.group_index import GroupFacts, lag_grows
 from streams.web.page import LOOK, Action, Confirm, Done, Page, Problem, Screen, Unfinished
 from streams.web.paging import paged
 from streams.web.redaction import Shown
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
 PARTITIONS_A_PAGE = 200
 """Partitions of a group on a page."""
 
+WATCHED = 150
+"""Samples of a group that somebody watches that are looked at: five minutes of them."""
+
 MAX_ALONE = 50
 """Groups that nobody consumes for, named by the overview; of the others it says how many."""
-
-GROWING = 1.2
-"""A lag that is so many times what it was within the last minutes grows."""
 
 
 def list_groups(page: Page) -> Response:
@@ -281,7 +282,7 @@ def problems(page: Page) -> Iterator[Problem | Unfinished]:
         if facts.lag and not facts.error and not groups.is_internal(facts.name)
     ]
     for facts in waiting:
-        if facts.members != 0 and _grows(page, facts.name):
+        if facts.members != 0 and _grows(page, facts):
             text = page._(
                 "The lag of %(group)s grows: %(lag)s messages wait.",
                 group=facts.name,
@@ -305,11 +306,13 @@ def problems(page: Page) -> Iterator[Problem | Unfinished]:
         yield Problem(1, text, page.url("/groups", {"sort": "lag"}))
 
 
-def _grows(page: Page, group: str) -> bool:
-    """Whether the lag was seen to grow within the last five minutes."""
-    points = page.sampler.past(f"group:{group}").points(150)
-    recent = [value for when, value in points if time.time() - when < 300]
-    return len(recent) >= 10 and min(recent[:3]) * GROWING < min(recent[-3:]) > 100
+def _grows(page: Page, facts: GroupFacts) -> bool:
+    """Whether the lag was seen to grow within the last minutes: with each look at all groups, or by
+    somebody who watches this one."""
+    now = time.time()
+    return lag_grows(facts.lags, now) or lag_grows(
+        page.sampler.past(f"group:{facts.name}").points(WATCHED), now
+    )
 
 
 SCREENS = (

@@ -167,7 +167,8 @@ def test_what_is_ticked_typed_and_focused_stays_while_keys_are_read(stock: Tab) 
     row.locator("a").focus()
     # Another visitor lets go of the key before it, so that the rows move up.
     first = tab.find("main tbody input").nth(0).get_attribute("value") or ""
-    fields = {"topic": "orders", "group": "stock", "letter": first, "confirm": "1"}
+    fields: dict[str, str | float | bool] = {"topic": "orders", "group": "stock"}
+    fields |= {"letter": first, "confirm": "1"}
     dropped = tab.page.request.post(
         f"{tab.address}/keys/drop", form=fields, headers={"origin": tab.address}
     )
