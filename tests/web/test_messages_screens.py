@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -10,11 +11,14 @@ import pytest
 
 from stream_codecs import MessagePack, Zstd
 from streams import Reject
+from streams.log.range_reader import read_batches
 from streams.message import Record
 from streams.web import Dashboard, Payload, live
 from streams.web import search as search_module
 from streams.web.search import Query, at_path, path_parts
+from streams.wire import iso_time
 from tests.conformance.stage import QUICK, Stage
+from tests.web.gates import Gate
 from tests.web.visiting import seen_with, visit
 
 
@@ -145,27 +149,96 @@ def test_paths() -> None:
         assert at_path(document, path_parts(missing)) is search_module._MISSING
 
 
-async def test_a_search_of_many_messages_keeps_its_bound_and_the_loop_free(
+@pytest.mark.parametrize(
+    ("bound", "most", "query", "looked", "found"),
+    [
+        ("MAX_SECONDS", -1.0, "path=n&path_value=-1", 1, 0),
+        ("MAX_BYTES", 50, "path=n&path_value=-1", 2, 0),  # of 33 bytes each
+        ("MAX_FOUND", 3, "text=customer", 3, 3),
+    ],
+)
+async def test_a_search_ends_at_its_bound_and_goes_on_from_there(
+    stage: Stage,
+    monkeypatch: pytest.MonkeyPatch,
+    bound: str,
+    most: float,
+    query: str,
+    looked: int,
+    found: int,
+) -> None:
+    await filled(stage, 10, partitions=1)
+    address = f"/topics/{stage.topic_name}/messages"
+    async with visit(Dashboard(stage.app(), access="all")) as visitor:
+        with monkeypatch.context() as bounded:
+            bounded.setattr(search_module, bound, most)
+            seen = await visitor.get(f"{address}?{query}")
+        assert f"{found} found. Looked at {looked} of 10 messages" in seen.text
+        assert "That is all there is." not in seen.text
+        following = await visitor.get(address + seen.link("Go on from there"))
+        left = 10 - looked
+        assert f"{left if found else 0} found. Looked at {left} of {left}" in following.text
+        assert "That is all there is." in following.text
+        keys = [word for word in (seen.text + following.text).split() if word.startswith("key-")]
+        assert sorted(keys) == ([f"key-{number}" for number in range(10)] if found else [])
+
+
+async def test_while_somebody_searches_others_are_answered(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if stage.case.name != "sqlite":
-        return
-    records = [
-        Record(b'{"n": %d, "pad": "%s"}' % (n, b"x" * 100), None, str(n)) for n in range(500)
-    ]
-    stage.anchor.create_topic(stage.topic_name, 1)
-    from streams.log.appending import append_and_wait
-
-    for _ in range(20):
-        append_and_wait(stage.anchor, stage.topic_name, records)
-    monkeypatch.setattr(search_module, "MAX_SECONDS", 0.3)
+    await filled(stage, 3, partitions=1)
+    gate = Gate(search_module.Search._look)
+    monkeypatch.setattr(search_module.Search, "_look", gate.bound())
     async with visit(Dashboard(stage.app(), access="all")) as visitor:
-        address = f"/topics/{stage.topic_name}/messages?path=n&path_value=-1"
-        began = time.monotonic()
-        seen = await visitor.get(address)
-        assert "0 found." in seen.text
-        assert "of 10,000 messages" in seen.text
-        assert time.monotonic() - began < 60
+        address = f"/topics/{stage.topic_name}/messages"
+        searching = asyncio.create_task(visitor.get(f"{address}?text=customer"))
+        await asyncio.to_thread(gate.entered)
+        assert "key-1" in (await visitor.get(address)).text
+        assert not searching.done()
+        gate.open()
+        assert "3 found." in (await searching).text
+
+
+@pytest.mark.parametrize("order", ["newest", "oldest"])
+async def test_a_search_keeps_to_its_range_of_times_and_places(stage: Stage, order: str) -> None:
+    app = stage.app()
+    topic = stage.topic(app, Order, partitions=1)
+    times: list[str] = []
+
+    async def mark() -> None:
+        """A time between what was published before and what is published afterwards."""
+        before = time.time()
+        await stage.until(lambda: time.time() > before + 0.002, "the time goes on")
+        times.append(iso_time(time.time()))
+        after = time.time()
+        await stage.until(lambda: time.time() > after + 0.002, "the time goes on")
+
+    async with app.connected():
+        for number in range(9):
+            if number in (3, 7):
+                await mark()
+            await stage.publish(topic, Order(number), key=lambda order: f"key-{order.n}")
+        places = [
+            app.log.format_offset(offset)
+            for batch in read_batches(app.log, topic.name, 0, *app.log.watermarks(topic.name, 0))
+            for offset in batch.offsets
+        ]
+    async with visit(Dashboard(stage.app(), access="all")) as visitor:
+        address = f"/topics/{stage.topic_name}/messages"
+        for start, end, expected in (
+            (times[0], times[1], range(3, 7)),
+            (times[1], "", range(7, 9)),
+            ("", times[0], range(3)),
+            (places[2], places[5], range(2, 5)),
+            ("1h", "-2", range(7)),
+        ):
+            fields = {"path": "n", "from": start, "to": end, "order": order}
+            seen = await visitor.get(address, params=fields)
+            assert f"Looked at {len(expected)} of {len(expected)} messages" in seen.text
+            keys = [word for word in seen.text.split() if word.startswith("key-")]
+            shown = expected if order == "oldest" else reversed(expected)
+            assert keys == [f"key-{number}" for number in shown]
+        for field in ("from", "to"):
+            await visitor.get(address, params={"text": "n", field: "yesterday"}, status=400)
 
 
 async def test_only_so_many_search_at_once(stage: Stage) -> None:
