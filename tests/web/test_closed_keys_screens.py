@@ -12,6 +12,7 @@ from streams.config import Flow
 from streams.inspection.closed_keys import ClosedKeyIndex, parked_sources
 from streams.patterns.deadletters import ClosedKeyReader
 from streams.web import Dashboard
+from streams.web import page as page_module
 from streams.web.screens import closed_keys
 from tests.conformance.stage import QUICK, Stage
 from tests.web.visiting import Seen, Visitor, eventually, visit
@@ -141,6 +142,45 @@ async def test_all_keys_are_opened_in_the_background(
         await eventually(is_done)
         await world.listed(visitor, "No key of that kind is closed.")
     assert not stage.seen.overlaps
+
+
+async def test_all_keys_that_match_are_opened_where_all_are_too_many(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_module, "MAX_BULK", 3)
+    world = World(stage)
+    hidden = Dashboard(world.app, access="all", redact=lambda payload: payload.data[:2])
+    async with world.app:
+        await world.close("k-1", "k-2", "l-1", "l-2", "l-3")
+        async with visit(Dashboard(world.app, access="all")) as visitor:
+            seen = await world.listed(visitor, "5 waiting for a decision")
+            all_of_them = "Retry what closes any key"
+            refused = await visitor.submit(seen, all_of_them, status=400)
+            assert "at most 3 can be done at once. Narrow it down" in refused.text
+            only = await visitor.get(f"/keys?{world.query}&key=k-")
+            question = await visitor.submit(only, "Retry what closes any of these keys")
+            assert "Open 2 closed keys" in question.text
+            assert "Only keys that contain k- are meant." in question.text
+            world.bad.clear()
+            await visitor.submit(question, "Retry", confirm="2")
+            await stage.handled(2)
+            assert stage.seen.by_key() == {"k-1": [0], "k-2": [1]}
+            await world.listed(visitor, "3 closed keys 3 waiting for a decision")
+            nothing = await visitor.submit(only, "Retry what closes any of these", status=400)
+            assert "No closed key waits for a decision." in nothing.text
+        async with visit(hidden) as visitor:  # what it does not show does not match
+            fields = {"topic": stage.topic_name, "group": stage.group, "all": "1", "key": "l-1"}
+            nothing = await visitor.post("/keys/retry", fields, status=400)
+            assert "No closed key waits for a decision." in nothing.text
+            fields["key"] = "l-"
+            assert "Open 3 closed keys" in (await visitor.post("/keys/retry", fields)).text
+            monkeypatch.setattr(closed_keys, "LOOKS", 1)
+            monkeypatch.setattr(closed_keys, "ALL_SECONDS", -1.0)
+            late = await visitor.post("/keys/retry", fields, status=400)
+            assert "Not all keys could be looked through in time: nothing was done" in late.text
+        async with visit(Dashboard(world.app, access={"retry"})) as visitor:
+            refused = await visitor.post("/keys/retry", fields, status=400)
+            assert "You may not search what is in messages." in refused.text
 
 
 async def test_without_the_permission_no_key_is_shown(stage: Stage) -> None:

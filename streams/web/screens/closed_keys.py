@@ -44,6 +44,9 @@ AT_ONCE = 500
 SEARCH_SECONDS = 0.3
 """Real seconds for which keys are looked through for a text."""
 
+ALL_SECONDS = 5.0
+"""The same where all that match are to be opened: then all must be looked through."""
+
 LOOKS = 500
 """Keys between two looks at the clock."""
 
@@ -99,9 +102,7 @@ def list_keys(page: Page) -> Response:
     number = page.fields.number("page", 1, low=1, high=MAX_PAGE)
     order = "parked" if page.fields.text("sort") == "parked" else ""
     wanted = page.fields.raw("key").strip()
-    if wanted and not page.access.payloads:
-        raise InvalidValue(page._("You may not search what is in messages."))
-    search = _KeySearch(page, source.name, wanted) if wanted else None
+    search = _key_search(page, source.name, SEARCH_SECONDS)
     found = index.rows(
         (number - 1) * PAGE_SIZE,
         PAGE_SIZE + 1,
@@ -142,10 +143,10 @@ class _KeySearch:
     """Whether keys, as this visitor sees them, contain a text; for a while, as there may be many
     and ``redact=`` may take its time."""
 
-    def __init__(self, page: Page, name: str, text: str) -> None:
+    def __init__(self, page: Page, name: str, text: str, seconds: float) -> None:
         self._payloads, self._name = page.payloads, name
         self._wanted = text.encode("utf-8", "surrogateescape")
-        self._deadline = time.monotonic() + SEARCH_SECONDS
+        self._deadline = time.monotonic() + seconds
         self._looked_at = 0
         self.is_late = False
         """Not all keys were looked at."""
@@ -164,6 +165,18 @@ class _KeySearch:
             return False
         data = self._payloads.key(self._name, key).data
         return data is not None and self._wanted in data
+
+
+def _key_search(page: Page, name: str, seconds: float) -> _KeySearch | None:
+    """Finds the keys that the page's filter (``key=``) means, for so many real seconds at most;
+    None: all are meant.
+
+    :raises InvalidValue: this visitor may not see them.
+    """
+    wanted = page.fields.raw("key").strip()
+    if wanted and not page.access.payloads:
+        raise InvalidValue(page._("You may not search what is in messages."))
+    return _KeySearch(page, name, wanted, seconds) if wanted else None
 
 
 def _key_row(
@@ -290,6 +303,16 @@ def _targets(
         if not is_complete:
             raise InvalidValue(page._("The closed keys are still being read; try again soon."))
         found = index.dead()
+        search = _key_search(page, index.name, ALL_SECONDS)
+        if search is not None:
+            found = [target for target in found if search.quickest(target.key)]
+            if search.is_late:
+                raise InvalidValue(
+                    page._(
+                        "Not all keys could be looked through in time: nothing was done. Tick the "
+                        "keys that are meant, or use the command line."
+                    )
+                )
         if not found:
             raise InvalidValue(page._("No closed key waits for a decision."))
         return found
@@ -333,6 +356,12 @@ def _question(
             groups=source.group,
         )
     if command == "retry":
+        wanted = page.fields.raw("key").strip() if page.fields.flag("all") else ""
+        facts = (
+            [page._("Only keys that contain %(wanted)s are meant.", wanted=wanted)]
+            if wanted
+            else []
+        )
         return Confirm(
             page.plural(
                 "Open %(number)s closed key of %(topic)s?",
@@ -344,6 +373,7 @@ def _question(
             page._("Retry"),
             back,
             (
+                *facts,
                 page._("What closes a key is handled again, and then what is parked behind it."),
                 page._("Should it fail again, the key stays closed."),
             ),
