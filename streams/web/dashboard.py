@@ -432,7 +432,9 @@ class Dashboard:
 
     async def _live(self, request: Request) -> Response:
         access = await self.access_of(request)
-        return access if isinstance(access, Response) else live_response(self, request)
+        if isinstance(access, Response):
+            return access
+        return live_response(self, request, access)
 
     # -- what screens share
 

@@ -1,29 +1,46 @@
 """Figures as they change, to browsers: server-sent events, one stream a browser.
 
 A browser's tabs share a stream (``static/live-worker.js``), since over HTTP/1.1 it has six
-connections to a site and no more; tabs in the background ask for nothing. What is sent is made once
-for each subject and sample, however many look.
+connections to a site and no more; tabs in the background ask for nothing. Figures are made once for
+each subject and sample, however many look. What arrives in a topic comes with the same stream, once
+for all tabs of the browser that watch it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Mapping
-from typing import TYPE_CHECKING
+from math import inf
+from typing import TYPE_CHECKING, Any
 
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
-if TYPE_CHECKING:
-    from starlette.requests import Request
+from streams.errors import Fatal, InvalidValue, NotRunning, StreamsError, Unavailable
+from streams.text import printable_text
+from streams.web.arrivals import Arrivals
+from streams.web.forms import parse_fields
+from streams.web.page import Page
+from streams.web.translations import choose_language
 
+if TYPE_CHECKING:
+    from streams.web.access import Access
     from streams.web.dashboard import Dashboard
 
 MAX_STREAMS = 500
-"""Streams at the same time, at most: figures, and messages that arrive."""
+"""Streams at the same time, at most."""
 
 MAX_TABS = 8
-"""Tokens of one stream, at most: one for each tab in the foreground."""
+"""Tokens of one stream, and topics whose messages it tells of, at most: one for each tab in the
+foreground."""
+
+TAIL_LOOK = 0.5
+"""Real seconds between two looks at whether messages arrived."""
+
+TAIL_SECONDS = 1_800
+"""Real seconds after which a browser that watches what arrives is asked to connect again."""
 
 HEARTBEAT = 15.0
 """Seconds of silence after which a comment is sent, so that nothing between closes the stream."""
@@ -34,27 +51,50 @@ SSE_HEADERS = {
 }
 
 
-def live_response(dashboard: Dashboard, request: Request) -> Response:
-    """The stream of the subjects whose tokens the address has (``?watch=``, repeated)."""
-    if (refused := too_many_streams(dashboard)) is not None:
+def live_response(dashboard: Dashboard, request: Request, access: Access) -> Response:
+    """The stream of the subjects whose tokens the address has (``?watch=``, repeated), and of what
+    arrives in the topics that it names (``?arriving=``, see :mod:`streams.web.arrivals`)."""
+    arriving = request.query_params.getlist("arriving")[:MAX_TABS]
+    if arriving and not access.payloads:
+        return PlainTextResponse("You may not see what is in messages.\n", 403)
+    try:
+        tails = [_arrivals(dashboard, request, access, each) for each in arriving]
+    except InvalidValue as error:
+        return PlainTextResponse(f"{error}\n", 400)
+    if (refused := _too_many_streams(dashboard)) is not None:
         return refused
     if request.method == "HEAD":  # which asks for no stream
         return Response(media_type="text/event-stream", headers=SSE_HEADERS)
     tokens = request.query_params.getlist("watch")[:MAX_TABS]
     subjects = frozenset(each for token in tokens for each in dashboard.sampler.subjects(token))
     return StreamingResponse(
-        _events(dashboard, subjects), media_type="text/event-stream", headers=SSE_HEADERS
+        _events(dashboard, subjects, tails), media_type="text/event-stream", headers=SSE_HEADERS
     )
 
 
-def too_many_streams(dashboard: Dashboard) -> Response | None:
+def _arrivals(dashboard: Dashboard, request: Request, access: Access, tail: str) -> Arrivals:
+    """What arrives for a tab that asks for this.
+
+    :raises InvalidValue: the fields cannot be read.
+    """
+    encoded = tail.encode("utf-8", "surrogateescape")
+    asked = Request({**request.scope, "query_string": encoded})
+    language = choose_language(
+        asked.query_params.get("lang"), request.headers.get("accept-language", "")
+    )
+    return Arrivals(tail, Page(dashboard, asked, access, parse_fields(encoded), language))
+
+
+def _too_many_streams(dashboard: Dashboard) -> Response | None:
     """What is answered where no further stream may begin."""
     if dashboard.streams_open < MAX_STREAMS:
         return None
     return PlainTextResponse("too many browsers look\n", 503, {"retry-after": "30"})
 
 
-async def _events(dashboard: Dashboard, subjects: frozenset[str]) -> AsyncIterator[bytes]:
+async def _events(
+    dashboard: Dashboard, subjects: frozenset[str], tails: list[Arrivals]
+) -> AsyncIterator[bytes]:
     loop = asyncio.get_running_loop()
     latest: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1)
 
@@ -72,16 +112,50 @@ async def _events(dashboard: Dashboard, subjects: frozenset[str]) -> AsyncIterat
 
     with dashboard.streaming(), dashboard.sampler.watch(subjects, told):
         yield b"retry: 3000\n\n"
-        while True:
+        began = said = time.monotonic()
+        due = began if tails else inf
+        while not tails or time.monotonic() - began < TAIL_SECONDS:
             try:
-                async with asyncio.timeout(HEARTBEAT):
+                async with asyncio.timeout(min(HEARTBEAT, max(0.0, due - time.monotonic()))):
                     message = await latest.get()
             except TimeoutError:
+                message = b""
+            if time.monotonic() >= due:
+                for tail in list(tails):
+                    arrived = await _look(dashboard, tails, tail)
+                    if arrived is None:
+                        break
+                    message += arrived
+                due = time.monotonic() + TAIL_LOOK if tails else inf
+            if not message and time.monotonic() - said >= HEARTBEAT:
                 message = b": still here\n\n"
-            yield message
+            if message:
+                yield message
+                said = time.monotonic()
+
+
+async def _look(dashboard: Dashboard, tails: list[Arrivals], tail: Arrivals) -> bytes | None:
+    """What arrived for a tab; None: the log cannot be reached. A tab that can watch nothing is told
+    why, and left out from then on."""
+    try:
+        found = await dashboard.source.run(tail.look)
+    except NotRunning:  # the dashboard was closed
+        tails.remove(tail)
+        return b""
+    except (Unavailable, Fatal):
+        dashboard.source.reopen()
+        return None
+    except StreamsError as error:
+        tails.remove(tail)
+        return _event("arriving", {"of": tail.name, "problem": printable_text(str(error))})
+    if found is None:
+        return b""
+    return _event("arriving", {"of": tail.name, **found._asdict()})
 
 
 def _message(found: Mapping[str, Mapping[str, float | int | None]] | None) -> bytes:
-    if found is None:
-        return b"event: outage\ndata: {}\n\n"
-    return b"event: figures\ndata: " + json.dumps(found, separators=(",", ":")).encode() + b"\n\n"
+    return _event("outage", {}) if found is None else _event("figures", found)
+
+
+def _event(name: str, data: Mapping[str, Any]) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode()

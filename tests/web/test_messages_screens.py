@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 
@@ -15,10 +17,12 @@ from streams.log.range_reader import read_batches
 from streams.message import Record
 from streams.web import Dashboard, Payload, live
 from streams.web import search as search_module
+from streams.web.sampler import Sampler
 from streams.web.search import Query, at_path, path_parts
 from streams.wire import iso_time
 from tests.conformance.stage import QUICK, Stage
 from tests.web.gates import Gate
+from tests.web.serving import serving
 from tests.web.visiting import seen_with, visit
 
 
@@ -348,8 +352,9 @@ async def test_without_the_permission_nothing_of_messages_is_shown(stage: Stage)
     await filled(stage, 3, partitions=1)
     async with visit(Dashboard(stage.app(), access="read")) as visitor:
         address = f"/topics/{stage.topic_name}/messages"
-        for path in ("", "?text=n", "/0/0", "/0/0/value", "/arriving"):
-            seen = await visitor.get(address + path, status=403)
+        live = f"/live?arriving=topic%3D{stage.topic_name}"
+        for path in (*(address + each for each in ("", "?text=n", "/0/0", "/0/0/value")), live):
+            seen = await visitor.get(path, status=403)
             assert "key-" not in seen.html
         assert "/messages" not in (await visitor.get(f"/topics/{stage.topic_name}")).html
 
@@ -416,7 +421,7 @@ async def test_streams_to_browsers_are_bounded(
     topic = stage.topic(app, partitions=1)
     async with app.connected():
         await topic.publish(1)
-        path = f"/topics/{stage.topic_name}/messages/arriving"
+        path = f"/live?arriving=topic%3D{stage.topic_name}"
         async with visit(Dashboard(app, access="all")) as visitor:
             monkeypatch.setattr(live, "MAX_STREAMS", 0)
             for each in (path, "/live"):
@@ -426,10 +431,6 @@ async def test_streams_to_browsers_are_bounded(
 
 async def test_messages_are_seen_as_they_arrive(stage: Stage) -> None:
     """Over a real server: the client of the other tests waits for the end of a response."""
-    import httpx
-
-    from tests.web.serving import serving
-
     app = stage.app()
     topic = stage.topic(app, Order, partitions=1)
     async with app.connected():
@@ -437,18 +438,46 @@ async def test_messages_are_seen_as_they_arrive(stage: Stage) -> None:
         dashboard = Dashboard(app, access="all")
         with serving(dashboard) as address:
             async with httpx.AsyncClient(base_url=address, timeout=60) as client:
-                path = f"/topics/{stage.topic_name}/messages/arriving"
-                async with client.stream("GET", path) as answer:
+                tails = f"topic={stage.topic_name}", "topic=nowhere", "topic=%2F"
+                fields = {"arriving": tails, "watch": Sampler.token([f"topic:{topic.name}"])}
+                arrived = await told(client, fields, "positions")
+                assert arrived["html"] == ""
+                async with client.stream("GET", "/live", params=fields) as answer:
                     assert answer.headers["content-type"].startswith("text/event-stream")
-                    lines = answer.aiter_lines()
-                    assert await anext(lines) == ": watching"
-                    assert dashboard.streams_open == 1
-                    await stage.publish(topic, Order(2), key=lambda order: "<b>arrived")
-                    async for line in lines:
-                        if "arrived" in line:
+                    names, found = set[str](), list[dict[str, Any]]()
+                    async for line in answer.aiter_lines():
+                        kind, _, data = line.partition(": ")
+                        if kind == "event":
+                            names.add(data)
+                        elif kind == "data" and '"of"' in data:
+                            found.append(json.loads(data))
+                            if found[-1]["of"] == tails[0] and not found[-1]["html"]:
+                                assert dashboard.streams_open == 1
+                                await stage.publish(topic, Order(2), key=lambda order: "<b>new")
+                        if names >= {"figures", "arriving"} and found and found[-1].get("html"):
                             break
-                    assert "&lt;b&gt;arrived" in line
-                    assert "<b>" not in line
+                problems = {each["of"]: each["problem"] for each in found if "problem" in each}
+                assert set(problems) == set(tails[1:])
+                assert "nowhere" in problems["topic=nowhere"]
+                html = found[-1]["html"]
+                assert "&lt;b&gt;new" in html
+                assert "<b>" not in html
+                # A stream that is opened anew goes on where an earlier one was.
+                fields["arriving"] = (f"{tails[0]}&positions={arrived['positions']}",)
+                again = await told(client, fields, "html")
+                assert again["of"] == tails[0]
+                assert "&lt;b&gt;new" in again["html"]
+
+
+async def told(client: httpx.AsyncClient, fields: dict[str, Any], field: str) -> dict[str, Any]:
+    """What a stream tells first that has this field."""
+    async with client.stream("GET", "/live", params=fields) as answer:
+        async for line in answer.aiter_lines():
+            kind, _, data = line.partition(": ")
+            if kind == "data" and (found := json.loads(data)).get(field) is not None:
+                assert isinstance(found, dict)
+                return found
+    raise AssertionError("the stream ended")
 
 
 class Deposited(msgspec.Struct, tag="deposited", frozen=True):

@@ -280,7 +280,7 @@ def test_loopback_needs_neither(host: str) -> None:
 async def test_who_asks_for_no_body_gets_no_stream(stage: Stage) -> None:
     stage.anchor.create_topic(stage.topic_name, 1)
     async with visit(Dashboard(stage.app(), access="all")) as visitor:
-        for path in ("/live", f"/topics/{stage.topic_name}/messages/arriving", "/"):
+        for path in ("/live", f"/live?arriving=topic%3D{stage.topic_name}", "/"):
             assert (await visitor.client.head(path)).status_code == 200
 
 

@@ -1,28 +1,26 @@
-"""Messages of a topic: browsed, searched, watched as they arrive; and one message by itself."""
+"""Messages of a topic: browsed, searched; and one message by itself. Those that arrive come with
+the figures (:mod:`streams.web.arrivals`)."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
-from streams.errors import InvalidValue, NotFound, NotRunning, StreamsError
+from streams.errors import InvalidValue, NotFound, StreamsError
 from streams.inspection.offset_texts import parse_offset, parse_offsets
-from streams.log.range_reader import OffsetRange, RangeReader, read_first
+from streams.log.range_reader import read_first
 from streams.message import CAUSATION, CORRELATION, LEGACY_CAUSATION, LEGACY_CORRELATION
 from streams.text import printable_text
 from streams.web.addresses import topic_of
+from streams.web.arrivals import tail_of
 from streams.web.browsing import MAX_PARTITIONS, Leaf, from_place, newest
 from streams.web.decoded import NO_DOCUMENT, document_of
 from streams.web.documents import indented_json
-from streams.web.live import SSE_HEADERS, too_many_streams
 from streams.web.page import Page, Screen
-from streams.web.rendering import environment, path_part
-from streams.web.rows import Row, row_of
+from streams.web.rendering import path_part
 from streams.web.search import Query, Search, parse_positions
 from streams.web.streaming import stream_page
 from streams.web.trail import trail_of
@@ -67,7 +65,7 @@ def list_messages(page: Page) -> Response:
         "start": start,
         "until": fields.text("until"),
         "forwards": fields.text("order") == "oldest",
-        "tail": page.url(f"/topics/{path_part(topic)}/messages/arriving", {"partition": partition}),
+        "tail": tail_of(page, topic, partition),
     }
     if query.is_empty:
         leaf = _browse(page, log, topic, partition, count, start)
@@ -113,88 +111,6 @@ def _search(
         backwards=not forwards, positions=parse_positions(log, page.fields.text("positions")),
         now=page.now,
     )  # fmt: skip
-
-
-# -- those that arrive
-
-TAIL_LOOK = 0.5
-"""Real seconds between two looks at whether something arrived."""
-
-TAIL_ROWS = 25
-"""Messages shown of one look; of more, the last ones, and how many were passed over."""
-
-TAIL_SECONDS = 1_800
-"""Real seconds after which a page that watches is asked to connect again."""
-
-
-def arriving(page: Page) -> Response:
-    """The messages that arrive from now on, as rows of the table, while somebody looks."""
-    topic, log = topic_of(page), page.log
-    partition = page.fields.optional_number("partition")
-    partitions = range(log.topic(topic).partitions) if partition is None else (partition,)
-    if len(partitions) > MAX_PARTITIONS:
-        raise InvalidValue(page._("This topic has too many partitions: choose one."))
-    if page.request.method == "HEAD":  # which asks for no stream
-        return Response(media_type="text/event-stream", headers=SSE_HEADERS)
-    if (refused := too_many_streams(page.dashboard)) is not None:
-        return refused
-    ends = {number: log.watermarks(topic, number)[1] for number in partitions}
-    return StreamingResponse(
-        _arriving(page, topic, ends), media_type="text/event-stream", headers=SSE_HEADERS
-    )
-
-
-async def _arriving(page: Page, topic: str, ends: dict[int, int]) -> AsyncIterator[bytes]:
-    source = page.dashboard.source
-    template = environment(page.language).get_template("message_rows.html")
-    began = quiet = time.monotonic()
-    with page.dashboard.streaming():
-        yield b": watching\n\n"
-        while time.monotonic() - began < TAIL_SECONDS:
-            try:
-                rows, passed = await source.run(lambda: _arrived(page, topic, ends))
-            except NotRunning:  # the dashboard was closed
-                return
-            except StreamsError:
-                source.reopen()
-                rows, passed = [], 0
-            if rows:
-                html = template.render(page.context(rows=rows, passed=passed, topic=topic))
-                lines = "".join(f"data: {line}\n" for line in html.splitlines() if line)
-                yield f"{lines}\n".encode()
-                quiet = time.monotonic()
-            elif time.monotonic() - quiet > 15:
-                yield b": still here\n\n"
-                quiet = time.monotonic()
-            await asyncio.sleep(TAIL_LOOK)
-
-
-def _arrived(page: Page, topic: str, ends: dict[int, int]) -> tuple[list[Row], int]:
-    """What arrived since the last look, the newest first; and how many more."""
-    log = page.log
-    ranges: dict[int, OffsetRange] = {}
-    passed = 0
-    for number, start in ends.items():
-        end = log.watermarks(topic, number)[1]
-        if end <= start:
-            continue
-        begin = max(start, log.offset_before(topic, number, end, TAIL_ROWS))
-        if begin > start:
-            passed += (log.lag(topic, number, start) or 0) - (log.lag(topic, number, begin) or 0)
-        ranges[number] = OffsetRange(begin, end)
-        ends[number] = end
-    rows: list[Row] = []
-    reader = RangeReader(log, topic, ranges)
-    try:
-        for each in reader:
-            rows.append(row_of(log, page.payloads, each.batch, each.index))
-            if len(rows) > TAIL_ROWS:
-                del rows[0]
-                passed += 1
-    finally:
-        reader.close()
-    rows.reverse()
-    return rows, max(0, passed)
 
 
 # -- one message
@@ -349,7 +265,6 @@ def _decoding_problem(page: Page, row: Any) -> str:
 
 SCREENS = (
     Screen("/topics/{topic}/messages", list_messages, payloads=True),
-    Screen("/topics/{topic}/messages/arriving", arriving, payloads=True),
     Screen("/topics/{topic}/messages/{partition}/{offset}", show_message, payloads=True),
     Screen("/topics/{topic}/messages/{partition}/{offset}/trail", show_trail, payloads=True),
     Screen("/topics/{topic}/messages/{partition}/{offset}/value", save_value, payloads=True),

@@ -45,15 +45,18 @@
   // -- figures
 
   let paused = store.get("paused") === "yes";
-  let told = "", port = null, stream = null;
+  let told = null, port = null, stream = null;
+  const arriving = document.getElementById("arriving");
+  const watching = document.getElementById("watch-arriving");
   const outage = document.getElementById("outage");
 
   function show(name, data) {
     if (paused) return;
     if (outage) {
-      outage.hidden = name === "figures";
+      outage.hidden = name !== "outage" && name !== "lost";
       if (!outage.hidden && !outage.textContent) outage.textContent = body.dataset.lost;
     }
+    if (name === "arriving") showArrived(JSON.parse(data));
     if (name !== "figures") return;
     const found = JSON.parse(data);
     for (const each of $$("[data-figure]")) {
@@ -74,7 +77,7 @@
     document.dispatchEvent(new CustomEvent("streams:figures", { detail: found }));
   }
 
-  function connect(watch) {
+  function connect(wanted) {
     const live = new URL(body.dataset.live, location).href;
     if (window.SharedWorker) {
       if (!port) {
@@ -82,29 +85,58 @@
         port.onmessage = ({ data }) => show(data.name, data.data);
         port.start();
       }
-      port.postMessage({ live, watch });
+      port.postMessage({ live, ...wanted });
     } else {
       if (stream) stream.close();
-      stream = watch ? new EventSource(`${live}?watch=${watch}`) : null;
-      if (!stream) return;
-      for (const name of ["figures", "outage"]) {
+      stream = null;
+      if (!wanted.watch && !wanted.arriving) return;
+      const fields = Object.entries(wanted).filter(([, text]) => text);
+      stream = new EventSource(`${live}?${new URLSearchParams(fields)}`);
+      for (const name of ["figures", "outage", "arriving"]) {
         stream.addEventListener(name, (event) => show(name, event.data));
       }
       stream.onerror = () => show("lost", "{}");
     }
   }
   function watchAgain() {
+    const isSeen = !paused && !document.hidden;
     const inner = $$("[data-watch]").map((each) => each.dataset.watch).filter((each) => each);
-    const wanted = paused || document.hidden ? null : inner[inner.length - 1] || null;
-    if (wanted === null && told === "") return;
-    told = wanted || "";
+    const isOn = arriving && watching?.getAttribute("aria-pressed") === "true";
+    const wanted = {
+      watch: isSeen && inner[inner.length - 1] || null,
+      arriving: isSeen && isOn && arriving.dataset.arriving || null,
+    };
+    const isNothing = !wanted.watch && !wanted.arriving;
+    if (isNothing && !told) return;
+    told = isNothing ? null : wanted;
     connect(wanted);
   }
   watchAgain();
-  setInterval(() => { if (told && port) port.postMessage({ watch: told }); }, 30000);
+  setInterval(() => { if (told && port) port.postMessage(told); }, 30000);
   document.addEventListener("visibilitychange", watchAgain);
-  window.addEventListener("pagehide", () => { if (port) port.postMessage({ gone: true }); told = ""; });
+  window.addEventListener("pagehide", () => { if (port) port.postMessage({ gone: true }); told = null; });
   window.addEventListener("pageshow", (event) => { if (event.persisted) watchAgain(); });
+
+  // -- messages as they arrive
+
+  function showArrived({ html, problem }) {
+    if (watching?.getAttribute("aria-pressed") !== "true") return;
+    const rows = document.createElement("template");
+    rows.innerHTML = html || "";
+    if (problem) {
+      const row = document.createElement("tr");
+      row.insertCell().textContent = problem;
+      row.cells[0].colSpan = 5;
+      rows.content.append(row);
+    }
+    showAges(rows.content);
+    arriving.prepend(rows.content);
+    while (arriving.rows.length > 200) arriving.rows[arriving.rows.length - 1].remove();
+  }
+  watching?.addEventListener("click", () => {
+    watching.setAttribute("aria-pressed", String(watching.getAttribute("aria-pressed") !== "true"));
+    watchAgain();
+  });
 
   // -- parts of a page that are still being found out: asked for again while somebody looks
 
@@ -128,37 +160,7 @@
       showPaused();
       watchAgain();
       askAgain(() => true);
-      followAgain();
     });
-  }
-
-  // -- messages as they arrive: a stream of its own, only while somebody looks
-
-  const arriving = document.getElementById("arriving");
-  const watching = document.getElementById("watch-arriving");
-  let arrivals = null;
-  function followAgain() {
-    const wanted = watching?.getAttribute("aria-pressed") === "true" && !document.hidden && !paused;
-    if (wanted === (arrivals !== null)) return;
-    if (arrivals) arrivals.close();
-    arrivals = wanted ? new EventSource(arriving.dataset.arriving) : null;
-    if (!arrivals) return;
-    arrivals.onmessage = ({ data }) => {
-      const rows = document.createElement("template");
-      rows.innerHTML = data;
-      showAges(rows.content);
-      arriving.prepend(rows.content);
-      while (arriving.rows.length > 200) arriving.rows[arriving.rows.length - 1].remove();
-    };
-  }
-  if (arriving && watching) {
-    watching.addEventListener("click", () => {
-      watching.setAttribute("aria-pressed", String(watching.getAttribute("aria-pressed") !== "true"));
-      followAgain();
-    });
-    document.addEventListener("visibilitychange", followAgain);
-    window.addEventListener("pagehide", () => { if (arrivals) arrivals.close(); arrivals = null; });
-    window.addEventListener("pageshow", (event) => { if (event.persisted) followAgain(); });
   }
 
   // -- charts

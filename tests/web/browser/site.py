@@ -20,7 +20,7 @@ EACH = 25
 NOT_LINKED = {"/jobs/{job}"}
 """Screens that an action leads to."""
 
-FOR_SCRIPTS = {"/dead/kinds", "/series", "/topics/{topic}/messages/arriving"}
+FOR_SCRIPTS = {"/dead/kinds", "/series"}
 """What pages ask for themselves: no visitor goes there."""
 
 

@@ -65,3 +65,41 @@ def test_updates_can_be_paused_and_that_lasts(tab: Tab, shop: Running) -> None:
     expect(tab.find("#pause")).to_have_attribute("aria-pressed", "true")
     tab.find("#pause").click()
     tab.until(lambda: shop.dashboard.streams_open == 1, "connected")
+
+
+def test_windows_that_watch_what_arrives_share_the_stream_too(tab: Tab, shop: Running) -> None:
+    first, second = (Tab(tab.page.context, shop.address) for _ in range(2))
+    for each, topic in ((tab, "orders"), (first, "parcels"), (second, "parcels")):
+        each.get(f"/topics/{topic}/messages")
+        each.find("#watch-arriving").click()
+
+    def arrives(which: Tab, key: str) -> bool:
+        shop.call(shop.shop.parcels.publish(Parcel(key, 1.0), key=key))
+        return which.find("#arriving tr", has_text=key).count() > 0
+
+    first.until(lambda: arrives(first, "parcel-1"), "rows")
+    second.until(lambda: arrives(second, "parcel-2"), "rows")
+    tab.until(lambda: shop.dashboard.streams_open == 1, "one stream")
+    expect(tab.find("#arriving tr")).to_have_count(0)
+    first.find("#pause").click()
+    shown = first.find("#arriving tr").count()
+    second.until(lambda: arrives(second, "while-paused"), "rows")
+    assert first.find("#arriving tr").count() == shown
+    first.find("#pause").click()
+    first.until(lambda: arrives(first, "later"), "rows")
+    first.check()
+    second.check()
+
+
+def test_a_browser_without_shared_workers_has_a_stream_a_tab(tab: Tab, shop: Running) -> None:
+    tab.page.add_init_script("delete window.SharedWorker")
+    tab.get("/topics/parcels/messages")
+    tab.find("#watch-arriving").click()
+
+    def arrives() -> bool:
+        shop.call(shop.shop.parcels.publish(Parcel("alone", 1.0), key="alone"))
+        return tab.find("#arriving tr", has_text="alone").count() > 0
+
+    tab.until(arrives, "rows")
+    tab.find("#watch-arriving").click()
+    tab.until(lambda: shop.dashboard.streams_open == 0, "no stream")
