@@ -21,9 +21,10 @@ from streams.web.sampler import Sampler
 from streams.web.search import Query, at_path, path_parts
 from streams.wire import iso_time
 from tests.conformance.stage import QUICK, Stage
+from tests.managers import purses
 from tests.web.gates import Gate
 from tests.web.serving import serving
-from tests.web.visiting import seen_with, visit
+from tests.web.visiting import eventually, seen_with, visit
 
 
 class Order(msgspec.Struct):
@@ -501,6 +502,27 @@ async def test_histories_are_browsed_and_searched(stage: Stage) -> None:
         seen = await visitor.get(f"{topic}/messages?path=cents&path_value=3")
         assert "account-3" in seen.text
         assert "1 found." in seen.text
+        # One cannot publish there.
+        event = next(href for _, href in seen.links if f"{topic}/messages/" in href)
+        assert "copy into a new message" not in (await visitor.get(event)).text
+
+
+async def test_one_goes_back_from_message_to_message(stage: Stage) -> None:
+    """Though what stands between them may be none: a manager's commands leave such places."""
+    world = purses.World(stage.app(), f"w-{stage.group}")
+    async with world.app:
+        await world.open(lovelace=90, menabrea=0)
+        await world.orders.publish(purses.Order("t-1", "lovelace", "menabrea", 77))
+        await eventually(lambda: world.has_ended("t-1"))
+        topic = f"/topics/{world.name}-purses.events/messages"
+        async with visit(Dashboard(world.app, access="all")) as visitor:
+            listed = await visitor.get(topic)
+            places = [href for _, href in listed.links if f"{topic}/" in href]
+            seen = await visitor.get(places[0])
+            for place in places[1:]:
+                assert seen.link("message before") == place
+                seen = await visitor.get(place)
+            assert "message before" not in seen.text
 
 
 async def test_what_is_no_json_is_decoded_by_the_app(stage: Stage) -> None:

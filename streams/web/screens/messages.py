@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from streams.errors import InvalidValue, NotFound, StreamsError
 from streams.inspection.offset_texts import parse_offset, parse_offsets
-from streams.log.range_reader import read_first
+from streams.log.range_reader import read_batches, read_first
 from streams.message import CAUSATION, CORRELATION, LEGACY_CAUSATION, LEGACY_CORRELATION
 from streams.text import printable_text
 from streams.web.addresses import topic_of
@@ -42,6 +42,9 @@ MAX_INDENTED = 128 << 10
 
 HEX_ROWS = 256
 """Rows of 16 bytes of a value that is no text."""
+
+LOOKS_BACK = (1, 20, 400)
+"""How far back the message before one is looked for, one after the other."""
 
 SEARCH_FIELDS = Query._fields
 
@@ -124,13 +127,14 @@ def show_message(page: Page) -> Response:
     value = payloads.value(topic, batch.values[row.index])
     log = page.log
     first, end = log.watermarks(topic, batch.partition)
-    before = log.offset_before(topic, batch.partition, offset, 1)
+    before = _before(log, topic, batch.partition, first, offset)
     after = read_first(log, topic, batch.partition, offset + 1, end)
     address = f"/topics/{path_part(topic)}/messages/{batch.partition}/"
     return page.render(
         "message.html",
         title=f"{topic}/{batch.partition}/{log.format_offset(offset)}",
         topic=topic,
+        is_event_topic=log.topic(topic).is_event_topic,
         partition=batch.partition,
         offset=log.format_offset(offset),
         time=batch.time(row.index),
@@ -144,15 +148,27 @@ def show_message(page: Page) -> Response:
         caused_by=_header(payloads, batch, row.index, CAUSATION, LEGACY_CAUSATION),
         correlation=_header(payloads, batch, row.index, CORRELATION, LEGACY_CORRELATION),
         trail=page.url(address + path_part(log.format_offset(offset)) + "/trail"),
-        before=page.url(address + path_part(log.format_offset(before)))
-        if first <= before < offset
-        else "",
+        before="" if before is None else page.url(address + path_part(log.format_offset(before))),
         after=""
         if after is None
         else page.url(address + path_part(log.format_offset(after.offsets[0]))),
         decoded=_decoding_problem(page, row),
         may_save=page.url(address + path_part(log.format_offset(offset)) + "/value"),
     )
+
+
+def _before(log: Log, topic: str, partition: int, first: int, offset: int) -> int | None:
+    """Where the message before an offset stands; None: there is none from ``first`` on, or none
+    that is near. What is just before it may be none: the end of a transaction, an event that came
+    too late."""
+    for count in LOOKS_BACK:
+        begin = max(first, log.offset_before(topic, partition, offset, count))
+        found: int | None = None
+        for batch in read_batches(log, topic, partition, begin, offset):
+            found = batch.offsets[-1]
+        if found is not None or begin <= first:
+            return found
+    return None
 
 
 def show_trail(page: Page) -> Response:
