@@ -21,8 +21,7 @@ from streams.patterns.deadletters import DeadLetterTopic, redriving
 from streams.web import Dashboard, Payload
 from streams.web.screens import dead_actions
 from tests.conformance.stage import QUICK, Stage
-from tests.web.test_security import HOSTILE
-from tests.web.test_security import _assert_inert as assert_inert
+from tests.web.test_security import HOSTILE, assert_inert
 from tests.web.visiting import Visitor, eventually, visit
 
 

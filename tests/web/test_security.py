@@ -330,10 +330,11 @@ async def test_a_hostile_query_is_shown_as_text(stage: Stage, text: str) -> None
             answer = await visitor.client.get(screen.path, params=params)
             assert answer.status_code in (200, 400, 404), (screen.path, answer.text)
             if "html" in answer.headers["content-type"]:
-                _assert_inert(answer.text)
+                assert_inert(answer.text)
 
 
-def _assert_inert(html: str) -> None:
+def assert_inert(html: str) -> None:
+    """Nothing on a page is executed, steers a terminal, or hides."""
     from tests.web.visiting import _Reader
 
     reader = _Reader()
@@ -350,7 +351,7 @@ async def test_no_address_leads_elsewhere(stage: Stage, path: str) -> None:
     async with visit(Dashboard(stage.app(), access="all")) as visitor:
         answer = await visitor.client.get(HOME + path, follow_redirects=False)
         assert "location" not in answer.headers
-        _assert_inert(answer.text)
+        assert_inert(answer.text)
         answer = await visitor.client.get(HOME + "/topics/", headers={"host": "localhost"})
         assert "location" not in answer.headers
 
