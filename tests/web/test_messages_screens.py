@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from html import unescape
 from typing import Any
 
 import httpx
@@ -13,14 +14,16 @@ import pytest
 
 from stream_codecs import MessagePack, Zstd
 from streams import Reject
+from streams.errors import Unavailable
 from streams.log.range_reader import read_batches
 from streams.message import Record
 from streams.web import Dashboard, Payload, live
 from streams.web import search as search_module
+from streams.web.arrivals import Arrivals, Arrived
 from streams.web.sampler import Sampler
 from streams.web.search import Query, at_path, path_parts
 from streams.wire import iso_time
-from tests.conformance.stage import QUICK, Stage
+from tests.conformance.stage import PATIENCE, QUICK, Stage
 from tests.managers import purses
 from tests.web.gates import Gate
 from tests.web.serving import serving
@@ -470,9 +473,32 @@ async def test_messages_are_seen_as_they_arrive(stage: Stage) -> None:
                 assert "&lt;b&gt;new" in again["html"]
 
 
+async def test_a_stream_goes_on_when_the_log_was_out_of_reach(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = stage.app()
+    topic = stage.topic(app, Order, partitions=1)
+    look, failures = Arrivals.look, [Unavailable("for a while"), Unavailable("still")]
+
+    def failing(arrivals: Arrivals) -> Arrived | None:
+        if failures:
+            raise failures.pop()
+        return look(arrivals)
+
+    monkeypatch.setattr(Arrivals, "look", failing)
+    async with app.connected():
+        await stage.publish(topic, Order(1))
+        with serving(Dashboard(app, access="all")) as address:
+            async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+                tail = f"topic={stage.topic_name}&positions=0/{app.log.format_offset(0)}"
+                arrived = await told(client, {"arriving": [tail]}, "html")
+                assert '"n":1' in unescape(arrived["html"])
+                assert not failures
+
+
 async def told(client: httpx.AsyncClient, fields: dict[str, Any], field: str) -> dict[str, Any]:
     """What a stream tells first that has this field."""
-    async with client.stream("GET", "/live", params=fields) as answer:
+    async with asyncio.timeout(PATIENCE), client.stream("GET", "/live", params=fields) as answer:
         async for line in answer.aiter_lines():
             kind, _, data = line.partition(": ")
             if kind == "data" and (found := json.loads(data)).get(field) is not None:
