@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,19 +18,6 @@ from tests.inbox.kinds import KINDS, Place
 from tests.servers.lifetime import until
 
 ASYNC = KINDS[1]
-
-
-@pytest.fixture(params=["memory", "sqlite", "redis_server", "kafka"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "memory":
-        found = f"memory://{uuid4().hex}"
-    elif request.param == "sqlite":
-        found = f"sqlite:///{tmp_path / 'log.db'}"
-    else:
-        found = str(request.getfixturevalue(request.param).url)
-    kept = open_log(found)  # what is in memory lasts as long as somebody has it open
-    yield found
-    kept.close()
 
 
 def test_an_incarnation_lasts_as_long_as_the_topic(url: str) -> None:

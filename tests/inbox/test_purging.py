@@ -1,0 +1,154 @@
+"""Rows that are not needed any more go by themselves, and no others."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from streams import Position, Processor, Retry, Streams, Topic
+from streams.testing import Harness, harness
+from tests.inbox.kinds import KINDS, Kind, Place
+from tests.servers.lifetime import until
+
+BY_NAME = {kind.name: kind for kind in KINDS}
+PURGED_WITHIN = 300
+"""Seconds. On PostgreSQL rows stay while others have old transactions open on the same server."""
+
+LASTING = {
+    "kafka": "?session.timeout.ms=120000",
+    "redis": "?lease=120",
+    "sqlite": "?lease=120",
+}
+"""A partition is purged while it is owned."""
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.inbox.purging.PURGE_INTERVAL", 0.05)
+
+
+class Books:
+    """A processor whose rows need not be kept, and what its database has of them."""
+
+    def __init__(self, app: Streams, kind: Kind, place: Place) -> None:
+        self.place = place
+        self.topic: Topic[int] = app.topic(f"orders-{uuid4().hex[:8]}", int, partitions=2)
+        self.open: set[int] = set()
+        """Numbers whose handler fails, so that they are not settled."""
+        self.processor: Processor[..., Any] = app.processor(
+            self.topic,
+            group=f"g-{uuid4().hex[:8]}",
+            concurrency=4,
+            transaction=kind.make(place.place, keep=0),
+            retry=Retry(attempts=100_000, delay=0.05, cap=0.05),
+        )(kind.handler(self._look, lambda message: message.id))
+
+    def _look(self, message: Any) -> None:
+        if message.value in self.open:
+            raise ValueError("not yet")
+
+    async def publish(self, numbers: Sequence[int], partition: int) -> list[Position]:
+        """Each under its own key and ID."""
+        records = [self.topic.record(each, key=str(each), id=f"m{each}") for each in numbers]
+        for record in records:
+            record.partition = partition
+        return await self.topic.connection.publisher.publish_many(self.topic.name, records)
+
+    def rows(self) -> set[str]:
+        """The IDs of what the inbox has."""
+        found = self.place.execute("SELECT id FROM streams_inbox")
+        return {bytes(row[0])[8:].decode() for row in found}
+
+    def marks(self) -> dict[int, int]:
+        """The mark of each partition that has one."""
+        found = self.place.execute("SELECT partition, mark FROM streams_inbox_marks")
+        return {partition: int(mark) for partition, mark in found}
+
+    def check_marks(self, h: Harness) -> dict[int, int]:
+        """The marks: none is beyond what the group has committed, which only grows."""
+        marks = self.marks()
+        committed = h.log.committed(self.processor.group, self.topic.name)
+        assert all(mark <= committed[each].position for each, mark in marks.items())
+        return marks
+
+    def has_handled(self, numbers: Sequence[int]) -> bool:
+        found = self.place.effects()
+        return all(f"m{number}" in found for number in numbers)
+
+
+async def eventually(ready: Callable[[], bool], what: str, limit: float = 60) -> None:
+    await asyncio.to_thread(until, ready, limit, what)
+
+
+@pytest.mark.parametrize("database", ["async-psycopg", "sqlite"])
+async def test_what_the_group_has_committed_goes_and_what_is_open_stays(
+    url: str, database: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    kind = BY_NAME[database]
+    where = request.getfixturevalue("postgres") if kind.server else str(tmp_path / "effects.db")
+    url += LASTING.get(url.partition(":")[0], "")
+    app = Streams(url)
+    books = Books(app, kind, Place(where))
+    first, second = range(10), range(10, 15)
+    books.open.add(4)
+    async with harness(app, url=url) as h:
+        positions = await books.publish(first, partition=0)
+        above = {f"m{number}" for number in first if number > 4}
+        await eventually(lambda: books.has_handled([5, 6, 7, 8, 9]), "what is not open is done")
+        await eventually(
+            lambda: books.rows() == above,
+            "what stands before the open one is purged",
+            PURGED_WITHIN,
+        )
+        marks = await asyncio.to_thread(books.check_marks, h)
+        assert positions[3].offset < marks[0] <= positions[4].offset
+
+        # Who purges the second partition has been at the first one before, in the same round.
+        await books.publish(second, partition=1)
+        await eventually(lambda: books.has_handled(second), "the second partition is done")
+        await eventually(
+            lambda: books.rows() == above, "the second partition is purged", PURGED_WITHIN
+        )
+        marks = await asyncio.to_thread(books.check_marks, h)
+        assert marks[0] <= positions[4].offset
+        assert "m4" not in books.place.effects()
+
+        books.open.clear()
+        await h.settled(within=120)
+        await eventually(lambda: books.rows() == set(), "all of it is purged", PURGED_WITHIN)
+        marks = await asyncio.to_thread(books.check_marks, h)
+        assert marks[0] > positions[9].offset
+        assert books.processor.inbox is not None
+        assert books.processor.inbox.stats.purged >= 3
+    assert books.place.effects() == {f"m{number}": 1 for number in (*first, *second)}
+
+
+@pytest.mark.parametrize("database", ["psycopg", "async-psycopg"])
+async def test_a_round_that_failed_is_not_the_last(
+    database: str, postgres: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody has a lock upon the marks, which purging waits for only shortly."""
+    caplog.set_level(logging.INFO, "streams.inbox")
+    app = Streams("memory://")
+    books = Books(app, BY_NAME[database], Place(postgres))
+    async with harness(app) as h:
+        await books.publish([1], partition=0)
+        await h.settled()
+        await eventually(lambda: books.rows() == set(), "it is purged", PURGED_WITHIN)
+        with psycopg.connect(postgres) as server:
+            server.execute("LOCK TABLE streams_inbox_marks IN SHARE MODE")
+            await books.publish([2, 3], partition=0)
+            await h.settled()
+            await eventually(lambda: "rows of" in caplog.text, "purging has failed")
+            assert books.rows() == {"m2", "m3"}
+        await eventually(lambda: books.rows() == set(), "the rest is purged", PURGED_WITHIN)
+    failed = [each for each in caplog.records if "were not purged, later again" in each.message]
+    assert failed
+    assert {each.levelno for each in failed} == {logging.INFO}
