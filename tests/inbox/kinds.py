@@ -38,6 +38,14 @@ class Kind:
     write: Callable[[Any, str, int], Any]
     server: bool = True
 
+    def execute(self, transaction: Any, sql: str) -> Any:
+        """Run a statement in the handler's transaction; awaited if the kind is asynchronous."""
+        if "sqlalchemy" in self.name:
+            from sqlalchemy import text
+
+            return transaction.execute(text(sql))
+        return transaction.execute(sql)
+
     def handler(self, before: Callable[[Any], Any], key: Callable[[Any], str]) -> Any:
         """A handler that calls ``before`` and writes the message's effect."""
         write = self.write
