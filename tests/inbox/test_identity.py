@@ -1,0 +1,70 @@
+"""Which messages are the same one: by source and ID, wherever the ID stands."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from uuid import uuid4
+
+import redis
+
+from streams import Dedup, Message, Sqlite, Streams
+from streams.testing import harness
+from tests.inbox.kinds import KINDS, Place
+from tests.servers.find import RedisAddress
+
+(SQLITE,) = (kind for kind in KINDS if kind.name == "sqlite")
+
+
+async def test_a_source_makes_another_message_of_an_id(tmp_path: Path) -> None:
+    """Where none is named, topic and partition are the source."""
+    place = Place(str(tmp_path / "effects.db"))
+    app = Streams("memory://")
+    topic = app.topic("numbers", int, partitions=2)
+
+    @app.processor(topic, group="g", transaction=Sqlite(place.place), dedup=Dedup(window=0))
+    def handle(value: int, message: Message[int, sqlite3.Connection]) -> None:
+        source = message.headers.get("ce_source") or f"partition {message.partition}"
+        SQLITE.write(message.transaction, source, value)
+
+    async with harness(app) as h:
+        for partition in (0, 1):
+            for source in (None, "/here", "/there", None, "/here"):
+                headers = {} if source is None else {"ce_source": source}
+                record = topic.record(partition, id="same", headers=headers)
+                record.partition = partition
+                await topic.connection.publisher.publish(topic.name, record)
+        await h.settled()
+        assert handle.inbox is not None
+        assert handle.inbox.stats.duplicates == 6
+    assert place.effects() == {"partition 0": 1, "partition 1": 1, "/here": 1, "/there": 1}
+
+
+async def test_an_id_in_the_value_counts_where_the_headers_have_none(
+    redis_server: RedisAddress, tmp_path: Path
+) -> None:
+    """What another producer wrote without our help."""
+    place = Place(str(tmp_path / "effects.db"))
+    app = Streams(redis_server.url)
+    name = f"orders-{uuid4().hex[:8]}"
+    topic = app.topic(name, dict[str, str], id="number")
+
+    @app.processor(
+        topic, group=f"g-{uuid4().hex[:8]}", transaction=Sqlite(place.place), dedup=Dedup(window=0)
+    )
+    def handle(value: dict[str, str], message: Message[dict[str, str], sqlite3.Connection]) -> None:
+        SQLITE.write(message.transaction, f"{message.headers['ce_source']} {value['number']}", 1)
+
+    with redis.Redis.from_url(redis_server.url) as client:
+        for number in ("o1", "o2", "o1"):
+            for source in ("/here", "/there"):
+                client.xadd(name, {"value": f'{{"number": "{number}"}}', "ce_source": source})
+    async with harness(app, url=redis_server.url) as h:
+        await h.settled()
+        assert handle.inbox is not None
+        assert handle.inbox.stats.duplicates == 2
+    assert place.effects() == {
+        f"{source} {number}": 1 for source in ("/here", "/there") for number in ("o1", "o2")
+    }
+    rows = place.execute("SELECT id FROM streams_inbox")
+    assert sorted(bytes(row[0])[8:].decode() for row in rows) == ["o1", "o1", "o2", "o2"]
