@@ -28,13 +28,12 @@ from streams.retries import (
     Outcome,
     cancel_record,
     due_time,
+    find_checkpoint,
     floor_group,
     id_digest,
     log_position,
     parse_entry,
     parse_outcome,
-    parse_place,
-    read_checkpoint,
     read_mark,
     scan_record,
 )
@@ -106,11 +105,10 @@ class DelayIndex(CountingReader[PendingCounts]):
             if pending is None or start < first or pending.is_exhausted:
                 is_exhausted = pending is not None and pending.is_exhausted
                 pending, start = DueIndex(MAX_PENDING), begin
-                place = None if floor is None else parse_place(floor.progress)
-                # A checkpoint has nothing of what was dropped from the index.
-                if place is not None and begin < place.position and not is_exhausted:
-                    state = read_checkpoint(log, self.name, partition, place, end)
-                    if state is not None:
+                if not is_exhausted:  # a checkpoint has nothing of what was dropped from the index
+                    checkpoint = find_checkpoint(log, self.name, partition, floor, begin, end)
+                    if checkpoint is not None:
+                        place, state = checkpoint
                         pending.restore(state)
                         start = place.position
                 with self._lock:

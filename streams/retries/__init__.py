@@ -8,7 +8,7 @@ there, so that whoever takes it over reads little. :mod:`streams.retries.records
 """
 
 from streams.retries.attempt_log import PENDING_LIMIT, DurableAttemptLog, delay_topic
-from streams.retries.checkpoints import parse_place, read_checkpoint
+from streams.retries.checkpoints import find_checkpoint
 from streams.retries.due_index import DueIndex, due_time, log_position
 from streams.retries.pending import PendingEntries, PendingEntry, read_pending
 from streams.retries.records import (
@@ -41,13 +41,12 @@ __all__ = [
     "due_time",
     "ensure_delay_topic",
     "entry_record",
+    "find_checkpoint",
     "floor_group",
     "id_digest",
     "log_position",
     "parse_entry",
     "parse_outcome",
-    "parse_place",
-    "read_checkpoint",
     "read_mark",
     "read_pending",
     "scan_record",

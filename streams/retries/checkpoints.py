@@ -8,24 +8,24 @@ It follows from the records before its position alone, so it is true whoever wro
 it is only a cache: one that is not whole is passed over, and the partition is read from its floor
 on. Where it stands is committed together with the floor.
 
-It has parts of :data:`PART_ENTRIES` entries, each a record with a key that no message ID can be.
+It has parts of :data:`PART_ENTRIES` entries, each a record with a key that no entry has. Each says
+the digest of the whole, so that parts of two checkpoints are never taken for one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from hashlib import blake2b
 from itertools import islice
 from typing import NamedTuple
 from uuid import uuid4
 
-from streams.log.protocol import Log
+from streams.log.protocol import Committed, Log
 from streams.log.range_reader import read_batches
 from streams.message import Headers, Record, text
 from streams.retries.due_index import DueEntry, IndexState, log_position
+from streams.retries.records import CHECKPOINT, CHECKPOINT_KEY
 from streams.wire import parse_int
-
-CHECKPOINT = "streams_delay_checkpoint"
-"""What a part says of itself: position/number/parts/horizon/lowest dropped."""
 
 PART_ENTRIES = 4_000
 """Entries of one part, at most."""
@@ -64,12 +64,13 @@ def parse_place(written: str) -> CheckpointPlace | None:
 
 
 class PartHeader(NamedTuple):
-    """What a part says of itself.
+    """What a part says of itself, with slashes between.
 
     :param position: of the checkpoint.
     :param number: of the part, from 0.
     :param parts: how many the checkpoint has.
     :param horizon: as :class:`IndexState` has it, and ``lowest_dropped``.
+    :param digest: of the position and the whole state.
     """
 
     position: int
@@ -77,25 +78,40 @@ class PartHeader(NamedTuple):
     parts: int
     horizon: DueEntry | None
     lowest_dropped: int | None
+    digest: str
 
 
-def read_part_header(headers: Headers) -> PartHeader | None:
+def read_part_header(key: bytes | None, headers: Headers) -> PartHeader | None:
     """What a record says as a part of a checkpoint; None: it is none."""
     for name, value in headers:
         if name == CHECKPOINT and value is not None:
-            return _parse_header(value)
+            part = _parse_header(value)
+            return part if part is not None and key == _part_key(part.number) else None
     return None
 
 
 def _parse_header(value: bytes) -> PartHeader | None:
-    fields = text(value).split("/", 5)
-    if len(fields) != 5:
+    fields = text(value).split("/", 6)
+    if len(fields) != 6:
         return None
     position, number, count = (parse_int(each, _DIGITS) for each in fields[:3])
-    horizon, lowest_dropped = (parse_int(each, _DIGITS) for each in fields[3:])
+    horizon, lowest_dropped = (parse_int(each, _DIGITS) for each in fields[3:5])
     if position is None or number is None or count is None or not number < count <= MAX_PARTS:
         return None
-    return PartHeader(position, number, count, horizon, lowest_dropped)
+    return PartHeader(position, number, count, horizon, lowest_dropped, fields[5])
+
+
+def _part_key(number: int) -> bytes:
+    return b"%b%d" % (CHECKPOINT_KEY, number)
+
+
+def _digest(
+    position: int, horizon: DueEntry | None, lowest_dropped: int | None, parts: Iterable[bytes]
+) -> str:
+    digest = blake2b(f"{position}/{horizon}/{lowest_dropped}/".encode(), digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def checkpoint_records(state: IndexState, position: int, partition: int) -> list[Record]:
@@ -109,12 +125,13 @@ def checkpoint_records(state: IndexState, position: int, partition: int) -> list
         parts.append(b"".join(_encode_row(*each) for each in rows))
     parts = parts or [b""]
     dropped = "/".join("" if each is None else str(each) for each in state[1:])
+    digest = _digest(position, *state[1:], parts)
     return [
         Record(
             part,
-            b"\xffcheckpoint/%d/%d" % (partition, number),
+            _part_key(number),
             str(uuid4()),
-            [(CHECKPOINT, f"{position}/{number}/{len(parts)}/{dropped}".encode())],
+            [(CHECKPOINT, f"{position}/{number}/{len(parts)}/{dropped}/{digest}".encode())],
             partition,
         )
         for number, part in enumerate(parts)
@@ -123,6 +140,22 @@ def checkpoint_records(state: IndexState, position: int, partition: int) -> list
 
 def _encode_row(id_digest: int, entry: DueEntry) -> bytes:
     return id_digest.to_bytes(_ID_BYTES) + entry.to_bytes(_ENTRY_BYTES)
+
+
+def find_checkpoint(
+    log: Log, topic: str, partition: int, floor: Committed | None, start: int, end: int
+) -> tuple[CheckpointPlace, IndexState] | None:
+    """The last checkpoint of a partition, and where it stands; None: there is none that is whole
+    and says more than the records from ``start`` on. Blocks.
+
+    :param floor: as it is committed.
+    :param end: where the partition ends.
+    """
+    place = None if floor is None else parse_place(floor.progress)
+    if place is None or place.position <= start:
+        return None
+    state = read_checkpoint(log, topic, partition, place, end)
+    return None if state is None else (place, state)
 
 
 def read_checkpoint(
@@ -137,33 +170,38 @@ def read_checkpoint(
     return join_parts(
         place.position,
         (
-            (batch.headers(index), value)
+            (key, batch.headers(index), batch.values[index])
             for batch in read_batches(log, topic, partition, place.first, place.last + 1)
-            for index, value in enumerate(batch.values)
+            for index, key in enumerate(batch.keys)
         ),
     )
 
 
-def join_parts(position: int, found: Iterable[tuple[Headers, bytes | None]]) -> IndexState | None:
+def join_parts(
+    position: int, found: Iterable[tuple[bytes | None, Headers, bytes | None]]
+) -> IndexState | None:
     """The checkpoint of a position, from its parts; None: it is not whole.
 
-    :param found: headers and values of records, among them its parts.
+    :param found: keys, headers and values of records, the first of its parts before any other's.
     """
     parts: dict[int, bytes] = {}
     first: PartHeader | None = None
-    for headers, value in found:
-        part = read_part_header(headers)
+    for key, headers, value in found:
+        part = read_part_header(key, headers)
         if part is None or part.position != position or value is None:
             continue
         first = first or part
-        if part[2:] == first[2:] and len(value) % _ROW_BYTES == 0:
+        if part[2:] == first[2:]:
             parts[part.number] = value
     if first is None or len(parts) < first.parts:
         return None
+    in_order = [parts[number] for number in range(first.parts)]
+    if _digest(position, first.horizon, first.lowest_dropped, in_order) != first.digest:
+        return None
     entries: dict[int, DueEntry] = {}
     previous = -1
-    for number in range(first.parts):
-        for id_digest, entry in _decode_rows(parts[number]):
+    for part_rows in in_order:
+        for id_digest, entry in _decode_rows(part_rows):
             if not previous < log_position(entry) < position:
                 return None
             previous = log_position(entry)

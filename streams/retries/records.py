@@ -10,6 +10,9 @@ message:
   ID that stands before it;
 * a *request* to cancel, answered by a mark that names it: ``cancelled``, or ``delivered`` where it
   was too late, or ``unknown``.
+
+Parts of checkpoints (:mod:`streams.retries.checkpoints`) stand among them, with keys that no entry
+has (:func:`entry_key`).
 """
 
 from __future__ import annotations
@@ -36,13 +39,18 @@ MARK = "streams_delay"
 REQUEST = "streams_delay_of"
 """The request that a mark answers."""
 
+CHECKPOINT = "streams_delay_checkpoint"
+"""What a part of a checkpoint says of itself."""
+CHECKPOINT_KEY = b"\xffcheckpoint/"
+"""What the key of such a part begins with."""
+
 CANCEL = "cancel"
 
 Outcome = Literal["cancelled", "delivered", "unknown", "dead"]
 
 _OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
-_OWN_HEADERS = frozenset({DUE, TOPIC, KEY, NULL, MESSAGE, MARK, REQUEST, ID})
+_OWN_HEADERS = frozenset({DUE, TOPIC, KEY, NULL, MESSAGE, MARK, REQUEST, CHECKPOINT, ID})
 
 LATEST_DUE = 1 << 60
 """The latest due time, in milliseconds."""
@@ -73,10 +81,18 @@ def entry_record(
         headers.append((KEY, record.key))
     if record.value is None:
         headers.append((NULL, b"1"))
-    if entry_id is not None and entry_id != record.id:
-        headers.append((MESSAGE, _bytes(record.id)))
+    key, message_id = entry_key(entry_id or record.id), _bytes(record.id)
+    if key != message_id:
+        headers.append((MESSAGE, message_id))
     headers += headers_without(record.headers, _OWN_HEADERS)
-    return Record(record.value or b"", _bytes(entry_id or record.id), id or str(uuid4()), headers)
+    return Record(record.value or b"", key, id or str(uuid4()), headers)
+
+
+def entry_key(entry_id: str) -> bytes:
+    """The key of the entry that this identifies. One that would be the key of a part of a
+    checkpoint has another byte before it; it stays the same if it is made a key again."""
+    key = _bytes(entry_id)
+    return b"\xff" + key if key.startswith(CHECKPOINT_KEY) else key
 
 
 def parse_entry(key: bytes | None, value: bytes | None, headers: Headers) -> DelayEntry | None:
@@ -109,7 +125,7 @@ def mark_record(key: bytes, outcome: Outcome, id: str, request_id: str | None = 
 
 def cancel_record(message_id: str, id: str) -> Record:
     """Requests that a message is not delivered."""
-    return Record(b"", _bytes(message_id), id, [(MARK, CANCEL.encode())])
+    return Record(b"", entry_key(message_id), id, [(MARK, CANCEL.encode())])
 
 
 def read_mark(headers: Headers) -> tuple[str | None, str | None]:

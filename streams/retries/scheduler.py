@@ -48,9 +48,9 @@ from streams.processor import Processor, ProcessorOptions
 from streams.retries import records
 from streams.retries.checkpoints import (
     CheckpointPlace,
+    PartHeader,
     checkpoint_records,
-    parse_place,
-    read_checkpoint,
+    find_checkpoint,
     read_part_header,
 )
 from streams.retries.due_index import DueEntry, DueIndex, IndexState, due_time, log_position
@@ -313,18 +313,20 @@ class _ScannedBatch(NamedTuple):
 class _Writing:
     """A checkpoint that was written, until all its parts were read back."""
 
-    def __init__(self, position: int, count: int) -> None:
-        self.position = position
-        self._missing = set(range(count))
+    def __init__(self, parts: Sequence[Record]) -> None:
+        headers = [read_part_header(each.key, each.headers) for each in parts]
+        self._missing = set(headers)
         self._positions: list[int] = []
 
-    def add(self, number: int, position: int) -> CheckpointPlace | None:
-        """A part stands at this position; where the checkpoint stands once all of them do."""
-        self._missing.discard(number)
+    def add(self, part: PartHeader, position: int) -> CheckpointPlace | None:
+        """A part stands at this position; where the checkpoint stands once all of its parts do."""
+        if part not in self._missing:
+            return None  # another owner's
+        self._missing.remove(part)
         self._positions.append(position)
         if self._missing:
             return None
-        return CheckpointPlace(self.position, min(self._positions), max(self._positions))
+        return CheckpointPlace(part.position, min(self._positions), max(self._positions))
 
 
 class _Outcome(NamedTuple):
@@ -492,27 +494,27 @@ class PartitionScheduler:
     def _plan_scan(self) -> _ScanPlan:
         """Where a scan begins, and the current end of the partition; blocks."""
         log, topic, partition = self._log, self._topic, self._partition
-        start, end, place = self._read_floor()
-        covered, checkpoint = 0, None
-        # A checkpoint has nothing of what was dropped from the index.
-        if place is not None and start < place.position and self._resume_after is None:
-            checkpoint = read_checkpoint(log, topic, partition, place, end)
-        if place is not None and checkpoint is not None:
-            start = covered = place.position
-        self._checkpoint = None if checkpoint is None else place
-        self._checkpoint_tried = covered
+        start, end, floor = self._read_floor()
+        place = checkpoint = None
+        covered = 0
+        if (
+            self._resume_after is None
+        ):  # a checkpoint has nothing of what was dropped from the index
+            found = find_checkpoint(log, topic, partition, floor, start, end)
+            if found is not None:
+                place, checkpoint = found
+                start = covered = place.position
+        self._checkpoint, self._checkpoint_tried = place, covered
         start = min(start, log.offset_before(topic, partition, end, RECENT_OUTCOMES))
         return _ScanPlan(start, end, covered, checkpoint)
 
-    def _read_floor(self) -> tuple[int, int, CheckpointPlace | None]:
-        """From where on something may be pending, the current end of the partition, and where the
-        last checkpoint stands; blocks."""
+    def _read_floor(self) -> tuple[int, int, Committed | None]:
+        """From where on something may be pending, the current end of the partition, and the floor
+        as it is committed; blocks."""
         log, topic, partition = self._log, self._topic, self._partition
         first, end = log.watermarks(topic, partition)
         floor = log.committed(floor_group(topic), topic).get(partition)
-        if floor is None:
-            return first, end, None
-        return max(first, floor.position), end, parse_place(floor.progress)
+        return first if floor is None else max(first, floor.position), end, floor
 
     def _scan_log(self, start: int, end: int) -> Iterator[_ScannedBatch]:
         """The entries and marks from ``start`` to before ``end``, a batch at a time; blocks."""
@@ -548,7 +550,7 @@ class PartitionScheduler:
             return
         record = records.scan_record(position, key, value, headers)
         if record is None:
-            self._receive_part(position, headers)
+            self._receive_part(position, key, headers)
         elif record.mark == records.CANCEL:
             self._at_hand = at_hand
             await self._answer_cancel(key, message.id, position)
@@ -785,19 +787,19 @@ class PartitionScheduler:
         position, state = self._known_end, self.index.state()
         self._checkpoint_tried = position
         parts = await run_in_thread(checkpoint_records, state, position, self._partition)
-        self._writing = _Writing(position, len(parts))
+        self._writing = _Writing(parts)
         for answer in await self._write([(self._topic, part) for part in parts]):
             if answer is not None:
                 self._writing = None
                 logger.info("%s: a checkpoint could not be written: %s", self, answer)
                 return
 
-    def _receive_part(self, position: int, headers: Headers) -> None:
+    def _receive_part(self, position: int, key: bytes, headers: Headers) -> None:
         """A record that is no entry and no mark: a part of a checkpoint, if it is anything."""
-        part, writing = read_part_header(headers), self._writing
-        if part is None or writing is None or part.position != writing.position:
+        part, writing = read_part_header(key, headers), self._writing
+        if part is None or writing is None:
             return
-        place = writing.add(part.number, position)
+        place = writing.add(part, position)
         if place is not None:
             self._checkpoint, self._writing = place, None
             self._floor_committed_at = float("-inf")  # it need not wait

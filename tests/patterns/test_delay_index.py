@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from streams.message import Record
-from streams.retries import records
+from streams.message import Record, text
+from streams.retries import checkpoints, records
 from streams.retries.checkpoints import checkpoint_records, join_parts
 from streams.retries.due_index import DueIndex, due_entry, due_time, log_position
-from streams.retries.scheduler import OutcomeCache
+from streams.retries.scheduler import OutcomeCache, _Writing
 
 NAMES = st.integers(0, 12)
 DUES = st.integers(0, 20)
@@ -109,7 +110,7 @@ class Pending(RuleBasedStateMachine):
         records, position = self.kept
         self.out.clear()
         self.index = DueIndex(self.limit)
-        parts = [(each.headers, each.value) for each in records]
+        parts = [(each.key, each.headers, each.value) for each in records]
         state = join_parts(position, parts)
         assert state is not None
         self.index.restore(state)
@@ -237,6 +238,67 @@ def test_a_position_of_redis_fits() -> None:
     each = due_entry(1_900_000_000_000, position)
     assert (due_time(each), log_position(each)) == (1_900_000_000_000, position)
     assert due_entry(2, position) > due_entry(1, position + 1)
+
+
+def join(position: int, found: list[Record]) -> list[int] | None:
+    """What a checkpoint says is pending."""
+    state = join_parts(position, [(each.key, each.headers, each.value) for each in found])
+    return None if state is None else sorted(state.entries)
+
+
+def test_parts_of_two_checkpoints_are_never_taken_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two owners write at the same position, the second one once something more was delivered."""
+    monkeypatch.setattr(checkpoints, "PART_ENTRIES", 4)
+    index = DueIndex(100)
+    for position in range(8):
+        index.add(position, 1000 + position, position)
+    former = checkpoint_records(index.state(), 8, 0)
+    index.remove(0, 9)
+    index.remove(1, 10)
+    owner = checkpoint_records(index.state(), 8, 0)
+    assert len(former) == len(owner) == 2
+    assert join(8, [owner[0], former[0], former[1]]) is None
+    assert join(8, [owner[0], former[0], former[1], owner[1]]) == list(range(2, 8))
+    assert join(8, [former[0], owner[0], former[1], owner[1]]) == list(range(8))
+    writing = _Writing(owner)
+    found = [
+        writing.add(part, position)
+        for position, each in enumerate([owner[0], former[0], former[1], owner[1]], 20)
+        if (part := checkpoints.read_part_header(each.key, each.headers)) is not None
+    ]
+    assert found == [None, None, None, (8, 20, 23)]
+
+
+def test_a_part_that_is_not_as_it_was_written_is_none() -> None:
+    index = DueIndex(100)
+    for position in range(8):
+        index.add(position, 1000 + position, position)
+    (part,) = checkpoint_records(index.state(), 8, 0)
+    assert part.value is not None
+    row = len(part.value) // 8
+    shorter = Record(part.value[:-row], part.key, "cut", part.headers)
+    assert join(8, [part]) == list(range(8))
+    assert join(8, [shorter]) is None
+    for key in (None, b"m1", part.key[:-1] + b"1" if part.key else b""):
+        assert join(8, [Record(part.value, key, "other", part.headers)]) is None
+
+
+def test_no_entry_is_a_part_of_a_checkpoint() -> None:
+    """Whatever headers or ID its message has, and its key is not replaced by one either."""
+    (part,) = checkpoint_records(DueIndex(100).state(), 8, 0)
+    assert part.key is not None
+    own = [("other", b"1")]
+    record = Record(b"v", None, text(part.key), [*part.headers, *own])
+    entry = records.entry_record(record, "to", 5)
+    assert checkpoints.read_part_header(part.key, entry.headers) is None
+    assert entry.key is not None
+    assert entry.key != part.key
+    found = records.parse_entry(entry.key, entry.value, entry.headers)
+    assert found is not None
+    assert (found.record.id, found.record.headers) == (record.id, own)
+    # By its ID or by its key.
+    for name in (record.id, text(entry.key)):
+        assert records.cancel_record(name, "r").key == entry.key
 
 
 def test_recent_outcomes_are_bounded() -> None:
