@@ -125,6 +125,19 @@ class DueIndex:
         self._discard(id_digest, found)
         return True
 
+    def put_back(self, id_digest: int, entry: DueEntry) -> None:
+        """An entry that was removed is pending after all. No record was added meanwhile."""
+        if self.horizon is not None and entry >= self.horizon:
+            self._drop_entries({entry})
+            return
+        entries = {**self._by_id, id_digest: entry}.items()
+        self._by_id = dict(sorted(entries, key=lambda each: log_position(each[1])))
+        if entry in self._discarded:
+            self._discarded.remove(entry)  # it is still in the heap
+        else:
+            heappush(self._heap, entry)
+        self._enforce_limit()
+
     def nearest(self, count: int) -> list[DueEntry]:
         """The entries that are due first, in that order; those that were given out are left out."""
         return nsmallest(count, (each for each in self._heap if each not in self._discarded))

@@ -95,6 +95,9 @@ OWNERSHIP_RECHECK = 0.05
 LONGEST_SLEEP = 3600.0
 """Real seconds of one sleep, at most."""
 
+_PENDING = "pending"
+"""Nothing became of an entry yet."""
+
 
 class _DelayDeadLetters(DeadLetters):
     """Dead letters of a delay topic, whose name contains the group already."""
@@ -369,6 +372,8 @@ class PartitionScheduler:
         self._clock = scheduler.app.clock
         self._fetcher = RecordFetcher(self._log, self._topic, self._partition)
         self._recent_outcomes = OutcomeCache(RECENT_OUTCOMES)
+        self._scan_number = 0
+        """How many scans were begun."""
         self._scan_bounded = asyncio.Event()
         """The end of the scan is known; what is behind it is received."""
         self._scan_complete = asyncio.Event()
@@ -403,10 +408,11 @@ class PartitionScheduler:
         """Records that were received while a scan runs."""
         self._at_hand: Sequence[Message[Any]] = ()
         """The records that are being received."""
-        self._is_pending_at: dict[int, bool] = {}
+        self._outcome_at: dict[int, str | None] = {}
         """What the log says to requests to cancel that are at hand, by their positions."""
         self._cancelling = 0
-        """Entries that were taken out of the index and whose marks are not known to be written."""
+        """Requests to cancel whose answers are not known to be written. What the index lacks may
+        not be marked in the log yet: there is no scan, no other floor and no checkpoint."""
         self._unwatch: Callable[[], None] = lambda: None
         self._task: asyncio.Task[None] | None = None
 
@@ -466,7 +472,8 @@ class PartitionScheduler:
         """Read the partition, from a checkpoint or from its floor on."""
         self.is_idle = False
         self._scan_complete.clear()
-        self._is_pending_at.clear()
+        self._scan_number += 1
+        self._outcome_at.clear()
         self._writing = None
         self._scheduler.counters.scans += 1
         plan = await run_in_thread(self._plan_scan)
@@ -542,7 +549,9 @@ class PartitionScheduler:
         await self._scan_bounded.wait()
         key, value, headers = message.raw
         position = int(message.offset)
-        if self._scan_complete.is_set():
+        if position < self._scanned_end:
+            pass  # the scan counts it
+        elif self._scan_complete.is_set():
             self._counts.add(position, 1)
         else:
             self._uncounted += 1
@@ -570,22 +579,14 @@ class PartitionScheduler:
 
     async def _answer_cancel(self, key: bytes, request: str, position: int) -> None:
         """Cancel what is pending, and answer the request with what happened."""
-        await self._scan_complete.wait()
         id_digest = records.id_digest(key)
-        while (entry := self.index.find(id_digest)) is not None and self.index.is_taken(entry):
-            delivered = self._batch_delivered
-            await delivered.wait()
-            await self._scan_complete.wait()
-        pending = entry is not None and log_position(entry) < position
-        outcome: str | None = self._recent_outcomes.get(id_digest)
-        if not pending and outcome is None and self.index.horizon is not None:
-            pending = await self._is_pending_in_log(id_digest, position)
+        outcome = await self._find_outcome(id_digest, position)
         id = f"{request}/answer"
-        if pending:
-            self.index.remove(id_digest, position)
+        entry = None
+        if outcome == _PENDING:
             answer = records.mark_record(key, "cancelled", id, request)
-            self._recent_outcomes.add(id_digest, "cancelled")
-            self._scheduler.counters.cancelled += 1
+            entry = self.index.find(id_digest)  # None: it is due behind the horizon
+            self.index.remove(id_digest, position)
         else:
             # Not a mark of that ID: a newer entry of it may stand in the log meanwhile.
             known = records.parse_outcome(outcome) or "unknown"
@@ -593,17 +594,41 @@ class PartitionScheduler:
         answer.partition = self._partition
         self._cancelling += 1
         (refused,) = await self._write([(self._topic, answer)])
-        if refused is None:
-            self._cancelling -= 1
-        else:
+        self._cancelling -= 1
+        if refused is not None:
             logger.error("%s: a request to cancel could not be answered: %r", self, refused)
+            if entry is not None:
+                self.index.put_back(id_digest, entry)
+        elif outcome == _PENDING:
+            self._recent_outcomes.add(id_digest, "cancelled")
+            self._scheduler.counters.cancelled += 1
         self.is_idle = False
         self._wake.set()
 
-    async def _is_pending_in_log(self, id_digest: int, position: int) -> bool:
-        """Whether an entry that is due behind the horizon was pending when a request to cancel was
-        written. The log is read once for all requests that came together."""
-        if position not in self._is_pending_at:
+    async def _find_outcome(self, id_digest: int, position: int) -> str | None:
+        """What became of an entry that was pending when a request to cancel was written, or
+        :data:`_PENDING`; None: nothing is known of one."""
+        while True:
+            await self._scan_complete.wait()
+            entry = self.index.find(id_digest)
+            if entry is not None and self.index.is_taken(entry):
+                await self._batch_delivered.wait()
+                continue
+            if entry is not None and log_position(entry) < position:
+                return _PENDING
+            outcome = self._recent_outcomes.get(id_digest)
+            if outcome is not None or self.index.horizon is None:
+                return outcome
+            scan = self._scan_number
+            outcome = await self._find_outcome_in_log(id_digest, position)
+            if scan == self._scan_number:
+                return outcome
+            self._outcome_at.clear()  # what was due behind the horizon may be delivered meanwhile
+
+    async def _find_outcome_in_log(self, id_digest: int, position: int) -> str | None:
+        """The same of an entry that is due behind the horizon, if there is one. The log is read
+        once for all requests that came together."""
+        if position not in self._outcome_at:
             requests = {position: id_digest}
             for message in self._at_hand:
                 key, value, headers = message.raw
@@ -611,35 +636,36 @@ class PartitionScheduler:
                     later = records.scan_record(int(message.offset), key, value, headers)
                     if later is not None and later.mark == records.CANCEL:
                         requests[later.position] = later.id_digest
-            self._is_pending_at = await self._retry_outages(
+            self._outcome_at = await self._retry_outages(
                 lambda: run_in_thread(self._look_up, requests)
             )
-        return self._is_pending_at[position]
+        return self._outcome_at[position]
 
-    def _look_up(self, requests: Mapping[int, int]) -> dict[int, bool]:
-        """Whether entries were pending, by the positions of the requests that ask for them; blocks.
+    def _look_up(self, requests: Mapping[int, int]) -> dict[int, str | None]:
+        """What became of entries, by the positions of the requests that ask for them, as far as the
+        log is known; blocks.
 
         :param requests: what stands for their IDs.
         """
-        found: dict[int, bool] = {}
-        wanted = set(requests.values())
-        pending: set[int] = set()
-        positions = sorted(requests, reverse=True)
+        found: dict[int, str | None] = dict.fromkeys(requests)
+        positions: dict[int, list[int]] = {}
+        for position, id_digest in requests.items():
+            positions.setdefault(id_digest, []).append(position)
         start, _, _ = self._read_floor()
-        for batch in self._scan_log(start, positions[0]):
+        for batch in self._scan_log(start, max(self._known_end, *requests)):
             for record in batch.records:
-                while positions[-1] < record.position:
-                    position = positions.pop()
-                    found[position] = requests[position] in pending
-                if record.id_digest in wanted:
-                    (pending.discard if record.due is None else pending.add)(record.id_digest)
-        return found | {position: requests[position] in pending for position in positions}
+                for position in positions.get(record.id_digest, ()):
+                    if record.position < position:
+                        found[position] = None if record.due is None else _PENDING
+                    elif found[position] == _PENDING:
+                        found[position] = record.mark  # of another entry: None
+        return found
 
     # -- delivering
 
     async def _deliver_due(self) -> None:
         """Deliver what is due, until a scan is needed."""
-        while not self.index.is_exhausted:
+        while not self._is_scan_needed:
             entries = self.index.take_due(int(self._clock.time() * 1000), self._batch_size)
             if not entries:
                 await self._commit_floor()
@@ -657,12 +683,16 @@ class PartitionScheduler:
                 delivered.set()
             await self._commit_floor()
 
+    @property
+    def _is_scan_needed(self) -> bool:
+        return self.index.is_exhausted and not self._cancelling
+
     async def _wait_until_due(self) -> None:
         """Wait until something is due, or a record was received."""
         self._wake.clear()
         due = self.index.next_due
         seconds = LONGEST_SLEEP if due is None else due / 1000 - self._clock.time()
-        if seconds <= 0 or self.index.is_exhausted:
+        if seconds <= 0 or self._is_scan_needed:
             return
         self.idle_until, self.is_idle = due, True
         seconds = min(LONGEST_SLEEP, self._clock.real_timeout(seconds))
@@ -759,7 +789,10 @@ class PartitionScheduler:
             return
         if self._clock.monotonic() >= self.assignment.valid_until:
             return
-        self._floor_committed_at, self._floor_end = now, self._known_end
+        self._floor_committed_at = now
+        if self._cancelling:
+            return
+        self._floor_end = self._known_end
         lowest = self.index.lowest_position
         floor = max(self._known_end if lowest is None else lowest, self._committed_floor)
         await self._write_checkpoint(floor)
@@ -782,8 +815,6 @@ class PartitionScheduler:
         behind = self._counts.behind(max(floor, self._checkpoint_tried))
         if behind <= 2 * len(self.index) + CHECKPOINT_RECORDS:
             return
-        if self._cancelling:
-            return  # what the index lacks may not be marked in the log yet
         position, state = self._known_end, self.index.state()
         self._checkpoint_tried = position
         parts = await run_in_thread(checkpoint_records, state, position, self._partition)

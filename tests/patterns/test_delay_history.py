@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
 
 from streams import Streams
+from streams.errors import LogError
 from streams.inspection.delayed import DelayIndex
 from streams.log.range_reader import read_batches
 from streams.log.url import open_log
@@ -15,6 +17,7 @@ from streams.patterns import Delays
 from streams.retries import checkpoints, scheduler
 from streams.retries import records as delay_records
 from streams.retries.checkpoints import CheckpointPlace, parse_place
+from streams.testing import Clock, harness
 from tests.conformance.stage import Stage
 from tests.patterns.counting import Counting, counting
 from tests.patterns.keeping import until
@@ -173,7 +176,7 @@ async def known_pending(stage: Stage, count: int) -> int:
         return delays.stats().pending
 
 
-async def test_what_is_being_cancelled_is_left_out_of_no_checkpoint(
+async def test_what_is_being_cancelled_is_behind_no_floor_and_in_each_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its owner may be killed before the mark is in the log, and it is pending then."""
@@ -213,7 +216,10 @@ async def test_what_is_being_cancelled_is_left_out_of_no_checkpoint(
             await until(has_looked, "it has looked")
 
         await look_again()
+        await look_again()  # the first time is over then
         assert partition._checkpoint_tried == 0
+        floor = app.log.committed(scheduler.floor_group(delays.name), delays.name).get(0)
+        assert floor is None or floor.position == 0
         may_answer.set()
         assert await cancelling == "cancelled"
         await look_again()
@@ -222,3 +228,165 @@ async def test_what_is_being_cancelled_is_left_out_of_no_checkpoint(
         kept = checkpoints.read_checkpoint(app.log, delays.name, 0, place, end)
         assert kept is not None
         assert list(kept.entries) == [delay_records.id_digest(b"farther")]
+
+
+async def test_what_cannot_be_marked_as_cancelled_is_delivered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody was told that it is not, and its owner looks after it as before."""
+    app = Streams("memory://")
+    topic = app.topic("wanted", int)
+    delays = Delays(app)
+    refused: list[bytes | None] = []
+    write = scheduler.PartitionScheduler._write
+
+    async def refuse_first(self: Any, outgoing: Any) -> Any:
+        if not refused and any(delay_records.read_mark(each.headers)[1] for _, each in outgoing):
+            refused.append(outgoing[0][1].key)
+            return [LogError("refused")]
+        return await write(self, outgoing)
+
+    monkeypatch.setattr(scheduler.PartitionScheduler, "_write", refuse_first)
+    async with harness(app, clock=Clock()) as running:
+        await delays.publish(topic, 1, delay=60, id="m1")
+        await delays.publish(topic, 2, delay=120, id="m2")
+        with pytest.raises(TimeoutError):
+            await delays.cancel("m1", within=0)
+        await until(lambda: refused, "the mark is refused")
+        # Requests are answered in turn.
+        assert await delays.cancel("m2") == "cancelled"
+        assert (delays.stats().pending, delays.stats().cancelled) == (1, 1)
+        running.clock.advance(DAY)
+        await until(lambda: delays.stats().delivered == 1, "delivered")
+        assert await delays.cancel("m1") == "delivered"
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
+async def test_a_message_that_is_cancelled_while_the_log_is_read_again_is_not_delivered(
+    monkeypatch: pytest.MonkeyPatch, is_marked: bool
+) -> None:
+    """Its mark is on the way when the index runs dry, and it is due behind the horizon."""
+    app = Streams("memory://")
+    topic = app.topic("wanted", int)
+    delays = Delays(app, pending=3)
+    may_answer, is_answering = asyncio.Event(), asyncio.Event()
+    write = scheduler.PartitionScheduler._write
+
+    async def write_later(self: Any, outgoing: Any) -> Any:
+        is_answer = any(delay_records.read_mark(record.headers)[1] for _, record in outgoing)
+        if is_answer and not may_answer.is_set():
+            is_answering.set()
+            await may_answer.wait()
+            if not is_marked:
+                return [LogError("refused")]
+        return await write(self, outgoing)
+
+    monkeypatch.setattr(scheduler.PartitionScheduler, "_write", write_later)
+    async with harness(app, clock=Clock()) as running:
+        for number in range(3):
+            await delays.publish(topic, number, delay=60, id=f"m{number}")
+        for number in range(3, 9):
+            await delays.publish(topic, number, delay=120 + number, id=f"m{number}")
+        asked = asyncio.create_task(delays.cancel("m8", within=120 if is_marked else 0))
+        await until(is_answering.is_set, "a request is being answered")
+        (partition,) = delays._scheduler._by_partition.values()
+        assert partition.index.find(delay_records.id_digest(b"m8")) is None
+        running.clock.advance(DAY)
+
+        def has_run_dry() -> bool:
+            is_waiting = partition.is_idle and partition.index.is_exhausted
+            return is_waiting or delays.stats().scans > 1
+
+        await until(has_run_dry, "the index has run dry")
+        assert delays.stats().scans == 1
+        may_answer.set()
+        count = 8 if is_marked else 9
+        await until(lambda: delays.stats().delivered == count, "delivered")
+        if is_marked:
+            assert await asked == "cancelled"
+        else:
+            with pytest.raises(TimeoutError):
+                await asked
+        assert await delays.cancel("m8") == ("cancelled" if is_marked else "delivered")
+
+
+async def test_what_is_delivered_while_the_log_is_asked_for_it_was_not_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is due behind the horizon, and what was known before it is delivered meanwhile."""
+    app = Streams("memory://")
+    topic = app.topic("wanted", int)
+    delays = Delays(app, pending=3)
+    was_read, may_end = threading.Event(), threading.Event()
+    look_up = scheduler.PartitionScheduler._look_up
+
+    def end_later(self: Any, requests: Any) -> Any:
+        found = look_up(self, requests)
+        was_read.set()
+        may_end.wait(60)
+        return found
+
+    monkeypatch.setattr(scheduler.PartitionScheduler, "_look_up", end_later)
+    async with harness(app, clock=Clock()) as running:
+        for number in range(6):
+            await delays.publish(topic, number, delay=60 + number, id=f"m{number}")
+        asked = asyncio.create_task(delays.cancel("m5", within=120))
+        await until(was_read.is_set, "the log is asked")
+        running.clock.advance(DAY)
+        try:
+            await until(lambda: delays.stats().delivered == 6, "all are delivered")
+        finally:
+            may_end.set()
+        assert await asked == "delivered"
+        assert delays.stats().cancelled == 0
+
+
+async def test_what_was_delivered_after_a_request_was_not_cancelled(stage: Stage) -> None:
+    """Its former owner died between the mark and the answer. Of marks the new one remembers only
+    the last ones, and asks the log."""
+    asker, app = stage.app(), stage.app()
+    topic = stage.topic(asker, partitions=1)
+    asks = delays_of(stage, asker)
+    async with asker.connected():
+        for number in range(2 * KEPT):
+            await asks.publish(topic, number, delay=YEAR + number, id=f"m{number}")
+        requests = [
+            asyncio.create_task(asks.cancel(f"m{number}", within=120)) for number in range(60, 64)
+        ]
+        await stage.until(lambda: written(asker, asks.name) == 2 * KEPT + 4, "asked")
+        marks = [
+            delay_records.mark_record(b"m60", "delivered", "mark-60"),
+            delay_records.mark_record(b"m61", "dead", "mark-61"),
+            delay_records.entry_record(topic.record(1), topic.name, 2**50, entry_id="m62"),
+        ]
+        # More than are remembered, of other messages.
+        marks += [
+            delay_records.mark_record(b"other-%d" % number, "delivered", f"mark-other-{number}")
+            for number in range(3 * KEPT)
+        ]
+        await asker.publisher.publish_many(asks.name, marks)
+        stage.topic(app, partitions=1)
+        delays_of(stage, app, pending=10)
+        async with app:
+            found = await asyncio.gather(*requests)
+    assert found == ["delivered", "dead", "unknown", "cancelled"]
+
+
+async def test_a_record_is_counted_once(stage: Stage) -> None:
+    """Whether it was read by the scan, or received, or both."""
+    asker, app = stage.app(), stage.app()
+    topic = stage.topic(asker, partitions=1)
+    asks = delays_of(stage, asker)
+    async with asker.connected():
+        for number in range(30):
+            await asks.publish(topic, number, delay=YEAR)
+        stage.topic(app, partitions=1)
+        delays = delays_of(stage, app)
+        async with app:
+            for number in range(10):
+                await asks.publish(topic, number, delay=YEAR)
+            assert await asks.cancel("nothing") == "unknown"  # all before it was received
+            (partition,) = delays._scheduler._by_partition.values()
+            _, end = app.log.watermarks(asks.name, 0)
+            await stage.until(lambda: partition._known_end == end, "all is received")
+            assert partition._counts.behind(0) == written(app, asks.name) == 42

@@ -32,6 +32,8 @@ class Pending(RuleBasedStateMachine):
         """What was given out, by slot: its name."""
         self.kept: tuple[list[Record], int] | None = None
         """A checkpoint, and its position."""
+        self.removed: dict[int, int] = {}
+        """What is being cancelled: names by slot. Nothing is read until that is over."""
 
     def pending(self, end: int | None = None) -> dict[int, int]:
         """What the log says: slots by name."""
@@ -42,20 +44,26 @@ class Pending(RuleBasedStateMachine):
                 found[name] = due_entry(due, position)
         return found
 
+    def held(self) -> dict[int, int]:
+        """What the index knows of, at least its horizon."""
+        return {name: each for name, each in self.pending().items() if each not in self.removed}
+
     @rule(name=NAMES, due=DUES)
     def add(self, name: int, due: int) -> None:
+        self.end_cancelling()
         self.index.add(name, due, len(self.log))
         self.log.append((name, due))
 
     @rule(name=NAMES)
     def mark(self, name: int) -> None:
+        self.end_cancelling()
         self.index.remove(name, len(self.log))
         self.log.append((name, None))
 
     @rule(now=DUES, count=st.integers(1, 4))
     def take(self, now: int, count: int) -> None:
         given = self.index.take_due(now, count)
-        known = self.pending()
+        known = self.held()
         names = {each: name for name, each in known.items()}
         horizon = self.index.horizon
         wanted = sorted(
@@ -84,7 +92,24 @@ class Pending(RuleBasedStateMachine):
         del self.out[each]
         self.index.give_back([each])
 
-    @precondition(lambda self: self.index.is_exhausted)
+    @rule(name=NAMES)
+    def cancel(self, name: int) -> None:
+        entry = self.index.find(name)
+        if entry is not None and not self.index.is_taken(entry):
+            assert self.index.remove(name, log_position(entry) + 1)
+            self.removed[entry] = name
+
+    def end_cancelling(self) -> None:
+        """It was refused."""
+        while self.removed:
+            entry, name = self.removed.popitem()
+            self.index.put_back(name, entry)
+
+    @rule()
+    def refuse(self) -> None:
+        self.end_cancelling()
+
+    @precondition(lambda self: self.index.is_exhausted and not self.removed)
     @rule()
     def read_again(self) -> None:
         before = self.index.horizon
@@ -95,18 +120,21 @@ class Pending(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
+        self.end_cancelling()
         self.out.clear()
         self.index = DueIndex(self.limit)
         self.fill()
 
     @rule()
     def keep(self) -> None:
+        self.end_cancelling()
         self.kept = checkpoint_records(self.index.state(), len(self.log), 0), len(self.log)
 
     @precondition(lambda self: self.kept is not None)
     @rule()
     def restart_from_what_was_kept(self) -> None:
         assert self.kept is not None
+        self.end_cancelling()
         records, position = self.kept
         self.out.clear()
         self.index = DueIndex(self.limit)
@@ -129,7 +157,7 @@ class Pending(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_below_the_floor(self) -> None:
-        known = self.pending()
+        known = self.held()
         lowest = self.index.lowest_position
         if known:
             assert lowest is not None
@@ -140,18 +168,18 @@ class Pending(RuleBasedStateMachine):
         horizon = self.index.horizon
         free = [
             each
-            for each in self.pending().values()
+            for each in self.held().values()
             if each not in self.out and (horizon is None or each < horizon)
         ]
         assert self.index.next_due == (due_time(min(free)) if free else None)
         # What is not here is behind the horizon.
-        missing = set(self.pending().values()) - set(free) - set(self.out)
+        missing = set(self.held().values()) - set(free) - set(self.out)
         assert not missing or (horizon is not None and min(missing) >= horizon)
 
     @invariant()
     def each_is_found_by_its_name(self) -> None:
         horizon = self.index.horizon
-        for name, each in self.pending().items():
+        for name, each in self.held().items():
             if horizon is None or each < horizon:
                 assert self.index.find(name) == each
                 assert self.index.is_taken(each) == (each in self.out)
@@ -231,6 +259,23 @@ def test_what_comes_back_is_bounded_too() -> None:
     index.give_back([due_entry(5, name) for name in range(8)])
     assert len(index) == 3
     assert index.horizon == due_entry(5, 3)
+
+
+def test_what_could_not_be_cancelled_does_not_overtake_what_was_dropped_meanwhile() -> None:
+    index = DueIndex(2)
+    for name in (1, 2, 3):
+        index.add(name, name, name)
+    given = index.take_due(3, 3)
+    index.add(4, 4, 4)
+    index.add(5, 5, 5)
+    assert index.remove(5, 6)
+    index.give_back(given)  # 3 and 4 are dropped
+    index.put_back(5, due_entry(5, 5))
+    assert [due_time(each) for each in index.take_due(9, 9)] == [1, 2]
+    for name in (1, 2):
+        index.remove_delivered(name, due_entry(name, name))
+    assert index.is_exhausted
+    assert index.lowest_position == 3
 
 
 def test_a_position_of_redis_fits() -> None:
