@@ -43,25 +43,15 @@ class DeferringDispatcher(Dispatcher):
     def finish_fast(self, fetched: FetchedBatch, stop: int) -> None:
         if fetched.state.is_owned:
             super().finish_fast(fetched, stop)
-        else:  # as in mark_handled: to the assignment that came after, these are no duplicates
+        else:  # see _remember_if_owned
             self.counts.handled += stop
 
     def mark_handled(self, delivery: Delivery) -> None:
         """The message was handled, and somebody else settles it."""
         self.counts.handled += 1
-        state, identity, key = delivery.fetched.state, delivery.identity, delivery.ordering_key
-        if not state.is_owned:
-            # Nothing is published of it any more: to the assignment that came after, this message
-            # is no duplicate.
-            if key is not None:
-                self._release_key(state, key)
-            return
-        if identity is not None and state.window is not None:
-            state.window.add(identity)
-        if key is not None:
-            queue = state.in_flight.pop(key)
-            if queue:
-                self._promote_next(state, key, queue)
+        self._remember_if_owned(delivery)
+        if delivery.ordering_key is not None:
+            self._release_key(delivery.fetched.state, delivery.ordering_key)
 
     @override
     def mark_settled(self, delivery: Delivery) -> None:
@@ -79,6 +69,11 @@ class DeferringDispatcher(Dispatcher):
                 super()._record_settled((delivery,))
                 continue
             self.counts.handled += 1
-            state, identity = delivery.fetched.state, delivery.identity
-            if identity is not None and state.window is not None and state.is_owned:
-                state.window.add(identity)
+            self._remember_if_owned(delivery)
+
+    def _remember_if_owned(self, delivery: Delivery) -> None:
+        """Copies of a message are duplicates from now on. Of a partition that was given up nothing
+        is published any more, so to the assignment that came after, this message is none."""
+        state, identity = delivery.fetched.state, delivery.identity
+        if identity is not None and state.window is not None and state.is_owned:
+            state.window.add(identity)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -37,9 +37,9 @@ from streams.errors import HandlerTimeout
 from streams.message import make_message
 from streams.processing.executor import OWNERSHIP_RECHECK, Executor
 from streams.processing.handler_transaction import HandlerTransaction
-from streams.processing.job import Job, Outgoing
+from streams.processing.job import Job
 from streams.processing.outcomes import NotCalled
-from streams.processing.pending_outputs import OutputRun, PendingOutputs
+from streams.processing.pending_outputs import PendingOutputs
 
 TIME_SLICE = 0.005
 """Seconds one task keeps the loop to itself, at most, while handlers do not suspend."""
@@ -52,12 +52,11 @@ class FastRun:
     """A batch that one task handles message by message."""
 
     __slots__ = (
-        "_outputs",
-        "_results",
         "delivery",
         "fetched",
         "index",
         "interrupted",
+        "results",
         "task_index",
         "yielding",
     )
@@ -74,29 +73,18 @@ class FastRun:
         self.interrupted = False
         self.delivery: Delivery | None = None
         """The message in flight, once the run was interrupted at one."""
-        self._outputs = outputs
-        self._results: OutputRun | None = None
-        """What messages were turned into, while more is added to it."""
+        self.results = None if outputs is None else outputs.open_run(fetched)
+        """Takes what messages were turned into, in an exactly-once processor."""
 
     @property
     def handled(self) -> int:
         """How many messages of it were, at least."""
         return max(self.index, self.fetched.settled.count(1))
 
-    def add_results(self, index: int, outgoing: Sequence[Outgoing]) -> None:
-        """Put aside what the next message was turned into; it is settled when that is stored."""
-        outputs = self._outputs
-        if outputs is None:
-            raise RuntimeError("nothing here is put aside")
-        if self._results is None:
-            self._results = outputs.begin_run(self.fetched)
-        outputs.add_to_run(self._results, index, outgoing)
-
     def end_results(self) -> None:
         """What others put aside may come behind what was."""
-        results, self._results = self._results, None
-        if results is not None and self._outputs is not None:
-            self._outputs.end_run(results)
+        if self.results is not None:
+            self.results.end()
 
 
 class AsyncExecutor(Executor):
@@ -430,6 +418,7 @@ class AsyncExecutor(Executor):
             function = self.timing.sample(function)
         assignment = fetched.state.assignment
         run = self._fast_run = FastRun(fetched, task_index, outputs)
+        results = run.results
         self._busy[task_index] = (fetched,)
         index = 0
         until = now() + TIME_SLICE
@@ -473,13 +462,13 @@ class AsyncExecutor(Executor):
                     if run.delivery is not None:
                         self._calls.succeeded(run.delivery, result)
                     return
-                if encode is not None and result is not None:
+                if encode is not None and results is not None and result is not None:
                     outgoing = encode(result, batch, index, fetched.ids[index])
                     if reset_context is not None:
                         reset_context()
                     if outgoing:
+                        results.add(index, outgoing)
                         index += 1
-                        run.add_results(index - 1, outgoing)
                         if outputs is not None and not outputs.has_room:
                             break
                         continue

@@ -67,8 +67,10 @@ class OutputEntry:
         """Of how many messages it is the outcome."""
         return 1
 
-    def split(self, limit: int | None, *, at_least_one: bool) -> tuple[OutputEntry | None, bool]:
-        """See :meth:`OutputRun.split`: all of it, or nothing."""
+    def take_first(
+        self, limit: int | None, *, at_least_one: bool
+    ) -> tuple[OutputEntry | None, bool]:
+        """See :meth:`OutputRun.take_first`: all of it, or nothing."""
         if limit is not None and len(self.outgoing) > limit and not at_least_one:
             return None, False
         return self, True
@@ -103,7 +105,7 @@ class OutputRun:
         self.rows.append((index, outgoing))
         self._added += _bytes_of(outgoing)
 
-    def split(self, limit: int | None, *, at_least_one: bool) -> tuple[OutputRun | None, bool]:
+    def take_first(self, limit: int | None, *, at_least_one: bool) -> tuple[OutputRun | None, bool]:
         """Take out the first messages, with so many records at most; and whether that is all that
         was there."""
         found = OutputRun(self.fetched)
@@ -232,27 +234,25 @@ class PendingOutputs:
         if self.wake is not None:
             self.wake()
 
+    def open_run(self, fetched: FetchedBatch) -> OpenRun:
+        """Takes what is returned for messages of this batch, one after the other; nothing else is
+        added between the first of it and its end."""
+        return OpenRun(self, fetched)
+
     def begin_run(self, fetched: FetchedBatch) -> OutputRun:
-        """What is returned for messages of this batch is added to a run, until :meth:`end_run`;
-        nothing else is added meanwhile."""
+        """What is added to this run is among the entries at once, until :meth:`end_run`."""
         run = OutputRun(fetched)
         with self._lock:
             self._entries.append(run)
             self._open_run = run
         return run
 
-    def add_to_run(self, run: OutputRun, index: int, outgoing: Sequence[Outgoing]) -> None:
-        """Add what was returned for the next message, which is something."""
-        run.add(index, outgoing)
-        if self.wake is not None:
-            self.wake()
-
     def end_run(self, run: OutputRun) -> None:
         """No more is added to it."""
         with self._lock:
             self._open_run = None
             self._count(len(run.rows), run.bytes)
-            if not run.rows:  # it would keep its batch alive until the next commit
+            if not run.rows:  # all were stored: it would keep its batch alive
                 self._entries.pop()
 
     def add(
@@ -314,7 +314,9 @@ class PendingOutputs:
                 if is_owned and assignment not in wanted:
                     left.append(entry)
                     continue
-                found, is_whole = entry.split(room if is_owned else None, at_least_one=not taken)
+                found, is_whole = entry.take_first(
+                    room if is_owned else None, at_least_one=not taken
+                )
                 if found is not None and not is_open:
                     messages += found.messages
                     size += found.bytes
@@ -337,6 +339,32 @@ class PendingOutputs:
             self._count(
                 sum(entry.messages for entry in entries), sum(entry.bytes for entry in entries)
             )
+
+
+class OpenRun:
+    """A run for one thread to add to. It begins with the first message that something came of."""
+
+    __slots__ = ("_fetched", "_outputs", "_run")
+
+    def __init__(self, outputs: PendingOutputs, fetched: FetchedBatch) -> None:
+        self._outputs = outputs
+        self._fetched = fetched
+        self._run: OutputRun | None = None
+
+    def add(self, index: int, outgoing: Sequence[Outgoing]) -> None:
+        """Add what was returned for the next message, which is something."""
+        outputs, run = self._outputs, self._run
+        if run is None:
+            run = self._run = outputs.begin_run(self._fetched)
+        run.add(index, outgoing)
+        if outputs.wake is not None:
+            outputs.wake()
+
+    def end(self) -> None:
+        """Others may add something behind it."""
+        run, self._run = self._run, None
+        if run is not None:
+            self._outputs.end_run(run)
 
 
 def _key(delivery: Delivery) -> tuple[int, int]:

@@ -419,10 +419,9 @@ class ThreadExecutor(Executor):
     ) -> FastRunResult:
         """The same in an exactly-once processor: what the handler returns is put aside."""
         now, settled, ids, batch = self._now, fetched.settled, fetched.ids, fetched.batch
-        state = fetched.state
-        assignment, add = state.assignment, outputs.add_to_run
+        state, run = fetched.state, outputs.open_run(fetched)
+        assignment = state.assignment
         index = 0
-        run = outputs.begin_run(fetched)
         try:
             call = self._fast_call(fetched, None)
             for value in _fast_values(fetched):
@@ -438,7 +437,7 @@ class ThreadExecutor(Executor):
                 if result is not None:
                     outgoing = encode(_materialized(result), batch, index, ids[index])
                 if outgoing:
-                    add(run, index, outgoing)
+                    run.add(index, outgoing)
                 else:
                     settled[index] = 1
                 index += 1
@@ -446,7 +445,7 @@ class ThreadExecutor(Executor):
         except Exception as error:
             return FastRunResult(index, min(len(fetched), index + 1), error)
         finally:
-            outputs.end_run(run)
+            run.end()
         return FastRunResult(index, index, None)
 
     def _fast_call(

@@ -71,7 +71,7 @@ def test_everything_is_stored_once_and_in_order(actions: list[tuple[str, int]]) 
         if act == "run":
             run = run or outputs.begin_run(fetched)
             if number:
-                outputs.add_to_run(run, index, records(index, number))
+                run.add(index, records(index, number))
                 waiting += 1
             added += [record.id for _, record in records(index, number)]
             index += 1
@@ -115,12 +115,12 @@ def test_what_is_of_a_partition_that_is_not_owned_is_dropped() -> None:
     outputs = PendingOutputs(1 << 20, lambda count: None)
     first, second = fetched_batch(kept), fetched_batch(lost)
     run = outputs.begin_run(first)
-    outputs.add_to_run(run, 0, records(0, 1))
+    run.add(0, records(0, 1))
     outputs.end_run(run)
     run = outputs.begin_run(second)
-    outputs.add_to_run(run, 1, records(1, 1))
+    run.add(1, records(1, 1))
     assert outputs.take([kept], [], 10) == ([], True)
-    outputs.add_to_run(run, 2, records(2, 1))
+    run.add(2, records(2, 1))
     outputs.end_run(run)
     taken, _ = outputs.take([kept], [kept], 10)
     assert ids_of(taken) == ["m0/0"]
