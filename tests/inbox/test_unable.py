@@ -58,6 +58,17 @@ async def outage_is_waited_out(
 # -- PostgreSQL
 
 
+def declared(
+    app: Streams, topic: Topic[int], database: Database[Any], handler: Any
+) -> Processor[..., Any]:
+    """A processor whose messages have one attempt."""
+    given: Any = app.processor(
+        topic, group="g", concurrency=4, transaction=database, retry=Retry(attempts=1)
+    )
+    processor: Processor[..., Any] = given(handler)
+    return processor
+
+
 def _fails_on_demand(place: Place) -> None:
     """Statements and COMMITs fail with the code that ``trouble`` has for them."""
     place.execute("CREATE TABLE trouble (place text NOT NULL, code text NOT NULL)")
@@ -87,13 +98,9 @@ async def test_a_server_without_room_is_waited_for(server_kind: Kind, postgres: 
     _fails_on_demand(place)
     app = Streams(f"memory://{uuid4().hex}")
     topic = app.topic("numbers", int)
-    processor = app.processor(
-        topic,
-        group="g",
-        concurrency=4,
-        transaction=server_kind.make(postgres),
-        retry=Retry(attempts=1),
-    )(server_kind.handler(lambda message: None, by_id))
+    processor = declared(
+        app, topic, server_kind.make(postgres), server_kind.handler(lambda message: None, by_id)
+    )
     sent = 0
     async with harness(app) as h:
         for where, code in (("", ""), ("take", "53200"), ("handler", "53100"), ("commit", "58030")):
@@ -128,13 +135,9 @@ async def test_a_replica_is_left_for_the_next_server(server_kind: Kind, postgres
 
     app = Streams(f"memory://{uuid4().hex}")
     topic = app.topic("numbers", int)
-    processor = app.processor(
-        topic,
-        group="g",
-        concurrency=4,
-        transaction=server_kind.make(postgres),
-        retry=Retry(attempts=1),
-    )(server_kind.handler(lambda message: None, by_id))
+    processor = declared(
+        app, topic, server_kind.make(postgres), server_kind.handler(lambda message: None, by_id)
+    )
     async with harness(app) as h:
         await topic.publish(0, id="m0")
         await h.settled()
@@ -231,13 +234,10 @@ async def test_a_file_without_room_is_waited_for(
         lambda message: None,
         by_id if where == "take" else lambda message: message.id + LONG * message.value,
     )
-    processor = app.processor(
-        topic,
-        group="g",
-        concurrency=4,
-        transaction=file.database(file_kind),
-        retry=Retry(attempts=1),
-    )(wrapping(file_kind, handler) if where == "handler that wraps" else handler)
+    processor = declared(
+        app, topic, file.database(file_kind),
+        wrapping(file_kind, handler) if where == "handler that wraps" else handler,
+    )  # fmt: skip
     async with harness(app) as h:
         await topic.publish(0, id="m0")
         await h.settled()

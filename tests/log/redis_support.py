@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from uuid import uuid4
 
+import redis
+
 from streams.errors import LogError, Unavailable
 from streams.log.protocol import Assignment, Commit, Committed, Retention
 from streams.log.redis import RedisLog
 from streams.log.url import open_log
 from streams.message import Batch, Position, Record
+from tests.servers.redis import Redis
 
 PATIENCE = 60.0
 """Seconds until a test gives up on something that should happen; no measure of speed."""
@@ -30,6 +33,36 @@ def open_redis(url: str, **config: Any) -> RedisLog:
     log = open_log(url, config)
     assert isinstance(log, RedisLog)
     return log
+
+
+class SlotMove:
+    """Moves a slot of a cluster, with all that is in it, to another node."""
+
+    def __init__(self, slot: int, source: Redis, target: Redis) -> None:
+        self._slot = slot
+        self._port = target.port
+        self._here, self._there = source.client(), target.client()
+
+    def begin(self) -> list[bytes]:
+        """Move what is in it; whoever asks for it is sent on by ASK. Its keys."""
+        here, there, slot = self._here, self._there, self._slot
+        call(there, "CLUSTER", "SETSLOT", slot, "IMPORTING", call(here, "CLUSTER", "MYID").decode())
+        call(here, "CLUSTER", "SETSLOT", slot, "MIGRATING", call(there, "CLUSTER", "MYID").decode())
+        keys: list[bytes] = call(here, "CLUSTER", "GETKEYSINSLOT", slot, 100)
+        call(here, "MIGRATE", "127.0.0.1", self._port, "", 0, 5_000, "KEYS", *keys)
+        return keys
+
+    def end(self) -> None:
+        """It is the other node's; whoever asks is sent on by MOVED."""
+        owner = call(self._there, "CLUSTER", "MYID").decode()
+        for client in (self._there, self._here):
+            call(client, "CLUSTER", "SETSLOT", self._slot, "NODE", owner)
+            client.close()
+
+
+def call(client: redis.Redis, *command: Any) -> Any:
+    """What a server answers to a command that the driver has no method for."""
+    return client.execute_command(*command)  # type: ignore[no-untyped-call]
 
 
 def patient(log: RedisLog) -> RedisLog:

@@ -39,6 +39,7 @@ from streams.log.documents import (
     CollectionInfo,
     CollectionTotals,
     DocumentChange,
+    DocumentWriter,
     StoredDocument,
 )
 from streams.log.kafka import document_index, document_partition
@@ -521,16 +522,24 @@ def test_what_was_cleared_does_not_come_back_where_nothing_may_be_deleted(
 # -- what is shown ---------------------------------------------------------------------------------
 
 
+def written_and_read(
+    store: KafkaDocuments, name: str, reopen: Open
+) -> tuple[DocumentWriter, KafkaDocuments]:
+    """A writer of one document, and another process that has read it."""
+    writer = store.claim(name, 0)
+    writer.write([change(b"a", b"1")], Checkpoint(1))
+    reader = reopen()
+    assert reader.checkpoint(name, 0) == Checkpoint(1)
+    return writer, reader
+
+
 @pytest.mark.parametrize("away", [COMPACTION_LAG, DELETE_RETENTION])
 def test_a_reader_that_was_away_for_long_shows_nothing_that_is_half(
     store: KafkaDocuments, name: str, reopen: Open, away: float,
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(document_index, "CHECK_INTERVAL", float("inf"))  # so that nobody sees it
-    writer = store.claim(name, 0)
-    writer.write([change(b"a", b"1")], Checkpoint(1))
-    reader = reopen()
-    assert reader.checkpoint(name, 0) == Checkpoint(1)
+    writer, reader = written_and_read(store, name, reopen)
     index = reader._index(name)
     aged, fold = index._partitions[0], document_partition.DocumentPartition.fold
 
@@ -577,10 +586,7 @@ def test_a_poll_that_found_nothing_does_not_say_that_a_reader_is_at_the_end(
 ) -> None:  # fmt: skip
     """A process can be frozen for long in the first poll after the last batch."""
     monkeypatch.setattr(document_index, "CHECK_INTERVAL", float("inf"))  # so that nobody sees it
-    writer = store.claim(name, 0)
-    writer.write([change(b"a", b"1")], Checkpoint(1))
-    reader = reopen()
-    assert reader.checkpoint(name, 0) == Checkpoint(1)
+    writer, reader = written_and_read(store, name, reopen)
     index = reader._index(name)
     index._partitions[0].caught_up_at -= DELETE_RETENTION
     index.reach(0, index.next_offsets()[0])

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-import redis
 from redis.crc import key_slot
 
 from streams.errors import Fatal, LogError
@@ -18,6 +16,7 @@ from streams.message import Position
 from tests.log.redis_support import (
     PATIENCE,
     Member,
+    SlotMove,
     append,
     name,
     open_redis,
@@ -179,27 +178,17 @@ def test_a_slot_that_moves_is_followed(log: RedisLog, cluster: RedisCluster) -> 
     stream = PartitionKeys(topic, 0, 6).stream
     slot, source = key_slot(stream), cluster.nodes[places[0]]
     target = cluster.nodes[(places[0] + 1) % 3]
-    with source.client() as here, target.client() as there:
-
-        def call(client: redis.Redis, *args: Any) -> Any:
-            return client.execute_command(*args)  # type: ignore[no-untyped-call]
-
-        ids = [call(client, "CLUSTER", "MYID").decode() for client in (here, there)]
-        call(there, "CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
-        call(here, "CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
-        keys = call(here, "CLUSTER", "GETKEYSINSLOT", slot, 100)
-        assert stream in keys
-        call(here, "MIGRATE", "127.0.0.1", target.port, "", 0, 5_000, "KEYS", *keys)
-        # Every request for this slot is sent on by ASK now; one of several keys that are not all
-        # there has to wait until the slot has moved.
-        writer = threading.Thread(target=write, args=(log, topic, range(500, 1_000)))
-        writer.start()
-        elsewhere = sum(partition_of(number) != 0 for number in range(500, 1_000))
-        member.take_in(500 + elsewhere)
-        for client in (there, here):
-            call(client, "CLUSTER", "SETSLOT", slot, "NODE", ids[1])
-        writer.join(PATIENCE)
-        member.take_in(1_000)
+    move = SlotMove(slot, source, target)
+    assert stream in move.begin()
+    # Every request for this slot is sent on by ASK now; one of several keys that are not all
+    # there has to wait until the slot has moved.
+    writer = threading.Thread(target=write, args=(log, topic, range(500, 1_000)))
+    writer.start()
+    elsewhere = sum(partition_of(number) != 0 for number in range(500, 1_000))
+    member.take_in(500 + elsewhere)
+    move.end()
+    writer.join(PATIENCE)
+    member.take_in(1_000)
     # And by MOVED, until it is known.
     write(log, topic, range(1_000, 1_500))
     member.take_in(1_500)

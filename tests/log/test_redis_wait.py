@@ -21,9 +21,15 @@ from streams.log.url import open_claims
 from streams.message import Position
 from tests.conformance.histories import append_all, event
 from tests.conformance.records import append, record
-from tests.log.redis_support import PATIENCE, name, open_redis, until
+from tests.log.redis_support import PATIENCE, SlotMove, name, open_redis, until
 from tests.servers.lifetime import Lifetime
 from tests.servers.redis import Redis, RedisCluster
+
+
+def has_everything(client: redis.Redis) -> bool:
+    """A server's one replica has said that it has all that was written."""
+    facts: Any = client.info("replication")
+    return bool(facts["slave0"]["offset"] == facts["master_repl_offset"])
 
 
 def test_a_server_that_forgot_its_scripts_acknowledges_nothing_too_early(
@@ -44,10 +50,6 @@ def test_a_server_that_forgot_its_scripts_acknowledges_nothing_too_early(
         log.create_topic(topic, 1)
         log.create_event_topic(events, 1)
 
-        def has_everything() -> bool:
-            facts: Any = client.info("replication")
-            return bool(facts["slave0"]["offset"] == facts["master_repl_offset"])
-
         def write_message() -> object:
             return append(log, topic, [record(b"1", id=name("id"))])[0]
 
@@ -59,7 +61,7 @@ def test_a_server_that_forgot_its_scripts_acknowledges_nothing_too_early(
             return claims.execute([Claim(name("key").encode(), "a", 60.0)])[0]
 
         for write in (write_message, write_event, claim):
-            until(has_everything, "the replica has said that it has everything")
+            until(lambda: has_everything(client), "the replica has said that it has everything")
             replica.pause()
             client.script_flush()
             outcome = write()
@@ -82,16 +84,12 @@ def test_what_is_sent_again_over_another_connection_is_waited_for(
     ):
         until(lambda: follower.info("replication")["master_link_status"] == "up", "it follows")
 
-        def has_everything() -> bool:
-            facts: Any = client.info("replication")
-            return bool(facts["slave0"]["offset"] == facts["master_repl_offset"])
-
         with closing(open_redis(url)) as log:
             topic = log.create_event_topic(name("events"), 1).name
         key = name("key").encode()
         with closing(open_claims(url)) as claims:
             claims.execute([Claim(key, "a", 60.0)])
-        until(has_everything, "the replica has said that it has everything")
+        until(lambda: has_everything(client), "the replica has said that it has everything")
         replica.pause()
         made = make_append(name("key").encode(), NO_HISTORY, [event()])
         for _ in range(2):
@@ -149,22 +147,6 @@ def test_what_was_written_is_unknown_where_the_wait_for_it_gets_no_answer(
     log.close()
 
 
-def move_slot(slot: int, source: Redis, target: Redis) -> None:
-    """Move a slot, with all that is in it, to another node of a cluster."""
-    with source.client() as here, target.client() as there:
-
-        def call(client: redis.Redis, *args: Any) -> Any:
-            return client.execute_command(*args)  # type: ignore[no-untyped-call]
-
-        ids = [call(client, "CLUSTER", "MYID").decode() for client in (here, there)]
-        call(there, "CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
-        call(here, "CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
-        keys = call(here, "CLUSTER", "GETKEYSINSLOT", slot, 100)
-        call(here, "MIGRATE", "127.0.0.1", target.port, "", 0, 5_000, "KEYS", *keys)
-        for client in (there, here):
-            call(client, "CLUSTER", "SETSLOT", slot, "NODE", ids[1])
-
-
 def test_where_a_slot_has_moved_the_former_node_s_replica_confirms_nothing(
     lifetime: Lifetime,
 ) -> None:
@@ -190,7 +172,9 @@ def test_where_a_slot_has_moved_the_former_node_s_replica_confirms_nothing(
             stale.watermarks(topic, 0)  # they know where the slot was
             keys = [b"%d:{%s}" % (number, topic_key) for number in range(2)]
             claims.execute([GetClaim(keys[0])])
-            move_slot(slot, source, target)
+            move = SlotMove(slot, source, target)
+            move.begin()
+            move.end()
             (moved,) = append(stale, topic, [record(b"2")])
             assert isinstance(moved, OutcomeUnknown), moved
             answers = claims.execute([Claim(key, "a", 60.0) for key in keys])

@@ -356,18 +356,23 @@ async def test_retry_refuses_what_has_not_failed(place: Place) -> None:
             await inspection.retry(world.outbox, [name])
 
 
+async def delete_what_another_waits_behind(world: World, place: Place) -> None:
+    """Order 1 of a key is refused, 2 waits behind it, and 1 is deleted by hand."""
+    refuse(world, large)
+    with committing(place) as connection:
+        world.outbox.publish_sync(world.orders, Order("a", 1, "large"), connection=connection)
+    await world.until(lambda: [row[1] for row in place.rows()] == [1], "it is marked")
+    commit(world, place, "a", 2)
+    await world.until(lambda: [row[1] for row in place.rows()] == [1, 2], "the next waits")
+    place.run("DELETE FROM outbox WHERE state = 1")
+
+
 async def test_what_waits_behind_a_row_that_somebody_deleted_goes_on(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("streams.outbox.relay.RELEASE_EVERY", 0.05)
     async with running(place.dsn, lease=0.5) as world:
-        refuse(world, large)
-        with committing(place) as connection:
-            world.outbox.publish_sync(world.orders, Order("a", 1, "large"), connection=connection)
-        await world.until(lambda: [row[1] for row in place.rows()] == [1], "it is marked")
-        commit(world, place, "a", 2)
-        await world.until(lambda: [row[1] for row in place.rows()] == [1, 2], "the next waits")
-        place.run("DELETE FROM outbox WHERE state = 1")
+        await delete_what_another_waits_behind(world, place)
         await world.handle(1)
         assert world.of("a") == [2]
 
@@ -376,13 +381,7 @@ async def test_rows_that_come_later_do_not_overtake_those_that_wait(place: Place
     """Neither once what those waited behind was deleted, nor before somebody has looked again."""
     world = World(place.dsn)
     async with world.app:
-        refuse(world, large)
-        with committing(place) as connection:
-            world.outbox.publish_sync(world.orders, Order("a", 1, "large"), connection=connection)
-        await world.until(lambda: [row[1] for row in place.rows()] == [1], "it is marked")
-        commit(world, place, "a", 2)
-        await world.until(lambda: [row[1] for row in place.rows()] == [1, 2], "the next waits")
-        place.run("DELETE FROM outbox WHERE state = 1")
+        await delete_what_another_waits_behind(world, place)
         commit(world, place, "a", 3)
         await world.until(
             lambda: [row[1] for row in place.rows()] == [2, 2] or world.handled, "it waits, too"

@@ -176,6 +176,11 @@ async def known_pending(stage: Stage, count: int) -> int:
         return delays.stats().pending
 
 
+def answers(outgoing: Any) -> bool:
+    """Whether records to be written answer a request to cancel."""
+    return any(delay_records.read_mark(record.headers)[1] for _, record in outgoing)
+
+
 async def test_what_is_being_cancelled_is_behind_no_floor_and_in_each_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -187,7 +192,7 @@ async def test_what_is_being_cancelled_is_behind_no_floor_and_in_each_checkpoint
     write = scheduler.PartitionScheduler._write
 
     async def write_later(self: Any, outgoing: Any) -> Any:
-        if any(delay_records.read_mark(record.headers)[1] for _, record in outgoing):
+        if answers(outgoing):
             await may_answer.wait()
         return await write(self, outgoing)
 
@@ -241,7 +246,7 @@ async def test_what_cannot_be_marked_as_cancelled_is_delivered(
     write = scheduler.PartitionScheduler._write
 
     async def refuse_first(self: Any, outgoing: Any) -> Any:
-        if not refused and any(delay_records.read_mark(each.headers)[1] for _, each in outgoing):
+        if not refused and answers(outgoing):
             refused.append(outgoing[0][1].key)
             return [LogError("refused")]
         return await write(self, outgoing)
@@ -273,8 +278,7 @@ async def test_a_message_that_is_cancelled_while_the_log_is_read_again_is_not_de
     write = scheduler.PartitionScheduler._write
 
     async def write_later(self: Any, outgoing: Any) -> Any:
-        is_answer = any(delay_records.read_mark(record.headers)[1] for _, record in outgoing)
-        if is_answer and not may_answer.is_set():
+        if answers(outgoing) and not may_answer.is_set():
             is_answering.set()
             await may_answer.wait()
             if not is_marked:

@@ -24,6 +24,7 @@ from streams.log.sqlite.errors import translate, translate_commit, translate_err
 from streams.log.sqlite.settings import Settings
 from streams.log.sqlite.shared_file import SharedFile
 from streams.text import get_logger
+from streams.wire import MAX_PARTITION
 
 logger = get_logger("streams")
 
@@ -108,6 +109,19 @@ class SqliteConnection(apsw.Connection):
         if self.in_transaction:
             with suppress(apsw.Error):  # nothing can be done about it here; the next BEGIN fails
                 self.execute("ROLLBACK", can_cache=False)
+
+
+def fetch_partition(
+    db: SqliteConnection, query: str, name: str, partition: int
+) -> tuple[Any, ...] | None:
+    """The row of one partition; None: there is none.
+
+    :param query: takes the name that the partition is of, and its number.
+    """
+    if partition > MAX_PARTITION:
+        return None  # the number may be too large for SQLite
+    rows: list[tuple[Any, ...]] = db.fetch_rows(query, (name, partition))
+    return rows[0] if rows else None
 
 
 def _has_event_tables(connection: SqliteConnection) -> bool:

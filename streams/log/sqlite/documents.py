@@ -29,8 +29,7 @@ from streams.log.documents import (
     partition_not_found,
 )
 from streams.log.names import check_topic
-from streams.log.sqlite.database import Database, SqliteConnection
-from streams.wire import MAX_PARTITION
+from streams.log.sqlite.database import Database, SqliteConnection, fetch_partition
 
 _SELECT = """
 SELECT r.key, d.value, d.failure FROM json_each(?) AS r CROSS JOIN streams_documents AS d
@@ -252,16 +251,10 @@ def _count_partitions(db: SqliteConnection, collection: str) -> int:
 
 
 def _partition_number(db: SqliteConnection, collection: str, partition: int) -> int:
-    rows = (
-        db.fetch_rows(
-            "SELECT no FROM streams_checkpoints WHERE collection = ? AND partition = ?",
-            (collection, partition),
-        )
-        if partition <= MAX_PARTITION  # beyond it, the number may be too large for SQLite
-        else []
-    )
-    if rows:
-        return int(rows[0][0])
+    query = "SELECT no FROM streams_checkpoints WHERE collection = ? AND partition = ?"
+    row = fetch_partition(db, query, collection, partition)
+    if row is not None:
+        return int(row[0])
     count = _count_partitions(db, collection)
     raise partition_not_found(collection, partition, count)
 

@@ -11,10 +11,9 @@ from typing import NamedTuple
 from streams.errors import NotFound, Unavailable
 from streams.log.sqlite import blocks
 from streams.log.sqlite.blocks import BlockSlice, SqliteBatch
-from streams.log.sqlite.database import Database, SqliteConnection
+from streams.log.sqlite.database import Database, SqliteConnection, fetch_partition
 from streams.log.sqlite.schema import OFFSET_MASK, block_key
 from streams.log.sqlite.shared_file import SharedFile, topic_event
-from streams.wire import MAX_PARTITION
 
 _LARGE_BLOCK = 2 * blocks.BLOCK_BYTES
 """A block larger than this is read by itself, if it is the first that is to be returned."""
@@ -213,17 +212,11 @@ def partition_row(db: SqliteConnection, topic: str, partition: int) -> Partition
 
     :raises NotFound: there is no such topic, or it has fewer partitions.
     """
-    rows = (
-        db.fetch_rows(
-            "SELECT no, first, next FROM streams_partitions WHERE topic = ? AND partition = ?",
-            (topic, partition),
-        )
-        if partition <= MAX_PARTITION  # beyond it, the number may be too large for SQLite
-        else []
-    )
-    if not rows:
+    query = "SELECT no, first, next FROM streams_partitions WHERE topic = ? AND partition = ?"
+    row = fetch_partition(db, query, topic, partition)
+    if row is None:
         raise NotFound(f"there is no partition {partition} of a topic {topic!r}")
-    return PartitionRow(*rows[0])
+    return PartitionRow(*row)
 
 
 def offset_for_time(db: SqliteConnection, topic: str, partition: int, moment: float) -> int:
