@@ -13,7 +13,7 @@ A codec's errors live in ``stream_codecs`` (a codec knows nothing of streams).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -49,6 +49,22 @@ def find_config_error(error: BaseException) -> ConfigError | None:
             if (found := find_config_error(each)) is not None:
                 return found
     return None
+
+
+def error_chain(error: BaseException, *, with_suppressed: bool) -> Iterator[BaseException]:
+    """An error, and those that it was raised from or in the handling of.
+
+    :param with_suppressed: also what ``raise ... from None`` does not show.
+    """
+    seen: set[int] = set()
+    todo: list[BaseException | None] = [error]
+    while todo:
+        each = todo.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            is_shown = with_suppressed or not each.__suppress_context__
+            todo += (each.__cause__, each.__context__ if is_shown else None)
 
 
 # -- what the log answered -------------------------------------------------------------------

@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterable
 from urllib.parse import quote
 
+from streams.errors import error_chain
+
 MIN_PIECE = 6
 """So many consecutive characters of a secret, and more, are hidden."""
 
@@ -88,14 +90,7 @@ class Secrets:
 
     def hide_in_error(self, error: BaseException) -> None:
         """Remove the secrets from a driver's exception, and from those it was raised from."""
-        seen: set[int] = set()
-        todo: list[BaseException | None] = [error]
-        while todo:
-            each = todo.pop()
-            if each is None or id(each) in seen:
-                continue
-            seen.add(id(each))
-            todo += (each.__cause__, each.__context__)
+        for each in error_chain(error, with_suppressed=True):
             each.args = tuple(self.hide(arg) if isinstance(arg, str) else arg for arg in each.args)
             if isinstance(each, OSError):
                 if isinstance(each.strerror, str):

@@ -39,7 +39,14 @@ from streams.databases.protocol import (
     run_async,
 )
 from streams.engine.dispatcher import Delivery
-from streams.errors import ConfigError, Fatal, LogError, StreamsError, find_config_error
+from streams.errors import (
+    ConfigError,
+    Fatal,
+    LogError,
+    StreamsError,
+    error_chain,
+    find_config_error,
+)
 from streams.health import InboxStats
 from streams.inbox.identity import Identities, Owned
 from streams.inbox.results import ResultOutbox, Results, choose_outbox
@@ -57,7 +64,7 @@ from streams.processing.outcomes import OwnershipLost, TransactionPostponed
 from streams.text import describe_error, get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from streams.processor import Processor
 
@@ -520,7 +527,9 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         if self.database.classify(error) is Failure.CONFLICT:
             return False
         kinds = (Failure.UNABLE, Failure.UNREACHABLE) if ours else (Failure.UNABLE,)
-        return any(failure_of_answer(each) in kinds for each in _chain(error))
+        return any(
+            failure_of_answer(each) in kinds for each in error_chain(error, with_suppressed=False)
+        )
 
     def runs_again(
         self, error: Exception, *, broken: bool, unable: bool, runs: int, seconds: float,
@@ -686,18 +695,6 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
     def name(self) -> str:
         """The processor's name."""
         return self._processor.name
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, and those that it was raised from or in the handling of."""
-    seen: set[int] = set()
-    todo: list[BaseException | None] = [error]
-    while todo:
-        each = todo.pop()
-        if each is not None and id(each) not in seen:
-            seen.add(id(each))
-            yield each
-            todo += (each.__cause__, None if each.__suppress_context__ else each.__context__)
 
 
 def _answer_of(verdict: Verdict) -> DeadLetterAnswer:

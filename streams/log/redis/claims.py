@@ -75,7 +75,11 @@ class _Sighting(NamedTuple):
 
 
 class _Sightings:
-    """The claims of others that this store has found, by key."""
+    """The claims of others that this store has found, by key.
+
+    Unlike a group's leases (:class:`~streams.log.membership.StalenessTracker`), time in which the
+    server did not answer counts: whoever cannot renew a claim in time interrupts its operation.
+    """
 
     def __init__(self) -> None:
         self._found: OrderedDict[bytes, _Sighting] = OrderedDict()
