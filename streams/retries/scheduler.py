@@ -504,9 +504,7 @@ class PartitionScheduler:
         start, end, floor = self._read_floor()
         place = checkpoint = None
         covered = 0
-        if (
-            self._resume_after is None
-        ):  # a checkpoint has nothing of what was dropped from the index
+        if self._resume_after is None:  # a checkpoint has nothing of what the index has dropped
             found = find_checkpoint(log, topic, partition, floor, start, end)
             if found is not None:
                 place, checkpoint = found
