@@ -195,7 +195,7 @@ class Dashboard:
             self._answers,
             self.doctor,
             reading,
-            self.sampler,  # which tells at once of what is found among those before it
+            self.sampler,  # behind those whose figures it asks for
             self.board,  # the last, as it is found among the others
         )
         self._screens = list(screens())
@@ -383,6 +383,7 @@ class Dashboard:
     def _log_job(self, page: Page, action: Action, job: Job) -> None:
         result = job.result
         self._expire(() if result is None else result.changed)
+        self.sampler.renew(f"job:{job.id}")
         what = f"failed: {job.error}" if result is None else "done"
         count = job.done if result is None else result.count
         self._log_action(page, action, what, count, "" if result is None else result.subject)

@@ -129,7 +129,7 @@ class Sampler:
             return found
 
     def expire(self, names: Collection[str] = ()) -> None:
-        """Have everything asked for anew, and told at once: somebody changed something.
+        """Have everything asked for anew: somebody changed something.
 
         :param names: what was changed: it is asked about first.
         """
@@ -137,7 +137,6 @@ class Sampler:
             self._changed = frozenset(names)
             for figures in self._known.values():
                 figures.stale = True
-        self._watching.set()
 
     def renew(self, subject: str) -> None:
         """Have one subject asked for anew, and told at once."""
