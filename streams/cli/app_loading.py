@@ -50,6 +50,18 @@ def load_app(target: str, url: str | None = None) -> Streams:
     return found
 
 
+def app_and_topic(command: str, first: str, second: str | None) -> tuple[str | None, str]:
+    """``[MODULE:APP] TOPIC`` on a command line: the app, if one was given, and the topic.
+
+    :raises UsageError: an app alone.
+    """
+    if second is not None:
+        return first, second
+    if ":" in first:
+        raise UsageError(f"{first}: which of its topics? streams {command} {first} TOPIC")
+    return None, first
+
+
 def _describe_apps_in(module: ModuleType, name: str) -> str:
     from streams.app import Streams
 

@@ -217,39 +217,6 @@ def offset_json(log: Log, position: int) -> int | str:
     return int(position) if text == str(int(position)) else text
 
 
-def json_line(log: Log, batch: Batch, index: int, *, is_event: bool = False) -> bytes:
-    """A message as one line of JSON; nothing where it cannot be shown, which is said.
-
-    :param is_event: of an event topic: its aggregate and version are shown.
-    """
-
-    def make_line() -> bytes:
-        found = message_json(log, batch, index)
-        return json_bytes({**found, **event_json(batch, index)} if is_event else found)
-
-    return call_or_report(position_text(log, batch, index), make_line) or b""
-
-
-def event_json(batch: Batch, index: int) -> dict[str, Any]:
-    """Which aggregate an event is of, its version, and what it was appended for if that is said."""
-    from streams.log.event_headers import cause_of
-
-    key, cause = batch.keys[index] or b"", cause_of(batch.headers(index))
-    name, text = (
-        ("aggregate", key.decode()) if _is_text(key) else ("aggregate_base64", base64_text(key))
-    )
-    found = {name: text, "version": _event_version(batch, index)}
-    return {**found, "cause": printable_text(cause)} if cause else found
-
-
-def _event_version(batch: Batch, index: int) -> int | None:
-    """The version that an event has in its history."""
-    from streams.log.event_headers import event_header, event_version, parse_event
-
-    header = parse_event(event_header(batch.headers(index)), batch.id(index))
-    return None if header is None else event_version(header)
-
-
 def message_json(log: Log, batch: Batch, index: int) -> dict[str, Any]:
     """A message for JSON. Its value is the JSON it holds, or ``text``, or ``base64``."""
     from streams.message import ID
@@ -267,7 +234,7 @@ def message_json(log: Log, batch: Batch, index: int) -> dict[str, Any]:
             printable_text(name): bytes_text(value) for name, value in headers if name != ID
         },
     }
-    if key is not None and not _is_text(key):
+    if key is not None and not is_text(key):
         del found["key"]
         found["key_base64"] = base64_text(key)
     return {**found, **value_json(batch.values[index])}
@@ -280,7 +247,7 @@ def value_json(data: bytes | None) -> dict[str, Any]:
     found = _json_fragment(data)
     if found is not None:
         return {"value": found}
-    return {"text": data.decode()} if _is_text(data) else {"base64": base64_text(data)}
+    return {"text": data.decode()} if is_text(data) else {"base64": base64_text(data)}
 
 
 def document_json(data: bytes) -> Any:
@@ -315,31 +282,13 @@ def lossless_json(name: str, data: bytes) -> dict[str, str]:
     return {name: shown, f"{name}_base64": base64_text(data)}
 
 
-def _is_text(data: bytes) -> bool:
+def is_text(data: bytes) -> bool:
+    """Whether bytes are UTF-8."""
     try:
         data.decode()
     except UnicodeDecodeError:
         return False
     return True
-
-
-def message_line(
-    log: Log, batch: Batch, index: int, *, colour: bool, is_event: bool = False
-) -> str:
-    """A message for a person: when, where, key, value; of an event, the version behind the key,
-    which is its aggregate's ID."""
-    position = position_text(log, batch, index).removeprefix(f"{batch.topic}/")
-    key, data = bytes_text(batch.keys[index]), batch.values[index]
-    batch.headers(index)  # what cannot be read is known once it was tried
-    content = "(tombstone)" if data is None else escape(bytes_text(data) or "")
-    if index in batch.unreadable:
-        content += f"  (headers cannot be read: {escape(batch.unreadable[index])})"
-    cells = [iso_time(batch.time(index)), position, "-" if key is None else escape(key)]
-    if is_event:
-        cells[2] += f" v{_event_version(batch, index)}"
-    if colour:
-        cells = [f"\x1b[{code}m{cell}\x1b[0m" for code, cell in zip((2, 36, 1), cells, strict=True)]
-    return f"{'  '.join(cells)}  {content}\n"
 
 
 @contextmanager

@@ -13,9 +13,10 @@ import typer
 from typer import Argument, Option
 
 from streams.cli import output
-from streams.cli.app_loading import load_app
+from streams.cli.app_loading import app_and_topic, load_app
 from streams.cli.command_errors import INTERRUPTED, CommandFailed, UsageError, print_error
 from streams.cli.log_queries import await_index
+from streams.cli.message_lines import MessageLines, event_reader
 from streams.cli.offset_arguments import (
     OFFSET_HELP,
     format_positions,
@@ -130,7 +131,8 @@ def replay(
 
       [cyan]--to TOPIC[/cyan] writes them as they stand: bytes, key, headers and ID.
 
-    Of the events of an aggregate, its ID and their versions are printed.
+    Of the events of an aggregate, its ID and their versions are printed; behind
+    the app that declares it, the events are those that its code reads today.
 
     No group is joined. To let a group itself go over a topic again, with all
     that it writes, see [cyan]streams reset[/cyan].
@@ -146,9 +148,7 @@ def replay(
     from streams.app import Streams
     from streams.config import Dedup
 
-    if second is None and ":" in first:
-        raise UsageError(f"{first}: which of its topics? streams replay {first} TOPIC")
-    target, topic = (None, first) if second is None else (first, second)
+    target, topic = app_and_topic("replay", first, second)
     if into is not None and to is not None:
         raise UsageError("--into and --to: give one of them")
     if into is not None and target is None:
@@ -159,7 +159,7 @@ def replay(
     app = None if target is None else load_app(target, url)
     url_source = resolve_url(url) if app is None else app.url_source
     if into is None and to is None:
-        _print_range(span, url_source, rate, index)
+        _print_range(app, span, url_source, rate, index)
         return
     if index is not None:
         raise UsageError("--index: for what is printed; an app says event_index= in its URL")
@@ -178,7 +178,11 @@ def replay(
 
 
 def _print_range(
-    span: _Range, url_source: ChosenUrl, rate: float | None, index: str | None
+    app: Streams | None,
+    span: _Range,
+    url_source: ChosenUrl,
+    rate: float | None,
+    index: str | None,
 ) -> None:
     """The range as JSON lines."""
     from streams.log.range_reader import RangeReader
@@ -186,15 +190,18 @@ def _print_range(
     from streams.replay.token_bucket import TokenBucket
     from streams.topic_reader import resolve_ranges
 
+    topic, now = span.topic, time.time()
+    read = event_reader(app, topic)
+    config = None if app is None else app.driver_config
     with ExitStack() as stack:
-        log = stack.enter_context(open_url(url_source, "ro", index=index))
+        log = stack.enter_context(open_url(url_source, "ro", config, index=index))
         span.require_partitions(log)
-        topic, now = span.topic, time.time()
         holds_events = log.topic(topic).is_event_topic
         if holds_events:
             await_index(log, topic)
         ranges = resolve_ranges(log, topic, span.start, span.end, partition=span.partition, now=now)
         rows = stack.enter_context(closing(RangeReader(log, topic, ranges, key=span.key)))
+        lines = MessageLines(log, holds_events=holds_events, read=read)
         bucket, total = TokenBucket(rate), total_messages(log, topic, ranges)
         quiet = sys.stdout.isatty()  # the lines themselves are what a person sees
         bar = output.progress_bar(f"reading {topic}", quiet=quiet)
@@ -206,8 +213,7 @@ def _print_range(
             if not chunk:
                 break
             for row in chunk:
-                line = output.json_line(log, row.batch, row.index, is_event=holds_events)
-                output.write_bytes(line)
+                output.write_bytes(lines.json(row.batch, row.index))
             sys.stdout.buffer.flush()
             bucket.consume(len(chunk))
             show_progress(rows.scanned, total)

@@ -8,17 +8,18 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable
 from contextlib import closing
-from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
 from streams.cli import output
+from streams.cli.app_loading import app_and_topic, load_app
 from streams.cli.command_errors import UsageError, print_error
 from streams.cli.log_queries import await_index
+from streams.cli.message_lines import MessageLines, event_reader
 from streams.cli.offset_arguments import OFFSET_HELP, parse_offsets, require_partition
-from streams.cli.options import Index, Json, Key, Partition, Url, argument_bytes, open_url
+from streams.cli.options import AppUrl, Index, Json, Key, Partition, argument_bytes, open_url
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -29,7 +30,12 @@ POLL_INTERVAL = 0.2
 
 
 def tail(
-    topic: Annotated[str, Argument(metavar="TOPIC", help="What to read.")],
+    first: Annotated[
+        str, Argument(metavar="APP|TOPIC", help="The topic, or MODULE:APP before it.")
+    ],
+    second: Annotated[
+        str | None, Argument(metavar="TOPIC", help="The topic, behind an app.")
+    ] = None,
     number: Annotated[
         int | None,
         Option(
@@ -54,13 +60,15 @@ def tail(
         Option("--raw", help="Of an event topic, all records as they stand, whatever they are."),
     ] = False,
     index: Index = None,
-    url: Url = None,
+    url: AppUrl = None,
     json: Json = False,
 ) -> None:
     """Show the last messages of a topic, and what arrives.
 
     No group is joined, and no position moves. Of the events of an aggregate, its
     ID and their versions are shown; on Kafka it is first found out which count.
+    Behind the app that declares the aggregate they are shown as its code reads
+    them today, upcasts included; without it, and with --raw, as they are stored.
 
     [bold]Examples[/bold]
 
@@ -69,10 +77,12 @@ def tail(
       [cyan]streams tail orders -f -k customer-42[/cyan]
       [cyan]streams tail orders --from 15m --json | jq .value[/cyan]
       [cyan]streams tail orders --from orders/0/4519 -n 5[/cyan]
+      [cyan]streams tail shop:app accounts.events[/cyan]   events as the app reads them
     """
     from streams.log.range_reader import RangeReader
     from streams.topic_reader import resolve_ranges
 
+    target, topic = app_and_topic("tail", first, second)
     offsets = None if start is None else parse_offsets(start, "--from", topic)
     if follow and offsets is not None and number is not None:
         raise UsageError("--from, -n and --follow: leave one of them out")
@@ -82,10 +92,16 @@ def tail(
         offsets = "latest"
     # With a key, how far back its last messages are is not known.
     begin = offsets if offsets is not None else -count if key_bytes is None else "earliest"
-    with open_url(url, "ro", index=index) as log:
+    app = None if target is None else load_app(target, url)
+    source = url if app is None else app.url_source
+    read = None if raw else event_reader(app, topic)
+    config = None if app is None else app.driver_config
+    with open_url(source, "ro", config, index=index) as log:
         info = log.topic(topic)
         holds_events = info.is_event_topic and not raw
-        printer = _MessagePrinter(log, json=json, holds_events=holds_events)
+        printer = _MessagePrinter(
+            log, MessageLines(log, holds_events=holds_events, read=read), json=json
+        )
         require_partition(offsets, "--from", partition, info.partitions)
         now = time.time()
         ranges = resolve_ranges(log, topic, begin, "latest", partition=partition, now=now)
@@ -157,14 +173,11 @@ def _follow(
 
 
 class _MessagePrinter:
-    """Messages on standard output.
+    """Messages on standard output."""
 
-    :param holds_events: they are the events of an aggregate.
-    """
-
-    def __init__(self, log: Log, *, json: bool, holds_events: bool) -> None:
+    def __init__(self, log: Log, lines: MessageLines, *, json: bool) -> None:
         self.log = log
-        self._holds_events = holds_events
+        self._lines = lines
         self._json = json
         self._colour = not json and sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
@@ -174,16 +187,11 @@ class _MessagePrinter:
         self.flush()
 
     def print_row(self, row: LogRow) -> None:
-        place = self.log, row.batch, row.index
+        lines = self._lines
         if self._json:
-            output.write_bytes(output.json_line(*place, is_event=self._holds_events))
-            return
-        make_line = partial(
-            output.message_line, *place, colour=self._colour, is_event=self._holds_events
-        )
-        line = output.call_or_report(output.position_text(*place), make_line)
-        if line is not None:
-            output.write_bytes(line.encode("utf-8", "backslashreplace"))
+            output.write_bytes(lines.json(row.batch, row.index))
+        else:
+            output.write_bytes(lines.text(row.batch, row.index, colour=self._colour))
 
     def flush(self) -> None:
         sys.stdout.buffer.flush()

@@ -10,13 +10,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
 
 from stream_codecs import CodecError, DecodeError, default_codec
+from streams.app import Streams
 from streams.errors import LogError
 from streams.eventsourcing.aggregate import Aggregate
+from streams.eventsourcing.event_codec import EventCodec
 from streams.eventsourcing.history_pages import history_pages as history_pages
 from streams.log.events import (
     EMPTY,
@@ -57,6 +60,21 @@ class InspectedEvent(NamedTuple):
     stored: StoredEvent
     events: Sequence[Any]
     reason: str = ""
+
+
+class EventToday(NamedTuple):
+    """What today's code makes of a stored event.
+
+    :param events: one event, several, or none.
+    :param reason: why it cannot be decoded; empty: it can.
+    """
+
+    events: Sequence[Any]
+    reason: str = ""
+
+
+ReadEvent = Callable[[bytes | None], EventToday]
+"""What today's code makes of the bytes of a stored event."""
 
 
 class Inspected(NamedTuple):
@@ -211,10 +229,7 @@ class AggregateInspector:
     def events(self, found: History) -> Iterator[InspectedEvent]:
         """The events of a part of a history, as today's code reads them."""
         for stored in found.events:
-            try:
-                yield InspectedEvent(stored, self._definition.codec.decode(stored.record.value))
-            except DecodeError as error:
-                yield InspectedEvent(stored, (), error_text(error))
+            yield InspectedEvent(stored, *_read_event(self._definition.codec, stored.record.value))
 
     def why_useless(self, snapshot: StoredSnapshot) -> str:
         """Why this code cannot use a snapshot; empty: it can, if the history still has what the
@@ -280,6 +295,27 @@ class AggregateInspector:
                 return state, version, StoppedAt(stored.version, reason)
             state, version = after, stored.version
         return state, version, None
+
+
+def event_reader(app: Streams, topic: str) -> ReadEvent | None:
+    """How an app's code reads the events that stand in a topic; None: it declares no aggregate
+    whose events these are.
+
+    :raises ConfigError: the aggregate's upcasts end at something that is no event.
+    """
+    for aggregate in app.aggregates.values():
+        if isinstance(aggregate, Aggregate) and aggregate.events.name == topic:
+            codec = aggregate.definition.codec
+            codec.check()
+            return partial(_read_event, codec)
+    return None
+
+
+def _read_event(codec: EventCodec[Any], value: bytes | None) -> EventToday:
+    try:
+        return EventToday(codec.decode(value))
+    except DecodeError as error:
+        return EventToday((), error_text(error))
 
 
 def replay_stored(

@@ -3,10 +3,13 @@ compressed value, a codec of the app's own) as the app's topics decode them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import orjson
+
+from streams.eventsourcing.inspection import event_reader, json_document
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -45,3 +48,33 @@ def document_of(app: Streams, payloads: Payloads, batch: Batch, index: int, show
         return NO_DOCUMENT if again is None else orjson.loads(again)
     except Exception:  # a codec of the user's own may raise anything, and so may what it makes
         return NO_DOCUMENT
+
+
+def events_today(
+    app: Streams, payloads: Payloads, batch: Batch, index: int, shown: bytes | None
+) -> Sequence[tuple[str, Any]] | None:
+    """What an app's code makes of a stored event: the names of the types of the events that it is
+    today, and the documents; None: it is the event that is stored, or nobody can say.
+
+    :param shown: see :func:`document_of`.
+    """
+    if shown is None or len(shown) > MAX_DECODED or shown != batch.values[index]:
+        return None
+    try:
+        read = event_reader(app, batch.topic)
+        found = None if read is None else read(shown)
+    except Exception:  # a codec or an upcast of the user's own may raise anything
+        return None
+    if found is None or found.reason:
+        return None
+    events: list[tuple[str, Any]] = []
+    for each in found.events:
+        data = payloads.value(batch.topic, json_document(each)).data
+        if data is None:
+            return None
+        try:
+            events.append((type(each).__name__, orjson.loads(data)))
+        except orjson.JSONDecodeError:  # by redact=
+            return None
+    stored = document_of(app, payloads, batch, index, shown)
+    return None if [document for _, document in events] == [stored] else events

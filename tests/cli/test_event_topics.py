@@ -1,8 +1,10 @@
-"""The command line on an aggregate's events, without its app: they are shown, and not written."""
+"""The command line on an aggregate's events, without its app and with it: they are shown, and not
+written."""
 
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -66,6 +68,142 @@ def test_tail_raw_judges_nothing(filled: Shell, run: Run) -> None:
     assert not any("version" in row or "aggregate" in row for row in rows)
     assert rows[2]["headers"]["streams_event"].startswith("0/0/2/")
     assert " v1" not in run("tail", "accounts.events", "--raw").out
+
+
+TODAY = """
+from msgspec import Struct
+
+from streams import Streams
+from streams.eventsourcing import Aggregate
+
+
+class Counted(Struct, tag="counted", frozen=True):
+    n: int
+
+
+class One(Struct, tag="one", frozen=True):
+    n: int
+
+
+class Two(Struct, tag="two", frozen=True):
+    n: int
+
+
+class Gone(Struct, tag="gone", frozen=True):
+    pass
+
+
+class Nothing(Struct, frozen=True):
+    pass
+
+
+app = Streams(config=CONFIG)
+accounts = Aggregate(app, "accounts", Counted, Nothing, lambda state, event: state)
+
+
+@accounts.upcast(One)
+def renamed(old: One) -> Counted:
+    return Counted(old.n * 100)
+
+
+@accounts.upcast(Two)
+def several(old: Two) -> list[Counted]:
+    return [Counted(old.n), Counted(old.n + 1)]
+
+
+@accounts.upcast(Gone)
+def left_out(old: Gone) -> None:
+    return None
+
+
+@accounts.upcast(bytes)
+def cured(data: bytes) -> Counted:
+    return Counted(7) if data == b"seven" else NotImplemented
+"""
+
+STORED = (
+    b'{"type":"counted","n":1}', b'{"type":"one","n":2}', b'{"type":"two","n":3}',
+    b'{"type":"gone"}', b"seven", b'{"type":"\xe2\x80\xae"}',
+)  # fmt: skip
+
+
+def fill_old_events(log: Log, topic: str) -> None:
+    assert isinstance(log, EventLog)
+    log.create_event_topic(topic, 1)
+    grow(log, topic, b"a-1", *STORED)
+
+
+@pytest.fixture
+def old(shell: Shell) -> Shell:
+    shell.write("today.py", TODAY.replace("CONFIG", "None"))
+    with shell.log() as log:
+        fill_old_events(log, "accounts.events")
+    return shell
+
+
+def test_with_the_app_events_are_shown_as_its_code_reads_them(old: Shell, run: Run) -> None:
+    rows = run("tail", "today:app", "accounts.events", "--json").lines
+    assert [(row["version"], row.get("type"), row.get("value")) for row in rows] == [
+        (1, "Counted", {"type": "counted", "n": 1}),
+        (2, "Counted", {"type": "counted", "n": 200}),
+        (3, "Counted", {"type": "counted", "n": 3}),
+        (3, "Counted", {"type": "counted", "n": 4}),
+        (4, None, None),
+        (5, "Counted", {"type": "counted", "n": 7}),
+        (6, None, {"type": "\u202e"}),
+    ]
+    ids = [row["id"] for row in run("tail", "accounts.events", "--json").lines]
+    assert [row["id"] for row in rows] == [*ids[:2], f"{ids[2]}#0", f"{ids[2]}#1", *ids[3:]]
+    assert ["why" in row for row in rows] == [False] * 6 + [True]
+    assert not any({"text", "tombstone"} & set(row) for row in rows)
+    assert run("replay", "today:app", "accounts.events").lines == rows
+    shown = [
+        line.split("  ", 2)[2]
+        for line in run("tail", "today:app", "accounts.events").out.splitlines()
+    ]
+    assert shown[:6] == [
+        'a-1 v1  Counted {"type":"counted","n":1}',
+        'a-1 v2  Counted {"type":"counted","n":200}',
+        'a-1 v3#0  Counted {"type":"counted","n":3}',
+        'a-1 v3#1  Counted {"type":"counted","n":4}',
+        "a-1 v4  (nothing, by an upcast)",
+        'a-1 v5  Counted {"type":"counted","n":7}',
+    ]
+    assert shown[6].startswith(r'a-1 v6  {"type":"\u202e"}  (cannot be decoded: ')
+    assert len(shown) == 7
+    last = run("tail", "today:app", "accounts.events", "-n", "4", "--json").lines
+    assert last == rows[2:]  # of those that are stored
+
+
+def test_without_it_and_raw_they_are_shown_as_they_are_stored(old: Shell, run: Run) -> None:
+    rows = run("tail", "accounts.events", "--json").lines
+    found = [row.get("text") or row["value"] for row in rows]
+    assert found == [json.loads(each) if each != b"seven" else "seven" for each in STORED[:5]] + [
+        {"type": "\u202e"}
+    ]
+    assert run("replay", "accounts.events").lines == rows
+    raw = run("tail", "accounts.events", "--raw", "--json").lines
+    assert run("tail", "today:app", "accounts.events", "--raw", "--json").lines == raw
+    assert [row["id"] for row in raw] == [row["id"] for row in rows]
+    with old.log() as log:
+        log.create_topic("orders", 1)
+        log.append("orders", [Record(b"1", b"k", "m")], lambda results: None)
+    (row,) = run("tail", "today:app", "orders", "--json").lines  # the app declares no such topic
+    assert row["value"] == 1
+
+
+def test_an_app_alone_names_no_topic_and_upcasts_that_end_nowhere_are_said_once(
+    old: Shell, run: Run
+) -> None:
+    ended = run("tail", "today:app")
+    assert ended.status == 2
+    assert "which of its topics? streams tail today:app TOPIC" in ended.err
+    wrong = TODAY.replace("CONFIG", "None").replace("-> None:", "-> Nothing:")
+    old.write("wrong.py", wrong)
+    for command in ("tail", "replay"):
+        ended = run(command, "wrong:app", "accounts.events")
+        assert ended.status == 2, command
+        assert ended.err.count("neither an event of today nor upcast") == 1, command
 
 
 def test_the_last_events_are_found_behind_any_number_of_other_records(
@@ -158,6 +296,14 @@ def test_on_kafka_they_are_known_by_their_headers(
         assert values(kept) == [1, 2, 3, 4]
         assert [each.name for each in (shell.folder / "kept").iterdir()], number
     assert len(run("tail", topic, "--raw", "--url", kafka.url, "--json").lines) == 9
+    for verb in ("tail", "replay"):  # an app's own settings are those of its command
+        kept_in = f"kept-by-{verb}"
+        name = repr(topic.removesuffix(".events"))
+        text = TODAY.replace("CONFIG", repr({"event_index": kept_in}))
+        shell.write(f"{verb}_app.py", text.replace('"accounts"', name))
+        rows = run(verb, f"{verb}_app:app", topic, "--url", kafka.url, "--json").lines
+        assert ["why" in row for row in rows] == [True] * 4, verb  # of no tag that it knows
+        assert list((shell.folder / kept_in).iterdir()), verb
     shell.write("line.json", '{"n": 5}\n')
     for command in (
         ("publish", topic, "line.json"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from msgspec import Struct
@@ -12,7 +13,7 @@ from msgspec import Struct
 from streams import Aggregate, Snapshot, Streams
 from streams.web import Dashboard
 from tests.conformance.stage import Stage
-from tests.eventsourcing.bank import Account, accounts, deposit, open_with
+from tests.eventsourcing.bank import Account, Deposited, accounts, deposit, open_with
 from tests.views.bank import unique
 from tests.web.visiting import Seen, Visitor, eventually, visit
 
@@ -193,3 +194,52 @@ async def test_what_is_no_aggregate_is_said_so(stage: Stage) -> None:
             await visitor.get(f"/aggregates/show?aggregate={name}", status=404)
             await visitor.get(f"/aggregates/history?aggregate={name}&key=a", status=404)
             await visitor.get(f"/aggregates/stopped?aggregate={name}", status=404)
+
+
+class Reminded(Struct, tag="reminded", frozen=True):
+    """An event that is none any more."""
+
+    text: str
+
+
+class Moved(Struct, tag="moved", frozen=True):
+    """An event that is two today."""
+
+    cents: int
+
+
+async def test_an_old_event_is_shown_as_the_app_reads_it_too(stage: Stage) -> None:
+    name = unique()
+    before: Aggregate[Any, Account] = Aggregate(
+        stage.app(), name, Reminded | Moved | Deposited, Account, lambda state, event: state,
+        partitions=1,
+    )  # fmt: skip
+    async with before.app.connected():
+        events = [Reminded("<b>pay</b>"), Moved(30), Deposited(5)]
+        stored = await before.append("a", events, expected="new")
+    bank = accounts(stage.app(), name, partitions=1)
+    bank.upcast(Reminded)(lambda old: None)
+    bank.upcast(Moved)(lambda old: [Deposited(-old.cents), Deposited(old.cents)])
+    today, none = "As the app reads it today", "No event: an upcast leaves it out."
+    async with bank.app.connected():
+        paths = [
+            f"/topics/{bank.events.name}/messages/0/{each.offset}" for each in stored.positions
+        ]
+        async with visit(Dashboard(bank.app, access="all")) as visitor:
+            left_out, moved, same = [await visitor.get(path) for path in paths]
+            assert today in left_out.text
+            assert none in left_out.text
+            assert '"text": "<b>pay</b>"' in left_out.text  # as it is stored
+            assert moved.text.count('"type": "deposited"') == 2
+            assert moved.text.count('"type": "moved"') == 1
+            assert '"cents": -30' in moved.text
+            assert today not in same.text
+        hidden = b'{"type":"deposited","cents":0}'
+        for redact in (
+            lambda payload: None if b"-30" in payload.data else payload.data,
+            lambda payload: hidden if payload.kind == "value" else payload.data,
+        ):
+            async with visit(Dashboard(bank.app, access="all", redact=redact)) as visitor:
+                assert today not in (await visitor.get(paths[1])).text
+    async with visit(Dashboard(before.app, access="all")) as visitor:  # the older code, too
+        assert today not in (await visitor.get(paths[1])).text

@@ -3,7 +3,7 @@ the figures (:mod:`streams.web.arrivals`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -17,7 +17,7 @@ from streams.text import printable_text
 from streams.web.addresses import topic_of
 from streams.web.arrivals import tail_of
 from streams.web.browsing import MAX_PARTITIONS, Leaf, from_place, newest
-from streams.web.decoded import NO_DOCUMENT, document_of
+from streams.web.decoded import NO_DOCUMENT, document_of, events_today
 from streams.web.documents import indented_json
 from streams.web.page import Page, Screen
 from streams.web.rendering import path_part
@@ -153,6 +153,7 @@ def show_message(page: Page) -> Response:
         if after is None
         else page.url(address + path_part(log.format_offset(after.offsets[0]))),
         decoded=_decoding_problem(page, row),
+        today=_events_today(page, batch, row.index, value),
         may_save=page.url(address + path_part(log.format_offset(offset)) + "/value"),
     )
 
@@ -252,6 +253,20 @@ def _value_context(page: Page, batch: Batch, index: int, value: Shown) -> dict[s
         rows = list(_hex_rows(data))
         return {"kind": "bytes", "text": "", "rows": rows, "is_cut": len(data) > 16 * HEX_ROWS}
     return {"kind": "text", "text": text, "rows": (), "is_cut": is_cut}
+
+
+def _events_today(
+    page: Page, batch: Batch, index: int, value: Shown
+) -> Sequence[tuple[str, str]] | None:
+    """The events that a stored one is today, as JSON with line breaks; None: just that one, or it
+    is none of an aggregate that the app declares."""
+    found = events_today(page.app, page.payloads, batch, index, value.data)
+    if found is None:
+        return None
+    return [
+        (name, orjson.dumps(each, option=orjson.OPT_INDENT_2).decode()[:MAX_SHOWN])
+        for name, each in found
+    ]
 
 
 def _hex_rows(data: bytes) -> Iterator[tuple[str, str, str]]:

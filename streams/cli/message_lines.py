@@ -1,0 +1,171 @@
+"""Messages of a topic as lines, for ``tail`` and ``replay``: events as they are stored, or as the
+app's code reads them today."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from streams.cli import output
+from streams.text import escape
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+    from streams.eventsourcing.inspection import ReadEvent
+    from streams.log.protocol import Log
+    from streams.message import Batch
+
+T = TypeVar("T")
+
+LEFT_OUT = "(nothing, by an upcast)"
+"""In place of an event of which today's code makes none."""
+
+
+class _Part(NamedTuple):
+    """An event of today; or what is shown where there is none.
+
+    :param number: which it is of the several that the stored event is today; None: not several.
+    :param type: its type's name; None: it is no event.
+    :param document: it, as JSON; None: the value is shown as it stands.
+    :param reason: why the stored event cannot be decoded.
+    """
+
+    number: int | None = None
+    type: str | None = None
+    document: bytes | None = None
+    reason: str = ""
+
+
+def event_reader(app: Streams | None, topic: str) -> ReadEvent | None:
+    """How the events of a topic are read today; None: no app was given that declares them."""
+    if app is None:
+        return None
+    from streams.eventsourcing.inspection import event_reader
+
+    return event_reader(app, topic)
+
+
+class MessageLines:
+    """Makes lines of the messages of one topic.
+
+    :param holds_events: they are the events of an aggregate, whose ID and versions are shown.
+    :param read: how these are read today; None: they are shown as they are stored.
+    """
+
+    def __init__(
+        self, log: Log, *, holds_events: bool = False, read: ReadEvent | None = None
+    ) -> None:
+        self._log = log
+        self._holds_events = holds_events
+        self._read = read if holds_events else None
+
+    def json(self, batch: Batch, index: int) -> bytes:
+        """A message as a line of JSON, or several where the event is several today; nothing where
+        it cannot be shown, which is said."""
+        return self._or_reported(batch, index, self._make_json) or b""
+
+    def text(self, batch: Batch, index: int, *, colour: bool) -> bytes:
+        """The same for people: when, where, key, value; of an event, the version behind the key,
+        which is its aggregate's ID."""
+        made = self._or_reported(batch, index, partial(self._make_text, colour=colour))
+        return (made or "").encode("utf-8", "backslashreplace")
+
+    def _or_reported(self, batch: Batch, index: int, make: Callable[[Batch, int], T]) -> T | None:
+        where = output.position_text(self._log, batch, index)
+        return output.call_or_report(where, partial(make, batch, index))
+
+    def _make_json(self, batch: Batch, index: int) -> bytes:
+        found = output.message_json(self._log, batch, index)
+        if self._holds_events:
+            found.update(_event_json(batch, index))
+        if self._read is None:
+            return output.json_bytes(found)
+        return b"".join(
+            output.json_bytes(_with_part(found, each))
+            for each in _parts(self._read, batch.values[index])
+        )
+
+    def _make_text(self, batch: Batch, index: int, *, colour: bool) -> str:
+        value = batch.values[index]
+        parts = [_Part()] if self._read is None else _parts(self._read, value)
+        return "".join(
+            self._line(batch, index, each, is_stored=self._read is None, colour=colour)
+            for each in parts
+        )
+
+    def _line(self, batch: Batch, index: int, part: _Part, *, is_stored: bool, colour: bool) -> str:
+        position = output.position_text(self._log, batch, index).removeprefix(f"{batch.topic}/")
+        key, data = output.bytes_text(batch.keys[index]), batch.values[index]
+        batch.headers(index)  # what cannot be read is known once it was tried
+        if part.document is not None:
+            content = f"{part.type} {output.bytes_text(part.document)}"
+        elif is_stored or part.reason:
+            content = "(tombstone)" if data is None else output.bytes_text(data) or ""
+        else:
+            content = LEFT_OUT
+        content = escape(content)
+        if part.reason:
+            content += f"  (cannot be decoded: {escape(part.reason)})"
+        if index in batch.unreadable:
+            content += f"  (headers cannot be read: {escape(batch.unreadable[index])})"
+        cells = [
+            output.iso_time(batch.time(index)), position, "-" if key is None else escape(key)
+        ]  # fmt: skip
+        if self._holds_events:
+            number = "" if part.number is None else f"#{part.number}"
+            cells[2] += f" v{_event_version(batch, index)}{number}"
+        if colour:
+            cells = [
+                f"\x1b[{code}m{cell}\x1b[0m" for code, cell in zip((2, 36, 1), cells, strict=True)
+            ]
+        return f"{'  '.join(cells)}  {content}\n"
+
+
+def _parts(read: ReadEvent, value: bytes | None) -> Iterator[_Part]:
+    """What a stored event is today, event by event."""
+    from streams.eventsourcing.inspection import json_document
+
+    found = read(value)
+    if not found.events:
+        yield _Part(reason=found.reason)
+    for number, each in enumerate(found.events):
+        which = number if len(found.events) > 1 else None
+        yield _Part(which, type(each).__name__, json_document(each))
+
+
+def _with_part(message: dict[str, Any], part: _Part) -> dict[str, Any]:
+    """A message in JSON, with an event of today in place of the stored one."""
+    if part.reason:
+        return {**message, "why": part.reason}
+    found = {name: each for name, each in message.items() if name not in _VALUE_FIELDS}
+    if part.number is not None:
+        found["id"] = f"{found['id']}#{part.number}"
+    value = None if part.document is None else output.document_json(part.document)
+    return {**found, "type": part.type, "value": value}
+
+
+_VALUE_FIELDS = frozenset({"value", "text", "base64", "tombstone"})
+"""What :func:`.output.value_json` says of a value."""
+
+
+def _event_json(batch: Batch, index: int) -> dict[str, Any]:
+    """Which aggregate an event is of, its version, and what it was appended for if that is said."""
+    from streams.log.event_headers import cause_of
+
+    key, cause = batch.keys[index] or b"", cause_of(batch.headers(index))
+    name, text = (
+        ("aggregate", key.decode())
+        if output.is_text(key)
+        else ("aggregate_base64", output.base64_text(key))
+    )
+    found = {name: text, "version": _event_version(batch, index)}
+    return {**found, "cause": output.printable_text(cause)} if cause else found
+
+
+def _event_version(batch: Batch, index: int) -> int | None:
+    """The version that an event has in its history."""
+    from streams.log.event_headers import event_header, event_version, parse_event
+
+    header = parse_event(event_header(batch.headers(index)), batch.id(index))
+    return None if header is None else event_version(header)
