@@ -17,14 +17,19 @@ ACCOUNTS = 1_000
 EVENTS_OF_A_LOAD = 20
 EVENTS_OF_A_REPLAY = 100
 """Of each account."""
+EVENTS_OF_AN_INDEX = 10
+"""Of each account."""
 FEW_ACCOUNTS = 1_000
 """What many accounts are compared with."""
 
 DECISIONS = Metric("rate", "decisions/s")
 LOADS = Metric("rate", "loads/s")
 EVENTS = Metric("rate", "events/s")
+SECONDS = Metric("seconds", "s", "less")
 CPU = Metric("cpu_us", "µs/call", "less")
 """Steadier than a rate where a machine is busy; it leaves out the wait for the disk."""
+
+CPU_OF_EVENT = Metric("cpu_us", "µs/event", "less")
 
 MEMORY_LIMIT = 64 << 20
 """Bytes by which a process may grow while it loads one history, however long."""
@@ -44,9 +49,10 @@ def aggregate_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
             ),
         ]  # fmt: skip
     if log_target.log == "kafka":
-        return _decision_cases(log_target, sizes, None, 15_000)
+        found = _decision_cases(log_target, sizes, None, 15_000)
     if sizes.all_patterns:
-        found += _growth_cases(log_target, sizes)
+        more = _index_cases if log_target.log == "kafka" else _growth_cases
+        found += more(log_target, sizes)
         found += _long_cases(log_target, sizes)
     return found
 
@@ -165,6 +171,38 @@ def _growth_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
         return _case(log_target, f"{way} 1 of {count:,}", ours, Rival(rival, 1.5, P50))
 
     return [case("load"), case("decide")]
+
+
+def _index_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
+    """Kafka's index of many events: built by a process that begins, and found in its file."""
+    count, folder = sizes.messages, log_target.folder
+    accounts = count // EVENTS_OF_AN_INDEX
+    bank = {"url": log_target.url, "name": f"indexed-{count}", "accounts": accounts}
+    given = {**bank, "events": EVENTS_OF_AN_INDEX}
+    said = {"with": f"{EVENTS_OF_AN_INDEX} events an account, one a decision; in memory"}
+    built = Side(
+        "streams", "build_index", given, fresh=True, prepare=("fill_index", given), settings=said
+    )
+    again = Side(
+        "streams", "build_index", {**given, "folder": f"{folder}/index"}, fresh=True,
+        prepare=("keep_index", {**given, "folder": f"{folder}/index"}),
+        settings={"with": "?event_index=, which has all of them"},
+    )  # fmt: skip
+    loop = Side("the loop", "index_by_hand", given, fresh=True)
+    seconds = count / 10_000_000 * 30
+    name = f"index of {count:,} events"
+    return [
+        _case(
+            log_target, name, built,
+            Rival(Limit(f"{seconds:g} s", seconds), 1.0, SECONDS), Rival(loop, None, SECONDS),
+            Rival(loop, None, GROWTH, ", memory"), Rival(loop, None, CPU_OF_EVENT, ", CPU time"),
+        ),
+        _case(
+            log_target, f"{name}, from its file", again,
+            Rival(Limit("2 s", 2.0), 1.0, SECONDS),
+            Rival(Limit("64 MiB", MEMORY_LIMIT), None, GROWTH, ", memory"),
+        ),
+    ]  # fmt: skip
 
 
 def _long_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:

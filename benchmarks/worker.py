@@ -41,9 +41,12 @@ def task_of(name: str) -> Callable[..., dict[str, Any]]:
     """
     if name in TASKS:
         return TASKS[name]
-    from benchmarks import aggregates, inbox, outboxes, patterns, views
+    from benchmarks import aggregates, event_index, inbox, outboxes, patterns, views
 
-    found = {**patterns.TASKS, **aggregates.TASKS, **views.TASKS, **inbox.TASKS, **outboxes.TASKS}
+    modules = (patterns, aggregates, event_index, views, inbox, outboxes)
+    found: dict[str, Callable[..., dict[str, Any]]] = {}
+    for module in modules:
+        found |= module.TASKS
     return found[name]
 
 

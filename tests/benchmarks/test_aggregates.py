@@ -13,14 +13,14 @@ from benchmarks.aggregate_cases import AGGREGATE_PREFIX, aggregate_cases
 from benchmarks.cases import FULL, LOGS, QUICK, Case, Limit, LogTarget, Side, Sizes
 from benchmarks.peers.install import PEERS
 from benchmarks.worker import task_of
+from tests.servers.find import KafkaAddress
 
 SMALL = replace(FULL, messages=2_000, per_pattern=1_000, aggregates=2_000)
 
 SINGLY, AT_ONCE, LOAD = "decide, one at a time", "decide, 1,000 at once", "load of 20 events"
-LONG_ONES = {
-    "load 1 of 1,000,000", "decide 1 of 1,000,000", "load of 1,000,000 events, snapshot",
-    "load of 1,000,000 events, none",
-}  # fmt: skip
+LONG_ONES = {"load of 1,000,000 events, snapshot", "load of 1,000,000 events, none"}
+GROWTH = {"load 1 of 1,000,000", "decide 1 of 1,000,000"}
+INDEX = {"index of 1,000,000 events", "index of 1,000,000 events, from its file"}
 
 
 def named(log: str, sizes: Sizes, url: str = "url", folder: str = "") -> dict[str, Case]:
@@ -31,11 +31,11 @@ def named(log: str, sizes: Sizes, url: str = "url", folder: str = "") -> dict[st
 
 
 def test_there_are_rows_beside_the_peer_and_beside_limits() -> None:
-    assert named("sqlite", FULL).keys() == LONG_ONES | {
+    assert named("sqlite", FULL).keys() == LONG_ONES | GROWTH | {
         SINGLY, AT_ONCE, LOAD, f"{LOAD}, 1,000 at once", "replay of 1,000,000",
     }  # fmt: skip
-    assert named("redis", FULL).keys() == LONG_ONES | {SINGLY, AT_ONCE, LOAD}
-    assert named("kafka", FULL).keys() == {SINGLY, AT_ONCE}
+    assert named("redis", FULL).keys() == LONG_ONES | GROWTH | {SINGLY, AT_ONCE, LOAD}
+    assert named("kafka", FULL).keys() == LONG_ONES | INDEX | {SINGLY, AT_ONCE}
 
 
 def test_every_name_is_used_once_and_every_peer_is_known() -> None:
@@ -48,7 +48,8 @@ def test_every_name_is_used_once_and_every_peer_is_known() -> None:
 
 
 def test_a_quick_run_fills_no_long_topic() -> None:
-    assert not LONG_ONES & named("redis", QUICK).keys()
+    assert not (LONG_ONES | GROWTH) & named("redis", QUICK).keys()
+    assert not (LONG_ONES | INDEX) & named("kafka", QUICK).keys()
 
 
 def test_how_many_aggregates_there_are_can_be_said() -> None:
@@ -67,7 +68,18 @@ def run(side: Side) -> dict[str, Any]:
 @pytest.mark.parametrize("name", sorted(named("sqlite", SMALL)))
 def test_each_task_measures(name: str, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/log.db?synchronous=normal"
-    case = named("sqlite", SMALL, url, str(tmp_path))[name]
+    check(named("sqlite", SMALL, url, str(tmp_path))[name])
+
+
+def test_each_of_an_index_does(kafka: KafkaAddress, tmp_path: Path) -> None:
+    sizes = replace(SMALL, messages=2_010)  # a topic of its own: its name is of their number
+    found = named("kafka", sizes, kafka.url, str(tmp_path))
+    for name in INDEX:
+        check(found[name.replace("1,000,000", "2,010")])
+    assert list((tmp_path / "index").iterdir())
+
+
+def check(case: Case) -> None:
     answer = run(case.ours)
     for rival in case.rivals:
         assert answer[rival.metric.key] >= 0

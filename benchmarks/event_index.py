@@ -1,0 +1,145 @@
+"""What it costs on Kafka to know which events count: the index of an event topic, as tasks of a
+worker process.
+
+The events are those of single decisions: each an append of its own, without a cause, as nearly all
+are. They are written by the driver itself, as that is quicker than deciding each.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+
+from benchmarks import baseline
+from benchmarks.aggregates import DEPOSIT, PARTITIONS, account_id, open_accounts, wait_built
+from benchmarks.machine import MemorySampler
+from benchmarks.ours import Answer, run
+from streams import Streams
+from streams.log.names import partition_for
+
+SAMPLE = 0.05
+"""Seconds between looks at the memory."""
+
+
+def fill_index(url: str, name: str, accounts: int, events: int) -> Answer:
+    """A bank whose accounts have so many events each, one after the other in turns; once."""
+    app = Streams(url)
+    bank = open_accounts(app, name, cached=False)
+
+    async def main() -> bool:
+        async with app:
+            return any(app.log.watermarks(bank.events.name, each)[1] for each in range(PARTITIONS))
+
+    if not run(main):
+        _write(url, bank.events.name, accounts, events)
+    return {}
+
+
+def _write(url: str, topic: str, accounts: int, events: int) -> None:
+    producer = Producer({**baseline.KAFKA_PRODUCER, "bootstrap.servers": _hosts(url)})
+    value = msgspec.json.encode(DEPOSIT)
+    keys = [account_id(number).encode() for number in range(accounts)]
+    partitions = [partition_for(key, "", PARTITIONS) for key in keys]
+    ends = [b""] * accounts
+    for version in range(events):
+        for account, key in enumerate(keys):
+            id = uuid4().hex.encode()
+            headers: list[Any] = [
+                ("ce_id", id), ("streams_event", b"0/1/%d/%b" % (version, ends[account]))
+            ]  # fmt: skip
+            ends[account] = id
+            while True:
+                try:
+                    producer.produce(topic, value, key, partitions[account], headers=headers)
+                    break
+                except BufferError:
+                    producer.poll(0.1)
+    producer.flush()
+
+
+def _hosts(url: str) -> str:
+    return url.partition("://")[2]
+
+
+def build_index(url: str, name: str, accounts: int, events: int, folder: str = "") -> Answer:
+    """Seconds until a process knows of all events of a bank which count, and how much it grows.
+
+    :param folder: for the index's file; what is there already is not read again.
+    """
+    app = Streams(url, config={"event_index": folder} if folder else None)
+    bank = open_accounts(app, name, cached=False)
+
+    async def main() -> Answer:
+        async with app.connected():
+            with MemorySampler(SAMPLE) as memory:
+                began, cpu = time.perf_counter(), time.process_time()
+                await wait_built(app, bank)
+                seconds, used = time.perf_counter() - began, time.process_time() - cpu
+            loaded = await bank.load(account_id(accounts - 1))
+            assert loaded.version == events
+        return _answer(accounts * events, seconds, used, memory)
+
+    answer: Answer = run(main)
+    return answer
+
+
+def keep_index(url: str, name: str, accounts: int, events: int, folder: str) -> Answer:
+    """Such a bank, and the index's file in a folder."""
+    fill_index(url, name, accounts, events)
+    return build_index(url, name, accounts, events, folder)
+
+
+def index_by_hand(url: str, name: str, accounts: int, events: int) -> Answer:
+    """The same as a loop: the rule of docs/event-sourcing.md, as far as these events need it."""
+    topic, count = f"{name}.events", accounts * events
+    consumer = Consumer(
+        {
+            **baseline.KAFKA_CONSUMER,
+            "bootstrap.servers": _hosts(url),
+            "group.id": "nobody",
+            "isolation.level": "read_uncommitted",
+        }
+    )
+    consumer.assign([TopicPartition(topic, each, 0) for each in range(PARTITIONS)])
+    ends: dict[Any, Any] = {}
+    places: dict[Any, Any] = {}
+    looked_at = 0
+    with MemorySampler(SAMPLE) as memory:
+        began, cpu = time.perf_counter(), time.process_time()
+        while looked_at < count:
+            for message in consumer.consume(baseline.BATCH, 0.1):
+                if message.error():
+                    raise KafkaException(message.error())
+                looked_at += 1
+                key, headers = message.key(), dict(message.headers() or ())
+                offsets = places.get(key)
+                if offsets is None:
+                    offsets = places[key] = array("q")
+                base = b"0/1/%d/%b" % (len(offsets), ends.get(key, b""))
+                if headers["streams_event"] == base:
+                    ends[key] = headers["ce_id"]
+                    offsets.append(message.offset() or 0)
+        seconds, used = time.perf_counter() - began, time.process_time() - cpu
+    consumer.close()
+    assert len(places[account_id(accounts - 1).encode()]) == events
+    return _answer(count, seconds, used, memory)
+
+
+def _answer(count: int, seconds: float, used: float, memory: MemorySampler) -> Answer:
+    return {
+        "rate": count / seconds,
+        "seconds": seconds,
+        "cpu_us": used / count * 1e6,
+        "growth": memory.growth,
+    }
+
+
+TASKS: dict[str, Callable[..., Answer]] = {
+    task.__name__: task for task in (fill_index, build_index, keep_index, index_by_hand)
+}
