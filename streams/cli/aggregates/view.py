@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from streams.cli import output
 from streams.cli.aggregates.lists import list_keys
 from streams.cli.command_errors import CommandFailed
+from streams.cli.message_lines import LEFT_OUT
 from streams.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -325,7 +326,7 @@ def _event_text(row: Mapping[str, Any]) -> str:
     """What stands in an event, on one line."""
     why = f"  (cannot be decoded: {row['why']})" if row.get("why") else ""
     if row.get("type") is None and "event" in row:
-        return "(nothing, by an upcast)"
+        return LEFT_OUT
     for field in ("event", "value"):
         if field in row:
             content = output.json_bytes(row[field]).decode().rstrip()
