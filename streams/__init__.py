@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from streams.databases import Sqlite as Sqlite
     from streams.decoding import Source as Source
     from streams.errors import BatchError as BatchError
+    from streams.errors import CodeTooOld as CodeTooOld
     from streams.errors import ConfigError as ConfigError
     from streams.errors import EventTopicError as EventTopicError
     from streams.errors import Fatal as Fatal
@@ -103,10 +104,10 @@ else:
             "streams.databases": ("AsyncPsycopg Asyncpg Database Django Psycopg SQLAlchemy Sqlite"),
             "streams.decoding": "Source",
             "streams.errors": (
-                "BatchError ConfigError EventTopicError Fatal Fenced GroupNotEmpty HandlerTimeout "
-                "InvalidValue LogError MemberFenced NotFound NotRunning OutcomeUnknown "
-                "PartitionCountMismatch ProcessorDied Reject RetryAfter StreamsError TooLarge "
-                "TopicMismatch TransactionTimeout Unavailable"
+                "BatchError CodeTooOld ConfigError EventTopicError Fatal Fenced GroupNotEmpty "
+                "HandlerTimeout InvalidValue LogError MemberFenced NotFound NotRunning "
+                "OutcomeUnknown PartitionCountMismatch ProcessorDied Reject RetryAfter "
+                "StreamsError TooLarge TopicMismatch TransactionTimeout Unavailable"
             ),
             "streams.eventsourcing": (
                 "Aggregate AggregateClosed AggregateStats Cache Cancel Command Decided "

@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Literal
 from streams.errors import ConfigError
 from streams.numbers import is_int, is_seconds
 
-OnUnknown = Literal["dead", "skip"]
-"""What becomes of a union's unknown tag: a dead letter, or passed over (and settled)."""
+OnUnknown = Literal["dead", "skip", "wait"]
+"""What becomes of a union's unknown tag: a dead letter; passed over (and settled); or its message
+waits, with what follows of its key, for newer code (:class:`~streams.errors.CodeTooOld`)."""
 
 Start = Literal["earliest", "latest"]
 

@@ -243,7 +243,8 @@ class Declarations(ABC):
         :param codec: how values are encoded; JSON, text or bytes by type if not given.
         :param partitions: how many; created with it if missing, an error if it differs. None uses
             what exists (a missing topic gets 1; on Kafka it is an error).
-        :param unknown: what becomes of a tag that ``type`` does not name: ``"dead"`` or ``"skip"``.
+        :param unknown: what becomes of a tag that ``type`` does not name: ``"dead"``, ``"skip"`` or
+            ``"wait"`` (for newer code).
         :param retention: how long its messages are kept, if it is created here; for ever if not
             given. A topic that exists keeps what it has: ``streams doctor`` says where that is
             something else, ``streams topics retain`` changes it.

@@ -10,7 +10,7 @@ from typing_extensions import TypeForm
 from stream_codecs import BindError, Codec, DecodeError, UnknownTag, includes_none
 from streams.cloudevents import unwrap_structured
 from streams.config import OnUnknown
-from streams.errors import ConfigError
+from streams.errors import CodeTooOld, ConfigError
 from streams.message import Batch
 from streams.processing.job import Skip
 
@@ -29,6 +29,17 @@ class Source(Protocol[T_co]):
     def decoding(self) -> TopicDecoder[T_co]:
         """How its values are decoded."""
         ...
+
+
+class NewerTag(UnknownTag, CodeTooOld):
+    """A tag that this code does not know, where newer code may: its message waits."""
+
+    def __init__(self, unknown: UnknownTag) -> None:
+        """:param unknown: what the codec said of it."""
+        super().__init__(
+            unknown.reason, tag=unknown.tag, codec=unknown.codec, topic=unknown.topic,
+            role=unknown.role, data=unknown.data, path=unknown.path, offset=unknown.offset,
+        )  # fmt: skip
 
 
 class TopicDecoder(Generic[T_co]):
@@ -50,7 +61,7 @@ class TopicDecoder(Generic[T_co]):
         self._unwraps_events = unwraps_events
         self._bound = codec.bind(type, topic=topic, role="value")
         self._nullable = includes_none(type)
-        self._skip_unknown = unknown == "skip"
+        self._unknown = unknown
         self.id_reader = id_reader
         """Reads the message ID from a decoded value, where the topic says it is there."""
 
@@ -88,9 +99,11 @@ class TopicDecoder(Generic[T_co]):
             if self._bound.needs_headers:
                 return self._bound.decode(data, batch.headers(index))
             return self._bound.decode(data)
-        except UnknownTag:
-            if self._skip_unknown:
+        except UnknownTag as error:
+            if self._unknown == "skip":
                 raise Skip from None
+            if self._unknown == "wait":
+                raise NewerTag(error) from error
             raise
         except (DecodeError, ConfigError):
             raise

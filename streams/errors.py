@@ -6,7 +6,8 @@ Three families:
   a call: :class:`InvalidValue`;
 * what *the log* answered: :class:`LogError` and below. A driver's own exceptions are translated
   into these once, at the log's boundary, so code above the log never imports a driver;
-* what *a handler* says by raising: :class:`Reject`, :class:`RetryAfter`, :class:`BatchError`.
+* what *a handler* says by raising: :class:`Reject`, :class:`RetryAfter`, :class:`BatchError`,
+  :class:`CodeTooOld`.
 
 A codec's errors live in ``stream_codecs`` (a codec knows nothing of streams).
 """
@@ -14,7 +15,9 @@ A codec's errors live in ``stream_codecs`` (a codec knows nothing of streams).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
+
+E = TypeVar("E", bound=BaseException)
 
 
 class StreamsError(Exception):
@@ -42,11 +45,20 @@ class InvalidValue(StreamsError, ValueError):
 
 def find_config_error(error: BaseException) -> ConfigError | None:
     """The :class:`ConfigError` that an error is, or that is in it (an exception group); if any."""
-    if isinstance(error, ConfigError):
+    return _find(error, ConfigError)
+
+
+def find_code_too_old(error: BaseException) -> CodeTooOld | None:
+    """The :class:`CodeTooOld` that an error is, or that is in it (an exception group); if any."""
+    return _find(error, CodeTooOld)
+
+
+def _find(error: BaseException, kind: type[E]) -> E | None:
+    if isinstance(error, kind):
         return error
     if isinstance(error, BaseExceptionGroup):
         for each in error.exceptions:
-            if (found := find_config_error(each)) is not None:
+            if (found := _find(each, kind)) is not None:
                 return found
     return None
 
@@ -190,6 +202,17 @@ class RetryAfter(StreamsError):
             raise ValueError(f"RetryAfter needs seconds >= 0, got {seconds!r}")
         super().__init__(reason or f"asked to be tried again after {seconds:g} s")
         self.seconds = float(seconds)
+
+
+class CodeTooOld(StreamsError):
+    """Newer code wrote something that this code does not know: an event with a new tag, a command
+    for a new decision. Old and new code run side by side while a new version is deployed.
+
+    In a handler it is no failure: the message keeps its place at the head of its key, uses up no
+    attempt and becomes no dead letter. It is handled by whoever has its partition next and knows
+    what it means; until then its process says that it waits (``held_back`` in the health). Raised
+    by this package, and by a handler that finds so itself.
+    """
 
 
 class BatchError(StreamsError):

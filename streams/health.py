@@ -56,6 +56,8 @@ class ProcessorStats:
     :param handler_seconds: how long calls of the handler took, failed ones included; empty unless
         :meth:`streams.Streams.measure` was called.
     :param progress: how far it is in each partition that it owns.
+    :param held_back: of ``waiting``, those that this code is too old for
+        (:class:`~streams.errors.CodeTooOld`). What follows of their keys waits behind them.
     """
 
     handled: int
@@ -75,6 +77,7 @@ class ProcessorStats:
     commit_seconds: Durations = NO_DURATIONS
     handler_seconds: Durations = NO_DURATIONS
     progress: tuple[PartitionProgress, ...] = ()
+    held_back: int = 0
 
     @property
     def places(self) -> tuple[PartitionProgress, ...]:
@@ -322,6 +325,8 @@ class ProcessorHealth:
         because what was written there was lost.
     :param database_reachable: the database of ``transaction=`` answered when it was asked last;
         True where there is none.
+    :param held_back: as in :class:`ProcessorStats`. Others go on, and a restart helps only with
+        newer code, so it makes nothing unready.
     """
 
     running: bool
@@ -333,12 +338,14 @@ class ProcessorHealth:
     rejected: int = 0
     contested: int = 0
     database_reachable: bool = True
+    held_back: int = 0
 
     @property
     def ok(self) -> bool:
         """Nothing needs a person's attention."""
         well = self.running and self.reachable and self.error is None
-        return well and self.database_reachable and not self.overdue and not self.contested
+        waits = self.overdue or self.contested or self.held_back
+        return well and self.database_reachable and not waits
 
 
 class StoppedAggregate(NamedTuple):
@@ -542,6 +549,7 @@ def processor_stats(executor: Executor, poller: Poller) -> ProcessorStats:
         commit_seconds=poller_stats.commit_seconds,
         handler_seconds=NO_DURATIONS if executor.timing is None else executor.timing.read(),
         progress=poller_stats.progress,
+        held_back=executor.dispatcher.held_back,
     )
 
 
@@ -573,4 +581,5 @@ def processor_health(
         rejected=poller.rejected,
         contested=poller.contested,
         database_reachable=database_reachable,
+        held_back=0 if executor is None else executor.dispatcher.held_back,
     )

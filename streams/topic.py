@@ -78,10 +78,10 @@ class Topic(Generic[T]):
         problem = ""
         if partitions is not None and not is_int(partitions, 1):
             problem = f"partitions={partitions!r}: a whole number from 1"
-        elif unknown not in ("dead", "skip"):
-            problem = f"unknown={unknown!r}: 'dead' or 'skip'"
-        elif unknown == "skip" and codec is None and not tags_of(type):
-            problem = f"unknown='skip' is for tagged types; {type_name(type)} has no tags"
+        elif unknown not in ("dead", "skip", "wait"):
+            problem = f"unknown={unknown!r}: 'dead', 'skip' or 'wait'"
+        elif unknown != "dead" and codec is None and not tags_of(type):
+            problem = f"unknown={unknown!r} is for tagged types; {type_name(type)} has no tags"
         elif codec is not None and (isclass(codec) or not callable(getattr(codec, "bind", None))):
             problem = f"codec={codec!r}: give a codec, such as stream_codecs.Json()"
         elif retention is not None and not isinstance(retention, Retention):

@@ -7,9 +7,9 @@ Rules
    identity for an ordering key, so that a duplicate of it waits for its outcome. A message with
    neither has none and never waits.
 2. An ordering key in ``PartitionState.in_flight`` is *in flight*: its message is being handled,
-   waits to be tried again, or its dead letter is being written. Later messages of the key wait in
-   its *key queue*. When the message is settled, the next of the queue goes to ``ready``, before
-   anything that was not looked at yet.
+   waits to be tried again, is held back for newer code, or its dead letter is being written. Later
+   messages of the key wait in its *key queue*. When the message is settled, the next of the queue
+   goes to ``ready``, before anything that was not looked at yet.
 3. A duplicate is dropped when it would be handled, not earlier: what it duplicates may still fail.
 4. Keys in flight outlive the assignment. A partition that is revoked loses its queues, but keys
    whose handler is still running stay in flight, so when the partition comes back to this process
@@ -48,6 +48,10 @@ READ_AHEAD = 2_000
 """Messages that were not looked at yet, from which on no more are needed for now. What waits falls
 out of the processor's cache, and Python's cyclic garbage collector goes through it again and again:
 with five times as many, a message cost 7 % more CPU (on Kafka)."""
+
+
+HELD_BACK_PAUSE = 30.0
+"""Seconds after which a message that is held back for newer code is given out again."""
 
 
 class DeadLetterReason(NamedTuple):
@@ -133,6 +137,8 @@ class _Timer(NamedTuple):
     number: int
     """Of two that are due at once, the one with the smaller number comes first."""
     delivery: Delivery
+    held_back: bool = False
+    """It waits for newer code, and not for its next attempt."""
 
 
 class DispatchCounts:
@@ -275,6 +281,11 @@ class Dispatcher:
     def waiting(self) -> int:
         """How many messages wait to be tried again."""
         return len(self._timers)
+
+    @property
+    def held_back(self) -> int:
+        """How many of them wait for newer code (any thread)."""
+        return sum(timer.held_back for timer in self._timers.copy())
 
     def waiting_keys(self, limit: int = 10) -> list[tuple[str, int, OrderingKey, int]]:
         """Topic, partition, ordering key and attempt of messages waiting to be tried again."""
@@ -572,11 +583,14 @@ class Dispatcher:
         now: float,
         random: float,
         final: Collection[int] = (),
+        held_back: Collection[int] = (),
     ) -> list[Delivery]:
         """Some of a batch failed, by index; the others are settled. What is to be dead-lettered.
 
-        Those in ``final`` are not tried again. Where several of one key failed, the first keeps
-        the key and the others wait behind it, each to be tried again or dead-lettered in its turn.
+        Those in ``final`` are not tried again. Those in ``held_back`` are given out again without
+        having used up an attempt, in the order of their key whatever the policy. Where several of
+        one key failed, the first keeps the key and the others wait behind it, each to be tried
+        again or dead-lettered in its turn.
         """
         behind: dict[StateAndKey, list[Delivery]] = {}
         settled: list[Delivery] = []
@@ -588,9 +602,18 @@ class Dispatcher:
                 continue
             state, attempt = delivery.fetched.state, delivery.attempt
             is_owned = state.is_owned
-            delay = None if index in final else retry_delay(self._retry, attempt, error, random)
+            is_held_back = index in held_back
+            delay = (
+                HELD_BACK_PAUSE
+                if is_held_back
+                else None
+                if index in final
+                else retry_delay(self._retry, attempt, error, random)
+            )
             if delay is None:
                 delivery = self.rejected(delivery, error)
+            elif is_held_back:
+                delivery = replace(delivery, alone=True)
             else:
                 self.counts.retries += 1
                 delivery = replace(delivery, attempt=attempt + 1, alone=True)
@@ -604,7 +627,7 @@ class Dispatcher:
             if delay is None:
                 rejected.append(delivery)
             elif is_owned:
-                self.deliver_at(delivery, now + delay)
+                self.deliver_at(delivery, now + delay, held_back=is_held_back)
             if ordering_key is not None and (is_owned or delay is None):
                 behind[of_key] = []
         self._record_settled(settled)
@@ -641,13 +664,16 @@ class Dispatcher:
         """The message can never be handled: the delivery to be dead-lettered."""
         return replace(delivery, alone=True, reason=DeadLetterReason(error, delivery.attempt))
 
-    def deliver_at(self, delivery: Delivery, due: float) -> None:
-        """Give this out again at ``due``, monotonic seconds. Its key stays in flight."""
+    def deliver_at(self, delivery: Delivery, due: float, *, held_back: bool = False) -> None:
+        """Give this out again at ``due``, monotonic seconds. Its key stays in flight.
+
+        :param held_back: it waits for newer code.
+        """
         if not delivery.fetched.state.is_owned:
             self.abandon(delivery)
             return
         self._timer_number += 1
-        heappush(self._timers, _Timer(due, self._timer_number, delivery))
+        heappush(self._timers, _Timer(due, self._timer_number, delivery, held_back))
 
     def abandon(self, delivery: Delivery) -> None:
         """The handler stopped without an outcome; the message is not settled."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streams.errors import LogError, StreamsError
+from streams.errors import CodeTooOld, LogError, StreamsError
 
 
 class WrongExpectedVersion(StreamsError):
@@ -57,3 +57,9 @@ class Undecodable(StreamsError):
         super().__init__(f"{aggregate} {id!r}: event {version} cannot be decoded: {reason}")
         self.id = id
         self.version = version
+
+
+class UnknownEvent(Undecodable, CodeTooOld):
+    """An event of an aggregate has a tag that this code does not know, as newer code that runs
+    beside it has written it. A message whose handler decides upon the aggregate waits for that
+    code, and uses up no attempt."""

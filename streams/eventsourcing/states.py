@@ -14,10 +14,10 @@ from functools import reduce
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from stream_codecs import DecodeError
+from stream_codecs import DecodeError, UnknownTag
 from streams.errors import InvalidValue
 from streams.eventsourcing.definition import Definition
-from streams.eventsourcing.errors import HistoryTruncated, Undecodable
+from streams.eventsourcing.errors import HistoryTruncated, Undecodable, UnknownEvent
 from streams.eventsourcing.histories import Histories
 from streams.eventsourcing.snapshots import SnapshotWriter
 from streams.eventsourcing.state_cache import KnownState, StateCache
@@ -195,7 +195,8 @@ class States:
             raise self._stop(id, stored.version, error) from error
 
     def _stop(self, id: str, version: int, error: DecodeError) -> Undecodable:
-        found = Undecodable(self._name, id, version, str(error))
+        kind = UnknownEvent if isinstance(error, UnknownTag) else Undecodable
+        found = kind(self._name, id, version, str(error))
         is_new = id not in self.stopped
         if is_new and len(self.stopped) >= MAX_STOPPED:
             return found

@@ -31,7 +31,13 @@ from stream_codecs import EncodeError
 from streams.callables import callable_name
 from streams.clock import SYSTEM
 from streams.config import Retry
-from streams.errors import ConfigError, InvalidValue, Reject, find_config_error
+from streams.errors import (
+    ConfigError,
+    InvalidValue,
+    Reject,
+    find_code_too_old,
+    find_config_error,
+)
 from streams.log.names import to_valid_name
 from streams.message import CORRELATION
 from streams.numbers import is_int
@@ -210,6 +216,8 @@ class ChoreographyStep:
                 raise
             if find_config_error(error) is not None:
                 raise  # the step cannot work, whatever the event: it did not fail over this one
+            if self.bus.app is not None and find_code_too_old(error) is not None:
+                raise  # the event waits for newer code
             logger.warning(
                 "saga %s: step %s failed over %r: %r", saga_event.saga_id, self.name, event, error
             )

@@ -26,10 +26,18 @@ from msgspec.structs import replace
 from typing_extensions import override
 
 from streams.engine.deferring_dispatcher import DeferringDispatcher
-from streams.engine.dispatcher import Delivery, Dispatcher, state_and_key
+from streams.engine.dispatcher import Delivery, Dispatcher, StateAndKey, state_and_key
 from streams.engine.progress import FetchedBatch
 from streams.engine.retry import retry_delay
-from streams.errors import BatchError, Fenced, LogError, RetryAfter, Unavailable, find_config_error
+from streams.errors import (
+    BatchError,
+    Fenced,
+    LogError,
+    RetryAfter,
+    Unavailable,
+    find_code_too_old,
+    find_config_error,
+)
 from streams.message import Message, make_message
 from streams.processing.handler_transaction import HandlerTransaction
 from streams.processing.job import (
@@ -69,6 +77,10 @@ TRANSACTION_PAUSE = 1.0
 
 WRITE_PAUSE = 1.0
 """Seconds before a dead letter that was refused is written again (times 2 each time, to 60)."""
+
+
+HELD_BACK_REPORT = 60.0
+"""Seconds between two log lines that messages are held back for newer code."""
 
 
 class NotCalled(NamedTuple):
@@ -132,6 +144,8 @@ class Calls(ABC, Generic[Unit]):
         """:meth:`admit` is to be asked only of what has a reason to be dead-lettered."""
         self._pipeline = self._pipeline_of(job, dispatcher)
         """Takes what a message was turned into, in an exactly-once processor."""
+        self._reports_held_back_at = float("-inf")
+        """When the log may be told again that messages are held back, in monotonic seconds."""
         self.unconfirmed = 0
         """Messages whose writes (results, dead letters) are not confirmed yet."""
 
@@ -322,6 +336,9 @@ class Calls(ABC, Generic[Unit]):
             return
         if self._fail_on_config_error([delivery], {0: error}):
             return
+        if self._is_for_newer_code(error):
+            self._settle_failed([delivery], {0: error}, ())
+            return
         if self._attempt_log_of(delivery) is not None:
             self._settle_batch([delivery], {0: error}, ())
             return
@@ -366,8 +383,29 @@ class Calls(ABC, Generic[Unit]):
 
     def reject_undecodable(self, delivery: Delivery, error: BaseException) -> None:
         """The message cannot be decoded: no attempt will change that."""
-        if not self._fail_on_config_error([delivery], {0: error}):
+        if self._is_for_newer_code(error):
+            self._settle_failed([delivery], {0: error}, ())
+        elif not self._fail_on_config_error([delivery], {0: error}):
             self.dead_letter(self.dispatcher.rejected(delivery, error))
+
+    # -- what newer code has written
+
+    def _is_for_newer_code(self, error: BaseException) -> bool:
+        """This code is too old for the message, which waits for code that is not. A replay is of
+        this code, and is told so at once."""
+        return self.job.on_rejected is None and find_code_too_old(error) is not None
+
+    def _report_held_back(self, delivery: Delivery, error: BaseException) -> None:
+        now = self._now()
+        if now < self._reports_held_back_at:
+            return
+        self._reports_held_back_at = now + HELD_BACK_REPORT
+        others = self.dispatcher.held_back
+        logger.error(
+            "%s: this code is too old for %s%s: held back, with what follows of its key, until "
+            "newer code has its partition: %s",
+            self.job.name, location(delivery), f" and {others:,} more" if others else "", error,
+        )  # fmt: skip
 
     # -- failures of some of a batch; of one message, where its attempts are counted in the log
 
@@ -393,8 +431,12 @@ class Calls(ABC, Generic[Unit]):
     def _settle_failed(
         self, deliveries: Sequence[Delivery], errors: Errors, final: Collection[int]
     ) -> None:
-        now = self._now()
-        for rejected in self.dispatcher.mark_batch_failed(deliveries, errors, now, random(), final):
+        held_back = [index for index, each in errors.items() if self._is_for_newer_code(each)]
+        for index in held_back[:1]:
+            self._report_held_back(deliveries[index], errors[index])
+        for rejected in self.dispatcher.mark_batch_failed(
+            deliveries, errors, self._now(), random(), final, held_back
+        ):
             self.dead_letter(rejected)
 
     def _record_attempts(
@@ -412,6 +454,8 @@ class Calls(ABC, Generic[Unit]):
         owners: list[int] = []
         outgoing: list[Outgoing] = []
         for index, error in errors.items():
+            if self._is_for_newer_code(error):
+                continue
             attempt = self.attempt_number(deliveries[index])
             deliveries[index] = delivery = replace(deliveries[index], attempt=attempt)
             delay = (
@@ -738,7 +782,12 @@ class BatchCalls(Calls[list[Delivery]]):
     def decode(self, unit: list[Delivery]) -> DecodedBatch | NotCalled:
         decoded = DecodedBatch([], [], [], {}, set())
         accepts = self._accepts
+        held_back: dict[StateAndKey, Exception] = {}
+        """What holds keys back, behind which everything of them waits."""
         for index, delivery in enumerate(unit):
+            if held_back and (error := held_back.get(state_and_key(delivery))) is not None:
+                decoded.errors[index] = error
+                continue
             try:
                 again = _was_handled(delivery)
                 value = self.decode_one(delivery.fetched, delivery.index, again=again)
@@ -747,7 +796,10 @@ class BatchCalls(Calls[list[Delivery]]):
                 continue
             except Exception as error:
                 decoded.errors[index] = error
-                decoded.undecodable.add(index)
+                if not self._is_for_newer_code(error):
+                    decoded.undecodable.add(index)
+                elif delivery.ordering_key is not None:
+                    held_back[state_and_key(delivery)] = error
                 continue
             try:
                 accepted = accepts is None or accepts(value)

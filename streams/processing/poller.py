@@ -262,6 +262,8 @@ class Poller:
             for topic, partition, ordering_key, attempt in dispatcher.waiting_keys(1):
                 key = f"key {text(ordering_key)!r}" if isinstance(ordering_key, bytes) else "no key"
                 what += f", first the one of {topic}/{partition} with {key}, attempt {attempt}"
+            if held_back := dispatcher.held_back:
+                what += f" ({held_back} for newer code)"
             found.append((max(0.0, moment - self._now()), what))
         if (
             self._job.observer is not None

@@ -153,7 +153,7 @@ async def test_health_follows_the_apps_life() -> None:
             assert said["processors"]["wait"] == {
                 "running": True, "paused": False, "reachable": True, "overdue": 0,
                 "losses": 0, "rejected": 0, "contested": 0, "error": None,
-                "database_reachable": True,
+                "database_reachable": True, "held_back": 0,
             }  # fmt: skip
             assert (await ask(server, "/healthz"))[0] == 200
             app.processors[0].pause()

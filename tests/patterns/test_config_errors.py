@@ -1,4 +1,5 @@
-"""A ``ConfigError`` in what a pattern calls: it is nobody's failure but the program's."""
+"""A ``ConfigError`` in what a pattern calls: it is nobody's failure but the program's. Code that is
+too old for what it was called for: that waits for newer code."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from streams import ConfigError, Message, ProcessorDied, Retry, Streams
+from streams import CodeTooOld, ConfigError, Message, ProcessorDied, Retry, Streams
 from streams.patterns import (
     Event,
     EventBus,
@@ -89,6 +90,55 @@ async def test_a_durable_saga_stands_where_it_stood(tmp_path: Path, plain: bool)
     async with app:
         await until(lambda: steps.lines == ["do a", "do b", "do b"])
         await saga.execute({}, id="one")
+
+
+async def test_a_durable_saga_waits_for_newer_code(tmp_path: Path) -> None:
+    """What its steps did stands, nothing is compensated, and it goes on elsewhere."""
+    done: list[str] = []
+
+    def declare(*, newer: bool) -> tuple[Streams, SagaOrchestrator[Any]]:
+        app = Streams(f"sqlite:///{tmp_path}/log.db")
+        saga = SagaOrchestrator(app, "s", context=dict[str, int])
+
+        async def first(context: Any) -> None:
+            done.append("a")
+
+        async def second(context: Any) -> None:
+            if not newer:
+                raise CodeTooOld("an event of tomorrow")
+            done.append("b")
+
+        saga.add_step(SagaStep("a", first, retry=FAST)).add_step(SagaStep("b", second, retry=FAST))
+        return app, saga
+
+    old, saga = declare(newer=False)
+    async with old:
+        await saga.start({}, id="one")
+        await until(lambda: any(each.held_back for each in old.health().processors.values()))
+        status = await saga.status("one")
+        assert (status.status, status.done, status.failure) == ("running", ("a",), None)
+    app, saga = declare(newer=True)
+    async with app:
+        await saga.execute({}, id="one")
+    assert done == ["a", "b"]
+
+
+async def test_a_choreographed_step_waits_for_newer_code() -> None:
+    app, answers = Streams("memory://"), list[Event]()
+    bus = EventBus(app)
+
+    async def charge(heard: SagaEvent) -> None:
+        raise CodeTooOld("an event of tomorrow")
+
+    async def look(event: Event) -> None:
+        answers.append(event)
+
+    create_handler(bus, "stock.reserved", charge, "payment.charged", "payment.failed", retry=FAST)
+    bus.subscribe("payment.failed", look)
+    async with app:
+        await bus.publish("stock.reserved", 1)
+        await until(lambda: any(each.held_back for each in app.health().processors.values()))
+        assert answers == []
 
 
 async def test_a_durable_sagas_compensation(tmp_path: Path) -> None:

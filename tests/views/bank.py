@@ -59,7 +59,10 @@ def unique() -> str:
 class Bank:
     """An app with accounts and their balances, as one process has them."""
 
-    def __init__(self, app: Streams, name: str, fold: Any = fold_balance, **options: Any) -> None:
+    def __init__(
+        self, app: Streams, name: str, fold: Any = fold_balance, *, partitions: int = 2,
+        **options: Any,
+    ) -> None:  # fmt: skip
         self.app = app
-        self.accounts: Aggregate[Any, Account] = accounts(app, name)
+        self.accounts: Aggregate[Any, Account] = accounts(app, name, partitions=partitions)
         self.balances: View[Balance] = self.accounts.view("balances", Balance, **options)(fold)

@@ -25,7 +25,7 @@ from stream_codecs import type_name
 from streams.app import Streams
 from streams.callables import is_async, shown_function
 from streams.cancellation import run_in_thread
-from streams.errors import ConfigError, InvalidValue, NotFound
+from streams.errors import CodeTooOld, ConfigError, InvalidValue, NotFound
 from streams.eventsourcing.aggregate import Aggregate
 from streams.eventsourcing.causes import cause_text
 from streams.eventsourcing.declaration_checks import check_refusals
@@ -59,6 +59,11 @@ class CommandOutcome(NamedTuple):
     event_count: int = 0
 
 
+class UnknownCommand(InvalidValue, CodeTooOld):
+    """A command that newer code has stored: for an aggregate or a decision that this code does not
+    have, or with arguments that its decision does not take."""
+
+
 class _Refusal(Exception):
     """A decision refuses, or has come to no event; why has been noted."""
 
@@ -89,6 +94,7 @@ class _Decision(NamedTuple):
     """
 
     function: Callable[..., Any]
+    signature: inspect.Signature
     positional: Sequence[Callable[[Any], Any]]
     rest: Callable[[Any], Any]
     named: Mapping[str, Callable[[Any], Any]]
@@ -172,7 +178,7 @@ class Commands:
             stored = StoredCommand(aggregate.name, command.id, name, args, kwargs)
             decision = self._find(aggregate, name)
             read_args, read_kwargs = _read(decision, stored)
-            inspect.signature(decision.function).bind(None, *read_args, **read_kwargs)
+            decision.signature.bind(None, *read_args, **read_kwargs)
         except (TypeError, ValueError, msgspec.MsgspecError, RecursionError) as error:
             raise InvalidValue(f"{self._where}: {command!r} cannot be stored: {error}") from error
         if read_args != command.args or read_kwargs != command.kwargs:
@@ -209,7 +215,7 @@ class Commands:
         if function is None:
             function = getattr(_state_class(aggregate), name, None)
         if not callable(function):
-            raise InvalidValue(
+            raise UnknownCommand(
                 f"{self._where}: a command for the decision {name!r} of aggregate "
                 f"{aggregate.name!r} is to be carried out, and it has none of that name: "
                 f"ProcessManager(..., decisions={{{name!r}: ...}})"
@@ -230,6 +236,7 @@ class Commands:
 
         :param cause: the command's own.
         :returns: why it is refused, for ever; None: it is not.
+        :raises UnknownCommand: newer code has stored it, or noted why it is refused.
         :raises Exception: the decision fails, or the log does.
         """
         aggregate = self._aggregate(command)
@@ -249,6 +256,11 @@ class Commands:
             except DecisionRefused:
                 # Why is asked of the log, as everybody does: somebody else may have noted before.
                 outcome = await self._read_outcome(command, cause)
+                if outcome.outcome == "unknown":
+                    raise UnknownCommand(
+                        f"{self._where}: the command {command.decision!r} for "
+                        f"{aggregate.name!r} {command.id!r} was refused, {outcome.reason}"
+                    ) from None
                 if outcome.outcome != "open":  # else the log has lost what was told
                     return outcome.reason or None
                 is_noted = False
@@ -270,7 +282,15 @@ class Commands:
     ) -> tuple[Any, str | None]:
         """What a command's decision returns, and why it refuses; None: it does not."""
         decision = self._find(aggregate, command.decision)
-        args, kwargs = _read(decision, command)
+        try:
+            args, kwargs = _read(decision, command)
+            decision.signature.bind(None, *args, **kwargs)
+        except (TypeError, ValueError, msgspec.MsgspecError) as error:
+            raise UnknownCommand(
+                f"{self._where}: a command for the decision {command.decision!r} of aggregate "
+                f"{aggregate.name!r} is to be carried out, and its arguments are none of that "
+                f"decision's: {error}"
+            ) from error
         try:
             found = decision.function(state, *args, **kwargs)
         except self._refusal_types as error:
@@ -282,7 +302,7 @@ class Commands:
     def _aggregate(self, command: StoredCommand) -> Aggregate[Any, Any]:
         found = self._app.aggregates.get(command.aggregate)
         if found is None:
-            raise InvalidValue(
+            raise UnknownCommand(
                 f"{self._where}: a command for aggregate {command.aggregate!r} is to be carried "
                 "out, and its app declares none of that name"
             )
@@ -342,7 +362,9 @@ class Commands:
             for reason, note in zip(notes, noted, strict=True)
             if note.caused is not None
         ]
-        reason = min(found)[1] if found else NOTHING
+        if not found:  # noted by newer code
+            return CommandOutcome("unknown", "for a reason that is none of refusals=")
+        reason = min(found)[1]
         return CommandOutcome("refused" if reason else "nothing", reason)
 
 
@@ -361,7 +383,8 @@ def _inspect(function: Callable[..., Any]) -> _Decision:
     named: dict[str, Callable[[Any], Any]] = {}
     rest = others = _decoder(Any)
     known = getattr(inspect.unwrap(function), "__globals__", {})
-    _, *parameters = inspect.signature(function).parameters.values()
+    signature = inspect.signature(function)
+    _, *parameters = signature.parameters.values()
     for each in parameters:
         read = _decoder(_resolve(each, known))
         if each.kind is each.VAR_POSITIONAL:
@@ -373,7 +396,7 @@ def _inspect(function: Callable[..., Any]) -> _Decision:
                 positional.append(read)
             if each.kind is not each.POSITIONAL_ONLY:
                 named[each.name] = read
-    return _Decision(function, positional, rest, named, others)
+    return _Decision(function, signature, positional, rest, named, others)
 
 
 def _resolve(parameter: inspect.Parameter, known: dict[str, Any]) -> Any:

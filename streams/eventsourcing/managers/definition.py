@@ -11,7 +11,7 @@ from typing_extensions import TypeVar
 
 from stream_codecs import Json, type_name
 from streams.callables import call_error, is_plain, shown_function
-from streams.errors import ConfigError, InvalidValue
+from streams.errors import CodeTooOld, ConfigError, InvalidValue
 from streams.eventsourcing.declaration_checks import check_app
 from streams.eventsourcing.managers.actions import Action, Cancel, Command, End, Schedule
 from streams.eventsourcing.managers.commands import Commands
@@ -44,6 +44,10 @@ class Trigger(NamedTuple):
     cause: str
     event: Any
     timeout: tuple[str, str] | None = None
+
+
+class UnreadableState(InvalidValue, CodeTooOld):
+    """A state that other code has stored, and that this code cannot read."""
 
 
 class Unfinished(Exception):
@@ -116,13 +120,13 @@ class ManagerDefinition(Generic[S]):
     def read_state(self, instance: Instance) -> S:
         """An instance's state.
 
-        :raises InvalidValue: it cannot be read.
+        :raises UnreadableState: it cannot be read.
         """
         if not instance.version:
             return self.state.initial
         found = self.state.decode(bytes(instance.state))
         if found is None:
-            raise InvalidValue(
+            raise UnreadableState(
                 f"{self.where}: a state that was stored is no {type_name(self._state_class)} any "
                 "more: give fields that are new a default, and keep those that were there"
             )

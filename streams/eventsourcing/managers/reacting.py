@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from streams.errors import InvalidValue, StreamsError
+from streams.errors import CodeTooOld, InvalidValue, find_code_too_old
 from streams.eventsourcing.aggregate import Aggregate
 from streams.eventsourcing.causes import cause_text, message_identity
 from streams.eventsourcing.keyed_lock import KeyedLock
@@ -107,8 +107,9 @@ class Reactor:
     def _counting_failures(self) -> Iterator[None]:
         try:
             yield
-        except Exception:
-            self._count(failures=1)
+        except Exception as error:
+            if find_code_too_old(error) is None:
+                self._count(failures=1)
             raise
 
     def _count(self, **more: int) -> None:
@@ -182,7 +183,7 @@ class Reactor:
     def _timeouts(self) -> Any:
         found = self._definition.timeouts
         if found is None:
-            raise StreamsError(
+            raise CodeTooOld(
                 f"{self._where}: a timeout is stored, and it declares timeouts= no more: declare "
                 "them until none is waited for"
             )

@@ -68,6 +68,7 @@ _GAUGES = (
     ("in_flight_bytes", "streams_in_flight_bytes", "Bytes of the messages held"),
     ("running", "streams_handlers_running", "Handlers running at this moment"),
     ("waiting", "streams_retries_waiting", "Messages waiting to be tried again"),
+    ("held_back", "streams_held_back_messages", "Messages waiting for newer code"),
     ("partitions", "streams_partitions_owned", "Partitions owned"),
 )
 

@@ -19,7 +19,7 @@ import msgspec
 from streams.cancellation import wait_deferring_cancel
 from streams.clock import Clock
 from streams.engine.retry import retry_delay
-from streams.errors import find_config_error
+from streams.errors import find_code_too_old, find_config_error
 from streams.patterns.clock_waits import Interrupted, interrupt_after, sleep_until
 from streams.patterns.saga.contexts import ContextStore, merge_contexts
 from streams.patterns.saga.entry_validation import MAX_WAIT
@@ -335,8 +335,9 @@ class SagaEngine:
         try:
             returned = await self._call_action(step, call, context)
         except Exception as error:
-            if find_config_error(error) is not None and not self._compensate_cancelled:
-                raise  # it is no failure of the saga, which goes on here once the code is mended
+            no_failure = find_config_error(error) or find_code_too_old(error)
+            if no_failure is not None and not self._compensate_cancelled:
+                raise  # of the saga: it goes on here once the code is mended, or newer
             return StepOutcome(name, None, error, False)
         except asyncio.CancelledError:
             task = asyncio.current_task()

@@ -108,6 +108,8 @@ def _state(page: Page, processor: Processor[..., Any], health: ProcessorHealth) 
         return page._("its database does not answer"), "bad"
     if health.contested:
         return page._("partitions are contested"), "warning"
+    if health.held_back:
+        return page._("messages wait for newer code"), "warning"
     if health.overdue:
         return page._("handlers are overdue"), "warning"
     return page._("runs"), "good"
