@@ -142,6 +142,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--view-events", type=_whole_number(10_000),
         help=f"from which views are rebuilt ({FULL.view_events:,}; a full run: 1,000,000)",
     )  # fmt: skip
+    add(
+        "--view-documents", type=_whole_number(0),
+        help=f"of which one is read ({FULL.view_documents:,}; a full run: 10,000,000; 0: none)",
+    )  # fmt: skip
     add("--list", action="store_true", help="the cases that would be measured, and no more")
     add("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
     add("--html", type=Path, metavar="FILE", help="also write the page")
@@ -189,6 +193,8 @@ def _sizes(arguments: argparse.Namespace) -> Sizes:
         sizes = replace(sizes, aggregates=arguments.aggregates)
     if arguments.view_events is not None:
         sizes = replace(sizes, view_events=arguments.view_events)
+    if arguments.view_documents is not None:
+        sizes = replace(sizes, view_documents=arguments.view_documents)
     return sizes
 
 

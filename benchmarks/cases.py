@@ -131,6 +131,7 @@ class Sizes:
     :param all_patterns: all patterns on all logs, or a few; and aggregates at length.
     :param aggregates: where one of many is loaded.
     :param view_events: that a view is rebuilt from; it has a hundredth as many documents.
+    :param view_documents: where one of many is read; 0: it is not.
     """
 
     messages: int
@@ -145,13 +146,14 @@ class Sizes:
     all_patterns: bool
     aggregates: int
     view_events: int
+    view_documents: int
 
 
 FULL = Sizes(
     1_000_000, 3.0, 2_000_000, 100_000, 10_000, 10.0, 200_000, 20_000, 10_000, True, 1_000_000,
-    100_000,
+    100_000, 200_000,
 )  # fmt: skip
-QUICK = Sizes(60_000, 0.5, 0, 20_000, 1_000, 1.0, 20_000, 2_000, 1_000, False, 0, 10_000)
+QUICK = Sizes(60_000, 0.5, 0, 20_000, 1_000, 1.0, 20_000, 2_000, 1_000, False, 0, 10_000, 0)
 
 
 @dataclass(frozen=True)

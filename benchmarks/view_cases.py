@@ -9,16 +9,21 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.cases import P50, P99, Case, Limit, LogTarget, Metric, Rival, Side, Sizes
+from benchmarks.views import EVENTS_EACH, PARTITIONS
 
 VIEW_PREFIX = "views: "
 """The first part of the names of these cases."""
 
-EVENTS_EACH = 100
-"""Of each account."""
 PEER_ACCOUNTS = 20
 """For the peer, which commits each event."""
 
+MEMORY_LIMIT = (128 + 64 * PARTITIONS) << 20
+"""Of a process that folds: what is kept of documents is bounded for each partition."""
+
 EVENTS = Metric("rate", "events/s")
+STALER = Metric("staler", "ms", "less")
+STALE_FIRST = Metric("stale_first", "ms", "less")
+PEAK = Metric("peak", "MiB", "less", 1 / (1 << 20))
 CPU = Metric("cpu_us", "µs/event", "less")
 
 
@@ -62,6 +67,45 @@ def view_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
             [
                 Rival(Limit("5 ms", 5.0), None, P50),
                 Rival(Limit("20 ms", 20.0), None, P99, ", the slowest of 100"),
+            ],
+        ),
+        Case(
+            f"{VIEW_PREFIX}rebuild of {events:,} beside the version that serves", log_target.log,
+            side(
+                "streams", "rebuild_beside",
+                "200 reads and 100 decisions a second, until version 2 is promoted and read: no "
+                "read fails, none goes back in time",
+            ),
+            [
+                *rivals,
+                Rival(Limit("20 ms", 20.0), None, P99, ", a get meanwhile, the slowest of 100"),
+                Rival(Limit("1 s", 1_000.0), None, STALE_FIRST, ", lag of version 1"),
+                Rival(Limit("1 s", 1_000.0), 1.0, STALER, ", the oldest read beyond that lag"),
+            ],
+        ),
+        *_many_documents(log_target, sizes),
+    ]  # fmt: skip
+
+
+def _many_documents(log_target: LogTarget, sizes: Sizes) -> list[Case]:
+    """In memory the log itself takes what there is."""
+    documents = sizes.view_documents
+    if log_target.log == "memory" or not documents:
+        return []
+    given = {"url": log_target.url, "topic": f"readings-{documents}", "documents": documents}
+    ours = Side(
+        "streams", "fold_readings", given, fresh=True, prepare=("fill_readings", given),
+        settings={"with": "the first of the processes has published the messages"},
+    )  # fmt: skip
+    name = f"{VIEW_PREFIX}{documents:,} documents"
+    limit = Limit(f"{MEMORY_LIMIT >> 20} MiB", MEMORY_LIMIT)
+    return [
+        Case(
+            name, log_target.log, ours,
+            [
+                Rival(limit, 1.0, PEAK, ", the process's memory"),
+                Rival(Limit("5 ms", 5.0), None, P50, ", get of any"),
+                Rival(Limit("20 ms", 20.0), None, P99, ", get of any, the slowest of 100"),
             ],
         ),
     ]  # fmt: skip

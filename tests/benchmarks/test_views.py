@@ -15,7 +15,7 @@ from benchmarks.peers.install import PEERS
 from benchmarks.view_cases import VIEW_PREFIX, view_cases
 from benchmarks.worker import task_of
 
-SMALL = replace(FULL, view_events=2_000)
+SMALL = replace(FULL, view_events=2_000, view_documents=2_000)
 
 
 def named(log: str, url: str = "url", folder: str = "") -> dict[str, Case]:
@@ -26,14 +26,14 @@ def named(log: str, url: str = "url", folder: str = "") -> dict[str, Case]:
 def test_each_log_has_rows_and_every_peer_is_known() -> None:
     for log in LOGS:
         found = named(log)
-        assert len(found) == (0 if log == "codecs" else 2)
+        assert len(found) == {"codecs": 0, "memory": 3}.get(log, 4)
         rivals = [rival.side for case in found.values() for rival in case.rivals]
         assert {side.peer for side in rivals if isinstance(side, Side) and side.peer} <= {*PEERS}
 
 
 def test_how_many_events_there_are_can_be_said() -> None:
-    sizes = _sizes(_parse(["--view-events", "1,000,000"]))
-    assert sizes.view_events == 1_000_000
+    sizes = _sizes(_parse(["--view-events", "1,000,000", "--view-documents", "10,000,000"]))
+    assert (sizes.view_events, sizes.view_documents) == (1_000_000, 10_000_000)
 
 
 def run(side: Side) -> dict[str, Any]:
@@ -43,13 +43,15 @@ def run(side: Side) -> dict[str, Any]:
     return task_of(side.task)(**side.arguments)
 
 
-@pytest.mark.parametrize("log", ["memory", "sqlite"])
-@pytest.mark.parametrize("name", sorted(named("memory")))
+@pytest.mark.parametrize(
+    ("log", "name"), [(log, name) for log in ("memory", "sqlite") for name in sorted(named(log))]
+)
 def test_each_task_measures(log: str, name: str, tmp_path: Path) -> None:
     url = f"memory://{uuid4().hex}" if log == "memory" else f"sqlite:///{tmp_path}/log.db"
     case = named(log, url, str(tmp_path))[name]
     answer = run(case.ours)
     for rival in case.rivals:
-        assert answer[rival.metric.key] > 0
+        figure = answer[rival.metric.key]
+        assert figure > 0 or rival.metric.key.startswith("stale")
         if isinstance(rival.side, Side) and not rival.side.peer:
             assert run(rival.side)[rival.metric.key] > 0
