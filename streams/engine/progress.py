@@ -350,6 +350,12 @@ class Progress:
         self._restored = [(start, end) for start, end in settled if end > position]
         """Settled before this assignment began, and not yet polled past."""
 
+    @property
+    def is_below_restored(self) -> bool:
+        """Something beyond what was polled is settled already: what is polled next can fill the
+        gaps below that, and makes no new ones."""
+        return bool(self._restored)
+
     def add(self, state: Any, batch: Batch, ids: list[str | None] | None = None) -> FetchedBatch:
         """Take in the next batch of this partition; what is settled already is marked so.
 

@@ -197,7 +197,7 @@ class OffsetCommitter:
             found = state.progress.snapshot()
             state.snapshot_version += 1
             version = state.snapshot_version
-        self._note_size(assignment, found)
+        self._note_size(partition, found)
         snapshot = Committed(found.position, found.progress)
         if snapshot in stored:
             return None
@@ -207,9 +207,11 @@ class OffsetCommitter:
             return None
         return Commit(assignment, *snapshot, version)
 
-    def _note_size(self, assignment: Assignment, found: Snapshot) -> None:
+    def _note_size(self, partition: OwnedPartition, found: Snapshot) -> None:
         """See whether the partition's settled set is so large that nothing more is taken in."""
-        size = len(found.progress)
+        if partition.state.progress.is_below_restored:
+            return  # a former owner has left it so, and what it lacks is to be taken in first
+        assignment, size = partition.assignment, len(found.progress)
         if not found.complete or size > PROGRESS_FULL:
             if assignment not in self.full:
                 self.full.add(assignment)

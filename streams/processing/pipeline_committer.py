@@ -236,7 +236,7 @@ class PipelineCommitter(OffsetCommitter):
             for partition in wanted.values():
                 state = partition.state
                 found = state.progress.preview_commit(by_state.get(state, ()))
-                self._note_size(partition.assignment, found)
+                self._note_size(partition, found)
                 if not found.complete:
                     cut[state] = _covered(found)
                 snapshots.append((partition, Committed(found.position, found.progress)))
