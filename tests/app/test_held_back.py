@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,6 +98,30 @@ async def test_a_topic_whose_unknown_tags_wait(what: str, id_in_value: bool) -> 
         await h.settled()
         assert seen == {"a": ["1", "2", "3", "5"], "b": ["4"]}
     anchor.close()
+
+
+async def test_a_pipeline_holds_back_too(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'log.db'}"
+    clock = Clock()
+    codes: list[tuple[Any, list[str]]] = [
+        (Known, ["1", "4"]), (Known | Newer, ["1", "4", "2", "3", "5"]),
+    ]  # fmt: skip
+    for type_, expected in codes:
+        app = Streams(url)
+        topic = app.topic("events", type_, key="key", id="id", partitions=1, unknown="wait")
+        out = app.topic("out", str, partitions=1)
+
+        @app.processor(topic, group="g", to=out, exactly_once=True)
+        async def pass_on(event: Any) -> str:
+            return str(event.id)
+
+        async with harness(app, url=url, clock=clock) as h:
+            if type_ is Known:
+                writer = app.topic("events", Known | Newer, key="key", id="id", partitions=1)
+                await writer.publish_many(EVENTS)
+            await h.settled()
+            assert [each.value for each in await h.messages(out)] == expected
+            assert app.health().processors["pass_on"].held_back == (type_ is Known)
 
 
 async def test_a_handler_that_is_too_old_says_so() -> None:
