@@ -51,9 +51,9 @@ class BackgroundRuns:
         """When nobody waits any more because of a change; None: nobody has asked since."""
         self._closed = False
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, seconds: float, *, longer_after_change: bool = True) -> bool:
         """Have it run, and wait for so many real seconds at most; after a change for up to
-        :data:`AFTER_CHANGE` (blocks).
+        :data:`AFTER_CHANGE`, unless it is said that no longer is (blocks).
 
         :returns: whether it ran to its end, and nothing was changed since that run began. False
             also once it is closed.
@@ -70,7 +70,7 @@ class BackgroundRuns:
             wanted = self._begun + self._is_stale
             self._wanted = max(self._wanted, wanted)
             deadline = now + seconds
-            if self._is_expired:
+            if self._is_expired and longer_after_change:
                 if self._patience_ends is None:
                     self._patience_ends = now + AFTER_CHANGE
                 deadline = max(deadline, self._patience_ends)

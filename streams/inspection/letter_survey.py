@@ -247,6 +247,12 @@ class LetterSurvey(BackgroundReader):
         with self._lock:
             return self._result(is_complete=is_complete)
 
+    @property
+    def looked_at(self) -> int:
+        """Letters that were looked at."""
+        with self._lock:
+            return self._looked_at
+
     def next_of(self, kind: str, start_offsets: Mapping[int, int]) -> dict[int, int] | None:
         """By partition, the offset of the next letter of a kind that was read; where there is none,
         where reading goes on. None: nothing is known of that kind.

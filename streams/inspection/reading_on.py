@@ -41,15 +41,15 @@ class BackgroundReader:
         self._incarnation = ""
         self._forget()
 
-    def read_on(self, seconds: float) -> bool:
+    def read_on(self, seconds: float, *, longer_after_change: bool = True) -> bool:
         """Read what is new, and wait for so many real seconds at most, a little longer after
-        :meth:`expire` (blocks).
+        :meth:`expire`, unless it is said that no longer is (blocks).
 
         :returns: whether all there was has been read.
         :raises NotFound: there is no such topic.
         :raises LogError: the log cannot be read.
         """
-        return self._runs.wait(seconds)
+        return self._runs.wait(seconds, longer_after_change=longer_after_change)
 
     def expire(self) -> None:
         """Something was changed: whoever looks next waits for what is read from now on."""

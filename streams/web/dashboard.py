@@ -62,6 +62,7 @@ from streams.web.page import Action, Background, Confirm, Done, Page, Screen
 from streams.web.passwords import PasswordInTheClear, PasswordNeeded, TooManyWrong
 from streams.web.problem_board import ProblemBoard
 from streams.web.processor_figures import processor_sample
+from streams.web.progress import DOCTOR_SUBJECTS, ReadingProgress, doctor_sample, job_sample
 from streams.web.redaction import Redact
 from streams.web.saga_indexes import SagaIndexes
 from streams.web.sampler import Sampler, group_sample
@@ -159,11 +160,6 @@ class Dashboard:
             self._hosts = None if self._rule.asks else loopback_hosts()
         self.source = LogSource(app, "ro" if read_only else "rw")
         self.groups = GroupIndex(self.source.log)
-        self.sampler = Sampler(
-            self.source.log,
-            self.source.reopen,
-            {"group": group_sample(self.groups.read), "processor": processor_sample(app)},
-        )
         self.sagas = SagaIndexes(self.source.log)
         log = self.source.log
         self.dead_topics = DeadTopicIndex(log)
@@ -171,15 +167,25 @@ class Dashboard:
         self.closed_keys = KeptReaders(lambda topic: ClosedKeyIndex(topic, log), MAX_CLOSED_KEYS)
         self.delays = KeptReaders(lambda topic: DelayIndex(topic, log), MAX_DELAYS)
         self.board = ProblemBoard()
-        self.doctor = DoctorRuns(app, self.source.log, redact, on_result=self.board.expire)
+        self.doctor = DoctorRuns(app, self.source.log, redact, on_result=self._on_findings)
         self.jobs = Jobs()
+        reading = ReadingProgress(self.surveys, self.closed_keys, self.delays, self.sagas)
+        self.sampler = Sampler(
+            self.source.log,
+            self.source.reopen,
+            {
+                "group": group_sample(self.groups.read),
+                "processor": processor_sample(app),
+                **reading.samples(),
+            },
+            {"job": job_sample(self.jobs), "doctor": doctor_sample(self.doctor)},
+        )
         self.problem_patience = 0.03
         """Real seconds for which the overview waits for its problems."""
         self.streams_open = 0
         """Streams to browsers now: of figures, and of messages that arrive."""
         self._answers = SharedAnswers()
         self._kept: tuple[_Kept, ...] = (
-            self.sampler,
             self.groups,
             self.sagas,
             self.dead_topics,
@@ -188,6 +194,8 @@ class Dashboard:
             self.delays,
             self._answers,
             self.doctor,
+            reading,
+            self.sampler,  # which tells at once of what is found among those before it
             self.board,  # the last, as it is found among the others
         )
         self._screens = list(screens())
@@ -366,6 +374,11 @@ class Dashboard:
         """
         for kept in self._kept:
             kept.expire(names)
+
+    def _on_findings(self) -> None:
+        self.board.expire()
+        for subject in DOCTOR_SUBJECTS.values():
+            self.sampler.renew(subject)
 
     def _log_job(self, page: Page, action: Action, job: Job) -> None:
         result = job.result

@@ -130,6 +130,16 @@ class DoctorRuns:
                 if is_over or not self._looked.wait(deadline - time.monotonic()):
                     return found, payloads in self._running
 
+    def progress(self, *, payloads: bool) -> tuple[float, bool]:
+        """When it was looked last (real seconds since the epoch; 0.0: never), and whether it is
+        being looked now.
+
+        :param payloads: for a visitor who may see what is in messages.
+        """
+        with self._lock:
+            found = self._results.get(payloads)
+            return 0.0 if found is None else found.at, payloads in self._running
+
     def _start(self, *, payloads: bool) -> None:
         threading.Thread(
             target=self._run,

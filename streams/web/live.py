@@ -2,8 +2,9 @@
 
 A browser's tabs share a stream (``static/live-worker.js``), since over HTTP/1.1 it has six
 connections to a site and no more; tabs in the background ask for nothing. Figures are made once for
-each subject and sample, however many look. What arrives in a topic comes with the same stream, once
-for all tabs of the browser that watch it.
+each subject and sample, however many look; how far something is that takes a while is among them
+(:mod:`streams.web.progress`). What arrives in a topic comes with the same stream, once for all tabs
+of the browser that watch it.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ MAX_STREAMS = 500
 """Streams at the same time, at most."""
 
 MAX_TABS = 8
-"""Tokens of one stream, and topics whose messages it tells of, at most: one for each tab in the
-foreground."""
+"""Tabs in the foreground whose figures, and topics whose messages, one stream tells of, at most."""
+
+MAX_TOKENS = 16
+"""Tokens of one stream, at most: of a tab's page, and of its parts."""
 
 TAIL_LOOK = 0.5
 """Real seconds between two looks at whether messages arrived."""
@@ -52,8 +55,9 @@ SSE_HEADERS = {
 
 
 def live_response(dashboard: Dashboard, request: Request, access: Access) -> Response:
-    """The stream of the subjects whose tokens the address has (``?watch=``, repeated), and of what
-    arrives in the topics that it names (``?arriving=``, see :mod:`streams.web.arrivals`)."""
+    """The stream of the subjects whose tokens the address has (``?watch=``, repeated: for each tab
+    its tokens, with commas between), and of what arrives in the topics that it names
+    (``?arriving=``, see :mod:`streams.web.arrivals`)."""
     arriving = request.query_params.getlist("arriving")[:MAX_TABS]
     if arriving and not access.payloads:
         return PlainTextResponse("You may not see what is in messages.\n", 403)
@@ -65,11 +69,23 @@ def live_response(dashboard: Dashboard, request: Request, access: Access) -> Res
         return refused
     if request.method == "HEAD":  # which asks for no stream
         return Response(media_type="text/event-stream", headers=SSE_HEADERS)
-    tokens = request.query_params.getlist("watch")[:MAX_TABS]
-    subjects = frozenset(each for token in tokens for each in dashboard.sampler.subjects(token))
+    tokens = ",".join(request.query_params.getlist("watch")[:MAX_TABS]).split(",")[:MAX_TOKENS]
+    subjects = frozenset(
+        each
+        for token in tokens
+        for each in dashboard.sampler.subjects(token)
+        if _may_see(dashboard, access, each)
+    )
     return StreamingResponse(
         _events(dashboard, subjects, tails), media_type="text/event-stream", headers=SSE_HEADERS
     )
+
+
+def _may_see(dashboard: Dashboard, access: Access, subject: str) -> bool:
+    """A visitor is told of this: of actions in the background, those that he may do himself."""
+    kind, _, name = subject.partition(":")
+    job = dashboard.jobs.find(name) if kind == "job" else None
+    return job is None or access.may(job.action)
 
 
 def _arrivals(dashboard: Dashboard, request: Request, access: Access, tail: str) -> Arrivals:
@@ -103,8 +119,8 @@ async def _events(
             latest.get_nowait()
         latest.put_nowait(message)
 
-    def told(found: Mapping[str, Mapping[str, float | int | None]] | None) -> None:
-        message = _message(found)
+    def told(found: Mapping[str, Mapping[str, float | int | None]], is_reachable: bool) -> None:
+        message = _event("figures" if is_reachable else "outage", found)
         try:
             loop.call_soon_threadsafe(put, message)
         except RuntimeError:
@@ -151,10 +167,6 @@ async def _look(dashboard: Dashboard, tails: list[Arrivals], tail: Arrivals) -> 
     if found is None:
         return b""
     return _event("arriving", {"of": tail.name, **found._asdict()})
-
-
-def _message(found: Mapping[str, Mapping[str, float | int | None]] | None) -> bytes:
-    return _event("outage", {}) if found is None else _event("figures", found)
 
 
 def _event(name: str, data: Mapping[str, Any]) -> bytes:

@@ -17,7 +17,7 @@ from streams.errors import InvalidValue
 from streams.text import get_logger
 from streams.web.access import Access
 from streams.web.forms import Fields
-from streams.web.jobs import Report
+from streams.web.jobs import Job, Report
 from streams.web.redaction import Payloads
 from streams.web.rendering import environment
 from streams.web.translations import LANGUAGES, catalogue
@@ -200,6 +200,24 @@ class Page:
         """Have figures of these kept up to date while the page is open: ``topic:NAME``,
         ``group:NAME``, ``processor:NAME``."""
         self.watched.extend(subjects)
+
+    def running_jobs(self, subject: str) -> list[Job]:
+        """The actions in the background upon something, as far as this visitor may do the same. How
+        far they are is kept up to date while the page is open."""
+        found = [
+            job
+            for job in self.dashboard.jobs.all()
+            if job.is_running and job.subject == subject and self.access.may(job.action)
+        ]
+        self.watch(*(f"job:{job.id}" for job in found))
+        return found
+
+    def told_version(self, subject: str) -> str:
+        """Which version of something that takes a while (:mod:`streams.web.progress`) is told at
+        present, so that a page knows when it is told another one. Empty: nothing was told yet, and
+        the page takes the one that it is told first."""
+        figures = self.sampler.figures(subject)
+        return str(figures.now.get("version", "gone")) if figures.at else ""
 
     # -- answers
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
-from streams.errors import StreamsError
+from streams.errors import NotFound, StreamsError
 from streams.inspection.background import AFTER_CHANGE
 from streams.inspection.reading_on import KeptForAWhile
 from streams.inspection.sagas import SagaIndex
@@ -41,6 +41,8 @@ class _Kept:
         self.asked_at = time.monotonic()
         self.is_read = False
         """To its end, when somebody last looked."""
+        self.error: StreamsError | None = None
+        """Why it could not be read in the background, since somebody last looked."""
         self.changes = 0
         """How many changes were known of when what is new was last read."""
 
@@ -71,7 +73,7 @@ class SagaIndexes:
         :raises LogError: it cannot be read.
         """
         kept = self._kept.of(name)
-        kept.asked_at = time.monotonic()
+        kept.asked_at, kept.error = time.monotonic(), None
         # A log that holds up who reads now is waited for longer after a change.
         is_changed = kept.changes != self._changes
         longest = AFTER_CHANGE if is_changed else max(0.01, seconds)
@@ -83,6 +85,29 @@ class SagaIndexes:
         if not kept.is_read:
             self._start()
         return kept.index
+
+    def progress(self, name: str) -> tuple[int, bool]:
+        """How many entries of a journal were looked at, and whether those were all; without a name,
+        of all journals that are kept. Reading goes on in the background, and nobody waits for it.
+
+        :raises NotFound: nobody has looked at it lately.
+        :raises LogError: it could not be read since somebody looked.
+        """
+        known = self._kept.all()
+        names = [name] if name else list(known)
+        if name and name not in known:
+            raise NotFound(f"nobody has looked at the sagas of {name!r}")
+        kept = [self._kept.of(each) for each in names]
+        now = time.monotonic()
+        for each in kept:
+            if each.error is not None:
+                raise each.error
+            each.asked_at = now
+        if not all(each.is_read for each in kept):
+            self._start()
+        indexes = [each.index for each in kept]
+        is_complete = all(each.is_complete for each in indexes)  # never, where one is full
+        return sum(each.looked_at for each in indexes), is_complete
 
     def expire(self, names: Collection[str] = ()) -> None:
         """Somebody changed something: whoever looks next is shown it."""
@@ -128,6 +153,7 @@ class SagaIndexes:
                         self._read(kept, name, STEP)
                 except StreamsError as error:
                     logger.debug("the dashboard's sagas: %s: %s", name, error)
+                    kept.error = error
                     kept.is_read = True  # the next visitor tries again
                 except Exception:
                     with self._lock:

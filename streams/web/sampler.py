@@ -2,10 +2,11 @@
 are told.
 
 A *subject* is ``topic:NAME``, ``group:NAME``, ``view:VERSION:NAME`` or, of this process,
-``processor:NAME``. Pages name the subjects that they show, and a browser whose page is in the
-foreground is connected (:mod:`streams.web.live`) and names them again. The thread runs while at
-least one is, asks for each subject every :data:`INTERVAL` seconds (for as many as it gets through;
-then it begins with those that waited longest), and keeps an hour of each.
+``processor:NAME``; or something that takes a while (:mod:`streams.web.progress`). Pages name the
+subjects that they show, and a browser whose page is in the foreground is connected
+(:mod:`streams.web.live`) and names them again. The thread runs while at least one is, asks for each
+subject every :data:`INTERVAL` seconds (for as many as it gets through; then it begins with those
+that waited longest), and keeps an hour of each.
 """
 
 from __future__ import annotations
@@ -50,15 +51,24 @@ TOPIC_FACTS_AGE = 60.0
 """Real seconds after which the log is asked again how many partitions a topic has."""
 
 
-Told = Callable[[Mapping[str, Mapping[str, float | int | None]] | None], None]
+Told = Callable[[Mapping[str, Mapping[str, float | int | None]], bool], None]
 """Called (in the sampler's thread) after each round with the figures of the subjects that were
-named; with None where the log does not answer."""
+named, and whether the log answers; where it does not, they are those that need no log."""
 
 
 Sample = Callable[["Log", str, Figures, float], None]
 """Fills in the figures of a subject: the log, the subject's name, its figures, and the time."""
 
-KINDS = ("topic", "group", "view", "processor")
+LocalSample = Callable[[str], dict[str, float | int | None]]
+"""The figures of a subject that this process knows without the log, by the subject's name.
+
+:raises NotFound: there is no such subject.
+"""
+
+KINDS = (
+    "topic", "group", "view", "processor",
+    "job", "doctor", "letters", "keys", "delays", "sagas", "history", "log",
+)  # fmt: skip
 """What subjects there are."""
 
 
@@ -74,6 +84,7 @@ class Sampler:
     :param open_log: gives the log; it may raise.
     :param on_failure: called when the log did not answer, before it is asked again.
     :param samples: gives the figures of other kinds of subjects than topics and views.
+    :param local: gives those that need no log.
     """
 
     def __init__(
@@ -81,7 +92,9 @@ class Sampler:
         open_log: Callable[[], Log],
         on_failure: Callable[[], None],
         samples: Mapping[str, Sample] = {},
+        local: Mapping[str, LocalSample] = {},
     ) -> None:
+        self._local = local
         self._samples = {"topic": _sample_topic, "view": sample_view, **samples}
         self._open_log = open_log
         self._on_failure = on_failure
@@ -112,7 +125,7 @@ class Sampler:
             return found
 
     def expire(self, names: Collection[str] = ()) -> None:
-        """Have everything asked for anew: somebody changed something.
+        """Have everything asked for anew, and told at once: somebody changed something.
 
         :param names: what was changed: it is asked about first.
         """
@@ -120,6 +133,15 @@ class Sampler:
             self._changed = frozenset(names)
             for figures in self._known.values():
                 figures.stale = True
+        self._watching.set()
+
+    def renew(self, subject: str) -> None:
+        """Have one subject asked for anew, and told at once."""
+        with self._lock:
+            figures = self._known.get(subject)
+            if figures is not None:
+                figures.stale = True
+        self._watching.set()
 
     def past(self, subject: str) -> Series:
         """The past of a subject, as far as somebody has looked at it."""
@@ -199,23 +221,39 @@ class Sampler:
     def _round(self, watchers: Sequence[_Watcher]) -> None:
         subjects = set[str]().union(*(each.subjects for each in watchers))
         known = {subject: self.figures(subject) for subject in subjects}
+        local = {each for each in subjects if each.partition(":")[0] in self._local}
+        for subject in local:
+            self._sample_local(subject, known[subject])
         reachable = True
         try:
-            log = self._open_log()
-            deadline = time.monotonic() + INTERVAL
-            for subject, figures in sorted(known.items(), key=lambda each: each[1].at):
-                if not figures.is_fresh(INTERVAL):
-                    self._sample(log, subject, figures)
-                if time.monotonic() > deadline or self._closed:
-                    break
+            if subjects - local:
+                self._ask_log({each: known[each] for each in subjects - local})
         except StreamsError as error:
             logger.debug("the dashboard's sampler: %s", error)
             reachable = False
             self._on_failure()
         self.rounds += 1
         for watcher in watchers:
-            found = {each: known[each].now for each in watcher.subjects if known[each].at}
-            watcher.told(found if reachable else None)
+            shown = watcher.subjects if reachable else watcher.subjects & local
+            watcher.told({each: known[each].now for each in shown if known[each].at}, reachable)
+
+    def _ask_log(self, known: Mapping[str, Figures]) -> None:
+        log = self._open_log()
+        deadline = time.monotonic() + INTERVAL
+        for subject, figures in sorted(known.items(), key=lambda each: each[1].at):
+            if not figures.is_fresh(INTERVAL):
+                self._sample(log, subject, figures)
+            if time.monotonic() > deadline or self._closed:
+                break
+
+    def _sample_local(self, subject: str, figures: Figures) -> None:
+        kind, _, name = subject.partition(":")
+        figures.stale = False
+        try:
+            figures.now, figures.missing = self._local[kind](name), False
+        except NotFound:
+            figures.now, figures.missing = {}, True
+        figures.at = time.time()
 
     def _sample(self, log: Log, subject: str, figures: Figures) -> None:
         """Ask the log about a subject; what it does not answer for this one stays unknown.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import uvicorn
 
@@ -13,8 +14,14 @@ from streams.web.server import _Server
 
 
 @contextmanager
-def serving(dashboard: Dashboard) -> Iterator[str]:
-    """Serve it at a port of this machine that is free; its address."""
+def serving(
+    dashboard: Dashboard, port: int = 0, lifespan: Literal["on", "off"] = "on"
+) -> Iterator[str]:
+    """Serve it at a port of this machine; its address.
+
+    :param port: 0: one that is free.
+    :param lifespan: "off": the dashboard is not closed with the server.
+    """
     started = threading.Event()
     addresses: list[str] = []
 
@@ -23,7 +30,12 @@ def serving(dashboard: Dashboard) -> Iterator[str]:
         started.set()
 
     config = uvicorn.Config(
-        dashboard, host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=0
+        dashboard,
+        host="127.0.0.1",
+        port=port,
+        lifespan=lifespan,
+        log_config=None,
+        timeout_graceful_shutdown=0,
     )
     server = _Server(config, on_start)
     thread = threading.Thread(target=server.run, name="serving")

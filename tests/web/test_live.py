@@ -101,8 +101,8 @@ async def test_the_log_is_asked_once_for_all_and_not_at_all_without_them(
     everybody = threading.Event()
 
     def make(number: int) -> Any:
-        def tell(found: Mapping[str, Any] | None) -> None:
-            assert found is not None
+        def tell(found: Mapping[str, Any], is_reachable: bool) -> None:
+            assert is_reachable
             assert list(found) == [subject]
             told[number] += 1
             if min(told) >= 3:
@@ -139,7 +139,9 @@ async def test_an_outage_is_told_and_ends(stage: Stage, monkeypatch: pytest.Monk
 
     told: list[bool] = []
     asking = Sampler(open, lambda: failures.append(1))
-    with asking.watch([f"topic:{stage.topic_name}"], lambda found: told.append(found is not None)):
+    with asking.watch(
+        [f"topic:{stage.topic_name}"], lambda _, is_reachable: told.append(is_reachable)
+    ):
         await stage.until(lambda: True in told, "figures")
         reachable = False
         await stage.until(lambda: told[-1] is False, "an outage")
@@ -244,9 +246,11 @@ async def test_too_many_streams_are_refused(stage: Stage) -> None:
         assert answer.headers["retry-after"] == "30"
 
 
-def test_no_page_has_a_timer_that_looks_neither_at_its_visibility_nor_at_the_pause() -> None:
-    """``every`` of htmx is one: a part that is asked for again has ``macros.html``'s ``again``."""
+def test_no_page_asks_by_itself_again_and_again() -> None:
+    """Neither by htmx's ``every`` nor by being loaded anew, unless it has no scripts. That scripts
+    have no such timer the browser's tests see: a part with ``data-progress`` is told."""
     templates = Path(web.__file__).parent / "templates"
     texts = {each.name: each.read_text(encoding="utf-8") for each in templates.glob("*.html")}
-    assert "data-again" in texts["macros.html"]
     assert not [name for name in texts if re.search(r'hx-trigger="[^"]*every ', texts[name])]
+    scripted = {name: re.sub("<noscript>.*?</noscript>", "", text) for name, text in texts.items()}
+    assert not [name for name in scripted if 'http-equiv="refresh"' in scripted[name]]

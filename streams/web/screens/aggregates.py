@@ -161,7 +161,7 @@ def _unfinished(page: Page, name: str, log: EventLog, topic: str) -> Response | 
     if passed >= total:
         return Response(headers={"hx-refresh": "true"}) if page.is_fragment else None
     return page.render(
-        "aggregate_index.html", title=name, aggregate=name, passed=passed, total=total
+        "aggregate_index.html", title=name, aggregate=name, topic=topic, passed=passed, total=total
     )
 
 

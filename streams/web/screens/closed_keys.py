@@ -124,11 +124,7 @@ def list_keys(page: Page) -> Response:
         before=page.here(page=str(number - 1)) if number > 1 else "",
         next=page.here(page=str(number + 1)) if has_more else "",
         idle=not has_members(page, source.group),
-        jobs=[
-            job
-            for job in page.dashboard.jobs.all()
-            if job.is_running and job.subject == source.name and page.access.may(job.action)
-        ],
+        jobs=page.running_jobs(source.name),
     )
 
 

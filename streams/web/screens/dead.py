@@ -144,11 +144,7 @@ def show_topic(page: Page) -> Response:
         looked_at=found.looked_at,
         next=page.here(**{"from": following}) if following else "",
         begun=bool(begin),
-        jobs=[
-            job
-            for job in page.dashboard.jobs.all()
-            if job.is_running and job.subject == query.name and page.access.may(job.action)
-        ],
+        jobs=page.running_jobs(query.name),
         most=MAX_BULK,
     )
 

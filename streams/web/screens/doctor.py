@@ -12,6 +12,7 @@ from streams.inspection.background import AFTER_CHANGE
 from streams.inspection.doctor.app_inspection import Verdict
 from streams.web.doctor_runs import declares_anything
 from streams.web.page import Page, Problem, Screen
+from streams.web.progress import DOCTOR_SUBJECTS
 from streams.web.rendering import cut
 from streams.web.translations import mark
 
@@ -56,6 +57,7 @@ def show_doctor(page: Page) -> Response:
         title=page._("Doctor"),
         result=result,
         is_running=is_running,
+        subject=DOCTOR_SUBJECTS[page.access.payloads],
         rows=shown,
         counts=counts,
         verdicts=VERDICTS,

@@ -57,11 +57,12 @@
       if (!outage.hidden && !outage.textContent) outage.textContent = body.dataset.lost;
     }
     if (name === "arriving") showArrived(JSON.parse(data));
-    if (name !== "figures") return;
+    if (name !== "figures" && name !== "outage") return;
     const found = JSON.parse(data);
     for (const each of $$("[data-figure]")) {
       const figures = found[each.dataset.subject];
       if (!figures || !(each.dataset.figure in figures)) continue;
+      if (each.localName === "progress") { each.value = figures[each.dataset.figure]; continue; }
       const text = writers[each.dataset.how || "count"](figures[each.dataset.figure]);
       if (each.textContent !== text) each.textContent = text;
     }
@@ -74,7 +75,21 @@
       if (chart.data[0].length > 1800) chart.data.forEach((each) => each.shift());
       chart.plot.setData(chart.data);
     }
-    document.dispatchEvent(new CustomEvent("streams:figures", { detail: found }));
+    renew(found);
+  }
+
+  // A part of a page that is still being found out is asked for anew when what is told of it differs
+  // from what it shows; one that nothing is asked for by itself, with the whole page.
+  function renew(found) {
+    for (const each of $$("[data-progress]")) {
+      const told = found[each.dataset.progress];
+      if (!told) continue;
+      const version = String(told.version ?? "gone");
+      if (!each.dataset.version && version !== "gone") each.dataset.version = version; // the first that is told
+      if (version === each.dataset.version && !told.over) continue;
+      if (each.hasAttribute("hx-get")) each.dispatchEvent(new Event("streams:renew"));
+      else location.reload();
+    }
   }
 
   function connect(wanted) {
@@ -100,10 +115,10 @@
   }
   function watchAgain() {
     const isSeen = !paused && !document.hidden;
-    const inner = $$("[data-watch]").map((each) => each.dataset.watch).filter((each) => each);
+    const tokens = $$("[data-watch]").map((each) => each.dataset.watch).filter((each) => each);
     const isOn = arriving && watching?.getAttribute("aria-pressed") === "true";
     const wanted = {
-      watch: isSeen && inner[inner.length - 1] || null,
+      watch: isSeen && [...new Set(tokens)].join(",") || null,
       arriving: isSeen && isOn && arriving.dataset.arriving || null,
     };
     const isNothing = !wanted.watch && !wanted.arriving;
@@ -138,17 +153,7 @@
     watchAgain();
   });
 
-  // -- parts of a page that are still being found out: asked for again while somebody looks
-
-  let tick = 0;
-  function askAgain(isDue) {
-    if (document.hidden || paused) return;
-    for (const each of $$("[data-again]")) {
-      if (isDue(Number(each.dataset.again))) each.dispatchEvent(new Event("streams:again"));
-    }
-  }
-  setInterval(() => { tick += 1; askAgain((seconds) => tick % seconds === 0); }, 1000);
-  document.addEventListener("visibilitychange", () => askAgain(() => true));
+  // -- pausing all of that
 
   const pause = document.getElementById("pause");
   if (pause) {
@@ -159,7 +164,6 @@
       store.set("paused", paused ? "yes" : "no");
       showPaused();
       watchAgain();
-      askAgain(() => true);
     });
   }
 

@@ -19,12 +19,14 @@ class Act:
     :param page: where it is offered; names end as those of the shop do.
     :param links: selectors of links that are followed from there.
     :param fill: what is typed, by the field's selector; ``True`` ticks it.
+    :param form: what is added to the form's selector, where the page has several.
     """
 
     action: str
     page: str
     links: tuple[str, ...] = ()
     fill: dict[str, str | bool] = field(default_factory=dict)
+    form: str = ""
 
 
 LETTERS = "/dead/show?name=orders{suffix}.billing{suffix}.dead"
@@ -69,12 +71,9 @@ ACTS = (
 )  # fmt: skip
 """In this order: what one of them does, the next may need."""
 
-ELSEWHERE = {
-    "/views/drop": "tests/web/test_views_screens.py: no process may run the view",
-    "/views/promote": "tests/web/test_views_screens.py: it takes a second version",
-    "/views/retry": "tests/web/test_views_screens.py: it takes a document that stands still",
-}
-"""Actions that this shop gives no occasion for, and where they are tested."""
+ELSEWHERE = {"/views/drop", "/views/promote", "/views/retry"}
+"""Actions that this shop gives no occasion for: those of ``test_views.py``, for which it takes a
+second version, and a document that stands still."""
 
 
 def perform(tab: Tab, act: Act, suffix: str = "") -> None:
@@ -96,7 +95,7 @@ def perform(tab: Tab, act: Act, suffix: str = "") -> None:
             found.check()
         else:
             found.fill(str(what))
-    own = f"form[action$='{act.action}'] button:not([formaction])"
+    own = f"form[action$='{act.action}']{act.form} button:not([formaction])"
     tab.find(f"main {own}, main button[formaction$='{act.action}']").first.click()
     confirm = tab.find("form.confirm")
     good = tab.find("main .notice.good")

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.xdist_group("browser")
 
 
 def test_no_action_is_left_out() -> None:
-    known = {act.action for act in ACTS} | set(ELSEWHERE)
+    known = {act.action for act in ACTS} | ELSEWHERE
     assert not {each.path for each in actions()} - known
 
 

@@ -1,11 +1,14 @@
-"""Parts of a page that are asked for again while they are being found out: only while somebody
-looks, and without taking away what that person does meanwhile."""
+"""How far something is that takes a while: told by the one stream that a browser's tabs share, so
+that no page asks for it again and again; and renewed without taking away what somebody does
+meanwhile."""
 
 from __future__ import annotations
 
+import queue
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, expect
@@ -14,11 +17,13 @@ from streams import DeadLetters, Retry, Streams
 from streams.errors import NotFound, StreamsError, Unavailable
 from streams.inspection.closed_keys import ClosedKeyIndex, KeyCounts
 from streams.inspection.delayed import DelayIndex, PendingCounts
-from streams.web import Dashboard
+from streams.log.url import open_log
+from streams.web import Dashboard, sampler
 from streams.web.doctor_runs import DoctorRuns
-from streams.web.jobs import Report
+from streams.web.jobs import Job, Report
 from streams.web.page import Done
-from tests.conformance.stage import PATIENCE, QUICK
+from tests.conformance.stage import QUICK
+from tests.servers.lifetime import free_port
 from tests.web.browser.running import Running
 from tests.web.browser.tab import Tab, watch
 from tests.web.browser.test_live import TURN
@@ -39,9 +44,14 @@ COUNT = """() => {
 """Has a page count what it asks for, and what was put into it."""
 
 
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages are told twenty times a second."""
+    monkeypatch.setattr(sampler, "INTERVAL", 0.05)
+
+
 def counting(tab: Tab, path: str) -> None:
-    """Go to a page that counts, with a clock that can be turned on."""
-    tab.page.clock.install()
+    """Go to a page that counts."""
     tab.get(path)
     tab.script(COUNT)
 
@@ -49,63 +59,108 @@ def counting(tab: Tab, path: str) -> None:
 def swapped(tab: Tab, times: int) -> None:
     """Wait until so many answers were put into the page from now on."""
     wanted = tab.script("window.swaps") + times
-
-    def is_so() -> bool:
-        tab.page.clock.run_for(1_000)
-        return bool(tab.script("window.swaps") >= wanted)
-
-    tab.until(is_so, f"{times} swaps")
+    tab.until(lambda: tab.script("window.swaps") >= wanted, f"{times} swaps")
 
 
 @contextmanager
-def lasting_job(shop: Running) -> Iterator[str]:
-    """The address of a job that runs meanwhile."""
-    over = threading.Event()
+def lasting_job(dashboard: Dashboard) -> Iterator[tuple[Job, Callable[[int | None], None]]]:
+    """A job that runs meanwhile, and what has it say how many of ten are done; None ends it."""
+    said: queue.SimpleQueue[int | None] = queue.SimpleQueue()
 
     def work(report: Report) -> Done:
-        report(1, 2)
-        assert over.wait(PATIENCE)
+        report(1, 10)
+        while (done := said.get()) is not None:
+            report(done)
         return Done("It is over.")
 
-    job = shop.dashboard.jobs.start(
+    job = dashboard.jobs.start(
         work,
         action="retry",
         who="",
         title="A long one",
         back=("/", "Back"),
-        on_end=lambda job: None,
+        on_end=lambda job: dashboard.sampler.expire(),
     )
     try:
-        yield f"/jobs/{job.id}"
+        yield job, said.put
     finally:
-        over.set()
+        said.put(None)
 
 
-def test_nothing_is_asked_for_in_the_background_or_while_updates_are_paused(
+def test_how_far_an_action_is_comes_with_the_stream_and_nothing_is_asked_for(
     tab: Tab, shop: Running
 ) -> None:
-    with lasting_job(shop) as path:
-        counting(tab, path)
-        swapped(tab, 1)
-        for stop, go_on in (
-            (lambda: tab.script(TURN, True), lambda: tab.script(TURN, False)),
-            (tab.find("#pause").click, tab.find("#pause").click),
+    dashboard = shop.dashboard
+    with lasting_job(dashboard) as (job, say):
+        tab.page.clock.install()
+        counting(tab, f"/jobs/{job.id}")
+        other = Tab(tab.page.context, shop.address)
+        other.get(f"/jobs/{job.id}")
+        say(3)
+        for each in (tab, other):
+            expect(each.find("#job")).to_contain_text("3 of 10 done")
+            expect(each.find("#job progress")).to_have_js_property("value", 3)
+        tab.until(lambda: dashboard.streams_open == 1, "one stream for both")
+        other.page.close()
+        for stop, go_on, done in (
+            (tab.find("#pause").click, tab.find("#pause").click, 4),
+            (lambda: tab.script(TURN, True), lambda: tab.script(TURN, False), 5),
         ):
             stop()
-            asked = tab.script("window.asked")
-            tab.page.clock.run_for(20_000)
-            assert tab.script("window.asked") == asked
+            tab.until(lambda: dashboard.streams_open == 0, "no stream")
+            say(done)
+            tab.until(lambda: job.done == done, "more is done")  # noqa: B023
+            expect(tab.find("#job")).to_contain_text(f"{done - 1} of 10 done")
             go_on()
-            swapped(tab, 2)
+            expect(tab.find("#job")).to_contain_text(f"{done} of 10 done")
+        tab.page.clock.run_for(20_000)
+        assert tab.script("window.asked") == []
     expect(tab.find("#job")).to_contain_text("It is over.")
-    tab.page.clock.run_for(2_000)
-    asked = tab.script("window.asked")
-    tab.page.clock.run_for(20_000)
-    assert tab.script("window.asked") == asked
+    tab.until(lambda: dashboard.streams_open == 0, "nothing is watched any more")
+    assert len(tab.script("window.asked")) == 1
+
+
+def test_progress_goes_on_when_the_connection_was_lost(browser: Browser, tmp_path: Path) -> None:
+    dashboard = Dashboard(Streams(f"sqlite:///{tmp_path / 'log.db'}"), access="all")
+    port = free_port()
+    with lasting_job(dashboard) as (job, say), browser.new_context() as context:
+        watch(context)
+        with serving(dashboard, port, lifespan="off") as address:
+            tab = Tab(context, address)
+            counting(tab, f"/jobs/{job.id}")
+            say(3)
+            expect(tab.find("#job")).to_contain_text("3 of 10 done")
+        expect(tab.find("#outage")).to_be_visible()
+        say(7)
+        with serving(dashboard, port, lifespan="off"):
+            expect(tab.find("#job")).to_contain_text("7 of 10 done")
+            expect(tab.find("#outage")).to_be_hidden()
+            assert tab.script("window.asked") == []
+            del dashboard.jobs._jobs[job.id]  # as if it was started again, and knew of none
+            expect(tab.find("main [role=alert]")).to_contain_text("is known here")
+    dashboard.close()
+
+
+def test_a_page_of_a_log_that_was_out_of_reach_goes_on_by_itself(
+    browser: Browser, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'later.db'}"
+    with (
+        serving(Dashboard(Streams(url), access="all")) as address,
+        browser.new_context() as context,
+    ):
+        watch(context)
+        tab = Tab(context, address)
+        tab.get("/topics")
+        expect(tab.find("main h1")).to_have_text("The log does not answer")
+        with closing(open_log(url)) as log:
+            log.create_topic("orders", 1)
+            expect(tab.find("main")).to_contain_text("orders")
+        assert any(each.startswith("503 ") for each in tab.wrong)
 
 
 @asynccontextmanager
-async def closing(keys: str) -> AsyncIterator[Streams]:
+async def closed_keys(keys: str) -> AsyncIterator[Streams]:
     """An app with these keys closed, in this order."""
     app = Streams("memory://")
     topic = app.topic("orders", int, partitions=1)
@@ -137,7 +192,7 @@ def stock(browser: Browser, shop: Running, monkeypatch: pytest.MonkeyPatch) -> I
         return counts(index, False)
 
     monkeypatch.setattr(ClosedKeyIndex, "_counts", still_reading)
-    entered = closing("abc")
+    entered = closed_keys("abc")
     app = shop.call(entered.__aenter__())
     try:
         with (
@@ -210,20 +265,16 @@ def test_what_is_ticked_stays_while_delayed_messages_are_read(
     tab.find("main tbody a").nth(1).focus()
     swapped(tab, 2)
 
-    def is_answered(status: int) -> bool:
-        tab.page.clock.run_for(1_000)
-        return any(each.startswith(f"{status} ") for each in tab.wrong)
-
     failures.append(Unavailable("for a while"))
-    tab.until(lambda: is_answered(503), "out of reach")
+    expect(tab.find("#outage")).to_be_visible()
     failures.clear()
+    expect(tab.find("#outage")).to_be_hidden()
     swapped(tab, 2)
     expect(box).to_be_checked()
     expect(tab.find("main tbody a").nth(1)).to_be_focused()
     failures.append(NotFound("It is gone for good."))
-    tab.until(lambda: is_answered(404), "gone")
     expect(tab.find("main")).to_contain_text("It is gone for good.")
-    expect(tab.find("[data-again]")).to_have_count(0)
+    expect(tab.find("[data-progress]")).to_have_count(0)
     tab.wrong.clear()
 
 
