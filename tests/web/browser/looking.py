@@ -43,13 +43,21 @@ def violations(tab: Tab, *rules: str) -> list[str]:
 def look_at(tab: Tab, path: str) -> None:
     """See that a page is as every page is to be."""
     tab.page.set_viewport_size(WIDE)
-    tab.page.emulate_media(color_scheme="light")
     tab.get(path)
-    assert not (found := violations(tab)), "\n".join([f"{path}, light:", *found])
+    look_here(tab)
+    tab.check()
+
+
+def look_here(tab: Tab) -> None:
+    """See that the page that is shown is as every page is to be, whatever led there."""
+    what = tab.page.url.removeprefix(tab.address)
+    tab.page.set_viewport_size(WIDE)
+    tab.page.emulate_media(color_scheme="light")
+    assert not (found := violations(tab)), "\n".join([f"{what}, light:", *found])
     tab.page.emulate_media(color_scheme="dark")  # other colours, nothing else
     found = violations(tab, "color-contrast", "link-in-text-block")
-    assert not found, "\n".join([f"{path}, dark:", *found])
+    assert not found, "\n".join([f"{what}, dark:", *found])
     tab.page.set_viewport_size(PHONE)
     # Charts are made narrower once they are told.
-    tab.until(lambda: not tab.is_wider_than_its_window(), f"{path} without scrolling sideways")
-    tab.check()
+    tab.until(lambda: not tab.is_wider_than_its_window(), f"{what} without scrolling sideways")
+    tab.page.set_viewport_size(WIDE)

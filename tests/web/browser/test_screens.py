@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.web.browser.looking import PHONE, look_at
+from streams import Streams
+from streams.web import Dashboard
+from tests.web.browser.looking import PHONE, look_at, look_here
 from tests.web.browser.running import Running
 from tests.web.browser.site import NOT_LINKED, Site, explore, screen_paths
 from tests.web.browser.tab import Tab, watch
+from tests.web.browser.test_progress import lasting_job
+from tests.web.serving import serving
 
 pytestmark = pytest.mark.xdist_group("browser")
 
@@ -36,6 +41,56 @@ def test_a_screen_is_reached_by_links_and_nothing_is_wrong_with_it(
         return
     assert screen in site.pages, f"no link leads to it; there are {sorted(site.pages)}"
     look_at(same_tab, site.pages[screen])
+
+
+def test_nothing_is_wrong_with_what_asks_and_what_says_that_it_is_done(
+    same_tab: Tab, shop: Running
+) -> None:
+    tab = same_tab
+    tab.get("/dead/show?name=orders.billing.dead")
+    tab.find("main button", has_text="Count and retry").click()
+    expect(tab.find("#confirm")).to_be_visible()  # a number is typed
+    look_here(tab)
+    tab.get("/groups/show?group=reports")
+    tab.find("input[name=to]").fill("-3")
+    tab.find("form[action$='/groups/reset'] button").click()
+    expect(tab.find("form.confirm")).to_be_visible()  # there is a table
+    look_here(tab)
+    tab.find("form.confirm button").click()
+    expect(tab.find("main .notice.good")).to_be_visible()
+    look_here(tab)
+    with lasting_job(shop.dashboard) as (job, _):
+        look_at(tab, f"/jobs/{job.id}")
+    expect(tab.find("main .notice.good")).to_be_visible()
+    look_here(tab)
+    tab.check()
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/topics/nowhere", 404), ("/doctor?verdict=perhaps", 400)]
+)
+def test_nothing_is_wrong_with_a_page_that_says_what_is_wrong(
+    same_tab: Tab, path: str, status: int
+) -> None:
+    tab = same_tab
+    tab.get(path)
+    expect(tab.find("main [role=alert]")).to_be_visible()
+    look_here(tab)
+    wrong, tab.wrong = tab.wrong, []
+    assert {each.partition(" ")[0] for each in wrong} == {str(status), "error"}, wrong
+
+
+def test_nothing_is_wrong_with_the_page_of_a_log_that_is_out_of_reach(
+    same_tab: Tab, tmp_path: Path
+) -> None:
+    app = Streams(f"sqlite:///{tmp_path / 'missing.db'}")
+    with serving(Dashboard(app, access="all")) as address:
+        tab = Tab(same_tab.page.context, address)
+        tab.get()
+        expect(tab.find("main h1")).to_have_text("The log does not answer")
+        expect(tab.find("#outage")).to_be_visible()
+        look_here(tab)
+        tab.page.close()
 
 
 def test_every_screen_fits_a_phone_in_japanese(same_tab: Tab, site: Site) -> None:
@@ -95,11 +150,4 @@ def test_an_inline_script_would_be_refused_and_seen(tab: Tab) -> None:
     )
     tab.until(lambda: any("CSP" in each for each in tab.wrong), "reported")
     assert tab.script("window.owned") is None
-    tab.wrong.clear()
-
-
-def test_a_missing_page_is_a_page(tab: Tab) -> None:
-    tab.get("/topics/nowhere")
-    expect(tab.find("main h1")).to_be_visible()
-    assert any("404" in each for each in tab.wrong)
     tab.wrong.clear()
