@@ -14,8 +14,8 @@ from streams import Streams
 from streams.errors import Unavailable
 from streams.web import Dashboard, sampler
 from streams.web.access import Access
-from streams.web.jobs import Job, Report
-from streams.web.page import Done
+from streams.web.action_results import Done, Report
+from streams.web.jobs import Job
 from streams.web.sampler import Sampler
 from tests.conformance.stage import Stage
 from tests.web.serving import serving
