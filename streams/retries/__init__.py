@@ -4,7 +4,8 @@
 :mod:`streams.retries.scheduler` delivers from a topic of delayed messages what is due.
 :mod:`streams.retries.due_index` says what is due next in a partition of it, and
 :mod:`streams.retries.pending` what waits in one; :mod:`streams.retries.checkpoints` keep that
-there, so that whoever takes it over reads little. :mod:`streams.retries.records` are its records.
+there, so that whoever takes it over reads little, and :mod:`streams.retries.checkpoint_writer` says
+when. :mod:`streams.retries.records` are its records.
 """
 
 from streams.retries.attempt_log import PENDING_LIMIT, DurableAttemptLog, delay_topic
