@@ -8,6 +8,7 @@ there, so that whoever takes it over reads little, and :mod:`streams.retries.che
 when. :mod:`streams.retries.records` are its records.
 """
 
+from streams.engine.retry import retry_delay
 from streams.retries.attempt_log import PENDING_LIMIT, DurableAttemptLog, delay_topic
 from streams.retries.checkpoints import find_checkpoint
 from streams.retries.due_index import DueIndex, due_time, log_position
@@ -50,5 +51,6 @@ __all__ = [
     "parse_outcome",
     "read_mark",
     "read_pending",
+    "retry_delay",
     "scan_record",
 ]

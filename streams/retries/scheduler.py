@@ -311,8 +311,8 @@ class _Outcome(NamedTuple):
 class PartitionScheduler:
     """What is pending in one partition that is owned, and its delivery. On the loop.
 
-    One class, because scans, what is received meanwhile, deliveries and checkpoints change one
-    index in turns, and each has to know how far the others are.
+    One class, because scans, what is received meanwhile and deliveries change one index in turns,
+    and each has to know how far the others are.
 
     A scan is *bounded* once its end is known: records behind that end are received from then on. It
     is *complete* once everything up to there was applied, and then those that were received

@@ -50,7 +50,7 @@ STALL_TIMEOUT = 10.0
 CONFIRMATION = 3.0
 """Seconds that the driver gets to bring what the log is known to have."""
 
-LOG_TRUNCATION: int = KafkaError._LOG_TRUNCATION  # noqa: SLF001
+LOG_TRUNCATION: int = KafkaError._LOG_TRUNCATION
 """The driver found that the log lost records that it has read."""
 
 TICK = 0.5
