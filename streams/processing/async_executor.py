@@ -288,7 +288,7 @@ class AsyncExecutor(Executor):
     async def _wait_for_work(self) -> None:
         """Nothing to do for this task: wait to be woken."""
         if self._closed:
-            raise asyncio.CancelledError  # it was cancelled, and its handler would not hear of it
+            raise asyncio.CancelledError  # its handler has swallowed the cancellation
         if not (self._suspended or self.dispatcher.paused or self._fast_run is not None):
             if self.dispatcher.has_backlog:
                 self._tick_at_latest(self._now() + OWNERSHIP_RECHECK)

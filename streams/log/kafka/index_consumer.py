@@ -289,7 +289,7 @@ class IndexConsumer:
         for (_, partition), end in self._ends.take_outcomes().items():
             progress = self._progress.get(partition)
             if progress is None or end is None:
-                continue  # nobody knows
+                continue  # its end could not be read
             if end <= offsets[partition]:
                 progress.behind_since = None
             elif progress.behind_since is None:
