@@ -723,6 +723,21 @@ class RecordDeleter(Protocol):
         ...
 
 
+@runtime_checkable
+class SizedLog(Protocol):
+    """A log that can say about how much room a topic takes, without reading it."""
+
+    def topic_bytes(self, topic: str) -> int | None:
+        """About how many bytes a topic's messages take where this log keeps them: in its file, or
+        in its server's memory. A bounded part of each partition is looked at; blocks.
+
+        :returns: None: the server does not say.
+        :raises NotFound: there is no topic of that name.
+        :raises LogError: the log cannot be read.
+        """
+        ...
+
+
 OpenMode = Literal["ro", "rw", "rwc"]
 """How to open a log's file, in SQLite's words: ``ro`` only reads, ``rw`` uses a file that exists,
 ``rwc`` creates it if there is none."""

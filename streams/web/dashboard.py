@@ -278,6 +278,7 @@ class Dashboard(DashboardState):
     def _log_job(self, page: Page, action: Action, job: Job) -> None:
         result = job.result
         self.expire(() if result is None else result.changed)
+        self.sampler.renew(f"job:{job.id}")
         what = f"failed: {job.error}" if result is None else "done"
         count = job.done if result is None else result.count
         self._log_action(page, action, what, count, "" if result is None else result.subject)

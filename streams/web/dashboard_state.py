@@ -92,7 +92,7 @@ class DashboardState:
             self._answers,
             self.doctor,
             reading,
-            self.sampler,  # which tells at once of what is found among those before it
+            self.sampler,  # behind those whose figures it asks for
             self.board,  # the last, as it is found among the others
         )
 

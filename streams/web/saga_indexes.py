@@ -43,7 +43,7 @@ class _Kept:
         self.is_read = False
         """To its end, when somebody last looked."""
         self.error: StreamsError | None = None
-        """Why it could not be read in the background, since somebody last looked."""
+        """Why it could not be read in the background, until somebody is told."""
         self.changes = 0
         """How many changes were known of when what is new was last read."""
 
@@ -92,7 +92,7 @@ class SagaIndexes:
         of all journals that are kept. Reading goes on in the background, and nobody waits for it.
 
         :raises NotFound: nobody has looked at it lately.
-        :raises LogError: it could not be read since somebody looked.
+        :raises LogError: it could not be read; it is tried again with the next call.
         """
         known = self._kept.all()
         names = [name] if name else list(known)
@@ -101,9 +101,10 @@ class SagaIndexes:
         kept = [self._kept.of(each) for each in names]
         now = time.monotonic()
         for each in kept:
-            if each.error is not None:
-                raise each.error
             each.asked_at = now
+            if (error := each.error) is not None:
+                each.error, each.is_read = None, False
+                raise error
         if not all(each.is_read for each in kept):
             self._start()
         indexes = [each.index for each in kept]
@@ -155,7 +156,7 @@ class SagaIndexes:
                 except StreamsError as error:
                     logger.debug("the dashboard's sagas: %s: %s", name, error)
                     kept.error = error
-                    kept.is_read = True  # the next visitor tries again
+                    kept.is_read = True  # whoever asks next has it tried again
                 except Exception:
                     with self._lock:
                         self._thread = None

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from streams.errors import NotFound, StreamsError, Unavailable
 from streams.inspection.groups import total_lag
+from streams.log.protocol import SizedLog
 from streams.text import get_logger
 from streams.web.figures import Figures, Series
 from streams.web.view_samples import sample_view
@@ -46,6 +47,9 @@ MAX_WATCHED = 120
 
 MAX_TOKEN = 6_000
 """Characters of a token, at most."""
+
+SIZE_AGE = 30.0
+"""Real seconds after which the log is asked again how many bytes a topic takes."""
 
 TOPIC_FACTS_AGE = 60.0
 """Real seconds after which the log is asked again how many partitions a topic has."""
@@ -125,7 +129,7 @@ class Sampler:
             return found
 
     def expire(self, names: Collection[str] = ()) -> None:
-        """Have everything asked for anew, and told at once: somebody changed something.
+        """Have everything asked for anew: somebody changed something.
 
         :param names: what was changed: it is asked about first.
         """
@@ -133,7 +137,6 @@ class Sampler:
             self._changed = frozenset(names)
             for figures in self._known.values():
                 figures.stale = True
-        self._watching.set()
 
     def renew(self, subject: str) -> None:
         """Have one subject asked for anew, and told at once."""
@@ -322,9 +325,22 @@ def _sample_topic(log: Log, topic: str, figures: Figures, now: float) -> None:
     known = figures.ends and fresh is not None and 0 < seconds < 10 * INTERVAL
     rate = fresh / seconds if known and fresh is not None else None
     figures.ends = ends
-    figures.now = {"messages": total, "rate": rate, "partitions": figures.partitions}
+    size = figures.now.get("bytes")
+    if now - figures.sized_at > SIZE_AGE:
+        size, figures.sized_at = _size(log, topic), now
+    figures.now = {
+        "messages": total,
+        "rate": rate,
+        "partitions": figures.partitions,
+        "bytes": size,
+    }
     if rate is not None:
         figures.series.add(now, rate)
+
+
+def _size(log: Log, topic: str) -> int | None:
+    """About how many bytes a topic takes; None: the log does not say."""
+    return log.topic_bytes(topic) if isinstance(log, SizedLog) else None
 
 
 def group_sample(read: Callable[[Log, str], GroupInfo]) -> Sample:

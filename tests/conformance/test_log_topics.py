@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 
 from streams.errors import ConfigError, LogError, NotFound, TopicMismatch
-from streams.log.protocol import Committed, Retention
+from streams.log.protocol import Committed, Retention, SizedLog
 from tests.conformance.records import ABSURD_PARTITIONS, record
 from tests.conformance.world import World
 
@@ -28,6 +28,22 @@ def test_creating_again_is_harmless_but_not_with_another_count(world: World) -> 
     assert len(world.values(topic, 0) + world.values(topic, 1)) == 20
     with pytest.raises(TopicMismatch, match="2"):
         world.log.create_topic(topic, 3)
+
+
+def test_a_topic_says_about_how_many_bytes_it_takes_where_its_log_can(world: World) -> None:
+    log = world.log
+    if not isinstance(log, SizedLog):
+        return
+    topic, empty = world.topic(2), world.topic()
+    world.append(topic, [b"x" * 1_000] * 500)
+    found = log.topic_bytes(topic)
+    assert found is not None
+    assert 500_000 < found < 750_000
+    few = log.topic_bytes(empty)
+    assert few is not None
+    assert few < 5_000  # Redis takes some for a stream without entries
+    with pytest.raises(NotFound):
+        log.topic_bytes(world.name("nowhere"))
 
 
 def test_topics_are_listed_by_name(world: World) -> None:

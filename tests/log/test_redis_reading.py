@@ -14,7 +14,7 @@ from streams.log.redis import RedisLog, reader
 from streams.log.redis.keys import PartitionKeys, entry_id
 from tests.conformance.histories import append as histories_append
 from tests.conformance.histories import grow
-from tests.log.redis_support import Member, Proxy, append, name, open_redis, record
+from tests.log.redis_support import Member, Proxy, append, call, name, open_redis, record
 from tests.servers.find import RedisAddress
 
 
@@ -170,3 +170,22 @@ def test_what_others_add_to_an_event_topic_is_left_out_and_reported(
     said = "\n".join(each.getMessage() for each in caplog.records)
     assert said.count("something else has written to it") == 1
     assert f"offset {foreign.decode()}, and 1 more up to {last.decode()}" in said
+
+
+def test_a_user_who_may_not_ask_for_a_size_is_told_of_none(
+    address: RedisAddress, log: RedisLog, client: redis.Redis
+) -> None:
+    topic, user = log.create_topic(name("topic"), 2).name, name("user")
+    append(log, topic, [b"x" * 100] * 10)
+    known = log.topic_bytes(topic)
+    assert known is not None
+    assert known >= 1_000
+    call(client, "ACL", "SETUSER", user, "on", ">secret", "~*", "&*", "+@all", "-memory")
+    try:
+        other = open_redis(address.url.replace("://", f"://{user}:secret@"))
+        try:
+            assert other.topic_bytes(topic) is None
+        finally:
+            other.close()
+    finally:
+        call(client, "ACL", "DELUSER", user)

@@ -12,10 +12,12 @@ import pytest
 
 from streams import Streams
 from streams.errors import Unavailable
+from streams.log.protocol import Log
 from streams.web import Dashboard, sampler
 from streams.web.access import Access
 from streams.web.action_results import Done, Report
 from streams.web.jobs import Job
+from streams.web.saga_indexes import SagaIndexes
 from streams.web.sampler import Sampler
 from tests.conformance.stage import Stage
 from tests.web.serving import serving
@@ -133,6 +135,43 @@ async def test_of_journals_it_is_told_how_far_each_is_and_all_are(stage: Stage) 
                 one = await over(address, f"sagas:{world.name}")
                 assert one["looked_at"] > 2
                 assert await over(address, "sagas:") == one
+
+
+async def test_a_journal_that_could_not_be_read_is_read_on_when_it_can(stage: Stage) -> None:
+    world = SagaWorld(stage)
+    async with world.app:
+        await ended(world, "quill")
+        reachable = True
+
+        def open_log() -> Log:
+            if not reachable:
+                raise Unavailable("no answer")
+            return stage.anchor
+
+        indexes = SagaIndexes(open_log)
+        indexes.look(world.name, 0.0)
+        indexes._kept.of(world.name).is_read = reachable = False
+        failures = 0
+
+        def fails() -> bool:
+            nonlocal failures
+            try:
+                indexes.progress(world.name)
+            except Unavailable:
+                failures += 1
+            return failures >= 2
+
+        await stage.until(fails, "it is said")
+        reachable = True
+
+        def goes_on() -> bool:
+            try:
+                return indexes.progress(world.name)[1]
+            except Unavailable:
+                return False
+
+        await stage.until(goes_on, "all was read")
+        indexes.close()
 
 
 async def test_the_doctor_says_when_it_has_looked(stage: Stage) -> None:

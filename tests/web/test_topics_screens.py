@@ -24,6 +24,12 @@ async def test_a_topic_says_what_it_holds_and_who_reads_it(stage: Stage) -> None
             assert "7 messages" in shown.text
             assert "2 partitions" in shown.text
             assert "Type int" in shown.text
+            # Kafka's client library has no request for it, and a log in memory does not count.
+            is_known = stage.case.name in ("sqlite", "redis")
+            sized = await visitor.get(f"/topics?q={stage.topic_name}")
+            for each in (shown, sized):
+                assert ("not known" in each.text) is not is_known
+            assert ("B size, about" in shown.text) is is_known
 
 
 async def test_a_topic_without_an_app_is_shown(stage: Stage) -> None:

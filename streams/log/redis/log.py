@@ -127,6 +127,13 @@ class RedisLog(Log, HistoryLog[Events]):
     def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
         return durability.durability_facts(self._client, topic, topic_key(topic))
 
+    def topic_bytes(self, topic: str) -> int | None:
+        """About how many bytes of the server's memory a topic's entries take, by some of them.
+
+        :returns: None: this user may not ask (``MEMORY USAGE``).
+        """
+        return self._topics.memory_usage(topic)
+
     def delete_topic(self, topic: str) -> None:
         self._topics.delete_topic(topic)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from redis.exceptions import RedisError
 
-from streams.errors import ConfigError, LogError, NotFound, TopicMismatch
+from streams.errors import ConfigError, LogError, NotFound, TopicMismatch, Unavailable
 from streams.log.events import events_only, not_an_event_topic, partition_count_mismatch
 from streams.log.names import check_topic, topic_mismatch, topic_not_found
 from streams.log.protocol import Retention, TopicInfo, TopicPartition
@@ -265,6 +265,24 @@ class Topics:
                 raise NotFound(f"{topic} has partitions 0 to {partitions - 1}, not {partition}")
             found = self._keys[topic, partition] = PartitionKeys(topic, partition, partitions)
         return found
+
+    def memory_usage(self, topic: str) -> int | None:
+        """See :meth:`streams.log.protocol.SizedLog.topic_bytes`."""
+        self.lookup(topic, fresh=True)
+        replies = self._client.execute_all(
+            [
+                Command(str(keys), keys.stream, "MEMORY", "USAGE", keys.stream)
+                for keys in self.all_partition_keys(topic)
+            ]
+        )
+        total = 0
+        for reply in replies:
+            if isinstance(reply, Unavailable):
+                raise reply
+            if isinstance(reply, LogError):
+                return None
+            total += reply or 0  # none, where nothing was written yet
+        return total
 
     def all_partition_keys(self, topic: str) -> list[PartitionKeys]:
         """The keys of all its partitions."""

@@ -129,6 +129,12 @@ class SqliteLog(DenseOffsets, Log, HistoryLog[Events]):
     def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
         return durability.durability_facts(self._database)
 
+    def topic_bytes(self, topic: str) -> int:
+        """About how many bytes a topic's messages take in the file, by the newest ones."""
+        partitions = self._topics.describe_topic(topic).partitions
+        with self._database.read(snapshot=True) as db:
+            return sum(reader.partition_bytes(db, topic, each) for each in range(partitions))
+
     def delete_topic(self, topic: str) -> None:
         self._topics.delete_topic(topic)
 

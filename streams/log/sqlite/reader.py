@@ -21,6 +21,9 @@ _LARGE_BLOCK = 2 * blocks.BLOCK_BYTES
 _MAX_BLOCKS = 64
 """Blocks fetched at once, at most."""
 
+_SIZED_BLOCKS = 64
+"""Blocks by which the size of a partition is estimated."""
+
 # The blocks from the one that holds an offset on, in one row and so in one step (see blocks.py):
 # a list of them, and the data of all, one after the other. A large one is listed without its data.
 # In a UTF-8 database (no other is opened) group_concat takes the bytes of a BLOB as they are.
@@ -217,6 +220,21 @@ def partition_row(db: SqliteConnection, topic: str, partition: int) -> Partition
     if row is None:
         raise NotFound(f"there is no partition {partition} of a topic {topic!r}")
     return PartitionRow(*row)
+
+
+def partition_bytes(db: SqliteConnection, topic: str, partition: int) -> int:
+    """About how many bytes a partition's messages take, by the newest :data:`_SIZED_BLOCKS` blocks,
+    of which the lengths alone are read.
+
+    :raises NotFound: there is no such topic, or it has fewer partitions.
+    """
+    partition_number, first, end = partition_row(db, topic, partition)
+    ((messages, size),) = db.fetch_rows(
+        "SELECT total(count), total(size) FROM (SELECT count, length(data) AS size"
+        " FROM streams_blocks WHERE place BETWEEN ? AND ? ORDER BY place DESC LIMIT ?)",
+        (block_key(partition_number, 0), block_key(partition_number, end), _SIZED_BLOCKS),
+    )
+    return int(size * (end - first) / messages) if messages > 0 and size > 0 else 0
 
 
 def offset_for_time(db: SqliteConnection, topic: str, partition: int, moment: float) -> int:

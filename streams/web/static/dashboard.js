@@ -21,6 +21,7 @@
       : value >= 10 || value === 0 ? grouped.format(value) : String(Number(value.toPrecision(2))),
     percent: (value) => value === null ? "–" : value >= 1 ? "100%" : `${(100 * Math.min(value, .999)).toFixed(1)}%`,
     age: (value) => value === null ? "–" : ageText(value),
+    bytes: (value) => value === null ? body.dataset.unknown : bytesText(value),
   };
   const [days, hours, minutes, secs] = body.dataset.units.split(" ");
   function ageText(seconds) {
@@ -28,6 +29,14 @@
       if (seconds >= 2 * length) return `${Math.round(seconds / length)} ${unit}`;
     }
     return `${Math.max(0, Math.round(seconds))} ${secs}`;
+  }
+  function bytesText(bytes) {
+    let value = bytes, unit = "B";
+    for (const larger of ["KiB", "MiB", "GiB", "TiB"]) {
+      if (value < 1024) break;
+      [value, unit] = [value / 1024, larger];
+    }
+    return `${unit === "B" || value >= 10 ? grouped.format(value) : value.toFixed(1)} ${unit}`;
   }
   function showAges(within = document) {
     for (const each of $$("time[datetime]", within)) {

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from playwright.sync_api import expect, sync_playwright
 
+from streams.web.sampler import Sampler
 from tests.servers.browser import chromium
 from tests.web.browser.running import running
 from tests.web.browser.tab import Tab, watch
@@ -43,7 +44,7 @@ class Picture(NamedTuple):
 
 
 PICTURES = (
-    Picture("overview", "/", "Nobody consumes for reports", rounds=2),
+    Picture("overview", "/", "orders.invoicing.dead", rounds=4, height=960),
     Picture("search", "/topics/orders/messages?path=customer&path_value=佐藤", "Looked at"),
     Picture("group", "/groups/show?group=shipping", "Waits for", rounds=2),
     Picture("dead-letters", "/dead/show?name=orders.billing.dead", "the bank does not answer"),
@@ -51,7 +52,7 @@ PICTURES = (
     Picture("saga", "/sagas", "saga-9", ("saga-9",)),
     Picture("aggregate", "/aggregates", "accounts", ("accounts", "hanna")),
     Picture("publish", "/publish?topic=orders", "customer"),
-    Picture("japanese", "/?lang=ja", "reports", rounds=2),
+    Picture("japanese", "/?lang=ja", "orders.invoicing.dead", rounds=2),
 )
 
 
@@ -84,15 +85,23 @@ def take(folder: Path) -> None:
             os.chdir(home)
 
 
-def _take(tab: Tab, sampler: object, picture: Picture, folder: Path) -> None:
+def _take(tab: Tab, sampler: Sampler, picture: Picture, folder: Path) -> None:
     tab.page.set_viewport_size({"width": WIDTH, "height": picture.height})
-    tab.get(picture.path)
-    for link in picture.links:
-        tab.find("main a", has_text=link).first.click()
-    expect(tab.find("main")).to_contain_text(picture.text)
+
+    def is_there() -> bool:
+        tab.get(picture.path)
+        for link in picture.links:
+            tab.find("main a", has_text=link).first.click()
+        return picture.text in (tab.find("main").text_content() or "")
+
+    tab.until(is_there, f"{picture.text} on {picture.path}")
     for _ in range(picture.rounds):
-        wanted = sampler.rounds + 1  # type: ignore[attr-defined]
-        tab.until(lambda: sampler.rounds >= wanted, "a round")  # type: ignore[attr-defined]  # noqa: B023
+        wanted = sampler.rounds + 1
+        tab.until(lambda: sampler.rounds >= wanted, "a round")  # noqa: B023
+    if picture.rounds:
+        tab.page.reload()  # with the past that there is now
+    if tab.find(".plot").count():
+        expect(tab.find(".plot canvas").first).to_be_visible()
     tab.page.mouse.move(0, 0)
     path = folder / f"dashboard-{picture.name}.png"
     tab.page.screenshot(path=path, animations="disabled")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from playwright.sync_api import expect
 
@@ -24,6 +26,7 @@ def test_a_figure_follows_the_log(tab: Tab, shop: Running) -> None:
     before = int((figure.text_content() or "").replace(",", ""))
     shop.call(shop.shop.parcels.publish(Parcel("late", 1.0), key="late"))
     expect(figure).to_have_text(f"{before + 1:,}")
+    expect(tab.find("[data-figure=bytes]")).to_have_text(re.compile(r"^[\d.,]+ (B|KiB)$"))
 
 
 def test_the_chart_is_drawn_and_has_a_table(tab: Tab) -> None:
