@@ -158,7 +158,7 @@ class Publisher:
             return
         self._thread.join(timeout)
         with self._changed:
-            self._delayed.clear()  # nobody would do it
+            self._delayed.clear()  # the thread that would write them has ended
         try:
             self._log.flush(max(0.1, timeout))
         except LogError as error:

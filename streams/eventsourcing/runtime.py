@@ -24,7 +24,6 @@ from uuid_utils import uuid7
 
 from streams.cancellation import run_in_thread
 from streams.config import Retry
-from streams.engine.retry import retry_delay
 from streams.errors import ConfigError, LogError, NotRunning, OutcomeUnknown
 from streams.eventsourcing.causes import cause_of_call, is_handling
 from streams.eventsourcing.definition import Definition, Expected, Options, events_of
@@ -39,6 +38,7 @@ from streams.log.event_headers import make_append
 from streams.log.events import Appended, Caused, EventAppend, EventLog, Refused
 from streams.message import Message, Position, Record
 from streams.processing import in_block, in_transaction
+from streams.retries import retry_delay
 
 RESEND_PAUSES = (0.0, 0.1, 0.5, 2.0)
 """Seconds before an append whose outcome is unknown is sent again."""

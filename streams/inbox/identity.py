@@ -157,15 +157,16 @@ class Identities:
     def entry(self, message: Message[Any], owned: Owned, value_id: str | None = None) -> Entry:
         """What the inbox calls a message.
 
-        :param value_id: the ID in its value, where its topic has one there; it counts where its
-            headers have none.
+        :param value_id: the ID in its value, where its topic has one there; as in deduplication, it
+            goes before its headers' (a copy of a message without one has its place there).
         """
         identity, offset = identity_and_offset(message)
         came_back = owned.source_topic != owned.scope.topic
         if identity is not None and not came_back and "\0" not in identity:
-            id = entry_id(owned.source, identity)  # the usual one, which costs least
+            # The usual one, which costs least.
+            id = entry_id(owned.source, identity if value_id is None else value_id)
             return Entry(id, owned.number, position_text(offset), 0)
-        name = message.id if identity is not None or value_id is None else value_id
+        name = message.id if value_id is None else value_id
         headers = message.raw.headers
         generation = message_generation(
             message.header(GENERATION) if came_back else None, owned.assignment

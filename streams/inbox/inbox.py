@@ -58,7 +58,7 @@ from streams.inbox.tables import (
     create_missing,
     find_version,
 )
-from streams.message import Message, identity_and_offset, make_message, row_of
+from streams.message import Message, make_message, row_of
 from streams.processing.job import DeadLetterAnswer, Decoding, Job, Several
 from streams.processing.outcomes import OwnershipLost, TransactionPostponed
 from streams.text import describe_error, get_logger
@@ -284,15 +284,13 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         return found
 
     def value_id(self, value: Any, message: Message[Any]) -> str | None:
-        """The ID in a message's value, where its topic has one there and its headers have none."""
-        if identity_and_offset(message)[0] is not None:
-            return None
+        """The ID in a message's value, where its topic has one there."""
         decoding = self._decodings.get(message.topic)
         if decoding is None or decoding.id_reader is None:
             return None
         try:
             return decoding.id_reader(value)
-        except Exception:  # as good as none: its place stands for it
+        except Exception:  # as good as none: its headers' ID or its place stands for it
             return None
 
     def decode_again(self, value: Any, message: Message[Any]) -> tuple[Any, Message[Any]]:

@@ -488,14 +488,3 @@ def delete_purged(scope: int, limit: int) -> Steps[bool]:
         )
         return True
     return False
-
-
-def count_rows(dialect: DialectName) -> Steps[int]:
-    """About how many rows there are: PostgreSQL's estimate, SQLite's count."""
-    if dialect == "postgresql":
-        rows = yield Statement(
-            "SELECT greatest(reltuples, 0) FROM pg_class WHERE oid = to_regclass('streams_inbox')"
-        )
-    else:
-        rows = yield Statement("SELECT count(*) FROM streams_inbox")
-    return int(rows[0][0]) if rows else 0

@@ -2,21 +2,17 @@
 whoever looks again waits for nothing but what is new.
 
 A :class:`BackgroundReader` reads in a thread while somebody waits for it, and on to the end, so no
-page takes that long. :class:`KeptReaders` keeps those that were looked at last, as
-:class:`KeptForAWhile` does with anything.
+page takes that long. :class:`KeptReaders` keeps those that were looked at last.
 """
 
 from __future__ import annotations
 
 import threading
-import time
-from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from typing_extensions import override
-
 from streams.errors import NotFound
+from streams.idle_cache import IdleCache
 from streams.inspection.background import BackgroundRuns
 
 if TYPE_CHECKING:
@@ -114,93 +110,17 @@ class CountingReader(BackgroundReader, Generic[T]):
         raise NotImplementedError
 
 
-class KeptForAWhile(Generic[T]):
-    """What somebody asked for last, by name; each is forgotten once nobody has asked for it for
-    :data:`FORGET_AFTER` (any thread).
-
-    :param make: makes one, of its name; it may raise.
-    :param most: so many at most.
-    """
-
-    def __init__(self, make: Callable[[str], T], most: int) -> None:
-        self._make = make
-        self._most = most
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[str, tuple[T, float]] = OrderedDict()
-        """Each with when somebody asked for it, that asked for last at the end."""
-        self._closed = False
-        self._timer: threading.Timer | None = None
-        """Forgets those that nobody asks for any more."""
-
-    def of(self, name: str) -> T:
-        """The one of this name; once these are closed, one that is not kept."""
-        now = time.monotonic()
-        with self._lock:
-            found = self._kept.get(name)
-            one = self._make(name) if found is None else found[0]
-            if self._closed:
-                self._let_go(one)
-                return one
-            self._kept[name] = one, now
-            self._kept.move_to_end(name)
-            while len(self._kept) > self._most:
-                self._forget_oldest()
-            self._forget_later(now)
-            return one
-
-    def all(self) -> dict[str, T]:
-        """Those that are kept, by name; the one that was asked for last at the end."""
-        with self._lock:
-            return {name: one for name, (one, _) in self._kept.items()}
-
-    def close(self) -> None:
-        """Forget all, and keep none from now on."""
-        with self._lock:
-            self._closed = True
-            if self._timer is not None:
-                self._timer.cancel()
-            kept = [one for one, _ in self._kept.values()]
-            self._kept.clear()
-        for one in kept:
-            self._let_go(one)
-
-    def _let_go(self, one: T) -> None:
-        """It is not kept any more."""
-
-    def _forget_later(self, now: float) -> None:
-        """Forget those whose time is over, now and when it is (the lock is held)."""
-        while self._kept and self._oldest() <= now - FORGET_AFTER:
-            self._forget_oldest()
-        if self._timer is None and self._kept:
-            self._timer = threading.Timer(self._oldest() + FORGET_AFTER - now, self._wake)
-            self._timer.name, self._timer.daemon = "streams-forget", True
-            self._timer.start()
-
-    def _wake(self) -> None:
-        with self._lock:
-            self._timer = None
-            if not self._closed:
-                self._forget_later(time.monotonic())
-
-    def _forget_oldest(self) -> None:
-        self._let_go(self._kept.popitem(last=False)[1][0])
-
-    def _oldest(self) -> float:
-        return next(iter(self._kept.values()))[1]
-
-
 R = TypeVar("R", bound=BackgroundReader)
 
 
-class KeptReaders(KeptForAWhile[R]):
+class KeptReaders(IdleCache[R]):
     """The readers of the topics that somebody looked at last. One that is not kept any more reads
     nothing."""
+
+    def __init__(self, make: Callable[[str], R], size: int) -> None:
+        super().__init__(make, size, FORGET_AFTER, lambda reader: reader.close())
 
     def expire(self, names: Collection[str] = ()) -> None:
         """Something was changed, in whichever topic: see :meth:`BackgroundReader.expire`."""
         for reader in self.all().values():
             reader.expire()
-
-    @override
-    def _let_go(self, one: R) -> None:
-        one.close()

@@ -64,7 +64,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from streams.log.protocol import TopicPartition
 
@@ -126,29 +126,42 @@ class LeaseTerms:
 DEFAULT_TERMS = LeaseTerms()
 
 
+class _Seen(NamedTuple):
+    """A row as it was first seen so."""
+
+    version: Hashable
+    since: float
+    lease: float
+
+
 class StalenessTracker:
     """How long the rows of a log have been unchanged, on one observer's own monotonic clock.
 
     Call ``observe`` whenever the rows have been read, then ask for each row how much of its length
-    is ``remaining``. Only time in which the log answered is counted: at most ``max_gap`` seconds
-    between two observations. While the log does not answer, no owner can confirm its lease either,
-    so an outage, or a pause of the observer, must not make all others seem dead. The counted time
-    never runs ahead of the clock, so nothing expires too early.
+    is ``remaining``. Where ``max_gap`` is given, only time in which the log answered is counted: at
+    most so many seconds between two observations. While the log does not answer, no owner can
+    confirm its lease either, so an outage, or a pause of the observer, must not make all others
+    seem dead. The counted time never runs ahead of the clock, so nothing expires too early.
 
     :param max_gap: less than a lease by more than the time between two heartbeats, so that an owner
-        can confirm before anybody else takes over when the log answers again.
+        can confirm before anybody else takes over when the log answers again. Not given: all time
+        counts, for rows whose owners stop by themselves when they cannot confirm.
+    :param max_rows: of more, the one that was asked for longest ago is forgotten, and so seen anew.
     """
 
-    def __init__(self, max_gap: float) -> None:
+    def __init__(self, max_gap: float = INFINITY, max_rows: float = INFINITY) -> None:
         self._max_gap = max_gap
+        self._max_rows = max_rows
         self._last_observed: float | None = None
-        self._observed_time = 0.0
-        self._unchanged_since: dict[Hashable, tuple[Hashable, float]] = {}
+        self._uncounted = 0.0
+        """Of the time up to then, what does not count."""
+        self._seen: dict[Hashable, _Seen] = {}
+        """By row; that asked for last at the end."""
 
     def observe(self, now: float) -> None:
         """Note that the rows have been read; ``now`` is the time *after* the answer."""
         if self._last_observed is not None:
-            self._observed_time += min(max(0.0, now - self._last_observed), self._max_gap)
+            self._uncounted += max(0.0, now - self._last_observed - self._max_gap)
         self._last_observed = now
 
     def remaining(self, row: Hashable, version: Hashable, lease: float) -> float:
@@ -158,16 +171,34 @@ class StalenessTracker:
         :param version: something that changes whenever its owner confirms it.
         :param lease: seconds for which the owner relies on it after a confirmation.
         """
-        seen = self._unchanged_since.get(row)
-        if seen is None or seen[0] != version:
-            self._unchanged_since[row] = version, self._observed_time
-            return lease
-        return max(0.0, lease - (self._observed_time - seen[1]))
+        seen = self._seen.pop(row, None)
+        if seen is None or seen.version != version:
+            seen = _Seen(version, self._counted_time, lease)
+        self._seen[row] = seen
+        if len(self._seen) > self._max_rows:
+            del self._seen[next(iter(self._seen))]
+        return self._remaining(seen)
+
+    def expired(self, row: Hashable) -> Any:
+        """The version of a row that counts as expired as it was last seen; None: it does not."""
+        seen = self._seen.get(row)
+        return seen.version if seen is not None and not self._remaining(seen) else None
+
+    def _remaining(self, seen: _Seen) -> float:
+        return max(0.0, seen.lease - (self._counted_time - seen.since))
+
+    @property
+    def _counted_time(self) -> float:
+        return (self._last_observed or 0.0) - self._uncounted
+
+    def forget(self, row: Hashable) -> None:
+        """There is no such row any more."""
+        self._seen.pop(row, None)
 
     def keep_only(self, rows: Collection[Hashable]) -> None:
         """Forget all rows but these."""
-        for row in [row for row in self._unchanged_since if row not in rows]:
-            del self._unchanged_since[row]
+        for row in [row for row in self._seen if row not in rows]:
+            del self._seen[row]
 
 
 def lease_length(seconds: float | None, own_lease: float) -> float:

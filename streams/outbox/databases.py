@@ -492,7 +492,8 @@ class SqliteDatabase(Database):
                             loop.call_soon_threadsafe(wake)
                     time.sleep(LOOK_EVERY)
 
-        thread = ThreadPoolExecutor(1, "streams-outbox-watch")  # it stays, so none of the loop's
+        # Not one of the loop's own threads, which it would occupy for as long as the app runs.
+        thread = ThreadPoolExecutor(1, "streams-outbox-watch")
         try:
             await loop.run_in_executor(thread, watch)
         except sqlite3.Error as error:

@@ -288,7 +288,7 @@ class AsyncExecutor(Executor):
     async def _wait_for_work(self) -> None:
         """Nothing to do for this task: wait to be woken."""
         if self._closed:
-            raise asyncio.CancelledError  # it was cancelled, and its handler would not hear of it
+            raise asyncio.CancelledError  # its handler has swallowed the cancellation
         if not (self._suspended or self.dispatcher.paused or self._fast_run is not None):
             if self.dispatcher.has_backlog:
                 self._tick_at_latest(self._now() + OWNERSHIP_RECHECK)
@@ -420,12 +420,11 @@ class AsyncExecutor(Executor):
         run = self._fast_run = FastRun(fetched, task_index, outputs)
         results = run.results
         self._busy[task_index] = (fetched,)
-        index = 0
         until = now() + TIME_SLICE
         if idle and not self._standby:
             self._wake_one()
         try:
-            for value in values:
+            for index, value in enumerate(values):
                 moment = now()
                 if moment > until:
                     run.index, run.yielding = index, True
@@ -468,12 +467,13 @@ class AsyncExecutor(Executor):
                         reset_context()
                     if outgoing:
                         results.add(index, outgoing)
-                        index += 1
                         if outputs is not None and not outputs.has_room:
+                            index += 1
                             break
                         continue
                 settled[index] = 1
-                index += 1
+            else:
+                index = len(values)
             self._fast_run = None
             run.end_results()
             dispatcher.finish_fast(fetched, index)

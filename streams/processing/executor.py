@@ -147,7 +147,11 @@ class Executor(ABC):
     def suspend(self) -> None:
         """Start no further handler (any thread)."""
         with self._lock:
-            self._suspended = True
+            self._suspend()
+
+    def _suspend(self) -> None:
+        """The same, where the lock is held or none is needed."""
+        self._suspended = True
 
     def resume(self) -> None:
         """Undo :meth:`suspend`."""
@@ -163,7 +167,8 @@ class Executor(ABC):
         """End for good."""
         self._unwatch()
         with self._lock:
-            self._suspended = self._closed = True
+            self._closed = True
+            self._suspend()
         self.wake_all()
 
     async def wait_closed(self) -> None:
@@ -174,7 +179,7 @@ class Executor(ABC):
         """End the processor with this error (where the dispatcher may be touched). Nothing more is
         started; the poller sees it and commits what is settled."""
         self.fatal = self.fatal or error
-        self._suspended = True
+        self._suspend()
         self.dispatcher.refill()
 
     def stop_waiting(self) -> None:
@@ -188,12 +193,12 @@ class Executor(ABC):
 
     def revoke(self, states: Collection[PartitionState]) -> None:
         """Start nothing more of these partitions."""
+        self.call_and_wait(lambda: self._revoke(states))
 
-        def revoke() -> None:
-            for each in states:
-                self.dispatcher.revoke(each)
-
-        self.call_and_wait(revoke)
+    def _revoke(self, states: Collection[PartitionState]) -> None:
+        """The same, where the dispatcher may be touched."""
+        for each in states:
+            self.dispatcher.revoke(each)
 
     # -- the fast path
 

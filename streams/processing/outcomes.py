@@ -284,7 +284,7 @@ class Calls(ABC, Generic[Unit]):
         ):
             mark(delivery)
             return
-        # Not its partition's progress but a record says that it was handled.
+        # What has come back is settled by a record, not by its partition's progress.
         record = key_parking.handled(delivery)
         self._settle_when_written(delivery, record, mark, "%s: %s was handled, and not noted: %r")
 
@@ -416,7 +416,7 @@ class Calls(ABC, Generic[Unit]):
         if not errors:
             key_parking = self._key_parking
             if key_parking is not None and key_parking.has_returned(deliveries[0]):
-                self.settle(deliveries[0])  # it comes alone
+                self.settle(deliveries[0])  # what comes back is never batched
             else:
                 self.dispatcher.mark_batch_settled(deliveries)
             return
@@ -506,7 +506,7 @@ class Calls(ABC, Generic[Unit]):
             return False
         try:
             parking = key_parking.decide(delivery)
-        except Unavailable:  # it has said so
+        except Unavailable:  # it cannot be known now: decide again later
             self.dispatcher.deliver_at(delivery, self._now() + WRITE_PAUSE)
             return True
         if parking is None:

@@ -324,7 +324,7 @@ class PendingOutputs:
                     taken.append(found)
                     room -= len(found.outgoing)
                 if not is_whole:
-                    room, is_all = 0, False  # none behind it, either
+                    room, is_all = 0, False  # and nothing behind it is taken
                 if is_open or not is_whole:
                     left.append(entry)
             self._entries = left

@@ -278,7 +278,7 @@ class PipelineCommitter(OffsetCommitter):
                 if (error := refused.errors.get(at)) is not None:
                     errors.setdefault(entry, error)
                 at += 1
-        if not errors:  # it named none of them: nothing would change
+        if not errors:  # without a record to leave out, it would be refused again
             raise refused
         return [
             found
@@ -325,7 +325,7 @@ class PipelineCommitter(OffsetCommitter):
         )  # fmt: skip
         again = replace(
             delivery,
-            ordering_key=None,  # its key has gone on
+            ordering_key=None,  # the key's next message may be in flight
             reason=reason._replace(failed_writes=reason.failed_writes + 1),
         )
 

@@ -396,7 +396,7 @@ class Poller:
 
     def _poll_cycle(self) -> None:
         subscription, committer = self._subscription, self._committer
-        if subscription is None or self._should_end():  # it may have waited until it could begin
+        if subscription is None or self._should_end():  # while this waited for the lock
             return
         committer.error = None
         if not self._outputs_prepared:

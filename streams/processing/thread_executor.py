@@ -13,13 +13,13 @@ line, ``overdue`` in the health) and its outcome counts when it comes.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from types import CoroutineType, GeneratorType
 from typing import Any, NamedTuple
 
 from typing_extensions import override
 
-from streams.engine.dispatcher import Delivery
+from streams.engine.dispatcher import Delivery, PartitionState
 from streams.engine.progress import FetchedBatch
 from streams.errors import ConfigError
 from streams.message import Message, make_message
@@ -109,6 +109,8 @@ class ThreadExecutor(Executor):
         self._wake_poll: Callable[[], None] = lambda: None
         self._fast_batch: FetchedBatch | None = None
         """What is on the fast path, which the counts have only once it ends."""
+        self._fast_stopped = False
+        """It ends before its next message: one look for all reasons but the time of ownership."""
         self._filtered = 0
         """How many of it were filtered out so far."""
         self._put_aside = 0
@@ -156,6 +158,17 @@ class ThreadExecutor(Executor):
     @override
     def call_and_wait(self, action: Callable[[], None]) -> None:
         self.call_soon(action)
+
+    @override
+    def _suspend(self) -> None:
+        super()._suspend()
+        self._fast_stopped = True
+
+    @override
+    def _revoke(self, states: Collection[PartitionState]) -> None:
+        super()._revoke(states)
+        if self._fast_batch is not None and not self._fast_batch.state.is_owned:
+            self._fast_stopped = True  # its ownership may be renewed while it drains
 
     def _notify(self, threads: int = 1) -> None:
         """There may be something to do for so many; the lock is held."""
@@ -351,6 +364,7 @@ class ThreadExecutor(Executor):
         """Handle a whole batch, or as much of it as goes well."""
         dispatcher, calls = self.dispatcher, self._calls
         self._fast_batch, self._filtered, self._put_aside = fetched, 0, 0
+        self._fast_stopped = False
         outputs, encode = self.job.outputs, self.job.encode_results
         self._changed.release()
         try:
@@ -387,21 +401,20 @@ class ThreadExecutor(Executor):
     ) -> FastRunResult:
         """The hot loop: nothing but decode, handler, and a byte stored for each message."""
         now, settled, size = self._now, fetched.settled, self.job.batch
-        state = fetched.state
-        assignment = state.assignment
+        assignment = fetched.state.assignment
         index = 0
         try:
             call = self._fast_call(fetched, transaction)
             if size is None:
                 for value in _fast_values(fetched):
-                    if now() >= assignment.valid_until or self._suspended or not state.is_owned:
-                        break  # (a partition that is revoked may be kept alive meanwhile)
+                    if now() >= assignment.valid_until or self._fast_stopped:
+                        break
                     call(value)
                     settled[index] = 1
                     index += 1
             else:
                 for values in _fast_chunks(fetched, size):
-                    if now() >= assignment.valid_until or self._suspended or not state.is_owned:
+                    if now() >= assignment.valid_until or self._fast_stopped:
                         break
                     call(values)
                     count = len(values)
@@ -419,18 +432,12 @@ class ThreadExecutor(Executor):
     ) -> FastRunResult:
         """The same in an exactly-once processor: what the handler returns is put aside."""
         now, settled, ids, batch = self._now, fetched.settled, fetched.ids, fetched.batch
-        state, run = fetched.state, outputs.open_run(fetched)
-        assignment = state.assignment
+        assignment, run = fetched.state.assignment, outputs.open_run(fetched)
         index = 0
         try:
             call = self._fast_call(fetched, None)
             for value in _fast_values(fetched):
-                if (
-                    now() >= assignment.valid_until
-                    or self._suspended
-                    or not state.is_owned
-                    or not outputs.has_room
-                ):
+                if now() >= assignment.valid_until or self._fast_stopped or not outputs.has_room:
                     break
                 result = call(value)
                 outgoing: Sequence[Outgoing] = ()

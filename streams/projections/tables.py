@@ -165,7 +165,7 @@ def forget(name: str, version: int) -> Steps[None]:
 def forget_handled(dialect: DialectName, scopes: Iterable[int]) -> Steps[None]:
     """What a version handled in these partitions is gone from the inbox."""
     if (yield from find_version(dialect)) is None:
-        return  # nothing was handled yet, by anybody
+        return  # there is no inbox yet
     for scope in scopes:
         yield Statement("DELETE FROM streams_inbox WHERE scope = $1", (scope,))
         yield Statement("DELETE FROM streams_inbox_marks WHERE scope = $1", (scope,))

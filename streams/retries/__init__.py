@@ -4,9 +4,11 @@
 :mod:`streams.retries.scheduler` delivers from a topic of delayed messages what is due.
 :mod:`streams.retries.due_index` says what is due next in a partition of it, and
 :mod:`streams.retries.pending` what waits in one; :mod:`streams.retries.checkpoints` keep that
-there, so that whoever takes it over reads little. :mod:`streams.retries.records` are its records.
+there, so that whoever takes it over reads little, and :mod:`streams.retries.checkpoint_writer` says
+when. :mod:`streams.retries.records` are its records.
 """
 
+from streams.engine.retry import retry_delay
 from streams.retries.attempt_log import PENDING_LIMIT, DurableAttemptLog, delay_topic
 from streams.retries.checkpoints import find_checkpoint
 from streams.retries.due_index import DueIndex, due_time, log_position
@@ -49,5 +51,6 @@ __all__ = [
     "parse_outcome",
     "read_mark",
     "read_pending",
+    "retry_delay",
     "scan_record",
 ]

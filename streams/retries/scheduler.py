@@ -10,9 +10,8 @@ once: the topic itself is the store. Each partition that is owned has a *partiti
    that is confirmed. A crash in between writes the message again under the same ID;
 3. moves the floor, which is the position of a group without members (``{topic}.floor``): nothing
    above it is trimmed, and on a log without compaction everything below it is;
-4. writes a checkpoint (:mod:`streams.retries.checkpoints`) once more stands behind the last one
-   than twice what is pending: what the next owner reads does not grow with what was delivered since
-   the oldest pending entry.
+4. writes a checkpoint (:mod:`streams.retries.checkpoint_writer`) when the next owner would have to
+   read much without it.
 
 How much a partition scheduler knows at once is bounded (see :mod:`streams.retries.due_index`). A
 new message that is due soon overtakes every message that is due late.
@@ -22,13 +21,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
-from operator import itemgetter
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast
 
 from typing_extensions import override
@@ -42,17 +39,12 @@ from streams.log.floor import ensure_topic_with_floor
 from streams.log.protocol import Assignment, Committed, Log, Retention, TopicInfo
 from streams.log.range_reader import read_batches
 from streams.log.record_fetcher import FetchedRow, RecordFetcher
-from streams.message import ID, Headers, Message, Record, headers_without, text
+from streams.message import ID, Message, Record, headers_without, text
 from streams.processing.job import Job, Outgoing
 from streams.processor import Processor, ProcessorOptions
 from streams.retries import records
-from streams.retries.checkpoints import (
-    CheckpointPlace,
-    PartHeader,
-    checkpoint_records,
-    find_checkpoint,
-    read_part_header,
-)
+from streams.retries.checkpoint_writer import CheckpointWriter
+from streams.retries.checkpoints import CheckpointPlace, find_checkpoint
 from streams.retries.due_index import DueEntry, DueIndex, IndexState, due_time, log_position
 from streams.retries.records import ScannedRecord
 from streams.text import get_logger
@@ -79,12 +71,6 @@ SCAN_BACKLOG = 100_000
 
 FLOOR_INTERVAL = 5.0
 """Real seconds between two moves of the floor, at least."""
-
-CHECKPOINT_RECORDS = 10_000
-"""Records behind a checkpoint before another one is written, at least."""
-
-COUNT_STEP = 1_000
-"""Records that are counted together, about."""
 
 DELAY_RETENTION = Retention(messages=RECENT_OUTCOMES)
 """How a delay topic is kept on a log that trims: from the floor on, and some more."""
@@ -291,13 +277,13 @@ class DelayScheduler(Processor[..., Any]):
 class _ScanPlan(NamedTuple):
     """What a scan reads.
 
-    :param covered: everything before it is in the checkpoint.
+    :param place: where the checkpoint stands that it begins with, and what is in it.
     """
 
     start: int
     end: int
-    covered: int
-    checkpoint: IndexState | None
+    place: CheckpointPlace | None
+    state: IndexState | None
 
 
 class _ScannedBatch(NamedTuple):
@@ -313,25 +299,6 @@ class _ScannedBatch(NamedTuple):
     records: list[ScannedRecord]
 
 
-class _Writing:
-    """A checkpoint that was written, until all its parts were read back."""
-
-    def __init__(self, parts: Sequence[Record]) -> None:
-        headers = [read_part_header(each.key, each.headers) for each in parts]
-        self._missing = set(headers)
-        self._positions: list[int] = []
-
-    def add(self, part: PartHeader, position: int) -> CheckpointPlace | None:
-        """A part stands at this position; where the checkpoint stands once all of its parts do."""
-        if part not in self._missing:
-            return None  # another owner's
-        self._missing.remove(part)
-        self._positions.append(position)
-        if self._missing:
-            return None
-        return CheckpointPlace(part.position, min(self._positions), max(self._positions))
-
-
 class _Outcome(NamedTuple):
     """What became of an entry that was due."""
 
@@ -344,8 +311,8 @@ class _Outcome(NamedTuple):
 class PartitionScheduler:
     """What is pending in one partition that is owned, and its delivery. On the loop.
 
-    One class, because scans, what is received meanwhile, deliveries and checkpoints change one
-    index in turns, and each has to know how far the others are.
+    One class, because scans, what is received meanwhile and deliveries change one index in turns,
+    and each has to know how far the others are.
 
     A scan is *bounded* once its end is known: records behind that end are received from then on. It
     is *complete* once everything up to there was applied, and then those that were received
@@ -392,18 +359,15 @@ class PartitionScheduler:
         self._resume_below = 0
         """... if it stands below this position: what is behind was not known."""
         self._batch_size = DELIVERY_BATCH
-        self._committed_floor = -1
+        self._committed = Committed(-1, "")
+        """The floor, and where the checkpoint stands, as they were committed here last."""
         self._floor_committed_at = float("-inf")
         self._floor_end = -1
         """What was known when the floor was looked at last."""
-        self._checkpoint: CheckpointPlace | None = None
-        """The newest one that is whole."""
-        self._committed_checkpoint: CheckpointPlace | None = None
-        self._checkpoint_tried = 0
-        """The position of the last checkpoint that was begun, whether it is whole or not."""
-        self._writing: _Writing | None = None
-        """A checkpoint that is being written."""
-        self._counts = RecordCounts()
+        self._checkpoints = CheckpointWriter(
+            self._partition,
+            lambda parts: self._write([(self._topic, part) for part in parts]),
+        )
         self._uncounted = 0
         """Records that were received while a scan runs."""
         self._at_hand: Sequence[Message[Any]] = ()
@@ -474,20 +438,21 @@ class PartitionScheduler:
         self._scan_complete.clear()
         self._scan_number += 1
         self._outcome_at.clear()
-        self._writing = None
         self._scheduler.counters.scans += 1
         plan = await run_in_thread(self._plan_scan)
         self._scanned_end = self._known_end = max(plan.end, self._known_end)
         self.index.reset(self._resume_after, self._resume_below)
-        if plan.checkpoint is not None:
-            self.index.restore(plan.checkpoint)
-        self._counts, self._uncounted = RecordCounts(), 0
+        if plan.state is not None:
+            self.index.restore(plan.state)
+        covered = 0 if plan.place is None else plan.place.position
+        self._checkpoints.begin_scan(plan.place)
+        self._uncounted = 0
         self._scan_bounded.set()
         source = self._scan_log(plan.start, self._scanned_end)
         while (batch := await run_in_thread(next, source, None)) is not None:
-            self._counts.add(batch.last, batch.size)
+            self._checkpoints.count(batch.last, batch.size)
             for record in batch.records:
-                if record.position >= plan.covered:
+                if record.position >= covered:
                     self._apply(record)
                 elif record.mark is not None:
                     self._recent_outcomes.add(record.id_digest, record.mark)
@@ -495,23 +460,21 @@ class PartitionScheduler:
         for record in received:
             if record.position >= self._scanned_end:
                 self._apply(record)
-        self._counts.add(self._known_end - 1, self._uncounted)
+        self._checkpoints.count(self._known_end - 1, self._uncounted)
         self._scan_complete.set()
 
     def _plan_scan(self) -> _ScanPlan:
         """Where a scan begins, and the current end of the partition; blocks."""
         log, topic, partition = self._log, self._topic, self._partition
         start, end, floor = self._read_floor()
-        place = checkpoint = None
-        covered = 0
+        place = state = None
         if self._resume_after is None:  # a checkpoint has nothing of what the index has dropped
             found = find_checkpoint(log, topic, partition, floor, start, end)
             if found is not None:
-                place, checkpoint = found
-                start = covered = place.position
-        self._checkpoint, self._checkpoint_tried = place, covered
+                place, state = found
+                start = place.position
         start = min(start, log.offset_before(topic, partition, end, RECENT_OUTCOMES))
-        return _ScanPlan(start, end, covered, checkpoint)
+        return _ScanPlan(start, end, place, state)
 
     def _read_floor(self) -> tuple[int, int, Committed | None]:
         """From where on something may be pending, the current end of the partition, and the floor
@@ -550,14 +513,16 @@ class PartitionScheduler:
         if position < self._scanned_end:
             pass  # the scan counts it
         elif self._scan_complete.is_set():
-            self._counts.add(position, 1)
+            self._checkpoints.count(position)
         else:
             self._uncounted += 1
         if key is None:
             return
         record = records.scan_record(position, key, value, headers)
         if record is None:
-            self._receive_part(position, key, headers)
+            if self._checkpoints.read_part(position, key, headers):
+                self._floor_committed_at = float("-inf")  # it need not wait
+                self._wake.set()
         elif record.mark == records.CANCEL:
             self._at_hand = at_hand
             await self._answer_cancel(key, message.id, position)
@@ -792,74 +757,28 @@ class PartitionScheduler:
             return
         self._floor_end = self._known_end
         lowest = self.index.lowest_position
-        floor = max(self._known_end if lowest is None else lowest, self._committed_floor)
-        await self._write_checkpoint(floor)
-        checkpoint = self._checkpoint
-        if checkpoint is not None and checkpoint.position <= floor:
-            checkpoint = None  # it says no more than the floor does
-        if floor == self._committed_floor and checkpoint == self._committed_checkpoint:
+        floor = max(self._known_end if lowest is None else lowest, self._committed.position)
+        refused = await self._checkpoints.write_if_due(self.index, self._known_end, floor)
+        if refused is not None:
+            logger.info("%s: a checkpoint could not be written: %s", self, refused)
+        checkpoint = self._checkpoints.newest
+        # One below the floor says no more than the floor does.
+        is_needed = checkpoint is not None and checkpoint.position > floor
+        committed = Committed(floor, str(checkpoint) if is_needed else "")
+        if committed == self._committed:
             return
-        committed = Committed(floor, "" if checkpoint is None else str(checkpoint))
-        position = {self._partition: committed}
-        group, topic = floor_group(self._topic), self._topic
+        group, topic, position = floor_group(self._topic), self._topic, {self._partition: committed}
         try:
             await run_in_thread(self._log.reset_offsets, group, topic, position, force=True)
-            self._committed_floor, self._committed_checkpoint = floor, checkpoint
+            self._committed = committed
         except LogError as error:
             logger.info("%s: the floor stays where it is: %s", self, error)
-
-    async def _write_checkpoint(self, floor: int) -> None:
-        """Write a checkpoint, if the next owner would have to read much without it."""
-        behind = self._counts.behind(max(floor, self._checkpoint_tried))
-        if behind <= 2 * len(self.index) + CHECKPOINT_RECORDS:
-            return
-        position, state = self._known_end, self.index.state()
-        self._checkpoint_tried = position
-        parts = await run_in_thread(checkpoint_records, state, position, self._partition)
-        self._writing = _Writing(parts)
-        for answer in await self._write([(self._topic, part) for part in parts]):
-            if answer is not None:
-                self._writing = None
-                logger.info("%s: a checkpoint could not be written: %s", self, answer)
-                return
-
-    def _receive_part(self, position: int, key: bytes, headers: Headers) -> None:
-        """A record that is no entry and no mark: a part of a checkpoint, if it is anything."""
-        part, writing = read_part_header(key, headers), self._writing
-        if part is None or writing is None:
-            return
-        place = writing.add(part, position)
-        if place is not None:
-            self._checkpoint, self._writing = place, None
-            self._floor_committed_at = float("-inf")  # it need not wait
-            self._wake.set()
 
 
 def _undeliverable_error(entry: records.DelayEntry | None) -> InvalidValue:
     if entry is None:
         return InvalidValue("this is no entry that a delay topic can hold")
     return InvalidValue(f"due for topic {entry.topic!r}, which this app does not declare")
-
-
-class RecordCounts:
-    """How many records stand behind a position, to the nearest :data:`COUNT_STEP` above."""
-
-    def __init__(self) -> None:
-        self._total = 0
-        self._steps: list[tuple[int, int]] = []
-        """Positions, and how many records stand before each."""
-
-    def add(self, last: int, count: int) -> None:
-        """So many more records, the last one at this position."""
-        self._total += count
-        if self._total - (self._steps[-1][1] if self._steps else 0) >= COUNT_STEP:
-            self._steps.append((last + 1, self._total))
-
-    def behind(self, position: int) -> int:
-        """How many stand at this position and behind it. No lower one is asked for afterwards."""
-        at = bisect_right(self._steps, position, key=itemgetter(0))
-        del self._steps[: max(0, at - 1)]
-        return self._total - (self._steps[0][1] if at else 0)
 
 
 class OutcomeCache:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from importlib import import_module
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from streams.app import Streams
 from streams.errors import (
@@ -21,10 +20,6 @@ from streams.errors import (
     StreamsError,
     Unavailable,
 )
-from streams.inspection.closed_keys import ClosedKeyIndex
-from streams.inspection.delayed import DelayIndex
-from streams.inspection.letter_survey import LetterSurvey
-from streams.inspection.reading_on import KeptReaders
 from streams.text import describe_error, escape, get_logger, one_line
 
 try:
@@ -42,10 +37,9 @@ except ImportError as error:
 
 from streams.web import passwords
 from streams.web.access import Access, AccessRule
-from streams.web.dead_index import DeadTopicIndex
-from streams.web.doctor_runs import DoctorRuns
+from streams.web.action_results import Background, Confirm, Done
+from streams.web.dashboard_state import DashboardState
 from streams.web.forms import Fields, FormTooLarge, parse_fields, read_form
-from streams.web.group_index import GroupIndex
 from streams.web.guard import (
     SAFE_METHODS,
     SECURITY_HEADERS,
@@ -54,20 +48,12 @@ from streams.web.guard import (
     refuse_host,
     refuse_origin,
 )
-from streams.web.jobs import Job, Jobs
-from streams.web.kept_topics import MAX_CLOSED_KEYS, MAX_DELAYS, MAX_SURVEYS
+from streams.web.jobs import Job
 from streams.web.live import live_response
-from streams.web.log_source import LogSource
-from streams.web.page import Action, Background, Confirm, Done, Page, Screen
+from streams.web.page import Action, Page, Screen, Site
 from streams.web.passwords import PasswordInTheClear, PasswordNeeded, TooManyWrong
-from streams.web.problem_board import ProblemBoard
-from streams.web.processor_figures import processor_sample
-from streams.web.progress import DOCTOR_SUBJECTS, ReadingProgress, doctor_sample, job_sample
 from streams.web.redaction import Redact
-from streams.web.saga_indexes import SagaIndexes
-from streams.web.sampler import Sampler, group_sample
 from streams.web.screens import actions, problem_finders, screens
-from streams.web.shared_answers import SharedAnswers
 from streams.web.translations import choose_language
 
 if TYPE_CHECKING:
@@ -80,33 +66,7 @@ logger = get_logger("streams.web")
 REALM = 'Basic realm="streams", charset="UTF-8"'
 
 
-class NavigationItem(NamedTuple):
-    """A screen in the navigation.
-
-    :param current: the visitor is there, or at a page below it.
-    """
-
-    title: str
-    url: str
-    current: bool
-
-
-class _Kept(Protocol):
-    """What was looked at, and is kept for the next visitor."""
-
-    def expire(self, names: Collection[str] = ()) -> None:
-        """Something was changed: nobody may be shown what was looked at before.
-
-        :param names: topics, groups and sagas that were changed: they are looked at first.
-        """
-        ...
-
-    def close(self) -> None:
-        """End looking."""
-        ...
-
-
-class Dashboard:
+class Dashboard(DashboardState):
     """A dashboard of an app and its log, as an ASGI application::
 
         api.mount("/ops", Dashboard(events, access=who_may))
@@ -149,69 +109,17 @@ class Dashboard:
             )
         if redact is not None and not callable(redact):
             raise ConfigError(f"Dashboard(redact={redact!r}): a function is needed")
-        self.app = app
-        self.redact = redact
-        self.environment = environment
-        self.read_only = read_only
+        super().__init__(app, redact, environment, read_only=read_only)
         self._rule = AccessRule(access)
         if hosts is not None:
             self._hosts: frozenset[str] | None = check_hosts(hosts)
         else:
             self._hosts = None if self._rule.asks else loopback_hosts()
-        self.source = LogSource(app, "ro" if read_only else "rw")
-        self.groups = GroupIndex(self.source.log)
-        self.sagas = SagaIndexes(self.source.log)
-        log = self.source.log
-        self.dead_topics = DeadTopicIndex(log)
-        self.surveys = KeptReaders(lambda topic: LetterSurvey(topic, log), MAX_SURVEYS)
-        self.closed_keys = KeptReaders(lambda topic: ClosedKeyIndex(topic, log), MAX_CLOSED_KEYS)
-        self.delays = KeptReaders(lambda topic: DelayIndex(topic, log), MAX_DELAYS)
-        self.board = ProblemBoard()
-        self.doctor = DoctorRuns(app, self.source.log, redact, on_result=self._on_findings)
-        self.jobs = Jobs()
-        reading = ReadingProgress(self.surveys, self.closed_keys, self.delays, self.sagas)
-        self.sampler = Sampler(
-            self.source.log,
-            self.source.reopen,
-            {
-                "group": group_sample(self.groups.read),
-                "processor": processor_sample(app),
-                **reading.samples(),
-            },
-            {"job": job_sample(self.jobs), "doctor": doctor_sample(self.doctor)},
-        )
-        self.problem_patience = 0.03
-        """Real seconds for which the overview waits for its problems."""
-        self.streams_open = 0
-        """Streams to browsers now: of figures, and of messages that arrive."""
-        self._answers = SharedAnswers()
-        self._kept: tuple[_Kept, ...] = (
-            self.groups,
-            self.sagas,
-            self.dead_topics,
-            self.surveys,
-            self.closed_keys,
-            self.delays,
-            self._answers,
-            self.doctor,
-            reading,
-            self.sampler,  # behind those whose figures it asks for
-            self.board,  # the last, as it is found among the others
-        )
-        self._screens = list(screens())
-        self.problem_finders = tuple(problem_finders())
-        """What the overview asks."""
+        self.site = Site(tuple(screens()), tuple(problem_finders()))
         self._asgi = self._make_asgi()
 
     def __repr__(self) -> str:
         return f"<Dashboard of {self.app!r}>"
-
-    def close(self) -> None:
-        """Let go of the threads and the log that it opened; for who makes several in a process."""
-        for kept in self._kept:
-            kept.close()
-        self.jobs.close()
-        self.source.close()
 
     # -- ASGI
 
@@ -232,7 +140,7 @@ class Dashboard:
     def _make_asgi(self) -> ASGIApp:
         routes: list[Route | Mount] = [
             Route(screen.path, self._screen_endpoint(screen), methods=["GET"])
-            for screen in self._screens
+            for screen in self.site.screens
         ]
         routes += [
             Route(action.path, self._action_endpoint(action), methods=["POST"])
@@ -297,11 +205,11 @@ class Dashboard:
 
     # -- screens
 
-    async def _page(self, request: Request, access: Access, fields: Fields) -> Page:
+    def _page(self, request: Request, access: Access, fields: Fields) -> Page:
         language = choose_language(
             request.query_params.get("lang"), request.headers.get("accept-language", "")
         )
-        return Page(self, request, access, fields, language)
+        return Page(self, self.site, request, access, fields, language)
 
     def _screen_endpoint(self, screen: Screen) -> Callable[[Request], Awaitable[Response]]:
         async def show(request: Request) -> Response:
@@ -309,7 +217,7 @@ class Dashboard:
             if isinstance(access, Response):
                 return access
             fields = parse_fields(request.scope.get("query_string", b""))
-            page = await self._page(request, access, fields)
+            page = self._page(request, access, fields)
             if screen.needs and not access.may(screen.needs):
                 return self._refused(page, page._("You may not do this here."))
             if screen.payloads and not access.payloads:
@@ -323,7 +231,7 @@ class Dashboard:
             access = await self.access_of(request)
             if isinstance(access, Response):
                 return access
-            page = await self._page(request, access, Fields(()))
+            page = self._page(request, access, Fields(()))
             if not access.may(action.name):
                 self._log_action(page, action, "was refused: not allowed", 0, "")
                 return self._refused(page, page._("You may not do this here."))
@@ -341,11 +249,11 @@ class Dashboard:
         try:
             found = action.do(page)
         except StreamsError as error:
-            self._expire()  # a part of it may be done
+            self.expire()  # a part of it may be done
             self._log_action(page, action, f"failed: {one_line(str(error))}", 0, "")
             raise
         if isinstance(found, Done):
-            self._expire(found.changed)
+            self.expire(found.changed)
             self._log_action(page, action, "done", found.count, found.subject)
             return page.render("done.html", done=found, title=found.text)
         if isinstance(found, Background):
@@ -364,25 +272,12 @@ class Dashboard:
             fields = [pair for pair in page.fields.pairs if pair[0] != "confirm"]
             return page.render("confirm.html", confirm=found, fields=fields, title=found.title)
         if found.status_code >= 500:  # it does not know what it did
-            self._expire()
+            self.expire()
         return found
-
-    def _expire(self, names: Collection[str] = ()) -> None:
-        """What was looked at before an action is not so any more.
-
-        :param names: what it changed, as far as it says so.
-        """
-        for kept in self._kept:
-            kept.expire(names)
-
-    def _on_findings(self) -> None:
-        self.board.expire()
-        for subject in DOCTOR_SUBJECTS.values():
-            self.sampler.renew(subject)
 
     def _log_job(self, page: Page, action: Action, job: Job) -> None:
         result = job.result
-        self._expire(() if result is None else result.changed)
+        self.expire(() if result is None else result.changed)
         self.sampler.renew(f"job:{job.id}")
         what = f"failed: {job.error}" if result is None else "done"
         count = job.done if result is None else result.count
@@ -434,7 +329,7 @@ class Dashboard:
         access = await self.access_of(request)
         if isinstance(access, Response):
             return access
-        page = await self._page(request, access, Fields(()))
+        page = self._page(request, access, Fields(()))
         text = (
             page._("There is no such page.") if status == 404 else page._("This cannot be asked.")
         )
@@ -448,42 +343,7 @@ class Dashboard:
         access = await self.access_of(request)
         if isinstance(access, Response):
             return access
-        return live_response(self, request, access)
-
-    # -- what screens share
-
-    def navigation(self, page: Page) -> list[NavigationItem]:
-        """The screens that this visitor may choose among."""
-        here = page.request.scope["path"].removeprefix(page.request.scope.get("root_path", ""))
-        here = here or "/"
-        found: list[NavigationItem] = []
-        for screen in self._screens:
-            if not screen.title or (screen.payloads and not page.access.payloads):
-                continue
-            if screen.needs and not page.access.may(screen.needs):
-                continue
-            if screen.needs_app is not None and not screen.needs_app(self.app):
-                continue
-            current = here == screen.path or (
-                screen.path != "/" and here.startswith(f"{screen.path}/")
-            )
-            found.append(NavigationItem(page._(screen.title), page.url(screen.path), current))
-        return found
-
-    @contextmanager
-    def streaming(self) -> Iterator[None]:
-        """Count a stream to a browser meanwhile (on the server's loop)."""
-        self.streams_open += 1
-        try:
-            yield
-        finally:
-            self.streams_open -= 1
-
-    def shared(self, key: Hashable, seconds: float, make: Callable[[], T]) -> T:
-        """What ``make`` returned within the last so many real seconds for this key, whoever asked:
-        visitors who look at the same moment ask the log once (blocks). For answers of seconds; what
-        is read on and on has a field of its own here."""
-        return self._answers.get(key, seconds, make)
+        return live_response(self, self._page, request, access)
 
 
 class _Guard:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from streams.errors import Fatal, NotFound, StreamsError, Unavailable
 from streams.inspection.background import BackgroundRuns
-from streams.inspection.letter_survey import LetterSurvey
 from streams.inspection.letter_topics import (
     LetterCounts,
     LetterSource,
@@ -22,11 +21,9 @@ from streams.inspection.letter_topics import (
     sample_sources,
 )
 from streams.text import get_logger
-from streams.web.page import LOOK
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
-    from streams.web.page import Page
 
 logger = get_logger("streams.web")
 
@@ -220,15 +217,3 @@ class DeadTopicIndex:
                 return None
             sources = () if before is None else before.sources
             return DeadTopic(name, sources, None, now, str(error), 0.0, changes)
-
-
-def dead_topics(page: Page) -> DeadTopics:
-    """The topics of dead letters, as far as they are known (blocks for a moment)."""
-    index, groups = page.dashboard.dead_topics, page.dashboard.groups.look(WAITED)
-    seconds = LOOK if index.is_empty else WAITED
-    return index.look(groups.topics, groups.internal, seconds)
-
-
-def survey_of(page: Page, name: str) -> LetterSurvey:
-    """The survey of the dead letters of a topic by error."""
-    return page.dashboard.surveys.of(name)

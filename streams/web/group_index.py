@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 logger = get_logger("streams")
 
+LOOK = 0.05
+"""Real seconds for which a list asks for figures; the rest is filled in while it is open."""
+
 FRESH = 5.0
 """Real seconds for which a group's facts are taken as they are."""
 

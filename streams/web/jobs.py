@@ -14,13 +14,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
 
 from streams.errors import InvalidValue, StreamsError
 from streams.text import get_logger, one_line
-
-if TYPE_CHECKING:
-    from streams.web.page import Done
+from streams.web.action_results import Done, Report
 
 logger = get_logger("streams.web")
 
@@ -33,17 +30,6 @@ MAX_RUNNING = 4
 
 class JobStopped(Exception):
     """Somebody asked a job to stop."""
-
-
-class Report(Protocol):
-    """How a job says how far it is."""
-
-    def __call__(self, done: int, total: int | None = None) -> None:
-        """So many are done.
-
-        :raises JobStopped: it is to stop; let it pass.
-        """
-        ...
 
 
 @dataclass(eq=False, slots=True)
@@ -82,7 +68,7 @@ class Job:
         return (self.ended or time.time()) - self.began
 
     def report(self, done: int, total: int | None = None) -> None:
-        """See :class:`Report`."""
+        """See :class:`~streams.web.action_results.Report`."""
         self.done = done
         if total is not None:
             self.total = total

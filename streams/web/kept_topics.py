@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 from streams.errors import NotFound
 from streams.inspection.reading_on import CountingReader
-from streams.web.page import LOOK
+from streams.web.group_index import LOOK
 
 C = TypeVar("C")
 

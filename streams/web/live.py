@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +23,15 @@ from streams.errors import Fatal, InvalidValue, NotRunning, StreamsError, Unavai
 from streams.text import printable_text
 from streams.web.arrivals import Arrivals
 from streams.web.forms import parse_fields
-from streams.web.page import Page
-from streams.web.translations import choose_language
 
 if TYPE_CHECKING:
     from streams.web.access import Access
-    from streams.web.dashboard import Dashboard
+    from streams.web.dashboard_state import DashboardState
+    from streams.web.forms import Fields
+    from streams.web.page import Page
+
+PageOf = Callable[["Request", "Access", "Fields"], "Page"]
+"""Makes a visit of a request, of what the visitor may do and of the fields of the address."""
 
 MAX_STREAMS = 500
 """Streams at the same time, at most."""
@@ -54,7 +57,9 @@ SSE_HEADERS = {
 }
 
 
-def live_response(dashboard: Dashboard, request: Request, access: Access) -> Response:
+def live_response(
+    dashboard: DashboardState, page_of: PageOf, request: Request, access: Access
+) -> Response:
     """The stream of the subjects whose tokens the address has (``?watch=``, repeated: for each tab
     its tokens, with commas between), and of what arrives in the topics that it names
     (``?arriving=``, see :mod:`streams.web.arrivals`)."""
@@ -62,7 +67,7 @@ def live_response(dashboard: Dashboard, request: Request, access: Access) -> Res
     if arriving and not access.payloads:
         return PlainTextResponse("You may not see what is in messages.\n", 403)
     try:
-        tails = [_arrivals(dashboard, request, access, each) for each in arriving]
+        tails = [_arrivals(page_of, request, access, each) for each in arriving]
     except InvalidValue as error:
         return PlainTextResponse(f"{error}\n", 400)
     if (refused := _too_many_streams(dashboard)) is not None:
@@ -81,27 +86,24 @@ def live_response(dashboard: Dashboard, request: Request, access: Access) -> Res
     )
 
 
-def _may_see(dashboard: Dashboard, access: Access, subject: str) -> bool:
+def _may_see(dashboard: DashboardState, access: Access, subject: str) -> bool:
     """A visitor is told of this: of actions in the background, those that he may do himself."""
     kind, _, name = subject.partition(":")
     job = dashboard.jobs.find(name) if kind == "job" else None
     return job is None or access.may(job.action)
 
 
-def _arrivals(dashboard: Dashboard, request: Request, access: Access, tail: str) -> Arrivals:
+def _arrivals(page_of: PageOf, request: Request, access: Access, tail: str) -> Arrivals:
     """What arrives for a tab that asks for this.
 
     :raises InvalidValue: the fields cannot be read.
     """
     encoded = tail.encode("utf-8", "surrogateescape")
     asked = Request({**request.scope, "query_string": encoded})
-    language = choose_language(
-        asked.query_params.get("lang"), request.headers.get("accept-language", "")
-    )
-    return Arrivals(tail, Page(dashboard, asked, access, parse_fields(encoded), language))
+    return Arrivals(tail, page_of(asked, access, parse_fields(encoded)))
 
 
-def _too_many_streams(dashboard: Dashboard) -> Response | None:
+def _too_many_streams(dashboard: DashboardState) -> Response | None:
     """What is answered where no further stream may begin."""
     if dashboard.streams_open < MAX_STREAMS:
         return None
@@ -109,7 +111,7 @@ def _too_many_streams(dashboard: Dashboard) -> Response | None:
 
 
 async def _events(
-    dashboard: Dashboard, subjects: frozenset[str], tails: list[Arrivals]
+    dashboard: DashboardState, subjects: frozenset[str], tails: list[Arrivals]
 ) -> AsyncIterator[bytes]:
     loop = asyncio.get_running_loop()
     latest: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1)
@@ -150,7 +152,7 @@ async def _events(
                 said = time.monotonic()
 
 
-async def _look(dashboard: Dashboard, tails: list[Arrivals], tail: Arrivals) -> bytes | None:
+async def _look(dashboard: DashboardState, tails: list[Arrivals], tail: Arrivals) -> bytes | None:
     """What arrived for a tab; None: the log cannot be reached. A tab that can watch nothing is told
     why, and left out from then on."""
     try:

@@ -7,8 +7,8 @@ blocks. They end by returning what :meth:`Page.render` (or another method of ``P
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, urlencode
 
 from starlette.responses import HTMLResponse, Response
@@ -16,8 +16,10 @@ from starlette.responses import HTMLResponse, Response
 from streams.errors import InvalidValue
 from streams.text import get_logger
 from streams.web.access import Access
+from streams.web.action_results import Background, Confirm, Done
 from streams.web.forms import Fields
-from streams.web.jobs import Job, Report
+from streams.web.jobs import Job
+from streams.web.problem_board import Problem, Unfinished
 from streams.web.redaction import Payloads
 from streams.web.rendering import environment
 from streams.web.translations import LANGUAGES, catalogue
@@ -27,81 +29,24 @@ if TYPE_CHECKING:
 
     from streams.app import Streams
     from streams.log.protocol import Log
-    from streams.web.dashboard import Dashboard
+    from streams.web.dashboard_state import DashboardState
     from streams.web.sampler import Sampler
 
 logger = get_logger("streams.web")
-
-LOOK = 0.05
-"""Real seconds for which a list asks for figures; the rest is filled in while it is open."""
 
 MAX_BULK = 100_000
 """Messages that one action may concern; more is refused with the advice to narrow it down."""
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
-    """What an action did: shown to the visitor, and logged.
+class NavigationItem(NamedTuple):
+    """A screen in the navigation.
 
-    :param text: a sentence, translated.
-    :param count: how many messages, keys or groups it concerned.
-    :param back: the address to go on to (made by :meth:`Page.url`), and what it is called.
-    :param details: more lines.
-    :param subject: what it was done to, for the log line: a topic, a group, a saga.
-    :param changed: the names of topics and groups that are not as they were, so that they are
-        looked at before all others.
-    """
-
-    text: str
-    count: int = 1
-    back: tuple[str, str] | None = None
-    details: Sequence[str] = ()
-    subject: str = ""
-    changed: Sequence[str] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Confirm:
-    """What an action would do, to be confirmed: it is called again with the same fields.
-
-    :param title: a question, translated.
-    :param count: how many messages it concerns; above 1 the visitor types the number.
-    :param facts: lines that say what will happen.
-    :param columns: headings of ``rows``.
-    :param rows: a table, for what differs by partition or message.
-    :param button: what the button says.
-    :param back: where to go instead.
-    :param warning: something that speaks against it.
-    :param confirm: what the form sends as ``confirm`` where nothing is to be typed; for an action
-        that compares it with more than a count (a plan that may have changed).
+    :param current: the visitor is there, or at a page below it.
     """
 
     title: str
-    count: int
-    button: str
-    back: tuple[str, str]
-    facts: Sequence[str] = ()
-    columns: Sequence[str] = ()
-    rows: Sequence[Sequence[object]] = ()
-    warning: str = ""
-    confirm: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Background:
-    """What an action does in the background, as it may take longer than a visitor waits.
-
-    :param title: what it does, translated.
-    :param work: does it, in a thread of its own: it says now and then how far it is, and returns
-        what it did.
-    :param back: where to go on to, and what that is called.
-    :param subject: what it is done to: pages of that can name the job.
-    """
-
-    title: str
-    work: Callable[[Report], Done]
-    back: tuple[str, str]
-    subject: str = ""
+    url: str
+    current: bool
 
 
 class Page:
@@ -111,9 +56,16 @@ class Page:
     """
 
     def __init__(
-        self, dashboard: Dashboard, request: Request, access: Access, fields: Fields, language: str
+        self,
+        dashboard: DashboardState,
+        site: Site,
+        request: Request,
+        access: Access,
+        fields: Fields,
+        language: str,
     ) -> None:
         self.dashboard = dashboard
+        self.site = site
         self.request = request
         self.access = access
         self.fields = fields
@@ -237,7 +189,7 @@ class Page:
             "dashboard": self.dashboard,
             "languages": LANGUAGES,
             "language": self.language,
-            "navigation": self.dashboard.navigation(self),
+            "navigation": self.navigation(),
             "is_fragment": self.is_fragment,
             "watch": self.sampler.token(self.watched),
             **context,
@@ -247,6 +199,24 @@ class Page:
     def is_fragment(self) -> bool:
         """A script asks for a part of a page."""
         return self.request.headers.get("hx-request") == "true"
+
+    def navigation(self) -> list[NavigationItem]:
+        """The screens that this visitor may choose among."""
+        here = self.request.scope["path"].removeprefix(self.request.scope.get("root_path", ""))
+        here = here or "/"
+        found: list[NavigationItem] = []
+        for screen in self.site.screens:
+            if not screen.title or (screen.payloads and not self.access.payloads):
+                continue
+            if screen.needs and not self.access.may(screen.needs):
+                continue
+            if screen.needs_app is not None and not screen.needs_app(self.app):
+                continue
+            current = here == screen.path or (
+                screen.path != "/" and here.startswith(f"{screen.path}/")
+            )
+            found.append(NavigationItem(self._(screen.title), self.url(screen.path), current))
+        return found
 
     # -- actions
 
@@ -321,32 +291,16 @@ class Action:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something that a person should look at, for the overview.
-
-    :param rank: 0 for what loses or stops something, 1 for what holds something up, 2 for what
-        may.
-    :param text: a sentence, translated.
-    :param url: where it can be seen.
-    :param since: seconds since the epoch, where it is known.
-    """
-
-    rank: int
-    text: str
-    url: str
-    since: float | None = field(default=None)
-
-
-@dataclass(frozen=True, slots=True)
-class Unfinished:
-    """What a search for problems has not come to yet.
-
-    :param text: a sentence, translated.
-    """
-
-    text: str
-
-
 ProblemFinder = Callable[[Page], "Iterable[Problem | Unfinished]"]
 """Finds problems within a second or so; blocks. What it cannot reach it leaves out."""
+
+
+class Site(NamedTuple):
+    """All that a dashboard shows.
+
+    :param screens: those of the navigation in its order.
+    :param problem_finders: what the overview asks.
+    """
+
+    screens: Sequence[Screen]
+    problem_finders: Sequence[ProblemFinder]

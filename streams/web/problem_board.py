@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Hashable
-from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Collection, Hashable
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from streams.errors import StreamsError, Unavailable
+from streams.errors import StreamsError
 from streams.text import get_logger
-from streams.web.page import Problem, Unfinished
-
-if TYPE_CHECKING:
-    from streams.web.page import Page
 
 logger = get_logger("streams")
 
@@ -31,6 +27,33 @@ OLD = 60.0
 MAX_KEPT = 50
 """Kinds of visitors whose problems are kept: by language, address and permissions. Of more, those
 that were found longest ago are forgotten."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that a person should look at, for the overview.
+
+    :param rank: 0 for what loses or stops something, 1 for what holds something up, 2 for what
+        may.
+    :param text: a sentence, translated.
+    :param url: where it can be seen.
+    :param since: seconds since the epoch, where it is known.
+    """
+
+    rank: int
+    text: str
+    url: str
+    since: float | None = field(default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """What a search for problems has not come to yet.
+
+    :param text: a sentence, translated.
+    """
+
+    text: str
 
 
 class Board(NamedTuple):
@@ -66,14 +89,14 @@ class ProblemBoard:
         self._searches: dict[Hashable, _Search] = {}
         self._changes = 0
 
-    def look(self, page: Page, patience: float) -> Board | None:
+    def look(self, key: Hashable, find: Callable[[], Board], patience: float) -> Board | None:
         """The problems as they were found a moment ago; blocks, for so many real seconds at most.
 
+        :param key: all that they depend on; not who asks, as there may be many.
+        :param find: finds them, in a thread; blocks.
         :returns: None: they are being looked for.
         :raises StreamsError: they cannot be found: the log cannot be reached.
         """
-        # All that problems depend on; not who it is, as there may be many.
-        key = (*page.kind, replace(page.access, who=""))
         with self._lock:
             found = self._boards.get(key)
             age = float("inf") if found is None else time.time() - found.at
@@ -84,7 +107,7 @@ class ProblemBoard:
                 search = self._searches[key] = _Search()
                 threading.Thread(
                     target=self._find,
-                    args=(key, search, page),
+                    args=(key, search, find),
                     name="streams-web-problems",
                     daemon=True,
                 ).start()
@@ -94,11 +117,11 @@ class ProblemBoard:
             raise search.error
         return search.board
 
-    def _find(self, key: Hashable, search: _Search, page: Page) -> None:
+    def _find(self, key: Hashable, search: _Search, find: Callable[[], Board]) -> None:
         try:
             while True:
                 changes = self._changes
-                board = find_problems(page)
+                board = find()
                 with self._lock:
                     if changes != self._changes:
                         continue  # what was found may be from before
@@ -127,28 +150,3 @@ class ProblemBoard:
     def close(self) -> None:
         """Forget what was found. Searches end by themselves."""
         self.expire()
-
-
-def find_problems(page: Page) -> Board:
-    """All problems now; blocks.
-
-    :raises Unavailable: the log cannot be reached.
-    """
-    found: list[Problem] = []
-    unknown: list[str] = []
-    unfinished: list[str] = []
-    for finder in page.dashboard.problem_finders:
-        began = time.monotonic()
-        try:
-            for each in finder(page):
-                if isinstance(each, Unfinished):
-                    unfinished.append(each.text)
-                else:
-                    found.append(each)
-        except Unavailable:
-            raise
-        except StreamsError as error:
-            unknown.append(str(error))
-        logger.debug("%s took %.3f s", finder.__module__, time.monotonic() - began)
-    found.sort(key=lambda each: (each.rank, each.since or 0.0))
-    return Board(found, unknown, unfinished, time.time())

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, TypeVar
 from streams.errors import NotFound
 from streams.inspection.reading_on import BackgroundReader
 from streams.log.events import EventLog
-from streams.web.page import LOOK
+from streams.web.group_index import LOOK
 
 if TYPE_CHECKING:
     from streams.inspection.closed_keys import ClosedKeyIndex

@@ -13,8 +13,9 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from streams.errors import NotFound, StreamsError
+from streams.idle_cache import IdleCache
 from streams.inspection.background import AFTER_CHANGE
-from streams.inspection.reading_on import KeptForAWhile
+from streams.inspection.reading_on import FORGET_AFTER
 from streams.inspection.sagas import SagaIndex
 from streams.patterns.saga import Journal
 from streams.text import get_logger
@@ -56,7 +57,7 @@ class SagaIndexes:
     def __init__(self, open_log: Callable[[], Log]) -> None:
         self._open_log = open_log
         self._lock = threading.Lock()
-        self._kept = KeptForAWhile(self._make, MAX_JOURNALS)
+        self._kept = IdleCache(self._make, MAX_JOURNALS, FORGET_AFTER)
         self._thread: threading.Thread | None = None
         self._changes = 0
         self._closed = threading.Event()

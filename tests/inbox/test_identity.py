@@ -40,10 +40,10 @@ async def test_a_source_makes_another_message_of_an_id(tmp_path: Path) -> None:
     assert place.effects() == {"partition 0": 1, "partition 1": 1, "/here": 1, "/there": 1}
 
 
-async def test_an_id_in_the_value_counts_where_the_headers_have_none(
+async def test_an_id_in_the_value_goes_before_one_in_the_headers(
     redis_server: RedisAddress, tmp_path: Path
 ) -> None:
-    """What another producer wrote without our help."""
+    """What another producer wrote without our help; the same rule as for deduplication."""
     place = Place(str(tmp_path / "effects.db"))
     app = Streams(redis_server.url)
     name = f"orders-{uuid4().hex[:8]}"
@@ -53,18 +53,20 @@ async def test_an_id_in_the_value_counts_where_the_headers_have_none(
         topic, group=f"g-{uuid4().hex[:8]}", transaction=Sqlite(place.place), dedup=Dedup(window=0)
     )
     def handle(value: dict[str, str], message: Message[dict[str, str], sqlite3.Connection]) -> None:
-        SQLITE.write(message.transaction, f"{message.headers['ce_source']} {value['number']}", 1)
+        source = message.headers.get("ce_source", "none")
+        SQLITE.write(message.transaction, f"{source} {value['number']}", 1)
 
     with redis.Redis.from_url(redis_server.url) as client:
-        for number in ("o1", "o2", "o1"):
-            for source in ("/here", "/there"):
-                client.xadd(name, {"value": f'{{"number": "{number}"}}', "ce_source": source})
+        for number, id in (("o1", None), ("o2", "same"), ("o1", "same"), ("o1", "other")):
+            for source in ("/here", "/there", None):
+                fields = {"value": f'{{"number": "{number}"}}', "ce_source": source, "ce_id": id}
+                client.xadd(name, {key: each for key, each in fields.items() if each is not None})
     async with harness(app, url=redis_server.url) as h:
         await h.settled()
         assert handle.inbox is not None
-        assert handle.inbox.stats.duplicates == 2
+        assert handle.inbox.stats.duplicates == 6
     assert place.effects() == {
-        f"{source} {number}": 1 for source in ("/here", "/there") for number in ("o1", "o2")
+        f"{source} {number}": 1 for source in ("/here", "/there", "none") for number in ("o1", "o2")
     }
     rows = place.execute("SELECT id FROM streams_inbox")
-    assert sorted(bytes(row[0])[8:].decode() for row in rows) == ["o1", "o1", "o2", "o2"]
+    assert sorted(bytes(row[0])[8:].decode() for row in rows) == 3 * ["o1"] + 3 * ["o2"]

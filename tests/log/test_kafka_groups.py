@@ -227,32 +227,29 @@ def test_what_a_listener_raises_in_a_revocation_comes_out_of_poll(world: World) 
 def test_readers_of_groups_are_kept_for_a_while(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(offsets, "IDLE_SECONDS", 3_600.0)
     topic = world.topic()
     groups = [world.group() for _ in range(offsets.MAX_IDLE + 2)]
     for group in groups:
         world.log.initialize_offsets(group, topic, {0: 0})
     log: Any = world.open()
-    readers = log._groups._offsets
-    made: list[Consumer] = []
-    connect = readers._connect
+    made: list[str] = []
+    connect = offsets.OffsetReader
 
-    def note(config: dict[str, Any]) -> Consumer:
-        made.append(connect(config))
-        return made[-1]
+    def note(*given: Any) -> offsets.OffsetReader:
+        made.append(given[1])
+        return connect(*given)
 
-    readers._connect = note
+    monkeypatch.setattr(offsets, "OffsetReader", note)
+    monkeypatch.setattr(log._groups._offsets._readers, "_seconds", 3_600.0)
     for _ in range(3):
         assert log.committed(groups[0], topic)[0].position == 0
     assert len(made) == 1
     for group in groups:
         assert log.committed(group, topic)[0].position == 0
-    assert (len(made), len(readers)) == (len(groups), offsets.MAX_IDLE)
-    monkeypatch.setattr(offsets, "IDLE_SECONDS", 0.0)
-    readers._timer.cancel()
-    readers._drop_idle()
-    assert len(readers) == 0
-    assert log.committed(groups[0], topic)[0].position == 0
+    assert made == groups
+    for group in reversed(groups):  # the last ones are there, the first ones are not any more
+        assert log.committed(group, topic)[0].position == 0
+    assert made[len(groups) :] == [groups[1], groups[0]]
 
 
 # -- moving ---------------------------------------------------------------------------------------

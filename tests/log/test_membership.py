@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -411,7 +412,7 @@ def test_a_log_that_stood_still_is_no_ones_death() -> None:
     for now in (0.0, 1.0, 2.0, 500.0):  # three leases, and many more
         watch.observe(now)
         left = watch.remaining("row", "same", DEFAULT_TERMS.lease)
-    assert left == DEFAULT_TERMS.lease - 2.0 - DEFAULT_TERMS.heartbeat_interval
+    assert left == pytest.approx(DEFAULT_TERMS.lease - 2.0 - DEFAULT_TERMS.heartbeat_interval)
     # More than the time in which an owner sends its next heartbeat.
     assert left > DEFAULT_TERMS.heartbeat_interval
 
@@ -426,6 +427,21 @@ def test_a_row_that_changed_or_was_forgotten_is_watched_anew() -> None:
     assert watch.remaining("two", 8, DEFAULT_TERMS.lease) == DEFAULT_TERMS.lease
     watch.keep_only({"two"})
     assert watch.remaining("one", "same", DEFAULT_TERMS.lease) == DEFAULT_TERMS.lease
+
+
+def test_rows_whose_owners_stop_by_themselves_expire_in_an_outage() -> None:
+    watch = StalenessTracker(max_rows=2)
+    watch.observe(0.0)
+    for row in ("one", "two", "three"):
+        assert watch.remaining(row, "same", 10.0) == 10.0
+    watch.observe(9.0)
+    assert watch.expired("two") is None
+    assert watch.remaining("two", "changed", 10.0) == 10.0
+    watch.observe(500.0)
+    assert watch.expired("one") is None  # forgotten, as there were two others
+    assert (watch.expired("two"), watch.expired("three")) == ("changed", "same")
+    watch.forget("two")
+    assert watch.expired("two") is None
 
 
 def test_a_length_that_makes_no_sense_is_the_observers_own() -> None:

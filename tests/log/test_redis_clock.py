@@ -318,7 +318,7 @@ def test_a_claim_of_a_former_version_has_what_seems_to_be_left(
 def test_a_claim_store_remembers_so_many_claims(
     server: RedisAddress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streams.log.redis.claims.MAX_SIGHTINGS", 10)
+    monkeypatch.setattr("streams.log.redis.claims.MAX_CLAIMS_SEEN", 10)
     one, other, clock = claim_stores(server)
     run = uuid4().hex
     keys = [f"claims:{run}-{number}".encode() for number in range(12)]

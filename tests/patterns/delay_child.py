@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 
 from streams import Streams
 from streams.patterns import Delays
-from streams.retries import checkpoints, scheduler
+from streams.retries import checkpoint_writer, checkpoints, scheduler
 from streams.testing import Clock, harness
 
 SOURCE = "wanted"
@@ -31,7 +31,7 @@ def declare(url: str, pending: int, partitions: int = 2) -> tuple[Streams, Delay
 async def main(url: str, pending: int, start: float, end: float, step: float) -> None:
     # There are checkpoints all the time, of several parts.
     scheduler.FLOOR_INTERVAL = 0.05
-    scheduler.CHECKPOINT_RECORDS = checkpoints.PART_ENTRIES = pending // 8
+    checkpoint_writer.CHECKPOINT_RECORDS = checkpoints.PART_ENTRIES = pending // 8
     app, delays = declare(url, pending)
     clock = Clock(datetime.fromtimestamp(start, timezone.utc))
     async with harness(app, clock=clock, url=url) as running:

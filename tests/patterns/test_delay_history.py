@@ -14,7 +14,7 @@ from streams.inspection.delayed import DelayIndex
 from streams.log.range_reader import read_batches
 from streams.log.url import open_log
 from streams.patterns import Delays
-from streams.retries import checkpoints, scheduler
+from streams.retries import checkpoint_writer, checkpoints, scheduler
 from streams.retries import records as delay_records
 from streams.retries.checkpoints import CheckpointPlace, parse_place
 from streams.testing import Clock, harness
@@ -36,8 +36,8 @@ BEHIND = 200
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "RECENT_OUTCOMES", KEPT)
-    monkeypatch.setattr(scheduler, "CHECKPOINT_RECORDS", BEHIND)
-    monkeypatch.setattr(scheduler, "COUNT_STEP", 10)
+    monkeypatch.setattr(checkpoint_writer, "CHECKPOINT_RECORDS", BEHIND)
+    monkeypatch.setattr(checkpoint_writer, "COUNT_STEP", 10)
     monkeypatch.setattr(scheduler, "FLOOR_INTERVAL", 0.0)
     monkeypatch.setattr(checkpoints, "PART_ENTRIES", 7)
 
@@ -197,7 +197,7 @@ async def test_what_is_being_cancelled_is_behind_no_floor_and_in_each_checkpoint
         return await write(self, outgoing)
 
     monkeypatch.setattr(scheduler.PartitionScheduler, "_write", write_later)
-    monkeypatch.setattr(scheduler, "CHECKPOINT_RECORDS", 1e9)
+    monkeypatch.setattr(checkpoint_writer, "CHECKPOINT_RECORDS", 1e9)
     async with app:
         await delays.publish(topic, 0, delay=YEAR, id="far")
         await delays.publish(topic, 0, delay=YEAR, id="farther")
@@ -209,7 +209,7 @@ async def test_what_is_being_cancelled_is_behind_no_floor_and_in_each_checkpoint
         cancelling = asyncio.create_task(delays.cancel("far"))
         await until(lambda: partition._cancelling, "a request is being answered")
 
-        monkeypatch.setattr(scheduler, "CHECKPOINT_RECORDS", BEHIND)
+        monkeypatch.setattr(checkpoint_writer, "CHECKPOINT_RECORDS", BEHIND)
 
         async def look_again() -> None:
             partition._floor_committed_at = float("-inf")
@@ -222,7 +222,7 @@ async def test_what_is_being_cancelled_is_behind_no_floor_and_in_each_checkpoint
 
         await look_again()
         await look_again()  # the first time is over then
-        assert partition._checkpoint_tried == 0
+        assert partition._checkpoints.tried == 0
         floor = app.log.committed(scheduler.floor_group(delays.name), delays.name).get(0)
         assert floor is None or floor.position == 0
         may_answer.set()
@@ -393,4 +393,4 @@ async def test_a_record_is_counted_once(stage: Stage) -> None:
             (partition,) = delays._scheduler._by_partition.values()
             _, end = app.log.watermarks(asks.name, 0)
             await stage.until(lambda: partition._known_end == end, "all is received")
-            assert partition._counts.behind(0) == written(app, asks.name) == 42
+            assert partition._checkpoints.behind(0) == written(app, asks.name) == 42

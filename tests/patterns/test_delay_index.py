@@ -11,9 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from streams.message import Record, text
 from streams.retries import checkpoints, records
+from streams.retries.checkpoint_writer import _PartsToRead
 from streams.retries.checkpoints import checkpoint_records, join_parts
 from streams.retries.due_index import DueIndex, due_entry, due_time, log_position
-from streams.retries.scheduler import OutcomeCache, _Writing
+from streams.retries.scheduler import OutcomeCache
 
 NAMES = st.integers(0, 12)
 DUES = st.integers(0, 20)
@@ -305,7 +306,7 @@ def test_parts_of_two_checkpoints_are_never_taken_for_one(monkeypatch: pytest.Mo
     assert join(8, [owner[0], former[0], former[1]]) is None
     assert join(8, [owner[0], former[0], former[1], owner[1]]) == list(range(2, 8))
     assert join(8, [former[0], owner[0], former[1], owner[1]]) == list(range(8))
-    writing = _Writing(owner)
+    writing = _PartsToRead(owner)
     found = [
         writing.add(part, position)
         for position, each in enumerate([owner[0], former[0], former[1], owner[1]], 20)

@@ -13,7 +13,8 @@ import pytest
 from streams import Message
 from streams.web import Dashboard, group_index
 from streams.web.group_index import GroupIndex, GroupOverview
-from streams.web.page import Page, Problem
+from streams.web.page import Page
+from streams.web.problem_board import Problem
 from tests.conformance.stage import QUICK, Stage
 from tests.web.gates import Gate
 from tests.web.visiting import eventually, seen_with, visit
@@ -230,7 +231,7 @@ async def test_problems_that_take_long_come_after_the_page(
         go_on.wait()
         yield Problem(0, "Everything is on fire.", page.url("/topics"))
 
-    dashboard.problem_finders = (find,)
+    dashboard.site = dashboard.site._replace(problem_finders=(find,))
     async with visit(dashboard) as visitor:
         dashboard.problem_patience = 0.01
         seen = await visitor.get("/")

@@ -10,8 +10,9 @@ import pytest
 from streams.errors import InvalidValue, Unavailable
 from streams.web import Dashboard
 from streams.web.access import Access
-from streams.web.jobs import MAX_RUNNING, Job, Jobs, Report
-from streams.web.page import Action, Background, Done, Page
+from streams.web.action_results import Background, Done, Report
+from streams.web.jobs import MAX_RUNNING, Job, Jobs
+from streams.web.page import Action, Page
 from streams.web.screens import groups
 from tests.conformance.stage import Stage
 from tests.web.visiting import eventually, visit

@@ -6,7 +6,8 @@ from starlette.requests import Request
 
 from streams.web import Dashboard
 from streams.web.access import Access
-from streams.web.page import Page, Problem
+from streams.web.page import Page
+from streams.web.problem_board import Problem
 from tests.conformance.stage import Stage
 from tests.web.visiting import visit
 
@@ -24,7 +25,7 @@ async def test_visitors_who_see_the_same_share_what_was_found(stage: Stage) -> N
     app = stage.app()
     async with app.connected():
         dashboard = Dashboard(app, access=who)
-        dashboard.problem_finders = (find,)
+        dashboard.site = dashboard.site._replace(problem_finders=(find,))
         async with visit(dashboard) as visitor:
             for number in range(60):  # more than there are kinds of visitors kept
                 seen = await visitor.get("/", headers={"x-user": f"user-{number}"})

@@ -15,8 +15,8 @@ from streams.errors import Unavailable
 from streams.log.protocol import Log
 from streams.web import Dashboard, sampler
 from streams.web.access import Access
-from streams.web.jobs import Job, Report
-from streams.web.page import Done
+from streams.web.action_results import Done, Report
+from streams.web.jobs import Job
 from streams.web.saga_indexes import SagaIndexes
 from streams.web.sampler import Sampler
 from tests.conformance.stage import Stage

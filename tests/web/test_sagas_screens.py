@@ -10,12 +10,11 @@ import msgspec
 import pytest
 
 from streams import Retry
-from streams.inspection import reading_on
 from streams.log.appending import append_and_wait
 from streams.message import Record
 from streams.patterns import SagaOrchestrator, SagaStep
 from streams.patterns.saga import Journal, SagaFailedError
-from streams.web import Dashboard
+from streams.web import Dashboard, saga_indexes
 from streams.web.saga_indexes import SagaIndexes
 from tests.conformance.stage import QUICK, Stage
 from tests.web.visiting import Visitor, seen_with, visit
@@ -251,7 +250,7 @@ async def test_many_sagas_are_read_once_and_open_quickly(stage: Stage) -> None:
 async def test_an_index_that_nobody_looks_at_is_forgotten(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading_on, "FORGET_AFTER", 0.3)
+    monkeypatch.setattr(saga_indexes, "FORGET_AFTER", 0.3)
     world = World(stage)
     async with world.app:
         await ended(world, "quill")

@@ -267,7 +267,7 @@ class ManagerInspector:
             try:
                 return msgspec.json.decode(record.value, type=TimeoutDue)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-                return None  # none of a manager's
+                return None  # no process manager wrote it
 
         try:
             return read_pending(self._log, timeouts.delay_topic, read, newest)

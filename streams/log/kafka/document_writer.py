@@ -268,7 +268,7 @@ class KafkaDocumentWriter(DocumentWriter):
             # Once a record or the producer has failed the driver takes no other record, and does
             # not say why: the report of the record does, or the abort, which cannot be.
             unsaid = {
-                KafkaError._STATE: self._failure,  # noqa: SLF001
+                KafkaError._STATE: self._failure,
                 KafkaError._FATAL: aborting,
             }
             why = None if found is None else unsaid.get(found.code())

@@ -178,7 +178,7 @@ class Events:
             history = self._finish(
                 index, request, look, records.get(look.history.partition, {}), data.get(number)
             )
-            if history is None:  # its snapshot is of no use
+            if history is None:  # its snapshot cannot be used
                 without = request._replace(fingerprint="")
                 (history,) = self._read(index, [without], count)
             found.append(history)

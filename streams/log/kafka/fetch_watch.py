@@ -103,7 +103,7 @@ class FetchWatch:
         for key, end in self._ends.take_outcomes().items():
             progress = self._progress.get(key)
             if end is None or progress is None or not progress.is_asked:
-                continue  # nobody knows, or it has moved meanwhile
+                continue  # its end could not be read, or its position has moved meanwhile
             if end <= max(progress.next_offset, positions[key]):
                 progress.behind_since = None
             elif progress.behind_since is None:

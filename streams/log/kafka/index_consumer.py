@@ -50,7 +50,7 @@ STALL_TIMEOUT = 10.0
 CONFIRMATION = 3.0
 """Seconds that the driver gets to bring what the log is known to have."""
 
-LOG_TRUNCATION: int = KafkaError._LOG_TRUNCATION  # noqa: SLF001
+LOG_TRUNCATION: int = KafkaError._LOG_TRUNCATION
 """The driver found that the log lost records that it has read."""
 
 TICK = 0.5
@@ -289,7 +289,7 @@ class IndexConsumer:
         for (_, partition), end in self._ends.take_outcomes().items():
             progress = self._progress.get(partition)
             if progress is None or end is None:
-                continue  # nobody knows
+                continue  # its end could not be read
             if end <= offsets[partition]:
                 progress.behind_since = None
             elif progress.behind_since is None:

@@ -36,6 +36,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KTopicPartition
 
 from streams.errors import LogError, Unavailable
+from streams.idle_cache import IdleCache
 from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry, SharedClient
 from streams.log.protocol import Assignment, Commit, Committed, Submitted, TopicPartition
 from streams.text import get_logger
@@ -326,14 +327,6 @@ class OffsetReader:
         self._consumer.close()
 
 
-@dataclass(eq=False, slots=True)
-class _KeptReader:
-    reader: OffsetReader
-    users: int = 0
-    used_at: float = 0.0
-    """When its last user was done (monotonic)."""
-
-
 class OffsetReaders:
     """Reads the offsets of any group (any thread).
 
@@ -346,13 +339,12 @@ class OffsetReaders:
     def __init__(
         self, connect: Callable[[dict[str, Any]], Consumer], requests: RequestRetry
     ) -> None:
-        self._connect = connect
-        self._requests = requests
-        self._lock = threading.Lock()
-        self._kept: dict[str, _KeptReader] = {}
-        """By group; that asked for last at the end."""
-        self._timer: threading.Timer | None = None
-        """Closes those that nobody asks for any more."""
+        self._readers = IdleCache(
+            lambda group: OffsetReader(connect, group, requests),
+            MAX_IDLE,
+            IDLE_SECONDS,
+            OffsetReader.close,
+        )
         self._closed = False
 
     def committed(
@@ -361,63 +353,15 @@ class OffsetReaders:
         """A group's offsets in these partitions; none if there is no such group."""
         if not partitions:
             return {}
-        with self._lock:
-            if self._closed:
-                raise LogError("Kafka: this log is closed")
-            kept = self._kept.pop(group, None)
-            if kept is None:
-                kept = _KeptReader(OffsetReader(self._connect, group, self._requests))
-            self._kept[group] = kept
-            kept.users += 1
-        try:
-            return kept.reader.committed(partitions)
-        finally:
-            with self._lock:
-                kept.users -= 1
-                kept.used_at = time.monotonic()
-                dropped = self._take_idle(0 if self._closed else MAX_IDLE)
-                self._drop_later()
-            for each in dropped:
-                each.close()
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def _take_idle(self, most: int) -> list[OffsetReader]:
-        """Give up those that nobody uses, but for the last so many (the lock is held)."""
-        idle = [group for group, kept in self._kept.items() if not kept.users]
-        return [self._kept.pop(group).reader for group in idle[: max(0, len(idle) - most)]]
-
-    def _drop_later(self) -> None:
-        """Look again when the time of some may be over (the lock is held)."""
-        if self._timer is None and self._kept and not self._closed:
-            self._timer = threading.Timer(IDLE_SECONDS, self._drop_idle)
-            self._timer.name, self._timer.daemon = "streams-kafka-idle", True
-            self._timer.start()
-
-    def _drop_idle(self) -> None:
-        with self._lock:
-            self._timer = None
-            idle_since = time.monotonic() - IDLE_SECONDS
-            groups = [
-                group
-                for group, kept in self._kept.items()
-                if not kept.users and kept.used_at <= idle_since
-            ]
-            dropped = [self._kept.pop(group).reader for group in groups]
-            self._drop_later()
-        for each in dropped:
-            each.close()
+        if self._closed:
+            raise LogError("Kafka: this log is closed")
+        with self._readers.use(group) as reader:
+            return reader.committed(partitions)
 
     def close(self) -> None:
         """Close the readers; those in use when their users have finished."""
-        with self._lock:
-            self._closed = True
-            if self._timer is not None:
-                self._timer.cancel()
-            dropped = self._take_idle(0)
-        for each in dropped:
-            each.close()
+        self._closed = True
+        self._readers.close()
 
 
 def _authorization_error(consumer: Consumer) -> KafkaException | None:

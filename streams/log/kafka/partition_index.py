@@ -231,7 +231,7 @@ class PartitionIndex:
     def list_keys(self, after: bytes | None, limit: int) -> list[tuple[bytes, Head]]:
         """Keys in order, behind ``after``, and where their histories end."""
         if self._file is None:
-            if len(self._sorted_keys) != len(self.keys):  # none ever goes
+            if len(self._sorted_keys) != len(self.keys):  # keys are only ever added
                 self._sorted_keys = sorted(self.keys)
             keys = self._sorted_keys
         else:  # what the file does not have has changed

@@ -150,7 +150,7 @@ class KafkaSubscription(Subscription):
         if events is None:
             return self._poll(limit, timeout)
         if events.holds_back(self._may_deliver):
-            # It is waited for that, and the group is heard meanwhile.
+            # Wait for the index to decide on them, and poll once so that rebalances are served.
             batches = self._poll(1, 0.0)
         else:
             batches, timeout = self._poll(limit, timeout), HELD_WAIT
@@ -175,7 +175,7 @@ class KafkaSubscription(Subscription):
             self._starter.start_pending()
             messages = self._wait_for_messages(limit, timeout)
         if self._consumer.is_isolated():
-            # Nobody owns what came.
+            # What was fetched is dropped below: the next consumer owns nothing yet.
             self._replace_consumer("its brokers are out of reach for this client alone")
         if self._consumer.stalled is not None:
             self._restart_stalled()

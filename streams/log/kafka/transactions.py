@@ -28,7 +28,7 @@ ABORT_TIMEOUT = 5.0
 
 FENCED = frozenset(
     {
-        KafkaError._FENCED,  # noqa: SLF001
+        KafkaError._FENCED,
         KafkaError.INVALID_PRODUCER_EPOCH,
         KafkaError.INVALID_PRODUCER_ID_MAPPING,
         90,  # PRODUCER_FENCED, which the driver's package does not name
@@ -38,8 +38,8 @@ FENCED = frozenset(
 
 GONE = frozenset(
     {
-        KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001
-        KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
+        KafkaError._UNKNOWN_TOPIC,
+        KafkaError._UNKNOWN_PARTITION,
         KafkaError.UNKNOWN_TOPIC_OR_PART,
         KafkaError.UNKNOWN_TOPIC_ID,
     }
@@ -48,8 +48,8 @@ GONE = frozenset(
 
 PURGED = frozenset(
     {
-        KafkaError._PURGE_QUEUE,  # noqa: SLF001
-        KafkaError._PURGE_INFLIGHT,  # noqa: SLF001
+        KafkaError._PURGE_QUEUE,
+        KafkaError._PURGE_INFLIGHT,
     }
 )
 """A record was not written because its transaction was aborted, for another reason."""

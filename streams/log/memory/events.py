@@ -159,7 +159,7 @@ class EventIndex:
     def list_keys(self, partition: int, after: bytes | None, limit: int) -> list[HistoryKey]:
         """Keys in order, behind ``after``."""
         histories, keys = self._histories[partition], self._sorted_keys[partition]
-        if len(keys) != len(histories):  # none ever goes
+        if len(keys) != len(histories):  # keys are only ever added
             keys[:] = sorted(histories)
         start = 0 if after is None else bisect_right(keys, after)
         return [HistoryKey(key, histories[key].head) for key in keys[start : start + limit]]

@@ -20,9 +20,8 @@ so do claims that nobody has taken for an hour.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from streams.clock import SYSTEM, Clock
 from streams.errors import LogError, Unavailable
@@ -38,6 +37,7 @@ from streams.log.claims import (
     Request,
     StoredClaim,
 )
+from streams.log.membership import StalenessTracker
 from streams.log.protocol import OpenRequest
 from streams.log.redis.client import Client, Command, script_command
 from streams.log.redis.settings import Settings, read_settings
@@ -52,57 +52,11 @@ CLAIM_KEPT = 3_600.0
 forward by less than this takes no claim away from its owner. Who does not wait, in processes that
 end sooner than a lease, sees no claim stand for its whole length, and gets the key after this."""
 
-MAX_SIGHTINGS = 65_536
+MAX_CLAIMS_SEEN = 65_536
 """Claims of others that are remembered; who forgets one sees it stand for its whole length anew."""
 
 _UNKNOWN_LEASE = 60.0
 """Seconds that a claim is taken to last whose length is not known, where no own one is named."""
-
-
-class _Sighting(NamedTuple):
-    """A claim of somebody else, as it was when it was first seen so."""
-
-    state: tuple[bytes, ...]
-    """Its token, beat and ``until``."""
-    lease: float
-    """Its length in seconds."""
-    since: float
-    """When that was, at the latest, on the own clock."""
-
-    def left(self, now: float) -> float:
-        """Seconds for which it has yet to stand."""
-        return self.since + self.lease - now
-
-
-class _Sightings:
-    """The claims of others that this store has found, by key.
-
-    Unlike a group's leases (:class:`~streams.log.membership.StalenessTracker`), time in which the
-    server did not answer counts: whoever cannot renew a claim in time interrupts its operation.
-    """
-
-    def __init__(self) -> None:
-        self._found: OrderedDict[bytes, _Sighting] = OrderedDict()
-
-    def over(self, key: bytes, now: float) -> _Sighting | None:
-        """The claim under a key, if it stood for its whole length."""
-        found = self._found.get(key)
-        return found if found is not None and found.left(now) <= 0 else None
-
-    def note(self, key: bytes, sighting: _Sighting) -> _Sighting:
-        """Note a claim that was just found; the first sighting of it as it is."""
-        known = self._found.get(key)
-        if known is not None and known.state == sighting.state:
-            sighting = known
-        self._found[key] = sighting
-        self._found.move_to_end(key)
-        if len(self._found) > MAX_SIGHTINGS:
-            self._found.popitem(last=False)
-        return sighting
-
-    def forget(self, key: bytes) -> None:
-        """There is no such claim any more."""
-        self._found.pop(key, None)
 
 
 class RedisClaimStore:
@@ -115,7 +69,8 @@ class RedisClaimStore:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._client = Client(settings)
-        self._sightings = _Sightings()
+        # All time counts: whoever cannot renew a claim in time interrupts its operation.
+        self._staleness = StalenessTracker(max_rows=MAX_CLAIMS_SEEN)
         self._closed = False
 
     def execute(self, requests: Sequence[Request]) -> list[Answer | LogError]:
@@ -133,17 +88,17 @@ class RedisClaimStore:
         self._client.close()
 
     def _execute_chunk(self, requests: Sequence[Request]) -> list[Answer | LogError]:
-        now = self.clock.monotonic()
+        self._staleness.observe(self.clock.monotonic())
         wanted = bool(self._settings.wait_replicas)
         commands = [
-            _command(request, self._sightings.over(request.key, now), before_wait=wanted)
+            _command(request, self._staleness.expired(request.key) or (), before_wait=wanted)
             for request in requests
         ]
         waits = self._wait_commands(requests, commands) if wanted else []
         replies = self._client.execute_all([*commands, *(wait for wait, _ in waits)])
-        now = self.clock.monotonic()
+        self._staleness.observe(self.clock.monotonic())
         answers = [
-            reply if isinstance(reply, LogError) else self._answer(request, reply, now)
+            reply if isinstance(reply, LogError) else self._answer(request, reply)
             for request, reply in zip(requests, replies, strict=False)
         ]
         for (_, concerned), reply in zip(waits, replies[len(requests) :], strict=True):
@@ -153,17 +108,17 @@ class RedisClaimStore:
                     answers[index] = failure
         return answers
 
-    def _answer(self, request: Request, reply: Any, now: float) -> Answer:
+    def _answer(self, request: Request, reply: Any) -> Answer:
         key = request.key
         if not isinstance(request, Claim | GetClaim):
             return bool(reply)
         if reply is None or reply[0]:
-            self._sightings.forget(key)
+            self._staleness.forget(key)
             return None if reply is None else _outcome(*reply[1:])
         _, fingerprint, lease, *state = reply
         own = request.lease if isinstance(request, Claim) else _UNKNOWN_LEASE
-        found = _Sighting(tuple(map(bytes, state)), int(lease) / 1000 or own, now)
-        left = self._sightings.note(key, found).left(now)
+        version = tuple(map(bytes, state))  # its token, beat and ``until``
+        left = self._staleness.remaining(key, version, int(lease) / 1000 or own)
         if left <= 0 and isinstance(request, GetClaim):
             return None
         # One that is over by now is taken when it is asked for again.
@@ -195,17 +150,16 @@ def _milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000))
 
 
-def _command(request: Request, over: _Sighting | None, *, before_wait: bool) -> Command:
+def _command(request: Request, expired: tuple[bytes, ...], *, before_wait: bool) -> Command:
     """The script that does it.
 
-    :param over: the claim under its key, if it was seen to be over.
+    :param expired: the claim under its key as it was seen, if it is over; else nothing.
     """
     key, kept = KEY_PREFIX + request.key, _milliseconds(CLAIM_KEPT)
     args: tuple[Any, ...] = ()
     match request:
         case Claim(_, token, lease, fingerprint):
-            name, args = "claim_take", (token, _milliseconds(lease), kept, fingerprint)
-            args += over.state if over is not None else ()
+            name, args = "claim_take", (token, _milliseconds(lease), kept, fingerprint, *expired)
         case Renew(_, token, lease):
             name, args = "claim_renew", (token, _milliseconds(lease), kept)
         case Complete(_, token, value, ttl):

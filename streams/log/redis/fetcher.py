@@ -190,7 +190,7 @@ class Fetcher:
         try:
             address = self._client.servers.address_of(self.partitions[0].keys.stream)
         except LogError:
-            return  # it cannot be known now
+            return  # no server says where the stream is
         if address != self._connection.address:
             self.disconnect()
 

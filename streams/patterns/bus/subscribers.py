@@ -80,8 +80,8 @@ class SubscriberRegistry:
         subscriber = subscription.subscriber
         subscriber.active_subscriptions -= 1
         if subscriber.active_subscriptions or subscriber.trie is self.shared_trie:
-            # The last one of a durable subscriber stays: an event that is just being handed to
-            # it is handled, as one that nobody wants would count as settled.
+            # The last subscription of a durable subscriber stays in the trie: an event that
+            # matches none would count as settled, and one may be on its way to it.
             subscriber.trie.remove(subscription.topic, subscription.trie_item_id)
         if not subscriber.active_subscriptions:
             del self.subscribers[subscriber.registry_key]

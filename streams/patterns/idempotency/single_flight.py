@@ -70,7 +70,7 @@ class SingleFlight(Generic[R]):
         except asyncio.CancelledError:
             call.waiters.pop(future, None)
             if future.done() and not future.cancelled() and future.result() is None:
-                self._promote_next(loop_key, call)  # it was to lead, and never will
+                self._promote_next(loop_key, call)  # it was cancelled before it began
             raise
 
     def _promote_next(self, loop_key: Hashable, call: SharedCall[R]) -> None:

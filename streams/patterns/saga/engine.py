@@ -18,7 +18,6 @@ import msgspec
 
 from streams.cancellation import wait_deferring_cancel
 from streams.clock import Clock
-from streams.engine.retry import retry_delay
 from streams.errors import find_code_too_old, find_config_error
 from streams.patterns.clock_waits import Interrupted, interrupt_after, sleep_until
 from streams.patterns.saga.contexts import ContextStore, merge_contexts
@@ -26,6 +25,7 @@ from streams.patterns.saga.entry_validation import MAX_WAIT
 from streams.patterns.saga.errors import SagaError, StepTimeout
 from streams.patterns.saga.journal_entry import ENDED_STATUSES, Failure, JournalEntry, make_failure
 from streams.patterns.saga.step import SagaStep, StepCall
+from streams.retries import retry_delay
 from streams.text import count_with_noun, get_logger
 
 logger = get_logger("streams")

@@ -27,8 +27,9 @@ from streams.log.names import is_valid_name
 from streams.log.protocol import TopicInfo
 from streams.text import describe_error
 from streams.web.documents import pretty
+from streams.web.group_index import LOOK
 from streams.web.keys import key_of, visible_key_fields
-from streams.web.page import LOOK, Page, Screen
+from streams.web.page import Page, Screen
 from streams.web.paging import PAGE_SIZE, paged
 from streams.web.redaction import Shown
 from streams.web.translations import mark

@@ -26,10 +26,12 @@ from streams.inspection.letters import (
 )
 from streams.log.names import is_valid_name
 from streams.patterns.deadletters import ClosedKeyHead, ClosedKeyReader, CommandTarget
-from streams.web.jobs import Report
+from streams.web.action_results import Background, Confirm, Done, Report
+from streams.web.group_index import LOOK
 from streams.web.kept_topics import MAX_CLOSED_KEYS, counted
-from streams.web.page import LOOK, Action, Background, Confirm, Done, Page, Problem, Screen
+from streams.web.page import Action, Page, Screen
 from streams.web.paging import PAGE_SIZE, paged
+from streams.web.problem_board import Problem
 from streams.web.redaction import Shown
 from streams.web.screens.dead import SHOWN_BYTES, editing, place_of, shown_text
 from streams.web.screens.dead_actions import has_members, new_value

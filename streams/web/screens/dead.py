@@ -17,11 +17,13 @@ from streams.inspection.letters import LetterFacts, letter_facts, own_headers
 from streams.log.names import is_valid_name
 from streams.patterns.deadletters import DeadLetterTopic
 from streams.text import escape, printable_text
-from streams.web.dead_index import dead_topics, survey_of
+from streams.web.dead_index import WAITED, DeadTopics
 from streams.web.documents import indented_json
+from streams.web.group_index import LOOK
 from streams.web.letter_query import LetterQuery
-from streams.web.page import LOOK, MAX_BULK, Page, Problem, Screen, Unfinished
+from streams.web.page import MAX_BULK, Page, Screen
 from streams.web.paging import PAGE_SIZE, paged
+from streams.web.problem_board import Problem, Unfinished
 from streams.web.redaction import Shown
 from streams.web.translations import mark
 
@@ -51,9 +53,15 @@ EDITED_BYTES = 1 << 20
 """Bytes of a value that can be edited here."""
 
 
+def _dead_topics(page: Page) -> DeadTopics:
+    """The topics of dead letters, as far as they are known (blocks for a moment)."""
+    index, groups = page.dashboard.dead_topics, page.dashboard.groups.look(WAITED)
+    return index.look(groups.topics, groups.internal, LOOK if index.is_empty else WAITED)
+
+
 def list_topics(page: Page) -> Response:
     """The topics of dead letters, those with the most that wait first."""
-    found = dead_topics(page)
+    found = _dead_topics(page)
     wanted = page.fields.text("q").lower()
     topics = [each for each in found.topics if wanted in each.name.lower()]
     return page.render(
@@ -113,7 +121,7 @@ def show_topic(page: Page) -> Response:
     topic = open_letters(page, query)
     everything = page.fields.flag("handled")
     begin = parse_cursor(page, log, page.fields.text("from"))
-    survey = survey_of(page, query.name)
+    survey = page.dashboard.surveys.of(query.name)
     kinds = survey.look(SURVEY_SECONDS)
     start = (survey.next_of(query.kind, begin) or begin) if query.kind and not everything else begin
     matches = query.predicate(page)
@@ -153,7 +161,7 @@ def show_kinds(page: Page) -> Response:
     """The errors of a topic alone, as the page asks for them until all letters were looked at."""
     query = LetterQuery.of(page)
     open_letters(page, query)
-    kinds = survey_of(page, query.name).look(LOOK)
+    kinds = page.dashboard.surveys.of(query.name).look(LOOK)
     return page.render(
         "dead_kinds.html",
         title=query.name,
@@ -324,7 +332,7 @@ def cursor_text(log: Log, offsets: dict[int, int]) -> str:
 
 def problems(page: Page) -> Iterator[Problem | Unfinished]:
     """Dead letters that wait."""
-    found = dead_topics(page)
+    found = _dead_topics(page)
     if not found.is_complete:
         yield Unfinished(page._("Not every topic was looked at yet; more with each visit."))
     for each in found.topics:

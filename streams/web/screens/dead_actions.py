@@ -22,9 +22,9 @@ from streams.inspection.letter_topics import LetterSource, letter_source
 from streams.inspection.letters import decoding_problem
 from streams.log.protocol import Log
 from streams.patterns.deadletters import DeadLetterTopic, ReprocessStopped
-from streams.web.dead_index import survey_of
+from streams.web.action_results import Background, Confirm, Done
 from streams.web.letter_query import LetterQuery
-from streams.web.page import MAX_BULK, Action, Background, Confirm, Done, Page
+from streams.web.page import MAX_BULK, Action, Page
 from streams.web.screens.dead import (
     EDITED_BYTES,
     editing,
@@ -35,7 +35,7 @@ from streams.web.screens.dead import (
 
 if TYPE_CHECKING:
     from streams.log.range_reader import LogRow
-    from streams.web.jobs import Report
+    from streams.web.action_results import Report
 
 AT_ONCE = 500
 """Letters that are dealt with while the visitor waits; more go on in the background."""
@@ -188,7 +188,7 @@ def _choose(page: Page, topic: DeadLetterTopic, query: LetterQuery) -> Chosen:
     matches = query.predicate(page)
     most = page.fields.number("most", MAX_BULK, low=1, high=MAX_BULK)
     if not (query.error or query.key or query.since or query.until):
-        survey = survey_of(page, query.name)
+        survey = page.dashboard.surveys.of(query.name)
         source = LetterSource(query.topic, query.group) if query.topic else None
         known = survey.select(query.kind, source) if survey.read_on(SURVEY_SECONDS) else None
         if known is not None and known.number <= most:

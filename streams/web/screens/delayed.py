@@ -17,10 +17,12 @@ from streams.inspection.delayed import (
     read_entries,
 )
 from streams.retries import DelayEntry
+from streams.web.action_results import Confirm, Done
 from streams.web.addresses import topic_of
 from streams.web.kept_topics import MAX_DELAYS, counted
-from streams.web.page import Action, Confirm, Done, Page, Problem, Screen
+from streams.web.page import Action, Page, Screen
 from streams.web.paging import PAGE_SIZE, paged
+from streams.web.problem_board import Problem
 from streams.web.redaction import Shown
 from streams.web.screens.dead_actions import has_members
 from streams.web.translations import mark

@@ -11,7 +11,8 @@ from streams.errors import InvalidValue, NotFound
 from streams.inspection.background import AFTER_CHANGE
 from streams.inspection.doctor.app_inspection import Verdict
 from streams.web.doctor_runs import declares_anything
-from streams.web.page import Page, Problem, Screen
+from streams.web.page import Page, Screen
+from streams.web.problem_board import Problem
 from streams.web.progress import DOCTOR_SUBJECTS
 from streams.web.rendering import cut
 from streams.web.translations import mark

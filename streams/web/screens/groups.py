@@ -14,10 +14,12 @@ from streams.inspection.counting import sum_known
 from streams.inspection.groups import GroupPosition, group_positions
 from streams.inspection.offset_texts import parse_offsets
 from streams.replay.offset_reset import Move, apply_reset, plan_reset
+from streams.web.action_results import Confirm, Done
 from streams.web.addresses import group_of, topic_of
-from streams.web.group_index import GroupFacts, lag_grows
-from streams.web.page import LOOK, Action, Confirm, Done, Page, Problem, Screen, Unfinished
+from streams.web.group_index import LOOK, GroupFacts, lag_grows
+from streams.web.page import Action, Page, Screen
 from streams.web.paging import paged
+from streams.web.problem_board import Problem, Unfinished
 from streams.web.redaction import Shown
 from streams.web.rendering import DASH
 from streams.web.translations import mark

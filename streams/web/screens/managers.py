@@ -23,8 +23,9 @@ from streams.inspection.aggregates import SUFFIX, ordered_keys
 from streams.inspection.counting import count_dead_letters, sum_known
 from streams.log.events import EventLog
 from streams.web.documents import pretty
-from streams.web.page import Page, Problem, Screen
+from streams.web.page import Page, Screen
 from streams.web.paging import PAGE_SIZE, paged
+from streams.web.problem_board import Problem
 from streams.web.redaction import Shown
 from streams.web.screens.aggregates import Unlisted
 from streams.web.translations import mark

@@ -20,8 +20,10 @@ from streams.outbox.inspection import (
     state_name,
 )
 from streams.outbox.inspection import retry as retry_rows
+from streams.web.action_results import Confirm, Done
 from streams.web.documents import pretty
-from streams.web.page import Action, Confirm, Done, Page, Problem, Screen
+from streams.web.page import Action, Page, Screen
+from streams.web.problem_board import Problem
 from streams.web.redaction import Shown
 from streams.web.translations import mark
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from typing import Any
 
 from starlette.responses import Response
 
-from streams.web.page import LOOK, Page, Screen
-from streams.web.problem_board import Board
+from streams.errors import StreamsError, Unavailable
+from streams.text import get_logger
+from streams.web.group_index import LOOK
+from streams.web.page import Page, Screen
+from streams.web.problem_board import Board, Problem, Unfinished
 from streams.web.translations import mark
+
+logger = get_logger("streams")
 
 MAX_PROBLEMS = 200
 """Problems that are shown."""
@@ -22,7 +29,7 @@ BUSIEST = 8
 
 def overview(page: Page) -> Response:
     """What a person should look at first."""
-    board = page.dashboard.board.look(page, page.dashboard.problem_patience)
+    board = _board(page, page.dashboard.problem_patience)
     groups = page.dashboard.groups.look(LOOK)
     visible = [facts for facts in groups.known.values() if not groups.is_internal(facts.name)]
     busiest = sorted(visible, key=lambda facts: -(facts.lag or 0))[:BUSIEST]
@@ -43,8 +50,38 @@ def overview(page: Page) -> Response:
 
 def problems(page: Page) -> Response:
     """The problems alone: the part of the overview that may come later."""
-    board = page.dashboard.board.look(page, SLOW)
+    board = _board(page, SLOW)
     return page.render("problems.html", title=page._("Problems"), **_context(board))
+
+
+def _board(page: Page, patience: float) -> Board | None:
+    key = (*page.kind, replace(page.access, who=""))
+    return page.dashboard.board.look(key, lambda: _find_problems(page), patience)
+
+
+def _find_problems(page: Page) -> Board:
+    """All problems now; blocks.
+
+    :raises Unavailable: the log cannot be reached.
+    """
+    found: list[Problem] = []
+    unknown: list[str] = []
+    unfinished: list[str] = []
+    for finder in page.site.problem_finders:
+        began = time.monotonic()
+        try:
+            for each in finder(page):
+                if isinstance(each, Unfinished):
+                    unfinished.append(each.text)
+                else:
+                    found.append(each)
+        except Unavailable:
+            raise
+        except StreamsError as error:
+            unknown.append(str(error))
+        logger.debug("%s took %.3f s", finder.__module__, time.monotonic() - began)
+    found.sort(key=lambda each: (each.rank, each.since or 0.0))
+    return Board(found, unknown, unfinished, time.time())
 
 
 def _context(board: Board | None) -> dict[str, Any]:

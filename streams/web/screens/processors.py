@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from starlette.responses import Response
 
 from streams.errors import InvalidValue, NotFound
+from streams.web.action_results import Confirm, Done
 from streams.web.figures import Figures
-from streams.web.page import LOOK, Action, Confirm, Done, Page, Problem, Screen
+from streams.web.group_index import LOOK
+from streams.web.page import Action, Page, Screen
+from streams.web.problem_board import Problem
 from streams.web.processor_figures import QUANTILES, bars, quantile, seconds_text
 from streams.web.redaction import Shown
 from streams.web.translations import mark

@@ -14,8 +14,9 @@ from streams.log.appending import append_and_wait
 from streams.log.events import events_only
 from streams.log.range_reader import read_first
 from streams.message import ID, Record
+from streams.web.action_results import Done
 from streams.web.addresses import topic_of
-from streams.web.page import Action, Done, Page, Screen
+from streams.web.page import Action, Page, Screen
 from streams.web.rendering import path_part
 from streams.web.schema_forms import (
     PREFIX,

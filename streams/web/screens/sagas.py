@@ -36,9 +36,12 @@ from streams.patterns.saga import (
     abandon_entry,
     resume_entry,
 )
+from streams.web.action_results import Confirm, Done
 from streams.web.documents import pretty
-from streams.web.page import LOOK, Action, Confirm, Done, Page, Problem, Screen
+from streams.web.group_index import LOOK
+from streams.web.page import Action, Page, Screen
 from streams.web.paging import paged
+from streams.web.problem_board import Problem
 from streams.web.redaction import Shown
 from streams.web.translations import mark
 

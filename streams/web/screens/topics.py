@@ -10,7 +10,8 @@ from stream_codecs import type_name
 from streams.errors import StreamsError
 from streams.inspection.counting import sum_known
 from streams.web.addresses import topic_of
-from streams.web.page import LOOK, Page, Screen
+from streams.web.group_index import LOOK
+from streams.web.page import Page, Screen
 from streams.web.paging import paged
 from streams.web.retention import retention_text
 from streams.web.translations import mark

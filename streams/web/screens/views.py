@@ -23,9 +23,12 @@ from streams.eventsourcing.views.inspection import (
 from streams.eventsourcing.views.operations import ViewOperationRefused, connected_operator
 from streams.log.documents import DocumentLog
 from streams.text import get_logger
+from streams.web.action_results import Background, Confirm, Done
+from streams.web.group_index import LOOK
 from streams.web.keys import key_of, visible_key_fields
-from streams.web.page import LOOK, Action, Background, Confirm, Done, Page, Problem, Screen
+from streams.web.page import Action, Page, Screen
 from streams.web.paging import paged
+from streams.web.problem_board import Problem
 from streams.web.redaction import Shown
 from streams.web.translations import mark
 from streams.web.view_samples import view_subject
@@ -33,8 +36,8 @@ from streams.web.view_samples import view_subject
 if TYPE_CHECKING:
     from streams.eventsourcing.views.operations import ViewOperator
     from streams.log.protocol import Log
+    from streams.web.action_results import Report
     from streams.web.figures import Figures
-    from streams.web.jobs import Report
 
 T = TypeVar("T")
 

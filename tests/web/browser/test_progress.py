@@ -19,9 +19,9 @@ from streams.inspection.closed_keys import ClosedKeyIndex, KeyCounts
 from streams.inspection.delayed import DelayIndex, PendingCounts
 from streams.log.url import open_log
 from streams.web import Dashboard, sampler
+from streams.web.action_results import Done, Report
 from streams.web.doctor_runs import DoctorRuns
-from streams.web.jobs import Job, Report
-from streams.web.page import Done
+from streams.web.jobs import Job
 from tests.conformance.stage import QUICK
 from tests.servers.lifetime import free_port
 from tests.web.browser.running import Running
