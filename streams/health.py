@@ -23,6 +23,9 @@ class InboxStats:
     """Transactions that were committed."""
     duplicates: int = 0
     """Messages that were settled without running, because they had been handled."""
+    below_mark: int = 0
+    """Of these, those whose row was purged: they stand below their partition's mark. Their process
+    was frozen for longer than rows are kept, or the group was moved back by another tool."""
     reruns: int = 0
     """Transactions that were run again at once, because they met another one or their answer was
     lost."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -127,3 +129,38 @@ async def test_a_live_group_is_moved_only_by_force() -> None:
         await until(lambda: len(seen) == 8)
         await h.settled()
     assert seen == [0, 1, 2, 3, 4, 2, 3, 4]
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+async def test_what_runs_when_a_live_group_is_moved_comes_again_too(concurrency: int) -> None:
+    """A plain handler, which nobody can interrupt: it ends when its message came a second time."""
+    app, seen = Streams(), list[int]()
+    topic = app.topic("t", int, partitions=1)
+    entered, release = threading.Event(), threading.Event()
+
+    @app.processor(topic, group="g", concurrency=concurrency)
+    def handle(value: int) -> None:
+        seen.append(value)
+        if len(seen) == 1:
+            entered.set()
+            release.wait(60)
+
+    try:
+        async with harness(app) as h:
+            await topic.publish_many(range(3))
+            assert await asyncio.to_thread(entered.wait, 60)
+            stats = handle.stats()
+            assert stats is not None
+            before = stats.rebalances
+            await reset(app, "g", topic, "earliest", force=True)
+
+            def has_it_again() -> bool:
+                stats = handle.stats()
+                return stats is not None and stats.rebalances >= before + 2 and stats.in_flight > 0
+
+            await until(has_it_again)
+            release.set()
+            await h.settled()
+    finally:
+        release.set()
+    assert seen.count(0) == 2

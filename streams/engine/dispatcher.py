@@ -701,9 +701,12 @@ class Dispatcher:
 
     def _successor_window(self, state: PartitionState) -> DedupWindow | None:
         """The window of a partition that left and came back: what a handler of the earlier
-        assignment still settles comes a second time, and is a duplicate then."""
+        assignment still settles comes a second time, and is a duplicate then. None where the
+        group was reset meanwhile: then it comes again on purpose."""
         current = self._partitions.get(state.topic_partition)
-        return None if current is None else current.window
+        if current is None or current.progress.generation != state.progress.generation:
+            return None
+        return current.window
 
     def _release_key(self, state: PartitionState, ordering_key: OrderingKey) -> None:
         """No handler runs for this ordering key any more."""

@@ -329,6 +329,7 @@ class _Handling:
             )
         new = verdicts.count(Verdict.NEW)
         self._inbox.stats.duplicates += len(verdicts) - new
+        self._inbox.stats.below_mark += verdicts.count(Verdict.PURGED)
         return new > 0
 
 

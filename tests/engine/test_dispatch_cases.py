@@ -28,17 +28,17 @@ class Case:
         self.dedup = dedup
         self.owned = self.assign()
 
-    def assign(self) -> PartitionState:
+    def assign(self, generation: int = 0) -> PartitionState:
         window = DedupWindow(100) if self.dedup else None
-        self.owned = PartitionState(Ownership(0), Progress(0, 0), window)
+        self.owned = PartitionState(Ownership(0), Progress(0, 0, generation=generation), window)
         self.dispatcher.assign(self.owned)
         self.end = 0
         return self.owned
 
-    def again(self) -> PartitionState:
+    def again(self, generation: int = 0) -> PartitionState:
         """The partition leaves and comes back at once, from its beginning."""
         self.dispatcher.revoke(self.owned)
-        return self.assign()
+        return self.assign(generation)
 
     def offer(self, *names: str) -> FetchedBatch:
         keys = [None if name[0] == "-" else name[0].encode() for name in names]
@@ -248,6 +248,25 @@ def test_what_an_outlived_handler_settles_is_not_handled_again() -> None:
     case.dispatcher.mark_settled(running)
     assert segment.settled == bytes([1, 0])
     assert places([case.take()]) == [1]
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_what_an_outlived_handler_settles_is_handled_again_after_a_reset(fast: bool) -> None:
+    """Its key waits all the same."""
+    case = Case()
+    segment = case.offer("a1", "a2")
+    running = None if fast else case.take_one()
+    if fast:
+        assert case.dispatcher.take_fast(0.0) is segment
+    case.again(generation=1)
+    again = case.offer("a1", "a2")
+    if running is None:
+        case.dispatcher.finish_fast(segment, 1)
+    else:
+        assert case.take() is None
+        case.dispatcher.mark_settled(running)
+    assert again.settled == bytes([0, 0])
+    assert places([case.take()]) == [0]
 
 
 def test_a_fence_outlasts_several_assignments_and_is_taken_down() -> None:

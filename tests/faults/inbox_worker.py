@@ -1,24 +1,45 @@
 """A worker of the inbox's fault runs: handlers that write one row each, in their transaction.
 
-``python -m tests.faults.inbox_worker URL TOPIC GROUP DATABASE PLACE [TARGET]``: what is handled is
-in the database, so nothing else is written down. With a target, what each handler returns
-goes there through an outbox that the workers relay. Rows are purged as soon as they may be, several
-times a second, so that a worker that thaws comes upon purged ones.
+``python -m tests.faults.inbox_worker URL TOPIC GROUP DATABASE PLACE [TARGET] [--replay]``: what is
+handled is in the database, so nothing else is written down. With a target, what each handler
+returns goes there through an outbox that the workers relay. With ``--replay`` it replays the topic
+into the handler instead, beside the group, and ends. Rows are purged as soon as they may be,
+several times a second, so that a worker that thaws comes upon purged ones.
+
+It takes orders on stdin, a line each, and ends when that does. ``freeze``: at the next message that
+it is about to record, it says on stdout what the inbox calls that one (:class:`Frozen`) and stops
+itself by SIGSTOP. ``below``: it says how many messages were refused by their partition's mark.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
-import sqlite3
+import signal
 import sys
 import threading
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 from zlib import crc32
 
-from streams import AsyncPsycopg, Database, Message, Outbox, Reject, Retry, Sqlite, Streams
+from streams import (
+    AsyncPsycopg,
+    Database,
+    Message,
+    Outbox,
+    Processor,
+    Psycopg,
+    Reject,
+    Retry,
+    Sqlite,
+    Streams,
+)
 from streams.derived_records import GENERATION, message_generation, redrives_of
-from streams.inbox import purging
+from streams.inbox import handling, purging, tables
+from streams.inbox.identity import Entry
+from streams.inbox.inbox import Inbox
+from streams.replay import replay
 
 TABLE = """\
 CREATE TABLE effects (
@@ -68,10 +89,18 @@ def result_of(value: int, message: Message[int, Any]) -> dict[str, Any]:
     return {"key": message.key, "value": value, "redriven": redriven}
 
 
+class Worker(NamedTuple):
+    """What runs in a worker."""
+
+    app: Streams
+    processor: Processor[..., Any]
+
+
 def build(
     url: str, topic: str, group: str, database: str, place: str, target: str | None = None
-) -> Streams:
-    """The app: ``database`` is ``single``, ``batch`` (of a DSN) or ``sqlite`` (of a file)."""
+) -> Worker:
+    """The app: ``database`` is ``single``, ``batch`` (of a DSN, with async handlers), the same with
+    ``plain-`` before it (with plain ones), or ``sqlite`` (of a file)."""
     app = Streams(url)
     source = app.topic(topic, int)
     found: Database[Any]
@@ -79,50 +108,129 @@ def build(
     declare: Any = app.processor
     if target is not None:
         options["to"] = app.topic(target, dict[str, Any], key="key")
+
+    def handle_plain(value: int, message: Message[int, Any]) -> Any:
+        mark = "?" if database == "sqlite" else "%s"
+        message.transaction.execute(INSERT.format(mark), row_of(value, message))
+        return result_of(value, message)
+
+    async def handle(value: int, message: Message[int, Any]) -> Any:
+        await message.transaction.execute(INSERT.format("%s"), row_of(value, message))
+        if value % 20 == 0:
+            await asyncio.sleep(0.005)
+        return result_of(value, message)
+
+    def handle_batch_plain(values: list[int], messages: list[Message[int, Any]]) -> Any:
+        rows = [row_of(*each) for each in zip(values, messages, strict=True)]
+        with messages[0].transaction.cursor() as cursor:
+            cursor.executemany(INSERT.format("%s"), rows)
+        return list(map(result_of, values, messages))
+
+    async def handle_batch(values: list[int], messages: list[Message[int, Any]]) -> Any:
+        rows = [row_of(*each) for each in zip(values, messages, strict=True)]
+        async with messages[0].transaction.cursor() as cursor:
+            await cursor.executemany(INSERT.format("%s"), rows)
+        return list(map(result_of, values, messages))
+
+    function: Any
     if database == "sqlite":
-        found = Sqlite(place, keep=0)
-
-        def handle_plain(value: int, message: Message[int, sqlite3.Connection]) -> Any:
-            message.transaction.execute(INSERT.format("?"), row_of(value, message))
-            return result_of(value, message)
-
-        declare(source, concurrency=8, transaction=found, **options)(handle_plain)
-
-    elif database == "single":
-        found = AsyncPsycopg(place, keep=0)
-
-        async def handle(value: int, message: Message[int, Any]) -> Any:
-            row = row_of(value, message)
-            await message.transaction.execute(INSERT.format("%s"), row)
-            if value % 20 == 0:
-                await asyncio.sleep(0.005)
-            return result_of(value, message)
-
-        declare(source, concurrency=CONCURRENCY, transaction=found, **options)(handle)
-
+        found, function = Sqlite(place, keep=0), handle_plain
+    elif database.startswith("plain-"):
+        found = Psycopg(place, keep=0)
+        function = handle_batch_plain if database == "plain-batch" else handle_plain
     else:
         found = AsyncPsycopg(place, keep=0)
-
-        async def handle_batch(values: list[int], messages: list[Message[int, Any]]) -> Any:
-            rows = [row_of(*each) for each in zip(values, messages, strict=True)]
-            async with messages[0].transaction.cursor() as cursor:
-                await cursor.executemany(INSERT.format("%s"), rows)
-            return list(map(result_of, values, messages))
-
-        declare(source, concurrency=8, batch=BATCH, transaction=found, **options)(handle_batch)
-
+        function = handle_batch if database == "batch" else handle
+    options["concurrency"] = CONCURRENCY if database.endswith("single") else 8
+    if database.endswith("batch"):
+        options["batch"] = BATCH
+    processor = declare(source, transaction=found, **options)(function)
     if target is not None:
         Outbox(app, found, lease=1.0, poll=0.2)
-    return app
+    return Worker(app, processor)
 
 
-def _end_with_parent() -> None:
-    while os.read(0, 4096):
-        pass
+class Frozen(NamedTuple):
+    """A message that a worker was about to record when it stopped."""
+
+    id: str
+    """The row's, in hexadecimal."""
+    scope: int
+    position: str
+
+
+class Freezer:
+    """Stops this process at a message, when it was told to.
+
+    On PostgreSQL that is in the message's transaction, before its first statement. On SQLite it is
+    just before the transaction: one that is open there has the file, and nobody could go on.
+    """
+
+    def __init__(self, inbox: Inbox) -> None:
+        self.armed = threading.Event()
+        self._turn = threading.Lock()
+        if inbox.database.dialect == "sqlite":
+            check_owned = inbox.check_owned
+
+            def check(message: Message[Any]) -> None:
+                check_owned(message)
+                owned = inbox.identities.known(message)
+                if owned is not None:
+                    self._at([inbox.identities.entry(message, owned)])
+
+            inbox.check_owned = check  # type: ignore[method-assign]
+        else:
+            take = tables.take
+
+            def take_or_stop(dialect: Any, entries: Sequence[Entry], timeouts: Any) -> Any:
+                self._at(entries)
+                return take(dialect, entries, timeouts)
+
+            vars(handling)["take"] = take_or_stop
+
+    def _at(self, entries: Sequence[Entry]) -> None:
+        entry = entries[0]
+        if not self.armed.is_set() or entry.redrive:
+            return
+        with self._turn:
+            if self.armed.is_set():
+                self.armed.clear()
+                say(Frozen(entry.id.hex(), entry.scope, entry.position))
+                signal.raise_signal(signal.SIGSTOP)  # this thread goes no step further
+
+
+def say(what: object) -> None:
+    """A line on stdout."""
+    os.write(1, json.dumps(what).encode() + b"\n")
+
+
+def _obey(freezer: Freezer, inbox: Inbox) -> None:
+    with open(0, "rb", buffering=0, closefd=False) as orders:
+        for order in orders:
+            if order == b"freeze\n":
+                freezer.armed.set()
+            elif order == b"below\n":
+                say(inbox.stats.below_mark)
     os._exit(1)
 
 
-if __name__ == "__main__":
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+async def _replay(worker: Worker, topic: str) -> None:
+    async with worker.app.connected():
+        await replay(worker.app, topic, into=worker.processor)
+
+
+def main(arguments: list[str]) -> None:
+    worker = build(*[each for each in arguments if each != "--replay"])
+    inbox = worker.processor.inbox
+    assert isinstance(inbox, Inbox)
+    freezer = Freezer(inbox)
+    threading.Thread(target=_obey, args=(freezer, inbox), daemon=True).start()
     purging.PURGE_INTERVAL = 0.3
-    build(*sys.argv[1:]).run()
+    if "--replay" in arguments:
+        asyncio.run(_replay(worker, arguments[1]))
+    else:
+        worker.app.run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

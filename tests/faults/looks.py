@@ -21,6 +21,9 @@ PATIENCE = 5.0
 class Look(Protocol):
     """How one group is looked at."""
 
+    problem: str
+    """Why :meth:`positions` said last that they cannot be known."""
+
     def positions(self) -> dict[int, int] | None:
         """Committed positions by partition; None while they cannot be known (or, where the log
         tells such a group apart, while there is no such group)."""
@@ -36,11 +39,13 @@ class LogLook:
         self._log = log
         self._group = group
         self._topic = topic
+        self.problem = ""
 
     def positions(self) -> dict[int, int] | None:
         try:
             places = self._log.group(self._group).positions
-        except LogError:
+        except LogError as error:
+            self.problem = repr(error)
             return None
         return {
             part: place.position for (name, part), place in places.items() if name == self._topic
@@ -59,12 +64,14 @@ class KafkaLook:
         }  # fmt: skip
         self._group = group
         self._parts = [TopicPartition(topic, number) for number in range(partitions)]
+        self.problem = ""
         self._consumer = Consumer({**self._conf, "group.id": group, "enable.auto.commit": False})
 
     def positions(self) -> dict[int, int] | None:
         try:
             found = self._consumer.committed(self._parts, PATIENCE)
-        except KafkaException:
+        except KafkaException as error:
+            self.problem = repr(error)
             return None
         return {each.partition: each.offset for each in found if each.offset >= 0}
 

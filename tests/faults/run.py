@@ -89,7 +89,7 @@ class Run:
         """The group has committed the end of every partition."""
         places = self._look.positions()
         if places is None:
-            self._not_yet = "the group's positions cannot be read"
+            self._not_yet = f"the group's positions cannot be read: {self._look.problem}"
             return False
         try:
             for partition in range(PARTITIONS):

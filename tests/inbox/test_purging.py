@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from streams import Position, Processor, Retry, Streams, Topic
+from streams.log.protocol import Committed
 from streams.testing import Harness, harness
 from tests.inbox.kinds import KINDS, Kind, Place
 from tests.servers.lifetime import until
@@ -128,6 +129,30 @@ async def test_what_the_group_has_committed_goes_and_what_is_open_stays(
         assert books.processor.inbox is not None
         assert books.processor.inbox.stats.purged >= 3
     assert books.place.effects() == {f"m{number}": 1 for number in (*first, *second)}
+
+
+@pytest.mark.parametrize("database", ["psycopg", "sqlite"])
+async def test_what_comes_from_below_the_mark_is_settled_without_running(
+    database: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """A tool that knows no generations moves the group back, to where rows were purged."""
+    kind = BY_NAME[database]
+    where = request.getfixturevalue("postgres") if kind.server else str(tmp_path / "effects.db")
+    app = Streams("memory://")
+    books = Books(app, kind, Place(where))
+    async with harness(app) as h:
+        (first, *_) = await books.publish(range(5), partition=0)
+        await h.settled()
+        await eventually(lambda: books.rows() == set(), "all of it is purged", PURGED_WITHIN)
+        inbox = books.processor.inbox
+        assert inbox is not None
+        assert (inbox.stats.duplicates, inbox.stats.below_mark) == (0, 0)
+        back = {0: Committed(first.offset)}
+        h.log.reset_offsets(books.processor.group, books.topic.name, back, force=True)
+        await eventually(lambda: inbox.stats.duplicates == 5, "they came again")
+        assert inbox.stats.below_mark == 5
+        await h.settled()
+    assert books.place.effects() == {f"m{number}": 1 for number in range(5)}
 
 
 @pytest.mark.parametrize("database", ["psycopg", "async-psycopg"])
