@@ -20,7 +20,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from typing_extensions import override
 
@@ -37,6 +37,7 @@ from streams.databases.protocol import (
     is_file_of,
     run,
     run_async,
+    run_rest_async,
 )
 from streams.engine.dispatcher import Delivery
 from streams.errors import (
@@ -84,6 +85,16 @@ LONGEST_TRIAL_PAUSE = 2.0
 
 DEFAULT_LEASE = 10.0
 """Seconds, where no partition goes to others, as in a replay."""
+
+
+R = TypeVar("R")
+
+
+class BegunAsync(NamedTuple, Generic[R]):
+    """A transaction that has begun, with the first of these statements."""
+
+    session: AsyncSession[Any]
+    steps: Steps[R]
 
 
 class RunAgain(StreamsError):
@@ -346,27 +357,40 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
                     return session
             time.sleep(RETRY_PAUSE * (0.5 + random.random() / 2))
 
-    async def begin_async(self, message: Message[Any], *, patience: float) -> AsyncSession[Any]:
-        """As :meth:`begin`."""
+    async def begin_async(
+        self,
+        message: Message[Any],
+        steps_of: Callable[[DialectName], Steps[R]],
+        *,
+        patience: float,
+    ) -> BegunAsync[R]:
+        """As :meth:`begin`; the transaction begins with the first of these statements."""
         give_up = time.monotonic() + patience
         tries = 0
         while True:
             tries += 1
             self.check_owned(message)
             if self._may_begin(give_up):
-                left = give_up - time.monotonic() if 0 < patience < math.inf else None
                 try:
-                    # Whoever ends a handler that takes too long would take a wait for the database
-                    # for a failure of the message.
-                    async with asyncio.timeout(left):
-                        await self._make_ready_async()
-                        session = await self.database.begin_async()
+                    if 0 < patience < math.inf:
+                        # Whoever ends a handler that takes too long would take a wait for the
+                        # database for a failure of the message.
+                        async with asyncio.timeout(give_up - time.monotonic()):
+                            begun = await self._begin_once_async(steps_of)
+                    else:
+                        begun = await self._begin_once_async(steps_of)
                 except Exception as error:
                     self._out_of_reach(error, give_up, tries)
                 else:
                     self._answers()
-                    return session
+                    return begun
             await asyncio.sleep(RETRY_PAUSE * (0.5 + random.random() / 2))
+
+    async def _begin_once_async(self, steps_of: Callable[[DialectName], Steps[R]]) -> BegunAsync[R]:
+        if not self._ready:
+            await self._make_ready_async()
+        steps = steps_of(self.database.dialect)
+        return BegunAsync(await self.database.begin_with_async(next(steps)), steps)
 
     def _may_begin(self, give_up: float) -> bool:
         """Whether a transaction may begin now. Raises what is to be raised."""
@@ -633,12 +657,12 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             if owned is None:
                 owned = await asyncio.to_thread(self.learn, message)
             entry = self.identities.entry(message, owned, self.value_id(message.value, message))
-            session = await self.begin_async(message, patience=0)
+            session, steps = await self.begin_async(
+                message, lambda dialect: bury(dialect, entry, self.timeouts), patience=0
+            )
             began, unable = time.monotonic(), False
             try:
-                verdict = await run_async(
-                    session, bury(self.database.dialect, entry, self.timeouts)
-                )
+                verdict = await run_rest_async(session, steps)
                 if verdict is Verdict.DEAD:
                     await session.commit()
                     self.committed(began)
