@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import CoroutineType
 from typing import Any, NamedTuple
 
@@ -60,7 +61,19 @@ class _Batch(NamedTuple):
     messages: list[Message[Any]]
 
 
-def wrapped_function(inbox: Inbox, job: Job) -> Callable[..., Any]:
+def in_transactions(inbox: Inbox, job: Job) -> Job:
+    """The same job, with each call of its handler in a transaction of an inbox's database."""
+    return replace(
+        job,
+        function=_wrapped_function(inbox, job),
+        encode_results=None,  # they are written in the transaction
+        wants_message=True,
+        transactions=False,
+        before_dead_letter=inbox.before_dead_letter,
+    )
+
+
+def _wrapped_function(inbox: Inbox, job: Job) -> Callable[..., Any]:
     """What the executor calls instead of a job's handler: it takes a value and a message, or lists
     of both."""
     patience = float("inf")

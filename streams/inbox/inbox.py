@@ -19,7 +19,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from typing_extensions import override
@@ -50,6 +49,7 @@ from streams.errors import (
 )
 from streams.health import InboxStats
 from streams.inbox.identity import Identities, Owned
+from streams.inbox.purging import Purger
 from streams.inbox.results import ResultOutbox, Results, choose_outbox
 from streams.inbox.tables import (
     Timeouts,
@@ -155,6 +155,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
     :param processor: it reads these topics in this group.
     :param database: where it records what was handled.
     :param outboxes: those of the app; what a processor with ``to=`` returns goes through one.
+    :param in_transactions: :func:`streams.inbox.handling.in_transactions`, which stands above.
     """
 
     def __init__(
@@ -163,8 +164,10 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         processor: Processor[..., Any],
         database: Database[Any],
         outboxes: Mapping[str, ResultOutbox],
+        in_transactions: Callable[[Inbox, Job], Job],
     ) -> None:
         self.database = database
+        self._in_transactions = in_transactions
         self.stats = InboxStats()
         self._connection = connection
         self._processor = processor
@@ -252,17 +255,8 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
 
     def wrap(self, job: Job) -> Job:
         """The same job, with its handler in a transaction."""
-        from streams.inbox.handling import wrapped_function
-
         self._decodings = {**self._decodings, **job.decodings}
-        return replace(
-            job,
-            function=wrapped_function(self, job),
-            encode_results=None,  # they are written in the transaction
-            wants_message=True,
-            transactions=False,
-            before_dead_letter=self._before_dead_letter,
-        )
+        return self._in_transactions(self, job)
 
     def results_of(self, job: Job) -> Results | None:
         """What is written of a job's results; None: they are dropped, as in a replay."""
@@ -606,9 +600,10 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
 
     # -- dead letters
 
-    def _before_dead_letter(
+    def before_dead_letter(
         self, delivery: Delivery, answer: Callable[[DeadLetterAnswer | BaseException], None]
     ) -> None:
+        """Give a message up in the database; see :attr:`Job.before_dead_letter`."""
         batch, index = delivery.fetched.batch, delivery.index
         message = make_message(self._value_of(delivery), batch, index, delivery.attempt)
         if self.database.asynchronous:
@@ -691,8 +686,6 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
     # -- purging
 
     def _start_housekeeping(self) -> None:
-        from streams.inbox.purging import Purger
-
         purger = Purger(self, self._connection)
         if self.database.asynchronous:
             task = asyncio.get_running_loop().create_task(purger.run_async())
