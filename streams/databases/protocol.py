@@ -105,6 +105,13 @@ class AsyncSession(ABC, Generic[C_co]):
     connection: C_co
     """What the handler gets as ``message.transaction``."""
 
+    first: Statement | None = None
+    """What it begins with, where it was begun by :meth:`Database.begin_with_async`."""
+
+    async def first_rows(self) -> Rows:
+        """The rows of :attr:`first`. Raises its error."""
+        return [] if self.first is None else await self.execute(self.first)
+
     @abstractmethod
     async def execute(self, statement: Statement) -> Rows:
         """Run one statement of ours; its rows."""
@@ -282,6 +289,14 @@ class Database(ABC, Generic[C_co]):
         """As :meth:`begin`."""
         raise NotImplementedError
 
+    async def begin_with_async(self, first: Statement) -> AsyncSession[C_co]:
+        """A new transaction that begins with this statement, in one round trip where the driver can
+        do that. Raises what keeps it from beginning; what becomes of the statement is told by
+        :meth:`AsyncSession.first_rows`."""
+        session = await self.begin_async()
+        session.first = first
+        return session
+
 
 class Executing(Protocol):
     """What runs statements: a session, or a connection on which a transaction is open."""
@@ -316,6 +331,18 @@ async def run_async(session: AsyncExecuting, steps: Steps[R]) -> R:
     """As :func:`run`."""
     try:
         statement = next(steps)
+        while True:
+            statement = steps.send(await session.execute(statement))
+    except StopIteration as end:
+        result: R = end.value
+        return result
+
+
+async def run_rest_async(session: AsyncSession[Any], steps: Steps[R]) -> R:
+    """Run the rest of these statements, with the first of which a session began; what they come
+    to."""
+    try:
+        statement = steps.send(await session.first_rows())
         while True:
             statement = steps.send(await session.execute(statement))
     except StopIteration as end:
@@ -457,7 +484,7 @@ def has_aborted(driver_connection: Any) -> bool | None:
     """Whether the open transaction of a libpq connection can only be rolled back; None where that
     cannot be known without asking the server."""
     status = getattr(getattr(driver_connection, "info", None), "transaction_status", None)
-    return None if status is None else int(status) == _IN_ERROR
+    return None if status is None else int(status) == IN_ERROR
 
 
 def has_lost_transaction(driver_connection: Any) -> bool:
@@ -467,8 +494,8 @@ def has_lost_transaction(driver_connection: Any) -> bool:
     return getattr(driver_connection, "in_transaction", None) is False
 
 
-_IN_ERROR = 3
-"""libpq's PQTRANS_INERROR, for psycopg and psycopg2 alike."""
+IDLE, IN_ERROR = 0, 3
+"""libpq's PQTRANS_IDLE and PQTRANS_INERROR, for psycopg and psycopg2 alike."""
 
 
 _PACKAGES = {

@@ -1,14 +1,21 @@
 """PostgreSQL by psycopg 3: :class:`Psycopg` for plain handlers,
 :class:`AsyncPsycopg` for async ones.
 
-The transaction is psycopg's own block (``connection.transaction()``): inside it ``commit()`` and
-``rollback()`` are refused by psycopg itself, and a block of the handler's own is a savepoint.
+On a connection of the user's pool the transaction is psycopg's own block
+(``connection.transaction()``): inside it ``commit()`` and ``rollback()`` are refused by psycopg
+itself, and a block of the handler's own is a savepoint.
+
+Async connections of a pool of ours have no such block, which would begin with a round trip of its
+own. They refuse ``commit()`` and ``rollback()`` themselves, and are in autocommit mode, so that
+BEGIN is ours to send: in one message with the first statement, which cannot be a prepared one then.
+It is the client that has more to do than the server, so it pays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from typing_extensions import override
@@ -16,6 +23,8 @@ from typing_extensions import override
 from streams.databases.execution import async_psycopg_rows, psycopg_failure, psycopg_rows
 from streams.databases.protocol import (
     DAY,
+    IDLE,
+    IN_ERROR,
     AsyncSession,
     Database,
     DialectName,
@@ -28,6 +37,7 @@ from streams.databases.protocol import (
     check_source,
     has_aborted,
     import_error,
+    marked,
 )
 
 if TYPE_CHECKING:
@@ -229,6 +239,116 @@ class _AsyncPsycopgSession(AsyncSession["AsyncConnection"]):
         return has_aborted(self.connection) is True
 
 
+@cache
+def _handler_connection() -> type[AsyncConnection]:
+    """The class of the connections of a pool of ours."""
+    import psycopg
+
+    class HandlerConnection(psycopg.AsyncConnection):
+        """One whose transaction the handler does not end."""
+
+        is_in_session = False
+
+        @override
+        async def commit(self) -> None:
+            self._refuse("commit")
+            await super().commit()
+
+        @override
+        async def rollback(self) -> None:
+            self._refuse("rollback")
+            await super().rollback()
+
+        def _refuse(self, name: str) -> None:
+            if self.is_in_session:
+                raise psycopg.ProgrammingError(
+                    f"{name}() of message.transaction is the toolkit's, which commits when the "
+                    "handler returns and rolls back when it raises (a savepoint of your own is "
+                    "fine)"
+                )
+
+    return HandlerConnection
+
+
+class _PooledAsyncSession(AsyncSession["AsyncConnection"]):
+    """A transaction on a connection of a pool of ours."""
+
+    def __init__(self, pool: AsyncConnectionPool[Any], connection: Any) -> None:
+        self.connection: Any = connection
+        self._pool = pool
+        self._rows: Rows = []
+        self._error: Exception | None = None
+
+    async def begin(self, first: Statement | None) -> None:
+        """Begin, with a statement; the connection is given back if that fails."""
+        from psycopg import AsyncClientCursor
+        from psycopg.rows import tuple_row
+
+        cursor = AsyncClientCursor(self.connection, row_factory=tuple_row)
+        self.connection.is_in_session = True
+        try:
+            if first is None:
+                await cursor.execute("BEGIN", prepare=False)
+                return
+            sql: Any = f"BEGIN; {marked(first.sql, '%s')}"
+            await cursor.execute(sql, first.parameters or None, prepare=False)
+            cursor.nextset()
+            if cursor.description is not None:
+                self._rows = await cursor.fetchall()
+        except BaseException as error:
+            if isinstance(error, Exception) and has_aborted(self.connection):
+                self._error = error  # the statement's own: the transaction has begun
+                return
+            await self.rollback()
+            raise
+
+    @override
+    async def first_rows(self) -> Rows:
+        if self._error is not None:
+            raise self._error
+        return self._rows
+
+    @override
+    async def execute(self, statement: Statement) -> Rows:
+        return await async_psycopg_rows(self.connection, statement)
+
+    @override
+    async def commit(self) -> None:
+        status = self.connection.pgconn.transaction_status
+        if status == IN_ERROR:
+            raise SwallowedError
+        self.connection.is_in_session = False
+        try:
+            await self.connection.commit()
+        finally:
+            await self._pool.putconn(self.connection)
+        if status == IDLE:
+            raise EndedByHandler("AsyncPsycopg(...)")
+
+    @override
+    async def rollback(self, *, close: bool = False) -> None:
+        if not self.connection.is_in_session:
+            return
+        self.connection.is_in_session = False
+        try:
+            with suppress(Exception):
+                if close:
+                    await self.connection.close()
+                else:
+                    await self.connection.rollback()
+        finally:
+            with suppress(Exception):
+                await self._pool.putconn(self.connection)
+
+    @override
+    def is_broken(self) -> bool:
+        return bool(self.connection.closed)
+
+    @override
+    async def has_failed(self) -> bool:
+        return has_aborted(self.connection) is True
+
+
 class AsyncPsycopg(_PsycopgDatabase["AsyncConnection"]):
     """PostgreSQL by psycopg 3, for async handlers: ``message.transaction`` is a
     :class:`psycopg.AsyncConnection`.
@@ -263,8 +383,9 @@ class AsyncPsycopg(_PsycopgDatabase["AsyncConnection"]):
             raise import_error(self.name, "psycopg", error) from None
         if isinstance(self._source, str):
             self._pool = AsyncConnectionPool(
-                self._source, min_size=0, max_size=connections, open=False, **_WAITS
-            )
+                self._source, min_size=0, max_size=connections, open=False,
+                connection_class=_handler_connection(), kwargs={"autocommit": True}, **_WAITS,
+            )  # fmt: skip
             await self._pool.open()
 
     @override
@@ -275,10 +396,29 @@ class AsyncPsycopg(_PsycopgDatabase["AsyncConnection"]):
 
     @override
     async def begin_async(self) -> AsyncSession[AsyncConnection]:
-        pool = self._pool if self._pool is not None else self._source()
+        if self._pool is not None:
+            return await self._begin_in_pool(self._pool, None)
+        pool = self._source()
         try:
             session = _AsyncPsycopgSession(pool, await pool.getconn())
             await session.enter()
+        except Exception as error:
+            self.hide_secrets(error)
+            raise
+        return session
+
+    @override
+    async def begin_with_async(self, first: Statement) -> AsyncSession[AsyncConnection]:
+        if self._pool is None:
+            return await super().begin_with_async(first)
+        return await self._begin_in_pool(self._pool, first)
+
+    async def _begin_in_pool(
+        self, pool: AsyncConnectionPool[Any], first: Statement | None
+    ) -> AsyncSession[AsyncConnection]:
+        try:
+            session = _PooledAsyncSession(pool, await pool.getconn())
+            await session.begin(first)
         except Exception as error:
             self.hide_secrets(error)
             raise

@@ -7,8 +7,8 @@ to whomever, finds the row and is settled without running.
 ===============  ================================================================
 ``identity``     what a message is called in the database, and in which partition
 ``tables``       the tables, and every statement
-``inbox``        :class:`Inbox`: of one processor; opens the database, wraps the job
 ``handling``     handlers inside transactions: plain and async, single and batches
+``inbox``        :class:`Inbox`: of one processor; opens the database, begins transactions
 ``results``      what handlers with ``to=`` return: rows of an outbox in their transaction
 ``purging``      deleting rows in bounds
 ===============  ================================================================

@@ -18,14 +18,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import CoroutineType
 from typing import Any, NamedTuple
 
-from streams.databases.protocol import AsyncSession, Failure, Session, run, run_async
+from streams.databases.protocol import (
+    AsyncSession,
+    DialectName,
+    Failure,
+    Session,
+    Steps,
+    run,
+    run_async,
+    run_rest_async,
+)
 from streams.derived_records import DerivedResult
 from streams.errors import BatchError, ConfigError, Reject, StreamsError
 from streams.inbox.identity import Entry
-from streams.inbox.inbox import Inbox, RunAgain
+from streams.inbox.inbox import Companion, Inbox, RunAgain
 from streams.inbox.tables import Verdict, take
 from streams.message import Message, with_transaction
 from streams.processing.job import Job
@@ -51,7 +61,19 @@ class _Batch(NamedTuple):
     messages: list[Message[Any]]
 
 
-def wrapped_function(inbox: Inbox, job: Job) -> Callable[..., Any]:
+def in_transactions(inbox: Inbox, job: Job) -> Job:
+    """The same job, with each call of its handler in a transaction of an inbox's database."""
+    return replace(
+        job,
+        function=_wrapped_function(inbox, job),
+        encode_results=None,  # they are written in the transaction
+        wants_message=True,
+        transactions=False,
+        before_dead_letter=inbox.before_dead_letter,
+    )
+
+
+def _wrapped_function(inbox: Inbox, job: Job) -> Callable[..., Any]:
     """What the executor calls instead of a job's handler: it takes a value and a message, or lists
     of both."""
     patience = float("inf")
@@ -83,7 +105,9 @@ class _Handling:
 
     async def call_async(self, value: Any, message: Message[Any]) -> Any:
         self._check([message])
-        entry = await self._entry_async(value, message)
+        entry = self._usual_entry(value, message)
+        if entry is None:
+            entry = await self._entry_async(value, message)
 
         async def once(_: Sequence[Verdict], connection: Any, handed: int) -> _Returned:
             given, source = self._given(value, message, handed)
@@ -119,7 +143,10 @@ class _Handling:
 
     async def call_batch_async(self, values: list[Any], messages: list[Message[Any]]) -> Any:
         self._check(messages)
-        entries = [await self._entry_async(*each) for each in zip(values, messages, strict=True)]
+        entries = [
+            self._usual_entry(value, message) or await self._entry_async(value, message)
+            for value, message in zip(values, messages, strict=True)
+        ]
         firsts = _firsts(entries)
 
         async def once(verdicts: Sequence[Verdict], connection: Any, handed: int) -> _Returned:
@@ -176,6 +203,10 @@ class _Handling:
 
     # -- what they are called
 
+    def _usual_entry(self, value: Any, message: Message[Any]) -> Entry | None:
+        inbox = self._inbox
+        return inbox.identities.usual_entry(message, inbox.value_id(value, message))
+
     async def _entry_async(self, value: Any, message: Message[Any]) -> Entry:
         identities = self._inbox.identities
         owned = identities.known(message)
@@ -193,20 +224,25 @@ class _Handling:
     async def _run_async(
         self, message: Message[Any], entries: list[Entry], handle: Callable[..., Any]
     ) -> Any:
-        inbox, database = self._inbox, self._database
+        inbox = self._inbox
         give_up = time.monotonic() + self._patience
         runs = handed = 0
+
+        def take_all(dialect: DialectName) -> Steps[list[Verdict]]:
+            return take(dialect, entries, inbox.timeouts)
+
         while True:
             runs += 1
             left = max(SHORTEST_PATIENCE, give_up - time.monotonic())
-            session = await inbox.begin_async(message, patience=left)
+            session, steps = await inbox.begin_async(message, take_all, patience=left)
             began, ours = time.monotonic(), True
             try:
-                verdicts = await run_async(session, take(database.dialect, entries, inbox.timeouts))
+                verdicts = await run_rest_async(session, steps)
                 if not self._is_wanted(verdicts, message):
                     await session.rollback()
                     return None
-                await self._accompany_async(session)
+                if inbox.companion is not None:
+                    await self._accompany_async(session, inbox.companion)
                 ours = False
                 handed += 1
                 returned = await handle(verdicts, session.connection, handed)
@@ -292,14 +328,12 @@ class _Handling:
                     runs -= 1  # it met nobody
             time.sleep(pause)
 
-    async def _accompany_async(self, session: AsyncSession[Any]) -> None:
-        companion, database = self._inbox.companion, self._database
-        if companion is not None:
-            try:
-                await run_async(session, companion.handle(database.dialect, self._patience))
-            except Exception as error:
-                self._run_again_after(error)
-                raise
+    async def _accompany_async(self, session: AsyncSession[Any], companion: Companion) -> None:
+        try:
+            await run_async(session, companion.handle(self._database.dialect, self._patience))
+        except Exception as error:
+            self._run_again_after(error)
+            raise
 
     def _accompany(self, session: Session[Any]) -> None:
         companion, database = self._inbox.companion, self._database

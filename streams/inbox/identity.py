@@ -30,7 +30,7 @@ from streams.derived_records import (
     redrives_of,
 )
 from streams.log.protocol import Assignment
-from streams.message import SOURCE, Message, Position, identity_and_offset
+from streams.message import SOURCE, Message, Position, identity_and_offset, row_of
 from streams.processing.job import reset_generation
 
 POSITION_DIGITS = 39
@@ -75,6 +75,8 @@ class Owned(NamedTuple):
     source_incarnation: str
     source: bytes
     """What the identity of a message begins with that names no source and has not come back."""
+    is_retry_topic: bool
+    """Its messages have come back, and stood in the source topic first."""
 
 
 def digest(*parts: object) -> bytes:
@@ -146,9 +148,23 @@ class Identities:
             digest(
                 source_incarnation, self._group, scope.generation, f"{source}/{message.partition}"
             )[:8],
+            source != topic,
         )
         self._owned[topic, message.partition] = found
         return found
+
+    def usual_entry(self, message: Message[Any], value_id: str | None) -> Entry | None:
+        """As :meth:`entry`, of a message as nearly all are: its partition is known, its headers
+        have an ID without a source, and it has not come back. None: it is not one of these."""
+        batch, index = row_of(message)
+        owned = self._owned.get((batch.topic, batch.partition))
+        if owned is None or owned.assignment is not batch.assignment or owned.is_retry_topic:
+            return None
+        identity = batch.ids[index]
+        if identity is None or "\0" in identity:
+            return None
+        id = entry_id(owned.source, identity if value_id is None else value_id)
+        return Entry(id, owned.number, position_text(batch.offsets[index]), 0)
 
     def owned(self) -> list[Owned]:
         """The partitions of which something was handled, as last known."""
@@ -160,12 +176,11 @@ class Identities:
         :param value_id: the ID in its value, where its topic has one there; as in deduplication, it
             goes before its headers' (a copy of a message without one has its place there).
         """
+        usual = self.usual_entry(message, value_id)
+        if usual is not None:
+            return usual
         identity, offset = identity_and_offset(message)
-        came_back = owned.source_topic != owned.scope.topic
-        if identity is not None and not came_back and "\0" not in identity:
-            # The usual one, which costs least.
-            id = entry_id(owned.source, identity if value_id is None else value_id)
-            return Entry(id, owned.number, position_text(offset), 0)
+        came_back = owned.is_retry_topic
         name = message.id if value_id is None else value_id
         headers = message.raw.headers
         generation = message_generation(

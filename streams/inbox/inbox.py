@@ -19,8 +19,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from typing_extensions import override
 
@@ -37,6 +36,7 @@ from streams.databases.protocol import (
     is_file_of,
     run,
     run_async,
+    run_rest_async,
 )
 from streams.engine.dispatcher import Delivery
 from streams.errors import (
@@ -49,6 +49,7 @@ from streams.errors import (
 )
 from streams.health import InboxStats
 from streams.inbox.identity import Identities, Owned
+from streams.inbox.purging import Purger
 from streams.inbox.results import ResultOutbox, Results, choose_outbox
 from streams.inbox.tables import (
     Timeouts,
@@ -84,6 +85,16 @@ LONGEST_TRIAL_PAUSE = 2.0
 
 DEFAULT_LEASE = 10.0
 """Seconds, where no partition goes to others, as in a replay."""
+
+
+R = TypeVar("R")
+
+
+class BegunAsync(NamedTuple, Generic[R]):
+    """A transaction that has begun, with the first of these statements."""
+
+    session: AsyncSession[Any]
+    steps: Steps[R]
 
 
 class RunAgain(StreamsError):
@@ -144,6 +155,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
     :param processor: it reads these topics in this group.
     :param database: where it records what was handled.
     :param outboxes: those of the app; what a processor with ``to=`` returns goes through one.
+    :param in_transactions: :func:`streams.inbox.handling.in_transactions`, which stands above.
     """
 
     def __init__(
@@ -152,8 +164,10 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         processor: Processor[..., Any],
         database: Database[Any],
         outboxes: Mapping[str, ResultOutbox],
+        in_transactions: Callable[[Inbox, Job], Job],
     ) -> None:
         self.database = database
+        self._in_transactions = in_transactions
         self.stats = InboxStats()
         self._connection = connection
         self._processor = processor
@@ -241,17 +255,8 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
 
     def wrap(self, job: Job) -> Job:
         """The same job, with its handler in a transaction."""
-        from streams.inbox.handling import wrapped_function
-
         self._decodings = {**self._decodings, **job.decodings}
-        return replace(
-            job,
-            function=wrapped_function(self, job),
-            encode_results=None,  # they are written in the transaction
-            wants_message=True,
-            transactions=False,
-            before_dead_letter=self._before_dead_letter,
-        )
+        return self._in_transactions(self, job)
 
     def results_of(self, job: Job) -> Results | None:
         """What is written of a job's results; None: they are dropped, as in a replay."""
@@ -344,27 +349,40 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
                     return session
             time.sleep(RETRY_PAUSE * (0.5 + random.random() / 2))
 
-    async def begin_async(self, message: Message[Any], *, patience: float) -> AsyncSession[Any]:
-        """As :meth:`begin`."""
+    async def begin_async(
+        self,
+        message: Message[Any],
+        steps_of: Callable[[DialectName], Steps[R]],
+        *,
+        patience: float,
+    ) -> BegunAsync[R]:
+        """As :meth:`begin`; the transaction begins with the first of these statements."""
         give_up = time.monotonic() + patience
         tries = 0
         while True:
             tries += 1
             self.check_owned(message)
             if self._may_begin(give_up):
-                left = give_up - time.monotonic() if 0 < patience < math.inf else None
                 try:
-                    # Whoever ends a handler that takes too long would take a wait for the database
-                    # for a failure of the message.
-                    async with asyncio.timeout(left):
-                        await self._make_ready_async()
-                        session = await self.database.begin_async()
+                    if 0 < patience < math.inf:
+                        # Whoever ends a handler that takes too long would take a wait for the
+                        # database for a failure of the message.
+                        async with asyncio.timeout(give_up - time.monotonic()):
+                            begun = await self._begin_once_async(steps_of)
+                    else:
+                        begun = await self._begin_once_async(steps_of)
                 except Exception as error:
                     self._out_of_reach(error, give_up, tries)
                 else:
                     self._answers()
-                    return session
+                    return begun
             await asyncio.sleep(RETRY_PAUSE * (0.5 + random.random() / 2))
+
+    async def _begin_once_async(self, steps_of: Callable[[DialectName], Steps[R]]) -> BegunAsync[R]:
+        if not self._ready:
+            await self._make_ready_async()
+        steps = steps_of(self.database.dialect)
+        return BegunAsync(await self.database.begin_with_async(next(steps)), steps)
 
     def _may_begin(self, give_up: float) -> bool:
         """Whether a transaction may begin now. Raises what is to be raised."""
@@ -580,9 +598,10 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
 
     # -- dead letters
 
-    def _before_dead_letter(
+    def before_dead_letter(
         self, delivery: Delivery, answer: Callable[[DeadLetterAnswer | BaseException], None]
     ) -> None:
+        """Give a message up in the database; see :attr:`Job.before_dead_letter`."""
         batch, index = delivery.fetched.batch, delivery.index
         message = make_message(self._value_of(delivery), batch, index, delivery.attempt)
         if self.database.asynchronous:
@@ -631,12 +650,12 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             if owned is None:
                 owned = await asyncio.to_thread(self.learn, message)
             entry = self.identities.entry(message, owned, self.value_id(message.value, message))
-            session = await self.begin_async(message, patience=0)
+            session, steps = await self.begin_async(
+                message, lambda dialect: bury(dialect, entry, self.timeouts), patience=0
+            )
             began, unable = time.monotonic(), False
             try:
-                verdict = await run_async(
-                    session, bury(self.database.dialect, entry, self.timeouts)
-                )
+                verdict = await run_rest_async(session, steps)
                 if verdict is Verdict.DEAD:
                     await session.commit()
                     self.committed(began)
@@ -665,8 +684,6 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
     # -- purging
 
     def _start_housekeeping(self) -> None:
-        from streams.inbox.purging import Purger
-
         purger = Purger(self, self._connection)
         if self.database.asynchronous:
             task = asyncio.get_running_loop().create_task(purger.run_async())

@@ -21,13 +21,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from streams.connection import Connection
-from streams.databases.protocol import Failure, Steps, run, run_async
+from streams.databases.protocol import Database, Failure, Steps, run, run_async
 from streams.engine.progress import decode_generation
 from streams.errors import StreamsError
-from streams.inbox.identity import Owned, position_text
+from streams.health import InboxStats
+from streams.inbox.identity import Identities, Owned, position_text
 from streams.inbox.tables import (
     Timeouts,
     begin_purge,
@@ -38,9 +39,6 @@ from streams.inbox.tables import (
     schedule_deletion,
 )
 from streams.text import get_logger
-
-if TYPE_CHECKING:
-    from streams.inbox.inbox import Inbox
 
 logger = get_logger("streams.inbox")
 
@@ -56,6 +54,24 @@ ROUNDS_AT_ONCE = 20
 _WAITS = Timeouts(lock=0.2, idle=10.0)
 
 
+class Purgeable(Protocol):
+    """An inbox, as far as its rows are purged."""
+
+    @property
+    def name(self) -> str:
+        """Its processor's name."""
+        ...
+
+    @property
+    def group(self) -> str:
+        """Its processor's group."""
+        ...
+
+    database: Database[Any]
+    identities: Identities
+    stats: InboxStats
+
+
 class Work(NamedTuple):
     """A transaction to be run."""
 
@@ -65,7 +81,7 @@ class Work(NamedTuple):
 class Purger:
     """Purges for one inbox, in its own thread or task."""
 
-    def __init__(self, inbox: Inbox, connection: Connection) -> None:
+    def __init__(self, inbox: Purgeable, connection: Connection) -> None:
         self._inbox = inbox
         self._connection = connection
         self.stop = threading.Event()

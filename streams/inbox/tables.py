@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 from streams.databases.protocol import DialectName, Statement, Steps
@@ -294,8 +295,11 @@ def check_version(found: int | None, database: str, dialect: DialectName) -> Non
         )
 
 
-def _milliseconds(seconds: float) -> str:
-    return str(max(1, min(round(seconds * 1000), 2**31 - 1)))  # PostgreSQL has no longer ones
+@lru_cache(64)
+def _milliseconds(timeouts: Timeouts) -> tuple[str, str]:
+    """As PostgreSQL's settings have them, which have no longer ones."""
+    lock, idle = (str(max(1, min(round(each * 1000), 2**31 - 1))) for each in timeouts)
+    return lock, idle
 
 
 _TAKE = Statement(
@@ -322,9 +326,9 @@ def take(
                 ",".join([str(entry.scope) for entry in entries]),
                 ",".join([entry.position for entry in entries]),
                 ",".join([str(entry.redrive) for entry in entries]),
-                _milliseconds(timeouts.lock), _milliseconds(timeouts.idle),
+                *_milliseconds(timeouts),
             )
-        )  # fmt: skip
+        )
         return [_VERDICTS[each] for each in rows[0][0]]
     verdicts = []
     yield _BEGIN_TO_WRITE
@@ -364,11 +368,7 @@ def bury(dialect: DialectName, entry: Entry, timeouts: Timeouts) -> Steps[Verdic
     :returns: DEAD, or why it is not: HANDLED or PURGED.
     """
     if dialect == "postgresql":
-        rows = yield _BURY._replace(
-            parameters=(
-                *entry, _milliseconds(timeouts.lock), _milliseconds(timeouts.idle)
-            )
-        )  # fmt: skip
+        rows = yield _BURY._replace(parameters=(*entry, *_milliseconds(timeouts)))
         return Verdict(rows[0][0])
     yield _BEGIN_TO_WRITE
     verdict = yield from _take_in_sqlite(entry)
@@ -387,7 +387,7 @@ def begin_purge(dialect: DialectName, timeouts: Timeouts) -> Steps[None]:
         yield Statement(
             "SELECT set_config('lock_timeout', CAST($1 AS text), true), "
             "set_config('idle_in_transaction_session_timeout', CAST($2 AS text), true)",
-            (_milliseconds(timeouts.lock), _milliseconds(timeouts.idle)),
+            _milliseconds(timeouts),
         )
 
 

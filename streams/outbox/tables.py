@@ -301,11 +301,14 @@ class Dialect:
         return f"{value} IN ({query})"
 
     def _before(self, row: str, state: int) -> str:
-        """Whether a row before this one, of the same key, is in a state."""
+        """Whether a row before this one, of the same key, is in a state. Nearly always none of any
+        key is: that is looked up once for a statement, and nothing for each row then."""
+        outbox = self.tables.outbox
         return (
-            f"EXISTS (SELECT 1 FROM {self.tables.outbox} AS f WHERE f.state = {state} "
+            f"(EXISTS (SELECT 1 FROM {outbox} WHERE state = {state}) "
+            f"AND EXISTS (SELECT 1 FROM {outbox} AS f WHERE f.state = {state} "
             f"AND f.aggregatetype = {row}.aggregatetype AND f.aggregateid = {row}.aggregateid "
-            f"AND f.sequence < {row}.sequence)"
+            f"AND f.sequence < {row}.sequence))"
         )
 
     def delete(self) -> str:

@@ -33,7 +33,7 @@ from streams import (
     Sqlite,
     Streams,
 )
-from streams.databases.protocol import Statement
+from streams.databases.protocol import Failure, Statement
 from streams.testing import harness
 from tests.inbox.kinds import KINDS, Place
 from tests.servers.lifetime import until
@@ -182,6 +182,77 @@ async def test_cursors_of_the_users_own_kind(postgres: str) -> None:
         async_session = await AsyncPsycopg(lambda: async_pool).begin_async()
         assert await async_session.execute(ONE) == [(1,)]
         await async_session.commit()
+
+
+@asynccontextmanager
+async def opened(dsn: str) -> AsyncIterator[AsyncPsycopg]:
+    """With a pool of one connection."""
+    database = AsyncPsycopg(dsn)
+    database.reserve(1)
+    await database.enter_async()
+    try:
+        yield database
+    finally:
+        await database.leave_async()
+
+
+async def test_begin_and_the_first_statement_are_one_round_trip(postgres: str) -> None:
+    async with opened(postgres) as database:
+        session = await database.begin_with_async(ONE)
+        assert await session.first_rows() == [(1,)]
+        pid = session.connection.info.backend_pid
+        sent = f"SELECT query FROM pg_stat_activity WHERE pid = {pid}"
+        assert Place(postgres).execute(sent) == [("BEGIN; SELECT CAST(1 AS integer)",)]
+        await session.commit()
+
+
+async def test_a_transaction_of_our_own_pool_is_not_the_handlers_to_end(postgres: str) -> None:
+    place = Place(postgres)
+    async with opened(postgres) as database:
+        session = await database.begin_with_async(ONE)
+        for end in (session.connection.commit, session.connection.rollback):
+            with pytest.raises(psycopg.ProgrammingError, match="is the toolkit's"):
+                await end()
+        with pytest.raises(ZeroDivisionError):
+            async with session.connection.transaction():
+                await session.connection.execute("INSERT INTO effects VALUES ('lost', 1)")
+                raise ZeroDivisionError
+        await session.connection.execute("INSERT INTO effects VALUES ('kept', 1)")
+        assert place.effects() == {}
+        await session.commit()
+        assert place.effects() == {"kept": 1}
+
+        session = await database.begin_with_async(ONE)
+        await session.connection.execute("COMMIT")
+        await session.connection.execute("SELECT 1")
+        with pytest.raises(ConfigError, match="committed or rolled back"):
+            await session.commit()
+        session = await database.begin_async()
+        await session.connection.execute("INSERT INTO effects VALUES ('undone', 1)")
+        await session.rollback()
+        assert place.effects() == {"kept": 1}
+
+
+async def test_a_first_statement_that_fails_is_told_apart_from_a_lost_connection(
+    postgres: str,
+) -> None:
+    async with opened(postgres) as database:
+        session = await database.begin_with_async(Statement("SELECT 1 / 0"))
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await session.first_rows()
+        assert await session.has_failed()
+        await session.rollback()
+        session = await database.begin_with_async(ONE)
+        await session.commit()
+        Place(postgres).execute(
+            f"SELECT pg_terminate_backend({session.connection.info.backend_pid}, 30000)"
+        )
+        with pytest.raises(psycopg.OperationalError) as lost:
+            await database.begin_with_async(ONE)
+        assert database.classify(lost.value) is Failure.UNREACHABLE
+        session = await database.begin_with_async(ONE)
+        assert await session.first_rows() == [(1,)]
+        await session.commit()
 
 
 # -- an address that is none

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from streams import Asyncpg, AsyncPsycopg, Message, Retry, Sqlite, Streams
@@ -209,7 +210,6 @@ async def test_a_handlers_timeout_is_none_of_the_database(own: Postgres) -> None
     app = Streams(f"memory://{uuid4().hex}")
     topic = app.topic("numbers", int, partitions=1)
     nowhere = own.url.replace(str(own.port), "1")
-    postponed = 0
 
     @app.processor(
         topic, group="g", transaction=AsyncPsycopg(nowhere), timeout=0.4,
@@ -220,25 +220,54 @@ async def test_a_handlers_timeout_is_none_of_the_database(own: Postgres) -> None
     async with app:
         await topic.publish(1)
         inbox: Any = handle.inbox
-        begin = inbox.begin_async
-
-        async def counted(*args: Any, **options: Any) -> Any:
-            nonlocal postponed
-            try:
-                return await begin(*args, **options)
-            except TransactionPostponed:
-                postponed += 1
-                raise
-
-        inbox.begin_async = counted
-
-        def retries() -> int:
-            stats = handle.stats()
-            return 0 if stats is None else stats.retries
-
-        await eventually(lambda: postponed >= 2 or retries() > 0, "it is tried again")
-        assert retries() == 0
+        postponed = _count_postponed(inbox)
+        await eventually(lambda: len(postponed) >= 2 or _retries(handle) > 0, "it is tried again")
+        assert _retries(handle) == 0
         assert not inbox.stats.reachable
+
+
+async def test_a_handlers_timeout_is_not_used_up_by_waiting_for_a_row(postgres: str) -> None:
+    """Of a frozen owner's transaction, say: the message comes again, and that is no failed
+    attempt."""
+    app = Streams(f"memory://{uuid4().hex}")
+    topic = app.topic("numbers", int, partitions=1)
+    handled: list[int] = []
+
+    @app.processor(topic, group="g", transaction=AsyncPsycopg(postgres), timeout=20.0)
+    async def handle(value: int, message: Message[int, Any]) -> None:
+        handled.append(value)
+
+    async with app:
+        await topic.publish(1)
+        await eventually(lambda: handled == [1], "the tables are there")
+        postponed = _count_postponed(handle.inbox)
+        async with await psycopg.AsyncConnection.connect(postgres) as other:
+            await other.execute("LOCK TABLE streams_inbox")
+            await topic.publish(2)
+            await eventually(lambda: bool(postponed) or _retries(handle) > 0, "it comes again")
+        await eventually(lambda: handled == [1, 2], "it is handled")
+        assert _retries(handle) == 0
+
+
+def _count_postponed(inbox: Any) -> list[TransactionPostponed]:
+    """What an inbox raises from now on instead of beginning a transaction."""
+    found: list[TransactionPostponed] = []
+    begin = inbox.begin_async
+
+    async def counted(*args: Any, **options: Any) -> Any:
+        try:
+            return await begin(*args, **options)
+        except TransactionPostponed as error:
+            found.append(error)
+            raise
+
+    inbox.begin_async = counted
+    return found
+
+
+def _retries(handle: Any) -> int:
+    stats = handle.stats()
+    return 0 if stats is None else int(stats.retries)
 
 
 async def test_a_file_that_another_process_holds_is_told(

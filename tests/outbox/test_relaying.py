@@ -7,6 +7,7 @@ import json
 import logging
 import sqlite3
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, closing
 from typing import Any
@@ -325,6 +326,47 @@ async def test_memory_is_bounded_by_headers_too(place: Place) -> None:
         assert len(found) == 2
     finally:
         await database.close()
+
+
+@pytest.mark.parametrize("database", ["postgres"])
+async def test_no_row_is_compared_with_failed_ones_where_there_are_none(place: Place) -> None:
+    """That would cost a third of reading it."""
+    world = World(place.dsn, relayed_by="command")
+    commit(world, place, "k", 1, 2, 3)
+    database = world.outbox.open()
+    await database.connect(30.0)
+    try:
+        await database.execute("UPDATE outbox_buckets SET owner = 'r'")
+        dialect = database.dialect
+        parameters = {
+            "relay": "r",
+            "buckets": dialect.list_parameter(range(dialect.bucket_count)),
+            "busy": dialect.list_parameter([]),
+            "skipped": dialect.list_parameter([]),
+            "limit": 10,
+            "bytes": 10_000,
+        }
+
+        async def comparisons() -> list[int]:
+            sql = f"EXPLAIN (ANALYZE, FORMAT JSON) {dialect.fetch()}"
+            ((plans,),) = await database.execute(sql, parameters)
+            return [
+                node["Actual Loops"]
+                for node in _nodes(plans[0]["Plan"])
+                if node.get("Index Name") == "outbox_failed" and "Index Cond" in node
+            ]
+
+        assert await comparisons() == [0]
+        place.run("UPDATE outbox SET state = 1 WHERE sequence = (SELECT min(sequence) FROM outbox)")
+        assert await comparisons() == [2]
+    finally:
+        await database.close()
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for each in plan.get("Plans", ()):
+        yield from _nodes(each)
 
 
 async def test_lists_are_parameters_whatever_is_in_them(place: Place) -> None:
