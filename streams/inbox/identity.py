@@ -179,7 +179,7 @@ class Identities:
         usual = self.usual_entry(message, value_id)
         if usual is not None:
             return usual
-        identity, offset = identity_and_offset(message)
+        _, offset = identity_and_offset(message)
         came_back = owned.is_retry_topic
         name = message.id if value_id is None else value_id
         headers = message.raw.headers
