@@ -251,7 +251,7 @@ TOPICS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"partitions": 0}, ("'orders'", "partitions=0", "from 1")),
     ({"partitions": 2.0}, ("partitions=2.0",)),
     ({"partitions": True}, ("partitions=True",)),
-    ({"unknown": "drop"}, ("unknown='drop'", "'dead' or 'skip'")),
+    ({"unknown": "drop"}, ("unknown='drop'", "'dead', 'skip' or 'wait'")),
     ({"unknown": "skip", "type": int}, ("for tagged types", "int has no tags")),
     ({"key": "customer"}, ("key='customer'", "Placed has no such field", "amount, id")),
     ({"key": "amount", "type": Placed | Paid}, ("key='amount'", "Paid has no such field")),
