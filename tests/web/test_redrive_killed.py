@@ -26,7 +26,7 @@ from streams.log.url import open_log
 from streams.message import Record
 from tests.conformance.stage import QUICK
 from tests.servers.lifetime import until
-from tests.web.visiting import Visitor, eventually
+from tests.web.visiting import Seen, Visitor, eventually
 
 ROOT = Path(__file__).parents[2]
 TOPIC, GROUP = "orders", "billing"
@@ -97,7 +97,8 @@ async def begin_redrive(address: str, left: int) -> str:
 
 
 def text_of(address: str, path: str) -> str:
-    return httpx.get(address + urlsplit(path).path, params=urlsplit(path).query, timeout=60).text
+    place = urlsplit(path)
+    return Seen(httpx.get(address + place.path, params=place.query, timeout=60)).text
 
 
 @pytest.mark.parametrize(
