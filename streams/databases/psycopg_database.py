@@ -278,6 +278,8 @@ class _PooledAsyncSession(AsyncSession["AsyncConnection"]):
         self._pool = pool
         self._rows: Rows = []
         self._error: Exception | None = None
+        self._has_ended = False
+        """The connection may be another session's by now."""
 
     async def begin(self, first: Statement | None) -> None:
         """Begin, with a statement; the connection is given back if that fails."""
@@ -317,7 +319,7 @@ class _PooledAsyncSession(AsyncSession["AsyncConnection"]):
         status = self.connection.pgconn.transaction_status
         if status == IN_ERROR:
             raise SwallowedError
-        self.connection.is_in_session = False
+        self._end()
         try:
             await self.connection.commit()
         finally:
@@ -327,9 +329,9 @@ class _PooledAsyncSession(AsyncSession["AsyncConnection"]):
 
     @override
     async def rollback(self, *, close: bool = False) -> None:
-        if not self.connection.is_in_session:
+        if self._has_ended:
             return
-        self.connection.is_in_session = False
+        self._end()
         try:
             with suppress(Exception):
                 if close:
@@ -339,6 +341,10 @@ class _PooledAsyncSession(AsyncSession["AsyncConnection"]):
         finally:
             with suppress(Exception):
                 await self._pool.putconn(self.connection)
+
+    def _end(self) -> None:
+        self._has_ended = True
+        self.connection.is_in_session = False
 
     @override
     def is_broken(self) -> bool:

@@ -233,6 +233,39 @@ async def test_a_transaction_of_our_own_pool_is_not_the_handlers_to_end(postgres
         assert place.effects() == {"kept": 1}
 
 
+@pytest.mark.parametrize(
+    "library", [each for each in KINDS if each.server], ids=lambda each: str(each.name)
+)
+async def test_a_session_that_has_ended_ends_no_other_on_its_connection(
+    library: Any, postgres: str
+) -> None:
+    """Whoever has committed may roll back as well, to be sure."""
+    place, database = Place(postgres), library.make(postgres)
+    database.reserve(1)
+    if not library.asynchronous:
+        database.enter()
+        first = database.begin()
+        first.commit()
+        second = database.begin()
+        first.rollback()
+        library.write(second.connection, "kept", 1)
+        assert place.effects() == {}
+        second.commit()
+        database.leave()
+    else:
+        await database.enter_async()
+        for end in ("commit", "rollback"):
+            begun = await database.begin_async()
+            await getattr(begun, end)()
+            following = await database.begin_async()
+            await begun.rollback()
+            await library.write(following.connection, "kept", 1)
+            assert place.effects() == ({} if end == "commit" else {"kept": 1})
+            await (following.rollback() if end == "rollback" else following.commit())
+        await database.leave_async()
+    assert place.effects() == {"kept": 1}
+
+
 async def test_a_first_statement_that_fails_is_told_apart_from_a_lost_connection(
     postgres: str,
 ) -> None:
