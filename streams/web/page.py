@@ -166,10 +166,10 @@ class Page:
 
     def told_version(self, subject: str) -> str:
         """Which version of something that takes a while (:mod:`streams.web.progress`) is told at
-        present, so that a page knows when it is told another one. Empty: nothing was told yet, and
-        the page takes the one that it is told first."""
-        figures = self.sampler.figures(subject)
-        return str(figures.now.get("version", "gone")) if figures.at else ""
+        present, so that a page knows when it is told another one. Empty: nothing was told yet, or
+        that it is gone while this page still found it; the page takes the one that it is told next,
+        and is asked for anew if it is told that it is gone."""
+        return str(self.sampler.figures(subject).now.get("version", ""))
 
     # -- answers
 

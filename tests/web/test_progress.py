@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any
@@ -100,6 +101,19 @@ async def test_of_an_action_those_are_told_who_may_do_it_though_the_log_is_out_o
                 assert subjects[0] not in data
                 if subjects[1] in data:
                     break
+
+
+async def test_a_page_that_still_found_what_is_told_to_be_gone_is_asked_for_anew() -> None:
+    """It says no version, so whatever is told next is another one; "it is gone" included."""
+    dashboard = Dashboard(Streams("memory://"), access="all")
+    transport = httpx.ASGITransport(dashboard)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        with lasting_job(dashboard) as job:
+            figures = dashboard.sampler.figures(f"job:{job.id}")
+            figures.now, figures.missing, figures.at = {}, True, time.time()
+            page = (await client.get(f"/jobs/{job.id}")).text
+    assert f'data-progress="job:{job.id}" data-version=""' in page
+    dashboard.close()
 
 
 async def test_of_what_is_read_it_is_told_how_far_and_when_that_was_all(stage: Stage) -> None:
