@@ -130,6 +130,12 @@ class OffsetCommitter:
         with self._progress_lock:
             return self._held()
 
+    @property
+    def has_unstored(self) -> bool:
+        """Something that came of messages is to be stored with a commit, and is not yet (any
+        thread)."""
+        return False
+
     def _held(self) -> Unsettled:
         messages = size = 0
         for each in list(self._owned.values()):

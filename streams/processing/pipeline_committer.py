@@ -76,6 +76,8 @@ class PipelineCommitter(OffsetCommitter):
         self._last_ended = float("-inf")
         self._fenced_since: float | None = None
         self._doubtful: list[Assignment] = []
+        self._is_storing = False
+        """Entries are taken out to be stored."""
 
     # -- when
 
@@ -160,10 +162,18 @@ class PipelineCommitter(OffsetCommitter):
         }
         postponed: list[AnyEntry] = []
         ends: dict[PartitionState, int] = {}
+        self._is_storing = True
         try:
             return self._store_all(subscription, wanted, postponed, ends)
         finally:
             self._outputs.put_back(postponed)
+            self._is_storing = False
+
+    @property
+    @override
+    def has_unstored(self) -> bool:
+        # In this order: what is taken out to be stored is seen by one of both.
+        return len(self._outputs) > 0 or self._is_storing
 
     def _store_all(
         self,

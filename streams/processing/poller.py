@@ -218,6 +218,8 @@ class Poller:
                 return "messages were not polled yet"
         if not dispatcher.waiting and self._committer.held().messages:
             return "messages are in hand"  # between two threads, perhaps
+        if self._committer.has_unstored:
+            return "results are not stored yet"
         if self._was_reset():
             return "its positions were reset"
         due = dispatcher.next_due
