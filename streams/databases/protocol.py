@@ -327,22 +327,14 @@ def run(session: Executing, steps: Steps[R]) -> R:
         return result
 
 
-async def run_async(session: AsyncExecuting, steps: Steps[R]) -> R:
-    """As :func:`run`."""
-    try:
-        statement = next(steps)
-        while True:
-            statement = steps.send(await session.execute(statement))
-    except StopIteration as end:
-        result: R = end.value
-        return result
+async def run_async(session: AsyncExecuting, steps: Steps[R], first: Rows | None = None) -> R:
+    """As :func:`run`.
 
-
-async def run_rest_async(session: AsyncSession[Any], steps: Steps[R]) -> R:
-    """Run the rest of these statements, with the first of which a session began; what they come
-    to."""
+    :param first: the rows of the first statement, with which the session began; the steps stand
+        there.
+    """
     try:
-        statement = steps.send(await session.first_rows())
+        statement = next(steps) if first is None else steps.send(first)
         while True:
             statement = steps.send(await session.execute(statement))
     except StopIteration as end:

@@ -13,6 +13,7 @@ It is the client that has more to do than the server, so it pays.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
@@ -183,24 +184,46 @@ class Psycopg(_PsycopgDatabase["Connection"]):
 
 
 class _AsyncPsycopgSession(AsyncSession["AsyncConnection"]):
-    def __init__(self, pool: AsyncConnectionPool[Any], connection: AsyncConnection) -> None:
-        self.connection = connection
+    """A transaction on a connection that is given back to its pool when it ends."""
+
+    def __init__(self, pool: AsyncConnectionPool[Any], connection: Any) -> None:
+        self.connection: Any = connection
         self._pool = pool
+
+    @abstractmethod
+    async def begin(self, first: Statement | None) -> None:
+        """Begin, with a statement if one is given; the connection is given back if that fails."""
+
+    @override
+    async def execute(self, statement: Statement) -> Rows:
+        return await async_psycopg_rows(self.connection, statement)
+
+    @override
+    def is_broken(self) -> bool:
+        return bool(self.connection.closed)
+
+    @override
+    async def has_failed(self) -> bool:
+        return has_aborted(self.connection) is True
+
+
+class _BlockSession(_AsyncPsycopgSession):
+    """A transaction on a connection of the user's pool."""
+
+    def __init__(self, pool: AsyncConnectionPool[Any], connection: AsyncConnection) -> None:
+        super().__init__(pool, connection)
         self._block = connection.transaction()
         self._entered = False
 
-    async def enter(self) -> None:
-        """Begin; the connection is given back if that fails."""
+    @override
+    async def begin(self, first: Statement | None) -> None:
+        self.first = first
         try:
             await self._block.__aenter__()
             self._entered = True
         except BaseException:
             await self._pool.putconn(self.connection)
             raise
-
-    @override
-    async def execute(self, statement: Statement) -> Rows:
-        return await async_psycopg_rows(self.connection, statement)
 
     @override
     async def commit(self) -> None:
@@ -229,14 +252,6 @@ class _AsyncPsycopgSession(AsyncSession["AsyncConnection"]):
             await self._pool.putconn(self.connection)
         if error is None and idle:
             raise EndedByHandler("AsyncPsycopg(...)")
-
-    @override
-    def is_broken(self) -> bool:
-        return self.connection.closed
-
-    @override
-    async def has_failed(self) -> bool:
-        return has_aborted(self.connection) is True
 
 
 @cache
@@ -270,19 +285,18 @@ def _handler_connection() -> type[AsyncConnection]:
     return HandlerConnection
 
 
-class _PooledAsyncSession(AsyncSession["AsyncConnection"]):
+class _OwnPoolSession(_AsyncPsycopgSession):
     """A transaction on a connection of a pool of ours."""
 
     def __init__(self, pool: AsyncConnectionPool[Any], connection: Any) -> None:
-        self.connection: Any = connection
-        self._pool = pool
+        super().__init__(pool, connection)
         self._rows: Rows = []
         self._error: Exception | None = None
         self._has_ended = False
         """The connection may be another session's by now."""
 
+    @override
     async def begin(self, first: Statement | None) -> None:
-        """Begin, with a statement; the connection is given back if that fails."""
         from psycopg import AsyncClientCursor
         from psycopg.rows import tuple_row
 
@@ -309,10 +323,6 @@ class _PooledAsyncSession(AsyncSession["AsyncConnection"]):
         if self._error is not None:
             raise self._error
         return self._rows
-
-    @override
-    async def execute(self, statement: Statement) -> Rows:
-        return await async_psycopg_rows(self.connection, statement)
 
     @override
     async def commit(self) -> None:
@@ -345,14 +355,6 @@ class _PooledAsyncSession(AsyncSession["AsyncConnection"]):
     def _end(self) -> None:
         self._has_ended = True
         self.connection.is_in_session = False
-
-    @override
-    def is_broken(self) -> bool:
-        return bool(self.connection.closed)
-
-    @override
-    async def has_failed(self) -> bool:
-        return has_aborted(self.connection) is True
 
 
 class AsyncPsycopg(_PsycopgDatabase["AsyncConnection"]):
@@ -402,28 +404,17 @@ class AsyncPsycopg(_PsycopgDatabase["AsyncConnection"]):
 
     @override
     async def begin_async(self) -> AsyncSession[AsyncConnection]:
-        if self._pool is not None:
-            return await self._begin_in_pool(self._pool, None)
-        pool = self._source()
-        try:
-            session = _AsyncPsycopgSession(pool, await pool.getconn())
-            await session.enter()
-        except Exception as error:
-            self.hide_secrets(error)
-            raise
-        return session
+        return await self._begin(None)
 
     @override
     async def begin_with_async(self, first: Statement) -> AsyncSession[AsyncConnection]:
-        if self._pool is None:
-            return await super().begin_with_async(first)
-        return await self._begin_in_pool(self._pool, first)
+        return await self._begin(first)
 
-    async def _begin_in_pool(
-        self, pool: AsyncConnectionPool[Any], first: Statement | None
-    ) -> AsyncSession[AsyncConnection]:
+    async def _begin(self, first: Statement | None) -> AsyncSession[AsyncConnection]:
+        kind = _BlockSession if self._pool is None else _OwnPoolSession
+        pool = self._source() if self._pool is None else self._pool
         try:
-            session = _PooledAsyncSession(pool, await pool.getconn())
+            session: _AsyncPsycopgSession = kind(pool, await pool.getconn())
             await session.begin(first)
         except Exception as error:
             self.hide_secrets(error)

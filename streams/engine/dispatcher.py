@@ -603,13 +603,10 @@ class Dispatcher:
             state, attempt = delivery.fetched.state, delivery.attempt
             is_owned = state.is_owned
             is_held_back = index in held_back
-            delay = (
-                HELD_BACK_PAUSE
-                if is_held_back
-                else None
-                if index in final
-                else retry_delay(self._retry, attempt, error, random)
-            )
+            delay: float | None = HELD_BACK_PAUSE
+            if not is_held_back:
+                is_final = index in final
+                delay = None if is_final else retry_delay(self._retry, attempt, error, random)
             if delay is None:
                 delivery = self.rejected(delivery, error)
             elif is_held_back:

@@ -14,7 +14,17 @@ from typing import Any, Generic, TypeVar, Union, cast
 
 from typing_extensions import TypeForm
 
-from stream_codecs import BindError, Bound, Codec, DecodeError, default_codec, tags_of, type_name
+from stream_codecs import (
+    BindError,
+    Bound,
+    Codec,
+    DecodeError,
+    UnknownTag,
+    default_codec,
+    tags_of,
+    type_name,
+)
+from streams.decoding import NewerTag
 from streams.errors import ConfigError
 
 E = TypeVar("E")
@@ -148,6 +158,8 @@ class EventCodec(Generic[E]):
     def decode(self, value: bytes | None) -> Sequence[E]:
         """The events of today that a stored one is: one of them, several or none.
 
+        :raises NewerTag: this code does not know its tag. In a history nothing may be passed over,
+            so whoever handles it waits.
         :raises DecodeError: the bytes are no event that is known, and no upcast made one of them.
         """
         decode = self._decode or self._bind_decoder().decode
@@ -212,6 +224,8 @@ class EventCodec(Generic[E]):
         return DecodeError(reason, data=value, topic=self._name)
 
     def _upcast_bytes(self, value: bytes, error: DecodeError) -> Sequence[E]:
+        if isinstance(error, UnknownTag):
+            error = NewerTag(error)
         for function in self._raw_upcasts:
             try:
                 results = function(value)

@@ -7,9 +7,8 @@ from typing import Any, Generic, NoReturn
 
 from typing_extensions import TypeVar
 
-from stream_codecs import UnknownTag
 from streams.app import Streams
-from streams.decoding import NewerTag, TopicDecoder
+from streams.decoding import TopicDecoder
 from streams.errors import EventTopicError, InvalidValue
 from streams.eventsourcing.event_codec import EventCodec
 from streams.log.event_headers import COPIED_VERSION, EVENT, event_version, parse_event
@@ -51,14 +50,10 @@ class EventDecoder(TopicDecoder[E], Generic[E]):
         """One event; :class:`~streams.processing.Several`, where upcasts have made several of it.
 
         :raises Skip: they have made nothing of it.
-        :raises NewerTag: this code does not know its tag. In a history nothing may be passed over,
-            so its message waits.
+        :raises NewerTag: this code does not know its tag, so its message waits.
         :raises DecodeError: it cannot be decoded.
         """
-        try:
-            events = self._codec.decode(batch.values[index])
-        except UnknownTag as error:
-            raise NewerTag(error) from error
+        events = self._codec.decode(batch.values[index])
         if len(events) == 1:
             return events[0]
         if not events:

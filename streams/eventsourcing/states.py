@@ -14,8 +14,8 @@ from functools import reduce
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from stream_codecs import DecodeError, UnknownTag
-from streams.errors import InvalidValue
+from stream_codecs import DecodeError
+from streams.errors import CodeTooOld, InvalidValue
 from streams.eventsourcing.definition import Definition
 from streams.eventsourcing.errors import HistoryTruncated, Undecodable, UnknownEvent
 from streams.eventsourcing.histories import Histories
@@ -195,7 +195,7 @@ class States:
             raise self._stop(id, stored.version, error) from error
 
     def _stop(self, id: str, version: int, error: DecodeError) -> Undecodable:
-        kind = UnknownEvent if isinstance(error, UnknownTag) else Undecodable
+        kind = UnknownEvent if isinstance(error, CodeTooOld) else Undecodable
         found = kind(self._name, id, version, str(error))
         is_new = id not in self.stopped
         if is_new and len(self.stopped) >= MAX_STOPPED:

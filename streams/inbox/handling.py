@@ -30,7 +30,6 @@ from streams.databases.protocol import (
     Steps,
     run,
     run_async,
-    run_rest_async,
 )
 from streams.derived_records import DerivedResult
 from streams.errors import BatchError, ConfigError, Reject, StreamsError
@@ -105,9 +104,7 @@ class _Handling:
 
     async def call_async(self, value: Any, message: Message[Any]) -> Any:
         self._check([message])
-        entry = self._usual_entry(value, message)
-        if entry is None:
-            entry = await self._entry_async(value, message)
+        entry = await self._inbox.entry_async(value, message)
 
         async def once(_: Sequence[Verdict], connection: Any, handed: int) -> _Returned:
             given, source = self._given(value, message, handed)
@@ -124,7 +121,7 @@ class _Handling:
 
     def call_plain(self, value: Any, message: Message[Any]) -> Any:
         self._check([message])
-        entry = self._entry(value, message)
+        entry = self._inbox.entry(value, message)
 
         def once(_: Sequence[Verdict], connection: Any, handed: int) -> _Returned:
             given, source = self._given(value, message, handed)
@@ -143,10 +140,8 @@ class _Handling:
 
     async def call_batch_async(self, values: list[Any], messages: list[Message[Any]]) -> Any:
         self._check(messages)
-        entries = [
-            self._usual_entry(value, message) or await self._entry_async(value, message)
-            for value, message in zip(values, messages, strict=True)
-        ]
+        rows = zip(values, messages, strict=True)
+        entries = [await self._inbox.entry_async(*each) for each in rows]
         firsts = _firsts(entries)
 
         async def once(verdicts: Sequence[Verdict], connection: Any, handed: int) -> _Returned:
@@ -165,7 +160,7 @@ class _Handling:
 
     def call_batch_plain(self, values: list[Any], messages: list[Message[Any]]) -> Any:
         self._check(messages)
-        entries = [self._entry(*each) for each in zip(values, messages, strict=True)]
+        entries = [self._inbox.entry(*each) for each in zip(values, messages, strict=True)]
         firsts = _firsts(entries)
 
         def once(verdicts: Sequence[Verdict], connection: Any, handed: int) -> _Returned:
@@ -201,24 +196,6 @@ class _Handling:
             for message in messages:
                 companion.check(message)
 
-    # -- what they are called
-
-    def _usual_entry(self, value: Any, message: Message[Any]) -> Entry | None:
-        inbox = self._inbox
-        return inbox.identities.usual_entry(message, inbox.value_id(value, message))
-
-    async def _entry_async(self, value: Any, message: Message[Any]) -> Entry:
-        identities = self._inbox.identities
-        owned = identities.known(message)
-        if owned is None:
-            owned = await asyncio.to_thread(self._inbox.learn, message)
-        return identities.entry(message, owned, self._inbox.value_id(value, message))
-
-    def _entry(self, value: Any, message: Message[Any]) -> Entry:
-        identities = self._inbox.identities
-        owned = identities.known(message) or self._inbox.learn(message)
-        return identities.entry(message, owned, self._inbox.value_id(value, message))
-
     # -- a transaction, as often as need be
 
     async def _run_async(
@@ -237,7 +214,7 @@ class _Handling:
             session, steps = await inbox.begin_async(message, take_all, patience=left)
             began, ours = time.monotonic(), True
             try:
-                verdicts = await run_rest_async(session, steps)
+                verdicts = await run_async(session, steps, await session.first_rows())
                 if not self._is_wanted(verdicts, message):
                     await session.rollback()
                     return None
@@ -292,7 +269,8 @@ class _Handling:
                 if not self._is_wanted(verdicts, message):
                     session.rollback()
                     return None
-                self._accompany(session)
+                if inbox.companion is not None:
+                    self._accompany(session, inbox.companion)
                 ours = False
                 handed += 1
                 returned = handle(verdicts, session.connection, handed)
@@ -335,14 +313,12 @@ class _Handling:
             self._run_again_after(error)
             raise
 
-    def _accompany(self, session: Session[Any]) -> None:
-        companion, database = self._inbox.companion, self._database
-        if companion is not None:
-            try:
-                run(session, companion.handle(database.dialect, self._patience))
-            except Exception as error:
-                self._run_again_after(error)
-                raise
+    def _accompany(self, session: Session[Any], companion: Companion) -> None:
+        try:
+            run(session, companion.handle(self._database.dialect, self._patience))
+        except Exception as error:
+            self._run_again_after(error)
+            raise
 
     def _run_again_after(self, error: Exception) -> None:
         """:raises RunAgain: what a companion waited for was in its way."""

@@ -120,12 +120,13 @@ class Identities:
         self._incarnation = incarnation
         self._owned: dict[tuple[str, int], Owned] = {}
 
-    def known(self, message: Message[Any]) -> Owned | None:
-        """The partition of a message, if it was learned under this ownership."""
-        found = self._owned.get((message.topic, message.partition))
-        if found is not None and found.assignment is message.assignment:
-            return found
-        return None
+    def known_entry(self, message: Message[Any], value_id: str | None = None) -> Entry | None:
+        """As :meth:`entry`; None: its partition was not learned under this ownership yet."""
+        batch, _ = row_of(message)
+        owned = self._owned.get((batch.topic, batch.partition))
+        if owned is None or owned.assignment is not batch.assignment:
+            return None
+        return self.entry(message, owned, value_id)
 
     def learn(self, message: Message[Any]) -> Owned:
         """The partition of a message; asks the log, and blocks.
@@ -153,19 +154,6 @@ class Identities:
         self._owned[topic, message.partition] = found
         return found
 
-    def usual_entry(self, message: Message[Any], value_id: str | None) -> Entry | None:
-        """As :meth:`entry`, of a message as nearly all are: its partition is known, its headers
-        have an ID without a source, and it has not come back. None: it is not one of these."""
-        batch, index = row_of(message)
-        owned = self._owned.get((batch.topic, batch.partition))
-        if owned is None or owned.assignment is not batch.assignment or owned.is_retry_topic:
-            return None
-        identity = batch.ids[index]
-        if identity is None or "\0" in identity:
-            return None
-        id = entry_id(owned.source, identity if value_id is None else value_id)
-        return Entry(id, owned.number, position_text(batch.offsets[index]), 0)
-
     def owned(self) -> list[Owned]:
         """The partitions of which something was handled, as last known."""
         return list(self._owned.values())
@@ -176,11 +164,12 @@ class Identities:
         :param value_id: the ID in its value, where its topic has one there; as in deduplication, it
             goes before its headers' (a copy of a message without one has its place there).
         """
-        usual = self.usual_entry(message, value_id)
-        if usual is not None:
-            return usual
-        _, offset = identity_and_offset(message)
+        identity, offset = identity_and_offset(message)
         came_back = owned.is_retry_topic
+        if identity is not None and not came_back and "\0" not in identity:
+            # The usual one, which costs least.
+            id = entry_id(owned.source, identity if value_id is None else value_id)
+            return Entry(id, owned.number, position_text(offset), 0)
         name = message.id if value_id is None else value_id
         headers = message.raw.headers
         generation = message_generation(

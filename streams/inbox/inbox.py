@@ -36,7 +36,6 @@ from streams.databases.protocol import (
     is_file_of,
     run,
     run_async,
-    run_rest_async,
 )
 from streams.engine.dispatcher import Delivery
 from streams.errors import (
@@ -48,7 +47,7 @@ from streams.errors import (
     find_config_error,
 )
 from streams.health import InboxStats
-from streams.inbox.identity import Identities, Owned
+from streams.inbox.identity import Entry, Identities, Owned
 from streams.inbox.purging import Purger
 from streams.inbox.results import ResultOutbox, Results, choose_outbox
 from streams.inbox.tables import (
@@ -288,7 +287,24 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         self._lease = message.assignment.lease or DEFAULT_LEASE
         return found
 
-    def value_id(self, value: Any, message: Message[Any]) -> str | None:
+    def entry(self, value: Any, message: Message[Any]) -> Entry:
+        """What the inbox calls a message; may ask the log, and block.
+
+        :param value: the message's, once it is decoded.
+        :raises TransactionPostponed: the log does not answer now.
+        """
+        value_id = self._value_id(value, message)
+        found = self.identities.known_entry(message, value_id)
+        return found or self.identities.entry(message, self.learn(message), value_id)
+
+    async def entry_async(self, value: Any, message: Message[Any]) -> Entry:
+        """As :meth:`entry`, without blocking the loop."""
+        found = self.identities.known_entry(message, self._value_id(value, message))
+        if found is None:
+            found = await asyncio.to_thread(self.entry, value, message)
+        return found
+
+    def _value_id(self, value: Any, message: Message[Any]) -> str | None:
         """The ID in a message's value, where its topic has one there."""
         decoding = self._decodings.get(message.topic)
         if decoding is None or decoding.id_reader is None:
@@ -363,26 +379,20 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             tries += 1
             self.check_owned(message)
             if self._may_begin(give_up):
+                left = give_up - time.monotonic() if 0 < patience < math.inf else None
                 try:
-                    if 0 < patience < math.inf:
-                        # Whoever ends a handler that takes too long would take a wait for the
-                        # database for a failure of the message.
-                        async with asyncio.timeout(give_up - time.monotonic()):
-                            begun = await self._begin_once_async(steps_of)
-                    else:
-                        begun = await self._begin_once_async(steps_of)
+                    # Whoever ends a handler that takes too long would take a wait for the database
+                    # for a failure of the message.
+                    async with asyncio.timeout(left):
+                        await self._make_ready_async()
+                        steps = steps_of(self.database.dialect)
+                        session = await self.database.begin_with_async(next(steps))
                 except Exception as error:
                     self._out_of_reach(error, give_up, tries)
                 else:
                     self._answers()
-                    return begun
+                    return BegunAsync(session, steps)
             await asyncio.sleep(RETRY_PAUSE * (0.5 + random.random() / 2))
-
-    async def _begin_once_async(self, steps_of: Callable[[DialectName], Steps[R]]) -> BegunAsync[R]:
-        if not self._ready:
-            await self._make_ready_async()
-        steps = steps_of(self.database.dialect)
-        return BegunAsync(await self.database.begin_with_async(next(steps)), steps)
 
     def _may_begin(self, give_up: float) -> bool:
         """Whether a transaction may begin now. Raises what is to be raised."""
@@ -619,8 +629,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         answer: Callable[[DeadLetterAnswer | BaseException], None],
     ) -> None:
         try:
-            owned = self.identities.known(message) or self.learn(message)
-            entry = self.identities.entry(message, owned, self.value_id(message.value, message))
+            entry = self.entry(message.value, message)
             session = self.begin(message, patience=0)
             began, unable = time.monotonic(), False
             try:
@@ -646,16 +655,13 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         answer: Callable[[DeadLetterAnswer | BaseException], None],
     ) -> None:
         try:
-            owned = self.identities.known(message)
-            if owned is None:
-                owned = await asyncio.to_thread(self.learn, message)
-            entry = self.identities.entry(message, owned, self.value_id(message.value, message))
+            entry = await self.entry_async(message.value, message)
             session, steps = await self.begin_async(
                 message, lambda dialect: bury(dialect, entry, self.timeouts), patience=0
             )
             began, unable = time.monotonic(), False
             try:
-                verdict = await run_rest_async(session, steps)
+                verdict = await run_async(session, steps, await session.first_rows())
                 if verdict is Verdict.DEAD:
                     await session.commit()
                     self.committed(began)

@@ -174,9 +174,9 @@ class Freezer:
 
             def check(message: Message[Any]) -> None:
                 check_owned(message)
-                owned = inbox.identities.known(message)
-                if owned is not None:
-                    self._at([inbox.identities.entry(message, owned)])
+                entry = inbox.identities.known_entry(message)
+                if entry is not None:
+                    self._at([entry])
 
             inbox.check_owned = check  # type: ignore[method-assign]
         else:

@@ -178,7 +178,6 @@ class Commands:
             stored = StoredCommand(aggregate.name, command.id, name, args, kwargs)
             decision = self._find(aggregate, name)
             read_args, read_kwargs = _read(decision, stored)
-            decision.signature.bind(None, *read_args, **read_kwargs)
         except (TypeError, ValueError, msgspec.MsgspecError, RecursionError) as error:
             raise InvalidValue(f"{self._where}: {command!r} cannot be stored: {error}") from error
         if read_args != command.args or read_kwargs != command.kwargs:
@@ -284,7 +283,6 @@ class Commands:
         decision = self._find(aggregate, command.decision)
         try:
             args, kwargs = _read(decision, command)
-            decision.signature.bind(None, *args, **kwargs)
         except (TypeError, ValueError, msgspec.MsgspecError) as error:
             raise UnknownCommand(
                 f"{self._where}: a command for the decision {command.decision!r} of aggregate "
@@ -417,7 +415,11 @@ def _decoder(hint: Any) -> Callable[[Any], Any]:
 
 
 def _read(decision: _Decision, command: StoredCommand) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A stored command's arguments."""
+    """A stored command's arguments.
+
+    :raises TypeError: they are none that its decision takes.
+    :raises msgspec.MsgspecError: one of them cannot be read as the decision has it.
+    """
     known = decision.positional
     args = tuple(
         (known[index] if index < len(known) else decision.rest)(each)
@@ -427,4 +429,5 @@ def _read(decision: _Decision, command: StoredCommand) -> tuple[tuple[Any, ...],
         name: decision.named.get(name, decision.others)(each)
         for name, each in command.kwargs.items()
     }
+    decision.signature.bind(None, *args, **kwargs)
     return args, kwargs

@@ -16,10 +16,9 @@ from typing import Any
 import msgspec
 from uuid_utils import uuid7
 
-from stream_codecs import UnknownTag, tags_of
+from stream_codecs import tags_of
 from streams.app import Streams
 from streams.cancellation import run_in_thread
-from streams.decoding import NewerTag
 from streams.errors import InvalidValue
 from streams.eventsourcing.event_codec import EventCodec
 from streams.eventsourcing.managers.actions import Schedule
@@ -115,10 +114,7 @@ class Timeouts:
         :raises NewerTag: it is none of today's ``timeouts=``.
         :raises DecodeError: it cannot be read.
         """
-        try:
-            return self._codec.decode(bytes(event))[0]
-        except UnknownTag as error:
-            raise NewerTag(error) from error
+        return self._codec.decode(bytes(event))[0]
 
     async def schedule(self, key: str, stored: StoredTimeout, sequence: str) -> None:
         """Have a timeout delivered; again is harmless."""
