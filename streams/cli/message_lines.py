@@ -76,31 +76,27 @@ class MessageLines:
         return output.call_or_report(where, partial(make, batch, index))
 
     def _make_json(self, batch: Batch, index: int) -> bytes:
-        found = output.message_json(self._log, batch, index)
-        if self._holds_events:
-            found.update(_event_json(batch, index))
+        found, value = output.message_json(self._log, batch, index), batch.values[index]
+        event = _event_json(batch, index) if self._holds_events else {}
         if self._read is None:
-            return output.json_bytes(found)
+            return output.json_bytes({**found, **output.value_json(value), **event})
         return b"".join(
-            output.json_bytes(_with_part(found, each))
-            for each in _parts(self._read, batch.values[index])
+            output.json_bytes({**found, **event, **_part_json(each, found["id"], value)})
+            for each in _parts(self._read, value)
         )
 
     def _make_text(self, batch: Batch, index: int, *, colour: bool) -> str:
         value = batch.values[index]
         parts = [_Part()] if self._read is None else _parts(self._read, value)
-        return "".join(
-            self._line(batch, index, each, is_stored=self._read is None, colour=colour)
-            for each in parts
-        )
+        return "".join(self._line(batch, index, each, colour=colour) for each in parts)
 
-    def _line(self, batch: Batch, index: int, part: _Part, *, is_stored: bool, colour: bool) -> str:
+    def _line(self, batch: Batch, index: int, part: _Part, *, colour: bool) -> str:
         position = output.position_text(self._log, batch, index).removeprefix(f"{batch.topic}/")
         key, data = output.bytes_text(batch.keys[index]), batch.values[index]
         batch.headers(index)  # what cannot be read is known once it was tried
         if part.document is not None:
             content = f"{part.type} {output.bytes_text(part.document)}"
-        elif is_stored or part.reason:
+        elif self._read is None or part.reason:
             content = "(tombstone)" if data is None else output.bytes_text(data) or ""
         else:
             content = LEFT_OUT
@@ -134,19 +130,18 @@ def _parts(read: ReadEvent, value: bytes | None) -> Iterator[_Part]:
         yield _Part(which, type(each).__name__, json_document(each))
 
 
-def _with_part(message: dict[str, Any], part: _Part) -> dict[str, Any]:
-    """A message in JSON, with an event of today in place of the stored one."""
+def _part_json(part: _Part, id: str, value: bytes | None) -> dict[str, Any]:
+    """What is said of an event of today in place of the stored one.
+
+    :param id: the stored event's.
+    :param value: the stored event.
+    """
     if part.reason:
-        return {**message, "why": part.reason}
-    found = {name: each for name, each in message.items() if name not in _VALUE_FIELDS}
+        return {**output.value_json(value), "why": part.reason}
     if part.number is not None:
-        found["id"] = f"{found['id']}#{part.number}"
-    value = None if part.document is None else output.document_json(part.document)
-    return {**found, "type": part.type, "value": value}
-
-
-_VALUE_FIELDS = frozenset({"value", "text", "base64", "tombstone"})
-"""What :func:`.output.value_json` says of a value."""
+        id = f"{id}#{part.number}"
+    document = None if part.document is None else output.document_json(part.document)
+    return {"id": id, "type": part.type, "value": document}
 
 
 def _event_json(batch: Batch, index: int) -> dict[str, Any]:

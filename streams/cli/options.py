@@ -15,6 +15,7 @@ from streams.errors import LogError, NotFound
 from streams.text import close_match, escape
 
 if TYPE_CHECKING:
+    from streams.app import Streams
     from streams.log.protocol import Log, OpenMode
     from streams.log.url import ChosenUrl
 
@@ -75,15 +76,15 @@ def resolve_url(url: str | None) -> ChosenUrl:
 def open_url(
     url: str | ChosenUrl | None,
     mode: OpenMode = "rw",
-    driver_config: Mapping[str, Any] | None = None,
+    app: Streams | None = None,
     index: str | None = None,
 ) -> Iterator[Log]:
-    """The log of ``--url``, else of the environment, closed afterwards. A person who looks on is
-    told which one it is.
+    """The app's log, or that of ``--url``, else of the environment, closed afterwards. A person who
+    looks on is told which one it is.
 
     :param url: ``--url``, or a choice that was made already.
     :param mode: ``ro`` for a command that only looks, ``rwc`` for one that may make a file.
-    :param driver_config: the app's, where the log is one's.
+    :param app: whose log and driver settings it is, if it is one's.
     :param index: the folder of ``--index``.
     :raises UsageError: neither is given; or an index, and the log has none.
     :raises NotFound: there is no such file.
@@ -92,6 +93,9 @@ def open_url(
     from streams.cli.logging_setup import configure_warnings
     from streams.log.url import ChosenUrl, open_log
 
+    driver_config: Mapping[str, Any] = {}
+    if app is not None:
+        url, driver_config = app.url_source, app.driver_config
     source = url if isinstance(url, ChosenUrl) else resolve_url(url)
     configure_warnings()
     if sys.stderr.isatty():
@@ -99,7 +103,7 @@ def open_url(
     if index is not None:
         if not source.url.startswith("kafka"):
             raise UsageError("--index: only Kafka has to find out which events count; leave it out")
-        driver_config = {**(driver_config or {}), "event_index": index}
+        driver_config = {**driver_config, "event_index": index}
     with closing(open_log(source.url, driver_config, mode=mode)) as log:
         try:
             yield log

@@ -218,7 +218,7 @@ def offset_json(log: Log, position: int) -> int | str:
 
 
 def message_json(log: Log, batch: Batch, index: int) -> dict[str, Any]:
-    """A message for JSON. Its value is the JSON it holds, or ``text``, or ``base64``."""
+    """A message for JSON, without its value (:func:`value_json`)."""
     from streams.message import ID
 
     key, headers = batch.keys[index], batch.headers(index)
@@ -237,11 +237,12 @@ def message_json(log: Log, batch: Batch, index: int) -> dict[str, Any]:
     if key is not None and not is_text(key):
         del found["key"]
         found["key_base64"] = base64_text(key)
-    return {**found, **value_json(batch.values[index])}
+    return found
 
 
 def value_json(data: bytes | None) -> dict[str, Any]:
-    """A value for JSON, without loss: numbers keep their digits."""
+    """A value for JSON, without loss: the JSON that it holds (numbers keep their digits), or
+    ``text``, or ``base64``."""
     if data is None:
         return {"value": None, "tombstone": True}
     found = _json_fragment(data)

@@ -192,9 +192,8 @@ def _print_range(
 
     topic, now = span.topic, time.time()
     read = event_reader(app, topic)
-    config = None if app is None else app.driver_config
     with ExitStack() as stack:
-        log = stack.enter_context(open_url(url_source, "ro", config, index=index))
+        log = stack.enter_context(open_url(url_source, "ro", app, index=index))
         span.require_partitions(log)
         holds_events = log.topic(topic).is_event_topic
         if holds_events:

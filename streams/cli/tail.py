@@ -93,10 +93,8 @@ def tail(
     # With a key, how far back its last messages are is not known.
     begin = offsets if offsets is not None else -count if key_bytes is None else "earliest"
     app = None if target is None else load_app(target, url)
-    source = url if app is None else app.url_source
     read = None if raw else event_reader(app, topic)
-    config = None if app is None else app.driver_config
-    with open_url(source, "ro", config, index=index) as log:
+    with open_url(url, "ro", app, index=index) as log:
         info = log.topic(topic)
         holds_events = info.is_event_topic and not raw
         printer = _MessagePrinter(

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from importlib import import_module
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from streams.app import Streams
 from streams.errors import (
@@ -59,7 +59,6 @@ from streams.web.translations import choose_language
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-T = TypeVar("T")
 
 logger = get_logger("streams.web")
 
@@ -278,7 +277,7 @@ class Dashboard(DashboardState):
     def _log_job(self, page: Page, action: Action, job: Job) -> None:
         result = job.result
         self.expire(() if result is None else result.changed)
-        self.sampler.renew(f"job:{job.id}")
+        self.sampler.renew()
         what = f"failed: {job.error}" if result is None else "done"
         count = job.done if result is None else result.count
         self._log_action(page, action, what, count, "" if result is None else result.subject)

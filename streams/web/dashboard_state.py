@@ -18,7 +18,7 @@ from streams.web.kept_topics import MAX_CLOSED_KEYS, MAX_DELAYS, MAX_SURVEYS
 from streams.web.log_source import LogSource
 from streams.web.problem_board import ProblemBoard
 from streams.web.processor_figures import processor_sample
-from streams.web.progress import DOCTOR_SUBJECTS, ReadingProgress, doctor_sample, job_sample
+from streams.web.progress import ReadingProgress, doctor_sample, job_sample
 from streams.web.saga_indexes import SagaIndexes
 from streams.web.sampler import Sampler, group_sample
 from streams.web.shared_answers import SharedAnswers
@@ -113,8 +113,7 @@ class DashboardState:
 
     def _on_findings(self) -> None:
         self.board.expire()
-        for subject in DOCTOR_SUBJECTS.values():
-            self.sampler.renew(subject)
+        self.sampler.renew()
 
     @contextmanager
     def streaming(self) -> Iterator[None]:

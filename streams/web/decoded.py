@@ -52,9 +52,9 @@ def document_of(app: Streams, payloads: Payloads, batch: Batch, index: int, show
 
 def events_today(
     app: Streams, payloads: Payloads, batch: Batch, index: int, shown: bytes | None
-) -> Sequence[tuple[str, Any]] | None:
+) -> Sequence[tuple[str, bytes]] | None:
     """What an app's code makes of a stored event: the names of the types of the events that it is
-    today, and the documents; None: it is the event that is stored, or nobody can say.
+    today, and these as JSON; None: it is the event that is stored, or nobody can say.
 
     :param shown: see :func:`document_of`.
     """
@@ -67,14 +67,16 @@ def events_today(
         return None
     if found is None or found.reason:
         return None
-    events: list[tuple[str, Any]] = []
+    events: list[tuple[str, bytes]] = []
+    documents: list[Any] = []
     for each in found.events:
         data = payloads.value(batch.topic, json_document(each)).data
         if data is None:
             return None
         try:
-            events.append((type(each).__name__, orjson.loads(data)))
+            documents.append(orjson.loads(data))
         except orjson.JSONDecodeError:  # by redact=
             return None
+        events.append((type(each).__name__, data))
     stored = document_of(app, payloads, batch, index, shown)
-    return None if [document for _, document in events] == [stored] else events
+    return None if documents == [stored] else events

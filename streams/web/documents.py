@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import orjson
 
@@ -18,6 +20,15 @@ def indented_json(data: bytes) -> str | None:
         orjson.loads(data)
         return msgspec.json.format(data, indent=2).decode()
     except (ValueError, msgspec.MsgspecError, RecursionError):
+        return None
+
+
+def indented_document(document: Any) -> str | None:
+    """A document of mappings, lists, texts and numbers as JSON, its fields one below the other.
+    None: it is nested too deeply."""
+    try:
+        return indented_json(msgspec.json.encode(document))
+    except RecursionError:
         return None
 
 

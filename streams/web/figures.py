@@ -54,6 +54,7 @@ class Figures:
     series: Series = field(default_factory=Series)
     partitions: int = 0
     partitions_at: float = 0.0
+    size: int | None = None
     sized_at: float = 0.0
     """Of a topic, when the log was asked how many bytes it takes."""
     ends: dict[int, int] = field(default_factory=dict)

@@ -14,7 +14,6 @@ from urllib.parse import quote, urlencode
 from starlette.responses import HTMLResponse, Response
 
 from streams.errors import InvalidValue
-from streams.text import get_logger
 from streams.web.access import Access
 from streams.web.action_results import Background, Confirm, Done
 from streams.web.forms import Fields
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from streams.web.dashboard_state import DashboardState
     from streams.web.sampler import Sampler
 
-logger = get_logger("streams.web")
 
 MAX_BULK = 100_000
 """Messages that one action may concern; more is refused with the advice to narrow it down."""

@@ -138,12 +138,9 @@ class Sampler:
             for figures in self._known.values():
                 figures.stale = True
 
-    def renew(self, subject: str) -> None:
-        """Have one subject asked for anew, and told at once."""
-        with self._lock:
-            figures = self._known.get(subject)
-            if figures is not None:
-                figures.stale = True
+    def renew(self) -> None:
+        """Have what is watched gone through, and told, at once: something that needs no log has
+        changed."""
         self._watching.set()
 
     def past(self, subject: str) -> Series:
@@ -251,7 +248,6 @@ class Sampler:
 
     def _sample_local(self, subject: str, figures: Figures) -> None:
         kind, _, name = subject.partition(":")
-        figures.stale = False
         try:
             figures.now, figures.missing = self._local[kind](name), False
         except NotFound:
@@ -325,14 +321,13 @@ def _sample_topic(log: Log, topic: str, figures: Figures, now: float) -> None:
     known = figures.ends and fresh is not None and 0 < seconds < 10 * INTERVAL
     rate = fresh / seconds if known and fresh is not None else None
     figures.ends = ends
-    size = figures.now.get("bytes")
     if now - figures.sized_at > SIZE_AGE:
-        size, figures.sized_at = _size(log, topic), now
+        figures.size, figures.sized_at = _size(log, topic), now
     figures.now = {
         "messages": total,
         "rate": rate,
         "partitions": figures.partitions,
-        "bytes": size,
+        "bytes": figures.size,
     }
     if rate is not None:
         figures.series.add(now, rate)

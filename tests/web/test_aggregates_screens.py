@@ -208,6 +208,12 @@ class Moved(Struct, tag="moved", frozen=True):
     cents: int
 
 
+class Listed(Struct, tag="listed", frozen=True):
+    """An event of today whose fields are of any depth."""
+
+    tree: Any
+
+
 async def test_an_old_event_is_shown_as_the_app_reads_it_too(stage: Stage) -> None:
     name = unique()
     before: Aggregate[Any, Account] = Aggregate(
@@ -243,3 +249,23 @@ async def test_an_old_event_is_shown_as_the_app_reads_it_too(stage: Stage) -> No
                 assert today not in (await visitor.get(paths[1])).text
     async with visit(Dashboard(before.app, access="all")) as visitor:  # the older code, too
         assert today not in (await visitor.get(paths[1])).text
+
+
+async def test_a_deep_event_of_today_is_shown() -> None:
+    url = f"memory://{unique()}"
+    before: Aggregate[Any, Account] = Aggregate(
+        Streams(url), "deep", Moved, Account, lambda state, event: state, partitions=1
+    )
+    today: Aggregate[Any, Account] = Aggregate(
+        Streams(url), "deep", Listed, Account, lambda state, event: state, partitions=1
+    )
+    tree: list[Any] = []
+    for _ in range(300):
+        tree = [tree]
+    today.upcast(Moved)(lambda old: Listed(tree))
+    async with Streams(url).connected(), before.app.connected():
+        done = await before.append("a", [Moved(1)], expected="new")
+        async with today.app.connected(), visit(Dashboard(today.app, access="all")) as visitor:
+            shown = await visitor.get(f"/topics/deep.events/messages/0/{done.positions[0].offset}")
+    assert "As the app reads it today" in shown.text
+    assert shown.text.count("[") > 300

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from stream_codecs import MessagePack, Zstd
-from streams import Reject
+from streams import Reject, Streams
 from streams.errors import Unavailable
 from streams.log.range_reader import read_batches
 from streams.message import Record
@@ -582,3 +582,16 @@ async def test_what_is_no_json_is_decoded_by_the_app(stage: Stage) -> None:
             assert "1 found." in (await visitor.get(f"{query}**")).text
         async with visit(Dashboard(stage.app(), access="all")) as visitor:
             assert "0 found." in (await visitor.get(f"{address}?path=n")).text
+
+
+async def test_what_is_decoded_and_deep_is_shown() -> None:
+    app = Streams("memory://")
+    topic = app.topic("deep", Any, partitions=1, codec=MessagePack())
+    tree: list[Any] = []
+    for _ in range(300):
+        tree = [tree]
+    async with app.connected():
+        await topic.publish(tree)
+        async with visit(Dashboard(app, access="all")) as visitor:
+            shown = await visitor.get("/topics/deep/messages/0/0")
+    assert "As the app decodes it:" in shown.text

@@ -80,9 +80,7 @@ def open_place(target: str | None, url: str | None, mode: OpenMode = "ro") -> It
     from streams.log.events import EventLog
 
     found = None if target is None else load_app(target, url)
-    source = url if found is None else found.url_source
-    config = None if found is None else found.driver_config
-    with open_url(source, mode, config) as log:
+    with open_url(url, mode, found) as log:
         if not isinstance(log, EventLog):
             raise CommandFailed(f"{log.capabilities.name} keeps no histories")
         yield Place(log, found, target or "")

@@ -59,7 +59,7 @@ def open_place(target: str, url: str | None) -> Iterator[Place]:
     from streams.log.events import EventLog
 
     app = load_app(target, url)
-    with open_url(app.url_source, "ro", app.driver_config) as log:
+    with open_url(url, "ro", app) as log:
         if not isinstance(log, EventLog):
             raise CommandFailed(f"{log.capabilities.name} keeps no histories")
         yield Place(log, app, target)

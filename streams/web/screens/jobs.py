@@ -10,7 +10,7 @@ from streams.web.page import Page, Screen
 
 
 def show_job(page: Page) -> Response:
-    """One job; while it runs the page asks again."""
+    """One job; how far it is comes with the stream, and the page asks once it is over."""
     job = _job(page)
     return page.render("job.html", title=job.title, job=job)
 

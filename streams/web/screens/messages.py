@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import orjson
 from starlette.responses import Response
 
 from streams.errors import InvalidValue, NotFound, StreamsError
@@ -18,7 +17,7 @@ from streams.web.addresses import topic_of
 from streams.web.arrivals import tail_of
 from streams.web.browsing import MAX_PARTITIONS, Leaf, from_place, newest
 from streams.web.decoded import NO_DOCUMENT, document_of, events_today
-from streams.web.documents import indented_json
+from streams.web.documents import indented_document, indented_json
 from streams.web.page import Page, Screen
 from streams.web.rendering import path_part
 from streams.web.search import Query, Search, parse_positions
@@ -241,9 +240,8 @@ def _value_context(page: Page, batch: Batch, index: int, value: Shown) -> dict[s
     if len(data) <= MAX_INDENTED and (indented := indented_json(data)) is not None:
         return {"kind": "json", "text": indented, "rows": (), "is_cut": False}
     document = document_of(page.app, page.payloads, batch, index, data)
-    if document is not NO_DOCUMENT:
-        text = orjson.dumps(document, option=orjson.OPT_INDENT_2).decode()
-        return {"kind": "decoded", "text": text[:MAX_SHOWN], "rows": (), "is_cut": False}
+    if document is not NO_DOCUMENT and (found := indented_document(document)) is not None:
+        return {"kind": "decoded", "text": found[:MAX_SHOWN], "rows": (), "is_cut": False}
     is_cut = len(data) > MAX_SHOWN
     try:
         text = data[:MAX_SHOWN].decode("utf-8", "ignore" if is_cut else "strict")
@@ -264,8 +262,8 @@ def _events_today(
     if found is None:
         return None
     return [
-        (name, orjson.dumps(each, option=orjson.OPT_INDENT_2).decode()[:MAX_SHOWN])
-        for name, each in found
+        (name, (indented_json(data) or data.decode("utf-8", "backslashreplace"))[:MAX_SHOWN])
+        for name, data in found
     ]
 
 

@@ -79,7 +79,7 @@ def lasting_job(dashboard: Dashboard) -> Iterator[tuple[Job, Callable[[int | Non
         who="",
         title="A long one",
         back=("/", "Back"),
-        on_end=lambda job: dashboard.sampler.renew(f"job:{job.id}"),
+        on_end=lambda job: dashboard.sampler.renew(),
     )
     try:
         yield job, said.put
