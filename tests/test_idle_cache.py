@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from streams.idle_cache import IdleCache
 
 
@@ -37,9 +39,7 @@ def test_one_that_is_used_is_let_go_after_the_cache_was_closed() -> None:
 def test_one_that_cannot_be_made_leaves_the_others() -> None:
     cache: IdleCache[int] = IdleCache(int, 2, 3_600.0)
     assert cache.of("1") == 1
-    try:
+    with pytest.raises(ValueError):
         cache.of("x")
-    except ValueError:
-        pass
     assert list(cache.all()) == ["1"]
     cache.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,6 @@ class Newer(Struct, tag="newer", frozen=True):
     key: str
 
 
-class Opened(Struct, tag="opened", frozen=True):
-    pass
-
-
 class State(Struct, frozen=True):
     pass
 
@@ -42,6 +40,14 @@ EVENTS: list[Known | Newer] = [
     Known("4", "b"),
     Newer("5", "a"),
 ]
+
+
+@pytest.fixture
+def clock() -> Iterator[Clock]:
+    """The clock of a log in memory, which lasts until the test is over."""
+    clock = Clock()
+    with closing(open_log("memory://held-back", None, clock)):
+        yield clock
 
 
 def old_topic(app: Streams, **options: Any) -> Any:
@@ -67,9 +73,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("what", OPTIONS)
 @pytest.mark.parametrize("id_in_value", [False, True])
-async def test_a_topic_whose_unknown_tags_wait(what: str, id_in_value: bool) -> None:
-    clock = Clock()
-    anchor = open_log("memory://held-back", None, clock)
+async def test_a_topic_whose_unknown_tags_wait(clock: Clock, what: str, id_in_value: bool) -> None:
     await publish_all(clock)
     seen: defaultdict[str, list[str]] = defaultdict(list)
 
@@ -97,7 +101,6 @@ async def test_a_topic_whose_unknown_tags_wait(what: str, id_in_value: bool) -> 
     async with harness(newer, url="memory://held-back", clock=clock) as h:
         await h.settled()
         assert seen == {"a": ["1", "2", "3", "5"], "b": ["4"]}
-    anchor.close()
 
 
 async def test_a_pipeline_holds_back_too(tmp_path: Path) -> None:
@@ -147,16 +150,13 @@ async def test_a_handler_that_is_too_old_says_so() -> None:
         assert app.health().ok
 
 
-async def test_a_replay_says_at_once_that_its_code_is_too_old() -> None:
-    clock = Clock()
-    anchor = open_log("memory://held-back", None, clock)
+async def test_a_replay_says_at_once_that_its_code_is_too_old(clock: Clock) -> None:
     await publish_all(clock)
     app = Streams("memory://")
     topic = old_topic(app)
     async with harness(app, url="memory://held-back", clock=clock):
         with pytest.raises(ReplayFailed, match="a tag that Known does not have"):
             await replay(app, topic, lambda event: None)
-    anchor.close()
 
 
 @pytest.mark.parametrize(("unknown", "dead"), [("skip", 0), ("dead", 1)])

@@ -7,24 +7,22 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
-from msgspec import Struct
 
 from streams import Message, Retry, Streams
 from streams.eventsourcing import Aggregate
 from tests.conformance.stage import Stage
-from tests.eventsourcing.bank import Account, AccountEvent, Deposited, accounts, deposit, evolve
+from tests.eventsourcing.bank import (
+    Account,
+    AccountEvent,
+    Credited,
+    Deposited,
+    accounts,
+    credit,
+    deposit,
+    evolve,
+)
 
 pytestmark = pytest.mark.anyio
-
-
-class Credited(Struct, tag="credited", frozen=True):
-    """An event of tomorrow."""
-
-    cents: int
-
-
-def credit(account: Account, cents: int) -> Credited:
-    return Credited(cents)
 
 
 def evolve_newer(account: Account, event: AccountEvent | Credited) -> Account:

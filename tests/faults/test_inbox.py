@@ -405,9 +405,11 @@ class Stage:
 
     def _frozen(self, victim: Worker) -> Frozen:
         """Freeze it where nobody else waits for it."""
+        ends = time.monotonic() + 2 * STALLED
         while True:
             answer, order = None, b"freeze\n"
             while answer is None:
+                assert time.monotonic() < ends, "it is never frozen where nobody else waits for it"
                 self.publish_more()
                 answer, order = victim.ask(order, 3), b""
             os.waitpid(victim.process.pid, os.WUNTRACED)  # it has stopped

@@ -65,6 +65,12 @@ def call(client: redis.Redis, *command: Any) -> Any:
     return client.execute_command(*command)  # type: ignore[no-untyped-call]
 
 
+def has_everything(client: redis.Redis) -> bool:
+    """A server's one replica has said that it has all that was written."""
+    facts: Any = client.info("replication")
+    return bool(facts["slave0"]["offset"] == facts["master_repl_offset"])
+
+
 def patient(log: RedisLog) -> RedisLog:
     """The log, which waits for answers longer than anything stands still, short as its lease is."""
     connection: Any = log._client.settings.connection

@@ -23,7 +23,7 @@ from streams.log.documents import Checkpoint, DocumentChange, DocumentStore, Sto
 from streams.log.redis import RedisLog, documents
 from streams.log.redis.errors import WritesRefused
 from streams.log.redis.keys import COLLECTIONS_KEY, DocumentKeys
-from tests.log.redis_support import Proxy, name, open_redis, until
+from tests.log.redis_support import Proxy, has_everything, name, open_redis, until
 from tests.servers.lifetime import Lifetime
 from tests.servers.redis import Redis
 
@@ -261,11 +261,7 @@ def test_waiting_for_replicas(lifetime: Lifetime, server: Redis, log: RedisLog) 
         writer.write([], Checkpoint(13))
         client.script_flush()
 
-        def has_everything() -> bool:
-            facts: Any = client.info("replication")
-            return bool(facts["slave0"]["offset"] == facts["master_repl_offset"])
-
-        until(has_everything, "the replica has said that it has everything")
+        until(lambda: has_everything(client), "the replica has said that it has everything")
         replica.pause()
         with pytest.raises(OutcomeUnknown, match="0 replicas have it"):
             waiting.write([change(A, b"2")], Checkpoint(2))

@@ -14,7 +14,7 @@ from streams.log.redis import RedisLog, reader
 from streams.log.redis.keys import PartitionKeys, entry_id
 from tests.conformance.histories import append as histories_append
 from tests.conformance.histories import grow
-from tests.log.redis_support import Member, Proxy, append, call, name, open_redis, record
+from tests.log.redis_support import Member, Proxy, append, name, open_redis, record
 from tests.servers.find import RedisAddress
 
 
@@ -180,7 +180,10 @@ def test_a_user_who_may_not_ask_for_a_size_is_told_of_none(
     known = log.topic_bytes(topic)
     assert known is not None
     assert known >= 1_000
-    call(client, "ACL", "SETUSER", user, "on", ">secret", "~*", "&*", "+@all", "-memory")
+    client.acl_setuser(
+        user, enabled=True, passwords=["+secret"], keys=["*"], channels=["*"],
+        commands=["+@all", "-memory"],
+    )  # fmt: skip
     try:
         other = open_redis(address.url.replace("://", f"://{user}:secret@"))
         try:
@@ -188,4 +191,4 @@ def test_a_user_who_may_not_ask_for_a_size_is_told_of_none(
         finally:
             other.close()
     finally:
-        call(client, "ACL", "DELUSER", user)
+        client.acl_deluser(user)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from threading import Thread
-from typing import Any
 
 import pytest
 import redis
@@ -21,15 +20,9 @@ from streams.log.url import open_claims
 from streams.message import Position
 from tests.conformance.histories import append_all, event
 from tests.conformance.records import append, record
-from tests.log.redis_support import PATIENCE, SlotMove, name, open_redis, until
+from tests.log.redis_support import PATIENCE, SlotMove, has_everything, name, open_redis, until
 from tests.servers.lifetime import Lifetime
 from tests.servers.redis import Redis, RedisCluster
-
-
-def has_everything(client: redis.Redis) -> bool:
-    """A server's one replica has said that it has all that was written."""
-    facts: Any = client.info("replication")
-    return bool(facts["slave0"]["offset"] == facts["master_repl_offset"])
 
 
 def test_a_server_that_forgot_its_scripts_acknowledges_nothing_too_early(

@@ -3,7 +3,6 @@ it, and each command has its effect once."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from streams import (
     Schedule,
     Streams,
 )
+from tests.patterns.keeping import until
 
 pytestmark = pytest.mark.anyio
 
@@ -134,6 +134,8 @@ class NewerCode(Code):
 
         self.targets, self.others = declare("targets"), declare("others")
         self._answer, self._waits_at = answer, waits_at
+        self.seen: list[type] = []
+        """What its reaction was given, except where it waits."""
         self.manager = ProcessManager(
             self.app, "manager", NewerCount, self.react, self.orders, self.targets.events,
             key=order_of, timeouts=Reminder | Later, partitions=1, refusals=NoMore, **QUICK,
@@ -148,6 +150,7 @@ class NewerCode(Code):
     def react(self, count: Any, event: Any) -> tuple[Any, list[Any]]:
         if self._waits_at is not None and isinstance(event, self._waits_at):
             raise CodeTooOld("it waits")
+        self.seen.append(type(event))
         if not isinstance(event, Asked) or event.number > 1:
             return NewerCount(event.number) if isinstance(event, Asked) else count, []
         found: Any = event.number
@@ -174,10 +177,13 @@ class NewerCode(Code):
         return found + [each.event async for each in self.others.read("t")]
 
 
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - it is in the log
-            await asyncio.sleep(0.01)
+async def until_loaded(code: Code, over: Callable[[Any], bool], what: str) -> None:
+    """Wait for a condition on what the manager has for the order."""
+
+    async def look() -> bool:
+        return over(await code.manager.load("o"))
+
+    await until(look, what)
 
 
 def held_back(code: Code) -> int:
@@ -209,25 +215,24 @@ async def test_what_only_newer_code_knows_waits_for_it(tmp_path: Path, what: str
     newer = NewerCode(url, what, WAITS_AT.get(what))
     async with newer.app:
         await newer.orders.publish(Asked("o", 1))
-        async with asyncio.timeout(60):
-            while not (await newer.manager.load("o")).version:  # noqa: ASYNC110 - it is in the log
-                await asyncio.sleep(0.01)
+        await until_loaded(newer, lambda found: found.version > 0, "reacted to")
         if what in WAITS_AT:
-            await until(lambda: held_back(newer))
+            await until(lambda: held_back(newer), "held back")
         else:
-            await until(lambda: newer.app.stats().processors["manager"].handled)
+            await until(lambda: newer.app.stats().processors["manager"].handled, "handled")
     old = Code(url)
     async with old.app:
         await old.orders.publish(Asked("o", 2))
-        await until(lambda: held_back(old))
+        await until(lambda: held_back(old), "held back by the old code")
         assert old.app.health().ready
         assert not old.app.health().ok
     newer = NewerCode(url, what)
     async with newer.app:
         expected = EFFECTS.get(what, [Done("o")])
-        async with asyncio.timeout(60):
-            while (await newer.manager.load("o")).state != NewerCount(2):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-        await until(lambda: not newer.app.health().processors["manager"].held_back)
+        await until_loaded(newer, lambda found: found.state == NewerCount(2), "counted")
+        await until(lambda: not newer.app.health().processors["manager"].held_back, "let go on")
+        wanted = WAITS_AT.get(what, Asked)
+        if wanted is not Command:  # which is told by its effect
+            await until(lambda: wanted in newer.seen, f"given {wanted.__name__}")
         assert await newer.effects() == expected
         assert held_back(newer) == 0

@@ -20,7 +20,12 @@ from streams import NotFound
 from streams.databases.protocol import Statement, Steps
 from streams.errors import TooLarge, Unavailable
 from streams.outbox import inspection
-from streams.outbox.databases import AsyncpgDatabase, PostgresDatabase, PsycopgDatabase
+from streams.outbox.databases import (
+    AsyncpgDatabase,
+    Database,
+    PostgresDatabase,
+    PsycopgDatabase,
+)
 from streams.outbox.tables import Tables
 from streams.testing import harness
 from tests.outbox.world import Order, Place, World, committing, running
@@ -303,6 +308,18 @@ async def test_texts_that_are_no_texts_stop_their_keys_alone(place: Place) -> No
     assert len(found.rows) == len(columns)
 
 
+def fetch_parameters(database: Database, **bounds: int) -> dict[str, Any]:
+    """What a relay named "me" gives along when it reads rows, if it has all buckets."""
+    dialect = database.dialect
+    return {
+        "relay": "me",
+        "buckets": dialect.list_parameter(range(dialect.bucket_count)),
+        "busy": dialect.list_parameter([]),
+        "skipped": dialect.list_parameter([]),
+        **bounds,
+    }
+
+
 async def test_memory_is_bounded_by_headers_too(place: Place) -> None:
     """Whoever writes to the table, writes headers as long as they like."""
     world = World(place.dsn, relayed_by="command")
@@ -315,14 +332,7 @@ async def test_memory_is_bounded_by_headers_too(place: Place) -> None:
     await database.connect(30.0)
     try:
         await database.execute("UPDATE outbox_buckets SET owner = 'me'")
-        dialect = database.dialect
-        found = await database.fetch(
-            {
-                "relay": "me", "buckets": dialect.list_parameter(range(16)),
-                "busy": dialect.list_parameter([]), "skipped": dialect.list_parameter([]),
-                "limit": 100, "bytes": 150_000,
-            }
-        )  # fmt: skip
+        found = await database.fetch(fetch_parameters(database, limit=100, bytes=150_000))
         assert len(found) == 2
     finally:
         await database.close()
@@ -336,19 +346,11 @@ async def test_no_row_is_compared_with_failed_ones_where_there_are_none(place: P
     database = world.outbox.open()
     await database.connect(30.0)
     try:
-        await database.execute("UPDATE outbox_buckets SET owner = 'r'")
-        dialect = database.dialect
-        parameters = {
-            "relay": "r",
-            "buckets": dialect.list_parameter(range(dialect.bucket_count)),
-            "busy": dialect.list_parameter([]),
-            "skipped": dialect.list_parameter([]),
-            "limit": 10,
-            "bytes": 10_000,
-        }
+        await database.execute("UPDATE outbox_buckets SET owner = 'me'")
+        parameters = fetch_parameters(database, limit=10, bytes=10_000)
 
         async def comparisons() -> list[int]:
-            sql = f"EXPLAIN (ANALYZE, FORMAT JSON) {dialect.fetch()}"
+            sql = f"EXPLAIN (ANALYZE, FORMAT JSON) {database.dialect.fetch()}"
             ((plans,),) = await database.execute(sql, parameters)
             return [
                 node["Actual Loops"]

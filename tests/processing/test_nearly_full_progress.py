@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
 from streams import Flow, Streams
 from streams.engine.progress import encode
-from streams.log.protocol import Committed
+from streams.log.protocol import Committed, Log
 from streams.log.url import open_log
 from streams.processing.committer import PROGRESS_FULL
 from tests.processing.support import until
@@ -18,9 +20,15 @@ pytestmark = pytest.mark.anyio
 MESSAGES = 20_000
 
 
-async def test_the_next_owner_takes_in_what_is_missing_of_it() -> None:
+@pytest.fixture
+def anchor() -> Iterator[Log]:
+    """The log in memory lasts as long as this is open."""
+    with closing(open_log("memory://nearly-full")) as log:
+        yield log
+
+
+async def test_the_next_owner_takes_in_what_is_missing_of_it(anchor: Log) -> None:
     """Nothing more is to be taken in until the map is smaller; what makes it smaller is."""
-    anchor = open_log("memory://nearly-full")
     app = Streams("memory://nearly-full")
     topic = app.topic("numbers", int, partitions=1)
     handled: list[int] = []
@@ -43,4 +51,3 @@ async def test_the_next_owner_takes_in_what_is_missing_of_it() -> None:
         await topic.publish(MESSAGES)
         await until(lambda: len(handled) == MESSAGES // 2 + 1)
     assert handled == [*range(0, MESSAGES, 2), MESSAGES]
-    anchor.close()

@@ -14,16 +14,19 @@ from msgspec import Struct
 
 from streams import Aggregate, Command, Message, ProcessManager, Streams, View
 from tests.conformance.stage import Stage
-from tests.eventsourcing.bank import Account, Closed, Deposited, Opened, Withdrawn, deposit
+from tests.eventsourcing.bank import (
+    Account,
+    Closed,
+    Credited,
+    Deposited,
+    Opened,
+    Withdrawn,
+    credit,
+    deposit,
+)
 from tests.views.bank import Balance, Bank, unique
 
 pytestmark = pytest.mark.anyio
-
-
-class Credited(Struct, tag="credited", frozen=True):
-    """What was ``Deposited``."""
-
-    cents: int
 
 
 class Total(Struct, frozen=True):
@@ -33,6 +36,7 @@ class Total(Struct, frozen=True):
 
 
 NewEvent = Opened | Credited | Withdrawn | Closed
+"""``Credited`` is what was ``Deposited``."""
 
 
 def cents_of(event: NewEvent) -> int:
@@ -41,10 +45,6 @@ def cents_of(event: NewEvent) -> int:
 
 def evolve(account: Account, event: NewEvent) -> Account:
     return Account(account.owner, account.cents + cents_of(event))
-
-
-def credit(account: Account, cents: int) -> Credited:
-    return Credited(cents)
 
 
 def fold_balance(balance: Balance | None, event: NewEvent) -> Balance:

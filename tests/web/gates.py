@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from streams.web import Dashboard
+from streams.web.action_results import Done, Report
+from streams.web.jobs import Job
 from tests.conformance.stage import PATIENCE
 
 
@@ -54,3 +59,28 @@ class Gate:
             return self(self_, *args, **options)
 
         return method
+
+
+@contextmanager
+def lasting_job(dashboard: Dashboard) -> Iterator[tuple[Job, Callable[[int | None], None]]]:
+    """A job that runs meanwhile, and what has it say how many of ten are done; None ends it."""
+    said: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+
+    def work(report: Report) -> Done:
+        report(1, 10)
+        while (done := said.get()) is not None:
+            report(done)
+        return Done("It is over.")
+
+    job = dashboard.jobs.start(
+        work,
+        action="retry",
+        who="",
+        title="A long one",
+        back=("/", "Back"),
+        on_end=lambda job: dashboard.sampler.renew(),
+    )
+    try:
+        yield job, said.put
+    finally:
+        said.put(None)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import httpx
@@ -16,11 +15,10 @@ from streams.errors import Unavailable
 from streams.log.protocol import Log
 from streams.web import Dashboard, sampler
 from streams.web.access import Access
-from streams.web.action_results import Done, Report
-from streams.web.jobs import Job
 from streams.web.saga_indexes import SagaIndexes
 from streams.web.sampler import Sampler
 from tests.conformance.stage import Stage
+from tests.web.gates import lasting_job
 from tests.web.serving import serving
 from tests.web.test_closed_keys_screens import World
 from tests.web.test_dead_screens import write_letters
@@ -35,42 +33,24 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampler, "INTERVAL", 0.05)
 
 
-@contextmanager
-def lasting_job(dashboard: Dashboard) -> Iterator[Job]:
-    """A job of which 3 of 10 are done meanwhile."""
-    over = threading.Event()
-
-    def work(report: Report) -> Done:
-        report(3, 10)
-        over.wait()
-        return Done("Done.")
-
-    job = dashboard.jobs.start(
-        work, action="retry", who="", title="Counting", back=("", ""), on_end=lambda job: None
-    )
-    try:
-        yield job
-    finally:
-        over.set()
-
-
 async def told(address: str, *subjects: str) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
-    """What a browser is told that watches these."""
+    """What a browser is told that watches these; fails where the stream ends by itself."""
     watch = f"{address}/live?watch={Sampler.token(subjects)}"
     async with httpx.AsyncClient(timeout=60) as client, client.stream("GET", watch) as answer:
         assert answer.status_code == 200
         async for event in events(answer):
             yield event
+    raise AssertionError("the stream ended")
 
 
 async def over(address: str, subject: str) -> dict[str, Any]:
     """What is told of something once it has come to its end."""
     async with aclosing(told(address, subject)) as found:
-        async for name, data in found:
+        while True:
+            name, data = await anext(found)
             assert name == "figures"
             if data[subject].get("over"):
                 return dict(data[subject])
-    raise AssertionError("the stream ended")
 
 
 async def test_of_an_action_those_are_told_who_may_do_it_though_the_log_is_out_of_reach() -> None:
@@ -83,7 +63,8 @@ async def test_of_an_action_those_are_told_who_may_do_it_though_the_log_is_out_o
         return dashboard.source.log()
 
     dashboard.sampler._open_log = open_log
-    with lasting_job(dashboard) as job, serving(dashboard) as address:
+    with lasting_job(dashboard) as (job, say), serving(dashboard) as address:
+        say(3)
         subjects = f"job:{job.id}", "job:another", "topic:nowhere"
         async with aclosing(told(address, *subjects)) as found:
             async for name, data in found:
@@ -108,7 +89,7 @@ async def test_a_page_that_still_found_what_is_told_to_be_gone_is_asked_for_anew
     dashboard = Dashboard(Streams("memory://"), access="all")
     transport = httpx.ASGITransport(dashboard)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-        with lasting_job(dashboard) as job:
+        with lasting_job(dashboard) as (job, _):
             figures = dashboard.sampler.figures(f"job:{job.id}")
             figures.now, figures.missing, figures.at = {}, True, time.time()
             page = (await client.get(f"/jobs/{job.id}")).text

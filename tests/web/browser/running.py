@@ -7,7 +7,7 @@ import tempfile
 import threading
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,6 +45,15 @@ class Running:
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Have something done by the app."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE)
+
+    @contextmanager
+    def entered(self, manager: AbstractAsyncContextManager[T]) -> Iterator[T]:
+        """Have something entered on the app's loop, and left when the block ends."""
+        found = self.call(manager.__aenter__())
+        try:
+            yield found
+        finally:
+            self.call(manager.__aexit__(None, None, None))
 
 
 @contextmanager

@@ -4,10 +4,9 @@ meanwhile."""
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
@@ -19,14 +18,13 @@ from streams.inspection.closed_keys import ClosedKeyIndex, KeyCounts
 from streams.inspection.delayed import DelayIndex, PendingCounts
 from streams.log.url import open_log
 from streams.web import Dashboard, sampler
-from streams.web.action_results import Done, Report
 from streams.web.doctor_runs import DoctorRuns
-from streams.web.jobs import Job
 from tests.conformance.stage import QUICK
 from tests.servers.lifetime import free_port
 from tests.web.browser.running import Running
 from tests.web.browser.tab import Tab, watch
 from tests.web.browser.test_live import TURN
+from tests.web.gates import lasting_job
 from tests.web.serving import serving
 
 pytestmark = pytest.mark.xdist_group("browser")
@@ -60,31 +58,6 @@ def swapped(tab: Tab, times: int) -> None:
     """Wait until so many answers were put into the page from now on."""
     wanted = tab.script("window.swaps") + times
     tab.until(lambda: tab.script("window.swaps") >= wanted, f"{times} swaps")
-
-
-@contextmanager
-def lasting_job(dashboard: Dashboard) -> Iterator[tuple[Job, Callable[[int | None], None]]]:
-    """A job that runs meanwhile, and what has it say how many of ten are done; None ends it."""
-    said: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-
-    def work(report: Report) -> Done:
-        report(1, 10)
-        while (done := said.get()) is not None:
-            report(done)
-        return Done("It is over.")
-
-    job = dashboard.jobs.start(
-        work,
-        action="retry",
-        who="",
-        title="A long one",
-        back=("/", "Back"),
-        on_end=lambda job: dashboard.sampler.renew(),
-    )
-    try:
-        yield job, said.put
-    finally:
-        said.put(None)
 
 
 def test_how_far_an_action_is_comes_with_the_stream_and_nothing_is_asked_for(
@@ -192,19 +165,15 @@ def stock(browser: Browser, shop: Running, monkeypatch: pytest.MonkeyPatch) -> I
         return counts(index, False)
 
     monkeypatch.setattr(ClosedKeyIndex, "_counts", still_reading)
-    entered = closed_keys("abc")
-    app = shop.call(entered.__aenter__())
-    try:
-        with (
-            serving(Dashboard(app, access="all")) as address,
-            browser.new_context(reduced_motion="reduce") as context,
-        ):
-            watch(context)
-            tab = Tab(context, address)
-            yield tab
-            tab.check()
-    finally:
-        shop.call(entered.__aexit__(None, None, None))
+    with (
+        shop.entered(closed_keys("abc")) as app,
+        serving(Dashboard(app, access="all")) as address,
+        browser.new_context(reduced_motion="reduce") as context,
+    ):
+        watch(context)
+        tab = Tab(context, address)
+        yield tab
+        tab.check()
 
 
 def test_what_is_ticked_typed_and_focused_stays_while_keys_are_read(stock: Tab) -> None:

@@ -14,7 +14,7 @@ from tests.web.browser.looking import PHONE, look_at, look_here
 from tests.web.browser.running import Running
 from tests.web.browser.site import NOT_LINKED, Site, explore, screen_paths
 from tests.web.browser.tab import Tab, watch
-from tests.web.browser.test_progress import lasting_job
+from tests.web.gates import lasting_job
 from tests.web.serving import serving
 
 pytestmark = pytest.mark.xdist_group("browser")

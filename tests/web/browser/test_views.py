@@ -75,15 +75,13 @@ def test_versions_are_folded_on_promoted_rebuilt_and_dropped(
     bank = Unlucky(address)
     name = bank.balances.name
     page = f"/views/show?view={name}"
-    running = entered(bank)
-    shop.call(running.__aenter__())  # on the loop that is there
     with (
         serving(Dashboard(bank.app, access="all")) as dashboard,
         browser.new_context(reduced_motion="reduce") as context,
     ):
         watch(context)
         tab = Tab(context, dashboard)
-        try:
+        with shop.entered(entered(bank)):
             tab.get(page)
             expect(tab.find("main")).to_contain_text("ValueError: unlucky")
             bank.is_mended = True
@@ -94,8 +92,6 @@ def test_versions_are_folded_on_promoted_rebuilt_and_dropped(
             expect(tab.find("main .notice.good")).to_contain_text("Version 2 of")
             perform(tab, Act("/views/rebuild", page, form=OF_VERSION % 2))
             expect(tab.find("main .notice.good")).to_contain_text("is being built anew")
-        finally:
-            shop.call(running.__aexit__(None, None, None))
         perform(tab, Act("/views/drop", page, form=OF_VERSION % 1))  # nobody runs it any more
         expect(tab.find("main .notice.good")).to_contain_text("is dropped")
     log = open_log(address)
