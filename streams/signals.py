@@ -15,6 +15,7 @@ descriptor to be woken, so what is read is passed on to the loop's.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -22,7 +23,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from streams.text import get_logger
 
@@ -46,6 +47,9 @@ class StopSignals:
         self._loop_fd = -1
         """The event loop's own descriptor for being woken."""
         self._read_fd = self._write_fd = -1
+        self._received = itertools.count()
+        """Counts the signals that :meth:`_handle_first` is called with: a second one may interrupt
+        it anywhere."""
         self._first_received = False
         """The first signal has come."""
         self._second_received = threading.Event()
@@ -71,13 +75,15 @@ class StopSignals:
         os.close(self._write_fd)  # the thread reads the end
 
     def _handle_first(self, number: int, frame: FrameType | None) -> None:
-        for each in STOP_SIGNALS:
-            signal.signal(each, self._handle_second)
+        if next(self._received) > 0:
+            self._handle_second(number, frame)
         self._loop_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
         self._first_received = True
+        for each in STOP_SIGNALS:
+            signal.signal(each, self._handle_second)
         self._on_first(signal.Signals(number).name)
 
-    def _handle_second(self, number: int, frame: FrameType | None) -> None:
+    def _handle_second(self, number: int, frame: FrameType | None) -> NoReturn:
         # KeyboardInterrupt would be raised wherever the loop is: inside an executor's task it is
         # taken for the processor's death, and the way out then waits for handlers.
         self._second_received.set()

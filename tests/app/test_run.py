@@ -137,6 +137,33 @@ def test_a_second_signal_ends_it_while_c_code_blocks_the_main_thread() -> None:
     assert err.splitlines()[-1] == said
 
 
+INTERRUPTED = """
+import signal, sys
+from streams import signals
+
+install = signal.signal
+
+def install_interrupted(number, handler):
+    if handler == app._handle_second:
+        signal.signal = install
+        signal.raise_signal(signal.SIGTERM)
+    return install(number, handler)
+
+with signals.StopSignals(print) as app:
+    signal.signal = install_interrupted
+    signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_a_second_signal_is_heard_while_the_first_is_handled() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED],
+        capture_output=True, text=True, cwd=ROOT, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGTERM
+    assert done.stderr == "streams: SIGTERM again: interrupted, not everything was finished\n"
+
+
 def test_a_dead_processor_ends_it_with_one_clear_line() -> None:
     with running("dies") as process:
         out, err = ended(process)
