@@ -19,9 +19,13 @@ from tests.servers.lifetime import Lifetime, StartError, free_port, until
 KAFKA_IMAGE = (
     "apache/kafka:4.3.1@sha256:77e3df9054047a88b520d0cc46e16696d3b22022e1d580aeccd2632df6532837"
 )
-REDIS_IMAGE = "redis:8.2.3"
-VALKEY_IMAGE = "valkey/valkey:9.0.0"
-POSTGRES_IMAGE = "postgres:17.6"
+REDIS_IMAGE = "redis:8.6.1@sha256:315270d166080f537bbdf1b489b603aaaa213cb55a544acfa51feb7481abb1c0"
+VALKEY_IMAGE = (
+    "valkey/valkey:9.1.0@sha256:8e8d64b405ce18f41b8e5ee20aa4687a8ed0022d1298f2ce31cdcf3a76e09411"
+)
+POSTGRES_IMAGE = (
+    "postgres:17.6@sha256:00bc86618629af00d2937fdc5a5d63db3ff8450acf52f0636ec813c7f4902929"
+)
 
 _REMOVE = "import docker, sys; docker.from_env().containers.get(sys.argv[1]).remove(force=True)"
 
