@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """The commands of developers and CI: ``demo``, ``test``, ``check``, ``bench`` and ``faults``, each
-with all its set-up.
+with all its set-up, and ``setup``, which is that of the tests alone.
 
 ``python3 scripts/dev.py COMMAND [-- ARGUMENTS]``: the arguments reach what is run (the demo,
 pytest, the benchmarks). The set-up is :mod:`environment`'s; this file knows what each command runs.
@@ -59,6 +59,8 @@ class Result(NamedTuple):
 
 def steps(command: str, arguments: Sequence[str]) -> list[Sequence[Step]]:
     """What a command runs, one group after the other; the steps of a group run at the same time."""
+    if command == "setup":
+        return []
     if command == "demo":
         return [[Step("demo", ("python", "-m", "examples.flights", *arguments))]]
     if command == "bench":
@@ -73,8 +75,7 @@ def steps(command: str, arguments: Sequence[str]) -> list[Sequence[Step]]:
     workers = str(min(12, 4 * (os.cpu_count() or 1)))
     spread = ("-n", workers, "--dist", "loadgroup")
     return [
-        [*CHECKS, COLLECT],
-        [SERVERS],
+        [*CHECKS, COLLECT, SERVERS],
         [Step("pytest", ("python", "-m", "pytest", *spread, *arguments))],
     ]
 
@@ -152,10 +153,10 @@ def main(argv: Sequence[str]) -> int:
         description="Set up .venv as needed, then run one of the project's commands in it.",
         epilog="What follows -- reaches the demo, pytest or the benchmarks.",
     )
-    parser.add_argument("command", choices=["demo", "test", "check", "bench", "faults"])
+    parser.add_argument("command", choices=["setup", "demo", "test", "check", "bench", "faults"])
     command = parser.parse_args(own_arguments).command
-    if dashes and command == "check":
-        parser.error("check takes no arguments")
+    if dashes and command in ("setup", "check"):
+        parser.error(f"{command} takes no arguments")
     environment = Environment(ROOT)
     try:
         environment.ensure([] if command == "demo" else ["dev"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.chosen_logs import not_chosen
 from tests.conformance.logs import Case
 from tests.servers import find
 from tests.servers.find import KafkaAddress, Missing, PostgresAddress, RedisAddress
@@ -97,11 +98,13 @@ Only who is in a hurry leaves them out."""
 _HERE = Path(__file__).parent
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None]:
     """Mark the tests that need a server, or processes, and those that one worker should run; leave
-    out what a log cannot do, which is not a skip as there is nothing to run, and the long fault
-    runs unless they are meant."""
+    out what a log cannot do, which is not a skip as there is nothing to run, the long fault runs
+    unless they are meant, and the logs on which a case is not run this time."""
     for item in items:
         if _needs_server(item):
             item.add_marker("servers")
@@ -116,10 +119,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items
         if not _log_can(item) or (item.get_closest_marker("faults") and not meant)
     ]
+    _leave_out(config, items, left_out)
+    yield  # -k and -m
+    if not config.getoption("--every-log"):
+        _leave_out(config, items, not_chosen(items))
+
+
+def _leave_out(
+    config: pytest.Config, items: list[pytest.Item], left_out: Sequence[pytest.Item]
+) -> None:
     if left_out:
         gone = set(left_out)
         items[:] = [item for item in items if item not in gone]
         config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--every-log",
+        action="store_true",
+        help="run what stands above the log on every log, not on two (tests/chosen_logs.py)",
+    )
 
 
 @cache

@@ -36,6 +36,7 @@ class Kills(NamedTuple):
     rate: float
 
 
+@pytest.mark.everywhere
 @runs(Kills(2, 2, 4_000, 1_000), Kills(3, 30, 60_000, 800))
 def test_kill_9_under_load(run: Run, size: Kills, concurrency: int) -> None:
     """Nothing lost, order kept, redelivered at most what no acknowledged commit covers."""

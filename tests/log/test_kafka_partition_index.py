@@ -133,7 +133,7 @@ def test_nothing_follows_a_final_event() -> None:
     assert index.uncounted(0, 2) == [1]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(partitions(), st.data())
 def test_an_index_says_what_the_rule_says(
     records: list[tuple[int, bytes | None, Headers]], data: st.DataObject

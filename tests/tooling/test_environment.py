@@ -290,6 +290,15 @@ def test_the_demo_installs_only_what_it_needs(machine: Machine) -> None:
     assert machine.notes() == [DEMO]
 
 
+def test_setup_installs_what_the_tests_need_and_runs_nothing(machine: Machine) -> None:
+    machine.python("python3.12", "3.12.1")
+    assert machine.dev("setup").returncode == 0
+    assert machine.notes() == INSTALL
+    assert machine.pinned() == ["one==1", "two==2"]
+    assert machine.dev("setup").returncode == 0
+    assert machine.notes() == []
+
+
 def test_pins_that_are_damaged_install_nothing(machine: Machine) -> None:
     machine.python("python3.12", "3.12.1")
     (machine.root / "constraints.txt").write_text("one==1\n")
@@ -380,5 +389,6 @@ def test_arguments_reach_the_demo_and_check_takes_none(machine: Machine) -> None
     assert machine.dev("demo", "--", "--url", "memory://").returncode == 0
     assert machine.notes()[-1] == f"{DEMO} --url memory://"
     assert machine.dev("check", "--", "-x").returncode == 2
+    assert machine.dev("setup", "--", "-x").returncode == 2
     assert machine.dev("everything").returncode == 2
     assert machine.notes() == []

@@ -104,7 +104,7 @@ def test_the_makefile_only_calls_the_script() -> None:
         pytest.skip("make is not installed")
     # Not as a part of the make that may be running these tests.
     env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    for target in ("demo", "test", "check", "bench", "faults"):
+    for target in ("setup", "demo", "test", "check", "bench", "faults"):
         done = subprocess.run(
             [make, target, "PYTHON=echo", "ARGS=-k retry"],
             cwd=ROOT, env=env, capture_output=True, text=True, check=True,

@@ -199,7 +199,7 @@ def _numbered(found: list[tuple[int, bytes, int]]) -> Iterator[tuple[int, bytes,
         yield row(offset, key, value)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(histories, st.lists(st.integers(1, 9), min_size=1, max_size=30), st.data())
 def test_documents_are_the_fold_up_to_the_checkpoint(
     history: list[tuple[int, bytes, bytes]], cuts: list[int], data: st.DataObject
@@ -260,7 +260,7 @@ def test_documents_are_the_fold_up_to_the_checkpoint(
 # -- keyed records --------------------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 1), st.sampled_from(KEYS), st.integers(0, 9)), max_size=20),
     st.data(),
