@@ -1,11 +1,17 @@
-"""All commands together, and how each of them ends."""
+"""All commands together, and how each of them ends.
+
+To read a command line takes the library longer than most commands take, and grows with every option
+of every command. So of the commands only the one that is called is imported and made; all of them
+where it is not known which one that is: for the help, for a name that is wrong, for completion.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
@@ -13,25 +19,6 @@ from typer import Option
 from typer.core import TyperGroup
 from typing_extensions import override
 
-from streams.cli import (
-    aggregates,
-    dead,
-    doctor,
-    groups,
-    inbox,
-    managers,
-    outbox,
-    projections,
-    publish,
-    replay,
-    reset,
-    run_app,
-    saga,
-    tail,
-    topics,
-    views,
-    web,
-)
 from streams.cli.command_errors import (
     DONE,
     FAILED,
@@ -49,6 +36,27 @@ from streams.cli.command_errors import (
 )
 from streams.text import one_line
 
+_COMMANDS = {
+    "run": "run_app.run",
+    "doctor": "doctor.doctor",
+    "web": "web.web",
+    "topics": "topics.app",
+    "groups": "groups.app",
+    "publish": "publish.publish",
+    "tail": "tail.tail",
+    "replay": "replay.replay",
+    "reset": "reset.reset",
+    "dead": "dead.app",
+    "saga": "saga.app",
+    "aggregates": "aggregates.app",
+    "views": "views.app",
+    "managers": "managers.app",
+    "inbox": "inbox.app",
+    "outbox": "outbox.app",
+    "projections": "projections.app",
+}
+"""In the order of the help: a module of this package, and its function or its group of commands."""
+
 
 class _RootGroup(TyperGroup):
     """Tells what the library below would swallow: a closed pipe, an interrupt."""
@@ -65,16 +73,6 @@ class _RootGroup(TyperGroup):
             raise
 
 
-app = typer.Typer(
-    name="streams",
-    cls=_RootGroup,
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
 def _print_version(requested: bool) -> None:
     if requested:
         from streams.version import __version__
@@ -83,7 +81,6 @@ def _print_version(requested: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool, Option("--version", callback=_print_version, is_eager=True, help="Say the version.")
@@ -106,23 +103,25 @@ def _root(
     """
 
 
-app.command("run")(run_app.run)
-app.command("doctor")(doctor.doctor)
-app.command("web")(web.web)
-app.add_typer(topics.app, name="topics")
-app.add_typer(groups.app, name="groups")
-app.command("publish")(publish.publish)
-app.command("tail")(tail.tail)
-app.command("replay")(replay.replay)
-app.command("reset")(reset.reset)
-app.add_typer(dead.app, name="dead")
-app.add_typer(saga.app, name="saga")
-app.add_typer(aggregates.app, name="aggregates")
-app.add_typer(views.app, name="views")
-app.add_typer(managers.app, name="managers")
-app.add_typer(inbox.app, name="inbox")
-app.add_typer(outbox.app, name="outbox")
-app.add_typer(projections.app, name="projections")
+def make_app(names: Iterable[str] = tuple(_COMMANDS)) -> typer.Typer:
+    """The command line with these commands."""
+    app = typer.Typer(
+        name="streams",
+        cls=_RootGroup,
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for name in names:
+        module, _, attribute = _COMMANDS[name].partition(".")
+        found = getattr(import_module(f"streams.cli.{module}"), attribute)
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=name)
+        else:
+            app.command(name)(found)
+    return app
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -141,15 +140,16 @@ def run(arguments: Sequence[str]) -> int:
     return status
 
 
-@lru_cache(maxsize=1)
-def _command() -> Any:
-    """All commands as they are called; made once, as that takes longer than most commands."""
-    return typer.main.get_command(app)
+@cache
+def _command(*names: str) -> Any:
+    """These commands as they are called."""
+    return typer.main.get_command(make_app(names))
 
 
 def _invoke(arguments: Sequence[str]) -> int:
+    names = arguments[:1] if arguments and arguments[0] in _COMMANDS else _COMMANDS
     try:
-        found = _command().main(list(arguments), prog_name="streams", standalone_mode=False)
+        found = _command(*names).main(list(arguments), prog_name="streams", standalone_mode=False)
     except typer.Exit as ended:
         return ended.exit_code
     except typer.Abort:

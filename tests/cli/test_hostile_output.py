@@ -15,7 +15,7 @@ import sys
 import pytest
 import typer
 
-from streams.cli.root import app as commands
+from streams.cli.root import make_app
 from streams.message import Record
 from tests.cli.conftest import Result, Run, Shell, command_paths, eventually
 from tests.test_text import unfit
@@ -309,7 +309,7 @@ def test_every_command(ran: tuple[Shell, str], shell: Shell, run: Run) -> None:
 
 def test_no_command_is_left_out() -> None:
     known = lines(READ) + lines(WRITE) + lines(WRONG)
-    for path in command_paths(typer.main.get_command(commands)):
+    for path in command_paths(typer.main.get_command(make_app())):
         assert any(each.startswith(f"{path} ") or each == path for each in known), path
 
 

@@ -181,23 +181,48 @@ def _read(terminal: int) -> bytes:
         return b""
 
 
-def test_help_opens_no_driver(shell: Shell) -> None:
-    started = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "streams.cli", "topics", "--help"],
+CALLED = """
+import sys
+from streams.cli.root import run
+assert run(["topics", "--help"]) == 0
+print(*sys.modules, file=sys.stderr)
+"""
+
+
+def test_of_the_commands_only_the_one_that_is_called_is_imported(shell: Shell) -> None:
+    called = subprocess.run(
+        [sys.executable, "-c", CALLED],
         env=shell.environment,
         capture_output=True,
         check=True,
         text=True,
     )
-    assert " streams.cli.root\n" in started.stderr
-    for driver in ("apsw", "confluent_kafka", "redis", "streams.log.sqlite"):
-        assert f" {driver}\n" not in started.stderr
+    imported = set(called.stderr.split())
+    assert "streams.cli.topics" in imported
+    assert imported.isdisjoint({"apsw", "confluent_kafka", "redis", "streams.log.sqlite"})
+    others = {"dead", "doctor", "outbox", "run_app", "views", "web"}
+    assert imported.isdisjoint(f"streams.cli.{name}" for name in others)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["tipocs"], "Did you mean"),
+        (["--version", "topics"], "streams "),
+        (["topics", "lsx"], "streams topics --help"),
+    ],
+)
+def test_the_others_are_known_where_they_are_needed(
+    shell: Shell, arguments: list[str], said: str
+) -> None:
+    done = shell(*arguments)
+    assert said in done.out + done.err
 
 
 def test_every_command_has_an_example_in_its_help() -> None:
     import typer
 
-    from streams.cli.root import app
+    from streams.cli.root import make_app
 
     def walk(command: object, path: str) -> None:
         children = getattr(command, "commands", None)
@@ -208,7 +233,7 @@ def test_every_command_has_an_example_in_its_help() -> None:
         else:
             assert f"[cyan]{path}" in (getattr(command, "help", "") or ""), path
 
-    walk(typer.main.get_command(app), "streams")
+    walk(typer.main.get_command(make_app()), "streams")
 
 
 def test_members_are_seen_while_they_run(shell: Shell) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from streams.cli.root import app as commands
+from streams.cli.root import make_app
 from streams.errors import ConfigError, Fatal, LogError, NotFound
 from streams.log.url import open_log
 from tests.cli.conftest import Run, Shell, command_paths, fill, order
@@ -122,7 +122,7 @@ def books(shell: Shell) -> Callable[[str, str], None]:
 
 def test_no_command_is_left_out() -> None:
     listed = [*LOOKING, *CHANGING, *OTHERS]
-    for path in command_paths(typer.main.get_command(commands)):
+    for path in command_paths(typer.main.get_command(make_app())):
         assert any(f"{each} ".startswith(f"{path} ") for each in listed), path
 
 

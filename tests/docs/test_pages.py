@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import typer
 
-from streams.cli.root import app as command_line
+from streams.cli.root import make_app
 from tests.docs.blocks import OTHER, PAGES, PYTHON, ROOT, SHELL, Block, blocks, commands
 from tests.docs.run import compiled
 
@@ -82,7 +82,7 @@ def shown() -> Iterator[tuple[Block, list[str]]]:
 
 def test_every_streams_command_can_be_read() -> None:
     """Parsed by the command line itself, not run: no page names an option that is not there."""
-    root: Any = typer.main.get_command(command_line)
+    root: Any = typer.main.get_command(make_app())
     context = root.make_context("streams", [], resilient_parsing=True)
     found = 0
     for block, words in shown():
