@@ -212,7 +212,7 @@ async def test_a_handlers_timeout_is_none_of_the_database(own: Postgres) -> None
     nowhere = own.url.replace(str(own.port), "1")
 
     @app.processor(
-        topic, group="g", transaction=AsyncPsycopg(nowhere), timeout=0.4,
+        topic, group="g", transaction=AsyncPsycopg(nowhere), timeout=4.0,
         retry=Retry(attempts=100, delay=0.01),
     )  # fmt: skip
     async def handle(value: int, message: Message[int, Any]) -> None: ...
