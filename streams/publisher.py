@@ -33,7 +33,7 @@ from streams.errors import (
     StreamsError,
     Unavailable,
 )
-from streams.log.protocol import Log
+from streams.log.protocol import Assignment, Log
 from streams.log_transaction import LogTransaction, transaction_for
 from streams.message import Position, Record
 from streams.processing.handler_transaction import in_transaction
@@ -70,6 +70,7 @@ class _PublishRequest:
     future: asyncio.Future[Any] | None = None
     loop: asyncio.AbstractEventLoop | None = None
     single: bool = False
+    owner: None = None
 
 
 class _DurableWrite(msgspec.Struct, gc=False):
@@ -101,6 +102,8 @@ class _DurableRequest(msgspec.Struct, gc=False):
     write: _DurableWrite
     indexes: Sequence[int]
     """Which of the write's records these are."""
+    owner: Assignment | None
+    """As whose owner they are written, and the log can check that; None: as anybody."""
     attempt: int = 0
 
 
@@ -245,6 +248,7 @@ class Publisher:
         outgoing: Sequence[tuple[str, Record]],
         on_done: Callable[[Sequence[BaseException | None]], None],
         call_soon: CallSoon | None = None,
+        owner: Assignment | None = None,
     ) -> None:
         """Append records whose IDs are derived, again and again through outages.
 
@@ -252,14 +256,18 @@ class Publisher:
             for.
         :param call_soon: runs an action where ``on_done`` may be called: the answers of one append
             are one action. None: it may be called in any thread.
+        :param owner: only as the owner of this, if the log can check that: what it is not any more
+            gets :class:`~streams.errors.Fenced`.
         """
+        if owner is not None and owner.append_as_owners is None:
+            owner = None
         by_topic: dict[str, list[int]] = {}
         for index, (topic, _) in enumerate(outgoing):
             by_topic.setdefault(topic, []).append(index)
         write = _DurableWrite(len(outgoing), len(by_topic), on_done, call_soon)
         for topic, indexes in by_topic.items():
             records = tuple([outgoing[index][1] for index in indexes])
-            self._request_durably(_DurableRequest(topic, records, write, tuple(indexes)))
+            self._request_durably(_DurableRequest(topic, records, write, tuple(indexes), owner))
 
     def _request_durably(self, request: _DurableRequest) -> None:
         try:
@@ -290,7 +298,9 @@ class Publisher:
         if request.attempt == 0:
             logger.warning("publisher: %s is waited for: %s", request.topic, last_error)
         indexes, records = zip(*unconfirmed, strict=True)
-        again = _DurableRequest(request.topic, records, write, indexes, request.attempt + 1)
+        again = _DurableRequest(
+            request.topic, records, write, indexes, request.owner, request.attempt + 1
+        )
         self._call_later(pause, lambda: self._request_durably(again))
         return False
 
@@ -341,7 +351,11 @@ class Publisher:
             requests.clear()  # see _DurableWrite
 
         try:
-            self._log.append(topic, records, on_result)
+            owner = requests[0].owner
+            if owner is not None and owner.append_as_owners is not None:
+                owner.append_as_owners(topic, records, _owners(requests), on_result)
+            else:
+                self._log.append(topic, records, on_result)
         except LogError as error:
             on_result([error] * len(records))
         except Exception as error:
@@ -393,11 +407,14 @@ def _refuse_in_transaction() -> None:
 
 
 def _batches(requests: Sequence[_Request]) -> Iterator[tuple[str, list[_Request]]]:
-    """Requests by topic, in groups of about :data:`MAX_RECORDS_PER_APPEND` records."""
-    groups: defaultdict[str, list[_Request]] = defaultdict(list)
+    """Requests by topic, and by member where they are an owner's, in groups of about
+    :data:`MAX_RECORDS_PER_APPEND` records."""
+    groups: defaultdict[object, list[_Request]] = defaultdict(list)
     for request in requests:
-        groups[request.topic].append(request)
-    for topic, group in groups.items():
+        topic, owner = request.topic, request.owner
+        groups[topic if owner is None else (topic, owner.append_as_owners)].append(request)
+    for group in groups.values():
+        topic = group[0].topic
         batch: list[_Request] = []
         size = 0
         for request in group:
@@ -407,6 +424,11 @@ def _batches(requests: Sequence[_Request]) -> Iterator[tuple[str, list[_Request]
             batch.append(request)
             size += len(request.records)
         yield topic, batch
+
+
+def _owners(requests: Sequence[_Request]) -> list[Assignment]:
+    """As whose owner each record of these is written."""
+    return [each.owner for each in requests if each.owner is not None for _ in each.records]
 
 
 def _tell(writes: Sequence[_DurableWrite]) -> None:

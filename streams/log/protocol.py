@@ -56,6 +56,9 @@ class Capabilities:
     """Records of one such step, at most (but for those of a single message)."""
     why_no_outputs: str = ""
     """Why they cannot, and what to do instead."""
+    fences_appends: bool = False
+    """Records can be appended as a partition's owner, and only as that
+    (:attr:`Assignment.append_as_owners`)."""
     append_once: bool = False
     """Writing one message ID twice leaves one entry in the log."""
     events: bool = False
@@ -249,6 +252,9 @@ class Assignment:
     stored_beyond_end: int | None = field(default=None, init=False)
     """What was stored until then, where that lies beyond the log's end and the log itself put
     ``committed`` in its place."""
+    append_as_owners: AppendAsOwners | None = field(default=None, init=False)
+    """Appends for this assignment, and for others of its subscription, what only their owner may
+    write; None: the log cannot check that (:attr:`Capabilities.fences_appends`)."""
     position: int = field(init=False)
     """Where reading starts; the listener sets it before ``assigned`` returns."""
 
@@ -481,6 +487,12 @@ class Reader(Protocol):
 
 OnAppended = Callable[[Sequence["Position | LogError"]], None]
 """Called once with the result of an append: for each record its position, or why it has none."""
+
+AppendAsOwners = Callable[[str, Sequence[Record], Sequence[Assignment], OnAppended], None]
+"""Does what :meth:`Log.append` does, each record in one step with a check that the assignment at
+its index is still owned (any thread). Where it is not, the record gets
+:class:`~streams.errors.Fenced`, is not in the log and never will be; the others are written. The
+assignments, present or past, are of the subscription whose assignment this was found at."""
 
 
 class Log(Protocol):

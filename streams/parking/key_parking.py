@@ -13,9 +13,13 @@ I/O. For each source partition that is owned there is a :class:`PartitionParking
    processor handle them before the other messages in their key queue;
 5. moves the floor.
 
-An owner that reads that its epoch was replaced, or whose confirmed records are not in the log, does
-nothing more with the partition: the poller gives it up, and begins it again at the committed
-position (:meth:`DurableKeyParking.replaced_epochs`).
+Where the log can (:attr:`~streams.log.protocol.Assignment.append_as_owners`), a record is written
+in one step with a check that the partition is still owned.
+
+An owner whose record is refused by that check, that reads that its epoch was replaced, or whose
+confirmed records are not in the log, does nothing more with the partition: the poller gives it up,
+and begins it again at the committed position, if it still owns it
+(:meth:`DurableKeyParking.replaced_epochs`).
 
 Memory holds keys, offsets and positions, never payloads, of :data:`PARKED_LIMIT` messages of a
 partition at most. At that limit, messages wait in their key queues instead of being parked.
@@ -39,6 +43,7 @@ from streams.engine.dispatcher import Delivery, PartitionState
 from streams.engine.progress import FetchedBatch
 from streams.errors import (
     Fatal,
+    Fenced,
     LogError,
     NotFound,
     OutcomeUnknown,
@@ -194,6 +199,10 @@ class DurableKeyParking:
         for partition, parking in list(self._partitions.items()):
             if not parking.ended_reason:
                 continue
+            if parking.is_fenced:  # an ordinary loss: nobody wrote beside the owner
+                logger.warning("%s/%d: %s", parking.name, parking.partition, parking.ended_reason)
+                found.append((parking.assignment, 0.0))
+                continue
             count, last = self._replacements.get(partition, (0, 0.0))
             count = count + 1 if now - last < REPLACEMENT_MEMORY else 1
             self._replacements[partition] = (count, now)
@@ -301,6 +310,14 @@ class DurableKeyParking:
         if partition is not None and type(delivery.fetched) is not ReturnedBatch:
             partition.write_refused(delivery)
 
+    def write_fenced(self, delivery: Delivery) -> None:
+        """The log refused the record of this message, as the partition is not owned any more."""
+        delivery.fetched.state.assignment.valid_until = float("-inf")  # nothing more is started
+        partition = self._partition_of(delivery)
+        if partition is not None:
+            partition.fenced()
+            self.wake_poller()
+
     def _partition_of(self, delivery: Delivery) -> PartitionParking | None:
         batch = delivery.fetched.batch
         partition = self._partitions.get((batch.topic, batch.partition))
@@ -338,6 +355,8 @@ class PartitionParking:
         """The epoch of this owner, once it is open."""
         self.ended_reason = ""
         """Why the partition is to be given up; empty while it is not."""
+        self.is_fenced = False
+        """That is because the log refused to write for this owner."""
         self.state = ParkingState()
         self.partition_state: PartitionState | None = None
         self._lock = threading.Lock()
@@ -371,7 +390,8 @@ class PartitionParking:
     ) -> None:
         """Read the partition, open the epoch, and read on up to its record.
 
-        :raises Unavailable: another owner opened one meanwhile, or the log cannot be reached.
+        :raises Unavailable: another owner opened one meanwhile, the partition is owned no longer,
+            or the log cannot be reached.
         """
         log, name, partition = self._log, self.name, self.partition
         start, end, in_force = read_floor(log, name, partition)
@@ -382,8 +402,8 @@ class PartitionParking:
         self._read_to(end, keep_alive)
         owner, replaces = uuid4().hex, self.state.epoch
         opening = records.owner_record(owner, replaces, partition, after_reset=after_reset)
-        (answer,) = append_and_wait(log, name, [opening], keep_alive)
-        if isinstance(answer, OutcomeUnknown):
+        (answer,) = append_and_wait(log, name, [opening], keep_alive, self.assignment)
+        if isinstance(answer, (OutcomeUnknown, Fenced)):
             raise Unavailable(str(answer)) from answer
         if isinstance(answer, LogError):
             raise answer
@@ -685,6 +705,12 @@ class PartitionParking:
             if offset in self._unconfirmed:
                 self._unconfirmed.discard(offset)
                 self._confirmed_unread.add(offset)
+
+    def fenced(self) -> None:
+        """The log refused to write for this owner."""
+        if not self.ended_reason:
+            self.is_fenced = True
+            self.ended_reason = "a record was refused, as the partition is not owned any more"
 
     def write_refused(self, delivery: Delivery) -> None:
         """The record of a dead or parked message is not written."""

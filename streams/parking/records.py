@@ -22,12 +22,15 @@ Rules
    topic is new, or was trimmed above the floor), the first owner record counts whatever it names.
 3. **The fence.** Dead, waits and done records carry their writer's epoch, and count only while it
    is in force. The next owner reads to the end, writes its owner record, and reads up to it: what
-   a former owner still writes stands behind it and is always ignored.
+   a former owner still writes stands behind it and is always ignored. Logs that can (memory,
+   SQLite, Redis on one server) do not even write it: there each of these records, and the owner
+   record, is written in one step with a check that its writer owns the source partition. No rule
+   depends on that; Kafka and Redis Cluster have the other rules alone.
 4. **Read back.** A source position is committed only after the parked records below it were read
    back from the log and count, as they do for every reader. Confirmed writes are not enough: the
    epoch may have been replaced before they arrived. An owner that reads that its epoch was replaced
    gives the partition up with everything that was not committed, and begins it again at the
-   committed position, if it still owns it.
+   committed position, if it still owns it. So does one whose record the log refuses.
 5. **A key** has a queue of source offsets, ascending; it is *closed* while the queue is not empty.
    Only the head can be dead. A waits record is inserted by its offset, which is at the end as long
    as only the owner writes. A record of a queued offset is the same message written again, and

@@ -21,8 +21,12 @@ from streams.processing.pending_outputs import PendingOutputs
 OnWritten = Callable[[Sequence["BaseException | None"]], None]
 """Told once how a write ended, record by record: None where it is confirmed."""
 
-WriteDerived = Callable[[Sequence[Outgoing], OnWritten, Callable[[Callable[[], None]], None]], None]
-"""Writes records; the last argument runs, from any thread, an action where it may be told how."""
+WriteDerived = Callable[
+    [Sequence[Outgoing], OnWritten, Callable[[Callable[[], None]], None], "Assignment | None"], None
+]
+"""Writes records; the third argument runs, from any thread, an action where it may be told how. The
+last is an assignment as whose owner alone they may be written, where the log can check that, or
+None."""
 
 ResultEncoder = Callable[[Any, Batch, int, "str | None"], Sequence[Outgoing]]
 """Makes records of what a handler returned for one message: it takes the result, the message's
@@ -311,13 +315,14 @@ class KeyParking(Protocol):
         ...
 
     def replaced_epochs(self) -> Sequence[tuple[Assignment, float]]:
-        """Assignments with which nothing more may be done because another process has written as
-        the partition's owner: each is to be let go of now, with all that was not committed, and
-        to be begun again after so many seconds."""
+        """Assignments with which nothing more may be done because the partition is not owned any
+        more, or another process has written as its owner: each is to be let go of now, with all
+        that was not committed, and to be begun again after so many seconds."""
         ...
 
     def contested(self) -> int:
-        """How many partitions were to be begun again of late (any thread)."""
+        """How many partitions were to be begun again of late because another process has written as
+        their owner (any thread)."""
         ...
 
     def unfinished(self) -> str:
@@ -367,6 +372,10 @@ class KeyParking(Protocol):
 
     def write_refused(self, delivery: Delivery) -> None:
         """The log refuses it."""
+        ...
+
+    def write_fenced(self, delivery: Delivery) -> None:
+        """The log refuses it, as the partition is not owned any more."""
         ...
 
 

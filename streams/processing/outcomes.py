@@ -38,6 +38,7 @@ from streams.errors import (
     find_code_too_old,
     find_config_error,
 )
+from streams.log.protocol import Assignment
 from streams.message import Message, make_message
 from streams.processing.handler_transaction import HandlerTransaction
 from streams.processing.job import (
@@ -312,7 +313,11 @@ class Calls(ABC, Generic[Unit]):
 
         def on_written(errors: Answers) -> None:
             error = errors[0]
-            if error is not None:
+            if key_parking is not None and isinstance(error, Fenced):
+                # The partition is not owned any more: whoever does handles the message.
+                key_parking.write_fenced(delivery)
+                self.dispatcher.abandon(delivery)
+            elif error is not None:
                 if key_parking is not None:
                     key_parking.write_refused(delivery)
                 refused(error)
@@ -322,7 +327,8 @@ class Calls(ABC, Generic[Unit]):
             else:
                 mark(delivery)
 
-        self._write([delivery], [record], on_written)
+        owner = None if key_parking is None else delivery.fetched.state.assignment
+        self._write([delivery], [record], on_written, owner=owner)
 
     def failed(self, delivery: Delivery, error: BaseException) -> None:
         """The handler raised, or what it returned cannot be written."""
@@ -608,11 +614,13 @@ class Calls(ABC, Generic[Unit]):
         outgoing: Sequence[Outgoing],
         on_written: Callable[[Answers], None],
         owners: Sequence[int] | None = None,
+        owner: Assignment | None = None,
     ) -> None:
         """Write, and call ``on_written`` where the dispatcher may be touched once the log
         answered.
 
         :param owners: of which delivery each record is, by index; None: of the only one.
+        :param owner: the records may be written as its owner alone, where the log can check that.
         """
         outputs = self.job.outputs
         if outputs is not None:
@@ -626,7 +634,7 @@ class Calls(ABC, Generic[Unit]):
         for delivery in deliveries:
             delivery.fetched.state.unconfirmed += 1
 
-        write_derived(outgoing, _WriteEnded(self, deliveries, on_written), self._call_soon)
+        write_derived(outgoing, _WriteEnded(self, deliveries, on_written), self._call_soon, owner)
 
     # -- transactions
 

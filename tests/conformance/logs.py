@@ -78,7 +78,7 @@ LOGS = [
     Case("valkey_url", replace(REDIS, name="valkey"), trims=False, expels=True, lease=LEASE),
     Case(
         "redis_cluster_url",
-        replace(REDIS, name="cluster", commits_outputs=False),
+        replace(REDIS, name="cluster", commits_outputs=False, fences_appends=False),
         trims=False,
         expels=True,
         lease=LEASE,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from uuid import uuid4
 
 from streams.errors import LogError
-from streams.log.protocol import Log
+from streams.log.protocol import Assignment, Log
 from streams.message import Headers, Position, Record
 from tests.conformance.member import PATIENCE
 
@@ -15,8 +15,13 @@ ABSURD_PARTITIONS = (-1, 1 << 31, (1 << 31) - 1, 1 << 63, 10**59)
 """Numbers of partitions, as a header may have them, that no topic has."""
 
 
-def append(log: Log, topic: str, records: Sequence[Record]) -> Sequence[Position | LogError]:
-    """Write records; how each one ended."""
+def append(
+    log: Log, topic: str, records: Sequence[Record], owner: Assignment | None = None
+) -> Sequence[Position | LogError]:
+    """Write records; how each one ended.
+
+    :param owner: as whose owner, on a log that can.
+    """
     told: list[Sequence[Position | LogError]] = []
     finished = threading.Event()
 
@@ -24,7 +29,11 @@ def append(log: Log, topic: str, records: Sequence[Record]) -> Sequence[Position
         told.append(outcomes)
         finished.set()
 
-    log.append(topic, records, done)
+    if owner is None:
+        log.append(topic, records, done)
+    else:
+        assert owner.append_as_owners is not None
+        owner.append_as_owners(topic, records, [owner] * len(records), done)
     log.flush(PATIENCE)
     assert finished.wait(PATIENCE), "flushed, but never told"
     assert len(told) == 1, "told more than once"

@@ -11,6 +11,7 @@ import redis
 
 from streams.errors import (
     Fatal,
+    Fenced,
     LogError,
     NotFound,
     OutcomeUnknown,
@@ -26,7 +27,7 @@ from streams.log.redis.client import Command, Pipeline
 from streams.log.redis.errors import translate
 from streams.message import ID, REDRIVE, SOURCE, Position, Record
 from tests.conformance.histories import event
-from tests.log.redis_support import Proxy, append, name, open_redis, outcomes, record, until
+from tests.log.redis_support import Member, Proxy, append, name, open_redis, outcomes, record, until
 from tests.servers.lifetime import Lifetime
 from tests.servers.redis import Redis, redis_program, valkey_program
 
@@ -138,6 +139,49 @@ def test_without_memory_of_ids_nothing_is_sent_twice(
     proxy.cut_reply(1, b"XADD")
     assert {type(each) for each in outcomes(log, topic, [record(b"second")])} == {OutcomeUnknown}
     assert client.xlen(topic) == 2
+    log.close()
+
+
+@pytest.mark.parametrize("once", [120, 0])
+def test_what_an_owner_appends_is_written_once_and_under_its_lease(
+    proxy: Proxy, client: redis.Redis, once: int
+) -> None:
+    """Answers are lost, the server forgets its scripts, and the lease goes to somebody else."""
+    log = through(proxy, f"once={once}&lease=600")
+    source, target = (log.create_topic(name("topic"), 1).name for _ in range(2))
+    member = Member(log, "group", source)
+    member.owns(1)
+    owner = member.owned[source, 0]
+    append_as_owners = owner.append_as_owners
+    assert append_as_owners is not None
+
+    def written(number: int) -> Position | LogError:
+        told: list[Position | LogError] = []
+        append_as_owners(target, [record(b"%d" % number, id=f"m{number}")], [owner], told.extend)
+        return told[0]
+
+    client.script_flush()
+    first = written(1)
+    assert isinstance(first, Position)
+    proxy.cut_reply(2, b"EVALSHA")
+    assert isinstance(written(2), Position)
+    assert (proxy.cut, client.xlen(target)) == (2, 2)
+    assert written(1) == first
+    send_all = log._client.send_all
+
+    def lose_the_answer_and_the_lease(commands: Sequence[Command]) -> Pipeline:
+        if commands[0].is_append and client.xlen(target) == 3:
+            client.hset(f"{{{source}}}:group:group", "epoch", "99")
+        return send_all(commands)
+
+    log._client.send_all = lose_the_answer_and_the_lease  # type: ignore[method-assign]
+    proxy.cut_reply(1, b"EVALSHA")
+    late = written(3)
+    assert isinstance(late, OutcomeUnknown)
+    assert "has given it to another member; sent before" in str(late)
+    assert isinstance(written(4), Fenced)
+    assert client.xlen(target) == 3
+    member.subscription.close()
     log.close()
 
 

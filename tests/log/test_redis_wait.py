@@ -20,7 +20,15 @@ from streams.log.url import open_claims
 from streams.message import Position
 from tests.conformance.histories import append_all, event
 from tests.conformance.records import append, record
-from tests.log.redis_support import PATIENCE, SlotMove, has_everything, name, open_redis, until
+from tests.log.redis_support import (
+    PATIENCE,
+    Member,
+    SlotMove,
+    has_everything,
+    name,
+    open_redis,
+    until,
+)
 from tests.servers.lifetime import Lifetime
 from tests.servers.redis import Redis, RedisCluster
 
@@ -37,7 +45,7 @@ def test_a_server_that_forgot_its_scripts_acknowledges_nothing_too_early(
         server.client() as client,
     ):
         until(lambda: follower.info("replication")["master_link_status"] == "up", "it follows")
-        log = open_redis(f"{server.url}?wait=1&wait_timeout=0.1&timeout=0.5")
+        log = open_redis(f"{server.url}?wait=1&wait_timeout=0.1&timeout=0.5&lease=600")
         claims = open_claims(f"{server.url}?wait=1&wait_timeout=0.1")
         topic, events = name("topic"), name("events")
         log.create_topic(topic, 1)
@@ -53,13 +61,20 @@ def test_a_server_that_forgot_its_scripts_acknowledges_nothing_too_early(
         def claim() -> object:
             return claims.execute([Claim(name("key").encode(), "a", 60.0)])[0]
 
-        for write in (write_message, write_event, claim):
+        member = Member(log, name("group"), topic)
+        member.owns(1)
+
+        def write_as_owner() -> object:
+            return append(log, topic, [record(b"1", id=name("id"))], member.owned[topic, 0])[0]
+
+        for write in (write_message, write_as_owner, write_event, claim):
             until(lambda: has_everything(client), "the replica has said that it has everything")
             replica.pause()
             client.script_flush()
             outcome = write()
             assert isinstance(outcome, OutcomeUnknown), outcome
             replica.resume()
+        member.subscription.close()
         log.close()
         claims.close()
 

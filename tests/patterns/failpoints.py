@@ -22,7 +22,7 @@ from typing import Any
 
 from streams import Streams
 from streams.derived_records import header_text
-from streams.log.protocol import Assignment, Commit, Log, OnAppended, Submitted, Subscription
+from streams.log.protocol import Assignment, Commit, Log, Submitted, Subscription
 from streams.message import Record
 from streams.parking.records import KIND
 
@@ -65,9 +65,11 @@ class _Points:
         self._over(name)
 
     def around_appends(self, log: Any) -> None:
-        append = log.append
+        log.append = self._appending(log.append)
 
-        def appending(topic: str, records: Sequence[Record], done: OnAppended) -> None:
+    def _appending(self, append: Any) -> Any:
+        def appending(topic: str, records: Sequence[Record], *given: Any) -> None:
+            *owners, done = given
             said = [header_text(record.headers, KIND) for record in records]
             whats = [what for what in RECORDS if what in said]
             for what in whats:
@@ -79,9 +81,20 @@ class _Points:
                     self._passed(f"{what}.after")
                 done(outcomes)
 
-            append(topic, records, answered)
+            append(topic, records, *owners, answered)
 
-        log.append = appending
+        return appending
+
+    def _around_owners_appends(self, listener: Any) -> None:
+        assigned = listener.assigned
+
+        def assigning(assignments: Sequence[Assignment]) -> None:
+            for each in assignments:
+                if each.append_as_owners is not None:
+                    each.append_as_owners = self._appending(each.append_as_owners)
+            assigned(assignments)
+
+        listener.assigned = assigning
 
     def around_moves(self, log: Any) -> None:
         move = log.reset_offsets
@@ -99,8 +112,9 @@ class _Points:
     def around_commits(self, log: Any) -> None:
         subscribe = log.subscribe
 
-        def subscribing(*arguments: Any, **options: Any) -> Subscription:
-            subscription: Any = subscribe(*arguments, **options)
+        def subscribing(group: str, topics: Any, listener: Any, **options: Any) -> Subscription:
+            self._around_owners_appends(listener)
+            subscription: Any = subscribe(group, topics, listener, **options)
             subscription.commit = self._committing(subscription.commit)
             subscription.commit_async = self._submitting(subscription.commit_async)
             return subscription  # type: ignore[no-any-return]

@@ -202,7 +202,7 @@ class World:
         publisher = app.publisher
         derive = publisher.publish_durably
 
-        def derived(outgoing: Any, on_done: Any, call_soon: Any = None) -> None:
+        def derived(outgoing: Any, on_done: Any, call_soon: Any = None, owner: Any = None) -> None:
             if self.dead:
                 return
             entry = json.loads(outgoing[0][1].value)
@@ -216,7 +216,7 @@ class World:
                 if not self.dead:
                     on_done(errors)
 
-            derive(outgoing, told, call_soon)
+            derive(outgoing, told, call_soon, owner)
 
         publisher.publish_durably = derived  # type: ignore[method-assign]  # this is the failpoint
         yield

@@ -25,7 +25,7 @@ from streams import (
     TopicMismatch,
 )
 from streams.derived_records import ERROR_PREFIX, FIRST_ERROR, FIRST_FAILED, ORIGIN, header_text
-from streams.errors import Unavailable
+from streams.errors import Fenced, Unavailable
 from streams.log.appending import append_and_wait
 from streams.log.protocol import Committed
 from streams.message import REDRIVE, Position, Record
@@ -796,7 +796,9 @@ async def test_a_partition_whose_closed_keys_cannot_be_read_holds_up_no_other(
 
 def test_a_partition_that_is_replaced_again_and_again_is_begun_less_and_less_often() -> None:
     shelves = key_parking.DurableKeyParking.__new__(key_parking.DurableKeyParking)
-    shelf = SimpleNamespace(ended_reason="replaced", name="t", partition=0, assignment=object())
+    shelf = SimpleNamespace(
+        ended_reason="replaced", is_fenced=False, name="t", partition=0, assignment=object()
+    )
     shelves._partitions = {("t", 0): shelf}  # type: ignore[dict-item]
     shelves._replacements = {}
     pauses = [shelves.replaced_epochs()[0][1] for _ in range(9)]
@@ -804,6 +806,56 @@ def test_a_partition_that_is_replaced_again_and_again_is_begun_less_and_less_oft
     assert shelves.contested() == 1
     shelf.ended_reason = ""
     assert shelves.replaced_epochs() == []
+
+
+@pytest.mark.needs("fences_appends")
+@pytest.mark.parametrize("what", ["dead", "waits", "done"])
+async def test_an_owner_whose_record_is_refused_lets_go_of_its_partition(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The partition is given away between the owner's decision and its write."""
+    world = World(stage, partitions=1)
+    answers: list[object] = []
+    async with world.app:
+        if what != "dead":
+            await world.failing(0, key="k")
+            await world.closed(1)
+        if what == "done":
+            await stage.publish(world.topic, 1, key="k")
+            await world.closed(1, 1)
+        parking: Any = world.app.processors[0].key_parking
+        await stage.until(lambda: parking._partitions, "owned")
+        await stage.until(lambda: stage.places(world.app), "its start is committed")
+        await stage.committed(world.app)
+        (shelf,) = parking._partitions.values()
+        owner: Any = shelf.assignment
+        write, places = owner.append_as_owners, stage.places(world.app)
+
+        def write_late(topic: str, records: Any, owners: Any, done: Any) -> None:
+            def told(outcomes: Any) -> None:
+                answers.extend(outcomes)
+                done(outcomes)
+
+            assert header_text(records[0].headers, parking_records.KIND) == what
+            stage.anchor.reset_offsets(stage.group, stage.topic_name, places, force=True)
+            write(topic, records, owners, told)
+
+        monkeypatch.setattr(owner, "append_as_owners", write_late)
+        if what == "dead":
+            await world.failing(0, key="k")
+            await world.closed(1)
+        if what != "done":
+            await stage.publish(world.topic, 1, key="k")
+            await world.closed(1, 1)
+            await stage.committed(world.app)
+        world.bad.clear()
+        await world.keys.retry("k")
+        await stage.until(lambda: 1 in stage.seen.values, "what was parked is handled")
+        await world.closed(0)
+        assert [type(each) for each in answers] == [Fenced]
+        # It was an ordinary loss: nobody has written beside the owner.
+        assert world.app.health().processors["handle"].contested == 0
+    assert list(dict.fromkeys(stage.seen.values)) == [0, 1]
 
 
 async def test_what_was_confirmed_and_is_not_in_the_log_is_parked_again(
@@ -817,20 +869,25 @@ async def test_what_was_confirmed_and_is_not_in_the_log_is_parked_again(
         await world.failing(0, key="k")
         await world.closed(1)
         log: Any = world.app.log
-        write, lost = log.append, list[str]()
+        (shelf,) = world.app.processors[0].key_parking._partitions.values()  # type: ignore[union-attr]
+        owner = shelf.assignment
+        write, lost = owner.append_as_owners or log.append, list[str]()
 
-        def append(topic: str, records: Any, done: Any) -> None:
+        def append(topic: str, records: Any, *given: Any) -> None:
             if (
                 topic != name
                 or lost
                 or header_text(records[0].headers, parking_records.KIND) != "waits"
             ):
-                write(topic, records, done)
+                write(topic, records, *given)
                 return
             lost.append(records[0].id)
-            done([Position(name, 0, 1 << 60)] * len(records))
+            given[-1]([Position(name, 0, 1 << 60)] * len(records))
 
-        monkeypatch.setattr(log, "append", append)
+        if owner.append_as_owners is None:
+            monkeypatch.setattr(log, "append", append)
+        else:
+            monkeypatch.setattr(owner, "append_as_owners", append)
         await stage.publish(world.topic, 1, key="k")
         await world.closed(1, 1)
         assert lost

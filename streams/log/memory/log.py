@@ -6,9 +6,10 @@ import threading
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 
 from streams.config import Flow
-from streams.errors import Fatal, LogError, Unavailable
+from streams.errors import Fatal, Fenced, LogError, Unavailable
 from streams.log.dense_offsets import DenseOffsets
 from streams.log.event_filter import EventFilter, EventReader, EventSubscription, ForeignRecords
 from streams.log.events import (
@@ -33,6 +34,7 @@ from streams.log.memory.topics import bounded_timeout, no_partition
 from streams.log.names import group_not_empty
 from streams.log.protocol import (
     TRIM_MARGIN,
+    Assignment,
     Capabilities,
     Committed,
     DurabilityFact,
@@ -56,9 +58,13 @@ CAPABILITIES = Capabilities(
     events=True,
     documents=True,
     commits_outputs=True,
+    fences_appends=True,
     # A service for any log is tested on this one. Of these it applies seconds and messages.
     retention=frozenset(each.name for each in fields(Retention)),
 )
+
+Write = Callable[[], Sequence["Position | LogError"]]
+"""Writes records; how each of them ended."""
 
 _registry = NamedRegistry(
     Store, private_description="a log of one's own", shared_description="one that is shared"
@@ -156,25 +162,59 @@ class MemoryLog(DenseOffsets, EventLog):
 
     def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
         """Append in one step; ``on_appended`` is called before this returns."""
+        self._append_by(
+            partial(self.store.append, topic, records), topic, len(records), on_appended
+        )
+
+    def _append_by(self, write: Write, topic: str, count: int, on_appended: OnAppended) -> None:
+        """Append so many records with ``write``, which is called with the lock."""
         with self._lock:
             self._appending += 1
         try:
-            outcomes = self._append(topic, records)
+            outcomes = self._outcomes(write, topic, count)
         finally:
             with self._lock:
                 self._appending -= 1
                 self._append_ended.notify_all()
         on_appended(outcomes)
 
-    def _append(self, topic: str, records: Sequence[Record]) -> Sequence[Position | LogError]:
+    def _outcomes(self, write: Write, topic: str, count: int) -> Sequence[Position | LogError]:
         try:
             self._faults.strike("append", topic)
             with self._locked():
-                outcomes = self.store.append(topic, records)
+                outcomes = write()
             self._faults.strike("append.done", topic)
         except LogError as error:
-            return [error] * len(records)
+            return [error] * count
         return outcomes
+
+    def _append_as_owners(
+        self,
+        require_owned: Callable[[Assignment], None],
+        topic: str,
+        records: Sequence[Record],
+        owners: Sequence[Assignment],
+        on_appended: OnAppended,
+    ) -> None:
+        """See :data:`streams.log.protocol.AppendAsOwners`.
+
+        :param require_owned: called with the lock; raises for what is not owned any more.
+        """
+
+        def write() -> list[Position | LogError]:
+            fenced: dict[Assignment, LogError] = {}
+            for owner in dict.fromkeys(owners):
+                try:
+                    require_owned(owner)
+                except Fenced as error:
+                    fenced[owner] = error
+            pairs = zip(records, owners, strict=True)
+            positions = iter(
+                self.store.append(topic, [each for each, owner in pairs if owner not in fenced])
+            )
+            return [fenced[each] if each in fenced else next(positions) for each in owners]
+
+        self._append_by(write, topic, len(records), on_appended)
 
     # -- histories
 
@@ -320,6 +360,7 @@ class MemoryLog(DenseOffsets, EventLog):
             subscription = MemorySubscription(
                 self.store,
                 self._faults,
+                self._append_as_owners,
                 self._subscriptions.discard,
                 found,
                 topics,

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from threading import Condition
 from typing import NamedTuple
 
@@ -75,6 +76,8 @@ class OwnershipChanges(NamedTuple):
 class MemorySubscription(Subscription):
     """A member of a group.
 
+    :param append_as_owners: what assignments append with. It takes one argument before the others:
+        what raises for an assignment that is not owned any more, and is called with the lock.
     :param on_end: called once this has ended, while the store's lock is held.
     """
 
@@ -82,6 +85,7 @@ class MemorySubscription(Subscription):
         self,
         store: Store,
         faults: FaultPoints,
+        append_as_owners: Callable[..., None],
         on_end: Callable[[MemorySubscription], None],
         group: Group,
         topics: Sequence[str],
@@ -97,6 +101,7 @@ class MemorySubscription(Subscription):
         self.group_changed = Condition(store.lock)
         self._store = store
         self._faults = faults
+        self._append_as_owners = partial(append_as_owners, self._require_owned)
         self._on_end = on_end
         self._group = group
         self._listener = listener
@@ -221,6 +226,7 @@ class MemorySubscription(Subscription):
         assignment = Assignment(
             topic, number, epoch, committed, terms.valid_until(now), terms.lease
         )
+        assignment.append_as_owners = self._append_as_owners
         owned = _OwnedPartition(assignment, self._store.topics[topic].partitions[number])
         self._owned[partition] = owned
         self._group.leases[partition] = HeldLease(self.id, epoch)
@@ -325,12 +331,7 @@ class MemorySubscription(Subscription):
         with store.lock:
             self._require_open()
             for commit in commits:
-                owned = self._find_owned(commit.assignment)
-                if owned is None or not self._holds_lease(owned):
-                    raise Fenced(
-                        f"{commit.assignment.topic}/{commit.assignment.partition}: group {name!r} "
-                        "has given it to another member; nothing was stored"
-                    )
+                self._require_owned(commit.assignment)
             by_topic = by_topic_of(outputs)
             refused = {
                 indexes[at]: error
@@ -348,6 +349,15 @@ class MemorySubscription(Subscription):
             for moved in store.existing_topics({commit.assignment.topic for commit in commits}):
                 store.trim_topic(moved)
         self._faults.strike("outputs.after", name)
+
+    def _require_owned(self, assignment: Assignment) -> None:
+        """Refuse to write for a partition that is not owned any more (the lock is held)."""
+        owned = self._find_owned(assignment)
+        if owned is None or not self._holds_lease(owned):
+            raise Fenced(
+                f"{assignment.topic}/{assignment.partition}: group {self._group.name!r} has given "
+                "it to another member; nothing was stored"
+            )
 
     def _commit_one(self, assignment: Assignment, committed: Committed, version: int) -> bool:
         owned = self._find_owned(assignment)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from streams.config import Flow
 from streams.log.event_filter import EventFilter, EventReader, EventSubscription, ForeignRecords
@@ -11,6 +12,7 @@ from streams.log.history_log import HistoryLog
 from streams.log.names import check_group
 from streams.log.protocol import (
     TRIM_MARGIN,
+    Assignment,
     Capabilities,
     Committed,
     DurabilityFact,
@@ -31,7 +33,7 @@ from streams.log.redis.events import Events
 from streams.log.redis.groups import Groups
 from streams.log.redis.keys import RedisEntryId, parse_offset, topic_key
 from streams.log.redis.membership import Membership
-from streams.log.redis.producer import Writer
+from streams.log.redis.producer import Owners, Writer
 from streams.log.redis.reader import OffsetLookup, RedisReader
 from streams.log.redis.retention import Trimmer
 from streams.log.redis.settings import Settings, read_settings
@@ -46,6 +48,7 @@ CAPABILITIES = Capabilities(
     events=True,
     documents=True,
     commits_outputs=True,
+    fences_appends=True,
     # A script of so many takes the server some 10 ms.
     outputs_at_once=2_000,
 )
@@ -77,6 +80,8 @@ class RedisLog(Log, HistoryLog[Events]):
             CAPABILITIES,
             append_once=settings.dedup_seconds > 0,
             commits_outputs=not is_cluster,
+            # The lease and what is appended are on other nodes.
+            fences_appends=not is_cluster,
             why_no_outputs=WHY_CLUSTERS_HAVE_NO_OUTPUTS if is_cluster else "",
         )
 
@@ -142,6 +147,22 @@ class RedisLog(Log, HistoryLog[Events]):
     def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
         """Write records in order; ``on_appended`` is called before this returns."""
         self._writer.append(topic, records, on_appended)
+        self._trim_if_due(topic, records)
+
+    def _append_as_owners(
+        self,
+        group: str,
+        member: str,
+        topic: str,
+        records: Sequence[Record],
+        owners: Sequence[Assignment],
+        on_appended: OnAppended,
+    ) -> None:
+        """Append as a member of a group."""
+        self._writer.append(topic, records, on_appended, Owners(group, member, owners))
+        self._trim_if_due(topic, records)
+
+    def _trim_if_due(self, topic: str, records: Sequence[Record]) -> None:
         if records and self._topics.may_need_trimming(topic):
             for keys in self._topics.all_partition_keys(topic):
                 self._trimmer.trim_if_due(keys)
@@ -218,8 +239,11 @@ class RedisLog(Log, HistoryLog[Events]):
         )
         membership.join()
         subscription = RedisSubscription(
-            client, self._trimmer, membership, group, listener, flow, self._topics
-        )
+            client, self._trimmer, membership, group, listener, flow, self._topics,
+            partial(self._append_as_owners, group, membership.member_id)
+            if self._capabilities.fences_appends
+            else None,
+        )  # fmt: skip
         if event_topics:
             return EventSubscription(subscription, event_topics, self._event_filter)
         return subscription

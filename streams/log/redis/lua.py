@@ -27,11 +27,14 @@ no group could settle entries, which frees memory. (Redis 7.0, "Eval flags".) So
 a claim: what was done once must be known as done, and no new claims are accepted meanwhile."""
 
 
-_PREAMBLES = {
-    **dict.fromkeys(("append_events", "read_histories", "write_snapshots"), "histories"),
-    **dict.fromkeys(("claim_get", "claim_take"), "claims"),
+_PARTS = {
+    **{
+        name: ("histories", name) for name in ("append_events", "read_histories", "write_snapshots")
+    },
+    **{name: ("claims", name) for name in ("claim_get", "claim_take")},
+    "append_as_owner": ("owned", "append"),
 }
-"""With which file these begin, too."""
+"""Of which files these consist, each in the language's one block with ``common.lua``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +48,9 @@ class Script:
 
 @cache
 def load_script(name: str) -> Script:
-    """The script in ``scripts/<name>.lua``."""
+    """The script of that name: ``scripts/<name>.lua``, unless it has several parts."""
     folder = files("streams.log.redis") / "scripts"
     shebang = b"#!lua flags=allow-oom\n" if name in ALLOWED_WHEN_FULL else b""
-    parts = ["common", *([_PREAMBLES[name]] if name in _PREAMBLES else []), name]
+    parts = ("common", *_PARTS.get(name, (name,)))
     text = shebang + b"".join((folder / f"{part}.lua").read_bytes() for part in parts)
     return Script(name, text, sha1(text, usedforsecurity=False).hexdigest().encode())

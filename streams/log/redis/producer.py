@@ -10,6 +10,10 @@ So a lost answer, a failover or a restart ends in a certain outcome, and only if
 in :class:`~streams.errors.OutcomeUnknown`. With ``once=0`` nothing is remembered and records are
 written one by one: only those that the server did not take, and that nothing was written behind,
 are ever sent again.
+
+What is appended as a partition's owner (:class:`Owner`) is written by a script that looks at the
+lease first. One that is lost is lost for good, so such a chunk is not sent again. These IDs are
+remembered with ``once=0`` too, for as long as a chunk may be sent again.
 """
 
 from __future__ import annotations
@@ -21,10 +25,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from streams.errors import LogError, OutcomeUnknown, TooLarge, Unavailable
+from streams.errors import Fenced, LogError, OutcomeUnknown, TooLarge, Unavailable
 from streams.log.events import events_only
 from streams.log.names import partitions_for
-from streams.log.protocol import OnAppended
+from streams.log.protocol import Assignment, OnAppended
 from streams.log.redis.batch import encode_fields, identity_of_record
 from streams.log.redis.client import Client, Command, Pipeline, script_command
 from streams.log.redis.errors import WritesRefused
@@ -52,10 +56,45 @@ RETRY_BACKOFF = 0.05, 1.0
 """Seconds before a chunk is sent again: at first, and at most."""
 
 
+class Owner(NamedTuple):
+    """Who appends: the owner of a partition, while its lease is this one."""
+
+    group_key: bytes
+    """The group's hash in the partition, which has the lease."""
+    member: str
+    epoch: int
+    name: str
+    """What an error names: the partition and the group."""
+
+
+class Owners(NamedTuple):
+    """As whose owner each record is appended."""
+
+    group: str
+    member: str
+    assignments: Sequence[Assignment]
+    """Those of the records, in order."""
+
+    def resolved(self, topics: Topics) -> list[Owner]:
+        """The owner of each record; one object for one assignment.
+
+        :raises NotFound: a topic that is owned was deleted.
+        """
+        found: dict[Assignment, Owner] = {}
+        for each in self.assignments:
+            if each not in found:
+                keys = topics.partition_keys(each.topic, each.partition)
+                name = f"{keys}: group {self.group!r}"
+                found[each] = Owner(keys.group_key(self.group), self.member, each.epoch, name)
+        return [found[each] for each in self.assignments]
+
+
 @dataclass(slots=True)
 class Chunk:
     """Records of one partition that are written together."""
 
+    owner: Owner | None
+    """As whose owner they are written, if so."""
     indexes: list[int] = field(default_factory=list)
     """Which of the append's records."""
     ids: dict[str, int] = field(default_factory=dict)
@@ -76,7 +115,12 @@ class Chunk:
 class PendingAppend:
     """One append in progress."""
 
-    def __init__(self, topic: str, records: Sequence[Record], deduplicates: bool) -> None:
+    def __init__(
+        self,
+        topic: str,
+        records: Sequence[Record],
+        deduplicates: bool,
+    ) -> None:
         self.topic = topic
         self.records = records
         self.results: list[Position | LogError | None] = [None] * len(records)
@@ -84,8 +128,11 @@ class PendingAppend:
         self.chunks: dict[int, list[Chunk]] = {}
         """Chunks by partition, the next one last."""
 
-    def split(self, partitions: int) -> None:
-        """Share the records out into chunks."""
+    def split(self, partitions: int, owners: Sequence[Owner] | None) -> None:
+        """Share the records out into chunks.
+
+        :param owners: as whose owner each record is appended, if so.
+        """
         last_chunks: dict[int, Chunk] = {}
         routed = zip(self.records, partitions_for(self.records, partitions), strict=True)
         for index, (record, partition) in enumerate(routed):
@@ -107,6 +154,8 @@ class PendingAppend:
                 self.results[index] = LogError(f"{self.topic} has no partition {partition}")
                 continue
             chunk = last_chunks.get(partition)
+            if owners is not None and chunk is not None and chunk.owner is not owners[index]:
+                chunk = None
             id = identity_of_record(record) if headers else record.id
             if self.deduplicates and chunk is not None and id in chunk.ids:
                 chunk.duplicates.append((index, chunk.ids[id]))
@@ -118,7 +167,7 @@ class PendingAppend:
                 or chunk.size + size > CHUNK_BYTES
                 or len(chunk.indexes) >= CHUNK_RECORDS
             ):
-                chunk = last_chunks[partition] = Chunk()
+                chunk = last_chunks[partition] = Chunk(None if owners is None else owners[index])
                 self.chunks.setdefault(partition, []).append(chunk)
             chunk.ids[id] = len(chunk.indexes)
             chunk.indexes.append(index)
@@ -147,6 +196,12 @@ class PendingAppend:
             else:
                 self.results[index] = Position(self.topic, partition, offset_of(outcome))
 
+    def chunk_refused(self, chunk: Chunk, error: LogError) -> None:
+        """A chunk was refused because of its owner, which is no matter of those behind it: a key
+        has one owner."""
+        for index in chunk.all_indexes():
+            self.results[index] = error
+
     def chunk_failed(self, partition: int, error: LogError) -> None:
         """A partition's next chunk was not (certainly) written; those behind it are not sent, as
         they must not overtake it."""
@@ -174,22 +229,33 @@ class Writer:
         self._client = client
         self._topics = topics
         self._settings = client.settings
-        self._rotation_ms = str(int(self._settings.dedup_seconds * 1000))
+        seconds = self._settings.dedup_seconds or max(1.0, 3 * self._settings.append_timeout)
+        self._rotation_ms = str(int(seconds * 1000))
         self._unfinished = 0
         self._idle = threading.Condition()
         self._closing = threading.Event()
 
-    def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
-        """See :meth:`streams.log.protocol.Log.append`."""
+    def append(
+        self,
+        topic: str,
+        records: Sequence[Record],
+        on_appended: OnAppended,
+        owners: Owners | None = None,
+    ) -> None:
+        """See :meth:`streams.log.protocol.Log.append`, and with owners
+        :data:`streams.log.protocol.AppendAsOwners`."""
         with self._idle:
             self._unfinished += 1
         try:
-            append = PendingAppend(topic, records, deduplicates=self._settings.dedup_seconds > 0)
+            deduplicates = owners is not None or self._settings.dedup_seconds > 0
+            append = PendingAppend(topic, records, deduplicates)
             try:
                 info = self._topics.lookup(topic).info
                 if info.is_event_topic:
                     raise events_only(topic, "published to")
-                append.split(info.partitions)
+                append.split(
+                    info.partitions, None if owners is None else owners.resolved(self._topics)
+                )
             except LogError as error:
                 append.results = [error] * len(records)
             else:
@@ -254,10 +320,10 @@ class Writer:
         for partition, start, stop in sent.reply_ranges:
             chunks = append.chunks[partition]
             if append.deduplicates:
-                is_written = self._take_entry_ids(append, partition, replies[start:stop])
+                is_over = self._take_entry_ids(append, partition, replies[start:stop])
             else:
-                is_written = self._take_outcomes(append, partition, replies[start:stop])
-            if not is_written:
+                is_over = self._take_outcomes(append, partition, replies[start:stop])
+            if not is_over:
                 continue
             chunks.pop()
             if chunks:
@@ -266,9 +332,13 @@ class Writer:
                 del append.chunks[partition]
 
     def _take_entry_ids(self, append: PendingAppend, partition: int, replies: list[Any]) -> bool:
-        """Take the answers to a partition's next chunk, which one script wrote; whether it was
-        written, wholly and by as many servers as it should."""
+        """Take the answers to a partition's next chunk, which one script wrote; whether it is over
+        with: written, wholly and by as many servers as it should, or refused, as whose owner it was
+        to be written is none any more."""
         chunk = append.chunks[partition][-1]
+        if chunk.owner is not None and replies[0] == 0:
+            append.chunk_refused(chunk, _fenced_error(chunk.owner, chunk))
+            return True
         error = self._client.write_failure(append.topic, replies)
         if error is None:
             append.chunk_written(partition, chunk, replies[0])
@@ -328,12 +398,17 @@ class Writer:
                 args += values
                 count += 1
             args[count_index] = count
-            script_keys = (keys.stream, *keys.id_hashes)
-            commands.append(
-                script_command(
-                    context, "append", script_keys, *args, is_append=True, before_wait=waits
-                )
+            script_keys, owner = (keys.stream, *keys.id_hashes), chunk.owner
+            if owner is not None:
+                script_keys += (owner.group_key,)
+                args += (owner.member, owner.epoch)
+            name = "append" if owner is None else "append_as_owner"
+            command = script_command(
+                context, name, script_keys, *args, is_append=True, before_wait=waits
             )
+            # The second time an owner might be told that it is none, of what it wrote the first.
+            command.is_repeatable = owner is None
+            commands.append(command)
         else:
             for index in chunk.indexes:
                 names, values, _ = encode_fields(records[index])
@@ -345,6 +420,14 @@ class Writer:
         if waits:
             commands.append(self._client.wait_command(context, keys.stream, tuple(commands)))
         return commands
+
+
+def _fenced_error(owner: Owner, chunk: Chunk) -> LogError:
+    """What became of a chunk whose owner has lost its lease."""
+    lost = f"{owner.name} has given it to another member"
+    if chunk.outcome_unknown:
+        return OutcomeUnknown(f"{lost}; sent before, and never answered")
+    return Fenced(f"{lost}; nothing was stored")
 
 
 def _was_not_written(error: LogError) -> bool:

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from streams.config import Flow
 from streams.errors import ConfigError, Fenced, LogError, MemberFenced, Unavailable
 from streams.log.protocol import (
+    AppendAsOwners,
     Assignment,
     Commit,
     RebalanceListener,
@@ -59,7 +60,10 @@ leases are renewed in between."""
 
 
 class RedisSubscription(Subscription):
-    """A member of a group. Used by one thread at a time, but for :meth:`wakeup`."""
+    """A member of a group. Used by one thread at a time, but for :meth:`wakeup`.
+
+    :param append_as_owners: for its assignments; None: these servers cannot do it.
+    """
 
     def __init__(
         self,
@@ -70,7 +74,9 @@ class RedisSubscription(Subscription):
         listener: RebalanceListener,
         flow: Flow,
         topics: Topics,
+        append_as_owners: AppendAsOwners | None,
     ) -> None:
+        self._append_as_owners = append_as_owners
         self._trimmer = trimmer
         self._topics = topics
         self._membership = membership
@@ -301,6 +307,8 @@ class RedisSubscription(Subscription):
         if not acquired:
             return
         self._owned.update((owned.assignment, owned) for owned in acquired)
+        for owned in acquired:
+            owned.assignment.append_as_owners = self._append_as_owners
         try:
             self._listener.assigned([owned.assignment for owned in acquired])
         except BaseException:

@@ -49,6 +49,7 @@ CAPABILITIES = Capabilities(
     events=True,
     documents=True,
     commits_outputs=True,
+    fences_appends=True,
 )
 
 

@@ -6,6 +6,7 @@ commit nothing when it comes back.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 
 from streams.errors import Fenced
@@ -18,6 +19,12 @@ UPDATE streams_places SET
     progress = CASE WHEN position > ?1 THEN progress ELSE ?2 END,
     position = max(coalesce(position, ?1), ?1)
 WHERE "group" = ?3 AND no = ?4 AND owner = ?5 AND epoch = ?6
+"""
+
+
+_FIND_OWNED = """
+SELECT json_group_array(json_array(no, epoch)) FROM streams_places
+WHERE "group" = ? AND owner = ? AND no IN (SELECT value FROM json_each(?))
 """
 
 
@@ -81,11 +88,33 @@ class OffsetCommits:
             )
             if db.changes():
                 return True
+        raise self._lost(assignment)
+
+    def find_lost(
+        self, db: SqliteConnection, assignments: Iterable[Assignment]
+    ) -> dict[Assignment, Fenced]:
+        """Which of these the member does not own any more, within a transaction."""
+        numbers = {each: self._partition_numbers.get(each) for each in assignments}
+        wanted = json.dumps([each for each in numbers.values() if each is not None])
+        owned = {
+            (number, epoch)
+            for number, epoch in db.fetch_json(
+                _FIND_OWNED, (self._group, self.member_number, wanted)
+            )
+        }
+        return {
+            assignment: self._lost(assignment)
+            for assignment, number in numbers.items()
+            if (number, assignment.epoch) not in owned
+        }
+
+    def _lost(self, assignment: Assignment) -> Fenced:
+        """Note that an assignment was lost; the error that says so."""
         self.was_refused = True
         assignment.valid_until = float("-inf")
-        raise Fenced(
+        return Fenced(
             f"{assignment.topic}/{assignment.partition}: group {self._group!r} has given it to "
-            "another member; nothing was committed"
+            "another member; nothing was stored"
         )
 
     def mark_committed(self, commits: Iterable[Commit]) -> None:

@@ -7,14 +7,14 @@ processes delay each other as little as possible.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, repeat
 from typing import Any, NamedTuple
 
-from streams.errors import EventTopicError, LogError, NotFound, TooLarge
+from streams.errors import EventTopicError, Fenced, LogError, NotFound, TooLarge
 from streams.log.events import events_only
 from streams.log.names import partitions_for, topic_not_found
-from streams.log.protocol import Commit, OnAppended, OutputsRefused, by_topic_of
+from streams.log.protocol import Assignment, Commit, OnAppended, OutputsRefused, by_topic_of
 from streams.log.sqlite import blocks
 from streams.log.sqlite.blocks import EncodedBlock
 from streams.log.sqlite.database import Database, SqliteConnection
@@ -34,6 +34,10 @@ FROM json_each(?) AS u WHERE no = u.value ->> 3
 """
 
 
+WriteCheck = Callable[[SqliteConnection], None]
+"""Called in a transaction before it writes; raises where nothing of it may be written."""
+
+
 class _Append(NamedTuple):
     """What goes to one partition: which records, as which blocks."""
 
@@ -47,6 +51,10 @@ class WrittenRun(NamedTuple):
 
     first_offset: int
     time: int
+
+
+class _OwnersLost(Exception):
+    """Some of the owners in whose name records are appended are none any more."""
 
 
 class _OtherPartitions(Exception):
@@ -72,11 +80,49 @@ class Writer:
         on_appended(outcomes)
         self._trimmer.trim_if_due(topic)
 
-    def _append(self, topic: str, records: Sequence[Record]) -> Sequence[Position | LogError]:
+    def append_as_owners(
+        self,
+        offsets: OffsetCommits,
+        topic: str,
+        records: Sequence[Record],
+        owners: Sequence[Assignment],
+        on_appended: OnAppended,
+    ) -> None:
+        """See :data:`streams.log.protocol.AppendAsOwners`.
+
+        :param offsets: of the member whose assignments these are.
+        """
+        fenced: dict[Assignment, Fenced] = {}
+
+        def require_owned(db: SqliteConnection) -> None:
+            lost = offsets.find_lost(db, {each for each in owners if each not in fenced})
+            if lost:
+                fenced.update(lost)
+                raise _OwnersLost
+
+        outcomes: Sequence[Position | LogError]
+        while True:  # each time with fewer owners
+            owned = [
+                each for each, owner in zip(records, owners, strict=True) if owner not in fenced
+            ]
+            try:
+                outcomes = self._append(topic, owned, require_owned)
+            except _OwnersLost:
+                continue
+            except LogError as error:
+                outcomes = [error] * len(owned)
+            break
+        remaining = iter(outcomes)
+        on_appended([fenced[each] if each in fenced else next(remaining) for each in owners])
+        self._trimmer.trim_if_due(topic)
+
+    def _append(
+        self, topic: str, records: Sequence[Record], check: WriteCheck | None = None
+    ) -> Sequence[Position | LogError]:
         for _ in range(2):
             numbers = self._partition_numbers.get(topic) or self._load_partition_numbers(topic)
             appends, refused = self._split_by_partition(topic, records, len(numbers))
-            first_offsets = self._write(topic, numbers, appends)
+            first_offsets = self._write(topic, numbers, appends, check)
             if first_offsets is not None:
                 return self._outcomes(topic, records, appends, first_offsets, refused)
             self._partition_numbers.pop(topic, None)  # it was deleted, and perhaps created anew
@@ -220,13 +266,17 @@ class Writer:
 
     # -- under the lock
 
-    def _write(self, topic: str, numbers: list[int], appends: list[_Append]) -> list[int] | None:
+    def _write(
+        self, topic: str, numbers: list[int], appends: list[_Append], check: WriteCheck | None
+    ) -> list[int] | None:
         """The first offset of each run; None if the topic's partitions are others by now."""
         if not appends:
             return []
         runs = [(numbers[run.partition], run.blocks) for run in appends]
         now = int(self._database.clock.time() * 1e6)
         with self._database.write() as db:
+            if check is not None:
+                check(db)
             written = write_blocks(db, topic, runs, now)
         if written is None:
             return None

@@ -14,6 +14,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import apsw
 
@@ -90,6 +91,7 @@ class SqliteSubscription(Subscription):
         self._byte_limit = max(blocks.BLOCK_BYTES, flow.bytes // 4)
         self._on_close = on_close
         self._membership = Membership(database, group, self._topics, trim_margin, member)
+        self._append_as_owners = partial(writer.append_as_owners, self._membership.commits)
         self._connection = database.acquire()
         try:
             self._membership.join()
@@ -268,6 +270,7 @@ class SqliteSubscription(Subscription):
                 self._membership.release(changes.release)
         if changes.acquired:
             for assignment in changes.acquired:
+                assignment.append_as_owners = self._append_as_owners
                 owned = _OwnedPartition(assignment, self._membership.partition_numbers[assignment])
                 self._owned[assignment] = owned
             try:
