@@ -192,3 +192,20 @@ def test_a_user_who_may_not_ask_for_a_size_is_told_of_none(
             other.close()
     finally:
         client.acl_deluser(user)
+
+
+def test_what_is_appended_while_entries_are_counted_is_not_counted(
+    log: RedisLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = log.create_topic(name("topic"), 1).name
+    offsets = [each.offset for each in append(log, topic, [b"%d" % n for n in range(3)])]
+    lookup = log._offsets
+    find_info = lookup.stream_info
+
+    def find_and_append(keys: PartitionKeys) -> Any:
+        found = find_info(keys)
+        append(log, topic, [b"more" for _ in range(5)])
+        return found
+
+    monkeypatch.setattr(lookup, "stream_info", find_and_append)
+    assert lookup.entries_below(log._topics.partition_keys(topic, 0), offsets[1]) == 1

@@ -184,7 +184,7 @@ class OffsetLookup:
         found, _ = self.stream_info(keys)
         known = found.entries_below(position)
         if known is None and found.deleted < found.first:
-            entries_from = self.count_entries(keys, position, MAX_COUNTED)
+            entries_from = self.count_entries(keys, position, MAX_COUNTED, found.last)
             known = None if entries_from is None else found.added - entries_from
         return known
 
