@@ -45,7 +45,7 @@ CASES: list[tuple[str, int, list[str]]] = [
     ("nonsense", 2, ["No such command 'nonsense'", "streams --help"]),
     ("topics lss", 2, ["No such command 'lss'", "ls"]),
     ("tail orders --folow", 2, ["No such option: --folow", "streams tail --help"]),
-    ("tail orders -n many", 2, ["-n", "integer"]),
+    ("tail orders -n many", 2, ["-n", "'many'"]),
     ("tail orders -p -1", 2, ["--partition"]),
     ("topics create orders -p 0", 2, ["--partitions"]),
     ("topics create orders --keep-for week", 2, ["--keep-for 'week'", "7d"]),
