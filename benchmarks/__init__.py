@@ -12,6 +12,7 @@ does not. Where to look:
   and for metrics, beside the bare processor (``--case pattern:`` measures these alone);
 * :mod:`~benchmarks.measure`: measures a case and makes its rows;
 * :mod:`~benchmarks.against`: compares this commit with another one;
+* :mod:`~benchmarks.growth`: what becomes slower as history grows (``python -m benchmarks.growth``);
 * ``peers/``: other toolkits, each in an environment of its own;
 * ``report/``: the table, the JSON and the page.
 

@@ -403,7 +403,7 @@ class Message(Generic[T_co, X_co]):
         A log's time before the year 1 or after 9999, which datetime cannot hold, is the first or
         the last moment that it can: ``datetime.min`` or ``datetime.max`` in UTC.
         """
-        for name, value in self._batch.headers(self._index):
+        for name, value in self._batch.extra_headers(self._index):
             if name == TIME and value:
                 stated = wire.parse_iso_time(value)
                 if stated is None:

@@ -105,8 +105,8 @@ def tail(
         ranges = resolve_ranges(log, topic, begin, "latest", partition=partition, now=now)
         if holds_events:
             await_index(log, topic)
-        if holds_events and begin == -count:
-            printer.print_rows(_last_events(log, topic, ranges, count))
+        if offsets is None and key_bytes is None:
+            printer.print_rows(_last_messages(log, topic, ranges, count, raw=raw))
         else:
             with closing(RangeReader(log, topic, ranges, key=key_bytes, raw=raw)) as rows:
                 last = offsets is None
@@ -116,33 +116,39 @@ def tail(
             _follow(printer, topic, ends, key_bytes, raw=raw)
 
 
-def _last_events(log: Log, topic: str, ranges: OffsetRanges, count: int) -> list[LogRow]:
-    """The last events there are: how far back these are is not known, as not every record is one.
+def _last_messages(
+    log: Log, topic: str, ranges: OffsetRanges, count: int, *, raw: bool
+) -> list[LogRow]:
+    """The last messages there are: how far back these are is not known, as not every record of an
+    event topic is an event, and on Kafka not every offset is a message's.
 
-    :param ranges: the last records, as many of each partition.
+    :param ranges: the last offsets, as many of each partition.
     """
     from streams.log.range_reader import OffsetRange, RangeReader
 
     looked_at = dict.fromkeys(ranges, count)
     while True:
         found: deque[LogRow] = deque(maxlen=count)
-        events = Counter[int]()
-        with closing(RangeReader(log, topic, ranges)) as rows:
+        messages = Counter[int]()
+        with closing(RangeReader(log, topic, ranges, raw=raw)) as rows:
             for row in rows:
                 found.append(row)
-                events[row.batch.partition] += 1
+                messages[row.batch.partition] += 1
         too_few = [
             number
             for number, range in ranges.items()
-            if events[number] < count and range.start > log.watermarks(topic, number)[0]
+            if messages[number] < count and range.start > log.watermarks(topic, number)[0]
         ]
-        if not too_few:
-            return list(found)
+        further_back = {}
         for number in too_few:
             looked_at[number] *= 4
-            end = ranges[number].end
-            start = log.offset_before(topic, number, end, looked_at[number])
-            ranges = {**ranges, number: OffsetRange(start, end)}
+            start, end = ranges[number]
+            earlier = log.offset_before(topic, number, end, looked_at[number])
+            if earlier < start:
+                further_back[number] = OffsetRange(earlier, end)
+        if not further_back:
+            return list(found)
+        ranges = {**ranges, **further_back}
 
 
 def _follow(

@@ -37,22 +37,36 @@ class Interrupted(Exception):
 class interrupt_after:  # noqa: N801 - it is used as a function would be
     """``async with``: cancel the block once ``wait()`` has returned.
 
+    :param due: ``wait()`` returns no earlier, in monotonic seconds of the clock. It is called by
+        then, or once the clock has jumped.
     :raises Interrupted: the block was cancelled for that.
     """
 
     # A class, as a generator costs an operation that ends at once a tenth of its time.
 
-    def __init__(self, wait: Callable[[], Awaitable[object]]) -> None:
+    def __init__(self, clock: Clock, due: float, wait: Callable[[], Awaitable[object]]) -> None:
+        self._clock = clock
+        self._due = due
         self._wait = wait
         self._timeout = asyncio.timeout(None)
         self._results: list[object] = []
         self._start: asyncio.Handle
+        self._unwatch: Callable[[], None]
         self._waiting: asyncio.Task[None] | None = None
+        self._is_over = False
 
     async def __aenter__(self) -> None:
         await self._timeout.__aenter__()
-        # A block that ends without letting the loop run costs no task.
-        self._start = asyncio.get_running_loop().call_soon(self._start_waiting)
+        # A block that ends before it is due costs a timer, and no task.
+        loop, clock = asyncio.get_running_loop(), self._clock
+        seconds = clock.real_timeout(self._due - clock.monotonic())
+        self._start = loop.call_later(seconds, self._start_waiting)
+
+        def start_soon() -> None:
+            with suppress(RuntimeError):  # the loop is closed: the block is over
+                loop.call_soon_threadsafe(self._start_waiting)
+
+        self._unwatch = clock.on_jump(start_soon)
 
     async def __aexit__(
         self,
@@ -60,7 +74,9 @@ class interrupt_after:  # noqa: N801 - it is used as a function would be
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._unwatch()
         self._start.cancel()
+        self._is_over = True
         if self._waiting is not None:
             self._waiting.cancel()
         try:
@@ -69,7 +85,8 @@ class interrupt_after:  # noqa: N801 - it is used as a function would be
             raise Interrupted(*self._results) from None
 
     def _start_waiting(self) -> None:
-        self._waiting = asyncio.create_task(self._interrupt())
+        if self._waiting is None and not self._is_over:
+            self._waiting = asyncio.create_task(self._interrupt())
 
     async def _interrupt(self) -> None:
         self._results.append(await self._wait())

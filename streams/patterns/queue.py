@@ -67,16 +67,16 @@ it."""
 class _LazyHeaders(Mapping[str, str]):
     """A message's headers, which are decoded when one is first read."""
 
-    __slots__ = ("_headers", "_message")
+    __slots__ = ("_source",)
 
     def __init__(self, message: Message[Any]) -> None:
-        self._message: Message[Any] | None = message
-        self._headers: Mapping[str, str] = {}
+        self._source: Message[Any] | Mapping[str, str] = message
 
     def _load(self) -> Mapping[str, str]:
-        if self._message is not None:
-            self._headers, self._message = self._message.headers, None
-        return self._headers
+        found = self._source
+        if isinstance(found, Message):
+            found = self._source = found.headers
+        return found
 
     def __getitem__(self, name: str) -> str:
         return self._load()[name]

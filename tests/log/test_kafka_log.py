@@ -27,6 +27,7 @@ from tests.conformance.logs import Case
 from tests.conformance.member import PATIENCE
 from tests.conformance.records import append, record
 from tests.conformance.world import World
+from tests.hostile.commands import command
 from tests.servers.find import KafkaAddress
 
 CASE = Case("kafka_url", CAPABILITIES, trims=False)
@@ -112,6 +113,18 @@ def test_markers_and_aborted_messages_are_gaps(world: World, transactional: Prod
     world.append(topic, [b"4"])
     member.until_delivered(4)
     assert member.delivered() == [b"1", b"2", b"3", b"4"]
+
+
+def test_tail_shows_as_many_as_it_is_asked_for_between_markers(
+    world: World, transactional: Producer
+) -> None:
+    topic = world.topic()
+    for number in range(12):
+        transaction(transactional, topic, [b"%d" % number], commit=True)
+    until_end(world, topic, 24)
+    for count in (5, 12, 20):
+        shown = command(world.url, "tail", topic, "-n", str(count), "--json").documents
+        assert [each["value"] for each in shown] == list(range(12))[-count:]
 
 
 def test_an_open_transaction_ends_what_can_be_read(world: World, transactional: Producer) -> None:

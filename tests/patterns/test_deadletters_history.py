@@ -9,6 +9,8 @@ from uuid import uuid4
 
 import pytest
 
+from streams.cli.command_errors import CommandFailed
+from streams.cli.dead.show import _find_dead_letter
 from streams.derived_records import ERROR_GROUP, ERROR_TOPIC
 from streams.errors import NotFound
 from streams.log.protocol import Log
@@ -85,6 +87,24 @@ async def test_a_letter_that_does_not_wait_is_looked_for_among_the_newest(
         letters.select_named(["id-7"])
     with pytest.raises(NotFound, match="there is no letter 'id-x'"):
         letters.select_named(["id-x"])
+
+
+def test_a_letter_is_shown_without_reading_all_that_were_dealt_with(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redriving, "RESOLVED_LIMIT", 100)
+    name = f"dead-{uuid4().hex[:8]}"
+    filled(stage.anchor, name, 2_000)
+    DeadLetterTopic(stage.anchor, name).purge(matches=lambda row: row.id != "id-1999")
+    log = counting(stage.anchor)
+    for wanted, most in (("id-1999", 1), ("id-1950", 1 + 100)):
+        log.reset()
+        assert _find_dead_letter(log, "billing", "orders", wanted, name)["id"] == wanted
+        assert log.records <= most
+    log.reset()
+    with pytest.raises(CommandFailed, match="no letter 'id-7' waits, nor is it one of the newest"):
+        _find_dead_letter(log, "billing", "orders", "id-7", name)
+    assert log.records <= 1 + 100
 
 
 async def test_looking_for_letters_is_bounded_and_says_so(

@@ -291,17 +291,24 @@ async def test_keys_do_not_hold_each_other_up(store: IdempotencyStore) -> None:
     assert await waiting == "done"
 
 
-async def test_operations_that_end_at_once_leave_no_tasks_behind() -> None:
-    """What renews a claim would otherwise wait for a loop that the next operation keeps."""
+@pytest.mark.parametrize("turns", [0, 3])
+async def test_an_operation_that_ends_before_its_claim_is_renewed_costs_no_task(turns: int) -> None:
+    """What renews a claim would otherwise wait for a loop that the next operation keeps.
 
-    async def at_once() -> int:
+    :param turns: how often the operation lets the loop run.
+    """
+    before = asyncio.all_tasks()
+
+    async def short() -> int:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        assert asyncio.all_tasks() == before
         return 1
 
     async with IdempotencyStore("memory://") as store:
         charges = IdempotentProcessor(store, type=int)
-        before = asyncio.all_tasks()
         for number in range(100):
-            assert await charges.process(f"charge:{number}", at_once) == 1
+            assert await charges.process(f"charge:{number}", short) == 1
         assert asyncio.all_tasks() == before
 
 

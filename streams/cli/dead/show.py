@@ -80,7 +80,7 @@ def show_dead_letter(
 def _find_dead_letter(
     log: Log, group: str, topic: str, which: str | None, name: str | None
 ) -> dict[str, Any]:
-    from streams.patterns.deadletters import SCAN_LIMIT
+    from streams.patterns.deadletters import RESOLVED_LIMIT, SCAN_LIMIT
 
     dead_letters = open_dead_letters(log, group, topic, name)
 
@@ -94,12 +94,21 @@ def _find_dead_letter(
     position = None if which is None else dead_letters.parse_position(which)
     if position is not None and (found := find(dead_letters.row_at(*position[1:]))):
         return found
-    rows = dead_letters.rows(everything=which is not None)
+    rows = dead_letters.rows()
     if found := find(rows):
         return found
     problem = "no dead letter waits" if which is None else f"there is no letter {which!r}"
     if rows.is_truncated:
         problem += f" among the oldest {SCAN_LIMIT:,}"
+    if which is not None:
+        newest = dead_letters.newest_rows()
+        if found := find(newest.rows):
+            return found
+        if not newest.is_whole:
+            problem = (
+                f"no letter {which!r} waits, nor is it one of the newest {RESOLVED_LIMIT:,} of a "
+                "partition; give its PARTITION/OFFSET"
+            )
     hint = f"see streams dead ls {group} {topic} --all"
     raise CommandFailed(f"{dead_letters.name}: {problem}; {hint}")
 

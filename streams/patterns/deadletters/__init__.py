@@ -16,9 +16,11 @@ from streams.patterns.deadletters.closed_keys import (
 from streams.patterns.deadletters.dead_letter import DeadLetter, failure_time
 from streams.patterns.deadletters.manager import DeadLetterManager
 from streams.patterns.deadletters.redriving import (
+    RESOLVED_LIMIT,
     SCAN_LIMIT,
     DeadLetterRows,
     DeadLetterTopic,
+    NewestRows,
     ReprocessStopped,
     ResolvedOffsets,
     Selection,
@@ -27,6 +29,7 @@ from streams.patterns.deadletters.redriving import (
 )
 
 __all__ = [
+    "RESOLVED_LIMIT",
     "SCAN_LIMIT",
     "ClosedKey",
     "ClosedKeyHead",
@@ -37,6 +40,7 @@ __all__ = [
     "DeadLetterManager",
     "DeadLetterRows",
     "DeadLetterTopic",
+    "NewestRows",
     "NotClosed",
     "ReprocessStopped",
     "ResolvedOffsets",

@@ -151,6 +151,16 @@ class Selection:
     """By partition, the offset before which they stand; newer ones were not looked at."""
 
 
+class NewestRows(NamedTuple):
+    """The newest dead letters of a topic.
+
+    :param is_whole: there are no older ones.
+    """
+
+    rows: DeadLetterRows
+    is_whole: bool
+
+
 class ResolveRequest(NamedTuple):
     """What is done with which dead letters."""
 
@@ -211,6 +221,20 @@ class DeadLetterTopic:
         """The dead letter at that offset, resolved or not. To be closed."""
         only = {partition: OffsetRange(offset, offset + 1)}
         return DeadLetterRows(self, everything=True, only=only)
+
+    def newest_rows(self) -> NewestRows:
+        """The newest :data:`RESOLVED_LIMIT` dead letters of each partition, resolved or not. To be
+        closed."""
+        starts: dict[int, int] = {}
+        is_whole = True
+        for partition in range(self.partitions):
+            first, end = self.log.watermarks(self.name, partition)
+            newest = newest_of(self.log, self.name, partition, first, end, RESOLVED_LIMIT)
+            starts[partition] = newest.start
+            is_whole = is_whole and newest.is_complete
+        return NewestRows(
+            self.rows(everything=True, scan_limit=None, start_offsets=starts), is_whole
+        )
 
     def count_waiting(self, matches: RowPredicate | None = None) -> int:
         """How many wait; reads them all."""
@@ -290,15 +314,10 @@ class DeadLetterTopic:
         name = min(missing)
         what = f"there is no letter {name!r}"
         # Only what the error says depends on it: the newest are looked at, however many there are.
-        newest: dict[int, int] = {}
-        for partition in range(self.partitions):
-            first, end = self.log.watermarks(self.name, partition)
-            newest[partition], has_all = newest_of(
-                self.log, self.name, partition, first, end, RESOLVED_LIMIT
-            )
-            if not has_all:
-                what = f"no letter {name!r} waits, nor is it one of the newest"
-        with closing(self.rows(everything=True, scan_limit=None, start_offsets=newest)) as rows:
+        newest = self.newest_rows()
+        if not newest.is_whole:
+            what = f"no letter {name!r} waits, nor is it one of the newest"
+        with closing(newest.rows) as rows:
             if any(row.id == name and is_of_source(row) for row in rows):
                 what = _already_resolved(name)
         raise NotFound(f"{self.name}: {what}")

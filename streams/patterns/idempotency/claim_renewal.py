@@ -38,7 +38,11 @@ class renewed_claim(interrupt_after):  # noqa: N801 - it is used as a function w
         lease: float,
         claimed_at: float,
     ) -> None:
-        super().__init__(lambda: _renew(client, store_key, token, lease, claimed_at))
+        super().__init__(
+            client.clock,
+            _first_renewal(lease, claimed_at),
+            lambda: _renew(client, store_key, token, lease, claimed_at),
+        )
         self._key = key
 
     @override
@@ -54,13 +58,17 @@ class renewed_claim(interrupt_after):  # noqa: N801 - it is used as a function w
             raise ClaimLost(self._key, *interrupted.args) from None
 
 
+def _first_renewal(lease: float, claimed_at: float) -> float:
+    return claimed_at + lease / 3
+
+
 async def _renew(
     client: ClaimsClient, store_key: bytes, token: str, lease: float, claimed_at: float
 ) -> str:
     """Renew it again and again; ends when it is lost, and says why."""
     clock = client.clock
     ends = claimed_at + lease
-    due = claimed_at + lease / 3
+    due = _first_renewal(lease, claimed_at)
     while True:
         await sleep_until(clock, due)
         asked_at = clock.monotonic()

@@ -13,11 +13,11 @@ import threading
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 import msgspec
 from typing_extensions import TypeForm
+from uuid_utils import uuid4
 
 from stream_codecs import BindError, Bound, Codec, default_codec, type_name
 from streams.clock import Clock

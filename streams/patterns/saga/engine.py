@@ -360,7 +360,7 @@ class SagaEngine:
         clock = self._get_clock()
         end = clock.monotonic() + step.timeout
         try:
-            async with interrupt_after(lambda: sleep_until(clock, end)):
+            async with interrupt_after(clock, end, lambda: sleep_until(clock, end)):
                 return await action(context)
         except Interrupted:
             pass

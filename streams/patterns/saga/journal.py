@@ -11,7 +11,7 @@ everybody (:mod:`streams.patterns.saga.journal_decoder`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, MutableMapping
+from collections.abc import Callable, Container, Iterable, Iterator, MutableMapping
 from typing import NamedTuple
 
 import msgspec
@@ -30,6 +30,12 @@ TOPIC_SUFFIX = ".saga"
 
 DEFAULT_NEWEST = 1_000_000
 """Entries of each partition that are looked at, where nobody says how many."""
+
+FIRST_LOOK = 200
+"""Entries of each partition among which a saga is looked for first."""
+
+LOOK_GROWTH = 10
+"""How many times as many are looked at each time it was not there."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -71,6 +77,38 @@ class SagaListing(NamedTuple):
     is_complete: bool
 
 
+class _BackwardSearch:
+    """The last entry of one saga, looked for in one part of the journal after the other, the newest
+    first."""
+
+    def __init__(self) -> None:
+        self.found: PositionedEntry | None = None
+        """That with the highest number."""
+        self._numbers: set[int] = set()
+
+    @property
+    def is_certain(self) -> bool:
+        """No older part has an entry that counts more than the one that was found.
+
+        An entry is written after the one of the number before it, so all that follow an entry that
+        counts stand behind it, and number 0 is the first there is. Of a former owner that stood
+        still, one entry of a saga may have been written too late; where there are two numbers, one
+        of them counts.
+        """
+        return 0 in self._numbers or len(self._numbers) > 1
+
+    def add_older(self, entries: Iterable[PositionedEntry]) -> None:
+        """What an older part has of the saga."""
+        newest: PositionedEntry | None = None
+        for each in entries:
+            self._numbers.add(each.entry.n)
+            # Of entries with one number the first counts: the others were too late.
+            if newest is None or each.entry.n > newest.entry.n:
+                newest = each
+        if newest is not None and (self.found is None or newest.entry.n >= self.found.entry.n):
+            self.found = newest
+
+
 class Journal:
     """The journal of all sagas of one name. Its calls block; usable from any thread."""
 
@@ -93,24 +131,38 @@ class Journal:
         return self._find_latest(id, newest)[0]
 
     def _find_latest(self, id: str, newest: int | None) -> tuple[PositionedEntry, dict[int, int]]:
-        """The same, and before which offset of each partition it was looked for."""
-        found: PositionedEntry | None = None
-        ranges = self._newest_ranges(newest)
-        for partition, (start, end, _) in ranges.items():
-            for each in self.read_range(partition, start, end, (saga_key(id),)):
-                # Of entries with one number the first counts: the others were too late.
-                if found is None or each.entry.n > found.entry.n:
-                    found = each
-        if found is None:
-            explanation = "or what the log keeps does not reach back to it"
-            if not all(each.is_whole for each in ranges.values()):
-                explanation = (
-                    f"or it does not stand among the last {newest:,} entries of a partition"
-                )
-            unknown = UnknownSaga(f"there is no saga {id!r} in {self.topic}, {explanation}")
-            unknown.id = id
-            raise unknown
-        return found, {partition: each.end for partition, each in ranges.items()}
+        """The same, and before which offset of each partition it was looked for.
+
+        Reads backwards, a larger part each time, so the cost depends on how long ago the saga's
+        last entries were written, and not on how many entries there are.
+        """
+        search = _BackwardSearch()
+        ranges = self._newest_ranges(FIRST_LOOK if newest is None else min(FIRST_LOOK, newest))
+        ends = {partition: each.end for partition, each in ranges.items()}
+        looked_at = FIRST_LOOK
+        while True:
+            for partition, (start, end, _) in ranges.items():
+                search.add_older(self.read_range(partition, start, end, (saga_key(id),)))
+            is_whole = all(each.is_whole for each in ranges.values())
+            is_last = is_whole or (newest is not None and looked_at >= newest)
+            if search.found is not None and (is_last or search.is_certain):
+                return search.found, ends
+            if is_last:
+                break
+            count = (LOOK_GROWTH - 1) * looked_at
+            if newest is not None:
+                count = min(count, newest - looked_at)
+            looked_at += count
+            ranges = {
+                partition: self._range_before(partition, each.start, count)
+                for partition, each in ranges.items()
+            }
+        explanation = "or what the log keeps does not reach back to it"
+        if not is_whole:
+            explanation = f"or it does not stand among the last {newest:,} entries of a partition"
+        unknown = UnknownSaga(f"there is no saga {id!r} in {self.topic}, {explanation}")
+        unknown.id = id
+        raise unknown
 
     def list_latest(
         self, is_wanted: Callable[[JournalEntry], bool], newest: int | None = DEFAULT_NEWEST
@@ -222,11 +274,16 @@ class Journal:
 
     def newest_range(self, partition: int, newest: int | None) -> EntryRange:
         """The newest entries of a partition."""
-        first, end = self.log.watermarks(self.topic, partition)
-        if newest is None or first >= end:
-            return EntryRange(first, end, True)
+        _, end = self.log.watermarks(self.topic, partition)
+        return self._range_before(partition, end, newest)
+
+    def _range_before(self, partition: int, end: int, count: int | None) -> EntryRange:
+        """So many entries of a partition, those before an offset; None: all of them."""
+        first, _ = self.log.watermarks(self.topic, partition)
+        if count is None or first >= end:
+            return EntryRange(min(first, end), end, True)
         before = self.log.offset_before
-        start = max(first, before(self.topic, partition, end, newest))
+        start = max(first, before(self.topic, partition, end, count))
         is_whole = start <= first or before(self.topic, partition, start, 1) >= start
         return EntryRange(start, end, is_whole)
 
