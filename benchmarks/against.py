@@ -131,7 +131,9 @@ def unpack(commit: str, folder: Path) -> None:
         )
         archive.seek(0)
         with tarfile.open(fileobj=archive) as files:
-            files.extractall(folder, filter="data")
+            if hasattr(tarfile, "data_filter"):  # not before Python 3.11.4
+                files.extraction_filter = tarfile.data_filter
+            files.extractall(folder)
 
 
 def pairs(cases: Sequence[Case], before: Sequence[Case]) -> list[tuple[Case, Case]]:

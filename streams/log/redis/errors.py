@@ -133,7 +133,9 @@ def translate(error: BaseException, context: str, *, unanswered_write: bool = Fa
 
 
 # What a port of another protocol does. (With TLS, a Redis without it waits for more.)
-_WRONG_PROTOCOL = re.compile("(?i)closed by server|reset by peer|EOF occurred|wrong version number")
+_WRONG_PROTOCOL = re.compile(
+    r"(?i)closed by server|reset by peer|EOF occurred|closed \(EOF\)|wrong version number"
+)
 
 
 def unreachable_error(
