@@ -15,7 +15,6 @@ descriptor to be woken, so what is read is passed on to the loop's.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import signal
@@ -47,11 +46,8 @@ class StopSignals:
         self._loop_fd = -1
         """The event loop's own descriptor for being woken."""
         self._read_fd = self._write_fd = -1
-        self._received = itertools.count()
-        """Counts the signals that :meth:`_handle_first` is called with: a second one may interrupt
-        it anywhere."""
-        self._first_received = False
-        """The first signal has come."""
+        self._first_received = threading.Lock()
+        """Taken by the first signal, for good: a second one may interrupt its handler anywhere."""
         self._second_received = threading.Event()
         """The process is being ended."""
 
@@ -70,15 +66,14 @@ class StopSignals:
             return
         for each, handler in self._previous_handlers.items():
             signal.signal(each, handler)
-        if self._first_received:
+        if self._first_received.locked():
             signal.set_wakeup_fd(self._loop_fd)
         os.close(self._write_fd)  # the thread reads the end
 
     def _handle_first(self, number: int, frame: FrameType | None) -> None:
-        if next(self._received) > 0:
+        if not self._first_received.acquire(blocking=False):
             self._handle_second(number, frame)
         self._loop_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
-        self._first_received = True
         for each in STOP_SIGNALS:
             signal.signal(each, self._handle_second)
         self._on_first(signal.Signals(number).name)

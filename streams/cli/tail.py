@@ -134,15 +134,11 @@ def _last_messages(
             for row in rows:
                 found.append(row)
                 messages[row.batch.partition] += 1
-        too_few = [
-            number
-            for number, range in ranges.items()
-            if messages[number] < count and range.start > log.watermarks(topic, number)[0]
-        ]
         further_back = {}
-        for number in too_few:
+        for number, (start, end) in ranges.items():
+            if messages[number] >= count:
+                continue
             looked_at[number] *= 4
-            start, end = ranges[number]
             earlier = log.offset_before(topic, number, end, looked_at[number])
             if earlier < start:
                 further_back[number] = OffsetRange(earlier, end)

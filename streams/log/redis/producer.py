@@ -115,12 +115,7 @@ class Chunk:
 class PendingAppend:
     """One append in progress."""
 
-    def __init__(
-        self,
-        topic: str,
-        records: Sequence[Record],
-        deduplicates: bool,
-    ) -> None:
+    def __init__(self, topic: str, records: Sequence[Record], deduplicates: bool) -> None:
         self.topic = topic
         self.records = records
         self.results: list[Position | LogError | None] = [None] * len(records)
