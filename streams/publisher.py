@@ -33,6 +33,7 @@ from streams.errors import (
     StreamsError,
     Unavailable,
 )
+from streams.log.appending import append_records
 from streams.log.protocol import Assignment, Log
 from streams.log_transaction import LogTransaction, transaction_for
 from streams.message import Position, Record
@@ -351,11 +352,8 @@ class Publisher:
             requests.clear()  # see _DurableWrite
 
         try:
-            owner = requests[0].owner
-            if owner is not None and owner.append_as_owners is not None:
-                owner.append_as_owners(topic, records, _owners(requests), on_result)
-            else:
-                self._log.append(topic, records, on_result)
+            owners = None if requests[0].owner is None else _owners(requests)
+            append_records(self._log, topic, records, owners, on_result)
         except LogError as error:
             on_result([error] * len(records))
         except Exception as error:

@@ -6,8 +6,27 @@ import threading
 from collections.abc import Callable, Sequence
 
 from streams.errors import LogError
-from streams.log.protocol import Assignment, Log
+from streams.log.protocol import Assignment, Log, OnAppended
 from streams.message import Position, Record
+
+
+def append_records(
+    log: Log,
+    topic: str,
+    records: Sequence[Record],
+    owners: Sequence[Assignment] | None,
+    on_appended: OnAppended,
+) -> None:
+    """Append records.
+
+    :param owners: as whose owner each is written, if the log can check that
+        (:attr:`~streams.log.protocol.Assignment.append_as_owners`); None: as anybody's.
+    """
+    append_as_owners = owners[0].append_as_owners if owners else None
+    if owners is None or append_as_owners is None:
+        log.append(topic, records, on_appended)
+    else:
+        append_as_owners(topic, records, owners, on_appended)
 
 
 def append_and_wait(
@@ -20,8 +39,7 @@ def append_and_wait(
     """Append records and wait for the result.
 
     :param meanwhile: called about once a second until then.
-    :param owner: only as the owner of this, if the log can check that
-        (:attr:`~streams.log.protocol.Assignment.append_as_owners`).
+    :param owner: only as the owner of this, if the log can check that.
     """
     ended = threading.Event()
     results: list[Position | LogError] = []
@@ -30,10 +48,8 @@ def append_and_wait(
         results.extend(outcomes)
         ended.set()
 
-    if owner is not None and owner.append_as_owners is not None:
-        owner.append_as_owners(topic, records, [owner] * len(records), on_appended)
-    else:
-        log.append(topic, records, on_appended)
+    owners = None if owner is None else [owner] * len(records)
+    append_records(log, topic, records, owners, on_appended)
     while not ended.wait(1.0):
         meanwhile()
     return results

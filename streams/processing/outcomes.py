@@ -457,7 +457,7 @@ class Calls(ABC, Generic[Unit]):
         dead-lettered."""
         deliveries, failures, exhausted = list(deliveries), dict(errors), set(final)
         copy_of: list[int] = []
-        owners: list[int] = []
+        delivery_indexes: list[int] = []
         outgoing: list[Outgoing] = []
         for index, error in errors.items():
             if self._is_for_newer_code(error):
@@ -475,10 +475,10 @@ class Calls(ABC, Generic[Unit]):
             if delayed_copy is not None:
                 outgoing.append(delayed_copy)
                 copy_of.append(index)
-                owners.append(index)
+                delivery_indexes.append(index)
             outgoing.append(attempt_record)
             copy_of.append(-1)
-            owners.append(index)
+            delivery_indexes.append(index)
 
         def on_written(answers: Answers) -> None:
             counts = self.dispatcher.counts
@@ -499,7 +499,7 @@ class Calls(ABC, Generic[Unit]):
                 self.dispatcher.mark_batch_settled(deliveries)
 
         if outgoing:
-            self._write(deliveries, outgoing, on_written, owners)
+            self._write(deliveries, outgoing, on_written, delivery_indexes)
         else:
             self._settle_failed(deliveries, failures, exhausted)
 
@@ -613,19 +613,21 @@ class Calls(ABC, Generic[Unit]):
         deliveries: Sequence[Delivery],
         outgoing: Sequence[Outgoing],
         on_written: Callable[[Answers], None],
-        owners: Sequence[int] | None = None,
+        delivery_indexes: Sequence[int] | None = None,
         owner: Assignment | None = None,
     ) -> None:
         """Write, and call ``on_written`` where the dispatcher may be touched once the log
         answered.
 
-        :param owners: of which delivery each record is, by index; None: of the only one.
+        :param delivery_indexes: of which delivery each record is, by index; None: of the only one.
         :param owner: the records may be written as its owner alone, where the log can check that.
         """
         outputs = self.job.outputs
         if outputs is not None:
             # Whatever the log says of them later, it says to the committer.
-            outputs.add(deliveries, outgoing, owners, lambda: on_written([None] * len(outgoing)))
+            outputs.add(
+                deliveries, outgoing, delivery_indexes, lambda: on_written([None] * len(outgoing))
+            )
             return
         write_derived = self.job.write_derived
         if write_derived is None:

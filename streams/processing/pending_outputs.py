@@ -259,19 +259,20 @@ class PendingOutputs:
         self,
         deliveries: Sequence[Delivery],
         outgoing: Sequence[Outgoing],
-        owners: Sequence[int] | None,
+        delivery_indexes: Sequence[int] | None,
         note_outcome: Callable[[], None],
     ) -> None:
         """Add what is to be written.
 
-        :param owners: of which delivery each record is, by index; None: all are of the first.
+        :param delivery_indexes: of which delivery each record is; None: all are of the first.
         :param note_outcome: says what becomes of the deliveries; a delivery with records that it
             settles is settled with them (:meth:`defers`).
         """
-        by_owner: dict[int, list[Outgoing]] = {}
+        by_delivery: dict[int, list[Outgoing]] = {}
         for at, record in enumerate(outgoing):
-            by_owner.setdefault(0 if owners is None else owners[at], []).append(record)
-        entries = {owner: OutputEntry(deliveries[owner], by_owner[owner]) for owner in by_owner}
+            index = 0 if delivery_indexes is None else delivery_indexes[at]
+            by_delivery.setdefault(index, []).append(record)
+        entries = {owner: OutputEntry(deliveries[owner], by_delivery[owner]) for owner in by_delivery}
         keys = {owner: _key(deliveries[owner]) for owner in entries}
         with self._lock:
             for owner, entry in entries.items():
