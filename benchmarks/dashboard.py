@@ -26,7 +26,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
@@ -38,6 +37,7 @@ import httpx
 import msgspec
 import uvicorn
 
+from benchmarks.filling import fill_topic
 from streams import DeadLetters, Reject, Streams
 from streams.config import Flow
 from streams.errors import StreamsError
@@ -105,33 +105,6 @@ def build(url: str) -> tuple[Streams, SagaOrchestrator[Transfer]]:
     transfers.add_step(SagaStep("reserve", nothing, nothing))
     transfers.add_step(SagaStep("send", send))
     return app, transfers
-
-
-def append(log: Log, topic: str, records: Iterator[Record]) -> None:
-    """Write records, many at once; returns when they are durable."""
-    chunk: list[Record] = []
-
-    def write() -> None:
-        done = threading.Event()
-        failures: list[object] = []
-
-        def appended(results: Any) -> None:
-            failures.extend(each for each in results if isinstance(each, BaseException))
-            done.set()
-
-        log.append(topic, chunk, appended)
-        log.flush(60)
-        done.wait(60)
-        if failures:
-            raise RuntimeError(f"{topic}: {failures[0]}")
-
-    for record in records:
-        chunk.append(record)
-        if len(chunk) == CHUNK:
-            write()
-            chunk = []
-    if chunk:
-        write()
 
 
 async def fill(url: str, sizes: Sizes, report: Callable[[str], None]) -> None:
@@ -204,7 +177,7 @@ def _copy_letters(log: Log, topic: str, count: int) -> None:
             )
             yield Record(str(number).encode(), f"k-{number}".encode(), f"l-{number}", changed)
 
-    append(log, topic, letters())
+    fill_topic(log, topic, letters(), CHUNK)
 
 
 def _topics_and_groups(log: Log, sizes: Sizes) -> None:
@@ -213,7 +186,9 @@ def _topics_and_groups(log: Log, sizes: Sizes) -> None:
     for number in range(sizes.groups):
         topic = f"topic-{number:05}"
         first, _ = log.watermarks(topic, 0)
-        append(log, topic, iter([Record(b"1", b"k", f"m-{each}") for each in range(number % 9)]))
+        fill_topic(
+            log, topic, [Record(b"1", b"k", f"m-{each}") for each in range(number % 9)], CHUNK
+        )
         log.reset_offsets(f"group-{number:04}", topic, {0: Committed(first)})
 
 
@@ -555,7 +530,7 @@ async def measure_search(url: str, sizes: Sizes) -> dict[str, Any]:
         )
         haystack = f"haystack-{os.getpid()}"
         worker.app.log.create_topic(haystack, 4)
-        await asyncio.to_thread(append, worker.app.log, haystack, documents)
+        await asyncio.to_thread(fill_topic, worker.app.log, haystack, documents, CHUNK)
         watching = asyncio.create_task(watch_loop())
         await asyncio.sleep(2)
         quiet, worst = worst, []

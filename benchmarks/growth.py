@@ -18,7 +18,6 @@ import json
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, redirect_stdout
@@ -30,6 +29,7 @@ import msgspec
 from rich.console import Console
 
 from benchmarks import machine
+from benchmarks.filling import fill_topic
 from benchmarks.report import words
 from benchmarks.servers import Missing, Servers, StartError
 from streams import (
@@ -146,32 +146,6 @@ def fill(world: World) -> None:
     asyncio.run(_begin(world))
 
 
-def _append(log: Log, topic: str, records: Iterator[Record], size: int = CHUNK) -> None:
-    """:param size: records that are appended at once."""
-    chunk: list[Record] = []
-
-    def write() -> None:
-        done = threading.Event()
-        failures: list[object] = []
-
-        def appended(results: Any) -> None:
-            failures.extend(each for each in results if isinstance(each, BaseException))
-            done.set()
-
-        log.append(topic, chunk, appended)
-        log.flush(LIMIT)
-        if not done.wait(LIMIT) or failures:
-            raise RuntimeError(f"{topic}: {failures[0] if failures else 'not written in time'}")
-
-    for record in records:
-        chunk.append(record)
-        if len(chunk) == size:
-            write()
-            chunk = []
-    if chunk:
-        write()
-
-
 def _letter_topic(world: World) -> str:
     return DeadLetters().name(f"{world.name}-orders", f"{world.name}-billing")
 
@@ -189,10 +163,10 @@ def _fill_letters(log: Log, world: World) -> None:
         for number in range(count):
             yield Record(b"%d" % number, b"k-%d" % number, f"{prefix}-{number}", headers)
 
-    _append(log, topic, letters("over", world.history))
+    fill_topic(log, topic, letters("over", world.history), CHUNK)
     _, end = log.watermarks(topic, 0)
     log.reset_offsets(topic, topic, {0: Committed(end)})
-    _append(log, topic, letters("waits", WAITING))
+    fill_topic(log, topic, letters("waits", WAITING), CHUNK)
 
 
 def _fill_sagas(log: Log, world: World) -> None:
@@ -208,8 +182,8 @@ def _fill_sagas(log: Log, world: World) -> None:
                 data = msgspec.json.encode(entry)
                 yield Record(data, entry.saga.encode(), entry.message_id)
 
-    _append(log, topic, entries("over", world.history))
-    _append(log, topic, entries("late", LATE), LATE_CHUNK)
+    fill_topic(log, topic, entries("over", world.history), CHUNK)
+    fill_topic(log, topic, entries("late", LATE), LATE_CHUNK)
     ends = {each: Committed(log.watermarks(topic, each)[1]) for each in range(PARTITIONS)}
     log.reset_offsets(f"{world.name}-sagas", topic, ends)
 
@@ -227,7 +201,7 @@ def _fill_delays(log: Log, world: World) -> None:
             yield entry
             yield mark_record(entry.key or b"", "delivered", f"mark-{number}")
 
-    _append(log, topic, records())
+    fill_topic(log, topic, records(), CHUNK)
 
 
 def _fill_outcomes(world: World) -> None:

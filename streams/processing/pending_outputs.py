@@ -272,12 +272,12 @@ class PendingOutputs:
         for at, record in enumerate(outgoing):
             index = 0 if delivery_indexes is None else delivery_indexes[at]
             by_delivery.setdefault(index, []).append(record)
-        entries = {owner: OutputEntry(deliveries[owner], by_delivery[owner]) for owner in by_delivery}
-        keys = {owner: _key(deliveries[owner]) for owner in entries}
+        entries = {at: OutputEntry(deliveries[at], found) for at, found in by_delivery.items()}
+        keys = {at: _key(deliveries[at]) for at in entries}
         with self._lock:
-            for owner, entry in entries.items():
+            for at, entry in entries.items():
                 self._entries.append(entry)
-                self._being_noted[keys[owner]] = entry
+                self._being_noted[keys[at]] = entry
                 self._count(1, entry.bytes)
             try:
                 note_outcome()
