@@ -19,6 +19,8 @@ What patterns know of processing is exported here, and nothing else.
 """
 
 from streams.engine.dispatcher import Delivery
+from streams.engine.progress import Range, Snapshot
+from streams.engine.progress import encode as encode_progress
 from streams.processing.committer import PartitionProgress
 from streams.processing.handler_transaction import in_block, in_transaction
 from streams.processing.job import (
@@ -42,9 +44,12 @@ __all__ = [
     "Job",
     "Outgoing",
     "PartitionProgress",
+    "Range",
     "ResultEncoder",
     "Several",
     "Skip",
+    "Snapshot",
+    "encode_progress",
     "identify",
     "in_block",
     "in_transaction",

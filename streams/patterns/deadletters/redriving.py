@@ -6,7 +6,8 @@ How it works
 * Dead letters have a topic of their own (``orders.billing.dead``), in which nothing is ever
   changed. Which of them are *resolved* (redriven or purged) is committed for a group that has *the
   same name as that topic*; no member ever runs in it, and every log can store it: a position, and
-  ranges above it (:mod:`streams.engine.progress`) for dead letters that were picked out.
+  ranges above it (:func:`streams.processing.encode_progress`) for dead letters that were picked
+  out.
 * Redriving appends the message, with its original bytes, key, headers and message ID, to the
   group's retry topic (``orders.billing.retry``), which its processors read beside the topic itself.
   It is never appended to the topic itself, where other groups would see it again.
@@ -35,7 +36,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from streams import wire
 from streams.config import RETRY_PARTITIONS, DeadLetters
 from streams.derived_records import EDITED, ERROR_GROUP, ERROR_TOPIC, header_text, redriven_headers
-from streams.engine.progress import Range, Snapshot, encode
 from streams.errors import InvalidValue, NotFound, StreamsError
 from streams.log.appending import append_and_wait
 from streams.log.protocol import Committed, ensure_topic
@@ -48,6 +48,7 @@ from streams.log.range_reader import (
     newest_of,
 )
 from streams.message import Position, Record, headers_without
+from streams.processing import Range, Snapshot, encode_progress
 from streams.replay.offset_reset import settled_ahead
 from streams.text import suggestion
 
@@ -97,7 +98,7 @@ class ResolvedOffsets:
 
     def encoded(self) -> Snapshot:
         """As it is committed."""
-        return encode(self.position, 0, self.ranges)
+        return encode_progress(self.position, 0, self.ranges)
 
 
 class _Chunk(NamedTuple):
