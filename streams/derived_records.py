@@ -25,6 +25,7 @@ from streams.log.protocol import Assignment
 from streams.message import (
     CAUSATION,
     CORRELATION,
+    GENERATION,
     ID,
     LEGACY_CORRELATION,
     REDRIVE,
@@ -56,10 +57,6 @@ EDITED = "streams_edited"
 """What a message that was put back says of its first failure: where it stood, when it was given up
 and why; and that somebody changed its value. Nothing is decided by these: they are for people."""
 
-GENERATION = "streams_generation"
-"""Which reset of its group a message was handled after that comes back through another topic;
-absent means none. Only what comes back to that very group is believed to say so."""
-
 TRACE_HEADERS = ("traceparent", "tracestate")
 
 _TRAVELLING = frozenset((CORRELATION, LEGACY_CORRELATION, *TRACE_HEADERS))
@@ -71,6 +68,10 @@ ERROR_BYTES = 8 << 10
 _MESSAGE_BYTES = 1 << 10
 
 _ATTEMPT_DIGITS = 9
+
+_NO_SOURCE = "\0\0" + "0"
+"""The end of an identity (see :func:`~streams.message.identity`) without a source, redrives and
+generation, where these are written all the same."""
 
 
 def message_generation(header: bytes | None, assignment: Assignment | None) -> int:
@@ -224,8 +225,13 @@ class ResultRule(NamedTuple):
         return self.several and (isinstance(result, (list, tuple)) or hasattr(result, "__next__"))
 
     def id_prefix(self, batch: Batch, index: int, identity: str | None) -> str:
-        """The IDs of its results, without their numbers."""
-        source = batch.id(index) if identity is None else identity.replace("\0", "/")
+        """The IDs of its results, without their numbers. The same after a reset."""
+        source = batch.id(index) if identity is None else identity
+        if "\0" in source:
+            generation = header_text(batch.headers(index), GENERATION)
+            if generation:
+                source = source.removesuffix(f"\0{generation}").removesuffix(_NO_SOURCE)
+            source = source.replace("\0", "/")
         return f"{source}/{self.group}/"
 
 

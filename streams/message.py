@@ -46,21 +46,32 @@ UNREADABLE = "streams_unreadable_headers"
 """Replaces headers that the log's driver cannot read, and says why they are not readable."""
 REDRIVE = "streams_redrive"
 """How often a message was put back from a dead letter, retry or delay topic; absent means 0."""
+GENERATION = "streams_generation"
+"""Which reset of its group a message was handled after that comes back through another topic;
+absent means none. Only what comes back to that very group is believed to say so."""
 
 
-def identity(id: str, source: str | None = None, redrive: str | None = None) -> str:
-    """What deduplication compares: the message ID, plus its source and redrive count if any.
+def identity(
+    id: str,
+    source: str | None = None,
+    redrive: str | None = None,
+    generation: str | None = None,
+) -> str:
+    """What deduplication compares: the message ID, plus its source, redrive count and generation if
+    any.
 
-    CloudEvents makes ``source`` + ``id`` unique; a redrive is meant to be handled again.
+    CloudEvents makes ``source`` + ``id`` unique; a redrive is meant to be handled again, and so is
+    what is put back, or becomes a dead letter, once more after a reset.
     """
-    if not source and (not redrive or redrive == "0"):
+    if not source and (not redrive or redrive == "0") and not generation:
         return id
-    return f"{id}\0{source or ''}\0{redrive or '0'}"
+    found = f"{id}\0{source or ''}\0{redrive or '0'}"
+    return f"{found}\0{generation}" if generation else found
 
 
 def identity_of(headers: Headers) -> str | None:
     """The identity in a message's headers, None where they hold no ID (a foreign message)."""
-    id = source = redrive = None
+    id = source = redrive = generation = None
     for name, value in headers:
         if value is None:
             continue
@@ -70,9 +81,11 @@ def identity_of(headers: Headers) -> str | None:
             source = value
         elif name == REDRIVE:
             redrive = value
+        elif name == GENERATION:
+            generation = value
     if not id:
         return None
-    return identity(text(id), text(source or b""), text(redrive or b""))
+    return identity(text(id), text(source or b""), text(redrive or b""), text(generation or b""))
 
 
 def headers_without(
@@ -245,8 +258,8 @@ class Batch:
         return found.partition("\0")[0]
 
     def identity_suffixes(self) -> list[str] | None:
-        """What the identity of each message has beside its ID (source and redrive count), empty
-        where that is nothing; None where it is so for all."""
+        """What the identity of each message has beside its ID (source, redrive count,
+        generation), empty where that is nothing; None where it is so for all."""
         suffixes = [identity_suffix(identity) for identity in self.ids]
         return suffixes if any(suffixes) else None
 

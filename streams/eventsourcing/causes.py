@@ -28,10 +28,10 @@ from typing import Any, Literal
 
 from streams.app import Streams
 from streams.config import DeadLetters
-from streams.derived_records import GENERATION, message_generation
+from streams.derived_records import message_generation
 from streams.errors import ConfigError, LogError, TooLarge, Unavailable
 from streams.log.event_headers import MAX_CAUSE
-from streams.message import SOURCE, Message, make_message, text
+from streams.message import GENERATION, SOURCE, Message, make_message, text
 from streams.processing import Job
 
 Cause = str | Message[Any] | Literal[False] | None

@@ -23,14 +23,13 @@ from typing import Any, NamedTuple
 
 from streams import wire
 from streams.derived_records import (
-    GENERATION,
     ORIGIN,
     header_text,
     message_generation,
     redrives_of,
 )
 from streams.log.protocol import Assignment
-from streams.message import SOURCE, Message, Position, identity_and_offset, row_of
+from streams.message import GENERATION, SOURCE, Message, Position, identity_and_offset, row_of
 from streams.processing.job import reset_generation
 
 POSITION_DIGITS = 39

@@ -35,10 +35,11 @@ from streams import (
     Sqlite,
     Streams,
 )
-from streams.derived_records import GENERATION, message_generation, redrives_of
+from streams.derived_records import message_generation, redrives_of
 from streams.inbox import handling, purging, tables
 from streams.inbox.identity import Entry
 from streams.inbox.inbox import Inbox
+from streams.message import GENERATION
 from streams.replay import replay
 
 TABLE = """\

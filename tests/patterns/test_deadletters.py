@@ -30,6 +30,7 @@ from streams.log.protocol import Log
 from streams.message import REDRIVE
 from streams.patterns import DeadLetter, DeadLetterManager, MessageQueue, QueueMessage
 from streams.patterns.deadletters import ReprocessStopped, redriving
+from streams.replay import reset
 from tests.conformance.stage import QUICK, Stage
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +56,7 @@ class World:
         if self.failing:
             raise ValueError(f"{value} is no good")
 
-    async def bury(self, *values: int, **options: Any) -> None:
+    async def fail(self, *values: int, **options: Any) -> None:
         """Let these fail."""
         before = len(await self.manager.get_dead_letters(10_000, everything=True))
         await self.stage.publish(self.topic, *values, **options)
@@ -101,7 +102,7 @@ async def test_a_letter_says_what_there_is_to_know(stage: Stage) -> None:
 async def test_put_back_once_through_the_retry_topic_and_in_order(stage: Stage) -> None:
     world = World(stage, partitions=3)
     async with world.app:
-        await world.bury(*range(60), key=lambda value: f"k{value % 7}")
+        await world.fail(*range(60), key=lambda value: f"k{value % 7}")
         world.failing = False
         assert await world.manager.reprocess() == 60
         assert await world.manager.reprocess() == 0
@@ -119,7 +120,7 @@ async def test_put_back_once_through_the_retry_topic_and_in_order(stage: Stage) 
 async def test_the_loop_counter_counts_and_a_filter_ends_the_loop(stage: Stage) -> None:
     world = World(stage)
     async with world.app:
-        await world.bury(1, 2, key="k")
+        await world.fail(1, 2, key="k")
         for times in (1, 2, 3):
             assert await world.manager.reprocess(filter=lambda each: each.redrives < 3) == 2
             letters = await world.waiting(2)
@@ -134,7 +135,7 @@ async def test_those_picked_out_are_noted_and_the_others_wait(stage: Stage) -> N
     world = World(stage)
     async with world.app:
         # With keys: of messages without one, the last 13 may all be in one partition by chance.
-        await world.bury(*range(40), key=lambda value: f"k{value}")
+        await world.fail(*range(40), key=lambda value: f"k{value}")
         world.failing = False
 
         def third(letter: DeadLetter) -> bool:
@@ -164,10 +165,10 @@ async def test_more_picked_out_than_can_be_noted_is_refused_and_nothing_is_lost(
     def narrow(position: int, floor: int, settled: Any) -> Any:
         return whole(position, floor, settled, limit=16)
 
-    monkeypatch.setattr(redriving, "encode", narrow)
+    monkeypatch.setattr(redriving, "encode_progress", narrow)
     world = World(stage, partitions=1)
     async with world.app:
-        await world.bury(*range(200))
+        await world.fail(*range(200))
         world.failing = False
 
         def tenth(letter: DeadLetter) -> bool:
@@ -198,12 +199,30 @@ async def test_what_somebody_else_noted_meanwhile_is_not_taken_back(stage: Stage
     assert await asyncio.to_thread(waiting, stage.anchor, letters.name) == 0
 
 
+async def test_what_is_put_back_again_after_a_reset_is_handled_again(stage: Stage) -> None:
+    """It has the ID and the count of what was put back before."""
+    world = World(stage, partitions=1)
+    async with world.app:
+        await world.fail(1, key="k", id="m1")
+        world.failing = False
+        await world.manager.reprocess()
+        await stage.handled(1)
+    world.failing = True
+    async with world.app.connected():
+        await reset(world.app, stage.group, world.topic, "earliest")
+    async with world.app:
+        await world.waiting(1)
+        world.failing = False
+        await world.manager.reprocess()
+        await stage.handled(2)
+
+
 async def test_another_target(stage: Stage) -> None:
     world = World(stage)
     app = stage.app()
     elsewhere = app.topic(f"{stage.topic_name}-elsewhere", int, partitions=1)
     async with world.app, app.connected():
-        await world.bury(1, 2, 3, key="k")
+        await world.fail(1, 2, 3, key="k")
         assert await world.manager.reprocess(elsewhere) == 3
         found = await asyncio.to_thread(lambda: list(elsewhere.read()))
         assert [(each.value, each.key) for each in found] == [(1, "k"), (2, "k"), (3, "k")]

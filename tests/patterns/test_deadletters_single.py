@@ -49,7 +49,7 @@ class World:
         if self.why is not None and value < 1000:
             raise ValueError(f"{value}: {self.why}")
 
-    async def bury(self, *values: int, **options: Any) -> list[Any]:
+    async def fail(self, *values: int, **options: Any) -> list[Any]:
         """Let these fail; where they stand in the topic."""
         before = len(await self.manager.get_dead_letters(1_000, everything=True))
         positions = [await self.topic.publish(value, id=f"m{value}", **options) for value in values]
@@ -83,7 +83,7 @@ async def test_single_ones_are_put_back_and_set_aside(stage: Stage) -> None:
     manager = world.manager
     async with world.app:
         assert await manager.count() == 0
-        await world.bury(*range(8))
+        await world.fail(*range(8))
         found = {letter.id: letter for letter in await world.letters(8)}
         world.why = None
         chosen: list[Any] = [found["m0"], found["m1"].position, "m2", places(stage, found["m3"])]
@@ -118,7 +118,7 @@ async def test_it_shows_where_it_came_from_however_often_it_is_put_back(
     world = World(stage, retry=Retry(retry.attempts, delay=0.001, in_order=retry.in_order))
     show = stage.anchor.format_offset
     async with world.app:
-        (position,) = await world.bury(7, key="k")
+        (position,) = await world.fail(7, key="k")
         (letter,) = await world.letters(1)
         first = letter
         for redrives in range(3):
@@ -141,7 +141,7 @@ async def test_it_shows_where_it_came_from_however_often_it_is_put_back(
 async def test_any_letter_can_be_edited(stage: Stage) -> None:
     world = World(stage)
     async with world.app:
-        (position, *_) = await world.bury(1, 2, 3, key="k")
+        (position, *_) = await world.fail(1, 2, 3, key="k")
         by_id = {letter.id: letter for letter in await world.letters(3)}
         with pytest.raises(NotFound, match="there is no letter"):
             await world.manager.edit("nobody", 1)
@@ -174,7 +174,7 @@ async def test_an_edit_that_was_killed_can_be_made_again_and_is_handled_once(
 ) -> None:
     world = World(stage)
     async with world.app:
-        await world.bury(1, 2, key="k")
+        await world.fail(1, 2, key="k")
     words = [stage.url, world.manager.name, stage.topic_name, "500", "1"]
     for when in ("before", "after"):
         child = [
@@ -248,9 +248,9 @@ async def test_the_command_line_picks_out_counts_and_edits(
     monkeypatch.delenv("VISUAL", raising=False)
     monkeypatch.delenv("EDITOR", raising=False)
     async with world.app:
-        await world.bury(1, 2, 3, key="a")
+        await world.fail(1, 2, 3, key="a")
         world.why = "Timeout of the bank"
-        await world.bury(4, 5, 6, key="b")
+        await world.fail(4, 5, 6, key="b")
         world.why = None
         listed = (await world.command("ls", "--error", "timeout", "--json")).documents[0]
         assert {each["id"] for each in listed} == {"m4", "m5", "m6"}
@@ -332,11 +332,11 @@ async def test_a_message_that_fails_under_one_id_twice_is_named_by_its_position(
 async def test_what_fails_after_it_was_counted_is_not_touched(stage: Stage) -> None:
     world = World(stage)
     async with world.app:
-        await world.bury(1, 2, 3)
+        await world.fail(1, 2, 3)
         letters = redriving.DeadLetterTopic(stage.anchor, world.manager.name)
         chosen = await asyncio.to_thread(letters.select, lambda row: True)
         assert chosen.count == 3
-        await world.bury(4, 5)
+        await world.fail(4, 5)
 
         def purge() -> int:
             return letters.purge(matches=chosen.matches, end_offsets=chosen.end_offsets)

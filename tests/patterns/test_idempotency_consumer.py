@@ -151,7 +151,13 @@ async def test_an_identity_is_what_a_processors_is() -> None:
 
     async def handle(message: Any) -> None: ...
 
-    for headers in ({}, {"ce_source": "here"}, {"ce_source": "there"}, {"streams_redrive": "1"}):
+    for headers in (
+        {},
+        {"ce_source": "here"},
+        {"ce_source": "there"},
+        {"streams_redrive": "1"},
+        {"streams_redrive": "1", "streams_generation": "7"},
+    ):
         message = Message(1, id="a", headers=headers)
         assert await consumer.process(message, handle) is True
         assert await consumer.process(message, handle) is False

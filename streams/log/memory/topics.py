@@ -20,7 +20,7 @@ from streams.errors import LogError, NotFound
 from streams.log.memory.batch import MemoryBatch, headers_with_id
 from streams.log.names import partitions_for
 from streams.log.protocol import Retention, TopicInfo
-from streams.message import ID, REDRIVE, SOURCE, Batch, Position, Record, identity_of
+from streams.message import GENERATION, ID, REDRIVE, SOURCE, Batch, Position, Record, identity_of
 
 
 class Partition:
@@ -90,7 +90,7 @@ def _identity(record: Record) -> str | None:
     return record.id or None
 
 
-_IDENTITY_HEADERS = frozenset((ID, SOURCE, REDRIVE))
+_IDENTITY_HEADERS = frozenset((ID, SOURCE, REDRIVE, GENERATION))
 
 
 class Topic:

@@ -27,6 +27,7 @@ import msgspec
 from streams.log.redis.keys import RedisEntryId, offset_of, offsets_of
 from streams.message import (
     ALL_READABLE,
+    GENERATION,
     ID,
     REDRIVE,
     SOURCE,
@@ -46,6 +47,8 @@ RawEntries = list[tuple[bytes, EntryFields]]
 
 _VALUE, _KEY = b"value", b"key"
 _ID, _SOURCE, _REDRIVE = ID.encode(), SOURCE.encode(), REDRIVE.encode()
+_GENERATION = GENERATION.encode()
+_IDENTITY_HEADERS = (SOURCE, REDRIVE, GENERATION)
 _ESCAPE_PREFIX, _NULL_PREFIX = "header:", "null:"
 _RESERVED = ("value", "key", ID)
 _FULL_FIELDS = (_VALUE, _KEY, _ID)
@@ -62,6 +65,7 @@ class FieldLayout(NamedTuple):
     id: int
     source: int
     redrive: int
+    generation: int
     headers: tuple[tuple[str, int], ...]
     """Their names, and the indexes of their values; -1: they have none."""
 
@@ -73,7 +77,7 @@ class FieldLayout(NamedTuple):
     @property
     def id_is_identity(self) -> bool:
         """The message ID alone is the identity."""
-        return self.source < 0 and self.redrive < 0
+        return self.source < 0 and self.redrive < 0 and self.generation < 0
 
 
 _layouts: dict[tuple[bytes, ...], FieldLayout] = {}
@@ -89,7 +93,7 @@ def layout_of(names: tuple[bytes, ...]) -> FieldLayout:
         headers: list[tuple[str, int]] = []
         for number, name in enumerate(names):
             index = 2 * number + 1
-            if name not in value_index or name in (_SOURCE, _REDRIVE):
+            if name not in value_index or name in (_SOURCE, _REDRIVE, _GENERATION):
                 value_index[name] = index
                 if name in (_VALUE, _KEY):
                     continue
@@ -98,10 +102,9 @@ def layout_of(names: tuple[bytes, ...]) -> FieldLayout:
                 headers.append((header[len(_NULL_PREFIX) :], -1))
             else:
                 headers.append((header.removeprefix(_ESCAPE_PREFIX), index))
-        value, key, id, source, redrive = (
-            value_index.get(name, -1) for name in (_VALUE, _KEY, _ID, _SOURCE, _REDRIVE)
-        )
-        found = FieldLayout(value, key, id, source, redrive, tuple(headers))
+        fields = (_VALUE, _KEY, _ID, _SOURCE, _REDRIVE, _GENERATION)
+        value, key, id, source, redrive, generation = (value_index.get(n, -1) for n in fields)
+        found = FieldLayout(value, key, id, source, redrive, generation, tuple(headers))
         if found.is_foreign:
             found = found._replace(headers=())
         if len(_layouts) >= _MAX_LAYOUTS:
@@ -113,8 +116,8 @@ def layout_of(names: tuple[bytes, ...]) -> FieldLayout:
 def encode_fields(record: Record) -> tuple[tuple[bytes | str, ...], list[bytes], int]:
     """The names and values of a record's fields, and which of the values is its identity.
 
-    Where the message ID alone is not (there is a source or a redrive count), the identity is one
-    more value, which has no name and is not written.
+    Where the message ID alone is not (there is a source, a redrive count or a generation), the
+    identity is one more value, which has no name and is not written.
     """
     names: tuple[bytes | str, ...]
     id = record.id.encode("utf-8", "surrogateescape")
@@ -130,7 +133,7 @@ def encode_fields(record: Record) -> tuple[tuple[bytes | str, ...], list[bytes],
         header_names: list[bytes | str] = []
         needs_identity = False
         for name, value in record.headers:
-            if name in (SOURCE, REDRIVE):
+            if name in _IDENTITY_HEADERS:
                 needs_identity = True
             header_names.append(_field_name(name, value is None))
             values.append(b"" if value is None else value)
@@ -153,7 +156,7 @@ def _field_name(header: str, is_null: bool) -> bytes | str:
 
 def identity_of_record(record: Record) -> str:
     """What deduplication will compare."""
-    identity_headers = [header for header in record.headers if header[0] in (SOURCE, REDRIVE)]
+    identity_headers = [header for header in record.headers if header[0] in _IDENTITY_HEADERS]
     if not identity_headers:
         return record.id
     found = identity_of([(ID, record.id.encode("utf-8", "surrogateescape")), *identity_headers])
@@ -265,7 +268,8 @@ class RedisBatch(Batch):
             if found.id > 0 and row[found.id]:
                 source = text(row[found.source]) if found.source > 0 else None
                 redrive = text(row[found.redrive]) if found.redrive > 0 else None
-                self.ids.append(identity(text(row[found.id]), source, redrive))
+                generation = text(row[found.generation]) if found.generation > 0 else None
+                self.ids.append(identity(text(row[found.id]), source, redrive, generation))
             else:
                 self.ids.append(None)
 

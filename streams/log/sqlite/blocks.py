@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from streams.errors import Fatal
-from streams.message import ID, REDRIVE, SOURCE, Batch, Headers, Record, identity, text
+from streams.message import GENERATION, ID, REDRIVE, SOURCE, Batch, Headers, Record, identity, text
 
 BLOCK_MESSAGES = 1024
 """Messages in a block, at most."""
@@ -65,7 +65,8 @@ _decode = msgspec.msgpack.Decoder(Block).decode
 _decode_headers = msgspec.msgpack.Decoder(_HeaderList | None).decode
 _DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, IndexError)
 """What decoding a block raises that is not one of ours."""
-_SOURCE, _REDRIVE = SOURCE.encode(), REDRIVE.encode()
+_IDENTITY_HEADERS = (SOURCE, REDRIVE, GENERATION)
+_IDENTITY_NAMES = tuple(name.encode() for name in _IDENTITY_HEADERS)
 
 
 class EncodedBlock(NamedTuple):
@@ -87,7 +88,7 @@ def encode_block(records: Sequence[Record]) -> bytes:
         if any(headers):
             packed = _encode(headers)
             block.headers = msgspec.Raw(packed)
-            if _SOURCE in packed or _REDRIVE in packed:
+            if any(name in packed for name in _IDENTITY_NAMES):
                 block.ids = [_identity(record) for record in records]
         return _encode(block)
     except UnicodeEncodeError:
@@ -126,11 +127,11 @@ def record_size(record: Record) -> int:
 
 
 def _identity(record: Record) -> str | None:
-    found = {name: value for name, value in record.headers if name in (SOURCE, REDRIVE)}
+    found = {name: value for name, value in record.headers if name in _IDENTITY_HEADERS}
     if not record.id or not found:
         return record.id or None
-    source, redrive = (text(found.get(name) or b"") for name in (SOURCE, REDRIVE))
-    return identity(record.id, source, redrive)
+    source, redrive, generation = (text(found.get(name) or b"") for name in _IDENTITY_HEADERS)
+    return identity(record.id, source, redrive, generation)
 
 
 def _block_with_invalid_text(records: Sequence[Record]) -> Block:
