@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +38,7 @@ from streams.log.protocol import Assignment, Log
 from streams.log_transaction import LogTransaction, transaction_for
 from streams.message import Position, Record
 from streams.processing.handler_transaction import in_transaction
+from streams.processing.job import OnWritten
 from streams.text import get_logger
 
 logger = get_logger("streams")
@@ -78,21 +79,20 @@ class _DurableWrite(msgspec.Struct, gc=False):
     """Derived records of one call, until each is confirmed or refused.
 
     There is one for each message whose results are not confirmed yet, so the garbage collector
-    must not look at it, nor at the requests that belong to it. An error in ``refused`` refers to
+    must not look at it, nor at the requests that belong to it. An error in ``answers`` refers to
     the frames that it was raised through: no request may be left in a list of theirs.
     """
 
     count: int
     topics_left: int
-    on_done: Callable[[Sequence[BaseException | None]], None]
+    on_done: OnWritten
     call_soon: CallSoon | None
-    refused: Mapping[int, BaseException] | None = None
-    """What the log will never write, by index."""
+    answers: list[Position | BaseException | None] | None = None
+    """How the records ended that have ended, by index."""
 
     def tell(self) -> None:
         """Say how each record ended."""
-        refused = self.refused or {}
-        self.on_done([refused.get(index) for index in range(self.count)])
+        self.on_done(self.answers or ())
 
 
 class _DurableRequest(msgspec.Struct, gc=False):
@@ -247,14 +247,14 @@ class Publisher:
     def publish_durably(
         self,
         outgoing: Sequence[tuple[str, Record]],
-        on_done: Callable[[Sequence[BaseException | None]], None],
+        on_done: OnWritten,
         call_soon: CallSoon | None = None,
         owner: Assignment | None = None,
     ) -> None:
         """Append records whose IDs are derived, again and again through outages.
 
-        :param on_done: is told, per record, None once it is confirmed, or what the log refuses it
-            for.
+        :param on_done: is told, per record, where it stands once it is confirmed, or what the log
+            refuses it for.
         :param call_soon: runs an action where ``on_done`` may be called: the answers of one append
             are one action. None: it may be called in any thread.
         :param owner: only as the owner of this, if the log can check that: what it is not any more
@@ -281,17 +281,19 @@ class Publisher:
         not confirmed is requested again, later."""
         write = request.write
         unconfirmed: list[tuple[int, Record]] = []
-        refused: dict[int, BaseException] = {}
         last_error: LogError | None = None
-        for index, record, result in zip(request.indexes, request.records, results, strict=True):
-            if isinstance(result, (Unavailable, OutcomeUnknown)):
-                unconfirmed.append((index, record))
-                last_error = result
-            elif isinstance(result, BaseException):
-                refused[index] = result
         with self._changed:  # another topic's answer may come in another thread
-            if refused:
-                write.refused = {**(write.refused or {}), **refused}
+            answers = write.answers
+            if answers is None:
+                answers = write.answers = [None] * write.count
+            for index, record, result in zip(
+                request.indexes, request.records, results, strict=True
+            ):
+                if isinstance(result, (Unavailable, OutcomeUnknown)):
+                    unconfirmed.append((index, record))
+                    last_error = result
+                else:
+                    answers[index] = result
             if not unconfirmed:
                 write.topics_left -= 1
                 return write.topics_left == 0

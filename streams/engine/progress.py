@@ -171,7 +171,7 @@ def decode(position: int, text: str) -> tuple[int, list[Range]]:
 
     :raises ValueError: the text is not ours (another tool's metadata, or damaged).
     """
-    if len(text) > PROGRESS_LIMIT or text[:2] not in _FORMS:
+    if len(text) > PROGRESS_LIMIT or not is_progress(text):
         raise ValueError("progress is not of this toolkit's form")
     scanner = _ProgressReader(text, 2)
     _read_generation(scanner)
@@ -206,6 +206,12 @@ def decode(position: int, text: str) -> tuple[int, list[Range]]:
     return floor, settled
 
 
+def is_progress(text: str) -> bool:
+    """Whether an owner wrote this text: not where none has committed yet, or another tool has set
+    the position. Only its beginning is looked at."""
+    return text[:2] in _FORMS
+
+
 def _read_generation(scanner: _ProgressReader) -> int:
     """The generation, from where it stands in a text that may have one."""
     if scanner.text[0] == "1":
@@ -218,7 +224,7 @@ def _read_generation(scanner: _ProgressReader) -> int:
 
 def decode_generation(text: str) -> int:
     """Which reset a group goes on from; 0 before the first, and where the text is not ours."""
-    if text[:2] not in _FORMS:
+    if not is_progress(text):
         return 0
     try:
         return _read_generation(_ProgressReader(text, 2))

@@ -14,12 +14,16 @@ from streams.engine.dispatcher import Delivery, PartitionState
 from streams.engine.progress import FetchedBatch, decode_generation
 from streams.errors import UnreadableHeaders
 from streams.log.protocol import Assignment, Log, StaticMember, TopicPartition
-from streams.message import Batch, identity_suffix
+from streams.message import Batch, Position, identity_suffix
 from streams.processing.pending_outputs import Outgoing as Outgoing
 from streams.processing.pending_outputs import PendingOutputs
 
-OnWritten = Callable[[Sequence["BaseException | None"]], None]
-"""Told once how a write ended, record by record: None where it is confirmed."""
+WriteAnswers = Sequence[Position | BaseException | None]
+"""How a write ended, record by record: where it stands, or what the log refuses it for. None: it is
+written with the progress of the message it was derived from."""
+
+OnWritten = Callable[[WriteAnswers], None]
+"""Told once how a write ended."""
 
 WriteDerived = Callable[
     [Sequence[Outgoing], OnWritten, Callable[[Callable[[], None]], None], "Assignment | None"], None
@@ -211,8 +215,11 @@ def reset_generation(assignment: Assignment | None) -> int:
 class PartitionObserver(Protocol):
     """Learns which partitions a processor owns, in the thread that polls."""
 
-    def assigned(self, assignments: Sequence[Assignment]) -> None:
-        """These are ours; nothing of them was handled yet."""
+    def assigned(self, assignments: Sequence[Assignment], keep_alive: Callable[[], None]) -> None:
+        """These are ours; nothing of them was handled yet.
+
+        :param keep_alive: to be called now and then, where this takes long.
+        """
         ...
 
     def revoked(self, assignments: Sequence[Assignment]) -> None:
@@ -230,6 +237,14 @@ class PartitionObserver(Protocol):
         ...
 
 
+class FailureRecord(NamedTuple):
+    """What is written of a failure before the message is tried again."""
+
+    outgoing: Outgoing
+    is_delayed: bool
+    """It is the message itself, which waits elsewhere and is settled here; False: it is a note."""
+
+
 class AttemptLog(Protocol):
     """Keeps the count of a failing message's attempts in the log, and perhaps the message too
     (see :class:`~streams.config.Retry`). Asked where outcomes are reported."""
@@ -238,14 +253,19 @@ class AttemptLog(Protocol):
         """How often a message that was just taken up failed before."""
         ...
 
-    def record_failure(
-        self, delivery: Delivery, attempt: int, delay: float
-    ) -> tuple[Outgoing | None, Outgoing]:
+    def record_failure(self, delivery: Delivery, attempt: int, delay: float) -> FailureRecord:
         """What to write before ``delivery``, failed for the ``attempt``-th time, is tried again.
 
-        The message itself, if it waits elsewhere for ``delay`` seconds and is settled here; None:
-        it waits in its key queue, and :meth:`failed_attempts` of it is 0 from then on, the attempt
-        being part of the delivery. And a note of what happened.
+        The message itself, if it waits elsewhere for ``delay`` seconds. Otherwise it waits in its
+        key queue, and :meth:`failed_attempts` of it is 0 from then on, the attempt being part of
+        the delivery.
+        """
+        ...
+
+    def delayed_note(self, delivery: Delivery, copy: Position) -> Outgoing:
+        """What to write of a message that waits elsewhere, before it is settled.
+
+        :param copy: where it stands there.
         """
         ...
 

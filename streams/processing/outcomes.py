@@ -39,16 +39,18 @@ from streams.errors import (
     find_config_error,
 )
 from streams.log.protocol import Assignment
-from streams.message import Message, make_message
+from streams.message import Message, Position, make_message
 from streams.processing.handler_transaction import HandlerTransaction
 from streams.processing.job import (
     AttemptLog,
     BeforeDeadLetter,
     DeadLetterAnswer,
     Job,
+    OnWritten,
     Outgoing,
     Skip,
     Undecodable,
+    WriteAnswers,
     check_headers,
 )
 from streams.text import count_with_noun, get_logger
@@ -61,8 +63,6 @@ Unit = TypeVar("Unit")
 Handler: TypeAlias = "Callable[..., Any]"
 Errors: TypeAlias = "Mapping[int, BaseException]"
 """Failures of a batch, by index into it."""
-Answers: TypeAlias = "Sequence[BaseException | None]"
-"""How a write ended, record by record (see :data:`~streams.processing.job.OnWritten`)."""
 
 
 class OwnershipLost(Fenced):
@@ -311,16 +311,16 @@ class Calls(ABC, Generic[Unit]):
     ) -> None:
         key_parking = self._key_parking
 
-        def on_written(errors: Answers) -> None:
-            error = errors[0]
-            if key_parking is not None and isinstance(error, Fenced):
+        def on_written(answers: WriteAnswers) -> None:
+            answer = answers[0]
+            if key_parking is not None and isinstance(answer, Fenced):
                 # The partition is not owned any more: whoever does handles the message.
                 key_parking.write_fenced(delivery)
                 self.dispatcher.abandon(delivery)
-            elif error is not None:
+            elif isinstance(answer, BaseException):
                 if key_parking is not None:
                     key_parking.write_refused(delivery)
-                refused(error)
+                refused(answer)
             elif key_parking is not None and not key_parking.write_confirmed(delivery):
                 # The partition is another member's: what was written does not count.
                 self.dispatcher.abandon(delivery)
@@ -456,9 +456,9 @@ class Calls(ABC, Generic[Unit]):
         that wait elsewhere are settled, and the others wait in their key queue or are
         dead-lettered."""
         deliveries, failures, exhausted = list(deliveries), dict(errors), set(final)
-        copy_of: list[int] = []
-        delivery_indexes: list[int] = []
         outgoing: list[Outgoing] = []
+        delivery_indexes: list[int] = []
+        delayed: set[int] = set()
         for index, error in errors.items():
             if self._is_for_newer_code(error):
                 continue
@@ -471,28 +471,45 @@ class Calls(ABC, Generic[Unit]):
                 exhausted.add(index)
                 continue
             self._log_attempt(delivery, error)
-            delayed_copy, attempt_record = attempt_log.record_failure(delivery, attempt, delay)
-            if delayed_copy is not None:
-                outgoing.append(delayed_copy)
-                copy_of.append(index)
-                delivery_indexes.append(index)
-            outgoing.append(attempt_record)
-            copy_of.append(-1)
+            record = attempt_log.record_failure(delivery, attempt, delay)
+            outgoing.append(record.outgoing)
             delivery_indexes.append(index)
+            if record.is_delayed:
+                delayed.add(index)
 
-        def on_written(answers: Answers) -> None:
-            counts = self.dispatcher.counts
-            for index, answer in zip(copy_of, answers, strict=True):
-                if index < 0:
-                    if answer is not None:
-                        logger.error("%s: an attempt was not noted: %r", self.job.name, answer)
-                elif answer is None:
-                    del failures[index]
-                    counts.retries += 1
-                    counts.handled -= 1  # it is settled here, and was not handled
-                else:
+        def on_written(answers: WriteAnswers) -> None:
+            notes: list[Outgoing] = []
+            noted: list[int] = []
+            for index, answer in zip(delivery_indexes, answers, strict=True):
+                if index not in delayed:
+                    report_note(answer)
+                elif isinstance(answer, BaseException):
+                    delayed.discard(index)
                     failures[index] = answer
                     exhausted.add(index)
+                elif answer is not None:  # else it is settled in the same transaction
+                    notes.append(attempt_log.delayed_note(deliveries[index], answer))
+                    noted.append(index)
+            if notes:
+                self._write(deliveries, notes, on_noted, noted)
+            else:
+                settle()
+
+        def on_noted(answers: WriteAnswers) -> None:
+            for answer in answers:
+                report_note(answer)
+            settle()
+
+        def report_note(answer: Position | BaseException | None) -> None:
+            if isinstance(answer, BaseException):
+                logger.error("%s: an attempt was not noted: %r", self.job.name, answer)
+
+        def settle() -> None:
+            counts = self.dispatcher.counts
+            for index in delayed:
+                del failures[index]
+                counts.retries += 1
+                counts.handled -= 1  # it is settled here, and was not handled
             if failures:
                 self._settle_failed(deliveries, failures, exhausted)
             else:
@@ -612,7 +629,7 @@ class Calls(ABC, Generic[Unit]):
         self,
         deliveries: Sequence[Delivery],
         outgoing: Sequence[Outgoing],
-        on_written: Callable[[Answers], None],
+        on_written: OnWritten,
         delivery_indexes: Sequence[int] | None = None,
         owner: Assignment | None = None,
     ) -> None:
@@ -665,13 +682,15 @@ class _WriteEnded(msgspec.Struct, gc=False):
 
     calls: Calls[Any]
     deliveries: Sequence[Delivery]
-    on_written: Callable[[Answers], None]
+    on_written: OnWritten
 
-    def __call__(self, errors: Answers) -> None:
-        self.calls.unconfirmed -= len(self.deliveries)
-        for delivery in self.deliveries:
-            delivery.fetched.state.unconfirmed -= 1
-        self.on_written(errors)
+    def __call__(self, answers: WriteAnswers) -> None:
+        try:
+            self.on_written(answers)  # which may write more: the partition is not idle in between
+        finally:
+            self.calls.unconfirmed -= len(self.deliveries)
+            for delivery in self.deliveries:
+                delivery.fetched.state.unconfirmed -= 1
 
 
 class _ResultsWritten(msgspec.Struct, gc=False):
@@ -680,8 +699,8 @@ class _ResultsWritten(msgspec.Struct, gc=False):
     calls: Calls[Any]
     delivery: Delivery
 
-    def __call__(self, errors: Answers) -> None:
-        error = next((error for error in errors if error is not None), None)
+    def __call__(self, answers: WriteAnswers) -> None:
+        error = next((each for each in answers if isinstance(each, BaseException)), None)
         if error is None:
             self.calls.settle(self.delivery)
         else:
@@ -894,9 +913,12 @@ class BatchCalls(Calls[list[Delivery]]):
             self._settle_batch(unit, errors, decoded.undecodable)
             return
 
-        def on_written(answers: Answers) -> None:
-            pairs = zip(senders, answers, strict=True)
-            errors.update((index, answer) for index, answer in pairs if answer is not None)
+        def on_written(answers: WriteAnswers) -> None:
+            errors.update(
+                (index, answer)
+                for index, answer in zip(senders, answers, strict=True)
+                if isinstance(answer, BaseException)
+            )
             self._settle_batch(unit, errors, decoded.undecodable)
 
         self._write(unit, outgoing, on_written, senders)

@@ -19,6 +19,7 @@ from streams.engine.progress import (
     Range,
     decode,
     decode_generation,
+    is_progress,
     truncated,
     with_offsets,
 )
@@ -108,10 +109,14 @@ class PartitionLifecycle:
                 self._job.key_parking.begin(assignment, state)
             committed = assignment.committed
             self._owned[assignment] = OwnedPartition(state, committed)
-            if committed is None or committed.position != progress.position:
+            if (
+                committed is None
+                or committed.position != progress.position
+                or (self._job.attempt_log is not None and not is_progress(committed.progress))
+            ):
                 self._committer.start_uncommitted = True
         if self._job.observer is not None:
-            self._job.observer.assigned(assignments)
+            self._job.observer.assigned(assignments, self.keep_alive)
         if assignments:
             logger.info("%s: owns %s", self._job.name, partition_names(assignments))
 

@@ -3,14 +3,24 @@
 A message that need not keep its order (it has no key, or ``in_order`` is False) waits in the
 group's delay topic, ``{topic}.{group}.delay``, and comes back through ``{topic}.{group}.retry``,
 which its processor reads anyway, with the number of its attempts in a header. Meanwhile it blocks
-no other message and takes no memory. It is settled where it failed: its ID and redrive count are
-its identity, so deduplication takes each attempt for a message of its own.
+no other message and takes no memory. It is settled where it failed: its redrive count is part of
+its identity (:func:`streams.message.identity`), so deduplication takes each attempt for a message
+of its own.
 
 A message that keeps its order stays in its key queue.
 
 Both are noted in ``{topic}.{group}.attempts``, in the partition of the same number, before the
-message is settled or tried again. The partition's next owner reads the notes that are younger than
-the oldest unsettled message: it continues the count, and skips messages that wait elsewhere.
+message is settled or tried again. (With ``exactly_once=True`` the copy that waits is stored
+together with the progress, and needs no note.) The partition's next owner reads the notes that are
+younger than the oldest unsettled message: it continues the count, and skips messages that wait
+elsewhere. That a message waits elsewhere is noted once its copy is in the log, with the copy's
+position, and believed only if the copy is found there.
+
+A note counts until the group is reset: it names the reset that the group went on from. An owner
+that finds no progress of a former one (the group is new, or was deleted, another tool has set its
+position, or the log has lost its end) writes that the group starts over in that topic, and notes
+before that do not count. So what is handled again on purpose begins with its first attempt.
+
 Notes are kept for :data:`ATTEMPTS_RETENTION` seconds; older ones are ignored.
 """
 
@@ -18,9 +28,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from streams import wire
 from streams.derived_records import (
@@ -32,17 +45,20 @@ from streams.derived_records import (
     with_generation,
 )
 from streams.engine.dispatcher import Delivery
+from streams.engine.progress import Range, decode, is_progress
 from streams.errors import LogError
+from streams.log.appending import append_and_wait
 from streams.log.event_headers import copied_headers
 from streams.log.names import check_topic
 from streams.log.protocol import Assignment, Log, Retention, ensure_topic
-from streams.log.range_reader import read_batches, read_first
-from streams.message import ID, REDRIVE, TIME, Batch, Position, Record, headers_without
-from streams.processing.job import Outgoing
+from streams.log.range_reader import read_batches_alive, read_first
+from streams.log.record_fetcher import RecordFetcher
+from streams.message import GENERATION, ID, REDRIVE, TIME, Batch, Position, Record, headers_without
+from streams.processing.job import FailureRecord, Outgoing, reset_generation
 from streams.processor import Processor
-from streams.retries.records import LATEST_DUE, entry_record, retry_entry_id
+from streams.retries.records import LATEST_DUE, entry_key, entry_record, parse_entry, retry_entry_id
 from streams.retries.scheduler import DeclaringConnection, declare_scheduler
-from streams.text import get_logger
+from streams.text import count_with_noun, get_logger
 
 logger = get_logger("streams.delay")
 
@@ -58,7 +74,20 @@ CLOCK_SKEW = 3600.0
 DELAYED = 1 << 30
 """The count of a message that waits elsewhere: more attempts than there can be."""
 
+COPY = "streams_delayed_copy"
+"""Header of a note: where the message stands that waits elsewhere."""
+
+STARTS_OVER = b"starts-over"
+"""The key of a record that makes the notes before it void, about messages of the topic that is its
+value."""
+
 _READ_ATTEMPTS = 5
+
+_COPIES_AT_ONCE = 1_000
+"""Copies that are looked up between two signs of life, at most."""
+
+_COPY_BYTES = 16 << 20
+"""Their bytes, about."""
 
 
 def delay_topic(topic: str, group: str) -> str:
@@ -93,6 +122,9 @@ class DurableAttemptLog:
         """By the topic read."""
         self._restored_attempts: dict[Position, int] = {}
         """Attempts that former owners noted, of messages that were not taken up yet."""
+        self._restored_copies: dict[Position, bytes] = {}
+        """The keys of entries that are in the delay topic, for the messages which former owners
+        noted that these stand for."""
         for source in self._sources:
             topics = _Topics(
                 check_topic(delay_topic(source, group)),
@@ -123,31 +155,46 @@ class DurableAttemptLog:
                 return restored
         return 0 if batch.topic in self._sources else attempts_of(batch.headers(index))
 
-    def record_failure(
-        self, delivery: Delivery, attempt: int, delay: float
-    ) -> tuple[Outgoing | None, Outgoing]:
-        """The message as it is to come back, if it waits in the delay topic; and a note."""
+    def record_failure(self, delivery: Delivery, attempt: int, delay: float) -> FailureRecord:
+        """The message as it is to come back, if it waits in the delay topic; else a note."""
         batch, index = delivery.fetched.batch, delivery.index
         if self._unordered or batch.keys[index] is None:
-            copy = self._delayed_copy(delivery, attempt, delay)
-            return copy, self._attempt_record(batch, index, DELAYED)
+            return FailureRecord(self._delayed_copy(delivery, attempt, delay), is_delayed=True)
         position = _position(batch, index)
         if self._restored_attempts.get(position) or attempts_of(batch.headers(index)):
             self._restored_attempts[position] = 0  # from now on the delivery holds it
-        return None, self._attempt_record(batch, index, attempt)
+        return FailureRecord(self._note(delivery, attempt, []), is_delayed=False)
+
+    def delayed_note(self, delivery: Delivery, copy: Position) -> Outgoing:
+        """A note that the message waits in the delay topic."""
+        return self._note(delivery, DELAYED, [(COPY, str(copy).encode())])
 
     def is_delayed(self, batch: Batch, index: int) -> bool:
         """The message waits in the delay topic, or has come back from it."""
-        restored = self._restored_attempts
-        return bool(restored) and restored.get(_position(batch, index)) == DELAYED
+        if not self._restored_copies:
+            return False
+        key = self._restored_copies.get(_position(batch, index))
+        return key is not None and key == entry_key(_entry_id(batch, index))
 
     def nothing_recorded(self, batch: Batch) -> bool:
         """Nothing was restored, and the headers of these messages hold no count."""
-        return not self._restored_attempts and batch.topic in self._sources
+        return (
+            not self._restored_attempts
+            and not self._restored_copies
+            and batch.topic in self._sources
+        )
 
-    def _attempt_record(self, batch: Batch, index: int, attempt: int) -> Outgoing:
-        name, count = str(_position(batch, index)), str(attempt).encode()
-        record = Record(count, name.encode(), f"{name}/{attempt}", (), batch.partition)
+    def _note(
+        self, delivery: Delivery, attempt: int, headers: list[tuple[str, bytes | None]]
+    ) -> Outgoing:
+        batch = delivery.fetched.batch
+        name, count = str(_position(batch, delivery.index)), str(attempt).encode()
+        generation = reset_generation(delivery.fetched.state.assignment)
+        if generation:
+            headers.append((GENERATION, str(generation).encode()))
+        # Under an ID of its own: a log may keep one record of each, and perhaps the one that stands
+        # before the group started over.
+        record = Record(count, name.encode(), uuid4().hex, headers, batch.partition)
         return self._topics[batch.topic].attempts, record
 
     def _delayed_copy(self, delivery: Delivery, attempt: int, delay: float) -> Outgoing:
@@ -169,18 +216,19 @@ class DurableAttemptLog:
         id = batch.id(index)
         record = Record(batch.values[index], batch.keys[index], id, own_headers)
         due = min(math.ceil((self._app.clock.time() + delay) * 1000), LATEST_DUE)
-        known = retry_entry_id(id, headers, redrive)
-        topics, entry = self._topics[batch.topic], f"{known}/{self._group}"
-        return topics.delay, entry_record(record, topics.retry, due, entry_id=known, id=entry)
+        known = _entry_id(batch, index)
+        topics = self._topics[batch.topic]
+        return topics.delay, entry_record(record, topics.retry, due, entry_id=known)
 
     # -- called by the poller
 
-    def assigned(self, assignments: Sequence[Assignment]) -> None:
+    def assigned(self, assignments: Sequence[Assignment], keep_alive: Callable[[], None]) -> None:
         """Read the notes of former owners."""
+        self._forget(assignments)  # a handler that outlived the last ownership may have noted some
         for assignment in assignments:
             for tries in range(1, _READ_ATTEMPTS + 1):
                 try:
-                    self._restore_attempts(assignment)
+                    self._restore(assignment, keep_alive)
                     break
                 except LogError as error:
                     if tries == _READ_ATTEMPTS:
@@ -192,11 +240,16 @@ class DurableAttemptLog:
 
     def revoked(self, assignments: Sequence[Assignment]) -> None:
         """Forget the notes about these."""
+        self._forget(assignments)
+
+    def _forget(self, assignments: Sequence[Assignment]) -> None:
         revoked = {(each.topic, each.partition) for each in assignments}
-        # In place: the executor writes there meanwhile.
-        for position in list(self._restored_attempts):
-            if position[:2] in revoked:
-                self._restored_attempts.pop(position, None)
+        restored: tuple[dict[Position, Any], ...] = self._restored_attempts, self._restored_copies
+        for noted in restored:
+            # In place: the executor writes there meanwhile.
+            for position in list(noted):
+                if position[:2] in revoked:
+                    noted.pop(position, None)
 
     def unfinished(self) -> str:
         """It does nothing by itself."""
@@ -205,7 +258,7 @@ class DurableAttemptLog:
     def next_due(self) -> None:
         """Delayed messages are in the delay topic, whose own processor says when they are due."""
 
-    def _restore_attempts(self, assignment: Assignment) -> None:
+    def _restore(self, assignment: Assignment, keep_alive: Callable[[], None]) -> None:
         log, topic, partition = self._app.log, assignment.topic, assignment.partition
         attempt_topic = self._topics[topic].attempts
         if partition >= log.topic(attempt_topic).partitions:
@@ -214,21 +267,109 @@ class DurableAttemptLog:
         _, last = log.watermarks(topic, partition)
         if first >= end:
             return
+        committed = assignment.committed
+        if (
+            committed is None
+            or not is_progress(committed.progress)
+            or assignment.position < committed.position  # the log has lost its end
+        ):
+            record = Record(topic.encode(), STARTS_OVER, uuid4().hex, (), partition)
+            (answer,) = append_and_wait(log, attempt_topic, [record], keep_alive)
+            if isinstance(answer, LogError):
+                raise answer
+            return
         oldest = read_first(log, topic, partition, assignment.position, last)
         if oldest is None:
             return
         since = log.offset_for_time(attempt_topic, partition, oldest.time(0) - CLOCK_SKEW)
+        start = max(first, since)
+        generation, settled = reset_generation(assignment), _settled_ranges(assignment)
         restored: dict[Position, int] = {}
-        for batch in read_batches(log, attempt_topic, partition, max(first, since), end):
-            for key, value in zip(batch.keys, batch.values, strict=True):
+        copies: dict[Position, Position] = {}
+        for batch in read_batches_alive(log, attempt_topic, partition, start, end, keep_alive):
+            for index, (key, value) in enumerate(zip(batch.keys, batch.values, strict=True)):
+                if key == STARTS_OVER:
+                    if value == topic.encode():
+                        restored, copies = {}, {}
+                    continue
                 parts, attempts = wire.parse_position(key), wire.parse_int(value)
                 if parts is None or attempts is None or attempts > DELAYED:
                     continue
                 position = Position(*parts)
                 # A note about a message that is yet to come is a stranger's.
-                if position.topic == topic and assignment.position <= position.offset < last:
+                if position.topic != topic or not assignment.position <= position.offset < last:
+                    continue
+                if position.partition != partition or _is_settled(position.offset, settled):
+                    continue
+                headers = dict(batch.headers(index))
+                if (wire.parse_int(headers.get(GENERATION)) or 0) != generation:
+                    continue
+                if attempts < DELAYED:
                     restored[position] = max(restored.get(position, 0), attempts)
+                elif (copy := wire.parse_position(headers.get(COPY))) is not None:
+                    copies[position] = Position(*copy)
         self._restored_attempts |= restored
+        self._restored_copies |= self._find_copies(topic, copies, keep_alive)
+
+    def _find_copies(
+        self, topic: str, copies: Mapping[Position, Position], keep_alive: Callable[[], None]
+    ) -> dict[Position, bytes]:
+        """The keys of those of these entries that are in the delay topic.
+
+        :param copies: where the entries are said to be, by the messages they stand for.
+        """
+        if not copies:
+            return {}
+        log, topics = self._app.log, self._topics[topic]
+        delay = topics.delay
+        count = log.topic(delay).partitions
+        wanted: dict[int, set[int]] = {}
+        for copy in copies.values():
+            if copy.topic == delay and copy.partition < count:
+                wanted.setdefault(copy.partition, set()).add(copy.offset)
+        keys: dict[Position, bytes] = {}
+        for partition, offsets in wanted.items():
+            first, end = log.watermarks(delay, partition)
+            fetcher = RecordFetcher(log, delay, partition)
+            left = sorted(offset for offset in offsets if first <= offset < end)
+            while left:
+                rows, _ = fetcher.fetch(left[:_COPIES_AT_ONCE], _COPY_BYTES)
+                keep_alive()
+                left = left[len(rows) :]
+                for offset, row in rows.items():
+                    entry = row and parse_entry(row.key, row.value, row.headers)
+                    if entry and entry.topic == topics.retry:
+                        keys[Position(delay, partition, offset)] = entry.key
+        found = {position: keys[copy] for position, copy in copies.items() if copy in keys}
+        if len(found) < len(copies):
+            logger.warning(
+                "%s: of %s that wait in %s by what was noted, %d are not there and are handled "
+                "again",
+                topic, count_with_noun(len(copies), "message"), delay, len(copies) - len(found),
+            )  # fmt: skip
+        return found
+
+
+def _entry_id(batch: Batch, index: int) -> str:
+    """Identifies the entry of a message's next attempt."""
+    headers = batch.headers(index)
+    return retry_entry_id(batch.id(index), headers, redrives_of(headers) + 1)
+
+
+def _settled_ranges(assignment: Assignment) -> Sequence[Range]:
+    """What is settled above a partition's committed position, as far as that can be read."""
+    committed = assignment.committed
+    if committed is None or not committed.progress:
+        return ()
+    try:
+        return decode(committed.position, committed.progress)[1]
+    except ValueError:
+        return ()
+
+
+def _is_settled(offset: int, settled: Sequence[Range]) -> bool:
+    index = bisect_right(settled, offset, key=itemgetter(0)) - 1
+    return index >= 0 and offset < settled[index][1]
 
 
 def _partition_count(topic: str, log: Log) -> int:

@@ -174,8 +174,8 @@ def id_digest(key: bytes) -> int:
 
 
 def retry_entry_id(id: str, headers: Headers, redrive: int) -> str:
-    """Identifies the entry of a message's next attempt. Source, ID and redrive count are the
-    message's identity, so each attempt has an entry of its own."""
+    """Identifies the entry of a message's next attempt, by its ID, source and redrive count. Not by
+    the reset that it was handled after: what fails again then replaces what still waits."""
     source = next((text(value) for name, value in headers if name == SOURCE and value), "")
     return f"{id}/{source}/{redrive}" if source else f"{id}/{redrive}"
 

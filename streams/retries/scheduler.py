@@ -201,7 +201,7 @@ class DelayScheduler(Processor[..., Any]):
 
     # -- the poller's side (its thread)
 
-    def assigned(self, assignments: Sequence[Assignment]) -> None:
+    def assigned(self, assignments: Sequence[Assignment], keep_alive: Callable[[], None]) -> None:
         """Start scheduling these partitions."""
         for assignment in assignments:
             if assignment.topic == self.topic:
@@ -741,7 +741,8 @@ class PartitionScheduler:
         """Write these, waiting out outages; for each None, or why it was refused."""
         if not outgoing:
             return ()
-        return await wait_for_callback(partial(self._app.publisher.publish_durably, outgoing))
+        answers = await wait_for_callback(partial(self._app.publisher.publish_durably, outgoing))
+        return [answer if isinstance(answer, BaseException) else None for answer in answers]
 
     # -- the floor, and checkpoints
 

@@ -18,6 +18,7 @@ from streams.clock import SYSTEM
 from streams.engine.dispatcher import Delivery
 from streams.errors import LogError, NotFound, TooLarge, Unavailable
 from streams.message import Position, Record
+from streams.processing.job import WriteAnswers
 from streams.processing.outcomes import MessageCalls, _ResultsWritten, _WriteEnded
 from streams.publisher import Publisher
 from tests.servers import lifetime
@@ -107,9 +108,9 @@ def test_the_answers_of_one_append_are_one_action(log: HeldLog, publisher: Publi
 def test_each_is_told_although_another_one_fails_to_hear(
     log: HeldLog, publisher: Publisher, caplog: pytest.LogCaptureFixture
 ) -> None:
-    told: list[object] = []
+    told: list[WriteAnswers] = []
 
-    def deaf(errors: object) -> None:
+    def deaf(answers: object) -> None:
         raise ValueError("a defect")
 
     log.blocked = threading.Event()
@@ -119,14 +120,15 @@ def test_each_is_told_although_another_one_fails_to_hear(
     until(lambda: log.records() == 3, "all were appended")
     while log.appends:
         log.confirm()
-    assert told == [[None], [None]]
+    assert all(len(answers) == 1 for answers in told)
+    assert len(told) == 2
     assert "an answer could not be given" in caplog.text
 
 
 def test_what_is_refused_is_told_and_what_is_unconfirmed_is_written_again(
     log: HeldLog, publisher: Publisher
 ) -> None:
-    told: list[Sequence[BaseException | None]] = []
+    told: list[WriteAnswers] = []
     publisher.publish_durably([("results", record(n)) for n in range(3)], told.append)
     until(lambda: log.records() == 3, "it was appended")
     too_large = TooLarge("too large")
@@ -136,11 +138,11 @@ def test_what_is_refused_is_told_and_what_is_unconfirmed_is_written_again(
     until(lambda: log.records() == 1, "the one in doubt is appended again")
     assert [each.id for each in log.appends[0][1]] == ["id-1"]
     log.confirm()
-    assert told == [[too_large, None, None]]
+    assert told == [[too_large, Position("results", 0, 0), Position("results", 0, 0)]]
 
 
 def test_records_of_several_topics_are_told_together(log: HeldLog, publisher: Publisher) -> None:
-    told: list[Sequence[BaseException | None]] = []
+    told: list[WriteAnswers] = []
     refused = TooLarge("too large")
     outgoing = [("a", record(0)), ("b", record(1)), ("a", record(2))]
     publisher.publish_durably(outgoing, told.append)
@@ -148,7 +150,7 @@ def test_records_of_several_topics_are_told_together(log: HeldLog, publisher: Pu
     log.confirm(1, error=refused)
     assert not told
     log.confirm()
-    assert told == [[None, None, refused]]
+    assert told == [[Position("a", 0, 0), Position("b", 0, 0), refused]]
 
 
 def test_writes_that_wait_cost_the_garbage_collector_next_to_nothing(
@@ -225,7 +227,7 @@ async def test_a_publisher_that_is_closed_in_an_outage_is_freed() -> None:
     given: Any = log
     publisher = Publisher(given, SYSTEM)
     publisher.start()
-    told: list[object] = []
+    told: list[WriteAnswers] = []
     publisher.publish_durably([("results", record(0))], told.append)
     publisher.publish_durably([("results", record(1))], told.append)
     until(lambda: log.records() == 2, "both were appended")

@@ -21,6 +21,7 @@ from streams.parking import records as parking_records
 from streams.patterns import choreography
 from streams.patterns.saga.journal_entry import JournalEntry
 from streams.retries import records as delay
+from streams.retries.attempt_log import COPY, STARTS_OVER, delay_topic
 from tests.hostile.kafka_wire import Written
 
 NAMES = [
@@ -168,11 +169,14 @@ def delayed(n: int, to: str) -> list[Record]:
     ]
 
 
-def note(n: int, topic: str) -> list[Record]:
-    place = f"{topic}/0/{n}"
+def note(n: int, topic: str, group: str) -> list[Record]:
+    place, copy = f"{topic}/0/{n}", f"{delay_topic(topic, group)}/0/{n}".encode()
     return [
         Record(b"1", place.encode(), f"{place}/1"),
+        Record(b"1", place.encode(), f"{place}/1", ((message.GENERATION, b"1"),)),
         Record(b"1073741824", place.encode(), place),
+        Record(b"1073741824", place.encode(), place, ((COPY, copy),)),
+        Record(topic.encode(), STARTS_OVER, f"{place}/start"),
     ]
 
 
@@ -218,7 +222,7 @@ def kinds(names: Callable[[str], str], group: str) -> dict[str, st.SearchStrateg
         f"{orders}.{group}.retry": source,
         f"{orders}.{group}.dead": lambda n: letter(n, orders, group),
         f"{orders}.{group}.delay": lambda n: delayed(n, orders),
-        f"{orders}.{group}.attempts": lambda n: note(n, orders),
+        f"{orders}.{group}.attempts": lambda n: note(n, orders, group),
         ordered: source,
         f"{ordered}.{group}.retry": source,
         f"{ordered}.{group}.parked": lambda n: behind(n, b"k%d" % (n % 3)),

@@ -43,10 +43,6 @@ ANY_DAY = 1_700_000_000_000
 """A time that a broker takes everywhere."""
 
 
-FIRST_BEGUN = 1_000_000
-"""Numbers from here on say that a queue is read."""
-
-
 class Sum(msgspec.Struct, frozen=True):
     """A view's document."""
 
@@ -102,7 +98,6 @@ class Patterns(Views):
         super().__init__(ground)
         self.queue_name, self.bus_name = self.name("queue"), self.name("steps")
         self.desk_name = f"{self.name('m')}-desk"
-        self._starts = 0
         queue, desk = self.queue_name, self.desk_name
         for name in (
             *(
@@ -156,15 +151,6 @@ class Patterns(Views):
     def start(self) -> None:
         super().start()
         self.app.wait(self.tracker.start())
-        # A note of attempts about a message that is yet to come when its owner begins is ignored;
-        # of one that came while it began, nobody can say whether it failed before.
-        self._starts += 1
-        self._until(self._queue_began, "queues begin")
-
-    def _queue_began(self) -> bool:
-        number = FIRST_BEGUN + self._starts
-        self.app.wait(self.queue.publish(Item(number)))
-        return self.saw("queue", number)
 
     @override
     def handle_good(self, n: int) -> None:
@@ -192,7 +178,7 @@ class Patterns(Views):
         ticks = f"{self.name('m')}-ticks"
         return super().kinds() | {
             queue: mixed(source),
-            f"{queue}.{queue}.attempts": mixed(lambda n: note(n, queue)),
+            f"{queue}.{queue}.attempts": mixed(lambda n: note(n, queue, queue)),
             f"{queue}.{queue}.dead": mixed(lambda n: letter(n, queue, queue)),
             f"{queue}.{queue}.delay": mixed(lambda n: delayed(n, queue)),
             self.bus_name: mixed(step),

@@ -14,7 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -25,6 +25,7 @@ import msgspec
 
 from streams import Flow, Retry, Streams
 from streams.patterns.saga import SagaOrchestrator, SagaStep, StepCall
+from streams.processing.job import WriteAnswers
 from tests.servers.lifetime import until
 
 ROOT = Path(__file__).parents[2]
@@ -211,10 +212,10 @@ class World:
             if self.dead:
                 return
 
-            def told(errors: Sequence[BaseException | None]) -> None:
+            def told(answers: WriteAnswers) -> None:
                 self.reach(f"written {number}")
                 if not self.dead:
-                    on_done(errors)
+                    on_done(answers)
 
             derive(outgoing, told, call_soon, owner)
 

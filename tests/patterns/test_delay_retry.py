@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
 
 from streams import BatchError, Flow, Message, Retry, RetryAfter
-from streams.retries.attempt_log import DELAYED
+from streams.engine.progress import encode
+from streams.errors import Unavailable
+from streams.log.protocol import Committed
+from streams.message import Headers, Position
+from streams.replay import reset
+from streams.retries.attempt_log import COPY, DELAYED, delay_topic
+from streams.retries.records import entry_record
 from tests.conformance.records import append, record
 from tests.conformance.stage import QUICK, Stage
 
 LOOSE = Retry(attempts=3, delay=0.005, cap=0.01, in_order=False)
 
 
-async def test_it_leaves_its_lane_and_its_attempts_survive_a_restart(stage: Stage) -> None:
+async def test_it_leaves_its_key_queue_and_its_attempts_survive_a_restart(stage: Stage) -> None:
     first, second = stage.app(), stage.app()
     topic = stage.topic(first, partitions=1)
     retry = Retry(attempts=3, delay=0.005, in_order=False)
@@ -170,13 +177,190 @@ async def test_a_note_about_a_message_that_is_yet_to_come_is_a_strangers(stage: 
     topic = stage.topic(app, partitions=1)
     retry = Retry(attempts=2, delay=0.005, durable=True)
     app.processor(topic, group=stage.group, retry=retry, flow=QUICK)(stage.recorder())
-    notes = f"{topic.name}.{stage.group}.attempts"
     async with app.connected():
         first = await topic.publish(0, key="k")
-        stage.anchor.create_topic(notes, 1)
-        places = [f"{topic.name}/0/{first.offset + n}".encode() for n in range(1, 5)]
-        append(stage.anchor, notes, [record(b"%d" % DELAYED, place) for place in places])
-    async with app:
+    async with app:  # so that the group has progress, without which no note counts
         await stage.handled(1)
+        await stage.committed(app)
+    forge_notes(stage, *(first.offset + n for n in range(1, 5)))
+    async with app:
         await stage.publish(topic, 1, key="k")
         await stage.handled(2)
+
+
+@pytest.mark.parametrize("copy", ["none", "of another message", "beyond the end", "a mark"])
+async def test_a_note_without_a_copy_hides_no_message(stage: Stage, copy: str) -> None:
+    """That a message waits elsewhere is believed only if it is found there."""
+    app = stage.app()
+    topic = stage.topic(app, partitions=1)
+    app.processor(topic, group=stage.group, retry=LOOSE, flow=QUICK)(stage.recorder())
+    async with app.connected():
+        (before,) = await stage.publish(topic, 0, id="m0")
+    async with app:
+        await stage.handled(1)
+        await stage.committed(app)
+    delay = delay_topic(topic.name, stage.group)
+    async with app.connected():
+        (after,) = await stage.publish(topic, 1, id="m1")
+    entry = entry_record(record(b"0", id="m0"), f"{topic.name}.{stage.group}.retry", 1 << 59)
+    entry.key = b"m0/1" if copy == "of another message" else b"m1/1"
+    if copy == "a mark":
+        entry = record(None, b"m1/1", headers=[("streams_delay", b"delivered")])
+    (found,) = append(stage.anchor, delay, [entry])
+    assert isinstance(found, Position)
+    if copy == "beyond the end":
+        found = found._replace(offset=found.offset + 1)
+    headers = [] if copy == "none" else [(COPY, str(found).encode())]
+    forge_notes(stage, before.offset, after.offset, headers=headers)
+    async with app:
+        await stage.handled(2)
+    assert stage.seen.values == [0, 1]
+
+
+async def test_no_note_says_that_a_message_waits_whose_copy_is_not_in_the_log(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A life ends between the two, as a kill or a partition without a leader may have it."""
+    first, second = stage.app(), stage.app()
+    topic = stage.topic(first, partitions=1)
+
+    def always(value: int, message: Message[int]) -> None:
+        if value == 0:
+            raise ConnectionError("no")
+
+    flow = Flow(commit=0.05, drain=0.0)
+    first.processor(topic, group=stage.group, retry=LOOSE, flow=flow)(stage.recorder(always))
+    async with first:
+        await stage.publish(topic, 1, key="k")
+        await stage.committed(first)
+        asked, written = threading.Event(), first.log.append
+
+        def refuse_copies(name: str, records: Any, on_appended: Any) -> None:
+            if not name.endswith(".delay"):
+                written(name, records, on_appended)
+                return
+            asked.set()
+            on_appended([Unavailable("no leader")] * len(records))
+
+        monkeypatch.setattr(first.log, "append", refuse_copies)
+        await stage.publish(topic, 0, key="k")
+        await stage.until(asked.is_set, "its copy was refused")
+        await stage.publish(topic, 2, key="j")  # after whatever was to be written at once with it
+        await stage.handled(2)
+    topic = stage.topic(second, partitions=1)
+    second.processor(topic, group=stage.group, retry=LOOSE, flow=QUICK)(stage.recorder())
+    async with second:
+        await stage.until(lambda: 0 in stage.seen.values, "it was handled")
+
+
+@pytest.mark.parametrize("durable", [True, False])
+@pytest.mark.parametrize("how", ["reset", "another tool", "deleted"])
+async def test_what_is_handled_again_on_purpose_begins_with_its_first_attempt(
+    stage: Stage, how: str, durable: bool
+) -> None:
+    retry = Retry(attempts=3, delay=0.005, cap=0.01, in_order=durable, durable=durable)
+    app = stage.app()
+    topic = stage.topic(app, partitions=1)
+
+    def twice(value: int, message: Message[int]) -> None:
+        if value != 1 and message.attempt < 3:
+            raise ConnectionError("not yet")
+
+    app.processor(topic, group=stage.group, retry=retry, flow=QUICK)(stage.recorder(twice))
+    async with app:
+        await stage.publish(topic, 0, 1, 2, key="k")
+        await stage.handled(3)
+        await stage.committed(app)
+    if how == "reset":
+        async with app.connected():
+            await reset(app, stage.group, topic, "earliest")
+    elif how == "another tool":
+        first, _ = stage.anchor.watermarks(topic.name, 0)
+        stage.anchor.reset_offsets(stage.group, topic.name, {0: Committed(first)})
+    else:
+        stage.anchor.delete_group(stage.group)
+    seen = stage.seen.attempts
+    async with app:
+        if how == "another tool" and not durable:
+            # It begins no generation, so what comes back is what came back before.
+            await stage.until(lambda: len(seen[2]) == 4, "it was handled again")
+            await stage.committed(app)
+            assert {value: sorted(tries) for value, tries in seen.items()} == {
+                0: [1, 1, 2, 3],
+                1: [1, 1],
+                2: [1, 1, 2, 3],
+            }
+            return
+        await stage.handled(6)
+        await stage.committed(app)
+        assert await stage.letters(app) == []
+    assert sorted(stage.seen.values) == [0, 0, 1, 1, 2, 2]
+    twice_over = [1, 1, 2, 2, 3, 3]
+    assert {value: sorted(tries) for value, tries in seen.items()} == {
+        0: twice_over,
+        1: [1, 1],
+        2: twice_over,
+    }
+
+
+async def test_a_group_that_started_over_counts_on(stage: Stage) -> None:
+    """What it notes is what it noted before, and must not be taken for that."""
+    retry = Retry(attempts=4, delay=0.005, cap=0.01, durable=True)
+    never = asyncio.Event()
+
+    def twice(value: int, message: Message[int]) -> Any:
+        if message.attempt < 3:
+            raise ConnectionError("not yet")
+        return never.wait()  # until the life ends
+
+    seen = stage.seen.attempts[0]
+    for life in range(3):
+        app = stage.app()
+        topic = stage.topic(app, partitions=1)
+        flow = Flow(commit=0.05, drain=0.0)
+        app.processor(topic, group=stage.group, retry=retry, flow=flow)(stage.recorder(twice))
+        if life == 1:
+            stage.anchor.delete_group(stage.group)
+        async with app:
+            if life == 0:
+                await stage.publish(topic, 0, key="k")
+            expected = [1, 2, 3, 1, 2, 3, 3][: (3, 6, 7)[life]]
+            await stage.until(partial(reached, seen, len(expected)), "tried")
+            assert seen == expected
+
+
+async def test_attempts_begin_anew_where_the_log_has_lost_its_end(stage: Stage) -> None:
+    app = stage.app()
+    topic = stage.topic(app, partitions=1)
+    retry = Retry(attempts=3, delay=0.005, cap=0.01, durable=True)
+
+    def twice(value: int, message: Message[int]) -> None:
+        if message.attempt < 3:
+            raise ConnectionError("not yet")
+
+    app.processor(topic, group=stage.group, retry=retry, flow=QUICK)(stage.recorder(twice))
+    async with app:
+        await stage.publish(topic, 0, key="k")
+        await stage.handled(1)
+        await stage.committed(app)
+    _, end = stage.anchor.watermarks(topic.name, 0)
+    place = Committed(end + 5, encode(end + 5, 0, ()).progress)
+    stage.anchor.reset_offsets(stage.group, topic.name, {0: place})
+    async with app:
+        if stage.case.name == "redis":  # there a group goes on at the log's end then
+            await stage.publish(topic, 1, key="k")
+        await stage.handled(2)
+    assert list(stage.seen.attempts.values()) in ([[1, 2, 3] * 2], [[1, 2, 3]] * 2)
+
+
+def reached(seen: list[int], count: int) -> bool:
+    return len(seen) >= count
+
+
+def forge_notes(stage: Stage, *offsets: int, headers: Headers = ()) -> None:
+    """Write that messages of the topic wait elsewhere."""
+    notes = f"{stage.topic_name}.{stage.group}.attempts"
+    places = [str(Position(stage.topic_name, 0, offset)).encode() for offset in offsets]
+    append(
+        stage.anchor, notes, [record(b"%d" % DELAYED, place, headers=headers) for place in places]
+    )

@@ -94,9 +94,9 @@ class LogRouter:
         record = self._topic.record(data, key=key, id=id, headers={**headers, TYPE: topic})
         await self._before_publish()
         outgoing = [(self._topic.name, record)]
-        (error,) = await wait_for_callback(partial(self._app.publisher.publish_durably, outgoing))
-        if error is not None:
-            raise error
+        (answer,) = await wait_for_callback(partial(self._app.publisher.publish_durably, outgoing))
+        if isinstance(answer, BaseException):
+            raise answer
 
     async def _before_publish(self) -> None:
         """Make sure that the topic is there, and that whoever subscribed before gets the event."""
