@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from typing_extensions import override
 
 from streams.log.event_headers import event_header
-from streams.log.protocol import Reader, Subscription
+from streams.log.protocol import READ_TIMEOUT, Reader, Subscription
 from streams.log.wrapped_subscription import WrappedSubscription
 from streams.message import Batch, Headers
 from streams.text import get_logger
@@ -162,7 +162,7 @@ class EventReader(Reader):
         self._filter = filter
 
     @override
-    def read(self, limit: int, timeout: float = 5.0) -> Batch | None:
+    def read(self, limit: int, timeout: float = READ_TIMEOUT) -> Batch | None:
         while (batch := self._reader.read(limit, timeout)) is not None:
             events = self._filter.events_of(batch)
             if len(events):

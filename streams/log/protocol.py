@@ -470,10 +470,15 @@ class FileTransaction(Protocol):
         ...
 
 
+READ_TIMEOUT = 15.0
+"""Seconds for which a reader waits for its next messages. Longer than a Kafka cluster takes to give
+a partition another leader (a broker counts as gone after ``broker.session.timeout.ms``, 9 s)."""
+
+
 class Reader(Protocol):
     """A plain, sequential reading of one partition, outside any group (one thread at a time)."""
 
-    def read(self, limit: int, timeout: float = 5.0) -> Batch | None:
+    def read(self, limit: int, timeout: float = READ_TIMEOUT) -> Batch | None:
         """The next messages, at least one and at most ``limit``; None at the reader's end.
 
         :raises Unavailable: nothing came within ``timeout`` seconds.

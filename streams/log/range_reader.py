@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from streams.log.event_headers import copied_headers
 from streams.log.events import EventLog
-from streams.log.protocol import Log, Reader
+from streams.log.protocol import READ_TIMEOUT, Log, Reader
 from streams.message import ID, Batch, Headers, Position, Record, headers_without
 
 READ_LIMIT = 1_000
@@ -292,7 +292,7 @@ class _RangesReader:
         self._ranges_left = list(reversed(ranges))
         self._reader: Reader | None = None
 
-    def read(self, limit: int, timeout: float = 5.0) -> Batch | None:
+    def read(self, limit: int, timeout: float = READ_TIMEOUT) -> Batch | None:
         """The next messages of the range at hand, or of the next one."""
         while self._ranges_left:
             if self._reader is None:

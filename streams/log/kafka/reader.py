@@ -29,7 +29,7 @@ from streams.log.kafka.client import (
 from streams.log.kafka.errors import OUT_OF_RANGE
 from streams.log.kafka.settings import MEGABYTE
 from streams.log.kafka.topics import Metadata
-from streams.log.protocol import Reader, TopicPartition
+from streams.log.protocol import READ_TIMEOUT, Reader, TopicPartition
 from streams.text import get_logger
 from streams.wire import MAX_PARTITION
 
@@ -292,7 +292,7 @@ class KafkaReader(Reader):
         """When something came, or it was certain that there is nothing."""
 
     @override
-    def read(self, limit: int, timeout: float = 5.0) -> KafkaBatch | None:
+    def read(self, limit: int, timeout: float = READ_TIMEOUT) -> KafkaBatch | None:
         consumer = self._consumer
         if consumer is None:
             raise LogError(f"Kafka, {self._topic}/{self._partition}: this reader is closed")

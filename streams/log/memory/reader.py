@@ -12,7 +12,7 @@ from streams.errors import Unavailable
 from streams.log.memory.faults import FaultPoints
 from streams.log.memory.store import Store
 from streams.log.memory.topics import wait_for_messages
-from streams.log.protocol import Reader
+from streams.log.protocol import READ_TIMEOUT, Reader
 from streams.message import Batch
 
 
@@ -39,7 +39,7 @@ class MemoryReader(Reader):
         self._has_messages = threading.Condition(store.lock)
 
     @override
-    def read(self, limit: int, timeout: float = 5.0) -> Batch | None:
+    def read(self, limit: int, timeout: float = READ_TIMEOUT) -> Batch | None:
         store = self._store
         self._faults.strike("read", self._topic)
         until = time.monotonic() + timeout

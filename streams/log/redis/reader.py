@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from streams.errors import LogError, Unavailable
-from streams.log.protocol import Reader
+from streams.log.protocol import READ_TIMEOUT, Reader
 from streams.log.redis.batch import RawEntries, RedisBatch
 from streams.log.redis.client import Client, Command, Pipeline, key_command, script_command
 from streams.log.redis.keys import MAX_OFFSET, PartitionKeys, entry_id, entry_id_before, offset_of
@@ -210,7 +210,7 @@ class RedisReader(Reader):
         self._read_ahead: Pipeline | None = None
         """The next range, which was asked for already."""
 
-    def read(self, limit: int, timeout: float = 5.0) -> RedisBatch | None:
+    def read(self, limit: int, timeout: float = READ_TIMEOUT) -> RedisBatch | None:
         """See :meth:`streams.log.protocol.Reader.read`."""
         limit = max(1, limit)
         until = time.monotonic() + timeout

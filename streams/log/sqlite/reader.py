@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from streams.errors import NotFound, Unavailable
+from streams.log.protocol import READ_TIMEOUT
 from streams.log.sqlite import blocks
 from streams.log.sqlite.blocks import BlockSlice, SqliteBatch
 from streams.log.sqlite.database import Database, SqliteConnection, fetch_partition
@@ -295,7 +296,7 @@ class SqliteReader:
             number, first, self._end_offset = partition_row(db, topic, partition)
         self._cursor = PartitionCursor(number, max(start, first))
 
-    def read(self, limit: int, timeout: float = 5.0) -> SqliteBatch | None:
+    def read(self, limit: int, timeout: float = READ_TIMEOUT) -> SqliteBatch | None:
         """See :meth:`streams.log.protocol.Reader.read`.
 
         :raises NotFound: the topic was deleted.
