@@ -285,13 +285,13 @@ async def test_cancelled_it_finishes_what_runs_and_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     others = set(threading.enumerate())
-    world, ended, pumps = World(), list[int](), list[Poller]()
+    world, ended, pollers = World(), list[int](), list[Poller]()
     begun, go, results = asyncio.Event(), asyncio.Event(), list[ReplayResult]()
 
     class Known(Poller):
         def __init__(self, *given: Any) -> None:
             super().__init__(*given)
-            pumps.append(self)
+            pollers.append(self)
 
     monkeypatch.setattr(into_function, "Poller", Known)
 
@@ -304,7 +304,7 @@ async def test_cancelled_it_finishes_what_runs_and_leaves_nothing_behind(
         task = asyncio.create_task(replay(app, world.topic, handle, progress=results.append))
         await begun.wait()
         task.cancel()
-        await until(lambda: pumps[0]._finishing)
+        await until(lambda: pollers[0]._finishing)
         go.set()
         with pytest.raises(asyncio.CancelledError):
             await task

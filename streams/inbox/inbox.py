@@ -53,10 +53,10 @@ from streams.inbox.results import ResultOutbox, Results, choose_outbox
 from streams.inbox.tables import (
     Timeouts,
     Verdict,
-    bury,
     check_version,
     create_missing,
     find_version,
+    mark_dead,
 )
 from streams.message import Message, make_message, row_of
 from streams.processing.job import DeadLetterAnswer, Decoding, Job, Several
@@ -615,15 +615,15 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         batch, index = delivery.fetched.batch, delivery.index
         message = make_message(self._value_of(delivery), batch, index, delivery.attempt)
         if self.database.asynchronous:
-            task = asyncio.get_running_loop().create_task(self._bury_async(message, answer))
+            task = asyncio.get_running_loop().create_task(self._mark_dead_async(message, answer))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             return
         if self._helper is None:
             self._helper = ThreadPoolExecutor(1, thread_name_prefix="streams-inbox")
-        self._helper.submit(self._bury, message, answer)
+        self._helper.submit(self._mark_dead, message, answer)
 
-    def _bury(
+    def _mark_dead(
         self,
         message: Message[Any],
         answer: Callable[[DeadLetterAnswer | BaseException], None],
@@ -633,7 +633,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             session = self.begin(message, patience=0)
             began, unable = time.monotonic(), False
             try:
-                verdict = run(session, bury(self.database.dialect, entry, self.timeouts))
+                verdict = run(session, mark_dead(self.database.dialect, entry, self.timeouts))
                 if verdict is Verdict.DEAD:
                     session.commit()
                     self.committed(began)
@@ -649,7 +649,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         else:
             answer(_answer_of(verdict))
 
-    async def _bury_async(
+    async def _mark_dead_async(
         self,
         message: Message[Any],
         answer: Callable[[DeadLetterAnswer | BaseException], None],
@@ -657,7 +657,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         try:
             entry = await self.entry_async(message.value, message)
             session, steps = await self.begin_async(
-                message, lambda dialect: bury(dialect, entry, self.timeouts), patience=0
+                message, lambda dialect: mark_dead(dialect, entry, self.timeouts), patience=0
             )
             began, unable = time.monotonic(), False
             try:

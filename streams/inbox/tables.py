@@ -176,7 +176,7 @@ BEGIN
     RETURN array_to_string(verdicts, '');
 END $body$""",
     """\
-CREATE FUNCTION streams_inbox_bury(
+CREATE FUNCTION streams_inbox_mark_dead(
     entry bytea, entry_scope bigint, entry_position text, entry_redrive integer,
     lock_timeout text, idle_timeout text
 ) RETURNS integer LANGUAGE plpgsql AS $body$
@@ -307,7 +307,7 @@ _TAKE = Statement(
     "CAST($4 AS text), CAST($5 AS text), CAST($6 AS text))"
 )
 _BURY = Statement(
-    "SELECT streams_inbox_bury(CAST($1 AS bytea), CAST($2 AS bigint), CAST($3 AS text), "
+    "SELECT streams_inbox_mark_dead(CAST($1 AS bytea), CAST($2 AS bigint), CAST($3 AS text), "
     "CAST($4 AS integer), CAST($5 AS text), CAST($6 AS text))"
 )
 
@@ -362,7 +362,7 @@ def _take_in_sqlite(entry: Entry) -> Steps[Verdict]:
     return Verdict.NEW
 
 
-def bury(dialect: DialectName, entry: Entry, timeouts: Timeouts) -> Steps[Verdict]:
+def mark_dead(dialect: DialectName, entry: Entry, timeouts: Timeouts) -> Steps[Verdict]:
     """Give a message up: nobody handles it any more, unless it is put back after that.
 
     :returns: DEAD, or why it is not: HANDLED or PURGED.

@@ -119,11 +119,11 @@ class Buckets:
             found.was_dead = self._registered
             yield statement(dialect.leave(), me)
             yield statement(dialect.register(), {**me, "lock": self._lock_number})
-        yield from self._bury(found)
+        yield from self._remove_dead(found)
         yield from self._share(found, in_flight)
         return found
 
-    def _bury(self, found: _Found) -> Steps[None]:
+    def _remove_dead(self, found: _Found) -> Steps[None]:
         """Remove the relays that are dead."""
         now, dialect = self._clock.monotonic(), self._database.dialect
         for relay, beat, lock_number in (yield statement(dialect.others(), {"relay": self.relay})):

@@ -183,7 +183,7 @@ class Relay:
 
 
 @dataclass(slots=True)
-class _Lane:
+class _TopicWrites:
     """A topic to which a group is on its way, and the group that is next."""
 
     following: Group | None = None
@@ -204,7 +204,7 @@ class _Session:
         self._awake = asyncio.Event()
         self._publisher = GroupPublisher(app)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._lanes: dict[str, _Lane] = {}
+        self._writes: dict[str, _TopicWrites] = {}
         """Topics to which something is on its way."""
         self._in_flight: Counter[int] = Counter()
         """Rows that are, or will be next, by bucket."""
@@ -239,9 +239,9 @@ class _Session:
         if self._listener is not None:
             self._listener.cancel()
             await asyncio.gather(self._listener, return_exceptions=True)
-        for lane in self._lanes.values():
-            if lane.following is not None:  # what has not begun does not
-                self._drop(lane)
+        for writes in self._writes.values():
+            if writes.following is not None:  # what has not begun does not
+                self._drop(writes)
         if self._tasks:
             _, late = await asyncio.wait(set(self._tasks), timeout=LEAVE_TIMEOUT)
             for task in late:
@@ -313,7 +313,7 @@ class _Session:
         if not self._buckets.owned or room <= 0 or room_bytes <= 0:
             return False
         dialect = self._database.dialect
-        busy = [topic for topic, lane in self._lanes.items() if lane.following is not None]
+        busy = [topic for topic, writes in self._writes.items() if writes.following is not None]
         skipped = [row for rows in self._skipped.values() for row in rows]
         self._overtaking.clear()
         found = await self._database.fetch(
@@ -347,17 +347,17 @@ class _Session:
         What is behind was read before it is known whether what is in front arrives. It is dropped,
         to be read anew, unless all of that has.
         """
-        lane = self._lanes.get(group.topic)
-        if group.topic in self._overtaking or (lane is not None and lane.following is not None):
+        writes = self._writes.get(group.topic)
+        if group.topic in self._overtaking or (writes is not None and writes.following is not None):
             return False  # since it was read
         self._in_flight += group.buckets
         self._bytes_in_flight += group.size
         self._skipped[group] = group.sequences
-        if lane is None:
-            self._lanes[group.topic] = _Lane()
+        if writes is None:
+            self._writes[group.topic] = _TopicWrites()
             self._spawn(group)
         else:
-            lane.following = group
+            writes.following = group
         return True
 
     def _spawn(self, group: Group) -> None:
@@ -413,22 +413,22 @@ class _Session:
         """
         self._in_flight -= group.buckets
         self._bytes_in_flight -= group.size
-        lane = self._lanes[group.topic]
-        following, lane.following = lane.following, None
+        writes = self._writes[group.topic]
+        following, writes.following = writes.following, None
         if following is None:
-            del self._lanes[group.topic]
+            del self._writes[group.topic]
         elif len(outcome.confirmed) == len(group.rows):
             self._spawn(following)
         else:
-            del self._lanes[group.topic]
+            del self._writes[group.topic]
             self._forget(following)
         if len(outcome.confirmed) != len(group.rows):
             self._skipped[group] = outcome.confirmed
             self._overtaking.add(group.topic)
         self._awake.set()
 
-    def _drop(self, lane: _Lane) -> None:
-        following, lane.following = lane.following, None
+    def _drop(self, writes: _TopicWrites) -> None:
+        following, writes.following = writes.following, None
         if following is not None:
             self._forget(following)
 

@@ -204,9 +204,9 @@ async def test_a_crashed_member_loses_nothing(stage: Stage) -> None:
     with pytest.raises(ProcessorDied, match="crashed by a test"):
         async with app:
             await stage.handled(50)
-            pump = app.processors[0].poller
-            assert pump is not None
-            subscription = pump._subscription
+            poller = app.processors[0].poller
+            assert poller is not None
+            subscription = poller._subscription
             assert subscription is not None
             subscription.crash()  # type: ignore[attr-defined]
             await asyncio.sleep(PATIENCE)

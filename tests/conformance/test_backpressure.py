@@ -117,9 +117,9 @@ async def test_pause_and_resume_skip_and_repeat_nothing(stage: Stage) -> None:
         assert app.health().processors["handle"].paused
         await stage.publish(topic, 1_000)
         before = len(stage.seen.handled)
-        pump = processor.poller
-        assert pump is not None
-        await stage.until(lambda: pump._driver_paused, "the pause reached the log")
+        poller = processor.poller
+        assert poller is not None
+        await stage.until(lambda: poller._driver_paused, "the pause reached the log")
         assert len(stage.seen.handled) == before
         processor.resume()
         await stage.handled(501)
@@ -128,9 +128,9 @@ async def test_pause_and_resume_skip_and_repeat_nothing(stage: Stage) -> None:
 
 async def when_stopping(stage: Stage, app: Streams, then: asyncio.Event) -> None:
     """Set an event once a processor of the app has been told to stop, and starts nothing more."""
-    pump = app.processors[0].poller
-    assert pump is not None
-    await stage.until(lambda: pump._finishing, "told to stop")
+    poller = app.processors[0].poller
+    assert poller is not None
+    await stage.until(lambda: poller._finishing, "told to stop")
     then.set()
 
 
@@ -164,8 +164,8 @@ async def test_stop_takes_in_no_more(stage: Stage, asynchronous: bool) -> None:
     handled = list[int]()
 
     def stopping() -> bool:
-        pump = app.processors[0].poller
-        return pump is not None and pump._finishing
+        poller = app.processors[0].poller
+        return poller is not None and poller._finishing
 
     # From some message on each lasts until the stop has begun, so that they cannot all be handled.
     def plain(value: int) -> None:

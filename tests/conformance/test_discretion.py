@@ -105,9 +105,9 @@ async def test_a_processor_that_dies_cancels_the_body(stage: Stage) -> None:
     app.processor(topic, group=stage.group, flow=QUICK)(stage.recorder())
     with pytest.raises(ProcessorDied, match="handle died: Fatal: the disk is gone"):
         async with app:
-            pump = app.processors[0].poller
-            assert pump is not None
-            subscription = pump._subscription or await stage.until(lambda: pump._subscription)
+            poller = app.processors[0].poller
+            assert poller is not None
+            subscription = poller._subscription or await stage.until(lambda: poller._subscription)
 
             def poll(limit: int, timeout: float) -> None:
                 raise Fatal("the disk is gone")

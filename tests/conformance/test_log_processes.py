@@ -73,13 +73,13 @@ def test_a_killed_members_partitions_are_taken_over_where_it_had_committed(world
         child.kill()
     assert delivered == {str(i) for i in range(100)}
     world.append(topic, [record(b"%d" % i, partition=i % 2) for i in range(100, 120)])
-    heir = world.member(group, topic, log=world.open(lasting=True))
-    heir.until_owns(2)
+    successor = world.member(group, topic, log=world.open(lasting=True))
+    successor.until_owns(2)
     # The last message of each: what was not committed comes again, of one partition all at once.
     world.history.until(
-        lambda: {b"118", b"119"} <= set(heir.delivered()), "the heir is at both ends"
+        lambda: {b"118", b"119"} <= set(successor.delivered()), "the successor is at both ends"
     )
-    heir.do(lambda: None)
+    successor.do(lambda: None)
     for partition in range(2):  # from the last commit on nothing is missing
         values = world.history.values((topic, partition))
         expected = world.values(topic, partition)

@@ -200,20 +200,20 @@ async def test_a_key_still_being_handled_waits_when_its_partition_comes_back(sta
         async with app:
             await stage.publish(topic, 0, key="slow")
             assert await asyncio.to_thread(entered.wait, 60)
-            (runner, pump) = app.processors[0].executor, app.processors[0].poller
+            (runner, poller) = app.processors[0].executor, app.processors[0].poller
             assert runner is not None
-            assert pump is not None
+            assert poller is not None
             # The partition is revoked and returns to the same process, as a rebalance does it.
-            held = [each.state for each in pump._owned.values()]
+            held = [each.state for each in poller._owned.values()]
             slow = [owned for owned in held if owned.in_flight]
             assert len(slow) == 1
-            lane = next(iter(slow[0].in_flight))
+            key = next(iter(slow[0].in_flight))
             async with other:
                 taker = other.processors[0].poller
                 assert taker is not None
                 await stage.until(lambda: taker._owned, "a partition given to the other")
-            await stage.until(lambda: len(pump._owned) == len(held), "all partitions back")
-            again = [each.state for each in pump._owned.values() if lane in each.state.in_flight]
+            await stage.until(lambda: len(poller._owned) == len(held), "all partitions back")
+            again = [each.state for each in poller._owned.values() if key in each.state.in_flight]
             fenced = [owned for owned in again if owned is not slow[0]]
             await stage.publish(topic, 1, key="slow")
             await stage.publish(topic, *range(2, 12), key=lambda value: f"other{value}")

@@ -1,6 +1,6 @@
 """What a dispatcher may do, said naively: every message has a state, every rule is a search.
 
-A :class:`Tenure` is one assignment as the group's promises see it; :class:`Group` is what outlives
+A :class:`Epoch` is one assignment as the group's promises see it; :class:`Group` is what outlives
 processes: the log, what was committed, which effects took place. The machine in
 ``test_dispatch.py`` does to both this model and the real thing whatever Hypothesis thinks of.
 """
@@ -26,7 +26,7 @@ State = Literal[
     "running",  # a handler was called
     "retry",  # failed, waits until it is due
     "condemned",  # will not be handled; its dead letter waits for its turn
-    "burying",  # its dead letter is being written
+    "dead-lettering",  # its dead letter is being written
     "unburied",  # its dead letter was refused, and is due again later
     "settled",
     "gone",  # its partition left before it was settled
@@ -57,7 +57,7 @@ class Entry:
     due: float = 0.0
 
     @property
-    def lane(self) -> bytes | str | None:
+    def key_queue(self) -> bytes | str | None:
         return self.sent.identity if self.sent.key is None else self.sent.key
 
 
@@ -71,7 +71,7 @@ class Ownership:
 
 
 @dataclass(eq=False)
-class Tenure:
+class Epoch:
     """One assignment: what it restored, what it was given, what became of that."""
 
     partition: int
@@ -116,7 +116,7 @@ class Group:
         """By partition and offset: handled, filtered or dead-lettered, how often."""
         self.excuses: Counter[tuple[int, int]] = Counter()
         """By the same: how often it was in flight or not yet committed when its owner ended."""
-        self.tenures: list[Tenure] = []
+        self.epochs: list[Epoch] = []
         """Of this process: the live ones, and those with handlers that outlived them."""
 
     # -- the log
@@ -153,36 +153,36 @@ class Group:
                 window.add(identity)
         return Progress(position, floor, ranges), window, covered, at, seen
 
-    def live(self, partition: int) -> Tenure | None:
-        return next((t for t in self.tenures if t.live and t.partition == partition), None)
+    def live(self, partition: int) -> Epoch | None:
+        return next((t for t in self.epochs if t.live and t.partition == partition), None)
 
-    def deliver(self, tenure: Tenure, count: int, back: int = 0) -> FetchedBatch | None:
+    def deliver(self, epoch: Epoch, count: int, back: int = 0) -> FetchedBatch | None:
         """The next ``count`` messages of the log, from ``back`` before the end of the last."""
-        log = self.log[tenure.partition]
-        known = sum(1 for sent in log if sent.offset < tenure.progress.position)
-        start = max(min(known, tenure.next), tenure.next - back)
+        log = self.log[epoch.partition]
+        known = sum(1 for sent in log if sent.offset < epoch.progress.position)
+        start = max(min(known, epoch.next), epoch.next - back)
         chosen = log[start : start + count]
         if not chosen:
             return None
         offsets, keys, ids = zip(*chosen, strict=True)
-        made = batch(offsets, keys, ids, partition=tenure.partition)
-        segment = tenure.progress.add(tenure.owned, made)
+        made = batch(offsets, keys, ids, partition=epoch.partition)
+        segment = epoch.progress.add(epoch.owned, made)
         for index, sent in enumerate(chosen):
-            again = start + index < tenure.next
-            assert segment.settled[index] == (again or sent.offset in tenure.base)
+            again = start + index < epoch.next
+            assert segment.settled[index] == (again or sent.offset in epoch.base)
             if not segment.settled[index]:
-                tenure.entries[sent.offset] = Entry(sent, segment, index)
-        tenure.next = max(tenure.next, start + len(chosen))
+                epoch.entries[sent.offset] = Entry(sent, segment, index)
+        epoch.next = max(epoch.next, start + len(chosen))
         return segment
 
     # -- what is in the way
 
-    def _twins(self, entry: Entry, tenure: Tenure) -> Iterator[Entry]:
+    def _twins(self, entry: Entry, epoch: Epoch) -> Iterator[Entry]:
         """Others of the same identity that stepped out of their key's order, unsettled."""
-        if entry.sent.identity is None or tenure.window is None or entry.sent.key is None:
+        if entry.sent.identity is None or epoch.window is None or entry.sent.key is None:
             return
-        for each in self.tenures:
-            if each.partition == tenure.partition:
+        for each in self.epochs:
+            if each.partition == epoch.partition:
                 for other in each.entries.values():
                     if (
                         other.loose
@@ -193,84 +193,82 @@ class Group:
                         yield other
 
     def blockers(
-        self, tenure: Tenure, entry: Entry, beside: Collection[Entry] = ()
+        self, epoch: Epoch, entry: Entry, beside: Collection[Entry] = ()
     ) -> Iterator[Entry]:
         """What this message has to wait for, if it is not ``beside`` it in one batch."""
-        if entry.lane is None:
+        if entry.key_queue is None:
             return
-        yield from self._twins(entry, tenure)
+        yield from self._twins(entry, epoch)
         if entry.loose:
             return
-        for each in self.tenures:
-            if each.partition != tenure.partition:
+        for each in self.epochs:
+            if each.partition != epoch.partition:
                 continue
             for other in each.entries.values():
                 if other is entry:
-                    if each is tenure:
+                    if each is epoch:
                         break
                     continue
-                if other.lane != entry.lane or other.loose or other in beside:
+                if other.key_queue != entry.key_queue or other.loose or other in beside:
                     continue
-                if each is not tenure:
-                    if other.state in ("running", "burying"):
+                if each is not epoch:
+                    if other.state in ("running", "dead-lettering"):
                         yield other
-                elif other.state != "settled" and not any(self._twins(other, tenure)):
+                elif other.state != "settled" and not any(self._twins(other, epoch)):
                     yield other
 
-    def eligible(self, now: float) -> list[tuple[Tenure, Entry]]:
+    def eligible(self, now: float) -> list[tuple[Epoch, Entry]]:
         """Everything whose turn has come."""
         return [
-            (tenure, entry)
-            for tenure in self.tenures
-            if tenure.live
-            for entry in tenure.entries.values()
+            (epoch, entry)
+            for epoch in self.epochs
+            if epoch.live
+            for entry in epoch.entries.values()
             if entry.state in ("queued", "condemned")
             or (entry.state in ("retry", "unburied") and entry.due <= now)
-            if not any(self.blockers(tenure, entry))
+            if not any(self.blockers(epoch, entry))
         ]
 
     # -- what happens
 
-    def start(self, tenure: Tenure, entry: Entry, now: float, beside: Collection[Entry]) -> None:
+    def start(self, epoch: Epoch, entry: Entry, now: float, beside: Collection[Entry]) -> None:
         """A handler is called; checks that it may be."""
-        assert tenure.live, "given out after its partition left"
-        assert now < tenure.ownership.valid_until, "given out while ownership was uncertain"
+        assert epoch.live, "given out after its partition left"
+        assert now < epoch.ownership.valid_until, "given out while ownership was uncertain"
         assert entry.state == "queued" or (entry.state == "retry" and entry.due <= now), entry.state
         in_the_way = [
             # A dead letter still being written for a partition that left is no handler.
             other
-            for other in self.blockers(tenure, entry, beside)
-            if other.state != "burying" or tenure.entries.get(other.sent.offset) is other
+            for other in self.blockers(epoch, entry, beside)
+            if other.state != "dead-lettering" or epoch.entries.get(other.sent.offset) is other
         ]
         assert not in_the_way, "out of order, or two at once"
-        assert not tenure.remembers(entry.sent.identity), "a duplicate was handled"
+        assert not epoch.remembers(entry.sent.identity), "a duplicate was handled"
         entry.state = "running"
 
-    def settle(self, tenure: Tenure, entry: Entry, *, remember: bool = True) -> None:
+    def settle(self, epoch: Epoch, entry: Entry, *, remember: bool = True) -> None:
         """It was handled, filtered or dead-lettered."""
         entry.state = "settled"
-        self.effects[tenure.partition, entry.sent.offset] += 1
+        self.effects[epoch.partition, entry.sent.offset] += 1
         if remember:
-            self.remember(tenure, entry.sent.identity)
+            self.remember(epoch, entry.sent.identity)
 
-    def remember(self, tenure: Tenure, identity: str | None) -> None:
+    def remember(self, epoch: Epoch, identity: str | None) -> None:
         if identity is not None:
-            tenure.seen.append(identity)
-            now = self.live(tenure.partition)
-            if now is not None and now is not tenure:
+            epoch.seen.append(identity)
+            now = self.live(epoch.partition)
+            if now is not None and now is not epoch:
                 now.seen.append(identity)
 
     def hopeless(self, entry: Entry, error: BaseException) -> bool:
         """Whether one more failure is the last."""
         return isinstance(error, Reject) or entry.failures + 1 >= self.retry.attempts
 
-    def fail(
-        self, tenure: Tenure, entry: Entry, error: BaseException, now: float, r: float
-    ) -> None:
+    def fail(self, epoch: Epoch, entry: Entry, error: BaseException, now: float, r: float) -> None:
         """It failed and is to be tried again: when?"""
         entry.failures += 1
         entry.alone = True
-        if not tenure.live:
+        if not epoch.live:
             entry.state = "gone"
             return
         entry.state = "retry"
@@ -281,13 +279,13 @@ class Group:
             entry.due = now + r * min(self.retry.cap, bound)
         entry.loose = entry.loose or (not self.retry.in_order and entry.sent.key is not None)
 
-    def drops(self) -> Iterator[tuple[Tenure, Entry]]:
+    def drops(self) -> Iterator[tuple[Epoch, Entry]]:
         """What the engine settled by itself: that may only be duplicates of what was handled."""
-        for tenure in self.tenures:
-            if tenure.live:
-                for entry in tenure.entries.values():
+        for epoch in self.epochs:
+            if epoch.live:
+                for entry in epoch.entries.values():
                     if entry.segment.settled[entry.index] and entry.state != "settled":
-                        yield tenure, entry
+                        yield epoch, entry
 
     def handled(self, partition: int, identity: str | None) -> bool:
         """This identity had its effect, whichever message it was that carried it."""
@@ -297,35 +295,35 @@ class Group:
             if sent.identity == identity
         )
 
-    def commit(self, tenure: Tenure) -> None:
+    def commit(self, epoch: Epoch) -> None:
         """Take a snapshot, check what it claims, and store it."""
-        snapshot = tenure.progress.snapshot()
+        snapshot = epoch.progress.snapshot()
         assert snapshot.complete
         floor, ranges = decode(snapshot.position, snapshot.progress)
-        covered = self.covered(tenure.partition, snapshot.position, ranges)
-        assert covered == tenure.settled(), "a commit must cover what is settled, and nothing else"
-        assert snapshot.position >= self.committed[tenure.partition][0], "a commit moved backwards"
-        assert floor == self.stored(tenure.partition)[0]
-        for sent in self.log[tenure.partition]:
+        covered = self.covered(epoch.partition, snapshot.position, ranges)
+        assert covered == epoch.settled(), "a commit must cover what is settled, and nothing else"
+        assert snapshot.position >= self.committed[epoch.partition][0], "a commit moved backwards"
+        assert floor == self.stored(epoch.partition)[0]
+        for sent in self.log[epoch.partition]:
             if sent.offset >= floor and sent.offset in covered:
-                assert self.effects[tenure.partition, sent.offset] or self.handled(
-                    tenure.partition, sent.identity
+                assert self.effects[epoch.partition, sent.offset] or self.handled(
+                    epoch.partition, sent.identity
                 ), "committed, yet nothing ever handled it"
-        self.committed[tenure.partition] = (snapshot.position, snapshot.progress)
+        self.committed[epoch.partition] = (snapshot.position, snapshot.progress)
 
-    def end(self, tenure: Tenure) -> None:
+    def end(self, epoch: Epoch) -> None:
         """The partition left, or the process died: what may be handled a second time now."""
-        covered = self.stored(tenure.partition)[2]
-        for offset, entry in tenure.entries.items():
+        covered = self.stored(epoch.partition)[2]
+        for offset, entry in epoch.entries.items():
             if entry.state == "settled":
-                if offset not in covered and self.effects[tenure.partition, offset]:
-                    self.excuses[tenure.partition, offset] += 1
-            elif entry.state in ("running", "burying"):
-                self.excuses[tenure.partition, offset] += 1
+                if offset not in covered and self.effects[epoch.partition, offset]:
+                    self.excuses[epoch.partition, offset] += 1
+            elif entry.state in ("running", "dead-lettering"):
+                self.excuses[epoch.partition, offset] += 1
             else:
                 entry.state = "gone"
-        tenure.live = False
-        tenure.ownership.valid_until = float("-inf")
+        epoch.live = False
+        epoch.ownership.valid_until = float("-inf")
 
     def reset(self, partition: int, index: int) -> None:
         """The group is moved to another position: all from there on is to be handled again."""

@@ -19,7 +19,7 @@ from hypothesis.stateful import invariant, rule
 from streams.engine.dispatcher import Delivery
 from streams.engine.progress import FetchedBatch
 from streams.errors import Reject, RetryAfter
-from tests.engine.model import Entry, Tenure
+from tests.engine.model import Entry, Epoch
 from tests.engine.support import runs
 from tests.engine.world import Flight, World
 
@@ -34,8 +34,8 @@ class Machine(World):
 
     # -- outcomes
 
-    def settle(self, tenure: Tenure, entry: Entry, count: str) -> None:
-        self.group.settle(tenure, entry)
+    def settle(self, epoch: Epoch, entry: Entry, count: str) -> None:
+        self.group.settle(epoch, entry)
         self.counts[count] += 1
 
     def succeed(self, flight: Flight) -> None:
@@ -44,8 +44,8 @@ class Machine(World):
             self.dispatcher.mark_batch_settled(flight.works)
         else:
             self.dispatcher.mark_settled(flight.works[0])
-        for tenure, entry in zip(flight.tenures, flight.entries, strict=True):
-            self.settle(tenure, entry, "handled")
+        for epoch, entry in zip(flight.epochs, flight.entries, strict=True):
+            self.settle(epoch, entry, "handled")
 
     def pick(self, data: st.DataObject, flights: list[Flight]) -> Flight:
         return flights[data.draw(st.integers(0, len(flights) - 1))]
@@ -62,7 +62,7 @@ class Machine(World):
         elif len(flight.works) == 1:
             self.flights.remove(flight)
             self.dispatcher.mark_filtered(flight.works[0])
-            self.settle(flight.tenures[0], flight.entries[0], "filtered")
+            self.settle(flight.epochs[0], flight.entries[0], "filtered")
 
     def fail(self, data: st.DataObject) -> None:
         """A handler raises; BatchError says which of a batch failed, other errors do not."""
@@ -75,59 +75,59 @@ class Machine(World):
             else:
                 self.part_failed(data, random, flight)
             return
-        (work,), (entry,), (tenure,) = flight
+        (work,), (entry,), (epoch,) = flight
         error = data.draw(errors)
         poison = data.draw(st.integers(0, 5)) == 5
         if poison:
-            burial: Delivery | None = self.dispatcher.rejected(work, error)
+            rejected: Delivery | None = self.dispatcher.rejected(work, error)
         else:
-            burial = self.dispatcher.mark_failed(work, error, self.now, random)
-        self.failed(tenure, entry, error, random, burial, poison)
+            rejected = self.dispatcher.mark_failed(work, error, self.now, random)
+        self.failed(epoch, entry, error, random, rejected, poison)
 
     def failed(
         self,
-        tenure: Tenure,
+        epoch: Epoch,
         entry: Entry,
         error: Exception,
         random: float,
-        burial: Delivery | None,
+        rejected: Delivery | None,
         final: bool = False,
     ) -> None:
         hopeless = final or self.group.hopeless(entry, error)
-        assert (burial is not None) == hopeless
-        if burial is None:
+        assert (rejected is not None) == hopeless
+        if rejected is None:
             self.counts["retries"] += 1
-            self.group.fail(tenure, entry, error, self.now, random)
+            self.group.fail(epoch, entry, error, self.now, random)
         else:
-            assert burial.reason is not None
-            assert burial.reason.error is error
-            assert burial.reason.attempts == entry.failures + 1
-            entry.state = "burying"
-            self.burials.append(Flight([burial], [entry], [tenure]))
+            assert rejected.reason is not None
+            assert rejected.reason.error is error
+            assert rejected.reason.attempts == entry.failures + 1
+            entry.state = "dead-lettering"
+            self.rejections.append(Flight([rejected], [entry], [epoch]))
 
     def part_failed(self, data: st.DataObject, random: float, flight: Flight) -> None:
         indexes = st.integers(0, len(flight.works) - 1)
         failing = data.draw(st.dictionaries(indexes, errors, min_size=1))
         final = data.draw(st.sets(st.sampled_from(sorted(failing)), max_size=1))
-        burials = self.dispatcher.mark_batch_failed(flight.works, failing, self.now, random, final)
-        by_entry = {id(self.found([work]).entries[0]): work for work in burials}
-        heads: set[tuple[int, Any]] = set()  # lanes that wait for a message of this batch
-        for index, (tenure, entry) in enumerate(zip(flight.tenures, flight.entries, strict=True)):
+        dead = self.dispatcher.mark_batch_failed(flight.works, failing, self.now, random, final)
+        by_entry = {id(self.found([work]).entries[0]): work for work in dead}
+        heads: set[tuple[int, Any]] = set()  # key queues that wait for a message of this batch
+        for index, (epoch, entry) in enumerate(zip(flight.epochs, flight.entries, strict=True)):
             error = failing.get(index)
             if error is None:
-                self.settle(tenure, entry, "handled")
+                self.settle(epoch, entry, "handled")
                 continue
             hopeless = index in final or self.group.hopeless(entry, error)
-            lane = (id(tenure), entry.lane)
-            behind = lane in heads and entry.lane is not None and tenure.live
+            key_queue = (id(epoch), entry.key_queue)
+            behind = key_queue in heads and entry.key_queue is not None and epoch.live
             steps_out = not hopeless and not self.retry.in_order and entry.sent.key is not None
             if not hopeless or not behind:
-                burial = by_entry.pop(id(entry), None)
-                self.failed(tenure, entry, error, random, burial, index in final)
+                rejected = by_entry.pop(id(entry), None)
+                self.failed(epoch, entry, error, random, rejected, index in final)
                 if behind and not steps_out:
                     entry.state = "queued"
                 if not steps_out:
-                    heads.add(lane)
+                    heads.add(key_queue)
             else:
                 entry.state = "condemned"
                 entry.failures += 1
@@ -135,77 +135,77 @@ class Machine(World):
 
     def was_split(self, flight: Flight) -> None:
         self.dispatcher.split_batch(flight.works)
-        for tenure, entry in zip(flight.tenures, flight.entries, strict=True):
-            entry.state = "queued" if tenure.live else "gone"
+        for epoch, entry in zip(flight.epochs, flight.entries, strict=True):
+            entry.state = "queued" if epoch.live else "gone"
             entry.alone = True
 
     def abandon(self, flight: Flight) -> None:
         self.flights.remove(flight)
         for work in reversed(flight.works):
             self.dispatcher.abandon(work)
-        for tenure, entry in zip(flight.tenures, flight.entries, strict=True):
-            entry.state = "queued" if tenure.live else "gone"
+        for epoch, entry in zip(flight.epochs, flight.entries, strict=True):
+            entry.state = "queued" if epoch.live else "gone"
 
-    def bury(self, data: st.DataObject) -> None:
+    def write_dead_letter(self, data: st.DataObject) -> None:
         """A dead letter was written, or refused."""
-        flight = self.pick(data, self.burials)
-        self.burials.remove(flight)
-        (work,), (entry,), (tenure,) = flight
+        flight = self.pick(data, self.rejections)
+        self.rejections.remove(flight)
+        (work,), (entry,), (epoch,) = flight
         if data.draw(st.booleans()):
             self.dispatcher.mark_settled(work)
-            self.settle(tenure, entry, "dead_lettered")
+            self.settle(epoch, entry, "dead_lettered")
             return
         self.dispatcher.deliver_at(work, self.now + 2.0)
-        entry.state = "unburied" if tenure.live else "gone"
+        entry.state = "unburied" if epoch.live else "gone"
         entry.due = self.now + 2.0
 
-    # -- a straight run
+    # -- the fast path
 
-    def go_straight(self) -> bool:
+    def take_fast_path(self) -> bool:
         segment = self.dispatcher.take_fast(self.now)
         self.note_drops()
         if segment is None:
             return False
-        self.may_run_straight(segment)
+        self.may_take_fast_path(segment)
         self.run, self.at, self.within = (segment, self.by_owner[id(segment.state)]), 0, False
         return True
 
-    def may_run_straight(self, segment: FetchedBatch) -> None:
+    def may_take_fast_path(self, segment: FetchedBatch) -> None:
         """All of it may be handled in turn, with nothing looked at in between."""
-        tenure = self.by_owner[id(segment.state)]
-        entries = [tenure.entries[offset] for offset in segment.batch.offsets]
+        epoch = self.by_owner[id(segment.state)]
+        entries = [epoch.entries[offset] for offset in segment.batch.offsets]
         identities = [e.sent.identity for e in entries if e.sent.identity is not None]
         assert not self.dispatcher.paused
-        assert tenure.live
-        assert self.now < tenure.ownership.valid_until
-        assert tenure.window is None or len(set(identities)) == len(identities)
+        assert epoch.live
+        assert self.now < epoch.ownership.valid_until
+        assert epoch.window is None or len(set(identities)) == len(identities)
         for entry in entries:
             assert entry.state == "queued"
-            assert not any(self.group.blockers(tenure, entry, entries))
-            assert not tenure.remembers(entry.sent.identity)
+            assert not any(self.group.blockers(epoch, entry, entries))
+            assert not epoch.remembers(entry.sent.identity)
 
     def entry_at(self, index: int) -> Entry:
         if self.run is None:
-            raise AssertionError("no straight run")
-        segment, tenure = self.run
-        return tenure.entries[segment.batch.offsets[index]]
+            raise AssertionError("no fast path")
+        segment, epoch = self.run
+        return epoch.entries[segment.batch.offsets[index]]
 
     def go_on(self, data: st.DataObject) -> None:
-        """A handler of a straight run begins, or ends."""
+        """A handler of the fast path begins, or ends."""
         if self.run is None:
             return
-        segment, tenure = self.run
+        segment, epoch = self.run
         if not self.within:
-            if self.at == len(segment) or self.now >= tenure.ownership.valid_until:
+            if self.at == len(segment) or self.now >= epoch.ownership.valid_until:
                 self.ran(self.at)
             else:
-                self.group.start(tenure, self.entry_at(self.at), self.now, ())
+                self.group.start(epoch, self.entry_at(self.at), self.now, ())
                 self.within = True
             return
         self.within = False
         if data.draw(st.integers(0, 4)) < 4:
             segment.settled[self.at] = 1
-            self.group.settle(tenure, self.entry_at(self.at), remember=False)
+            self.group.settle(epoch, self.entry_at(self.at), remember=False)
             self.at += 1
             return
         # A batch handler stumbles over several.
@@ -215,7 +215,7 @@ class Machine(World):
             entry.state = "running"
         works = self.dispatcher.interrupt_fast(segment, self.at, stop)
         self.ended(self.at)
-        assert len(works) == (stop - self.at if tenure.live else 0)
+        assert len(works) == (stop - self.at if epoch.live else 0)
         if not works:
             for entry in entries:
                 entry.state = "gone"
@@ -224,8 +224,8 @@ class Machine(World):
         assert list(flight.entries) == entries
         if len(works) == 1:
             error, random = data.draw(errors), data.draw(jitter)
-            burial = self.dispatcher.mark_failed(works[0], error, self.now, random)
-            self.failed(tenure, entries[0], error, random, burial)
+            rejected = self.dispatcher.mark_failed(works[0], error, self.now, random)
+            self.failed(epoch, entries[0], error, random, rejected)
         elif data.draw(st.booleans()):
             self.was_split(flight)
         else:
@@ -238,14 +238,14 @@ class Machine(World):
 
     def ended(self, stop: int) -> None:
         if self.run is not None:
-            segment, tenure = self.run
+            segment, epoch = self.run
             self.counts["handled"] += stop
             for identity in segment.ids[:stop]:
-                self.group.remember(tenure, identity)
+                self.group.remember(epoch, identity)
             self.run = None
 
     def stop(self, data: st.DataObject) -> None:
-        """A straight run is cut short, or refused at once."""
+        """The fast path is cut short, or refused at once."""
         if self.run is None or self.within:
             return
         if self.at == 0:
@@ -264,7 +264,7 @@ class Machine(World):
         yield 3, self.arrive
         yield 4 * busy, self.fail
         yield 1 * busy, self.leave
-        yield 4 * bool(self.burials), self.bury
+        yield 4 * bool(self.rejections), self.write_dead_letter
         yield 20 * (self.run is not None), self.go_on
         yield 1 * (self.run is not None), self.stop
         yield 2, self.pass_time
@@ -283,9 +283,9 @@ class Machine(World):
         if not hasattr(self, "group"):
             return
         self.note_drops()
-        for tenure in self.group.tenures:
-            if tenure.live:
-                for entry in tenure.entries.values():
+        for epoch in self.group.epochs:
+            if epoch.live:
+                for entry in epoch.entries.values():
                     assert entry.segment.settled[entry.index] == (entry.state == "settled")
         counts = self.dispatcher.counts
         for name in ("handled", "duplicates", "filtered", "retries", "dead_lettered"):
@@ -312,29 +312,29 @@ class Machine(World):
                     self.group.start(self.run[1], self.entry_at(self.at), self.now, ())
                     self.step_on()
                 self.ran(self.at)
-            elif not self.flights and not self.burials:
+            elif not self.flights and not self.rejections:
                 break
         else:
             raise AssertionError("it does not come to rest")
-        for tenure in self.group.tenures:
-            if tenure.live:
-                self.group.commit(tenure)
+        for epoch in self.group.epochs:
+            if epoch.live:
+                self.group.commit(epoch)
         self.group.judge()
         dispatcher = self.dispatcher
         assert not dispatcher.has_backlog
         assert dispatcher.next_due is None
         assert dispatcher.waiting == 0
-        for tenure in self.group.tenures:
-            assert not tenure.owned.in_flight, "a lane that nobody runs in is busy"
-            assert not tenure.live or tenure.progress.unsettled() == (0, 0)
+        for epoch in self.group.epochs:
+            assert not epoch.owned.in_flight, "a key queue that nobody runs in is busy"
+            assert not epoch.live or epoch.progress.unsettled() == (0, 0)
 
     def end_handlers(self) -> None:
         while self.flights:
             self.succeed(self.flights[0])
-        while self.burials:
-            flight = self.burials.pop()
+        while self.rejections:
+            flight = self.rejections.pop()
             self.dispatcher.mark_settled(flight.works[0])
-            self.settle(flight.tenures[0], flight.entries[0], "dead_lettered")
+            self.settle(flight.epochs[0], flight.entries[0], "dead_lettered")
 
     def step_on(self) -> None:
         if self.run is not None:
@@ -354,15 +354,15 @@ class Batches(Machine):
     mode = "batch"
 
 
-class Straight(Machine):
-    """One executor, which runs straight where it can."""
+class FastPath(Machine):
+    """One executor, which takes the fast path where it can."""
 
-    mode = "straight"
+    mode = "fast path"
 
 
 TestSingle = Machine.TestCase
 TestSingle.settings = runs(100)
 TestBatches = Batches.TestCase
 TestBatches.settings = runs(100)
-TestStraight = Straight.TestCase
-TestStraight.settings = runs(100)
+TestFastPath = FastPath.TestCase
+TestFastPath.settings = runs(100)

@@ -142,16 +142,16 @@ def test_without_dedup_a_duplicate_is_handled_in_its_turn() -> None:
     assert places([case.take()]) == [1]
 
 
-def test_a_lane_stays_busy_until_the_dead_letter_is_written() -> None:
+def test_a_key_queue_stays_busy_until_the_dead_letter_is_written() -> None:
     case = Case(attempts=1)
     segment = case.offer("a1", "a2")
-    burial = case.fail(case.take_one())
-    assert burial is not None
+    rejected = case.fail(case.take_one())
+    assert rejected is not None
     assert case.take() is None
-    case.dispatcher.deliver_at(burial, 5.0)
+    case.dispatcher.deliver_at(rejected, 5.0)
     assert case.take(4.0) is None
     again = case.take_one(5.0)
-    assert again.reason == burial.reason
+    assert again.reason == rejected.reason
     assert segment.settled == bytes([0, 0])
     case.dispatcher.mark_settled(again)
     assert segment.settled == bytes([1, 0])
@@ -349,7 +349,7 @@ def test_a_batch_that_outlived_its_partition_frees_a_key_once(ending: str) -> No
     assert places(all_taken(case)) == [1]
 
 
-def test_a_straight_run_that_outlived_its_partition_counts_as_seen() -> None:
+def test_the_fast_path_that_outlived_its_partition_counts_as_seen() -> None:
     case = Case()
     segment = case.offer("a1", "b2", "c3")
     assert case.dispatcher.take_fast(0.0) is segment
@@ -419,10 +419,10 @@ def test_of_two_dead_letters_of_a_key_the_second_is_written_behind_the_first(
     case = Case(attempts=attempts)
     segment = case.offer("a1", "a2", "a3")
     works = case.take_batch(2)
-    burials = case.dispatcher.mark_batch_failed(works, {0: error, 1: error}, 0.0, 0.9, final)
-    assert places(burials) == [0]
+    rejections = case.dispatcher.mark_batch_failed(works, {0: error, 1: error}, 0.0, 0.9, final)
+    assert places(rejections) == [0]
     assert case.take() is None
-    case.dispatcher.mark_settled(burials[0])
+    case.dispatcher.mark_settled(rejections[0])
     second = case.take_one()
     assert places([second]) == [1]
     assert second.reason is not None
@@ -439,8 +439,8 @@ def test_a_dead_letter_behind_a_retry_does_not_free_the_key() -> None:
     assert case.dispatcher.mark_batch_failed(works, {0: ERROR, 1: ERROR}, 0.0, 0.9, {1}) == []
     assert case.take() is None
     case.dispatcher.mark_settled(case.take_one(1.0))
-    burial = case.take_one(1.0)
-    assert burial.reason is not None
+    rejected = case.take_one(1.0)
+    assert rejected.reason is not None
     assert case.take(1.0) is None
 
 
@@ -457,10 +457,10 @@ def test_a_cancelled_batch_gives_a_key_back_one_at_a_time(order: int) -> None:
     assert places(all_taken(case)) == [2]
 
 
-# -- straight runs
+# -- the fast path
 
 
-def test_straight_is_given_only_where_nothing_is_in_the_way() -> None:
+def test_the_fast_path_is_given_only_where_nothing_is_in_the_way() -> None:
     case = Case()
     case.offer("z0")
     case.dispatcher.mark_settled(case.take_one())
@@ -482,7 +482,7 @@ def test_straight_is_given_only_where_nothing_is_in_the_way() -> None:
     case.dispatcher.mark_settled(busy)
 
 
-def test_a_restored_segment_is_not_run_straight() -> None:
+def test_a_restored_segment_does_not_take_the_fast_path() -> None:
     case = Case()
     case.owned.progress = Progress(0, 0, [(1, 2)])
     case.offer("a1", "b2", "c3")
@@ -490,7 +490,7 @@ def test_a_restored_segment_is_not_run_straight() -> None:
     assert places(all_taken(case)) == [0, 2]
 
 
-def test_what_a_straight_run_leaves_is_taken_one_by_one() -> None:
+def test_what_the_fast_path_leaves_is_taken_one_by_one() -> None:
     case = Case()
     segment = case.offer("a1", "b2", "a3", "c4")
     assert case.dispatcher.take_fast(0.0) is segment
@@ -504,7 +504,7 @@ def test_what_a_straight_run_leaves_is_taken_one_by_one() -> None:
     assert case.dispatcher.counts.handled == 2
 
 
-def test_a_straight_run_is_seen_by_what_comes_after_it() -> None:
+def test_the_fast_path_is_seen_by_what_comes_after_it() -> None:
     case = Case()
     segment = case.offer("a1", "b2")
     assert case.dispatcher.take_fast(0.0) is segment
@@ -529,7 +529,7 @@ def inserted(case: Case, *names: str) -> FetchedBatch:
     return segment
 
 
-def test_what_comes_back_goes_before_what_waits_in_its_lane_in_order_and_alone() -> None:
+def test_what_comes_back_goes_before_what_waits_in_its_key_queue_in_order_and_alone() -> None:
     case = Case()
     case.offer("a1", "a2", "b3")
     first = case.take_one()

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize
 from streams.config import Retry
 from streams.engine.dispatcher import Delivery, Dispatcher, PartitionState
 from streams.engine.progress import FetchedBatch
-from tests.engine.model import Entry, Group, Ownership, Sent, Tenure
+from tests.engine.model import Entry, Epoch, Group, Ownership, Sent
 
 KEYS = [b"a", b"b", b"c"]
 
@@ -30,7 +30,7 @@ class Flight(NamedTuple):
 
     works: Sequence[Delivery]
     entries: Sequence[Entry]
-    tenures: Sequence[Tenure]
+    epochs: Sequence[Epoch]
 
 
 class World(RuleBasedStateMachine):
@@ -64,7 +64,7 @@ class World(RuleBasedStateMachine):
         self.retry = Retry(attempts=attempts, delay=1.0, cap=3.0, in_order=in_order)
         self.group = Group(2, self.retry, window)
         self.keys: list[bytes | None] = [None, *KEYS[:keys]]
-        self.most = 1 if self.mode == "straight" else most  # handlers at once
+        self.most = 1 if self.mode == "fast path" else most  # handlers at once
         self.plain = plain  # no duplicates, nothing foreign
         self.rough = rough
         self.now = 100.0
@@ -74,11 +74,11 @@ class World(RuleBasedStateMachine):
 
     def boot(self) -> None:
         self.dispatcher = Dispatcher(self.retry)
-        self.group.tenures = []
-        self.by_owner: dict[int, Tenure] = {}
+        self.group.epochs = []
+        self.by_owner: dict[int, Epoch] = {}
         self.flights: list[Flight] = []
-        self.burials: list[Flight] = []
-        self.run: tuple[FetchedBatch, Tenure] | None = None  # a straight run that is out
+        self.rejections: list[Flight] = []
+        self.run: tuple[FetchedBatch, Epoch] | None = None  # the fast path that is out
         self.at = 0  # how far it is
         self.within = False  # a handler of it runs
         self.counts: Counter[str] = Counter()
@@ -111,9 +111,9 @@ class World(RuleBasedStateMachine):
         self.deliver(data.draw(partitions), data.draw(st.integers(1, 9)), back)
 
     def deliver(self, partition: int, count: int, back: int = 0) -> None:
-        tenure = self.group.live(partition)
-        if tenure is not None:
-            segment = self.group.deliver(tenure, count, back)
+        epoch = self.group.live(partition)
+        if epoch is not None:
+            segment = self.group.deliver(epoch, count, back)
             if segment is not None:
                 self.dispatcher.offer(segment)
 
@@ -126,39 +126,39 @@ class World(RuleBasedStateMachine):
                 ownership = Ownership(partition)
                 owned = PartitionState(ownership, progress, window)
                 self.dispatcher.assign(owned)
-                tenure = Tenure(partition, ownership, progress, window, owned, covered, at, seen)
-                self.group.tenures.append(tenure)
-                self.by_owner[id(owned)] = tenure
+                epoch = Epoch(partition, ownership, progress, window, owned, covered, at, seen)
+                self.group.epochs.append(epoch)
+                self.by_owner[id(owned)] = epoch
 
     def rebalance(self, data: st.DataObject) -> None:
         """A partition leaves, in peace with a last commit or not, and comes back, now or later."""
         partition = data.draw(partitions)
         ending = data.draw(st.sampled_from(["lost", "lost", "cut", "drained"]))
         late = data.draw(st.booleans())
-        for gone in self.group.tenures:
+        for gone in self.group.epochs:
             if not gone.live:
                 self.dispatcher.revoke(gone.owned)  # twice does no harm
-        tenure = self.group.live(partition)
-        if tenure is not None:
-            self.dispatcher.revoke(tenure.owned)
-            tenure.ownership.valid_until = float("-inf")
-            if late and (segment := self.group.deliver(tenure, 3)) is not None:
+        epoch = self.group.live(partition)
+        if epoch is not None:
+            self.dispatcher.revoke(epoch.owned)
+            epoch.ownership.valid_until = float("-inf")
+            if late and (segment := self.group.deliver(epoch, 3)) is not None:
                 self.dispatcher.offer(segment)  # polled before, handed over after
             if ending == "drained":
-                for flight in [f for f in self.flights if tenure in f.tenures]:
+                for flight in [f for f in self.flights if epoch in f.epochs]:
                     self.succeed(flight)
             if ending != "lost":
-                self.group.commit(tenure)
-            self.group.end(tenure)
+                self.group.commit(epoch)
+            self.group.end(epoch)
         if data.draw(st.integers(0, 3)):
             self.assign_all()
             self.deliver(partition, 20)
 
     def crash(self, data: st.DataObject) -> None:
         """kill -9: nothing of this process is left. Perhaps the group is moved meanwhile."""
-        for tenure in self.group.tenures:
-            if tenure.live:
-                self.group.end(tenure)
+        for epoch in self.group.epochs:
+            if epoch.live:
+                self.group.end(epoch)
         if data.draw(st.integers(0, 3)) == 3:
             self.group.reset(data.draw(partitions), data.draw(st.integers(0, 30)))
         self.boot()
@@ -166,11 +166,11 @@ class World(RuleBasedStateMachine):
 
     def hold(self, data: st.DataObject) -> None:
         """Ownership was not confirmed for too long, or somebody pauses the processor."""
-        tenure = self.group.live(data.draw(partitions))
-        if tenure is None or data.draw(st.booleans()):
+        epoch = self.group.live(data.draw(partitions))
+        if epoch is None or data.draw(st.booleans()):
             self.dispatcher.paused = True
         else:
-            tenure.ownership.valid_until = self.now
+            epoch.ownership.valid_until = self.now
         if data.draw(st.booleans()):
             self.arrive(data)
         self.take()
@@ -179,27 +179,27 @@ class World(RuleBasedStateMachine):
 
     def resume(self) -> None:
         self.dispatcher.paused = False
-        for tenure in self.group.tenures:
-            if tenure.live:
-                tenure.ownership.valid_until = float("inf")
+        for epoch in self.group.epochs:
+            if epoch.live:
+                epoch.ownership.valid_until = float("inf")
 
     def pass_time(self, data: st.DataObject) -> None:
         """Time passes, ownership is confirmed, and progress is perhaps committed."""
         self.now += data.draw(st.sampled_from([0.0, 0.5, 3.0]))
         self.resume()
-        tenure = self.group.live(data.draw(st.integers(0, 3)))
-        if tenure is not None:
-            self.group.commit(tenure)
+        epoch = self.group.live(data.draw(st.integers(0, 3)))
+        if epoch is not None:
+            self.group.commit(epoch)
 
     # -- an executor takes
 
     def found(self, works: Sequence[Delivery]) -> Flight:
-        tenures = [self.by_owner[id(work.fetched.state)] for work in works]
+        epochs = [self.by_owner[id(work.fetched.state)] for work in works]
         entries = [
-            tenure.entries[work.fetched.batch.offsets[work.index]]
-            for tenure, work in zip(tenures, works, strict=True)
+            epoch.entries[work.fetched.batch.offsets[work.index]]
+            for epoch, work in zip(epochs, works, strict=True)
         ]
-        return Flight(works, entries, tenures)
+        return Flight(works, entries, epochs)
 
     def took(self, works: Sequence[Delivery]) -> None:
         """Check what was given out."""
@@ -207,43 +207,43 @@ class World(RuleBasedStateMachine):
         self.note_drops()
         flight = self.found(works)
         if works[0].reason is not None:
-            (entry,), (tenure,) = flight.entries, flight.tenures
+            (entry,), (epoch,) = flight.entries, flight.epochs
             assert entry.state == "condemned" or (
                 entry.state == "unburied" and entry.due <= self.now
             )
-            assert not any(self.group.blockers(tenure, entry))
-            assert self.now < tenure.ownership.valid_until
-            entry.state = "burying"
-            self.burials.append(flight)
+            assert not any(self.group.blockers(epoch, entry))
+            assert self.now < epoch.ownership.valid_until
+            entry.state = "dead-lettering"
+            self.rejections.append(flight)
             return
         earlier: list[Entry] = []
-        for work, entry, tenure in zip(works, flight.entries, flight.tenures, strict=True):
+        for work, entry, epoch in zip(works, flight.entries, flight.epochs, strict=True):
             assert work.reason is None
             assert work.fetched is entry.segment
             assert work.identity == entry.sent.identity
             assert work.attempt == entry.failures + 1, "attempts are counted from 1"
             assert not (entry.alone and len(works) > 1), "batched with others after a failure"
             assert all(
-                (other.lane, other.sent.identity) != (entry.lane, entry.sent.identity)
+                (other.key_queue, other.sent.identity) != (entry.key_queue, entry.sent.identity)
                 or entry.sent.identity is None
                 for other in earlier
             ), "an identity twice in a batch"
-            self.group.start(tenure, entry, self.now, earlier)
+            self.group.start(epoch, entry, self.now, earlier)
             earlier.append(entry)
         self.flights.append(flight)
 
     def note_drops(self) -> None:
-        for tenure, entry in list(self.group.drops()):
+        for epoch, entry in list(self.group.drops()):
             assert entry.state == "queued", "settled, though it was neither handled nor a duplicate"
-            assert self.group.handled(tenure.partition, entry.sent.identity)
-            assert tenure.window is not None
+            assert self.group.handled(epoch.partition, entry.sent.identity)
+            assert epoch.window is not None
             entry.state = "settled"
             self.counts["duplicates"] += 1
 
     def nothing(self) -> None:
         """The dispatcher says that nothing may run: then nothing may."""
         self.note_drops()
-        sure = all(self.now < t.ownership.valid_until for t in self.group.tenures if t.live)
+        sure = all(self.now < t.ownership.valid_until for t in self.group.epochs if t.live)
         if sure and not self.dispatcher.paused:
             assert not self.group.eligible(self.now), "stuck"
 
@@ -256,7 +256,7 @@ class World(RuleBasedStateMachine):
     def take(self, limit: int = 3) -> bool:
         dispatcher = self.dispatcher
         dispatcher.release_due(self.now)
-        if self.mode == "straight" and self.go_straight():
+        if self.mode == "fast path" and self.take_fast_path():
             return True
         if self.mode == "batch":
             works = dispatcher.take_batch(self.now, limit)
@@ -275,5 +275,5 @@ class World(RuleBasedStateMachine):
     def succeed(self, flight: Flight) -> None:
         raise NotImplementedError
 
-    def go_straight(self) -> bool:
+    def take_fast_path(self) -> bool:
         raise NotImplementedError

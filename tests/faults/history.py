@@ -334,21 +334,21 @@ def _order(report: Report, lives: list[Life], effects: list[tuple[Effect, Life]]
         if effect.key is None or effect.id in seen:
             continue
         seen.add(effect.id)
-        lane = ((effect.topic, effect.partition), effect.key)
-        if effect.offset < last.get(lane, -1):
-            report.order.append(f"{place(effect)} for the first time, after {last[lane]}")
-        last[lane] = max(effect.offset, last.get(lane, -1))
+        key = ((effect.topic, effect.partition), effect.key)
+        if effect.offset < last.get(key, -1):
+            report.order.append(f"{place(effect)} for the first time, after {last[key]}")
+        last[key] = max(effect.offset, last.get(key, -1))
     for life in lives:
         latest: dict[tuple[Place, str], int] = {}
         for event in life.events:
             if isinstance(event, Owned):
                 where = (event.topic, event.partition)
-                latest = {lane: offset for lane, offset in latest.items() if lane[0] != where}
+                latest = {key: offset for key, offset in latest.items() if key[0] != where}
             elif isinstance(event, Effect) and event.key is not None:
-                lane = ((event.topic, event.partition), event.key)
-                if event.offset <= latest.get(lane, -1):
-                    report.order.append(f"{place(event)} in {life.name}, after {latest[lane]}")
-                latest[lane] = event.offset
+                key = ((event.topic, event.partition), event.key)
+                if event.offset <= latest.get(key, -1):
+                    report.order.append(f"{place(event)} in {life.name}, after {latest[key]}")
+                latest[key] = event.offset
 
 
 def _overlaps(report: Report, lives: list[Life], late: set[str]) -> None:

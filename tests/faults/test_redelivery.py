@@ -152,10 +152,10 @@ async def test_memory_does_what_was_in_flight_and_50_ms_again(tmp_path: Path) ->
                 await asyncio.to_thread(
                     until, lambda path=path, moment=moment: len(done(path)) >= moment, 60, "jobs"
                 )
-                pump = app.processors[0].poller
-                assert pump is not None
-                assert pump._subscription is not None
-                pump._subscription.crash()  # type: ignore[attr-defined]
+                poller = app.processors[0].poller
+                assert poller is not None
+                assert poller._subscription is not None
+                poller._subscription.crash()  # type: ignore[attr-defined]
                 killed = time.monotonic()
                 await asyncio.sleep(60)
         first = {id: at for id, at in done(path).items() if at <= killed}

@@ -24,11 +24,11 @@ from streams.inbox.tables import (
     Pending,
     Timeouts,
     Verdict,
-    bury,
     check_version,
     create_missing,
     delete_purged,
     find_version,
+    mark_dead,
     pending,
     raise_mark,
     rows_to_purge,
@@ -122,21 +122,21 @@ def test_rolled_back_it_was_not_taken(tables: Tables) -> None:
 def test_a_dead_one_is_taken_over_by_a_higher_count_alone(tables: Tables) -> None:
     dialect = tables.database.dialect
 
-    def bury_it(redrive: int) -> Any:
-        return tables.do(lambda: bury(dialect, entry(1, redrive), PATIENT))
+    def mark_dead_now(redrive: int) -> Any:
+        return tables.do(lambda: mark_dead(dialect, entry(1, redrive), PATIENT))
 
-    assert bury_it(0) is Verdict.DEAD
-    assert bury_it(0) is Verdict.DEAD  # its letter may be missing
+    assert mark_dead_now(0) is Verdict.DEAD
+    assert mark_dead_now(0) is Verdict.DEAD  # its letter may be missing
     assert tables.take(entry(1)) == [Verdict.DEAD]
     session = tables.database.begin()
     assert tables.take_in(session, entry(1, 1), entry(2)) == [Verdict.NEW, Verdict.NEW]
     session.rollback()
     assert tables.take(entry(1, 0)) == [Verdict.DEAD]
-    assert bury_it(1) is Verdict.DEAD
+    assert mark_dead_now(1) is Verdict.DEAD
     assert tables.take(entry(1, 1)) == [Verdict.DEAD]
     assert tables.take(entry(1, 2)) == [Verdict.NEW]
     assert tables.take(entry(1, 9)) == [Verdict.HANDLED]
-    assert bury_it(9) is Verdict.HANDLED  # never a done one
+    assert mark_dead_now(9) is Verdict.HANDLED  # never a done one
     assert tables.take(entry(1, 10)) == [Verdict.HANDLED]
 
 
@@ -149,7 +149,7 @@ def test_below_the_mark_nothing_is_taken(tables: Tables) -> None:
         Verdict.PURGED,
         Verdict.NEW,
     ]
-    found = tables.do(lambda: bury(tables.database.dialect, entry(9), PATIENT))
+    found = tables.do(lambda: mark_dead(tables.database.dialect, entry(9), PATIENT))
     assert found in (Verdict.PURGED, Verdict.DEAD)
     assert found is Verdict.PURGED
 
@@ -276,7 +276,7 @@ def _until_somebody_waits(server: Tables) -> None:
 def test_tables_are_made_once_whoever_tries(server: Tables) -> None:
     for what in (
         "TABLE streams_inbox, streams_inbox_marks, streams_inbox_schema",
-        "FUNCTION streams_inbox_take, streams_inbox_bury",
+        "FUNCTION streams_inbox_take, streams_inbox_mark_dead",
     ):
         server.do(partial(_select_nothing, f"DROP {what}"))
     barrier = threading.Barrier(6)

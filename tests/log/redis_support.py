@@ -293,10 +293,10 @@ class Proxy:
             with self._lock:
                 self._sockets |= {client, server}
             doomed = threading.Event()
-            self._start(self._pump, client, server, doomed, True)
-            self._start(self._pump, server, client, doomed, False)
+            self._start(self._poller, client, server, doomed, True)
+            self._start(self._poller, server, client, doomed, False)
 
-    def _pump(
+    def _poller(
         self, source: socket.socket, target: socket.socket, doomed: threading.Event, asks: bool
     ) -> None:
         try:

@@ -189,7 +189,7 @@ def test_a_crashed_member_commits_nothing_and_blocks_its_partitions_for_a_lease(
     log: MemoryLog, clock: Clock
 ) -> None:
     append(log, b"1", b"2")
-    dead, heir = Listens(), Listens()
+    dead, successor = Listens(), Listens()
     doomed = log.subscribe("g", ["t"], dead)
     (batch,) = doomed.poll(10, 0)
     doomed.commit([Commit(batch.assignment, 1, "", 1)])
@@ -200,7 +200,7 @@ def test_a_crashed_member_commits_nothing_and_blocks_its_partitions_for_a_lease(
     assert dead.told == ["assigned"]
     assert batch.assignment.valid_until == float("-inf")
 
-    survivor = log.subscribe("g", ["t"], heir)
+    survivor = log.subscribe("g", ["t"], successor)
     clock.advance(DEFAULT_TERMS.lease - 0.1)
     assert survivor.poll(10, 0) == ()
     with pytest.raises(GroupNotEmpty):
@@ -208,7 +208,7 @@ def test_a_crashed_member_commits_nothing_and_blocks_its_partitions_for_a_lease(
     clock.advance(0.2)
     (batch,) = survivor.poll(10, 0)
     assert batch.values == [b"2"]
-    assert heir.owned[0].epoch > dead.owned[0].epoch
+    assert successor.owned[0].epoch > dead.owned[0].epoch
     assert [member.id for member in log.group("g").members] == [survivor.id]
 
 
@@ -249,10 +249,10 @@ def test_a_crashed_log_does_nothing_any_more_and_the_others_go_on(
     victim.crash()
     assert [type(outcome) for outcome in append(victim, b"from the grave")] == [Fatal]
     assert append(log, b"alive") == [Position("t", 0, 0)]
-    heir = log.subscribe("g", ["t"], Listens())
-    assert heir.poll(1, 0) == ()
+    successor = log.subscribe("g", ["t"], Listens())
+    assert successor.poll(1, 0) == ()
     clock.advance(DEFAULT_TERMS.lease + 0.1)
-    assert [batch.values for batch in heir.poll(1, 0)] == [[b"alive"]]
+    assert [batch.values for batch in successor.poll(1, 0)] == [[b"alive"]]
 
 
 # -- faults ---------------------------------------------------------------------------------------

@@ -74,13 +74,13 @@ def test_a_clock_that_was_ahead_keeps_no_lease_for_ever(
     # It is killed, and then the clock is set back: its rows are valid for another hour.
     step(client, topic, group, HOUR)
     append(logs[1], topic, [b"%d" % n for n in range(20)])
-    heir = Member(logs[1], group, topic)
-    members.append(heir)
-    heir.owns(4)
-    heir.poll_until(lambda: len(heir.values) == 20, "everything is handled")
+    successor = Member(logs[1], group, topic)
+    members.append(successor)
+    successor.owns(4)
+    successor.poll_until(lambda: len(successor.values) == 20, "everything is handled")
     # Nor does it count as running for people, or keep anybody from moving the group.
-    heir.poll_until(lambda: len(logs[1].group(group).members) == 1, "it alone counts")
-    heir.subscription.close()
+    successor.poll_until(lambda: len(logs[1].group(group).members) == 1, "it alone counts")
+    successor.subscription.close()
     logs[1].reset_offsets(group, topic, {0: Committed(0)})
     dead.subscription.close()
 

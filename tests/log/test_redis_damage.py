@@ -115,17 +115,17 @@ def test_leases_of_the_dead_are_taken_whatever_stands_there(
     assert damage(client, topic, group) == PARTITIONS
     one_each(log, topic, "new")
     other = patient(open_redis(f"{server.url}?{SHORT}"))
-    heir = Member(other, group, topic)
-    members.append(heir)
-    heir.poll_until(lambda: values("new") <= set(heir.values), "everything is handled")
-    until(heir.commit_all, "and committed")
+    successor = Member(other, group, topic)
+    members.append(successor)
+    successor.poll_until(lambda: values("new") <= set(successor.values), "everything is handled")
+    until(successor.commit_all, "and committed")
     assert settled(log, group, topic)
     # None of it is left, and trimming goes on.
     for part in log._topics.all_partition_keys(topic):
         other._trimmer.trim(part)
     for number in range(PARTITIONS):
         row: Any = client.hgetall(f"{{{topic}:{number}}}:group:{group}")
-        assert row[b"owner"].decode() == heir.subscription._membership.member_id
+        assert row[b"owner"].decode() == successor.subscription._membership.member_id
         assert int(row[b"epoch"]) >= 1
     dead.subscription.close()
 

@@ -334,8 +334,8 @@ def test_closing_the_log_frees_what_its_subscriptions_owned(world: World) -> Non
     closing = threading.Thread(target=log.close)
     closing.start()
     closing.join()
-    heir = world.member(group, topic)
-    heir.until_owns(1)
+    successor = world.member(group, topic)
+    successor.until_owns(1)
     with pytest.raises(Unavailable):
         left.poll(1, 0)
     left.close()

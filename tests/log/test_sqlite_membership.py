@@ -94,10 +94,10 @@ def test_the_number_of_a_join_that_failed_belongs_to_who_gets_it_next(
         subscribed(log, ["t"], Listener()).close()
         log.close()  # and with it the locks of this process
         again = opened(url)
-        heir = Member(again, "g", ["t"], History(), "heir")
+        successor = Member(again, "g", ["t"], History(), "successor")
         assert child.next()[0] == "revoked"  # not lost: it runs, and is not taken for dead
-        heir.until_owns(PARTITIONS // 2)
-        heir.close()
+        successor.until_owns(PARTITIONS // 2)
+        successor.close()
         again.close()
 
 

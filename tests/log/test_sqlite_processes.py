@@ -112,10 +112,10 @@ def test_a_stopped_process_loses_its_partitions_and_none_of_its_commits_count(ur
     with Child("freeze", f"{url}&lease=1", "t", "frozen") as child:
         while child.next() != "stopping":
             pass
-        heir = Member(log, "g", ["t"], history, "heir")
-        heir.until_owns(PARTITIONS)  # a stopped process keeps its locks: it was the lease
-        heir.until_delivered(40)
-        heir.do(lambda: None)
+        successor = Member(log, "g", ["t"], history, "successor")
+        successor.until_owns(PARTITIONS)  # a stopped process keeps its locks: it was the lease
+        successor.until_delivered(40)
+        successor.do(lambda: None)
         before = log.group("g").positions
         assert {place.position for place in before.values()} == {10}
         child.process.send_signal(signal.SIGCONT)
@@ -126,7 +126,7 @@ def test_a_stopped_process_loses_its_partitions_and_none_of_its_commits_count(ur
         assert "fenced" in said
         while "lost" not in said:
             said += child.next()[:1]
-        heir.close()
+        successor.close()
     assert isinstance(log, SqliteLog)
     with log._database.read() as connection:
         assert connection.fetch_rows("SELECT count(*) FROM effects") == [(0,)]
@@ -142,9 +142,9 @@ def test_where_locks_do_not_work_the_lease_decides(url: str, tmp_path: Path) -> 
         assert child.next() == ["assigned", list(range(PARTITIONS))]
         child.next()
         child.kill()
-    heir = Member(log, "g", ["t"], History(), "heir")
-    heir.until_owns(PARTITIONS)
-    heir.close()
+    successor = Member(log, "g", ["t"], History(), "successor")
+    successor.until_owns(PARTITIONS)
+    successor.close()
     log.close()
 
 

@@ -4,7 +4,7 @@
 is told to stop (SIGTERM), and appends to FILE a line for each call that succeeded: key, value, and
 how often the message was put back. What a value does follows from it and from that count alone, so
 that every process does the same: see :func:`fails`. KIND is ``async``, or ``plain`` for one handler
-at a time in a thread, which runs straight while no key is closed.
+at a time in a thread, which takes the fast path while no key is closed.
 """
 
 from __future__ import annotations

@@ -457,9 +457,9 @@ async def test_a_paused_reading_goes_on() -> None:
     (follower,) = app.processors
     follower.pause()
     async with app:
-        pump = follower.poller
-        assert pump is not None
-        await until(lambda: pump._driver_paused)
+        poller = follower.poller
+        assert poller is not None
+        await until(lambda: poller._driver_paused)
         await bus.publish("a", 1)
         follower.resume()
         await until(lambda: got == [1])

@@ -243,10 +243,10 @@ async def test_stop_returns_and_nothing_runs_after_it(stage: Stage) -> None:
         for number in range(20):
             await queue.publish(name, number)
         await stage.until(lambda: work.running == 3, "three in flight")
-        pumps = [processor.poller for processor in app.processors]
+        pollers = [processor.poller for processor in app.processors]
         stopping = asyncio.create_task(consumer.stop())
         await stage.until(
-            lambda: any(pump is not None and pump._finishing for pump in pumps),
+            lambda: any(poller is not None and poller._finishing for poller in pollers),
             "nothing more is begun",
         )
         gate.set()
@@ -416,9 +416,9 @@ async def crash(stage: Stage) -> list[Any]:
             await consumer.start(name, work)
             await stage.until(lambda: work.running == 2, "two in flight")
             for processor in app.processors:
-                pump = processor.poller
-                assert pump is not None
-                subscription: Any = pump._subscription
+                poller = processor.poller
+                assert poller is not None
+                subscription: Any = poller._subscription
                 subscription.crash()
             await asyncio.sleep(60)
     return [message.data for message in work.seen]

@@ -565,13 +565,13 @@ async def uncommitted_life(stage: Stage, *, decided: bool) -> int:
             await world.keys.retry("k")
             await stage.handled(4)
             await world.closed(0)
-            shelf = world.app.processors[0].key_parking._partitions[world.topic.name, 0]  # type: ignore[union-attr]
-            await stage.until(lambda: not shelf.state.has_unread, "everything is read")
+            parked = world.app.processors[0].key_parking._partitions[world.topic.name, 0]  # type: ignore[union-attr]
+            await stage.until(lambda: not parked.state.has_unread, "everything is read")
             for _ in range(2):  # the second look is one that began after this
-                before = shelf._next_floor_commit
+                before = parked._next_floor_commit
 
                 def looked(before: float = before) -> bool:
-                    return bool(shelf._next_floor_commit > before)
+                    return bool(parked._next_floor_commit > before)
 
                 await stage.until(looked, "looked at the floor")
         await stage.until(
@@ -652,9 +652,9 @@ async def test_what_a_former_owner_still_writes_counts_for_nobody(stage: Stage) 
         await stage.publish(world.topic, 1, key="k")
         await world.closed(1, 1)
         (processor,) = world.app.processors
-        shelf = processor.key_parking._partitions[world.topic.name, 0]  # type: ignore[union-attr]
-        name, former = shelf.name, shelf.epoch
-        offsets = list(shelf.state.keys[b"k"].source_offsets)
+        parked = processor.key_parking._partitions[world.topic.name, 0]  # type: ignore[union-attr]
+        name, former = parked.name, parked.epoch
+        offsets = list(parked.state.keys[b"k"].source_offsets)
     again = World(stage, partitions=1)
     async with again.app:
         await stage.until(lambda: again.app.processors[0].key_parking._partitions, "owned")  # type: ignore[union-attr]
@@ -795,17 +795,17 @@ async def test_a_partition_whose_closed_keys_cannot_be_read_holds_up_no_other(
 
 
 def test_a_partition_that_is_replaced_again_and_again_is_begun_less_and_less_often() -> None:
-    shelves = key_parking.DurableKeyParking.__new__(key_parking.DurableKeyParking)
-    shelf = SimpleNamespace(
+    parking = key_parking.DurableKeyParking.__new__(key_parking.DurableKeyParking)
+    parked = SimpleNamespace(
         ended_reason="replaced", is_fenced=False, name="t", partition=0, assignment=object()
     )
-    shelves._partitions = {("t", 0): shelf}  # type: ignore[dict-item]
-    shelves._replacements = {}
-    pauses = [shelves.replaced_epochs()[0][1] for _ in range(9)]
+    parking._partitions = {("t", 0): parked}  # type: ignore[dict-item]
+    parking._replacements = {}
+    pauses = [parking.replaced_epochs()[0][1] for _ in range(9)]
     assert pauses == [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
-    assert shelves.contested() == 1
-    shelf.ended_reason = ""
-    assert shelves.replaced_epochs() == []
+    assert parking.contested() == 1
+    parked.ended_reason = ""
+    assert parking.replaced_epochs() == []
 
 
 @pytest.mark.needs("fences_appends")
@@ -827,8 +827,8 @@ async def test_an_owner_whose_record_is_refused_lets_go_of_its_partition(
         await stage.until(lambda: parking._partitions, "owned")
         await stage.until(lambda: stage.places(world.app), "its start is committed")
         await stage.committed(world.app)
-        (shelf,) = parking._partitions.values()
-        owner: Any = shelf.assignment
+        (parked,) = parking._partitions.values()
+        owner: Any = parked.assignment
         write, places = owner.append_as_owners, stage.places(world.app)
 
         def write_late(topic: str, records: Any, owners: Any, done: Any) -> None:
@@ -869,8 +869,8 @@ async def test_what_was_confirmed_and_is_not_in_the_log_is_parked_again(
         await world.failing(0, key="k")
         await world.closed(1)
         log: Any = world.app.log
-        (shelf,) = world.app.processors[0].key_parking._partitions.values()  # type: ignore[union-attr]
-        owner = shelf.assignment
+        (parked,) = world.app.processors[0].key_parking._partitions.values()  # type: ignore[union-attr]
+        owner = parked.assignment
         write, lost = owner.append_as_owners or log.append, list[str]()
 
         def append(topic: str, records: Any, *given: Any) -> None:

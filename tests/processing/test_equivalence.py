@@ -1,7 +1,7 @@
 """However a processor runs, the same messages come to the same end.
 
 One random script (keys, IDs that recur, and for each message what its handler does at each
-attempt) is run through every kind of executor: the straight way and the general one, threads and
+attempt) is run through every kind of executor: the fast path and the general one, threads and
 loop, one by one and in batches, with and without a place for results. A few lines say what must
 become of it; nothing but the order between keys may depend on how it was run.
 """
@@ -63,7 +63,7 @@ class Way(NamedTuple):
     suspends: bool = True
     """An async handler gives up the loop."""
     filters: bool = True
-    """It has a filter, which keeps an async one off the straight way."""
+    """It has a filter, which keeps an async one off the fast path."""
 
 
 STEPS = st.lists(

@@ -250,7 +250,7 @@ async def test_a_batch_error_that_names_nobody_is_everybodys(asynchronous: bool)
 
 
 @pytest.mark.parametrize("filtered", [False, True])
-async def test_a_long_straight_run_is_counted_while_it_runs(filtered: bool) -> None:
+async def test_a_long_run_of_the_fast_path_is_counted_while_it_runs(filtered: bool) -> None:
     app, step, counted = Streams("memory://"), threading.Semaphore(0), list[tuple[int, int]]()
     topic = app.topic("t", int, partitions=1)
 

@@ -135,7 +135,7 @@ async def test_less_is_polled_at_once_where_all_is_decoded_first(
     assert max(runs) == most
 
 
-async def test_the_pump_polls_and_commits_while_a_handler_is_slow(looked: Looked) -> None:
+async def test_the_poller_polls_and_commits_while_a_handler_is_slow(looked: Looked) -> None:
     begun, go_on = threading.Event(), threading.Event()
     handled: list[int] = []
     marks: list[int] = []
@@ -200,14 +200,14 @@ async def test_what_was_polled_is_handled_at_once_though_the_commit_fails(
     async with looked.app:
         looked.look()
         await until(looked.polls("-0"))
-        pump = handle.poller
-        assert pump is not None
+        poller = handle.poller
+        assert poller is not None
 
         def rest(seconds: float | None = None) -> bool:
             looked.points.append(("rest", ""))
             return threading.Event().wait(0.02)
 
-        monkeypatch.setattr(pump._stopping, "wait", rest)
+        monkeypatch.setattr(poller._stopping, "wait", rest)
         looked.commits_fail = True
         for number in range(5):
             await looked.topic.publish(number)
@@ -248,12 +248,12 @@ async def test_a_stop_does_not_poll_again(looked: Looked) -> None:
     async with looked.app:
         looked.look()
         await until(looked.polls("-0"))
-        pump = handle.poller
-        assert pump is not None
-        with pump._hand_over.cycle_lock:  # in the turn of another thread
+        poller = handle.poller
+        assert poller is not None
+        with poller._hand_over.cycle_lock:  # in the turn of another thread
             at = len(looked.points)
-            pump.stop()
-            pump._hand_over.handed_over = False
+            poller.stop()
+            poller._hand_over.handed_over = False
     assert not looked.since(at, "poll", "-poller")
 
 
@@ -287,7 +287,7 @@ async def test_what_ends_a_turn_in_the_handlers_thread_ends_the_processor(looked
             await asyncio.Event().wait()
 
 
-async def test_a_paused_processor_is_polled_by_the_pump_and_goes_on(looked: Looked) -> None:
+async def test_a_paused_processor_is_polled_by_the_poller_and_goes_on(looked: Looked) -> None:
     handle, handled = looked.handles()
     async with looked.app:
         looked.look()
@@ -301,7 +301,7 @@ async def test_a_paused_processor_is_polled_by_the_pump_and_goes_on(looked: Look
             await until(partial(handled.__contains__, number))
 
 
-def test_a_runner_that_wants_the_lead_gets_it_after_the_pumps_turn() -> None:
+def test_a_runner_that_wants_the_lead_gets_it_after_the_pollers_turn() -> None:
     taken: list[str] = []
     lead = PollingHandOver(lambda: taken.append(threading.current_thread().name), lambda: True)
     with lead.cycle_lock:  # the poller's turn goes on
@@ -335,7 +335,7 @@ def test_a_runner_that_may_not_lead_does_not_have_the_lead() -> None:
     assert not lead.handed_over
 
 
-def test_what_a_turn_raises_is_kept_for_the_pump() -> None:
+def test_what_a_turn_raises_is_kept_for_the_poller() -> None:
     def turn() -> None:
         raise Fatal("over")
 
