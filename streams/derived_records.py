@@ -15,6 +15,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
+from hashlib import blake2b
 from typing import Any, NamedTuple, get_origin
 
 from streams import wire
@@ -25,6 +26,7 @@ from streams.log.protocol import Assignment
 from streams.message import (
     CAUSATION,
     CORRELATION,
+    FIRST_POSITION,
     GENERATION,
     ID,
     LEGACY_CORRELATION,
@@ -54,8 +56,10 @@ ORIGIN = "streams_origin"
 FIRST_FAILED = "streams_first_failed"
 FIRST_ERROR = "streams_first_error"
 EDITED = "streams_edited"
+PUT_BACK = "streams_put_back"
 """What a message that was put back says of its first failure: where it stood, when it was given up
-and why; and that somebody changed its value. Nothing is decided by these: they are for people."""
+and why; that somebody changed its value, and how often somebody put it back. Nothing is decided by
+these: they are for people."""
 
 TRACE_HEADERS = ("traceparent", "tracestate")
 
@@ -70,8 +74,11 @@ _MESSAGE_BYTES = 1 << 10
 _ATTEMPT_DIGITS = 9
 
 _NO_SOURCE = "\0\0" + "0"
-"""The end of an identity (see :func:`~streams.message.identity`) without a source, redrives and
-generation, where these are written all the same."""
+"""The end of an identity (see :func:`~streams.message.identity`) without a source and redrives,
+where these are written all the same."""
+
+_FIRST_POSITION_LIMIT = 64
+"""Characters of a first position that may be one of ours."""
 
 
 def message_generation(header: bytes | None, assignment: Assignment | None) -> int:
@@ -83,20 +90,41 @@ def message_generation(header: bytes | None, assignment: Assignment | None) -> i
     return max(wire.parse_int(header) or 0, reset_generation(assignment))
 
 
-def with_generation(
-    headers: Headers, assignment: Assignment | None, *, has_come_back: bool
+def headers_to_return(
+    delivery: Delivery, names: Iterable[str], *, has_come_back: bool
 ) -> list[tuple[str, bytes | None]]:
-    """The headers of a message that is to come back to its group, or may be: with the reset that it
-    was handled after.
+    """The headers of a message that is to come back to its group, or may be: with where it stood
+    first, and the reset that it was handled after.
 
+    :param names: headers to be left out.
     :param has_come_back: it came back before, so its headers are our own.
     """
+    batch, index = delivery.fetched.batch, delivery.index
+    headers = batch.headers(index)
     header = next((value for name, value in headers if name == GENERATION), None)
+    assignment = delivery.fetched.state.assignment
     generation = message_generation(header if has_come_back else None, assignment)
-    found = headers_without(headers, (GENERATION,))
+    first = first_position(batch, index, has_come_back=has_come_back)
+    names = {*names, GENERATION, FIRST_POSITION}
+    found = copied_headers(headers_without(headers, names, ERROR_PREFIX))
     if generation:
         found.append((GENERATION, str(generation).encode()))
+        first = f"{first}.{generation}"
+    found.append((FIRST_POSITION, first.encode()))
     return found
+
+
+def first_position(batch: Batch, index: int, *, has_come_back: bool) -> str:
+    """A digest of where a message stood first, and when it was taken there: positions recur where a
+    topic is made anew.
+
+    :param has_come_back: its headers are our own, and say so.
+    """
+    header = header_text(batch.headers(index), FIRST_POSITION) if has_come_back else None
+    if header and len(header) <= _FIRST_POSITION_LIMIT:
+        return header.partition(".")[0]
+    stood = f"{batch.topic}/{batch.partition}/{batch.offsets[index]}/{batch.time(index)}"
+    return blake2b(stood.encode(), digest_size=8).hexdigest()
 
 
 def dead_letter_maker(
@@ -115,11 +143,7 @@ def dead_letter_maker(
         batch, index, reason = delivery.fetched.batch, delivery.index, delivery.reason
         if reason is None:
             raise ValueError("a delivery without a reason has no dead letter")
-        headers = with_generation(
-            copied_headers(headers_without(batch.headers(index), (ID,), ERROR_PREFIX)),
-            delivery.fetched.state.assignment,
-            has_come_back=has_come_back(batch.topic),
-        )
+        headers = headers_to_return(delivery, (ID,), has_come_back=has_come_back(batch.topic))
         record = Record(batch.values[index], batch.keys[index], batch.id(index), headers)
         failed_at = (batch.topic, batch.partition, str(batch.offset(index)))
         return topic(batch.topic), dead_letter_record(
@@ -228,9 +252,9 @@ class ResultRule(NamedTuple):
         """The IDs of its results, without their numbers. The same after a reset."""
         source = batch.id(index) if identity is None else identity
         if "\0" in source:
-            generation = header_text(batch.headers(index), GENERATION)
-            if generation:
-                source = source.removesuffix(f"\0{generation}").removesuffix(_NO_SOURCE)
+            first = header_text(batch.headers(index), FIRST_POSITION)
+            if first:
+                source = source.removesuffix(f"\0{first}").removesuffix(_NO_SOURCE)
             source = source.replace("\0", "/")
         return f"{source}/{self.group}/"
 
@@ -284,8 +308,9 @@ def redriven_headers(headers: Headers) -> list[tuple[str, bytes | None]]:
     """The headers of a dead letter's message that is put back: counted as put back once more,
     without its error, but for what is known of its first failure."""
     return [
-        *headers_without(headers, (ID, REDRIVE), ERROR_PREFIX),
+        *headers_without(headers, (ID, REDRIVE, PUT_BACK), ERROR_PREFIX),
         (REDRIVE, str(redrives_of(headers) + 1).encode()),
+        (PUT_BACK, str(times_put_back(headers) + 1).encode()),
         *first_failure(headers),
     ]
 
@@ -330,8 +355,14 @@ def header_text(headers: Headers, name: str) -> str | None:
 
 
 def redrives_of(headers: Headers) -> int:
-    """How often a message was put back so far; 0 where the header is none of ours."""
+    """How often a message has come back so far, put back by somebody or by
+    ``Retry(in_order=False)``; 0 where the header is none of ours."""
     return wire.parse_int(header_text(headers, REDRIVE)) or 0
+
+
+def times_put_back(headers: Headers) -> int:
+    """How often somebody put a dead letter's message back; 0 where the header is none of ours."""
+    return wire.parse_int(header_text(headers, PUT_BACK)) or 0
 
 
 def attempts_of(headers: Headers) -> int:

@@ -49,29 +49,34 @@ REDRIVE = "streams_redrive"
 GENERATION = "streams_generation"
 """Which reset of its group a message was handled after that comes back through another topic;
 absent means none. Only what comes back to that very group is believed to say so."""
+FIRST_POSITION = "streams_first_position"
+"""Where a message stood first that comes back to its group, or is a dead letter: a digest of its
+topic, partition, offset and time, and behind a dot the reset of its group that it failed after, if
+there was one."""
 
 
 def identity(
     id: str,
     source: str | None = None,
     redrive: str | None = None,
-    generation: str | None = None,
+    first_position: str | None = None,
 ) -> str:
-    """What deduplication compares: the message ID, plus its source, redrive count and generation if
-    any.
+    """What deduplication compares: the message ID, plus its source and redrive count if any, and of
+    what comes back or is a dead letter, where it stood first.
 
-    CloudEvents makes ``source`` + ``id`` unique; a redrive is meant to be handled again, and so is
-    what is put back, or becomes a dead letter, once more after a reset.
+    CloudEvents makes ``source`` + ``id`` unique; a redrive is meant to be handled again. Messages
+    of one ID that were not taken for copies of each other in their topic (under two keys, further
+    apart than the window, or once more after a reset) come back to a topic where they might be.
     """
-    if not source and (not redrive or redrive == "0") and not generation:
+    if not source and (not redrive or redrive == "0") and not first_position:
         return id
     found = f"{id}\0{source or ''}\0{redrive or '0'}"
-    return f"{found}\0{generation}" if generation else found
+    return f"{found}\0{first_position}" if first_position else found
 
 
 def identity_of(headers: Headers) -> str | None:
     """The identity in a message's headers, None where they hold no ID (a foreign message)."""
-    id = source = redrive = generation = None
+    id = source = redrive = first_position = None
     for name, value in headers:
         if value is None:
             continue
@@ -81,11 +86,13 @@ def identity_of(headers: Headers) -> str | None:
             source = value
         elif name == REDRIVE:
             redrive = value
-        elif name == GENERATION:
-            generation = value
+        elif name == FIRST_POSITION:
+            first_position = value
     if not id:
         return None
-    return identity(text(id), text(source or b""), text(redrive or b""), text(generation or b""))
+    return identity(
+        text(id), text(source or b""), text(redrive or b""), text(first_position or b"")
+    )
 
 
 def headers_without(
@@ -259,7 +266,7 @@ class Batch:
 
     def identity_suffixes(self) -> list[str] | None:
         """What the identity of each message has beside its ID (source, redrive count,
-        generation), empty where that is nothing; None where it is so for all."""
+        first position), empty where that is nothing; None where it is so for all."""
         suffixes = [identity_suffix(identity) for identity in self.ids]
         return suffixes if any(suffixes) else None
 

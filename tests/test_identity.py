@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from streams.derived_records import ResultRule
-from streams.message import GENERATION, ID, REDRIVE, SOURCE, Batch, Headers, identity_of
+from streams.message import FIRST_POSITION, ID, REDRIVE, SOURCE, Batch, Headers, identity_of
 
 BEFORE: list[tuple[str, Headers]] = [
     ("m", []),
@@ -24,14 +24,14 @@ def identity(id: str, headers: Headers) -> str | None:
 
 
 def test_messages_that_differ_have_different_identities_after_each_reset() -> None:
-    generations: list[Headers] = [[], [(GENERATION, b"7")], [(GENERATION, b"8")]]
+    generations: list[Headers] = [[], [(FIRST_POSITION, b"7")], [(FIRST_POSITION, b"8")]]
     found = [identity(id, [*headers, *more]) for id, headers in BEFORE for more in generations]
     assert len(set(found)) == 3 * len(BEFORE)
 
 
 @pytest.mark.parametrize(("id", "headers"), BEFORE)
 def test_the_ids_of_results_are_the_same_after_a_reset(id: str, headers: Headers) -> None:
-    assert prefix(id, [*headers, (GENERATION, b"7")]) == prefix(id, headers)
+    assert prefix(id, [*headers, (FIRST_POSITION, b"7")]) == prefix(id, headers)
 
 
 def test_results_of_messages_that_differ_have_different_ids() -> None:

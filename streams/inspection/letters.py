@@ -80,7 +80,7 @@ def letter_facts(row: LogRow) -> LetterFacts:
         first_failed_at=wire.parse_iso_time(header(records.FIRST_FAILED)) or failed_at,
         first_error=header(records.FIRST_ERROR) or error,
         attempts=records.attempts_of(headers) or None,
-        redrives=records.redrives_of(headers),
+        redrives=records.times_put_back(headers),
         edited=header(records.EDITED) is not None,
         traceback=header(records.ERROR_STACKTRACE),
     )

@@ -38,22 +38,21 @@ from uuid import uuid4
 from streams import wire
 from streams.derived_records import (
     ERROR_ATTEMPTS,
-    ERROR_PREFIX,
     ORIGIN,
     attempts_of,
+    first_position,
+    headers_to_return,
     redrives_of,
-    with_generation,
 )
 from streams.engine.dispatcher import Delivery
 from streams.engine.progress import Range, decode, is_progress
 from streams.errors import LogError
 from streams.log.appending import append_and_wait
-from streams.log.event_headers import copied_headers
 from streams.log.names import check_topic
 from streams.log.protocol import Assignment, Log, Retention, ensure_topic
 from streams.log.range_reader import read_batches_alive, read_first
 from streams.log.record_fetcher import RecordFetcher
-from streams.message import GENERATION, ID, REDRIVE, TIME, Batch, Position, Record, headers_without
+from streams.message import GENERATION, ID, REDRIVE, TIME, Batch, Position, Record
 from streams.processing.job import FailureRecord, Outgoing, reset_generation
 from streams.processor import Processor
 from streams.retries.records import LATEST_DUE, entry_key, entry_record, parse_entry, retry_entry_id
@@ -174,7 +173,7 @@ class DurableAttemptLog:
         if not self._restored_copies:
             return False
         key = self._restored_copies.get(_position(batch, index))
-        return key is not None and key == entry_key(_entry_id(batch, index))
+        return key is not None and key == entry_key(self._entry_id(batch, index))
 
     def nothing_recorded(self, batch: Batch) -> bool:
         """Nothing was restored, and the headers of these messages hold no count."""
@@ -183,6 +182,11 @@ class DurableAttemptLog:
             and not self._restored_copies
             and batch.topic in self._sources
         )
+
+    def _entry_id(self, batch: Batch, index: int) -> str:
+        """Identifies the entry of a message's next attempt."""
+        first = first_position(batch, index, has_come_back=batch.topic not in self._sources)
+        return retry_entry_id(first, redrives_of(batch.headers(index)) + 1)
 
     def _note(
         self, delivery: Delivery, attempt: int, headers: list[tuple[str, bytes | None]]
@@ -201,10 +205,8 @@ class DurableAttemptLog:
         batch, index = delivery.fetched.batch, delivery.index
         headers = batch.headers(index)
         redrive = redrives_of(headers) + 1
-        own_headers = with_generation(
-            copied_headers(headers_without(headers, (ID, REDRIVE), ERROR_PREFIX)),
-            delivery.fetched.state.assignment,
-            has_come_back=batch.topic not in self._sources,
+        own_headers = headers_to_return(
+            delivery, (ID, REDRIVE), has_come_back=batch.topic not in self._sources
         )
         if not any(name == TIME for name, _ in own_headers):
             taken = wire.utc_from_seconds(batch.time(index))
@@ -216,7 +218,7 @@ class DurableAttemptLog:
         id = batch.id(index)
         record = Record(batch.values[index], batch.keys[index], id, own_headers)
         due = min(math.ceil((self._app.clock.time() + delay) * 1000), LATEST_DUE)
-        known = _entry_id(batch, index)
+        known = self._entry_id(batch, index)
         topics = self._topics[batch.topic]
         return topics.delay, entry_record(record, topics.retry, due, entry_id=known)
 
@@ -348,12 +350,6 @@ class DurableAttemptLog:
                 topic, count_with_noun(len(copies), "message"), delay, len(copies) - len(found),
             )  # fmt: skip
         return found
-
-
-def _entry_id(batch: Batch, index: int) -> str:
-    """Identifies the entry of a message's next attempt."""
-    headers = batch.headers(index)
-    return retry_entry_id(batch.id(index), headers, redrives_of(headers) + 1)
 
 
 def _settled_ranges(assignment: Assignment) -> Sequence[Range]:

@@ -21,7 +21,7 @@ from hashlib import blake2b
 from typing import Literal, NamedTuple, get_args
 from uuid import uuid4
 
-from streams.message import ID, SOURCE, Headers, Record, headers_without, text
+from streams.message import ID, Headers, Record, headers_without, text
 from streams.wire import parse_int
 
 DUE = "streams_delay_due"
@@ -43,6 +43,9 @@ CHECKPOINT = "streams_delay_checkpoint"
 """What a part of a checkpoint says of itself."""
 CHECKPOINT_KEY = b"\xffcheckpoint/"
 """What the key of such a part begins with."""
+
+RETRY_KEY = b"\xffretry/"
+"""What the key of an entry begins with that is a message's next attempt."""
 
 CANCEL = "cancel"
 
@@ -173,11 +176,13 @@ def id_digest(key: bytes) -> int:
     return int.from_bytes(blake2b(key, digest_size=15).digest())
 
 
-def retry_entry_id(id: str, headers: Headers, redrive: int) -> str:
-    """Identifies the entry of a message's next attempt, by its ID, source and redrive count. Not by
-    the reset that it was handled after: what fails again then replaces what still waits."""
-    source = next((text(value) for name, value in headers if name == SOURCE and value), "")
-    return f"{id}/{source}/{redrive}" if source else f"{id}/{redrive}"
+def retry_entry_id(first_position: str, redrive: int) -> str:
+    """Identifies the entry of a message's next attempt, unlike any message's ID. Not by the reset
+    that it was handled after: what fails again then replaces what still waits.
+
+    :param first_position: where it stood first (:func:`streams.derived_records.first_position`).
+    """
+    return text(RETRY_KEY) + f"{first_position}/{redrive}"
 
 
 def _bytes(text: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections import defaultdict
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from uuid import uuid4
 
 from streams import DeadLetters, Message, Streams, Topic
 from streams.config import Flow
+from streams.log.names import partition_for
 from streams.log.protocol import Committed
 from streams.log.url import open_log
 from streams.message import Record
@@ -20,6 +22,16 @@ from tests.conformance.logs import Case
 QUICK = Flow(commit=0.05)
 PATIENCE = 60.0
 """Real seconds after which a condition that does not come about fails its test."""
+
+
+def keys_of_all_partitions(count: int) -> list[str]:
+    """A key for each of so many partitions."""
+    found: dict[int, str] = {}
+    for number in itertools.count():
+        found.setdefault(partition_for(f"k{number}".encode(), "", count), f"k{number}")
+        if len(found) == count:
+            return list(found.values())
+    raise AssertionError("unreachable: keys have no end")
 
 
 class Seen:

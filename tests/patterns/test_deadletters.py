@@ -31,7 +31,7 @@ from streams.message import REDRIVE
 from streams.patterns import DeadLetter, DeadLetterManager, MessageQueue, QueueMessage
 from streams.patterns.deadletters import ReprocessStopped, redriving
 from streams.replay import reset
-from tests.conformance.stage import QUICK, Stage
+from tests.conformance.stage import QUICK, Stage, keys_of_all_partitions
 
 ROOT = Path(__file__).parents[2]
 ONCE = Retry(attempts=1)
@@ -215,6 +215,23 @@ async def test_what_is_put_back_again_after_a_reset_is_handled_again(stage: Stag
         world.failing = False
         await world.manager.reprocess()
         await stage.handled(2)
+
+
+@pytest.mark.parametrize("retry", [ONCE, Retry(attempts=3, delay=0.001, in_order=False)])
+async def test_messages_of_one_id_under_several_keys_are_all_put_back(
+    stage: Stage, retry: Retry
+) -> None:
+    """In several partitions they are several messages, also in the one that they come back to."""
+    world = World(stage, retry=retry, partitions=4)
+    async with world.app:
+        for value, key in enumerate(keys_of_all_partitions(4)):
+            await stage.publish(world.topic, value, key=key, id="x")
+        letters = await world.waiting(4)
+        assert [letter.redrives for letter in letters] == [0] * 4  # nobody has put them back
+        world.failing = False
+        assert await world.manager.reprocess(filter=lambda each: each.redrives < 1) == 4
+        await stage.handled(4)
+    assert sorted(stage.seen.values) == [0, 1, 2, 3]
 
 
 async def test_another_target(stage: Stage) -> None:

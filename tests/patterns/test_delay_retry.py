@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import closing
 from functools import partial
 from typing import Any
 
 import pytest
 
 from streams import BatchError, Flow, Message, Retry, RetryAfter
+from streams.derived_records import first_position
 from streams.engine.progress import encode
 from streams.errors import Unavailable
 from streams.log.protocol import Committed
 from streams.message import Headers, Position
 from streams.replay import reset
 from streams.retries.attempt_log import COPY, DELAYED, delay_topic
-from streams.retries.records import entry_record
+from streams.retries.records import entry_key, entry_record, retry_entry_id
 from tests.conformance.records import append, record
-from tests.conformance.stage import QUICK, Stage
+from tests.conformance.stage import QUICK, Stage, keys_of_all_partitions
 
 LOOSE = Retry(attempts=3, delay=0.005, cap=0.01, in_order=False)
 
@@ -202,10 +204,13 @@ async def test_a_note_without_a_copy_hides_no_message(stage: Stage, copy: str) -
     delay = delay_topic(topic.name, stage.group)
     async with app.connected():
         (after,) = await stage.publish(topic, 1, id="m1")
+    (own, other) = [entry_key(retry_entry_id(first, 1)) for first in first_positions(stage, 2)][
+        ::-1
+    ]
     entry = entry_record(record(b"0", id="m0"), f"{topic.name}.{stage.group}.retry", 1 << 59)
-    entry.key = b"m0/1" if copy == "of another message" else b"m1/1"
+    entry.key = other if copy == "of another message" else own
     if copy == "a mark":
-        entry = record(None, b"m1/1", headers=[("streams_delay", b"delivered")])
+        entry = record(None, own, headers=[("streams_delay", b"delivered")])
     (found,) = append(stage.anchor, delay, [entry])
     assert isinstance(found, Position)
     if copy == "beyond the end":
@@ -303,6 +308,24 @@ async def test_what_is_handled_again_on_purpose_begins_with_its_first_attempt(
     }
 
 
+async def test_messages_of_one_id_wait_beside_each_other(stage: Stage) -> None:
+    """In several partitions they are several messages."""
+    app = stage.app()
+    topic = stage.topic(app, partitions=4)
+
+    def once(value: int, message: Message[int]) -> None:
+        if message.attempt == 1:
+            raise ConnectionError("not yet")
+
+    retry = Retry(attempts=3, delay=0.05, in_order=False)
+    app.processor(topic, group=stage.group, retry=retry, flow=QUICK)(stage.recorder(once))
+    async with app:
+        for value, key in enumerate(keys_of_all_partitions(4)):
+            await stage.publish(topic, value, key=key, id="x")
+        await stage.handled(4)
+    assert sorted(stage.seen.values) == [0, 1, 2, 3]
+
+
 async def test_a_group_that_started_over_counts_on(stage: Stage) -> None:
     """What it notes is what it noted before, and must not be taken for that."""
     retry = Retry(attempts=4, delay=0.005, cap=0.01, durable=True)
@@ -351,6 +374,15 @@ async def test_attempts_begin_anew_where_the_log_has_lost_its_end(stage: Stage) 
             await stage.publish(topic, 1, key="k")
         await stage.handled(2)
     assert list(stage.seen.attempts.values()) in ([[1, 2, 3] * 2], [[1, 2, 3]] * 2)
+
+
+def first_positions(stage: Stage, count: int) -> list[str]:
+    """Of the first messages of the topic."""
+    first, end = stage.anchor.watermarks(stage.topic_name, 0)
+    with closing(stage.anchor.reader(stage.topic_name, 0, first, end)) as reader:
+        batch = reader.read(count)
+    assert batch is not None
+    return [first_position(batch, index, has_come_back=False) for index in range(count)]
 
 
 def reached(seen: list[int], count: int) -> bool:

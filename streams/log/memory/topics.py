@@ -20,7 +20,16 @@ from streams.errors import LogError, NotFound
 from streams.log.memory.batch import MemoryBatch, headers_with_id
 from streams.log.names import partitions_for
 from streams.log.protocol import Retention, TopicInfo
-from streams.message import GENERATION, ID, REDRIVE, SOURCE, Batch, Position, Record, identity_of
+from streams.message import (
+    FIRST_POSITION,
+    ID,
+    REDRIVE,
+    SOURCE,
+    Batch,
+    Position,
+    Record,
+    identity_of,
+)
 
 
 class Partition:
@@ -90,7 +99,7 @@ def _identity(record: Record) -> str | None:
     return record.id or None
 
 
-_IDENTITY_HEADERS = frozenset((ID, SOURCE, REDRIVE, GENERATION))
+_IDENTITY_HEADERS = frozenset((ID, SOURCE, REDRIVE, FIRST_POSITION))
 
 
 class Topic:

@@ -27,7 +27,7 @@ import msgspec
 from streams.log.redis.keys import RedisEntryId, offset_of, offsets_of
 from streams.message import (
     ALL_READABLE,
-    GENERATION,
+    FIRST_POSITION,
     ID,
     REDRIVE,
     SOURCE,
@@ -47,8 +47,8 @@ RawEntries = list[tuple[bytes, EntryFields]]
 
 _VALUE, _KEY = b"value", b"key"
 _ID, _SOURCE, _REDRIVE = ID.encode(), SOURCE.encode(), REDRIVE.encode()
-_GENERATION = GENERATION.encode()
-_IDENTITY_HEADERS = (SOURCE, REDRIVE, GENERATION)
+_FIRST_POSITION = FIRST_POSITION.encode()
+_IDENTITY_HEADERS = (SOURCE, REDRIVE, FIRST_POSITION)
 _ESCAPE_PREFIX, _NULL_PREFIX = "header:", "null:"
 _RESERVED = ("value", "key", ID)
 _FULL_FIELDS = (_VALUE, _KEY, _ID)
@@ -65,7 +65,7 @@ class FieldLayout(NamedTuple):
     id: int
     source: int
     redrive: int
-    generation: int
+    first_position: int
     headers: tuple[tuple[str, int], ...]
     """Their names, and the indexes of their values; -1: they have none."""
 
@@ -77,7 +77,7 @@ class FieldLayout(NamedTuple):
     @property
     def id_is_identity(self) -> bool:
         """The message ID alone is the identity."""
-        return self.source < 0 and self.redrive < 0 and self.generation < 0
+        return self.source < 0 and self.redrive < 0 and self.first_position < 0
 
 
 _layouts: dict[tuple[bytes, ...], FieldLayout] = {}
@@ -93,7 +93,7 @@ def layout_of(names: tuple[bytes, ...]) -> FieldLayout:
         headers: list[tuple[str, int]] = []
         for number, name in enumerate(names):
             index = 2 * number + 1
-            if name not in value_index or name in (_SOURCE, _REDRIVE, _GENERATION):
+            if name not in value_index or name in (_SOURCE, _REDRIVE, _FIRST_POSITION):
                 value_index[name] = index
                 if name in (_VALUE, _KEY):
                     continue
@@ -102,9 +102,9 @@ def layout_of(names: tuple[bytes, ...]) -> FieldLayout:
                 headers.append((header[len(_NULL_PREFIX) :], -1))
             else:
                 headers.append((header.removeprefix(_ESCAPE_PREFIX), index))
-        fields = (_VALUE, _KEY, _ID, _SOURCE, _REDRIVE, _GENERATION)
-        value, key, id, source, redrive, generation = (value_index.get(n, -1) for n in fields)
-        found = FieldLayout(value, key, id, source, redrive, generation, tuple(headers))
+        fields = (_VALUE, _KEY, _ID, _SOURCE, _REDRIVE, _FIRST_POSITION)
+        value, key, id, source, redrive, first_position = (value_index.get(n, -1) for n in fields)
+        found = FieldLayout(value, key, id, source, redrive, first_position, tuple(headers))
         if found.is_foreign:
             found = found._replace(headers=())
         if len(_layouts) >= _MAX_LAYOUTS:
@@ -116,7 +116,7 @@ def layout_of(names: tuple[bytes, ...]) -> FieldLayout:
 def encode_fields(record: Record) -> tuple[tuple[bytes | str, ...], list[bytes], int]:
     """The names and values of a record's fields, and which of the values is its identity.
 
-    Where the message ID alone is not (there is a source, a redrive count or a generation), the
+    Where the message ID alone is not (there is a source, a redrive count or a first position), the
     identity is one more value, which has no name and is not written.
     """
     names: tuple[bytes | str, ...]
@@ -268,8 +268,10 @@ class RedisBatch(Batch):
             if found.id > 0 and row[found.id]:
                 source = text(row[found.source]) if found.source > 0 else None
                 redrive = text(row[found.redrive]) if found.redrive > 0 else None
-                generation = text(row[found.generation]) if found.generation > 0 else None
-                self.ids.append(identity(text(row[found.id]), source, redrive, generation))
+                first_position = (
+                    text(row[found.first_position]) if found.first_position > 0 else None
+                )
+                self.ids.append(identity(text(row[found.id]), source, redrive, first_position))
             else:
                 self.ids.append(None)
 

@@ -29,7 +29,17 @@ from typing import Any, NamedTuple
 import msgspec
 
 from streams.errors import Fatal
-from streams.message import GENERATION, ID, REDRIVE, SOURCE, Batch, Headers, Record, identity, text
+from streams.message import (
+    FIRST_POSITION,
+    ID,
+    REDRIVE,
+    SOURCE,
+    Batch,
+    Headers,
+    Record,
+    identity,
+    text,
+)
 
 BLOCK_MESSAGES = 1024
 """Messages in a block, at most."""
@@ -65,7 +75,7 @@ _decode = msgspec.msgpack.Decoder(Block).decode
 _decode_headers = msgspec.msgpack.Decoder(_HeaderList | None).decode
 _DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, IndexError)
 """What decoding a block raises that is not one of ours."""
-_IDENTITY_HEADERS = (SOURCE, REDRIVE, GENERATION)
+_IDENTITY_HEADERS = (SOURCE, REDRIVE, FIRST_POSITION)
 _IDENTITY_NAMES = tuple(name.encode() for name in _IDENTITY_HEADERS)
 
 
@@ -130,8 +140,8 @@ def _identity(record: Record) -> str | None:
     found = {name: value for name, value in record.headers if name in _IDENTITY_HEADERS}
     if not record.id or not found:
         return record.id or None
-    source, redrive, generation = (text(found.get(name) or b"") for name in _IDENTITY_HEADERS)
-    return identity(record.id, source, redrive, generation)
+    source, redrive, first_position = (text(found.get(name) or b"") for name in _IDENTITY_HEADERS)
+    return identity(record.id, source, redrive, first_position)
 
 
 def _block_with_invalid_text(records: Sequence[Record]) -> Block:

@@ -21,7 +21,7 @@ from streams.derived_records import (
     attempts_of,
     error_of,
     header_text,
-    redrives_of,
+    times_put_back,
 )
 from streams.errors import ConfigError
 from streams.log.range_reader import LogRow
@@ -107,7 +107,7 @@ def read_dead_letter(
         retry_count=attempts - 1,
         queue=topic or row.batch.topic,
         group=group,
-        redrives=redrives_of(headers),
+        redrives=times_put_back(headers),
         position=row.position,
         waiting=waiting,
         traceback=header_text(headers, ERROR_STACKTRACE) or "",

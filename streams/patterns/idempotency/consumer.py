@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from streams.errors import InvalidValue
-from streams.message import GENERATION, REDRIVE, SOURCE, identity
+from streams.message import FIRST_POSITION, REDRIVE, SOURCE, identity
 from streams.patterns.arguments import check_int
 from streams.patterns.idempotency.single_flight import SharedCall, SingleFlight
 from streams.patterns.operation import await_call, call_operation, check_operation
@@ -23,8 +23,7 @@ class DeduplicatedConsumer:
     """Calls a handler once a message ID. Belongs to one event loop.
 
     A message is known by what a processor knows it by: its ID, its ``ce_source`` if it has one, how
-    often it was put back from the dead letters, and which reset of its group it failed after, if it
-    failed after one.
+    often it came back, and where it stood first, if it failed.
 
     :param max_size: how many IDs are remembered; the one handled longest ago goes first.
     """
@@ -89,4 +88,4 @@ def _message_identity(message: Any) -> str:
     headers = getattr(message, "headers", None)
     if not headers:
         return id
-    return identity(id, headers.get(SOURCE), headers.get(REDRIVE), headers.get(GENERATION))
+    return identity(id, headers.get(SOURCE), headers.get(REDRIVE), headers.get(FIRST_POSITION))

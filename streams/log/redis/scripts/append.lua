@@ -1,4 +1,4 @@
--- Append records, each identity (message ID, with source, redrive count and generation if any) once.
+-- Append records, each identity (message ID, with source, redrive count and first position if any) once.
 --
 -- KEYS  stream, and three hashes of identity to entry ID, used in rotation: the current one, the
 --       one before, and the one to be deleted.
