@@ -156,7 +156,7 @@ async def test_an_identity_is_what_a_processors_is() -> None:
         {"ce_source": "here"},
         {"ce_source": "there"},
         {"streams_redrive": "1"},
-        {"streams_redrive": "1", "streams_generation": "7"},
+        {"streams_redrive": "1", "streams_first_position": "7"},
     ):
         message = Message(1, id="a", headers=headers)
         assert await consumer.process(message, handle) is True

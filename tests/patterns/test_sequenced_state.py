@@ -16,6 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from streams.derived_records import PUT_BACK
 from streams.message import ID, REDRIVE, Record
 from streams.parking.records import (
     ParkingRecord,
@@ -485,7 +486,7 @@ def test_what_was_dead_is_counted_as_put_back_and_what_waited_is_not() -> None:
     dead = parked_record("dead", "o", 3, 17, message, 5.5)
     assert dead.partition == 3
     back = read_original(dead.headers)
-    assert back.headers == [(ID, b"m1"), ("h", b"1"), (REDRIVE, b"1")]
+    assert back.headers == [(ID, b"m1"), ("h", b"1"), (REDRIVE, b"1"), (PUT_BACK, b"1")]
     assert (back.id, back.offset, back.time) == ("m1", 17, 5.5)
     waits = parked_record("waits", "o", 3, 18, Record(b"v", b"k", "m2", [("h", b"1")]), 5.5)
     assert read_original(waits.headers).headers == [(ID, b"m2"), ("h", b"1")]
@@ -493,7 +494,7 @@ def test_what_was_dead_is_counted_as_put_back_and_what_waited_is_not() -> None:
     assert read_original(edited.headers) == back
     again = parked_record("dead", "o", 3, 17, Record(b"v", b"k", "m1", back.headers), 5.5)
     assert again.id != dead.id
-    assert read_original(again.headers).headers[-1] == (REDRIVE, b"2")
+    assert read_original(again.headers).headers[-2:] == [(REDRIVE, b"2"), (PUT_BACK, b"2")]
 
 
 def test_a_fresh_epoch_forgets_what_is_done_and_keeps_what_waits() -> None:

@@ -25,7 +25,14 @@ from streams.derived_records import (
 )
 from streams.errors import ConfigError
 from streams.log.range_reader import LogRow
-from streams.message import Batch, Message, Position, headers_without, make_message
+from streams.message import (
+    FIRST_POSITION,
+    Batch,
+    Message,
+    Position,
+    headers_without,
+    make_message,
+)
 from streams.patterns.deadletters.redriving import source_of
 from streams.processing import Several
 
@@ -151,7 +158,7 @@ def _original_message(app: Streams, row: LogRow, topic: str | None, attempts: in
         topic, partition, offset = topic or batch.topic, batch.partition, row.offset
     original = Batch(
         topic or batch.topic, partition, (offset,), [batch.keys[index]], [row.value],
-        [batch.ids[index] or row.id], [headers_without(headers, prefix=ERROR_PREFIX)],
+        [batch.ids[index] or row.id], [headers_without(headers, (FIRST_POSITION,), ERROR_PREFIX)],
         [batch.time(index)],
     )  # fmt: skip
     value: Any = row.value
