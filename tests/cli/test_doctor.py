@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shlex
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from streams import DeadLetters, Retry, Streams
 from streams.engine.progress import encode
 from streams.inspection.doctor.monitoring_checks import REQUIRED_ALERTS
 from streams.inspection.doctor.processor_checks import memory_limit
@@ -412,6 +414,52 @@ def test_retries_that_hammer_or_outlive_what_they_rest_on(shell: Shell, doctor: 
     assert no(doctor(), "retries")["why"] == (
         "60 attempts within 9h, and orders keeps messages for 60m only"
     )
+
+
+WAITING: dict[str, tuple[str, dict[str, Any]]] = {
+    "delay": (
+        "retry=Retry(delay=3600, cap=3600, in_order=False)",
+        {"retry": Retry(delay=3600, cap=3600, in_order=False)},
+    ),
+    "parked": (
+        "dead_letters=DeadLetters(sequenced=True)",
+        {"retry": Retry(attempts=1), "dead_letters": DeadLetters(sequenced=True)},
+    ),
+}
+"""By where messages wait: the option that puts them there, as text and as it is."""
+
+
+@pytest.mark.parametrize("where", WAITING)
+def test_what_waits_by_an_option_that_is_gone(shell: Shell, doctor: Any, where: str) -> None:
+    text, options = WAITING[where]
+
+    async def fail_all() -> None:
+        connection: Any = Streams(f"sqlite:///{shell.folder / 'shop.db'}")
+        orders = connection.topic("orders", dict, partitions=2)
+
+        async def bill(order: Any) -> None:
+            raise ConnectionError("no")
+
+        connection.processor(orders, group="billing", **options)(bill)
+        async with connection as running:
+
+            def is_settled(partition: int) -> bool:
+                place = running.log.committed("billing", "orders").get(partition)
+                _, end = running.log.watermarks("orders", partition)
+                return place is not None and place.position == end
+
+            while not (is_settled(0) and is_settled(1)):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    asyncio.run(fail_all())
+    app(shell)
+    words = f"20 messages wait in orders.billing.{where}, where "
+    (found,) = [each for each in findings(doctor(), "retries") if words in each["why"]]
+    assert found["verdict"] == "no"
+    assert "declare" in found["do"]
+    whole = WELL.replace("import Retention", "import DeadLetters, Retention, Retry")
+    app(shell, whole, processor=f'group="billing", {text}')
+    assert not [each for each in findings(doctor(), "retries") if words in each["why"]]
 
 
 def test_retries_that_outlive_the_dedup_window(shell: Shell, doctor: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -244,3 +245,13 @@ def test_read_is_pure() -> None:
 
     found = read_settings(OpenRequest("sqlite:////tmp/x.db?lease=3", "/tmp/x.db", {"lease": "3"}))
     assert (found.path, found.terms.lease, found.synchronous) == ("/tmp/x.db", 3.0, "full")
+
+
+def test_whose_file_is_only_looked_at_has_an_incarnation(tmp_path: Path) -> None:
+    """The file has no number yet, and cannot be given one."""
+    path = tmp_path / "x.db"
+    with contextlib.closing(opened(path)) as log:
+        log.create_topic("t", 1)
+        log.create_topic("u", 1)
+    with contextlib.closing(opened(path, "?mode=ro")) as log:
+        assert log.incarnation("t") == log.incarnation("t") != log.incarnation("u")

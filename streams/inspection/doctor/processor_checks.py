@@ -4,24 +4,37 @@ retries."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from streams.errors import NotFound
 from streams.inspection import texts
+from streams.inspection.closed_keys import ClosedKeyIndex
 from streams.inspection.counting import count_waiting
 from streams.inspection.dead_arguments import dead_ls_arguments
+from streams.inspection.delayed import DelayIndex
 from streams.inspection.doctor.app_inspection import (
     AppInspection,
     Finding,
     Subject,
 )
+from streams.inspection.reading_on import CountingReader
+from streams.log.protocol import Log
+from streams.parking import parked_topic
 from streams.processor import Processor
+from streams.retries import delay_topic
+
+T = TypeVar("T")
 
 MIB = 1 << 20
 
 WEEK = 7 * 86_400.0
 """Seconds that somebody needs to see a dead letter and do something about it."""
+
+
+LEFT_WAITING_TIMEOUT = 5.0
+"""Real seconds for which it is looked for what waits by an option that is not declared any more."""
 
 
 def check_idempotence(inspection: AppInspection) -> Iterator[Finding]:
@@ -199,6 +212,48 @@ def check_retries(inspection: AppInspection) -> Iterator[Finding]:
     for processor in inspection.processors:
         if processor.has_own_options:
             yield _check_retry(inspection, processor)
+            if inspection.log is not None:
+                yield from _check_left_waiting(inspection.log, processor)
+
+
+def _check_left_waiting(log: Log, processor: Processor[..., Any]) -> Iterator[Finding]:
+    """Nothing waits by an option that the processor has no more: it was settled when it was put
+    there, and nobody brings it back."""
+    subject, retry = Subject("retries", f"processor {processor.name}"), processor.options.retry
+    for topic in processor.topics:
+        if retry.in_order and not retry.durable:
+            name = delay_topic(topic, processor.group)
+            waiting = _count_left(DelayIndex(name, lambda: log), lambda counts: counts.number)
+            option = "Retry(in_order=False) or Retry(durable=True)"
+            if waiting:
+                yield subject.no(_left_text(waiting, name, option), _bring_back_text(option))
+        if not processor.options.dead_letters.sequenced:
+            name = parked_topic(topic, processor.group)
+            waiting = _count_left(
+                ClosedKeyIndex(name, lambda: log), lambda counts: counts.keys + counts.parked
+            )
+            option = "DeadLetters(sequenced=True)"
+            if waiting:
+                yield subject.no(_left_text(waiting, name, option), _bring_back_text(option))
+
+
+def _count_left(index: CountingReader[T], number: Callable[[T], int]) -> int:
+    """What waits in a topic, as far as that is read soon; 0 where there is no such topic."""
+    try:
+        return number(index.counts(LEFT_WAITING_TIMEOUT))
+    except NotFound:
+        return 0
+    finally:
+        index.close()
+
+
+def _left_text(waiting: int, name: str, option: str) -> str:
+    verb = "waits" if waiting == 1 else "wait"
+    return f"{texts.plural(waiting, 'message')} {verb} in {name}, where {option} has put them"
+
+
+def _bring_back_text(option: str) -> str:
+    return f"declare {option} again until they were handled: without it nobody brings them back"
 
 
 def _check_retry(inspection: AppInspection, processor: Processor[..., Any]) -> Finding:

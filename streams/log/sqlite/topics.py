@@ -97,7 +97,7 @@ class Topics:
     def incarnation(self, topic: str) -> str:
         """See :meth:`streams.log.protocol.Log.incarnation`: the file's own number, which it gets
         when it is first asked for, and that of the topic's first partition, which is never used
-        again."""
+        again. Who only looks at a file without a number takes 0 for it."""
         select = "SELECT value FROM streams_meta WHERE name = 'file'"
         with self._database.read() as db:
             _require_topic(db, topic)
@@ -105,6 +105,8 @@ class Topics:
                 "SELECT min(no) FROM streams_partitions WHERE topic = ?", (topic,)
             )
             rows = db.fetch_rows(select)
+        if not rows and self._database.settings.mode == "ro":
+            return f"0/{first}"
         if not rows:
             with self._database.write() as db:
                 db.execute(
