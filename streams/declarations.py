@@ -536,6 +536,7 @@ class Declarations(ABC):
                     f"processor {name}: group {options.group!r} already reads "
                     f"{min(shared_topics)!r} in processor {other.name}; give it a group of its own"
                 )
+        self._check_group_topics(name, processor)
         same = (options.projection, options.version)
         if any((each.name, each.version) == same for each in self.projections):
             raise ConfigError(
@@ -554,6 +555,24 @@ class Declarations(ABC):
                 self._declare_version(processor, inbox, options.transaction, options.version)
         self.processors.append(processor)
         return processor
+
+    def _check_group_topics(self, name: str, processor: Processor[..., Any]) -> None:
+        """Retries and dead letters of each topic and group have topics of their own. Their names
+        begin with both, and each may have dots in it.
+
+        :raises ConfigError: those of another processor have the same names.
+        """
+        own = {f"{topic}.{processor.group}": topic for topic in processor.topics}
+        for other in self.processors:
+            for topic in other.topics:
+                prefix = f"{topic}.{other.group}"
+                if own.get(prefix, topic) != topic:
+                    raise ConfigError(
+                        f"processor {name}: retries and dead letters of topic {own[prefix]!r} in "
+                        f"group {processor.group!r} would go to {prefix}.…, as those of topic "
+                        f"{topic!r} in group {other.group!r} do (processor {other.name}); give one "
+                        "of the groups another name"
+                    )
 
     def _declare_version(
         self,

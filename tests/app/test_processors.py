@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from streams import Flow, NotRunning, Processor, Streams, Unavailable
+from streams import ConfigError, Flow, NotRunning, Processor, Streams, Unavailable
 from streams.processor import ProcessorOptions
 from streams.testing import harness
 from tests.processing.support import QUICK, until
@@ -191,3 +191,14 @@ async def test_a_start_that_waits_is_given_up_once_it_is_not_wanted(
         monkeypatch.setattr(Processor, "ensure_topics", fails)
         await app.runtime.start_processor(declared(app, handle))
     assert asked.is_set()
+
+
+def test_topics_and_groups_whose_retries_would_meet_are_refused() -> None:
+    app = Streams("memory://")
+    app.processor(app.topic("a.b", int), group="c")(lambda value: None)
+    app.processor(app.topic("a.b", int), group="b.c")(lambda value: None)
+    message = (
+        "topic 'a' in group 'b.c' would go to a.b.c.…, as those of topic 'a.b' in group 'c' do"
+    )
+    with pytest.raises(ConfigError, match=message):
+        app.processor(app.topic("a", int), group="b.c")(lambda value: None)
