@@ -283,9 +283,9 @@ class Publisher:
         unconfirmed: list[tuple[int, Record]] = []
         last_error: LogError | None = None
         with self._changed:  # another topic's answer may come in another thread
-            answers = write.answers
-            if answers is None:
-                answers = write.answers = [None] * write.count
+            answers: list[Position | BaseException | None]
+            answers = [None] * write.count if write.answers is None else write.answers
+            write.answers = answers
             for index, record, result in zip(
                 request.indexes, request.records, results, strict=True
             ):
