@@ -55,6 +55,10 @@ topic, partition, offset and time, and behind a dot the reset of its group that 
 there was one."""
 
 
+IDENTITY_HEADERS = (SOURCE, REDRIVE, FIRST_POSITION)
+"""What an identity may have beside the message ID, in this order."""
+
+
 def identity(
     id: str,
     source: str | None = None,

@@ -29,6 +29,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from itertools import compress
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from streams.message import Batch
@@ -307,6 +308,12 @@ def _append_range(found: list[Range], start: int, end: int) -> None:
         start, last = found.pop()
         end = max(end, last)
     found.append((start, end))
+
+
+def is_within(offset: int, ranges: Sequence[Range]) -> bool:
+    """Whether an offset is in one of these ranges, which ascend."""
+    at = bisect_right(ranges, offset, key=itemgetter(0)) - 1
+    return at >= 0 and offset < ranges[at][1]
 
 
 def with_offsets(settled: Sequence[Range], offsets: Iterable[int]) -> list[Range]:

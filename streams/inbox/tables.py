@@ -306,7 +306,7 @@ _TAKE = Statement(
     "SELECT streams_inbox_take(CAST($1 AS text), CAST($2 AS text), CAST($3 AS text), "
     "CAST($4 AS text), CAST($5 AS text), CAST($6 AS text))"
 )
-_BURY = Statement(
+_MARK_DEAD = Statement(
     "SELECT streams_inbox_mark_dead(CAST($1 AS bytea), CAST($2 AS bigint), CAST($3 AS text), "
     "CAST($4 AS integer), CAST($5 AS text), CAST($6 AS text))"
 )
@@ -368,7 +368,7 @@ def mark_dead(dialect: DialectName, entry: Entry, timeouts: Timeouts) -> Steps[V
     :returns: DEAD, or why it is not: HANDLED or PURGED.
     """
     if dialect == "postgresql":
-        rows = yield _BURY._replace(parameters=(*entry, *_milliseconds(timeouts)))
+        rows = yield _MARK_DEAD._replace(parameters=(*entry, *_milliseconds(timeouts)))
         return Verdict(rows[0][0])
     yield _BEGIN_TO_WRITE
     verdict = yield from _take_in_sqlite(entry)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from streams.errors import NotFound
 from streams.inspection.counting import sum_known
 from streams.log.range_reader import read_first
-from streams.replay.offset_reset import settled_ahead
+from streams.processing import settled_ahead
 from streams.replay.result import count_messages
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def group_position(
     held = info.positions.get((topic, partition))
     first, end = log.watermarks(topic, partition)
     position = first if held is None else held.position
-    ranges = () if held is None else settled_ahead(held)
+    ranges = settled_ahead(held)
     ahead = [count_messages(log, topic, partition, low, high) for low, high in ranges]
     return GroupPosition(
         topic=topic,

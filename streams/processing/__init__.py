@@ -19,7 +19,7 @@ What patterns know of processing is exported here, and nothing else.
 """
 
 from streams.engine.dispatcher import Delivery
-from streams.engine.progress import Range, Snapshot
+from streams.engine.progress import Range, Snapshot, is_within
 from streams.engine.progress import encode as encode_progress
 from streams.processing.committer import PartitionProgress
 from streams.processing.handler_transaction import in_block, in_transaction
@@ -32,6 +32,7 @@ from streams.processing.job import (
     Skip,
     identify,
     reset_generation,
+    settled_ahead,
 )
 from streams.processing.timing import BUCKET_BOUNDS, Durations, Histogram
 
@@ -53,5 +54,7 @@ __all__ = [
     "identify",
     "in_block",
     "in_transaction",
+    "is_within",
     "reset_generation",
+    "settled_ahead",
 ]

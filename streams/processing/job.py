@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Protocol
 from streams.clock import SYSTEM, Clock
 from streams.config import Dedup, Flow, Retry
 from streams.engine.dispatcher import Delivery, PartitionState
-from streams.engine.progress import FetchedBatch, decode_generation
+from streams.engine.progress import FetchedBatch, Range, decode, decode_generation
 from streams.errors import UnreadableHeaders
-from streams.log.protocol import Assignment, Log, StaticMember, TopicPartition
+from streams.log.protocol import Assignment, Committed, Log, StaticMember, TopicPartition
 from streams.message import Batch, Position, identity_suffix
 from streams.processing.pending_outputs import Outgoing as Outgoing
 from streams.processing.pending_outputs import PendingOutputs
@@ -210,6 +210,16 @@ def reset_generation(assignment: Assignment | None) -> int:
     """Which reset of its group a partition's owner goes on from; 0: none, or there is no owner."""
     committed = None if assignment is None else assignment.committed
     return 0 if committed is None else decode_generation(committed.progress)
+
+
+def settled_ahead(committed: Committed | None) -> list[Range]:
+    """Ranges above a group's position whose messages are settled; none for a foreign commit."""
+    if committed is None or not committed.progress:
+        return []
+    try:
+        return decode(committed.position, committed.progress)[1]
+    except ValueError:
+        return []
 
 
 class PartitionObserver(Protocol):

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streams.decoding import Source
-from streams.engine.progress import MAX_GENERATION, decode, decode_generation, encode
+from streams.engine.progress import MAX_GENERATION, decode_generation, encode
 from streams.errors import GroupNotEmpty, InvalidValue, NotFound
 from streams.log.protocol import Committed, Log
+from streams.processing import settled_ahead
 from streams.replay.fixed_groups import check_may_move
 from streams.replay.result import count_messages
 from streams.topic_reader import OffsetSpec, resolve_offset, resolve_partition
@@ -139,16 +140,6 @@ def _plan(log: Log, topic: str, partition: int, committed: Committed | None, aft
         again = None if again is None or behind is None else again + behind
         skipped = None if skipped is None or ahead is None else skipped - ahead
     return Move(partition, before, after, again, skipped)
-
-
-def settled_ahead(committed: Committed) -> list[tuple[int, int]]:
-    """Ranges above a group's position whose messages are settled; none for a foreign commit."""
-    if not committed.progress:
-        return []
-    try:
-        return decode(committed.position, committed.progress)[1]
-    except ValueError:
-        return []
 
 
 def apply_reset(

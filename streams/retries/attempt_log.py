@@ -28,10 +28,8 @@ from __future__ import annotations
 
 import math
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from operator import itemgetter
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -45,7 +43,7 @@ from streams.derived_records import (
     redrives_of,
 )
 from streams.engine.dispatcher import Delivery
-from streams.engine.progress import Range, decode, is_progress
+from streams.engine.progress import is_progress, is_within
 from streams.errors import LogError
 from streams.log.appending import append_and_wait
 from streams.log.names import check_topic
@@ -53,7 +51,7 @@ from streams.log.protocol import Assignment, Log, Retention, ensure_topic
 from streams.log.range_reader import read_batches_alive, read_first
 from streams.log.record_fetcher import RecordFetcher
 from streams.message import GENERATION, ID, REDRIVE, TIME, Batch, Position, Record
-from streams.processing.job import FailureRecord, Outgoing, reset_generation
+from streams.processing.job import FailureRecord, Outgoing, reset_generation, settled_ahead
 from streams.processor import Processor
 from streams.retries.records import LATEST_DUE, entry_key, entry_record, parse_entry, retry_entry_id
 from streams.retries.scheduler import DeclaringConnection, declare_scheduler
@@ -285,31 +283,28 @@ class DurableAttemptLog:
             return
         since = log.offset_for_time(attempt_topic, partition, oldest.time(0) - CLOCK_SKEW)
         start = max(first, since)
-        generation, settled = reset_generation(assignment), _settled_ranges(assignment)
+        generation, settled = reset_generation(assignment), settled_ahead(committed)
         restored: dict[Position, int] = {}
         copies: dict[Position, Position] = {}
         for batch in read_batches_alive(log, attempt_topic, partition, start, end, keep_alive):
-            for index, (key, value) in enumerate(zip(batch.keys, batch.values, strict=True)):
-                if key == STARTS_OVER:
-                    if value == topic.encode():
-                        restored, copies = {}, {}
+            for index, key in enumerate(batch.keys):
+                if key == STARTS_OVER and batch.values[index] == topic.encode():
+                    restored, copies = {}, {}
+                note = _parse_note(batch, index)
+                if note is None or note.generation != generation:
                     continue
-                parts, attempts = wire.parse_position(key), wire.parse_int(value)
-                if parts is None or attempts is None or attempts > DELAYED:
+                position = note.position
+                if (
+                    position[:2] != (topic, partition)
+                    # A note about a message that is yet to come is a stranger's.
+                    or not assignment.position <= position.offset < last
+                    or is_within(position.offset, settled)
+                ):
                     continue
-                position = Position(*parts)
-                # A note about a message that is yet to come is a stranger's.
-                if position.topic != topic or not assignment.position <= position.offset < last:
-                    continue
-                if position.partition != partition or _is_settled(position.offset, settled):
-                    continue
-                headers = dict(batch.headers(index))
-                if (wire.parse_int(headers.get(GENERATION)) or 0) != generation:
-                    continue
-                if attempts < DELAYED:
-                    restored[position] = max(restored.get(position, 0), attempts)
-                elif (copy := wire.parse_position(headers.get(COPY))) is not None:
-                    copies[position] = Position(*copy)
+                if note.attempts < DELAYED:
+                    restored[position] = max(restored.get(position, 0), note.attempts)
+                elif note.copy is not None:
+                    copies[position] = note.copy
         self._restored_attempts |= restored
         self._restored_copies |= self._find_copies(topic, copies, keep_alive)
 
@@ -352,20 +347,32 @@ class DurableAttemptLog:
         return found
 
 
-def _settled_ranges(assignment: Assignment) -> Sequence[Range]:
-    """What is settled above a partition's committed position, as far as that can be read."""
-    committed = assignment.committed
-    if committed is None or not committed.progress:
-        return ()
-    try:
-        return decode(committed.position, committed.progress)[1]
-    except ValueError:
-        return ()
+class _Note(NamedTuple):
+    """What a record of the attempts topic says of a message."""
+
+    position: Position
+    attempts: int
+    """How often it failed, or :data:`DELAYED`."""
+    generation: int
+    """The reset of its group that it was handled after."""
+    copy: Position | None
+    """Where it waits, if it is delayed."""
 
 
-def _is_settled(offset: int, settled: Sequence[Range]) -> bool:
-    index = bisect_right(settled, offset, key=itemgetter(0)) - 1
-    return index >= 0 and offset < settled[index][1]
+def _parse_note(batch: Batch, index: int) -> _Note | None:
+    """The note in a record; None where there is none."""
+    position = wire.parse_position(batch.keys[index])
+    attempts = wire.parse_int(batch.values[index])
+    if position is None or attempts is None or attempts > DELAYED:
+        return None
+    headers = dict(batch.headers(index))
+    copy = wire.parse_position(headers.get(COPY))
+    return _Note(
+        Position(*position),
+        attempts,
+        wire.parse_int(headers.get(GENERATION)) or 0,
+        None if copy is None else Position(*copy),
+    )
 
 
 def _partition_count(topic: str, log: Log) -> int:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from streams.errors import Fatal, NotFound, StreamsError, Unavailable
 from streams.log.range_reader import LogRow, OffsetRange, RangeReader
 from streams.message import CAUSATION, LEGACY_CAUSATION
-from streams.replay.offset_reset import settled_ahead
+from streams.processing import is_within, settled_ahead
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -105,8 +105,8 @@ def _state(log: Log, group: str, row: LogRow) -> str:
         return "unknown"
     if held is None:
         return "unknown"
-    ahead = any(low <= row.offset < high for low, high in settled_ahead(held))
-    return "settled" if row.offset < held.position or ahead else "waits"
+    settled = row.offset < held.position or is_within(row.offset, settled_ahead(held))
+    return "settled" if settled else "waits"
 
 
 def _look(log: Log, topics: list[str], row: LogRow) -> tuple[list[Stop], bool]:

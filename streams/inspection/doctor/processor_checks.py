@@ -221,20 +221,15 @@ def _check_left_waiting(log: Log, processor: Processor[..., Any]) -> Iterator[Fi
     there, and nobody brings it back."""
     subject, retry = Subject("retries", f"processor {processor.name}"), processor.options.retry
     for topic in processor.topics:
-        if retry.in_order and not retry.durable:
-            name = delay_topic(topic, processor.group)
-            waiting = _count_left(DelayIndex(name, lambda: log), lambda counts: counts.number)
+        if not retry.uses_attempt_log:
+            delayed = DelayIndex(delay_topic(topic, processor.group), lambda: log)
+            waiting = _count_left(delayed, lambda counts: counts.number)
             option = "Retry(in_order=False) or Retry(durable=True)"
-            if waiting:
-                yield subject.no(_left_text(waiting, name, option), _bring_back_text(option))
+            yield from _left_waiting(subject, waiting, delayed.name, option)
         if not processor.options.dead_letters.sequenced:
-            name = parked_topic(topic, processor.group)
-            waiting = _count_left(
-                ClosedKeyIndex(name, lambda: log), lambda counts: counts.keys + counts.parked
-            )
-            option = "DeadLetters(sequenced=True)"
-            if waiting:
-                yield subject.no(_left_text(waiting, name, option), _bring_back_text(option))
+            parked = ClosedKeyIndex(parked_topic(topic, processor.group), lambda: log)
+            waiting = _count_left(parked, lambda counts: counts.keys + counts.parked)
+            yield from _left_waiting(subject, waiting, parked.name, "DeadLetters(sequenced=True)")
 
 
 def _count_left(index: CountingReader[T], number: Callable[[T], int]) -> int:
@@ -247,13 +242,13 @@ def _count_left(index: CountingReader[T], number: Callable[[T], int]) -> int:
         index.close()
 
 
-def _left_text(waiting: int, name: str, option: str) -> str:
-    verb = "waits" if waiting == 1 else "wait"
-    return f"{texts.plural(waiting, 'message')} {verb} in {name}, where {option} has put them"
-
-
-def _bring_back_text(option: str) -> str:
-    return f"declare {option} again until they were handled: without it nobody brings them back"
+def _left_waiting(subject: Subject, waiting: int, name: str, option: str) -> Iterator[Finding]:
+    if waiting:
+        verb = "waits" if waiting == 1 else "wait"
+        yield subject.no(
+            f"{texts.plural(waiting, 'message')} {verb} in {name}, where {option} has put them",
+            f"declare {option} again until they were handled: without it nobody brings them back",
+        )
 
 
 def _check_retry(inspection: AppInspection, processor: Processor[..., Any]) -> Finding:

@@ -21,10 +21,8 @@ from streams.log.memory.batch import MemoryBatch, headers_with_id
 from streams.log.names import partitions_for
 from streams.log.protocol import Retention, TopicInfo
 from streams.message import (
-    FIRST_POSITION,
     ID,
-    REDRIVE,
-    SOURCE,
+    IDENTITY_HEADERS,
     Batch,
     Position,
     Record,
@@ -99,7 +97,7 @@ def _identity(record: Record) -> str | None:
     return record.id or None
 
 
-_IDENTITY_HEADERS = frozenset((ID, SOURCE, REDRIVE, FIRST_POSITION))
+_IDENTITY_HEADERS = frozenset((ID, *IDENTITY_HEADERS))
 
 
 class Topic:

@@ -27,10 +27,8 @@ import msgspec
 from streams.log.redis.keys import RedisEntryId, offset_of, offsets_of
 from streams.message import (
     ALL_READABLE,
-    FIRST_POSITION,
     ID,
-    REDRIVE,
-    SOURCE,
+    IDENTITY_HEADERS,
     Batch,
     Headers,
     Record,
@@ -46,9 +44,8 @@ RawEntries = list[tuple[bytes, EntryFields]]
 """Entries as Redis sends them."""
 
 _VALUE, _KEY = b"value", b"key"
-_ID, _SOURCE, _REDRIVE = ID.encode(), SOURCE.encode(), REDRIVE.encode()
-_FIRST_POSITION = FIRST_POSITION.encode()
-_IDENTITY_HEADERS = (SOURCE, REDRIVE, FIRST_POSITION)
+_ID = ID.encode()
+_IDENTITY_FIELDS = tuple(name.encode() for name in IDENTITY_HEADERS)
 _ESCAPE_PREFIX, _NULL_PREFIX = "header:", "null:"
 _RESERVED = ("value", "key", ID)
 _FULL_FIELDS = (_VALUE, _KEY, _ID)
@@ -63,9 +60,8 @@ class FieldLayout(NamedTuple):
     value: int
     key: int
     id: int
-    source: int
-    redrive: int
-    first_position: int
+    beside_id: tuple[int, ...]
+    """Those of :data:`~streams.message.IDENTITY_HEADERS`."""
     headers: tuple[tuple[str, int], ...]
     """Their names, and the indexes of their values; -1: they have none."""
 
@@ -77,7 +73,7 @@ class FieldLayout(NamedTuple):
     @property
     def id_is_identity(self) -> bool:
         """The message ID alone is the identity."""
-        return self.source < 0 and self.redrive < 0 and self.first_position < 0
+        return max(self.beside_id) < 0
 
 
 _layouts: dict[tuple[bytes, ...], FieldLayout] = {}
@@ -93,7 +89,7 @@ def layout_of(names: tuple[bytes, ...]) -> FieldLayout:
         headers: list[tuple[str, int]] = []
         for number, name in enumerate(names):
             index = 2 * number + 1
-            if name not in value_index or name in (_SOURCE, _REDRIVE, _FIRST_POSITION):
+            if name not in value_index or name in _IDENTITY_FIELDS:
                 value_index[name] = index
                 if name in (_VALUE, _KEY):
                     continue
@@ -102,9 +98,9 @@ def layout_of(names: tuple[bytes, ...]) -> FieldLayout:
                 headers.append((header[len(_NULL_PREFIX) :], -1))
             else:
                 headers.append((header.removeprefix(_ESCAPE_PREFIX), index))
-        fields = (_VALUE, _KEY, _ID, _SOURCE, _REDRIVE, _FIRST_POSITION)
-        value, key, id, source, redrive, first_position = (value_index.get(n, -1) for n in fields)
-        found = FieldLayout(value, key, id, source, redrive, first_position, tuple(headers))
+        value, key, id = (value_index.get(name, -1) for name in (_VALUE, _KEY, _ID))
+        beside_id = tuple([value_index.get(name, -1) for name in _IDENTITY_FIELDS])
+        found = FieldLayout(value, key, id, beside_id, tuple(headers))
         if found.is_foreign:
             found = found._replace(headers=())
         if len(_layouts) >= _MAX_LAYOUTS:
@@ -133,7 +129,7 @@ def encode_fields(record: Record) -> tuple[tuple[bytes | str, ...], list[bytes],
         header_names: list[bytes | str] = []
         needs_identity = False
         for name, value in record.headers:
-            if name in _IDENTITY_HEADERS:
+            if name in IDENTITY_HEADERS:
                 needs_identity = True
             header_names.append(_field_name(name, value is None))
             values.append(b"" if value is None else value)
@@ -156,7 +152,7 @@ def _field_name(header: str, is_null: bool) -> bytes | str:
 
 def identity_of_record(record: Record) -> str:
     """What deduplication will compare."""
-    identity_headers = [header for header in record.headers if header[0] in _IDENTITY_HEADERS]
+    identity_headers = [header for header in record.headers if header[0] in IDENTITY_HEADERS]
     if not identity_headers:
         return record.id
     found = identity_of([(ID, record.id.encode("utf-8", "surrogateescape")), *identity_headers])
@@ -266,12 +262,8 @@ class RedisBatch(Batch):
             else:
                 self.values.append(row[found.value] if found.value > 0 else None)
             if found.id > 0 and row[found.id]:
-                source = text(row[found.source]) if found.source > 0 else None
-                redrive = text(row[found.redrive]) if found.redrive > 0 else None
-                first_position = (
-                    text(row[found.first_position]) if found.first_position > 0 else None
-                )
-                self.ids.append(identity(text(row[found.id]), source, redrive, first_position))
+                beside = [text(row[at]) if at > 0 else None for at in found.beside_id]
+                self.ids.append(identity(text(row[found.id]), *beside))
             else:
                 self.ids.append(None)
 

@@ -30,10 +30,8 @@ import msgspec
 
 from streams.errors import Fatal
 from streams.message import (
-    FIRST_POSITION,
     ID,
-    REDRIVE,
-    SOURCE,
+    IDENTITY_HEADERS,
     Batch,
     Headers,
     Record,
@@ -75,8 +73,7 @@ _decode = msgspec.msgpack.Decoder(Block).decode
 _decode_headers = msgspec.msgpack.Decoder(_HeaderList | None).decode
 _DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, IndexError)
 """What decoding a block raises that is not one of ours."""
-_IDENTITY_HEADERS = (SOURCE, REDRIVE, FIRST_POSITION)
-_IDENTITY_NAMES = tuple(name.encode() for name in _IDENTITY_HEADERS)
+_IDENTITY_NAMES = tuple(name.encode() for name in IDENTITY_HEADERS)
 
 
 class EncodedBlock(NamedTuple):
@@ -137,11 +134,10 @@ def record_size(record: Record) -> int:
 
 
 def _identity(record: Record) -> str | None:
-    found = {name: value for name, value in record.headers if name in _IDENTITY_HEADERS}
+    found = {name: value for name, value in record.headers if name in IDENTITY_HEADERS}
     if not record.id or not found:
         return record.id or None
-    source, redrive, first_position = (text(found.get(name) or b"") for name in _IDENTITY_HEADERS)
-    return identity(record.id, source, redrive, first_position)
+    return identity(record.id, *(text(found.get(name) or b"") for name in IDENTITY_HEADERS))
 
 
 def _block_with_invalid_text(records: Sequence[Record]) -> Block:

@@ -26,7 +26,6 @@ Everything here blocks.
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -48,8 +47,7 @@ from streams.log.range_reader import (
     newest_of,
 )
 from streams.message import Position, Record, headers_without
-from streams.processing import Range, Snapshot, encode_progress
-from streams.replay.offset_reset import settled_ahead
+from streams.processing import Range, Snapshot, encode_progress, is_within, settled_ahead
 from streams.text import suggestion
 
 if TYPE_CHECKING:
@@ -91,10 +89,7 @@ class ResolvedOffsets:
     ranges: list[Range] = field(default_factory=list)
 
     def __contains__(self, offset: int) -> bool:
-        if offset < self.position:
-            return True
-        at = bisect_right(self.ranges, offset, key=lambda each: each[0]) - 1
-        return at >= 0 and offset < self.ranges[at][1]
+        return offset < self.position or is_within(offset, self.ranges)
 
     def encoded(self) -> Snapshot:
         """As it is committed."""
