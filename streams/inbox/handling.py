@@ -69,6 +69,7 @@ def in_transactions(inbox: Inbox, job: Job) -> Job:
         wants_message=True,
         transactions=False,
         before_dead_letter=inbox.before_dead_letter,
+        on_assigned=inbox.assigned,
     )
 
 

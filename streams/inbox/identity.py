@@ -127,35 +127,33 @@ class Identities:
             return None
         return self.entry(message, owned, value_id)
 
-    def learn(self, message: Message[Any]) -> Owned:
-        """The partition of a message; asks the log, and blocks.
+    def learn(self, assignment: Assignment) -> Owned:
+        """A partition whose messages are handled from now on: as :meth:`look_up`.
+
+        :raises LogError: the log does not answer.
+        """
+        found = self._owned[assignment.topic_partition] = self.look_up(assignment)
+        return found
+
+    def look_up(self, assignment: Assignment) -> Owned:
+        """What a partition is called; asks the log, and blocks.
 
         :raises LogError: it does not answer.
         """
-        assignment, topic = message.assignment, message.topic
+        topic, partition = assignment.topic_partition
         source = self._sources.get(topic, topic)
         incarnation = self._incarnation(topic)
-        scope = Scope(
-            incarnation, self._group, reset_generation(assignment), topic, message.partition
-        )
+        scope = Scope(incarnation, self._group, reset_generation(assignment), topic, partition)
         source_incarnation = incarnation if source == topic else self._incarnation(source)
-        found = Owned(
+        return Owned(
             assignment,
             scope,
             scope.number,
             source,
             source_incarnation,
-            digest(
-                source_incarnation, self._group, scope.generation, f"{source}/{message.partition}"
-            )[:8],
+            digest(source_incarnation, self._group, scope.generation, f"{source}/{partition}")[:8],
             source != topic,
         )
-        self._owned[topic, message.partition] = found
-        return found
-
-    def owned(self) -> list[Owned]:
-        """The partitions of which something was handled, as last known."""
-        return list(self._owned.values())
 
     def entry(self, message: Message[Any], owned: Owned, value_id: str | None = None) -> Entry:
         """What the inbox calls a message.

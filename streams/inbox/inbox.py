@@ -58,13 +58,14 @@ from streams.inbox.tables import (
     find_version,
     mark_dead,
 )
+from streams.log.protocol import Assignment
 from streams.message import Message, make_message, row_of
 from streams.processing.job import DeadLetterAnswer, Decoding, Job, Several
 from streams.processing.outcomes import OwnershipLost, TransactionPostponed
 from streams.text import describe_error, get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from streams.processor import Processor
 
@@ -190,7 +191,11 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         self._opening_async: asyncio.Lock | None = None
         self._helper: ThreadPoolExecutor | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._housekeeping: Callable[[], None] = lambda: None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """An async database's, once it is open."""
+        self._assigned: list[Assignment] = []
+        self._purges = False
+        self._stop_purging: Callable[[], None] = lambda: None
 
     # -- its life
 
@@ -199,6 +204,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         self._check()
         if self.database.asynchronous:
             await self.database.enter_async()
+            self._loop = asyncio.get_running_loop()
         else:
             await asyncio.to_thread(self.database.enter)
         self._opened = True
@@ -206,8 +212,9 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
 
     @override
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.to_thread(self._housekeeping)
-        self._housekeeping = lambda: None
+        opened, self._opened, self._ready = self._opened, False, False
+        await asyncio.to_thread(self._stop_purging)
+        self._purges, self._stop_purging, self._assigned = False, lambda: None, []
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -216,7 +223,6 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         helper, self._helper = self._helper, None
         if helper is not None:
             await asyncio.to_thread(helper.shutdown, cancel_futures=True)
-        opened, self._opened, self._ready = self._opened, False, False
         self._outage = None
         self._opening_async = None  # it is bound to a loop, and the next life may have another
         if opened:
@@ -277,7 +283,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         if message.assignment is None:
             raise ConfigError("transaction= needs a partition that is owned")
         try:
-            found = self.identities.learn(message)
+            found = self.identities.learn(message.assignment)
         except Fatal:
             raise
         except LogError as error:
@@ -463,7 +469,6 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
                     self._in_session(self._outbox.create_tables_there)
                 except Exception as error:
                     raise self._cannot_create_outbox(self._outbox, error) from error
-            self._start_housekeeping()
             self._ready = True
 
     def _in_session(self, steps: Any) -> Any:
@@ -487,6 +492,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             if not self._opened:
                 self._check()
                 await self.database.enter_async()
+                self._loop = asyncio.get_running_loop()
                 self._opened = True
             found = await self._in_session_async(find_version)
             if found is None and self.database.create:
@@ -503,7 +509,6 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
                     await self._in_session_async(self._outbox.create_tables_there)
                 except Exception as error:
                     raise self._cannot_create_outbox(self._outbox, error) from error
-            self._start_housekeeping()
             self._ready = True
 
     async def _in_session_async(self, steps: Any) -> Any:
@@ -689,12 +694,16 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
 
     # -- purging
 
-    def _start_housekeeping(self) -> None:
+    def assigned(self, assignments: Sequence[Assignment]) -> None:
+        """These partitions are the processor's from now on: their rows are purged, whether anything
+        new comes or not. In the thread that polls."""
+        self._assigned = [*self.owned(), *assignments]
+        if self._purges or not self._assigned or not self._opened:
+            return
+        self._purges = True
         purger = Purger(self, self._connection)
-        if self.database.asynchronous:
-            task = asyncio.get_running_loop().create_task(purger.run_async())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._start_purging, purger)
             return
         thread = threading.Thread(
             target=purger.run, name=f"streams-inbox-{self._processor.name}", daemon=True
@@ -704,8 +713,19 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             purger.stop.set()
             thread.join(5.0)
 
-        self._housekeeping = stop
+        self._stop_purging = stop
         thread.start()
+
+    def _start_purging(self, purger: Purger) -> None:
+        """In the loop."""
+        if self._opened:
+            task = asyncio.get_running_loop().create_task(purger.run_async())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def owned(self) -> list[Assignment]:
+        """The partitions that were not given up since."""
+        return [each for each in self._assigned if each.valid_until > -math.inf]
 
     @property
     def group(self) -> str:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from streams.connection import Connection
@@ -33,11 +33,13 @@ from streams.inbox.tables import (
     Timeouts,
     begin_purge,
     delete_purged,
+    find_version,
     pending,
     raise_mark,
     rows_to_purge,
     schedule_deletion,
 )
+from streams.log.protocol import Assignment, Committed
 from streams.text import get_logger
 
 logger = get_logger("streams.inbox")
@@ -71,11 +73,22 @@ class Purgeable(Protocol):
     identities: Identities
     stats: InboxStats
 
+    def owned(self) -> list[Assignment]:
+        """The partitions that it has."""
+        ...
+
 
 class Work(NamedTuple):
     """A transaction to be run."""
 
     steps: Callable[[], Steps[Any]]
+
+
+class _Settled(NamedTuple):
+    """A partition, and the position that its group has committed there."""
+
+    owned: Owned
+    position: int
 
 
 class Purger:
@@ -85,6 +98,8 @@ class Purger:
         self._inbox = inbox
         self._connection = connection
         self.stop = threading.Event()
+        self._known: dict[Assignment, Owned] = {}
+        self._has_tables = False
 
     def run(self) -> None:
         """Of a plain database: until it is to stop."""
@@ -99,57 +114,71 @@ class Purger:
 
     def round(self) -> None:
         """Purge each partition once."""
-        for owned in self._inbox.identities.owned():
-            try:
-                settled = self._settled(owned)
-                if settled is not None:
-                    self._run(self._work(owned, settled))
-            except Exception as error:
-                self._report(owned, error)
+        for topic in self._topics():
+            for settled in self._settled(topic):
+                try:
+                    self._run(self._work(settled))
+                except Exception as error:
+                    self._report(settled.owned.assignment, error)
 
     async def round_async(self) -> None:
         """As :meth:`round`."""
-        for owned in self._inbox.identities.owned():
+        for topic in self._topics():
+            for settled in await asyncio.to_thread(self._settled, topic):
+                try:
+                    await self._run_async(self._work(settled))
+                except Exception as error:
+                    self._report(settled.owned.assignment, error)
+
+    def _topics(self) -> list[str]:
+        owned = self._inbox.owned()
+        self._known = {each: self._known[each] for each in owned if each in self._known}
+        return sorted({each.topic for each in owned})
+
+    def _settled(self, topic: str) -> list[_Settled]:
+        """What may go of the partitions of a topic. Asks the log, and blocks."""
+        found = []
+        committed: Mapping[int, Committed] | None = None
+        for assignment in self._inbox.owned():
+            now = self._connection.clock.monotonic()
+            if assignment.topic != topic or now >= assignment.valid_until:
+                continue
             try:
-                settled = await asyncio.to_thread(self._settled, owned)
-                if settled is not None:
-                    await self._run_async(self._work(owned, settled))
+                owned = self._known.get(assignment)
+                if owned is None:
+                    owned = self._known[assignment] = self._inbox.identities.look_up(assignment)
+                if committed is None:
+                    committed = self._connection.log.committed(self._inbox.group, topic)
             except Exception as error:
-                self._report(owned, error)
+                self._report(assignment, error)
+                break
+            there = committed.get(assignment.partition)
+            # What is committed may be of a reset that this owner has not heard of yet.
+            if there is not None and decode_generation(there.progress) == owned.scope.generation:
+                found.append(_Settled(owned, there.position))
+        return found
 
-    def _settled(self, owned: Owned) -> int | None:
-        """The position that the group has committed; None: nothing is to be done here."""
-        if self._connection.clock.monotonic() >= owned.assignment.valid_until:
-            return None
-        topic, partition = owned.assignment.topic_partition
-        found = self._connection.log.committed(self._inbox.group, topic).get(partition)
-        # What is committed may be of a reset that this owner has not heard of yet.
-        if found is None or decode_generation(found.progress) != owned.scope.generation:
-            return None
-        return found.position
-
-    def _work(self, owned: Owned, settled: int) -> Generator[Work, Any, None]:
+    def _work(self, settled: _Settled) -> Generator[Work, Any, None]:
         """The transactions of one partition, each with what the one before came to."""
-        inbox, scope, number = self._inbox, owned.scope, owned.number
+        inbox, scope, number = self._inbox, settled.owned.scope, settled.owned.number
         dialect, keep = inbox.database.dialect, inbox.database.keep
 
         def look() -> Steps[Any]:
-            yield from begin_purge(dialect, _WAITS)
             found = yield from pending(dialect, number)
             if found is not None:
                 return found
             last = yield from rows_to_purge(
-                dialect, number, position_text(settled), keep, ROWS_AT_ONCE
+                dialect, number, position_text(settled.position), keep, ROWS_AT_ONCE
             )
             if last is None:
                 return None
             yield from raise_mark(dialect, scope, number, position_text(int(last) + 1))
             return last
 
-        def delete() -> Steps[bool]:
-            yield from begin_purge(dialect, _WAITS)
-            return (yield from delete_purged(number, ROWS_AT_ONCE))
-
+        if not self._has_tables:  # they are made with the first message that is handled
+            self._has_tables = (yield Work(lambda: find_version(dialect))) is not None
+            if not self._has_tables:
+                return
         for _ in range(ROUNDS_AT_ONCE):
             found = yield Work(look)
             if found is None:
@@ -163,8 +192,13 @@ class Purger:
             if not found.is_due:
                 return
             for _ in range(ROUNDS_AT_ONCE):
-                if (yield Work(delete)):
+                if (yield Work(lambda: delete_purged(number, ROWS_AT_ONCE))):
                     break
+
+    def _steps(self, transaction: Work) -> Steps[Any]:
+        """A transaction's, with a bound on how long it holds others up if this process freezes."""
+        yield from begin_purge(self._inbox.database.dialect, _WAITS)
+        return (yield from transaction.steps())
 
     def _run(self, work: Generator[Work, Any, None]) -> None:
         result: Any = None
@@ -173,7 +207,7 @@ class Purger:
                 transaction = work.send(result)
                 session = self._inbox.database.begin()
                 try:
-                    result = run(session, transaction.steps())
+                    result = run(session, self._steps(transaction))
                     session.commit()
                 except BaseException:
                     session.rollback()
@@ -188,7 +222,7 @@ class Purger:
                 transaction = work.send(result)
                 session = await self._inbox.database.begin_async()
                 try:
-                    result = await run_async(session, transaction.steps())
+                    result = await run_async(session, self._steps(transaction))
                     await session.commit()
                 except BaseException:
                     await session.rollback()
@@ -196,12 +230,12 @@ class Purger:
         except StopIteration:
             return
 
-    def _report(self, owned: Owned, error: Exception) -> None:
+    def _report(self, assignment: Assignment, error: Exception) -> None:
         expected = isinstance(error, StreamsError) or (
             self._inbox.database.classify(error) is not Failure.FAULT
         )
         log = logger.info if expected else logger.error
         log(
             "%s: rows of %s/%d were not purged, later again: %r",
-            self._inbox.name, owned.scope.topic, owned.scope.partition, error,
+            self._inbox.name, *assignment.topic_partition, error,
         )  # fmt: skip

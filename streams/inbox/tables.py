@@ -382,7 +382,7 @@ def mark_dead(dialect: DialectName, entry: Entry, timeouts: Timeouts) -> Steps[V
 
 
 def begin_purge(dialect: DialectName, timeouts: Timeouts) -> Steps[None]:
-    """Wait for nobody."""
+    """Wait for nobody, and hold nobody up for long."""
     if dialect == "postgresql":
         yield Statement(
             "SELECT set_config('lock_timeout', CAST($1 AS text), true), "

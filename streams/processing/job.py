@@ -463,6 +463,9 @@ class Job:
     attempt_log: AttemptLog | None = None
     """Counts attempts in the log."""
     observer: PartitionObserver | None = None
+    on_assigned: Callable[[Sequence[Assignment]], None] | None = None
+    """Told of partitions that are ours from then on, in the thread that polls; it must not block.
+    """
     key_parking: KeyParking | None = None
     """Keeps keys closed behind dead messages."""
     before_dead_letter: BeforeDeadLetter | None = None

@@ -117,6 +117,8 @@ class PartitionLifecycle:
                 self._committer.start_uncommitted = True
         if self._job.observer is not None:
             self._job.observer.assigned(assignments, self.keep_alive)
+        if self._job.on_assigned is not None:
+            self._job.on_assigned(assignments)
         if assignments:
             logger.info("%s: owns %s", self._job.name, partition_names(assignments))
 

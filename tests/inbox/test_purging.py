@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import psycopg
 import pytest
 
 from streams import Position, Processor, Retry, Streams, Topic
+from streams.databases import psycopg_database
+from streams.inbox.tables import Timeouts
 from streams.log.protocol import Committed
 from streams.testing import Harness, harness
 from tests.inbox.kinds import KINDS, Kind, Place
@@ -36,16 +39,20 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Books:
-    """A processor whose rows need not be kept, and what its database has of them."""
+    """A processor whose rows need not be kept, and what its database has of them.
 
-    def __init__(self, app: Streams, kind: Kind, place: Place) -> None:
+    :param name: of its topic and group; a new one if not given.
+    """
+
+    def __init__(self, app: Streams, kind: Kind, place: Place, name: str = "") -> None:
         self.place = place
-        self.topic: Topic[int] = app.topic(f"orders-{uuid4().hex[:8]}", int, partitions=2)
+        name = name or uuid4().hex[:8]
+        self.topic: Topic[int] = app.topic(f"orders-{name}", int, partitions=2)
         self.open: set[int] = set()
         """Numbers whose handler fails, so that they are not settled."""
         self.processor: Processor[..., Any] = app.processor(
             self.topic,
-            group=f"g-{uuid4().hex[:8]}",
+            group=f"g-{name}",
             concurrency=4,
             transaction=kind.make(place.place, keep=0),
             retry=Retry(attempts=100_000, delay=0.05, cap=0.05),
@@ -177,3 +184,60 @@ async def test_a_round_that_failed_is_not_the_last(
     failed = [each for each in caplog.records if "were not purged, later again" in each.message]
     assert failed
     assert {each.levelno for each in failed} == {logging.INFO}
+
+
+@pytest.mark.parametrize("database", ["async-psycopg", "psycopg", "sqlite"])
+async def test_who_takes_a_partition_over_purges_what_others_have_handled(
+    database: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing comes any more."""
+    kind = BY_NAME[database]
+    where = request.getfixturevalue("postgres") if kind.server else str(tmp_path / "effects.db")
+    url, name = f"sqlite:///{tmp_path / 'log.db'}", uuid4().hex[:8]
+    monkeypatch.setattr("streams.inbox.purging.PURGE_INTERVAL", 1e6)
+    place = Place(where)
+    app = Streams(url)
+    first = Books(app, kind, place, name)
+    async with harness(app, url=url) as h:
+        await first.publish(range(5), partition=0)
+        await h.settled()
+    assert first.rows() == {f"m{number}" for number in range(5)}
+    monkeypatch.setattr("streams.inbox.purging.PURGE_INTERVAL", 0.05)
+    app = Streams(url)
+    second = Books(app, kind, place, name)
+    async with harness(app, url=url):
+        await eventually(lambda: second.rows() == set(), "all of it is purged", PURGED_WITHIN)
+    assert second.place.effects() == {f"m{number}": 1 for number in range(5)}
+
+
+@pytest.mark.parametrize("number", range(5))
+async def test_a_process_that_freezes_while_it_purges_holds_nobody_up(
+    postgres: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whichever of its transactions: the server ends it."""
+    monkeypatch.setattr("streams.inbox.purging._WAITS", Timeouts(lock=0.2, idle=0.2))
+    committed = 0
+    ended: list[int] = []
+    commit = psycopg_database._PsycopgSession.commit
+
+    def freeze(session: Any) -> None:
+        nonlocal committed
+        if threading.current_thread().name.startswith("streams-inbox-"):
+            committed += 1
+            if committed == number + 1:
+                with psycopg.connect(postgres, autocommit=True) as server:
+                    pid = session.connection.info.backend_pid
+                    sql = f"SELECT 1 FROM pg_stat_activity WHERE pid = {pid}"
+                    until(lambda: not server.execute(sql).fetchall(), 60, "the server ends it")
+                ended.append(pid)
+        commit(session)
+
+    monkeypatch.setattr(psycopg_database._PsycopgSession, "commit", freeze)
+    app = Streams("memory://")
+    books = Books(app, BY_NAME["psycopg"], Place(postgres))
+    async with harness(app) as h:
+        await books.publish(range(5), partition=0)
+        await h.settled()
+        await eventually(lambda: books.rows() == set(), "all of it is purged", PURGED_WITHIN)
+        await eventually(lambda: len(ended) == 1, "one was ended")
+    assert books.place.effects() == {f"m{number}": 1 for number in range(5)}
