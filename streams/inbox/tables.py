@@ -259,18 +259,27 @@ def find_version(dialect: DialectName) -> Steps[int | None]:
     return rows[0][0] if rows else None
 
 
-def read_committed(dialect: DialectName) -> Steps[None]:
-    """The first statement of a transaction that has to see what others committed while it waited
-    for a lock, whatever the level of its connection: stricter ones have one snapshot, that of the
-    statement which waited."""
+IDLE_WITH_LOCK = 10.0
+"""Seconds after which the server ends a transaction of ours that holds a lock and does nothing."""
+
+
+def begin_locking(dialect: DialectName) -> Steps[None]:
+    """The first statements of a transaction that waits for a lock and then has it.
+
+    It sees what others committed while it waited, whatever the level of its connection: stricter
+    ones have one snapshot, that of the statement which waited. And the server ends it if this
+    process freezes, or is gone without a word, so that others get on.
+    """
     if dialect == "postgresql":
         yield Statement("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        milliseconds = max(1, round(IDLE_WITH_LOCK * 1000))
+        yield Statement(f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds}")
 
 
 def create_missing(dialect: DialectName) -> Steps[int]:
     """Make the tables where there are none, once, whoever else tries; their version. The first
     statements of their transaction."""
-    yield from read_committed(dialect)
+    yield from begin_locking(dialect)
     if dialect == "postgresql":
         yield Statement(f"SELECT pg_advisory_xact_lock({PREPARING})")
     found = yield from find_version(dialect)

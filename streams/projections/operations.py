@@ -12,6 +12,7 @@ from typing import NamedTuple
 from streams.config import DeadLetters
 from streams.databases.sqlite_files import check_file
 from streams.errors import ConfigError, InvalidValue, NotFound
+from streams.inbox.tables import begin_locking
 from streams.log.protocol import GroupInfo, Log
 from streams.projections import tables
 from streams.projections.projection import (
@@ -242,7 +243,9 @@ async def drop(log: Log, declared: Iterable[Projection], name: str, version: int
         return numbers
 
     def forget() -> Work[None]:
-        yield from tables.forget_handled(transactions.database.dialect, numbers)
+        dialect = transactions.database.dialect
+        yield from begin_locking(dialect)
+        yield from tables.forget_handled(dialect, numbers)
         yield from committed(tables.forget(name, version))
 
     numbers = await asyncio.to_thread(delete_group)

@@ -213,7 +213,9 @@ class Projection:
         if not is_there:
             await self.transactions.run(committed(tables.create_missing(dialect)))
         goal = await asyncio.to_thread(ends_of, self._connection.log, self.topics)
-        await self.transactions.run(committed(tables.declare(self.name, self.version, goal)))
+        await self.transactions.run(
+            committed(tables.declare(dialect, self.name, self.version, goal))
+        )
         self._known = True
 
     # -- promoting

@@ -27,7 +27,7 @@ from streams.databases.protocol import DialectName, Statement, Steps
 from streams.errors import ConfigError
 from streams.inbox.identity import digest, position_text
 from streams.inbox.inbox import RunAgain
-from streams.inbox.tables import PREPARING, find_version, read_committed
+from streams.inbox.tables import PREPARING, begin_locking, find_version
 
 _CREATE: Mapping[DialectName, str] = {
     "postgresql": """\
@@ -86,7 +86,7 @@ def find_table(dialect: DialectName) -> Steps[bool]:
 
 def create_missing(dialect: DialectName) -> Steps[None]:
     """Make the table, once, whoever else tries. The first statements of their transaction."""
-    yield from read_committed(dialect)
+    yield from begin_locking(dialect)
     if dialect == "postgresql":
         yield Statement(f"SELECT pg_advisory_xact_lock({PREPARING})")
     if not (yield from find_table(dialect)):
@@ -105,8 +105,9 @@ def versions_of(name: str) -> Steps[list[KnownVersion]]:
     ]
 
 
-def declare(name: str, version: int, goal: Ends) -> Steps[None]:
-    """A version is there; nothing, if that is known."""
+def declare(dialect: DialectName, name: str, version: int, goal: Ends) -> Steps[None]:
+    """A version is there; nothing, if that is known. The first statements of their transaction."""
+    yield from begin_locking(dialect)
     text = json.dumps(
         {
             topic: {str(number): str(int(end)) for number, end in ends.items()}
@@ -240,7 +241,7 @@ def promote_alone(dialect: DialectName, name: str, *, lock: float, idle: float) 
     :param idle: seconds between two of them, at most: the serving version stands still, and whoever
         promotes may be frozen, or gone without a word (PostgreSQL).
     """
-    yield from read_committed(dialect)
+    yield from begin_locking(dialect)
     if dialect == "postgresql":
         yield Statement(
             "SELECT set_config('lock_timeout', CAST($1 AS text), true), "

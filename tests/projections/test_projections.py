@@ -589,6 +589,39 @@ async def test_tables_are_made_once_at_any_level(ground: Ground) -> None:
         database.leave()
 
 
+@pytest.mark.parametrize("ground", [("psycopg", "memory")], ids=["postgres"], indirect=True)
+async def test_who_freezes_with_a_lock_holds_nobody_up(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server ends its transaction."""
+    monkeypatch.setattr("streams.inbox.tables.IDLE_WITH_LOCK", 0.3)
+    database = ground.kind.make(ground.place)
+    database.reserve(2)
+    database.enter()
+    all_steps: list[Any] = [
+        create_inbox,
+        tables.create_missing,
+        lambda dialect: tables.declare(dialect, NAME, 1, {}),
+    ]
+
+    def finish(steps: Any) -> None:
+        session = database.begin()
+        try:
+            run(session, steps("postgresql"))
+            session.commit()
+        finally:
+            session.rollback()
+
+    try:
+        for steps in all_steps:
+            frozen = database.begin()
+            run(frozen, steps("postgresql"))
+            await asyncio.wait_for(asyncio.to_thread(finish, steps), 60)
+            frozen.rollback()
+    finally:
+        database.leave()
+
+
 async def test_a_second_handling_on_purpose_is_refused(ground: Ground) -> None:
     async with Streams(ground.url).connected() as kept:
         world = ground.world(1)
