@@ -68,6 +68,20 @@ def test_a_deleted_topic_takes_its_messages_and_positions_along(world: World) ->
     assert world.log.initialize_offsets(group, topic, {0: 0, 1: 0})
 
 
+def test_a_topic_that_is_made_anew_is_given_to_those_that_subscribe(world: World) -> None:
+    topic, group = world.topic(), world.group()
+    member = world.member(group, topic)
+    member.until_owns(1)
+    world.append(topic, [b"old"])
+    member.until_delivered(1)
+    world.log.delete_topic(topic)
+    member.until_owns(0)
+    world.log.create_topic(topic, 2)
+    world.append(topic, [b"1", b"2", b"3"])
+    member.until_owns(2)
+    member.until_delivered(4)
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "ü", "x" * 250])
 def test_a_name_that_kafka_would_refuse_is_refused(world: World, name: str) -> None:
     with pytest.raises(ConfigError, match="topic"):

@@ -70,6 +70,8 @@ ON s.no = h.no AND s.key = h.key AND s.fingerprint = r.value ->> 4 AND s.version
 LEFT JOIN streams_events AS m ON m.no = s.no AND m.key = s.key AND m.version = s.version
 """
 
+_SELECT_TOPIC = "SELECT topic FROM streams_partitions WHERE no = ?"
+
 # The IDs, and the data one behind the other. (In a file in UTF-8, which a log's is, group_concat()
 # takes the bytes of a BLOB as they are.)
 _SELECT_EVENTS = """
@@ -198,10 +200,15 @@ class Events:
         self._numbers: dict[str, list[int]] = {}
         """Each event topic's partition numbers, used until a transaction finds them gone."""
 
-    def _partition_numbers(self, topic: str) -> list[int]:
+    def _known_numbers(self, topic: str) -> list[int]:
+        """A topic's partition numbers, as they were. A transaction that uses them sees that they
+        are still the topic's: another process may have made it anew."""
         found = self._numbers.get(topic)
-        if found is not None:
-            return found
+        if found is None:
+            found = self._numbers[topic] = self._partition_numbers(topic)
+        return found
+
+    def _partition_numbers(self, topic: str) -> list[int]:
         with self._database.read() as db:
             rows = db.fetch_rows(
                 "SELECT no FROM streams_partitions WHERE topic = ? ORDER BY partition", (topic,)
@@ -210,8 +217,7 @@ class Events:
                 raise topic_not_found(topic)
             if not self._database.holds_histories(db, topic):
                 raise not_an_event_topic(topic)
-        numbers = self._numbers[topic] = [number for (number,) in rows]
-        return numbers
+        return [number for (number,) in rows]
 
     # -- appending
 
@@ -228,7 +234,7 @@ class Events:
 
     def _append(self, topic: str, appends: Sequence[EventAppend]) -> Sequence[AppendOutcome]:
         for _ in range(2):
-            outcomes = self._write(topic, self._partition_numbers(topic), appends)
+            outcomes = self._write(topic, self._known_numbers(topic), appends)
             if outcomes is not None:
                 self._database.shared_file.notify([topic_event(topic)])
                 return outcomes
@@ -247,6 +253,8 @@ class Events:
         ]
         now = int(self._database.clock.time() * 1e6)
         with self._database.write() as db:
+            if not _has_partition(db, topic, numbers[0]):
+                return None
             histories = self._load_heads(db, set(names))
             runs: dict[int, _Run] = {}
             again: list[int] = []
@@ -377,7 +385,12 @@ class Events:
         :raises LogError: a row is none of ours.
         """
         try:
-            return self._read(topic, requests)
+            for _ in range(2):
+                found = self._read(topic, self._known_numbers(topic), requests)
+                if found is not None:
+                    return found
+                self._numbers.pop(topic, None)  # it was deleted, and perhaps created anew
+            raise NotFound(f"topic {topic!r} is being deleted")
         except InvalidValue:
             raise
         except (msgspec.DecodeError, ValueError) as error:
@@ -385,8 +398,10 @@ class Events:
                 f"{topic}: somebody has changed the tables of its histories: {error}"
             ) from error
 
-    def _read(self, topic: str, requests: Sequence[HistoryRequest]) -> list[History]:
-        numbers = self._partition_numbers(topic)
+    def _read(
+        self, topic: str, numbers: list[int], requests: Sequence[HistoryRequest]
+    ) -> list[History] | None:
+        """The answers; None if the topic's partitions are others by now."""
         partitions = [partition_for(request.key, "", len(numbers)) for request in requests]
         asked = _json(
             (
@@ -399,6 +414,8 @@ class Events:
             for partition, request in zip(partitions, requests, strict=True)
         )
         with self._database.read(snapshot=True) as db:
+            if not _has_partition(db, topic, numbers[0]):
+                return None
             rows = {
                 row.place: row
                 for row in _decode_requests(db.fetch_rows(_SELECT_REQUESTS, (asked,))[0][0])
@@ -568,6 +585,11 @@ class Events:
                 (numbers,),
             )
         return EventTotals(keys, int(events), causes, int(cause_bytes), Counter(dict(snapshots)))
+
+
+def _has_partition(db: SqliteConnection, topic: str, number: int) -> bool:
+    """Whether a partition's number is still the topic's. None is used twice."""
+    return db.fetch_rows(_SELECT_TOPIC, (number,)) == [(topic,)]
 
 
 def _json(rows: Iterable[tuple[Any, ...]]) -> str:

@@ -73,14 +73,25 @@ SELECT_GENERATION = (
 """A group's generation, whatever somebody else has written there."""
 
 
+_BUMP = (
+    "UPDATE streams_groups SET generation ="
+    " iif(typeof(generation) = 'integer' AND generation < 1 << 53, generation, 0) + 1"
+)
+
+
 def bump_generation(db: SqliteConnection, group: str) -> None:
     """Make a group's members plan again."""
-    db.execute(
-        "UPDATE streams_groups SET generation ="
-        " iif(typeof(generation) = 'integer' AND generation < 1 << 53, generation, 0) + 1"
-        " WHERE name = ?",
-        (group,),
-    )
+    db.execute(f"{_BUMP} WHERE name = ?", (group,))
+
+
+def bump_generations(db: SqliteConnection) -> list[str]:
+    """Make the members of all groups plan again; the groups that have any."""
+    return [
+        name
+        for (name,) in db.fetch_rows(
+            f'{_BUMP} WHERE name IN (SELECT "group" FROM streams_members) RETURNING name'  # noqa: S608
+        )
+    ]
 
 
 def delete_member(db: SqliteConnection, group: str, member_number: int) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from streams.errors import ConfigError, NotFound, Unavailable
 from streams.log.events import events_only, not_an_event_topic, partition_count_mismatch
 from streams.log.names import check_topic, topic_mismatch, topic_not_found
 from streams.log.protocol import Retention, TopicInfo
 from streams.log.sqlite.database import Database, SqliteConnection
-from streams.log.sqlite.member_rows import bump_generation
+from streams.log.sqlite.member_rows import bump_generation, bump_generations
 from streams.log.sqlite.retention import Trimmer
 from streams.log.sqlite.shared_file import group_event, topic_event
 
@@ -41,14 +41,16 @@ class Topics:
         except NotFound:
             found = None
         if found is None or _changes_retention(found, retention):
+            groups: list[str] = []
             with self._database.write() as db:
                 found = _find_topic(db, topic)
                 if found is None:
-                    _insert_topic(db, topic, partitions, retention)
+                    groups = _insert_topic(db, topic, partitions, retention)
                     found = TopicInfo(topic, partitions, retention)
                 elif _changes_retention(found, retention):
                     _set_retention(db, found, retention)
                     found = found._replace(retention=retention)
+            self._wake(groups)
         if found.partitions != partitions:
             raise topic_mismatch(topic, found.partitions, partitions)
         return found
@@ -63,14 +65,20 @@ class Topics:
         with self._database.write() as db:
             found = _find_topic(db, topic)
             if found is None:
-                _insert_topic(db, topic, partitions, Retention())
+                groups = _insert_topic(db, topic, partitions, Retention())
                 db.execute("INSERT INTO streams_event_topics VALUES (?)", (topic,))
-                return TopicInfo(topic, partitions, is_event_topic=True)
+        if found is None:
+            self._wake(groups)
+            return TopicInfo(topic, partitions, is_event_topic=True)
         if not found.is_event_topic:
             raise not_an_event_topic(topic)
         if found.partitions != partitions:
             raise partition_count_mismatch(topic, found.partitions, partitions)
         return found
+
+    def _wake(self, groups: Sequence[str]) -> None:
+        """Have their members plan now: one of them may have waited for a topic that is there."""
+        self._database.shared_file.notify([group_event(group) for group in groups])
 
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
         """See :meth:`streams.log.protocol.Log.set_retention`."""
@@ -187,7 +195,10 @@ def _set_retention(db: SqliteConnection, topic: TopicInfo, retention: Retention)
     )
 
 
-def _insert_topic(db: SqliteConnection, topic: str, partitions: int, retention: Retention) -> None:
+def _insert_topic(
+    db: SqliteConnection, topic: str, partitions: int, retention: Retention
+) -> list[str]:
+    """A new topic; the groups whose members may have waited for it."""
     db.execute(
         "INSERT INTO streams_topics VALUES (?, ?, ?, ?)",
         (topic, partitions, retention.seconds, retention.messages),
@@ -201,6 +212,7 @@ def _insert_topic(db: SqliteConnection, topic: str, partitions: int, retention: 
         "INSERT INTO streams_partitions (no, topic, partition) VALUES (?, ?, ?)",
         [(last - partitions + p, topic, p) for p in range(partitions)],
     )
+    return bump_generations(db)
 
 
 def partition_numbers(db: SqliteConnection, topics: Iterable[str]) -> dict[str, list[int]]:
