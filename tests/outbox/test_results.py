@@ -442,6 +442,13 @@ def test_an_outbox_of_the_same_address(given: Any, address: str) -> None:
     assert not Outbox(app, address, table="other").is_in(other)
 
 
+def test_other_options_may_choose_another_schema() -> None:
+    """So its table of that name may be another one."""
+    there = "postgresql://127.0.0.1:1/shop?options=-csearch_path%3Dtenant"
+    assert Outbox(Streams("memory://"), there).is_in(Psycopg(there))
+    assert not Outbox(Streams("memory://"), there).is_in(Psycopg("postgresql://127.0.0.1:1/shop"))
+
+
 def test_one_that_names_the_database_goes_first() -> None:
     from streams.inbox.results import choose_outbox
 
