@@ -29,6 +29,7 @@ from streams.message import (
     FIRST_POSITION,
     GENERATION,
     ID,
+    INCARNATION,
     LEGACY_CORRELATION,
     REDRIVE,
     Batch,
@@ -105,14 +106,17 @@ def headers_to_return(
     headers = batch.headers(index)
     header = next((value for name, value in headers if name == GENERATION), None)
     assignment = delivery.fetched.state.assignment
+    incarnation = header_text(headers, INCARNATION) if has_come_back else assignment.incarnation
     generation = message_generation(header if has_come_back else None, assignment)
     first = first_position(batch, index, has_come_back=has_come_back)
-    names = {*names, GENERATION, FIRST_POSITION}
+    names = {*names, GENERATION, FIRST_POSITION, INCARNATION}
     found = copied_headers(headers_without(headers, names, ERROR_PREFIX))
     if generation:
         found.append((GENERATION, str(generation).encode()))
         first = f"{first}.{generation}"
     found.append((FIRST_POSITION, first.encode()))
+    if incarnation:
+        found.append((INCARNATION, incarnation.encode()))
     return found
 
 

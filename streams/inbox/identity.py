@@ -28,7 +28,7 @@ from streams.derived_records import (
     redrives_of,
 )
 from streams.log.protocol import Assignment
-from streams.message import GENERATION, SOURCE, Message, identity_and_offset, row_of
+from streams.message import GENERATION, INCARNATION, SOURCE, Message, identity_and_offset, row_of
 from streams.processing.job import reset_generation
 
 POSITION_DIGITS = 39
@@ -144,6 +144,7 @@ class Identities:
         incarnation = self._incarnation(topic)
         scope = Scope(incarnation, self._group, reset_generation(assignment), topic, partition)
         source_incarnation = incarnation if source == topic else self._incarnation(source)
+        assignment.incarnation = incarnation
         return Owned(
             assignment,
             scope,
@@ -175,8 +176,11 @@ class Identities:
         if not source:
             partition = first_partition(message, has_come_back=came_back)
             source = f"{owned.source_topic}/{partition}"
+        # The topic may have been made anew since the message failed.
+        first = header_text(headers, INCARNATION) if came_back else None
+        incarnation = first or owned.source_incarnation
         return Entry(
-            entry_id(digest(owned.source_incarnation, self._group, generation, source)[:8], name),
+            entry_id(digest(incarnation, self._group, generation, source)[:8], name),
             owned.number,
             position_text(offset),
             min(redrives_of(headers), MAX_REDRIVES),
