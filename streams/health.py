@@ -260,7 +260,8 @@ class OutboxHealth:
     """How the relay of an outbox is in this process.
 
     :param running: it relays, or waits for an outage's end.
-    :param error: what the database did not answer for, in one line; None: it answers.
+    :param error: what the database did not answer for, or that it answers too late for anything to
+        be relayed, in one line; None: it answers in time.
     :param failed: rows that could not be published and wait for somebody to look at them. The
         others go on, and a restart would not help, so it makes nothing unready.
     """

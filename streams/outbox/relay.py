@@ -91,6 +91,7 @@ class Relay:
         self._backlog: Backlog | None = None
         self._is_running = False
         self._error: str | None = None
+        self._reads_in_vain: str | None = None
         self._pause = FIRST_PAUSE
         self._bucket_count = 0
 
@@ -113,7 +114,8 @@ class Relay:
         """How it is (any thread)."""
         backlog = self._backlog
         failed = backlog.failed if backlog is not None else 0
-        return OutboxHealth(running=self._is_running, error=self._error, failed=failed)
+        error = self._error or self._reads_in_vain
+        return OutboxHealth(running=self._is_running, error=error, failed=failed)
 
     async def run(self) -> None:
         """Relay until cancelled. Whatever goes wrong is logged, and tried again.
@@ -121,6 +123,7 @@ class Relay:
         :raises ConfigError: the database's address cannot work.
         """
         self._pause, self._is_running = FIRST_PAUSE, True
+        self._reads_in_vain = None
         try:
             while True:
                 try:
@@ -157,6 +160,23 @@ class Relay:
         """
         self._error = None
         self._pause = FIRST_PAUSE
+
+    def reads_in_time(self) -> None:
+        """What the session reads, it may relay."""
+        self._reads_in_vain = None
+
+    def reads_in_vain(self, seconds: float, lease: float) -> None:
+        """Once more the session has read what it may not relay any more.
+
+        :param seconds: how long the reading took.
+        """
+        problem = (
+            f"reading took {seconds:.1f} s, and with lease={lease:g} others may have the keys by "
+            "then: nothing is relayed"
+        )
+        if self._reads_in_vain is None:
+            logger.warning("outbox %s: %s", self._tables.table, problem)
+        self._reads_in_vain = problem
 
     def relayed(self, rows: int) -> None:
         """The log has confirmed so many rows."""
@@ -202,7 +222,7 @@ class _Session:
         self._clock = SYSTEM  # a lease is about real processes, whatever the app's clock says
         self._buckets = Buckets(database, SYSTEM, options.lease)
         self._awake = asyncio.Event()
-        self._publisher = GroupPublisher(app)
+        self._publisher = GroupPublisher(app, self._is_ours)
         self._tasks: set[asyncio.Task[None]] = set()
         self._writes: dict[str, _TopicWrites] = {}
         """Topics to which something is on its way."""
@@ -217,6 +237,10 @@ class _Session:
         self._paused_until: dict[str, float] = {}
         """Topics that the log could not take."""
         self._pauses: dict[str, float] = {}
+        self._divisor = 1
+        """What is read at once otherwise is divided by it, so that it is read in time."""
+        self._times_in_vain = 0
+        """How often in succession what was read came too late."""
         self._listener: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
         self._next_tick = self._next_sample = self._next_release = 0.0
@@ -282,9 +306,7 @@ class _Session:
                 await self._wait(max(0.0, self._next_tick - monotonic()))
 
     async def _tick(self, now: float) -> None:
-        await self._buckets.tick(+self._in_flight)
-        self._relay.owns(len(self._buckets.owned))
-        self._next_tick = now + self._options.lease / TICKS
+        await self._keep_buckets(now)
         if now >= self._next_release and self._buckets.owned:
             self._next_release = now + RELEASE_EVERY
             await self._database.execute(self._database.dialect.release_waiting())
@@ -292,6 +314,11 @@ class _Session:
             self._next_sample = now + SAMPLE_EVERY
             rows = await self._database.execute(self._database.dialect.backlog())
             self._relay.sampled(Backlog(*rows[0]))
+
+    async def _keep_buckets(self, now: float) -> None:
+        await self._buckets.tick(+self._in_flight)
+        self._relay.owns(len(self._buckets.owned))
+        self._next_tick = now + self._options.lease / TICKS
 
     async def _wait(self, limit: float) -> None:
         """Until something was written, a group has ended, or it is time to look."""
@@ -307,8 +334,11 @@ class _Session:
     async def _start_groups(self) -> bool:
         """Read rows and start them on their way; whether there were any."""
         options, now = self._options, self._clock.monotonic()
-        room = min(options.batch // 2 or 1, options.batch - self._in_flight.total())
-        room_bytes = min(options.batch_bytes // 2 or 1, options.batch_bytes - self._bytes_in_flight)
+        share = 2 * self._divisor  # half of it at most, as the next are read meanwhile
+        room = min(options.batch // share or 1, options.batch - self._in_flight.total())
+        room_bytes = min(
+            options.batch_bytes // share or 1, options.batch_bytes - self._bytes_in_flight
+        )
         self._paused_until = {t: u for t, u in self._paused_until.items() if u > now}
         if not self._buckets.owned or room <= 0 or room_bytes <= 0:
             return False
@@ -316,6 +346,7 @@ class _Session:
         busy = [topic for topic, writes in self._writes.items() if writes.following is not None]
         skipped = [row for rows in self._skipped.values() for row in rows]
         self._overtaking.clear()
+        term = self._buckets.term
         found = await self._database.fetch(
             {
                 "relay": self._buckets.relay,
@@ -326,20 +357,47 @@ class _Session:
                 "bytes": room_bytes,
             },
         )
+        rows = [Row(*each) for each in found]
+        if not self._buckets.holds(term):  # it took long
+            await self._keep_buckets(self._clock.monotonic())
+            rows = [row for row in rows if row.bucket in self._buckets.owned]
+        if not self._has_read(term, self._clock.monotonic() - now):
+            return bool(found)
         by_topic: dict[str, list[Row]] = {}
         held: list[int] = []
-        for each in found:
-            row = Row(*each)
+        for row in rows:
             if row.held:
                 held.append(row.sequence)
             else:
                 by_topic.setdefault(row.topic, []).append(row)
-        started = [self._start_group(Group(topic, rows)) for topic, rows in by_topic.items()]
+        started = [self._start_group(Group(topic, rows, term)) for topic, rows in by_topic.items()]
         if held:
             await self._database.execute(
                 dialect.hold(), {"sequences": dialect.list_parameter(held)}
             )
         return bool(held) or any(started)
+
+    def _has_read(self, term: int, seconds: float) -> bool:
+        """Whether what was read may be relayed. Where it may not, less is read the next time.
+
+        :param term: that of the ownership when the reading began.
+        """
+        lease = self._options.lease
+        if self._buckets.holds(term):
+            self._times_in_vain = 0
+            self._relay.reads_in_time()
+            if seconds < lease / 4:
+                self._divisor = max(1, self._divisor // 2)
+            return True
+        self._divisor = min(2 * self._divisor, self._options.batch)
+        self._times_in_vain += 1
+        if self._times_in_vain > 1:  # once is no wonder: the process may have been frozen
+            self._relay.reads_in_vain(seconds, lease)
+        return False
+
+    def _is_ours(self, group: Group) -> bool:
+        """Nobody else can have its keys since it was read."""
+        return self._buckets.holds(group.term)
 
     def _start_group(self, group: Group) -> bool:
         """Publish it, or behind what is on its way to its topic; whether it was taken.
@@ -374,7 +432,7 @@ class _Session:
 
     async def _relay_group(self, group: Group) -> None:
         """Publish rows of one topic, and delete or mark them."""
-        if not self._buckets.is_certain:  # others may have its keys: read anew what is ours
+        if not self._is_ours(group):  # others may have its keys: read anew what is ours
             self._next_tick = 0.0
             self._arrived(group, Outcome())
             self._done(group)
