@@ -243,6 +243,7 @@ class OutboxStats:
     :param oldest: seconds since the first of them was written.
     :param failed: rows that could not be published.
     :param waiting: rows behind those, of the same keys.
+    :param undeclared: rows that wait for a relay whose app declares their topic.
     """
 
     relayed: int = 0
@@ -253,6 +254,7 @@ class OutboxStats:
     oldest: float | None = None
     failed: int | None = None
     waiting: int | None = None
+    undeclared: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ class Outcome:
 
 
 class GroupPublisher:
-    """Publishes groups to the topics that an app declares.
+    """Publishes groups to topics that an app declares.
 
     :param is_ours: nobody else can have a group's keys.
     """
@@ -122,9 +122,7 @@ class GroupPublisher:
 
     def _topic_problem(self, name: str) -> str:
         """Why nothing may be published to a topic; empty: it may."""
-        topic = self._app.topics.get(name)
-        if topic is None:
-            return "the app that relays declares no such topic"
+        topic = self._app.topics[name]
         if topic.is_read_only or topic.internal:
             return "the topic is the toolkit's own, which nothing else writes to"
         return ""

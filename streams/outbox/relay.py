@@ -11,15 +11,17 @@ one group of rows at a time is on its way, and the next is read meanwhile. Bound
 bytes, they are all that is held in memory.
 
 A row that cannot be published is marked with the reason, and its key waits: rows behind it are left
-out of what is read until somebody has it tried again. An outage of the log or of the database is
-waited out, and is no row's fault.
+out of what is read until somebody has it tried again. A row whose topic the app does not declare is
+marked as that, and so is what follows of its topic: a relay that comes to own the row's bucket, and
+whose app declares the topic, as that of a newer version does, takes the mark away. An outage of the
+log or of the database is waited out, and is no row's fault.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -40,7 +42,8 @@ SAMPLE_EVERY = 5.0
 """Seconds between two looks how many rows there are."""
 
 RELEASE_EVERY = 30.0
-"""Seconds between two looks whether rows wait behind one that is gone."""
+"""Seconds between two looks whether rows wait for what has come about: one that they wait behind is
+gone, or their topic is declared."""
 
 TICKS = 5
 """How often in a lease a relay says that it is there."""
@@ -50,6 +53,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 
 LEAVE_TIMEOUT = 5.0
 """Seconds that a relay which ends gives to what is on its way."""
+
+MAX_TOPICS_NAMED = 100
+"""Topics that are not declared and that are warned of. Whoever writes rows names them."""
 
 MAX_ERROR = 500
 """Characters of an error that is stored."""
@@ -92,6 +98,8 @@ class Relay:
         self._is_running = False
         self._error: str | None = None
         self._reads_in_vain: str | None = None
+        self._undeclared: set[str] = set()
+        """Topics that were warned of."""
         self._pause = FIRST_PAUSE
         self._bucket_count = 0
 
@@ -108,6 +116,7 @@ class Relay:
             oldest=None if known is None else known.oldest or 0.0,
             failed=None if known is None else known.failed,
             waiting=None if known is None else known.waiting,
+            undeclared=None if known is None else known.undeclared,
         )
 
     def health(self) -> OutboxHealth:
@@ -190,6 +199,16 @@ class Relay:
             "outbox %s: row %d%s cannot be published to %s, and what follows of the key waits: %s",
             self._tables.table, sequences[0], more, topic, reason,
         )  # fmt: skip
+
+    def undeclared(self, topics: Iterable[str]) -> None:
+        """There are rows of topics that the app does not declare."""
+        for topic in set(topics) - self._undeclared:
+            if len(self._undeclared) < MAX_TOPICS_NAMED:
+                self._undeclared.add(topic)
+                logger.warning(
+                    "outbox %s: rows of topic %s, which this app does not declare, wait for a "
+                    "relay whose app does", self._tables.table, one_line(str(topic)),
+                )  # fmt: skip
 
     def sampled(self, backlog: Backlog) -> None:
         """So many rows there are."""
@@ -309,16 +328,33 @@ class _Session:
         await self._keep_buckets(now)
         if now >= self._next_release and self._buckets.owned:
             self._next_release = now + RELEASE_EVERY
-            await self._database.execute(self._database.dialect.release_waiting())
+            await self._release()
         if now >= self._next_sample:
             self._next_sample = now + SAMPLE_EVERY
             rows = await self._database.execute(self._database.dialect.backlog())
             self._relay.sampled(Backlog(*rows[0]))
 
     async def _keep_buckets(self, now: float) -> None:
+        before = self._buckets.owned
         await self._buckets.tick(+self._in_flight)
         self._relay.owns(len(self._buckets.owned))
+        if self._buckets.owned - before:
+            self._next_release = now
         self._next_tick = now + self._options.lease / TICKS
+
+    async def _release(self) -> None:
+        """Have rows wait no longer for what has come about."""
+        database, dialect = self._database, self._database.dialect
+        topics = dialect.list_parameter(list(self._app.topics))
+        await database.execute(
+            dialect.release_undeclared(), {**self._ownership(), "topics": topics}
+        )
+        await database.execute(dialect.release_waiting())
+
+    def _ownership(self) -> dict[str, object]:
+        """What a statement is given that is about rows of this relay's buckets."""
+        buckets = self._database.dialect.list_parameter(sorted(self._buckets.owned))
+        return {"relay": self._buckets.relay, "buckets": buckets}
 
     async def _wait(self, limit: float) -> None:
         """Until something was written, a group has ended, or it is time to look."""
@@ -349,8 +385,7 @@ class _Session:
         term = self._buckets.term
         found = await self._database.fetch(
             {
-                "relay": self._buckets.relay,
-                "buckets": dialect.list_parameter(sorted(self._buckets.owned)),
+                **self._ownership(),
                 "busy": dialect.list_parameter([*busy, *self._paused_until]),
                 "skipped": dialect.list_parameter(skipped),
                 "limit": room,
@@ -365,8 +400,11 @@ class _Session:
             return bool(found)
         by_topic: dict[str, list[Row]] = {}
         held: list[int] = []
+        undeclared: list[Row] = []
         for row in rows:
-            if row.held:
+            if row.topic not in self._app.topics:
+                undeclared.append(row)
+            elif row.held:
                 held.append(row.sequence)
             else:
                 by_topic.setdefault(row.topic, []).append(row)
@@ -375,7 +413,11 @@ class _Session:
             await self._database.execute(
                 dialect.hold(), {"sequences": dialect.list_parameter(held)}
             )
-        return bool(held) or any(started)
+        if undeclared:
+            self._relay.undeclared(row.topic for row in undeclared)
+            sequences = dialect.list_parameter([row.sequence for row in undeclared])
+            await self._database.execute(dialect.set_aside(), {"sequences": sequences})
+        return bool(held or undeclared) or any(started)
 
     def _has_read(self, term: int, seconds: float) -> bool:
         """Whether what was read may be relayed. Where it may not, less is read the next time.
