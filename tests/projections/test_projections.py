@@ -626,7 +626,7 @@ async def test_who_freezes_with_a_lock_holds_nobody_up(
     ground: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server ends its transaction."""
-    monkeypatch.setattr("streams.inbox.tables.IDLE_WITH_LOCK", 0.3)
+    monkeypatch.setattr("streams.databases.locking.IDLE_WITH_LOCK", 0.3)
     database = ground.kind.make(ground.place)
     database.reserve(2)
     database.enter()
