@@ -281,7 +281,7 @@ def test_keyed_records_that_are_written_again_count_once(
             size = data.draw(st.integers(1, 4))
             attempt, after = [], None
             for offset, key, value in messages[position : position + size]:
-                record = KeyedRecord("numbers", partition, offset, 0, 0, after)
+                record = KeyedRecord("numbers", partition, offset, 0, (0, 1), after)
                 attempt.append((record, key, value))
                 after = (offset, 0)
             is_whole: bool = data.draw(st.booleans())
@@ -358,13 +358,14 @@ def test_a_forged_header_is_none_or_a_record(value: bytes) -> None:
     st.integers(0, 1 << 20),
     OFFSETS,
     st.integers(0, 9),
+    st.one_of(st.none(), st.tuples(st.integers(0, 4), st.integers(5, 9))),
     st.one_of(st.none(), st.tuples(OFFSETS, st.integers(0, 9))),
 )
 def test_a_header_is_read_as_it_was_written(
-    topic: str, partition: int, offset: int, copy: int, after: Any
+    topic: str, partition: int, offset: int, copy: int, event: Any, after: Any
 ) -> None:
     record = KeyedRecord(
-        "t-" + topic.encode("ascii", "ignore").decode(), partition, offset, copy, 1, after
+        "t-" + topic.encode("ascii", "ignore").decode(), partition, offset, copy, event, after
     )
     assert parse_keyed([keyed_header(record)]) == record
 
@@ -372,14 +373,17 @@ def test_a_header_is_read_as_it_was_written(
 @pytest.mark.parametrize(
     "header",
     [
-        b"%d/0/0/0/-/t" % (1 << 31),
-        b"0/%d/0/0/-/t" % (1 << 128),
-        b"0/0/%d/0/-/t" % 10**18,
-        b"0/0/0/%d/-/t" % 10**18,
-        b"0/0/0/0/%d.0/t" % (1 << 128),
-        b"0/0/0/0/0.%d/t" % 10**18,
-        b"0/0/0/0/0/t",
-        b"0/0/0/0/t",
+        b"%d/0/0/0.1/-/t" % (1 << 31),
+        b"0/%d/0/0.1/-/t" % (1 << 128),
+        b"0/0/%d/0.1/-/t" % 10**18,
+        b"0/0/0/%d.1/-/t" % 10**18,
+        b"0/0/0/0.%d/-/t" % 10**18,
+        b"0/0/0/1.1/-/t",
+        b"0/0/0/1/-/t",
+        b"0/0/0/0.1/%d.0/t" % (1 << 128),
+        b"0/0/0/0.1/0.%d/t" % 10**18,
+        b"0/0/0/0.1/0/t",
+        b"0/0/0/0.1/t",
     ],
 )
 def test_a_number_that_cannot_be_is_in_no_header(header: bytes) -> None:
@@ -389,7 +393,7 @@ def test_a_number_that_cannot_be_is_in_no_header(header: bytes) -> None:
 @pytest.mark.parametrize("written", [b"nan", b"1e999", b"9" * 5_000, b"\xff", b"", None])
 def test_a_copy_with_a_time_that_is_none_has_the_first_there_is(written: bytes | None) -> None:
     copied = batch_of([row(7, b"k", 1)], [[("__streams.view.time", written)]])
-    assert source_batch(KeyedRecord("t", 0, 7, 0, 0, None), copied, 0).time(0) == 0.0
+    assert source_batch(KeyedRecord("t", 0, 7, 0, None, None), copied, 0).time(0) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,30 @@ class DocumentStopped(StreamsError):
         self.reason = reason
 
 
+class EventsChanged(StreamsError):
+    """A message was written under the keys of its documents by code for which it was another number
+    of events than it is for this code."""
+
+    def __init__(self, position: Position, before: int, now: int) -> None:
+        super().__init__(
+            f"the message at {position} was written by key as {before} event(s) and is {now} here, "
+            "by an upcast that came since, so it is not known which documents it changes: code "
+            "that knows it as before folds it, streams views rebuild makes the documents anew, or "
+            "give the view a new version"
+        )
+
+
+class UnknownDocument(StreamsError):
+    """It cannot be known which documents a message changes."""
+
+    def __init__(self, position: Position, reason: str) -> None:
+        super().__init__(
+            f"the message at {position}: which documents it changes cannot be known: {reason}; it "
+            "is skipped by nobody: have the code decode it (by an upcast, or a codec), and key= "
+            "give its documents, or None"
+        )
+
+
 class ViewTimeout(StreamsError, TimeoutError):
     """The view had not folded what was waited for when the time was over."""
 

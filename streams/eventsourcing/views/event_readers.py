@@ -11,6 +11,7 @@ from typing_extensions import override
 from streams.decoding import TopicDecoder
 from streams.errors import NotFound
 from streams.eventsourcing.views.checkpoints import SourcePosition
+from streams.eventsourcing.views.errors import EventsChanged
 from streams.eventsourcing.views.keyed_records import KeyedRecord, parse_keyed, source_batch
 from streams.eventsourcing.views.repeats import NO_REPEATS, Repeats, Taken
 from streams.log.event_filter import ForeignRecords
@@ -48,6 +49,7 @@ class EventReader(Protocol):
         """The events of one message that are to be folded.
 
         :raises Skip: there is none.
+        :raises EventsChanged: which ones they are cannot be known.
         :raises Exception: it cannot be decoded.
         """
         ...
@@ -119,6 +121,10 @@ class SourceReader(EventReader):
         except Exception:  # which one it is, is seen when they are decoded one by one
             return None
         return events if len(events) == len(values) else None
+
+    def is_repeat(self, index: int) -> bool:
+        """Whether a message of the batch is passed over, as it was published twice."""
+        return index in self._taken.repeated
 
     @override
     def read(self, batch: Batch, index: int) -> Sequence[Unit]:
@@ -227,11 +233,13 @@ class KeyedReader(EventReader):
             raise Skip
         decoding = self._decodings[record.topic]
         row = source_batch(record, batch, index)
-        return [
-            each
-            for each in _units(decoding, decoding.unwrap(row), 0)
-            if each.number == record.number
-        ]
+        units = _units(decoding, decoding.unwrap(row), 0)
+        if record.event is None or not units:
+            return units
+        number, count = record.event
+        if len(units) != count:
+            raise EventsChanged(self.position(batch, index), count, len(units))
+        return [units[number]]
 
     @override
     def position(self, batch: Batch, index: int) -> Position:

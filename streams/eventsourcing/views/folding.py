@@ -7,7 +7,8 @@ up to the checkpoint.
 * Where the view's function fails, the document stands still at that event, with the failure beside
   it; later events of its key are left to :meth:`PartitionFolder.retry`.
 * Where it cannot be known which document an event is for, or an event's tag is unknown to this
-  code, the partition waits there: nothing behind it is folded.
+  code, or a message was written by key as another number of events, the partition waits there:
+  nothing behind it is folded.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from streams.eventsourcing.views.checkpoints import (
     encode_checkpoint,
 )
 from streams.eventsourcing.views.definition import ViewDefinition
-from streams.eventsourcing.views.errors import MissingKey
+from streams.eventsourcing.views.errors import EventsChanged, MissingKey
 from streams.eventsourcing.views.event_readers import EventReader, Unit
 from streams.eventsourcing.views.failures import decode_failure, encode_failure
 from streams.eventsourcing.views.inline_subscription import (
@@ -158,7 +159,7 @@ class PartitionFolder(PartitionHandler):
                 units = self._reader.read(batch, index)
             except Skip:
                 continue
-            except (UnknownTag, ConfigError, MemoryError) as error:
+            except (UnknownTag, EventsChanged, ConfigError, MemoryError) as error:
                 return index, error
             except Exception as error:
                 if key is None:

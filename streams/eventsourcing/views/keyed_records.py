@@ -4,10 +4,12 @@ Where a document's events stand in several partitions, they are first brought in
 the keyed topic has the key of a document, the bytes and headers of the event's message, and a
 header that says where that stands:
 
-``__streams.view``: ``PARTITION/OFFSET/COPY/NUMBER/AFTER/TOPIC``
+``__streams.view``: ``PARTITION/OFFSET/COPY/EVENT/AFTER/TOPIC``
 
-* COPY counts the records that are made of one message, from 0: of each of its events (NUMBER says
-  which), one for each document that it changes.
+* COPY counts the records that are made of one message, from 0: of each of its events, one for each
+  document that it changes.
+* EVENT is ``NUMBER.COUNT``: which of the message's events it is, from 0, and of how many, as the
+  code had it that wrote this; ``-``: all of them, as the message's own key is the document's.
 * AFTER is ``OFFSET.COPY`` of the record before it of the same source partition in the same
   partition of the keyed topic; ``-``: all before it were confirmed when it was written.
 
@@ -31,13 +33,16 @@ MAX_HEADER = 400
 
 
 class KeyedRecord(NamedTuple):
-    """What the header says."""
+    """What the header says.
+
+    :param event: which of the message's events it is, and of how many; None: all of them.
+    """
 
     topic: str
     partition: int
     offset: int
     copy: int
-    number: int
+    event: tuple[int, int] | None
     after: tuple[int, int] | None
 
     @property
@@ -48,9 +53,13 @@ class KeyedRecord(NamedTuple):
 
 def keyed_header(record: KeyedRecord) -> tuple[str, bytes]:
     """The header of a record."""
-    topic, partition, offset, copy, number, after = record
-    behind = "-" if after is None else f"{after[0]}.{after[1]}"
-    return HEADER, f"{partition}/{offset}/{copy}/{number}/{behind}/{topic}".encode()
+    topic, partition, offset, copy, event, after = record
+    which, behind = _pair_text(event), _pair_text(after)
+    return HEADER, f"{partition}/{offset}/{copy}/{which}/{behind}/{topic}".encode()
+
+
+def _pair_text(pair: tuple[int, int] | None) -> str:
+    return "-" if pair is None else f"{pair[0]}.{pair[1]}"
 
 
 def parse_keyed(headers: Headers) -> KeyedRecord | None:
@@ -61,16 +70,25 @@ def parse_keyed(headers: Headers) -> KeyedRecord | None:
     parts = text(value).split("/", 5)
     if len(parts) != 6:
         return None
-    place, number = _parse_place(parts[1], parts[2]), parse_int(parts[3])
-    partition, after = parse_partition(parts[0]), None
+    partition, place = parse_partition(parts[0]), _parse_place(parts[1], parts[2])
+    event = after = None
+    if parts[3] != "-":
+        number, count = map(parse_int, _split_pair(parts[3]))
+        if number is None or count is None or number >= count:
+            return None
+        event = number, count
     if parts[4] != "-":
-        first, _, second = parts[4].partition(".")
-        after = _parse_place(first, second)
+        after = _parse_place(*_split_pair(parts[4]))
         if after is None:
             return None
-    if partition is None or place is None or number is None:
+    if partition is None or place is None:
         return None
-    return KeyedRecord(parts[5], partition, *place, number, after)
+    return KeyedRecord(parts[5], partition, *place, event, after)
+
+
+def _split_pair(written: str) -> tuple[str, str]:
+    first, _, second = written.partition(".")
+    return first, second
 
 
 def _parse_place(offset: str, copy: str) -> tuple[int, int] | None:

@@ -12,9 +12,10 @@ from typing import Any
 
 from typing_extensions import override
 
-from streams.errors import LogError
-from streams.eventsourcing.views.definition import ViewDefinition
-from streams.eventsourcing.views.errors import MissingKey
+from stream_codecs import UnknownTag
+from streams.errors import ConfigError, LogError
+from streams.eventsourcing.views.definition import KeyFunction, ViewDefinition
+from streams.eventsourcing.views.errors import MissingKey, UnknownDocument
 from streams.eventsourcing.views.event_readers import SourceReader
 from streams.eventsourcing.views.inline_subscription import (
     Handled,
@@ -29,6 +30,12 @@ from streams.log.protocol import Assignment, Log
 from streams.log.range_reader import KEEP_ALIVE_EVERY
 from streams.message import Batch, Position, Record
 from streams.processing import Skip
+from streams.text import describe_error
+
+
+_Copy = tuple[tuple[int, int] | None, bytes]
+"""What is written of a message: which of its events, as a keyed record says it, and the key of the
+document."""
 
 
 class KeyingHandler(PartitionHandler):
@@ -67,18 +74,13 @@ class KeyingHandler(PartitionHandler):
         self._reader.begin(batch, start)
         for index in range(start, len(batch)):
             try:
-                units = self._reader.read(batch, index)
-                keyed = [
-                    (unit.number, key)
-                    for unit in units
-                    for key in self._keys(unit.event, batch, index)
-                ]
+                count, keyed = self._copies(batch, index)
             except Skip:
                 continue
             except Exception as problem:
                 stop, error = index, problem
                 break
-            events += len(units)
+            events += count
             if keyed:
                 self._add(records, after, batch, index, keyed)
         if records:
@@ -86,18 +88,45 @@ class KeyingHandler(PartitionHandler):
         self._position = max(self._position, position_behind(batch, start, stop))
         return Handled(stop, error, events)
 
-    def _keys(self, event: Any, batch: Batch, index: int) -> Sequence[bytes]:
+    def _copies(self, batch: Batch, index: int) -> tuple[int, Sequence[_Copy]]:
+        """How many events a message is, and what is written of it.
+
+        Where its own key is the document's, it is not decoded: whoever folds it does that, so that
+        one that cannot be decoded stops its document alone.
+
+        :raises Skip: it is passed over.
+        :raises MissingKey: it has none.
+        :raises UnknownTag: this code does not know what it is.
+        :raises UnknownDocument: it cannot be decoded, or the view's function fails.
+        """
+        function, key = self._definition.key, batch.keys[index]
+        if function is None and key is not None:
+            if self._reader.is_repeat(index):
+                raise Skip
+            return 1, ((None, key),)
+        position = self._reader.position(batch, index)
+        try:
+            units = self._reader.read(batch, index)
+            if function is None:
+                if not units:
+                    raise Skip
+                raise MissingKey(position)
+            copies = [
+                ((unit.number, len(units)), key)
+                for unit in units
+                for key in self._keys(function, unit.event)
+            ]
+        except (Skip, MissingKey, UnknownTag, ConfigError, MemoryError):
+            raise
+        except Exception as error:
+            raise UnknownDocument(position, describe_error(error)) from error
+        return len(units), copies
+
+    def _keys(self, function: KeyFunction, event: Any) -> Sequence[bytes]:
         """The keys of the documents that an event changes.
 
-        :raises MissingKey: its message has none.
         :raises TypeError: the view's function gives something else.
         """
-        function = self._definition.key
-        if function is None:
-            key = batch.keys[index]
-            if key is None:
-                raise MissingKey(self._reader.position(batch, index))
-            return (key,)
         found = function(event)
         if found is None:
             return ()
@@ -114,18 +143,16 @@ class KeyingHandler(PartitionHandler):
         after: dict[int, tuple[int, int]],
         batch: Batch,
         index: int,
-        keyed: Sequence[tuple[int, bytes]],
+        keyed: Sequence[_Copy],
     ) -> None:
         """Add the copies of one message."""
         offset = batch.offsets[index]
         headers = copied_headers(batch, index)
         place = Position(batch.topic, batch.partition, batch.offset(index))
-        for copy, (number, key) in enumerate(keyed):
+        for copy, (event, key) in enumerate(keyed):
             partition = partition_for(key, "", self._count)
             header = keyed_header(
-                KeyedRecord(
-                    batch.topic, batch.partition, offset, copy, number, after.get(partition)
-                )
+                KeyedRecord(batch.topic, batch.partition, offset, copy, event, after.get(partition))
             )
             after[partition] = offset, copy
             records.append(
