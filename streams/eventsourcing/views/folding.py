@@ -73,7 +73,7 @@ class PartitionFolder(PartitionHandler):
         self._documents = KnownDocuments(writer, self._type.decode)
         checkpoint = writer.checkpoint
         self._position = 0 if checkpoint is None else checkpoint.position
-        self._last, _ = decode_checkpoint(checkpoint)
+        self._last = decode_checkpoint(checkpoint).last
 
     @property
     @override
@@ -122,7 +122,9 @@ class PartitionFolder(PartitionHandler):
             )
             for key, entry in outcome.changed.items()
         ]
-        checkpoint = Checkpoint(position, encode_checkpoint(self._last, sources))
+        checkpoint = Checkpoint(
+            position, encode_checkpoint(self._last, sources, self._reader.origins)
+        )
         self._writer.write(changes, checkpoint)
         self._documents.grown(outcome.growth)
 
@@ -269,7 +271,7 @@ class PartitionFolder(PartitionHandler):
         finally:
             self._reader = reader
         outcome.changed[key] = entry
-        _, sources = decode_checkpoint(self._writer.checkpoint)
+        sources = decode_checkpoint(self._writer.checkpoint).sources
         self._write(outcome, self._position, sources)
         return not entry.failure
 
