@@ -460,7 +460,7 @@ def test_a_message_that_was_written_by_key_as_another_number_of_events_is_waited
     batch = keyed_batch(rows, before, KeyedRecord("numbers", 0, 1, 0, (0, 1), (0, 0)))
     found = folder.handle(batch, 0)
     assert (found.stop, type(found.error)) == (1, EventsChanged)
-    assert "numbers/0/1 was written by key as 1 event(s) and is 3 here" in str(found.error)
+    assert "numbers/0/1 was written by key as 1 event and is 3 events here" in str(found.error)
     assert stored(store) == ({b"a": Sum(3)}, 1)
     decoding.count = 1  # code that knows it as it was
     assert folder.handle(batch, 1).error is None

@@ -88,6 +88,6 @@ async def test_where_the_key_is_made_of_it_the_partition_waits_and_says_what_to_
         put(desk.app, desk.orders.name, b"garbage")
         (reason,) = await stage.until(lambda: desk.moves.health().waiting, "it waits")
         assert reason.startswith(f"{desk.orders.name}/0: UnknownDocument: ")
-        assert "is skipped by nobody" in reason
+        assert "it is not skipped" in reason
         position = await desk.payments.publish(Paid("ada"))  # the others go on
         assert await desk.moves.get("all", wait_for=position) == Moves(2)
