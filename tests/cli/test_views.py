@@ -286,6 +286,26 @@ def test_a_reset_of_its_groups_says_what_to_do_instead(desk: Desk) -> None:
         )
 
 
+def test_no_group_of_a_version_is_deleted_by_itself(sqlite: Desk) -> None:
+    """Without the floor, a rebuild would take what is left of the keyed topic for all of it."""
+    fold_keyed(sqlite)
+    version = f"{sqlite.name}.v1"
+    for group in (f"{version}.keyed.floor", f"{version}.keyed", version):
+        refused = sqlite.run("groups", "delete", group, "--yes", "--url", sqlite.url)
+        assert (refused.status, refused.out) == (2, "")
+        assert f"is one of view {sqlite.name!r} version 1 and cannot be deleted" in refused.err
+        assert f"streams views rebuild {sqlite.name} --version 1" in refused.err
+        with sqlite.log() as log:
+            assert group in log.groups()
+    assert sqlite("drop", "NAME", "--version", "1", "--yes", "--force").status == 0
+    # They are anybody's names once the version is gone.
+    with sqlite.log() as log:
+        log.create_topic("mine", 1)
+        log.initialize_offsets(f"{version}.keyed.floor", "mine", {0: 0})
+    group = f"{version}.keyed.floor"
+    assert sqlite.run("groups", "delete", group, "--yes", "--url", sqlite.url).status == 0
+
+
 def test_what_is_yet_to_be_folded_is_deleted_by_no_command(sqlite: Desk) -> None:
     fold_keyed(sqlite)
     topic = f"{sqlite.name}.v1.keyed"
@@ -298,15 +318,23 @@ def test_what_is_yet_to_be_folded_is_deleted_by_no_command(sqlite: Desk) -> None
     assert sqlite.run("topics", "delete", topic, "--yes", "--url", sqlite.url).status == 0
 
 
-def test_a_keyed_version_is_made_anew_from_its_keyed_topic(sqlite: Desk) -> None:
-    app = Streams(sqlite.url)
-    ledger = accounts(app, sqlite.accounts)
-    holders = ledger.view("balances", Holder, key=owner_of)(fold_holder)
+def test_a_keyed_version_is_made_anew_from_its_sources(sqlite: Desk) -> None:
+    def declared() -> Any:
+        app = Streams(sqlite.url)
+        ledger = accounts(app, sqlite.accounts)
+        return app, ledger, ledger.view("balances", Holder, key=owner_of)(fold_holder)
+
+    app, ledger, holders = declared()
     with app.background():
         for number in range(9):
             done = app.wait(ledger.decide(f"a-{number}", open_with, f"o-{number % 2}", 1))
             app.wait(holders.get(f"o-{number % 2}", wait_for=done, timeout=60))
-        assert sqlite("rebuild", "NAME", "--version", "1", "--yes", "--wait").status == 0
+        refused = sqlite("rebuild", "NAME", "--version", "1", "--yes")
+        assert refused.status == 1
+        assert "stop the processes that declare it" in refused.err
+    assert sqlite("rebuild", "NAME", "--version", "1", "--yes").status == 0
+    app, ledger, holders = declared()
+    with app.background():
         app.wait(holders.ready(60))
         assert app.wait(holders.get("o-0")) == Holder(5)
         done = app.wait(ledger.decide("a-9", open_with, "o-1", 1))

@@ -211,7 +211,7 @@ def look_at(log: Log, views: Views) -> Iterator[Look]:
             if checkpoint is None:
                 assert not documents
                 continue
-            _, sources = decode_checkpoint(checkpoint)
+            sources = decode_checkpoint(checkpoint).sources
             yield Look(collection, partition, documents, checkpoint.position, sources)
 
 

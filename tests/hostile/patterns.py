@@ -215,7 +215,10 @@ def keyed(n: int) -> list[Record]:
     return [
         Record(
             b'{"n":%d}' % n, b"good-%d" % n, f"y{n}",
-            (keyed_header(KeyedRecord("nobody", 0, n, 0, 0, after)), ("__streams.view.time", b"1")),
+            (
+                keyed_header(KeyedRecord("nobody", 0, n, 0, (0, 1), after)),
+                ("__streams.view.time", b"1"),
+            ),
         )
         for after in (None, (n, 0))
     ]  # fmt: skip

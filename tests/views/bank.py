@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 from uuid import uuid4
 
 from msgspec import Struct
 
 from streams import Aggregate, Streams, View
+from streams.eventsourcing.views.inspection import VersionInspector
+from streams.eventsourcing.views.operations import ViewOperator
+from tests.conformance.stage import Stage
 from tests.eventsourcing.bank import (
     Account,
     AccountEvent,
@@ -54,6 +58,16 @@ def fold_holder(holder: Holder | None, event: AccountEvent) -> Holder:
 def unique() -> str:
     """The name of an aggregate that nobody else has."""
     return f"accounts-{uuid4().hex[:8]}"
+
+
+async def until_nobody_runs(stage: Stage, operator: ViewOperator) -> None:
+    """Nobody runs the first version of a view any more."""
+    view = await operator.load()
+    known = view.version(1)
+    assert known is not None
+    inspector = VersionInspector(stage.anchor, operator.name, view, known)
+    while await asyncio.to_thread(inspector.members):  # noqa: ASYNC110 - the log says it
+        await asyncio.sleep(0.02)
 
 
 class Bank:

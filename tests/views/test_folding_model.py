@@ -15,7 +15,9 @@ from msgspec import Struct, json
 from stream_codecs import UnknownTag
 from streams import Streams, View
 from streams.errors import Fenced
+from streams.eventsourcing.views.checkpoint_check import CheckpointBeyondLog
 from streams.eventsourcing.views.checkpoints import UnreadableCheckpoint, decode_checkpoint
+from streams.eventsourcing.views.errors import EventsChanged
 from streams.eventsourcing.views.event_readers import KeyedReader, SourceReader
 from streams.eventsourcing.views.folding import PartitionFolder
 from streams.eventsourcing.views.keyed_records import (
@@ -281,7 +283,7 @@ def test_keyed_records_that_are_written_again_count_once(
             size = data.draw(st.integers(1, 4))
             attempt, after = [], None
             for offset, key, value in messages[position : position + size]:
-                record = KeyedRecord("numbers", partition, offset, 0, 0, after)
+                record = KeyedRecord("numbers", partition, offset, 0, (0, 1), after)
                 attempt.append((record, key, value))
                 after = (offset, 0)
             is_whole: bool = data.draw(st.booleans())
@@ -327,8 +329,10 @@ def test_keyed_records_that_are_written_again_count_once(
     while at < len(rows):
         size = data.draw(st.integers(1, 6))
         writer = store.claim("sums.v1", 0)
-        folded_to = decode_checkpoint(writer.checkpoint)[1]
-        reader = Noting({"numbers": source.decoding}, foreign, folded_to, lambda *_: 1_000)
+        folded_to = decode_checkpoint(writer.checkpoint).sources
+        reader = Noting(
+            {"numbers": source.decoding}, foreign, folded_to, lambda *_: 1_000, "keyed", {}
+        )
         folder = PartitionFolder(shape, reader, writer)
         part = slice(at, at + size)
         folder.handle(batch_of(rows[part], headers[part]), 0)
@@ -358,28 +362,34 @@ def test_a_forged_header_is_none_or_a_record(value: bytes) -> None:
     st.integers(0, 1 << 20),
     OFFSETS,
     st.integers(0, 9),
+    st.one_of(st.none(), st.tuples(st.integers(0, 4), st.integers(5, 9))),
     st.one_of(st.none(), st.tuples(OFFSETS, st.integers(0, 9))),
+    st.sampled_from(["", "a1"]),
 )
 def test_a_header_is_read_as_it_was_written(
-    topic: str, partition: int, offset: int, copy: int, after: Any
+    topic: str, partition: int, offset: int, copy: int, event: Any, after: Any, origin: str
 ) -> None:
-    record = KeyedRecord(
-        "t-" + topic.encode("ascii", "ignore").decode(), partition, offset, copy, 1, after
-    )
+    name = "t-" + topic.encode("ascii", "ignore").decode()
+    record = KeyedRecord(name, partition, offset, copy, event, after, origin, "b2")
     assert parse_keyed([keyed_header(record)]) == record
 
 
 @pytest.mark.parametrize(
     "header",
     [
-        b"%d/0/0/0/-/t" % (1 << 31),
-        b"0/%d/0/0/-/t" % (1 << 128),
-        b"0/0/%d/0/-/t" % 10**18,
-        b"0/0/0/%d/-/t" % 10**18,
-        b"0/0/0/0/%d.0/t" % (1 << 128),
-        b"0/0/0/0/0.%d/t" % 10**18,
-        b"0/0/0/0/0/t",
-        b"0/0/0/0/t",
+        b"%d/0/0/0.1/-/./t" % (1 << 31),
+        b"0/%d/0/0.1/-/./t" % (1 << 128),
+        b"0/0/%d/0.1/-/./t" % 10**18,
+        b"0/0/0/%d.1/-/./t" % 10**18,
+        b"0/0/0/0.%d/-/./t" % 10**18,
+        b"0/0/0/1.1/-/./t",
+        b"0/0/0/1/-/./t",
+        b"0/0/0/0.1/%d.0/./t" % (1 << 128),
+        b"0/0/0/0.1/0.%d/./t" % 10**18,
+        b"0/0/0/0.1/0/./t",
+        b"0/0/0/0.1/./t",
+        b"0/0/0/0.1/-/t",
+        b"0/0/0/0.1/-/-/t",
     ],
 )
 def test_a_number_that_cannot_be_is_in_no_header(header: bytes) -> None:
@@ -389,7 +399,7 @@ def test_a_number_that_cannot_be_is_in_no_header(header: bytes) -> None:
 @pytest.mark.parametrize("written", [b"nan", b"1e999", b"9" * 5_000, b"\xff", b"", None])
 def test_a_copy_with_a_time_that_is_none_has_the_first_there_is(written: bytes | None) -> None:
     copied = batch_of([row(7, b"k", 1)], [[("__streams.view.time", written)]])
-    assert source_batch(KeyedRecord("t", 0, 7, 0, 0, None), copied, 0).time(0) == 0.0
+    assert source_batch(KeyedRecord("t", 0, 7, 0, None, None), copied, 0).time(0) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -414,6 +424,76 @@ def test_headers_of_a_copy_keep_what_the_log_gives_anew() -> None:
     assert ("x", b"\xff") in headers
     assert ("x", None) in headers
     assert all(name != ID for name, _ in headers)
+
+
+def keyed_batch(rows: list[tuple[int, bytes, bytes]], *records: KeyedRecord) -> Batch:
+    return batch_of(rows, [[keyed_header(each)] for each in records])
+
+
+class Three(Decoding):
+    """Of each message today's code makes three events, or as many as it is told."""
+
+    count = 3
+
+    def decode_one(self, batch: Batch, index: int) -> Any:
+        if not self.count:
+            raise Skip
+        return Several([Number(each) for each in range(1, self.count + 1)])
+
+
+def keyed_folder(store: DocumentStore, words: dict[str, str]) -> tuple[Three, PartitionFolder]:
+    source = Source()
+    source.decoding = Three()
+    ends = lambda *_: 1_000  # noqa: E731
+    reader = KeyedReader({"numbers": source.decoding}, ForeignRecords(), {}, ends, "keyed", words)
+    return source.decoding, PartitionFolder(
+        definition(source, fold), reader, store.claim("sums.v1", 0)
+    )
+
+
+def test_a_message_that_was_written_by_key_as_another_number_of_events_is_waited_for() -> None:
+    """What was written of it, code that knew one event wrote: not by whom the others are wanted."""
+    store = store_of()
+    decoding, folder = keyed_folder(store, {})
+    rows = [row(0, b"a", 1), row(1, b"b", 1)]
+    before = KeyedRecord("numbers", 0, 0, 0, (2, 3), None)
+    batch = keyed_batch(rows, before, KeyedRecord("numbers", 0, 1, 0, (0, 1), (0, 0)))
+    found = folder.handle(batch, 0)
+    assert (found.stop, type(found.error)) == (1, EventsChanged)
+    assert "numbers/0/1 was written by key as 1 event and is 3 events here" in str(found.error)
+    assert stored(store) == ({b"a": Sum(3)}, 1)
+    decoding.count = 1  # code that knows it as it was
+    assert folder.handle(batch, 1).error is None
+    assert stored(store) == ({b"a": Sum(3), b"b": Sum(1)}, 2)
+    decoding.count = 0  # to which an event means nothing any more
+    assert folder.handle(keyed_batch([row(2, b"a", 1)], before._replace(offset=2)), 0).error is None
+    assert stored(store) == ({b"a": Sum(3), b"b": Sum(1)}, 3)
+
+
+def test_of_a_message_whose_key_is_the_documents_all_events_are_folded() -> None:
+    """However many the code makes of it that folds it."""
+    store = store_of()
+    _, folder = keyed_folder(store, {})
+    batch = keyed_batch([row(0, b"a", 1)], KeyedRecord("numbers", 0, 0, 0, None, None))
+    assert folder.handle(batch, 0).error is None
+    assert stored(store) == ({b"a": Sum((1 * 31 + 2) * 31 + 3)}, 1)
+
+
+def test_a_record_that_was_written_for_another_keyed_topic_does_not_count() -> None:
+    """Its writer was frozen while that was made anew: what it says is confirmed is not there."""
+    store = store_of()
+    _, folder = keyed_folder(store, {"keyed": "now"})
+    late = KeyedRecord("numbers", 0, 7, 0, None, None, "before", "s1")
+    first = KeyedRecord("numbers", 0, 0, 0, None, None, "now", "s1")
+    batch = keyed_batch([row(0, b"b", 1), row(1, b"a", 1)], late, first)
+    assert folder.handle(batch, 0).error is None
+    assert list(stored(store)[0]) == [b"a"]
+    checkpoint = decode_checkpoint(store.checkpoint("sums.v1", 0))
+    assert checkpoint.sources == {"numbers/0": (0, 0)}
+    assert checkpoint.origins == {"keyed": "now", "numbers": "s1"}
+    other = keyed_batch([row(2, b"a", 1)], first._replace(offset=1, origin="s2"))
+    with pytest.raises(CheckpointBeyondLog, match="'numbers' that was made anew"):
+        folder.handle(other, 0)
 
 
 def test_a_document_is_folded_on_from_the_event_of_a_message_at_which_it_stands_still() -> None:

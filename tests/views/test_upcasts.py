@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from streams import DocumentStopped, Message, Streams, View
 from streams.eventsourcing import Aggregate
+from streams.eventsourcing.views.operations import connected_operator
 from tests.conformance.stage import Stage
 from tests.eventsourcing.test_evolution import (
     Noise,
@@ -20,6 +21,7 @@ from tests.eventsourcing.test_evolution import (
     today,
 )
 from tests.eventsourcing.test_processing import upcast
+from tests.views.bank import until_nobody_runs
 
 pytestmark = pytest.mark.anyio
 
@@ -81,6 +83,31 @@ async def test_a_view_folds_what_old_events_are_today(stage: Stage) -> None:
 
 def folded(till: Till) -> int | None:
     return till.plain._version.tracker(till.app.log).progress().folded
+
+
+async def test_made_anew_by_today_s_code_a_keyed_view_has_all_parts_of_an_old_event(
+    stage: Stage,
+) -> None:
+    """Which were one event when it was written by key."""
+    name = stage.topic_name
+    app = stage.app()
+    old: Any = Aggregate(app, name, Split | Paid, Total, lambda total, event: total, partitions=2)
+    view = f"{name}.keyed"
+    summed: Any = old.view("keyed", Payments, key=lambda event: "all")(
+        lambda payments, event: Payments((*(payments.cents if payments else ()), -1))
+    )
+    async with app:
+        done = await old.append("a", [Split((2, 3, 4)), Paid(7)], expected="new")
+        assert await summed.get("all", wait_for=done) == Payments((-1, -1))
+    async with connected_operator(stage.url, view) as operator:
+        await until_nobody_runs(stage, operator)
+        await operator.rebuild(1)
+    app = stage.app()
+    new: Any = upcast(today(stage, app))
+    summed = new.view("keyed", Payments, key=parity)(collect)
+    async with app:
+        assert await summed.get("all", wait_for=done) == Payments((2, 3, 4, 7))
+        assert await summed.get("odd", wait_for=done) == Payments((3, 7))
 
 
 async def test_one_that_fails_at_a_part_of_an_old_event_is_folded_on_from_that_part(

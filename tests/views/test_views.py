@@ -126,15 +126,15 @@ async def test_records_of_strangers_in_a_keyed_topic_hide_nothing(stage: Stage) 
         assert await holders.get("ada", wait_for=done) == Holder(1)
         events, keyed = bank.accounts.events.name, f"{holders.name}.v1.keyed"
         headers = [
-            b"0/%d/0/0/-/%s" % (1 << 120, events.encode()),
-            b"99/1/0/0/-/%s" % events.encode(),
-            b"99999999999999999999/5/0/0/-/%s" % events.encode(),
-            *(b"%d/5/0/0/-/%s" % (each, events.encode()) for each in ABSURD_PARTITIONS),
-            b"0/1/0/0/-/elsewhere",
-            b"0/" + b"9" * 300 + b"/0/0/-/x",
-            b"0/0/%s/0/-/%s" % (b"9" * 60, events.encode()),
-            b"0/0/9/0/%s.0/%s" % (b"9" * 60, events.encode()),
-            b"\xff/1/0/0/-/%s" % events.encode(),
+            b"0/%d/0/0.1/-/./%s" % (1 << 120, events.encode()),
+            b"99/1/0/0.1/-/./%s" % events.encode(),
+            b"99999999999999999999/5/0/0.1/-/./%s" % events.encode(),
+            *(b"%d/5/0/0.1/-/./%s" % (each, events.encode()) for each in ABSURD_PARTITIONS),
+            b"0/1/0/0.1/-/./elsewhere",
+            b"0/" + b"9" * 300 + b"/0/0.1/-/./x",
+            b"0/0/%s/0.1/-/./%s" % (b"9" * 60, events.encode()),
+            b"0/0/9/0.1/%s.0/./%s" % (b"9" * 60, events.encode()),
+            b"\xff/1/0/0.1/-/./%s" % events.encode(),
             b"",
         ]
         forged = [
@@ -147,7 +147,7 @@ async def test_records_of_strangers_in_a_keyed_topic_hide_nothing(stage: Stage) 
         # Of an event that there is, and under no document's key.
         position = done.last
         assert position is not None
-        place = b"%d/%d/9/0/-/%s" % (position.partition, position.offset, events.encode())
+        place = b"%d/%d/9/0.1/-/./%s" % (position.partition, position.offset, events.encode())
         forged += [Record(b"?", None, f"k{p}", [("__streams.view", place)], p) for p in range(2)]
         answers = append(bank.app.log, keyed, forged)
         assert not [each for each in answers if isinstance(each, Exception)]

@@ -14,6 +14,7 @@ from msgspec import Struct
 from streams import InvalidValue, Position, Streams, Topic, View, ViewNotReady, ViewTimeout
 from streams.eventsourcing.views.operations import connected_operator
 from tests.conformance.stage import Stage
+from tests.views.bank import until_nobody_runs
 
 pytestmark = pytest.mark.anyio
 
@@ -168,13 +169,14 @@ async def test_documents_that_are_made_anew_are_waited_for_again(
         assert may_fold.wait(60)
         return count(item, event)
 
-    folds = Shop(stage.app(), stage.topic_name, gated)
-    async with folds.app, reading(stage, monkeypatch) as (reads, asked):
-        await folds.orders.publish(Ordered("ada", "cup"))
-        position = await folds.orders.publish(Ordered("ada", "cup"))
-        await reads.items.ready()
-        await reads.items.get("cup", wait_for=position)
-        await reads_without_asking(reads, asked, position)
+    async with reading(stage, monkeypatch) as (reads, asked):
+        folds = Shop(stage.app(), stage.topic_name, gated)
+        async with folds.app:
+            await folds.orders.publish(Ordered("ada", "cup"))
+            position = await folds.orders.publish(Ordered("ada", "cup"))
+            await reads.items.ready()
+            await reads.items.get("cup", wait_for=position)
+            await reads_without_asking(reads, asked, position)
         family = reads.items._family
         if hears != "it":
             at = family._heard_at
@@ -185,14 +187,15 @@ async def test_documents_that_are_made_anew_are_waited_for_again(
             monkeypatch.setattr(family, "_load", hear_nothing)
             await hear_nothing()
         may_fold.clear()
-        try:
-            async with connected_operator(stage.url, reads.items.name) as operator:
-                await operator.rebuild(1, heard_after=0)
+        async with connected_operator(stage.url, reads.items.name) as operator:
+            await until_nobody_runs(stage, operator)
+            await operator.rebuild(1, heard_after=0)
+        folds = Shop(stage.app(), stage.topic_name, gated)
+        async with folds.app:
             with pytest.raises((ViewNotReady, ViewTimeout)):
                 await reads.items.get("cup", wait_for=position, timeout=0.2)
             with pytest.raises((ViewNotReady, ViewTimeout)):
                 await reads.items.get_many(["cup"], wait_for=position, timeout=0.2)
-        finally:
             may_fold.set()
-        await folds.items.ready()
-        assert await reads.items.get("cup", wait_for=position, timeout=60) == Item(2)
+            await folds.items.ready()
+            assert await reads.items.get("cup", wait_for=position, timeout=60) == Item(2)

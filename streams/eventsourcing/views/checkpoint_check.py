@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from streams.errors import LogError
 from streams.eventsourcing.views.checkpoints import UnreadableCheckpoint, decode_checkpoint
+from streams.eventsourcing.views.origins import Origins
 from streams.log.documents import Checkpoint
-from streams.log.protocol import Log
 from streams.log.range_reader import read_first
 
 REMEDY = "streams views rebuild makes the documents anew from what the log has"
@@ -16,19 +18,38 @@ class CheckpointBeyondLog(LogError):
     another one."""
 
 
-def check_checkpoint(
-    log: Log, collection: str, topic: str, partition: int, checkpoint: Checkpoint
-) -> None:
-    """Hold a checkpoint of a collection against the partition that it is made of (blocks).
+def check_origins(origins: Origins, where: str, words: Mapping[str, str]) -> None:
+    """See that documents are made of the topics that there are now (blocks).
 
+    :param origins: of the topics as they are now.
+    :param words: of those that the documents are made of.
+    :raises CheckpointBeyondLog: they are not.
+    :raises LogError: it cannot be known.
+    """
+    replaced = origins.replaced(words)
+    if replaced:
+        raise CheckpointBeyondLog(
+            f"{where}: its documents are made of a topic {replaced!r} that was deleted; one that "
+            f"was made anew since has another history; {REMEDY}"
+        )
+
+
+def check_checkpoint(
+    origins: Origins, collection: str, topic: str, partition: int, checkpoint: Checkpoint
+) -> None:
+    """Hold a checkpoint of a collection against the partition that it is made of, and the topics
+    of the view (blocks).
+
+    :param origins: of the topics as they are now.
     :raises CheckpointBeyondLog: the log has not what was folded.
     :raises LogError: it cannot be read.
     """
-    where = f"{collection}: {topic}/{partition}"
+    log, where = origins.log, f"{collection}: {topic}/{partition}"
     try:
-        last, _ = decode_checkpoint(checkpoint)
+        last, _, words = decode_checkpoint(checkpoint)
     except UnreadableCheckpoint as error:
         raise CheckpointBeyondLog(f"{where}: its checkpoint: {error}; {REMEDY}") from error
+    check_origins(origins, where, words)
     first, end = log.watermarks(topic, partition)
     if checkpoint.position > end and checkpoint.position > log.log_end_offset(topic, partition):
         raise CheckpointBeyondLog(

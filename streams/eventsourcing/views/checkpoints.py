@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -14,6 +15,8 @@ from streams.log.protocol import TopicPartition
 SourcePosition = tuple[int, int]
 """How far a source partition is folded: the offset of a message, and which of its copies that is
 (:mod:`streams.eventsourcing.views.keyed_records`)."""
+
+NO_ORIGINS: Mapping[str, str] = {}
 
 MAX_COPY = 10**wire.MAX_DIGITS - 1
 """The largest number of a copy."""
@@ -32,49 +35,64 @@ class CheckpointData(msgspec.Struct, frozen=True, omit_defaults=True):
         lost what it had acknowledged.
     :param id_bytes: the same in hexadecimal digits, where it is not UTF-8.
     :param sources: of a keyed view, how far each source partition is folded.
+    :param origins: of the topics that all this is of, as far as they are known
+        (:mod:`streams.eventsourcing.views.origins`).
     """
 
     offset: str = ""
     id: str = ""
     id_bytes: str = ""
     sources: dict[str, tuple[str, int]] = {}
+    origins: dict[str, str] = {}
+
+
+class FoldedUpTo(NamedTuple):
+    """What a checkpoint says.
+
+    :param last: offset and ID of the last message that was folded; None: of none.
+    :param sources: of a keyed view, how far each source partition is folded.
+    :param origins: a word for each topic that the documents are made of, where it is known.
+    """
+
+    last: tuple[int, str] | None
+    sources: dict[str, SourcePosition]
+    origins: dict[str, str]
 
 
 _encode = msgspec.json.Encoder().encode
 _decoder = msgspec.json.Decoder(CheckpointData)
 
 
-def encode_checkpoint(last: tuple[int, str] | None, sources: Mapping[str, SourcePosition]) -> bytes:
-    """What to store.
-
-    :param last: offset and ID of the last message that was folded.
-    """
+def encode_checkpoint(
+    last: tuple[int, str] | None,
+    sources: Mapping[str, SourcePosition],
+    origins: Mapping[str, str] = NO_ORIGINS,
+) -> bytes:
+    """What to store; as in :class:`FoldedUpTo`."""
+    topics = dict(origins)
     offset, id = ("", "") if last is None else (str(last[0]), last[1])
     places = source_texts(sources)
     try:
-        return _encode(CheckpointData(offset, id, "", places))
+        return _encode(CheckpointData(offset, id, "", places, topics))
     except UnicodeEncodeError:
         id_bytes = id.encode("utf-8", "surrogatepass").hex()
-        return _encode(CheckpointData(offset, "", id_bytes, places))
+        return _encode(CheckpointData(offset, "", id_bytes, places, topics))
 
 
-def decode_checkpoint(
-    checkpoint: Checkpoint | None,
-) -> tuple[tuple[int, str] | None, dict[str, SourcePosition]]:
-    """What was stored with a checkpoint: offset and ID of the last message that was folded, and the
-    sources.
+def decode_checkpoint(checkpoint: Checkpoint | None) -> FoldedUpTo:
+    """What was stored with a checkpoint.
 
     :raises UnreadableCheckpoint: something else has written it.
     """
     if checkpoint is None or not checkpoint.data:
-        return None, {}
+        return FoldedUpTo(None, {}, {})
     try:
         found = _decoder.decode(checkpoint.data)
         id = found.id
         if found.id_bytes:
             id = bytes.fromhex(found.id_bytes).decode("utf-8", "surrogatepass")
         last = (parse_offset(found.offset), id) if found.offset else None
-        return last, parse_sources(found.sources)
+        return FoldedUpTo(last, parse_sources(found.sources), found.origins)
     except (msgspec.DecodeError, ValueError) as error:
         raise UnreadableCheckpoint(f"it was written by something else: {error}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from streams.errors import StreamsError
 from streams.message import Position
+from streams.text import count_with_noun
 
 
 class ViewNotReady(StreamsError):
@@ -36,6 +37,31 @@ class DocumentStopped(StreamsError):
         self.key = key
         self.position = position
         self.reason = reason
+
+
+class EventsChanged(StreamsError):
+    """A message was written under the keys of its documents by code for which it was another number
+    of events than it is for this code."""
+
+    def __init__(self, position: Position, before: int, now: int) -> None:
+        was, is_now = count_with_noun(before, "event"), count_with_noun(now, "event")
+        super().__init__(
+            f"the message at {position} was written by key as {was} and is {is_now} here, by an "
+            "upcast that came since, so it is not known which documents it changes: code that "
+            "knows it as before folds it, streams views rebuild makes the documents anew, or give "
+            "the view a new version"
+        )
+
+
+class UnknownDocument(StreamsError):
+    """It cannot be known which documents a message changes."""
+
+    def __init__(self, position: Position, reason: str) -> None:
+        super().__init__(
+            f"the message at {position}: which documents it changes cannot be known: {reason}; it "
+            "is not skipped: have the code decode it (by an upcast, or a codec), and key= return "
+            "its documents, or None"
+        )
 
 
 class ViewTimeout(StreamsError, TimeoutError):

@@ -10,8 +10,11 @@ from typing_extensions import override
 
 from streams.decoding import TopicDecoder
 from streams.errors import NotFound
-from streams.eventsourcing.views.checkpoints import SourcePosition
+from streams.eventsourcing.views.checkpoint_check import REMEDY, CheckpointBeyondLog
+from streams.eventsourcing.views.checkpoints import NO_ORIGINS, SourcePosition
+from streams.eventsourcing.views.errors import EventsChanged
 from streams.eventsourcing.views.keyed_records import KeyedRecord, parse_keyed, source_batch
+from streams.eventsourcing.views.origins import is_another
 from streams.eventsourcing.views.repeats import NO_REPEATS, Repeats, Taken
 from streams.log.event_filter import ForeignRecords
 from streams.message import Batch, Message, Position, make_message, numbered_message
@@ -48,12 +51,18 @@ class EventReader(Protocol):
         """The events of one message that are to be folded.
 
         :raises Skip: there is none.
+        :raises EventsChanged: which ones they are cannot be known.
         :raises Exception: it cannot be decoded.
         """
         ...
 
     def position(self, batch: Batch, index: int) -> Position:
         """Where the message stands that the event came with."""
+        ...
+
+    @property
+    def origins(self) -> Mapping[str, str]:
+        """The words of the topics that were read, as far as they are known."""
         ...
 
     def sources_before(self, index: int) -> Mapping[str, SourcePosition]:
@@ -82,11 +91,18 @@ class SourceReader(EventReader):
     """Reads one partition of a source.
 
     :param repeats: tells which messages are passed over; None: none is.
+    :param origins: the word of its topic, by its name, where it is known.
     """
 
-    def __init__(self, decoding: TopicDecoder[Any], repeats: Repeats | None = None) -> None:
+    def __init__(
+        self,
+        decoding: TopicDecoder[Any],
+        repeats: Repeats | None = None,
+        origins: Mapping[str, str] = NO_ORIGINS,
+    ) -> None:
         self._decoding = decoding
         self._repeats = repeats
+        self._origins = origins
         self._batch: Batch | None = None
         self._opened: Any = None
         """The batch, with its CloudEvents of structured mode opened."""
@@ -120,6 +136,10 @@ class SourceReader(EventReader):
             return None
         return events if len(events) == len(values) else None
 
+    def is_repeat(self, index: int) -> bool:
+        """Whether a message of the batch is passed over, as it was published twice."""
+        return index in self._taken.repeated
+
     @override
     def read(self, batch: Batch, index: int) -> Sequence[Unit]:
         if index in self._taken.repeated:
@@ -130,6 +150,11 @@ class SourceReader(EventReader):
     def position(self, batch: Batch, index: int) -> Position:
         return Position(batch.topic, batch.partition, batch.offset(index))
 
+    @property
+    @override
+    def origins(self) -> Mapping[str, str]:
+        return self._origins
+
     @override
     def sources_before(self, index: int) -> Mapping[str, SourcePosition]:
         return {}
@@ -138,7 +163,7 @@ class SourceReader(EventReader):
     def at(self, offset: int, sources: Mapping[str, SourcePosition]) -> EventReader:
         if self._repeats is None:
             return self
-        return SourceReader(self._decoding, self._repeats.begin_at(offset))
+        return SourceReader(self._decoding, self._repeats.begin_at(offset), self._origins)
 
 
 class KeyedReader(EventReader):
@@ -152,9 +177,14 @@ class KeyedReader(EventReader):
     yet would hide all that come until then, so it is foreign; so is one without a document's key,
     at which the partition would wait.
 
+    So is one that was written for another keyed topic of this name. One that is made of another
+    topic of its source's name than what was read before ends it: it is not the same history.
+
     :param decodings: of the sources, by topic.
     :param sources: how far each source partition was read.
     :param end_of: where a source partition ends now.
+    :param topic: the keyed topic.
+    :param origins: the words of the keyed topic and of the sources that were read.
     """
 
     def __init__(
@@ -163,7 +193,11 @@ class KeyedReader(EventReader):
         foreign: ForeignRecords,
         sources: Mapping[str, SourcePosition],
         end_of: Callable[[str, int], int],
+        topic: str,
+        origins: Mapping[str, str],
     ) -> None:
+        self._topic = topic
+        self._origins = dict(origins)
         self._end_of = end_of
         self._ends: dict[str, int] = {}
         """Where the sources ended when that was asked last; they only grow."""
@@ -191,6 +225,7 @@ class KeyedReader(EventReader):
                 records.append(None)
                 before.append(("", None))
                 continue
+            self._check_origin(found)
             name = found.source
             last = sources.get(name)
             place = found.offset, found.copy
@@ -205,9 +240,22 @@ class KeyedReader(EventReader):
         if foreign:
             self._foreign.report(batch, foreign)
 
+    def _check_origin(self, record: KeyedRecord) -> None:
+        """:raises CheckpointBeyondLog: it is of another topic than what was read before."""
+        known = self._origins.get(record.topic, "")
+        if is_another(record.origin, known):
+            raise CheckpointBeyondLog(
+                f"{self._topic}: the event at {record.source}/{record.offset} is of a topic "
+                f"{record.topic!r} that was made anew, and what was folded before is not: {REMEDY}"
+            )
+        if not known and record.origin:
+            self._origins[record.topic] = record.origin
+
     def _is_there(self, record: KeyedRecord) -> bool:
         """Whether the source has the message that a record says it was made of."""
         if record.topic not in self._decodings:
+            return False
+        if is_another(record.keyed_origin, self._origins.get(self._topic, "")):
             return False
         if record.offset >= self._ends.get(record.source, 0):
             try:
@@ -227,11 +275,13 @@ class KeyedReader(EventReader):
             raise Skip
         decoding = self._decodings[record.topic]
         row = source_batch(record, batch, index)
-        return [
-            each
-            for each in _units(decoding, decoding.unwrap(row), 0)
-            if each.number == record.number
-        ]
+        units = _units(decoding, decoding.unwrap(row), 0)
+        if record.event is None or not units:
+            return units
+        number, count = record.event
+        if len(units) != count:
+            raise EventsChanged(self.position(batch, index), count, len(units))
+        return [units[number]]
 
     @override
     def position(self, batch: Batch, index: int) -> Position:
@@ -239,6 +289,11 @@ class KeyedReader(EventReader):
         if record is None:
             return Position(batch.topic, batch.partition, batch.offset(index))
         return Position(record.topic, record.partition, record.offset)
+
+    @property
+    @override
+    def origins(self) -> Mapping[str, str]:
+        return self._origins
 
     @override
     def sources_before(self, index: int) -> Mapping[str, SourcePosition]:
@@ -254,4 +309,6 @@ class KeyedReader(EventReader):
 
     @override
     def at(self, offset: int, sources: Mapping[str, SourcePosition]) -> EventReader:
-        return KeyedReader(self._decodings, self._foreign, sources, self._end_of)
+        return KeyedReader(
+            self._decodings, self._foreign, sources, self._end_of, self._topic, self._origins
+        )

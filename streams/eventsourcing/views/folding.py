@@ -7,7 +7,8 @@ up to the checkpoint.
 * Where the view's function fails, the document stands still at that event, with the failure beside
   it; later events of its key are left to :meth:`PartitionFolder.retry`.
 * Where it cannot be known which document an event is for, or an event's tag is unknown to this
-  code, the partition waits there: nothing behind it is folded.
+  code, or a message was written by key as another number of events, the partition waits there:
+  nothing behind it is folded.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from streams.eventsourcing.views.checkpoints import (
     encode_checkpoint,
 )
 from streams.eventsourcing.views.definition import ViewDefinition
-from streams.eventsourcing.views.errors import MissingKey
+from streams.eventsourcing.views.errors import EventsChanged, MissingKey
 from streams.eventsourcing.views.event_readers import EventReader, Unit
 from streams.eventsourcing.views.failures import decode_failure, encode_failure
 from streams.eventsourcing.views.inline_subscription import (
@@ -72,7 +73,7 @@ class PartitionFolder(PartitionHandler):
         self._documents = KnownDocuments(writer, self._type.decode)
         checkpoint = writer.checkpoint
         self._position = 0 if checkpoint is None else checkpoint.position
-        self._last, _ = decode_checkpoint(checkpoint)
+        self._last = decode_checkpoint(checkpoint).last
 
     @property
     @override
@@ -121,7 +122,9 @@ class PartitionFolder(PartitionHandler):
             )
             for key, entry in outcome.changed.items()
         ]
-        checkpoint = Checkpoint(position, encode_checkpoint(self._last, sources))
+        checkpoint = Checkpoint(
+            position, encode_checkpoint(self._last, sources, self._reader.origins)
+        )
         self._writer.write(changes, checkpoint)
         self._documents.grown(outcome.growth)
 
@@ -158,7 +161,7 @@ class PartitionFolder(PartitionHandler):
                 units = self._reader.read(batch, index)
             except Skip:
                 continue
-            except (UnknownTag, ConfigError, MemoryError) as error:
+            except (UnknownTag, EventsChanged, ConfigError, MemoryError) as error:
                 return index, error
             except Exception as error:
                 if key is None:
@@ -268,7 +271,7 @@ class PartitionFolder(PartitionHandler):
         finally:
             self._reader = reader
         outcome.changed[key] = entry
-        _, sources = decode_checkpoint(self._writer.checkpoint)
+        sources = decode_checkpoint(self._writer.checkpoint).sources
         self._write(outcome, self._position, sources)
         return not entry.failure
 

@@ -7,7 +7,7 @@ that a former owner that does not know of its loss writes nothing any more.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from typing_extensions import override
 
@@ -20,6 +20,7 @@ from streams.eventsourcing.views.inline_subscription import (
     PartitionCounts,
 )
 from streams.eventsourcing.views.keyed_topic import FloorKeeper, check_above_floor
+from streams.eventsourcing.views.origins import Origins
 from streams.eventsourcing.views.retry_requests import RetryRequests
 from streams.log.documents import DocumentStore, DocumentWriter
 from streams.log.protocol import Assignment, Committed, Log
@@ -34,8 +35,9 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
     """See the module.
 
     :param store: of the documents.
-    :param new_folder: makes the folder of a partition, of its number, its writer, and what it calls
-        while it reads the log.
+    :param origins: of the log's topics.
+    :param new_folder: makes the folder of a partition, of its number, its writer, the origins, and
+        what it calls while it reads the log.
     :param retries: documents to be folded on.
     :param on_folded: called in the polling thread after something was written.
     :param keyed_topic: that it folds from, and whose floor it moves; empty: it folds a source.
@@ -45,9 +47,10 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
         self,
         log: Log,
         store: DocumentStore,
+        origins: Origins,
         collection: str,
         counts: dict[tuple[str, int], PartitionCounts],
-        new_folder: Callable[[int, DocumentWriter, Callable[[], None]], PartitionFolder],
+        new_folder: Callable[[int, DocumentWriter, Origins, Callable[[], None]], PartitionFolder],
         retries: RetryRequests,
         on_folded: Callable[[], None],
         keyed_topic: str = "",
@@ -57,11 +60,17 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
         self._new_folder = new_folder
         self._retries = retries
         self._after = on_folded
+        self._origins = origins
         self._floors = FloorKeeper(log, store, collection, keyed_topic) if keyed_topic else None
 
     @override
     def _after_handling(self) -> None:
         self._after()
+
+    @override
+    def assigned(self, assignments: Sequence[Assignment]) -> None:
+        self._origins.forget()
+        super().assigned(assignments)
 
     @override
     def _begin(self, assignment: Assignment) -> PartitionFolder:
@@ -73,9 +82,9 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
                 )
             if writer.checkpoint is not None:
                 check_checkpoint(
-                    self._log, self._name, *assignment.topic_partition, writer.checkpoint
+                    self._origins, self._name, *assignment.topic_partition, writer.checkpoint
                 )
-            folder = self._new_folder(assignment.partition, writer, self.keep_alive)
+            folder = self._new_folder(assignment.partition, writer, self._origins, self.keep_alive)
         except BaseException:
             writer.close()
             raise

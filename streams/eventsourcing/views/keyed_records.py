@@ -4,17 +4,22 @@ Where a document's events stand in several partitions, they are first brought in
 the keyed topic has the key of a document, the bytes and headers of the event's message, and a
 header that says where that stands:
 
-``__streams.view``: ``PARTITION/OFFSET/COPY/NUMBER/AFTER/TOPIC``
+``__streams.view``: ``PARTITION/OFFSET/COPY/EVENT/AFTER/KEYED.SOURCE/TOPIC``
 
-* COPY counts the records that are made of one message, from 0: of each of its events (NUMBER says
-  which), one for each document that it changes.
+* COPY counts the records that are made of one message, from 0: of each of its events, one for each
+  document that it changes.
+* EVENT is ``NUMBER.COUNT``: which of the message's events it is, from 0, and of how many, as the
+  code had it that wrote this; ``-``: all of them, as the message's own key is the document's.
 * AFTER is ``OFFSET.COPY`` of the record before it of the same source partition in the same
   partition of the keyed topic; ``-``: all before it were confirmed when it was written.
+* KEYED is the word of the keyed topic that this was written for, and SOURCE that of the topic that
+  it was made of (:mod:`streams.eventsourcing.views.origins`).
 
 A writer confirms all records of a batch before it begins the next, and begins again with the
 batch's first message when that fails. So a reader that takes only records which are behind the last
 one it took, and whose AFTER is not behind that, takes each record once, in the order of the source,
-and none is missing.
+and none is missing. That holds within one keyed topic: a writer that was frozen while the topic was
+made anew has confirmed nothing of it.
 """
 
 from __future__ import annotations
@@ -31,14 +36,19 @@ MAX_HEADER = 400
 
 
 class KeyedRecord(NamedTuple):
-    """What the header says."""
+    """What the header says.
+
+    :param event: which of the message's events it is, and of how many; None: all of them.
+    """
 
     topic: str
     partition: int
     offset: int
     copy: int
-    number: int
+    event: tuple[int, int] | None
     after: tuple[int, int] | None
+    keyed_origin: str = ""
+    origin: str = ""
 
     @property
     def source(self) -> str:
@@ -48,9 +58,13 @@ class KeyedRecord(NamedTuple):
 
 def keyed_header(record: KeyedRecord) -> tuple[str, bytes]:
     """The header of a record."""
-    topic, partition, offset, copy, number, after = record
-    behind = "-" if after is None else f"{after[0]}.{after[1]}"
-    return HEADER, f"{partition}/{offset}/{copy}/{number}/{behind}/{topic}".encode()
+    topic, partition, offset, copy, event, after, *origins = record
+    which, behind, words = _pair_text(event), _pair_text(after), ".".join(origins)
+    return HEADER, f"{partition}/{offset}/{copy}/{which}/{behind}/{words}/{topic}".encode()
+
+
+def _pair_text(pair: tuple[int, int] | None) -> str:
+    return "-" if pair is None else f"{pair[0]}.{pair[1]}"
 
 
 def parse_keyed(headers: Headers) -> KeyedRecord | None:
@@ -58,19 +72,28 @@ def parse_keyed(headers: Headers) -> KeyedRecord | None:
     value = next((value for name, value in headers if name == HEADER), None)
     if value is None or len(value) > MAX_HEADER or not value.isascii():
         return None
-    parts = text(value).split("/", 5)
-    if len(parts) != 6:
+    parts = text(value).split("/", 6)
+    if len(parts) != 7 or parts[5].count(".") != 1:
         return None
-    place, number = _parse_place(parts[1], parts[2]), parse_int(parts[3])
-    partition, after = parse_partition(parts[0]), None
+    partition, place = parse_partition(parts[0]), _parse_place(parts[1], parts[2])
+    event = after = None
+    if parts[3] != "-":
+        number, count = map(parse_int, _split_pair(parts[3]))
+        if number is None or count is None or number >= count:
+            return None
+        event = number, count
     if parts[4] != "-":
-        first, _, second = parts[4].partition(".")
-        after = _parse_place(first, second)
+        after = _parse_place(*_split_pair(parts[4]))
         if after is None:
             return None
-    if partition is None or place is None or number is None:
+    if partition is None or place is None:
         return None
-    return KeyedRecord(parts[5], partition, *place, number, after)
+    return KeyedRecord(parts[6], partition, *place, event, after, *_split_pair(parts[5]))
+
+
+def _split_pair(written: str) -> tuple[str, str]:
+    first, _, second = written.partition(".")
+    return first, second
 
 
 def _parse_place(offset: str, copy: str) -> tuple[int, int] | None:

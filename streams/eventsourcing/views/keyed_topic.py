@@ -152,7 +152,7 @@ class FloorKeeper:
         if checkpoint is None or len(stopped) > MAX_STOPPED:
             return None
         try:
-            last, _ = decode_checkpoint(checkpoint)
+            last = decode_checkpoint(checkpoint).last
         except UnreadableCheckpoint:
             return None
         needed = [checkpoint.position] if last is None else [checkpoint.position, last[0]]

@@ -7,14 +7,18 @@ It polls the sources in a group of its own, whose position says how far all is w
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from typing_extensions import override
 
-from streams.errors import LogError
-from streams.eventsourcing.views.definition import ViewDefinition
-from streams.eventsourcing.views.errors import MissingKey
+from stream_codecs import UnknownTag
+from streams.errors import ConfigError, LogError, NotFound
+from streams.eventsourcing.views.checkpoint_check import check_origins
+from streams.eventsourcing.views.checkpoints import UnreadableCheckpoint, decode_checkpoint
+from streams.eventsourcing.views.definition import KeyFunction, ViewDefinition
+from streams.eventsourcing.views.errors import MissingKey, UnknownDocument
 from streams.eventsourcing.views.event_readers import SourceReader
 from streams.eventsourcing.views.inline_subscription import (
     Handled,
@@ -24,11 +28,18 @@ from streams.eventsourcing.views.inline_subscription import (
     position_behind,
 )
 from streams.eventsourcing.views.keyed_records import KeyedRecord, copied_headers, keyed_header
+from streams.eventsourcing.views.origins import Origins
+from streams.log.documents import DocumentStore
 from streams.log.names import partition_for
 from streams.log.protocol import Assignment, Log
 from streams.log.range_reader import KEEP_ALIVE_EVERY
 from streams.message import Batch, Position, Record
 from streams.processing import Skip
+from streams.text import describe_error
+
+_Copy = tuple[tuple[int, int] | None, bytes]
+"""What is written of a message: which of its events, as a keyed record says it, and the key of the
+document."""
 
 
 class KeyingHandler(PartitionHandler):
@@ -37,6 +48,7 @@ class KeyingHandler(PartitionHandler):
     :param reader: of the source.
     :param partitions: of the keyed topic.
     :param append: appends records and waits until they are confirmed.
+    :param origins: the words of the keyed topic and the source.
     """
 
     def __init__(
@@ -46,7 +58,9 @@ class KeyingHandler(PartitionHandler):
         partitions: int,
         append: Callable[[Sequence[Record]], None],
         position: int,
+        origins: tuple[str, str] = ("", ""),
     ) -> None:
+        self._origins = origins
         self._definition = definition
         self._reader = reader
         self._count = partitions
@@ -67,18 +81,13 @@ class KeyingHandler(PartitionHandler):
         self._reader.begin(batch, start)
         for index in range(start, len(batch)):
             try:
-                units = self._reader.read(batch, index)
-                keyed = [
-                    (unit.number, key)
-                    for unit in units
-                    for key in self._keys(unit.event, batch, index)
-                ]
+                count, keyed = self._copies(batch, index)
             except Skip:
                 continue
             except Exception as problem:
                 stop, error = index, problem
                 break
-            events += len(units)
+            events += count
             if keyed:
                 self._add(records, after, batch, index, keyed)
         if records:
@@ -86,18 +95,45 @@ class KeyingHandler(PartitionHandler):
         self._position = max(self._position, position_behind(batch, start, stop))
         return Handled(stop, error, events)
 
-    def _keys(self, event: Any, batch: Batch, index: int) -> Sequence[bytes]:
+    def _copies(self, batch: Batch, index: int) -> tuple[int, Sequence[_Copy]]:
+        """How many events a message is, and what is written of it.
+
+        Where its own key is the document's, it is not decoded: whoever folds it does that, so that
+        one that cannot be decoded stops its document alone.
+
+        :raises Skip: it is passed over.
+        :raises MissingKey: it has none.
+        :raises UnknownTag: this code does not know what it is.
+        :raises UnknownDocument: it cannot be decoded, or the view's function fails.
+        """
+        function, key = self._definition.key, batch.keys[index]
+        if function is None and key is not None:
+            if self._reader.is_repeat(index):
+                raise Skip
+            return 1, ((None, key),)
+        position = self._reader.position(batch, index)
+        try:
+            units = self._reader.read(batch, index)
+            if function is None:
+                if not units:
+                    raise Skip
+                raise MissingKey(position)
+            copies = [
+                ((unit.number, len(units)), key)
+                for unit in units
+                for key in self._keys(function, unit.event)
+            ]
+        except (Skip, MissingKey, UnknownTag, ConfigError, MemoryError):
+            raise
+        except Exception as error:
+            raise UnknownDocument(position, describe_error(error)) from error
+        return len(units), copies
+
+    def _keys(self, function: KeyFunction, event: Any) -> Sequence[bytes]:
         """The keys of the documents that an event changes.
 
-        :raises MissingKey: its message has none.
         :raises TypeError: the view's function gives something else.
         """
-        function = self._definition.key
-        if function is None:
-            key = batch.keys[index]
-            if key is None:
-                raise MissingKey(self._reader.position(batch, index))
-            return (key,)
         found = function(event)
         if found is None:
             return ()
@@ -114,17 +150,18 @@ class KeyingHandler(PartitionHandler):
         after: dict[int, tuple[int, int]],
         batch: Batch,
         index: int,
-        keyed: Sequence[tuple[int, bytes]],
+        keyed: Sequence[_Copy],
     ) -> None:
         """Add the copies of one message."""
         offset = batch.offsets[index]
         headers = copied_headers(batch, index)
         place = Position(batch.topic, batch.partition, batch.offset(index))
-        for copy, (number, key) in enumerate(keyed):
+        for copy, (event, key) in enumerate(keyed):
             partition = partition_for(key, "", self._count)
+            behind = after.get(partition)
             header = keyed_header(
                 KeyedRecord(
-                    batch.topic, batch.partition, offset, copy, number, after.get(partition)
+                    batch.topic, batch.partition, offset, copy, event, behind, *self._origins
                 )
             )
             after[partition] = offset, copy
@@ -149,12 +186,28 @@ def _write_nothing(records: Sequence[Record]) -> None:
     """It is a trial."""
 
 
+def _origins_of_documents(store: DocumentStore, collection: str) -> Iterator[Mapping[str, str]]:
+    try:
+        count = store.find(collection).partitions
+    except NotFound:
+        return
+    for partition in range(count):
+        with suppress(UnreadableCheckpoint):  # what is wrong with it is told by who folds
+            yield decode_checkpoint(store.checkpoint(collection, partition)).origins
+
+
 class KeyingSubscription(InlineSubscription[KeyingHandler]):
-    """See the module."""
+    """See the module.
+
+    :param store: of the documents.
+    :param origins: of the log's topics.
+    """
 
     def __init__(
         self,
         log: Log,
+        store: DocumentStore,
+        origins: Origins,
         definition: ViewDefinition[Any],
         counts: dict[tuple[str, int], PartitionCounts],
         partitions: int,
@@ -163,9 +216,30 @@ class KeyingSubscription(InlineSubscription[KeyingHandler]):
         self._definition = definition
         self._decodings = definition.decodings
         self._count = partitions
+        self._store = store
+        self._origins = origins
+        self._made_of: list[Mapping[str, str]] | None = None
+        """Of which topics the documents of each partition are made; None: that is to be asked."""
+
+    @override
+    def assigned(self, assignments: Sequence[Assignment]) -> None:
+        self._origins.forget()
+        self._made_of = None
+        super().assigned(assignments)
+
+    def _check_source(self, topic: str) -> None:
+        """:raises CheckpointBeyondLog: documents are made of another topic of this name."""
+        collection = self._definition.collection
+        if self._made_of is None:
+            self._made_of = list(_origins_of_documents(self._store, collection))
+        for words in self._made_of:
+            if topic in words:
+                check_origins(self._origins, collection, {topic: words[topic]})
 
     @override
     def _begin(self, assignment: Assignment) -> KeyingHandler:
+        self._check_source(assignment.topic)
+        origins = self._origins.of(self._definition.keyed_topic), self._origins.of(assignment.topic)
         committed = assignment.committed
         position = 0 if committed is None else committed.position
         definition, source = self._definition, assignment.topic_partition
@@ -176,6 +250,7 @@ class KeyingSubscription(InlineSubscription[KeyingHandler]):
             self._count,
             self._append,
             position,
+            origins,
         )
 
     def _append(self, records: Sequence[Record]) -> None:

@@ -8,8 +8,9 @@ done.
   Processes that run hear of that within a second (:data:`HEARD_AFTER`), which is waited for. Then
   the documents of each partition are deleted, and whoever writes them is fenced. At last the
   registry says how far the new ones have to come, and whoever folds begins anew.
-  Of a keyed version whose keyed topic was trimmed, that topic is deleted as well, and written again
-  from the sources; nobody may run it meanwhile.
+  Of a keyed version, the keyed topic is deleted before them and written again from the sources: it
+  may have been trimmed, the sources made anew, or their events be others in the code of today. So
+  nobody may run it meanwhile.
 * **Drop** deletes the documents, the keyed topic and the groups, and forgets the version at last.
 """
 
@@ -117,25 +118,25 @@ class ViewOperator:
         :param heard_after: seconds to wait until processes know that it does not serve; None:
             :data:`HEARD_AFTER`.
         :returns: how many partitions were cleared.
-        :raises ViewOperationRefused: it is run, and cannot be made anew beside that: of its keyed
-            topic messages were deleted, so it is to be written again from the sources.
+        :raises ViewOperationRefused: it is keyed, and is run: its events are to be written again
+            by key from the sources, which cannot be done beside that.
         """
         _, inspector = await self._version(number)
         collection, tracker = inspector.collection, inspector.tracker
-        store = tracker.store
-        if await run_in_thread(tracker.is_trimmed):
+        store, is_keyed = tracker.store, inspector.known.is_keyed
+        if is_keyed:
             await self._check_nobody_runs(inspector)
         goal = goal_texts(await run_in_thread(inspector.tracker.source_ends))
         await self._registry.decide(self.name, rebuild, number, goal, True)
         count = await run_in_thread(inspector.tracker.partitions)
         if count:
             await asyncio.sleep(HEARD_AFTER if heard_after is None else heard_after)
+        if is_keyed:  # before the documents: nobody is to fold what is deleted
+            await self._check_nobody_runs(inspector)
+            await self._delete_keyed_topic(tracker)
         for partition in range(count):
             await run_in_thread(store.clear, collection, partition)
             on_cleared(partition + 1, count)
-        if await run_in_thread(tracker.is_trimmed):
-            await self._check_nobody_runs(inspector)
-            await self._delete_keyed_topic(tracker)
         goal = goal_texts(await run_in_thread(inspector.tracker.source_ends))
         await self._registry.decide(self.name, rebuild, number, goal, False)
         return count
@@ -147,9 +148,9 @@ class ViewOperator:
             number = inspector.known.version
             raise ViewOperationRefused(
                 f"view {self.name!r}: version {number} is run by {', '.join(members[:5])}, and its "
-                f"keyed topic {inspector.tracker.keyed_topic} has been trimmed, so it is made anew "
-                "from its first event: stop the processes that declare it and run this again, or "
-                f"declare version {number + 1} beside it, which is built while this one serves"
+                f"keyed topic {inspector.tracker.keyed_topic} is written again from the sources: "
+                "stop the processes that declare it and run this again, or declare version "
+                f"{number + 1} beside it, which is built while this one serves"
             )
 
     async def _delete_keyed_topic(self, tracker: VersionTracker) -> None:

@@ -11,9 +11,10 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from streams.errors import NotFound
-from streams.eventsourcing.views.keyed_topic import trimmed_below
+from streams.eventsourcing.views.checkpoints import UnreadableCheckpoint, decode_checkpoint
 from streams.eventsourcing.views.names import keyed_topic_name
-from streams.log.documents import CollectionTotals, DocumentStore
+from streams.eventsourcing.views.origins import Origins
+from streams.log.documents import Checkpoint, CollectionTotals, DocumentStore
 from streams.log.protocol import Log, TopicPartition
 from streams.log.range_reader import is_message_free
 
@@ -44,6 +45,7 @@ class VersionTracker:
 
     :param topics: its sources.
     :param is_keyed: its events are written again by the keys of its documents.
+    :param origins: of the log's topics; None: its own.
     """
 
     def __init__(
@@ -54,8 +56,10 @@ class VersionTracker:
         topics: Iterable[str],
         *,
         is_keyed: bool,
+        origins: Origins | None = None,
     ) -> None:
         self.log = log
+        self._origins = Origins(log) if origins is None else origins
         self.store = store
         self.collection = collection
         self.topics = tuple(topics)
@@ -70,11 +74,6 @@ class VersionTracker:
     def folded_topic(self) -> str:
         """What its documents are folded from: its source, or the keyed topic."""
         return self.keyed_topic if self.is_keyed else self.topics[0]
-
-    def is_trimmed(self) -> bool:
-        """Whether messages of its keyed topic may have been deleted that were folded, so that
-        documents are not made anew from it."""
-        return self.is_keyed and bool(trimmed_below(self.log, self.keyed_topic))
 
     def source_partitions(self) -> list[TopicPartition]:
         """The partitions of its sources, as far as they exist."""
@@ -110,12 +109,29 @@ class VersionTracker:
         return self.totals().stopped
 
     def checkpoint(self, partition: int) -> int:
-        """Up to where a partition of its documents is folded, in the topic that it is made of."""
+        """Up to where a partition of its documents is folded, in the topic that it is made of; 0,
+        too, where they are made of a topic that is there no more."""
         try:
             found = self.store.checkpoint(self.collection, partition)
         except NotFound:
             return 0
-        return 0 if found is None else found.position
+        return 0 if found is None or self._replaced(found) else found.position
+
+    def _replaced(self, checkpoint: Checkpoint) -> str:
+        try:
+            return self._origins.replaced(decode_checkpoint(checkpoint).origins)
+        except UnreadableCheckpoint:
+            return ""
+
+    def replaced_topic(self) -> str:
+        """A topic that its documents are made of and that was deleted, or made anew, since; empty:
+        there is none."""
+        self._origins.forget()
+        for partition in range(self.partitions()):
+            found = self.store.checkpoint(self.collection, partition)
+            if found is not None and (replaced := self._replaced(found)):
+                return replaced
+        return ""
 
     def source_positions(
         self, partitions: int | None = None, topics: Collection[str] | None = None

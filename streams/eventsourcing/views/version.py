@@ -21,6 +21,7 @@ from streams.eventsourcing.views.inline_subscription import InlineSubscription, 
 from streams.eventsourcing.views.keyed_topic import ensure_keyed_topic
 from streams.eventsourcing.views.keying_subscription import KeyingSubscription
 from streams.eventsourcing.views.names import collection_name
+from streams.eventsourcing.views.origins import Origins
 from streams.eventsourcing.views.processors import declare_inline
 from streams.eventsourcing.views.registry import (
     KnownVersion,
@@ -115,6 +116,11 @@ def goal_of(
     return goal
 
 
+def _present(origins: Origins, topics: Iterable[str]) -> dict[str, str]:
+    """The words of topics, where they are known."""
+    return {topic: word for topic in topics if (word := origins.of(topic))}
+
+
 class ViewVersion:
     """One version of a view.
 
@@ -132,6 +138,7 @@ class ViewVersion:
         self.retries = retries
         self._on_folded = on_folded
         self._foreign = ForeignRecords()
+        self._origins: Origins | None = None
         self.counts: dict[TopicPartition, PartitionCounts] = {}
         """Of the partitions that are folded here."""
         self.keyed_counts: dict[TopicPartition, PartitionCounts] = {}
@@ -183,7 +190,10 @@ class ViewVersion:
         count = ensure_keyed_topic(
             log, definition.keyed_topic, self._partition_count(log)
         ).partitions
-        return KeyingSubscription(log, definition, self.keyed_counts, count)
+        store = document_store(log, definition.where)
+        return KeyingSubscription(
+            log, store, self._origins_on(log), definition, self.keyed_counts, count
+        )
 
     def _subscribe_folding(self, connection: Connection) -> InlineSubscription[Any]:
         log, definition = connection.log, self.definition
@@ -195,6 +205,7 @@ class ViewVersion:
         return FoldingSubscription(
             log,
             store,
+            self._origins_on(log),
             definition.collection,
             self.counts,
             partial(self.new_folder, log),
@@ -208,10 +219,12 @@ class ViewVersion:
         log: Log,
         partition: int,
         writer: DocumentWriter,
+        origins: Origins,
         keep_alive: Callable[[], None] | None = None,
     ) -> PartitionFolder:
         """What folds a partition.
 
+        :param origins: of the topics as they are now.
         :param keep_alive: called again and again while it reads the log; None: what it folds is
             for trial, repeats included.
         """
@@ -222,10 +235,15 @@ class ViewVersion:
                 source = definition.topics[0], partition
                 position = 0 if writer.checkpoint is None else writer.checkpoint.position
                 repeats = definition.repeats(log, source, position, keep_alive)
-            reader: Any = SourceReader(self._source.decoding, repeats)
+            words = _present(origins, definition.topics)
+            reader: Any = SourceReader(self._source.decoding, repeats, words)
         else:
-            _, sources = decode_checkpoint(writer.checkpoint)
-            reader = KeyedReader(definition.decodings, self._foreign, sources, log.log_end_offset)
+            topic = definition.keyed_topic
+            _, sources, words = decode_checkpoint(writer.checkpoint)
+            words |= _present(origins, (topic,))
+            reader = KeyedReader(
+                definition.decodings, self._foreign, sources, log.log_end_offset, topic, words
+            )
         return PartitionFolder(definition, reader, writer)
 
     # -- reading
@@ -239,7 +257,23 @@ class ViewVersion:
             definition.collection,
             definition.topics,
             is_keyed=definition.is_keyed,
+            origins=self._origins_on(log),
         )
+
+    def _origins_on(self, log: Log) -> Origins:
+        """The words of a log's topics as they are now, or were a moment ago: whoever folds here
+        asks anew as soon as a partition is assigned."""
+        if self._origins is None or self._origins.log is not log:
+            self._origins = Origins(log)
+        return self._origins
+
+    def _of_present(self, log: Log, checkpoint: Checkpoint | None) -> Checkpoint | None:
+        """A checkpoint with which documents were read; None, too, where a keyed view's are made of
+        a topic that is there no more: what this process knows of others is not known of them."""
+        if checkpoint is None or not self.definition.is_keyed:
+            return checkpoint
+        words = decode_checkpoint(checkpoint).origins
+        return None if self._origins_on(log).replaced(words) else checkpoint
 
     def partition_of(self, key: bytes, partitions: int) -> int | None:
         """The partition of a document; None: it may be in any."""
@@ -283,7 +317,8 @@ class ViewVersion:
                     if elsewhere.documents[0] is not None:
                         found, partition = elsewhere, other
                         break
-        return Found(found.documents[0], partition, found.checkpoint)
+        checkpoint = self._of_present(log, found.checkpoint)
+        return Found(found.documents[0], partition, checkpoint)
 
     def read_many(
         self, log: Log, keys: Sequence[bytes], partitions: int | None = None
@@ -304,8 +339,9 @@ class ViewVersion:
         checkpoints: dict[int, Checkpoint | None] = {}
         for partition, wanted in by_partition.items():
             found = store.read(collection, partition, wanted)
-            checkpoints[partition] = found.checkpoint
-            _add_positions(positions, self.source_positions(partition, found.checkpoint))
+            checkpoint = self._of_present(log, found.checkpoint)
+            checkpoints[partition] = checkpoint
+            _add_positions(positions, self.source_positions(partition, checkpoint))
             for key, stored in zip(wanted, found.documents, strict=True):
                 document = self.decoded(key, stored)
                 if document is not None:
@@ -372,7 +408,7 @@ class ViewVersion:
         definition = self.definition
         if not definition.is_keyed:
             return {(definition.sources[0].name, partition): checkpoint.position}
-        _, sources = decode_checkpoint(checkpoint)
+        sources = decode_checkpoint(checkpoint).sources
         return {parse_source(name): offset + 1 for name, (offset, _) in sources.items()}
 
     def all_counts(self) -> dict[TopicPartition, PartitionCounts]:

@@ -17,6 +17,7 @@ from streams.config import Dedup
 from streams.decoding import Source
 from streams.errors import InvalidValue, NotFound
 from streams.eventsourcing.results import Decided
+from streams.eventsourcing.views.checkpoint_check import REMEDY
 from streams.eventsourcing.views.definition import KeyFunction, define_view
 from streams.eventsourcing.views.errors import ViewTimeout
 from streams.eventsourcing.views.family import ViewFamily, wait_until
@@ -354,6 +355,13 @@ class View(Generic[D]):
                 coverage = Coverage(tracker, positions, partitions)
                 await wait_until(coverage.is_reached, deadline)
         except TimeoutError:
+            replaced = await self._in_thread(version.tracker(self.app.log).replaced_topic)
+            if replaced:
+                raise ViewTimeout(
+                    f"view {self.name!r}: the documents of version {version.definition.version} "
+                    f"are made of a topic {replaced!r} that was deleted, and go on no more: "
+                    f"{REMEDY}"
+                ) from None
             shown = ", ".join(f"{topic}/{number}" for topic, number in positions)
             raise ViewTimeout(
                 f"view {self.name!r}: version {version.definition.version} has not folded in time "
