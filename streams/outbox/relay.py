@@ -98,6 +98,8 @@ class Relay:
         self._is_running = False
         self._error: str | None = None
         self._reads_in_vain: str | None = None
+        self._has_warned = False
+        """Of reading in vain, since it has read in time."""
         self._undeclared: set[str] = set()
         """Topics that were warned of."""
         self._pause = FIRST_PAUSE
@@ -172,7 +174,7 @@ class Relay:
 
     def reads_in_time(self) -> None:
         """What the session reads, it may relay."""
-        self._reads_in_vain = None
+        self._reads_in_vain, self._has_warned = None, False
 
     def reads_in_vain(self, seconds: float, lease: float) -> None:
         """Once more the session has read what it may not relay any more.
@@ -183,9 +185,9 @@ class Relay:
             f"reading took {seconds:.1f} s, and with lease={lease:g} others may have the keys by "
             "then: nothing is relayed"
         )
-        if self._reads_in_vain is None:
+        if not self._has_warned:
             logger.warning("outbox %s: %s", self._tables.table, problem)
-        self._reads_in_vain = problem
+        self._reads_in_vain, self._has_warned = problem, True
 
     def relayed(self, rows: int) -> None:
         """The log has confirmed so many rows."""
@@ -219,6 +221,8 @@ class Relay:
         if buckets != self._bucket_count:
             logger.info("outbox %s: relaying %d buckets of keys", self._tables.table, buckets)
         self._bucket_count = buckets
+        if not buckets:  # others relay: it has nothing to read
+            self._reads_in_vain = None
 
 
 @dataclass(slots=True)

@@ -738,6 +738,32 @@ async def test_less_is_read_at_once_where_others_take_the_keys_meanwhile(
     assert warned(caplog, "nothing is relayed") == 1
 
 
+async def test_a_relay_whose_keys_others_relay_is_well(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was too slow for them, and has nothing to read now."""
+    monkeypatch.setattr("streams.outbox.relay.TICKS", 300)  # of the usual lease: ten in a second
+    reading, look, taken = Reading(place, monkeypatch), Buckets.tick, False
+
+    async def meanwhile(database: Database, limit: int) -> None:
+        reading.later += 60.0
+        await database.execute("DELETE FROM outbox_relays")
+
+    async def tick(buckets: Buckets, in_flight: Any) -> None:
+        await look(buckets, in_flight)
+        if taken:
+            buckets.owned = frozenset()
+
+    monkeypatch.setattr(Buckets, "tick", tick)
+    reading.meanwhile = meanwhile  # type: ignore[method-assign]
+    async with running(place.dsn) as world:
+        commit(world, place, "a", 1)
+        await world.until(lambda: not world.outbox.health().ok, "it is said so")
+        taken = True
+        await world.until(lambda: world.outbox.health().ok, "it is well")
+    assert len(place.rows()) == 1
+
+
 async def test_rows_whose_bucket_is_given_up_after_they_were_read_are_the_next_owners(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
