@@ -29,12 +29,15 @@ from streams.message import (
     FIRST_POSITION,
     GENERATION,
     ID,
+    INCARNATION,
     LEGACY_CORRELATION,
     REDRIVE,
     Batch,
     Headers,
+    Message,
     Record,
     headers_without,
+    row_of,
     text,
 )
 from streams.processing.job import Outgoing, ResultEncoder, reset_generation
@@ -103,14 +106,17 @@ def headers_to_return(
     headers = batch.headers(index)
     header = next((value for name, value in headers if name == GENERATION), None)
     assignment = delivery.fetched.state.assignment
+    incarnation = header_text(headers, INCARNATION) if has_come_back else assignment.incarnation
     generation = message_generation(header if has_come_back else None, assignment)
     first = first_position(batch, index, has_come_back=has_come_back)
-    names = {*names, GENERATION, FIRST_POSITION}
+    names = {*names, GENERATION, FIRST_POSITION, INCARNATION}
     found = copied_headers(headers_without(headers, names, ERROR_PREFIX))
     if generation:
         found.append((GENERATION, str(generation).encode()))
         first = f"{first}.{generation}"
     found.append((FIRST_POSITION, first.encode()))
+    if incarnation:
+        found.append((INCARNATION, incarnation.encode()))
     return found
 
 
@@ -125,6 +131,23 @@ def first_position(batch: Batch, index: int, *, has_come_back: bool) -> str:
         return header.partition(".")[0]
     stood = f"{batch.topic}/{batch.partition}/{batch.offsets[index]}/{batch.time(index)}"
     return blake2b(stood.encode(), digest_size=8).hexdigest()
+
+
+def first_place(message: Message[Any], *, has_come_back: bool) -> str:
+    """Where a message stood first, as ``topic/partition/offset``: also the ID of one without one.
+
+    :param has_come_back: its headers are our own, and say so.
+    """
+    origin = header_text(message.raw.headers, ORIGIN) if has_come_back else None
+    batch, index = row_of(message)
+    here = f"{batch.topic}/{batch.partition}/{wire.format_offset(batch.offset(index))}"
+    return here if wire.parse_position(origin) is None else str(origin)
+
+
+def first_partition(message: Message[Any], *, has_come_back: bool) -> int:
+    """The partition of its source in which a message stood first; see :func:`first_place`."""
+    found = wire.parse_position(first_place(message, has_come_back=has_come_back))
+    return message.partition if found is None else found[1]
 
 
 def dead_letter_maker(

@@ -243,6 +243,7 @@ class OutboxStats:
     :param oldest: seconds since the first of them was written.
     :param failed: rows that could not be published.
     :param waiting: rows behind those, of the same keys.
+    :param undeclared: rows that wait for a relay whose app declares their topic.
     """
 
     relayed: int = 0
@@ -253,6 +254,7 @@ class OutboxStats:
     oldest: float | None = None
     failed: int | None = None
     waiting: int | None = None
+    undeclared: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +262,8 @@ class OutboxHealth:
     """How the relay of an outbox is in this process.
 
     :param running: it relays, or waits for an outage's end.
-    :param error: what the database did not answer for, in one line; None: it answers.
+    :param error: what the database did not answer for, or that it answers too late for anything to
+        be relayed, in one line; None: it answers in time.
     :param failed: rows that could not be published and wait for somebody to look at them. The
         others go on, and a restart would not help, so it makes nothing unready.
     """

@@ -53,6 +53,10 @@ FIRST_POSITION = "streams_first_position"
 """Where a message stood first that comes back to its group, or is a dead letter: a digest of its
 topic, partition, offset and time, and behind a dot the reset of its group that it failed after, if
 there was one."""
+INCARNATION = "streams_incarnation"
+"""What the log calls the topic in which a message stood first that comes back to its group (see
+:meth:`~streams.log.protocol.Log.incarnation`), where somebody has asked: a processor with
+``transaction=`` does."""
 
 
 IDENTITY_HEADERS = (SOURCE, REDRIVE, FIRST_POSITION)

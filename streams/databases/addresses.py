@@ -231,6 +231,8 @@ class _Place(NamedTuple):
     host: str
     port: str
     name: str
+    options: str
+    """Which may choose other schemas."""
 
 
 def is_same_database(one: str, other: str) -> bool:
@@ -243,7 +245,7 @@ def _place_of(address: str) -> _Place | None:
     kind, _, _ = scheme_of(address)
     if kind == "sqlite":
         file = sqlite_file(address)
-        return _Place("", "", str(Path(file).resolve())) if file else None
+        return _Place("", "", str(Path(file).resolve()), "") if file else None
     try:
         found = read_postgres(address)
     except ConfigError:
@@ -253,4 +255,9 @@ def _place_of(address: str) -> _Place | None:
     if not name or "service" in words or len(found.hosts) > 1:
         return None
     host, port = found.hosts[0] if found.hosts else ("", "")
-    return _Place(words.get("host") or host, words.get("port") or port or "5432", name)
+    return _Place(
+        words.get("host") or host,
+        words.get("port") or port or "5432",
+        name,
+        words.get("options", ""),
+    )

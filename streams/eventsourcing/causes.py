@@ -3,8 +3,9 @@
 In a handler that is its message. The text is made of
 
 * the group, so that two groups which decide upon one message do not swallow each other's decisions;
-* the message's topic, CloudEvents source and ID, without how often it was put back: redelivered, or
-  redriven from the dead letters, it is the same message;
+* the message's topic, CloudEvents source (else its partition, as under two keys one ID is of two
+  messages) and ID, without how often it was put back: redelivered, or redriven from the dead
+  letters, it is the same message. One without an ID is called by where it stood first, and when;
 * the group's generation: after a reset the message is handled on purpose, and decided upon anew;
 * which of the handler's calls on that aggregate it is, counted from 0.
 
@@ -28,10 +29,15 @@ from typing import Any, Literal
 
 from streams.app import Streams
 from streams.config import DeadLetters
-from streams.derived_records import message_generation
+from streams.derived_records import (
+    first_partition,
+    first_place,
+    first_position,
+    message_generation,
+)
 from streams.errors import ConfigError, LogError, TooLarge, Unavailable
 from streams.log.event_headers import MAX_CAUSE
-from streams.message import GENERATION, SOURCE, Message, make_message, text
+from streams.message import GENERATION, SOURCE, Message, make_message, row_of, text
 from streams.processing import Job
 
 Cause = str | Message[Any] | Literal[False] | None
@@ -177,7 +183,7 @@ def message_identity(message: Message[Any]) -> str:
     topic = message.topic
     if handling is not None:
         topic = handling.sources.get(topic, topic)
-    return f"{topic}/{_ce_source(message)}#{message.id}"
+    return f"{topic}/{_name_of(message, has_come_back=topic != message.topic)}"
 
 
 def _source_of(message: Message[Any], handling: Handling | None) -> str:
@@ -188,11 +194,18 @@ def _source_of(message: Message[Any], handling: Handling | None) -> str:
         came_back = topic != message.topic
     header = message.header(GENERATION) if came_back else None
     generation = message_generation(header, message.assignment)
-    return f"{group}/{generation}/{topic}/{_ce_source(message)}#{message.id}"
+    return f"{group}/{generation}/{topic}/{_name_of(message, has_come_back=came_back)}"
 
 
-def _ce_source(message: Message[Any]) -> str:
-    return text(message.header(SOURCE) or b"").replace("%", "%25").replace("#", "%23")
+def _name_of(message: Message[Any], *, has_come_back: bool) -> str:
+    """A message among those of its topic, without how often it was put back."""
+    if message.id == first_place(message, has_come_back=has_come_back):
+        # It has none, and its position recurs where the topic is made anew.
+        return f"@{first_position(*row_of(message), has_come_back=has_come_back)}"
+    source = text(message.header(SOURCE) or b"").replace("%", "%25").replace("#", "%23")
+    if not source:
+        source = f"#{first_partition(message, has_come_back=has_come_back)}"
+    return f"{source}#{message.id}"
 
 
 def cause_text(cause: str) -> str:

@@ -213,15 +213,16 @@ class _Handling:
             runs += 1
             left = max(SHORTEST_PATIENCE, give_up - time.monotonic())
             session, steps = await inbox.begin_async(message, take_all, patience=left)
-            began, ours = time.monotonic(), True
+            began, ours, called = time.monotonic(), True, False
             try:
                 verdicts = await run_async(session, steps, await session.first_rows())
                 if not self._is_wanted(verdicts, message):
                     await session.rollback()
+                    inbox.answered_without_writing()
                     return None
                 if inbox.companion is not None:
                     await self._accompany_async(session, inbox.companion)
-                ours = False
+                ours, called = False, True
                 handed += 1
                 returned = await handle(verdicts, session.connection, handed)
                 ours = True
@@ -246,8 +247,8 @@ class _Handling:
                     raise
                 now = time.monotonic()
                 pause = inbox.runs_again(
-                    error, broken=broken, unable=unable, runs=runs, seconds=now - began,
-                    waits=now < give_up,
+                    error, broken=broken, unable=unable, called=called, runs=runs,
+                    seconds=now - began, waits=now < give_up,
                 )  # fmt: skip
                 if pause is None:
                     raise
@@ -264,15 +265,16 @@ class _Handling:
         while True:
             runs += 1
             session = inbox.begin(message, patience=self._patience)
-            began, ours = time.monotonic(), True
+            began, ours, called = time.monotonic(), True, False
             try:
                 verdicts = run(session, take(database.dialect, entries, inbox.timeouts))
                 if not self._is_wanted(verdicts, message):
                     session.rollback()
+                    inbox.answered_without_writing()
                     return None
                 if inbox.companion is not None:
                     self._accompany(session, inbox.companion)
-                ours = False
+                ours, called = False, True
                 handed += 1
                 returned = handle(verdicts, session.connection, handed)
                 ours = True
@@ -298,8 +300,8 @@ class _Handling:
                     raise
                 now = time.monotonic()
                 pause = inbox.runs_again(
-                    error, broken=broken, unable=unable, runs=runs, seconds=now - began,
-                    waits=now < give_up,
+                    error, broken=broken, unable=unable, called=called, runs=runs,
+                    seconds=now - began, waits=now < give_up,
                 )  # fmt: skip
                 if pause is None:
                     raise

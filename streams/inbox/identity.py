@@ -21,15 +21,14 @@ from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from streams import wire
 from streams.derived_records import (
-    ORIGIN,
+    first_partition,
     header_text,
     message_generation,
     redrives_of,
 )
 from streams.log.protocol import Assignment
-from streams.message import GENERATION, SOURCE, Message, Position, identity_and_offset, row_of
+from streams.message import GENERATION, INCARNATION, SOURCE, Message, identity_and_offset, row_of
 from streams.processing.job import reset_generation
 
 POSITION_DIGITS = 39
@@ -145,6 +144,7 @@ class Identities:
         incarnation = self._incarnation(topic)
         scope = Scope(incarnation, self._group, reset_generation(assignment), topic, partition)
         source_incarnation = incarnation if source == topic else self._incarnation(source)
+        assignment.incarnation = incarnation
         return Owned(
             assignment,
             scope,
@@ -174,22 +174,17 @@ class Identities:
         )
         source = header_text(headers, SOURCE)
         if not source:
-            source = f"{owned.source_topic}/{_partition(message, came_back)}"
+            partition = first_partition(message, has_come_back=came_back)
+            source = f"{owned.source_topic}/{partition}"
+        # The topic may have been made anew since the message failed.
+        first = header_text(headers, INCARNATION) if came_back else None
+        incarnation = first or owned.source_incarnation
         return Entry(
-            entry_id(digest(owned.source_incarnation, self._group, generation, source)[:8], name),
+            entry_id(digest(incarnation, self._group, generation, source)[:8], name),
             owned.number,
             position_text(offset),
             min(redrives_of(headers), MAX_REDRIVES),
         )
-
-
-def _partition(message: Message[Any], came_back: bool) -> int:
-    """The partition of its source in which a message stood first."""
-    if came_back:
-        origin = wire.parse_position(header_text(message.raw.headers, ORIGIN) or "")
-        if origin is not None:
-            return Position(*origin).partition
-    return message.partition
 
 
 __all__ = ["Entry", "Identities", "Owned", "Scope", "digest", "position_text"]

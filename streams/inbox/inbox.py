@@ -144,6 +144,12 @@ class _Outage:
             self._next = now + self._pause
             return True
 
+    def try_at_once(self) -> None:
+        """The last one was answered, and did not tell whether the database can write."""
+        with self._turn:
+            self._pause = RETRY_PAUSE
+            self._next = time.monotonic()
+
 
 class Inbox(AbstractAsyncContextManager["Inbox"]):
     """Of one processor. A resource of the app.
@@ -446,6 +452,12 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             self._outage = None
             self._answers()
 
+    def answered_without_writing(self) -> None:
+        """A transaction found that nothing was to be done: its database answers, and whether it can
+        work the next one tells."""
+        if self._outage is not None:
+            self._outage.try_at_once()
+
     def _make_ready(self) -> None:
         if self._ready:
             return
@@ -563,13 +575,14 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         )
 
     def runs_again(
-        self, error: Exception, *, broken: bool, unable: bool, runs: int, seconds: float,
-        waits: bool,
+        self, error: Exception, *, broken: bool, unable: bool, called: bool, runs: int,
+        seconds: float, waits: bool,
     ) -> float | None:  # fmt: skip
         """Seconds after which the transaction is run again at once; None: the error counts.
 
         :param broken: its connection is lost, whatever the handler made of that.
         :param unable: this database answers and cannot work.
+        :param called: it came as far as the handler.
         :param runs: how often it was run.
         :param seconds: how long it took.
         :param waits: it may wait for what is in its way.
@@ -595,7 +608,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         if failure is Failure.FAULT:
             return None
         if runs >= RUNS_IN_PLACE:
-            if failure is Failure.UNREACHABLE:
+            if failure is Failure.UNREACHABLE or not called:
                 raise TransactionPostponed(
                     f"{self.database.name}: {describe_error(error)}"
                 ) from error

@@ -52,7 +52,7 @@ class ResultOutbox(Protocol):
         ...
 
     def create_tables_there(self, dialect: DialectName) -> Steps[None]:
-        """Create its tables where the statements run."""
+        """Create its tables where the statements run: the first ones of their transaction."""
         ...
 
     def write_results(

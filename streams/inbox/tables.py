@@ -26,6 +26,7 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple
 
+from streams.databases.locking import begin_locking
 from streams.databases.protocol import DialectName, Statement, Steps
 from streams.errors import ConfigError
 from streams.inbox.identity import Entry, Scope
@@ -257,23 +258,6 @@ def find_version(dialect: DialectName) -> Steps[int | None]:
         return None
     rows = yield Statement("SELECT max(version) FROM streams_inbox_schema")
     return rows[0][0] if rows else None
-
-
-IDLE_WITH_LOCK = 10.0
-"""Seconds after which the server ends a transaction of ours that holds a lock and does nothing."""
-
-
-def begin_locking(dialect: DialectName) -> Steps[None]:
-    """The first statements of a transaction that waits for a lock and then has it.
-
-    It sees what others committed while it waited, whatever the level of its connection: stricter
-    ones have one snapshot, that of the statement which waited. And the server ends it if this
-    process freezes, or is gone without a word, so that others get on.
-    """
-    if dialect == "postgresql":
-        yield Statement("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-        milliseconds = max(1, round(IDLE_WITH_LOCK * 1000))
-        yield Statement(f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds}")
 
 
 def create_missing(dialect: DialectName) -> Steps[int]:

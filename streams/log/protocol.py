@@ -255,6 +255,8 @@ class Assignment:
     append_as_owners: AppendAsOwners | None = field(default=None, init=False)
     """Appends for this assignment, and for others of its subscription, what only their owner may
     write; None: the log cannot check that (:attr:`Capabilities.fences_appends`)."""
+    incarnation: str = field(default="", init=False)
+    """What the log calls the topic (:meth:`Log.incarnation`), once somebody has asked."""
     position: int = field(init=False)
     """Where reading starts; the listener sets it before ``assigned`` returns."""
 

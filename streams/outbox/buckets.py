@@ -13,7 +13,9 @@ seconds that it is there: it raises its *beat* in the database. It is dead
 Its buckets are then anybody's. Relays that live share them evenly; who has too many gives some up
 once nothing of them is on its way. What is read under an ownership asks for it in the same
 statement (:meth:`streams.outbox.tables.Dialect.fetch`), and is handed to the log only while this
-relay knows by its own clock that nobody can have taken it for dead.
+relay knows by its own clock that nobody can have taken it for dead. A relay that was taken for dead
+registers again, which begins another *term*: what it read in a former one is forgotten. One that
+finds itself registered still, however late, was not taken for dead, and its term goes on.
 """
 
 from __future__ import annotations
@@ -46,12 +48,14 @@ class _Seen:
 class _Found:
     """What a look at the tables found and changed.
 
+    :param registered: this relay was not among them, and is now.
     :param was_dead: others had taken this relay for dead.
     :param dead: the relays that were removed, and why.
     :param seen: the others, all of which live.
     :param owned: the buckets that are this relay's to read.
     """
 
+    registered: bool = False
     was_dead: bool = False
     dead: dict[str, str] = field(default_factory=dict)
     seen: dict[str, _Seen] = field(default_factory=dict)
@@ -73,6 +77,8 @@ class Buckets:
         self._lock_number = 0
         self.owned: frozenset[int] = frozenset()
         """What may be read; without those that are being given up."""
+        self.term = 0
+        """How often this relay has registered."""
         self._seen: dict[str, _Seen] = {}
         self._registered = False
         self._valid_until = 0.0
@@ -91,8 +97,12 @@ class Buckets:
 
     @property
     def is_certain(self) -> bool:
-        """Nobody can have taken this relay for dead."""
+        """Nobody can have taken this relay for dead since it has said last that it is there."""
         return self._clock.monotonic() < self._valid_until
+
+    def holds(self, term: int) -> bool:
+        """Nobody can have taken this relay for dead since that term began."""
+        return term == self.term and self.is_certain
 
     async def tick(self, in_flight: Collection[int]) -> None:
         """Say that this relay is there, see who else is, and take or give up buckets.
@@ -108,6 +118,7 @@ class Buckets:
         self._seen = found.seen
         self.owned = found.owned
         self._registered = True
+        self.term += found.registered
         self._valid_until = began + self.lease * MARGIN
 
     def _look(self, in_flight: Collection[int]) -> Steps[_Found]:
@@ -116,7 +127,7 @@ class Buckets:
         me = {"relay": self.relay}
         is_there = self._registered and bool((yield statement(dialect.beat(), me)))
         if not is_there:
-            found.was_dead = self._registered
+            found.registered, found.was_dead = True, self._registered
             yield statement(dialect.leave(), me)
             yield statement(dialect.register(), {**me, "lock": self._lock_number})
         yield from self._remove_dead(found)

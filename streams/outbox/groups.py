@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -33,10 +33,14 @@ Failure = tuple[Row, str]
 
 
 class Group:
-    """Rows of one topic, in their order."""
+    """Rows of one topic, in their order.
 
-    def __init__(self, topic: str, rows: Sequence[Row]) -> None:
+    :param term: that of the ownership under which they were read.
+    """
+
+    def __init__(self, topic: str, rows: Sequence[Row], term: int) -> None:
         self.topic = topic
+        self.term = term
         self.rows = rows
         self.sequences = [row.sequence for row in rows]
         self.buckets = Counter(row.bucket for row in rows)
@@ -65,10 +69,14 @@ class Outcome:
 
 
 class GroupPublisher:
-    """Publishes groups to the topics that an app declares."""
+    """Publishes groups to topics that an app declares.
 
-    def __init__(self, app: Streams) -> None:
+    :param is_ours: nobody else can have a group's keys.
+    """
+
+    def __init__(self, app: Streams, is_ours: Callable[[Group], bool]) -> None:
         self._app = app
+        self._is_ours = is_ours
 
     async def publish(self, group: Group) -> Outcome:
         """Publish rows; never raises what the log says."""
@@ -89,18 +97,20 @@ class GroupPublisher:
             else:
                 refused.append((row, record))
         if refused:
-            await self._publish_singly(group.topic, refused, outcome)
+            await self._publish_singly(group, refused, outcome)
         return outcome
 
     async def _publish_singly(
-        self, topic: str, refused: Sequence[tuple[Row, Record]], outcome: Outcome
+        self, group: Group, refused: Sequence[tuple[Row, Record]], outcome: Outcome
     ) -> None:
         """A row may have been refused for what another one beside it is."""
         stopped: set[str] = set()
         for row, record in refused:
             if row.key in stopped:
                 continue
-            (result,) = await self._append(topic, [record])
+            if not self._is_ours(group):
+                return
+            (result,) = await self._append(group.topic, [record])
             if isinstance(result, Position):
                 outcome.confirmed.append(row.sequence)
                 continue
@@ -112,9 +122,7 @@ class GroupPublisher:
 
     def _topic_problem(self, name: str) -> str:
         """Why nothing may be published to a topic; empty: it may."""
-        topic = self._app.topics.get(name)
-        if topic is None:
-            return "the app that relays declares no such topic"
+        topic = self._app.topics[name]
         if topic.is_read_only or topic.internal:
             return "the topic is the toolkit's own, which nothing else writes to"
         return ""

@@ -16,12 +16,16 @@ from streams.log.protocol import OpenMode
 from streams.outbox.databases import Database
 from streams.outbox.outbox import Outbox
 from streams.outbox.rows import InvalidRow, record_of
-from streams.outbox.tables import FAILED, READY, Backlog, Dialect, Row, statement
+from streams.outbox.tables import FAILED, READY, UNDECLARED, Backlog, Dialect, Row, statement
 from streams.outbox.tables import HeldRow as HeldRow
+from streams.outbox.tables import UndeclaredTopic as UndeclaredTopic
 from streams.wire import parse_int
 
-STATES = {READY: "ready", FAILED: "failed"}
+STATES = {READY: "ready", FAILED: "failed", UNDECLARED: "undeclared"}
 """What people call the states; any other is ``waiting``."""
+
+MAX_TOPICS = 20
+"""Topics that no relay declares and that are named, at most."""
 
 LEASE = 30.0
 """Seconds after which a transaction of these that stands still is given up."""
@@ -42,11 +46,14 @@ class Inspected(NamedTuple):
     """An outbox.
 
     :param rows: those that failed, or all; as many as were asked for.
+    :param undeclared: topics of rows that wait for a relay whose app declares them; those of the
+        most rows, :data:`MAX_TOPICS` at most.
     """
 
     backlog: Backlog
     relays: RelaysSeen
     rows: list[HeldRow]
+    undeclared: list[UndeclaredTopic]
 
 
 class InspectedRow(NamedTuple):
@@ -98,7 +105,13 @@ async def inspect(outbox: Outbox, limit: int, *, all_states: bool = False) -> In
         (backlog,) = await database.execute(dialect.backlog())
         (relays,) = await database.execute(dialect.relays_seen())
         rows = await database.execute(dialect.list_rows(all_states=all_states), {"limit": limit})
-    return Inspected(Backlog(*backlog), RelaysSeen(*relays), [HeldRow(*row) for row in rows])
+        topics = await database.execute(dialect.undeclared_topics(), {"limit": MAX_TOPICS})
+    return Inspected(
+        Backlog(*backlog),
+        RelaysSeen(*relays),
+        [HeldRow(*row) for row in rows],
+        [UndeclaredTopic(*topic) for topic in topics],
+    )
 
 
 async def find_rows(outbox: Outbox, name: str, limit: int = 100) -> list[InspectedRow]:

@@ -12,6 +12,7 @@ from stream_codecs import tags_of
 from streams.app import Streams
 from streams.databases.addresses import is_same_database
 from streams.databases.django_database import Django
+from streams.databases.locking import begin_locking
 from streams.databases.protocol import Database as ProviderDatabase
 from streams.databases.protocol import DialectName, Statement, Steps, is_file_of, run, run_async
 from streams.derived_records import TRACE_HEADERS, DerivedResult
@@ -309,7 +310,8 @@ class Outbox:
         return bool(rows[0][0])
 
     def create_tables_there(self, dialect: DialectName) -> Steps[None]:
-        """Create its tables where the statements run."""
+        """Create its tables where the statements run: the first ones of their transaction."""
+        yield from begin_locking(dialect)
         found = self._dialect(dialect)
         if lock := found.lock_creation():
             yield Statement(lock)

@@ -11,15 +11,17 @@ one group of rows at a time is on its way, and the next is read meanwhile. Bound
 bytes, they are all that is held in memory.
 
 A row that cannot be published is marked with the reason, and its key waits: rows behind it are left
-out of what is read until somebody has it tried again. An outage of the log or of the database is
-waited out, and is no row's fault.
+out of what is read until somebody has it tried again. A row whose topic the app does not declare is
+marked as that, and so is what follows of its topic: a relay that comes to own the row's bucket, and
+whose app declares the topic, as that of a newer version does, takes the mark away. An outage of the
+log or of the database is waited out, and is no row's fault.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -40,7 +42,8 @@ SAMPLE_EVERY = 5.0
 """Seconds between two looks how many rows there are."""
 
 RELEASE_EVERY = 30.0
-"""Seconds between two looks whether rows wait behind one that is gone."""
+"""Seconds between two looks whether rows wait for what has come about: one that they wait behind is
+gone, or their topic is declared."""
 
 TICKS = 5
 """How often in a lease a relay says that it is there."""
@@ -50,6 +53,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 
 LEAVE_TIMEOUT = 5.0
 """Seconds that a relay which ends gives to what is on its way."""
+
+MAX_TOPICS_NAMED = 100
+"""Topics that are not declared and that are warned of. Whoever writes rows names them."""
 
 MAX_ERROR = 500
 """Characters of an error that is stored."""
@@ -91,6 +97,9 @@ class Relay:
         self._backlog: Backlog | None = None
         self._is_running = False
         self._error: str | None = None
+        self._reads_in_vain: str | None = None
+        self._undeclared: set[str] = set()
+        """Topics that were warned of."""
         self._pause = FIRST_PAUSE
         self._bucket_count = 0
 
@@ -107,13 +116,15 @@ class Relay:
             oldest=None if known is None else known.oldest or 0.0,
             failed=None if known is None else known.failed,
             waiting=None if known is None else known.waiting,
+            undeclared=None if known is None else known.undeclared,
         )
 
     def health(self) -> OutboxHealth:
         """How it is (any thread)."""
         backlog = self._backlog
         failed = backlog.failed if backlog is not None else 0
-        return OutboxHealth(running=self._is_running, error=self._error, failed=failed)
+        error = self._error or self._reads_in_vain
+        return OutboxHealth(running=self._is_running, error=error, failed=failed)
 
     async def run(self) -> None:
         """Relay until cancelled. Whatever goes wrong is logged, and tried again.
@@ -121,6 +132,7 @@ class Relay:
         :raises ConfigError: the database's address cannot work.
         """
         self._pause, self._is_running = FIRST_PAUSE, True
+        self._reads_in_vain = None
         try:
             while True:
                 try:
@@ -158,6 +170,23 @@ class Relay:
         self._error = None
         self._pause = FIRST_PAUSE
 
+    def reads_in_time(self) -> None:
+        """What the session reads, it may relay."""
+        self._reads_in_vain = None
+
+    def reads_in_vain(self, seconds: float, lease: float) -> None:
+        """Once more the session has read what it may not relay any more.
+
+        :param seconds: how long the reading took.
+        """
+        problem = (
+            f"reading took {seconds:.1f} s, and with lease={lease:g} others may have the keys by "
+            "then: nothing is relayed"
+        )
+        if self._reads_in_vain is None:
+            logger.warning("outbox %s: %s", self._tables.table, problem)
+        self._reads_in_vain = problem
+
     def relayed(self, rows: int) -> None:
         """The log has confirmed so many rows."""
         self._counts.relayed += rows
@@ -170,6 +199,16 @@ class Relay:
             "outbox %s: row %d%s cannot be published to %s, and what follows of the key waits: %s",
             self._tables.table, sequences[0], more, topic, reason,
         )  # fmt: skip
+
+    def undeclared(self, topics: Iterable[str]) -> None:
+        """There are rows of topics that the app does not declare."""
+        for topic in set(topics) - self._undeclared:
+            if len(self._undeclared) < MAX_TOPICS_NAMED:
+                self._undeclared.add(topic)
+                logger.warning(
+                    "outbox %s: rows of topic %s, which this app does not declare, wait for a "
+                    "relay whose app does", self._tables.table, one_line(str(topic)),
+                )  # fmt: skip
 
     def sampled(self, backlog: Backlog) -> None:
         """So many rows there are."""
@@ -202,7 +241,7 @@ class _Session:
         self._clock = SYSTEM  # a lease is about real processes, whatever the app's clock says
         self._buckets = Buckets(database, SYSTEM, options.lease)
         self._awake = asyncio.Event()
-        self._publisher = GroupPublisher(app)
+        self._publisher = GroupPublisher(app, self._is_ours)
         self._tasks: set[asyncio.Task[None]] = set()
         self._writes: dict[str, _TopicWrites] = {}
         """Topics to which something is on its way."""
@@ -217,6 +256,10 @@ class _Session:
         self._paused_until: dict[str, float] = {}
         """Topics that the log could not take."""
         self._pauses: dict[str, float] = {}
+        self._divisor = 1
+        """What is read at once otherwise is divided by it, so that it is read in time."""
+        self._times_in_vain = 0
+        """How often in succession what was read came too late."""
         self._listener: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
         self._next_tick = self._next_sample = self._next_release = 0.0
@@ -282,16 +325,36 @@ class _Session:
                 await self._wait(max(0.0, self._next_tick - monotonic()))
 
     async def _tick(self, now: float) -> None:
-        await self._buckets.tick(+self._in_flight)
-        self._relay.owns(len(self._buckets.owned))
-        self._next_tick = now + self._options.lease / TICKS
+        await self._keep_buckets(now)
         if now >= self._next_release and self._buckets.owned:
             self._next_release = now + RELEASE_EVERY
-            await self._database.execute(self._database.dialect.release_waiting())
+            await self._release()
         if now >= self._next_sample:
             self._next_sample = now + SAMPLE_EVERY
             rows = await self._database.execute(self._database.dialect.backlog())
             self._relay.sampled(Backlog(*rows[0]))
+
+    async def _keep_buckets(self, now: float) -> None:
+        before = self._buckets.owned
+        await self._buckets.tick(+self._in_flight)
+        self._relay.owns(len(self._buckets.owned))
+        if self._buckets.owned - before:
+            self._next_release = now
+        self._next_tick = now + self._options.lease / TICKS
+
+    async def _release(self) -> None:
+        """Have rows wait no longer for what has come about."""
+        database, dialect = self._database, self._database.dialect
+        topics = dialect.list_parameter(list(self._app.topics))
+        await database.execute(
+            dialect.release_undeclared(), {**self._ownership(), "topics": topics}
+        )
+        await database.execute(dialect.release_waiting())
+
+    def _ownership(self) -> dict[str, object]:
+        """What a statement is given that is about rows of this relay's buckets."""
+        buckets = self._database.dialect.list_parameter(sorted(self._buckets.owned))
+        return {"relay": self._buckets.relay, "buckets": buckets}
 
     async def _wait(self, limit: float) -> None:
         """Until something was written, a group has ended, or it is time to look."""
@@ -307,8 +370,11 @@ class _Session:
     async def _start_groups(self) -> bool:
         """Read rows and start them on their way; whether there were any."""
         options, now = self._options, self._clock.monotonic()
-        room = min(options.batch // 2 or 1, options.batch - self._in_flight.total())
-        room_bytes = min(options.batch_bytes // 2 or 1, options.batch_bytes - self._bytes_in_flight)
+        share = 2 * self._divisor  # half of it at most, as the next are read meanwhile
+        room = min(options.batch // share or 1, options.batch - self._in_flight.total())
+        room_bytes = min(
+            options.batch_bytes // share or 1, options.batch_bytes - self._bytes_in_flight
+        )
         self._paused_until = {t: u for t, u in self._paused_until.items() if u > now}
         if not self._buckets.owned or room <= 0 or room_bytes <= 0:
             return False
@@ -316,30 +382,64 @@ class _Session:
         busy = [topic for topic, writes in self._writes.items() if writes.following is not None]
         skipped = [row for rows in self._skipped.values() for row in rows]
         self._overtaking.clear()
+        term = self._buckets.term
         found = await self._database.fetch(
             {
-                "relay": self._buckets.relay,
-                "buckets": dialect.list_parameter(sorted(self._buckets.owned)),
+                **self._ownership(),
                 "busy": dialect.list_parameter([*busy, *self._paused_until]),
                 "skipped": dialect.list_parameter(skipped),
                 "limit": room,
                 "bytes": room_bytes,
             },
         )
+        rows = [Row(*each) for each in found]
+        if not self._buckets.holds(term):  # it took long
+            await self._keep_buckets(self._clock.monotonic())
+            rows = [row for row in rows if row.bucket in self._buckets.owned]
+        if not self._has_read(term, self._clock.monotonic() - now):
+            return bool(found)
         by_topic: dict[str, list[Row]] = {}
         held: list[int] = []
-        for each in found:
-            row = Row(*each)
-            if row.held:
+        undeclared: list[Row] = []
+        for row in rows:
+            if row.topic not in self._app.topics:
+                undeclared.append(row)
+            elif row.held:
                 held.append(row.sequence)
             else:
                 by_topic.setdefault(row.topic, []).append(row)
-        started = [self._start_group(Group(topic, rows)) for topic, rows in by_topic.items()]
+        started = [self._start_group(Group(topic, rows, term)) for topic, rows in by_topic.items()]
         if held:
             await self._database.execute(
                 dialect.hold(), {"sequences": dialect.list_parameter(held)}
             )
-        return bool(held) or any(started)
+        if undeclared:
+            self._relay.undeclared(row.topic for row in undeclared)
+            sequences = dialect.list_parameter([row.sequence for row in undeclared])
+            await self._database.execute(dialect.set_aside(), {"sequences": sequences})
+        return bool(held or undeclared) or any(started)
+
+    def _has_read(self, term: int, seconds: float) -> bool:
+        """Whether what was read may be relayed. Where it may not, less is read the next time.
+
+        :param term: that of the ownership when the reading began.
+        """
+        lease = self._options.lease
+        if self._buckets.holds(term):
+            self._times_in_vain = 0
+            self._relay.reads_in_time()
+            if seconds < lease / 4:
+                self._divisor = max(1, self._divisor // 2)
+            return True
+        self._divisor = min(2 * self._divisor, self._options.batch)
+        self._times_in_vain += 1
+        if self._times_in_vain > 1:  # once is no wonder: the process may have been frozen
+            self._relay.reads_in_vain(seconds, lease)
+        return False
+
+    def _is_ours(self, group: Group) -> bool:
+        """Nobody else can have its keys since it was read."""
+        return self._buckets.holds(group.term)
 
     def _start_group(self, group: Group) -> bool:
         """Publish it, or behind what is on its way to its topic; whether it was taken.
@@ -374,7 +474,7 @@ class _Session:
 
     async def _relay_group(self, group: Group) -> None:
         """Publish rows of one topic, and delete or mark them."""
-        if not self._buckets.is_certain:  # others may have its keys: read anew what is ours
+        if not self._is_ours(group):  # others may have its keys: read anew what is ours
             self._next_tick = 0.0
             self._arrived(group, Outcome())
             self._done(group)

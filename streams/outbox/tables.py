@@ -11,7 +11,7 @@ with Debezium's five alone is relayed, too.
                       digits; ``none``, where the message has no key and it is the row's ``id``
 ``headers``           a JSON array of pairs, a name and a text or null
 ``created``           when the row was written, by the database's clock
-``state``             :data:`READY`, :data:`FAILED` or :data:`WAITING`
+``state``             :data:`READY`, :data:`FAILED`, :data:`WAITING` or :data:`UNDECLARED`
 ``error``             why it could not be published
 ====================  ==========================================================================
 
@@ -32,8 +32,9 @@ from typing import Any, NamedTuple
 from streams.databases.protocol import DialectName, Statement
 from streams.errors import ConfigError
 
-READY, FAILED, WAITING = 0, 1, 2
-"""States of a row: to be relayed; it could not be; a row before it of the same key could not be."""
+READY, FAILED, WAITING, UNDECLARED = 0, 1, 2, 3
+"""States of a row: to be relayed; it could not be; a row before it of the same key could not be, or
+is undeclared; the app of the relay that read it does not declare its topic."""
 
 BUCKETS = 16
 """Buckets of keys that the relays of one outbox share, on PostgreSQL."""
@@ -83,7 +84,8 @@ class Row(NamedTuple):
     :param id: the message ID.
     :param key: ``aggregateid``.
     :param size: of payload, headers and ID in bytes.
-    :param held: a row before it of the same key has failed, or waits itself, so this one has to.
+    :param held: a row before it of the same key has failed, or waits itself, so this one has to;
+        or is undeclared.
     """
 
     sequence: int
@@ -105,12 +107,26 @@ class Backlog(NamedTuple):
     :param oldest: seconds since the first of them was written; None: there is none.
     :param failed: that could not be published.
     :param waiting: behind those, of the same keys.
+    :param undeclared: that wait for a relay whose app declares their topic.
     """
 
     depth: int
     oldest: float | None
     failed: int
     waiting: int
+    undeclared: int
+
+
+class UndeclaredTopic(NamedTuple):
+    """A topic of rows that wait for a relay whose app declares it.
+
+    :param rows: how many; all topics together up to :data:`COUNT_LIMIT`.
+    :param age: seconds since the first of those was written.
+    """
+
+    topic: str
+    rows: int
+    age: float
 
 
 class HeldRow(NamedTuple):
@@ -182,7 +198,12 @@ class Tables:
         self.ready_index = f'"{name}_ready"'
         self.failed_index = f'"{name}_failed"'
         self.waiting_index = f'"{name}_waiting"'
-        self.state_indexes = ((self.failed_index, FAILED), (self.waiting_index, WAITING))
+        self.undeclared_index = f'"{name}_undeclared"'
+        self.state_indexes = (
+            (self.failed_index, FAILED),
+            (self.waiting_index, WAITING),
+            (self.undeclared_index, UNDECLARED),
+        )
         self.channel = f"streams_{table}".replace(".", "_")[:63]
         """What relays LISTEN to on PostgreSQL."""
 
@@ -279,26 +300,35 @@ class Dialect:
 
     def ready_rows(self) -> str:
         """The same, up to a number."""
-        owned = (
-            f"SELECT bucket FROM {self.tables.buckets} WHERE owner = :relay "
-            f"AND {self.among('bucket', 'buckets', 'integer')}"
-        )
         return f"""
             SELECT sequence, {self.bucket} AS bucket,
                 coalesce(messageid, CAST(id AS text)) AS id, aggregatetype, aggregateid,
                 {self.payload} AS payload, keytype, headers,
                 {self.size} + {self.length_of("headers")} + {self.length_of("messageid")} AS size,
-                ({self._before("o", FAILED)} OR {self._before("o", WAITING)}) AS held
+                {self._held("o")} AS held
             FROM {self.tables.outbox} AS o
-            WHERE state = {READY} AND {self.within(self.bucket, owned)}
+            WHERE state = {READY} AND {self._owned()}
                 AND aggregatetype NOT IN ({self.list_of("busy", "text")})
                 AND sequence NOT IN ({self.list_of("skipped", "bigint")})
             ORDER BY sequence LIMIT :limit
             """
 
+    def _owned(self) -> str:
+        """Whether a row is of a relay's buckets."""
+        owned = (
+            f"SELECT bucket FROM {self.tables.buckets} WHERE owner = :relay "
+            f"AND {self.among('bucket', 'buckets', 'integer')}"
+        )
+        return self.within(self.bucket, owned)
+
     def within(self, value: str, query: str) -> str:
         """Whether a value is among what a query gives, which is run once."""
         return f"{value} IN ({query})"
+
+    def _held(self, row: str) -> str:
+        """Whether a row before this one, of the same key, is not to be relayed."""
+        states = (FAILED, WAITING, UNDECLARED)
+        return f"({' OR '.join(self._before(row, state) for state in states)})"
 
     def _before(self, row: str, state: int) -> str:
         """Whether a row before this one, of the same key, is in a state. Nearly always none of any
@@ -322,12 +352,25 @@ class Dialect:
         return f"UPDATE {self.tables.outbox} SET state = {FAILED}, error = :error WHERE {rows}"
 
     def hold(self) -> str:
-        """Have rows wait behind one of their key that failed, or that waits."""
+        """Have rows wait behind one of their key that failed, or that waits, or is undeclared."""
         rows = self.among("sequence", "sequences", "bigint")
-        held = f"({self._before('o', FAILED)} OR {self._before('o', WAITING)})"
         return (
             f"UPDATE {self.tables.outbox} AS o SET state = {WAITING} "
-            f"WHERE state = {READY} AND {rows} AND {held}"
+            f"WHERE state = {READY} AND {rows} AND {self._held('o')}"
+        )
+
+    def set_aside(self) -> str:
+        """Have rows wait for a relay whose app declares their topic."""
+        rows = self.among("sequence", "sequences", "bigint")
+        return (
+            f"UPDATE {self.tables.outbox} SET state = {UNDECLARED} WHERE state = {READY} AND {rows}"
+        )
+
+    def release_undeclared(self) -> str:
+        """Have rows of a relay's buckets wait no longer whose topic its app declares."""
+        return (
+            f"UPDATE {self.tables.outbox} SET state = {READY} WHERE state = {UNDECLARED} "
+            f"AND {self.among('aggregatetype', 'topics', 'text')} AND {self._owned()}"
         )
 
     def release_waiting(self) -> str:
@@ -346,7 +389,8 @@ class Dialect:
         oldest = (
             f"(SELECT {self.age} FROM {outbox} WHERE state = {READY} ORDER BY sequence LIMIT 1)"
         )
-        return f"SELECT {count(READY)}, {oldest}, {count(FAILED)}, {count(WAITING)}"
+        held = ", ".join(map(count, (FAILED, WAITING, UNDECLARED)))
+        return f"SELECT {count(READY)}, {oldest}, {held}"
 
     # -- for people
 
@@ -354,6 +398,15 @@ class Dialect:
         """Failed rows, or all; see :class:`HeldRow`."""
         where = "" if all_states else f"WHERE o.state = {FAILED}"
         return f"{self._people_select()} {where} ORDER BY o.sequence LIMIT :limit"
+
+    def undeclared_topics(self) -> str:
+        """See :class:`UndeclaredTopic`; those of the most rows first."""
+        return (
+            "SELECT aggregatetype, count(*), max(age) FROM (SELECT aggregatetype, "
+            f"{self.age} AS age FROM {self.tables.outbox} WHERE state = {UNDECLARED} "
+            f"LIMIT {COUNT_LIMIT}) AS u GROUP BY aggregatetype "
+            "ORDER BY count(*) DESC, aggregatetype LIMIT :limit"
+        )
 
     def find_rows(self) -> str:
         """Rows by a message ID or a sequence."""

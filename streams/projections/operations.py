@@ -10,9 +10,9 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from streams.config import DeadLetters
+from streams.databases.locking import begin_locking
 from streams.databases.sqlite_files import check_file
 from streams.errors import ConfigError, InvalidValue, NotFound
-from streams.inbox.tables import begin_locking
 from streams.log.protocol import GroupInfo, Log
 from streams.projections import tables
 from streams.projections.projection import (

@@ -200,7 +200,11 @@ class Projection:
         """What the database knows of the projection; this version is made known there."""
         if not self._known:
             await self._make_known()
-        return await self.transactions.run(tables.versions_of(self.name), reading=True)
+        found = await self.transactions.run(tables.versions_of(self.name), reading=True)
+        if all(each.version != self.version for each in found):  # somebody deleted its row
+            await self._make_known()
+            found = await self.transactions.run(tables.versions_of(self.name), reading=True)
+        return found
 
     async def _make_known(self) -> None:
         is_there = await self.transactions.run(find_table(self.database))
@@ -368,6 +372,8 @@ def _first_behind(log: Log, goal: Ends, settled: Ends, *, near: int | None) -> s
     for topic, ends in goal.items():
         for partition, end in ends.items():
             position = settled.get(topic, {}).get(partition, 0)
+            if position < end:  # a topic that was made anew since may end before that
+                end = min(end, log.watermarks(topic, partition)[1])
             if position >= end:
                 continue
             if near is not None:

@@ -23,11 +23,12 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from streams.databases.locking import begin_locking
 from streams.databases.protocol import DialectName, Statement, Steps
 from streams.errors import ConfigError
 from streams.inbox.identity import digest, position_text
 from streams.inbox.inbox import RunAgain
-from streams.inbox.tables import PREPARING, begin_locking, find_version
+from streams.inbox.tables import PREPARING, find_version
 
 _CREATE: Mapping[DialectName, str] = {
     "postgresql": """\

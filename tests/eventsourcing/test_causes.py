@@ -24,6 +24,7 @@ from streams.errors import (
 )
 from streams.eventsourcing import Aggregate, Decided, DecisionRefused
 from streams.log.protocol import Committed
+from streams.message import Record
 from streams.patterns import DeadLetterManager, instrument
 from streams.replay import replay, reset
 from streams.testing import harness
@@ -496,6 +497,41 @@ async def test_long_causes_are_told_apart(stage: Stage) -> None:
             await stage.publish(bank.orders, 1, key="k", id=long + end)
         await bank.until_handled(2)
         assert await bank.events() == [Deposited(1)] * 2
+
+
+async def test_one_id_under_two_keys_is_of_two_messages(stage: Stage) -> None:
+    """As in deduplication: of partitions, each has messages of its own."""
+    bank = Bank(stage, decide_once)
+    async with bank.app:
+        for partition, value in enumerate([1, 2]):
+            record = bank.orders.record(value, key="k", id="same")
+            record.partition = partition
+            await bank.app.publisher.publish_many(bank.orders.name, [record])
+        await bank.until_handled(2)
+        assert sorted(event.cents for event in await bank.events()) == [1, 2]
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+async def test_a_message_without_an_id_is_another_where_its_topic_is_made_anew(
+    stage: Stage, comes_back: bool
+) -> None:
+    async def fail_and_decide(bank: Bank, value: int, message: Message[Any]) -> None:
+        await bank.accounts.decide("a", deposit, value)
+        if comes_back and message.attempt == 1:
+            raise RuntimeError("after the decision")
+
+    retry = Retry(attempts=2, delay=0.0, in_order=not comes_back)
+    bank = Bank(stage, fail_and_decide, retry=retry)
+    topic = bank.orders.name
+    for value in (1, 2):
+        async with bank.app:
+            record = Record(str(value).encode(), b"k", "", partition=0)
+            await bank.app.publisher.publish_many(topic, [record])
+            await bank.until_handled(value)
+            assert [event.cents for event in await bank.events()] == [1, 2][:value]
+            await asyncio.to_thread(bank.app.log.delete_topic, topic)
+        bank = Bank(stage, fail_and_decide, retry=retry)
+        bank.handled.extend(range(value))
 
 
 async def test_topics_with_the_same_message_ids_are_told_apart(stage: Stage) -> None:

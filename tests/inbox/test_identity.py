@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from pathlib import Path
 from uuid import uuid4
 
+import pytest
 import redis
 
-from streams import Dedup, Message, Sqlite, Streams
+from streams import DeadLetterManager, Dedup, Message, Retry, Sqlite, Streams, Topic
+from streams.derived_records import redrives_of
 from streams.testing import harness
 from tests.inbox.kinds import KINDS, Place
 from tests.servers.find import RedisAddress
@@ -70,3 +73,40 @@ async def test_an_id_in_the_value_goes_before_one_in_the_headers(
     }
     rows = place.execute("SELECT id FROM streams_inbox")
     assert sorted(bytes(row[0])[8:].decode() for row in rows) == 3 * ["o1"] + 3 * ["o2"]
+
+
+@pytest.mark.parametrize("first", ["new", "old"])
+async def test_a_dead_letter_of_a_topic_that_was_made_anew_is_no_message_of_the_new_one(
+    tmp_path: Path, first: str
+) -> None:
+    """Though both have one ID, and stood in one place."""
+    url, handled = f"sqlite:///{tmp_path / 'log.db'}", list[str]()
+
+    def make() -> tuple[Streams, Topic[str]]:
+        app = Streams(url)
+        topic = app.topic("orders", str, partitions=1)
+
+        @app.processor(
+            topic, group="g", transaction=Sqlite(tmp_path / "a.db"), retry=Retry(attempts=1)
+        )
+        def handle(value: str, message: Message[str, sqlite3.Connection]) -> None:
+            if value == "old" and not redrives_of(message.raw.headers):
+                raise ValueError("at first")
+            handled.append(value)
+
+        return app, topic
+
+    app, topic = make()
+    async with harness(app, url=url) as h:
+        await topic.publish("old", id="order-1")
+        await h.settled()
+        await asyncio.to_thread(h.log.delete_topic, "orders")
+    app, topic = make()
+    async with harness(app, url=url) as h:
+        for which in (first, "old" if first == "new" else "new"):
+            if which == "new":
+                await topic.publish("new", id="order-1")
+            else:
+                assert await DeadLetterManager(app, "orders.g.dead").reprocess() == 1
+            await h.settled()
+    assert sorted(handled) == ["new", "old"]

@@ -13,8 +13,23 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.orm import sessionmaker
 
-from streams import Asyncpg, AsyncPsycopg, Message, Retry, Sqlite, Streams
+from streams import (
+    Asyncpg,
+    AsyncPsycopg,
+    Database,
+    Dedup,
+    Message,
+    Processor,
+    Retry,
+    SQLAlchemy,
+    Sqlite,
+    Streams,
+)
+from streams.inbox.inbox import RUNS_IN_PLACE, Inbox
+from streams.inbox.tables import Timeouts
 from streams.processing.outcomes import TransactionPostponed
 from streams.testing import harness
 from tests.inbox.kinds import KINDS, Kind, Place
@@ -297,3 +312,84 @@ async def test_a_file_that_another_process_holds_is_told(
         assert handled == [1, 2]
         assert inbox.stats.reachable
         other.close()
+
+
+@pytest.mark.parametrize("name", ["psycopg", "asyncpg", "sqlalchemy-file"])
+async def test_a_lock_that_is_not_had_uses_up_no_attempt(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The handler was not called, however often that happens."""
+    monkeypatch.setattr(Inbox, "timeouts", Timeouts(lock=0.05, idle=10.0))
+    database: Database[Any]
+    if name == "sqlalchemy-file":
+        file = str(tmp_path / "a.db")
+        engine = create_engine(f"sqlite:///{file}", connect_args={"timeout": 0.01})
+        database = SQLAlchemy(sessionmaker(engine))
+    else:
+        kind = next(each for each in KINDS if each.name == name)
+        file = request.getfixturevalue("postgres")
+        database = kind.make(file)
+    app = Streams(f"memory://{uuid4().hex}")
+    topic = app.topic("numbers", int, partitions=1)
+    handled: list[int] = []
+
+    def handle(value: int) -> None:
+        handled.append(value)
+
+    async def handle_async(value: int) -> None:
+        handled.append(value)
+
+    processor: Processor[..., Any] = app.processor(
+        topic, group="g", transaction=database, retry=Retry(attempts=1)
+    )(handle_async if database.asynchronous else handle)
+    async with harness(app) as h:
+        await topic.publish(1)
+        await h.settled()
+        inbox = processor.inbox
+        assert isinstance(inbox, Inbox)
+        with contextlib.closing(
+            sqlite3.connect(file, isolation_level=None)
+            if name == "sqlalchemy-file"
+            else psycopg.connect(file)
+        ) as other:
+            other.execute("BEGIN IMMEDIATE" if name == "sqlalchemy-file" else "LOCK streams_inbox")
+            await topic.publish(2)
+            await eventually(lambda: inbox.stats.reruns > 2 * RUNS_IN_PLACE, "it meets the lock")
+        await h.settled(within=120)
+        assert handled == [1, 2]
+        stats = processor.stats()
+        assert stats is not None
+        assert (stats.dead_letters, stats.retries) == (0, 0)
+
+
+async def test_what_is_known_already_does_not_wait_for_an_outage_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing has to be written for it."""
+    monkeypatch.setattr("streams.inbox.inbox.LONGEST_TRIAL_PAUSE", 1e6)
+    app = Streams(f"memory://{uuid4().hex}")
+    topic = app.topic("numbers", int, partitions=1)
+    handled: list[int] = []
+
+    @app.processor(topic, group="g", transaction=Sqlite(tmp_path / "a.db"), dedup=Dedup(window=0))
+    def handle(value: int) -> None:
+        handled.append(value)
+
+    async with harness(app) as h:
+        records = [topic.record(number, id=f"m{number}") for number in range(12)]
+        await app.publisher.publish_many(topic.name, records)
+        await h.settled()
+        inbox = handle.inbox
+        assert isinstance(inbox, Inbox)
+        inbox._note_unable(sqlite3.OperationalError("database or disk is full"))
+        outage = inbox._outage
+        assert outage is not None
+        outage._pause = 1e6  # as after many trials
+        outage._next = 0.0
+        await app.publisher.publish_many(topic.name, records)
+        await eventually(lambda: inbox.stats.duplicates == 12, "they are found to be known")
+        assert not inbox.stats.reachable
+        await topic.publish(12)
+        await h.settled(within=120)
+        assert inbox.stats.reachable
+    assert handled == list(range(13))

@@ -29,6 +29,7 @@ from tests.conformance.records import append, record
 from tests.conformance.world import World
 from tests.hostile.commands import command
 from tests.servers.find import KafkaAddress
+from tests.servers.lifetime import until
 
 CASE = Case("kafka_url", CAPABILITIES, trims=False)
 
@@ -448,6 +449,19 @@ def test_a_reader_of_a_topic_that_was_deleted_says_so(world: World, admin: Admin
                 pass  # the broker stood still
             finally:
                 reader.close()
+
+
+def test_a_topic_that_has_grown_takes_what_is_for_its_new_partitions(
+    world: World, admin: AdminClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, though the producer has known it before."""
+    monkeypatch.setattr("streams.log.kafka.topics.COUNT_TTL", 0.0)
+    topic = world.topic(1)
+    world.append(topic, [b"0"])
+    told(admin.create_partitions([NewPartitions(topic, 4)])[topic])
+    until(lambda: world.open().topic(topic).partitions == 4, PATIENCE, "the broker knows them")
+    world.append(topic, [record(b"%d" % each, partition=each) for each in range(4)])
+    assert [world.values(topic, each)[-1] for each in range(4)] == [b"0", b"1", b"2", b"3"]
 
 
 def test_the_drivers_own_log_goes_to_python_and_users_callbacks_are_called(

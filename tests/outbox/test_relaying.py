@@ -16,17 +16,20 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from streams import NotFound
+from streams import NotFound, Topic
+from streams.clock import SystemClock
 from streams.databases.protocol import Statement, Steps
 from streams.errors import TooLarge, Unavailable
 from streams.outbox import inspection
+from streams.outbox.buckets import Buckets
 from streams.outbox.databases import (
     AsyncpgDatabase,
     Database,
     PostgresDatabase,
     PsycopgDatabase,
 )
-from streams.outbox.tables import Tables
+from streams.outbox.groups import Group, GroupPublisher
+from streams.outbox.tables import Row, Tables
 from streams.testing import harness
 from tests.outbox.world import Order, Place, World, committing, running
 from tests.servers.lifetime import Lifetime
@@ -268,7 +271,6 @@ async def test_hostile_rows_stop_their_keys_alone(place: Place) -> None:
         ("orders", "what", None, None, "keytype"),
         ("orders", "bytes", None, None, "not hexadecimal"),
         ("orders", "text", "", None, "message ID is empty"),
-        ("nowhere", "text", None, None, "declares no such topic"),
         ("own", "text", None, None, "toolkit's own"),
     ]
     for number, (topic, keytype, messageid, headers, _) in enumerate(more):
@@ -302,10 +304,11 @@ async def test_texts_that_are_no_texts_stop_their_keys_alone(place: Place) -> No
         commit(world, place, "a", 1)
         await world.handle(1)
         await world.until(
-            lambda: [row[1] for row in place.rows()] == [1] * len(columns), "all are marked"
+            lambda: [row[1] for row in place.rows()] == [1, 1, 3, 1, 1], "all are marked"
         )
     found = await inspection.inspect(world.outbox, 10)
-    assert len(found.rows) == len(columns)
+    assert len(found.rows) == len(columns) - 1
+    assert len(found.undeclared) == 1
 
 
 def fetch_parameters(database: Database, **bounds: int) -> dict[str, Any]:
@@ -435,6 +438,93 @@ async def test_rows_that_come_later_do_not_overtake_those_that_wait(place: Place
     async with world.app:
         await world.handle(2)
     assert world.of("a") == [2, 3]
+
+
+# -- topics that the relaying app does not declare
+
+
+def newer(place: Place, url: str | None = None) -> tuple[World, Topic[Order], list[int]]:
+    """An app that declares one topic more, and what it handles of that."""
+    world = World(place.dsn, url)
+    refunds = world.app.topic("refunds", Order, key="id", partitions=2)
+    refunded: list[int] = []
+
+    @world.app.processor(refunds, group="refunds")
+    async def refund(order: Order) -> None:
+        refunded.append(order.number)
+
+    return world, refunds, refunded
+
+
+def commit_refunds(place: Place, world: World, topic: Topic[Order], *numbers: int) -> None:
+    with committing(place) as connection:
+        for number in numbers:
+            world.outbox.publish_sync(topic, Order("a", number), connection=connection)
+
+
+async def test_a_topic_of_a_newer_version_waits_for_a_relay_that_declares_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As it happens in a rolling deployment: the older version may relay for a while."""
+    monkeypatch.setattr("streams.outbox.relay.SAMPLE_EVERY", 0.02)
+    monkeypatch.setattr("streams.outbox.relay.TICKS", 300)  # of the usual lease: ten in a second
+    url = f"memory://outbox-{uuid4().hex}"
+    new, refunds, refunded = newer(place, url)
+    async with running(place.dsn, url) as old:
+        commit_refunds(place, new, refunds, 1, 2)
+        await old.until(lambda: old.outbox.stats().undeclared == 2, "they are set aside")
+        commit_refunds(place, new, refunds, 3)
+        await old.until(lambda: old.outbox.stats().undeclared == 3, "the next is, too")
+        commit(old, place, "a", 1)  # nothing else waits
+        await old.handle(1)
+        assert old.app.health().ok
+    assert warned(caplog, "rows of topic refunds") == 1
+    found = await inspection.inspect(new.outbox, 10)
+    assert [topic[:2] for topic in found.undeclared] == [("refunds", 3)]
+    commit_refunds(place, new, refunds, 4)
+    async with new.app:
+        await new.until(lambda: len(refunded) == 4, "all go out")
+        await new.until(lambda: not place.rows(), "the rows are deleted")
+    assert refunded == [1, 2, 3, 4]
+
+
+async def test_a_row_does_not_overtake_one_that_waits_for_a_relay(place: Place) -> None:
+    """A relay that thaws sets rows aside when its successor, which could relay them, has looked."""
+    new, refunds, refunded = newer(place)
+    async with new.app:
+        await new.until(lambda: new.outbox.stats().depth == 0, "it has looked")
+        with committing(place) as connection:
+            for number in (1, 2):
+                new.outbox.publish_sync(refunds, Order("a", number), connection=connection)
+            connection.execute("UPDATE outbox SET state = 3")
+        commit_refunds(place, new, refunds, 3)
+        await new.until(lambda: [row[1] for row in place.rows()] == [3, 3, 2] or refunded, "waits")
+        assert refunded == []
+    new, _, refunded = newer(place)
+    async with new.app:
+        await new.until(lambda: len(refunded) == 3, "all go out")
+    assert refunded == [1, 2, 3]
+
+
+async def test_a_relay_leaves_what_waits_in_buckets_of_others(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their owner would only set it aside again, each time."""
+    new, refunds, _ = newer(place)
+    with committing(place) as connection:
+        new.outbox.publish_sync(refunds, Order("a", 1), connection=connection)
+        connection.execute("UPDATE outbox SET state = 3")
+    database = new.outbox.open()
+    await database.connect(30.0)
+    try:
+        dialect = database.dialect
+        given = fetch_parameters(database) | {"topics": dialect.list_parameter(["refunds"])}
+        for owner, state in (("they", 3), ("me", 0)):
+            place.run("UPDATE outbox_buckets SET owner = %s", (owner,))
+            await database.execute(dialect.release_undeclared(), given)
+            assert [row[1] for row in place.rows()] == [state]
+    finally:
+        await database.close()
 
 
 # -- Debezium's rows
@@ -575,6 +665,141 @@ async def test_a_relay_that_cannot_delete_pauses_longer_each_time(
         await world.until(lambda: world.outbox.health().ok, "it is well again")
         assert world.of("a") == [1]
     assert len([each for each in caplog.records if "not allowed" in each.message]) == 1
+
+
+# -- ownership that ends while rows are read, or wait
+
+
+class Reading:
+    """What happens while a relay's rows are read: ``meanwhile(database, rows at most)``; a clock
+    for the lease, which that may put forward."""
+
+    def __init__(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.later = 0.0
+        clock = SystemClock()
+        clock.monotonic = lambda: time.monotonic() + self.later
+        monkeypatch.setattr("streams.outbox.relay.SYSTEM", clock)
+        kind = type(World(place.dsn, relayed_by="command").outbox.open())
+        fetch = kind.fetch
+
+        async def fetch_slowly(database: Database, parameters: Any) -> list[Any]:
+            found: list[Any] = await fetch(database, parameters)
+            await self.meanwhile(database, parameters["limit"])
+            return found
+
+        monkeypatch.setattr(kind, "fetch", fetch_slowly)
+
+    async def meanwhile(self, database: Database, limit: int) -> None:
+        """Nothing, so far."""
+
+
+def warned(caplog: pytest.LogCaptureFixture, words: str) -> int:
+    return len([each for each in caplog.records if words in each.message])
+
+
+@pytest.mark.parametrize("leases", [0.9, 3.0])
+async def test_what_took_long_to_read_is_relayed_if_nobody_has_the_keys(
+    place: Place, leases: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading = Reading(place, monkeypatch)
+    async with running(place.dsn, lease=30.0, batch=8) as world:
+
+        async def meanwhile(database: Database, limit: int) -> None:
+            reading.later += leases * 30.0
+
+        reading.meanwhile = meanwhile  # type: ignore[method-assign]
+        commit(world, place, "a", *range(20))
+        await world.handle(20)
+        assert world.of("a") == list(range(20))
+        assert world.outbox.health().ok
+
+
+async def test_less_is_read_at_once_where_others_take_the_keys_meanwhile(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As long as that is too much, it is said so, once."""
+    reading, most = Reading(place, monkeypatch), 0
+
+    async def meanwhile(database: Database, limit: int) -> None:
+        if limit > most:
+            reading.later += 60.0
+            await database.execute("DELETE FROM outbox_relays")  # taken for dead
+
+    reading.meanwhile = meanwhile  # type: ignore[method-assign]
+    async with running(place.dsn, lease=30.0, batch=64) as world:
+        commit(world, place, "a", *range(20))
+        await world.until(lambda: not world.outbox.health().ok, "it is said so")
+        assert "nothing is relayed" in (world.outbox.health().error or "")
+        assert world.values == []
+        most = 4
+        await world.handle(20)
+        assert world.of("a") == list(range(20))
+        await world.until(lambda: world.outbox.health().ok, "it is well again")
+    assert warned(caplog, "nothing is relayed") == 1
+
+
+async def test_rows_whose_bucket_is_given_up_after_they_were_read_are_the_next_owners(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relay that has read for long says first that it is there, and may have to share then."""
+    reading, look = Reading(place, monkeypatch), Buckets.tick
+
+    async def meanwhile(database: Database, limit: int) -> None:
+        reading.later += 27.0
+
+    async def tick(buckets: Buckets, in_flight: Any) -> None:
+        await look(buckets, in_flight)
+        buckets.owned = frozenset()
+
+    async with running(place.dsn, lease=30.0) as world:
+        await world.until(lambda: world.outbox.stats().buckets, "it has buckets")
+        monkeypatch.setattr(Buckets, "tick", tick)
+        reading.meanwhile = meanwhile  # type: ignore[method-assign]
+        commit(world, place, "a", 1)
+        await world.until(lambda: reading.later and not world.outbox.stats().buckets, "it shares")
+    assert len(place.rows()) == 1
+
+
+async def test_what_was_read_before_it_was_taken_for_dead_is_forgotten(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its successor has relayed that."""
+    monkeypatch.setattr("streams.outbox.relay.TICKS", 300)  # of the usual lease: ten in a second
+    reading, found = Reading(place, monkeypatch), 0
+    async with running(place.dsn) as world:
+        log: Any = world.app.log
+        append, waiting = log.append, list[Any]()
+        log.append = lambda *given: waiting.append(given)
+        commit(world, place, "a", 1, 2)
+        await world.until(lambda: waiting, "the first are on their way")
+
+        async def meanwhile(database: Database, limit: int) -> None:
+            nonlocal found
+            found += 1
+
+        reading.meanwhile = meanwhile  # type: ignore[method-assign]
+        commit(world, place, "a", 3, 4)
+        await world.until(lambda: found >= 2, "the next are read")
+        place.run("DELETE FROM outbox WHERE sequence > 2")
+        place.run("DELETE FROM outbox_relays")
+        await world.until(lambda: warned(caplog, "was taken for dead"), "it begins again")
+        log.append = append
+        append(*waiting[0])
+        commit(world, place, "a", 5)
+        await world.until(lambda: 5 in world.of("a"), "it goes on")
+        assert world.of("a") == [1, 2, 5]
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+async def test_no_row_is_tried_alone_once_others_may_have_its_key(place: Place) -> None:
+    world = World(place.dsn, relayed_by="command")
+    rows = [Row(n, 0, f"m{n}", "raw", f"k{n}", b"", "text", None, 0, False) for n in range(3)]
+    answers = iter([True, False])
+    async with world.app.connected():
+        refuse(world, lambda topic, record: TooLarge("too large"))
+        publisher = GroupPublisher(world.app, lambda group: next(answers))
+        outcome = await publisher.publish(Group("raw", rows, 1))
+    assert [row.key for row, _ in outcome.failures] == ["k0"]
 
 
 # -- several relays

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from streams import (
     Streams,
     Topic,
 )
+from streams.databases.protocol import run
 from streams.testing import harness
 from tests.inbox.kinds import KINDS, Kind, Place
-from tests.outbox.world import until
+from tests.outbox.world import PATIENCE, until
 
 pytestmark = pytest.mark.anyio
 
@@ -442,6 +444,13 @@ def test_an_outbox_of_the_same_address(given: Any, address: str) -> None:
     assert not Outbox(app, address, table="other").is_in(other)
 
 
+def test_other_options_may_choose_another_schema() -> None:
+    """So its table of that name may be another one."""
+    there = "postgresql://127.0.0.1:1/shop?options=-csearch_path%3Dtenant"
+    assert Outbox(Streams("memory://"), there).is_in(Psycopg(there))
+    assert not Outbox(Streams("memory://"), there).is_in(Psycopg("postgresql://127.0.0.1:1/shop"))
+
+
 def test_one_that_names_the_database_goes_first() -> None:
     from streams.inbox.results import choose_outbox
 
@@ -484,6 +493,33 @@ async def test_a_pool_of_the_users_and_an_address_for_the_relay(postgres: str) -
             await h.settled()
             await relayed(place)
             assert await published(h, results) == [("m/g/0", 8)]
+
+
+@on([each for each in KINDS if each.name == "psycopg"])
+async def test_who_makes_the_tables_and_freezes_holds_nobody_up(
+    kind: Kind, effects: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server ends its transaction."""
+    monkeypatch.setattr("streams.databases.locking.IDLE_WITH_LOCK", 0.3)
+    shop = Shop(kind, effects.place)
+    shop.database.reserve(2)
+    shop.database.enter()
+
+    def make_tables() -> None:
+        session = shop.database.begin()
+        try:
+            run(session, shop.outbox.create_tables_there("postgresql"))
+            session.commit()
+        finally:
+            session.rollback()
+
+    frozen = shop.database.begin()
+    try:
+        run(frozen, shop.outbox.create_tables_there("postgresql"))
+        await asyncio.wait_for(asyncio.to_thread(make_tables), PATIENCE)
+    finally:
+        frozen.rollback()
+        shop.database.leave()
 
 
 @on(SOME)

@@ -47,8 +47,12 @@ def module(place: Place, shell: Shell) -> str:
 def write_bad_row(place: Place, key: str = "bad") -> None:
     place.run(
         f"{FIVE}, messageid, headers) VALUES (%s, %s, %s, %s, %s, %s, %s)",
-        (str(uuid4()), f"nowhere{EVIL}", key, EVIL, b"\x1b{}", f"m-{key}{EVIL}", EVIL),
+        (str(uuid4()), "orders", key, EVIL, b"\x1b{}", f"m-{key}{EVIL}", EVIL),
     )
+
+
+def write_row_of_no_topic(place: Place) -> None:
+    place.run(f"{FIVE}) VALUES (%s, %s, 'k', 't', %s)", (str(uuid4()), f"nowhere{EVIL}", b"\x1b{}"))
 
 
 def test_the_commands(module: str, place: Place, shell: Shell, run: Run) -> None:
@@ -76,7 +80,7 @@ def test_the_commands(module: str, place: Place, shell: Shell, run: Run) -> None
     assert (found["ready"], found["failed"], found["waiting"], found["relays"]) == (0, 1, 1, 0)
     (row,) = found["rows"]
     assert (row["state"], row["waiting"]) == ("failed", 1)
-    assert "declares no such topic" in row["error"]
+    assert row["error"] == "its headers are no JSON"
     for name in (row["row"], f"m-bad{EVIL}"):
         shown = run("outbox", "show", module, name, "--json").json
         assert shown[0]["key"] == "bad"
@@ -84,11 +88,36 @@ def test_the_commands(module: str, place: Place, shell: Shell, run: Run) -> None
     for command in (("ls", module), ("ls", module, "--all"), ("show", module, row["row"])):
         result = run("outbox", *command)
         assert result.status == 0, result.err
-        assert "nowhere" in result.out
+        assert "orders" in result.out
         assert "\x1b" not in result.out
     assert run("outbox", "retry", module, row["row"], "--json").json["tried_again"] == 1
     assert [state for _, state, _ in place.rows()] == [0, 0]
     assert run("outbox", "retry", module, "--all", "--yes", "--json").json["tried_again"] == 0
+
+
+def test_a_topic_that_no_relay_declares_is_named(
+    module: str, place: Place, shell: Shell, run: Run
+) -> None:
+    write_row_of_no_topic(place)
+    write_row_of_no_topic(place)
+    with shell.start("outbox", "relay", module) as process:
+        eventually(lambda: [row[1] for row in place.rows()] == [3, 3])
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert b"rows of topic nowhere" in errors
+    assert b"\x1b" not in errors
+    (found,) = run("outbox", "ls", module, "--all", "--json").json
+    assert (found["ready"], found["failed"], found["undeclared"]) == (0, 0, 2)
+    assert [row["state"] for row in found["rows"]] == ["undeclared"] * 2
+    (topic,) = found["undeclared_topics"]
+    assert topic["undeclared_topic"].startswith("nowhere")
+    assert topic["rows"] == 2
+    shown = run("outbox", "ls", module)
+    assert "nowhere" in shown.out
+    assert "\x1b" not in shown.out
+    assert run("outbox", "retry", module, "--all", "--yes", "--json").json["tried_again"] == 0
+    (no,) = [why for verdict, why in findings(run, module) if "for a relay whose app" in why]
+    assert no.startswith("2 rows wait for a relay whose app declares the topic: nowhere")
 
 
 @pytest.mark.parametrize(
@@ -150,11 +179,13 @@ async def test_figures_and_health(place: Place, monkeypatch: pytest.MonkeyPatch)
             commit(world, place, "a", 1, 2)
             write_bad_row(place, "one")
             write_bad_row(place, "one")
+            write_row_of_no_topic(place)
             of = {"outbox": "outbox"}
             found = await until(
                 server,
                 lambda now: (
                     now.of("outbox_waiting_rows") == [1]
+                    and now.of("outbox_undeclared_rows") == [1]
                     and now.of("outbox_relayed_total", **of) == [2]
                 ),
             )

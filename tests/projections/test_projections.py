@@ -172,6 +172,27 @@ async def test_the_first_version_serves_once_it_has_what_was_there(ground: Groun
             assert ground.reader.values(1) == list(range(50))
 
 
+@pytest.mark.parametrize(
+    "ground", [("sqlite", "memory"), ("sqlite", "sqlite")], ids="-".join, indirect=True
+)
+async def test_a_topic_that_was_made_anew_before_the_first_version_served(ground: Ground) -> None:
+    """What was there when the version was declared never comes again."""
+    async with Streams(ground.url).connected() as connection:
+        world = ground.world(1)
+        world.app.processors[0].pause()
+        async with world.app:
+            await world.topic.publish_many(range(50))
+            await until(lambda: ground.reader.run(_ALL), lambda: "it is not known")
+        await asyncio.to_thread(connection.log.delete_topic, ground.topic)
+        world = ground.world(1)
+        async with world.app:
+            await world.topic.publish_many(range(10))
+            await until(lambda: world.projection(1).serving == 1, lambda: "it does not serve")
+            await until(
+                lambda: ground.reader.values(1) == list(range(10)), lambda: "it has not all"
+            )
+
+
 _ALL = (
     "SELECT * FROM sqlite_master WHERE name = 'streams_projections' "
     "AND EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'sums_v1')"
@@ -299,6 +320,17 @@ async def test_a_row_that_somebody_else_wrote(ground: Ground, goal: str) -> None
         async with world.app.connected():
             with pytest.raises(ConfigError, match=r"version 1 of projection 'sums'.*goal"):
                 await operations.inspect(world.app.log, world.app.projections)
+
+
+async def test_a_row_that_was_deleted_is_written_again(ground: Ground) -> None:
+    """By whoever runs, as the error about a bad one says."""
+    async with Streams(ground.url).connected():
+        world = ground.world(1)
+        async with world.app:
+            await until(lambda: world.projection(1).serving == 1, lambda: "1 does not serve")
+            ground.reader.run("DELETE FROM streams_projections")
+            assert (await world.projection(1).promote()).promoted
+            assert ground.reader.serving() == 1
 
 
 async def test_a_cancellation_while_it_waits_for_its_turn_leaves_nothing_open(
@@ -594,7 +626,7 @@ async def test_who_freezes_with_a_lock_holds_nobody_up(
     ground: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server ends its transaction."""
-    monkeypatch.setattr("streams.inbox.tables.IDLE_WITH_LOCK", 0.3)
+    monkeypatch.setattr("streams.databases.locking.IDLE_WITH_LOCK", 0.3)
     database = ground.kind.make(ground.place)
     database.reserve(2)
     database.enter()

@@ -24,13 +24,13 @@ class Post:
         self.topic = stage.topic(self.app, dict[str, int], partitions=1)
         self.outbox = Outbox(self.app, f"sqlite:///{self.path}", **options)  # type: ignore[arg-type]
 
-    def write(self, topic: str, key: str, value: bytes = b'{"secret":1}') -> None:
+    def write(self, topic: str, key: str, headers: str | None = None) -> None:
         """A row, as anybody's transaction may have written it."""
         with closing(sqlite3.connect(self.path, timeout=30)) as connection, connection:
             connection.execute(
-                "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, messageid) "
-                "VALUES (?, ?, ?, 'order', ?, ?)",
-                (str(uuid4()), topic, key, value, f"m-{key}"),
+                "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, messageid, "
+                "headers) VALUES (?, ?, ?, 'order', ?, ?, ?)",
+                (str(uuid4()), topic, key, b'{"secret":1}', f"m-{key}", headers),
             )
 
     def states(self) -> list[int]:
@@ -45,8 +45,8 @@ async def test_rows_that_failed_are_a_problem_and_are_tried_again(
     post = Post(stage, tmp_path)
     await post.outbox.create_tables()
     for number in range(3):
-        post.write("nowhere", f"key-{number}")
-    post.write("nowhere", "key-0")
+        post.write(stage.topic_name, f"key-{number}", "no JSON")
+    post.write(stage.topic_name, "key-0")
     async with post.app:
         await stage.until(lambda: sorted(post.states()) == [1, 1, 1, 2])
         async with visit(Dashboard(post.app, access="all")) as visitor:
@@ -54,7 +54,7 @@ async def test_rows_that_failed_are_a_problem_and_are_tried_again(
             listed = await visitor.get(
                 overview.link("3 rows of the outbox outbox could not be published.")
             )
-            assert "declares no such topic" in listed.text
+            assert "its headers are no JSON" in listed.text
             assert "key-1" in listed.text
             row = await visitor.get(listed.link("1"))
             assert '"secret": 1' in row.text
@@ -89,6 +89,21 @@ async def test_what_waits_is_shown_without_what_is_in_it(stage: Stage, tmp_path:
         assert "No row has failed." in none.text
         fields = {"outbox": "outbox", "row": "1", "confirm": "1"}
         await visitor.post("/outbox/retry", fields, status=404)
+
+
+async def test_a_topic_that_no_relay_declares_is_a_problem(stage: Stage, tmp_path: Path) -> None:
+    post = Post(stage, tmp_path)
+    await post.outbox.create_tables()
+    post.write("nowhere", "key")
+    async with post.app:
+        await stage.until(lambda: post.states() == [3])
+        async with visit(Dashboard(post.app, access="all")) as visitor:
+            overview = await visitor.get("/")
+            name = "Rows of the outbox outbox wait for a relay that declares nowhere."
+            listed = await visitor.get(overview.link(name))
+            assert "nowhere (1)" in listed.text
+            every = await visitor.get("/outbox?all=1")
+            assert "topic not declared" in every.text
 
 
 async def test_a_database_that_is_not_there_is_said_so(stage: Stage, tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def list_outboxes(
 
     Of each outbox: how many rows are to be relayed, how old the first of them
     is, how many could not be published ([cyan]failed[/cyan]), how many wait behind
-    those, as they are of the same keys, and how many relays there are.
+    those, as they are of the same keys, how many wait for a relay whose app
+    declares their topic ([cyan]undeclared[/cyan]), and how many relays there are.
 
     [bold]Examples[/bold]
 

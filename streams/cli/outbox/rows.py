@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from streams.outbox.inspection import HeldRow, Inspected, InspectedRow
 
 _OUTBOX_COLUMNS = (
-    "outbox", "ready", "oldest_seconds", "failed", "waiting", "relays", "seen_seconds",
+    "outbox", "ready", "oldest_seconds", "failed", "waiting", "undeclared", "relays",
+    "seen_seconds",
 )  # fmt: skip
+_TOPIC_COLUMNS = ("undeclared_topic", "rows", "oldest_seconds")
 _ROW_COLUMNS = ("row", "state", "topic", "key", "id", "age_seconds", "bytes", "waiting", "error")
 
 
@@ -26,6 +28,15 @@ def outbox_json(outbox: Outbox, found: Inspected) -> dict[str, Any]:
         "oldest_seconds": backlog.oldest,
         "failed": backlog.failed,
         "waiting": backlog.waiting,
+        "undeclared": backlog.undeclared,
+        "undeclared_topics": [
+            {
+                "undeclared_topic": output.printable_text(str(topic)),
+                "rows": rows,
+                "oldest_seconds": age,
+            }
+            for topic, rows, age in found.undeclared
+        ],
         "relays": relays.number,
         "seen_seconds": relays.seconds,
         "rows": [_held_json(row) for row in found.rows],
@@ -53,10 +64,14 @@ def print_outboxes(found: Sequence[Mapping[str, Any]]) -> None:
     """The same for a person."""
     output.print_rows(found, _OUTBOX_COLUMNS, json=False)
     for each in found:
-        if each["rows"]:
-            output.print_line("")
-            output.print_line(f"{each['outbox']}:")
-            output.print_rows(each["rows"], _ROW_COLUMNS, json=False)
+        for shown, columns in (
+            (each["rows"], _ROW_COLUMNS),
+            (each["undeclared_topics"], _TOPIC_COLUMNS),
+        ):
+            if shown:
+                output.print_line("")
+                output.print_line(f"{each['outbox']}:")
+                output.print_rows(shown, columns, json=False)
 
 
 def row_json(found: InspectedRow) -> dict[str, Any]:

@@ -101,7 +101,11 @@ VIEW_ALERTS = ("StreamsViewDocumentsStopped", "StreamsViewWaits", "StreamsViewLa
 MANAGER_ALERTS = ("StreamsManagerFails", "StreamsManagerTimeoutsOverdue")
 """The rules of ``monitoring/alerts.yml`` that everybody needs who has process managers."""
 
-OUTBOX_ALERTS = ("StreamsOutboxOld", "StreamsOutboxRowsFailed")
+OUTBOX_ALERTS = (
+    "StreamsOutboxOld",
+    "StreamsOutboxRowsFailed",
+    "StreamsOutboxTopicUndeclared",
+)
 """The rules of ``monitoring/alerts.yml`` that everybody needs who has outboxes."""
 
 PROJECTION_ALERTS = ("StreamsProjectionNotPromoted",)

@@ -78,4 +78,15 @@ def _check_outbox(inspection: AppInspection, subject: Subject, outbox: Outbox) -
                 f"{ls} lists them; mend the cause, then streams outbox retry",
             )
         )
+    if backlog.undeclared:
+        rows = texts.plural(backlog.undeclared, "row")
+        waits = "waits" if backlog.undeclared == 1 else "wait"
+        names = ", ".join(printable_text(str(each.topic)) for each in found.undeclared)
+        findings.append(
+            subject.no(
+                f"{rows} {waits} for a relay whose app declares the topic: {names}",
+                "let such an app relay, as that of the version that wrote them; to give the rows "
+                "up, delete them",
+            )
+        )
     yield from findings or [subject.yes("it is relayed, and no row is old or has failed")]

@@ -23,7 +23,7 @@ class OutboxRow(models.Model):  # type: ignore[misc]  # Django has no types
     headers = models.TextField(null=True)
     state = models.SmallIntegerField(
         default=0,  # pyright: ignore[reportArgumentType]
-        choices=[(0, "ready"), (1, "failed"), (2, "waiting")],
+        choices=[(0, "ready"), (1, "failed"), (2, "waiting"), (3, "undeclared")],
     )
     error = models.TextField(null=True)
 

@@ -27,6 +27,7 @@ from streams.errors import ConfigError
 from streams.log.range_reader import LogRow
 from streams.message import (
     FIRST_POSITION,
+    INCARNATION,
     Batch,
     Message,
     Position,
@@ -156,9 +157,10 @@ def _original_message(app: Streams, row: LogRow, topic: str | None, attempts: in
         offset = app.log.parse_offset(header_text(headers, ERROR_OFFSET) or "")
     if offset is None:
         topic, partition, offset = topic or batch.topic, batch.partition, row.offset
+    own_headers = headers_without(headers, (FIRST_POSITION, INCARNATION), ERROR_PREFIX)
     original = Batch(
         topic or batch.topic, partition, (offset,), [batch.keys[index]], [row.value],
-        [batch.ids[index] or row.id], [headers_without(headers, (FIRST_POSITION,), ERROR_PREFIX)],
+        [batch.ids[index] or row.id], [own_headers],
         [batch.time(index)],
     )  # fmt: skip
     value: Any = row.value

@@ -161,6 +161,11 @@ _OUTBOX_GAUGES = (
     ("oldest", "streams_outbox_oldest_seconds", "Seconds since the first of them was written"),
     ("failed", "streams_outbox_failed_rows", "Rows that could not be published"),
     ("waiting", "streams_outbox_waiting_rows", "Rows that wait behind one of their key"),
+    (
+        "undeclared",
+        "streams_outbox_undeclared_rows",
+        "Rows that wait for a relay whose app declares their topic",
+    ),
 )
 
 _DURATIONS = (

@@ -42,7 +42,12 @@ OLD = 60.0
 """Seconds after which a row should have been relayed, and after which a relay that said nothing is
 none."""
 
-STATES = {"ready": mark("to be relayed"), "failed": mark("failed"), "waiting": mark("waits behind")}
+STATES = {
+    "ready": mark("to be relayed"),
+    "failed": mark("failed"),
+    "waiting": mark("waits behind"),
+    "undeclared": mark("topic not declared"),
+}
 """How a row is."""
 
 
@@ -216,7 +221,8 @@ def retry(page: Page) -> Done | Confirm:
 
 
 def problems(page: Page) -> Iterator[Problem]:
-    """Rows that could not be published, and outboxes that nobody relays."""
+    """Rows that could not be published, rows whose topic no relay declares, and outboxes that
+    nobody relays."""
     url = page.url("/outbox")
     for outbox in page.app.outboxes.values():
         if not isinstance(outbox, Outbox) or outbox.relayed_by == "debezium":
@@ -233,6 +239,14 @@ def problems(page: Page) -> Iterator[Problem]:
                 name=outbox.name,
             )
             yield Problem(0, text, url)
+        undeclared = ", ".join(str(each.topic) for each in found.undeclared)
+        if undeclared:
+            text = page._(
+                "Rows of the outbox %(name)s wait for a relay that declares %(topics)s.",
+                name=outbox.name,
+                topics=undeclared,
+            )
+            yield Problem(1, text, url, page.now - max(each.age for each in found.undeclared))
         if backlog.oldest is None or backlog.oldest < OLD:
             continue
         since = page.now - backlog.oldest

@@ -52,7 +52,12 @@ class Migration(migrations.Migration):  # type: ignore[misc]  # Django has no ty
                         (
                             "state",
                             models.SmallIntegerField(
-                                choices=[(0, "ready"), (1, "failed"), (2, "waiting")],
+                                choices=[
+                                    (0, "ready"),
+                                    (1, "failed"),
+                                    (2, "waiting"),
+                                    (3, "undeclared"),
+                                ],
                                 default=0,  # pyright: ignore[reportArgumentType]
                             ),
                         ),
