@@ -411,6 +411,8 @@ def test_a_copy_with_a_time_that_is_none_has_the_first_there_is(written: bytes |
         b'{"sources":{"t/0":["0",-1]}}',
         b'{"sources":{"t/%d":["0",0]}}' % (1 << 31),
         b'{"sources":{"t":["0",0]}}',
+        b'{"origins":{"no topic":"a1"}}',
+        b'{"origins":{"t":1}}',
     ],
 )
 def test_a_checkpoint_with_a_number_that_cannot_be_is_unreadable(data: bytes) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 from typing_extensions import override
 
 from streams.errors import LogError, TooLarge, Unavailable
-from streams.eventsourcing.views import inline_subscription
+from streams.eventsourcing.views import inline_subscription, origins
 from streams.eventsourcing.views.checkpoint_check import CheckpointBeyondLog
 from streams.eventsourcing.views.inline_subscription import (
     Handled,
@@ -18,6 +18,7 @@ from streams.eventsourcing.views.inline_subscription import (
     PartitionCounts,
     PartitionHandler,
 )
+from streams.eventsourcing.views.origins import Origins
 from streams.log.protocol import Assignment
 from streams.message import Batch
 
@@ -30,12 +31,18 @@ class Handler(PartitionHandler):
     def __init__(self, handled: list[int]) -> None:
         self.handled = handled
         self.error: LogError | None = None
+        self.words: dict[str, str] = {}
         self._position = 0
 
     @property
     @override
     def position(self) -> int:
         return self._position
+
+    @property
+    @override
+    def origins(self) -> Mapping[str, str]:
+        return self.words
 
     @override
     def handle(self, batch: Batch, start: int) -> Handled:
@@ -78,11 +85,22 @@ class Polled:
     def pause(self, assignments: Iterable[Assignment]) -> None: ...
 
 
+class Words:
+    """A log whose topics have a word."""
+
+    def __init__(self) -> None:
+        self.word = "first"
+
+    def incarnation(self, topic: str) -> str:
+        return self.word
+
+
 class Inline(InlineSubscription[Handler]):
     def __init__(self, polled: Polled) -> None:
-        log: Any = None
+        log: Any = Words()
+        self.log = log
         self.counts: dict[tuple[str, int], PartitionCounts] = {}
-        super().__init__(log, "test", self.counts)
+        super().__init__(log, "test", self.counts, Origins(log))
         self.handlers: dict[int, Handler] = {}
         self.handled: dict[int, list[int]] = {}
         self.refuses: LogError | None = None
@@ -216,3 +234,24 @@ def test_a_partition_that_could_not_begin_for_a_moment_waits_for_nothing_any_mor
     inline.refuses = None
     inline.assigned([second])
     assert inline.counts["t", 0].waiting == ""
+
+
+def test_what_is_of_a_topic_that_was_made_anew_is_not_handled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where the log's subscription goes on as if it were the same topic."""
+    monkeypatch.setattr(origins, "LASTS", 0.0)
+    polled = Polled()
+    inline = Inline(polled)
+    assignment = Assignment("t", 0, 1, None, NEVER)
+    inline.assigned([assignment])
+    inline.handlers[0].words = inline._origins.among(["t"])
+    polled.batches = [batch(assignment, 0)]
+    inline.poll(100, 0.0)
+    assert inline.handled == {0: [0]}
+    inline.log.word = "second"
+    polled.batches = [batch(assignment, 1)]
+    inline.poll(100, 0.0)
+    assert inline.handled == {0: [0]}
+    inline.poll(100, 0.0)
+    assert polled.reassigned == [assignment]

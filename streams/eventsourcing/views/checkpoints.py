@@ -8,8 +8,9 @@ from typing import NamedTuple
 import msgspec
 
 from streams import wire
-from streams.errors import StreamsError
+from streams.errors import ConfigError, StreamsError
 from streams.log.documents import Checkpoint
+from streams.log.names import check_topic
 from streams.log.protocol import TopicPartition
 
 SourcePosition = tuple[int, int]
@@ -92,8 +93,10 @@ def decode_checkpoint(checkpoint: Checkpoint | None) -> FoldedUpTo:
         if found.id_bytes:
             id = bytes.fromhex(found.id_bytes).decode("utf-8", "surrogatepass")
         last = (parse_offset(found.offset), id) if found.offset else None
+        for topic in found.origins:
+            check_topic(topic)
         return FoldedUpTo(last, parse_sources(found.sources), found.origins)
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, ConfigError) as error:
         raise UnreadableCheckpoint(f"it was written by something else: {error}") from error
 
 

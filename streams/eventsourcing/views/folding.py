@@ -80,6 +80,11 @@ class PartitionFolder(PartitionHandler):
     def position(self) -> int:
         return self._position
 
+    @property
+    @override
+    def origins(self) -> Mapping[str, str]:
+        return self._reader.origins
+
     @override
     def handle(self, batch: Batch, start: int) -> Handled:
         """Fold the messages of a batch from ``start`` on, as far as that can be, and write what

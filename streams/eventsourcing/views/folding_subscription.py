@@ -7,7 +7,7 @@ that a former owner that does not know of its loss writes nothing any more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from typing_extensions import override
 
@@ -55,22 +55,16 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
         on_folded: Callable[[], None],
         keyed_topic: str = "",
     ) -> None:
-        super().__init__(log, collection, counts)
+        super().__init__(log, collection, counts, origins)
         self._store = store
         self._new_folder = new_folder
         self._retries = retries
         self._after = on_folded
-        self._origins = origins
         self._floors = FloorKeeper(log, store, collection, keyed_topic) if keyed_topic else None
 
     @override
     def _after_handling(self) -> None:
         self._after()
-
-    @override
-    def assigned(self, assignments: Sequence[Assignment]) -> None:
-        self._origins.forget()
-        super().assigned(assignments)
 
     @override
     def _begin(self, assignment: Assignment) -> PartitionFolder:

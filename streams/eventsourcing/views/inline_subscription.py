@@ -7,20 +7,22 @@ rest as for any processor: it waits out outages, commits positions, drains and l
 A partition whose handler cannot go on at a message *waits* there, and tries again at growing
 intervals. One whose handler failed at the log is given up, and begun anew from what the log says;
 where it does not get on, at growing intervals, too. So is one that cannot begin, because the log
-has not what its checkpoint says. Other partitions go on meanwhile.
+has not what its checkpoint says, or go on, because its topic was made anew (which not every log's
+subscription tells). Other partitions go on meanwhile.
 """
 
 from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
 from typing_extensions import override
 
 from streams.errors import Fenced, LogError, Unavailable
-from streams.eventsourcing.views.checkpoint_check import CheckpointBeyondLog
+from streams.eventsourcing.views.checkpoint_check import CheckpointBeyondLog, check_origins
+from streams.eventsourcing.views.origins import Origins
 from streams.log.protocol import (
     Assignment,
     Log,
@@ -82,6 +84,11 @@ class PartitionHandler(Protocol):
     @property
     def position(self) -> int:
         """Everything below is handled."""
+        ...
+
+    @property
+    def origins(self) -> Mapping[str, str]:
+        """The words of the topics that it goes on from, as far as they are known."""
         ...
 
     def handle(self, batch: Batch, start: int) -> Handled:
@@ -152,11 +159,19 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
 
     :param name: what it is, for log lines.
     :param counts: figures by topic and partition, kept here.
+    :param origins: of the log's topics.
     """
 
-    def __init__(self, log: Log, name: str, counts: dict[tuple[str, int], PartitionCounts]) -> None:
+    def __init__(
+        self,
+        log: Log,
+        name: str,
+        counts: dict[tuple[str, int], PartitionCounts],
+        origins: Origins,
+    ) -> None:
         super().__init__(cast(Any, None))  # it is there, as the listener is, once it has subscribed
         self._log = log
+        self._origins = origins
         self._name = name
         self._counts = counts
         self._partitions: dict[Assignment, OpenPartition[H]] = {}
@@ -201,6 +216,7 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         """Listener: begin with these."""
+        self._origins.forget()
         begun: list[OpenPartition[H]] = []
         refused: dict[Assignment, LogError] = {}
         try:
@@ -274,7 +290,9 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
     def _handle(self, partition: OpenPartition[H], batch: Batch, start: int) -> None:
         """Handle a batch. Raises nothing of the log's: what else was polled is still to be handled,
         and will not be polled again."""
+        where = f"{self._name}: {batch.topic}/{batch.partition}"
         try:
+            check_origins(self._origins, where, partition.handler.origins)
             found = partition.handler.handle(batch, start)
         except LogError as error:
             self._give_up(partition, error)

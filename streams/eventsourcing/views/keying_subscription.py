@@ -16,7 +16,11 @@ from typing_extensions import override
 from stream_codecs import UnknownTag
 from streams.errors import ConfigError, LogError, NotFound
 from streams.eventsourcing.views.checkpoint_check import check_origins
-from streams.eventsourcing.views.checkpoints import UnreadableCheckpoint, decode_checkpoint
+from streams.eventsourcing.views.checkpoints import (
+    NO_ORIGINS,
+    UnreadableCheckpoint,
+    decode_checkpoint,
+)
 from streams.eventsourcing.views.definition import KeyFunction, ViewDefinition
 from streams.eventsourcing.views.errors import MissingKey, UnknownDocument
 from streams.eventsourcing.views.event_readers import SourceReader
@@ -48,7 +52,7 @@ class KeyingHandler(PartitionHandler):
     :param reader: of the source.
     :param partitions: of the keyed topic.
     :param append: appends records and waits until they are confirmed.
-    :param origins: the words of the keyed topic and the source.
+    :param origins: the words of the keyed topic and the source, where they are known.
     """
 
     def __init__(
@@ -58,7 +62,7 @@ class KeyingHandler(PartitionHandler):
         partitions: int,
         append: Callable[[Sequence[Record]], None],
         position: int,
-        origins: tuple[str, str] = ("", ""),
+        origins: Mapping[str, str],
     ) -> None:
         self._origins = origins
         self._definition = definition
@@ -71,6 +75,11 @@ class KeyingHandler(PartitionHandler):
     @override
     def position(self) -> int:
         return self._position
+
+    @property
+    @override
+    def origins(self) -> Mapping[str, str]:
+        return self._origins
 
     @override
     def handle(self, batch: Batch, start: int) -> Handled:
@@ -155,14 +164,14 @@ class KeyingHandler(PartitionHandler):
         """Add the copies of one message."""
         offset = batch.offsets[index]
         headers = copied_headers(batch, index)
+        topics = self._definition.keyed_topic, batch.topic
+        words = [self._origins.get(topic, "") for topic in topics]
         place = Position(batch.topic, batch.partition, batch.offset(index))
         for copy, (event, key) in enumerate(keyed):
             partition = partition_for(key, "", self._count)
             behind = after.get(partition)
             header = keyed_header(
-                KeyedRecord(
-                    batch.topic, batch.partition, offset, copy, event, behind, *self._origins
-                )
+                KeyedRecord(batch.topic, batch.partition, offset, copy, event, behind, *words)
             )
             after[partition] = offset, copy
             records.append(
@@ -179,7 +188,7 @@ def trial_handler(
 ) -> KeyingHandler:
     """Does with a source partition what its handler would, and writes nothing."""
     reader = SourceReader(definition.decodings[topic])
-    return KeyingHandler(definition, reader, partitions, _write_nothing, position)
+    return KeyingHandler(definition, reader, partitions, _write_nothing, position, NO_ORIGINS)
 
 
 def _write_nothing(records: Sequence[Record]) -> None:
@@ -212,18 +221,16 @@ class KeyingSubscription(InlineSubscription[KeyingHandler]):
         counts: dict[tuple[str, int], PartitionCounts],
         partitions: int,
     ) -> None:
-        super().__init__(log, definition.keyed_topic, counts)
+        super().__init__(log, definition.keyed_topic, counts, origins)
         self._definition = definition
         self._decodings = definition.decodings
         self._count = partitions
         self._store = store
-        self._origins = origins
         self._made_of: list[Mapping[str, str]] | None = None
         """Of which topics the documents of each partition are made; None: that is to be asked."""
 
     @override
     def assigned(self, assignments: Sequence[Assignment]) -> None:
-        self._origins.forget()
         self._made_of = None
         super().assigned(assignments)
 
@@ -239,7 +246,7 @@ class KeyingSubscription(InlineSubscription[KeyingHandler]):
     @override
     def _begin(self, assignment: Assignment) -> KeyingHandler:
         self._check_source(assignment.topic)
-        origins = self._origins.of(self._definition.keyed_topic), self._origins.of(assignment.topic)
+        origins = self._origins.among((self._definition.keyed_topic, assignment.topic))
         committed = assignment.committed
         position = 0 if committed is None else committed.position
         definition, source = self._definition, assignment.topic_partition

@@ -8,7 +8,7 @@ held against it.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 
 from streams.errors import LogError, NotFound, Unavailable
@@ -45,6 +45,14 @@ class Origins:
             word = self._ask(topic)
             self._known[topic] = word, now
         return word
+
+    def among(self, topics: Iterable[str]) -> dict[str, str]:
+        """The words of topics, where they are known.
+
+        :raises NotFound: one does not exist.
+        :raises Unavailable: the log cannot be asked.
+        """
+        return {topic: word for topic in topics if (word := self.of(topic))}
 
     def _ask(self, topic: str) -> str:
         try:

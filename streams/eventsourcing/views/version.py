@@ -116,11 +116,6 @@ def goal_of(
     return goal
 
 
-def _present(origins: Origins, topics: Iterable[str]) -> dict[str, str]:
-    """The words of topics, where they are known."""
-    return {topic: word for topic in topics if (word := origins.of(topic))}
-
-
 class ViewVersion:
     """One version of a view.
 
@@ -235,12 +230,12 @@ class ViewVersion:
                 source = definition.topics[0], partition
                 position = 0 if writer.checkpoint is None else writer.checkpoint.position
                 repeats = definition.repeats(log, source, position, keep_alive)
-            words = _present(origins, definition.topics)
+            words = origins.among(definition.topics)
             reader: Any = SourceReader(self._source.decoding, repeats, words)
         else:
             topic = definition.keyed_topic
             _, sources, words = decode_checkpoint(writer.checkpoint)
-            words |= _present(origins, (topic,))
+            words |= origins.among((topic,))
             reader = KeyedReader(
                 definition.decodings, self._foreign, sources, log.log_end_offset, topic, words
             )
