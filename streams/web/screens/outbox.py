@@ -15,7 +15,9 @@ from streams.outbox.inspection import (
     HeldRow,
     Inspected,
     InspectedRow,
+    InvalidRow,
     find_rows,
+    headers_of,
     inspect,
     state_name,
 )
@@ -24,7 +26,7 @@ from streams.web.action_results import Confirm, Done
 from streams.web.documents import pretty
 from streams.web.page import Action, Page, Screen
 from streams.web.problem_board import Problem
-from streams.web.redaction import Shown
+from streams.web.redaction import HIDDEN, Shown
 from streams.web.translations import mark
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ class MessageRow(NamedTuple):
 
     row: HeldRow
     state: str
+    id: Shown
     key: Shown
     error: Shown
     url: str
@@ -135,16 +138,15 @@ def _row(page: Page, outbox: Outbox, row: HeldRow) -> MessageRow:
     return MessageRow(
         row,
         state_name(row.state),
-        _key(page, row),
+        page.payloads.id(str(row.topic), str(row.id), _key_bytes(row)),
+        page.payloads.key(str(row.topic), _key_bytes(row)),
         page.payloads.error(str(row.topic), row.error),
         page.url("/outbox/row", {"outbox": outbox.name, "row": row.sequence}),
     )
 
 
-def _key(page: Page, row: HeldRow) -> Shown:
-    if row.keytype == "none":
-        return Shown(None)
-    return page.payloads.key(str(row.topic), str(row.key).encode("utf-8", "backslashreplace"))
+def _key_bytes(row: HeldRow) -> bytes | None:
+    return None if row.keytype == "none" else str(row.key).encode("utf-8", "backslashreplace")
 
 
 def show_row(page: Page) -> Response:
@@ -154,9 +156,7 @@ def show_row(page: Page) -> Response:
     row, topic = found.row, str(found.row.topic)
     payload = None if found.payload is None else bytes(found.payload)
     value = page.payloads.value(topic, payload)
-    headers = None
-    if found.headers is not None:
-        headers = page.payloads.header(topic, "", str(found.headers).encode("utf-8", "replace"))
+    headers, unread = _headers(page, topic, found)
     return page.render(
         "outbox_row.html",
         title=page._("Row %(number)s of %(name)s", number=row.sequence, name=outbox.name),
@@ -167,7 +167,21 @@ def show_row(page: Page) -> Response:
         value=value,
         value_text=pretty(value),
         headers=headers,
+        unread=unread,
     )
+
+
+def _headers(
+    page: Page, topic: str, found: InspectedRow
+) -> tuple[list[tuple[str, Shown]], Shown | None]:
+    """A row's headers; or those that cannot be read, as they stand in the table: what is hidden of
+    them cannot be told, so all of them are, where anything may be."""
+    try:
+        return page.payloads.headers(topic, headers_of(found), _key_bytes(found.row)), None
+    except InvalidRow:
+        if not page.payloads.shows_as_is:
+            return [], HIDDEN
+        return [], Shown(str(found.headers).encode("utf-8", "backslashreplace"))
 
 
 def _find(page: Page, outbox: Outbox, sequence: str) -> InspectedRow:
