@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from starlette.responses import Response
@@ -85,13 +86,14 @@ def _outbox_of(page: Page) -> Outbox:
     return found
 
 
-def _run(asked: Coroutine[Any, Any, T]) -> T:
+def _run(page: Page, outbox: Outbox, asked: Coroutine[Any, Any, T]) -> T:
     """Ask the outbox's database (blocks).
 
     :raises InvalidValue: it cannot be reached, which is no fault of the log's.
     """
     try:
-        return asyncio.run(asked)
+        with _waiting(page, outbox):
+            return asyncio.run(asked)
     except NotFound:
         raise
     except LogError as error:
@@ -107,7 +109,13 @@ def _inspect(page: Page, outbox: Outbox, *, every: bool) -> Inspected | str:
         except (StreamsError, ConfigError) as error:
             return str(error)
 
-    return page.dashboard.shared(("outbox", outbox.name, every), FRESH, look)
+    with _waiting(page, outbox):
+        return page.dashboard.shared(("outbox", outbox.name, every), FRESH, look)
+
+
+def _waiting(page: Page, outbox: Outbox) -> AbstractContextManager[None]:
+    what = page._("The database of the outbox %(name)s", name=outbox.name)
+    return page.dashboard.source.waiting_for(what)
 
 
 def list_outboxes(page: Page) -> Response:
@@ -185,7 +193,7 @@ def _headers(
 
 
 def _find(page: Page, outbox: Outbox, sequence: str) -> InspectedRow:
-    for each in _run(find_rows(outbox, sequence)):
+    for each in _run(page, outbox, find_rows(outbox, sequence)):
         if str(each.row.sequence) == sequence:
             return each
     raise NotFound(page._("There is no such row; it may have been published."))
@@ -196,7 +204,7 @@ def retry(page: Page) -> Done | Confirm:
     outbox = _outbox_of(page)
     back = page.url("/outbox"), page._("Outbox")
     row = page.fields.optional_number("row", high=1 << 62)
-    count = 1 if row is not None else _run(inspect(outbox, 1)).backlog.failed
+    count = 1 if row is not None else _run(page, outbox, inspect(outbox, 1)).backlog.failed
     if not count:
         raise InvalidValue(page._("No row has failed."))
     if not page.confirmed(count):
@@ -215,7 +223,7 @@ def retry(page: Page) -> Done | Confirm:
                 page._("The relays publish them: one must run."),
             ),
         )
-    tried = _run(retry_rows(outbox, None if row is None else [str(row)]))
+    tried = _run(page, outbox, retry_rows(outbox, None if row is None else [str(row)]))
     return Done(
         page.plural(
             "%(number)s row of %(name)s will be tried again.",
