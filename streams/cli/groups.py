@@ -136,8 +136,11 @@ def delete_group(group: Name, yes: Yes = False, url: Url = None) -> None:
       [cyan]streams groups delete billing-test[/cyan]
       [cyan]streams groups delete billing-test --yes[/cyan]
     """
+    from streams.replay.fixed_groups import check_may_delete_group
+
     with open_url(url) as log:
         positions = output.plural(len(log.group(group).positions), "position")
+        check_may_delete_group(log, group)
         confirm(f"Delete group {group} with its {positions}?", yes=yes)
         log.delete_group(group)
     output.print_line(f"{group}: deleted")

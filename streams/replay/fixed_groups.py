@@ -1,5 +1,5 @@
-"""Groups whose positions are not for anybody to move, as moving them would do nothing, or do harm;
-and topics that nobody may delete.
+"""Groups whose positions are not for anybody to move or delete, as that would do nothing, or do
+harm; and topics that nobody may delete.
 
 They are known by what the log holds, as whoever moves a group need not have the app's code: a view
 folds in the group that has the name of its documents' collection; a delay topic has a floor, which
@@ -19,7 +19,7 @@ from streams.retries import floor_group
 _VIEW = re.compile(r"(?P<view>.+)\.v(?P<version>[1-9][0-9]{0,17})(?P<keyed>\.keyed(\.floor)?)?")
 """The groups and the topic of a view's version."""
 
-_EVENTS, _TIMEOUTS, _DELAY = ".events", ".timeouts", ".delay"
+_EVENTS, _TIMEOUTS, _DELAY, _FLOOR = ".events", ".timeouts", ".delay", ".floor"
 
 
 def check_may_move(log: Log, group: str, topic: str) -> None:
@@ -50,6 +50,45 @@ def check_may_delete(log: Log, topic: str) -> None:
             "and deletes from it what it needs no more; to delete all of the version, "
             f"streams views drop {view} --version {version}"
         )
+
+
+def check_may_delete_group(log: Log, group: str) -> None:
+    """See that a group is one that may be deleted (blocks).
+
+    :raises InvalidValue: it is not; the text says why, and what to do instead.
+    :raises LogError: the log cannot be asked.
+    """
+    found = _VIEW.fullmatch(group)
+    if found is not None and _keeps(log, f"{found['view']}.v{found['version']}"):
+        view, version = found["view"], found["version"]
+        reason = {
+            None: "its documents go on from their checkpoint, whether it is there or not",
+            ".keyed": "all events would be written again, and passed over",
+            ".keyed.floor": f"it says below which position messages of {view}.v{version}.keyed "
+            "were deleted, and that no others may be",
+        }[found["keyed"]]
+        raise InvalidValue(
+            f"group {group!r} is one of view {view!r} version {version} and cannot be deleted: "
+            f"{reason}; to have its documents made anew, streams views rebuild {view} --version "
+            f"{version}, and to delete all of the version, streams views drop {view} --version "
+            f"{version}"
+        )
+    topic = group.removesuffix(_FLOOR)
+    if topic != group and _is_in(log, group, topic) and _is_in(log, topic, topic):
+        # A delay topic: the group that delivers from it has its name, the floor that with .floor.
+        raise InvalidValue(
+            f"group {group!r} cannot be deleted: it says below which position nothing in "
+            f"{topic!r} is needed any more, and what waits there could be lost without it; it goes "
+            f"with its topic, streams topics delete {topic}"
+        )
+
+
+def _is_in(log: Log, group: str, topic: str) -> bool:
+    """Whether a group has a position in a topic."""
+    try:
+        return bool(log.committed(group, topic))
+    except NotFound:
+        return False
 
 
 def _problems(log: Log, group: str, topic: str) -> Iterator[str]:

@@ -286,6 +286,26 @@ def test_a_reset_of_its_groups_says_what_to_do_instead(desk: Desk) -> None:
         )
 
 
+def test_no_group_of_a_version_is_deleted_by_itself(sqlite: Desk) -> None:
+    """Without the floor, a rebuild would take what is left of the keyed topic for all of it."""
+    fold_keyed(sqlite)
+    version = f"{sqlite.name}.v1"
+    for group in (f"{version}.keyed.floor", f"{version}.keyed", version):
+        refused = sqlite.run("groups", "delete", group, "--yes", "--url", sqlite.url)
+        assert (refused.status, refused.out) == (2, "")
+        assert f"is one of view {sqlite.name!r} version 1 and cannot be deleted" in refused.err
+        assert f"streams views rebuild {sqlite.name} --version 1" in refused.err
+        with sqlite.log() as log:
+            assert group in log.groups()
+    assert sqlite("drop", "NAME", "--version", "1", "--yes", "--force").status == 0
+    # They are anybody's names once the version is gone.
+    with sqlite.log() as log:
+        log.create_topic("mine", 1)
+        log.initialize_offsets(f"{version}.keyed.floor", "mine", {0: 0})
+    group = f"{version}.keyed.floor"
+    assert sqlite.run("groups", "delete", group, "--yes", "--url", sqlite.url).status == 0
+
+
 def test_what_is_yet_to_be_folded_is_deleted_by_no_command(sqlite: Desk) -> None:
     fold_keyed(sqlite)
     topic = f"{sqlite.name}.v1.keyed"

@@ -26,6 +26,7 @@ from streams import (
 from streams.log.protocol import Committed
 from streams.message import Record
 from streams.replay import reset
+from streams.replay.fixed_groups import check_may_delete_group
 from streams.testing import Clock, harness
 from tests.conformance.stage import Stage
 from tests.managers.purses import (
@@ -472,5 +473,8 @@ async def test_groups_of_its_timeouts_cannot_be_moved(stage: Stage) -> None:
                 await reset(app, group, topic, "latest", force=True)
             assert instead in str(caught.value)
             assert "\n" not in str(caught.value)
+        with pytest.raises(InvalidValue, match="cannot be deleted") as caught:
+            check_may_delete_group(app.log, f"{timeouts}.delay.floor")
+        assert f"streams topics delete {timeouts}.delay" in str(caught.value)
         # The one that reads its topics may be: each message is reacted to once, whatever comes.
         assert await reset(app, name, ticks.name, "earliest")

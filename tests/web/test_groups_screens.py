@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from streams.web.group_index import GroupIndex, GroupOverview
 from streams.web.page import Page
 from streams.web.problem_board import Problem
 from tests.conformance.stage import QUICK, Stage
+from tests.views.bank import Bank, unique
 from tests.web.gates import Gate
 from tests.web.visiting import eventually, seen_with, visit
 
@@ -148,6 +150,22 @@ async def test_a_group_is_deleted_once_that_is_confirmed(stage: Stage) -> None:
             await visitor.submit(question, "Delete it")
             assert stage.group not in app.log.groups()
             await visitor.get(f"/groups/show?group={stage.group}", status=404)
+
+
+async def test_a_group_of_a_view_is_not_deleted(stage: Stage) -> None:
+    bank = Bank(stage.app(), unique())
+    topic = stage.topic(bank.app, partitions=1)
+    async with bank.app.connected():
+        group = f"{bank.balances.name}.v1"
+        log: Any = bank.app.log
+        log.documents.create(group, 1)
+        await stage.publish(topic, 1)
+        log.initialize_offsets(group, stage.topic_name, {0: 0})
+        async with visit(Dashboard(bank.app, access="all")) as visitor:
+            fields = {"group": group, "confirm": group}
+            refused = await visitor.post("/groups/delete", fields, status=400)
+            assert f"streams views drop {bank.balances.name} --version 1" in refused.text
+        assert group in log.groups()
 
 
 async def test_while_groups_are_looked_at_the_overview_says_so(

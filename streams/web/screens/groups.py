@@ -13,6 +13,7 @@ from streams.errors import GroupNotEmpty, NotFound
 from streams.inspection.counting import sum_known
 from streams.inspection.groups import GroupPosition, group_positions
 from streams.inspection.offset_texts import parse_offsets
+from streams.replay.fixed_groups import check_may_delete_group
 from streams.replay.offset_reset import Move, apply_reset, plan_reset
 from streams.web.action_results import Confirm, Done
 from streams.web.addresses import group_of, topic_of
@@ -238,6 +239,7 @@ def delete(page: Page) -> Done | Confirm:
     """Delete a group and its positions."""
     group, log = group_of(page), page.log
     positions = len(log.group(group).positions)
+    check_may_delete_group(log, group)
     if page.fields.text("confirm") != group:
         return Confirm(
             title=page._("Delete the group %(group)s?", group=group),
