@@ -61,6 +61,9 @@ class ProcessorStats:
     :param progress: how far it is in each partition that it owns.
     :param held_back: of ``waiting``, those that this code is too old for
         (:class:`~streams.errors.CodeTooOld`). What follows of their keys waits behind them.
+    :param closed_keys: keys that a dead message closes (``DeadLetters(sequenced=True)``), in the
+        partitions that it owns.
+    :param parked: messages that wait behind those.
     """
 
     handled: int
@@ -81,6 +84,8 @@ class ProcessorStats:
     handler_seconds: Durations = NO_DURATIONS
     progress: tuple[PartitionProgress, ...] = ()
     held_back: int = 0
+    closed_keys: int = 0
+    parked: int = 0
 
     @property
     def places(self) -> tuple[PartitionProgress, ...]:
@@ -537,6 +542,7 @@ def processor_stats(executor: Executor, poller: Poller) -> ProcessorStats:
     """Figures of a processor that runs."""
     counts, poller_stats = executor.dispatcher.counts, poller.stats()
     handled, filtered = executor.counters()
+    closed_keys, parked = poller.closed_keys()
     return ProcessorStats(
         handled=handled,
         duplicates=counts.duplicates,
@@ -556,6 +562,8 @@ def processor_stats(executor: Executor, poller: Poller) -> ProcessorStats:
         handler_seconds=NO_DURATIONS if executor.timing is None else executor.timing.read(),
         progress=poller_stats.progress,
         held_back=executor.dispatcher.held_back,
+        closed_keys=closed_keys,
+        parked=parked,
     )
 
 

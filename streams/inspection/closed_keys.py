@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from typing_extensions import override
 
+from streams.errors import NotFound
 from streams.inspection.reading_on import CountingReader
 from streams.log.range_reader import read_batches
 from streams.parking import ParkedQueue, ParkingState, parked_topic, parse_batch, read_floor
@@ -70,6 +71,21 @@ class KeyCounts(NamedTuple):
     dead: int
     parked: int
     is_complete: bool
+
+
+def count_closed_keys(log: Log, name: str, seconds: float) -> KeyCounts | None:
+    """What is counted in a topic of closed keys, as far as it can be read in so many real seconds
+    (blocks); None: there is no such topic.
+
+    :raises LogError: the log cannot be read.
+    """
+    index = ClosedKeyIndex(name, lambda: log)
+    try:
+        return index.counts(seconds)
+    except NotFound:
+        return None
+    finally:
+        index.close()
 
 
 class ClosedKeyRow(NamedTuple):

@@ -25,6 +25,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from streams.errors import Fenced, NotFound, TopicMismatch
 
+FAILURE_HEADER = "streams_failure"
+"""Holds a stopped document's failure, where a log keeps documents in a topic."""
+
 
 class Checkpoint(NamedTuple):
     """Up to where a partition's documents were made.

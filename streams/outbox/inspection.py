@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 from streams.databases.protocol import Steps
 from streams.errors import NotFound
 from streams.log.protocol import OpenMode
+from streams.message import Headers
 from streams.outbox.databases import Database
 from streams.outbox.outbox import Outbox
-from streams.outbox.rows import InvalidRow, record_of
+from streams.outbox.rows import InvalidRow as InvalidRow
+from streams.outbox.rows import decode_headers, record_of
 from streams.outbox.tables import FAILED, READY, UNDECLARED, Backlog, Dialect, Row, statement
 from streams.outbox.tables import HeldRow as HeldRow
 from streams.outbox.tables import UndeclaredTopic as UndeclaredTopic
@@ -146,6 +148,14 @@ def _inspected(found: Any) -> InspectedRow:
     except InvalidRow as error:
         problem = str(error)
     return InspectedRow(row, payload, headers, problem)
+
+
+def headers_of(found: InspectedRow) -> Headers:
+    """The headers of a row.
+
+    :raises InvalidRow: they cannot be read.
+    """
+    return decode_headers(found.headers) if found.headers else ()
 
 
 async def retry(outbox: Outbox, names: Collection[str] | None) -> int:

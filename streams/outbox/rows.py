@@ -106,7 +106,7 @@ def record_of(row: Row) -> Record:
     payload = row.payload
     if payload is not None and not isinstance(payload, bytes):
         payload = _as_bytes(payload)
-    headers = () if not row.headers else _decode_headers(row.headers)
+    headers = () if not row.headers else decode_headers(row.headers)
     if row.keytype == "text":
         try:
             key = row.key.encode()
@@ -142,7 +142,11 @@ def _as_bytes(payload: object) -> bytes:
     raise InvalidRow("its payload is neither bytes nor null")
 
 
-def _decode_headers(text: str) -> list[tuple[str, bytes | None]]:
+def decode_headers(text: str) -> list[tuple[str, bytes | None]]:
+    """Headers that :func:`encode_headers` wrote.
+
+    :raises InvalidRow: it did not.
+    """
     if not isinstance(text, str) or len(text) > MAX_HEADERS:
         raise InvalidRow(f"its headers are no text of {MAX_HEADERS:,} characters at most")
     try:

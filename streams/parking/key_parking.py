@@ -221,6 +221,12 @@ class DurableKeyParking:
         since = time.monotonic() - REPLACEMENT_MEMORY
         return sum(last > since for _, last in list(self._replacements.values()))
 
+    def closed_keys(self) -> tuple[int, int]:
+        """How many keys are closed, and how many messages wait behind those that close them."""
+        states = [each.state for each in list(self._partitions.values())]
+        keys = sum(len(each.keys) for each in states)
+        return keys, max(0, sum(each.parked_messages for each in states) - keys)
+
     def unfinished(self) -> str:
         """Why it is not idle, in words (any thread)."""
         for partition in list(self._partitions.values()):

@@ -355,6 +355,11 @@ class KeyParking(Protocol):
         their owner (any thread)."""
         ...
 
+    def closed_keys(self) -> tuple[int, int]:
+        """How many keys are closed in the partitions that are owned, and how many messages wait
+        behind those that close them (any thread)."""
+        ...
+
     def unfinished(self) -> str:
         """What keeps it from being at rest, in words (any thread)."""
         ...

@@ -288,6 +288,11 @@ class Poller:
         """Partitions as whose owner another process has written recently (any thread)."""
         return 0 if self._job.key_parking is None else self._job.key_parking.contested()
 
+    def closed_keys(self) -> tuple[int, int]:
+        """Keys that are closed in the partitions that it owns, and messages that wait behind those
+        that close them (any thread)."""
+        return (0, 0) if self._job.key_parking is None else self._job.key_parking.closed_keys()
+
     def handler_transaction(self, lock: TransactionLock) -> HandlerTransaction:
         """The transactions of one worker of the executor."""
 

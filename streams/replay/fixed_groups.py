@@ -3,7 +3,7 @@ harm; and topics that nobody may delete.
 
 They are known by what the log holds, as whoever moves a group need not have the app's code: a view
 folds in the group that has the name of its documents' collection; a delay topic has a floor, which
-is the position of a group of its own.
+is the position of a group of its own, and so has a topic of closed keys.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ _VIEW = re.compile(r"(?P<view>.+)\.v(?P<version>[1-9][0-9]{0,17})(?P<keyed>\.key
 """The groups and the topic of a view's version."""
 
 _EVENTS, _TIMEOUTS, _DELAY, _FLOOR = ".events", ".timeouts", ".delay", ".floor"
+_PARKED = ".parked"
 
 
 def check_may_move(log: Log, group: str, topic: str) -> None:
@@ -73,6 +74,11 @@ def check_may_delete_group(log: Log, group: str) -> None:
             f"{version}, and to delete all of the version, streams views drop {view} --version "
             f"{version}"
         )
+    if _is_floor_of_parked(log, group):
+        raise InvalidValue(
+            f"group {group!r} cannot be deleted: {_OF_PARKED}, and closed keys could lose messages "
+            f"without it; it goes with its topic, streams topics delete {group}"
+        )
     topic = group.removesuffix(_FLOOR)
     if topic != group and _is_in(log, group, topic) and _is_in(log, topic, topic):
         # A delay topic: the group that delivers from it has its name, the floor that with .floor.
@@ -81,6 +87,28 @@ def check_may_delete_group(log: Log, group: str) -> None:
             f"{topic!r} is needed any more, and what waits there could be lost without it; it goes "
             f"with its topic, streams topics delete {topic}"
         )
+
+
+_OF_PARKED = (
+    "it says below which position nothing in the topic of its name is needed any more, where "
+    "messages wait behind a dead one of their key"
+)
+
+
+def _is_floor_of_parked(log: Log, group: str) -> bool:
+    """Whether a group says what is needed in the topic of closed keys that has its name."""
+    if not group.endswith(_PARKED) or not _is_in(log, group, group):
+        return False
+    parts = group.removesuffix(_PARKED).split(".")
+    return any(_is_there(log, ".".join(parts[:at])) for at in range(1, len(parts)))
+
+
+def _is_there(log: Log, topic: str) -> bool:
+    try:
+        log.topic(topic)
+    except NotFound:
+        return False
+    return True
 
 
 def _is_in(log: Log, group: str, topic: str) -> bool:
@@ -103,6 +131,11 @@ def _problems(log: Log, group: str, topic: str) -> Iterator[str]:
             f"group {group!r} cannot be moved: it says below which position nothing in {topic!r} "
             "is needed any more, and is kept by whoever delivers what waits there; to look at it, "
             f"streams groups show {group}"
+        )
+    if group == topic and _is_floor_of_parked(log, group):
+        yield (
+            f"group {group!r} cannot be moved: {_OF_PARKED}, and is kept by whoever handles that; "
+            "to look at what waits, streams dead keys GROUP TOPIC"
         )
     if group == topic and log.committed(floor_group(topic), topic):
         yield (

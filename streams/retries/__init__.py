@@ -14,6 +14,9 @@ from streams.retries.checkpoints import find_checkpoint
 from streams.retries.due_index import DueIndex, due_time, log_position
 from streams.retries.pending import PendingEntries, PendingEntry, read_pending
 from streams.retries.records import (
+    KEY as KEY_HEADER,
+)
+from streams.retries.records import (
     LATEST_DUE,
     DelayEntry,
     Outcome,
@@ -28,6 +31,7 @@ from streams.retries.records import (
 from streams.retries.scheduler import DelayStats, declare_scheduler, ensure_delay_topic, floor_group
 
 __all__ = [
+    "KEY_HEADER",
     "LATEST_DUE",
     "PENDING_LIMIT",
     "DelayEntry",

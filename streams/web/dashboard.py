@@ -37,7 +37,7 @@ except ImportError as error:
 
 from streams.web import passwords
 from streams.web.access import Access, AccessRule
-from streams.web.action_results import Background, Confirm, Done
+from streams.web.action_results import Background, Confirm, Done, Report
 from streams.web.dashboard_state import DashboardState
 from streams.web.forms import Fields, FormTooLarge, parse_fields, read_form
 from streams.web.guard import (
@@ -50,6 +50,7 @@ from streams.web.guard import (
 )
 from streams.web.jobs import Job
 from streams.web.live import live_response
+from streams.web.log_source import NoAnswer
 from streams.web.page import Action, Page, Screen, Site
 from streams.web.passwords import PasswordInTheClear, PasswordNeeded, TooManyWrong
 from streams.web.redaction import Redact
@@ -257,7 +258,7 @@ class Dashboard(DashboardState):
             return page.render("done.html", done=found, title=found.text)
         if isinstance(found, Background):
             job = self.jobs.start(
-                found.work,
+                self._using_log(found.work),
                 action=action.name,
                 who=page.access.who,
                 title=found.title,
@@ -273,6 +274,16 @@ class Dashboard(DashboardState):
         if found.status_code >= 500:  # it does not know what it did
             self.expire()
         return found
+
+    def _using_log(self, work: Callable[[Report], Done]) -> Callable[[Report], Done]:
+        """The same, with the log that the action has asked for, however long it takes."""
+        lease = self.source.keep()
+
+        def do(report: Report) -> Done:
+            with self.source.using(lease):
+                return work(report)
+
+        return do
 
     def _log_job(self, page: Page, action: Action, job: Job) -> None:
         result = job.result
@@ -300,7 +311,6 @@ class Dashboard(DashboardState):
         try:
             return await self.source.run(make)
         except (Unavailable, Fatal) as error:
-            self.source.reopen()
             return await asyncio.to_thread(self._out_of_reach, page, error)
         except NotFound as error:
             if not await asyncio.to_thread(self.source.can_open):  # the log's file is missing
@@ -308,6 +318,8 @@ class Dashboard(DashboardState):
             return self._error(page, 404, str(error))
         except (GroupNotEmpty, EventTopicError) as error:
             return self._error(page, 409, str(error))
+        except NoAnswer as error:
+            return self._error(page, 503, str(error))
         except StreamsError as error:
             return self._error(page, 400, str(error))
 

@@ -69,7 +69,7 @@ class DashboardState:
         reading = ReadingProgress(self.surveys, self.closed_keys, self.delays, self.sagas)
         self.sampler = Sampler(
             self.source.log,
-            self.source.reopen,
+            self.source.note_failure,
             {
                 "group": group_sample(self.groups.read),
                 "processor": processor_sample(app),

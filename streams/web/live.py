@@ -161,7 +161,6 @@ async def _look(dashboard: DashboardState, tails: list[Arrivals], tail: Arrivals
         tails.remove(tail)
         return b""
     except (Unavailable, Fatal):
-        dashboard.source.reopen()
         return None
     except StreamsError as error:
         tails.remove(tail)

@@ -3,17 +3,25 @@ opened when somebody looks, and again after a failure.
 
 Logs block, so screens run in threads of the dashboard's own: at most :data:`THREADS`, so that a log
 that does not answer holds up neither the service that the dashboard is mounted in nor its memory.
+
+A log that failed is replaced for whoever asks next, and closed once nobody uses it any more: others
+are in the midst of a search or an action with it. Who uses a log is known by *leases*: a request
+and a background job have one each until they end, and any other thread has the log that it asked
+for last.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+import time
+import weakref
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from streams.errors import NotRunning, StreamsError, Unavailable
+from streams.errors import Fatal, NotRunning, StreamsError, Unavailable
 from streams.log.url import open_log
 from streams.text import get_logger
 
@@ -31,6 +39,26 @@ THREADS = 8
 PATIENCE = 15.0
 """Seconds that a screen may take; then the visitor is told that the log does not answer."""
 
+KEPT_OPEN = 5.0
+"""Seconds for which a log that was opened here is kept, whatever fails."""
+
+
+class NoAnswer(StreamsError):
+    """Something beside the log, such as an outbox's database, gave no answer in time."""
+
+
+class Lease:
+    """Logs that somebody uses."""
+
+    __slots__ = ("__weakref__", "began", "logs", "waits_for")
+
+    def __init__(self) -> None:
+        self.logs: tuple[Log, ...] = ()
+        self.waits_for = ""
+        """What else than the log is asked just now; empty: nothing."""
+        self.began = False
+        """Something was called with it."""
+
 
 class LogSource:
     """Where a dashboard's log comes from.
@@ -42,8 +70,16 @@ class LogSource:
     def __init__(self, app: Streams, mode: OpenMode) -> None:
         self.app = app
         self._mode: OpenMode = mode
-        self._lock = threading.Lock()
+        self._opening = threading.Lock()
+        """Held by who opens the log, which takes as long as it takes."""
+        self._state = threading.Lock()
+        """Held for a moment only."""
         self._opened: Log | None = None
+        self._opened_at = 0.0
+        self._replaced: list[Log] = []
+        """Not closed yet, as somebody uses them."""
+        self._leases: weakref.WeakSet[Lease] = weakref.WeakSet()
+        self._thread = threading.local()
         self._threads = ThreadPoolExecutor(THREADS, "streams-web")
         self._closed = False
 
@@ -53,7 +89,7 @@ class LogSource:
         return str(self.app.url_source).partition(" (")[0]
 
     def log(self) -> Log:
-        """The log, open; blocks.
+        """The log, open; blocks. It stays open while who asks uses it.
 
         :raises LogError: it cannot be opened.
         :raises ConfigError: there is no such log.
@@ -62,56 +98,192 @@ class LogSource:
         own = self.app.runtime.log
         if own is not None:
             return own
-        with self._lock:
+        found = self._current()
+        if found is not None:
+            return found
+        with self._opening:
+            found = self._current()
+            if found is not None:
+                return found
+            app = self.app
+            opened = open_log(app.url, app.driver_config, app.clock, mode=self._mode)
+            with self._state:
+                if not self._closed:
+                    self._opened, self._opened_at = opened, time.monotonic()
+                    return self._used(opened)
+        _let_go([opened])
+        raise NotRunning("the dashboard is closed")
+
+    def _current(self) -> Log | None:
+        with self._state:
             if self._closed:
                 raise NotRunning("the dashboard is closed")
-            if self._opened is None:
-                app = self.app
-                self._opened = open_log(app.url, app.driver_config, app.clock, mode=self._mode)
-            return self._opened
+            return None if self._opened is None else self._used(self._opened)
+
+    def _used(self, log: Log) -> Log:
+        """Note that this thread uses a log (the state is held)."""
+        lease = self._lease()
+        if lease is not None:
+            if log not in lease.logs:
+                lease.logs = (*lease.logs, log)
+            return log
+        last: Lease | None = getattr(self._thread, "last", None)
+        if last is None:  # forgotten with the thread
+            last = self._thread.last = Lease()
+            self._leases.add(last)
+        if last.logs != (log,):
+            last.logs = (log,)
+            self._close_unused()
+        return log
+
+    def _lease(self) -> Lease | None:
+        found: Lease | None = getattr(self._thread, "lease", None)
+        return found
 
     def can_open(self) -> bool:
         """Whether there is such a log, and it can be opened now (blocks)."""
         try:
-            self.log()
+            with self.using():
+                self.log()
         except StreamsError:
             return False
         return True
 
+    # -- who uses it
+
+    def keep(self) -> Lease:
+        """A lease on what this thread uses, for what goes on behind it elsewhere:
+        :meth:`using` ends it, and so does dropping it."""
+        lease, own = Lease(), self._lease()
+        with self._state:
+            lease.logs = () if own is None else own.logs
+            self._leases.add(lease)
+        return lease
+
+    @contextmanager
+    def using(self, lease: Lease | None = None, *, ends: bool = True) -> Iterator[Lease]:
+        """What this thread asks for meanwhile is used until the end of it.
+
+        :param lease: goes on with this one.
+        :param ends: the lease ends with it, too.
+        """
+        lease, before = self.keep() if lease is None else lease, self._lease()
+        self._thread.lease, lease.began = lease, True
+        try:
+            yield lease
+        finally:
+            self._thread.lease = before
+            if ends:
+                self.release(lease)
+
+    def release(self, lease: Lease) -> None:
+        """A lease is at its end."""
+        with self._state:
+            self._leases.discard(lease)
+            self._close_unused()
+
+    @contextmanager
+    def waiting_for(self, what: str) -> Iterator[None]:
+        """This thread asks something else than the log meanwhile: where that gives no answer, it is
+        no fault of the log's.
+
+        :param what: for people.
+        """
+        lease = self._lease()
+        if lease is None:
+            yield
+            return
+        before, lease.waits_for = lease.waits_for, what
+        try:
+            yield
+        finally:
+            lease.waits_for = before
+
+    def _close_unused(self) -> None:
+        """Close the replaced logs that nobody uses (the state is held)."""
+        if not self._replaced:
+            return
+        used = {id(log) for lease in self._leases for log in lease.logs}
+        unused = [log for log in self._replaced if id(log) not in used]
+        self._replaced = [log for log in self._replaced if id(log) in used]
+        _let_go(unused)
+
+    # -- failures
+
+    def note_failure(self, lease: Lease | None = None) -> None:
+        """The log did not answer: whoever asks next is given one that is opened anew, unless that
+        has been done already, or the log was opened a moment ago.
+
+        :param lease: whose logs it may have been; without, this thread's.
+        """
+        if lease is None:
+            lease = self._lease() or getattr(self._thread, "last", None)
+        with self._state:
+            if self._opened is None or time.monotonic() - self._opened_at < KEPT_OPEN:
+                return
+            if lease is None or not lease.logs or self._opened in lease.logs:
+                self._replace()
+
     def reopen(self) -> None:
-        """Let go of a log of our own that failed, without waiting for it: the next visitor opens it
-        anew."""
-        with self._lock:
-            opened, self._opened = self._opened, None
-        if opened is not None:
-            # A server that is frozen holds up the closing, too; nobody waits for that.
-            threading.Thread(
-                target=_close, args=(opened,), name="streams-web-close", daemon=True
-            ).start()
+        """Have the log opened anew for whoever asks next; the one there is is closed once nobody
+        uses it."""
+        with self._state:
+            self._replace()
+
+    def _replace(self) -> None:
+        if self._opened is not None:
+            self._replaced.append(self._opened)
+            self._opened = None
+        self._close_unused()
 
     def close(self) -> None:
-        """Let go of what was opened here."""
+        """Let go of what was opened here, whoever uses it."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        with self._lock:
+        with self._state:
             self._closed = True
-        self.reopen()
+            opened = [] if self._opened is None else [self._opened]
+            _let_go([*self._replaced, *opened])
+            self._opened, self._replaced = None, []
 
-    async def run(self, function: Callable[[], T]) -> T:
+    async def run(self, function: Callable[[], T], lease: Lease | None = None) -> T:
         """Call a function in one of the threads.
 
+        :param lease: of what the function is a part of, and goes on behind it.
         :raises Unavailable: it took longer than :data:`PATIENCE`, or all threads are taken for as
             long; what began goes on to its end.
+        :raises NoAnswer: the same, while something else than the log was asked.
         """
-        loop = asyncio.get_running_loop()
+        loop, ends = asyncio.get_running_loop(), lease is None
+        held = Lease() if lease is None else lease
+
+        def call() -> T:
+            with self._state:
+                self._leases.add(held)
+            with self.using(held, ends=ends):
+                return function()
+
         try:
             async with asyncio.timeout(PATIENCE):
-                return await loop.run_in_executor(self._threads, function)
+                return await loop.run_in_executor(self._threads, call)
         except TimeoutError:
+            if held.waits_for:
+                raise NoAnswer(f"{held.waits_for}: no answer within {PATIENCE:.0f} s") from None
+            if held.began:
+                self.note_failure(held)
             raise Unavailable(f"no answer within {PATIENCE:.0f} s") from None
+        except (Unavailable, Fatal):
+            self.note_failure(held)
+            raise
         except RuntimeError as error:
             if "shutdown" in str(error):
                 raise NotRunning("the dashboard is closed") from error
             raise
+
+
+def _let_go(logs: list[Log]) -> None:
+    """Close logs, without waiting for it: a server that is frozen holds up the closing, too."""
+    for log in logs:
+        threading.Thread(target=_close, args=(log,), name="streams-web-close", daemon=True).start()
 
 
 def _close(log: Log) -> None:

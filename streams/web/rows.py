@@ -30,7 +30,7 @@ class Row(NamedTuple):
     offset: str
     number: int
     time: float
-    id: str
+    id: Shown
     key: Shown
     value: Shown
     size: int | None
@@ -53,7 +53,7 @@ def row_of(log: Log, payloads: Payloads, batch: Batch, index: int) -> Row:
         log.format_offset(batch.offsets[index]),
         batch.offsets[index],
         batch.time(index),
-        printable_text(batch.id(index)),
+        payloads.id(batch.topic, batch.id(index), batch.keys[index]),
         beginning(payloads.key(batch.topic, batch.keys[index])),
         beginning(payloads.value(batch.topic, value)),
         None if value is None else len(value),

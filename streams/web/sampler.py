@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from streams.errors import NotFound, StreamsError, Unavailable
+from streams.errors import Fatal, NotFound, StreamsError, Unavailable
 from streams.inspection.groups import total_lag
 from streams.log.protocol import SizedLog
 from streams.text import get_logger
@@ -231,7 +231,8 @@ class Sampler:
         except StreamsError as error:
             logger.debug("the dashboard's sampler: %s", error)
             reachable = False
-            self._on_failure()
+            if isinstance(error, (Unavailable, Fatal)):
+                self._on_failure()
         self.rounds += 1
         for watcher in watchers:
             shown = watcher.subjects if reachable else watcher.subjects & local

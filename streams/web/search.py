@@ -153,13 +153,19 @@ class Matcher:
     def __call__(self, batch: Batch, index: int) -> bool:
         """Whether this message has it."""
         query = self._query
-        if query.id and batch.id(index) != query.id:
+        if query.id and not self._has_id(batch, index):
             return False
         if query.key and self._payloads.key(batch.topic, batch.keys[index]).data != self._key:
             return False
         if (query.header or query.header_value) and not self._has_header(batch, index):
             return False
         return not (query.text or query.path or query.path_value) or self._has_value(batch, index)
+
+    def _has_id(self, batch: Batch, index: int) -> bool:
+        id = batch.id(index)
+        if id != self._query.id:
+            return False
+        return self._payloads.id(batch.topic, id, batch.keys[index]).data == _bytes(id)
 
     def _has_header(self, batch: Batch, index: int) -> bool:
         wanted = self._query.header
@@ -168,7 +174,7 @@ class Matcher:
                 continue
             if not self._header_value:
                 return True
-            shown = self._payloads.header(batch.topic, name, data).data
+            shown = self._payloads.header(batch.topic, name, data, batch.keys[index]).data
             if shown is not None and self._header_value in shown:
                 return True
         return False

@@ -11,6 +11,7 @@ from starlette.responses import StreamingResponse
 from streams.web.rendering import environment
 
 if TYPE_CHECKING:
+    from streams.web.log_source import Lease
     from streams.web.page import Page
 
 FLUSH = "<!-- -->"
@@ -22,16 +23,16 @@ def stream_page(page: Page, template: str, **context: Any) -> StreamingResponse:
     found = environment(page.language).get_template(template)
     pieces = found.generate(page.context(**context))
     return StreamingResponse(
-        _send(page, pieces),
+        _send(page, pieces, page.dashboard.source.keep()),
         media_type="text/html",
         headers={"cache-control": "no-store", "vary": "accept-language", "x-accel-buffering": "no"},
     )
 
 
-async def _send(page: Page, pieces: Iterator[str]) -> AsyncIterator[str]:
+async def _send(page: Page, pieces: Iterator[str], lease: Lease) -> AsyncIterator[str]:
     source = page.dashboard.source
     while True:
-        part = await source.run(lambda: _until_flush(pieces))
+        part = await source.run(lambda: _until_flush(pieces), lease)
         if not part:
             return
         yield part

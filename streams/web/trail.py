@@ -22,6 +22,7 @@ from streams.processing import is_within, settled_ahead
 if TYPE_CHECKING:
     from streams.log.protocol import Log
     from streams.web.page import Page
+    from streams.web.redaction import Shown
 
 SECONDS = 0.6
 """Real seconds for which a message's trail is looked for."""
@@ -56,7 +57,7 @@ class Stop(NamedTuple):
     partition: int
     offset: str
     time: float
-    id: str
+    id: Shown
 
 
 class Trail(NamedTuple):
@@ -81,7 +82,7 @@ def trail_of(page: Page, row: LogRow) -> Trail:
     outputs = [name for name in declared if name in groups.topics]
     others = [] if declared else [name for name in groups.topics if name not in groups.internal]
     wanted = [name for name in dict.fromkeys([*derived, *outputs, *others]) if name != topic]
-    stops, complete = _look(log, [*wanted, topic], row)
+    stops, complete = _look(page, [*wanted, topic], row)
     return Trail(states, stops, complete and groups.is_complete)
 
 
@@ -109,9 +110,9 @@ def _state(log: Log, group: str, row: LogRow) -> str:
     return "settled" if settled else "waits"
 
 
-def _look(log: Log, topics: list[str], row: LogRow) -> tuple[list[Stop], bool]:
+def _look(page: Page, topics: list[str], row: LogRow) -> tuple[list[Stop], bool]:
     """The same message in other topics, and what names it as its cause."""
-    id, began = row.id, time.monotonic()
+    log, id, began = page.log, row.id, time.monotonic()
     when = row.batch.time(row.index)
     found: list[Stop] = []
     looked = 0
@@ -133,7 +134,7 @@ def _look(log: Log, topics: list[str], row: LogRow) -> tuple[list[Stop], bool]:
                     return found, False
                 kind = _kind(each, id, row)
                 if kind:
-                    found.append(_stop(log, kind, each))
+                    found.append(_stop(page, kind, each))
                     if len(found) >= MAX_STOPS:
                         return found, False
     return found, True
@@ -164,13 +165,13 @@ def _kind(each: LogRow, id: str, row: LogRow) -> str:
     return ""
 
 
-def _stop(log: Log, kind: str, row: LogRow) -> Stop:
+def _stop(page: Page, kind: str, row: LogRow) -> Stop:
     batch, index = row.batch, row.index
     return Stop(
         kind,
         batch.topic,
         batch.partition,
-        log.format_offset(batch.offsets[index]),
+        page.log.format_offset(batch.offsets[index]),
         batch.time(index),
-        row.id,
+        page.payloads.id(batch.topic, row.id, batch.keys[index]),
     )

@@ -251,6 +251,18 @@ def test_closed_keys_are_listed_shown_retried_edited_and_dropped(shell: Shell, r
     assert list(whole["headers"]) == ["streams_first_position"]
     assert "ValueError" in whole["traceback"]
 
+    parked = {each["dead_letters"]: each for each in run("dead", "ls", "--json").json}
+    assert parked["orders.billing.parked"] == {
+        "dead_letters": "orders.billing.parked", "of": [{"group": "billing", "topic": "orders"}],
+        "waiting": 3, "total": None, "oldest_seconds": None, "closed_keys": 3, "parked": 3,
+    }  # fmt: skip
+    for which in ([], ["billing", "orders"]):
+        printed = run("dead", "ls", *which)
+        assert (
+            "orders.billing.parked: 3 closed keys, 3 messages behind; "
+            "streams dead keys billing orders lists them"
+        ) in printed.err
+
     unasked = run("dead", "retry", "billing", "orders", "--keys")
     assert (unasked.status, "to be retried? Nobody is there" in unasked.err) == (2, True)
     assert run("dead", "retry", "billing", "orders", "--key", "a", "--json").json["retried"] == 1

@@ -459,7 +459,16 @@ def test_what_waits_by_an_option_that_is_gone(shell: Shell, doctor: Any, where: 
     assert "declare" in found["do"]
     whole = WELL.replace("import Retention", "import DeadLetters, Retention, Retry")
     app(shell, whole, processor=f'group="billing", {text}')
-    assert not [each for each in findings(doctor(), "retries") if words in each["why"]]
+    said = doctor()
+    assert not [each for each in findings(said, "retries") if words in each["why"]]
+    if where == "parked":
+        whys = {each["why"]: each["do"] for each in findings(said, "dead letters")}
+        (counted,) = [each for each in whys if "closed key" in each]
+        closed, behind = [int(each) for each in counted.split() if each.isdecimal()]
+        assert closed + behind == 20
+        assert "in orders.billing.parked, " in counted
+        assert whys[counted] == "streams dead keys billing orders"
+        assert any(each.startswith("those without a key go to orders.") for each in whys)
 
 
 def test_retries_that_outlive_the_dedup_window(shell: Shell, doctor: Any) -> None:

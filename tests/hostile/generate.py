@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from streams import derived_records, message
 from streams.eventsourcing.views import keyed_records
+from streams.log.documents import FAILURE_HEADER
 from streams.log.kafka import document_records as documents
 from streams.message import Headers, Record
 from streams.parking import records as parking_records
@@ -36,7 +37,7 @@ NAMES = [
     parking_records.KIND, parking_records.OWNER, parking_records.OFFSET, parking_records.TIME,
     parking_records.MESSAGE_ID, parking_records.TARGET, parking_records.AFTER_RESET,
     choreography.STEP_HEADER, choreography.STATUS_HEADER, choreography.ERROR_HEADER,
-    keyed_records.HEADER, documents.DOCUMENT, documents.FAILURE, documents.CHECKPOINT,
+    keyed_records.HEADER, documents.DOCUMENT, FAILURE_HEADER, documents.CHECKPOINT,
     "value", "key", "null:value", "header:key", "null:", "",
 ]  # fmt: skip
 """Every header name that means something to us."""

@@ -301,6 +301,26 @@ async def test_what_cannot_be_decoded_closes_its_key_too(stage: Stage) -> None:
     assert stage.seen.values == [0, 1]
 
 
+async def test_closed_keys_are_among_the_figures(stage: Stage) -> None:
+    world = World(stage)
+    (name,) = [each.name for each in world.app.processors]
+
+    def figures() -> tuple[int, int]:
+        stats = world.app.stats().processors[name]
+        return stats.closed_keys, stats.parked
+
+    async with world.app:
+        assert figures() == (0, 0)
+        await world.failing(0, key="a")
+        await world.failing(1, key="b")
+        await stage.publish(world.topic, 2, 3, key="a")
+        await stage.until(lambda: figures() == (2, 2))
+        world.bad.clear()
+        await world.closed(2, 2)
+        await world.keys.retry("a")
+        await stage.until(lambda: figures() == (1, 0))
+
+
 async def test_what_has_no_key_goes_to_the_dead_letters(stage: Stage) -> None:
     world = World(stage)
     async with world.app:

@@ -106,22 +106,45 @@ async def test_a_reset_is_previewed_and_then_done(stage: Stage) -> None:
         assert {n: held.position for n, held in stage.places(idle).items()} == firsts
 
 
-async def test_a_plan_that_is_not_true_any_more_is_shown_again(stage: Stage) -> None:
+async def test_a_group_is_moved_to_where_it_was_shown_whatever_moves_meanwhile(
+    stage: Stage,
+) -> None:
     app = stage.app()
     topic = stage.topic(app, partitions=1)
     async with app.connected():
-        await stage.publish(topic, 1, 2, 3)
-        app.log.initialize_offsets(stage.group, stage.topic_name, {0: 0})
+        places = [await topic.publish(number) for number in range(3)]
+        app.log.initialize_offsets(stage.group, stage.topic_name, {0: places[0].offset})
+        end = app.log.watermarks(stage.topic_name, 0)[1]
         async with visit(Dashboard(app, access="all")) as visitor:
             seen = await visitor.get(f"/groups/show?group={stage.group}")
             plan = await visitor.submit(seen, "Where to", to="latest")
             assert "to be skipped: 3" in plan.text
             await stage.publish(topic, 4)
-            again = await visitor.submit(plan, "Move it")
-            assert "to be skipped: 4" in again.text
-            assert stage.places(app)[0].position == 0
-            await visitor.submit(again, "Move it")
-            assert stage.places(app)[0].position == 4
+            done = await visitor.submit(plan, "Move it")
+            assert "skipped: 3." in done.text
+            assert stage.places(app)[0].position == end
+
+            seen = await visitor.get(f"/groups/show?group={stage.group}")
+            plan = await visitor.submit(seen, "Where to", to="-1")
+            held = stage.places(app)[0]
+            app.log.delete_group(stage.group)
+            app.log.initialize_offsets(stage.group, stage.topic_name, {0: places[1].offset})
+            await visitor.submit(plan, "Move it")
+            assert held.position == end
+            assert stage.places(app)[0].position == places[2].offset
+
+
+@pytest.mark.parametrize("confirm", ["x", "0:x", "0", "0:1:2", "0:", "-1:0"])
+async def test_a_plan_that_nobody_was_shown_is_refused(stage: Stage, confirm: str) -> None:
+    app = stage.app()
+    topic = stage.topic(app, partitions=1)
+    async with app.connected():
+        await stage.publish(topic, 1)
+        app.log.initialize_offsets(stage.group, stage.topic_name, {0: 0})
+        async with visit(Dashboard(app, access="all")) as visitor:
+            fields = {"group": stage.group, "topic": topic.name, "to": "latest", "confirm": confirm}
+            await visitor.post("/groups/reset", fields, status=400)
+        assert stage.places(app)[0].position == 0
 
 
 async def test_a_place_that_means_nothing_is_said_so(stage: Stage) -> None:

@@ -15,7 +15,13 @@ from streams.cli.command_errors import UsageError
 from streams.cli.dead import options
 from streams.cli.dead.filter import parse_filter
 from streams.cli.dead.rendering import letter_summary
-from streams.cli.dead.topics import dead_ls_arguments, open_dead_letters, print_other_topics
+from streams.cli.dead.topics import (
+    dead_ls_arguments,
+    find_closed_keys,
+    open_dead_letters,
+    print_closed_keys,
+    print_other_topics,
+)
 from streams.cli.options import Json, Url, open_url
 from streams.inspection.letter_topics import (
     FoundTopic,
@@ -25,6 +31,7 @@ from streams.inspection.letter_topics import (
 )
 
 if TYPE_CHECKING:
+    from streams.inspection.closed_keys import KeyCounts, ParkedSource
     from streams.log.protocol import Log
 
 
@@ -50,8 +57,9 @@ def list_dead_letters(
     r"""List the dead letters that wait, the oldest first.
 
     Without a group and a topic, list where there are any: the topics that are
-    named as dead letter topics are, and those whose newest messages are dead
-    letters. With [cyan]--name[/cyan] alone, list the letters of that topic, of whatever group.
+    named as dead letter topics are, those whose newest messages are dead letters,
+    and those where keys are closed (DeadLetters(sequenced=True)).
+    With [cyan]--name[/cyan] alone, list the letters of that topic, of whatever group.
 
     [bold]Examples[/bold]
 
@@ -93,6 +101,9 @@ def list_dead_letters(
             output.print_note(f"only the oldest {SCAN_LIMIT:,} letters of {where} were looked at")
         if not found and group is not None and topic is not None:
             print_other_topics(log, group, topic, dead_letters.name)
+        if group is not None and topic is not None:
+            for each in find_closed_keys(log, group, topic):
+                print_closed_keys(*each)
     columns = ["place", "failed_at", "key", "attempts", "error", "origin"]
     if group is None:
         columns.insert(1, "group")
@@ -106,13 +117,20 @@ def _print_topics(log: Log, *, json: bool) -> None:
         output.print_note(
             "not every partition was looked at for dead letters: name the topic with --name"
         )
+    closed = find_closed_keys(log)
+    found += [_closed_json(*each) for each in closed]
     if json:
         output.print_json(found)
         return
     for row in found:
         row["of"] = [f"{of['group']} {of['topic']}" for of in row["of"]]
     columns = {"dead letters": "dead_letters", "of": "of", "waiting": "waiting", "total": "total"}
-    output.print_rows(found, columns | {"oldest": "oldest_seconds"}, json=False)
+    columns |= {"oldest": "oldest_seconds"}
+    if closed:
+        columns |= {"closed keys": "closed_keys", "parked": "parked"}
+    output.print_rows(found, columns, json=False)
+    for source, counts in closed:
+        print_closed_keys(source, counts)
     words = (
         dead_ls_arguments(of.group, of.topic, each.name)
         for each in search.topics
@@ -133,4 +151,18 @@ def _topic_json(log: Log, topic: FoundTopic) -> dict[str, Any]:
         "waiting": counts.waiting,
         "total": counts.total,
         "oldest_seconds": None if counts.oldest is None else max(0.0, time.time() - counts.oldest),
+        "closed_keys": None,
+        "parked": None,
+    }
+
+
+def _closed_json(source: ParkedSource, counts: KeyCounts) -> dict[str, Any]:
+    return {
+        "dead_letters": source.name,
+        "of": [{"group": source.group, "topic": source.topic}],
+        "waiting": counts.dead,
+        "total": None,
+        "oldest_seconds": None,
+        "closed_keys": counts.keys,
+        "parked": counts.parked,
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from streams.cli import output
@@ -19,8 +21,12 @@ from streams.inspection.letter_topics import (
 from streams.text import close_match, suggestion
 
 if TYPE_CHECKING:
+    from streams.inspection.closed_keys import KeyCounts, ParkedSource
     from streams.log.protocol import Log
     from streams.patterns.deadletters import DeadLetterTopic
+
+COUNT_SECONDS = 10.0
+"""Real seconds for which closed keys are counted."""
 
 
 def other_topics_of(topics: Iterable[FoundTopic], group: str, topic: str, name: str) -> list[str]:
@@ -96,6 +102,40 @@ def print_other_topics(log: Log, group: str, topic: str, name: str) -> None:
     elif here and (topic, group) not in here:
         whose = ", ".join(f"{group} {topic}" for topic, group in here)
         output.print_note(f"in {name} are letters of GROUP TOPIC: {whose}")
+
+
+def find_closed_keys(
+    log: Log, group: str | None = None, topic: str | None = None
+) -> list[tuple[ParkedSource, KeyCounts]]:
+    """Where keys are closed, and how many; blocks, for :data:`COUNT_SECONDS` about.
+
+    :param group: only those of this group and topic.
+    """
+    from streams.inspection.closed_keys import count_closed_keys, parked_sources
+
+    groups = output.call_or_report("groups", log.groups) or ()
+    deadline = time.monotonic() + COUNT_SECONDS
+    found: list[tuple[ParkedSource, KeyCounts]] = []
+    for source in parked_sources(log.topic_names(), groups):
+        if group is not None and (source.group, source.topic) != (group, topic):
+            continue
+        left = max(0.1, deadline - time.monotonic())
+        count = partial(count_closed_keys, log, source.name, left)
+        counts = output.call_or_report(source.name, count)
+        if counts is not None and (counts.keys or not counts.is_complete):
+            found.append((source, counts))
+    return found
+
+
+def print_closed_keys(source: ParkedSource, counts: KeyCounts) -> None:
+    """Say that keys are closed, and what lists them."""
+    more = "" if counts.is_complete else "at least "
+    closed = output.plural(counts.keys, "closed key")
+    behind = output.plural(counts.parked, "message")
+    output.print_note(
+        f"{source.name}: {more}{closed}, {behind} behind; streams dead keys {source.group} "
+        f"{source.topic} lists them"
+    )
 
 
 def _use_name_hint(names: list[str], group: str, topic: str) -> str:

@@ -24,6 +24,7 @@ from streams.eventsourcing.views.checkpoint_check import CheckpointBeyondLog, ch
 from streams.eventsourcing.views.checkpoints import UnreadableCheckpoint
 from streams.eventsourcing.views.failures import decode_failure
 from streams.eventsourcing.views.inline_subscription import PartitionHandler
+from streams.eventsourcing.views.keyed_records import KEY_HEADER as KEY_HEADER
 from streams.eventsourcing.views.keyed_topic import check_above_floor
 from streams.eventsourcing.views.keying_subscription import trial_handler
 from streams.eventsourcing.views.names import group_names

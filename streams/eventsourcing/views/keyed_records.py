@@ -102,9 +102,9 @@ def _parse_place(offset: str, copy: str) -> tuple[int, int] | None:
 
 
 _ID = "__streams.view.id"
-_KEY = "__streams.view.key"
+KEY_HEADER = "__streams.view.key"
 _TIME = "__streams.view.time"
-_PUT_ASIDE = frozenset((ID, HEADER, _ID, _KEY, _TIME))
+_PUT_ASIDE = frozenset((ID, HEADER, _ID, KEY_HEADER, _TIME))
 
 
 def copied_headers(batch: Batch, index: int) -> list[tuple[str, bytes | None]]:
@@ -116,7 +116,7 @@ def copied_headers(batch: Batch, index: int) -> list[tuple[str, bytes | None]]:
         if name == ID:
             headers.append((_ID, value))
     if batch.keys[index] is not None:
-        headers.append((_KEY, batch.keys[index]))
+        headers.append((KEY_HEADER, batch.keys[index]))
     return headers
 
 
@@ -130,7 +130,7 @@ def source_batch(record: KeyedRecord, batch: Batch, index: int) -> Batch:
         record.topic,
         record.partition,
         (record.offset,),
-        [found.get(_KEY)],
+        [found.get(KEY_HEADER)],
         [batch.values[index]],
         [identity_of(headers)],
         [headers],

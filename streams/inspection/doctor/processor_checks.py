@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from streams.errors import NotFound
 from streams.inspection import texts
-from streams.inspection.closed_keys import ClosedKeyIndex
+from streams.inspection.closed_keys import count_closed_keys
 from streams.inspection.counting import count_waiting
 from streams.inspection.dead_arguments import dead_ls_arguments
 from streams.inspection.delayed import DelayIndex
@@ -87,16 +87,37 @@ def check_dead_letters(inspection: AppInspection) -> Iterator[Finding]:
         for topic in processor.topics:
             name = config.name(topic, processor.group)
             yield _check_dead_letter_topic(inspection, processor, topic, name)
+            if config.sequenced and inspection.log is not None:
+                yield from _check_closed_keys(inspection, inspection.log, processor, topic)
+
+
+def _check_closed_keys(
+    inspection: AppInspection, log: Log, processor: Processor[..., Any], topic: str
+) -> Iterator[Finding]:
+    """Dead messages of a key close it."""
+    subject = Subject("dead letters", f"processor {processor.name}")
+    name = parked_topic(topic, processor.group)
+    counts = count_closed_keys(log, name, LEFT_WAITING_TIMEOUT)
+    if counts is None:
+        return
+    if (too_small := _takes_too_little(inspection, name, topic)) is not None:
+        yield subject.no(*too_small)
+    if counts.keys:
+        closed = texts.plural(counts.keys, "closed key")
+        behind = texts.plural(counts.parked, "message")
+        advice = inspection.command(f"dead keys {processor.group} {topic}")
+        yield subject.yes(f"{closed} in {name}, {behind} behind", advice)
 
 
 def _check_dead_letter_topic(
     inspection: AppInspection, processor: Processor[..., Any], topic: str, name: str
 ) -> Finding:
     subject, info = Subject("dead letters", f"processor {processor.name}"), inspection.info(name)
+    who = "those without a key" if processor.options.dead_letters.sequenced else "they"
     if isinstance(info, str):
         if inspection.log is None:
-            return subject.unknown(f"they go to {name}", "see the log")
-        return subject.yes(f"they go to {name}, made at its first start")
+            return subject.unknown(f"{who} go to {name}", "see the log")
+        return subject.yes(f"{who} go to {name}, made at its first start")
     bound = info.retention
     count = bound.messages or bound.bytes
     if count is not None or (bound.seconds or WEEK) < WEEK:
@@ -107,19 +128,25 @@ def _check_dead_letter_topic(
             f"{name} keeps {kept}, and then they are gone",
             "keep them for a week at least, better for ever",
         )
-    limit, needed = (_max_message_bytes(inspection, each) for each in (name, topic))
-    if limit is not None and needed is not None and limit <= needed:
-        return subject.no(
-            f"{name} takes {limit:,} bytes, {topic} {needed:,}: a letter is larger than its "
-            "message",
-            _raise_limit_command(inspection, name, needed),
-        )
+    if (too_small := _takes_too_little(inspection, name, topic)) is not None:
+        return subject.no(*too_small)
     waiting = _count_waiting(inspection, name)
     if waiting:
         command = f"dead ls {dead_ls_arguments(processor.group, topic, name)}"
         letters = texts.plural(waiting, "letter")
         return subject.yes(f"{letters} in {name}", inspection.command(command))
-    return subject.yes(f"they go to {name}; none waits")
+    return subject.yes(f"{who} go to {name}; none waits")
+
+
+def _takes_too_little(inspection: AppInspection, name: str, topic: str) -> tuple[str, str] | None:
+    """Why a topic cannot hold each letter of another one's messages, and what to do about it; None:
+    it can, as far as that is known."""
+    limit, needed = (_max_message_bytes(inspection, each) for each in (name, topic))
+    if limit is None or needed is None or limit > needed:
+        return None
+    sizes = f"{name} takes {limit:,} bytes, {topic} {needed:,}"
+    reason = f"{sizes}: a letter is larger than its message"
+    return reason, _raise_limit_command(inspection, name, needed)
 
 
 def _max_message_bytes(inspection: AppInspection, topic: str) -> int | None:
@@ -227,9 +254,10 @@ def _check_left_waiting(log: Log, processor: Processor[..., Any]) -> Iterator[Fi
             option = "Retry(in_order=False) or Retry(durable=True)"
             yield from _left_waiting(subject, waiting, delayed.name, option)
         if not processor.options.dead_letters.sequenced:
-            parked = ClosedKeyIndex(parked_topic(topic, processor.group), lambda: log)
-            waiting = _count_left(parked, lambda counts: counts.keys + counts.parked)
-            yield from _left_waiting(subject, waiting, parked.name, "DeadLetters(sequenced=True)")
+            name = parked_topic(topic, processor.group)
+            counts = count_closed_keys(log, name, LEFT_WAITING_TIMEOUT)
+            waiting = 0 if counts is None else counts.keys + counts.parked
+            yield from _left_waiting(subject, waiting, name, "DeadLetters(sequenced=True)")
 
 
 def _count_left(index: CountingReader[T], number: Callable[[T], int]) -> int:

@@ -46,14 +46,13 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from streams.log.documents import Checkpoint, StoredDocument
+from streams.log.documents import FAILURE_HEADER, Checkpoint, StoredDocument
 from streams.message import Headers
 from streams.wire import parse_int
 
 SUFFIX = ".documents"
 
 DOCUMENT = "streams_document"
-FAILURE = "streams_failure"
 CHECKPOINT = "streams_checkpoint"
 
 CHECKPOINT_KEY = b"streams.checkpoint"
@@ -102,7 +101,7 @@ def document_record(
         value, written = b"", written + b"/" + _NO_VALUE
     headers: DriverHeaders = [(DOCUMENT, written)]
     if failure:
-        headers.append((FAILURE, failure))
+        headers.append((FAILURE_HEADER, failure))
     return value, headers
 
 
@@ -167,7 +166,7 @@ def parse_document(value: bytes | None, headers: Headers) -> FoundDocument | Non
             return None
         return FoundDocument(number, False, None if value is None else b"\0\0\0\0" + value)
     failure = headers[1][1]
-    if len(headers) != 2 or headers[1][0] != FAILURE or not failure or value is None:
+    if len(headers) != 2 or headers[1][0] != FAILURE_HEADER or not failure or value is None:
         return None
     if slash:
         return FoundDocument(number, True, _LENGTH.pack(len(failure) | _HAS_NO_VALUE) + failure)

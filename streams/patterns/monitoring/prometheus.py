@@ -69,6 +69,8 @@ _GAUGES = (
     ("running", "streams_handlers_running", "Handlers running at this moment"),
     ("waiting", "streams_retries_waiting", "Messages waiting to be tried again"),
     ("held_back", "streams_held_back_messages", "Messages waiting for newer code"),
+    ("closed_keys", "streams_closed_keys", "Keys that a dead message closes"),
+    ("parked", "streams_parked_messages", "Messages waiting behind a dead one of their key"),
     ("partitions", "streams_partitions_owned", "Partitions owned"),
 )
 

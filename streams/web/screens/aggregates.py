@@ -21,7 +21,7 @@ from streams.eventsourcing.inspection import (
     replay_stored,
 )
 from streams.inspection.aggregates import SUFFIX, ordered_keys
-from streams.log.event_headers import cause_of, is_final
+from streams.log.event_headers import CAUSE, cause_of, is_final
 from streams.log.events import EMPTY, ArbitratingLog, EventLog, HistoryKey, StoredSnapshot
 from streams.log.names import is_valid_name
 from streams.log.protocol import TopicInfo
@@ -247,7 +247,7 @@ class EventRow(NamedTuple):
     version: int
     time: float
     id: str
-    cause: str
+    cause: Shown
     kind: str
     parts: int
     data: Shown
@@ -329,7 +329,7 @@ def _event_row(page: Page, topic: str, found: Replay, each: Replayed) -> EventRo
         data = _document(page, topic, event.events[0])
     else:
         kind, data = "", page.payloads.value(topic, record.value)
-    url = ""
+    url, cause = "", cause_of(record.headers)
     if page.access.payloads:
         offset = page.log.format_offset(stored.offset)
         url = page.url(f"/topics/{topic}/messages/{found.partition}/{offset}")
@@ -337,7 +337,9 @@ def _event_row(page: Page, topic: str, found: Replay, each: Replayed) -> EventRo
         version=stored.version,
         time=stored.time,
         id=record.id,
-        cause=cause_of(record.headers),
+        cause=page.payloads.header(
+            topic, CAUSE, cause.encode("utf-8", "surrogateescape") or None, record.key
+        ),
         kind=kind,
         parts=len(event.events),
         data=data,

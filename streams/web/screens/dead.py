@@ -98,7 +98,7 @@ class LetterRow(NamedTuple):
     """
 
     at: str
-    id: str
+    id: Shown
     key: Shown
     error: Shown
     facts: LetterFacts
@@ -191,7 +191,7 @@ def letter_row(page: Page, log: Log, row: LogRow, waiting: bool) -> LetterRow:
     facts, topic = letter_facts(row), row.batch.topic
     return LetterRow(
         f"{row.batch.partition}/{log.format_offset(row.offset)}",
-        row.id,
+        page.payloads.id(topic, row.id, row.batch.keys[row.index]),
         page.payloads.key(topic, row.batch.keys[row.index]),
         page.payloads.error(topic, facts.error),
         facts,
@@ -218,7 +218,9 @@ def show_letter(page: Page) -> Response:
         value=shown,
         value_text=shown_text(shown),
         cut=shown.data is not None and len(shown.data) > SHOWN_BYTES,
-        headers=page.payloads.headers(query.name, own_headers(row.headers)),
+        headers=page.payloads.headers(
+            query.name, own_headers(row.headers), row.batch.keys[row.index]
+        ),
         traceback=page.payloads.error(query.name, facts.traceback),
         first_error=page.payloads.error(query.name, facts.first_error),
         stands=(row.batch.partition, log.format_offset(row.offset)),

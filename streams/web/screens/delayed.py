@@ -75,7 +75,7 @@ class MessageRow(NamedTuple):
     due: float
     is_overdue: bool
     to: str
-    id: str
+    id: Shown
     key: Shown
     value: Shown
 
@@ -111,7 +111,7 @@ def list_delayed(page: Page) -> Response:
                 each.due,
                 each.due < page.now,
                 "" if entry is None else entry.topic,
-                "" if record is None else record.id,
+                Shown(None) if record is None else page.payloads.id(name, record.id, record.key),
                 page.payloads.key(name, None if record is None else record.key),
                 page.payloads.value(name, None if record is None else record.value),
             )
@@ -154,6 +154,11 @@ def _own_kind(page: Page, name: str) -> str:
     return ""
 
 
+def _id_text(page: Page, name: str, entry: DelayEntry) -> str:
+    shown = page.payloads.id(name, entry.record.id, entry.record.key)
+    return page._("not shown") if shown.text is None else shown.text
+
+
 def cancel(page: Page) -> Done | Confirm:
     """Cancel messages, so that they are not delivered."""
     name, log = _delay_topic(page), page.log
@@ -180,7 +185,7 @@ def cancel(page: Page) -> Done | Confirm:
             back,
             facts,
             (page._("message ID"), page._("goes to")),
-            [(entry.record.id, entry.topic) for _, entry in entries[:PAGE_SIZE]],
+            [(_id_text(page, name, entry), entry.topic) for _, entry in entries[:PAGE_SIZE]],
             ""
             if has_members(page, name)
             else page._("No process runs that keeps this topic: it is cancelled once one does."),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from starlette.responses import Response
 
-from streams.errors import GroupNotEmpty, NotFound
+from streams.errors import GroupNotEmpty, InvalidValue, NotFound
 from streams.inspection.counting import sum_known
 from streams.inspection.groups import GroupPosition, group_positions
 from streams.inspection.offset_texts import parse_offsets
@@ -24,6 +24,7 @@ from streams.web.problem_board import Problem, Unfinished
 from streams.web.redaction import Shown
 from streams.web.rendering import DASH
 from streams.web.translations import mark
+from streams.wire import parse_int
 
 if TYPE_CHECKING:
     from streams.log.protocol import GroupInfo, Log
@@ -133,14 +134,18 @@ def reset(page: Page) -> Done | Confirm:
     """Move a group in a topic: what ``streams reset`` does, with its dry run first."""
     group, topic, log = group_of(page), topic_of(page), page.log
     force = page.fields.flag("force")
-    to = parse_offsets(page.fields.text("to"), page._("Where to"), topic)
-    partition = page.fields.optional_number("partition")
-    moves = plan_reset(log, group, topic, to, partition=partition, now=page.now)
+    confirmed = page.fields.text("confirm")
+    if confirmed:  # to where it was shown that it goes, whatever has moved since
+        moves = plan_reset(log, group, topic, _targets(page, confirmed), now=page.now)
+    else:
+        to = parse_offsets(page.fields.text("to"), page._("Where to"), topic)
+        partition = page.fields.optional_number("partition")
+        moves = plan_reset(log, group, topic, to, partition=partition, now=page.now)
     again = sum_known(move.again for move in moves)
     skipped = sum_known(move.skipped for move in moves)
     back = page.url("/groups/show", {"group": group}), page._("Back to the group")
     # What counts is who is concerned, not how much: a reset back to the beginning concerns many.
-    if page.fields.text("confirm") != _plan_text(moves):
+    if not confirmed:
         return _preview(page, group, topic, moves, again, skipped, back, force=force)
     try:
         apply_reset(log, group, topic, moves, now=page.now, force=force)
@@ -166,8 +171,23 @@ def reset(page: Page) -> Done | Confirm:
 
 
 def _plan_text(moves: list[Move]) -> str:
-    """What identifies a plan: should anything have moved since it was shown, it is shown again."""
-    return ",".join(f"{move.partition}:{move.before}:{move.after}" for move in moves)
+    """Where a plan moves a group to, as the form has it that confirms the plan."""
+    return ",".join(f"{move.partition}:{move.after}" for move in moves)
+
+
+def _targets(page: Page, confirmed: str) -> dict[int, int]:
+    """What :func:`_plan_text` wrote.
+
+    :raises InvalidValue: it is something else.
+    """
+    found: dict[int, int] = {}
+    for part in confirmed.split(","):
+        number, _, at = part.partition(":")
+        partition, offset = parse_int(number), parse_int(at, 40)
+        if partition is None or offset is None:
+            raise InvalidValue(page._("This cannot be asked."))
+        found[partition] = offset
+    return found
 
 
 def _known(page: Page, number: int | None) -> str:

@@ -122,7 +122,7 @@ def show_message(page: Page) -> Response:
     """One message: its value, its headers, and where it has been."""
     row, offset = _row(page)
     batch, topic, payloads = row.batch, row.batch.topic, page.payloads
-    headers = batch.headers(row.index)
+    headers = payloads.headers(topic, batch.headers(row.index), batch.keys[row.index])
     value = payloads.value(topic, batch.values[row.index])
     log = page.log
     first, end = log.watermarks(topic, batch.partition)
@@ -137,11 +137,11 @@ def show_message(page: Page) -> Response:
         partition=batch.partition,
         offset=log.format_offset(offset),
         time=batch.time(row.index),
-        id=printable_text(batch.id(row.index)),
+        id=payloads.id(topic, batch.id(row.index), batch.keys[row.index]),
         key=payloads.key(topic, batch.keys[row.index]),
         value=value,
         size=len(value.data) if value.data is not None else None,
-        headers=[(printable_text(name), shown) for name, shown in payloads.headers(topic, headers)],
+        headers=[(printable_text(name), shown) for name, shown in headers],
         problem=printable_text(batch.unreadable.get(row.index, "")),
         **_value_context(page, batch, row.index, value),
         caused_by=_header(payloads, batch, row.index, CAUSATION, LEGACY_CAUSATION),
@@ -228,7 +228,7 @@ def _header(payloads: Payloads, batch: Batch, index: int, *names: str) -> str:
     for name in names:
         for each, value in headers:
             if each == name and value:
-                return payloads.header(batch.topic, name, value).text or ""
+                return payloads.header(batch.topic, name, value, batch.keys[index]).text or ""
     return ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from starlette.responses import Response
@@ -15,7 +16,9 @@ from streams.outbox.inspection import (
     HeldRow,
     Inspected,
     InspectedRow,
+    InvalidRow,
     find_rows,
+    headers_of,
     inspect,
     state_name,
 )
@@ -24,7 +27,7 @@ from streams.web.action_results import Confirm, Done
 from streams.web.documents import pretty
 from streams.web.page import Action, Page, Screen
 from streams.web.problem_board import Problem
-from streams.web.redaction import Shown
+from streams.web.redaction import HIDDEN, Shown
 from streams.web.translations import mark
 
 if TYPE_CHECKING:
@@ -74,6 +77,7 @@ class MessageRow(NamedTuple):
 
     row: HeldRow
     state: str
+    id: Shown
     key: Shown
     error: Shown
     url: str
@@ -87,13 +91,14 @@ def _outbox_of(page: Page) -> Outbox:
     return found
 
 
-def _run(asked: Coroutine[Any, Any, T]) -> T:
+def _run(page: Page, outbox: Outbox, asked: Coroutine[Any, Any, T]) -> T:
     """Ask the outbox's database (blocks).
 
     :raises InvalidValue: it cannot be reached, which is no fault of the log's.
     """
     try:
-        return asyncio.run(asked)
+        with _waiting(page, outbox):
+            return asyncio.run(asked)
     except NotFound:
         raise
     except LogError as error:
@@ -109,7 +114,13 @@ def _inspect(page: Page, outbox: Outbox, *, every: bool) -> Inspected | str:
         except (StreamsError, ConfigError) as error:
             return str(error)
 
-    return page.dashboard.shared(("outbox", outbox.name, every), FRESH, look)
+    with _waiting(page, outbox):
+        return page.dashboard.shared(("outbox", outbox.name, every), FRESH, look)
+
+
+def _waiting(page: Page, outbox: Outbox) -> AbstractContextManager[None]:
+    what = page._("The database of the outbox %(name)s", name=outbox.name)
+    return page.dashboard.source.waiting_for(what)
 
 
 def list_outboxes(page: Page) -> Response:
@@ -140,16 +151,15 @@ def _row(page: Page, outbox: Outbox, row: HeldRow) -> MessageRow:
     return MessageRow(
         row,
         state_name(row.state),
-        _key(page, row),
+        page.payloads.id(str(row.topic), str(row.id), _key_bytes(row)),
+        page.payloads.key(str(row.topic), _key_bytes(row)),
         page.payloads.error(str(row.topic), row.error),
         page.url("/outbox/row", {"outbox": outbox.name, "row": row.sequence}),
     )
 
 
-def _key(page: Page, row: HeldRow) -> Shown:
-    if row.keytype == "none":
-        return Shown(None)
-    return page.payloads.key(str(row.topic), str(row.key).encode("utf-8", "backslashreplace"))
+def _key_bytes(row: HeldRow) -> bytes | None:
+    return None if row.keytype == "none" else str(row.key).encode("utf-8", "backslashreplace")
 
 
 def show_row(page: Page) -> Response:
@@ -159,9 +169,7 @@ def show_row(page: Page) -> Response:
     row, topic = found.row, str(found.row.topic)
     payload = None if found.payload is None else bytes(found.payload)
     value = page.payloads.value(topic, payload)
-    headers = None
-    if found.headers is not None:
-        headers = page.payloads.header(topic, "", str(found.headers).encode("utf-8", "replace"))
+    headers, unread = _headers(page, topic, found)
     return page.render(
         "outbox_row.html",
         title=page._("Row %(number)s of %(name)s", number=row.sequence, name=outbox.name),
@@ -172,11 +180,25 @@ def show_row(page: Page) -> Response:
         value=value,
         value_text=pretty(value),
         headers=headers,
+        unread=unread,
     )
 
 
+def _headers(
+    page: Page, topic: str, found: InspectedRow
+) -> tuple[list[tuple[str, Shown]], Shown | None]:
+    """A row's headers; or those that cannot be read, as they stand in the table: what is hidden of
+    them cannot be told, so all of them are, where anything may be."""
+    try:
+        return page.payloads.headers(topic, headers_of(found), _key_bytes(found.row)), None
+    except InvalidRow:
+        if not page.payloads.shows_as_is:
+            return [], HIDDEN
+        return [], Shown(str(found.headers).encode("utf-8", "backslashreplace"))
+
+
 def _find(page: Page, outbox: Outbox, sequence: str) -> InspectedRow:
-    for each in _run(find_rows(outbox, sequence)):
+    for each in _run(page, outbox, find_rows(outbox, sequence)):
         if str(each.row.sequence) == sequence:
             return each
     raise NotFound(page._("There is no such row; it may have been published."))
@@ -187,7 +209,7 @@ def retry(page: Page) -> Done | Confirm:
     outbox = _outbox_of(page)
     back = page.url("/outbox"), page._("Outbox")
     row = page.fields.optional_number("row", high=1 << 62)
-    count = 1 if row is not None else _run(inspect(outbox, 1)).backlog.failed
+    count = 1 if row is not None else _run(page, outbox, inspect(outbox, 1)).backlog.failed
     if not count:
         raise InvalidValue(page._("No row has failed."))
     if not page.confirmed(count):
@@ -206,7 +228,7 @@ def retry(page: Page) -> Done | Confirm:
                 page._("The relays publish them: one must run."),
             ),
         )
-    tried = _run(retry_rows(outbox, None if row is None else [str(row)]))
+    tried = _run(page, outbox, retry_rows(outbox, None if row is None else [str(row)]))
     return Done(
         page.plural(
             "%(number)s row of %(name)s will be tried again.",

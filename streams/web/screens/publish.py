@@ -142,7 +142,7 @@ def _of_message(page: Page, batch: Batch) -> dict[str, Any]:
     value, key = payloads.value(topic, batch.values[0]), payloads.key(topic, batch.keys[0])
     headers = [
         f"{name}: {shown.text}"
-        for name, shown in payloads.headers(topic, batch.headers(0))
+        for name, shown in payloads.headers(topic, batch.headers(0), batch.keys[0])
         if not name.startswith(OWN_HEADERS) and shown.data is not None and "\n" not in name
     ]
     document: Any = None
