@@ -62,6 +62,7 @@ class Topics:
             raise Unavailable(
                 f"{self._database.path}: its file could not be extended; open it again"
             )
+        groups: list[str] = []
         with self._database.write() as db:
             found = _find_topic(db, topic)
             if found is None:
