@@ -99,6 +99,7 @@ def web(
         environment=environment,
         read_only=not write,
     )
+    _check_file(app)
     may = "visitors may act" if write else "read-only; --write lets visitors act"
 
     def started(address: str) -> None:
@@ -114,6 +115,18 @@ def _app(target: str | None, url: str | None) -> Streams:
 
     if target is not None:
         return load_app(target, url)
-    app = Streams(resolve_url(url).url)
+    resolve_url(url)  # which says what is missing where there is none
+    app = Streams()
     app.url_override = url
     return app
+
+
+def _check_file(app: Streams) -> None:
+    """See that the file of a SQLite log is there. A server may come later: the pages say so.
+
+    :raises NotFound: it is not.
+    """
+    from streams.log.url import open_log
+
+    if app.url.startswith("sqlite:"):
+        open_log(app.url, app.driver_config, app.clock, mode="ro").close()

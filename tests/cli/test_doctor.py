@@ -12,15 +12,22 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from streams import DeadLetters, Retry, Streams
 from streams.engine.progress import encode
+from streams.errors import Unavailable
+from streams.inspection.doctor.app_inspection import MAX_UNANSWERED, AppInspection
+from streams.inspection.doctor.checklist import run_checks
 from streams.inspection.doctor.monitoring_checks import REQUIRED_ALERTS
 from streams.inspection.doctor.processor_checks import memory_limit
-from streams.log.protocol import Committed, Retention
+from streams.inspection.doctor.prometheus import PrometheusClient
+from streams.log.appending import append_and_wait
+from streams.log.protocol import Committed, Log, Retention
 from streams.log.sqlite.durability import file_system_of
+from streams.log.url import open_log
 from streams.message import Record
 from tests.cli.conftest import Result, Run, Shell, eventually, fill, order
 
@@ -640,3 +647,67 @@ async def send(message) -> None:
         assert ("--url" in words) == (not environment)
         listed = shell(*words, "--json", env=environment).json
         assert [each["error"] for each in listed] == ["ValueError: no good"]
+
+
+# -- a log that does not answer about one thing
+
+
+class Unled:
+    """A log of which some partitions cannot be read."""
+
+    def __init__(self, log: Log, *partitions: tuple[str, int]) -> None:
+        self._log, self._unled = log, set(partitions)
+        self.asked = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
+        if (topic, partition) in self._unled:
+            self.asked += 1
+            raise Unavailable(f"nobody leads {topic}/{partition}")
+        return self._log.watermarks(topic, partition)
+
+
+def inspect_unled(log: Log, app: Streams, *partitions: tuple[str, int]) -> tuple[Any, int]:
+    unled: Any = Unled(log, *partitions)
+    inspection = AppInspection(app, unled, "", PrometheusClient(None))
+    return list(run_checks(inspection)), unled.asked
+
+
+@pytest.mark.parametrize("topic", ["a", "b", "c"])
+def test_a_topic_that_cannot_be_read_hides_nothing_of_the_others(topic: str) -> None:
+    url = f"memory://{uuid4().hex}"
+    shop: Any = Streams(url)
+    log = open_log(url)
+    for name in ("a", "b", "c"):
+        declared = shop.topic(name, int, key=str)
+        log.create_topic(name, 2)
+        append_and_wait(log, name, [Record(b"1", None, "m", partition=0)])
+        retry = Retry(attempts=1)
+        shop.processor(declared, group=f"group-{name}", retry=retry)(lambda value: None)
+    whole, _ = inspect_unled(log, shop)
+    found, _ = inspect_unled(log, shop, (topic, 1))
+    assert {(each.item, each.subject) for each in found} == {
+        (each.item, each.subject) for each in whole
+    }
+    assert len(found) == len(whole)
+    changed = [each for each in found if each not in whole]
+    assert {each.subject for each in changed} == {f"topic {topic}"}
+    assert {each.item for each in changed} == {"idempotent", "order"}
+    assert {each.reason for each in changed} == {f"nobody leads {topic}/1"}
+    log.close()
+
+
+def test_a_log_that_answers_nothing_is_not_asked_about_each_topic() -> None:
+    url = f"memory://{uuid4().hex}"
+    shop: Any = Streams(url)
+    log = open_log(url)
+    names = [f"t{number}" for number in range(50)]
+    for name in names:
+        shop.topic(name, int, key=str)
+        log.create_topic(name, 1)
+    found, asked = inspect_unled(log, shop, *((name, 0) for name in names))
+    assert asked == MAX_UNANSWERED + 2
+    assert [each.item for each in found if each.subject == "the log"] == ["idempotent", "order"]
+    log.close()

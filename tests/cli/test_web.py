@@ -43,15 +43,32 @@ def test_it_prints_its_address_and_ends_in_order(shell: Shell) -> None:
         assert process.wait(60) == 0
 
 
-@pytest.mark.parametrize("more", [(), ("--write",)])
-def test_a_log_whose_file_is_not_there_is_not_made(shell: Shell, more: tuple[str, ...]) -> None:
-    with shell.start("web", "--port", "0", "--url", "sqlite:///shpo.db", *more) as process:
-        assert process.stdout is not None
-        address = process.stdout.readline().decode().split()[0]
-        with pytest.raises(urllib.error.HTTPError, match="503") as refused:
-            read(f"{address}topics")
-        assert "there is no file" in refused.value.read().decode()
+@pytest.mark.parametrize("more", [(), ("shop:app",), ("--write",)])
+def test_a_log_whose_file_is_not_there_is_not_made(
+    shell: Shell, run: Run, more: tuple[str, ...]
+) -> None:
+    with shell.log():
+        pass
+    refused = run("web", "--port", "0", "--url", "sqlite:///shpo.db", *more)
+    assert (refused.status, refused.out) == (1, "")
+    assert "there is no file" in refused.err
+    assert "shop.db" in refused.err
     assert not list(shell.folder.glob("shpo*"))
+
+
+def test_a_file_that_goes_away_is_not_made_anew(shell: Shell) -> None:
+    with shell.log():
+        pass
+    with shell.start("web", "--port", "0", "--write") as process:
+        assert process.stdout is not None
+        line = process.stdout.readline().decode()
+        assert "(from STREAMS_URL); visitors may act" in line
+        for each in shell.folder.glob("shop.db*"):
+            each.rename(each.with_name(f"moved-{each.name}"))
+        with pytest.raises(urllib.error.HTTPError, match="503") as refused:
+            read(f"{line.split()[0]}topics")
+        assert "there is no file" in refused.value.read().decode()
+    assert not list(shell.folder.glob("shop.db*"))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from streams.errors import LogError, NotFound
+from streams.errors import LogError, NotFound, Unavailable
 from streams.log.range_reader import read_batches, read_first
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ SAMPLE_SIZE = 200
 
 MAX_PARTITIONS = 32
 """Partitions of a topic that are looked at."""
+
+MAX_UNANSWERED = 5
+"""Things that the log need not answer about, before it is taken for one that answers nothing."""
 
 
 class Verdict(StrEnum):
@@ -118,6 +121,8 @@ class AppInspection:
         self.prometheus = prometheus
         self._infos: dict[str, TopicInfo | str] = {}
         self._samples: dict[str, list[SampledMessage]] = {}
+        self._unanswered = 0
+        """Things that the log did not answer about."""
 
     def command(self, words: str) -> str:
         """A command of ours on the app's log, as it can be given to a shell: with the log's URL,
@@ -192,6 +197,22 @@ class AppInspection:
         from streams.outbox import Outbox
 
         return [each for each in self.app.outboxes.values() if isinstance(each, Outbox)]
+
+    def look_at(self, subject: Subject, findings: Iterator[Finding]) -> Iterator[Finding]:
+        """What is found of one thing, and where the log does not answer about it, that: there are
+        others to look at.
+
+        :raises Unavailable: it did not answer about :data:`MAX_UNANSWERED` things before: each may
+            be waited for for long.
+        """
+        try:
+            yield from findings
+        except LogError as error:
+            if isinstance(error, Unavailable):
+                self._unanswered += 1
+                if self._unanswered > MAX_UNANSWERED:
+                    raise
+            yield subject.unknown(str(error), "ask again")
 
     def info(self, topic: str) -> TopicInfo | str:
         """A topic's facts, or why there are none."""

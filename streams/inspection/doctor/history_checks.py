@@ -27,7 +27,8 @@ def check_histories(inspection: AppInspection) -> Iterator[Finding]:
     """Events are kept for ever, in as many partitions as are declared; nobody else writes beside
     them; and this code can read them."""
     for aggregate in inspection.aggregates.values():
-        yield from _check_aggregate(inspection, aggregate)
+        subject = Subject("histories", f"aggregate {aggregate.name}")
+        yield from inspection.look_at(subject, _check_aggregate(inspection, aggregate))
 
 
 def _check_aggregate(

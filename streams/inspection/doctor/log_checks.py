@@ -13,7 +13,7 @@ from streams.inspection.doctor.app_inspection import AppInspection, Finding, Sub
 
 if TYPE_CHECKING:
     from streams.config import Retention
-    from streams.log.protocol import DurabilityFact, TopicInfo
+    from streams.log.protocol import DurabilityFact, Log, TopicInfo
     from streams.topic import Topic
 
 REACH_ADVICE = "see that it can be reached"
@@ -26,27 +26,34 @@ def check_persistence(inspection: AppInspection) -> Iterator[Finding]:
         return
     for topic in inspection.topics:
         subject = Subject("persisted", f"topic {topic}")
-        try:
-            facts = inspection.log.durability(topic)
-        except NotFound:
-            command = inspection.command(f"topics create {topic}")
-            creates = inspection.log.capabilities.creates_topics
-            by_app = creates or inspection.topics[topic].partitions is not None
-            yield subject.unknown(
-                "the log has no such topic yet",
-                f"create it ({command}{', or run the app once' * by_app}), and ask again",
-            )
-            continue
-        info = inspection.info(topic)
-        declared = inspection.topics[topic].partitions
-        if isinstance(info, str) or topic in inspection.aggregates:
-            pass  # of an aggregate's there is more to say
-        elif declared is not None and info.partitions != declared:
-            yield subject.no(
-                f"it has {info.partitions} partitions, and is declared with {declared}",
-                f"declare partitions={info.partitions}, or leave it out",
-            )
-        yield _persistence_finding(subject, facts)
+        found = _check_topic_persistence(inspection, inspection.log, subject, topic)
+        yield from inspection.look_at(subject, found)
+
+
+def _check_topic_persistence(
+    inspection: AppInspection, log: Log, subject: Subject, topic: str
+) -> Iterator[Finding]:
+    try:
+        facts = log.durability(topic)
+    except NotFound:
+        command = inspection.command(f"topics create {topic}")
+        creates = log.capabilities.creates_topics
+        by_app = creates or inspection.topics[topic].partitions is not None
+        yield subject.unknown(
+            "the log has no such topic yet",
+            f"create it ({command}{', or run the app once' * by_app}), and ask again",
+        )
+        return
+    info = inspection.info(topic)
+    declared = inspection.topics[topic].partitions
+    if isinstance(info, str) or topic in inspection.aggregates:
+        pass  # of an aggregate's there is more to say
+    elif declared is not None and info.partitions != declared:
+        yield subject.no(
+            f"it has {info.partitions} partitions, and is declared with {declared}",
+            f"declare partitions={info.partitions}, or leave it out",
+        )
+    yield _persistence_finding(subject, facts)
 
 
 def _persistence_finding(subject: Subject, facts: Sequence[DurabilityFact]) -> Finding:
@@ -66,7 +73,8 @@ def check_order(inspection: AppInspection) -> Iterator[Finding]:
     if not keyed and not aggregates:
         yield Subject("order", "the app").yes("no topic declares a key: none is promised")
     for name in keyed:
-        yield _check_key_partitions(inspection, name)
+        subject = Subject("order", f"topic {name}")
+        yield from inspection.look_at(subject, _check_key_partitions(inspection, subject, name))
     for aggregate in aggregates.values():
         yield Subject("order", f"aggregate {aggregate.name}").yes(
             "the events of each aggregate are one history, and come in its order"
@@ -86,9 +94,11 @@ def check_order(inspection: AppInspection) -> Iterator[Finding]:
             )
 
 
-def _check_key_partitions(inspection: AppInspection, topic: str) -> Finding:
+def _check_key_partitions(
+    inspection: AppInspection, subject: Subject, topic: str
+) -> Iterator[Finding]:
     """Whether every message of a key is in one partition, as far as a sample shows."""
-    subject, sample = Subject("order", f"topic {topic}"), inspection.sample(topic)
+    sample = inspection.sample(topic)
     partitions_of: defaultdict[bytes, set[int]] = defaultdict(set)
     for seen in sample:
         if seen.key is not None:
@@ -99,19 +109,20 @@ def _check_key_partitions(inspection: AppInspection, topic: str) -> Finding:
         name = inspection.texts.key(topic, split_keys[0])
         partitions = ", ".join(map(str, sorted(partitions_of[split_keys[0]])))
         more = f", and {len(split_keys) - 1:,} more keys like it" if len(split_keys) > 1 else ""
-        return subject.no(
+        yield subject.no(
             f"key {name} is in partitions {partitions}{more}",
             "its producers must place keys alike (on Kafka partitioner=murmur2_random), and the "
             "number of partitions must stay",
         )
-    if without_key:
-        return subject.no(
+    elif without_key:
+        yield subject.no(
             f"{without_key:,} of its last {texts.plural(len(sample), 'message')} have no key",
             "its producers must set the key that the app declares",
         )
-    if not partitions_of:
-        return subject.yes("no message yet")
-    return subject.yes(f"{texts.plural(len(partitions_of), 'key')} seen, each in one partition")
+    elif not partitions_of:
+        yield subject.yes("no message yet")
+    else:
+        yield subject.yes(f"{texts.plural(len(partitions_of), 'key')} seen, each in one partition")
 
 
 def check_retention(inspection: AppInspection) -> Iterator[Finding]:

@@ -42,21 +42,26 @@ def check_idempotence(inspection: AppInspection) -> Iterator[Finding]:
     for processor in inspection.processors:
         if processor.has_own_options:
             yield _check_dedup_window(inspection, processor)
-    for name, topic in inspection.topics.items():
-        subject, sample = Subject("idempotent", f"topic {name}"), inspection.sample(name)
-        messages = texts.plural(len(sample), "message")
-        without_id = sum(seen.id is None for seen in sample)
-        if topic.id_in_value:
-            yield subject.yes("IDs are read from the value")
-        elif not sample:
-            yield subject.yes("publish() makes the IDs")
-        elif without_id:
-            yield subject.no(
-                f"{without_id} of its last {messages} have no ID",
-                "its producers must set the header ce_id, or name the field: app.topic(..., id=)",
-            )
-        else:
-            yield subject.yes(f"each of its last {messages} has an ID")
+    for name in inspection.topics:
+        subject = Subject("idempotent", f"topic {name}")
+        yield from inspection.look_at(subject, _check_ids(inspection, subject, name))
+
+
+def _check_ids(inspection: AppInspection, subject: Subject, name: str) -> Iterator[Finding]:
+    sample = inspection.sample(name)
+    messages = texts.plural(len(sample), "message")
+    without_id = sum(seen.id is None for seen in sample)
+    if inspection.topics[name].id_in_value:
+        yield subject.yes("IDs are read from the value")
+    elif not sample:
+        yield subject.yes("publish() makes the IDs")
+    elif without_id:
+        yield subject.no(
+            f"{without_id} of its last {messages} have no ID",
+            "its producers must set the header ce_id, or name the field: app.topic(..., id=)",
+        )
+    else:
+        yield subject.yes(f"each of its last {messages} has an ID")
 
 
 def _check_dedup_window(inspection: AppInspection, processor: Processor[..., Any]) -> Finding:
@@ -83,12 +88,20 @@ def check_dead_letters(inspection: AppInspection) -> Iterator[Finding]:
     for processor in inspection.processors:
         if not processor.has_group_topics:
             continue
-        config = processor.options.dead_letters
+        subject = Subject("dead letters", f"processor {processor.name}")
         for topic in processor.topics:
-            name = config.name(topic, processor.group)
-            yield _check_dead_letter_topic(inspection, processor, topic, name)
-            if config.sequenced and inspection.log is not None:
-                yield from _check_closed_keys(inspection, inspection.log, processor, topic)
+            found = _check_dead_letters_of(inspection, processor, topic)
+            yield from inspection.look_at(subject, found)
+
+
+def _check_dead_letters_of(
+    inspection: AppInspection, processor: Processor[..., Any], topic: str
+) -> Iterator[Finding]:
+    config = processor.options.dead_letters
+    name = config.name(topic, processor.group)
+    yield _check_dead_letter_topic(inspection, processor, topic, name)
+    if config.sequenced and inspection.log is not None:
+        yield from _check_closed_keys(inspection, inspection.log, processor, topic)
 
 
 def _check_closed_keys(
@@ -238,9 +251,16 @@ def check_retries(inspection: AppInspection) -> Iterator[Finding]:
     """Attempts end, leave time in between, and end before what they rest on is gone."""
     for processor in inspection.processors:
         if processor.has_own_options:
-            yield _check_retry(inspection, processor)
-            if inspection.log is not None:
-                yield from _check_left_waiting(inspection.log, processor)
+            subject = Subject("retries", f"processor {processor.name}")
+            yield from inspection.look_at(subject, _check_retries_of(inspection, processor))
+
+
+def _check_retries_of(
+    inspection: AppInspection, processor: Processor[..., Any]
+) -> Iterator[Finding]:
+    yield _check_retry(inspection, processor)
+    if inspection.log is not None:
+        yield from _check_left_waiting(inspection.log, processor)
 
 
 def _check_left_waiting(log: Log, processor: Processor[..., Any]) -> Iterator[Finding]:
