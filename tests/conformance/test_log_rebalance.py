@@ -74,9 +74,14 @@ def test_the_partitions_of_a_silent_member_go_to_the_others(world: World) -> Non
     other.until_owns(4)
     assert all(world.clock.monotonic() >= assignment.valid_until for assignment in mine)
     silent.thaw()
-    until_shared(world, [silent, other], [2, 2])
     # Both at once; and again, if it is not run for so long once more.
-    assert [e.what for e in world.history.events if e.member == silent.name].count("lost") >= 2
+    world.history.until(
+        lambda: (
+            [e.what for e in world.history.events if e.member == silent.name].count("lost") >= 2
+        ),
+        "it is told that it has lost both",
+    )
+    until_shared(world, [silent, other], [2, 2])
 
 
 def test_a_silent_member_that_nobody_replaced_goes_on_as_before(world: World) -> None:

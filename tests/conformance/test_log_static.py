@@ -122,8 +122,11 @@ def test_an_expelled_members_partitions_are_free_at_once(world: World) -> None:
     logs[1].remove_member("nobody", one("a"))
     # It was not dead at all: it has lost everything, and joins again.
     dead.thaw()
+    world.history.until(
+        lambda: all(dead.owned.get(part) is not each for part, each in had.items()),
+        "it has lost what it had",
+    )
     shared(world, [dead, lives], [2, 2])
-    assert all(part not in dead.owned or dead.owned[part] is not each for part, each in had.items())
 
 
 @pytest.mark.needs("static", "leaves")
