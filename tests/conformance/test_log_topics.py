@@ -69,8 +69,8 @@ def test_a_deleted_topic_takes_its_messages_and_positions_along(world: World) ->
 
 
 def test_a_topic_that_is_made_anew_is_given_to_those_that_subscribe(world: World) -> None:
-    if world.url.startswith("kafka"):
-        return  # there who subscribes to a topic that is deleted ends, with an error that says so
+    if not world.url.startswith(("memory", "sqlite")):
+        return  # on a server who subscribes to a topic that is deleted may end, with an error
     topic, group = world.topic(), world.group()
     member = world.member(group, topic)
     member.until_owns(1)

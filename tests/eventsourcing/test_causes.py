@@ -520,6 +520,8 @@ async def test_a_message_without_an_id_is_another_where_its_topic_is_made_anew(
         if comes_back and message.attempt == 1:
             raise RuntimeError("after the decision")
 
+    if not stage.url.startswith(("memory", "sqlite")):
+        return  # Redis takes no record without an ID; on Kafka who reads a deleted topic ends
     retry = Retry(attempts=2, delay=0.0, in_order=not comes_back)
     bank = Bank(stage, fail_and_decide, retry=retry)
     topic = bank.orders.name

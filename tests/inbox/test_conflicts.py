@@ -181,7 +181,8 @@ async def test_five_conflicts_are_a_failed_attempt_and_four_are_none(
             for times in (RUNS_IN_PLACE - 1, RUNS_IN_PLACE):
                 _conflicts(place, where, times)
                 sent += 1
-                failed += times == RUNS_IN_PLACE
+                # What never came as far as the handler is no attempt of it.
+                failed += times == RUNS_IN_PLACE and where != "take"
                 reruns += RUNS_IN_PLACE - 1
                 await topic.publish(sent, id=f"m{sent}")
                 await h.settled(within=120)

@@ -125,5 +125,6 @@ async def test_what_only_looks_like_letters_is_none(stage: Stage) -> None:
     assert (await asked(stage, "retry", stage.group, topic.name, "--yes")).status == 0
     found: list[Any] = json.loads((await asked(stage, "ls", "--json")).out)
     mine = [each for each in found if each["dead_letters"].startswith(topic.name)]
-    assert [each["dead_letters"] for each in mine] == [f"{topic.name}.{stage.group}.dead"]
+    names = [each["dead_letters"] for each in mine]
+    assert names == [f"{topic.name}.{stage.group}.{kind}" for kind in ("dead", "parked")]
     assert mine[0]["of"] == [{"group": stage.group, "topic": topic.name}]
