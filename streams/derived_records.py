@@ -133,21 +133,28 @@ def first_position(batch: Batch, index: int, *, has_come_back: bool) -> str:
     return blake2b(stood.encode(), digest_size=8).hexdigest()
 
 
-def first_place(message: Message[Any], *, has_come_back: bool) -> str:
-    """Where a message stood first, as ``topic/partition/offset``: also the ID of one without one.
+class FirstPlace(NamedTuple):
+    """Where a message stood first.
+
+    :param text: as ``topic/partition/offset``: also the ID of a message without one.
+    """
+
+    text: str
+    partition: int
+
+
+def first_place(message: Message[Any], *, has_come_back: bool) -> FirstPlace:
+    """Where a message stood first.
 
     :param has_come_back: its headers are our own, and say so.
     """
     origin = header_text(message.raw.headers, ORIGIN) if has_come_back else None
+    found = wire.parse_position(origin)
+    if origin is not None and found is not None:
+        return FirstPlace(origin, found[1])
     batch, index = row_of(message)
-    here = f"{batch.topic}/{batch.partition}/{wire.format_offset(batch.offset(index))}"
-    return here if wire.parse_position(origin) is None else str(origin)
-
-
-def first_partition(message: Message[Any], *, has_come_back: bool) -> int:
-    """The partition of its source in which a message stood first; see :func:`first_place`."""
-    found = wire.parse_position(first_place(message, has_come_back=has_come_back))
-    return message.partition if found is None else found[1]
+    offset = wire.format_offset(batch.offset(index))
+    return FirstPlace(f"{batch.topic}/{batch.partition}/{offset}", batch.partition)
 
 
 def dead_letter_maker(

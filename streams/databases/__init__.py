@@ -15,7 +15,7 @@ same transaction may succeed again, or whether the statement is at fault.
 ``django_database``    :class:`Django`
 ``execution``          a statement of ours on a connection of any library, and what an
                        error of a driver means: for sessions, and for outboxes
-``locking``            how a transaction begins that waits for a lock
+``locking``            how transactions begin that wait for locks, and are bounded
 ``addresses``          where a database is, as a URL or in libpq's words
 ``sqlite_files``       SQLite files that are opened without making or changing them
 =====================  ==========================================================

@@ -29,12 +29,7 @@ from typing import Any, Literal
 
 from streams.app import Streams
 from streams.config import DeadLetters
-from streams.derived_records import (
-    first_partition,
-    first_place,
-    first_position,
-    message_generation,
-)
+from streams.derived_records import first_place, first_position, message_generation
 from streams.errors import ConfigError, LogError, TooLarge, Unavailable
 from streams.log.event_headers import MAX_CAUSE
 from streams.message import GENERATION, SOURCE, Message, make_message, row_of, text
@@ -199,12 +194,13 @@ def _source_of(message: Message[Any], handling: Handling | None) -> str:
 
 def _name_of(message: Message[Any], *, has_come_back: bool) -> str:
     """A message among those of its topic, without how often it was put back."""
-    if message.id == first_place(message, has_come_back=has_come_back):
+    place = first_place(message, has_come_back=has_come_back)
+    if message.id == place.text:
         # It has none, and its position recurs where the topic is made anew.
         return f"@{first_position(*row_of(message), has_come_back=has_come_back)}"
     source = text(message.header(SOURCE) or b"").replace("%", "%25").replace("#", "%23")
     if not source:
-        source = f"#{first_partition(message, has_come_back=has_come_back)}"
+        source = f"#{place.partition}"
     return f"{source}#{message.id}"
 
 

@@ -22,7 +22,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from streams.derived_records import (
-    first_partition,
+    first_place,
     header_text,
     message_generation,
     redrives_of,
@@ -174,11 +174,11 @@ class Identities:
         )
         source = header_text(headers, SOURCE)
         if not source:
-            partition = first_partition(message, has_come_back=came_back)
-            source = f"{owned.source_topic}/{partition}"
+            place = first_place(message, has_come_back=came_back)
+            source = f"{owned.source_topic}/{place.partition}"
         # The topic may have been made anew since the message failed.
-        first = header_text(headers, INCARNATION) if came_back else None
-        incarnation = first or owned.source_incarnation
+        stated = header_text(headers, INCARNATION) if came_back else None
+        incarnation = stated or owned.source_incarnation
         return Entry(
             entry_id(digest(incarnation, self._group, generation, source)[:8], name),
             owned.number,

@@ -24,14 +24,13 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from streams.connection import Connection
+from streams.databases.locking import bound_waits
 from streams.databases.protocol import Database, Failure, Steps, run, run_async
 from streams.engine.progress import decode_generation
 from streams.errors import StreamsError
 from streams.health import InboxStats
 from streams.inbox.identity import Identities, Owned, position_text
 from streams.inbox.tables import (
-    Timeouts,
-    begin_purge,
     delete_purged,
     find_version,
     pending,
@@ -53,7 +52,8 @@ ROWS_AT_ONCE = 5_000
 ROUNDS_AT_ONCE = 20
 """Transactions of one partition in a round."""
 
-_WAITS = Timeouts(lock=0.2, idle=10.0)
+LOCK, IDLE = 0.2, 10.0
+"""Seconds that a statement of a purge waits for a lock, and that pass between two, at most."""
 
 
 class Purgeable(Protocol):
@@ -197,7 +197,7 @@ class Purger:
 
     def _steps(self, transaction: Work) -> Steps[Any]:
         """A transaction's, with a bound on how long it holds others up if this process freezes."""
-        yield from begin_purge(self._inbox.database.dialect, _WAITS)
+        yield from bound_waits(self._inbox.database.dialect, lock=LOCK, idle=IDLE)
         return (yield from transaction.steps())
 
     def _run(self, work: Generator[Work, Any, None]) -> None:

@@ -26,7 +26,7 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple
 
-from streams.databases.locking import begin_locking
+from streams.databases.locking import begin_locking, milliseconds
 from streams.databases.protocol import DialectName, Statement, Steps
 from streams.errors import ConfigError
 from streams.inbox.identity import Entry, Scope
@@ -291,8 +291,7 @@ def check_version(found: int | None, database: str, dialect: DialectName) -> Non
 @lru_cache(64)
 def _milliseconds(timeouts: Timeouts) -> tuple[str, str]:
     """As PostgreSQL's settings have them, which have no longer ones."""
-    lock, idle = (str(max(1, min(round(each * 1000), 2**31 - 1))) for each in timeouts)
-    return lock, idle
+    return milliseconds(timeouts.lock), milliseconds(timeouts.idle)
 
 
 _TAKE = Statement(
@@ -372,16 +371,6 @@ def mark_dead(dialect: DialectName, entry: Entry, timeouts: Timeouts) -> Steps[V
 
 
 # -- purging (see streams.inbox.purging for the order of these)
-
-
-def begin_purge(dialect: DialectName, timeouts: Timeouts) -> Steps[None]:
-    """Wait for nobody, and hold nobody up for long."""
-    if dialect == "postgresql":
-        yield Statement(
-            "SELECT set_config('lock_timeout', CAST($1 AS text), true), "
-            "set_config('idle_in_transaction_session_timeout', CAST($2 AS text), true)",
-            _milliseconds(timeouts),
-        )
 
 
 class Pending(NamedTuple):

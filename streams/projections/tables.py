@@ -23,7 +23,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from streams.databases.locking import begin_locking
+from streams.databases.locking import begin_locking, bound_waits, milliseconds
 from streams.databases.protocol import DialectName, Statement, Steps
 from streams.errors import ConfigError
 from streams.inbox.identity import digest, position_text
@@ -203,7 +203,7 @@ def handle(dialect: DialectName, name: str, version: int, patience: float) -> St
         if patience == math.inf:
             yield Statement("SELECT pg_advisory_xact_lock_shared(CAST($1 AS bigint))", (number,))
         else:
-            yield Statement(_LOCK_IMPATIENTLY, (str(max(1, round(patience * 1000))), number))
+            yield Statement(_LOCK_IMPATIENTLY, (milliseconds(patience), number))
         return
     if not (yield from find_table(dialect)):
         return  # so nobody can have been promoted
@@ -243,12 +243,8 @@ def promote_alone(dialect: DialectName, name: str, *, lock: float, idle: float) 
         promotes may be frozen, or gone without a word (PostgreSQL).
     """
     yield from begin_locking(dialect)
+    yield from bound_waits(dialect, lock=lock, idle=idle)
     if dialect == "postgresql":
-        yield Statement(
-            "SELECT set_config('lock_timeout', CAST($1 AS text), true), "
-            "set_config('idle_in_transaction_session_timeout', CAST($2 AS text), true)",
-            (str(max(1, round(lock * 1000))), str(max(1, round(idle * 1000)))),
-        )
         rows = yield Statement(
             "SELECT pg_try_advisory_xact_lock(CAST($1 AS bigint))", (lock_number(name, 0),)
         )

@@ -15,7 +15,6 @@ import pytest
 
 from streams import Position, Processor, Retry, Streams, Topic
 from streams.databases import psycopg_database
-from streams.inbox.tables import Timeouts
 from streams.log.protocol import Committed
 from streams.testing import Harness, harness
 from tests.inbox.kinds import KINDS, Kind, Place
@@ -215,7 +214,7 @@ async def test_a_process_that_freezes_while_it_purges_holds_nobody_up(
     postgres: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In whichever of its transactions: the server ends it."""
-    monkeypatch.setattr("streams.inbox.purging._WAITS", Timeouts(lock=0.2, idle=0.2))
+    monkeypatch.setattr("streams.inbox.purging.IDLE", 0.2)
     committed = 0
     ended: list[int] = []
     commit = psycopg_database._PsycopgSession.commit
