@@ -197,30 +197,24 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         self._opening_async: asyncio.Lock | None = None
         self._helper: ThreadPoolExecutor | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        """An async database's, once it is open."""
         self._assigned: list[Assignment] = []
-        self._purges = False
         self._stop_purging: Callable[[], None] = lambda: None
 
     # -- its life
 
     @override
     async def __aenter__(self) -> Inbox:
-        self._check()
         if self.database.asynchronous:
-            await self.database.enter_async()
-            self._loop = asyncio.get_running_loop()
+            await self._open_async()
         else:
-            await asyncio.to_thread(self.database.enter)
-        self._opened = True
+            await asyncio.to_thread(self._open)
         return self
 
     @override
     async def __aexit__(self, *_: object) -> None:
         opened, self._opened, self._ready = self._opened, False, False
         await asyncio.to_thread(self._stop_purging)
-        self._purges, self._stop_purging, self._assigned = False, lambda: None, []
+        self._stop_purging, self._assigned = lambda: None, []
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -236,6 +230,31 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
                 await self.database.leave_async()
             else:
                 await asyncio.to_thread(self.database.leave)
+
+    def _open(self) -> None:
+        self._check()
+        self.database.enter()
+        self._opened = True
+        purger = Purger(self, self._connection)
+        thread = threading.Thread(
+            target=purger.run, name=f"streams-inbox-{self._processor.name}", daemon=True
+        )
+
+        def stop() -> None:
+            purger.stop.set()
+            thread.join(5.0)
+
+        self._stop_purging = stop
+        thread.start()
+
+    async def _open_async(self) -> None:
+        self._check()
+        await self.database.enter_async()
+        self._opened = True
+        purger = Purger(self, self._connection)
+        task = asyncio.get_running_loop().create_task(purger.run_async())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _check(self) -> None:
         """:raises ConfigError: its database is the log's own file, or results have no outbox."""
@@ -465,9 +484,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             if self._ready:
                 return
             if not self._opened:  # it was declared on an app that was entered already
-                self._check()
-                self.database.enter()
-                self._opened = True
+                self._open()
             found = self._in_session(find_version)
             if found is None and self.database.create:
                 try:
@@ -502,10 +519,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             if self._ready:
                 return
             if not self._opened:
-                self._check()
-                await self.database.enter_async()
-                self._loop = asyncio.get_running_loop()
-                self._opened = True
+                await self._open_async()
             found = await self._in_session_async(find_version)
             if found is None and self.database.create:
                 try:
@@ -711,30 +725,6 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         """These partitions are the processor's from now on: their rows are purged, whether anything
         new comes or not. In the thread that polls."""
         self._assigned = [*self.owned(), *assignments]
-        if self._purges or not self._assigned or not self._opened:
-            return
-        self._purges = True
-        purger = Purger(self, self._connection)
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._start_purging, purger)
-            return
-        thread = threading.Thread(
-            target=purger.run, name=f"streams-inbox-{self._processor.name}", daemon=True
-        )
-
-        def stop() -> None:
-            purger.stop.set()
-            thread.join(5.0)
-
-        self._stop_purging = stop
-        thread.start()
-
-    def _start_purging(self, purger: Purger) -> None:
-        """In the loop."""
-        if self._opened:
-            task = asyncio.get_running_loop().create_task(purger.run_async())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
 
     def owned(self) -> list[Assignment]:
         """The partitions that were not given up since."""
