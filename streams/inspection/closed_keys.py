@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from typing_extensions import override
 
-from streams.errors import NotFound
-from streams.inspection.reading_on import CountingReader
+from streams.inspection.reading_on import CountingReader, count_once
 from streams.log.range_reader import read_batches
 from streams.parking import ParkedQueue, ParkingState, parked_topic, parse_batch, read_floor
 from streams.patterns.deadletters import ClosedKeyHead, ClosedKeyReader, CommandTarget
@@ -79,13 +78,7 @@ def count_closed_keys(log: Log, name: str, seconds: float) -> KeyCounts | None:
 
     :raises LogError: the log cannot be read.
     """
-    index = ClosedKeyIndex(name, lambda: log)
-    try:
-        return index.counts(seconds)
-    except NotFound:
-        return None
-    finally:
-        index.close()
+    return count_once(ClosedKeyIndex(name, lambda: log), seconds)
 
 
 class ClosedKeyRow(NamedTuple):

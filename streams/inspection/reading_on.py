@@ -124,3 +124,17 @@ class KeptReaders(IdleCache[R]):
         """Something was changed, in whichever topic: see :meth:`BackgroundReader.expire`."""
         for reader in self.all().values():
             reader.expire()
+
+
+def count_once(reader: CountingReader[T], seconds: float) -> T | None:
+    """What a reader counts, as far as it can read in so many real seconds (blocks); it is closed.
+    None: there is no such topic.
+
+    :raises LogError: the log cannot be read.
+    """
+    try:
+        return reader.counts(seconds)
+    except NotFound:
+        return None
+    finally:
+        reader.close()

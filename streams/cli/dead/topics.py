@@ -111,14 +111,21 @@ def find_closed_keys(
 
     :param group: only those of this group and topic.
     """
-    from streams.inspection.closed_keys import count_closed_keys, parked_sources
+    from streams.inspection.closed_keys import (
+        ParkedSource,
+        count_closed_keys,
+        key_topic,
+        parked_sources,
+    )
 
-    groups = output.call_or_report("groups", log.groups) or ()
+    if group is not None and topic is not None:
+        sources = [ParkedSource(key_topic(group, topic), topic, group)]
+    else:
+        groups = output.call_or_report("groups", log.groups) or ()
+        sources = parked_sources(log.topic_names(), groups)
     deadline = time.monotonic() + COUNT_SECONDS
     found: list[tuple[ParkedSource, KeyCounts]] = []
-    for source in parked_sources(log.topic_names(), groups):
-        if group is not None and (source.group, source.topic) != (group, topic):
-            continue
+    for source in sources:
         left = max(0.1, deadline - time.monotonic())
         count = partial(count_closed_keys, log, source.name, left)
         counts = output.call_or_report(source.name, count)

@@ -4,11 +4,10 @@ retries."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from streams.errors import NotFound
 from streams.inspection import texts
 from streams.inspection.closed_keys import count_closed_keys
 from streams.inspection.counting import count_waiting
@@ -19,19 +18,16 @@ from streams.inspection.doctor.app_inspection import (
     Finding,
     Subject,
 )
-from streams.inspection.reading_on import CountingReader
+from streams.inspection.reading_on import count_once
 from streams.log.protocol import Log
 from streams.parking import parked_topic
 from streams.processor import Processor
 from streams.retries import delay_topic
 
-T = TypeVar("T")
-
 MIB = 1 << 20
 
 WEEK = 7 * 86_400.0
 """Seconds that somebody needs to see a dead letter and do something about it."""
-
 
 LEFT_WAITING_TIMEOUT = 5.0
 """Real seconds for which it is looked for what waits by an option that is not declared any more."""
@@ -269,25 +265,16 @@ def _check_left_waiting(log: Log, processor: Processor[..., Any]) -> Iterator[Fi
     subject, retry = Subject("retries", f"processor {processor.name}"), processor.options.retry
     for topic in processor.topics:
         if not retry.uses_attempt_log:
-            delayed = DelayIndex(delay_topic(topic, processor.group), lambda: log)
-            waiting = _count_left(delayed, lambda counts: counts.number)
+            name = delay_topic(topic, processor.group)
+            delayed = count_once(DelayIndex(name, lambda: log), LEFT_WAITING_TIMEOUT)
+            waiting = 0 if delayed is None else delayed.number
             option = "Retry(in_order=False) or Retry(durable=True)"
-            yield from _left_waiting(subject, waiting, delayed.name, option)
+            yield from _left_waiting(subject, waiting, name, option)
         if not processor.options.dead_letters.sequenced:
             name = parked_topic(topic, processor.group)
             counts = count_closed_keys(log, name, LEFT_WAITING_TIMEOUT)
             waiting = 0 if counts is None else counts.keys + counts.parked
             yield from _left_waiting(subject, waiting, name, "DeadLetters(sequenced=True)")
-
-
-def _count_left(index: CountingReader[T], number: Callable[[T], int]) -> int:
-    """What waits in a topic, as far as that is read soon; 0 where there is no such topic."""
-    try:
-        return number(index.counts(LEFT_WAITING_TIMEOUT))
-    except NotFound:
-        return 0
-    finally:
-        index.close()
 
 
 def _left_waiting(subject: Subject, waiting: int, name: str, option: str) -> Iterator[Finding]:
