@@ -9,6 +9,10 @@ from uuid import uuid4
 
 import pytest
 from confluent_kafka import Producer
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    NewPartitions,  # pyright: ignore[reportPrivateImportUsage]
+)
 
 from streams import Flow, Message, Streams
 from streams.log.kafka.log import KafkaLog
@@ -138,6 +142,46 @@ async def test_only_what_is_too_large_becomes_a_dead_letter(stage: Stage, run: s
     assert found == [each for each in range(60) if each != 17]
     assert letter.value == b"17"
     assert letter.headers["__streams.errors.exception"].endswith("TooLarge")
+
+
+async def test_an_output_for_a_partition_that_was_added(
+    kafka: KafkaAddress, stage: Stage, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is stored at once, though the producer has known the topic before."""
+    monkeypatch.setattr("streams.log.kafka.topics.COUNT_TTL", 0.0)
+    log = stage.anchor
+    source_name, target_name, group = f"in-{run}", f"out-{run}", f"g-{run}"
+    log.create_topic(target_name, 1)
+    app = Streams(stage.url)
+    source = app.topic(source_name, int, partitions=1)
+    target = app.topic(target_name, int)
+
+    @app.processor(source, group=group, to=target, exactly_once=True, flow=Flow(commit=0.1))
+    async def pass_on(number: int) -> int:
+        return number
+
+    def committed() -> int:
+        return log.committed(group, source_name).get(0, (0,))[0]
+
+    refused: list[BaseException] = []
+    not_stored = OutputWriter._not_stored
+
+    def note(self: OutputWriter, producer: Any, raised: BaseException, *rest: Any) -> Any:
+        refused.append(raised)
+        return not_stored(self, producer, raised, *rest)
+
+    monkeypatch.setattr(OutputWriter, "_not_stored", note)
+    async with app:
+        await source.publish(0)
+        await stage.until(lambda: committed() == 1, "the producer knows the topic")
+        admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+        admin.create_partitions([NewPartitions(target_name, 8)])[target_name].result(60)
+        await stage.until(lambda: log.topic(target_name).partitions == 8, "the broker knows them")
+        await source.publish_many(range(1, 40))
+        await stage.until(lambda: committed() == 40, "all are stored")
+        found = sorted([each.value async for each in target.read()])
+    assert found == list(range(40))
+    assert refused == []
 
 
 async def test_the_settings_of_its_transactions(stage: Stage) -> None:

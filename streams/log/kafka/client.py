@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
 # Documented there, though the package's __all__ does not list all of them.
 # pyright: reportPrivateImportUsage=false
@@ -48,6 +48,7 @@ from streams.log.kafka.errors import (
     unreachable_error,
 )
 from streams.log.kafka.settings import Settings
+from streams.log.protocol import TopicPartition
 from streams.text import get_logger
 
 logger = get_logger("streams.kafka")
@@ -255,6 +256,27 @@ def close_in_background(client: Consumer | AdminClient) -> threading.Thread:
     )
     closing.start()
     return closing
+
+
+def learns_partition(
+    producer: Producer, error: KafkaException, place: TopicPartition, partition_count: int
+) -> bool:
+    """Whether ``error`` says that a producer did not know a partition which others know: the topic
+    has grown, or was made anew with more. Then it has looked again by now, and may know it.
+
+    :param partition_count: how many the topic has.
+    :raises KafkaException: it cannot look.
+    """
+    topic, partition = place
+    found = kafka_error_of(error)
+    if (
+        found is None
+        or found.code() != KafkaError._UNKNOWN_PARTITION
+        or not 0 <= partition < partition_count
+    ):
+        return False
+    producer.list_topics(topic, REQUEST_TIMEOUT)
+    return True
 
 
 class Clients(Protocol[C]):

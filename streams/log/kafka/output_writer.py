@@ -31,7 +31,7 @@ from confluent_kafka import TopicPartition as KTopicPartition
 
 from streams.errors import Fenced, LogError, NotFound, OutcomeUnknown, TooLarge, Unavailable
 from streams.log.events import events_only
-from streams.log.kafka.client import RequestRetry
+from streams.log.kafka.client import RequestRetry, learns_partition
 from streams.log.kafka.errors import kafka_error_of
 from streams.log.kafka.topics import Metadata
 from streams.log.kafka.transactions import (
@@ -239,7 +239,7 @@ class OutputWriter:
         failures: _Failures,
         deadline: float,
     ) -> None:
-        produce = producer.produce
+        produce, looked = producer.produce, set[str]()
         for index, (topic, record) in enumerate(outputs):
             key, partition = record.key, record.partition
             if partition is None:
@@ -253,6 +253,12 @@ class OutputWriter:
                     self._check_time(deadline)
                     producer.poll(_FULL_PAUSE)
                 except KafkaException as raised:
+                    place = topic, partition
+                    if topic not in looked and learns_partition(
+                        producer, raised, place, counts[topic]
+                    ):
+                        looked.add(topic)
+                        continue
                     error = kafka_error_of(raised)
                     if error is None or error.code() not in _TOO_LARGE:
                         raise

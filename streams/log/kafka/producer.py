@@ -28,7 +28,7 @@ import msgspec
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from streams.errors import LogError, OutcomeUnknown, StreamsError, Unavailable
-from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry
+from streams.log.kafka.client import RequestRetry, learns_partition
 from streams.log.kafka.errors import kafka_error_of
 from streams.log.kafka.reader import ReaderPool
 from streams.log.kafka.reconnect import ConnectivityMonitor, IsolationCheck
@@ -131,17 +131,6 @@ class _ProducerHandle:
         self.connectivity.observe_producer(decode_snapshot(text), time.monotonic())
 
 
-def _is_new(error: KafkaException, partition: int, partition_count: int) -> bool:
-    """Whether the producer does not know a partition that others know: the topic has grown, or was
-    made anew."""
-    found = kafka_error_of(error)
-    return (
-        found is not None
-        and found.code() == KafkaError._UNKNOWN_PARTITION
-        and 0 <= partition < partition_count
-    )
-
-
 class Writer:
     """The producing side of one log (any thread).
 
@@ -223,10 +212,12 @@ class Writer:
                         except BufferError:
                             time.sleep(QUEUE_FULL_PAUSE)  # the serving thread makes room
                         except KafkaException as error:
-                            if has_looked or not _is_new(error, partition, partition_count):
+                            place = topic, partition
+                            if has_looked or not learns_partition(
+                                handle.producer, error, place, partition_count
+                            ):
                                 raise
                             has_looked = True
-                            handle.producer.list_topics(topic, REQUEST_TIMEOUT)
                 except Exception as error:
                     append.settle(index, self._produce_error(handle, topic, error))
         finally:
