@@ -30,7 +30,7 @@ from streams import (
     Sqlite,
     Streams,
 )
-from streams.databases.protocol import Statement, run
+from streams.databases.protocol import Database, Statement, run
 from streams.inbox import ddl as inbox_ddl
 from streams.inbox.inbox import RUNS_IN_PLACE
 from streams.inbox.tables import Timeouts
@@ -591,6 +591,16 @@ async def test_one_that_promotes_sees_what_was_handled_until_all_stood_still(
             assert found == [[1, 2]]
 
 
+def commit(database: Database[Any], steps: Any) -> None:
+    """One transaction of these."""
+    session = database.begin()
+    try:
+        run(session, steps("postgresql"))
+        session.commit()
+    finally:
+        session.rollback()
+
+
 @pytest.mark.parametrize("ground", [("psycopg", "memory")], ids=["postgres"], indirect=True)
 async def test_tables_are_made_once_at_any_level(ground: Ground) -> None:
     """Whoever waited for the lock sees what was made meanwhile."""
@@ -599,19 +609,11 @@ async def test_tables_are_made_once_at_any_level(ground: Ground) -> None:
     database.reserve(2)
     database.enter()
 
-    def create(steps: Any) -> None:
-        session = database.begin()
-        try:
-            run(session, steps("postgresql"))
-            session.commit()
-        finally:
-            session.rollback()
-
     try:
         for steps in (create_inbox, tables.create_missing):
             first = database.begin()
             run(first, steps("postgresql"))
-            second = asyncio.create_task(asyncio.to_thread(create, steps))
+            second = asyncio.create_task(asyncio.to_thread(commit, database, steps))
             await until(
                 lambda: ground.reader.run(WAITS.format("advisory")), lambda: "it does not wait"
             )
@@ -636,19 +638,11 @@ async def test_who_freezes_with_a_lock_holds_nobody_up(
         lambda dialect: tables.declare(dialect, NAME, 1, {}),
     ]
 
-    def finish(steps: Any) -> None:
-        session = database.begin()
-        try:
-            run(session, steps("postgresql"))
-            session.commit()
-        finally:
-            session.rollback()
-
     try:
         for steps in all_steps:
             frozen = database.begin()
             run(frozen, steps("postgresql"))
-            await asyncio.wait_for(asyncio.to_thread(finish, steps), 60)
+            await asyncio.wait_for(asyncio.to_thread(commit, database, steps), 60)
             frozen.rollback()
     finally:
         database.leave()

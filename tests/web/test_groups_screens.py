@@ -6,12 +6,13 @@ import asyncio
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from streams import Message
+from streams import Message, Streams
 from streams.web import Dashboard, group_index
 from streams.web.group_index import GroupIndex, GroupOverview
 from streams.web.page import Page
@@ -19,7 +20,7 @@ from streams.web.problem_board import Problem
 from tests.conformance.stage import QUICK, Stage
 from tests.views.bank import Bank, unique
 from tests.web.gates import Gate
-from tests.web.visiting import eventually, seen_with, visit
+from tests.web.visiting import Visitor, eventually, seen_with, visit
 
 
 @pytest.mark.everywhere
@@ -134,45 +135,42 @@ async def test_a_group_is_moved_to_where_it_was_shown_whatever_moves_meanwhile(
             assert stage.places(app)[0].position == places[2].offset
 
 
-@pytest.mark.parametrize("confirm", ["x", "0:x", "0", "0:1:2", "0:", "-1:0"])
-async def test_a_plan_that_nobody_was_shown_is_refused(stage: Stage, confirm: str) -> None:
+@asynccontextmanager
+async def group_at_the_start(stage: Stage) -> AsyncIterator[tuple[Streams, Visitor]]:
+    """Somebody who may do all looks at a group with one message before it."""
     app = stage.app()
     topic = stage.topic(app, partitions=1)
     async with app.connected():
         await stage.publish(topic, 1)
         app.log.initialize_offsets(stage.group, stage.topic_name, {0: 0})
         async with visit(Dashboard(app, access="all")) as visitor:
-            fields = {"group": stage.group, "topic": topic.name, "to": "latest", "confirm": confirm}
-            await visitor.post("/groups/reset", fields, status=400)
+            yield app, visitor
+
+
+@pytest.mark.parametrize("confirm", ["x", "0:x", "0", "0:1:2", "0:", "-1:0"])
+async def test_a_plan_that_nobody_was_shown_is_refused(stage: Stage, confirm: str) -> None:
+    async with group_at_the_start(stage) as (app, visitor):
+        fields = {"group": stage.group, "topic": stage.topic_name, "to": "latest"}
+        await visitor.post("/groups/reset", fields | {"confirm": confirm}, status=400)
         assert stage.places(app)[0].position == 0
 
 
 async def test_a_place_that_means_nothing_is_said_so(stage: Stage) -> None:
-    app = stage.app()
-    topic = stage.topic(app, partitions=1)
-    async with app.connected():
-        await stage.publish(topic, 1)
-        app.log.initialize_offsets(stage.group, stage.topic_name, {0: 0})
-        async with visit(Dashboard(app, access="all")) as visitor:
-            seen = await visitor.get(f"/groups/show?group={stage.group}")
-            refused = await visitor.submit(seen, "Where to", to="yesterday", status=400)
-            assert "'yesterday'" in refused.text
-            assert "earliest, latest" in refused.text
+    async with group_at_the_start(stage) as (_, visitor):
+        seen = await visitor.get(f"/groups/show?group={stage.group}")
+        refused = await visitor.submit(seen, "Where to", to="yesterday", status=400)
+        assert "'yesterday'" in refused.text
+        assert "earliest, latest" in refused.text
 
 
 async def test_a_group_is_deleted_once_that_is_confirmed(stage: Stage) -> None:
-    app = stage.app()
-    topic = stage.topic(app, partitions=1)
-    async with app.connected():
-        await stage.publish(topic, 1)
-        app.log.initialize_offsets(stage.group, stage.topic_name, {0: 0})
-        async with visit(Dashboard(app, access="all")) as visitor:
-            seen = await visitor.get(f"/groups/show?group={stage.group}")
-            question = await visitor.submit(seen, "Delete the group")
-            assert stage.group in app.log.groups()
-            await visitor.submit(question, "Delete it")
-            assert stage.group not in app.log.groups()
-            await visitor.get(f"/groups/show?group={stage.group}", status=404)
+    async with group_at_the_start(stage) as (app, visitor):
+        seen = await visitor.get(f"/groups/show?group={stage.group}")
+        question = await visitor.submit(seen, "Delete the group")
+        assert stage.group in app.log.groups()
+        await visitor.submit(question, "Delete it")
+        assert stage.group not in app.log.groups()
+        await visitor.get(f"/groups/show?group={stage.group}", status=404)
 
 
 async def test_a_group_of_a_view_is_not_deleted(stage: Stage) -> None:
