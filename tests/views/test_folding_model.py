@@ -367,10 +367,10 @@ def test_a_forged_header_is_none_or_a_record(value: bytes) -> None:
     st.sampled_from(["", "a1"]),
 )
 def test_a_header_is_read_as_it_was_written(
-    topic: str, partition: int, offset: int, copy: int, event: Any, after: Any, origin: str
+    topic: str, partition: int, offset: int, copy: int, event: Any, after: Any, incarnation: str
 ) -> None:
     name = "t-" + topic.encode("ascii", "ignore").decode()
-    record = KeyedRecord(name, partition, offset, copy, event, after, origin, "b2")
+    record = KeyedRecord(name, partition, offset, copy, event, after, incarnation, "b2")
     assert parse_keyed([keyed_header(record)]) == record
 
 
@@ -411,8 +411,8 @@ def test_a_copy_with_a_time_that_is_none_has_the_first_there_is(written: bytes |
         b'{"sources":{"t/0":["0",-1]}}',
         b'{"sources":{"t/%d":["0",0]}}' % (1 << 31),
         b'{"sources":{"t":["0",0]}}',
-        b'{"origins":{"no topic":"a1"}}',
-        b'{"origins":{"t":1}}',
+        b'{"incarnations":{"no topic":"a1"}}',
+        b'{"incarnations":{"t":1}}',
     ],
 )
 def test_a_checkpoint_with_a_number_that_cannot_be_is_unreadable(data: bytes) -> None:
@@ -443,11 +443,15 @@ class Three(Decoding):
         return Several([Number(each) for each in range(1, self.count + 1)])
 
 
-def keyed_folder(store: DocumentStore, words: dict[str, str]) -> tuple[Three, PartitionFolder]:
+def keyed_folder(
+    store: DocumentStore, incarnations: dict[str, str]
+) -> tuple[Three, PartitionFolder]:
     source = Source()
     source.decoding = Three()
     ends = lambda *_: 1_000  # noqa: E731
-    reader = KeyedReader({"numbers": source.decoding}, ForeignRecords(), {}, ends, "keyed", words)
+    reader = KeyedReader(
+        {"numbers": source.decoding}, ForeignRecords(), {}, ends, "keyed", incarnations
+    )
     return source.decoding, PartitionFolder(
         definition(source, fold), reader, store.claim("sums.v1", 0)
     )
@@ -492,8 +496,8 @@ def test_a_record_that_was_written_for_another_keyed_topic_does_not_count() -> N
     assert list(stored(store)[0]) == [b"a"]
     checkpoint = decode_checkpoint(store.checkpoint("sums.v1", 0))
     assert checkpoint.sources == {"numbers/0": (0, 0)}
-    assert checkpoint.origins == {"keyed": "now", "numbers": "s1"}
-    other = keyed_batch([row(2, b"a", 1)], first._replace(offset=1, origin="s2"))
+    assert checkpoint.incarnations == {"keyed": "now", "numbers": "s1"}
+    other = keyed_batch([row(2, b"a", 1)], first._replace(offset=1, incarnation="s2"))
     with pytest.raises(CheckpointBeyondLog, match="'numbers' that was made anew"):
         folder.handle(other, 0)
 

@@ -10,15 +10,15 @@ import pytest
 from typing_extensions import override
 
 from streams.errors import LogError, TooLarge, Unavailable
-from streams.eventsourcing.views import inline_subscription, origins
+from streams.eventsourcing.views import incarnations, inline_subscription
 from streams.eventsourcing.views.checkpoint_check import CheckpointBeyondLog
+from streams.eventsourcing.views.incarnations import Incarnations
 from streams.eventsourcing.views.inline_subscription import (
     Handled,
     InlineSubscription,
     PartitionCounts,
     PartitionHandler,
 )
-from streams.eventsourcing.views.origins import Origins
 from streams.log.protocol import Assignment
 from streams.message import Batch
 
@@ -31,7 +31,7 @@ class Handler(PartitionHandler):
     def __init__(self, handled: list[int]) -> None:
         self.handled = handled
         self.error: LogError | None = None
-        self.words: dict[str, str] = {}
+        self.before: dict[str, str] = {}
         self._position = 0
 
     @property
@@ -41,8 +41,8 @@ class Handler(PartitionHandler):
 
     @property
     @override
-    def origins(self) -> Mapping[str, str]:
-        return self.words
+    def incarnations(self) -> Mapping[str, str]:
+        return self.before
 
     @override
     def handle(self, batch: Batch, start: int) -> Handled:
@@ -86,13 +86,13 @@ class Polled:
 
 
 class Words:
-    """A log whose topics have a word."""
+    """A log whose topics have an incarnation."""
 
     def __init__(self) -> None:
-        self.word = "first"
+        self.now = "first"
 
     def incarnation(self, topic: str) -> str:
-        return self.word
+        return self.now
 
 
 class Inline(InlineSubscription[Handler]):
@@ -100,7 +100,7 @@ class Inline(InlineSubscription[Handler]):
         log: Any = Words()
         self.log = log
         self.counts: dict[tuple[str, int], PartitionCounts] = {}
-        super().__init__(log, "test", self.counts, Origins(log))
+        super().__init__(log, "test", self.counts, Incarnations(log))
         self.handlers: dict[int, Handler] = {}
         self.handled: dict[int, list[int]] = {}
         self.refuses: LogError | None = None
@@ -240,16 +240,16 @@ def test_what_is_of_a_topic_that_was_made_anew_is_not_handled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also where the log's subscription goes on as if it were the same topic."""
-    monkeypatch.setattr(origins, "LASTS", 0.0)
+    monkeypatch.setattr(incarnations, "LASTS", 0.0)
     polled = Polled()
     inline = Inline(polled)
     assignment = Assignment("t", 0, 1, None, NEVER)
     inline.assigned([assignment])
-    inline.handlers[0].words = inline._origins.among(["t"])
+    inline.handlers[0].before = inline._incarnations.among(["t"])
     polled.batches = [batch(assignment, 0)]
     inline.poll(100, 0.0)
     assert inline.handled == {0: [0]}
-    inline.log.word = "second"
+    inline.log.now = "second"
     polled.batches = [batch(assignment, 1)]
     inline.poll(100, 0.0)
     assert inline.handled == {0: [0]}

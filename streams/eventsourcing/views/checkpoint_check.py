@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from streams.errors import LogError
 from streams.eventsourcing.views.checkpoints import UnreadableCheckpoint, decode_checkpoint
-from streams.eventsourcing.views.origins import Origins
+from streams.eventsourcing.views.incarnations import Incarnations
 from streams.log.documents import Checkpoint
 from streams.log.range_reader import read_first
 
@@ -18,15 +18,15 @@ class CheckpointBeyondLog(LogError):
     another one."""
 
 
-def check_origins(origins: Origins, where: str, words: Mapping[str, str]) -> None:
+def check_incarnations(incarnations: Incarnations, where: str, before: Mapping[str, str]) -> None:
     """See that documents are made of the topics that there are now (blocks).
 
-    :param origins: of the topics as they are now.
-    :param words: of those that the documents are made of.
+    :param incarnations: of the topics as they are now.
+    :param before: of those that the documents are made of.
     :raises CheckpointBeyondLog: they are not.
     :raises LogError: it cannot be known.
     """
-    replaced = origins.replaced(words)
+    replaced = incarnations.replaced(before)
     if replaced:
         raise CheckpointBeyondLog(
             f"{where}: its documents are made of a topic {replaced!r} that was deleted; one that "
@@ -35,21 +35,21 @@ def check_origins(origins: Origins, where: str, words: Mapping[str, str]) -> Non
 
 
 def check_checkpoint(
-    origins: Origins, collection: str, topic: str, partition: int, checkpoint: Checkpoint
+    incarnations: Incarnations, collection: str, topic: str, partition: int, checkpoint: Checkpoint
 ) -> None:
     """Hold a checkpoint of a collection against the partition that it is made of, and the topics
     of the view (blocks).
 
-    :param origins: of the topics as they are now.
+    :param incarnations: of the topics as they are now.
     :raises CheckpointBeyondLog: the log has not what was folded.
     :raises LogError: it cannot be read.
     """
-    log, where = origins.log, f"{collection}: {topic}/{partition}"
+    log, where = incarnations.log, f"{collection}: {topic}/{partition}"
     try:
-        last, _, words = decode_checkpoint(checkpoint)
+        last, _, before = decode_checkpoint(checkpoint)
     except UnreadableCheckpoint as error:
         raise CheckpointBeyondLog(f"{where}: its checkpoint: {error}; {REMEDY}") from error
-    check_origins(origins, where, words)
+    check_incarnations(incarnations, where, before)
     first, end = log.watermarks(topic, partition)
     if checkpoint.position > end and checkpoint.position > log.log_end_offset(topic, partition):
         raise CheckpointBeyondLog(

@@ -17,7 +17,7 @@ SourcePosition = tuple[int, int]
 """How far a source partition is folded: the offset of a message, and which of its copies that is
 (:mod:`streams.eventsourcing.views.keyed_records`)."""
 
-NO_ORIGINS: Mapping[str, str] = {}
+NO_INCARNATIONS: Mapping[str, str] = {}
 
 MAX_COPY = 10**wire.MAX_DIGITS - 1
 """The largest number of a copy."""
@@ -36,15 +36,15 @@ class CheckpointData(msgspec.Struct, frozen=True, omit_defaults=True):
         lost what it had acknowledged.
     :param id_bytes: the same in hexadecimal digits, where it is not UTF-8.
     :param sources: of a keyed view, how far each source partition is folded.
-    :param origins: of the topics that all this is of, as far as they are known
-        (:mod:`streams.eventsourcing.views.origins`).
+    :param incarnations: of the topics that all this is of, as far as they are known
+        (:mod:`streams.eventsourcing.views.incarnations`).
     """
 
     offset: str = ""
     id: str = ""
     id_bytes: str = ""
     sources: dict[str, tuple[str, int]] = {}
-    origins: dict[str, str] = {}
+    incarnations: dict[str, str] = {}
 
 
 class FoldedUpTo(NamedTuple):
@@ -52,12 +52,12 @@ class FoldedUpTo(NamedTuple):
 
     :param last: offset and ID of the last message that was folded; None: of none.
     :param sources: of a keyed view, how far each source partition is folded.
-    :param origins: a word for each topic that the documents are made of, where it is known.
+    :param incarnations: of each topic that the documents are made of, where it is known.
     """
 
     last: tuple[int, str] | None
     sources: dict[str, SourcePosition]
-    origins: dict[str, str]
+    incarnations: dict[str, str]
 
 
 _encode = msgspec.json.Encoder().encode
@@ -67,10 +67,10 @@ _decoder = msgspec.json.Decoder(CheckpointData)
 def encode_checkpoint(
     last: tuple[int, str] | None,
     sources: Mapping[str, SourcePosition],
-    origins: Mapping[str, str] = NO_ORIGINS,
+    incarnations: Mapping[str, str] = NO_INCARNATIONS,
 ) -> bytes:
     """What to store; as in :class:`FoldedUpTo`."""
-    topics = dict(origins)
+    topics = dict(incarnations)
     offset, id = ("", "") if last is None else (str(last[0]), last[1])
     places = source_texts(sources)
     try:
@@ -93,9 +93,9 @@ def decode_checkpoint(checkpoint: Checkpoint | None) -> FoldedUpTo:
         if found.id_bytes:
             id = bytes.fromhex(found.id_bytes).decode("utf-8", "surrogatepass")
         last = (parse_offset(found.offset), id) if found.offset else None
-        for topic in found.origins:
+        for topic in found.incarnations:
             check_topic(topic)
-        return FoldedUpTo(last, parse_sources(found.sources), found.origins)
+        return FoldedUpTo(last, parse_sources(found.sources), found.incarnations)
     except (msgspec.DecodeError, ValueError, ConfigError) as error:
         raise UnreadableCheckpoint(f"it was written by something else: {error}") from error
 

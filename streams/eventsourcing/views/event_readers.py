@@ -11,10 +11,10 @@ from typing_extensions import override
 from streams.decoding import TopicDecoder
 from streams.errors import NotFound
 from streams.eventsourcing.views.checkpoint_check import REMEDY, CheckpointBeyondLog
-from streams.eventsourcing.views.checkpoints import NO_ORIGINS, SourcePosition
+from streams.eventsourcing.views.checkpoints import NO_INCARNATIONS, SourcePosition
 from streams.eventsourcing.views.errors import EventsChanged
+from streams.eventsourcing.views.incarnations import is_another
 from streams.eventsourcing.views.keyed_records import KeyedRecord, parse_keyed, source_batch
-from streams.eventsourcing.views.origins import is_another
 from streams.eventsourcing.views.repeats import NO_REPEATS, Repeats, Taken
 from streams.log.event_filter import ForeignRecords
 from streams.message import Batch, Message, Position, make_message, numbered_message
@@ -61,8 +61,8 @@ class EventReader(Protocol):
         ...
 
     @property
-    def origins(self) -> Mapping[str, str]:
-        """The words of the topics that were read, as far as they are known."""
+    def incarnations(self) -> Mapping[str, str]:
+        """Of the topics that were read, as far as they are known."""
         ...
 
     def sources_before(self, index: int) -> Mapping[str, SourcePosition]:
@@ -91,18 +91,18 @@ class SourceReader(EventReader):
     """Reads one partition of a source.
 
     :param repeats: tells which messages are passed over; None: none is.
-    :param origins: the word of its topic, by its name, where it is known.
+    :param incarnations: that of its topic, by its name, where it is known.
     """
 
     def __init__(
         self,
         decoding: TopicDecoder[Any],
         repeats: Repeats | None = None,
-        origins: Mapping[str, str] = NO_ORIGINS,
+        incarnations: Mapping[str, str] = NO_INCARNATIONS,
     ) -> None:
         self._decoding = decoding
         self._repeats = repeats
-        self._origins = origins
+        self._incarnations = incarnations
         self._batch: Batch | None = None
         self._opened: Any = None
         """The batch, with its CloudEvents of structured mode opened."""
@@ -152,8 +152,8 @@ class SourceReader(EventReader):
 
     @property
     @override
-    def origins(self) -> Mapping[str, str]:
-        return self._origins
+    def incarnations(self) -> Mapping[str, str]:
+        return self._incarnations
 
     @override
     def sources_before(self, index: int) -> Mapping[str, SourcePosition]:
@@ -163,7 +163,7 @@ class SourceReader(EventReader):
     def at(self, offset: int, sources: Mapping[str, SourcePosition]) -> EventReader:
         if self._repeats is None:
             return self
-        return SourceReader(self._decoding, self._repeats.begin_at(offset), self._origins)
+        return SourceReader(self._decoding, self._repeats.begin_at(offset), self._incarnations)
 
 
 class KeyedReader(EventReader):
@@ -184,7 +184,7 @@ class KeyedReader(EventReader):
     :param sources: how far each source partition was read.
     :param end_of: where a source partition ends now.
     :param topic: the keyed topic.
-    :param origins: the words of the keyed topic and of the sources that were read.
+    :param incarnations: of the keyed topic and of the sources that were read.
     """
 
     def __init__(
@@ -194,10 +194,10 @@ class KeyedReader(EventReader):
         sources: Mapping[str, SourcePosition],
         end_of: Callable[[str, int], int],
         topic: str,
-        origins: Mapping[str, str],
+        incarnations: Mapping[str, str],
     ) -> None:
         self._topic = topic
-        self._origins = dict(origins)
+        self._incarnations = dict(incarnations)
         self._end_of = end_of
         self._ends: dict[str, int] = {}
         """Where the sources ended when that was asked last; they only grow."""
@@ -225,7 +225,7 @@ class KeyedReader(EventReader):
                 records.append(None)
                 before.append(("", None))
                 continue
-            self._check_origin(found)
+            self._check_incarnation(found)
             name = found.source
             last = sources.get(name)
             place = found.offset, found.copy
@@ -240,22 +240,22 @@ class KeyedReader(EventReader):
         if foreign:
             self._foreign.report(batch, foreign)
 
-    def _check_origin(self, record: KeyedRecord) -> None:
+    def _check_incarnation(self, record: KeyedRecord) -> None:
         """:raises CheckpointBeyondLog: it is of another topic than what was read before."""
-        known = self._origins.get(record.topic, "")
-        if is_another(record.origin, known):
+        known = self._incarnations.get(record.topic, "")
+        if is_another(record.incarnation, known):
             raise CheckpointBeyondLog(
                 f"{self._topic}: the event at {record.source}/{record.offset} is of a topic "
                 f"{record.topic!r} that was made anew, and what was folded before is not: {REMEDY}"
             )
-        if not known and record.origin:
-            self._origins[record.topic] = record.origin
+        if not known and record.incarnation:
+            self._incarnations[record.topic] = record.incarnation
 
     def _is_there(self, record: KeyedRecord) -> bool:
         """Whether the source has the message that a record says it was made of."""
         if record.topic not in self._decodings:
             return False
-        if is_another(record.keyed_origin, self._origins.get(self._topic, "")):
+        if is_another(record.keyed_incarnation, self._incarnations.get(self._topic, "")):
             return False
         if record.offset >= self._ends.get(record.source, 0):
             try:
@@ -292,8 +292,8 @@ class KeyedReader(EventReader):
 
     @property
     @override
-    def origins(self) -> Mapping[str, str]:
-        return self._origins
+    def incarnations(self) -> Mapping[str, str]:
+        return self._incarnations
 
     @override
     def sources_before(self, index: int) -> Mapping[str, SourcePosition]:
@@ -310,5 +310,5 @@ class KeyedReader(EventReader):
     @override
     def at(self, offset: int, sources: Mapping[str, SourcePosition]) -> EventReader:
         return KeyedReader(
-            self._decodings, self._foreign, sources, self._end_of, self._topic, self._origins
+            self._decodings, self._foreign, sources, self._end_of, self._topic, self._incarnations
         )

@@ -82,8 +82,8 @@ class PartitionFolder(PartitionHandler):
 
     @property
     @override
-    def origins(self) -> Mapping[str, str]:
-        return self._reader.origins
+    def incarnations(self) -> Mapping[str, str]:
+        return self._reader.incarnations
 
     @override
     def handle(self, batch: Batch, start: int) -> Handled:
@@ -128,7 +128,7 @@ class PartitionFolder(PartitionHandler):
             for key, entry in outcome.changed.items()
         ]
         checkpoint = Checkpoint(
-            position, encode_checkpoint(self._last, sources, self._reader.origins)
+            position, encode_checkpoint(self._last, sources, self._reader.incarnations)
         )
         self._writer.write(changes, checkpoint)
         self._documents.grown(outcome.growth)

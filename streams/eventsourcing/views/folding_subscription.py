@@ -14,13 +14,13 @@ from typing_extensions import override
 from streams.errors import LogError
 from streams.eventsourcing.views.checkpoint_check import check_checkpoint
 from streams.eventsourcing.views.folding import PartitionFolder
+from streams.eventsourcing.views.incarnations import Incarnations
 from streams.eventsourcing.views.inline_subscription import (
     InlineSubscription,
     OpenPartition,
     PartitionCounts,
 )
 from streams.eventsourcing.views.keyed_topic import FloorKeeper, check_above_floor
-from streams.eventsourcing.views.origins import Origins
 from streams.eventsourcing.views.retry_requests import RetryRequests
 from streams.log.documents import DocumentStore, DocumentWriter
 from streams.log.protocol import Assignment, Committed, Log
@@ -35,9 +35,9 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
     """See the module.
 
     :param store: of the documents.
-    :param origins: of the log's topics.
-    :param new_folder: makes the folder of a partition, of its number, its writer, the origins, and
-        what it calls while it reads the log.
+    :param incarnations: of the log's topics.
+    :param new_folder: makes the folder of a partition, of its number, its writer, the incarnations,
+        and what it calls while it reads the log.
     :param retries: documents to be folded on.
     :param on_folded: called in the polling thread after something was written.
     :param keyed_topic: that it folds from, and whose floor it moves; empty: it folds a source.
@@ -47,15 +47,17 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
         self,
         log: Log,
         store: DocumentStore,
-        origins: Origins,
+        incarnations: Incarnations,
         collection: str,
         counts: dict[tuple[str, int], PartitionCounts],
-        new_folder: Callable[[int, DocumentWriter, Origins, Callable[[], None]], PartitionFolder],
+        new_folder: Callable[
+            [int, DocumentWriter, Incarnations, Callable[[], None]], PartitionFolder
+        ],
         retries: RetryRequests,
         on_folded: Callable[[], None],
         keyed_topic: str = "",
     ) -> None:
-        super().__init__(log, collection, counts, origins)
+        super().__init__(log, collection, counts, incarnations)
         self._store = store
         self._new_folder = new_folder
         self._retries = retries
@@ -76,9 +78,11 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
                 )
             if writer.checkpoint is not None:
                 check_checkpoint(
-                    self._origins, self._name, *assignment.topic_partition, writer.checkpoint
+                    self._incarnations, self._name, *assignment.topic_partition, writer.checkpoint
                 )
-            folder = self._new_folder(assignment.partition, writer, self._origins, self.keep_alive)
+            folder = self._new_folder(
+                assignment.partition, writer, self._incarnations, self.keep_alive
+            )
         except BaseException:
             writer.close()
             raise

@@ -21,8 +21,8 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 from typing_extensions import override
 
 from streams.errors import Fenced, LogError, Unavailable
-from streams.eventsourcing.views.checkpoint_check import CheckpointBeyondLog, check_origins
-from streams.eventsourcing.views.origins import Origins
+from streams.eventsourcing.views.checkpoint_check import CheckpointBeyondLog, check_incarnations
+from streams.eventsourcing.views.incarnations import Incarnations
 from streams.log.protocol import (
     Assignment,
     Log,
@@ -87,8 +87,8 @@ class PartitionHandler(Protocol):
         ...
 
     @property
-    def origins(self) -> Mapping[str, str]:
-        """The words of the topics that it goes on from, as far as they are known."""
+    def incarnations(self) -> Mapping[str, str]:
+        """Of the topics that it goes on from, as far as they are known."""
         ...
 
     def handle(self, batch: Batch, start: int) -> Handled:
@@ -159,7 +159,7 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
 
     :param name: what it is, for log lines.
     :param counts: figures by topic and partition, kept here.
-    :param origins: of the log's topics.
+    :param incarnations: of the log's topics.
     """
 
     def __init__(
@@ -167,11 +167,11 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
         log: Log,
         name: str,
         counts: dict[tuple[str, int], PartitionCounts],
-        origins: Origins,
+        incarnations: Incarnations,
     ) -> None:
         super().__init__(cast(Any, None))  # it is there, as the listener is, once it has subscribed
         self._log = log
-        self._origins = origins
+        self._incarnations = incarnations
         self._name = name
         self._counts = counts
         self._partitions: dict[Assignment, OpenPartition[H]] = {}
@@ -216,7 +216,7 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         """Listener: begin with these."""
-        self._origins.forget()
+        self._incarnations.forget()
         begun: list[OpenPartition[H]] = []
         refused: dict[Assignment, LogError] = {}
         try:
@@ -292,7 +292,7 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
         and will not be polled again."""
         where = f"{self._name}: {batch.topic}/{batch.partition}"
         try:
-            check_origins(self._origins, where, partition.handler.origins)
+            check_incarnations(self._incarnations, where, partition.handler.incarnations)
             found = partition.handler.handle(batch, start)
         except LogError as error:
             self._give_up(partition, error)

@@ -23,12 +23,12 @@ from streams.eventsourcing.history_pages import history_pages
 from streams.eventsourcing.views.checkpoint_check import CheckpointBeyondLog, check_checkpoint
 from streams.eventsourcing.views.checkpoints import UnreadableCheckpoint
 from streams.eventsourcing.views.failures import decode_failure
+from streams.eventsourcing.views.incarnations import Incarnations
 from streams.eventsourcing.views.inline_subscription import PartitionHandler
 from streams.eventsourcing.views.keyed_records import KEY_HEADER as KEY_HEADER
 from streams.eventsourcing.views.keyed_topic import check_above_floor
 from streams.eventsourcing.views.keying_subscription import trial_handler
 from streams.eventsourcing.views.names import group_names
-from streams.eventsourcing.views.origins import Origins
 from streams.eventsourcing.views.registry import (
     TOPIC,
     KnownVersion,
@@ -177,7 +177,7 @@ class VersionInspector:
         self.known = known
         self.tracker: VersionTracker = tracker_of(log, name, known)
         self._store: DocumentStore = self.tracker.store
-        self._origins = Origins(log)
+        self._incarnations = Incarnations(log)
 
     @cached_property
     def partition_count(self) -> int:
@@ -238,7 +238,7 @@ class VersionInspector:
             if self.known.is_keyed and not self.known.is_clearing:
                 check_above_floor(self._log, self.collection, topic, partition, checkpoint)
             if checkpoint is not None:
-                check_checkpoint(self._origins, self.collection, topic, partition, checkpoint)
+                check_checkpoint(self._incarnations, self.collection, topic, partition, checkpoint)
         except CheckpointBeyondLog as error:
             return str(error)
         return ""
@@ -317,7 +317,7 @@ def find_waiting(log: Log, version: ViewVersion) -> Iterator[tuple[str, str]]:
     for partition in range(partitions):
         writer = _TrialWriter(store, definition.collection, partition)
         try:
-            folder = version.new_folder(log, partition, writer, Origins(log))
+            folder = version.new_folder(log, partition, writer, Incarnations(log))
         except UnreadableCheckpoint:
             continue  # what is wrong with it is told of the partition
         yield from _try_next(log, topic, partition, folder)

@@ -12,8 +12,8 @@ header that says where that stands:
   code had it that wrote this; ``-``: all of them, as the message's own key is the document's.
 * AFTER is ``OFFSET.COPY`` of the record before it of the same source partition in the same
   partition of the keyed topic; ``-``: all before it were confirmed when it was written.
-* KEYED is the word of the keyed topic that this was written for, and SOURCE that of the topic that
-  it was made of (:mod:`streams.eventsourcing.views.origins`).
+* KEYED is the incarnation of the keyed topic that this was written for, and SOURCE that of the
+  topic that it was made of (:mod:`streams.eventsourcing.views.incarnations`).
 
 A writer confirms all records of a batch before it begins the next, and begins again with the
 batch's first message when that fails. So a reader that takes only records which are behind the last
@@ -47,8 +47,8 @@ class KeyedRecord(NamedTuple):
     copy: int
     event: tuple[int, int] | None
     after: tuple[int, int] | None
-    keyed_origin: str = ""
-    origin: str = ""
+    keyed_incarnation: str = ""
+    incarnation: str = ""
 
     @property
     def source(self) -> str:
@@ -58,9 +58,9 @@ class KeyedRecord(NamedTuple):
 
 def keyed_header(record: KeyedRecord) -> tuple[str, bytes]:
     """The header of a record."""
-    topic, partition, offset, copy, event, after, *origins = record
-    which, behind, words = _pair_text(event), _pair_text(after), ".".join(origins)
-    return HEADER, f"{partition}/{offset}/{copy}/{which}/{behind}/{words}/{topic}".encode()
+    topic, partition, offset, copy, event, after, *incarnations = record
+    which, behind, both = _pair_text(event), _pair_text(after), ".".join(incarnations)
+    return HEADER, f"{partition}/{offset}/{copy}/{which}/{behind}/{both}/{topic}".encode()
 
 
 def _pair_text(pair: tuple[int, int] | None) -> str:

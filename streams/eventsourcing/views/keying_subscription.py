@@ -15,15 +15,16 @@ from typing_extensions import override
 
 from stream_codecs import UnknownTag
 from streams.errors import ConfigError, LogError, NotFound
-from streams.eventsourcing.views.checkpoint_check import check_origins
+from streams.eventsourcing.views.checkpoint_check import check_incarnations
 from streams.eventsourcing.views.checkpoints import (
-    NO_ORIGINS,
+    NO_INCARNATIONS,
     UnreadableCheckpoint,
     decode_checkpoint,
 )
 from streams.eventsourcing.views.definition import KeyFunction, ViewDefinition
 from streams.eventsourcing.views.errors import MissingKey, UnknownDocument
 from streams.eventsourcing.views.event_readers import SourceReader
+from streams.eventsourcing.views.incarnations import Incarnations
 from streams.eventsourcing.views.inline_subscription import (
     Handled,
     InlineSubscription,
@@ -32,7 +33,6 @@ from streams.eventsourcing.views.inline_subscription import (
     position_behind,
 )
 from streams.eventsourcing.views.keyed_records import KeyedRecord, copied_headers, keyed_header
-from streams.eventsourcing.views.origins import Origins
 from streams.log.documents import DocumentStore
 from streams.log.names import partition_for
 from streams.log.protocol import Assignment, Log
@@ -52,7 +52,7 @@ class KeyingHandler(PartitionHandler):
     :param reader: of the source.
     :param partitions: of the keyed topic.
     :param append: appends records and waits until they are confirmed.
-    :param origins: the words of the keyed topic and the source, where they are known.
+    :param incarnations: of the keyed topic and the source, where they are known.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class KeyingHandler(PartitionHandler):
         partitions: int,
         append: Callable[[Sequence[Record]], None],
         position: int,
-        origins: Mapping[str, str],
+        incarnations: Mapping[str, str],
     ) -> None:
-        self._origins = origins
+        self._incarnations = incarnations
         self._definition = definition
         self._reader = reader
         self._count = partitions
@@ -78,8 +78,8 @@ class KeyingHandler(PartitionHandler):
 
     @property
     @override
-    def origins(self) -> Mapping[str, str]:
-        return self._origins
+    def incarnations(self) -> Mapping[str, str]:
+        return self._incarnations
 
     @override
     def handle(self, batch: Batch, start: int) -> Handled:
@@ -165,13 +165,13 @@ class KeyingHandler(PartitionHandler):
         offset = batch.offsets[index]
         headers = copied_headers(batch, index)
         topics = self._definition.keyed_topic, batch.topic
-        words = [self._origins.get(topic, "") for topic in topics]
+        both = [self._incarnations.get(topic, "") for topic in topics]
         place = Position(batch.topic, batch.partition, batch.offset(index))
         for copy, (event, key) in enumerate(keyed):
             partition = partition_for(key, "", self._count)
             behind = after.get(partition)
             header = keyed_header(
-                KeyedRecord(batch.topic, batch.partition, offset, copy, event, behind, *words)
+                KeyedRecord(batch.topic, batch.partition, offset, copy, event, behind, *both)
             )
             after[partition] = offset, copy
             records.append(
@@ -188,40 +188,42 @@ def trial_handler(
 ) -> KeyingHandler:
     """Does with a source partition what its handler would, and writes nothing."""
     reader = SourceReader(definition.decodings[topic])
-    return KeyingHandler(definition, reader, partitions, _write_nothing, position, NO_ORIGINS)
+    return KeyingHandler(definition, reader, partitions, _write_nothing, position, NO_INCARNATIONS)
 
 
 def _write_nothing(records: Sequence[Record]) -> None:
     """It is a trial."""
 
 
-def _origins_of_documents(store: DocumentStore, collection: str) -> Iterator[Mapping[str, str]]:
+def _incarnations_of_documents(
+    store: DocumentStore, collection: str
+) -> Iterator[Mapping[str, str]]:
     try:
         count = store.find(collection).partitions
     except NotFound:
         return
     for partition in range(count):
         with suppress(UnreadableCheckpoint):  # what is wrong with it is told by who folds
-            yield decode_checkpoint(store.checkpoint(collection, partition)).origins
+            yield decode_checkpoint(store.checkpoint(collection, partition)).incarnations
 
 
 class KeyingSubscription(InlineSubscription[KeyingHandler]):
     """See the module.
 
     :param store: of the documents.
-    :param origins: of the log's topics.
+    :param incarnations: of the log's topics.
     """
 
     def __init__(
         self,
         log: Log,
         store: DocumentStore,
-        origins: Origins,
+        incarnations: Incarnations,
         definition: ViewDefinition[Any],
         counts: dict[tuple[str, int], PartitionCounts],
         partitions: int,
     ) -> None:
-        super().__init__(log, definition.keyed_topic, counts, origins)
+        super().__init__(log, definition.keyed_topic, counts, incarnations)
         self._definition = definition
         self._decodings = definition.decodings
         self._count = partitions
@@ -238,15 +240,15 @@ class KeyingSubscription(InlineSubscription[KeyingHandler]):
         """:raises CheckpointBeyondLog: documents are made of another topic of this name."""
         collection = self._definition.collection
         if self._made_of is None:
-            self._made_of = list(_origins_of_documents(self._store, collection))
-        for words in self._made_of:
-            if topic in words:
-                check_origins(self._origins, collection, {topic: words[topic]})
+            self._made_of = list(_incarnations_of_documents(self._store, collection))
+        for made_of in self._made_of:
+            if topic in made_of:
+                check_incarnations(self._incarnations, collection, {topic: made_of[topic]})
 
     @override
     def _begin(self, assignment: Assignment) -> KeyingHandler:
         self._check_source(assignment.topic)
-        origins = self._origins.among((self._definition.keyed_topic, assignment.topic))
+        incarnations = self._incarnations.among((self._definition.keyed_topic, assignment.topic))
         committed = assignment.committed
         position = 0 if committed is None else committed.position
         definition, source = self._definition, assignment.topic_partition
@@ -257,7 +259,7 @@ class KeyingSubscription(InlineSubscription[KeyingHandler]):
             self._count,
             self._append,
             position,
-            origins,
+            incarnations,
         )
 
     def _append(self, records: Sequence[Record]) -> None:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from streams.errors import NotFound
 from streams.eventsourcing.views.checkpoints import UnreadableCheckpoint, decode_checkpoint
+from streams.eventsourcing.views.incarnations import Incarnations
 from streams.eventsourcing.views.names import keyed_topic_name
-from streams.eventsourcing.views.origins import Origins
 from streams.log.documents import Checkpoint, CollectionTotals, DocumentStore
 from streams.log.protocol import Log, TopicPartition
 from streams.log.range_reader import is_message_free
@@ -45,7 +45,7 @@ class VersionTracker:
 
     :param topics: its sources.
     :param is_keyed: its events are written again by the keys of its documents.
-    :param origins: of the log's topics; None: its own.
+    :param incarnations: of the log's topics; None: its own.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class VersionTracker:
         topics: Iterable[str],
         *,
         is_keyed: bool,
-        origins: Origins | None = None,
+        incarnations: Incarnations | None = None,
     ) -> None:
         self.log = log
-        self._origins = Origins(log) if origins is None else origins
+        self._incarnations = Incarnations(log) if incarnations is None else incarnations
         self.store = store
         self.collection = collection
         self.topics = tuple(topics)
@@ -119,14 +119,14 @@ class VersionTracker:
 
     def _replaced(self, checkpoint: Checkpoint) -> str:
         try:
-            return self._origins.replaced(decode_checkpoint(checkpoint).origins)
+            return self._incarnations.replaced(decode_checkpoint(checkpoint).incarnations)
         except UnreadableCheckpoint:
             return ""
 
     def replaced_topic(self) -> str:
         """A topic that its documents are made of and that was deleted, or made anew, since; empty:
         there is none."""
-        self._origins.forget()
+        self._incarnations.forget()
         for partition in range(self.partitions()):
             found = self.store.checkpoint(self.collection, partition)
             if found is not None and (replaced := self._replaced(found)):

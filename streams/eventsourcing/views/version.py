@@ -17,11 +17,11 @@ from streams.eventsourcing.views.event_readers import KeyedReader, SourceReader
 from streams.eventsourcing.views.failures import decode_failure
 from streams.eventsourcing.views.folding import PartitionFolder
 from streams.eventsourcing.views.folding_subscription import FoldingSubscription
+from streams.eventsourcing.views.incarnations import Incarnations
 from streams.eventsourcing.views.inline_subscription import InlineSubscription, PartitionCounts
 from streams.eventsourcing.views.keyed_topic import ensure_keyed_topic
 from streams.eventsourcing.views.keying_subscription import KeyingSubscription
 from streams.eventsourcing.views.names import collection_name
-from streams.eventsourcing.views.origins import Origins
 from streams.eventsourcing.views.processors import declare_inline
 from streams.eventsourcing.views.registry import (
     KnownVersion,
@@ -133,7 +133,7 @@ class ViewVersion:
         self.retries = retries
         self._on_folded = on_folded
         self._foreign = ForeignRecords()
-        self._origins: Origins | None = None
+        self._incarnations: Incarnations | None = None
         self.counts: dict[TopicPartition, PartitionCounts] = {}
         """Of the partitions that are folded here."""
         self.keyed_counts: dict[TopicPartition, PartitionCounts] = {}
@@ -187,7 +187,7 @@ class ViewVersion:
         ).partitions
         store = document_store(log, definition.where)
         return KeyingSubscription(
-            log, store, self._origins_on(log), definition, self.keyed_counts, count
+            log, store, self._incarnations_on(log), definition, self.keyed_counts, count
         )
 
     def _subscribe_folding(self, connection: Connection) -> InlineSubscription[Any]:
@@ -200,7 +200,7 @@ class ViewVersion:
         return FoldingSubscription(
             log,
             store,
-            self._origins_on(log),
+            self._incarnations_on(log),
             definition.collection,
             self.counts,
             partial(self.new_folder, log),
@@ -214,12 +214,12 @@ class ViewVersion:
         log: Log,
         partition: int,
         writer: DocumentWriter,
-        origins: Origins,
+        incarnations: Incarnations,
         keep_alive: Callable[[], None] | None = None,
     ) -> PartitionFolder:
         """What folds a partition.
 
-        :param origins: of the topics as they are now.
+        :param incarnations: of the topics as they are now.
         :param keep_alive: called again and again while it reads the log; None: what it folds is
             for trial, repeats included.
         """
@@ -230,14 +230,14 @@ class ViewVersion:
                 source = definition.topics[0], partition
                 position = 0 if writer.checkpoint is None else writer.checkpoint.position
                 repeats = definition.repeats(log, source, position, keep_alive)
-            words = origins.among(definition.topics)
-            reader: Any = SourceReader(self._source.decoding, repeats, words)
+            found = incarnations.among(definition.topics)
+            reader: Any = SourceReader(self._source.decoding, repeats, found)
         else:
             topic = definition.keyed_topic
-            _, sources, words = decode_checkpoint(writer.checkpoint)
-            words |= origins.among((topic,))
+            _, sources, before = decode_checkpoint(writer.checkpoint)
+            before |= incarnations.among((topic,))
             reader = KeyedReader(
-                definition.decodings, self._foreign, sources, log.log_end_offset, topic, words
+                definition.decodings, self._foreign, sources, log.log_end_offset, topic, before
             )
         return PartitionFolder(definition, reader, writer)
 
@@ -252,23 +252,23 @@ class ViewVersion:
             definition.collection,
             definition.topics,
             is_keyed=definition.is_keyed,
-            origins=self._origins_on(log),
+            incarnations=self._incarnations_on(log),
         )
 
-    def _origins_on(self, log: Log) -> Origins:
-        """The words of a log's topics as they are now, or were a moment ago: whoever folds here
-        asks anew as soon as a partition is assigned."""
-        if self._origins is None or self._origins.log is not log:
-            self._origins = Origins(log)
-        return self._origins
+    def _incarnations_on(self, log: Log) -> Incarnations:
+        """Those of a log's topics as they are now, or were a moment ago: whoever folds here asks
+        anew as soon as a partition is assigned."""
+        if self._incarnations is None or self._incarnations.log is not log:
+            self._incarnations = Incarnations(log)
+        return self._incarnations
 
     def _of_present(self, log: Log, checkpoint: Checkpoint | None) -> Checkpoint | None:
         """A checkpoint with which documents were read; None, too, where a keyed view's are made of
         a topic that is there no more: what this process knows of others is not known of them."""
         if checkpoint is None or not self.definition.is_keyed:
             return checkpoint
-        words = decode_checkpoint(checkpoint).origins
-        return None if self._origins_on(log).replaced(words) else checkpoint
+        before = decode_checkpoint(checkpoint).incarnations
+        return None if self._incarnations_on(log).replaced(before) else checkpoint
 
     def partition_of(self, key: bytes, partitions: int) -> int | None:
         """The partition of a document; None: it may be in any."""
