@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import threading
+from array import array
+from bisect import bisect_left
+from contextlib import suppress
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streams.log.event_headers import VOID, cause_of, event_header, is_final, parse_event
 from streams.log.events import NO_HISTORY, Base, Caused, Head
 from streams.log.kafka.arbitration import Arbiter, Counted
+from streams.log.kafka.cache_file import IndexFileDamaged
+from streams.log.kafka.index_snapshot import (
+    FORMAT,
+    PART_BYTES,
+    IndexCopying,
+    IndexSnapshot,
+    SnapshotEnd,
+    SnapshotRecord,
+    SnapshotUnusable,
+    checksum,
+    end_record,
+    parse_end,
+)
 from streams.log.kafka.partition_index import (
     CHUNK,
     Changes,
@@ -23,6 +42,8 @@ KEYS = [b"a", b"b", b""]
 
 class File:
     """What a file would keep, in memory."""
+
+    is_written = True
 
     def __init__(self) -> None:
         self.state = PartitionState()
@@ -133,17 +154,47 @@ def test_nothing_follows_a_final_event() -> None:
     assert index.uncounted(0, 2) == [1]
 
 
-@settings(max_examples=150, deadline=None)
+class Copying:
+    """A snapshot of an index that is made record by record."""
+
+    def __init__(self, index: PartitionIndex) -> None:
+        self._copying = IndexCopying(index, threading.Lock())
+        self._records = self._copying.records()
+        self._taken: list[SnapshotRecord] = []
+
+    def go_on(self) -> IndexSnapshot | None:
+        """Take the next record; the snapshot, if there is no more."""
+        for record in self._records:
+            self._taken.append(record)
+            return None
+        return snapshot_of(self._copying, self._taken)
+
+
+def snapshot_of(copying: IndexCopying, records: list[SnapshotRecord]) -> IndexSnapshot:
+    """The snapshot that is read of these records, and of the last one."""
+    found = 0
+    for record in records:
+        found = checksum(record, found)
+    made = SnapshotEnd(FORMAT, "", 1, 0, len(records), found, copying.buckets, copying.state)
+    end = parse_end(end_record(made).value, len(records))
+    assert end == made
+    return IndexSnapshot("the index", end, records)
+
+
+@settings(max_examples=200, deadline=None)
 @given(partitions(), st.data())
 def test_an_index_says_what_the_rule_says(
     records: list[tuple[int, bytes | None, Headers]], data: st.DataObject
 ) -> None:
-    """Fed in batches of any size, with what came before again, and begun anew from its file."""
+    """Fed in batches of any size, with what came before again, and begun anew from its file, or
+    from a snapshot that was made while it went on."""
     arbiter = Arbiter()
     counted = [found for each in records if (found := judged(arbiter, *each))]
     events = {o for each in counted if not each.is_refusal for o in each.offsets}
-    file = File() if data.draw(st.booleans(), "with a file") else None
+    kept = data.draw(st.sampled_from(["nowhere", "file", "snapshot"]), "kept in")
+    file = File() if kept == "file" else None
     index = PartitionIndex(0, file)
+    copying = Copying(index) if kept == "snapshot" else None
     at = 0
     while at < len(records):
         size = data.draw(st.integers(1, 8), "batch")
@@ -161,6 +212,13 @@ def test_an_index_says_what_the_rule_says(
                 index.changes_written(changes)
                 if what == 3:
                     index = PartitionIndex(0, file)
+        if copying is not None and data.draw(st.booleans(), "copied on"):
+            snapshot = copying.go_on()
+            if snapshot is not None:
+                if data.draw(st.booleans(), "begun anew"):
+                    index = PartitionIndex(0, snapshot)
+                    at = bisect_left(records, index.next_offset, key=lambda each: each[0])
+                copying = Copying(index)
     end = records[-1][0] + 1
     assert index.next_offset == end
     for key in KEYS:
@@ -183,3 +241,102 @@ def test_an_index_says_what_the_rule_says(
     )
     pending = arbiter.first_pending_offset()
     assert index.decided_until() == (end if pending is None else pending)
+
+
+def test_a_snapshot_of_many_keys_has_them_in_buckets_that_are_read_when_they_are_needed() -> None:
+    index = PartitionIndex(0)
+    keys = [b"key %d" % number for number in range(5_000)]
+    for offset, key in enumerate([*keys, *keys[:100]]):
+        version = len(index.keys[key].offsets) if key in index.keys else 0
+        base = b"0/1/%d/%b" % (version, index.keys[key].last_id if version else b"")
+        index.fold([offset], [key], [[(ID, b"id-%d" % offset), ("streams_event", base)]])
+    assert index.event_count == 5_100
+    copying = IndexCopying(index, threading.Lock())
+    snapshot = snapshot_of(copying, list(copying.records()))
+    assert copying.buckets == 8
+    read = PartitionIndex(0, snapshot)
+    assert len(snapshot.buckets()) == 8
+    assert read.head(keys[7]) == index.head(keys[7])
+    assert list(read.keys) == [keys[7]]
+    assert read.head(b"another") == index.head(b"another")
+    assert read.list_keys(keys[7], 3) == index.list_keys(keys[7], 3)
+    assert read.list_keys(None, 6_000) == index.list_keys(None, 6_000)
+    assert {key: read.entry(key) for key in keys} == index.keys
+
+
+def test_a_long_history_is_spread_over_records() -> None:
+    index = PartitionIndex(0)
+    index.keys[b"k"] = KeyEntry(array("q", range(200_000)), b"last")
+    index.key_count = 1
+    copying = IndexCopying(index, threading.Lock())
+    records = list(copying.records())
+    assert [each.key for each in records] == [b"keys/0/%d" % part for part in range(4)]
+    assert max(len(each.value) for each in records) == PART_BYTES
+    assert PartitionIndex(0, snapshot_of(copying, records)).entry(b"k") == index.keys[b"k"]
+
+
+@pytest.mark.parametrize("lost", range(3))
+def test_a_snapshot_that_lacks_a_record_or_has_another_is_not_used(lost: int) -> None:
+    index = PartitionIndex(0)
+    index.fold([0], [b"k"], [[(ID, b"a"), ("streams_event", b"0/1/0/")]])
+    index.fold([1], [b"k"], [[(ID, b"b"), ("streams_event", b"0/1/0/")]])
+    copying = IndexCopying(index, threading.Lock())
+    records = list(copying.records())
+    whole = snapshot_of(copying, records)
+    assert (whole.state.event_count, list(whole.losers())) == (1, [1])
+    found = 0
+    for record in records:
+        found = checksum(record, found)
+    end = SnapshotEnd(FORMAT, "", 1, 0, len(records), found, copying.buckets, copying.state)
+    damaged = [
+        records[1:],
+        [*records[:-1], SnapshotRecord(records[-1].key, b"")],
+        [*records, SnapshotRecord(b"strange", b"")],
+    ][lost]
+    with pytest.raises(SnapshotUnusable):
+        IndexSnapshot("the index", end, damaged)
+
+
+NUMBERS = st.integers(-2, 200) | st.sampled_from([1 << 62, (1 << 63) - 1, -(1 << 63)])
+STATES = st.builds(
+    PartitionState,
+    *[NUMBERS] * 2,
+    st.binary(max_size=3),
+    *[NUMBERS] * 4,
+    st.lists(
+        st.tuples(st.binary(), st.binary(), NUMBERS, st.lists(NUMBERS, max_size=2), st.binary()),
+        max_size=2,
+    ),
+)
+ENDS = st.builds(SnapshotEnd, st.just(FORMAT), st.text(), *[NUMBERS] * 5, STATES)
+
+
+@given(st.binary(max_size=60) | ENDS.map(lambda end: end_record(end).value))
+def test_whatever_is_said_to_be_an_end_is_read_or_refused(value: bytes) -> None:
+    end = parse_end(value, 100)
+    if end is not None:
+        assert 0 <= end.first <= end.first + end.records <= 100
+        assert -1 <= end.state.last_offset < end.state.next_offset
+
+
+PARTS = st.tuples(
+    st.sampled_from(
+        [b"keys/0/0", b"causes/0", b"losers/0", b"changed/0", b"keys/x/0", b"keys/9999999999/0"]
+    ),
+    st.binary(max_size=30),
+)
+
+
+@given(st.lists(PARTS, max_size=4))
+def test_whatever_a_snapshot_holds_it_is_read_or_refused(found: list[tuple[bytes, bytes]]) -> None:
+    """Somebody has written it who knows the checksum."""
+    records = [SnapshotRecord(*each) for each in found]
+    written = 0
+    for record in records:
+        written = checksum(record, written)
+    state = PartitionState(next_offset=9, key_count=1)
+    end = SnapshotEnd(FORMAT, "", 1, 0, len(records), written, 1, state)
+    with suppress(SnapshotUnusable, IndexFileDamaged):
+        index = PartitionIndex(0, IndexSnapshot("the index", end, records))
+        index.head(b"k")
+        index.list_keys(None, 10)

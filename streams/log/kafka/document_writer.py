@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import uuid4
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -31,7 +31,6 @@ from streams.log.documents import (
     StoredDocument,
     fenced,
 )
-from streams.log.kafka.client import RequestRetry
 from streams.log.kafka.document_index import DocumentIndex
 from streams.log.kafka.document_records import (
     CHECKPOINT_KEY,
@@ -42,15 +41,13 @@ from streams.log.kafka.document_records import (
     record_key,
 )
 from streams.log.kafka.errors import kafka_error_of
-from streams.log.kafka.reader import ReaderPool
 from streams.log.kafka.transactions import (
     FENCED,
     GONE,
     PURGED,
     RAISED,
-    Connect,
+    WriterTools,
     abort,
-    initialized_producer,
 )
 
 WRITE_TIMEOUT = 20.0
@@ -66,36 +63,15 @@ _FULL_PAUSE = 0.01
 """Seconds that the driver gets to make room in its queue."""
 
 
-def transactional_id(collection: str, partition: int) -> str:
-    """By what the brokers know the writer of a partition."""
-    return f"{documents_topic(collection)}-{partition}"
+def take_partition(tools: WriterTools, collection: str, partition: int) -> Producer:
+    """Become the one writer of a partition: whoever was is fenced.
 
-
-class WriterTools(NamedTuple):
-    """What writers of one log share.
-
-    :param connect: makes a producer.
+    :raises LogError: that cannot be now.
     """
-
-    connect: Connect
-    requests: RequestRetry
-    readers: ReaderPool
-
-    def take(self, collection: str, partition: int) -> Producer:
-        """Become the one writer of a partition: whoever was is fenced.
-
-        :raises LogError: that cannot be now.
-        """
-        settings = self.requests.settings
-        name = transactional_id(collection, partition)
-        operation = f"claiming the documents {collection!r}, partition {partition}"
-        return initialized_producer(
-            self.connect,
-            self.requests,
-            settings.transaction_config(name),
-            documents_topic(collection),
-            operation,
-        )
+    topic = documents_topic(collection)
+    config = tools.requests.settings.transaction_config(f"{topic}-{partition}")
+    operation = f"claiming the documents {collection!r}, partition {partition}"
+    return tools.make_producer(config, topic, operation)
 
 
 class KafkaDocumentWriter(DocumentWriter):

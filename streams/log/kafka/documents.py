@@ -34,7 +34,6 @@ from streams.log.documents import (
     partition_not_found,
 )
 from streams.log.kafka.cache_file import IndexFileDamaged, IndexOf
-from streams.log.kafka.client import RequestRetry
 from streams.log.kafka.document_file import open_document_file
 from streams.log.kafka.document_index import DocumentIndex, IndexClosed
 from streams.log.kafka.document_records import (
@@ -43,13 +42,12 @@ from streams.log.kafka.document_records import (
     SUFFIX,
     documents_topic,
 )
-from streams.log.kafka.document_writer import KafkaDocumentWriter, WriterTools
+from streams.log.kafka.document_writer import KafkaDocumentWriter, take_partition
 from streams.log.kafka.durability import topic_config
 from streams.log.kafka.index_consumer import HistoryGone
-from streams.log.kafka.reader import ReaderPool
 from streams.log.kafka.settings import MAX_MESSAGE_BYTES
 from streams.log.kafka.topics import Topics
-from streams.log.kafka.transactions import Connect
+from streams.log.kafka.transactions import WriterTools
 from streams.log.names import check_topic
 from streams.log.protocol import Retention
 from streams.text import get_logger
@@ -70,18 +68,13 @@ TOPIC_CONFIG = {
 
 
 class KafkaDocuments(DocumentStore):
-    """The collections of one log. Usable from any thread.
+    """The collections of one log. Usable from any thread."""
 
-    :param connect: makes a producer.
-    """
-
-    def __init__(
-        self, topics: Topics, connect: Connect, readers: ReaderPool, requests: RequestRetry
-    ) -> None:
+    def __init__(self, topics: Topics, tools: WriterTools) -> None:
         self._topics = topics
-        self._readers = readers
-        self._requests = requests
-        self._tools = WriterTools(connect, requests, readers)
+        self._readers = tools.readers
+        self._requests = tools.requests
+        self._tools = tools
         self._lock = threading.Lock()
         self._opening = threading.Lock()
         """Held while an index is opened or replaced."""
@@ -144,7 +137,7 @@ class KafkaDocuments(DocumentStore):
         # A topic of that name that is created later is another one, to which no writer of this one
         # may write.
         for partition in range(count):
-            self._tools.take(collection, partition)
+            take_partition(self._tools, collection, partition)
 
     @override
     def clear(self, collection: str, partition: int) -> None:
@@ -182,7 +175,7 @@ class KafkaDocuments(DocumentStore):
 
     def _claim(self, collection: str, partition: int) -> KafkaDocumentWriter:
         self._check_partition(self._index(collection), partition)
-        producer = self._tools.take(collection, partition)
+        producer = take_partition(self._tools, collection, partition)
         writer = self._using(
             collection,
             partition,

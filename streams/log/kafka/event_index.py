@@ -3,7 +3,8 @@
 Kafka has no way to ask for one key's messages, so whoever decides upon histories reads their whole
 partitions once, from the start, and follows them from then on (:mod:`.partition_index` says what
 it keeps of them). With ``?event_index=DIR`` what was folded is kept in a file there, and the next
-start goes on where that ends.
+start goes on where that ends; with ``?index_snapshots=N`` in a topic
+(:mod:`streams.log.kafka.index_snapshots`).
 
 A writer's own records need not be waited for: where they stand right behind what was folded, they
 are folded as soon as the broker has confirmed them.
@@ -14,12 +15,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 from streams.errors import LogError, OutcomeUnknown, Unavailable
 from streams.log.events import EventAppend
 from streams.log.kafka.batch import KafkaBatch
 from streams.log.kafka.index_consumer import HistoryGone, IndexConsumer, Patience
 from streams.log.kafka.index_file import IndexFile
+from streams.log.kafka.index_snapshots import IndexSnapshots
 from streams.log.kafka.partition_index import (
     Decided,
     OnDecided,
@@ -49,6 +52,9 @@ SAVE_INTERVAL = 1.0
 SAVE_SHARE = 20
 """The file is written for at most this part of the time."""
 
+SNAPSHOT_INTERVAL = 0.5
+"""Seconds after which it is seen again whether a snapshot is to be written."""
+
 WriteVoid = Callable[[int, bytes, str], None]
 """Has a record written that declares an append void: its partition, key and ID."""
 
@@ -60,6 +66,7 @@ class TopicIndex:
     something is told after it was released.
 
     :param file: what is kept from one start to the next; the index closes it.
+    :param snapshots: where snapshots of the index are read and written.
     """
 
     def __init__(
@@ -68,6 +75,7 @@ class TopicIndex:
         readers: ReaderPool,
         write_void: WriteVoid | None = None,
         file: IndexFile | None = None,
+        snapshots: IndexSnapshots | None = None,
     ) -> None:
         self.topic = topic
         self.lock = threading.Lock()
@@ -77,6 +85,7 @@ class TopicIndex:
         self._readers = readers
         self._write_void = write_void
         self._file = file
+        self._snapshots = snapshots
         self._changed = threading.Condition(self.lock)
         self._opening = threading.Lock()
         """Held while partitions are opened."""
@@ -88,12 +97,18 @@ class TopicIndex:
         """Foreign records."""
         self._pending_since: dict[tuple[int, bytes, str], float] = {}
         """Since when appends are known that are not whole."""
-        self._keeper: threading.Thread | None = None
+        self._keepers: list[threading.Thread] = []
+        """They write what is kept."""
         if file is not None:
-            self._keeper = threading.Thread(
-                target=self._keep, name=f"streams-{topic}-index-file", daemon=True
-            )
-            self._keeper.start()
+            self._start_keeper(self._keep, "file")
+        if snapshots is not None:
+            self._start_keeper(partial(self._keep_snapshots, snapshots), "snapshots")
+
+    def _start_keeper(self, target: Callable[[], None], what: str) -> None:
+        name = f"streams-{self.topic}-index-{what}"
+        keeper = threading.Thread(target=target, name=name, daemon=True)
+        self._keepers.append(keeper)
+        keeper.start()
 
     # -- following partitions
 
@@ -122,16 +137,22 @@ class TopicIndex:
             raise Unavailable(f"{self.topic}: this log is closed")
 
     def _open_partition(self, partition: int) -> PartitionIndex:
-        if self._file is None:
-            return PartitionIndex(partition)
-        rows = self._file.partition(partition)
-        if rows.state.next_offset > 0 and not self._fits(partition, rows.state):
-            self._file.forget_partition(partition)
+        if self._file is not None:
             rows = self._file.partition(partition)
-        return PartitionIndex(partition, rows)
+            if rows.state.next_offset > 0 and not self._fits(partition, rows.state, "file"):
+                self._file.forget_partition(partition)
+                rows = self._file.partition(partition)
+            return PartitionIndex(partition, rows)
+        if self._snapshots is not None and (snapshot := self._snapshots.load(partition)):
+            if self._fits(partition, snapshot.state, "snapshot"):
+                return PartitionIndex(partition, snapshot)
+            self._snapshots.distrust(partition)
+        return PartitionIndex(partition)
 
-    def _fits(self, partition: int, state: PartitionState) -> bool:
-        """Whether the log has what the file was folded from; if it has not, that is said.
+    def _fits(self, partition: int, state: PartitionState, what: str) -> bool:
+        """Whether the log has what is kept was folded from; if it has not, that is said.
+
+        :param what: it is kept in.
 
         :raises HistoryGone: it has not even its beginning.
         """
@@ -148,10 +169,10 @@ class TopicIndex:
             found = self._id_at(partition, state.last_offset) == state.last_id
         if not found:
             logger.error(
-                "%s: HistoryTruncated: the index file was folded up to offset %d, and the log, "
+                "%s: HistoryTruncated: the index %s was folded up to offset %d, and the log, "
                 "which ends at %d, does not have what it had then: it was made anew, or has lost "
                 "what was acknowledged. The index is built anew from what there is",
-                place, state.next_offset, end,
+                place, what, state.next_offset, end,
             )  # fmt: skip
         return found
 
@@ -238,14 +259,18 @@ class TopicIndex:
             self._changed.notify_all()
         self._consumer.close()
         self._tell_nobody_knows(OutcomeUnknown(f"{self.topic}: this log is closed"))
-        if self._keeper is not None:
-            self._keeper.join(60.0)
+        for keeper in self._keepers:
+            keeper.join(60.0)
         if self._file is not None:
             self._file.close()
 
     def discard(self) -> None:
-        """Stop following, and remove the file: what it says is wrong."""
+        """Stop following, and remove the file: what it says is wrong. So is a snapshot, perhaps."""
         file, self._file = self._file, None
+        if self._snapshots is not None:
+            for partition, index in self.partitions.items():
+                if index.stored is not None:
+                    self._snapshots.distrust(partition)
         self.close()
         if file is not None:
             file.discard()
@@ -424,6 +449,20 @@ class TopicIndex:
             raise
         with self.lock:
             index.changes_written(changes)
+
+    # -- snapshots
+
+    def _keep_snapshots(self, snapshots: IndexSnapshots) -> None:
+        """Write a snapshot of each partition that is due, again and again."""
+
+        def is_over() -> bool:
+            return self._closed.is_set() or self.error is not None
+
+        while not self._closed.wait(SNAPSHOT_INTERVAL) and not is_over():
+            with self.lock:
+                due = [each for each in self.partitions.values() if snapshots.is_due(each)]
+            for index in due:
+                snapshots.write(index, self.lock, is_over)
 
 
 def _tell(decided: Sequence[Decided]) -> None:

@@ -19,9 +19,12 @@ from streams.log.kafka.event_index import TopicIndex
 from streams.log.kafka.event_topics import EventTopics
 from streams.log.kafka.index_consumer import HistoryGone
 from streams.log.kafka.index_file import IndexFile, open_index_file
+from streams.log.kafka.index_snapshot import SnapshotOf
+from streams.log.kafka.index_snapshots import IndexSnapshots
 from streams.log.kafka.producer import Writer
 from streams.log.kafka.reader import KafkaReader, ReaderPool
 from streams.log.kafka.topics import Topics
+from streams.log.kafka.transactions import WriterTools
 from streams.log.record_fetcher import FetchedRow, RecordFetcher
 from streams.message import ID, Position, Record, headers_without, identity_of
 from streams.text import get_logger
@@ -92,7 +95,7 @@ class EventIndexes:
     """The indexes of the event topics that are in use. Usable from any thread.
 
     :param writer: what appends are written by.
-    :param folder: where indexes are kept from one start to the next; empty: nowhere.
+    :param tools: what snapshots of indexes are written with.
     """
 
     def __init__(
@@ -101,13 +104,15 @@ class EventIndexes:
         kinds: EventTopics,
         readers: ReaderPool,
         writer: Callable[[], Writer],
-        folder: str,
+        tools: WriterTools,
     ) -> None:
         self._topics = topics
         self._kinds = kinds
         self._readers = readers
         self._writer = writer
-        self._index_folder = folder
+        self._tools = tools
+        self._snapshots: dict[str, IndexSnapshots] = {}
+        """By topic; they outlive an index that has failed."""
         self._lock = threading.Lock()
         self._indexes: dict[str, TopicIndex] = {}
         self._fetchers: dict[tuple[str, int], RecordFetcher] = {}
@@ -133,7 +138,13 @@ class EventIndexes:
                 if found.error is None:
                     return found
                 self._drop(topic, found)
-            index = TopicIndex(topic, self._readers, self._void_writer(topic), self._file(topic))
+            index = TopicIndex(
+                topic,
+                self._readers,
+                self._void_writer(topic),
+                self._file(topic),
+                self._snapshots_of(topic),
+            )
             with self._lock:
                 if not self._closed:
                     self._indexes[topic] = index
@@ -142,11 +153,22 @@ class EventIndexes:
             raise LogError("Kafka: this log is closed")
 
     def _file(self, topic: str) -> IndexFile | None:
-        if not self._index_folder:
+        folder = self._tools.requests.settings.event_index
+        if not folder:
             return None
         identity = self._topics.topic_id(topic)
         count = self._kinds.declared_count(topic)
-        return open_index_file(self._index_folder, topic, identity, count)
+        return open_index_file(folder, topic, identity, count)
+
+    def _snapshots_of(self, topic: str) -> IndexSnapshots | None:
+        least = self._tools.requests.settings.index_snapshots
+        if not least:
+            return None
+        of = SnapshotOf(topic, self._topics.topic_id(topic), self._kinds.declared_count(topic))
+        found = self._snapshots.get(topic)
+        if found is None or found.of != of:
+            found = self._snapshots[topic] = IndexSnapshots(self._tools, self._topics, of, least)
+        return found
 
     def _drop(self, topic: str, index: TopicIndex) -> None:
         """Use an index no more that has failed."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from streams.errors import LogError, NotFound
@@ -34,17 +35,17 @@ from streams.log.events import (
     has_base,
 )
 from streams.log.kafka.cache_file import IndexFileDamaged
-from streams.log.kafka.client import RequestRetry
 from streams.log.kafka.event_appends import Appends
 from streams.log.kafka.event_index import TopicIndex
 from streams.log.kafka.event_indexes import EventIndexes, FoundRecord
 from streams.log.kafka.event_snapshots import EventSnapshots, WantedSnapshot
 from streams.log.kafka.event_topics import EventTopics
+from streams.log.kafka.index_snapshot import index_topic
 from streams.log.kafka.partition_index import PartitionIndex
 from streams.log.kafka.producer import Writer
-from streams.log.kafka.reader import ReaderPool
 from streams.log.kafka.snapshot_index import FoundSnapshot, SnapshotIndex, snapshot_topic
 from streams.log.kafka.topics import Topics
+from streams.log.kafka.transactions import WriterTools
 from streams.log.names import partition_for
 
 
@@ -70,17 +71,16 @@ class Events:
         self,
         topics: Topics,
         make_writer: Callable[[], Writer],
-        readers: ReaderPool,
-        requests: RequestRetry,
+        tools: WriterTools,
     ) -> None:
+        readers, requests = tools.readers, tools.requests
         self._topics = topics
         self._make_writer = make_writer
         self._made_writer: Writer | None = None
         self._lock = threading.Lock()
         self._closed = False
         kinds = self.kinds = EventTopics(topics, self.writer, readers, requests)
-        folder = requests.settings.event_index
-        self.indexes = EventIndexes(topics, kinds, readers, self.writer, folder)
+        self.indexes = EventIndexes(topics, kinds, readers, self.writer, tools)
         self.appends = Appends(kinds, self.indexes, self.writer)
         self.snapshots = EventSnapshots(kinds, self.indexes, readers, self.writer)
 
@@ -114,12 +114,11 @@ class Events:
             index.discard()
         self.snapshots.stop_following(topic)
 
-    def delete_snapshot_topic(self, topic: str) -> None:
-        """Delete the topic of an event topic's snapshots, if there is one."""
-        try:
-            self._topics.delete_topic(snapshot_topic(topic))
-        except NotFound:
-            pass
+    def delete_snapshot_topics(self, topic: str) -> None:
+        """Delete the topics of the snapshots that belong to an event topic, if there are any."""
+        for each in (snapshot_topic(topic), index_topic(topic)):
+            with suppress(NotFound):
+                self._topics.delete_topic(each)
 
     def close(self) -> None:
         """Follow nothing any more."""

@@ -142,7 +142,9 @@ def _key_rows(
 
 
 class PartitionRows:
-    """What the file says of one partition: see :class:`~.partition_index.PartitionFile`."""
+    """What the file says of one partition: see :class:`~.partition_index.StoredPartition`."""
+
+    is_written = True
 
     def __init__(self, file: IndexFile, partition: int) -> None:
         self._file = file

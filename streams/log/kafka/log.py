@@ -38,6 +38,7 @@ from streams.log.kafka.settings import (
 from streams.log.kafka.snapshot_index import snapshot_topic
 from streams.log.kafka.subscription import KafkaSubscription
 from streams.log.kafka.topics import Topics
+from streams.log.kafka.transactions import WriterTools
 from streams.log.names import check_group
 from streams.log.protocol import (
     TRIM_MARGIN,
@@ -123,10 +124,11 @@ class KafkaLog(DenseOffsets, HistoryLog[Events]):
         self._writer = Writer(connect_producer, requests, readers)
         # What is appended to histories comes in groups, and somebody waits for each.
         make_event_writer = partial(Writer, connect_producer, requests, readers, linger=0)
-        self._events = Events(self._topics, make_event_writer, readers, requests)
+        tools = WriterTools(connect_writer, requests, readers)
+        self._events = Events(self._topics, make_event_writer, tools)
         self._event_readers = EventReaders(self._events)
         self._known_topics = KnownTopics(self._events.kinds, self._topics, readers)
-        self.documents = KafkaDocuments(self._topics, connect_writer, readers, requests)
+        self.documents = KafkaDocuments(self._topics, tools)
 
     def __repr__(self) -> str:
         return f"<Kafka log at {self._settings.hosts}>"
@@ -223,7 +225,7 @@ class KafkaLog(DenseOffsets, HistoryLog[Events]):
         self._known_topics.forget(topic)
         self._topics.delete_topic(topic)
         if is_event_topic:
-            self._events.delete_snapshot_topic(topic)
+            self._events.delete_snapshot_topics(topic)
 
     # -- writing
 

@@ -8,7 +8,9 @@ Nearly every record is an append of one event that counts, so that is recognized
 anything: its header is compared with the only one that can count now.
 
 With an :class:`~streams.log.kafka.index_file.IndexFile` behind it, the index begins where the file
-ends, looks up there what it does not have in memory, and remembers what has changed since.
+ends, looks up there what it does not have in memory, and remembers what has changed since. Behind
+it may also be a snapshot of an index (:mod:`streams.log.kafka.index_snapshot`), to which nothing
+is written.
 
 Nothing here is thread-safe: the lock of the topic's index is held.
 """
@@ -18,7 +20,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -94,9 +96,24 @@ class Changes(msgspec.Struct):
     losers: list[int]
 
 
-class PartitionFile(Protocol):
-    """What an index asks of its file."""
+class IndexCopy(NamedTuple):
+    """What an index knows at one moment, beside the entries that were copied before.
 
+    :param changed: the entries that have changed since the copying began.
+    :param losers: offsets of records that do not count, in order.
+    """
+
+    state: PartitionState
+    changed: dict[bytes, KeyEntry]
+    causes: list[tuple[tuple[bytes, str], Caused]]
+    losers: list[int]
+
+
+class StoredPartition(Protocol):
+    """What an index asks of what is kept of its partition."""
+
+    is_written: bool
+    """Whether what changes is written there."""
     state: PartitionState
     """As of the last time that it was written."""
 
@@ -120,11 +137,12 @@ class PartitionFile(Protocol):
 class PartitionIndex:
     """The histories of one partition."""
 
-    def __init__(self, partition: int, file: PartitionFile | None = None) -> None:
+    def __init__(self, partition: int, file: StoredPartition | None = None) -> None:
         self.partition = partition
         self.keys: dict[bytes, KeyEntry] = {}
         """With a file: those that were needed so far."""
         self._file = file
+        is_written = file is not None and file.is_written
         state = PartitionState() if file is None else file.state
         self._has_stored_keys = state.key_count > 0
         self.next_offset = state.next_offset
@@ -152,7 +170,7 @@ class PartitionIndex:
         self._ends: dict[str, tuple[int, bytes]] = {}
         """By append: the offset of its last record, once that is known, and its key."""
         self._decided: list[Decided] = []
-        self._changed: dict[bytes, int] | None = None if file is None else {}
+        self._changed: dict[bytes, int] | None = {} if is_written else None
         """Keys that are to be written to the file, and how many events it has of each."""
         self._taken: Mapping[bytes, int] = {}
         """Those that are being written to the file now."""
@@ -165,6 +183,8 @@ class PartitionIndex:
         self._stored_count = state.event_count
         self._changed_causes: list[tuple[bytes, str]] = []
         self._changed_refusals: list[tuple[bytes, str]] = []
+        self._touched: set[bytes] | None = None
+        """While the index is copied: the keys that have changed since that began."""
 
     # -- what is known
 
@@ -230,12 +250,12 @@ class PartitionIndex:
 
     def list_keys(self, after: bytes | None, limit: int) -> list[tuple[bytes, Head]]:
         """Keys in order, behind ``after``, and where their histories end."""
-        if self._file is None:
+        if self._changed is None:
             if len(self._sorted_keys) != len(self.keys):  # keys are only ever added
                 self._sorted_keys = sorted(self.keys)
             keys = self._sorted_keys
         else:  # what the file does not have has changed
-            keys = sorted({*(self._changed or ()), *self._taken})
+            keys = sorted({*self._changed, *self._taken})
         start = 0 if after is None else bisect_left(keys, after + b"\0")
         found = {key: self.keys[key].head for key in keys[start : start + limit]}
         if self._file is not None:
@@ -259,7 +279,7 @@ class PartitionIndex:
                 return
             offsets, keys, headers = offsets[start:], keys[start:], headers[start:]
         find, pending = self.keys.get, self._arbiter.pending
-        watched, changed = self._watched, self._changed
+        watched, changed, touched = self._watched, self._changed, self._touched
         all_in_memory = not self._has_stored_keys
         count, last_offset, last_id = 0, -1, b""
         for offset, key, pairs in zip(offsets, keys, headers, strict=True):
@@ -287,6 +307,8 @@ class PartitionIndex:
                     ):
                         if changed is not None and key not in changed:
                             changed[key] = version
+                        if touched is not None:
+                            touched.add(key)
                         places.append(offset)
                         entry.last_id = id
                         count += 1
@@ -347,11 +369,13 @@ class PartitionIndex:
             self.key_count += 1
         if self._changed is not None and key not in self._changed:
             self._changed[key] = len(entry.offsets)
+        if self._touched is not None:
+            self._touched.add(key)
         if counted.is_refusal:
             if entry.refusals is None:
                 entry.refusals = {}
             entry.refusals[counted.append_id] = version, offsets[0]
-            if self._file is not None:
+            if self._changed is not None:
                 self._changed_refusals.append((key, counted.append_id))
         else:
             entry.offsets.extend(offsets)
@@ -365,7 +389,7 @@ class PartitionIndex:
             self._causes[key, counted.cause] = Caused(version + 1, count)
             self.cause_count += 1
             self.cause_bytes += len(counted.cause) + 200
-            if self._file is not None:
+            if self._changed is not None:
                 self._changed_causes.append((key, counted.cause))
         on_decided = self._watched.pop(counted.append_id, None)
         if on_decided is not None:
@@ -414,6 +438,33 @@ class PartitionIndex:
         decided, self._decided = self._decided, []
         return decided
 
+    def _state(self) -> tuple[PartitionState, list[int]]:
+        """What is known beside keys and causes, and the offsets of the records that do not count,
+        of those that the file does not have."""
+        pending = [
+            (
+                key,
+                append_id.encode("utf-8", "surrogateescape"),
+                each.count,
+                list(each.offsets),
+                each.cause.encode("utf-8", "surrogateescape"),
+            )
+            for key, found in self._arbiter.pending.items()
+            for append_id, each in found.items()
+        ]
+        undecided = {offset for _, _, _, offsets, _ in pending for offset in offsets}
+        state = PartitionState(
+            self.next_offset,
+            self._last_offset,
+            self._last_id,
+            self.key_count,
+            self.event_count,
+            self.cause_count,
+            self.cause_bytes,
+            pending,
+        )
+        return state, sorted(self._uncounted - undecided)
+
     # -- what is written to the file
 
     @property
@@ -427,19 +478,7 @@ class PartitionIndex:
     def take_changes(self) -> Changes:
         """What has changed since the last time. Until it is in the file, or was given back, it
         stays in memory only."""
-        pending = [
-            (
-                key,
-                append_id.encode("utf-8", "surrogateescape"),
-                each.count,
-                list(each.offsets),
-                each.cause.encode("utf-8", "surrogateescape"),
-            )
-            for key, found in self._arbiter.pending.items()
-            for append_id, each in found.items()
-        ]
-        undecided = {offset for _, _, _, offsets, _ in pending for offset in offsets}
-        losers = sorted(self._uncounted - undecided)
+        state, losers = self._state()
         changed: Mapping[bytes, int] = self._changed or {}
         keys = []
         for key, stored in changed.items():
@@ -451,16 +490,7 @@ class PartitionIndex:
             known = self.keys[key].refusals or {}
             refusals.append((key, id, *known[id]))
         changes = Changes(
-            PartitionState(
-                self.next_offset,
-                self._last_offset,
-                self._last_id,
-                self.key_count,
-                self.event_count,
-                self.cause_count,
-                self.cause_bytes,
-                pending,
-            ),
+            state,
             keys,
             [(key, cause, self._causes[key, cause]) for key, cause in self._changed_causes],
             refusals,
@@ -493,3 +523,58 @@ class PartitionIndex:
         self._changed_refusals = [(key, id) for key, id, _, _ in changes.refusals] + (
             self._changed_refusals
         )
+
+    # -- what goes into a snapshot of the index
+
+    @property
+    def has_reached_end(self) -> bool:
+        """Whether the log's end was reached, since the file was written last if there is one."""
+        return self._has_reached_end
+
+    @property
+    def stored(self) -> StoredPartition | None:
+        """What is kept of the partition elsewhere, if anything is."""
+        return self._file
+
+    def add_stored(self, entries: Iterable[tuple[bytes, KeyEntry]]) -> None:
+        """Have these entries in memory, of those that are kept elsewhere; what is there already is
+        newer."""
+        for key, entry in entries:
+            self.keys.setdefault(key, entry)
+
+    def all_stored_added(
+        self, causes: Iterable[tuple[tuple[bytes, str], Caused]], losers: Iterable[int]
+    ) -> None:
+        """All of what is kept elsewhere is in memory now, with these causes and losers: it is not
+        needed any more."""
+        for name, caused in causes:
+            self._causes.setdefault(name, caused)
+        self._uncounted.update(losers)
+        self._file, self._has_stored_keys = None, False
+
+    def begin_copy(self) -> list[bytes]:
+        """The keys in memory. From now on it is remembered which of them change, until the copy
+        was ended or given up."""
+        self._touched = set()
+        return list(self.keys)
+
+    def copy_entries(self, keys: Iterable[bytes]) -> list[tuple[bytes, KeyEntry]]:
+        """Entries of keys, as they are now."""
+        return [(key, _copied(self.keys[key])) for key in keys]
+
+    def end_copy(self) -> IndexCopy:
+        """What is known now: with the entries that were copied since :meth:`begin_copy` that is
+        all."""
+        touched, self._touched = self._touched or (), None
+        state, losers = self._state()
+        changed = {key: _copied(self.keys[key]) for key in touched}
+        return IndexCopy(state, changed, list(self._causes.items()), losers)
+
+    def give_up_copy(self) -> None:
+        """Remember no more what changes."""
+        self._touched = None
+
+
+def _copied(entry: KeyEntry) -> KeyEntry:
+    refusals = None if entry.refusals is None else dict(entry.refusals)
+    return KeyEntry(entry.offsets[:], entry.last_id, entry.is_final, refusals)

@@ -7,9 +7,10 @@ mapping given in code (which wins), except what
 * would run or load code that the program did not import (:data:`RUNS_CODE`),
 * would break one of the toolkit's promises (:data:`FIXED`, :data:`MANAGED`).
 
-Two settings are the toolkit's own: ``replication.factor`` of the topics that it creates, and
+Three settings are the toolkit's own: ``replication.factor`` of the topics that it creates;
 ``event_index``, a folder in which the indexes of event topics and of documents are kept from one
-start to the next.
+start to the next; and ``index_snapshots``, a number of events from which on the index of an event
+topic's partition is kept in a topic.
 
 Each of those above is a :class:`~streams.errors.ConfigError` that says why. librdkafka knows many
 settings under two names; they are brought to one before anything is checked, so that no check is
@@ -35,6 +36,7 @@ from streams.log.protocol import OpenRequest
 from streams.log.url import parse
 from streams.secrets import Secrets
 from streams.text import did_you_mean, get_logger
+from streams.wire import parse_int
 
 logger = get_logger("streams.kafka")
 
@@ -187,6 +189,8 @@ class Settings:
     :param member_name: the name that the app's members will have, if they will be static.
     :param event_index: the folder in which indexes of event topics and of documents are kept from
         one start to the next (``?event_index=DIR``); empty: nowhere.
+    :param index_snapshots: events of a partition from which on snapshots of its index are written
+        to a topic (``?index_snapshots=N``), and read; 0: never.
     """
 
     hosts: str
@@ -196,6 +200,7 @@ class Settings:
     possible_secret_names: frozenset[str] = frozenset()
     member_name: str = ""
     event_index: str = ""
+    index_snapshots: int = 0
 
     def __repr__(self) -> str:
         return f"<Kafka settings for {self.hosts}>"
@@ -447,7 +452,7 @@ def read_settings(request: OpenRequest) -> Settings:
     if not all(host.isascii() for host, _ in url.hosts):
         raise ConfigError(f"{url.scheme}:// URL: a broker's name is written in ASCII (IDNA)")
     user_config: Config = {}
-    replication, event_index = -1, ""
+    replication, event_index, index_snapshots = -1, "", 0
     for source, pairs in (("URL", request.options), ("config", request.config)):
         for name, value in pairs.items():
             if name == "replication.factor":
@@ -455,6 +460,9 @@ def read_settings(request: OpenRequest) -> Settings:
                 continue
             if name == "event_index":
                 event_index = check_folder(str(value))
+                continue
+            if name == "index_snapshots":
+                index_snapshots = _event_count(value)
                 continue
             shown = repr(name) if source == "config" else url.display_name(name)
             user_config[ALIASES.get(name, name)] = _checked_value(name, value, source, shown)
@@ -478,7 +486,13 @@ def read_settings(request: OpenRequest) -> Settings:
         frozenset(url.possible_secret_names()),
         request.member,
         event_index,
+        index_snapshots,
     )
+    if event_index and index_snapshots:
+        raise ConfigError(
+            "event_index= keeps indexes of event topics in a folder, index_snapshots= keeps them "
+            "in topics: one of them"
+        )
     check_settings(settings)
     return settings
 
@@ -491,6 +505,16 @@ def _replication_factor(value: Any) -> int:
     if replicas < 1:
         raise ConfigError("replication.factor: a number of replicas, at least 1")
     return replicas
+
+
+def _event_count(value: Any) -> int:
+    found = parse_int(str(value).encode())
+    if found is None or found < 1:
+        raise ConfigError(
+            "index_snapshots: a number of events in a partition, at least 1, from which on its "
+            "index is kept in a topic; 1000000 is a good one"
+        )
+    return found
 
 
 def _checked_value(name: str, value: Any, source: str, display_name: str) -> Any:

@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry
 from streams.log.kafka.errors import kafka_error_of
+from streams.log.kafka.reader import ReaderPool
 from streams.text import get_logger
 
 logger = get_logger("streams.kafka")
@@ -83,6 +84,21 @@ def initialized_producer(
                 raise requests.no_answer_error(operation, began) from None
             raise settings.translate(error, operation) from None
         return producer
+
+
+class WriterTools(NamedTuple):
+    """What writers of transactions of one log share.
+
+    :param connect: makes a producer.
+    """
+
+    connect: Connect
+    requests: RequestRetry
+    readers: ReaderPool
+
+    def make_producer(self, config: dict[str, Any], topic: str, operation: str) -> Producer:
+        """See :func:`initialized_producer`."""
+        return initialized_producer(self.connect, self.requests, config, topic, operation)
 
 
 def abort(producer: Producer, operation: str) -> KafkaError | None:

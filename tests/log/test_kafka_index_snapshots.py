@@ -1,0 +1,370 @@
+"""Snapshots of an event topic's index in a topic: what a new process relies on, and when it does
+not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from confluent_kafka import Producer
+
+from streams.errors import ConfigError, NotFound
+from streams.log.events import NO_HISTORY, Caused, History, HistoryRequest
+from streams.log.kafka import index_snapshots
+from streams.log.kafka.index_snapshot import (
+    SNAPSHOT,
+    SnapshotEnd,
+    SnapshotRecord,
+    checksum,
+    end_record,
+    index_topic,
+)
+from streams.log.kafka.log import KafkaLog
+from streams.log.kafka.partition_index import PartitionState
+from streams.log.protocol import Retention
+from streams.log.url import open_log
+from tests.conformance.histories import append, append_all, grow, history, values
+from tests.conformance.member import PATIENCE
+from tests.log.kafka_histories import made, producer, write
+from tests.servers.find import KafkaAddress
+from tests.servers.lifetime import until
+
+__all__ = ["producer"]
+
+Open = Callable[[int], KafkaLog]
+
+
+@pytest.fixture
+def open_with(kafka: KafkaAddress) -> Iterator[Open]:
+    """Opens the log with snapshots from a number of events on, as the next process does."""
+    opened: list[KafkaLog] = []
+
+    def open_one(least: int) -> KafkaLog:
+        log = open_log(f"{kafka.url}?index_snapshots={least}")
+        assert isinstance(log, KafkaLog)
+        opened.append(log)
+        return log
+
+    yield open_one
+    for log in opened:
+        log.close()
+
+
+@pytest.fixture
+def topic(kafka: KafkaAddress) -> str:
+    log = open_log(kafka.url)
+    assert isinstance(log, KafkaLog)
+    name = log.create_event_topic(f"{uuid4().hex[:12]}.events", 1).name
+    log.close()
+    return name
+
+
+@pytest.fixture
+def asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever wrote no snapshot, or has written one, sees at once whether one is wanted."""
+    monkeypatch.setattr(index_snapshots, "RETRY_INTERVAL", 0.0)
+
+
+def stored_events(log: KafkaLog, topic: str) -> int:
+    """The events of the last snapshot."""
+    snapshots: Any = log._events.indexes._snapshots_of(topic)
+    try:
+        found = snapshots._find_end(0)
+    except NotFound:
+        return 0
+    return 0 if found is None else int(found[2].state.event_count)
+
+
+def wait_stored(log: KafkaLog, topic: str, events: int) -> None:
+    until(lambda: stored_events(log, topic) >= events, PATIENCE, "the snapshot")
+
+
+def in_memory(log: KafkaLog, topic: str) -> list[int]:
+    """The keys that the index of this process has in memory, by partition: what it folded, or was
+    asked for."""
+    index = log._events.indexes.get(topic)
+    return [len(each.keys) for each in index.partitions.values()]
+
+
+def ask(log: KafkaLog, topic: str, keys: list[bytes]) -> list[History]:
+    return log.read_histories(topic, [HistoryRequest(key) for key in keys])
+
+
+def test_a_new_process_goes_on_where_the_snapshot_ends(open_with: Open, topic: str) -> None:
+    log = open_with(62)
+    heads = {b"key %d" % n: grow(log, topic, b"key %d" % n, b"1", b"2") for n in range(29)}
+    refused, _ = append(log, topic, b"r", NO_HISTORY, b"no", cause="c", is_refusal=True)
+    closed, _ = append(log, topic, b"f", NO_HISTORY, b"end", is_final=True)
+    assert stored_events(log, topic) == 0
+    append(log, topic, b"c", NO_HISTORY, b"1", b"2", b"3", cause="why")
+    uncounted = log._events.uncounted_offsets(topic, 0, 0, 63)
+    totals, keys = log.event_totals(topic), log.list_keys(topic, 0, None, 100)
+    wait_stored(log, topic, 62)
+    log.close()
+
+    log = open_with(62)
+    assert log.event_totals(topic) == totals
+    assert in_memory(log, topic) == [0]
+    assert log.list_keys(topic, 0, None, 100) == keys
+    assert (
+        log.list_keys(topic, 0, b"key 11", 3) == [each for each in keys if each.key > b"key 11"][:3]
+    )
+    for key, head in heads.items():
+        found = history(log, topic, key)
+        assert (found.head, values(found)) == (head, [b"1", b"2"])
+    assert history(log, topic, b"c", cause="why").caused == Caused(1, 3)
+    assert history(log, topic, b"r", cause="c").head == refused.head
+    assert append_all(log, topic, [refused, closed])[0] == append_all(log, topic, [refused])[0]
+    assert history(log, topic, b"f").head == closed.head
+    assert log._events.uncounted_offsets(topic, 0, 0, 63) == uncounted
+    # What follows is folded as ever, upon what the snapshot has.
+    assert grow(log, topic, b"key 1", b"3").base.version == 3
+    assert values(history(log, topic, b"key 1")) == [b"1", b"2", b"3"]
+
+
+@pytest.mark.usefixtures("asked_again")
+def test_a_snapshot_follows_upon_a_snapshot(
+    open_with: Open, topic: str, producer: Producer, kafka: KafkaAddress
+) -> None:
+    """Each process begins with what the one before has left, and leaves more."""
+    events = 0
+    for number in range(4):
+        keys = [b"key %d" % (number * 10 + each) for each in range(20)]
+        log = open_with(20)
+        for key in keys:
+            grow(log, topic, key, b"x")
+        write(producer, topic, made(keys[0]).records)  # it does not count
+        events += 20
+        wait_stored(log, topic, events)
+        log.close()
+    plain, log = open_log(kafka.url), open_with(1_000)
+    assert isinstance(plain, KafkaLog)
+    try:
+        every_key = [b"key %d" % number for number in range(50)]
+        assert log.event_totals(topic) == plain.event_totals(topic)
+        assert in_memory(log, topic) == [0]
+        assert ask(log, topic, every_key) == ask(plain, topic, every_key)
+        uncounted = plain._events.uncounted_offsets(topic, 0, 0, 84)
+        assert len(uncounted) == 4
+        assert log._events.uncounted_offsets(topic, 0, 0, 84) == uncounted
+    finally:
+        plain.close()
+
+
+def test_there_is_none_below_the_size(open_with: Open, topic: str) -> None:
+    log = open_with(1_000)
+    grow(log, topic, b"k", b"1")
+    log.event_totals(topic)
+    assert index_topic(topic) not in log.topic_names()
+
+
+@pytest.mark.usefixtures("asked_again")
+def test_several_processes_write_it_and_it_is_right(
+    open_with: Open, topic: str, kafka: KafkaAddress
+) -> None:
+    logs = [open_with(10) for _ in range(3)]
+    for log in logs:
+        log.event_totals(topic)
+    for number in range(40):
+        grow(logs[number % 3], topic, b"key %d" % (number % 7), b"x")
+    for log in logs:
+        wait_stored(log, topic, 32)
+        log.close()
+    plain, fresh = open_log(kafka.url), open_with(10)
+    assert isinstance(plain, KafkaLog)
+    try:
+        keys = [b"key %d" % number for number in range(7)]
+        assert ask(fresh, topic, keys) == ask(plain, topic, keys)
+        assert fresh.event_totals(topic) == plain.event_totals(topic)
+    finally:
+        plain.close()
+
+
+WRITER = """
+import sys
+from streams.log.kafka import event_index, index_snapshots
+from streams.log.url import open_log
+from tests.conformance.histories import grow
+index_snapshots.RETRY_INTERVAL = event_index.SNAPSHOT_INTERVAL = 0.001
+index_snapshots.GROWTH = 1.0
+log = open_log(sys.argv[1])
+number = 0
+while True:
+    number += 1
+    head = grow(log, sys.argv[2], b"key %d" % (number % 7), b"x")
+    print(number % 7, head.base.version, head.base.last_id, flush=True)
+"""
+
+
+def test_a_process_that_is_killed_while_it_writes_leaves_a_snapshot_that_is_right(
+    kafka: KafkaAddress, open_with: Open, topic: str
+) -> None:
+    """It writes one after the other, as fast as it can."""
+    acknowledged: dict[bytes, tuple[int, str]] = {}
+    command = [sys.executable, "-c", WRITER, f"{kafka.url}?index_snapshots=1", topic]
+    looking = open_with(1)
+    for round_number in range(3):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            for lines, line in enumerate(child.stdout, 1):
+                if len(words := line.split()) == 3 and line.endswith("\n"):
+                    acknowledged[b"key " + words[0].encode()] = int(words[1]), words[2]
+                is_enough = lines >= 60 + 40 * round_number and lines % 20 == 0
+                if is_enough and stored_events(looking, topic) > 30 * round_number:
+                    os.kill(child.pid, signal.SIGKILL)
+                    break
+    plain, log = open_log(kafka.url), open_with(1_000_000)
+    assert isinstance(plain, KafkaLog)
+    try:
+        for key, (version, last_id) in acknowledged.items():
+            found = history(log, topic, key)
+            assert found.events[version - 1].record.id == last_id
+            assert found == history(plain, topic, key)
+        assert log.event_totals(topic) == plain.event_totals(topic)
+    finally:
+        plain.close()
+
+
+def test_what_was_written_meanwhile_is_folded(
+    open_with: Open, topic: str, producer: Producer
+) -> None:
+    log = open_with(1)
+    head = grow(log, topic, b"k", b"1")
+    wait_stored(log, topic, 1)
+    log.close()
+    more, loser = made(b"k", head.base, 2), made(b"k", head.base)
+    write(producer, topic, [*more.records, *loser.records, *made(b"new").records])
+    log = open_with(100)
+    assert history(log, topic, b"k").head == more.head
+    assert history(log, topic, b"new").head.base.version == 1
+    assert log._events.uncounted_offsets(topic, 0, 0, 5) == [3]
+
+
+@pytest.mark.usefixtures("no_voids")
+def test_an_append_of_which_a_part_was_folded_before_counts_when_it_is_whole(
+    open_with: Open, topic: str, producer: Producer
+) -> None:
+    log = open_with(1)
+    slow = made(b"k", count=2)
+    write(producer, topic, [slow.records[0], *made(b"o").records])
+    log.event_totals(topic)
+    wait_stored(log, topic, 1)
+    log.close()
+    write(producer, topic, slow.records[1:])
+    log = open_with(100)
+    assert history(log, topic, b"k").head == slow.head
+    assert log._events.uncounted_offsets(topic, 0, 0, 3) == []
+
+
+# -- what is not believed
+
+
+def test_one_of_a_topic_that_was_made_anew_is_not_used(
+    kafka: KafkaAddress, open_with: Open, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = open_with(2)
+    grow(log, topic, b"k", b"1", b"2")
+    wait_stored(log, topic, 2)
+    log.close()
+    other = open_log(kafka.url)
+    assert isinstance(other, KafkaLog)
+    other._topics.delete_topic(topic)  # by somebody who does not know what belongs to it
+    other._events.forget(topic)
+    other.create_event_topic(topic, 1)
+    head = grow(other, topic, b"k", b"other", b"2", b"3")
+    other.close()
+    caplog.clear()
+    log = open_with(1_000)
+    found = history(log, topic, b"k")
+    assert (found.head, values(found)) == (head, [b"other", b"2", b"3"])
+    assert "of an earlier topic of that name" in caplog.text
+
+
+def test_deleting_an_event_topic_deletes_it(open_with: Open, topic: str) -> None:
+    log = open_with(1)
+    grow(log, topic, b"k", b"1")
+    wait_stored(log, topic, 1)
+    log.delete_topic(topic)
+    assert not [each for each in log.topic_names() if each.startswith(topic)]
+
+
+def forged(partitions: int = 1, topic_id: str = "", **state: Any) -> SnapshotEnd:
+    return SnapshotEnd(1, topic_id, partitions, 0, 0, 0, 1, PartitionState(**state))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (b"end", b"\xc1"),
+        (b"end", b""),
+        (b"end", None),
+        (None, None),
+        (b"keys/0/0", b"x" * 2_000),
+        (b"\xff" * 300, b"\xff"),
+        (b"end", end_record(forged(partitions=7)).value),
+        (b"end", end_record(forged(next_offset=5, last_offset=4, last_id=b"no")).value),
+        (b"end", end_record(forged(next_offset=1 << 50)).value),
+        (b"end", end_record(forged(next_offset=3, last_offset=9)).value),
+    ],
+)
+def test_what_else_stands_there_changes_no_answer(
+    open_with: Open, topic: str, kafka: KafkaAddress, key: bytes | None, value: bytes | None
+) -> None:
+    """Behind a snapshot, and where there is none."""
+    raw = Producer({"bootstrap.servers": kafka.bootstrap})
+    log = open_with(3)
+    config = index_snapshots.TOPIC_CONFIG
+    log._topics.create_topic(index_topic(topic), 1, Retention(compacted=True), config)
+    for _ in range(2):
+        raw.produce(index_topic(topic), value, key or b"", 0, headers=[(SNAPSHOT, b"x")])
+        assert raw.flush(PATIENCE) == 0
+        head = grow(log, topic, b"k", b"1", b"2", b"3")
+        log.close()
+        log = open_with(3)
+        assert history(log, topic, b"k").head == head
+
+
+@pytest.mark.parametrize("kind", [b"keys/0/0", b"changed/0", b"causes/0", b"losers/0"])
+def test_one_that_cannot_be_decoded_is_given_up(
+    open_with: Open, topic: str, kafka: KafkaAddress, kind: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody has written it who knows all checksums: its index is built from the events then, and
+    so is the next one of this process."""
+    log = open_with(1_000)
+    head = grow(log, topic, b"k", b"1", b"2")
+    last_id = log._events.indexes.get(topic).partitions[0].keys[b"k"].last_id
+    log.close()
+    log = open_with(1_000)
+    config = index_snapshots.TOPIC_CONFIG
+    log._topics.create_topic(index_topic(topic), 1, Retention(compacted=True), config)
+    record = SnapshotRecord(kind, b"\x91\xc1")
+    state = PartitionState(2, 1, last_id, 1, 2)
+    end = SnapshotEnd(1, "", 1, 0, 1, checksum(record, 0), 1, state)
+    raw = Producer({"bootstrap.servers": kafka.bootstrap})
+    for each in (record, end_record(end)):
+        raw.produce(index_topic(topic), each.value, each.key, 0, headers=[(SNAPSHOT, b"x")])
+        assert raw.flush(PATIENCE) == 0
+    found = history(log, topic, b"k")
+    assert (found.head, values(found)) == (head, [b"1", b"2"])
+    assert "cannot be decoded" in caplog.text
+    assert grow(log, topic, b"k", b"3").base.version == 3
+
+
+# -- settings
+
+
+@pytest.mark.parametrize("written", ["0", "-1", "many", "", "1e6", "9" * 100])
+def test_a_number_that_makes_no_sense_is_refused(kafka: KafkaAddress, written: str) -> None:
+    with pytest.raises(ConfigError, match="index_snapshots: a number of events"):
+        open_log(f"{kafka.url}?index_snapshots={written}")
+
+
+def test_a_folder_and_a_topic_are_one_too_many(kafka: KafkaAddress, tmp_path: Any) -> None:
+    with pytest.raises(ConfigError, match="one of them"):
+        open_log(f"{kafka.url}?index_snapshots=5&event_index={tmp_path}")
