@@ -188,6 +188,11 @@ def _index_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
         prepare=("keep_index", {**given, "folder": f"{folder}/index"}),
         settings={"with": "?event_index=, which has all of them"},
     )  # fmt: skip
+    elsewhere = Side(
+        "streams", "build_index", {**given, "snapshots": True}, fresh=True,
+        prepare=("snapshot_index", given),
+        settings={"with": "?index_snapshots=, which have all of them"},
+    )  # fmt: skip
     loop = Side("the loop", "index_by_hand", given, fresh=True)
     seconds = count / 10_000_000 * 30
     name = f"index of {count:,} events"
@@ -200,6 +205,11 @@ def _index_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
         _case(
             log_target, f"{name}, from its file", again,
             Rival(Limit("2 s", 2.0), 1.0, SECONDS),
+            Rival(Limit("64 MiB", MEMORY_LIMIT), None, GROWTH, ", memory"),
+        ),
+        _case(
+            log_target, f"{name}, from snapshots", elsewhere,
+            Rival(Limit("2 s", 2.0), None, SECONDS),
             Rival(Limit("64 MiB", MEMORY_LIMIT), None, GROWTH, ", memory"),
         ),
     ]  # fmt: skip

@@ -7,6 +7,7 @@ are. They are written by the driver itself, as that is quicker than deciding eac
 
 from __future__ import annotations
 
+import asyncio
 import time
 from array import array
 from collections.abc import Callable
@@ -19,8 +20,9 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from benchmarks import baseline
 from benchmarks.aggregates import DEPOSIT, PARTITIONS, account_id, open_accounts, wait_built
 from benchmarks.machine import MemorySampler
-from benchmarks.ours import Answer, run
+from benchmarks.ours import TIME_LIMIT, Answer, Stalled, run
 from streams import Streams
+from streams.log.kafka.index_snapshot import index_topic
 from streams.log.names import partition_for
 
 SAMPLE = 0.05
@@ -67,12 +69,18 @@ def _hosts(url: str) -> str:
     return url.partition("://")[2]
 
 
-def build_index(url: str, name: str, accounts: int, events: int, folder: str = "") -> Answer:
+def build_index(
+    url: str, name: str, accounts: int, events: int, folder: str = "", snapshots: bool = False
+) -> Answer:
     """Seconds until a process knows of all events of a bank which count, and how much it grows.
 
     :param folder: for the index's file; what is there already is not read again.
+    :param snapshots: it begins with snapshots of the index.
     """
-    app = Streams(url, config={"event_index": folder} if folder else None)
+    config: dict[str, Any] = {"event_index": folder} if folder else {}
+    if snapshots:
+        config = _with_snapshots(accounts, events)
+    app = Streams(url, config=config)
     bank = open_accounts(app, name, cached=False)
 
     async def main() -> Answer:
@@ -93,6 +101,37 @@ def keep_index(url: str, name: str, accounts: int, events: int, folder: str) -> 
     """Such a bank, and the index's file in a folder."""
     fill_index(url, name, accounts, events)
     return build_index(url, name, accounts, events, folder)
+
+
+def _with_snapshots(accounts: int, events: int) -> dict[str, Any]:
+    """Settings with which the partition with the fewest events has snapshots, too."""
+    return {"index_snapshots": max(1, accounts * events // PARTITIONS // 2)}
+
+
+def snapshot_index(url: str, name: str, accounts: int, events: int) -> Answer:
+    """Such a bank, and a snapshot of each partition's index; how long that takes."""
+    fill_index(url, name, accounts, events)
+    app = Streams(url, config=_with_snapshots(accounts, events))
+    bank = open_accounts(app, name, cached=False)
+
+    def is_written() -> bool:
+        topic = index_topic(bank.events.name)
+        return topic in app.log.topic_names() and all(
+            app.log.watermarks(topic, each)[1] for each in range(PARTITIONS)
+        )
+
+    async def main() -> Answer:
+        async with app.connected():
+            began = time.perf_counter()
+            await wait_built(app, bank)
+            while not await asyncio.to_thread(is_written):
+                if time.perf_counter() > began + TIME_LIMIT:
+                    raise Stalled(f"no snapshots within {TIME_LIMIT:g} s")
+                await asyncio.sleep(SAMPLE)
+            return {"seconds": time.perf_counter() - began}
+
+    answer: Answer = run(main)
+    return answer
 
 
 def index_by_hand(url: str, name: str, accounts: int, events: int) -> Answer:
@@ -141,5 +180,6 @@ def _answer(count: int, seconds: float, used: float, memory: MemorySampler) -> A
 
 
 TASKS: dict[str, Callable[..., Answer]] = {
-    task.__name__: task for task in (fill_index, build_index, keep_index, index_by_hand)
+    task.__name__: task
+    for task in (fill_index, build_index, keep_index, snapshot_index, index_by_hand)
 }

@@ -41,6 +41,8 @@ def _is_derived_topic(
         return True  # a view's
     if suffix == "snapshots":
         return base in names  # of an event topic, on Kafka
+    if suffix == "index":
+        return f"{base}.snapshots" in names  # of its index
     if suffix not in INTERNAL_SUFFIXES:
         return False
     parts = base.split(".")

@@ -20,7 +20,11 @@ SMALL = replace(FULL, messages=2_000, per_pattern=1_000, aggregates=2_000)
 SINGLY, AT_ONCE, LOAD = "decide, one at a time", "decide, 1,000 at once", "load of 20 events"
 LONG_ONES = {"load of 1,000,000 events, snapshot", "load of 1,000,000 events, none"}
 GROWTH = {"load 1 of 1,000,000", "decide 1 of 1,000,000"}
-INDEX = {"index of 1,000,000 events", "index of 1,000,000 events, from its file"}
+INDEX = {
+    "index of 1,000,000 events",
+    "index of 1,000,000 events, from its file",
+    "index of 1,000,000 events, from snapshots",
+}
 
 
 def named(log: str, sizes: Sizes, url: str = "url", folder: str = "") -> dict[str, Case]:

@@ -151,3 +151,9 @@ def test_what_a_view_keeps_is_known_by_the_group_that_folds_it() -> None:
     assert internal_topics({*kept, "a.events"}, groups) == kept
     assert internal_topics({"a.b.v1.keyed", "my.documents"}, set()) == set()
     assert not is_internal_group("a.b.v1", ["a.events"], kept)
+
+
+def test_what_an_event_topic_has_beside_it_on_kafka() -> None:
+    kept = {"a.events.snapshots", "a.events.index"}
+    assert internal_topics({"a.events", *kept}, set()) == kept
+    assert internal_topics({"a.events", "a.events.index", "orders", "orders.index"}, set()) == set()

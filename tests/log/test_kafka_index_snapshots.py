@@ -298,36 +298,40 @@ def forged(partitions: int = 1, topic_id: str = "", **state: Any) -> SnapshotEnd
     return SnapshotEnd(1, topic_id, partitions, 0, 0, 0, 1, PartitionState(**state))
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        (b"end", b"\xc1"),
-        (b"end", b""),
-        (b"end", None),
-        (None, None),
-        (b"keys/0/0", b"x" * 2_000),
-        (b"\xff" * 300, b"\xff"),
-        (b"end", end_record(forged(partitions=7)).value),
-        (b"end", end_record(forged(next_offset=5, last_offset=4, last_id=b"no")).value),
-        (b"end", end_record(forged(next_offset=1 << 50)).value),
-        (b"end", end_record(forged(next_offset=3, last_offset=9)).value),
-    ],
-)
+STRANGE: list[tuple[bytes | None, bytes | None]] = [
+    (b"end", b"\xc1"),
+    (b"end", b""),
+    (b"end", None),
+    (None, None),
+    (b"keys/0/0", b"x" * 2_000),
+    (b"\xff" * 300, b"\xff"),
+    (b"end", end_record(forged(partitions=7)).value),
+    (b"end", end_record(forged(next_offset=5, last_offset=4, last_id=b"no")).value),
+    (b"end", end_record(forged(next_offset=1 << 50)).value),
+    (b"end", end_record(forged(next_offset=3, last_offset=9)).value),
+]
+
+
+@pytest.mark.parametrize("is_behind", [False, True], ids=["where there is none", "behind one"])
 def test_what_else_stands_there_changes_no_answer(
-    open_with: Open, topic: str, kafka: KafkaAddress, key: bytes | None, value: bytes | None
+    open_with: Open, topic: str, kafka: KafkaAddress, is_behind: bool
 ) -> None:
-    """Behind a snapshot, and where there is none."""
+    log = open_with(3 if is_behind else 1_000)
+    head = grow(log, topic, b"k", b"1", b"2", b"3")
+    if is_behind:
+        wait_stored(log, topic, 3)
+    else:
+        config = index_snapshots.TOPIC_CONFIG
+        log._topics.create_topic(index_topic(topic), 1, Retention(compacted=True), config)
+    log.close()
     raw = Producer({"bootstrap.servers": kafka.bootstrap})
-    log = open_with(3)
-    config = index_snapshots.TOPIC_CONFIG
-    log._topics.create_topic(index_topic(topic), 1, Retention(compacted=True), config)
-    for _ in range(2):
-        raw.produce(index_topic(topic), value, key or b"", 0, headers=[(SNAPSHOT, b"x")])
+    for key, value in STRANGE:
+        headers: Any = [(SNAPSHOT, b"x")]
+        raw.produce(index_topic(topic), value, key, 0, headers=headers)
         assert raw.flush(PATIENCE) == 0
-        head = grow(log, topic, b"k", b"1", b"2", b"3")
-        log.close()
-        log = open_with(3)
+        log = open_with(1_000)
         assert history(log, topic, b"k").head == head
+        log.close()
 
 
 @pytest.mark.parametrize("kind", [b"keys/0/0", b"changed/0", b"causes/0", b"losers/0"])
@@ -354,6 +358,29 @@ def test_one_that_cannot_be_decoded_is_given_up(
     assert (found.head, values(found)) == (head, [b"1", b"2"])
     assert "cannot be decoded" in caplog.text
     assert grow(log, topic, b"k", b"3").base.version == 3
+
+
+@pytest.mark.parametrize("what", ["another topic", "a compacted one", "too few partitions"])
+@pytest.mark.usefixtures("asked_again")
+def test_a_topic_of_somebody_else_is_left_alone(
+    open_with: Open, kafka: KafkaAddress, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = open_with(1)
+    topic = log.create_event_topic(f"{uuid4().hex[:12]}.events", 2).name
+    retention = Retention() if what == "another topic" else Retention(compacted=True)
+    partitions = 1 if what == "too few partitions" else 2
+    log._topics.create_topic(index_topic(topic), partitions, retention, {})
+    written = 0
+    if what == "a compacted one":
+        raw = Producer({"bootstrap.servers": kafka.bootstrap})
+        raw.produce(index_topic(topic), b"mine", b"k", 0)
+        assert raw.flush(PATIENCE) == 0
+        written = 1
+    head = grow(log, topic, b"k", b"1")
+    until(lambda: "no snapshot was written" in caplog.text, PATIENCE, "the warning")
+    assert history(log, topic, b"k").head == head
+    ends = [log._readers.end(index_topic(topic), each) for each in range(partitions)]
+    assert sum(ends) == written
 
 
 # -- settings

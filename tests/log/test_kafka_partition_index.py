@@ -6,6 +6,7 @@ import threading
 from array import array
 from bisect import bisect_left
 from contextlib import suppress
+from itertools import islice
 
 import pytest
 from hypothesis import given, settings
@@ -162,12 +163,11 @@ class Copying:
         self._records = self._copying.records()
         self._taken: list[SnapshotRecord] = []
 
-    def go_on(self) -> IndexSnapshot | None:
-        """Take the next record; the snapshot, if there is no more."""
-        for record in self._records:
-            self._taken.append(record)
-            return None
-        return snapshot_of(self._copying, self._taken)
+    def go_on(self, steps: int) -> IndexSnapshot | None:
+        """Take so many records; the snapshot, if there were fewer."""
+        taken = list(islice(self._records, steps))
+        self._taken += taken
+        return snapshot_of(self._copying, self._taken) if len(taken) < steps else None
 
 
 def snapshot_of(copying: IndexCopying, records: list[SnapshotRecord]) -> IndexSnapshot:
@@ -212,10 +212,13 @@ def test_an_index_says_what_the_rule_says(
                 index.changes_written(changes)
                 if what == 3:
                     index = PartitionIndex(0, file)
-        if copying is not None and data.draw(st.booleans(), "copied on"):
-            snapshot = copying.go_on()
+        if copying is not None:
+            snapshot = copying.go_on(data.draw(st.sampled_from([0, 1, 1, 1, 2, 5]), "copied"))
+            is_last = at >= len(records)
+            if is_last:
+                snapshot = copying.go_on(10)
             if snapshot is not None:
-                if data.draw(st.booleans(), "begun anew"):
+                if is_last or data.draw(st.booleans(), "begun anew"):
                     index = PartitionIndex(0, snapshot)
                     at = bisect_left(records, index.next_offset, key=lambda each: each[0])
                 copying = Copying(index)
@@ -340,3 +343,20 @@ def test_whatever_a_snapshot_holds_it_is_read_or_refused(found: list[tuple[bytes
         index = PartitionIndex(0, IndexSnapshot("the index", end, records))
         index.head(b"k")
         index.list_keys(None, 10)
+
+
+def test_what_changes_while_the_index_is_copied_is_in_the_snapshot() -> None:
+    index = PartitionIndex(0)
+    appends = [append(b"a", NO_HISTORY), append(b"b", NO_HISTORY)]
+    appends += [append(b"a", appends[0].head.base), append(b"new", NO_HISTORY)]
+    records = [each.records[0] for each in appends]
+    headers = [[(ID, each.id.encode()), *each.headers] for each in records]
+    index.fold([0, 1], [b"a", b"b"], headers[:2])
+    copying = Copying(index)
+    assert copying.go_on(1) is None
+    index.fold([2, 3], [b"a", b"new"], headers[2:])
+    snapshot = copying.go_on(10)
+    assert snapshot is not None
+    read = PartitionIndex(0, snapshot)
+    assert {key: read.entry(key) for key in (b"a", b"b", b"new")} == index.keys
+    assert read.next_offset == 4

@@ -259,11 +259,15 @@ class IndexSnapshots:
         return index.event_count < GROWTH * events
 
     def _ensure_topic(self) -> None:
+        """Create the topic of the snapshots, unless there is one.
+
+        :raises LogError: what there is belongs to somebody else.
+        """
         if self._has_topic:
             return
         topic = self._topic
         try:
-            count = len(self._tools.readers.metadata.read(topic).partitions)
+            info = self._topics.describe_topic(topic)
         except NotFound:
             try:
                 info = self._topics.create_topic(
@@ -271,13 +275,26 @@ class IndexSnapshots:
                 )
             except TopicMismatch:  # somebody else was faster
                 info = self._topics.describe_topic(topic)
-            count = info.partitions
+        count = info.partitions
+        is_compacted = info.retention.compacted or not info.retention_known
+        if not is_compacted or not all(map(self._has_snapshots, range(count))):
+            raise LogError(
+                f"topic {topic!r} exists and holds no snapshots of an index: event topic "
+                f"{self.of.topic!r} cannot have any"
+            )
         if count < self.of.partitions:
             raise LogError(
                 f"topic {topic!r} has {count} partitions, and {self.of.topic!r} has "
                 f"{self.of.partitions}"
             )
         self._has_topic = True
+
+    def _has_snapshots(self, partition: int) -> bool:
+        """Whether the first record of a partition is one of a snapshot, if there is any."""
+        low, end = self._tools.readers.watermarks(self._topic, partition)
+        for _, _, _, name in self._read(partition, low, end):
+            return name is not None
+        return True
 
     def _take(self, partition: int) -> Producer:
         """Become the one writer of a partition's snapshots."""
