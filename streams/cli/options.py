@@ -103,7 +103,7 @@ def open_url(
     if index is not None:
         if not source.url.startswith("kafka"):
             raise UsageError("--index: only Kafka has to find out which events count; leave it out")
-        driver_config = {**driver_config, "event_index": index}
+        driver_config = {**driver_config, "event_index": index, "index_snapshots": 0}
     with closing(open_log(source.url, driver_config, mode=mode)) as log:
         try:
             yield log

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 from uuid import uuid4
 
@@ -383,10 +384,57 @@ def test_a_topic_of_somebody_else_is_left_alone(
     assert sum(ends) == written
 
 
+@pytest.mark.usefixtures("asked_again")
+def test_one_that_was_damaged_or_deleted_is_followed_by_one_that_is_not(
+    open_with: Open, topic: str, kafka: KafkaAddress
+) -> None:
+    log = open_with(1)
+    grow(log, topic, b"k", b"1")
+    wait_stored(log, topic, 1)
+    log.close()
+    raw = Producer({"bootstrap.servers": kafka.bootstrap})
+    headers: Any = [(SNAPSHOT, b"x")]
+    state = PartitionState(1, 0, b"x", 1, 1_000_000)
+    huge = end_record(SnapshotEnd(1, "", 1, 0, 1, 7, 1, state)).value
+    raw.produce(index_topic(topic), huge, b"end", 0, headers=headers)
+    assert raw.flush(PATIENCE) == 0
+    log = open_with(1)
+    log.event_totals(topic)
+    until(lambda: stored_events(log, topic) == 1, PATIENCE, "the snapshot")
+    log._topics.delete_topic(index_topic(topic))
+    head = grow(log, topic, b"k", b"2")
+    wait_stored(log, topic, 2)
+    log.close()
+    log = open_with(1)
+    assert log.event_totals(topic).events == 2
+    assert in_memory(log, topic) == [0]
+    assert history(log, topic, b"k").head == head
+
+
+def test_a_command_that_only_looks_reads_them_and_writes_none(
+    kafka: KafkaAddress, topic: str, open_with: Open
+) -> None:
+    with closing(open_log(f"{kafka.url}?index_snapshots=1", mode="ro")) as looking:
+        assert isinstance(looking, KafkaLog)
+        writer = open_with(0)
+        grow(writer, topic, b"k", b"1")
+        assert looking.event_totals(topic).events == 1
+        index = looking._events.indexes.get(topic)
+        assert not index._keepers
+        assert index_topic(topic) not in looking.topic_names()
+    log = open_with(1)
+    grow(log, topic, b"k", b"2")
+    wait_stored(log, topic, 2)
+    with closing(open_log(f"{kafka.url}?index_snapshots=1", mode="ro")) as looking:
+        assert isinstance(looking, KafkaLog)
+        assert looking.event_totals(topic).events == 2
+        assert in_memory(looking, topic) == [0]
+
+
 # -- settings
 
 
-@pytest.mark.parametrize("written", ["0", "-1", "many", "", "1e6", "9" * 100])
+@pytest.mark.parametrize("written", ["-1", "many", "", "1e6", "9" * 100])
 def test_a_number_that_makes_no_sense_is_refused(kafka: KafkaAddress, written: str) -> None:
     with pytest.raises(ConfigError, match="index_snapshots: a number of events"):
         open_log(f"{kafka.url}?index_snapshots={written}")

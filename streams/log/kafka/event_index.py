@@ -101,7 +101,7 @@ class TopicIndex:
         """They write what is kept."""
         if file is not None:
             self._start_keeper(self._keep, "file")
-        if snapshots is not None:
+        if snapshots is not None and snapshots.is_written:
             self._start_keeper(partial(self._keep_snapshots, snapshots), "snapshots")
 
     def _start_keeper(self, target: Callable[[], None], what: str) -> None:

@@ -231,9 +231,10 @@ def parse_end(value: bytes | None, at: int) -> SnapshotEnd | None:
         found.format == FORMAT
         and all(0 <= number < _MAX_COUNT for number in numbers)
         and 0 <= found.first <= at
-        and found.records <= at - found.first
+        and 1 <= found.records <= at - found.first
         and 1 <= found.buckets <= MAX_BUCKETS
-        and -1 <= state.last_offset < state.next_offset
+        and 0 <= state.last_offset < state.next_offset
+        and 1 <= state.key_count <= state.next_offset
         and all(
             len(offsets) < count and all(0 <= offset < state.next_offset for offset in offsets)
             for _, _, count, offsets, _ in state.pending

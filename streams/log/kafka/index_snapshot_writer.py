@@ -26,7 +26,7 @@ from streams.log.kafka.index_snapshot import (
     index_topic,
 )
 from streams.log.kafka.partition_index import PartitionIndex
-from streams.log.kafka.transactions import FENCED, PURGED, RAISED, WriterTools, abort
+from streams.log.kafka.transactions import FENCED, GONE, PURGED, RAISED, WriterTools, abort
 
 COMMIT_TIMEOUT = 30.0
 """Seconds in which the brokers confirm the last records, and the transaction."""
@@ -90,6 +90,12 @@ class SnapshotWriter:
         except RAISED as error:
             abort(self._producer, self._operation)
             raise self._translate(error) from error
+        except SystemError as error:
+            # The driver's, where it raises a fatal error and goes on to report a delivery (2.16).
+            fatal = abort(self._producer, self._operation)
+            if fatal is None:
+                raise
+            raise self._translate(fatal) from error
         except BaseException:
             abort(self._producer, self._operation)
             raise
@@ -102,6 +108,8 @@ class SnapshotWriter:
             error = self._failure
         if error is not None and error.code() in FENCED:
             return GivenUp("another process writes one")
+        if error is not None and error.code() in GONE:
+            return GivenUp("the topic was deleted")
         settings = self._tools.requests.settings
         return LogError(str(settings.translate(error or raised, self._operation)))
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 
 from confluent_kafka import Producer
 
-from streams.errors import LogError, NotFound, TopicMismatch
+from streams.errors import LogError, NotFound, StreamsError, TopicMismatch
 from streams.log.kafka.index_snapshot import (
     END_KEY,
     IndexSnapshot,
@@ -87,6 +87,8 @@ class IndexSnapshots:
         self._tools = tools
         self._topics = topics
         self._least = least
+        self.is_written = not tools.requests.settings.only_looks
+        """Whether this process writes snapshots; it reads them."""
         self._stored: dict[int, int] = {}
         """By partition: the events of the last snapshot that is known."""
         self._look_at: dict[int, float] = {}
@@ -113,12 +115,13 @@ class IndexSnapshots:
         except NotFound:
             return None
         except SnapshotUnusable as error:
+            self.distrust(partition)
             logger.warning(
                 "%s: its last snapshot is not used, and the index is built by reading the events: "
                 "%s", self._place(partition), error,
             )  # fmt: skip
             return None
-        except LogError as error:
+        except StreamsError as error:
             logger.warning(
                 "%s: no snapshot can be read, so the index is built by reading the events: %s",
                 self._place(partition), error,
@@ -231,11 +234,15 @@ class IndexSnapshots:
                 end = writer.write()
             finally:
                 drop_in_background(producer)
-        except GivenUp as error:
+        except (GivenUp, NotFound) as error:  # they were deleted: the next one makes the topic anew
             logger.debug("%s: no snapshot was written: %s", self._place(partition), error)
+            self._has_topic = False
             return
-        except LogError as error:
+        except StreamsError as error:
             logger.warning("%s: no snapshot was written: %s", self._place(partition), error)
+            return
+        except Exception:
+            logger.exception("%s: writing a snapshot failed", self._place(partition))
             return
         self._distrusted.discard(partition)
         self._stored[partition] = end.state.event_count
@@ -299,8 +306,10 @@ class IndexSnapshots:
     def _take(self, partition: int) -> Producer:
         """Become the one writer of a partition's snapshots."""
         topic = self._topic
-        config = self._tools.requests.settings.transaction_config(f"{topic}-{partition}")
-        milliseconds = int(TRANSACTION_TIMEOUT * 1000)
-        config["transaction.timeout.ms"] = config["message.timeout.ms"] = milliseconds
+        settings = self._tools.requests.settings
+        config = settings.transaction_config(f"{topic}-{partition}")
+        if "transaction.timeout.ms" not in settings.user_config:
+            milliseconds = int(TRANSACTION_TIMEOUT * 1000)
+            config["transaction.timeout.ms"] = config["message.timeout.ms"] = milliseconds
         operation = f"claiming the snapshots of {self._place(partition)}"
         return self._tools.make_producer(config, topic, operation)

@@ -191,6 +191,7 @@ class Settings:
         one start to the next (``?event_index=DIR``); empty: nowhere.
     :param index_snapshots: events of a partition from which on snapshots of its index are written
         to a topic (``?index_snapshots=N``), and read; 0: never.
+    :param only_looks: whoever opened the log writes nothing that was not asked for.
     """
 
     hosts: str
@@ -201,6 +202,7 @@ class Settings:
     member_name: str = ""
     event_index: str = ""
     index_snapshots: int = 0
+    only_looks: bool = False
 
     def __repr__(self) -> str:
         return f"<Kafka settings for {self.hosts}>"
@@ -487,6 +489,7 @@ def read_settings(request: OpenRequest) -> Settings:
         request.member,
         event_index,
         index_snapshots,
+        request.mode == "ro",
     )
     if event_index and index_snapshots:
         raise ConfigError(
@@ -509,10 +512,10 @@ def _replication_factor(value: Any) -> int:
 
 def _event_count(value: Any) -> int:
     found = parse_int(str(value).encode())
-    if found is None or found < 1:
+    if found is None:
         raise ConfigError(
-            "index_snapshots: a number of events in a partition, at least 1, from which on its "
-            "index is kept in a topic; 1000000 is a good one"
+            "index_snapshots: a number of events in a partition from which on its index is kept in "
+            "a topic, 1000000 for example; 0: never"
         )
     return found
 
