@@ -189,10 +189,10 @@ def test_several_processes_write_it_and_it_is_right(
 
 WRITER = """
 import sys
-from streams.log.kafka import event_index, index_snapshots
+from streams.log.kafka import index_keepers, index_snapshots
 from streams.log.url import open_log
 from tests.conformance.histories import grow
-index_snapshots.RETRY_INTERVAL = event_index.SNAPSHOT_INTERVAL = 0.001
+index_snapshots.RETRY_INTERVAL = index_keepers.SNAPSHOT_INTERVAL = 0.001
 index_snapshots.GROWTH = 1.0
 log = open_log(sys.argv[1])
 number = 0
@@ -420,7 +420,7 @@ def test_a_command_that_only_looks_reads_them_and_writes_none(
         grow(writer, topic, b"k", b"1")
         assert looking.event_totals(topic).events == 1
         index = looking._events.indexes.get(topic)
-        assert not index._keepers
+        assert index._keepers.count == 0
         assert index_topic(topic) not in looking.topic_names()
     log = open_with(1)
     grow(log, topic, b"k", b"2")

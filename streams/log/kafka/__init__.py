@@ -37,6 +37,7 @@ honest edges. Where another log has the same thing, its file has the same name.
 ``event_index``            one topic's: folded from the log, and followed
 ``partition_index``        its histories of one partition
 ``index_file``             the same in a file, so that a restart need not read all of it
+``index_keepers``          the threads that write that file, or snapshots of the index
 ``index_snapshot``         the same as records of a compacted topic, for who has no disk
 ``index_snapshots``        these records: which are read, and when they are written
 ``index_snapshot_writer``  writing them, in one transaction

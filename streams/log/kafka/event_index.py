@@ -15,13 +15,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 
 from streams.errors import LogError, OutcomeUnknown, Unavailable
 from streams.log.events import EventAppend
 from streams.log.kafka.batch import KafkaBatch
 from streams.log.kafka.index_consumer import HistoryGone, IndexConsumer, Patience
 from streams.log.kafka.index_file import IndexFile
+from streams.log.kafka.index_keepers import IndexKeepers
 from streams.log.kafka.index_snapshots import IndexSnapshots
 from streams.log.kafka.partition_index import (
     Decided,
@@ -45,15 +45,6 @@ REPORT_INTERVAL = 5.0
 VOID_AFTER = 3.0
 """Seconds after which an append whose rest does not come is declared void. Its writer has had the
 records in its queue all at once."""
-
-SAVE_INTERVAL = 1.0
-"""Seconds between two writings of the file."""
-
-SAVE_SHARE = 20
-"""The file is written for at most this part of the time."""
-
-SNAPSHOT_INTERVAL = 0.5
-"""Seconds after which it is seen again whether a snapshot is to be written."""
 
 WriteVoid = Callable[[int, bytes, str], None]
 """Has a record written that declares an append void: its partition, key and ID."""
@@ -97,18 +88,11 @@ class TopicIndex:
         """Foreign records."""
         self._pending_since: dict[tuple[int, bytes, str], float] = {}
         """Since when appends are known that are not whole."""
-        self._keepers: list[threading.Thread] = []
-        """They write what is kept."""
+        self._keepers = IndexKeepers(self)
         if file is not None:
-            self._start_keeper(self._keep, "file")
+            self._keepers.keep_file(file)
         if snapshots is not None and snapshots.is_written:
-            self._start_keeper(partial(self._keep_snapshots, snapshots), "snapshots")
-
-    def _start_keeper(self, target: Callable[[], None], what: str) -> None:
-        name = f"streams-{self.topic}-index-{what}"
-        keeper = threading.Thread(target=target, name=name, daemon=True)
-        self._keepers.append(keeper)
-        keeper.start()
+            self._keepers.keep_snapshots(snapshots)
 
     # -- following partitions
 
@@ -254,13 +238,15 @@ class TopicIndex:
 
     def close(self) -> None:
         """Stop following; what is known goes to the file."""
+        self._end(write=True)
+
+    def _end(self, *, write: bool) -> None:
         with self._changed:
             self._closed.set()
             self._changed.notify_all()
         self._consumer.close()
         self._tell_nobody_knows(OutcomeUnknown(f"{self.topic}: this log is closed"))
-        for keeper in self._keepers:
-            keeper.join(60.0)
+        self._keepers.close(write=write)
         if self._file is not None:
             self._file.close()
 
@@ -271,7 +257,7 @@ class TopicIndex:
             for partition, index in self.partitions.items():
                 if index.stored is not None:
                     self._snapshots.distrust(partition)
-        self.close()
+        self._end(write=False)
         if file is not None:
             file.discard()
 
@@ -407,62 +393,6 @@ class TopicIndex:
                 index.fail(error)
                 decided += index.take_decided()
         _tell(decided)
-
-    # -- the file
-
-    def _keep(self) -> None:
-        """Write what changes to the file, again and again."""
-        is_failing = False
-        next_at = time.monotonic() + SAVE_INTERVAL
-        while True:
-            is_last = self._closed.wait(SAVE_INTERVAL / 4)
-            began = time.monotonic()
-            with self.lock:
-                if self.error is not None or self._file is None:
-                    return
-                chosen = [
-                    each for each in self.partitions.values() if is_last or each.is_worth_saving
-                ]
-            if not is_last and (not chosen or began < next_at):
-                continue
-            try:
-                for index in chosen:
-                    self._save(self._file, index)
-                is_failing = False
-            except LogError as error:
-                if not is_failing:
-                    logger.error("%s: the index is not written at present: %s", self.topic, error)
-                is_failing = True
-            if is_last:
-                return
-            took = time.monotonic() - began
-            next_at = began + took + max(SAVE_INTERVAL, took * SAVE_SHARE)
-
-    def _save(self, file: IndexFile, index: PartitionIndex) -> None:
-        with self.lock:
-            changes = index.take_changes()
-        try:
-            file.write(index.partition, changes)
-        except BaseException:
-            with self.lock:
-                index.changes_lost(changes)
-            raise
-        with self.lock:
-            index.changes_written(changes)
-
-    # -- snapshots
-
-    def _keep_snapshots(self, snapshots: IndexSnapshots) -> None:
-        """Write a snapshot of each partition that is due, again and again."""
-
-        def is_over() -> bool:
-            return self._closed.is_set() or self.error is not None
-
-        while not self._closed.wait(SNAPSHOT_INTERVAL) and not is_over():
-            with self.lock:
-                due = [each for each in self.partitions.values() if snapshots.is_due(each)]
-            for index in due:
-                snapshots.write(index, self.lock, is_over)
 
 
 def _tell(decided: Sequence[Decided]) -> None:

@@ -135,7 +135,10 @@ class StoredPartition(Protocol):
 
 
 class PartitionIndex:
-    """The histories of one partition."""
+    """The histories of one partition.
+
+    One class, because folding a record, who waits for it and what is kept of it are one step.
+    """
 
     def __init__(self, partition: int, file: StoredPartition | None = None) -> None:
         self.partition = partition

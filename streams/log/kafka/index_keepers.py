@@ -1,0 +1,135 @@
+"""What keeps an event topic's index for the next process: threads that write what has changed to
+its file, or snapshots of it to a topic."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from streams.errors import LogError
+from streams.log.kafka.index_file import IndexFile
+from streams.log.kafka.index_snapshots import IndexSnapshots
+from streams.log.kafka.partition_index import PartitionIndex
+from streams.text import get_logger
+
+logger = get_logger("streams.kafka")
+
+SAVE_INTERVAL = 1.0
+"""Seconds between two writings of the file."""
+
+SAVE_SHARE = 20
+"""The file is written for at most this part of the time."""
+
+SNAPSHOT_INTERVAL = 0.5
+"""Seconds after which it is seen again whether a snapshot is to be written."""
+
+
+class KeptIndex(Protocol):
+    """The index that is kept."""
+
+    topic: str
+    lock: threading.Lock
+    """Guards the partitions."""
+    partitions: dict[int, PartitionIndex]
+    error: LogError | None
+    """Why nothing is folded any more."""
+
+
+class IndexKeepers:
+    """The threads that keep one index, until they are closed."""
+
+    def __init__(self, index: KeptIndex) -> None:
+        self._index = index
+        self._closed = threading.Event()
+        self._writes_last = True
+        """Once they are closed."""
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._threads)
+
+    def keep_file(self, file: IndexFile) -> None:
+        """Write what changes to a file, again and again."""
+        self._start(partial(self._keep_file, file), "file")
+
+    def keep_snapshots(self, snapshots: IndexSnapshots) -> None:
+        """Write a snapshot of each partition that is due, again and again."""
+        self._start(partial(self._keep_snapshots, snapshots), "snapshots")
+
+    def close(self, *, write: bool = True) -> None:
+        """End them.
+
+        :param write: what is known goes to the file.
+        """
+        self._writes_last = write
+        self._closed.set()
+        for thread in self._threads:
+            thread.join(60.0)
+
+    def _start(self, target: Callable[[], None], what: str) -> None:
+        name = f"streams-{self._index.topic}-index-{what}"
+        thread = threading.Thread(target=target, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    # -- the file
+
+    def _keep_file(self, file: IndexFile) -> None:
+        kept = self._index
+        is_failing = False
+        next_at = time.monotonic() + SAVE_INTERVAL
+        while True:
+            is_last = self._closed.wait(SAVE_INTERVAL / 4)
+            began = time.monotonic()
+            with kept.lock:
+                if kept.error is not None or (is_last and not self._writes_last):
+                    return
+                chosen = [
+                    each for each in kept.partitions.values() if is_last or each.is_worth_saving
+                ]
+            if not is_last and (not chosen or began < next_at):
+                continue
+            try:
+                for index in chosen:
+                    self._save(file, index)
+                is_failing = False
+            except LogError as error:
+                if not is_failing:
+                    logger.error("%s: the index is not written at present: %s", kept.topic, error)
+                is_failing = True
+            if is_last:
+                return
+            took = time.monotonic() - began
+            next_at = began + took + max(SAVE_INTERVAL, took * SAVE_SHARE)
+
+    def _save(self, file: IndexFile, index: PartitionIndex) -> None:
+        lock = self._index.lock
+        with lock:
+            changes = index.take_changes()
+        try:
+            file.write(index.partition, changes)
+        except BaseException:
+            with lock:
+                index.changes_lost(changes)
+            raise
+        with lock:
+            index.changes_written(changes)
+
+    # -- snapshots
+
+    def _keep_snapshots(self, snapshots: IndexSnapshots) -> None:
+        kept = self._index
+
+        def is_over() -> bool:
+            return self._closed.is_set() or kept.error is not None
+
+        while not self._closed.wait(SNAPSHOT_INTERVAL) and not is_over():
+            with kept.lock:
+                due = [each for each in kept.partitions.values() if snapshots.is_due(each)]
+            for index in due:
+                snapshots.write(index, kept.lock, is_over)
