@@ -8,18 +8,23 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 
 from streams import Flow, MessageQueue, Retention, Retry, Streams
-from streams.errors import ConfigError, Fatal
+from streams.errors import ConfigError, Fatal, Unavailable
 from streams.log.kafka import offsets
 from streams.log.kafka import settings as module
+from streams.log.kafka.index_snapshot import index_topic
+from streams.log.kafka.log import KafkaLog
 from streams.log.kafka.settings import CALLBACKS, FIXED, MANAGED, RUNS_CODE, Settings
 from streams.log.protocol import Committed
 from streams.log.url import open_log
+from tests.conformance.histories import grow, history
 from tests.docs.blocks import ROOT, Block, blocks, commands
 from tests.servers.java import Missing
 from tests.servers.kafka import Kafka
@@ -201,6 +206,37 @@ def test_without_the_rights_that_are_named_there_is_an_error_that_names_them(
     with pytest.raises(Fatal, match="needs an ACL for the group"):
         log.initialize_offsets("others", "orders", {0: 0})
     log.close()
+
+
+def has_snapshot(log: KafkaLog, topic: str) -> bool:
+    kept = index_topic(topic)
+    return kept in log.topic_names() and log.watermarks(kept, 0)[1] > 0
+
+
+def test_these_rights_are_enough_for_who_decides(walked: tuple[Kafka, str]) -> None:
+    """Those that the page names for event topics and for snapshots of their index."""
+    broker, url = walked
+    topic = "ledger.events"
+    user = ("--add", "--allow-principal", "User:shop", "--resource-pattern-type", "prefixed")
+    rights = ("Read", "Write", "Describe", "DescribeConfigs", "Create")
+    operations = [word for each in rights for word in ("--operation", each)]
+    acls = TOOLS["kafka-acls.sh"]
+    broker.tool(acls, *user, "--topic", topic, *operations)
+    write = ("--operation", "Write", "--operation", "Describe")
+    broker.tool(acls, *user, "--transactional-id", f"{topic}.index-", *write)
+    for _ in range(2):
+        log = open_log(f"{url}&index_snapshots=1")
+        assert isinstance(log, KafkaLog)
+        log.create_event_topic(topic, 1)
+        head = grow(log, topic, b"k", b"1", b"2")
+        until(partial(has_snapshot, log, topic), 60, "the snapshot")
+        assert history(log, topic, b"k").head == head
+        # The driver asks for the coordinator of a group that nobody joins, and is refused.
+        end = log.watermarks(topic, 0)[1]
+        with closing(log.reader(topic, 0, end, end + 1)) as reader, pytest.raises(Unavailable):
+            reader.read(1, 3.0)
+        assert log._events.indexes.get(topic).error is None
+        log.close()
 
 
 def test_what_a_wrong_url_says_is_what_the_page_explains(

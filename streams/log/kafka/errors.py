@@ -102,6 +102,10 @@ _FENCED_TEXT = KafkaError(_FENCED_CODE).str()
 ERROR_CLASSES: Mapping[int, ErrorClass] = _classes_by_code(_ERROR_NAMES)
 """What a code means where nothing was written."""
 
+GROUP_REFUSED: int = KafkaError.GROUP_AUTHORIZATION_FAILED
+"""The driver (2.16) looks for the coordinator even of a consumer that joins no group, and says what
+becomes of that. Whoever only reads needs no right to a group."""
+
 OUT_OF_RANGE = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
 """Errors where the log no longer has an offset."""
 

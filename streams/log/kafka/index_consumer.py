@@ -29,7 +29,7 @@ from confluent_kafka import TopicPartition as KTopicPartition
 from streams.errors import LogError, NotFound, Unavailable
 from streams.log.kafka.batch import KafkaBatch, remove_errors, split_by_partition
 from streams.log.kafka.client import close_in_background
-from streams.log.kafka.errors import OUT_OF_RANGE
+from streams.log.kafka.errors import GROUP_REFUSED, OUT_OF_RANGE
 from streams.log.kafka.partition_probe import PartitionProbe
 from streams.log.kafka.reader import ReaderPool
 from streams.text import get_logger
@@ -251,6 +251,8 @@ class IndexConsumer:
         if error.code() == KafkaError._PARTITION_EOF:
             self._index.reach(partition, failed.offset())
             self._has_moved(partition)
+            return
+        if error.code() == GROUP_REFUSED:
             return
         translated = self._readers.translate(error, f"reading {self._topic}")
         if error.code() in {*OUT_OF_RANGE, LOG_TRUNCATION}:

@@ -26,7 +26,7 @@ from streams.log.kafka.client import (
     SharedClient,
     close_in_background,
 )
-from streams.log.kafka.errors import OUT_OF_RANGE
+from streams.log.kafka.errors import GROUP_REFUSED, OUT_OF_RANGE
 from streams.log.kafka.settings import MEGABYTE
 from streams.log.kafka.topics import Metadata
 from streams.log.protocol import READ_TIMEOUT, Reader, TopicPartition
@@ -393,6 +393,8 @@ class KafkaReader(Reader):
             return
         if error.code() in OUT_OF_RANGE:
             self._skip_deleted(failed.offset())
+            return
+        if error.code() == GROUP_REFUSED:
             return
         translated = self._readers.translate(error, self._operation)
         if isinstance(translated, Unavailable):
