@@ -411,6 +411,7 @@ def test_one_that_was_damaged_or_deleted_is_followed_by_one_that_is_not(
     assert history(log, topic, b"k").head == head
 
 
+@pytest.mark.usefixtures("asked_again")
 def test_a_command_that_only_looks_reads_them_and_writes_none(
     kafka: KafkaAddress, topic: str, open_with: Open
 ) -> None:
