@@ -4,39 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shlex
-import shutil
-import subprocess
-from collections.abc import Iterator
-from contextlib import closing
-from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 
 from streams import Flow, MessageQueue, Retention, Retry, Streams
-from streams.errors import ConfigError, Fatal, Unavailable
+from streams.errors import ConfigError, Fatal
 from streams.log.kafka import offsets
 from streams.log.kafka import settings as module
-from streams.log.kafka.index_snapshot import index_topic
-from streams.log.kafka.log import KafkaLog
 from streams.log.kafka.settings import CALLBACKS, FIXED, MANAGED, RUNS_CODE, Settings
 from streams.log.protocol import Committed
 from streams.log.url import open_log
-from tests.conformance.histories import grow, history
-from tests.docs.blocks import ROOT, Block, blocks, commands
-from tests.servers.java import Missing
-from tests.servers.kafka import Kafka
-from tests.servers.lifetime import Lifetime, until
+from tests.log.secured import SECURED, TEXT, TOOLS, SecuredKafka, secured
+from tests.servers.lifetime import until
 
-# One broker for all of them: one of pytest's workers runs them.
-pytestmark = pytest.mark.xdist_group("kafka-docs")
+__all__ = ["secured"]
 
-PAGE = ROOT / "docs" / "kafka.md"
-TEXT = PAGE.read_text(encoding="utf-8")
-BLOCKS = blocks(PAGE)
-TOOLS = {"kafka-configs.sh": "configs", "kafka-acls.sh": "org.apache.kafka.tools.AclCommand"}
+pytestmark = SECURED
 
 
 def section(title: str) -> str:
@@ -85,42 +70,10 @@ def test_what_may_not_be_set_is_listed_and_refused() -> None:
 # -- the walk through TLS, a login and rights ------------------------------------------------------
 
 
-def block_with(text: str) -> Block:
-    (found,) = [each for each in BLOCKS if text in each.text and each.language != "python"]
-    return found
-
-
-@pytest.fixture(scope="module")
-def walked(
-    lifetime: Lifetime, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Kafka, str]]:
-    """A broker that was set up by the page's blocks, and the URL it ends with."""
-    if shutil.which("openssl") is None:
-        raise Missing("openssl was not found (apt-get install openssl)")
-    folder = tmp_path_factory.mktemp("walk")
-    for line in block_with("openssl req").text.splitlines():
-        subprocess.run(["sh", "-c", line], cwd=folder, check=True, capture_output=True, timeout=60)
-    said = block_with("ssl.keystore.type").text.replace("/etc/kafka", str(folder))
-    config = dict(line.split("=", 1) for line in said.splitlines())
-    with Kafka(lifetime, secure=True, config=config) as broker:
-        for line in commands(block_with("kafka-acls.sh")):
-            program, *words = shlex.split(line)
-            at = words.index("--bootstrap-server")
-            assert words[at + 1] == "localhost:9092"
-            broker.tool(TOOLS[program], *words[:at], *words[at + 2 :])
-        url = re.search(r"STREAMS_URL='(.*)'", TEXT)
-        assert url
-        secure = broker.secure_client()["bootstrap.servers"].replace("127.0.0.1", "localhost")
-        there = url[1].replace("localhost:9093", secure).replace("=ca.pem", f"={folder}/ca.pem")
-        yield broker, there
-
-
 @pytest.mark.parametrize("protocol", ["classic", "consumer"])
-async def test_these_rights_are_enough_for_a_service(
-    walked: tuple[Kafka, str], protocol: str
-) -> None:
+async def test_these_rights_are_enough_for_a_service(secured: SecuredKafka, protocol: str) -> None:
     """Publishing, handling, a dead letter, reading, and moving a group that is stopped."""
-    _, url = walked
+    url = secured.url
     settings = {"group.protocol": protocol}
     app = Streams(f"{url}&{urlencode(settings)}")
     orders = app.topic("orders", dict[str, Any], key="customer", partitions=4)
@@ -167,9 +120,9 @@ async def test_these_rights_are_enough_for_a_service(
 
 
 async def test_a_queue_that_may_not_be_created_says_what_an_administrator_would_run(
-    walked: tuple[Kafka, str],
+    secured: SecuredKafka,
 ) -> None:
-    broker, url = walked
+    broker, url = secured
     acl = "--add --allow-principal User:shop --topic mails --operation Describe"
     await asyncio.to_thread(broker.tool, TOOLS["kafka-acls.sh"], *acl.split())
     app = Streams(f"{url}&replication.factor=1")
@@ -194,11 +147,11 @@ async def test_a_queue_that_may_not_be_created_says_what_an_administrator_would_
 
 
 def test_without_the_rights_that_are_named_there_is_an_error_that_names_them(
-    walked: tuple[Kafka, str], monkeypatch: pytest.MonkeyPatch
+    secured: SecuredKafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The driver waits so long for a coordinator that it is not told of.
     monkeypatch.setattr(offsets, "REQUEST_TIMEOUT", 6.0)
-    broker, url = walked
+    broker, url = secured
     plain = open_log(broker.url)
     plain.create_topic("orders", 4)  # there already, if the service was run before
     plain.close()
@@ -208,41 +161,10 @@ def test_without_the_rights_that_are_named_there_is_an_error_that_names_them(
     log.close()
 
 
-def has_snapshot(log: KafkaLog, topic: str) -> bool:
-    kept = index_topic(topic)
-    return kept in log.topic_names() and log.watermarks(kept, 0)[1] > 0
-
-
-def test_these_rights_are_enough_for_who_decides(walked: tuple[Kafka, str]) -> None:
-    """Those that the page names for event topics and for snapshots of their index."""
-    broker, url = walked
-    topic = "ledger.events"
-    user = ("--add", "--allow-principal", "User:shop", "--resource-pattern-type", "prefixed")
-    rights = ("Read", "Write", "Describe", "DescribeConfigs", "Create")
-    operations = [word for each in rights for word in ("--operation", each)]
-    acls = TOOLS["kafka-acls.sh"]
-    broker.tool(acls, *user, "--topic", topic, *operations)
-    write = ("--operation", "Write", "--operation", "Describe")
-    broker.tool(acls, *user, "--transactional-id", f"{topic}.index-", *write)
-    for _ in range(2):
-        log = open_log(f"{url}&index_snapshots=1")
-        assert isinstance(log, KafkaLog)
-        log.create_event_topic(topic, 1)
-        head = grow(log, topic, b"k", b"1", b"2")
-        until(partial(has_snapshot, log, topic), 60, "the snapshot")
-        assert history(log, topic, b"k").head == head
-        # The driver asks for the coordinator of a group that nobody joins, and is refused.
-        end = log.watermarks(topic, 0)[1]
-        with closing(log.reader(topic, 0, end, end + 1)) as reader, pytest.raises(Unavailable):
-            reader.read(1, 3.0)
-        assert log._events.indexes.get(topic).error is None
-        log.close()
-
-
 def test_what_a_wrong_url_says_is_what_the_page_explains(
-    walked: tuple[Kafka, str],
+    secured: SecuredKafka,
 ) -> None:
-    broker, url = walked
+    broker, url = secured
     explained = re.findall(
         r"^\| `([^`]+)` \|", section("TLS, logins and rights, step by step"), re.MULTILINE
     )
