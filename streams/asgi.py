@@ -89,14 +89,16 @@ class HealthEndpoint:
     It may be a route or be mounted, in any framework, or be served alone::
 
         api = FastAPI(lifespan=lifespan, routes=[Route("/healthz", HealthEndpoint(events))])
-        api.mount("/health", HealthEndpoint(events))  # /health/livez and /health/readyz
+        api.mount("/health", HealthEndpoint(events))  # /health/livez and /health/readyz: the probes
 
     The last part of the path says what is asked:
 
     * ``livez``: no processor died, so a restart would not help;
     * ``readyz``: messages are handled: the app is entered and not stopping, its processors run, and
       the log answers;
-    * anything else: :attr:`streams.Health.ok`, which is both, and no handler is overdue.
+    * anything else, and a route: :attr:`streams.Health.ok`, which is both, and that nothing needs a
+      person: a document that has stopped, a handler that is overdue. It is no probe: no restart
+      mends that.
 
     The answer is JSON that says for each processor how it is, and of an error its type alone: its
     text, which may hold what should not leave the process, is in the log and ``app.health()``.
