@@ -22,7 +22,7 @@ from benchmarks.aggregates import DEPOSIT, PARTITIONS, account_id, open_accounts
 from benchmarks.machine import MemorySampler
 from benchmarks.ours import TIME_LIMIT, Answer, Stalled, run
 from streams import Streams
-from streams.log.kafka.index_snapshot import index_topic
+from streams.log.kafka.index_records import index_topic_name
 from streams.log.names import partition_for
 
 SAMPLE = 0.05
@@ -115,7 +115,7 @@ def snapshot_index(url: str, name: str, accounts: int, events: int) -> Answer:
     bank = open_accounts(app, name, cached=False)
 
     def is_written() -> bool:
-        topic = index_topic(bank.events.name)
+        topic = index_topic_name(bank.events.name)
         return topic in app.log.topic_names() and all(
             app.log.watermarks(topic, each)[1] for each in range(PARTITIONS)
         )

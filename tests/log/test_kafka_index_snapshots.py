@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
@@ -15,19 +16,21 @@ from uuid import uuid4
 import pytest
 from confluent_kafka import Producer
 
-from streams.errors import ConfigError, NotFound
+from streams.errors import ConfigError, NotFound, Unavailable
 from streams.log.events import NO_HISTORY, Caused, History, HistoryRequest
-from streams.log.kafka import index_snapshots
-from streams.log.kafka.index_snapshot import (
+from streams.log.kafka import index_records, index_topic
+from streams.log.kafka.event_index import TopicIndex
+from streams.log.kafka.index_records import (
     SNAPSHOT,
     SnapshotEnd,
     SnapshotRecord,
     checksum,
     end_record,
-    index_topic,
+    index_topic_name,
 )
+from streams.log.kafka.index_topic import IndexTopic
 from streams.log.kafka.log import KafkaLog
-from streams.log.kafka.partition_index import PartitionState
+from streams.log.kafka.partition_index import PartitionIndex, PartitionState
 from streams.log.protocol import Retention
 from streams.log.url import open_log
 from tests.conformance.histories import append, append_all, grow, history, values
@@ -68,8 +71,10 @@ def topic(kafka: KafkaAddress) -> str:
 
 @pytest.fixture
 def asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever wrote no snapshot, or has written one, sees at once whether one is wanted."""
-    monkeypatch.setattr(index_snapshots, "RETRY_INTERVAL", 0.0)
+    """Whoever wrote no snapshot, or has written one, sees at once whether one is wanted: as soon
+    as there is one more record."""
+    monkeypatch.setattr(index_topic, "RETRY_INTERVAL", 0.0)
+    monkeypatch.setattr(index_topic, "GROWTH", 1.0 + 1e-9)
 
 
 def stored_events(log: KafkaLog, topic: str) -> int:
@@ -79,7 +84,7 @@ def stored_events(log: KafkaLog, topic: str) -> int:
         found = snapshots._find_end(0)
     except NotFound:
         return 0
-    return 0 if found is None else int(found[2].state.event_count)
+    return 0 if found is None else int(found.end.state.event_count)
 
 
 def wait_stored(log: KafkaLog, topic: str, events: int) -> None:
@@ -101,7 +106,7 @@ def test_a_new_process_goes_on_where_the_snapshot_ends(open_with: Open, topic: s
     log = open_with(62)
     heads = {b"key %d" % n: grow(log, topic, b"key %d" % n, b"1", b"2") for n in range(29)}
     refused, _ = append(log, topic, b"r", NO_HISTORY, b"no", cause="c", is_refusal=True)
-    closed, _ = append(log, topic, b"f", NO_HISTORY, b"end", is_final=True)
+    closed, _ = append(log, topic, b"f", NO_HISTORY, b"1/end", is_final=True)
     assert stored_events(log, topic) == 0
     append(log, topic, b"c", NO_HISTORY, b"1", b"2", b"3", cause="why")
     uncounted = log._events.uncounted_offsets(topic, 0, 0, 63)
@@ -162,7 +167,7 @@ def test_there_is_none_below_the_size(open_with: Open, topic: str) -> None:
     log = open_with(1_000)
     grow(log, topic, b"k", b"1")
     log.event_totals(topic)
-    assert index_topic(topic) not in log.topic_names()
+    assert index_topic_name(topic) not in log.topic_names()
 
 
 @pytest.mark.usefixtures("asked_again")
@@ -189,11 +194,11 @@ def test_several_processes_write_it_and_it_is_right(
 
 WRITER = """
 import sys
-from streams.log.kafka import index_keepers, index_snapshots
+from streams.log.kafka import index_keepers, index_topic
 from streams.log.url import open_log
 from tests.conformance.histories import grow
-index_snapshots.RETRY_INTERVAL = index_keepers.SNAPSHOT_INTERVAL = 0.001
-index_snapshots.GROWTH = 1.0
+index_topic.RETRY_INTERVAL = index_keepers.SNAPSHOT_INTERVAL = 0.001
+index_topic.GROWTH = 1.0
 log = open_log(sys.argv[1])
 number = 0
 while True:
@@ -300,16 +305,16 @@ def forged(partitions: int = 1, topic_id: str = "", **state: Any) -> SnapshotEnd
 
 
 STRANGE: list[tuple[bytes | None, bytes | None]] = [
-    (b"end", b"\xc1"),
-    (b"end", b""),
-    (b"end", None),
+    (b"1/end", b"\xc1"),
+    (b"1/end", b""),
+    (b"1/end", None),
     (None, None),
-    (b"keys/0/0", b"x" * 2_000),
+    (b"1/keys/0/0", b"x" * 2_000),
     (b"\xff" * 300, b"\xff"),
-    (b"end", end_record(forged(partitions=7)).value),
-    (b"end", end_record(forged(next_offset=5, last_offset=4, last_id=b"no")).value),
-    (b"end", end_record(forged(next_offset=1 << 50)).value),
-    (b"end", end_record(forged(next_offset=3, last_offset=9)).value),
+    (b"1/end", end_record(forged(partitions=7)).value),
+    (b"1/end", end_record(forged(next_offset=5, last_offset=4, last_id=b"no")).value),
+    (b"1/end", end_record(forged(next_offset=1 << 50)).value),
+    (b"1/end", end_record(forged(next_offset=3, last_offset=9)).value),
 ]
 
 
@@ -322,20 +327,20 @@ def test_what_else_stands_there_changes_no_answer(
     if is_behind:
         wait_stored(log, topic, 3)
     else:
-        config = index_snapshots.TOPIC_CONFIG
-        log._topics.create_topic(index_topic(topic), 1, Retention(compacted=True), config)
+        config = index_topic.TOPIC_CONFIG
+        log._topics.create_topic(index_topic_name(topic), 1, Retention(compacted=True), config)
     log.close()
     raw = Producer({"bootstrap.servers": kafka.bootstrap})
     for key, value in STRANGE:
         headers: Any = [(SNAPSHOT, b"x")]
-        raw.produce(index_topic(topic), value, key, 0, headers=headers)
+        raw.produce(index_topic_name(topic), value, key, 0, headers=headers)
         assert raw.flush(PATIENCE) == 0
         log = open_with(1_000)
         assert history(log, topic, b"k").head == head
         log.close()
 
 
-@pytest.mark.parametrize("kind", [b"keys/0/0", b"changed/0", b"causes/0", b"losers/0"])
+@pytest.mark.parametrize("kind", [b"1/keys/0/0", b"1/changed/0", b"1/causes/0", b"1/losers/0"])
 def test_one_that_cannot_be_decoded_is_given_up(
     open_with: Open, topic: str, kafka: KafkaAddress, kind: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -346,14 +351,14 @@ def test_one_that_cannot_be_decoded_is_given_up(
     last_id = log._events.indexes.get(topic).partitions[0].keys[b"k"].last_id
     log.close()
     log = open_with(1_000)
-    config = index_snapshots.TOPIC_CONFIG
-    log._topics.create_topic(index_topic(topic), 1, Retention(compacted=True), config)
+    config = index_topic.TOPIC_CONFIG
+    log._topics.create_topic(index_topic_name(topic), 1, Retention(compacted=True), config)
     record = SnapshotRecord(kind, b"\x91\xc1")
     state = PartitionState(2, 1, last_id, 1, 2)
     end = SnapshotEnd(1, "", 1, 0, 1, checksum(record, 0), 1, state)
     raw = Producer({"bootstrap.servers": kafka.bootstrap})
     for each in (record, end_record(end)):
-        raw.produce(index_topic(topic), each.value, each.key, 0, headers=[(SNAPSHOT, b"x")])
+        raw.produce(index_topic_name(topic), each.value, each.key, 0, headers=[(SNAPSHOT, b"x")])
         assert raw.flush(PATIENCE) == 0
     found = history(log, topic, b"k")
     assert (found.head, values(found)) == (head, [b"1", b"2"])
@@ -370,17 +375,17 @@ def test_a_topic_of_somebody_else_is_left_alone(
     topic = log.create_event_topic(f"{uuid4().hex[:12]}.events", 2).name
     retention = Retention() if what == "another topic" else Retention(compacted=True)
     partitions = 1 if what == "too few partitions" else 2
-    log._topics.create_topic(index_topic(topic), partitions, retention, {})
+    log._topics.create_topic(index_topic_name(topic), partitions, retention, {})
     written = 0
     if what == "a compacted one":
         raw = Producer({"bootstrap.servers": kafka.bootstrap})
-        raw.produce(index_topic(topic), b"mine", b"k", 0)
+        raw.produce(index_topic_name(topic), b"mine", b"k", 0)
         assert raw.flush(PATIENCE) == 0
         written = 1
     head = grow(log, topic, b"k", b"1")
     until(lambda: "no snapshot was written" in caplog.text, PATIENCE, "the warning")
     assert history(log, topic, b"k").head == head
-    ends = [log._readers.end(index_topic(topic), each) for each in range(partitions)]
+    ends = [log._readers.end(index_topic_name(topic), each) for each in range(partitions)]
     assert sum(ends) == written
 
 
@@ -394,14 +399,14 @@ def test_one_that_was_damaged_or_deleted_is_followed_by_one_that_is_not(
     log.close()
     raw = Producer({"bootstrap.servers": kafka.bootstrap})
     headers: Any = [(SNAPSHOT, b"x")]
-    state = PartitionState(1, 0, b"x", 1, 1_000_000)
-    huge = end_record(SnapshotEnd(1, "", 1, 0, 1, 7, 1, state)).value
-    raw.produce(index_topic(topic), huge, b"end", 0, headers=headers)
+    state = PartitionState(1, 0, b"x", 1, 1)
+    wrong = end_record(SnapshotEnd(1, "", 1, 0, 1, 7, 1, state)).value
+    raw.produce(index_topic_name(topic), wrong, b"1/end", 0, headers=headers)
     assert raw.flush(PATIENCE) == 0
     log = open_with(1)
     log.event_totals(topic)
     until(lambda: stored_events(log, topic) == 1, PATIENCE, "the snapshot")
-    log._topics.delete_topic(index_topic(topic))
+    log._topics.delete_topic(index_topic_name(topic))
     head = grow(log, topic, b"k", b"2")
     wait_stored(log, topic, 2)
     log.close()
@@ -422,7 +427,7 @@ def test_a_command_that_only_looks_reads_them_and_writes_none(
         assert looking.event_totals(topic).events == 1
         index = looking._events.indexes.get(topic)
         assert index._keepers.count == 0
-        assert index_topic(topic) not in looking.topic_names()
+        assert index_topic_name(topic) not in looking.topic_names()
     log = open_with(1)
     grow(log, topic, b"k", b"2")
     wait_stored(log, topic, 2)
@@ -430,6 +435,136 @@ def test_a_command_that_only_looks_reads_them_and_writes_none(
         assert isinstance(looking, KafkaLog)
         assert looking.event_totals(topic).events == 2
         assert in_memory(looking, topic) == [0]
+
+
+@pytest.mark.parametrize("is_compacted", [False, True], ids=["plain", "compacted"])
+def test_deleting_an_event_topic_deletes_nothing_of_others(
+    open_with: Open, topic: str, kafka: KafkaAddress, is_compacted: bool
+) -> None:
+    """A topic of that name may be anybody's, also where nobody asked for snapshots."""
+    log, name = open_with(0), index_topic_name(topic)
+    log.create_topic(name, 1, Retention(compacted=is_compacted))
+    raw = Producer({"bootstrap.servers": kafka.bootstrap})
+    raw.produce(name, b"mine", b"k", 0)
+    assert raw.flush(PATIENCE) == 0
+    log.delete_topic(topic)
+    assert [each for each in log.topic_names() if each.startswith(topic)] == [name]
+
+
+@pytest.mark.usefixtures("asked_again")
+def test_whoever_finds_one_being_written_lets_its_writer_end(
+    open_with: Open, topic: str, kafka: KafkaAddress
+) -> None:
+    log = open_with(1)
+    grow(log, topic, b"k", b"1")
+    wait_stored(log, topic, 1)
+    other = Producer({"bootstrap.servers": kafka.bootstrap, "transactional.id": uuid4().hex})
+    other.init_transactions(PATIENCE)
+    other.begin_transaction()
+    other.produce(index_topic_name(topic), b"", b"1/keys/0/0", 0)
+    assert other.flush(PATIENCE) == 0
+    grow(log, topic, b"k", b"2")
+    snapshots: Any = log._events.indexes._snapshots_of(topic)
+    until(lambda: bool(snapshots._open), PATIENCE, "it is seen")
+    _, committed = log._readers.watermarks(index_topic_name(topic), 0)
+    assert snapshots._is_being_written(0)
+    assert log._readers.watermarks(index_topic_name(topic), 0)[1] == committed
+    other.abort_transaction(PATIENCE)
+    wait_stored(log, topic, 2)
+
+
+def test_a_driver_that_takes_few_records_at_once(
+    topic: str, kafka: KafkaAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_records, "KEYS_IN_BUCKET", 1)
+    url = f"{kafka.url}?index_snapshots=60&queue.buffering.max.messages=5"
+    with closing(open_log(url)) as log:
+        assert isinstance(log, KafkaLog)
+        for number in range(60):
+            grow(log, topic, b"key %d" % number, b"x")
+        wait_stored(log, topic, 60)
+        end = log._readers.watermarks(index_topic_name(topic), 0)[1]
+        assert end > 40
+
+
+def test_reading_one_holds_up_nobody_who_may_not_wait(
+    open_with: Open, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a group's member, which has to poll."""
+    log = open_with(1)
+    grow(log, topic, b"k", b"1")
+    wait_stored(log, topic, 1)
+    log.close()
+    may_load, load = threading.Event(), IndexTopic.load
+
+    def load_later(self: IndexTopic, partition: int) -> Any:
+        assert may_load.wait(PATIENCE)
+        return load(self, partition)
+
+    monkeypatch.setattr(IndexTopic, "load", load_later)
+    log = open_with(1)
+    assert log._events.decided_until(topic, 0) == 0
+    assert not log._events.wait_until_decided(topic, 0, 1, 0.01)
+    assert log.index_progress(topic) == (0, 1)
+    may_load.set()
+    assert log._events.wait_until_decided(topic, 0, 1, PATIENCE)
+    assert log._events.decided_until(topic, 0) == 1
+    assert in_memory(log, topic) == [0]
+
+
+def test_what_the_background_meets_is_raised_where_it_is_asked(
+    open_with: Open, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise Unavailable("away")
+
+    log = open_with(1)
+    log.create_event_topic(topic, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(TopicIndex, "_open_partition", fail)
+        with pytest.raises(Unavailable, match="away"):
+            until(lambda: log._events.decided_until(topic, 0) > 0, PATIENCE, "the error")
+    grow(log, topic, b"k", b"1")
+    assert log._events.wait_until_decided(topic, 0, 1, PATIENCE)
+
+
+def test_closing_begins_no_other_one(
+    open_with: Open, kafka: KafkaAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = open_with(1)
+    topic = log.create_event_topic(f"{uuid4().hex[:12]}.events", 4).name
+    written: list[int] = []
+
+    def write(self: IndexTopic, index: PartitionIndex, *_: object) -> None:
+        written.append(index.partition)
+        log._events.indexes.get(topic)._keepers._closed.set()
+
+    monkeypatch.setattr(IndexTopic, "write", write)
+    for number in range(40):
+        grow(log, topic, b"key %d" % number, b"x")
+    keepers = log._events.indexes.get(topic)._keepers
+    until(lambda: keepers._closed.is_set(), PATIENCE, "a snapshot that is due")
+    keepers.close()
+    assert len(written) == 1
+
+
+def test_a_log_that_lost_what_came_after_the_last_event_that_counts_is_said(
+    open_with: Open, topic: str, producer: Producer, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = open_with(1)
+    head = grow(log, topic, b"k", b"1")
+    write(producer, topic, made(b"k").records)  # it does not count
+    wait_stored(log, topic, 1)
+    index = log._events.indexes.get(topic).partitions[0]
+    until(lambda: index.next_offset == 2, PATIENCE, "all is folded")
+    with log._events.indexes.get(topic).lock:
+        state = index.end_copy().state
+    assert (state.last_offset, state.folded_offset) == (0, 1)
+    assert log._events.indexes.get(topic)._fits(0, state, "snapshot")
+    state.folded_id = b"another"
+    assert not log._events.indexes.get(topic)._fits(0, state, "snapshot")
+    assert "HistoryTruncated" in caplog.text
+    assert history(log, topic, b"k").head == head
 
 
 # -- settings

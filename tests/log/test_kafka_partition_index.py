@@ -16,7 +16,7 @@ from streams.log.event_headers import VOID, cause_of, event_header, is_final, pa
 from streams.log.events import NO_HISTORY, Base, Caused, Head
 from streams.log.kafka.arbitration import Arbiter, Counted
 from streams.log.kafka.cache_file import IndexFileDamaged
-from streams.log.kafka.index_snapshot import (
+from streams.log.kafka.index_records import (
     FORMAT,
     PART_BYTES,
     IndexCopying,
@@ -283,7 +283,7 @@ def test_a_long_history_is_spread_over_records() -> None:
     index.keys[b"k"].offsets[:] = array("q", range(200_000))
     copying = IndexCopying(index, threading.Lock())
     records = list(copying.records())
-    assert [each.key for each in records] == [b"keys/0/%d" % part for part in range(4)]
+    assert [each.key for each in records] == [b"1/keys/0/%d" % part for part in range(4)]
     assert max(len(each.value) for each in records) == PART_BYTES
     assert PartitionIndex(0, snapshot_of(copying, records)).entry(b"k") == index.keys[b"k"]
 
@@ -334,7 +334,14 @@ def test_whatever_is_said_to_be_an_end_is_read_or_refused(value: bytes) -> None:
 
 PARTS = st.tuples(
     st.sampled_from(
-        [b"keys/0/0", b"causes/0", b"losers/0", b"changed/0", b"keys/x/0", b"keys/9999999999/0"]
+        [
+            b"1/keys/0/0",
+            b"1/causes/0",
+            b"1/losers/0",
+            b"1/changed/0",
+            b"1/keys/x/0",
+            b"1/keys/9999999999/0",
+        ]
     ),
     st.binary(max_size=30),
 )

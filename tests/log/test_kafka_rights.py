@@ -10,7 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from confluent_kafka.admin import (
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AclBinding,
     AclOperation,
     AclPermissionType,
@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from streams import DeadLetters, Flow, Reject, Retry, Streams
 from streams.errors import Unavailable
-from streams.log.kafka.index_snapshot import index_topic
+from streams.log.kafka.index_records import index_topic_name
 from streams.log.kafka.log import KafkaLog
 from streams.log.url import open_log
 from streams.patterns import (
@@ -86,7 +86,7 @@ def service_rights(grant: Grant, name: str) -> None:
 
 
 def has_snapshot(log: KafkaLog, topic: str) -> bool:
-    kept = index_topic(topic)
+    kept = index_topic_name(topic)
     return kept in log.topic_names() and log.watermarks(kept, 0)[1] > 0
 
 
@@ -188,7 +188,7 @@ async def test_patterns(secured: SecuredKafka, grant: Grant, name: str) -> None:
         raise Reject("never")
 
     async def send(message: QueueMessage[Any]) -> None:
-        seen.append(message.value)
+        seen.append(message.data)
 
     async def book(trip: Trip) -> None:
         seen.append(trip.city)

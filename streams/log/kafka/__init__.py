@@ -38,9 +38,9 @@ honest edges. Where another log has the same thing, its file has the same name.
 ``partition_index``        its histories of one partition
 ``index_file``             the same in a file, so that a restart need not read all of it
 ``index_keepers``          the threads that write that file, or snapshots of the index
-``index_snapshot``         the same as records of a compacted topic, for who has no disk
-``index_snapshots``        these records: which are read, and when they are written
-``index_snapshot_writer``  writing them, in one transaction
+``index_records``          a snapshot of it as records of a compacted topic, for who has no disk
+``index_topic``            that topic: what is read of it, and when a snapshot is written
+``index_writer``           writing one, in one transaction
 ``event_snapshots``        snapshots of histories: found, read and written
 ``snapshot_index``         where the newest of each stand, in a compacted topic
 

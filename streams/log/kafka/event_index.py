@@ -4,7 +4,7 @@ Kafka has no way to ask for one key's messages, so whoever decides upon historie
 partitions once, from the start, and follows them from then on (:mod:`.partition_index` says what
 it keeps of them). With ``?event_index=DIR`` what was folded is kept in a file there, and the next
 start goes on where that ends; with ``?index_snapshots=N`` in a topic
-(:mod:`streams.log.kafka.index_snapshots`).
+(:mod:`streams.log.kafka.index_topic`).
 
 A writer's own records need not be waited for: where they stand right behind what was folded, they
 are folded as soon as the broker has confirmed them.
@@ -22,15 +22,16 @@ from streams.log.kafka.batch import KafkaBatch
 from streams.log.kafka.index_consumer import HistoryGone, IndexConsumer, Patience
 from streams.log.kafka.index_file import IndexFile
 from streams.log.kafka.index_keepers import IndexKeepers
-from streams.log.kafka.index_snapshots import IndexSnapshots
+from streams.log.kafka.index_topic import IndexTopic
 from streams.log.kafka.partition_index import (
     Decided,
     OnDecided,
     PartitionIndex,
     PartitionState,
+    event_id,
 )
 from streams.log.kafka.reader import ReaderPool
-from streams.message import ID, Headers
+from streams.message import Headers
 from streams.text import get_logger
 
 logger = get_logger("streams.kafka")
@@ -66,7 +67,7 @@ class TopicIndex:
         readers: ReaderPool,
         write_void: WriteVoid | None = None,
         file: IndexFile | None = None,
-        snapshots: IndexSnapshots | None = None,
+        snapshots: IndexTopic | None = None,
     ) -> None:
         self.topic = topic
         self.lock = threading.Lock()
@@ -80,6 +81,11 @@ class TopicIndex:
         self._changed = threading.Condition(self.lock)
         self._opening = threading.Lock()
         """Held while partitions are opened."""
+        self._to_open: set[int] = set()
+        """Partitions that are opened in the background, by the thread below."""
+        self._opener: threading.Thread | None = None
+        self._not_opened: dict[int, LogError] = {}
+        """What it met, until somebody is told."""
         self._consumer = IndexConsumer(topic, readers, self)
         self._closed = threading.Event()
         self._waiting_since: float | None = None
@@ -130,7 +136,7 @@ class TopicIndex:
         if self._snapshots is not None and (snapshot := self._snapshots.load(partition)):
             if self._fits(partition, snapshot.state, "snapshot"):
                 return PartitionIndex(partition, snapshot)
-            self._snapshots.distrust(partition)
+            snapshot.set_aside()
         return PartitionIndex(partition)
 
     def _fits(self, partition: int, state: PartitionState, what: str) -> bool:
@@ -148,9 +154,11 @@ class TopicIndex:
                 "is whole (an event topic keeps its messages for ever: retention.ms=-1, "
                 "retention.bytes=-1, cleanup.policy=delete)"
             )
-        found = end >= state.next_offset
-        if found and state.last_offset >= 0:
-            found = self._id_at(partition, state.last_offset) == state.last_id
+        # The last record that counts, and the last one: what is between them may have been lost.
+        known = {state.last_offset: state.last_id, state.folded_offset: state.folded_id}
+        found = end >= state.next_offset and all(
+            self._id_at(partition, offset) == id for offset, id in known.items() if offset >= 0
+        )
         if not found:
             logger.error(
                 "%s: HistoryTruncated: the index %s was folded up to offset %d, and the log, "
@@ -170,8 +178,7 @@ class TopicIndex:
             reader.close()
         if batch is None:
             return None
-        ids = [value for name, value in batch.headers(0) if name == ID]
-        return ids[0] if ids else None
+        return event_id(batch.headers(0))
 
     # -- waiting
 
@@ -203,31 +210,86 @@ class TopicIndex:
         return index.decided_until() if until_decided else index.next_offset
 
     def decided_until(self, partition: int) -> int:
-        """How far it is known which records count. Does not wait for that.
+        """How far it is known which records count. Does not wait for that, nor until what is kept
+        of the partition was read.
 
         :raises LogError: nothing is folded any more.
         """
-        self.use([partition])
+        if not self._use_soon(partition):
+            return 0
         with self.lock:
             self._check()
             return self.partitions[partition].decided_until()
+
+    def _use_soon(self, partition: int) -> bool:
+        """Begin to follow a partition; whether it is followed. What is kept of it is read in the
+        background.
+
+        :raises LogError: nothing is folded any more; or what the background met.
+        """
+        if self._file is None and self._snapshots is None:
+            self.use([partition])
+            return True
+        with self.lock:
+            self._check()
+            if (failed := self._not_opened.pop(partition, None)) is not None:
+                raise failed
+            if partition in self.partitions:
+                return True
+            self._to_open.add(partition)
+            if self._opener is None:
+                name = f"streams-{self.topic}-index-opening"
+                self._opener = threading.Thread(target=self._open_wanted, name=name, daemon=True)
+                self._opener.start()
+        return False
+
+    def _open_wanted(self) -> None:
+        """Open one partition after the other that is wanted soon."""
+        while True:
+            with self._changed:
+                partition = min(self._to_open, default=None)
+                if partition is None or self.error is not None or self._closed.is_set():
+                    self._opener = None
+                    return
+            failed: LogError | None = None
+            try:
+                self.use([partition])
+            except LogError as error:
+                failed = error
+            except Exception as error:
+                logger.exception("the index of %s/%d was not opened", self.topic, partition)
+                failed = LogError(f"the index of {self.topic}/{partition}: {error!r}")
+            with self._changed:
+                self._to_open.discard(partition)
+                if failed is not None:
+                    self._not_opened[partition] = failed
+                self._changed.notify_all()
+
+    def passed(self) -> dict[int, int]:
+        """How far each partition that is wanted was folded."""
+        with self.lock:
+            folded = {number: each.next_offset for number, each in self.partitions.items()}
+            return {**dict.fromkeys(self._to_open, 0), **folded}
 
     def wait_until_decided(self, partition: int, offset: int, timeout: float) -> bool:
         """Wait until it is known of all records below an offset whether they count; whether it is.
 
         :raises LogError: nothing is folded any more.
         """
-        self.use([partition])
+        self._use_soon(partition)
         with self._changed:
-            index = self.partitions[partition]
+
+            def is_decided() -> bool:
+                index = self.partitions.get(partition)
+                return index is not None and index.decided_until() >= offset
 
             def is_over() -> bool:
-                is_decided = index.decided_until() >= offset
-                return is_decided or self.error is not None or self._closed.is_set()
+                failed = self.error is not None or partition in self._not_opened
+                return failed or is_decided() or self._closed.is_set()
 
             self._changed.wait_for(is_over, timeout)
             self._check()
-            return index.decided_until() >= offset
+            return is_decided()
 
     def uncounted_offsets(self, partition: int, first: int, end: int) -> list[int]:
         """Which records from ``first`` up to, not including, ``end`` do not count; waits until that
@@ -251,12 +313,8 @@ class TopicIndex:
             self._file.close()
 
     def discard(self) -> None:
-        """Stop following, and remove the file: what it says is wrong. So is a snapshot, perhaps."""
+        """Stop following, and remove the file: what it says is wrong."""
         file, self._file = self._file, None
-        if self._snapshots is not None:
-            for partition, index in self.partitions.items():
-                if index.stored is not None:
-                    self._snapshots.distrust(partition)
         self._end(write=False)
         if file is not None:
             file.discard()

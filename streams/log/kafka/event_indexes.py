@@ -19,8 +19,8 @@ from streams.log.kafka.event_index import TopicIndex
 from streams.log.kafka.event_topics import EventTopics
 from streams.log.kafka.index_consumer import HistoryGone
 from streams.log.kafka.index_file import IndexFile, open_index_file
-from streams.log.kafka.index_snapshot import SnapshotOf
-from streams.log.kafka.index_snapshots import IndexSnapshots
+from streams.log.kafka.index_records import SnapshotOf
+from streams.log.kafka.index_topic import IndexTopic
 from streams.log.kafka.producer import Writer
 from streams.log.kafka.reader import KafkaReader, ReaderPool
 from streams.log.kafka.topics import Topics
@@ -111,7 +111,7 @@ class EventIndexes:
         self._readers = readers
         self._writer = writer
         self._tools = tools
-        self._snapshots: dict[str, IndexSnapshots] = {}
+        self._snapshots: dict[str, IndexTopic] = {}
         """By topic; they outlive an index that has failed."""
         self._lock = threading.Lock()
         self._indexes: dict[str, TopicIndex] = {}
@@ -160,14 +160,14 @@ class EventIndexes:
         count = self._kinds.declared_count(topic)
         return open_index_file(folder, topic, identity, count)
 
-    def _snapshots_of(self, topic: str) -> IndexSnapshots | None:
+    def _snapshots_of(self, topic: str) -> IndexTopic | None:
         least = self._tools.requests.settings.index_snapshots
         if not least:
             return None
         of = SnapshotOf(topic, self._topics.topic_id(topic), self._kinds.declared_count(topic))
         found = self._snapshots.get(topic)
         if found is None or found.of != of:
-            found = self._snapshots[topic] = IndexSnapshots(self._tools, self._topics, of, least)
+            found = self._snapshots[topic] = IndexTopic(self._tools, self._topics, of, least)
         return found
 
     def _drop(self, topic: str, index: TopicIndex) -> None:

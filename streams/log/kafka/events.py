@@ -40,7 +40,8 @@ from streams.log.kafka.event_index import TopicIndex
 from streams.log.kafka.event_indexes import EventIndexes, FoundRecord
 from streams.log.kafka.event_snapshots import EventSnapshots, WantedSnapshot
 from streams.log.kafka.event_topics import EventTopics
-from streams.log.kafka.index_snapshot import index_topic
+from streams.log.kafka.index_records import IndexSnapshot
+from streams.log.kafka.index_topic import delete_index_topic
 from streams.log.kafka.partition_index import PartitionIndex
 from streams.log.kafka.producer import Writer
 from streams.log.kafka.snapshot_index import FoundSnapshot, SnapshotIndex, snapshot_topic
@@ -74,6 +75,7 @@ class Events:
         tools: WriterTools,
     ) -> None:
         readers, requests = tools.readers, tools.requests
+        self._readers = readers
         self._topics = topics
         self._make_writer = make_writer
         self._made_writer: Writer | None = None
@@ -116,9 +118,9 @@ class Events:
 
     def delete_snapshot_topics(self, topic: str) -> None:
         """Delete the topics of the snapshots that belong to an event topic, if there are any."""
-        for each in (snapshot_topic(topic), index_topic(topic)):
-            with suppress(NotFound):
-                self._topics.delete_topic(each)
+        with suppress(NotFound):
+            self._topics.delete_topic(snapshot_topic(topic))
+        delete_index_topic(self._topics, self._readers, topic)
 
     def close(self) -> None:
         """Follow nothing any more."""
@@ -322,8 +324,7 @@ class Events:
         """How many records the indexes of the partitions in use have passed, and how many there
         are. Asks the brokers."""
         index = self.indexes.get(topic)
-        with index.lock:
-            passed = {number: each.next_offset for number, each in index.partitions.items()}
+        passed = index.passed()
         ends = self.indexes.ends(topic, list(passed))
         return sum(min(passed[each], end) for each, end in ends.items()), sum(ends.values())
 
@@ -364,8 +365,11 @@ class Events:
 
         def use(index: TopicIndex) -> list[HistoryKey]:
             index.wait(self.indexes.ends(topic, [partition]))
+            histories = index.partitions[partition]
+            if isinstance(stored := histories.stored, IndexSnapshot):
+                stored.prepare_list(index.lock)
             with index.lock:
-                found = index.partitions[partition].list_keys(after, limit)
+                found = histories.list_keys(after, limit)
             return [HistoryKey(*each) for each in found]
 
         return self.indexes.using(topic, use)

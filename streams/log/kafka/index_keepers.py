@@ -11,7 +11,7 @@ from typing import Protocol
 
 from streams.errors import LogError
 from streams.log.kafka.index_file import IndexFile
-from streams.log.kafka.index_snapshots import IndexSnapshots
+from streams.log.kafka.index_topic import IndexTopic
 from streams.log.kafka.partition_index import PartitionIndex
 from streams.text import get_logger
 
@@ -46,7 +46,8 @@ class IndexKeepers:
         self._closed = threading.Event()
         self._writes_last = True
         """Once they are closed."""
-        self._threads: list[threading.Thread] = []
+        self._threads: list[tuple[threading.Thread, float]] = []
+        """Each with the seconds that are waited for its end."""
 
     @property
     def count(self) -> int:
@@ -55,11 +56,12 @@ class IndexKeepers:
 
     def keep_file(self, file: IndexFile) -> None:
         """Write what changes to a file, again and again."""
-        self._start(partial(self._keep_file, file), "file")
+        self._start(partial(self._keep_file, file), "file", 60.0)
 
-    def keep_snapshots(self, snapshots: IndexSnapshots) -> None:
+    def keep_snapshots(self, snapshots: IndexTopic) -> None:
         """Write a snapshot of each partition that is due, again and again."""
-        self._start(partial(self._keep_snapshots, snapshots), "snapshots")
+        # Of a snapshot that is not written nothing is lost.
+        self._start(partial(self._keep_snapshots, snapshots), "snapshots", 3.0)
 
     def close(self, *, write: bool = True) -> None:
         """End them.
@@ -68,13 +70,13 @@ class IndexKeepers:
         """
         self._writes_last = write
         self._closed.set()
-        for thread in self._threads:
-            thread.join(60.0)
+        for thread, seconds in self._threads:
+            thread.join(seconds)
 
-    def _start(self, target: Callable[[], None], what: str) -> None:
+    def _start(self, target: Callable[[], None], what: str, seconds: float) -> None:
         name = f"streams-{self._index.topic}-index-{what}"
         thread = threading.Thread(target=target, name=name, daemon=True)
-        self._threads.append(thread)
+        self._threads.append((thread, seconds))
         thread.start()
 
     # -- the file
@@ -122,7 +124,7 @@ class IndexKeepers:
 
     # -- snapshots
 
-    def _keep_snapshots(self, snapshots: IndexSnapshots) -> None:
+    def _keep_snapshots(self, snapshots: IndexTopic) -> None:
         kept = self._index
 
         def is_over() -> bool:
@@ -132,4 +134,5 @@ class IndexKeepers:
             with kept.lock:
                 due = [each for each in kept.partitions.values() if snapshots.is_due(each)]
             for index in due:
-                snapshots.write(index, kept.lock, is_over)
+                if not is_over():
+                    snapshots.write(index, kept.lock, is_over)

@@ -9,7 +9,7 @@ anything: its header is compared with the only one that can count now.
 
 With an :class:`~streams.log.kafka.index_file.IndexFile` behind it, the index begins where the file
 ends, looks up there what it does not have in memory, and remembers what has changed since. Behind
-it may also be a snapshot of an index (:mod:`streams.log.kafka.index_snapshot`), to which nothing
+it may also be a snapshot of an index (:mod:`streams.log.kafka.index_records`), to which nothing
 is written.
 
 Nothing here is thread-safe: the lock of the topic's index is held.
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -71,6 +71,9 @@ class PartitionState(msgspec.Struct, array_like=True):
     :param next_offset: everything below was folded.
     :param last_offset: of the last record that counts; -1: there is none.
     :param last_id: that record's ID.
+    :param folded_offset: of the last record that was folded, whether it counts or not; -1: it is
+        not known.
+    :param folded_id: that record's ID; empty: it has none.
     :param pending: key, append ID, count, offsets and cause of appends that are not whole.
     """
 
@@ -82,6 +85,8 @@ class PartitionState(msgspec.Struct, array_like=True):
     cause_count: int = 0
     cause_bytes: int = 0
     pending: list[tuple[bytes, bytes, int, list[int], bytes]] = msgspec.field(default_factory=list)
+    folded_offset: int = -1
+    folded_id: bytes = b""
 
 
 class Changes(msgspec.Struct):
@@ -100,13 +105,13 @@ class IndexCopy(NamedTuple):
     """What an index knows at one moment, beside the entries that were copied before.
 
     :param changed: the entries that have changed since the copying began.
-    :param losers: offsets of records that do not count, in order.
+    :param losers: offsets of records that do not count.
     """
 
     state: PartitionState
     changed: dict[bytes, KeyEntry]
     causes: list[tuple[tuple[bytes, str], Caused]]
-    losers: list[int]
+    losers: Collection[int]
 
 
 class StoredPartition(Protocol):
@@ -140,13 +145,13 @@ class PartitionIndex:
     One class, because folding a record, who waits for it and what is kept of it are one step.
     """
 
-    def __init__(self, partition: int, file: StoredPartition | None = None) -> None:
+    def __init__(self, partition: int, stored: StoredPartition | None = None) -> None:
         self.partition = partition
         self.keys: dict[bytes, KeyEntry] = {}
-        """With a file: those that were needed so far."""
-        self._file = file
-        is_written = file is not None and file.is_written
-        state = PartitionState() if file is None else file.state
+        """Where they are also stored: those that were needed so far."""
+        self._stored = stored
+        is_written = stored is not None and stored.is_written
+        state = PartitionState() if stored is None else stored.state
         self._has_stored_keys = state.key_count > 0
         self.next_offset = state.next_offset
         """Everything below was folded."""
@@ -156,6 +161,10 @@ class PartitionIndex:
         self.cause_bytes = state.cause_bytes
         self._last_offset = state.last_offset
         self._last_id = state.last_id
+        self._folded: tuple[int, Headers | None] = state.folded_offset, None
+        """Offset and headers of the last record that was folded; those of one that was folded
+        before are not known."""
+        self._folded_id = state.folded_id
         self._arbiter = Arbiter(self.head)
         self._causes: dict[tuple[bytes, str], Caused] = {}
         self._uncounted: set[int] = set()
@@ -194,8 +203,8 @@ class PartitionIndex:
     def entry(self, key: bytes) -> KeyEntry | None:
         """A key's entry; None where there is no history."""
         found = self.keys.get(key)
-        if found is None and self._has_stored_keys and self._file is not None:
-            found = self._file.find_key(key)
+        if found is None and self._has_stored_keys and self._stored is not None:
+            found = self._stored.find_key(key)
             if found is not None:
                 self.keys[key] = found
         return found
@@ -218,7 +227,7 @@ class PartitionIndex:
 
     def cause(self, key: bytes, cause: str) -> Caused | None:
         """What was appended for a cause."""
-        found = self._file.find_cause(key, cause) if self._file is not None else None
+        found = self._stored.find_cause(key, cause) if self._stored is not None else None
         return self._causes.get((key, cause)) if found is None else found
 
     @property
@@ -233,8 +242,8 @@ class PartitionIndex:
             found = {offset for offset in uncounted if first <= offset < end}
         else:
             found = {offset for offset in range(first, end) if offset in uncounted}
-        if self._file is not None:
-            found.update(self._file.find_losers(first, end))
+        if self._stored is not None:
+            found.update(self._stored.find_losers(first, end))
         return sorted(found)
 
     def decided_until(self) -> int:
@@ -261,8 +270,8 @@ class PartitionIndex:
             keys = sorted({*self._changed, *self._taken})
         start = 0 if after is None else bisect_left(keys, after + b"\0")
         found = {key: self.keys[key].head for key in keys[start : start + limit]}
-        if self._file is not None:
-            for key, head in self._file.list_keys(after, limit):
+        if self._stored is not None:
+            for key, head in self._stored.list_keys(after, limit):
                 in_memory = self.keys.get(key)
                 found[key] = head if in_memory is None else in_memory.head
         return sorted(found.items())[:limit]
@@ -332,18 +341,16 @@ class PartitionIndex:
             self.event_count += count
             self._last_offset, self._last_id = last_offset, last_id
         self.next_offset = offsets[-1] + 1
+        self._folded = offsets[-1], headers[-1]
 
     def _fold_record(self, offset: int, key: bytes | None, headers: Headers) -> None:
         """Fold a record, whatever it is."""
-        value, cause, is_final, id = None, "", False, ""
+        value, cause, is_final, id = None, "", False, text(event_id(headers))
         is_void = False
         for name, data in headers:
             if name == EVENT:
                 if value is None:
                     value = data
-            elif name == ID:
-                if data is not None:
-                    id = text(data).partition("\0")[0]
             elif name == CAUSE:
                 if data and not cause and len(data) <= MAX_CAUSE:
                     cause = text(data)
@@ -441,7 +448,7 @@ class PartitionIndex:
         decided, self._decided = self._decided, []
         return decided
 
-    def _state(self) -> tuple[PartitionState, list[int]]:
+    def _state(self) -> tuple[PartitionState, set[int]]:
         """What is known beside keys and causes, and the offsets of the records that do not count,
         of those that the file does not have."""
         pending = [
@@ -456,6 +463,7 @@ class PartitionIndex:
             for append_id, each in found.items()
         ]
         undecided = {offset for _, _, _, offsets, _ in pending for offset in offsets}
+        folded_offset, folded_headers = self._folded
         state = PartitionState(
             self.next_offset,
             self._last_offset,
@@ -465,8 +473,10 @@ class PartitionIndex:
             self.cause_count,
             self.cause_bytes,
             pending,
+            folded_offset,
+            event_id(folded_headers) if folded_headers is not None else self._folded_id,
         )
-        return state, sorted(self._uncounted - undecided)
+        return state, self._uncounted - undecided
 
     # -- what is written to the file
 
@@ -481,7 +491,8 @@ class PartitionIndex:
     def take_changes(self) -> Changes:
         """What has changed since the last time. Until it is in the file, or was given back, it
         stays in memory only."""
-        state, losers = self._state()
+        state, uncounted = self._state()
+        losers = sorted(uncounted)
         changed: Mapping[bytes, int] = self._changed or {}
         keys = []
         for key, stored in changed.items():
@@ -530,14 +541,9 @@ class PartitionIndex:
     # -- what goes into a snapshot of the index
 
     @property
-    def has_reached_end(self) -> bool:
-        """Whether the log's end was reached, since the file was written last if there is one."""
-        return self._has_reached_end
-
-    @property
     def stored(self) -> StoredPartition | None:
         """What is kept of the partition elsewhere, if anything is."""
-        return self._file
+        return self._stored
 
     def add_stored(self, entries: Iterable[tuple[bytes, KeyEntry]]) -> None:
         """Have these entries in memory, of those that are kept elsewhere; what is there already is
@@ -552,8 +558,10 @@ class PartitionIndex:
         needed any more."""
         for name, caused in causes:
             self._causes.setdefault(name, caused)
+        known = len(self._uncounted)
         self._uncounted.update(losers)
-        self._file, self._has_stored_keys = None, False
+        self._saved_losers -= len(self._uncounted) - known  # this process has not passed them
+        self._stored, self._has_stored_keys = None, False
 
     def begin_copy(self) -> list[bytes]:
         """The keys in memory. From now on it is remembered which of them change, until the copy
@@ -576,6 +584,12 @@ class PartitionIndex:
     def give_up_copy(self) -> None:
         """Remember no more what changes."""
         self._touched = None
+
+
+def event_id(headers: Headers) -> bytes:
+    """The ID of an event's record; empty: it has none. The last one counts."""
+    found = [value for name, value in headers if name == ID and value is not None]
+    return found[-1].partition(b"\0")[0] if found else b""
 
 
 def _copied(entry: KeyEntry) -> KeyEntry:

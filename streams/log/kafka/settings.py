@@ -191,7 +191,7 @@ class Settings:
         one start to the next (``?event_index=DIR``); empty: nowhere.
     :param index_snapshots: events of a partition from which on snapshots of its index are written
         to a topic (``?index_snapshots=N``), and read; 0: never.
-    :param only_looks: whoever opened the log writes nothing that was not asked for.
+    :param only_looks: whoever opened the log only looks: no snapshots are written.
     """
 
     hosts: str

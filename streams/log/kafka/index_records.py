@@ -3,18 +3,19 @@
 ``accounts.events.index`` belongs to ``accounts.events`` and has as many partitions. A snapshot is
 written in one transaction, whole, and its records stand in this order:
 
-==============  =================================================================================
-key             value
-==============  =================================================================================
-``keys/B/P``    part P of bucket B: entries of the keys whose CRC-32 is B, modulo the buckets
-``causes/P``    part P of what was appended for which cause
-``losers/P``    part P of the offsets of records that do not count
-``changed/P``   part P of entries that have changed while the others were copied: they replace them
-``end``         what the snapshot is of, where it begins, and a checksum over the records before
-==============  =================================================================================
+================  ===============================================================================
+key               value
+================  ===============================================================================
+``1/keys/B/P``    part P of bucket B: entries of the keys whose CRC-32 is B, modulo the buckets
+``1/causes/P``    part P of what was appended for which cause
+``1/losers/P``    part P of the offsets of records that do not count
+``1/changed/P``   part P of entries that have changed while others were copied: they replace them
+``1/end``         what the snapshot is of, where it begins, and a checksum over the records before
+================  ===============================================================================
 
-All parts of one thing, one behind the other, are one MessagePack document. The next snapshot
-replaces these records, and compaction removes them. Each has the snapshot's name in a header.
+The 1 is the format. All parts of one thing, one behind the other, are one MessagePack document. The
+next snapshot replaces records of the same keys, and compaction removes them. Each has the
+snapshot's name in a header.
 
 Buckets are decoded when a key of theirs is first asked for: a process that decides upon a few
 aggregates of a million has read a million entries, and made objects of a few thousand.
@@ -29,9 +30,8 @@ import sys
 import threading
 from array import array
 from bisect import bisect_left
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import chain
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -50,7 +50,10 @@ FORMAT = 1
 SNAPSHOT = "streams_index"
 """The header with a snapshot's name."""
 
-END_KEY = b"end"
+_PREFIX = b"%d/" % FORMAT
+"""Of all keys."""
+
+END_KEY = _PREFIX + b"end"
 
 PART_BYTES = 512 * 1024
 """Of one record's value, at most: half of what a topic takes by default."""
@@ -124,7 +127,7 @@ class SnapshotUnusable(Exception):
     """A snapshot is not what was written, or not of this topic; why."""
 
 
-def index_topic(topic: str) -> str:
+def index_topic_name(topic: str) -> str:
     """The topic of the snapshots of an event topic's index."""
     return topic + SUFFIX
 
@@ -186,7 +189,7 @@ def checksum(record: SnapshotRecord, before: int) -> int:
 def _parts(name: str, content: bytes) -> Iterator[SnapshotRecord]:
     for number, start in enumerate(range(0, len(content), PART_BYTES)):
         yield SnapshotRecord(
-            b"%b/%d" % (name.encode(), number), content[start : start + PART_BYTES]
+            b"%b%b/%d" % (_PREFIX, name.encode(), number), content[start : start + PART_BYTES]
         )
 
 
@@ -235,6 +238,8 @@ def parse_end(value: bytes | None, at: int) -> SnapshotEnd | None:
         and 1 <= found.buckets <= MAX_BUCKETS
         and 0 <= state.last_offset < state.next_offset
         and 1 <= state.key_count <= state.next_offset
+        and max(state.event_count, state.cause_count) <= state.next_offset
+        and -1 <= state.folded_offset < state.next_offset
         and all(
             len(offsets) < count and all(0 <= offset < state.next_offset for offset in offsets)
             for _, _, count, offsets, _ in state.pending
@@ -248,14 +253,22 @@ class IndexSnapshot:
 
     :param place: topic and partition, for errors.
     :param records: all of it but the last, in order.
+    :param on_wrong: is called when it turns out later that it is wrong.
     :raises SnapshotUnusable: they are not what was written.
     """
 
     is_written = False
 
-    def __init__(self, place: str, end: SnapshotEnd, records: Iterable[SnapshotRecord]) -> None:
+    def __init__(
+        self,
+        place: str,
+        end: SnapshotEnd,
+        records: Iterable[SnapshotRecord],
+        on_wrong: Callable[[], None] | None = None,
+    ) -> None:
         self.state = end.state
         self._place = place
+        self._on_wrong = on_wrong
         self._count = end.buckets
         self._buckets: dict[int, list[bytes]] = {}
         """Those that were not needed yet: their parts."""
@@ -266,7 +279,8 @@ class IndexSnapshot:
         found_sum, count = 0, 0
         for record in records:
             found_sum, count = checksum(record, found_sum), count + 1
-            name = record.key.decode("ascii", "replace").split("/")
+            key = record.key.removeprefix(_PREFIX)
+            name = key.decode("ascii", "replace").split("/")
             if name[0] == "keys" and len(name) == 3 and name[1].isdigit() and len(name[1]) < 9:
                 self._buckets.setdefault(int(name[1]), []).append(record.value)
             elif name[0] in parts:
@@ -282,6 +296,11 @@ class IndexSnapshot:
                 for key, cause, version, events in _decode_all(_decode_causes, parts["causes"])
             }
             self._changed = dict(map(_read, _decode_all(_decode_entries, parts["changed"])))
+
+    def set_aside(self) -> None:
+        """It is wrong, and is not to be read again."""
+        if self._on_wrong is not None:
+            self._on_wrong()
 
     def find_key(self, key: bytes) -> KeyEntry | None:
         """A key's entry.
@@ -303,13 +322,28 @@ class IndexSnapshot:
     def list_keys(self, after: bytes | None, limit: int) -> list[tuple[bytes, Head]]:
         """Keys in order, behind ``after``."""
         if self._sorted is None:
-            entries = [*self.changed(), *chain.from_iterable(map(self.entries, self.buckets()))]
-            found = ((key, entry.head) for key, entry in entries)
-            self._sorted = sorted(found, key=lambda pair: pair[0])
+            self._sorted = self._sorted_heads(nullcontext())
         start = 0
         if after is not None:
             start = bisect_left(self._sorted, after + b"\0", key=lambda pair: pair[0])
         return self._sorted[start : start + limit]
+
+    def prepare_list(self, lock: threading.Lock) -> None:
+        """See to it that keys can be listed without holding up the index.
+
+        :param lock: guards the index; it is taken for a bucket at a time.
+        """
+        if self._sorted is None:
+            self._sorted = self._sorted_heads(lock)
+
+    def _sorted_heads(self, lock: AbstractContextManager[object]) -> list[tuple[bytes, Head]]:
+        with lock:
+            heads = [(key, entry.head) for key, entry in self._changed.items()]
+            buckets = self.buckets()
+        for bucket in buckets:
+            with lock:
+                heads += [(key, entry.head) for key, entry in self.entries(bucket)]
+        return sorted(heads, key=lambda pair: pair[0])
 
     def buckets(self) -> Sequence[int]:
         """Those in which there is something."""
@@ -343,6 +377,7 @@ class IndexSnapshot:
                 with _refused():
                     found = dict(map(_read, _decode_all(_decode_entries, parts)))
             except SnapshotUnusable as error:
+                self.set_aside()
                 raise IndexFileDamaged(
                     f"{self._place}: the snapshot of its index is not used: {error}"
                 ) from error
@@ -389,18 +424,25 @@ class IndexCopying:
     the index was at that moment.
 
     :param lock: guards the index.
+    :param check_open: raises if the copying is to be given up.
     """
 
-    def __init__(self, index: PartitionIndex, lock: threading.Lock) -> None:
+    def __init__(
+        self,
+        index: PartitionIndex,
+        lock: threading.Lock,
+        check_open: Callable[[], None] = lambda: None,
+    ) -> None:
         self.buckets = 1
         self.state = PartitionState()
         """Of the index at the end; known once all records were taken."""
         self._index = index
         self._lock = lock
+        self._check_open = check_open
 
     def records(self) -> Generator[SnapshotRecord]:
         """All but the last; whoever does not take them all gives the copy up."""
-        self._load_stored()
+        self.load_stored()
         index, lock = self._index, self._lock
         with lock:
             keys = index.begin_copy()
@@ -410,6 +452,7 @@ class IndexCopying:
             for key in keys:
                 grouped[bucket_of(key, buckets)].append(key)
             for number, group in enumerate(grouped):
+                self._check_open()
                 yield from entry_records(f"keys/{number}", self._copy(group))
         except BaseException:
             with lock:
@@ -419,15 +462,16 @@ class IndexCopying:
             copy = index.end_copy()
         self.state = copy.state
         yield from cause_records(copy.causes)
-        yield from loser_records(copy.losers)
+        yield from loser_records(sorted(copy.losers))
         yield from entry_records("changed", copy.changed.items())
 
-    def _load_stored(self) -> None:
+    def load_stored(self) -> None:
         """Have all of the index in memory, if it began with a snapshot."""
         index, lock = self._index, self._lock
         stored = index.stored
         if isinstance(stored, IndexSnapshot):
             for bucket in stored.buckets():
+                self._check_open()
                 with lock:
                     index.add_stored(stored.entries(bucket))
             with lock:
