@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
@@ -16,7 +17,7 @@ from uuid import uuid4
 import pytest
 from confluent_kafka import Producer
 
-from streams.errors import ConfigError, NotFound, Unavailable
+from streams.errors import ConfigError, Fatal, NotFound, Unavailable
 from streams.log.events import NO_HISTORY, Caused, History, HistoryRequest
 from streams.log.kafka import index_records, index_topic
 from streams.log.kafka.event_index import TopicIndex
@@ -26,11 +27,12 @@ from streams.log.kafka.index_records import (
     SnapshotRecord,
     checksum,
     end_record,
+    entry_records,
     index_topic_name,
 )
 from streams.log.kafka.index_topic import IndexTopic
 from streams.log.kafka.log import KafkaLog
-from streams.log.kafka.partition_index import PartitionIndex, PartitionState
+from streams.log.kafka.partition_index import KeyEntry, PartitionIndex, PartitionState
 from streams.log.protocol import Retention
 from streams.log.url import open_log
 from tests.conformance.histories import append, append_all, grow, history, values
@@ -497,9 +499,9 @@ def test_reading_one_holds_up_nobody_who_may_not_wait(
     log.close()
     may_load, load = threading.Event(), IndexTopic.load
 
-    def load_later(self: IndexTopic, partition: int) -> Any:
+    def load_later(self: IndexTopic, *how: Any) -> Any:
         assert may_load.wait(PATIENCE)
-        return load(self, partition)
+        return load(self, *how)
 
     monkeypatch.setattr(IndexTopic, "load", load_later)
     log = open_with(1)
@@ -565,6 +567,62 @@ def test_a_log_that_lost_what_came_after_the_last_event_that_counts_is_said(
     assert not log._events.indexes.get(topic)._fits(0, state, "snapshot")
     assert "HistoryTruncated" in caplog.text
     assert history(log, topic, b"k").head == head
+
+
+def test_one_that_names_an_event_of_another_key_is_given_up(
+    open_with: Open, topic: str, kafka: KafkaAddress
+) -> None:
+    """It agrees with the log about the last records, and is wrong all the same."""
+    log = open_with(0)
+    head, other = grow(log, topic, b"a", b"1", b"2"), grow(log, topic, b"b", b"3", b"4")
+    log._topics.create_topic(
+        index_topic_name(topic), 1, Retention(compacted=True), index_topic.TOPIC_CONFIG
+    )
+    last_a, last_b = head.base.last_id.encode(), other.base.last_id.encode()
+    log.close()
+    wrong = [
+        (b"a", KeyEntry(array("q", [0, 3]), last_a)),
+        (b"b", KeyEntry(array("q", [2, 3]), last_b)),
+    ]
+    records = list(entry_records("keys/0", wrong))
+    state = PartitionState(4, 3, last_b, 2, 4, folded_offset=3, folded_id=last_b)
+    end = SnapshotEnd(1, "", 1, 0, len(records), checksum(records[0], 0), 1, state)
+    raw = Producer({"bootstrap.servers": kafka.bootstrap})
+    headers: Any = [(SNAPSHOT, b"x")]
+    for each in (*records, end_record(end)):
+        raw.produce(index_topic_name(topic), each.value, each.key, 0, headers=headers)
+        assert raw.flush(PATIENCE) == 0
+    log = open_with(1_000)
+    for _ in range(2):
+        found = history(log, topic, b"a")
+        assert (found.head, values(found)) == (head, [b"1", b"2"])
+
+
+def test_who_may_not_write_one_says_so_once_and_goes_on(
+    open_with: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However often, and of however many partitions."""
+    tried: list[int] = []
+
+    def refuse(self: IndexTopic, partition: int) -> Any:
+        tried.append(partition)
+        self._failures = 5_000
+        raise Fatal(f"no right to {partition % 1}")
+
+    monkeypatch.setattr(IndexTopic, "_take", refuse)
+    log = open_with(1)
+    topic = log.create_event_topic(f"{uuid4().hex[:12]}.events", 4).name
+    for number in range(40):
+        grow(log, topic, b"key %d" % number, b"x")
+    snapshots: Any = log._events.indexes._snapshots_of(topic)
+    for times in (1, 2):
+        until(snapshots.is_paused, PATIENCE, "an attempt")
+        assert len(tried) == times
+        snapshots._paused_until = 0.0
+        until(lambda: len(tried) > times or snapshots.is_paused(), PATIENCE, "the next")  # noqa: B023
+    log.close()
+    assert len(set(tried)) == len(tried)  # the others have their turn
+    assert caplog.text.count("no snapshot was written") == 1
 
 
 # -- settings

@@ -46,7 +46,7 @@ _CRC = struct.Struct("<I")
 
 
 class IndexFileDamaged(LogError):
-    """The file cannot be used, and is to be built anew."""
+    """The file, or the snapshot, cannot be used, and the index is to be built anew."""
 
 
 def seal(content: bytes, kind: int, key: bytes = b"", number: int = 0) -> bytes:

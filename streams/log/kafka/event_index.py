@@ -110,12 +110,15 @@ class TopicIndex:
         wanted = set(partitions)
         if wanted <= self.partitions.keys() and self.error is None:
             return
+        with self.lock:
+            self._check()
         with self._opening:
             for partition in sorted(wanted - self.partitions.keys()):
                 index = self._open_partition(partition)
                 with self.lock:
                     self._check()
                     self.partitions[partition] = index
+                    self._not_opened.pop(partition, None)
                 self._consumer.follow({partition: index.next_offset})
         with self.lock:
             self._check()
@@ -127,17 +130,24 @@ class TopicIndex:
             raise Unavailable(f"{self.topic}: this log is closed")
 
     def _open_partition(self, partition: int) -> PartitionIndex:
-        if self._file is not None:
-            rows = self._file.partition(partition)
+        file = self._file
+        if file is not None:
+            rows = file.partition(partition)
             if rows.state.next_offset > 0 and not self._fits(partition, rows.state, "file"):
-                self._file.forget_partition(partition)
-                rows = self._file.partition(partition)
+                file.forget_partition(partition)
+                rows = file.partition(partition)
             return PartitionIndex(partition, rows)
-        if self._snapshots is not None and (snapshot := self._snapshots.load(partition)):
-            if self._fits(partition, snapshot.state, "snapshot"):
-                return PartitionIndex(partition, snapshot)
-            snapshot.set_aside()
-        return PartitionIndex(partition)
+        if self._snapshots is None:
+            return PartitionIndex(partition)
+
+        def fits(state: PartitionState) -> bool:
+            return self._fits(partition, state, "snapshot")
+
+        return PartitionIndex(partition, self._snapshots.load(partition, fits, self._is_over))
+
+    def _is_over(self) -> bool:
+        """Whether it is used no more."""
+        return self._closed.is_set() or self.error is not None
 
     def _fits(self, partition: int, state: PartitionState, what: str) -> bool:
         """Whether the log has what is kept was folded from; if it has not, that is said.
@@ -232,15 +242,16 @@ class TopicIndex:
             return True
         with self.lock:
             self._check()
-            if (failed := self._not_opened.pop(partition, None)) is not None:
-                raise failed
             if partition in self.partitions:
                 return True
+            if (failed := self._not_opened.pop(partition, None)) is not None:
+                raise failed
             self._to_open.add(partition)
             if self._opener is None:
                 name = f"streams-{self.topic}-index-opening"
-                self._opener = threading.Thread(target=self._open_wanted, name=name, daemon=True)
-                self._opener.start()
+                opener = threading.Thread(target=self._open_wanted, name=name, daemon=True)
+                opener.start()
+                self._opener = opener
         return False
 
     def _open_wanted(self) -> None:
@@ -248,14 +259,15 @@ class TopicIndex:
         while True:
             with self._changed:
                 partition = min(self._to_open, default=None)
-                if partition is None or self.error is not None or self._closed.is_set():
+                if partition is None or self._is_over():
                     self._opener = None
                     return
             failed: LogError | None = None
             try:
                 self.use([partition])
             except LogError as error:
-                failed = error
+                failed = error.with_traceback(None)  # whose frames would keep what was read
+                failed.__cause__ = failed.__context__ = None
             except Exception as error:
                 logger.exception("the index of %s/%d was not opened", self.topic, partition)
                 failed = LogError(f"the index of {self.topic}/{partition}: {error!r}")
@@ -313,11 +325,17 @@ class TopicIndex:
             self._file.close()
 
     def discard(self) -> None:
-        """Stop following, and remove the file: what it says is wrong."""
+        """Stop following, and remove the file: what it says is wrong, or the topic is no more."""
         file, self._file = self._file, None
         self._end(write=False)
         if file is not None:
             file.discard()
+
+    def set_aside(self, partition: int) -> None:
+        """What is known of a partition is wrong: if it comes from a snapshot, that is not read
+        again. A file is removed once the index has failed."""
+        if self._snapshots is not None:
+            self._snapshots.distrust_used(partition)
 
     # -- appends
 

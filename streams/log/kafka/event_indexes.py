@@ -198,7 +198,8 @@ class EventIndexes:
         return write_void
 
     def using(self, topic: str, use: Callable[[TopicIndex], T]) -> T:
-        """What comes of using an index; if its file turns out to be damaged, that of a new one."""
+        """What comes of using an index; if its file, or the snapshot that it began with, turns out
+        to be damaged, that of a new one."""
         index = self.get(topic)
         try:
             return use(index)
@@ -211,6 +212,10 @@ class EventIndexes:
         """The index of a topic, if it is in use."""
         with self._lock:
             return self._indexes.get(topic)
+
+    def forget_snapshots(self, topic: str) -> None:
+        """A topic is deleted: what is known of the snapshots of its index is of no use."""
+        self._snapshots.pop(topic, None)
 
     def take(self, topic: str) -> TopicIndex | None:
         """The index of a topic, if it is in use, and from now on it is not: the caller ends it."""

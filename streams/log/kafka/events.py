@@ -76,6 +76,7 @@ class Events:
     ) -> None:
         readers, requests = tools.readers, tools.requests
         self._readers = readers
+        self._uses_index_snapshots = requests.settings.index_snapshots > 0
         self._topics = topics
         self._make_writer = make_writer
         self._made_writer: Writer | None = None
@@ -114,13 +115,14 @@ class Events:
         index = self.indexes.take(topic)
         if index is not None:
             index.discard()
+        self.indexes.forget_snapshots(topic)
         self.snapshots.stop_following(topic)
 
     def delete_snapshot_topics(self, topic: str) -> None:
         """Delete the topics of the snapshots that belong to an event topic, if there are any."""
         with suppress(NotFound):
             self._topics.delete_topic(snapshot_topic(topic))
-        delete_index_topic(self._topics, self._readers, topic)
+        delete_index_topic(self._topics, self._readers, topic, is_used=self._uses_index_snapshots)
 
     def close(self) -> None:
         """Follow nothing any more."""
@@ -230,8 +232,8 @@ class Events:
             for version, offset in enumerate(look.offsets, start.version + 1)
         ]
         if events:  # what lies between, the index has from the same records
-            self._check_event(index, request.key, events[0])
-            self._check_event(index, request.key, events[-1])
+            self._check_event(index, history.partition, request.key, events[0])
+            self._check_event(index, history.partition, request.key, events[-1])
         if look.known_is_open and not self._has_base(index, history, request, events, start):
             return history._replace(is_truncated=True)
         if look.snapshot is None:
@@ -267,7 +269,9 @@ class Events:
             return True
         return has_base(self.indexes.history(index, history.partition, snapshot.key), base)
 
-    def _check_event(self, index: TopicIndex, key: bytes, event: StoredEvent) -> None:
+    def _check_event(
+        self, index: TopicIndex, partition: int, key: bytes, event: StoredEvent
+    ) -> None:
         """See that the record which the index names is what it takes it for."""
         header = parse_event(event_header(event.record.headers), event.record.id)
         if (
@@ -276,6 +280,7 @@ class Events:
             and header.base.version + header.record_index + 1 == event.version
         ):
             return
+        index.set_aside(partition)
         error = f"{index.topic}: offset {event.offset} is not the event that its index says it is"
         raise IndexFileDamaged(error)
 

@@ -133,6 +133,9 @@ class IndexKeepers:
         while not self._closed.wait(SNAPSHOT_INTERVAL) and not is_over():
             with kept.lock:
                 due = [each for each in kept.partitions.values() if snapshots.is_due(each)]
-            for index in due:
-                if not is_over():
-                    snapshots.write(index, kept.lock, is_over)
+            # Where one cannot be written, the others are not tried either; the next time it is the
+            # last one.
+            for index in sorted(due, key=snapshots.looked_at):
+                if is_over() or snapshots.is_paused():
+                    break
+                snapshots.write(index, kept.lock, is_over)

@@ -124,7 +124,14 @@ class SnapshotRecord(NamedTuple):
 
 
 class SnapshotUnusable(Exception):
-    """A snapshot is not what was written, or not of this topic; why."""
+    """A snapshot is not what was written, or not of this topic; why.
+
+    :param offset: of its end, where that is known.
+    """
+
+    def __init__(self, why: str, offset: int = -1) -> None:
+        super().__init__(why)
+        self.offset = offset
 
 
 def index_topic_name(topic: str) -> str:
@@ -253,7 +260,7 @@ class IndexSnapshot:
 
     :param place: topic and partition, for errors.
     :param records: all of it but the last, in order.
-    :param on_wrong: is called when it turns out later that it is wrong.
+    :param on_wrong: is called if something of it cannot be decoded, later.
     :raises SnapshotUnusable: they are not what was written.
     """
 
@@ -296,11 +303,6 @@ class IndexSnapshot:
                 for key, cause, version, events in _decode_all(_decode_causes, parts["causes"])
             }
             self._changed = dict(map(_read, _decode_all(_decode_entries, parts["changed"])))
-
-    def set_aside(self) -> None:
-        """It is wrong, and is not to be read again."""
-        if self._on_wrong is not None:
-            self._on_wrong()
 
     def find_key(self, key: bytes) -> KeyEntry | None:
         """A key's entry.
@@ -377,7 +379,8 @@ class IndexSnapshot:
                 with _refused():
                     found = dict(map(_read, _decode_all(_decode_entries, parts)))
             except SnapshotUnusable as error:
-                self.set_aside()
+                if self._on_wrong is not None:
+                    self._on_wrong()
                 raise IndexFileDamaged(
                     f"{self._place}: the snapshot of its index is not used: {error}"
                 ) from error

@@ -17,14 +17,16 @@ nobody else write there.
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
-from confluent_kafka import Producer
+from confluent_kafka import KafkaException, Producer
 
 from streams.errors import LogError, NotFound, StreamsError, TopicMismatch, Unavailable
 from streams.log.kafka.index_records import (
@@ -40,11 +42,11 @@ from streams.log.kafka.index_records import (
     snapshot_name,
 )
 from streams.log.kafka.index_writer import GivenUp, IndexWriter
-from streams.log.kafka.partition_index import PartitionIndex
+from streams.log.kafka.partition_index import PartitionIndex, PartitionState
 from streams.log.kafka.reader import ReaderPool
 from streams.log.kafka.settings import MAX_MESSAGE_BYTES
 from streams.log.kafka.topics import Topics
-from streams.log.kafka.transactions import WriterTools, drop_in_background
+from streams.log.kafka.transactions import WriterTools
 from streams.log.protocol import Retention
 from streams.text import get_logger
 
@@ -119,6 +121,10 @@ class IndexTopic:
         self._wrong: dict[int, int] = {}
         """By partition: the offset of a snapshot's end that has turned out wrong; those up to there
         are not read."""
+        self._used: dict[int, int] = {}
+        """By partition: the offset of the end of the last snapshot that was read or written."""
+        self._incarnation = ""
+        """The brokers' ID of the snapshots' topic whose offsets are known."""
         self._open: dict[int, _OpenTransaction] = {}
         """By partition: somebody else's transaction."""
         self._paused_until = 0.0
@@ -134,51 +140,87 @@ class IndexTopic:
 
     # -- reading
 
-    def load(self, partition: int) -> IndexSnapshot | None:
+    def load(
+        self,
+        partition: int,
+        fits: Callable[[PartitionState], bool],
+        is_closed: Callable[[], bool],
+    ) -> IndexSnapshot | None:
         """The last snapshot of a partition's index. None if there is none that can be used, which
-        is logged where there is one."""
+        is logged where there is one.
+
+        :param fits: whether the log has what a snapshot was made of; may raise.
+        :param is_closed: the reading is given up.
+        """
+        place, began = self._place(partition), time.monotonic()
         found: _FoundEnd | None = None
-        try:
+        snapshot: IndexSnapshot | None = None
+        with self._tolerated(partition):
             found = self._find_end(partition)
-            if found is None:
-                return None
-            began, at = time.monotonic(), found.offset
-            records = self._records(partition, found.end.first, at, found.name)
-            distrust = partial(self.distrust, partition, at)
-            snapshot = IndexSnapshot(self._place(partition), found.end, records, distrust)
-        except NotFound:
+        if found is None:
             return None
+        offset = found.offset
+        if not fits(found.end.state):
+            self.distrust(partition, offset)
+            return None
+        with self._tolerated(partition, offset):
+            records = self._records(partition, found, is_closed)
+            distrust = partial(self.distrust, partition, offset)
+            snapshot = IndexSnapshot(place, found.end, records, distrust)
+        if snapshot is None:
+            return None
+        state = snapshot.state
+        self._stored[partition], self._used[partition] = state.next_offset, offset
+        logger.info(
+            "%s: a snapshot of %d events of %d aggregates was read in %.1f s",
+            place, state.event_count, state.key_count, time.monotonic() - began,
+        )  # fmt: skip
+        return snapshot
+
+    @contextmanager
+    def _tolerated(self, partition: int, offset: int = -1) -> Iterator[None]:
+        """Nothing that is wrong with snapshots keeps an index from being built: it is logged.
+
+        :param offset: of the end of the one that is read.
+        """
+        place = self._place(partition)
+        try:
+            yield
+        except (NotFound, GivenUp):
+            pass
         except SnapshotUnusable as error:
-            if found is not None:
-                self.distrust(partition, found.offset)
+            self.distrust(partition, max(offset, error.offset))
             logger.warning(
                 "%s: its last snapshot is not used, and the index is built by reading the events: "
-                "%s", self._place(partition), error,
+                "%s", place, error,
             )  # fmt: skip
-            return None
         except StreamsError as error:
             logger.warning(
                 "%s: no snapshot can be read, so the index is built by reading the events: %s",
-                self._place(partition), error,
+                place, error,
             )  # fmt: skip
-            return None
-        state = snapshot.state
-        self._stored[partition] = state.next_offset
-        logger.info(
-            "%s: a snapshot of %d events of %d aggregates was read in %.1f s",
-            self._place(partition), state.event_count, state.key_count, time.monotonic() - began,
-        )  # fmt: skip
-        return snapshot
 
     def distrust(self, partition: int, offset: int) -> None:
         """Read the snapshots of a partition that end up to this offset no more: one is wrong."""
         self._wrong[partition] = max(offset, self._wrong.get(partition, -1))
         self._stored.pop(partition, None)
 
+    def distrust_used(self, partition: int) -> None:
+        """The index of a partition was wrong, so what it began with is, and what was made of it."""
+        self.distrust(partition, self._used.get(partition, -1))
+
     def _forget_offsets(self) -> None:
         """The topic was deleted."""
-        for offsets in (self._wrong, self._stored, self._open):
+        for offsets in (self._wrong, self._stored, self._used, self._open):
             offsets.clear()
+
+    def _see_incarnation(self) -> None:
+        """Forget what was known of an earlier topic of this name."""
+        found = self._topics.topic_id(self._topic)
+        if found and found != self._incarnation:
+            if self._incarnation:
+                self._forget_offsets()
+            self._incarnation = found
 
     def _find_end(self, partition: int) -> _FoundEnd | None:
         """The last record of the last snapshot that is not known to be wrong.
@@ -187,20 +229,21 @@ class IndexTopic:
         """
         topic, readers = self._topic, self._tools.readers
         readers.metadata.check_there(topic)
+        self._see_incarnation()
         low, end = readers.watermarks(topic, partition)
-        length, wrong = _TAIL, self._wrong.get(partition, -1)
-        while end > max(low, wrong + 1):
-            start = max(low, end - length)
+        length, floor = _TAIL, max(low, self._wrong.get(partition, -1) + 1)
+        while end > floor:
+            start = max(floor, end - length)
             last: _FoundEnd | None = None
             for offset, key, value, name in self._read(partition, start, end):
                 parsed = parse_end(value, offset) if key == END_KEY and name else None
-                if parsed is not None and name is not None and offset > wrong:
+                if parsed is not None and name is not None:
                     last = _FoundEnd(offset, name, parsed)
             if last is not None:
                 self._check(last, low)
                 return last
             # Behind it are attempts that were given up; unless it is somebody else's topic.
-            if start == low or not _is_ours(readers, topic, partition):
+            if start == floor or not _is_ours(readers, topic, partition):
                 return None
             length *= 8
         return None
@@ -219,13 +262,15 @@ class IndexTopic:
         elif end.first < low:
             why = "its first records were deleted"
         if why:
-            raise SnapshotUnusable(why)
+            raise SnapshotUnusable(why, found.offset)
 
     def _records(
-        self, partition: int, first: int, end: int, name: bytes
+        self, partition: int, end: _FoundEnd, is_closed: Callable[[], bool]
     ) -> Iterator[SnapshotRecord]:
-        for _, key, value, found in self._read(partition, first, end):
-            if found == name and key is not None:
+        for _, key, value, name in self._read(partition, end.end.first, end.offset):
+            if is_closed():
+                raise GivenUp("the index is used no more")
+            if name == end.name and key is not None:
                 yield SnapshotRecord(key, value or b"")
 
     def _read(
@@ -236,13 +281,21 @@ class IndexTopic:
 
     # -- writing
 
+    def is_paused(self) -> bool:
+        """Whether nothing is tried for a while, after an error."""
+        return time.monotonic() < self._paused_until
+
+    def looked_at(self, index: PartitionIndex) -> float:
+        """When it is, or was, time to look whether a snapshot is wanted (monotonic time)."""
+        return self._look_at.get(index.partition, 0.0)
+
     def is_due(self, index: PartitionIndex) -> bool:
         """Whether it is to be looked whether a snapshot of an index is wanted."""
-        now = time.monotonic()
         return (
             index.event_count >= self._least
             and index.next_offset >= GROWTH * self._stored.get(index.partition, 0)
-            and now >= max(self._paused_until, self._look_at.get(index.partition, 0.0))
+            and time.monotonic() >= self.looked_at(index)
+            and not self.is_paused()
         )
 
     def write(
@@ -269,7 +322,7 @@ class IndexTopic:
                 logger.debug("%s: no snapshot was written: %s", place, error)
                 return
             self._failures += 1
-            pause = min(LONGEST_PAUSE, RETRY_INTERVAL * 2.0**self._failures)
+            pause = min(LONGEST_PAUSE, RETRY_INTERVAL * 2.0 ** min(self._failures, 10))
             self._paused_until = time.monotonic() + pause
             if not isinstance(error, StreamsError):
                 logger.exception("%s: writing a snapshot failed", place)
@@ -302,14 +355,13 @@ class IndexTopic:
         check_open()
         producer = self._take(partition)
         began = time.monotonic()
-        try:
-            if self._is_known(index, end):  # by whoever was just fenced
-                return
-            writer = IndexWriter(self._tools, self.of, partition, TRANSACTION_TIMEOUT, check_open)
-            written = writer.write(producer, copying)
-        finally:
-            drop_in_background(producer)
+        end = self._tools.readers.end(self.of.topic, partition)
+        if self._is_known(index, end):  # by whoever was just fenced
+            return
+        writer = IndexWriter(self._tools, self.of, partition, TRANSACTION_TIMEOUT, check_open)
+        written = writer.write(producer, copying)
         self._stored[partition] = written.state.next_offset
+        self._used[partition] = writer.last_offset
         self._told = ""
         logger.info(
             "%s: a snapshot of %d events of %d aggregates was written in %.1f s",
@@ -383,15 +435,21 @@ class IndexTopic:
         config = self._tools.requests.settings.transaction_config(f"{topic}-{partition}")
         milliseconds = int(TRANSACTION_TIMEOUT * 1000)
         config["transaction.timeout.ms"] = config["message.timeout.ms"] = milliseconds
-        operation = f"claiming the snapshots of {self._place(partition)}"
+        operation = f"claiming the snapshots of the index of {self.of.topic}"
         return self._tools.make_producer(config, topic, operation)
 
 
 # -- whose a topic is ------------------------------------------------------------------------------
 
 
-def delete_index_topic(topics: Topics, readers: ReaderPool, event_topic: str) -> None:
-    """Delete the topic of an event topic's snapshots, if there is one and it is that."""
+def delete_index_topic(
+    topics: Topics, readers: ReaderPool, event_topic: str, *, is_used: bool
+) -> None:
+    """Delete the topic of an event topic's snapshots, if there is one with a snapshot in it. What
+    goes wrong is logged: the event topic is gone already.
+
+    :param is_used: snapshots are asked for here. Most have none, and some no right to look.
+    """
     topic = index_topic_name(event_topic)
     try:
         info = topics.describe_topic(topic)
@@ -403,8 +461,9 @@ def delete_index_topic(topics: Topics, readers: ReaderPool, event_topic: str) ->
             topics.delete_topic(topic)
     except NotFound:
         pass
-    except LogError as error:
-        logger.warning("topic %s was not deleted: %s", topic, error)
+    except (StreamsError, KafkaException) as error:
+        level = logging.WARNING if is_used else logging.DEBUG
+        logger.log(level, "topic %s was not deleted: %s", topic, error)
 
 
 def _holds_nothing_else(readers: ReaderPool, topic: str, partitions: int) -> bool:
@@ -413,10 +472,13 @@ def _holds_nothing_else(readers: ReaderPool, topic: str, partitions: int) -> boo
 
 
 def _is_ours(readers: ReaderPool, topic: str, partition: int) -> bool:
-    """Whether the first record of a partition is one of a snapshot, if there is any."""
+    """Whether a partition begins with a record of a snapshot, or ends with one, if it has any."""
     low, end = readers.watermarks(topic, partition)
     for _, _, _, name in _read(readers, topic, partition, low, end):
-        return name is not None
+        if name is not None:
+            return True
+        tail = _read(readers, topic, partition, max(low, end - _TAIL), end)
+        return any(key == END_KEY and found is not None for _, key, _, found in tail)
     return True
 
 

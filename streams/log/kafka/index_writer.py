@@ -61,12 +61,14 @@ class IndexWriter:
         self._timeout = timeout
         self._check_open = check_open
         self._topic = index_topic_name(of.topic)
-        self._operation = f"writing a snapshot of the index of {of.topic}/{partition}"
+        self._operation = f"writing a snapshot of the index of {of.topic}"
         self._headers: DriverHeaders = [(SNAPSHOT, uuid4().hex.encode())]
         self._count = 0
         self._checksum = 0
         self._first = -1
         """Offset of the first record, once it is confirmed."""
+        self.last_offset = -1
+        """Of the last record that is confirmed."""
         self._unconfirmed = 0
         self._failure: KafkaError | None = None
         """Why a record was not written."""
@@ -158,6 +160,7 @@ class IndexWriter:
         if error is None:
             offset = message.offset()
             self._first = offset if self._first < 0 else min(self._first, offset)
+            self.last_offset = max(offset, self.last_offset)
         elif self._failure is None or self._failure.code() in PURGED:
             self._failure = error
 
