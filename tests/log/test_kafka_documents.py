@@ -241,6 +241,39 @@ def test_whoever_claims_again_knows_what_became_of_a_write_without_an_answer(
     assert store.claim(name, 0).checkpoint == (Checkpoint(1) if committed else None)
 
 
+class Overtaken:
+    """A producer that another one of its ID overtakes while it is initialized, the first time: as
+    brokers answer then."""
+
+    times = 0
+
+    def __init__(self, producer: Any) -> None:
+        self._producer = producer
+
+    def init_transactions(self, timeout: float) -> None:
+        Overtaken.times += 1
+        if Overtaken.times == 1:
+            raise KafkaException(KafkaError(KafkaError._FENCED, "there is a newer producer"))
+        self._producer.init_transactions(timeout)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._producer, name)
+
+
+def test_a_claim_that_is_overtaken_by_another_one_is_made_again(
+    store: KafkaDocuments, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver says that this is fatal, which it is for that producer alone."""
+    connect: Callable[..., Any] = store._tools.connect
+    monkeypatch.setattr(Overtaken, "times", 0)
+    overtaken: Any = lambda config: Overtaken(connect(config))  # noqa: E731
+    tools = store._tools._replace(connect=overtaken)
+    monkeypatch.setattr(store, "_tools", tools)
+    store.claim(name, 0).write([change(b"a", b"1")], Checkpoint(1))
+    assert value_of(store, name, b"a") == b"1"
+    assert Overtaken.times == 2
+
+
 def limit_records(admin: AdminClient, name: str) -> None:
     """To 2,000,000 bytes."""
     limit = ConfigEntry("max.message.bytes", "2000000", incremental_operation=AlterConfigOpType.SET)

@@ -10,6 +10,9 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+
+# Documented there, though the package's __all__ does not list all of them.
+# pyright: reportPrivateImportUsage=false
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AclBinding,
     AclOperation,

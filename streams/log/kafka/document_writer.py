@@ -42,6 +42,7 @@ from streams.log.kafka.document_records import (
 )
 from streams.log.kafka.errors import kafka_error_of
 from streams.log.kafka.transactions import (
+    BEGIN_TIMEOUT,
     FENCED,
     GONE,
     PURGED,
@@ -64,14 +65,21 @@ _FULL_PAUSE = 0.01
 
 
 def take_partition(tools: WriterTools, collection: str, partition: int) -> Producer:
-    """Become the one writer of a partition: whoever was is fenced.
+    """Become the one writer of a partition: whoever was is fenced. Of those that claim it at the
+    same time the brokers refuse all but the last: the others claim it again.
 
     :raises LogError: that cannot be now.
     """
     topic = documents_topic(collection)
     config = tools.requests.settings.transaction_config(f"{topic}-{partition}")
     operation = f"claiming the documents {collection!r}, partition {partition}"
-    return tools.make_producer(config, topic, operation)
+    deadline = time.monotonic() + BEGIN_TIMEOUT
+    while True:
+        try:
+            return tools.make_producer(config, topic, operation)
+        except Fenced as error:
+            if time.monotonic() > deadline:
+                raise Unavailable(str(error)) from error
 
 
 class KafkaDocumentWriter(DocumentWriter):

@@ -52,7 +52,8 @@ WriteVoid = Callable[[int, bytes, str], None]
 
 
 class TopicIndex:
-    """The index of one event topic, as far as its partitions are in use (any thread).
+    """The index of one event topic, as far as its partitions are in use (any thread). One class,
+    because opening, folding and waiting are steps of one state under one lock.
 
     ``lock`` guards the partitions and is held for a batch of records at most; whoever is to be told
     something is told after it was released.
@@ -165,9 +166,9 @@ class TopicIndex:
                 "retention.bytes=-1, cleanup.policy=delete)"
             )
         # The last record that counts, and the last one: what is between them may have been lost.
-        known = {state.last_offset: state.last_id, state.folded_offset: state.folded_id}
+        known = {(state.last_offset, state.last_id), (state.folded_offset, state.folded_id)}
         found = end >= state.next_offset and all(
-            self._id_at(partition, offset) == id for offset, id in known.items() if offset >= 0
+            self._id_at(partition, offset) == id for offset, id in known if offset >= 0
         )
         if not found:
             logger.error(

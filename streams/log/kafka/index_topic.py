@@ -22,13 +22,12 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from confluent_kafka import KafkaException, Producer
 
-from streams.errors import LogError, NotFound, StreamsError, TopicMismatch, Unavailable
+from streams.errors import Fenced, LogError, NotFound, StreamsError, TopicMismatch, Unavailable
 from streams.log.kafka.index_records import (
     END_KEY,
     IndexCopying,
@@ -51,6 +50,8 @@ from streams.log.protocol import Retention
 from streams.text import get_logger
 
 logger = get_logger("streams.kafka")
+
+T = TypeVar("T")
 
 GROWTH = 1.25
 """The next snapshot is written once the partition has so many times the records of the last one."""
@@ -153,20 +154,17 @@ class IndexTopic:
         :param is_closed: the reading is given up.
         """
         place, began = self._place(partition), time.monotonic()
-        found: _FoundEnd | None = None
-        snapshot: IndexSnapshot | None = None
-        with self._tolerated(partition):
-            found = self._find_end(partition)
+        found = self._if_readable(partition, partial(self._find_end, partition))
         if found is None:
             return None
         offset = found.offset
         if not fits(found.end.state):
             self.distrust(partition, offset)
             return None
-        with self._tolerated(partition, offset):
-            records = self._records(partition, found, is_closed)
-            distrust = partial(self.distrust, partition, offset)
-            snapshot = IndexSnapshot(place, found.end, records, distrust)
+        records = self._records(partition, found, is_closed)
+        distrust = partial(self.distrust, partition, offset)
+        read = partial(IndexSnapshot, place, found.end, records, distrust)
+        snapshot = self._if_readable(partition, read, offset)
         if snapshot is None:
             return None
         state = snapshot.state
@@ -177,15 +175,17 @@ class IndexTopic:
         )  # fmt: skip
         return snapshot
 
-    @contextmanager
-    def _tolerated(self, partition: int, offset: int = -1) -> Iterator[None]:
-        """Nothing that is wrong with snapshots keeps an index from being built: it is logged.
+    def _if_readable(
+        self, partition: int, read: Callable[[], T | None], offset: int = -1
+    ) -> T | None:
+        """What is read. Nothing that is wrong with snapshots keeps an index from being built: it is
+        logged, and is None.
 
         :param offset: of the end of the one that is read.
         """
         place = self._place(partition)
         try:
-            yield
+            return read()
         except (NotFound, GivenUp):
             pass
         except SnapshotUnusable as error:
@@ -199,6 +199,7 @@ class IndexTopic:
                 "%s: no snapshot can be read, so the index is built by reading the events: %s",
                 place, error,
             )  # fmt: skip
+        return None
 
     def distrust(self, partition: int, offset: int) -> None:
         """Read the snapshots of a partition that end up to this offset no more: one is wrong."""
@@ -311,7 +312,7 @@ class IndexTopic:
         try:
             self._write(index, lock, is_closed)
             self._failures = 0
-        except GivenUp as error:
+        except (GivenUp, Fenced) as error:  # somebody else writes one
             logger.debug("%s: no snapshot was written: %s", place, error)
         except NotFound as error:
             logger.debug("%s: the next one makes its topic anew: %s", place, error)

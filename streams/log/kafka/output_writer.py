@@ -207,9 +207,13 @@ class OutputWriter:
             if looks_closely:
                 config["batch.num.messages"] = 1
             self._timeout = config["transaction.timeout.ms"] / 1000
-            self._producer = initialized_producer(
-                self._connect, self._requests, config, topic, self._operation
-            )
+            try:
+                self._producer = initialized_producer(
+                    self._connect, self._requests, config, topic, self._operation
+                )
+            except Fenced:
+                self._was_fenced()
+                return self._usable_producer(topic)
         return self._producer
 
     def _drop(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from streams.errors import Fenced
 from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry
 from streams.log.kafka.errors import kafka_error_of
 from streams.log.kafka.reader import ReaderPool
@@ -67,6 +68,7 @@ def initialized_producer(
     """A producer whose transactions may begin: whoever had its ID is fenced.
 
     :param topic: one that it will write to.
+    :raises Fenced: another one was initialized at the same time, after it.
     :raises LogError: that cannot be now.
     """
     settings, began = requests.settings, time.monotonic()
@@ -82,6 +84,8 @@ def initialized_producer(
                 if time.monotonic() < began + BEGIN_TIMEOUT:
                     continue
                 raise requests.no_answer_error(operation, began) from None
+            if found is not None and found.code() in FENCED:
+                raise Fenced(f"Kafka, {operation}: another process did so meanwhile") from None
             raise settings.translate(error, operation) from None
         return producer
 
