@@ -73,6 +73,10 @@ class KafkaLook:
         except KafkaException as error:
             self.problem = repr(error)
             return None
+        for each in found:
+            if each.error is not None:
+                self.problem = repr(each.error)
+                return None
         return {each.partition: each.offset for each in found if each.offset >= 0}
 
     def close(self) -> None:

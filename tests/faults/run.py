@@ -30,6 +30,8 @@ PARTITIONS = 4
 CONCURRENCY = int(os.environ.get("STREAMS_CONCURRENCY", "16"))
 """Handlers at once in a worker, unless a run says otherwise; 1: a plain one, in a thread."""
 
+AT_END = "at the end"
+
 
 class Run:
     """What a test does to one topic and one group.
@@ -49,6 +51,8 @@ class Run:
         self._tail = Tail(folder)
         self._not_yet = ""
         """Why :meth:`at_end` said no."""
+        self._was_read = False
+        """Whether it was because of what it read."""
         if create:
             self.log.create_topic(self.topic, PARTITIONS)
 
@@ -87,6 +91,7 @@ class Run:
 
     def at_end(self) -> bool:
         """The group has committed the end of every partition."""
+        self._was_read = False
         places = self._look.positions()
         if places is None:
             self._not_yet = f"the group's positions cannot be read: {self._look.problem}"
@@ -97,11 +102,18 @@ class Run:
                 place = places.get(partition)
                 if end > first and (place is None or place < end):
                     self._not_yet = f"{partition} is at {place}, its end is {end}"
+                    self._was_read = True
                     return False
         except LogError as error:
             self._not_yet = repr(error)
             return False
         return True
+
+    def _end_if_known(self) -> str | None:
+        """:data:`AT_END`, or what is before the end; None if that cannot be read now."""
+        if self.at_end():
+            return AT_END
+        return self._not_yet if self._was_read else None
 
     def judge(self, fleet: Fleet, acknowledged: int, *, audited: bool = True) -> Report:
         """Wait until the group is at the end, stop the workers, and check their history.
@@ -115,7 +127,8 @@ class Run:
             fleet.explain()
             raise AssertionError(f"{error}: {self._not_yet}") from error
         fleet.stop()
-        assert self.at_end(), "the group was moved backwards at the end"
+        ended = until(self._end_if_known, 60, f"where {self.group} stands")
+        assert ended == AT_END, f"the group was moved backwards at the end: {ended}"
         lives = read(self.folder)
         report = check(lives, exempt=fleet.exempt(lives))
         logger.warning(
