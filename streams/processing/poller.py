@@ -212,6 +212,8 @@ class Poller:
         if executor.running or executor.unconfirmed or dispatcher.has_backlog:
             return "handlers are running"
         for each in list(self._owned.values()):
+            if each.assignment.valid_until == float("-inf"):
+                return "partitions are given up"  # they may have come back already
             partition, polled = each.assignment.topic_partition, each.state.progress.polled
             _, end = self._log.watermarks(*partition)
             if not is_message_free(self._log, *partition, polled, end):

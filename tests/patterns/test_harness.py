@@ -4,6 +4,7 @@ waited for on the real clock, and what nobody has taken up yet is not settled.""
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -22,8 +23,10 @@ from streams import (
     Streams,
 )
 from streams.patterns import EventBus
+from streams.processing.partition_lifecycle import PartitionLifecycle
 from streams.replay import reset
 from streams.testing import Clock, harness
+from tests.conformance.member import PATIENCE
 from tests.conformance.stage import Stage
 
 SOON = 0.2
@@ -67,6 +70,38 @@ async def test_a_group_that_was_set_back_by_force_is_not_settled(stage: Stage) -
             await h.settled()
             assert len(stage.seen.values) == times * 20
             await reset(app, stage.group, topic, "earliest", force=True)
+
+
+async def test_what_is_lost_and_taken_again_is_not_settled_in_between(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The log says that the member owns its partitions again, and it was not told yet that it had
+    lost them; of what it has handled nothing was committed."""
+    app = Streams("memory://")
+    topic = app.topic("numbers", int, partitions=2)
+    seen: list[int] = []
+    app.processor(topic, group="g")(seen.append)
+    is_told, may_go_on, lost = threading.Event(), threading.Event(), PartitionLifecycle.lost
+
+    def lose_later(self: PartitionLifecycle, assignments: Any) -> None:
+        is_told.set()
+        assert may_go_on.wait(PATIENCE)
+        lost(self, assignments)
+
+    async with harness(app) as h:
+        await topic.publish_many(list(range(20)))
+        await h.settled()
+        monkeypatch.setattr(PartitionLifecycle, "lost", lose_later)
+        poller = app.processors[0].poller
+        assert poller is not None
+        for each in list(poller._owned.values()):
+            each.committed = each.submitted = None
+        await reset(app, "g", topic, "earliest", force=True)
+        assert await asyncio.to_thread(is_told.wait, PATIENCE)
+        assert h._unfinished()
+        may_go_on.set()
+        await h.settled()
+        assert len(seen) == 40
 
 
 async def test_a_delayed_message_is_waited_for(stage: Stage) -> None:
