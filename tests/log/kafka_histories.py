@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -12,7 +13,7 @@ import pytest
 from confluent_kafka import Producer
 
 from streams.log.event_headers import make_append
-from streams.log.events import NO_HISTORY, Base, EventAppend
+from streams.log.events import NO_HISTORY, Base, EventAppend, History, HistoryRequest
 from streams.log.kafka.log import KafkaLog
 from streams.log.url import open_log
 from streams.message import ID, Record
@@ -33,6 +34,40 @@ def log(kafka: KafkaAddress) -> Iterator[KafkaLog]:
 def topic(log: KafkaLog) -> str:
     """An event topic of one partition."""
     return log.create_event_topic(f"{uuid4().hex[:12]}.events", 1).name
+
+
+@contextmanager
+def opening(url: str) -> Iterator[Callable[..., KafkaLog]]:
+    """Opens a log again and again, as one process after the other does, and closes all in the end.
+
+    What is called may be given an option of the URL, which then has none.
+    """
+    with ExitStack() as stack:
+
+        def open_one(option: str = "") -> KafkaLog:
+            opened = open_log(f"{url}?{option}" if option else url)
+            assert isinstance(opened, KafkaLog)
+            stack.callback(opened.close)
+            return opened
+
+        yield open_one
+
+
+def new_topic(kafka: KafkaAddress) -> str:
+    """An event topic of one partition, which nobody follows yet."""
+    with opening(kafka.url) as open_one:
+        return open_one().create_event_topic(f"{uuid4().hex[:12]}.events", 1).name
+
+
+def in_memory(log: KafkaLog, topic: str) -> list[int]:
+    """The keys that the index of this process has in memory, by partition: what it folded, or was
+    asked for."""
+    index = log._events.indexes.get(topic)
+    return [len(each.keys) for each in index.partitions.values()]
+
+
+def ask(log: KafkaLog, topic: str, keys: list[bytes]) -> list[History]:
+    return log.read_histories(topic, [HistoryRequest(key) for key in keys])
 
 
 @pytest.fixture

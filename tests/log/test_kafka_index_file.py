@@ -11,25 +11,21 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
-from confluent_kafka import Producer
 
 from streams.errors import ConfigError
 from streams.log.event_headers import make_append
-from streams.log.events import NO_HISTORY, Caused, Head, History, HistoryRequest
+from streams.log.events import NO_HISTORY, Head
 from streams.log.kafka.index_file import IndexFile, open_index_file
 from streams.log.kafka.log import KafkaLog
 from streams.log.kafka.partition_index import PartitionIndex
 from streams.log.url import open_log
-from tests.conformance.histories import append, append_all, event, grow, history, values
+from tests.conformance.histories import append_all, event, grow, history, values
 from tests.conformance.member import PATIENCE
-from tests.log.kafka_histories import made, producer, write
+from tests.log.kafka_histories import ask, made, new_topic, opening
 from tests.servers.find import KafkaAddress
 from tests.servers.lifetime import until
-
-__all__ = ["producer"]
 
 Open = Callable[[], KafkaLog]
 
@@ -42,94 +38,17 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def reopen(kafka: KafkaAddress, folder: Path) -> Iterator[Open]:
     """Opens the log with the index file, as the next process does."""
-    opened: list[KafkaLog] = []
-
-    def open_one() -> KafkaLog:
-        log = open_log(f"{kafka.url}?event_index={folder}")
-        assert isinstance(log, KafkaLog)
-        opened.append(log)
-        return log
-
-    yield open_one
-    for log in opened:
-        log.close()
+    with opening(f"{kafka.url}?event_index={folder}") as open_one:
+        yield open_one
 
 
 @pytest.fixture
 def topic(kafka: KafkaAddress) -> str:
-    log = open_log(kafka.url)
-    assert isinstance(log, KafkaLog)
-    name = log.create_event_topic(f"{uuid4().hex[:12]}.events", 1).name
-    log.close()
-    return name
+    return new_topic(kafka)
 
 
 def index_path(folder: Path, topic: str, number: int = 0) -> Path:
     return folder / f"{topic}.{number}.index"
-
-
-def folded_from(log: KafkaLog, topic: str) -> list[int]:
-    """The keys that the index of this process has in memory, by partition: what it folded, or was
-    asked for."""
-    index = log._events.indexes.get(topic)
-    return [len(each.keys) for each in index.partitions.values()]
-
-
-def test_a_restart_goes_on_where_the_file_ends(reopen: Open, topic: str, folder: Path) -> None:
-    log = reopen()
-    heads = {b"key %d" % n: grow(log, topic, b"key %d" % n, b"1", b"2") for n in range(30)}
-    append(log, topic, b"c", NO_HISTORY, b"1", b"2", cause="why")
-    refused, _ = append(log, topic, b"r", NO_HISTORY, b"no", cause="c", is_refusal=True)
-    closed, _ = append(log, topic, b"f", NO_HISTORY, b"end", is_final=True)
-    uncounted = log._events.uncounted_offsets(topic, 0, 0, 64)
-    totals, keys = log.event_totals(topic), log.list_keys(topic, 0, None, 100)
-    log.close()
-
-    log = reopen()
-    assert log.event_totals(topic) == totals
-    assert folded_from(log, topic) == [0]
-    assert log.list_keys(topic, 0, None, 100) == keys
-    assert (
-        log.list_keys(topic, 0, b"key 11", 3) == [each for each in keys if each.key > b"key 11"][:3]
-    )
-    for key, head in heads.items():
-        found = history(log, topic, key)
-        assert (found.head, values(found)) == (head, [b"1", b"2"])
-    assert history(log, topic, b"c", cause="why").caused == Caused(1, 2)
-    assert history(log, topic, b"r", cause="c").head == refused.head
-    assert append_all(log, topic, [refused, closed])[0] == append_all(log, topic, [refused])[0]
-    assert history(log, topic, b"f").head == closed.head
-    assert log._events.uncounted_offsets(topic, 0, 0, 64) == uncounted
-    # What follows is folded as ever, upon what the file has.
-    assert grow(log, topic, b"key 1", b"3").base.version == 3
-    assert values(history(log, topic, b"key 1")) == [b"1", b"2", b"3"]
-
-
-def test_what_was_written_meanwhile_is_folded(reopen: Open, topic: str, producer: Producer) -> None:
-    log = reopen()
-    head = grow(log, topic, b"k", b"1")
-    log.close()
-    more, loser = made(b"k", head.base, 2), made(b"k", head.base)
-    write(producer, topic, [*more.records, *loser.records, *made(b"new").records])
-    log = reopen()
-    assert history(log, topic, b"k").head == more.head
-    assert history(log, topic, b"new").head.base.version == 1
-    assert log._events.uncounted_offsets(topic, 0, 0, 5) == [3]
-
-
-@pytest.mark.usefixtures("no_voids")
-def test_an_append_of_which_a_part_was_folded_before_counts_when_it_is_whole(
-    reopen: Open, topic: str, producer: Producer
-) -> None:
-    log = reopen()
-    slow = made(b"k", count=2)
-    write(producer, topic, [slow.records[0], *made(b"o").records])
-    log.event_totals(topic)
-    log.close()
-    write(producer, topic, slow.records[1:])
-    log = reopen()
-    assert history(log, topic, b"k").head == slow.head
-    assert log._events.uncounted_offsets(topic, 0, 0, 3) == []
 
 
 def test_a_long_history_is_written_in_pieces(reopen: Open, topic: str) -> None:
@@ -278,10 +197,6 @@ def test_a_damaged_file_never_gives_a_wrong_answer(
     assert log._events.uncounted_offsets(topic, 0, 0, 200) == uncounted
     assert log.event_totals(topic).events == totals.events
     assert grow(log, topic, keys[0], b"more").base.version == 2
-
-
-def ask(log: KafkaLog, topic: str, keys: list[bytes]) -> list[History]:
-    return log.read_histories(topic, [HistoryRequest(key) for key in keys])
 
 
 def test_rows_that_were_exchanged_are_noticed(reopen: Open, topic: str, folder: Path) -> None:

@@ -17,8 +17,7 @@ from uuid import uuid4
 import pytest
 from confluent_kafka import Producer
 
-from streams.errors import ConfigError, Fatal, NotFound, Unavailable
-from streams.log.events import NO_HISTORY, Caused, History, HistoryRequest
+from streams.errors import ConfigError, Fatal, Unavailable
 from streams.log.kafka import index_records, index_topic
 from streams.log.kafka.event_index import TopicIndex
 from streams.log.kafka.index_records import (
@@ -35,13 +34,15 @@ from streams.log.kafka.log import KafkaLog
 from streams.log.kafka.partition_index import KeyEntry, PartitionIndex, PartitionState
 from streams.log.protocol import Retention
 from streams.log.url import open_log
-from tests.conformance.histories import append, append_all, grow, history, values
+from tests.conformance.histories import grow, history, values
 from tests.conformance.member import PATIENCE
-from tests.log.kafka_histories import made, producer, write
+from tests.hostile.kafka_wire import Written, produce
+from tests.log.index_snapshots import asked_again, stored_events, wait_stored
+from tests.log.kafka_histories import ask, in_memory, made, new_topic, opening, producer, write
 from tests.servers.find import KafkaAddress
 from tests.servers.lifetime import until
 
-__all__ = ["producer"]
+__all__ = ["asked_again", "producer"]
 
 Open = Callable[[int], KafkaLog]
 
@@ -49,91 +50,26 @@ Open = Callable[[int], KafkaLog]
 @pytest.fixture
 def open_with(kafka: KafkaAddress) -> Iterator[Open]:
     """Opens the log with snapshots from a number of events on, as the next process does."""
-    opened: list[KafkaLog] = []
-
-    def open_one(least: int) -> KafkaLog:
-        log = open_log(f"{kafka.url}?index_snapshots={least}")
-        assert isinstance(log, KafkaLog)
-        opened.append(log)
-        return log
-
-    yield open_one
-    for log in opened:
-        log.close()
+    with opening(kafka.url) as open_one:
+        yield lambda least: open_one(f"index_snapshots={least}")
 
 
 @pytest.fixture
 def topic(kafka: KafkaAddress) -> str:
-    log = open_log(kafka.url)
-    assert isinstance(log, KafkaLog)
-    name = log.create_event_topic(f"{uuid4().hex[:12]}.events", 1).name
-    log.close()
-    return name
+    return new_topic(kafka)
 
 
-@pytest.fixture
-def asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever wrote no snapshot, or has written one, sees at once whether one is wanted: as soon
-    as there is one more record."""
-    monkeypatch.setattr(index_topic, "RETRY_INTERVAL", 0.0)
-    monkeypatch.setattr(index_topic, "GROWTH", 1.0 + 1e-9)
+def make_index_topic(log: KafkaLog, topic: str) -> None:
+    """As whoever writes the first snapshot does."""
+    config = index_topic.TOPIC_CONFIG
+    log._topics.create_topic(index_topic_name(topic), 1, Retention(compacted=True), config)
 
 
-def stored_events(log: KafkaLog, topic: str) -> int:
-    """The events of the last snapshot."""
-    snapshots: Any = log._events.indexes._snapshots_of(topic)
-    try:
-        found = snapshots._find_end(0)
-    except NotFound:
-        return 0
-    return 0 if found is None else int(found.end.state.event_count)
-
-
-def wait_stored(log: KafkaLog, topic: str, events: int) -> None:
-    until(lambda: stored_events(log, topic) >= events, PATIENCE, "the snapshot")
-
-
-def in_memory(log: KafkaLog, topic: str) -> list[int]:
-    """The keys that the index of this process has in memory, by partition: what it folded, or was
-    asked for."""
-    index = log._events.indexes.get(topic)
-    return [len(each.keys) for each in index.partitions.values()]
-
-
-def ask(log: KafkaLog, topic: str, keys: list[bytes]) -> list[History]:
-    return log.read_histories(topic, [HistoryRequest(key) for key in keys])
-
-
-def test_a_new_process_goes_on_where_the_snapshot_ends(open_with: Open, topic: str) -> None:
-    log = open_with(62)
-    heads = {b"key %d" % n: grow(log, topic, b"key %d" % n, b"1", b"2") for n in range(29)}
-    refused, _ = append(log, topic, b"r", NO_HISTORY, b"no", cause="c", is_refusal=True)
-    closed, _ = append(log, topic, b"f", NO_HISTORY, b"1/end", is_final=True)
-    assert stored_events(log, topic) == 0
-    append(log, topic, b"c", NO_HISTORY, b"1", b"2", b"3", cause="why")
-    uncounted = log._events.uncounted_offsets(topic, 0, 0, 63)
-    totals, keys = log.event_totals(topic), log.list_keys(topic, 0, None, 100)
-    wait_stored(log, topic, 62)
-    log.close()
-
-    log = open_with(62)
-    assert log.event_totals(topic) == totals
-    assert in_memory(log, topic) == [0]
-    assert log.list_keys(topic, 0, None, 100) == keys
-    assert (
-        log.list_keys(topic, 0, b"key 11", 3) == [each for each in keys if each.key > b"key 11"][:3]
-    )
-    for key, head in heads.items():
-        found = history(log, topic, key)
-        assert (found.head, values(found)) == (head, [b"1", b"2"])
-    assert history(log, topic, b"c", cause="why").caused == Caused(1, 3)
-    assert history(log, topic, b"r", cause="c").head == refused.head
-    assert append_all(log, topic, [refused, closed])[0] == append_all(log, topic, [refused])[0]
-    assert history(log, topic, b"f").head == closed.head
-    assert log._events.uncounted_offsets(topic, 0, 0, 63) == uncounted
-    # What follows is folded as ever, upon what the snapshot has.
-    assert grow(log, topic, b"key 1", b"3").base.version == 3
-    assert values(history(log, topic, b"key 1")) == [b"1", b"2", b"3"]
+def put(kafka: KafkaAddress, topic: str, *records: tuple[bytes, bytes | None]) -> None:
+    """Write records of a snapshot, keys and values, as they are."""
+    headers = [(SNAPSHOT.encode(), b"x")]
+    written = [Written(value, key, headers) for key, value in records]
+    produce(kafka.bootstrap, index_topic_name(topic), written)
 
 
 @pytest.mark.usefixtures("asked_again")
@@ -167,9 +103,14 @@ def test_a_snapshot_follows_upon_a_snapshot(
 
 def test_there_is_none_below_the_size(open_with: Open, topic: str) -> None:
     log = open_with(1_000)
-    grow(log, topic, b"k", b"1")
+    grow(log, topic, b"k", b"1", b"2")
     log.event_totals(topic)
     assert index_topic_name(topic) not in log.topic_names()
+    log = open_with(3)
+    log.event_totals(topic)
+    assert stored_events(log, topic) == 0
+    grow(log, topic, b"k", b"3")
+    wait_stored(log, topic, 3)
 
 
 @pytest.mark.usefixtures("asked_again")
@@ -239,37 +180,6 @@ def test_a_process_that_is_killed_while_it_writes_leaves_a_snapshot_that_is_righ
         plain.close()
 
 
-def test_what_was_written_meanwhile_is_folded(
-    open_with: Open, topic: str, producer: Producer
-) -> None:
-    log = open_with(1)
-    head = grow(log, topic, b"k", b"1")
-    wait_stored(log, topic, 1)
-    log.close()
-    more, loser = made(b"k", head.base, 2), made(b"k", head.base)
-    write(producer, topic, [*more.records, *loser.records, *made(b"new").records])
-    log = open_with(100)
-    assert history(log, topic, b"k").head == more.head
-    assert history(log, topic, b"new").head.base.version == 1
-    assert log._events.uncounted_offsets(topic, 0, 0, 5) == [3]
-
-
-@pytest.mark.usefixtures("no_voids")
-def test_an_append_of_which_a_part_was_folded_before_counts_when_it_is_whole(
-    open_with: Open, topic: str, producer: Producer
-) -> None:
-    log = open_with(1)
-    slow = made(b"k", count=2)
-    write(producer, topic, [slow.records[0], *made(b"o").records])
-    log.event_totals(topic)
-    wait_stored(log, topic, 1)
-    log.close()
-    write(producer, topic, slow.records[1:])
-    log = open_with(100)
-    assert history(log, topic, b"k").head == slow.head
-    assert log._events.uncounted_offsets(topic, 0, 0, 3) == []
-
-
 # -- what is not believed
 
 
@@ -306,17 +216,17 @@ def forged(partitions: int = 1, topic_id: str = "", **state: Any) -> SnapshotEnd
     return SnapshotEnd(1, topic_id, partitions, 0, 0, 0, 1, PartitionState(**state))
 
 
-STRANGE: list[tuple[bytes | None, bytes | None]] = [
+STRANGE: list[tuple[bytes, bytes | None]] = [
     (b"1/end", b"\xc1"),
     (b"1/end", b""),
     (b"1/end", None),
-    (None, None),
+    (b"", None),
     (b"1/keys/0/0", b"x" * 2_000),
     (b"\xff" * 300, b"\xff"),
-    (b"1/end", end_record(forged(partitions=7)).value),
-    (b"1/end", end_record(forged(next_offset=5, last_offset=4, last_id=b"no")).value),
-    (b"1/end", end_record(forged(next_offset=1 << 50)).value),
-    (b"1/end", end_record(forged(next_offset=3, last_offset=9)).value),
+    end_record(forged(partitions=7)),
+    end_record(forged(next_offset=5, last_offset=4, last_id=b"no")),
+    end_record(forged(next_offset=1 << 50)),
+    end_record(forged(next_offset=3, last_offset=9)),
 ]
 
 
@@ -329,14 +239,10 @@ def test_what_else_stands_there_changes_no_answer(
     if is_behind:
         wait_stored(log, topic, 3)
     else:
-        config = index_topic.TOPIC_CONFIG
-        log._topics.create_topic(index_topic_name(topic), 1, Retention(compacted=True), config)
+        make_index_topic(log, topic)
     log.close()
-    raw = Producer({"bootstrap.servers": kafka.bootstrap})
-    for key, value in STRANGE:
-        headers: Any = [(SNAPSHOT, b"x")]
-        raw.produce(index_topic_name(topic), value, key, 0, headers=headers)
-        assert raw.flush(PATIENCE) == 0
+    for record in STRANGE:
+        put(kafka, topic, record)
         log = open_with(1_000)
         assert history(log, topic, b"k").head == head
         log.close()
@@ -353,15 +259,11 @@ def test_one_that_cannot_be_decoded_is_given_up(
     last_id = log._events.indexes.get(topic).partitions[0].keys[b"k"].last_id
     log.close()
     log = open_with(1_000)
-    config = index_topic.TOPIC_CONFIG
-    log._topics.create_topic(index_topic_name(topic), 1, Retention(compacted=True), config)
+    make_index_topic(log, topic)
     record = SnapshotRecord(kind, b"\x91\xc1")
     state = PartitionState(2, 1, last_id, 1, 2)
     end = SnapshotEnd(1, "", 1, 0, 1, checksum(record, 0), 1, state)
-    raw = Producer({"bootstrap.servers": kafka.bootstrap})
-    for each in (record, end_record(end)):
-        raw.produce(index_topic_name(topic), each.value, each.key, 0, headers=[(SNAPSHOT, b"x")])
-        assert raw.flush(PATIENCE) == 0
+    put(kafka, topic, record, end_record(end))
     found = history(log, topic, b"k")
     assert (found.head, values(found)) == (head, [b"1", b"2"])
     assert "cannot be decoded" in caplog.text
@@ -380,9 +282,7 @@ def test_a_topic_of_somebody_else_is_left_alone(
     log._topics.create_topic(index_topic_name(topic), partitions, retention, {})
     written = 0
     if what == "a compacted one":
-        raw = Producer({"bootstrap.servers": kafka.bootstrap})
-        raw.produce(index_topic_name(topic), b"mine", b"k", 0)
-        assert raw.flush(PATIENCE) == 0
+        produce(kafka.bootstrap, index_topic_name(topic), [Written(b"mine", b"k")])
         written = 1
     head = grow(log, topic, b"k", b"1")
     until(lambda: "no snapshot was written" in caplog.text, PATIENCE, "the warning")
@@ -399,12 +299,8 @@ def test_one_that_was_damaged_or_deleted_is_followed_by_one_that_is_not(
     grow(log, topic, b"k", b"1")
     wait_stored(log, topic, 1)
     log.close()
-    raw = Producer({"bootstrap.servers": kafka.bootstrap})
-    headers: Any = [(SNAPSHOT, b"x")]
     state = PartitionState(1, 0, b"x", 1, 1)
-    wrong = end_record(SnapshotEnd(1, "", 1, 0, 1, 7, 1, state)).value
-    raw.produce(index_topic_name(topic), wrong, b"1/end", 0, headers=headers)
-    assert raw.flush(PATIENCE) == 0
+    put(kafka, topic, end_record(SnapshotEnd(1, "", 1, 0, 1, 7, 1, state)))
     log = open_with(1)
     log.event_totals(topic)
     until(lambda: stored_events(log, topic) == 1, PATIENCE, "the snapshot")
@@ -428,7 +324,7 @@ def test_a_command_that_only_looks_reads_them_and_writes_none(
         grow(writer, topic, b"k", b"1")
         assert looking.event_totals(topic).events == 1
         index = looking._events.indexes.get(topic)
-        assert index._keepers.count == 0
+        assert index._keepers._threads == []
         assert index_topic_name(topic) not in looking.topic_names()
     log = open_with(1)
     grow(log, topic, b"k", b"2")
@@ -446,9 +342,7 @@ def test_deleting_an_event_topic_deletes_nothing_of_others(
     """A topic of that name may be anybody's, also where nobody asked for snapshots."""
     log, name = open_with(0), index_topic_name(topic)
     log.create_topic(name, 1, Retention(compacted=is_compacted))
-    raw = Producer({"bootstrap.servers": kafka.bootstrap})
-    raw.produce(name, b"mine", b"k", 0)
-    assert raw.flush(PATIENCE) == 0
+    produce(kafka.bootstrap, name, [Written(b"mine", b"k")])
     log.delete_topic(topic)
     assert [each for each in log.topic_names() if each.startswith(topic)] == [name]
 
@@ -575,9 +469,7 @@ def test_one_that_names_an_event_of_another_key_is_given_up(
     """It agrees with the log about the last records, and is wrong all the same."""
     log = open_with(0)
     head, other = grow(log, topic, b"a", b"1", b"2"), grow(log, topic, b"b", b"3", b"4")
-    log._topics.create_topic(
-        index_topic_name(topic), 1, Retention(compacted=True), index_topic.TOPIC_CONFIG
-    )
+    make_index_topic(log, topic)
     last_a, last_b = head.base.last_id.encode(), other.base.last_id.encode()
     log.close()
     wrong = [
@@ -587,11 +479,7 @@ def test_one_that_names_an_event_of_another_key_is_given_up(
     records = list(entry_records("keys/0", wrong))
     state = PartitionState(4, 3, last_b, 2, 4, folded_offset=3, folded_id=last_b)
     end = SnapshotEnd(1, "", 1, 0, len(records), checksum(records[0], 0), 1, state)
-    raw = Producer({"bootstrap.servers": kafka.bootstrap})
-    headers: Any = [(SNAPSHOT, b"x")]
-    for each in (*records, end_record(end)):
-        raw.produce(index_topic_name(topic), each.value, each.key, 0, headers=headers)
-        assert raw.flush(PATIENCE) == 0
+    put(kafka, topic, *records, end_record(end))
     log = open_with(1_000)
     for _ in range(2):
         found = history(log, topic, b"a")

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 from uuid import uuid4
 
@@ -45,10 +45,11 @@ from streams.log.kafka.transactions import (
     BEGIN_TIMEOUT,
     FENCED,
     GONE,
-    PURGED,
     RAISED,
+    RecordFailure,
     WriterTools,
     abort,
+    aborting,
 )
 
 WRITE_TIMEOUT = 20.0
@@ -105,8 +106,8 @@ class KafkaDocumentWriter(DocumentWriter):
         self._closing = threading.Lock()
         self._topic = documents_topic(index.collection)
         self._operation = f"writing the documents {index.collection!r}, partition {partition}"
-        self._failure: KafkaError | None = None
-        """Why a record was not written, so that its transaction is to be aborted."""
+        self._failure = RecordFailure()
+        """If there is one, its transaction is to be aborted."""
         self._offset = -1
         """Of the last checkpoint that this writer has written."""
         _, end = tools.readers.bounds(self._topic, partition)
@@ -150,7 +151,7 @@ class KafkaDocumentWriter(DocumentWriter):
                     producer, CHECKPOINT_KEY, value, headers, self._checkpoint_written, deadline
                 )
                 # What stands behind a record that has failed would wait until it times out.
-                while producer.flush(_FLUSH_SLICE) and self._failure is None:
+                while producer.flush(_FLUSH_SLICE) and self._failure.error is None:
                     self._check_time(deadline)
                     self._check_index()
             self._commit(producer, deadline)
@@ -229,47 +230,17 @@ class KafkaDocumentWriter(DocumentWriter):
 
     def _written(self, error: KafkaError | None, _: Any) -> None:
         if error is not None:
-            self._note_failure(error)
+            self._failure.note(error)
 
     def _checkpoint_written(self, error: KafkaError | None, message: Any) -> None:
         if error is None:
             self._offset = message.offset()
         else:
-            self._note_failure(error)
+            self._failure.note(error)
 
-    def _note_failure(self, error: KafkaError) -> None:
-        if self._failure is None or self._failure.code() in PURGED:
-            self._failure = error
-
-    @contextmanager
-    def _aborting(self, producer: Producer) -> Iterator[None]:
+    def _aborting(self, producer: Producer) -> AbstractContextManager[None]:
         """Abort the transaction if something goes wrong in here: then nothing was written."""
-        try:
-            yield
-        except RAISED as error:
-            aborting = self._abort(producer)
-            found = kafka_error_of(error)
-            # Once a record or the producer has failed the driver takes no other record, and does
-            # not say why: the report of the record does, or the abort, which cannot be.
-            unsaid = {
-                KafkaError._STATE: self._failure,
-                KafkaError._FATAL: aborting,
-            }
-            why = None if found is None else unsaid.get(found.code())
-            raise self._translate(error if why is None else why) from error
-        except SystemError as error:
-            # The driver's, where it raises a fatal error and goes on to report a delivery (2.16).
-            fatal = self._abort(producer)
-            if fatal is None:
-                raise
-            raise self._translate(fatal) from error
-        except BaseException:
-            self._abort(producer)
-            raise
-
-    def _abort(self, producer: Producer) -> KafkaError | None:
-        """Abort the transaction; why that cannot be."""
-        return abort(producer, self._operation)
+        return aborting(producer, self._operation, self._failure, self._translate)
 
     def _translate(self, raised: KafkaException | KafkaError) -> LogError:
         """The error for what was not written."""
@@ -294,7 +265,7 @@ class KafkaDocumentWriter(DocumentWriter):
             except RAISED as raised:
                 error = kafka_error_of(raised)
                 if error is not None and error.txn_requires_abort():
-                    self._abort(producer)
+                    abort(producer, self._operation)
                     raise self._translate(raised) from raised
                 if error is not None and error.retriable() and time.monotonic() < deadline:
                     time.sleep(_RETRY_PAUSE)

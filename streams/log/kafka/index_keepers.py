@@ -49,11 +49,6 @@ class IndexKeepers:
         self._threads: list[tuple[threading.Thread, float]] = []
         """Each with the seconds that are waited for its end."""
 
-    @property
-    def count(self) -> int:
-        """How many there are."""
-        return len(self._threads)
-
     def keep_file(self, file: IndexFile) -> None:
         """Write what changes to a file, again and again."""
         self._start(partial(self._keep_file, file), "file", 60.0)

@@ -162,7 +162,7 @@ class IndexTopic:
             self.distrust(partition, offset)
             return None
         records = self._records(partition, found, is_closed)
-        distrust = partial(self.distrust, partition, offset)
+        distrust = partial(self.distrust_used, partition)
         read = partial(IndexSnapshot, place, found.end, records, distrust)
         snapshot = self._if_readable(partition, read, offset)
         if snapshot is None:
@@ -216,7 +216,9 @@ class IndexTopic:
             offsets.clear()
 
     def _see_incarnation(self) -> None:
-        """Forget what was known of an earlier topic of this name."""
+        """Forget which snapshots of an earlier topic of this name were wrong."""
+        if self._incarnation and not self._wrong:
+            return
         found = self._topics.topic_id(self._topic)
         if found and found != self._incarnation:
             if self._incarnation:

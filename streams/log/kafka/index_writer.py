@@ -24,7 +24,7 @@ from streams.log.kafka.index_records import (
     end_record,
     index_topic_name,
 )
-from streams.log.kafka.transactions import FENCED, GONE, PURGED, RAISED, WriterTools, abort
+from streams.log.kafka.transactions import FENCED, GONE, RecordFailure, WriterTools, aborting
 
 COMMIT_TIMEOUT = 30.0
 """Seconds in which the brokers confirm the last records, and the transaction."""
@@ -70,8 +70,9 @@ class IndexWriter:
         self.last_offset = -1
         """Of the last record that is confirmed."""
         self._unconfirmed = 0
-        self._failure: KafkaError | None = None
-        """Why a record was not written."""
+        self._failure = RecordFailure()
+        self._began = 0.0
+        """When its transaction did (monotonic time)."""
 
     def write(self, producer: Producer, copying: IndexCopying) -> SnapshotEnd:
         """Write it; what its last record says.
@@ -80,48 +81,28 @@ class IndexWriter:
         :raises GivenUp: somebody else writes one, or the index is used no more.
         :raises LogError: it was not written.
         """
-        began = time.monotonic()
-        try:
+        self._began = time.monotonic()
+        with aborting(producer, self._operation, self._failure, self._translate):
             producer.begin_transaction()
             end = self._send_all(producer, copying)
             self._wait_confirmed(producer, 0)
             producer.commit_transaction(COMMIT_TIMEOUT)
-        except RAISED as error:
-            why = abort(producer, self._operation)
-            raise self._translate(error, why, time.monotonic() - began) from error
-        except SystemError as error:
-            # The driver's, where it raises a fatal error and goes on to report a delivery (2.16).
-            why = abort(producer, self._operation)
-            if why is None:
-                raise
-            raise self._translate(why, why, time.monotonic() - began) from error
-        except BaseException:
-            abort(producer, self._operation)
-            raise
         return end
 
-    def _translate(
-        self, raised: KafkaException | KafkaError, why: KafkaError | None, seconds: float
-    ) -> LogError:
-        """The error for what was not written.
-
-        :param why: it cannot be aborted.
-        """
+    def _translate(self, raised: KafkaException | KafkaError) -> LogError:
+        """The error for what was not written."""
         error = kafka_error_of(raised)
-        # Once a record or the producer has failed the driver takes no other record, and does not
-        # say why: the report of the record does, or the abort, which cannot be.
-        if error is not None and error.code() in (KafkaError._STATE, KafkaError._FATAL):
-            error = self._failure or why or error
-        if error is not None and error.code() in FENCED:
-            if seconds < self._timeout:
+        code = None if error is None else error.code()
+        if code in FENCED:
+            if time.monotonic() < self._began + self._timeout:
                 return GivenUp("another process writes one")
             return LogError(
                 f"Kafka, {self._operation}: it was not written within {self._timeout:g} s, so the "
                 "brokers have ended its transaction"
             )
-        if error is not None and error.code() in GONE:
+        if code in GONE:
             return NotFound(f"{self._topic} was deleted")
-        return LogError(str(self._settings.translate(error or raised, self._operation)))
+        return LogError(str(self._settings.translate(raised, self._operation)))
 
     def _send_all(self, producer: Producer, copying: IndexCopying) -> SnapshotEnd:
         with closing(copying.records()) as records:
@@ -161,8 +142,8 @@ class IndexWriter:
             offset = message.offset()
             self._first = offset if self._first < 0 else min(self._first, offset)
             self.last_offset = max(offset, self.last_offset)
-        elif self._failure is None or self._failure.code() in PURGED:
-            self._failure = error
+        else:
+            self._failure.note(error)
 
     def _wait_confirmed(self, producer: Producer, most: int) -> None:
         """Wait until at most so many records are not confirmed."""
@@ -175,5 +156,5 @@ class IndexWriter:
             producer.poll(_POLL)
             if self._unconfirmed < before:
                 deadline = time.monotonic() + COMMIT_TIMEOUT
-        if self._failure is not None:
-            raise KafkaException(self._failure)
+        if self._failure.error is not None:
+            raise KafkaException(self._failure.error)

@@ -161,9 +161,7 @@ class PartitionIndex:
         self.cause_bytes = state.cause_bytes
         self._last_offset = state.last_offset
         self._last_id = state.last_id
-        self._folded: tuple[int, Headers | None] = state.folded_offset, None
-        """Offset and headers of the last record that was folded; those of one that was folded
-        before are not known."""
+        self._folded_offset = state.folded_offset
         self._folded_id = state.folded_id
         self._arbiter = Arbiter(self.head)
         self._causes: dict[tuple[bytes, str], Caused] = {}
@@ -341,7 +339,7 @@ class PartitionIndex:
             self.event_count += count
             self._last_offset, self._last_id = last_offset, last_id
         self.next_offset = offsets[-1] + 1
-        self._folded = offsets[-1], headers[-1]
+        self._folded_offset, self._folded_id = offsets[-1], event_id(headers[-1])
 
     def _fold_record(self, offset: int, key: bytes | None, headers: Headers) -> None:
         """Fold a record, whatever it is."""
@@ -463,7 +461,6 @@ class PartitionIndex:
             for append_id, each in found.items()
         ]
         undecided = {offset for _, _, _, offsets, _ in pending for offset in offsets}
-        folded_offset, folded_headers = self._folded
         state = PartitionState(
             self.next_offset,
             self._last_offset,
@@ -473,8 +470,8 @@ class PartitionIndex:
             self.cause_count,
             self.cause_bytes,
             pending,
-            folded_offset,
-            event_id(folded_headers) if folded_headers is not None else self._folded_id,
+            self._folded_offset,
+            self._folded_id,
         )
         return state, self._uncounted - undecided
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -117,6 +117,55 @@ def abort(producer: Producer, operation: str) -> KafkaError | None:
     with suppress(*RAISED, SystemError):
         producer.poll(0)
     return None
+
+
+class RecordFailure:
+    """Why a record of a transaction was not written: the first reason that is not a consequence of
+    another one."""
+
+    def __init__(self) -> None:
+        self.error: KafkaError | None = None
+
+    def note(self, error: KafkaError) -> None:
+        """A record was not written."""
+        if self.error is None or self.error.code() in PURGED:
+            self.error = error
+
+
+@contextmanager
+def aborting(
+    producer: Producer,
+    operation: str,
+    failure: RecordFailure,
+    translate: Callable[[KafkaException | KafkaError], Exception],
+) -> Iterator[None]:
+    """Abort the open transaction if something goes wrong in here.
+
+    :param failure: of its records.
+    :param translate: gives the error that is raised for one of the driver's.
+    """
+    try:
+        yield
+    except RAISED as error:
+        unaborted = abort(producer, operation)
+        found = kafka_error_of(error)
+        # Once a record or the producer has failed the driver takes no other record, and does not
+        # say why: the report of the record does, or the abort, which cannot be.
+        unsaid = {
+            KafkaError._STATE: failure.error or unaborted,
+            KafkaError._FATAL: unaborted or failure.error,
+        }
+        why = None if found is None else unsaid.get(found.code())
+        raise translate(why or error) from error
+    except SystemError as error:
+        # The driver's, where it raises a fatal error and goes on to report a delivery (2.16).
+        fatal = abort(producer, operation)
+        if fatal is None:
+            raise
+        raise translate(fatal) from error
+    except BaseException:
+        abort(producer, operation)
+        raise
 
 
 def drop_in_background(producer: Producer) -> None:
