@@ -40,6 +40,7 @@ from streams.log.events import (
 )
 from streams.log.kafka.client import RequestRetry
 from streams.log.kafka.event_appends import Sent
+from streams.log.kafka.index_writer import IndexWriter
 from streams.log.kafka.log import KafkaLog
 from streams.log.kafka.snapshot_index import record_key, snapshot_topic
 from streams.log.protocol import OnAppended, TopicInfo
@@ -48,12 +49,13 @@ from streams.message import ID, Position, Record
 from tests.conformance.histories import append_all, grow, history, values
 from tests.conformance.member import PATIENCE
 from tests.conformance.records import append as append_records
-from tests.log.kafka_histories import log, made, producer, topic, write
+from tests.log.index_snapshots import asked_again, wait_stored
+from tests.log.kafka_histories import in_memory, log, made, opening, producer, topic, write
 from tests.servers.find import KafkaAddress
 from tests.servers.kafka import Kafka
 from tests.servers.lifetime import Lifetime, until
 
-__all__ = ["log", "producer", "topic"]
+__all__ = ["asked_again", "log", "producer", "topic"]
 
 
 def test_losers_refusals_and_foreign_records_do_not_count(
@@ -546,6 +548,38 @@ def test_an_index_that_loses_its_brokers_says_so_and_goes_on_when_they_are_back(
     assert isinstance(outcome, Appended)
     assert grow(log, topic, b"k", b"4").base.version == 4
     log.close()
+
+
+@pytest.mark.usefixtures("asked_again")
+def test_a_broker_that_is_killed_while_a_snapshot_of_the_index_is_written(
+    own: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its last record and its commit: what there is afterwards is right, and goes on."""
+    send, is_killed = IndexWriter._send_all, threading.Event()
+
+    def send_and_kill(self: IndexWriter, *how: Any) -> Any:
+        sent = send(self, *how)
+        if not is_killed.is_set():
+            own.kill()
+            is_killed.set()
+        return sent
+
+    with opening(own.url) as open_one:
+        log = open_one("index_snapshots=3")
+        topic = log.create_event_topic("snapped.events", 1).name
+        grow(log, topic, b"k", b"1", b"2")
+        monkeypatch.setattr(IndexWriter, "_send_all", send_and_kill)
+        grow(log, topic, b"k", b"3")
+        assert is_killed.wait(PATIENCE)
+        own.restart()
+        head = grow(log, topic, b"k", b"4")
+        wait_stored(log, topic, 4)
+        log.close()
+        log = open_one("index_snapshots=1000")
+        assert log.event_totals(topic).events == 4
+        assert in_memory(log, topic) == [0]
+        found = history(log, topic, b"k")
+        assert (found.head, values(found)) == (head, [b"1", b"2", b"3", b"4"])
 
 
 @pytest.mark.faults
