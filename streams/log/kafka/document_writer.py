@@ -16,7 +16,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 from uuid import uuid4
 
@@ -143,7 +142,8 @@ class KafkaDocumentWriter(DocumentWriter):
         deadline = time.monotonic() + WRITE_TIMEOUT
         number = self._number + 1
         try:
-            with self._aborting(producer):
+            # Until it is told to commit, nothing of it counts.
+            with aborting(producer, self._operation, self._failure, self._translate):
                 producer.begin_transaction()
                 self._produce(producer, number, changes, deadline)
                 value, headers = checkpoint_record(number, cleared, self._origin, checkpoint)
@@ -237,10 +237,6 @@ class KafkaDocumentWriter(DocumentWriter):
             self._offset = message.offset()
         else:
             self._failure.note(error)
-
-    def _aborting(self, producer: Producer) -> AbstractContextManager[None]:
-        """Abort the transaction if something goes wrong in here: then nothing was written."""
-        return aborting(producer, self._operation, self._failure, self._translate)
 
     def _translate(self, raised: KafkaException | KafkaError) -> LogError:
         """The error for what was not written."""
