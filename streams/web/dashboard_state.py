@@ -79,8 +79,9 @@ class DashboardState:
         )
         self.problem_patience = 0.03
         """Real seconds for which the overview waits for its problems."""
-        self.streams_open = 0
-        """Streams to browsers now: of figures, and of messages that arrive."""
+        self._streams: set[Callable[[], None]] = set()
+        """What ends each of the streams to browsers: of figures, and of messages that arrive."""
+        self.is_closed = False
         self._answers = SharedAnswers()
         self._kept: tuple[_Kept, ...] = (
             self.groups,
@@ -98,6 +99,8 @@ class DashboardState:
 
     def close(self) -> None:
         """Let go of the threads and the log that it opened; for who makes several in a process."""
+        self.is_closed = True
+        self.end_streams()
         for kept in self._kept:
             kept.close()
         self.jobs.close()
@@ -115,14 +118,27 @@ class DashboardState:
         self.board.expire()
         self.sampler.renew()
 
+    @property
+    def streams_open(self) -> int:
+        """How many streams to browsers there are now."""
+        return len(self._streams)
+
     @contextmanager
-    def streaming(self) -> Iterator[None]:
-        """Count a stream to a browser meanwhile (on the server's loop)."""
-        self.streams_open += 1
+    def streaming(self, end: Callable[[], None]) -> Iterator[None]:
+        """There is a stream to a browser meanwhile.
+
+        :param end: ends it soon; called from any thread.
+        """
+        self._streams.add(end)
         try:
             yield
         finally:
-            self.streams_open -= 1
+            self._streams.discard(end)
+
+    def end_streams(self) -> None:
+        """End the streams to browsers, which open new ones if they can (any thread)."""
+        for end in self._streams.copy():
+            end()
 
     def shared(self, key: Hashable, seconds: float, make: Callable[[], T]) -> T:
         """What ``make`` returned within the last so many real seconds for this key, whoever asked:

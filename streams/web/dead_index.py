@@ -21,6 +21,7 @@ from streams.inspection.letter_topics import (
     sample_sources,
 )
 from streams.text import get_logger
+from streams.web.ages import is_recent
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -160,11 +161,11 @@ class DeadTopicIndex:
 
     def _look(self, log: Log, names: list[str], changes: int, deadline: float) -> None:
         """Count the letters of topics that hold some, or are named so."""
-        now, changed = time.time(), self._changed
+        changed = self._changed
 
         def is_fresh(name: str) -> bool:
             found = self._known.get(name)
-            return found is not None and found.changes == changes and now - found.at < FRESH
+            return found is not None and found.changes == changes and is_recent(found.at, FRESH)
 
         def rank(name: str) -> tuple[bool, float]:
             found = self._known.get(name)
@@ -177,10 +178,9 @@ class DeadTopicIndex:
 
     def _look_at_others(self, log: Log, names: list[str], changes: int, deadline: float) -> None:
         """Look for letters in topics that held none."""
-        now = time.time()
         unknown = [name for name in names if name not in self._known]
         for name in sorted(unknown, key=lambda each: self._empty.get(each, 0.0)):
-            if now - self._empty.get(name, 0.0) < SAMPLED or self._is_over(deadline):
+            if is_recent(self._empty.get(name, 0.0), SAMPLED) or self._is_over(deadline):
                 return
             self._keep(name, self._look_at(log, name, changes))
 
@@ -198,7 +198,7 @@ class DeadTopicIndex:
         """What there is in a topic; None: it is gone, or holds no letters and is not named so."""
         now, before = time.time(), self._known.get(name)
         try:
-            if before is not None and before.sources and now - before.sampled_at < SAMPLED:
+            if before is not None and before.sources and is_recent(before.sampled_at, SAMPLED):
                 sources, sampled_at = before.sources, before.sampled_at
             else:
                 sources, _ = sample_sources(log, log.topic(name), MAX_PARTITIONS)

@@ -20,6 +20,7 @@ from streams.inspection.doctor.app_inspection import AppInspection, Finding, Mes
 from streams.inspection.doctor.checklist import run_checks
 from streams.inspection.doctor.prometheus import PrometheusClient
 from streams.text import describe_error, get_logger
+from streams.web.ages import is_recent
 from streams.web.redaction import Payloads, Redact, Shown
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class DoctorRuns:
             while True:
                 found = self._results.get(payloads)
                 is_changed = found is not None and found.changes != self._changes
-                is_old = found is None or is_changed or time.time() - found.at > older_than
+                is_old = found is None or is_changed or not is_recent(found.at, older_than)
                 if is_old and payloads not in self._running and not self._closed:
                     self._start(payloads=payloads)
                 is_over = self._closed or not is_changed

@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from array import array
 from dataclasses import dataclass, field
+
+from streams.web.ages import is_recent
 
 KEPT = 1_800
 """Samples kept of a subject: an hour of them."""
 
 
 class Series:
-    """Numbers and when they were, the last :data:`KEPT` of them."""
+    """Numbers and when they were, the last :data:`KEPT` of them (any thread)."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._times = array("d")
         self._values = array("d")
         self._next = 0
 
     def add(self, when: float, value: float) -> None:
         """One more."""
-        if len(self._times) < KEPT:
-            self._times.append(when)
-            self._values.append(value)
-            return
-        self._times[self._next], self._values[self._next] = when, value
-        self._next = (self._next + 1) % KEPT
+        with self._lock:
+            if len(self._times) < KEPT:
+                self._times.append(when)
+                self._values.append(value)
+                return
+            self._times[self._next], self._values[self._next] = when, value
+            self._next = (self._next + 1) % KEPT
 
     def __len__(self) -> int:
         return len(self._times)
 
     def points(self, last: int = KEPT) -> list[tuple[float, float]]:
         """The last so many, the oldest first."""
-        order = [*range(self._next, len(self._times)), *range(self._next)]
-        return [(self._times[at], self._values[at]) for at in order[-last:]]
+        with self._lock:
+            order = [*range(self._next, len(self._times)), *range(self._next)]
+            return [(self._times[at], self._values[at]) for at in order[-last:]]
 
 
 @dataclass(slots=True)
@@ -62,4 +67,4 @@ class Figures:
 
     def is_fresh(self, seconds: float) -> bool:
         """It was asked for within the last so many seconds, and nothing was changed here since."""
-        return not self.stale and time.time() - self.at < seconds
+        return not self.stale and is_recent(self.at, seconds)

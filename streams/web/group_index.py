@@ -319,7 +319,8 @@ class GroupIndex:
 
         def asked_at(name: str) -> float:
             found = self._known.get(name)
-            return 0.0 if found is None else found.at
+            # What lies ahead was looked at before the clock was set back.
+            return 0.0 if found is None or found.at > time.time() else found.at
 
         names = [name for name in self._names[:MAX_GROUPS] if asked_at(name) <= oldest]
         return sorted(names, key=lambda name: (name in changed, -asked_at(name)))

@@ -1,5 +1,9 @@
 """Figures as they change, to browsers: server-sent events, one stream a browser.
 
+A stream ends after :data:`STREAM_SECONDS`, and the browser opens the next one at once. A server
+that is told to end waits for the answers that it is giving: a longer one would hold it up, and the
+app that the dashboard is mounted beside. Who may see what is found out again with each stream.
+
 A browser's tabs share a stream (``static/live-worker.js``), since over HTTP/1.1 it has six
 connections to a site and no more; tabs in the background ask for nothing. Figures are made once for
 each subject and sample, however many look; how far something is that takes a while is among them
@@ -13,7 +17,6 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -45,11 +48,8 @@ MAX_TOKENS = 16
 TAIL_LOOK = 0.5
 """Real seconds between two looks at whether messages arrived."""
 
-TAIL_SECONDS = 1_800
-"""Real seconds after which a browser that watches what arrives is asked to connect again."""
-
-HEARTBEAT = 15.0
-"""Seconds of silence after which a comment is sent, so that nothing between closes the stream."""
+STREAM_SECONDS = 5.0
+"""Real seconds after which a browser is asked to connect again."""
 
 SSE_HEADERS = {
     "cache-control": "no-store",
@@ -70,7 +70,7 @@ def live_response(
         tails = [_arrivals(page_of, request, access, each) for each in arriving]
     except InvalidValue as error:
         return PlainTextResponse(f"{error}\n", 400)
-    if (refused := _too_many_streams(dashboard)) is not None:
+    if (refused := _refused(dashboard)) is not None:
         return refused
     if request.method == "HEAD":  # which asks for no stream
         return Response(media_type="text/event-stream", headers=SSE_HEADERS)
@@ -103,8 +103,10 @@ def _arrivals(page_of: PageOf, request: Request, access: Access, tail: str) -> A
     return Arrivals(tail, page_of(asked, access, parse_fields(encoded)))
 
 
-def _too_many_streams(dashboard: DashboardState) -> Response | None:
+def _refused(dashboard: DashboardState) -> Response | None:
     """What is answered where no further stream may begin."""
+    if dashboard.is_closed:
+        return PlainTextResponse("the dashboard is closed\n", 503)
     if dashboard.streams_open < MAX_STREAMS:
         return None
     return PlainTextResponse("too many browsers look\n", 503, {"retry-after": "30"})
@@ -115,6 +117,7 @@ async def _events(
 ) -> AsyncIterator[bytes]:
     loop = asyncio.get_running_loop()
     latest: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1)
+    is_over = False
 
     def put(message: bytes) -> None:
         if latest.full():  # a browser that is slow gets the newest, and no backlog
@@ -122,34 +125,41 @@ async def _events(
         latest.put_nowait(message)
 
     def told(found: Mapping[str, Mapping[str, float | int | None]], is_reachable: bool) -> None:
-        message = _event("figures" if is_reachable else "outage", found)
+        soon(put, _event("figures" if is_reachable else "outage", found))
+
+    def soon(call: Callable[..., None], *args: bytes) -> None:
         try:
-            loop.call_soon_threadsafe(put, message)
+            loop.call_soon_threadsafe(call, *args)
         except RuntimeError:
             pass  # the server ended just now
 
-    with dashboard.streaming(), dashboard.sampler.watch(subjects, told):
+    def finish() -> None:
+        nonlocal is_over
+        is_over = True
+        put(b"")
+
+    with dashboard.streaming(lambda: soon(finish)), dashboard.sampler.watch(subjects, told):
         yield b"retry: 3000\n\n"
-        began = said = time.monotonic()
-        due = began if tails else inf
-        while not tails or time.monotonic() - began < TAIL_SECONDS:
+        look_at = time.monotonic()
+        until = look_at + STREAM_SECONDS
+        while not is_over and (now := time.monotonic()) < until:
             try:
-                async with asyncio.timeout(min(HEARTBEAT, max(0.0, due - time.monotonic()))):
+                async with asyncio.timeout(
+                    max(0.0, (min(until, look_at) if tails else until) - now)
+                ):
                     message = await latest.get()
             except TimeoutError:
                 message = b""
-            if time.monotonic() >= due:
+            if tails and not is_over and time.monotonic() >= look_at:
                 for tail in list(tails):
                     arrived = await _look(dashboard, tails, tail)
                     if arrived is None:
                         break
                     message += arrived
-                due = time.monotonic() + TAIL_LOOK if tails else inf
-            if not message and time.monotonic() - said >= HEARTBEAT:
-                message = b": still here\n\n"
+                look_at = time.monotonic() + TAIL_LOOK
             if message:
                 yield message
-                said = time.monotonic()
+    yield _event("again", {})
 
 
 async def _look(dashboard: DashboardState, tails: list[Arrivals], tail: Arrivals) -> bytes | None:

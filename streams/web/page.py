@@ -98,7 +98,13 @@ class Page:
     @property
     def kind(self) -> tuple[str, ...]:
         """What texts and addresses depend on: whoever keeps some for others keeps them by it."""
-        return self.language, self.asset(""), self.request.query_params.get("lang", "")
+        return self.language, self.asset(""), self._asked_language or ""
+
+    @property
+    def _asked_language(self) -> str | None:
+        """The language that the address asks for, if there is such a one."""
+        asked = self.request.query_params.get("lang")
+        return asked if asked in LANGUAGES else None
 
     @property
     def now(self) -> float:
@@ -130,8 +136,8 @@ class Page:
         given: list[tuple[str, str]] = [
             (str(name), str(value)) for name, value in pairs if value not in (None, "")
         ]
-        asked = self.request.query_params.get("lang")
-        if asked in LANGUAGES and all(name != "lang" for name, _ in given):
+        asked = self._asked_language
+        if asked and all(name != "lang" for name, _ in given):
             given.append(("lang", asked))
         encoded = urlencode(given, errors="surrogateescape")
         return self.asset(path) + (f"?{encoded}" if encoded else "")
@@ -161,6 +167,12 @@ class Page:
         ]
         self.watch(*(f"job:{job.id}" for job in found))
         return found
+
+    def may_publish(self, topic: str) -> bool:
+        """Whether the visitor may publish to a topic: to none that the toolkit keeps for itself."""
+        if not self.access.may("publish"):
+            return False
+        return topic not in self.dashboard.groups.look(0.0).internal
 
     def told_version(self, subject: str) -> str:
         """Which version of something that takes a while (:mod:`streams.web.progress`) is told at
@@ -218,6 +230,11 @@ class Page:
 
     # -- actions
 
+    def typed_count(self) -> int | None:
+        """The number by which an action was confirmed; None: none was typed, or something else."""
+        typed = self.fields.text("confirm").replace(",", "").replace("_", "").replace(" ", "")
+        return int(typed) if typed.isascii() and typed.isdigit() and len(typed) < 10 else None
+
     def confirmed(self, count: int) -> bool:
         """Whether the visitor has confirmed an action that concerns so many messages: has typed the
         number, or pressed the button where it is one.
@@ -236,8 +253,7 @@ class Page:
         typed = self.fields.text("confirm")
         if not typed:
             return False
-        digits = typed.replace(",", "").replace("_", "").replace(" ", "")
-        if digits != str(count):
+        if self.typed_count() != count:
             raise InvalidValue(
                 self._(
                     "%(typed)s was typed, and it is %(count)s now: nothing was done. Look again.",

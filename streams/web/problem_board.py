@@ -8,13 +8,13 @@ when they are found.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from streams.errors import StreamsError
 from streams.text import get_logger
+from streams.web.ages import is_recent
 
 logger = get_logger("streams")
 
@@ -99,8 +99,7 @@ class ProblemBoard:
         """
         with self._lock:
             found = self._boards.get(key)
-            age = float("inf") if found is None else time.time() - found.at
-            if found is not None and age < FRESH:
+            if found is not None and is_recent(found.at, FRESH):
                 return found
             search = self._searches.get(key)
             if search is None:
@@ -112,7 +111,7 @@ class ProblemBoard:
                     daemon=True,
                 ).start()
         if not search.ended.wait(patience):
-            return found if age < OLD else None
+            return found if found is not None and is_recent(found.at, OLD) else None
         if search.error is not None:
             raise search.error
         return search.board

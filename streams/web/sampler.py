@@ -40,7 +40,11 @@ ASKED = 10
 """Subjects that a page asks the log about, however long that takes."""
 
 MAX_SUBJECTS = 600
-"""Subjects with their past, at most; those that nobody looked at for longest are forgotten."""
+"""Subjects with their past, at most, beside those that somebody looks at now; those that nobody
+looked at for longest are forgotten."""
+
+MOST_SUBJECTS = 6_000
+"""Subjects with their past, at most, however many somebody looks at."""
 
 MAX_WATCHED = 120
 """Subjects that one page names, at most."""
@@ -122,11 +126,23 @@ class Sampler:
             found = self._known.get(subject)
             if found is None:
                 found = self._known[subject] = Figures()
-                while len(self._known) > MAX_SUBJECTS:
-                    self._known.popitem(last=False)
+                self._forget()
             else:
                 self._known.move_to_end(subject)
             return found
+
+    def _forget(self) -> None:
+        """Keep the bound (the lock is held). What somebody looks at now stays: it would have no
+        past, and no rate, if it were forgotten each time that others are asked for."""
+        if len(self._known) <= MAX_SUBJECTS:
+            return
+        watched = set[str]().union(*(each.subjects for each in self._watchers))
+        for subject in [each for each in self._known if each not in watched]:
+            if len(self._known) <= MAX_SUBJECTS:
+                return
+            del self._known[subject]
+        while len(self._known) > MOST_SUBJECTS:
+            self._known.popitem(last=False)
 
     def expire(self, names: Collection[str] = ()) -> None:
         """Have everything asked for anew: somebody changed something.
@@ -204,6 +220,14 @@ class Sampler:
         self._watching.set()
 
     def _run(self) -> None:
+        try:
+            self._go_round()
+        finally:
+            with self._lock:
+                if self._thread is threading.current_thread():  # else there is a new one already
+                    self._thread = None
+
+    def _go_round(self) -> None:
         while True:
             self._watching.clear()
             started = time.monotonic()
@@ -269,9 +293,12 @@ class Sampler:
         except Unavailable:
             raise
         except NotFound:
-            figures.now, figures.missing = {}, True
+            figures.now, figures.missing, figures.partitions_at = {}, True, 0.0
         except StreamsError as error:
             logger.debug("the dashboard's sampler: %s: %s", subject, error)
+            figures.now = {}
+        except Exception as error:  # a browser names what it likes, also what no log can look up
+            logger.debug("the dashboard's sampler: %r: %r", subject, error)
             figures.now = {}
         figures.at = now
 

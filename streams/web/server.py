@@ -25,8 +25,8 @@ except ImportError as error:
 if TYPE_CHECKING:
     from pathlib import Path
 
-SHUTDOWN = 2
-"""Seconds that browsers which are told of changes are given to go away."""
+SHUTDOWN = 5
+"""Seconds that answers which are being given have to come to their end."""
 
 
 def is_loopback(host: str) -> bool:
@@ -58,8 +58,11 @@ def check_address(host: str, *, has_passwords: bool, has_tls: bool) -> None:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, started: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, dashboard: Dashboard, started: Callable[[str], None]
+    ) -> None:
         super().__init__(config)
+        self._dashboard = dashboard
         self._started = started
 
     @contextmanager
@@ -85,6 +88,11 @@ class _Server(uvicorn.Server):
             scheme = "https" if self.config.is_ssl else "http"
             name = f"[{host}]" if ":" in host else host
             self._started(f"{scheme}://{name}:{port}/")
+
+    @override
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._dashboard.end_streams()
+        await super().shutdown(sockets)
 
 
 def serve(
@@ -118,7 +126,7 @@ def serve(
         config.load()
     except OSError as error:
         raise ConfigError(f"the certificate or its key cannot be used: {error}") from error
-    server = _Server(config, started)
+    server = _Server(config, dashboard, started)
     try:
         server.run()
     except SystemExit:

@@ -37,7 +37,7 @@ def serving(
         log_config=None,
         timeout_graceful_shutdown=0,
     )
-    server = _Server(config, on_start)
+    server = _Server(config, dashboard, on_start)
     thread = threading.Thread(target=server.run, name="serving")
     thread.start()
     try:

@@ -6,20 +6,25 @@ import asyncio
 import json
 import re
 import threading
+import time
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 
 from streams import Streams, web
 from streams.errors import Unavailable
 from streams.log.protocol import Log
 from streams.log.url import open_log
-from streams.web import Dashboard, log_source, sampler
-from streams.web.figures import KEPT, Series
+from streams.web import Dashboard, live, log_source, sampler
+from streams.web.ages import is_recent
+from streams.web.figures import KEPT, Figures, Series
 from streams.web.sampler import MAX_WATCHED, Sampler
+from streams.web.server import _Server
 from tests.conformance.stage import Stage
 from tests.servers.find import Missing
 from tests.servers.lifetime import Lifetime
@@ -237,10 +242,9 @@ async def test_ten_thousand_topics_fill_in(stage: Stage) -> None:
         assert len(Sampler.subjects(seen.html.split('data-watch="')[1].split('"')[0])) == 50
 
 
-async def test_too_many_streams_are_refused(stage: Stage) -> None:
-    dashboard = Dashboard(stage.app(), access="read")
-    dashboard.streams_open = 500
-    async with visit(dashboard) as visitor:
+async def test_too_many_streams_are_refused(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "MAX_STREAMS", 0)
+    async with visit(Dashboard(stage.app(), access="read")) as visitor:
         answer = await visitor.client.get(HOME + "/live")
         assert answer.status_code == 503
         assert answer.headers["retry-after"] == "30"
@@ -254,3 +258,104 @@ def test_no_page_asks_by_itself_again_and_again() -> None:
     assert not [name for name in texts if re.search(r'hx-trigger="[^"]*every ', texts[name])]
     scripted = {name: re.sub("<noscript>.*?</noscript>", "", text) for name, text in texts.items()}
     assert not [name for name in scripted if 'http-equiv="refresh"' in scripted[name]]
+
+
+@asynccontextmanager
+async def looking(address: str) -> AsyncIterator[None]:
+    """A browser that looks at the figures of a topic, opening a stream whenever one ends."""
+
+    async def look() -> None:
+        token = Sampler.token(["topic:anything"])
+        async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+            while True:
+                async with client.stream("GET", f"/live?watch={token}") as answer:
+                    async for line in answer.aiter_lines():
+                        began.set()
+                        if line == "event: again":
+                            break
+
+    began = asyncio.Event()
+    task = asyncio.create_task(look())
+    try:
+        async with asyncio.timeout(60):
+            await began.wait()
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize("who", ["a server", "the dashboard's own server", "the dashboard"])
+async def test_a_browser_that_looks_holds_up_no_end(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    """A server that is told to end waits for the answers that it is giving, without limit."""
+    monkeypatch.setattr(live, "STREAM_SECONDS", 0.3 if who == "a server" else 3_600.0)
+    dashboard = Dashboard(stage.app(), access="read")
+    config = uvicorn.Config(dashboard, host="127.0.0.1", port=0, log_config=None)
+    assert config.timeout_graceful_shutdown is None
+    server = uvicorn.Server(config)
+    if who == "the dashboard's own server":
+        server = _Server(config, dashboard, lambda address: None)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    await stage.until(lambda: server.started, "the server runs")
+    port = server.servers[0].sockets[0].getsockname()[1]
+    async with looking(f"http://127.0.0.1:{port}"):
+        await stage.until(lambda: dashboard.streams_open == 1, "somebody looks")
+        server.should_exit = True
+        if who == "the dashboard":
+            dashboard.close()
+        await stage.until(lambda: not thread.is_alive(), "the server has ended")
+
+
+async def test_a_name_that_no_log_can_look_up_holds_up_no_other(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A browser names what it likes."""
+    monkeypatch.setattr(sampler, "INTERVAL", 0.02)
+    stage.anchor.create_topic(stage.topic_name, 1)
+    subject, told = f"topic:{stage.topic_name}", list[bool]()
+    asking = Sampler(lambda: stage.anchor, lambda: None)
+    strange = Sampler.subjects(Sampler.token(["topic:\udcff", "group:\udcff", "topic:a\0b"]))
+    assert len(strange) == 3
+    for _ in range(2):  # the second time as the first
+        told.clear()
+        with asking.watch([*strange, subject], lambda found, _: told.append(subject in found)):
+            await stage.until(lambda: told.count(True) >= 3, "it is told of the topic")
+        await stage.until(lambda: not asking.is_running, "nobody looks")
+
+
+async def test_whatever_is_looked_at_keeps_its_past(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler, "INTERVAL", 0.02)
+    monkeypatch.setattr(sampler, "MAX_SUBJECTS", 3)
+    names = [f"{stage.topic_name}-{number}" for number in range(7)]
+    for name in names:
+        stage.anchor.create_topic(name, 1)
+    asking = Sampler(lambda: stage.anchor, lambda: None)
+    rated = set[str]()
+
+    def tell(found: Mapping[str, Any], is_reachable: bool) -> None:
+        rated.update(each for each, now in found.items() if now.get("rate") is not None)
+
+    with asking.watch([f"topic:{name}" for name in names], tell):
+        await stage.until(lambda: len(rated) == len(names), "each has a rate")
+    for name in names[:5]:
+        asking.figures(f"topic:another-{name}")
+    assert len(asking._known) == 3
+    monkeypatch.setattr(sampler, "MOST_SUBJECTS", 5)
+    with asking.watch([f"topic:{name}" for name in names], tell):
+        for name in names:
+            asking.figures(f"topic:{name}")
+        assert len(asking._known) <= 5
+
+
+def test_what_lies_ahead_is_not_recent() -> None:
+    """The clock was set back since it was looked at."""
+    now = time.time()
+    assert is_recent(now, 3_600)
+    assert not is_recent(now - 7_200, 3_600)
+    assert not is_recent(now + 3_600, 7_200)
+    assert not Figures(at=now + 3_600).is_fresh(7_200)

@@ -30,6 +30,7 @@ async def test_visitors_who_see_the_same_share_what_was_found(stage: Stage) -> N
             for number in range(60):  # more than there are kinds of visitors kept
                 seen = await visitor.get("/", headers={"x-user": f"user-{number}"})
                 assert "found for en" in seen.text
+                await visitor.get(f"/?lang=no-{number}", headers={"x-user": "user-1"})
             # Each looks again after some seconds; none of them because the others came.
             assert len(asked) < 30
             before = len(asked)

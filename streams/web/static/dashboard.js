@@ -54,7 +54,7 @@
   // -- figures
 
   let paused = store.get("paused") === "yes";
-  let told = null, port = null, stream = null;
+  let told = null, port = null, stream = null, place = {};
   const arriving = document.getElementById("arriving");
   const watching = document.getElementById("watch-arriving");
   const outage = document.getElementById("outage");
@@ -114,11 +114,15 @@
       if (stream) stream.close();
       stream = null;
       if (!wanted.watch && !wanted.arriving) return;
-      const fields = Object.entries(wanted).filter(([, text]) => text);
+      const from = place.of === wanted.arriving && place.positions; // what arrives goes on where it was
+      const arriving = from ? `${wanted.arriving}&positions=${encodeURIComponent(from)}` : wanted.arriving;
+      const fields = Object.entries({ ...wanted, arriving }).filter(([, text]) => text);
       stream = new EventSource(`${live}?${new URLSearchParams(fields)}`);
       for (const name of ["figures", "outage", "arriving"]) {
         stream.addEventListener(name, (event) => show(name, event.data));
       }
+      stream.addEventListener("arriving", (event) => { place = JSON.parse(event.data); });
+      stream.addEventListener("again", () => connect(wanted)); // every few seconds
       stream.onerror = () => show("lost", "{}");
     }
   }

@@ -3,8 +3,8 @@
 // A tab says what it shows: the figures of a page ({watch}), and the topic in which it watches what
 // arrives ({arriving}); null for what it does not, or while it is in the background. While none shows
 // anything there is no stream. The stream's address names what all of them show, so it is opened
-// anew when that changes; tabs that come and go within a moment open it once. What arrives goes on
-// where it was.
+// anew when that changes; tabs that come and go within a moment open it once. It also ends every few
+// seconds, as the server says, and is opened anew. What arrives goes on where it was.
 
 "use strict";
 
@@ -49,6 +49,7 @@ function open() {
     places.set(of, positions || ""); // none, where it is told why there is nothing
     tell({ name: "arriving", data: event.data }, of);
   });
+  source.addEventListener("again", () => { stream.close(); if (source === stream) open(); });
   source.onerror = () => {
     tell({ name: "lost", data: "{}" });
     if (stream.readyState === 2) return; // it was refused

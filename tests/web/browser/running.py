@@ -11,11 +11,12 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from streams.web import Dashboard
+from streams.web import Dashboard, live
 from streams.web.server import _Server
 from tests.conformance.stage import PATIENCE
 from tests.web.showcase import Shop, build
@@ -80,7 +81,7 @@ def running(url: str = "", suffix: str = "", **options: Any) -> Iterator[Running
         config = uvicorn.Config(
             both, host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=1
         )
-        server = _Server(config, on_start)
+        server = _Server(config, dashboard, on_start)
         async with shop.app:
             await shop.fill()
             serving = asyncio.create_task(server.serve())
@@ -89,7 +90,12 @@ def running(url: str = "", suffix: str = "", **options: Any) -> Iterator[Running
             server.should_exit = True
             await serving
 
-    with tempfile.TemporaryDirectory(prefix="showcase-") as folder:
+    # Tests count streams; those that are about their end set a shorter time.
+    with (
+        tempfile.TemporaryDirectory(prefix="showcase-") as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(live, "STREAM_SECONDS", 3_600.0)
         loop = asyncio.new_event_loop()
 
         def work() -> None:

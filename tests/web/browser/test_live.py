@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 from playwright.sync_api import expect
 
+from streams.web import live
 from tests.web.browser.running import Running
 from tests.web.browser.tab import Tab
 from tests.web.showcase import Parcel
@@ -106,3 +109,38 @@ def test_a_browser_without_shared_workers_has_a_stream_a_tab(tab: Tab, shop: Run
     tab.until(arrives, "rows")
     tab.find("#watch-arriving").click()
     tab.until(lambda: shop.dashboard.streams_open == 0, "no stream")
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_stream_that_ends_is_opened_again_and_nothing_is_missed(
+    tab: Tab, shop: Running, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    """The server ends each after some seconds."""
+    opened: list[None] = []
+    streaming = shop.dashboard.streaming
+
+    def count(end: Callable[[], None]) -> AbstractContextManager[None]:
+        opened.append(None)
+        return streaming(end)
+
+    monkeypatch.setattr(live, "STREAM_SECONDS", 0.2)
+    monkeypatch.setattr(shop.dashboard, "streaming", count)
+    if not shared:
+        tab.page.add_init_script("delete window.SharedWorker")
+    tab.get("/topics/parcels/messages")
+    tab.find("#watch-arriving").click()
+
+    def arrives() -> bool:
+        shop.call(shop.shop.parcels.publish(Parcel("first", 1.0), key="first"))
+        return tab.find("#arriving tr", has_text="first").count() > 0
+
+    tab.until(arrives, "rows")
+    for number in range(5):
+        before = len(opened)
+        key = f"again-{shared}-{number}"
+        shop.call(shop.shop.parcels.publish(Parcel(key, 1.0), key=key))
+        expect(tab.find("#arriving tr", has_text=key)).to_have_count(1)
+        tab.until(lambda: len(opened) > before, "the next stream")  # noqa: B023
+        expect(tab.find("#outage")).to_be_hidden()
+    for number in range(5):
+        expect(tab.find("#arriving tr", has_text=f"again-{shared}-{number}")).to_have_count(1)
