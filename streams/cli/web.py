@@ -95,7 +95,7 @@ def web(
     dashboard = Dashboard(
         app,
         access=access if passwords is None else passwords,
-        hosts={*LOOPBACK, *(allow_host or ())} if is_loopback(host) else allow_host or None,
+        hosts={*LOOPBACK, host, *(allow_host or ())} if is_loopback(host) else allow_host or None,
         environment=environment,
         read_only=not write,
     )

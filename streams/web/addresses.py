@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from streams.errors import InvalidValue
 from streams.log.names import is_valid_name
+from streams.text import printable_text
 
 if TYPE_CHECKING:
     from streams.web.page import Page
@@ -29,9 +30,9 @@ def topic_of(page: Page) -> str:
 def group_of(page: Page) -> str:
     """The group that an address or a form names (``group=``).
 
-    :raises InvalidValue: it names none.
+    :raises InvalidValue: it names none, or one that is no text.
     """
     name = page.fields.raw("group")
-    if not name or len(name) > MAX_NAME:
+    if not name or len(name) > MAX_NAME or printable_text(name) != name:
         raise InvalidValue(page._("There is no such group."))
     return name

@@ -216,7 +216,10 @@ class Dashboard(DashboardState):
             access = await self.access_of(request)
             if isinstance(access, Response):
                 return access
-            fields = parse_fields(request.scope.get("query_string", b""))
+            try:
+                fields = parse_fields(request.scope.get("query_string", b""))
+            except InvalidValue as error:
+                return self._error(self._page(request, access, Fields(())), 400, str(error))
             page = self._page(request, access, fields)
             if screen.needs and not access.may(screen.needs):
                 return self._refused(page, page._("You may not do this here."))
@@ -264,6 +267,7 @@ class Dashboard(DashboardState):
                 title=found.title,
                 back=found.back,
                 subject=found.subject,
+                is_alone=found.is_alone,
                 on_end=partial(self._log_job, page, action),
             )
             self._log_action(page, action, "began", 0, found.title)

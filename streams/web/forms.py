@@ -15,6 +15,9 @@ MAX_BODY = 4 << 20
 MAX_FIELDS = 2_000
 """Fields of a form or of an address, at most."""
 
+HEX = "hex:"
+"""What begins the name of a field whose text is written in hexadecimal digits of its UTF-8."""
+
 
 class FormTooLarge(Exception):
     """A form is larger than is read."""
@@ -85,9 +88,19 @@ def parse_fields(data: bytes) -> Fields:
         pairs = parse_qsl(
             text, keep_blank_values=True, max_num_fields=MAX_FIELDS, errors="surrogateescape"
         )
+        return Fields([_plain(*pair) for pair in pairs])
     except (UnicodeDecodeError, ValueError):
         raise InvalidValue("the fields cannot be read") from None
-    return Fields(pairs)
+
+
+def _plain(name: str, text: str) -> tuple[str, str]:
+    """A field as it is meant.
+
+    :raises ValueError: it is no field.
+    """
+    if not name.startswith(HEX):
+        return name, text
+    return name.removeprefix(HEX), bytes.fromhex(text).decode("utf-8", "surrogateescape")
 
 
 async def read_form(request: Request) -> Fields:

@@ -15,6 +15,31 @@ MAX_KEY = 8 << 10
 """Bytes of a key, at most."""
 
 
+def key_behind(page: Page, topic: str) -> bytes | None:
+    """The key behind which a page of a list begins (``after=``, which :func:`behind` wrote); None:
+    with the first. A visitor can only name a key that he sees as it is: with others he could find
+    out by trying where a hidden one stands.
+
+    :param topic: that the keys are of.
+    :raises InvalidValue: it is none, or not to be seen.
+    """
+    written = page.fields.text("after")
+    if not written or not page.payloads.allowed:
+        return None
+    try:
+        found = bytes.fromhex(written[: 2 * MAX_KEY])
+    except ValueError:
+        raise InvalidValue(page._("hex= is to be hexadecimal digits.")) from None
+    if page.payloads.key(topic, found).data != found:
+        raise InvalidValue(page._("This page's address cannot be read."))
+    return found
+
+
+def behind(page: Page, topic: str, last: bytes) -> str:
+    """The address of the page behind a key; empty where the visitor does not see that key."""
+    return page.here(after=last.hex()) if page.payloads.key(topic, last).data == last else ""
+
+
 def key_fields(key: bytes) -> dict[str, str]:
     """The fields that name a key."""
     try:

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -179,9 +180,18 @@ def _on_loopback(request: Request) -> bool:
     return (
         server is not None
         and client is not None
-        and server[0] in LOOPBACK
-        and client[0] in LOOPBACK
+        and _is_loopback(server[0])
+        and _is_loopback(client[0])
     )
+
+
+def _is_loopback(host: str) -> bool:
+    if host in LOOPBACK:
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _parse(text: str, where: str) -> dict[str, str]:

@@ -19,6 +19,7 @@ from jinja2.runtime import Context
 from markupsafe import Markup
 
 from streams.text import escape, printable_text
+from streams.web.forms import HEX
 from streams.web.redaction import Shown
 from streams.web.translations import catalogue
 from streams.wire import iso_time
@@ -36,6 +37,27 @@ def _finalize(found: Any) -> Any:
     if isinstance(found, str):
         return escape(printable_text(found), keep_lines=True)
     return DASH if found is None else found
+
+
+def is_text(data: bytes) -> bool:
+    """A form gives these bytes back as they are: they are UTF-8, the page would escape nothing of
+    them, and a browser change nothing."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return False
+    return "\r" not in text and escape(printable_text(text), keep_lines=True) == text
+
+
+def hidden_field(name: str, text: object) -> Markup:
+    """A field of a form that nobody sees, and that comes back as it is: what a page would escape or
+    a browser change is written in hexadecimal digits (:func:`streams.web.forms.parse_fields` reads
+    them)."""
+    written = str(text)
+    data = written.encode("utf-8", "surrogateescape")
+    if not is_text(data) or "\n" in written:
+        name, written = HEX + name, data.hex()
+    return Markup('<input type="hidden" name="{}" value="{}">').format(name, written)
 
 
 def count(found: int | None) -> str:
@@ -160,5 +182,5 @@ def environment(language: str) -> Environment:
     }
     shared: dict[str, Any] = found.globals
     found.filters.update(filters)
-    shared["now"] = time.time
+    shared |= {"now": time.time, "hidden_field": hidden_field}
     return found

@@ -43,6 +43,16 @@ def test_it_prints_its_address_and_ends_in_order(shell: Shell) -> None:
         assert process.wait(60) == 0
 
 
+def test_any_loopback_address_is_asked_for_as_it_was_given(shell: Shell) -> None:
+    with shell.log():
+        pass
+    with shell.start("web", "--port", "0", "--host", "127.0.0.2") as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().decode().split()[0]
+        assert address.startswith("http://127.0.0.2:")
+        assert "Topics" in read(f"{address}topics")
+
+
 @pytest.mark.parametrize("more", [(), ("shop:app",), ("--write",)])
 def test_a_log_whose_file_is_not_there_is_not_made(
     shell: Shell, run: Run, more: tuple[str, ...]

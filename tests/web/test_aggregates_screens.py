@@ -167,13 +167,22 @@ async def test_what_is_in_events_is_not_shown_without_the_permission(stage: Stag
             kind = await get(visitor, f"/aggregates/show?aggregate={found.name}&prefix=a")
             assert "ada-l" not in kind.html
             assert b"ada-l".hex() not in kind.html  # nor a key as digits
+            for behind in (b"a", b"ada-l", b"z"):  # which would tell where hidden keys stand
+                path = f"/aggregates/show?aggregate={found.name}&after={behind.hex()}"
+                assert (await get(visitor, path)).html.count("<tr") == kind.html.count("<tr") > 1
             seen = await get(visitor, f"/aggregates/history?aggregate={found.name}&key=ada-l")
             assert "not shown" in seen.text
             assert "Ada" not in seen.html
             assert "cents" not in seen.html
         async with visit(Dashboard(app, access="all", redact=lambda each: b"***")) as visitor:
-            kind = await get(visitor, f"/aggregates/show?aggregate={found.name}")
+            path = f"/aggregates/show?aggregate={found.name}"
+            kind = await get(visitor, path)
             assert "ada-l" not in kind.html
+            assert "version" in kind.text
+            rows = kind.html.count("<tr")
+            assert (await get(visitor, f"{path}&prefix=ada")).html.count("<tr") < rows
+            assert (await get(visitor, f"{path}&prefix=***")).html.count("<tr") <= rows
+            await visitor.get(f"{path}&after={b'ada'.hex()}", status=400)
             seen = await get(visitor, f"/aggregates/history?aggregate={found.name}&key=ada-l")
             assert "Ada" not in seen.html
             assert "cents" not in seen.html

@@ -9,7 +9,10 @@ import msgspec
 import pytest
 
 from stream_codecs import MessagePack
-from streams import Message, Topic
+from streams import Message, Retry, Topic
+from streams.log.appending import append_and_wait
+from streams.message import Record
+from streams.patterns import SagaOrchestrator, SagaStep
 from streams.web import Dashboard
 from streams.web.forms import Fields
 from streams.web.schema_forms import value_of, variants_of
@@ -177,3 +180,41 @@ def test_what_a_type_says_of_its_fields() -> None:
     assert msgspec.json.decode(value_of(variant, filled)) == {
         "type": "order", "customer": "ada", "n": 1,
     }  # fmt: skip
+
+
+async def test_what_the_toolkit_keeps_is_not_published_to(stage: Stage) -> None:
+    """Whoever may publish may not therefore end a saga, or put a letter back."""
+    app = stage.app()
+    topic = stage.topic(app, Order)
+    saga = SagaOrchestrator(app, topic.name, context=Order)
+    saga.add_step(SagaStep("pay", lambda order: None))
+
+    @app.processor(topic, group=stage.group, retry=Retry(in_order=False))
+    async def handle(order: Order) -> None: ...
+
+    async with app.connected(), visit(Dashboard(app, access={"read", "publish"})) as visitor:
+        kept = [name for name in app.log.topic_names() if name.startswith(f"{topic.name}.")]
+        assert kept
+        for name in kept:
+            await visitor.get(f"/publish?topic={name}", status=400)
+            await visitor.post("/publish", {"topic": name, "value": "1"}, status=400)
+        form = {"topic": topic.name, "as_json": "1", "value": '{"type":"Order"}'}
+        seen = await visitor.post("/publish", {**form, "headers": "streams_redrive: 1"}, status=400)
+        assert "streams_redrive" in seen.text
+
+
+@pytest.mark.parametrize("odd", ["key", "value", "header"])
+async def test_what_a_form_would_change_is_not_copied(stage: Stage, odd: str) -> None:
+    data = {each: b"\xff1" if each == odd else b"plain" for each in ("key", "value", "header")}
+    record = Record(data["value"], data["key"], "1", [("trace", data["header"])])
+    stage.anchor.create_topic(stage.topic_name, 1)
+    append_and_wait(stage.anchor, stage.topic_name, [record])
+    app = stage.app()
+    async with app.connected(), visit(Dashboard(app, access="all")) as visitor:
+        path = f"/publish?topic={stage.topic_name}&copy=0/{app.log.format_offset(0)}"
+        if odd == "header":  # left out, as others are that are the toolkit's own
+            seen = await visitor.get(path)
+            assert seen.form("Key, ID and headers").fields["headers"].strip() == ""
+        else:
+            seen = await visitor.get(path, status=400)
+            assert "no plain text" in seen.text

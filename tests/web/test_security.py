@@ -388,6 +388,8 @@ async def test_a_form_has_bounds(stage: Stage) -> None:
             "/groups/delete", content=b"{}", headers={**SAME_ORIGIN, "content-type": "text/plain"}
         )
         assert answer.status_code == 400
+        for path in ("/topics?" + "a&" * 3_000, "/groups/show?group=%FF"):
+            await visitor.get(path, status=400)
 
 
 async def test_a_crash_says_nothing_of_itself(

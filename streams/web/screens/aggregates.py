@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from starlette.responses import Response
 
-from streams.errors import Fatal, InvalidValue, LogError, NotFound, StreamsError, Unavailable
+from streams.errors import Fatal, LogError, NotFound, StreamsError, Unavailable
 from streams.eventsourcing import Aggregate
 from streams.eventsourcing.inspection import (
     AggregateInspector,
@@ -28,7 +28,7 @@ from streams.log.protocol import TopicInfo
 from streams.text import describe_error
 from streams.web.documents import pretty
 from streams.web.group_index import LOOK
-from streams.web.keys import key_of, visible_key_fields
+from streams.web.keys import behind, key_behind, key_of, visible_key_fields
 from streams.web.page import Page, Screen
 from streams.web.paging import PAGE_SIZE, paged
 from streams.web.redaction import Shown
@@ -175,12 +175,14 @@ def show_aggregate(page: Page) -> Response:
     prefix = page.fields.raw("prefix").encode("utf-8", "surrogateescape")
     if not page.payloads.allowed:
         prefix = b""
-    after = _after(page)
+    after = key_behind(page, info.name)
     unlisted = Unlisted()
     keys = list(
         islice(ordered_keys(log, info, prefix, after, PAGE_SIZE + 1, unlisted), PAGE_SIZE + 1)
     )
     rows = [_key_row(page, info.name, each) for each in keys[:PAGE_SIZE]]
+    if prefix:  # what is shown is looked for: a key that is hidden is not found by trying
+        rows = [row for row in rows if row.id.data is not None and row.id.data.startswith(prefix)]
     subject = f"topic:{info.name}"
     figures = page.sampler.ask([subject], LOOK)[subject]
     page.watch(subject)
@@ -192,7 +194,7 @@ def show_aggregate(page: Page) -> Response:
         topic=info.name,
         info=info,
         rows=rows,
-        next=_next(page, info.name, keys),
+        next=behind(page, info.name, keys[PAGE_SIZE - 1].key) if len(keys) > PAGE_SIZE else "",
         unlisted=unlisted.texts[:20],
         subject=subject,
         figures=figures,
@@ -200,27 +202,6 @@ def show_aggregate(page: Page) -> Response:
         is_declared=inspector is not None,
         uncounted=log.uncounted_records(info.name) if isinstance(log, ArbitratingLog) else None,
     )
-
-
-def _after(page: Page) -> bytes | None:
-    """Where a page of keys begins."""
-    written = page.fields.text("after")
-    if not written:
-        return None
-    try:
-        return bytes.fromhex(written)
-    except ValueError:
-        raise InvalidValue(page._("hex= is to be hexadecimal digits.")) from None
-
-
-def _next(page: Page, topic: str, keys: list[HistoryKey]) -> str:
-    """The address of the keys behind these; empty: there are none, or they are not to be seen."""
-    if len(keys) <= PAGE_SIZE:
-        return ""
-    last = keys[PAGE_SIZE - 1].key
-    if page.payloads.key(topic, last).data != last:
-        return ""
-    return page.here(after=last.hex())
 
 
 def _address(page: Page, topic: str, key: bytes, shown: Shown) -> str:
@@ -388,7 +369,7 @@ def list_stopped(page: Page) -> Response:
     if unfinished is not None:
         return unfinished
     unlisted = Unlisted()
-    keys = ordered_keys(log, info, b"", _after(page), CHECK_SIZE, unlisted)
+    keys = ordered_keys(log, info, b"", key_behind(page, info.name), CHECK_SIZE, unlisted)
     rows: list[StoppedRow] = []
     looked_at, last = 0, b""
     deadline = time.monotonic() + PATIENCE
@@ -409,7 +390,7 @@ def list_stopped(page: Page) -> Response:
         aggregate=name,
         rows=rows,
         looked_at=looked_at,
-        next="" if is_over else page.here(after=last.hex()),
+        next="" if is_over or not looked_at else behind(page, info.name, last),
         unlisted=unlisted.texts[:20],
     )
 

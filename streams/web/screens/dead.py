@@ -16,7 +16,6 @@ from streams.inspection.letter_topics import letter_counts, sample_sources
 from streams.inspection.letters import LetterFacts, letter_facts, own_headers
 from streams.log.names import is_valid_name
 from streams.patterns.deadletters import DeadLetterTopic
-from streams.text import escape, printable_text
 from streams.web.dead_index import WAITED, DeadTopics
 from streams.web.documents import indented_json
 from streams.web.group_index import LOOK
@@ -25,6 +24,7 @@ from streams.web.page import MAX_BULK, Page, Screen
 from streams.web.paging import PAGE_SIZE, paged
 from streams.web.problem_board import Problem, Unfinished
 from streams.web.redaction import Shown
+from streams.web.rendering import is_text
 from streams.web.translations import mark
 
 if TYPE_CHECKING:
@@ -295,14 +295,9 @@ def editing(page: Page, row: LogRow, shown: Shown) -> Editing:
         return Editing(
             "value", "", page._("It is too large to be edited here: use streams dead edit.")
         )
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        text = "\r"
-    # What the page would escape, or a browser would change, is not edited as text.
-    if "\r" in text or escape(printable_text(text), keep_lines=True) != text:
+    if not is_text(data):
         return Editing("base64", base64.encodebytes(data).decode())
-    return Editing("value", text)
+    return Editing("value", data.decode())
 
 
 # -- where a page begins

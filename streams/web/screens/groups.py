@@ -165,7 +165,7 @@ def reset(page: Page) -> Done | Confirm:
         ),
         count=len(moves),
         back=back,
-        subject=f"group {group} in {topic} to {page.fields.text('to')}",
+        subject=f"group {group} in {topic} to {_plan_text(moves)}",
         changed=(group,),
     )
 
@@ -260,7 +260,7 @@ def delete(page: Page) -> Done | Confirm:
     group, log = group_of(page), page.log
     positions = len(log.group(group).positions)
     check_may_delete_group(log, group)
-    if page.fields.text("confirm") != group:
+    if page.fields.raw("confirm") != group:
         return Confirm(
             title=page._("Delete the group %(group)s?", group=group),
             count=1,

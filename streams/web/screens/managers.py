@@ -23,6 +23,7 @@ from streams.inspection.aggregates import SUFFIX, ordered_keys
 from streams.inspection.counting import count_dead_letters, sum_known
 from streams.log.events import EventLog
 from streams.web.documents import pretty
+from streams.web.keys import behind, key_behind
 from streams.web.page import Page, Screen
 from streams.web.paging import PAGE_SIZE, paged
 from streams.web.problem_board import Problem
@@ -245,16 +246,10 @@ def _instances(
     log = page.log
     if not isinstance(log, EventLog):
         return [], ""
-    after = page.fields.text("after")
-    keys = list(
-        islice(
-            ordered_keys(
-                log, log.topic(topic), b"", bytes.fromhex(after) if _is_hex(after) else None,
-                PAGE_SIZE + 1, unlisted,
-            ),
-            PAGE_SIZE + 1,
-        )
-    )  # fmt: skip
+    found = ordered_keys(
+        log, log.topic(topic), b"", key_behind(page, topic), PAGE_SIZE + 1, unlisted
+    )
+    keys = list(islice(found, PAGE_SIZE + 1))
     rows = [
         InstanceRow(
             page.payloads.key(topic, each.key),
@@ -263,15 +258,7 @@ def _instances(
         )
         for each in keys[:PAGE_SIZE]
     ]
-    more = len(keys) > PAGE_SIZE and rows[-1].url
-    return rows, page.here(after=keys[PAGE_SIZE - 1].key.hex()) if more else ""
-
-
-def _is_hex(text: str) -> bool:
-    try:
-        return bool(bytes.fromhex(text))
-    except ValueError:
-        return False
+    return rows, behind(page, topic, keys[PAGE_SIZE - 1].key) if len(keys) > PAGE_SIZE else ""
 
 
 # -- one instance

@@ -14,10 +14,11 @@ from streams.log.appending import append_and_wait
 from streams.log.events import events_only
 from streams.log.range_reader import read_first
 from streams.message import ID, Record
+from streams.patterns.internal_topics import internal_topics
 from streams.web.action_results import Done
 from streams.web.addresses import topic_of
 from streams.web.page import Action, Page, Screen
-from streams.web.rendering import path_part
+from streams.web.rendering import is_text, path_part
 from streams.web.schema_forms import (
     PREFIX,
     Variant,
@@ -35,8 +36,11 @@ if TYPE_CHECKING:
 MAX_HEADERS = 100
 """Headers of a message that is published here, at most."""
 
-OWN_HEADERS = ("ce_id", "__streams.", "streams_")
-"""What begins the names of headers that are not copied from a message: the toolkit's own."""
+OWN_PREFIXES = ("__streams.", "streams_")
+"""What begins the names of the toolkit's own headers, which nobody fills in."""
+
+OWN_HEADERS = (ID, *OWN_PREFIXES)
+"""What begins the names of headers that are not copied from a message."""
 
 
 def show_form(page: Page) -> Response:
@@ -48,9 +52,21 @@ def show_form(page: Page) -> Response:
     info = page.log.topic(topic)
     if info.is_event_topic:
         raise events_only(topic, "published to")
+    _refuse_own(page, topic)
     copied = _copied(page, topic)
     context: dict[str, Any] = {} if copied is None else _of_message(page, copied)
     return _form(page, topic, **context)
+
+
+def _refuse_own(page: Page, topic: str) -> None:
+    """Whoever may publish may not therefore do what a record in one of these does: end a saga, put
+    a letter back.
+
+    :raises InvalidValue: the toolkit keeps the topic for itself.
+    """
+    log = page.log
+    if topic in internal_topics(log.topic_names(), log.groups()):
+        raise InvalidValue(page._("The toolkit keeps this topic for itself."))
 
 
 def _choose(page: Page) -> Response:
@@ -140,10 +156,19 @@ def _copied(page: Page, topic: str) -> Batch | None:
 def _of_message(page: Page, batch: Batch) -> dict[str, Any]:
     payloads, topic = page.payloads, batch.topic
     value, key = payloads.value(topic, batch.values[0]), payloads.key(topic, batch.keys[0])
+    for each in (value, key):  # what the form would send back as something else
+        if not is_text(each.data or b""):
+            raise InvalidValue(
+                page._("Its key or its value is no plain text, so it cannot be copied here.")
+            )
     headers = [
         f"{name}: {shown.text}"
         for name, shown in payloads.headers(topic, batch.headers(0), batch.keys[0])
-        if not name.startswith(OWN_HEADERS) and shown.data is not None and "\n" not in name
+        if not name.startswith(OWN_HEADERS)
+        and shown.data is not None
+        and is_text(name.encode("utf-8", "surrogateescape") + shown.data)
+        and b"\n" not in shown.data
+        and "\n" not in name
     ]
     document: Any = None
     text = value.text or ""
@@ -168,6 +193,7 @@ def publish(page: Page) -> Done | Response:
     info = log.topic(topic)
     if info.is_event_topic:
         raise events_only(topic, "published to")
+    _refuse_own(page, topic)
     try:
         record = _record(page, topic)
     except (InvalidValue, CodecError) as error:
@@ -203,6 +229,8 @@ def _record(page: Page, topic: str) -> Record:
     id = fields.text("id") or None
     headers = _headers(page)
     declared = page.app.topics.get(topic)
+    if id is not None and "\0" in id:
+        raise InvalidValue(page._("A message ID holds no NUL."))
     if fields.flag("tombstone"):
         if key is None:
             raise InvalidValue(page._("A tombstone needs the key that is gone."))
@@ -227,8 +255,6 @@ def _plain_record(
             orjson.loads(data)
         except orjson.JSONDecodeError as error:
             raise InvalidValue(page._("The value is not JSON: %(why)s", why=str(error))) from None
-    if id is not None and "\0" in id:
-        raise InvalidValue(page._("A message ID holds no NUL."))
     key_bytes = None if key is None else key.encode("utf-8", "surrogateescape")
     return Record(data, key_bytes, id or str(uuid7()), headers)
 
@@ -275,7 +301,7 @@ def _headers(page: Page) -> list[tuple[str, bytes | None]]:
             raise InvalidValue(
                 page._("Headers: write name: value, one a line, not %(line)s", line=repr(line[:60]))
             )
-        if name == ID or name.startswith("__streams."):
+        if name == ID or name.startswith(OWN_PREFIXES):
             raise InvalidValue(page._("Headers: %(name)s is the toolkit's own.", name=name))
         found.append((name, value.strip().encode("utf-8", "surrogateescape")))
     if len(found) > MAX_HEADERS:
