@@ -61,7 +61,7 @@ class Sizes(NamedTuple):
     keys: int = 100_000
     sagas: int = 100_000
     messages: int = 1_000_000
-    visits: int = 25
+    visits: int = 100
     visitors: int = 50
     rate: int = 10_000
     seconds: float = 14.0

@@ -32,7 +32,12 @@ from streams.derived_records import (
 from streams.inspection.letter_topics import LetterSource, letter_source
 from streams.inspection.reading_on import BackgroundReader
 from streams.log.range_reader import read_batches
-from streams.patterns.deadletters import DeadLetterTopic, ResolvedOffsets, source_of
+from streams.patterns.deadletters import (
+    DeadLetterTopic,
+    ResolvedOffsets,
+    is_parking_record,
+    source_of,
+)
 from streams.wire import parse_iso_time
 
 if TYPE_CHECKING:
@@ -55,8 +60,8 @@ _READ = frozenset({ERROR_EXCEPTION, ERROR_MESSAGE, ERROR_TOPIC, ERROR_GROUP})
 _VARIES = re.compile(
     r"""
     '[^']{0,80}' | "[^"]{0,80}"                  # a name
+    | \b[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b  # a UUID, before what it begins like
     | \b0x[0-9a-fA-F]+\b | \b[0-9a-fA-F]{8,}\b     # an address, a digest
-    | \b[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b
     | [0-9]+([.,:_-][0-9]+)*
     """,
     re.VERBOSE,
@@ -125,8 +130,11 @@ class KindHeaders(NamedTuple):
 
     @classmethod
     def of(cls, headers: Headers) -> KindHeaders:
-        """Those of a letter."""
+        """Those of a letter. A record of parked keys is of no topic and group here, as for
+        :func:`~streams.inspection.letter_topics.letter_source`."""
         found = {name: value for name, value in headers if name in _READ and value is not None}
+        if is_parking_record(headers):
+            found[ERROR_TOPIC] = found[ERROR_GROUP] = b""
         return cls(
             found.get(ERROR_EXCEPTION, b""),
             found.get(ERROR_MESSAGE, b"")[: 4 * ERROR_LENGTH],

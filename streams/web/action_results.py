@@ -75,9 +75,11 @@ class Background:
         what it did.
     :param back: where to go on to, and what that is called.
     :param subject: what it is done to: pages of that can name the job.
+    :param is_alone: it is refused while the same action upon the same subject runs.
     """
 
     title: str
     work: Callable[[Report], Done]
     back: tuple[str, str]
     subject: str = ""
+    is_alone: bool = False

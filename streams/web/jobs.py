@@ -93,16 +93,23 @@ class Jobs:
         back: tuple[str, str],
         on_end: Callable[[Job], None],
         subject: str = "",
+        is_alone: bool = False,
     ) -> Job:
         """Begin one, in a thread of its own.
 
         :param on_end: called when it has ended, however that was.
-        :raises InvalidValue: too many run.
+        :param is_alone: it is refused while the same action upon the same subject runs.
+        :raises InvalidValue: it is refused, or too many run.
         """
         job = Job(secrets.token_urlsafe(12), action, who, title, back, subject)
         with self._lock:
             if sum(each.is_running for each in self._jobs.values()) >= MAX_RUNNING:
                 raise InvalidValue(f"{MAX_RUNNING} such actions run already; wait for one to end")
+            if is_alone and any(
+                each.is_running and (each.action, each.subject) == (action, subject)
+                for each in self._jobs.values()
+            ):
+                raise InvalidValue(f"this runs already: {title}")
             self._jobs[job.id] = job
             ended = [each.id for each in self._jobs.values() if not each.is_running]
             for id in ended[: max(0, len(self._jobs) - MAX_JOBS)]:

@@ -128,7 +128,7 @@ def _hint(found: Mapping[str, Any], member: Mapping[str, Any]) -> str:
 def value_of(variant: Variant, fields: Fields) -> bytes:
     """The value that a form describes, as JSON.
 
-    :raises InvalidValue: a member is missing, or is not what it must be.
+    :raises InvalidValue: a member is missing, or is not what it must be, or is no UTF-8.
     """
     found: dict[str, Any] = dict(variant.constants)
     for each in variant.fields:
@@ -143,7 +143,10 @@ def value_of(variant: Variant, fields: Fields) -> bytes:
                 found[each.name] = None
             continue
         found[each.name] = _member(each, written)
-    return orjson.dumps(found, option=orjson.OPT_NON_STR_KEYS)
+    try:
+        return orjson.dumps(found, option=orjson.OPT_NON_STR_KEYS)
+    except orjson.JSONEncodeError as error:  # too deep, or text that is no UTF-8
+        raise InvalidValue(f"the members cannot be written as JSON: {error}") from None
 
 
 def _member(each: ValueField, written: str) -> Any:
@@ -163,7 +166,8 @@ def _member(each: ValueField, written: str) -> Any:
 
 
 def filled_in(variant: Variant, document: Any) -> dict[str, str]:
-    """What stands in a form's fields for a value that is there."""
+    """What stands in a form's fields for a value that is there; what is too deep to be written is
+    left out."""
     if not isinstance(document, Mapping):
         return {}
     found: dict[str, str] = {}
@@ -171,8 +175,13 @@ def filled_in(variant: Variant, document: Any) -> dict[str, str]:
         if each.name not in document or document[each.name] is None:
             continue
         member = document[each.name]
-        is_text = each.kind == "text" and isinstance(member, str)
-        found[each.name] = member if is_text else orjson.dumps(member).decode()
+        if each.kind == "text" and isinstance(member, str):
+            found[each.name] = member
+            continue
+        try:
+            found[each.name] = orjson.dumps(member).decode()
+        except orjson.JSONEncodeError:
+            continue
     return found
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -50,7 +51,14 @@ MAX_SEARCHES = 2
 """Searches at the same time; others are told to wait."""
 
 CHUNK = 1_000
-"""Messages read at once."""
+"""Messages of a partition that are looked at before the next one's."""
+
+READ = 100
+"""Messages read at once, at most: not every log bounds the bytes of a reading."""
+
+CHUNK_BYTES = 16 << 20
+"""Bytes of values that a search which goes backwards keeps until it looks at them, beside those of
+one reading."""
 
 REPORT = 0.25
 """Real seconds between two reports of how far a search is."""
@@ -127,10 +135,13 @@ def _index(part: str) -> int:
 
 
 def written(found: Any) -> str:
-    """A value of JSON as a visitor writes it in a search."""
+    """A value of JSON as a visitor writes it in a search; empty: it is deeper than is written."""
     if isinstance(found, str):
         return found
-    return orjson.dumps(found).decode()
+    try:
+        return orjson.dumps(found).decode()
+    except orjson.JSONEncodeError:
+        return ""
 
 
 class Matcher:
@@ -331,26 +342,38 @@ class Search:
                 reader = self._readers[partition] = self._log.reader(
                     self._topic, partition, low, high
                 )
-            batch = reader.read(CHUNK)
-            if batch is None:
-                self._done_with(partition)
-            else:
+            for _ in range(max(1, CHUNK // READ)):
+                batch = reader.read(min(READ, CHUNK))
+                if batch is None:
+                    self._done_with(partition)
+                    return
                 yield batch
             return
         start = max(low, self._log.offset_before(self._topic, partition, high, CHUNK))
         if start >= high:
             self._done_with(partition)
             return
-        batches: list[Batch] = []
+        batches: deque[tuple[Batch, int]] = deque()
+        kept = 0
+        is_whole = True
         with closing(self._log.reader(self._topic, partition, start, high)) as reader:
-            while (found := reader.read(CHUNK)) is not None:
-                batches.append(found)
-        yield from reversed(batches)
+            while (found := reader.read(min(READ, CHUNK))) is not None:
+                size = sum(len(value or b"") for value in found.values)
+                batches.append((found, size))
+                kept += size
+                while kept > CHUNK_BYTES and len(batches) > 1:  # the oldest are read again later
+                    kept -= batches.popleft()[1]
+                    is_whole = False
+        first = batches[0][0].offsets[0] if batches else start
+        while batches:
+            yield batches.pop()[0]
         if partition in self._left and not self.progress.ended:
-            if start <= low:
+            if is_whole:
+                first = start
+            if first <= low:
                 self._done_with(partition)
             else:
-                self._left[partition] = OffsetRange(low, start)
+                self._left[partition] = OffsetRange(low, first)
 
     def _done_with(self, partition: int) -> None:
         low, high = self._left.pop(partition)

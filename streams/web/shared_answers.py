@@ -8,7 +8,13 @@ import time
 from collections.abc import Callable, Collection, Hashable
 from typing import Any, Generic, TypeVar, cast
 
+from streams.web.log_source import NoAnswer
+
 T = TypeVar("T")
+
+PATIENCE = 5.0
+"""Real seconds for which an answer is waited for that somebody else has asked for: those who wait
+keep threads that other pages need."""
 
 MAX_ANSWERS = 1_000
 """Answers that are kept, at most; those that are kept no longer anyway are forgotten first."""
@@ -34,7 +40,8 @@ class _Answer(Generic[T]):
         self.given.set()
 
     def take(self) -> T:
-        self.given.wait()
+        if not self.given.wait(PATIENCE):
+            raise NoAnswer(f"what others asked a moment ago has no answer after {PATIENCE:g} s")
         if self.error is not None:
             raise self.error
         return self.value
@@ -52,6 +59,7 @@ class SharedAnswers:
         where somebody asks just now, what he is told (blocks). A failure is not kept.
 
         :param key: says all that the answer depends on, such as a visitor's language.
+        :raises NoAnswer: somebody else asks, and is not answered within :data:`PATIENCE`.
         """
         with self._lock:
             found = self._answers.get(key)

@@ -122,9 +122,11 @@ def _look(page: Page, topics: list[str], row: LogRow) -> tuple[list[Stop], bool]
         if time.monotonic() - began > SECONDS:
             return found, False
         try:
-            ranges = _ranges_since(log, topic, when)
+            ranges = _ranges_since(log, topic, when, began + SECONDS)
         except NotFound:
             continue
+        if ranges is None:
+            return found, False
         with closing(RangeReader(log, topic, ranges, raw=True)) as rows:
             for each in rows:
                 looked += 1
@@ -140,9 +142,14 @@ def _look(page: Page, topics: list[str], row: LogRow) -> tuple[list[Stop], bool]
     return found, True
 
 
-def _ranges_since(log: Log, topic: str, when: float) -> dict[int, OffsetRange]:
+def _ranges_since(
+    log: Log, topic: str, when: float, deadline: float
+) -> dict[int, OffsetRange] | None:
+    """What was written since a moment; None: there was no time to find it out."""
     ranges: dict[int, OffsetRange] = {}
     for partition in range(log.topic(topic).partitions):
+        if time.monotonic() > deadline:
+            return None
         first, end = log.watermarks(topic, partition)
         start = max(first, log.offset_for_time(topic, partition, when)) if first < end else end
         if start < end:

@@ -760,7 +760,7 @@ async def test_while_a_partition_is_let_go_nothing_of_it_is_handled(
     async with world.app:
         await world.failing(0, key="k")
         await world.closed(1)
-        await stage.committed(world.app)  # its letter is read back by then, and the key has no other
+        await stage.committed(world.app)  # and its letter was read back
         parking: Any = world.app.processors[0].key_parking
         asked: list[Any] = []
         decide = parking.decide

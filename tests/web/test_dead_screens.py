@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from streams import DeadLetterManager, Message, Streams
 from streams.config import DeadLetters
@@ -15,8 +17,10 @@ from streams.derived_records import dead_letter_record
 from streams.engine import progress
 from streams.errors import Reject
 from streams.inspection import letter_pages
+from streams.inspection.letter_survey import kind_of
 from streams.log.appending import append_and_wait
 from streams.message import Record
+from streams.parking.records import PREFIX
 from streams.patterns.deadletters import DeadLetterTopic, redriving
 from streams.web import Dashboard, Payload
 from streams.web.screens import dead_actions
@@ -452,3 +456,53 @@ async def test_more_single_ones_than_can_be_noted_end_with_what_was_done(
         question = await visitor.post("/dead/retry", everything)
         assert "Put 500 letters" in question.text
         await visitor.post("/dead/retry", {**everything, "confirm": "500"})
+
+
+async def test_letters_that_came_since_the_question_are_left(stage: Stage) -> None:
+    app = stage.app()
+    async with app.connected(), visit(Dashboard(app, access="all")) as visitor:
+        name = write_letters(stage, app, [ValueError("x")] * 1_200)
+        await all_counted(visitor, name)
+        seen = await visitor.get(f"/dead/show?name={name}")
+        question = await visitor.submit(seen, "Count and retry")
+        assert f"Put 1,200 letters of {name} back?" in question.text
+        late = dead_letter_record(
+            Record(b"late", b"late", "late", []), ValueError("x"), 1, stage.group,
+            (stage.topic_name, 0, "late"), 1_700_009_000.0,
+        )  # fmt: skip
+        append_and_wait(app.log, name, [late])
+        begun = await visitor.submit(question, "Retry", status=303, confirm="1 200")
+
+        async def all_are_back() -> bool:
+            job = await visitor.get(begun.response.headers["location"])
+            return "1,200 letters were put back." in job.text
+
+        await eventually(all_are_back)
+        assert waiting(app, name) == 1
+
+
+async def test_a_record_of_parked_keys_among_letters_is_asked_about(stage: Stage) -> None:
+    """It says no topic and group that a letter can be put back to."""
+    app = stage.app()
+    async with app.connected(), visit(Dashboard(app, access="all")) as visitor:
+        name = write_letters(stage, app, [ValueError("x")] * 3)
+        odd = dead_letter_record(
+            Record(b"odd", b"odd", "odd", []), ValueError("x"), 1, stage.group,
+            (stage.topic_name, 0, "odd"), 1_700_009_000.0,
+        )  # fmt: skip
+        headers = [*odd.headers, (f"{PREFIX}anything", b"1")]
+        append_and_wait(app.log, name, [structs.replace(odd, headers=headers)])
+        seen = await all_counted(visitor, name)
+        refused = await visitor.submit(seen, "Count and retry", status=400)
+        assert "do not say which topic and group" in refused.text
+
+
+def test_errors_that_name_a_uuid_are_of_one_kind() -> None:
+    def kind(order: uuid.UUID) -> str:
+        record = dead_letter_record(
+            Record(b"", None, "m", []), ValueError(f"order {order} not found"), 1, "g",
+            ("t", 0, "1"), 0.0,
+        )  # fmt: skip
+        return kind_of(record.headers)
+
+    assert len({kind(uuid.UUID(int=number << 60)) for number in range(20)}) == 1

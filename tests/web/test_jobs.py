@@ -83,3 +83,30 @@ def test_a_job_ends_with_what_went_wrong_or_when_it_is_asked_to() -> None:
     for _ in running:
         ended.acquire()
     assert {job.error for job in running} == {"stopped"}
+
+
+def test_what_runs_already_is_not_begun_twice() -> None:
+    jobs, over, ended = Jobs(), threading.Event(), threading.Semaphore(0)
+
+    def work(report: Report) -> Done:
+        over.wait()
+        return Done("done", back=("", ""))
+
+    def start(subject: str, *, is_alone: bool = True) -> Job:
+        return jobs.start(
+            work, action="rebuild", who="", title="Rebuild", back=("", ""),
+            on_end=lambda job: ended.release(), subject=subject, is_alone=is_alone,
+        )  # fmt: skip
+
+    start("view a")
+    try:
+        with pytest.raises(InvalidValue, match="runs already"):
+            start("view a")
+        start("view b")
+        start("view a", is_alone=False)
+    finally:
+        over.set()
+    for _ in range(3):
+        ended.acquire()
+    start("view a")
+    ended.acquire()

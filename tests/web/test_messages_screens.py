@@ -15,8 +15,9 @@ import pytest
 from stream_codecs import MessagePack, Zstd
 from streams import Reject, Streams
 from streams.errors import Unavailable
+from streams.log.appending import append_and_wait
 from streams.log.range_reader import read_batches
-from streams.message import Record
+from streams.message import Batch, Record
 from streams.web import Dashboard, Payload, live
 from streams.web import search as search_module
 from streams.web.arrivals import Arrivals, Arrived
@@ -33,6 +34,10 @@ from tests.web.visiting import eventually, seen_with, visit
 class Order(msgspec.Struct):
     n: int
     customer: dict[str, Any] = {}
+
+
+class Deep(msgspec.Struct):
+    n: Any
 
 
 async def filled(stage: Stage, count: int, partitions: int = 2) -> None:
@@ -595,3 +600,47 @@ async def test_what_is_decoded_and_deep_is_shown() -> None:
         async with visit(Dashboard(app, access="all")) as visitor:
             shown = await visitor.get("/topics/deep/messages/0/0")
     assert "As the app decodes it:" in shown.text
+
+
+@pytest.mark.parametrize("order", ["newest", "oldest"])
+async def test_a_search_keeps_few_bytes_and_looks_at_each_message_once(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    """Backwards it reads forwards, and keeps what it reads until it is looked at."""
+    await filled(stage, 40, partitions=2)
+    monkeypatch.setattr(search_module, "CHUNK", 12)
+    monkeypatch.setattr(search_module, "READ", 3)
+    monkeypatch.setattr(search_module, "CHUNK_BYTES", 150)  # of 33 each
+    looked: list[tuple[int, int]] = []
+    look = search_module.Search._look
+
+    def note(search: Any, batch: Batch, index: int) -> None:
+        looked.append((batch.partition, batch.offsets[index]))
+        look(search, batch, index)
+
+    monkeypatch.setattr(search_module.Search, "_look", note)
+    async with visit(Dashboard(stage.app(), access="all")) as visitor:
+        path = f"/topics/{stage.topic_name}/messages?text=nothing-like-it&order={order}"
+        seen = await visitor.get(path)
+    assert "Looked at 40 of 40" in seen.text
+    assert "That is all there is." in seen.text
+    assert len(set(looked)) == len(looked) == 40
+    for partition in (0, 1):
+        offsets = [offset for number, offset in looked if number == partition]
+        assert offsets == sorted(offsets, reverse=order == "newest")
+
+
+async def test_a_deep_value_ends_no_search_and_no_form(stage: Stage) -> None:
+    deep = b'{"n": ' + b"[" * 300 + b"]" * 300 + b"}"
+    stage.anchor.create_topic(stage.topic_name, 1)
+    append_and_wait(stage.anchor, stage.topic_name, [Record(deep, b"k", "1", [])])
+    app = stage.app()
+    topic = stage.topic(app, Deep, partitions=1)
+    async with app.connected(), visit(Dashboard(app, access="all")) as visitor:
+        seen = await visitor.get(f"/topics/{topic.name}/messages?path=n&path_value=x")
+        assert "0 found. Looked at 1 of 1" in seen.text
+        assert "That is all there is." in seen.text
+        place = f"0/{app.log.format_offset(0)}"
+        await visitor.get(f"/publish?topic={topic.name}&copy={place}")
+        form = {"topic": topic.name, "value.n": (b"[" * 300 + b"]" * 300).decode()}
+        await visitor.post("/publish", form, status=400)

@@ -8,6 +8,7 @@ import pytest
 
 from streams.errors import Unavailable
 from streams.web import shared_answers
+from streams.web.log_source import NoAnswer
 from streams.web.shared_answers import SharedAnswers
 from tests.conformance.stage import PATIENCE
 from tests.web.gates import Gate
@@ -59,3 +60,16 @@ def test_a_failure_is_told_to_those_who_waited_and_not_kept() -> None:
     with pytest.raises(Unavailable):
         answers.get("key", PATIENCE, fail)
     assert answers.get("key", PATIENCE, lambda: 3) == 3
+
+
+def test_an_answer_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_answers, "PATIENCE", 0.01)
+    answers, asked = SharedAnswers(), Gate(lambda: 7)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(answers.get, "key", PATIENCE, asked)
+        asked.entered()
+        with pytest.raises(NoAnswer):
+            answers.get("key", PATIENCE, asked)
+        asked.open()
+        assert first.result() == 7
+    assert answers.get("key", PATIENCE, asked) == 7

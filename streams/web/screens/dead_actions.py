@@ -187,6 +187,9 @@ def _choose(page: Page, topic: DeadLetterTopic, query: LetterQuery) -> Chosen:
         raise InvalidValue(page._("Tick the letters that are meant."))
     matches = query.predicate(page)
     most = page.fields.number("most", MAX_BULK, low=1, high=MAX_BULK)
+    typed = page.typed_count()
+    if typed is not None:  # as many as were counted then: others may have come since
+        most = min(most, max(1, typed))
     if not (query.error or query.key or query.since or query.until):
         survey = page.dashboard.surveys.of(query.name)
         source = LetterSource(query.topic, query.group) if query.topic else None
@@ -199,10 +202,7 @@ def _choose(page: Page, topic: DeadLetterTopic, query: LetterQuery) -> Chosen:
                 known.end_offsets,
                 (_looked_at(page, known.waiting),),
             )
-    seconds = COUNT_SECONDS
-    if page.fields.text("confirm"):  # as many as were counted then, also if that took long
-        most = min(most, page.fields.number("confirm", 0, low=1, high=MAX_BULK))
-        seconds = RECOUNT_SECONDS
+    seconds = COUNT_SECONDS if typed is None else RECOUNT_SECONDS
     found = select_letters(topic, matches, most=most, seconds=seconds)
     facts = [_looked_at(page, found.looked_at)]
     if not found.is_complete:

@@ -343,7 +343,7 @@ def rebuild(page: Page) -> Background | Confirm:
         return Done(done, count=cleared, back=back, subject=f"view {name} version {number}")
 
     title = page._("Clearing version %(number)s of %(name)s", number=number, name=name)
-    return Background(title, work, back)
+    return Background(title, work, back, f"view {name} version {number}", is_alone=True)
 
 
 def drop(page: Page) -> Background | Confirm:
@@ -378,7 +378,7 @@ def drop(page: Page) -> Background | Confirm:
         return Done(done, back=back, subject=f"view {name} version {number}")
 
     title = page._("Dropping version %(number)s of %(name)s", number=number, name=name)
-    return Background(title, work, back)
+    return Background(title, work, back, f"view {name} version {number}", is_alone=True)
 
 
 def retry(page: Page) -> Background:
@@ -401,7 +401,7 @@ def retry(page: Page) -> Background:
         return Done(text, count=int(bool(found)), back=back, subject=subject)
 
     title = page._("Having a document of %(name)s folded on", name=name)
-    return Background(title, work, back)
+    return Background(title, work, back, f"{subject} {key.hex()}", is_alone=True)
 
 
 # -- problems
