@@ -279,7 +279,9 @@ class _Session:
         self._listener = asyncio.create_task(self._listen())
         return self
 
-    async def __aexit__(self, *exc: object) -> None:
+    async def __aexit__(self, kind: object, error: object, traceback: object) -> None:
+        if isinstance(error, Exception):  # others may have its keys, if its connection is lost
+            self._buckets.forget()
         await run_to_completion(self._close())
 
     async def _close(self) -> None:
@@ -472,6 +474,7 @@ class _Session:
             self._tasks.discard(task)
             if not task.cancelled() and (error := task.exception()) is not None:
                 self._failure = error
+                self._buckets.forget()
             self._awake.set()
 
         task.add_done_callback(ended)

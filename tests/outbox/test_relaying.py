@@ -29,9 +29,10 @@ from streams.outbox.databases import (
     PsycopgDatabase,
 )
 from streams.outbox.groups import Group, GroupPublisher
+from streams.outbox.relay import _Session
 from streams.outbox.tables import Row, Tables
 from streams.testing import harness
-from tests.outbox.world import Order, Place, World, committing, running
+from tests.outbox.world import PATIENCE, Order, Place, World, committing, running
 from tests.servers.lifetime import Lifetime
 from tests.servers.postgres import Postgres, database
 
@@ -829,6 +830,36 @@ async def test_no_row_is_tried_alone_once_others_may_have_its_key(place: Place) 
     assert [row.key for row, _ in outcome.failures] == ["k0"]
 
 
+@pytest.mark.parametrize("database", ["postgres"])
+async def test_a_relay_that_has_lost_its_connection_begins_nothing_more(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lock is free, so others have its keys at once, however long its lease is."""
+    monkeypatch.setattr("streams.outbox.relay.FIRST_PAUSE", PATIENCE)  # it does not come back
+    noticed, close = asyncio.Event(), _Session._close
+
+    async def closing(session: _Session) -> None:
+        noticed.set()
+        await close(session)
+
+    monkeypatch.setattr(_Session, "_close", closing)
+    async with running(place.dsn) as world:
+        log: Any = world.app.log
+        calls = list[Any]()
+        log.append = lambda *given: calls.append(given)
+        commit(world, place, "a", 1)
+        await world.until(lambda: calls, "it is on its way")
+        place.run(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND application_name = 'streams outbox relay'"
+        )
+        commit(world, place, "b", 1)  # wakes it
+        await asyncio.wait_for(noticed.wait(), PATIENCE)
+        calls[0][2]([TooLarge("too large")])  # so the row would be tried alone
+        await world.until(lambda: world.outbox.stats().outages or len(calls) > 1, "it has ended")
+        assert len(calls) == 1
+
+
 # -- several relays
 
 
@@ -878,6 +909,21 @@ async def test_relays_that_are_none_hold_up_nobody(place: Place) -> None:
     async with world.app:
         commit(world, place, "a", 1)
         await world.handle(1)
+
+
+@pytest.mark.parametrize("missing", ["bucket >= 0", "bucket = 0"])
+async def test_buckets_without_a_row_are_added(
+    place: Place, missing: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in a database that was made of another one's schema alone."""
+    place.run(f"DELETE FROM outbox_buckets WHERE {missing}")
+    async with running(place.dsn) as world:
+        for number in range(40):
+            commit(world, place, f"k{number}", number)
+        await world.handle(40)
+    assert warned(caplog, "buckets of keys were missing") == 1
+    buckets = place.run("SELECT bucket FROM outbox_buckets ORDER BY bucket")
+    assert [row[0] for row in buckets] == list(range(16 if place.is_postgres else 1))
 
 
 IDLE_RELAY = (
