@@ -47,6 +47,10 @@ RELEASE_EVERY = 30.0
 """Seconds between two looks whether rows wait for what has come about: one that they wait behind is
 gone, or their topic is declared."""
 
+KEYS_RELEASED_AT_ONCE, ROWS_RELEASED_AT_ONCE = 100, 5_000
+"""Keys and rows of which that is said at once, at most: the connection has other work, too, and a
+SQLite file other writers."""
+
 TICKS = 5
 """How often in a lease a relay says that it is there."""
 
@@ -356,10 +360,17 @@ class _Session:
         """Have rows wait no longer for what has come about."""
         database, dialect = self._database, self._database.dialect
         topics = dialect.list_parameter(list(self._app.topics))
-        await database.execute(
-            dialect.release_undeclared(), {**self._ownership(), "topics": topics}
+        given = {**self._ownership(), "topics": topics}
+        await database.execute(dialect.release_undeclared(), given)
+        keys = await database.execute(
+            dialect.keys_to_release(), {**given, "limit": KEYS_RELEASED_AT_ONCE}
         )
-        await database.execute(dialect.release_waiting())
+        room = ROWS_RELEASED_AT_ONCE
+        for number, (first,) in enumerate(keys):
+            key = {"first": first, "limit": -(-room // (len(keys) - number))}
+            room -= len(await database.execute(dialect.release_waiting(), key))
+        if room < ROWS_RELEASED_AT_ONCE:  # there may be more: soon again
+            self._next_release = self._next_tick = 0.0
 
     def _ownership(self) -> dict[str, object]:
         """What a statement is given that is about rows of this relay's buckets."""

@@ -405,10 +405,58 @@ class Dialect:
             f"AND {self.among('aggregatetype', 'topics', 'text')} AND {self._owned()}"
         )
 
+    def keys_to_release(self) -> str:
+        """Keys of a relay's buckets, and of some topics, that wait behind what is not there any
+        more: the first row that waits of each, up to a number.
+
+        However many rows of a key wait, one is looked at: from one key the next is looked up, in
+        the order of the index.
+        """
+
+        def first(column: str, topic: str, where: str = "") -> str:
+            order = "w.aggregateid" if column == "aggregateid" else "w.aggregateid, w.sequence"
+            return (
+                f"(SELECT w.{column} FROM {self.tables.outbox} AS w WHERE w.state = {WAITING} "
+                f"AND w.aggregatetype = {topic} {where} ORDER BY {order} LIMIT 1)"
+            )
+
+        topic, key = "k.aggregatetype", "k.aggregateid"
+        return f"""
+            WITH RECURSIVE k (aggregatetype, aggregateid) AS (
+                SELECT t.value, {first("aggregateid", "t.value")}
+                FROM ({self.list_of("topics", "text")}) AS t
+                UNION ALL
+                SELECT {topic}, {first("aggregateid", topic, f"AND w.aggregateid > {key}")}
+                FROM k WHERE {key} IS NOT NULL
+            )
+            SELECT k.sequence FROM (
+                SELECT {topic}, {key},
+                    {first("sequence", topic, f"AND w.aggregateid >= {key}")} AS sequence
+                FROM k WHERE {key} IS NOT NULL
+            ) AS k WHERE {self._owned()} AND NOT {self._before("k", FAILED)} LIMIT :limit
+            """
+
     def release_waiting(self) -> str:
-        """Have rows wait no longer behind what is not there any more."""
+        """Have the first rows of a key wait no longer, up to a number; those that were released.
+
+        The key is that of the row ``:first``.
+        """
         outbox, held = self.tables.outbox, self._before("o", FAILED)
-        return f"UPDATE {outbox} AS o SET state = {READY} WHERE state = {WAITING} AND NOT {held}"
+
+        def of_first(column: str) -> str:
+            return f"(SELECT {column} FROM {outbox} WHERE sequence = :first)"
+
+        rows = (  # in the order of the index, as in keys_to_release()
+            f"SELECT w.sequence FROM {outbox} AS w WHERE w.state = {WAITING} "
+            f"AND w.aggregatetype = {of_first('aggregatetype')} "
+            f"AND w.aggregateid >= {of_first('aggregateid')} "
+            f"AND w.aggregateid <= {of_first('aggregateid')} "
+            "ORDER BY w.aggregateid, w.sequence LIMIT :limit"
+        )
+        return (
+            f"UPDATE {outbox} AS o SET state = {READY} WHERE state = {WAITING} "
+            f"AND {self.within('sequence', rows)} AND NOT {held} RETURNING sequence"
+        )
 
     def backlog(self) -> str:
         """See :class:`Backlog`."""
@@ -608,7 +656,7 @@ class PostgresDialect(Dialect):
             ),
             *(
                 f"CREATE INDEX IF NOT EXISTS {index} ON {tables.outbox} "
-                f"(aggregatetype, aggregateid) WHERE state = {state}"
+                f"(aggregatetype, aggregateid, sequence) WHERE state = {state}"
                 for index, state in tables.state_indexes
             ),
             (
@@ -705,7 +753,7 @@ class SqliteDialect(Dialect):
             ),
             *(
                 f"CREATE INDEX IF NOT EXISTS {index} ON {tables.bare} "
-                f"(aggregatetype, aggregateid) WHERE state = {state}"
+                f"(aggregatetype, aggregateid, sequence) WHERE state = {state}"
                 for index, state in tables.state_indexes
             ),
             (

@@ -8,10 +8,10 @@ import logging
 import math
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, closing
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import psycopg
@@ -39,6 +39,8 @@ from tests.servers.lifetime import Lifetime
 from tests.servers.postgres import Postgres, database
 
 pytestmark = pytest.mark.anyio
+
+T = TypeVar("T")
 
 
 def write(world: World, connection: Any, key: str, *numbers: int) -> None:
@@ -380,38 +382,76 @@ async def test_rows_of_a_topic_that_waits_are_not_walked_past(place: Place) -> N
         f"SELECT '{uuid4()}', 'raw', 'k', 't' FROM n"
     )
     commit(world, place, "a", 1, 2)
-    database, visited = world.outbox.open(), 0
-    execute, statements = database.execute, list[tuple[str, Any]]()
+    database = world.outbox.open()
+    options = RelayOptions(lease=30.0, poll=1.0, batch=100, batch_bytes=1 << 20)
+    async with _Session(world.app, database, options, world.outbox._relay) as session:
+        await session._keep_buckets(0.0)
+        session._paused_until["raw"] = math.inf
+        rows, visited = await visiting(database, lambda: session._read(100, 1 << 20))
+    assert [(row.topic, row.key) for row in rows] == [("orders", "a")] * 2
+    assert 0 < visited < many
 
-    async def noted(sql: str, parameters: Any = NO_PARAMETERS) -> list[Any]:
-        statements.append((sql, parameters))
-        return await execute(sql, parameters)
+
+async def test_of_a_key_that_waits_one_row_is_looked_at(place: Place) -> None:
+    """However many wait behind it; and none of a topic that the app does not declare."""
+    world, many = World(place.dsn, relayed_by="command"), 3_000
+    for key in ("held", "free"):
+        place.run(
+            f"WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {many}) "
+            "INSERT INTO outbox (id, aggregatetype, aggregateid, type, state) "
+            f"SELECT '{uuid4()}', 'raw', '{key}', 't', 2 FROM n"
+        )
+    place.run("UPDATE outbox SET state = 1 WHERE sequence = 1")
+    database = world.outbox.open()
+    await database.connect(30.0)
+    try:
+        await database.execute("UPDATE outbox_buckets SET owner = 'me'")
+        sql, dialect = database.dialect.keys_to_release(), database.dialect
+        topics = dialect.list_parameter(["orders", "raw"])
+        given = {**fetch_parameters(database), "topics": topics, "limit": 10}
+        found, visited = await visiting(database, lambda: database.execute(sql, given))
+        assert found == [(many + 1,)]  # of the other key something may go
+        assert 0 < visited < many
+        given["topics"] = dialect.list_parameter(["orders"])
+        assert await database.execute(sql, given) == []
+        portion = {"first": many + 1, "limit": 3}
+        gone = await database.execute(dialect.release_waiting(), portion)
+        assert sorted(row[0] for row in gone) == [many + 1, many + 2, many + 3]
+    finally:
+        await database.close()
+
+
+async def visiting(database: Database, work: Callable[[], Awaitable[T]]) -> tuple[T, int]:
+    """What comes of reading, and how many rows of the outbox its statements look at; on SQLite, how
+    many steps they take: a row takes several."""
+    execute, statements, visited = database.execute, list[tuple[str, Any]](), 0
 
     def step() -> None:
         nonlocal visited
         visited += 1
 
+    if isinstance(database, SqliteDatabase):
+        file = database._opened()
+        await database._in_thread(lambda: file.set_progress_handler(step, 1))
+        found = await work()
+        await database._in_thread(lambda: file.set_progress_handler(None, 1))
+        return found, visited
+
+    async def noted(sql: str, parameters: Any = NO_PARAMETERS) -> list[Any]:
+        statements.append((sql, parameters))
+        return await execute(sql, parameters)
+
     database.execute = noted  # type: ignore[method-assign]
-    options = RelayOptions(lease=30.0, poll=1.0, batch=100, batch_bytes=1 << 20)
-    async with _Session(world.app, database, options, world.outbox._relay) as session:
-        await session._keep_buckets(0.0)
-        session._paused_until["raw"] = math.inf
-        if isinstance(database, SqliteDatabase):  # its steps, of which each row costs several
-            file = database._opened()
-            await database._in_thread(lambda: file.set_progress_handler(step, 1))
-        statements.clear()
-        rows = await session._read(100, 1 << 20)
-        if isinstance(database, SqliteDatabase):
-            await database._in_thread(lambda: file.set_progress_handler(None, 1))
-        for sql, parameters in statements if place.is_postgres else ():
-            plans = await execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", parameters)
-            visited += sum(
-                (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
-                for node in _nodes(plans[0][0][0]["Plan"])
-                if node.get("Relation Name") == "outbox"
-            )
-    assert [(row.topic, row.key) for row in rows] == [("orders", "a")] * 2
-    assert 0 < visited < many
+    found = await work()
+    database.execute = execute  # type: ignore[method-assign]
+    for sql, parameters in statements:
+        plans = await execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", parameters)
+        visited += sum(
+            (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+            for node in _nodes(plans[0][0][0]["Plan"])
+            if node.get("Relation Name") == "outbox"
+        )
+    return found, visited
 
 
 def test_a_group_is_as_large_as_the_statement_has_it() -> None:
@@ -474,6 +514,22 @@ async def test_what_waits_behind_a_row_that_somebody_deleted_goes_on(
         await delete_what_another_waits_behind(world, place)
         await world.handle(1)
         assert world.of("a") == [2]
+
+
+async def test_what_waits_goes_on_in_portions(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its order, up to a row of the key that has failed, too."""
+    monkeypatch.setattr("streams.outbox.relay.ROWS_RELEASED_AT_ONCE", 2)
+    world = World(place.dsn)
+    for key in "abc":
+        commit(world, place, key, 1, 2, 3, 4, 5, 6, 7)
+    place.run("UPDATE outbox SET state = 2")
+    place.run("UPDATE outbox SET state = 1 WHERE sequence IN (12, 15)")  # b5 and c1
+    async with world.app:
+        await world.handle(11)
+        await world.until(lambda: len(place.rows()) == 10, "the rows are deleted")
+    assert [world.of(key) for key in "abc"] == [[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4], []]
 
 
 async def test_rows_that_come_later_do_not_overtake_those_that_wait(place: Place) -> None:
