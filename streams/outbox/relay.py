@@ -48,8 +48,8 @@ RELEASE_EVERY = 30.0
 gone, or their topic is declared."""
 
 KEYS_RELEASED_AT_ONCE, ROWS_RELEASED_AT_ONCE = 100, 5_000
-"""Keys and rows of which that is said at once, at most: the connection has other work, too, and a
-SQLite file other writers."""
+"""Keys that are looked at, and rows that wait no longer, at once, at most: the connection has other
+work, too, and a SQLite file other writers."""
 
 TICKS = 5
 """How often in a lease a relay says that it is there."""
