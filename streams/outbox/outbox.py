@@ -174,7 +174,7 @@ class Outbox:
         :returns: the message ID.
         :raises EncodeError: the value does not fit the topic's type; nothing was written.
         :raises TooLarge: it has more than ``max_bytes``; nothing was written.
-        :raises InvalidValue: the key is too long; nothing was written.
+        :raises InvalidValue: the key is too long, or the ID is no text; nothing was written.
         :raises ConfigError: the connection or the topic cannot be used.
         """
         found = connection_of(connection)

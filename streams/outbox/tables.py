@@ -510,7 +510,7 @@ class Dialect:
         )
 
     def keys_of_failed(self) -> str:
-        """The keys of failed rows, of which some or all are to be tried again; locks the rows."""
+        """The keys of failed rows, of which some or all are to be tried again."""
         return (
             f"SELECT sequence, aggregatetype, aggregateid FROM {self.tables.outbox} "
             f"WHERE state = {FAILED} ORDER BY sequence"
@@ -593,7 +593,7 @@ def _element(found: int | str) -> str:
 
 
 class PostgresDialect(Dialect):
-    """PostgreSQL, 12 and later."""
+    """PostgreSQL, 13 and later."""
 
     bucket_count = BUCKETS
     returns_notification = True
