@@ -456,8 +456,8 @@ class SqliteDatabase(Database):
     @override
     async def fetch(self, parameters: Parameters) -> list[Any]:
         """Row by row, so that nothing is added up before it is known to be wanted."""
-        sql = self.dialect.ready_rows(of_topic="topic" in parameters)
-        ready, limit = statement(sql, parameters), parameters["bytes"]
+        rows_of = self.dialect.ready_rows(of_topic="topic" in parameters)
+        ready, limit = statement(rows_of, parameters), parameters["bytes"]
 
         def fetch() -> list[Any]:
             found: list[Any] = []
