@@ -783,10 +783,11 @@ async def test_a_relay_that_cannot_delete_pauses_longer_each_time(
 
 class Reading:
     """What happens while a relay's rows are read: ``meanwhile(database, rows at most)``; a clock
-    for the lease, which that may put forward."""
+    for the lease, which that may put forward; and how many were read."""
 
     def __init__(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         self.later = 0.0
+        self.rows = 0
         clock = SystemClock()
         clock.monotonic = lambda: time.monotonic() + self.later
         monkeypatch.setattr("streams.outbox.relay.SYSTEM", clock)
@@ -795,6 +796,7 @@ class Reading:
 
         async def fetch_slowly(database: Database, parameters: Any) -> list[Any]:
             found: list[Any] = await fetch(database, parameters)
+            self.rows += len(found)
             await self.meanwhile(database, parameters["limit"])
             return found
 
@@ -902,21 +904,15 @@ async def test_what_was_read_before_it_was_taken_for_dead_is_forgotten(
 ) -> None:
     """Its successor has relayed that."""
     monkeypatch.setattr("streams.outbox.relay.TICKS", 300)  # of the usual lease: ten in a second
-    reading, found = Reading(place, monkeypatch), 0
+    reading = Reading(place, monkeypatch)
     async with running(place.dsn) as world:
         log: Any = world.app.log
         append, waiting = log.append, list[Any]()
         log.append = lambda *given: waiting.append(given)
         commit(world, place, "a", 1, 2)
         await world.until(lambda: waiting, "the first are on their way")
-
-        async def meanwhile(database: Database, limit: int) -> None:
-            nonlocal found
-            found += 1
-
-        reading.meanwhile = meanwhile  # type: ignore[method-assign]
         commit(world, place, "a", 3, 4)
-        await world.until(lambda: found >= 2, "the next are read")
+        await world.until(lambda: reading.rows == 4, "the next are read")
         # In a thread: the relay may have begun a transaction, which this waits for.
         await asyncio.to_thread(place.run, "DELETE FROM outbox WHERE sequence > 2")
         await asyncio.to_thread(place.run, "DELETE FROM outbox_relays")
