@@ -226,32 +226,39 @@ def _read_words(text: str) -> PostgresAddress:
 
 
 class _Place(NamedTuple):
-    """Where a database is, whoever logs in."""
+    """Where a database is, and what chooses the schema of a table that names none: options, and the
+    user, as PostgreSQL's ``search_path`` begins with the schema of the user's name."""
 
     host: str
     port: str
     name: str
     options: str
-    """Which may choose other schemas."""
+    user: str
 
 
-def is_same_database(one: str, other: str) -> bool:
-    """Whether two addresses are certainly those of one database."""
-    return one == other or _place_of(one) == _place_of(other) is not None
+def is_same_database(one: str, other: str, *, any_user: bool = False) -> bool:
+    """Whether two addresses are certainly those of one database, in which a table's name stands for
+    one table.
+
+    :param any_user: whoever logs in: the name has a schema.
+    """
+    place = _place_of(one, any_user=any_user)
+    return one == other or place == _place_of(other, any_user=any_user) is not None
 
 
-def _place_of(address: str) -> _Place | None:
+def _place_of(address: str, *, any_user: bool) -> _Place | None:
     """None: it cannot be known."""
     kind, _, _ = scheme_of(address)
     if kind == "sqlite":
         file = sqlite_file(address)
-        return _Place("", "", str(Path(file).resolve()), "") if file else None
+        return _Place("", "", str(Path(file).resolve()), "", "") if file else None
     try:
         found = read_postgres(address)
     except ConfigError:
         return None
     words = dict(found.settings)
-    name = words.get("dbname") or found.database or words.get("user") or found.user
+    user = words.get("user") or found.user
+    name = words.get("dbname") or found.database or user
     if not name or "service" in words or len(found.hosts) > 1:
         return None
     host, port = found.hosts[0] if found.hosts else ("", "")
@@ -260,4 +267,5 @@ def _place_of(address: str) -> _Place | None:
         words.get("port") or port or "5432",
         name,
         words.get("options", ""),
+        "" if any_user else user,
     )

@@ -7,6 +7,7 @@ before it is used again.
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
@@ -31,40 +32,58 @@ from streams.databases.protocol import (
     known_dialect,
 )
 from streams.errors import ConfigError
+from streams.secrets import is_secret_name
 
 
 def address_of(using: str, caller: str) -> str:
     """Where a database of Django's settings is: a URL of a SQLite file, or libpq's words.
 
+    Its backend says what it is, whatever that is called: PostGIS is PostgreSQL, too. The words are
+    all that the backend gives libpq.
+
     :param caller: begins an error.
     :raises ConfigError: there is none of that alias, or it is no PostgreSQL or SQLite.
     """
-    from django.conf import settings  # type: ignore[import-untyped]
     from django.core.exceptions import ImproperlyConfigured  # type: ignore[import-untyped]
+    from django.db import connections  # type: ignore[import-untyped]
+    from django.utils.connection import ConnectionDoesNotExist  # type: ignore[import-untyped]
 
     try:
-        found = settings.DATABASES.get(using)
+        connection = connections[using]
+        if connection.vendor == "sqlite":
+            return f"sqlite:///{quote(str(connection.settings_dict['NAME']), safe='/')}"
+        if connection.vendor != "postgresql":
+            raise ConfigError(f"{caller}: it is on {connection.vendor}, not PostgreSQL or SQLite")
+        given = connection.get_connection_params()
+    except ConnectionDoesNotExist as error:
+        raise ConfigError(f"{caller}: DATABASES has no such alias") from error
     except ImproperlyConfigured as error:
-        raise ConfigError(f"{caller}: Django has no settings: {error}") from error
-    if found is None:
-        raise ConfigError(f"{caller}: DATABASES has no such alias")
-    engine = str(found["ENGINE"]).rpartition(".")[2]
-    if engine == "sqlite3":
-        return f"sqlite:///{quote(str(found['NAME']), safe='/')}"
-    if engine != "postgresql":
-        raise ConfigError(f"{caller}: an outbox is on PostgreSQL or SQLite, not on {engine}")
-    fields = {
-        "dbname": found.get("NAME"), "user": found.get("USER"), "password": found.get("PASSWORD"),
-        "host": found.get("HOST"), "port": found.get("PORT"),
-    }  # fmt: skip
-    known = ("sslmode", "sslrootcert", "sslcert", "sslkey", "service", "options")
-    fields |= {name: found.get("OPTIONS", {}).get(name) for name in known}
-    return " ".join(f"{name}={_quoted(value)}" for name, value in fields.items() if value)
+        raise ConfigError(f"{caller}: Django has no settings of it: {error}") from error
+    words = {
+        name: str(value)
+        for name, value in given.items()
+        if name not in _DRIVER_ARGUMENTS and value not in (None, "")
+    }
+    if role := connection.settings_dict["OPTIONS"].get("assume_role"):  # Django's SET ROLE
+        escaped = re.sub(r"([\\ ])", r"\\\1", role)
+        words["options"] = f"{words.get('options', '')} -c role={escaped}".strip()
+    # What follows a secret is taken for a part of it where errors are shown.
+    ordered = sorted(words, key=is_secret_name)
+    return " ".join(f"{name}={_quoted(words[name])}" for name in ordered)
 
 
-def _quoted(value: object) -> str:
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"
+_DRIVER_ARGUMENTS = frozenset(
+    {
+        "autocommit", "connection_factory", "context", "cursor_factory", "prepare_threshold",
+        "row_factory",
+    }
+)  # fmt: skip
+"""What psycopg and psycopg2 take for themselves; all else is libpq's."""
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 class _DjangoSession(Session[Any]):
@@ -147,7 +166,7 @@ class Django(Database[Any]):
 
     @override
     def classify(self, error: BaseException) -> Failure:
-        from django.db import Error  # type: ignore[import-untyped]
+        from django.db import Error
         from django.db.utils import InterfaceError, OperationalError  # type: ignore[import-untyped]
 
         if not isinstance(error, Error):

@@ -218,8 +218,11 @@ class Database(ABC, Generic[C_co]):
 
     def hide_secrets(self, error: BaseException) -> None:
         """Remove what is secret of its address from an error of a new connection, and from those it
-        was raised from."""
-        address = self.address()
+        was raised from. Raises nothing: that error is what counts."""
+        try:
+            address = self.address()
+        except Exception:
+            return  # nothing of it is known that could be hidden
         if address is not None:
             secrets_of(address).hide_in_error(error)
 

@@ -13,9 +13,11 @@ seconds that it is there: it raises its *beat* in the database. It is dead
 Its buckets are then anybody's. Relays that live share them evenly; who has too many gives some up
 once nothing of them is on its way. What is read under an ownership asks for it in the same
 statement (:meth:`streams.outbox.tables.Dialect.fetch`), and is handed to the log only while this
-relay knows by its own clock that nobody can have taken it for dead. A relay that was taken for dead
-registers again, which begins another *term*: what it read in a former one is forgotten. One that
-finds itself registered still, however late, was not taken for dead, and its term goes on.
+relay knows by its own clock that nobody can have taken it for dead, or until a statement fails: who
+loses its connection loses the lock, and may send until it notices what others send, too. A relay
+that was taken for dead registers again, which begins another *term*: what it read in a former one
+is forgotten. One that finds itself registered still, however late, was not taken for dead, and its
+term goes on.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ class _Found:
     :param registered: this relay was not among them, and is now.
     :param was_dead: others had taken this relay for dead.
     :param dead: the relays that were removed, and why.
+    :param added: how many buckets had no row.
     :param seen: the others, all of which live.
     :param owned: the buckets that are this relay's to read.
     """
@@ -58,6 +61,7 @@ class _Found:
     registered: bool = False
     was_dead: bool = False
     dead: dict[str, str] = field(default_factory=dict)
+    added: int = 0
     seen: dict[str, _Seen] = field(default_factory=dict)
     owned: frozenset[int] = frozenset()
 
@@ -87,11 +91,12 @@ class Buckets:
         """Be there, on a new connection."""
         self._registered = False
         self._seen.clear()
-        self._forget()
+        self.forget()
         self._lock_number = secrets.randbits(62)  # another one: the former connection may linger
         await self._database.take_lock(self._lock_number)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Others may have the buckets from now on."""
         self.owned = frozenset()
         self._valid_until = 0.0
 
@@ -115,6 +120,11 @@ class Buckets:
             logger.warning("outbox: this relay was taken for dead, and begins again")
         for name, why in found.dead.items():
             logger.info("outbox: relay %s %s; its keys are relayed by others", name, why)
+        if found.added:
+            logger.warning(
+                "outbox %s: %d buckets of keys were missing, and nobody relayed those keys: added",
+                self._database.dialect.tables.table, found.added,
+            )  # fmt: skip
         self._seen = found.seen
         self.owned = found.owned
         self._registered = True
@@ -143,11 +153,11 @@ class Buckets:
             known = self._seen.get(relay)
             if known is None or known.beat != beat:
                 known = _Seen(beat, now)
-            stands_still = now - known.since >= self.lease
-            if stands_still or (yield from self._database.is_gone(lock_number)):
+            has_ended = yield from self._database.is_gone(lock_number)
+            if has_ended or now - known.since >= self.lease:
                 dead = {"relay": relay, "beat": beat}
                 if (yield statement(dialect.remove_relay(), dead)):
-                    found.dead[relay] = "stands still" if stands_still else "has ended"
+                    found.dead[relay] = "has ended" if has_ended else "stands still"
                     continue
             found.seen[relay] = known
 
@@ -155,6 +165,11 @@ class Buckets:
         """Take or give up buckets, so that all who live have as many."""
         dialect = self._database.dialect
         owners: dict[int, str] = dict((yield statement(dialect.owners())))
+        # A copy of the schema alone has none.
+        for bucket in set(range(dialect.bucket_count)) - owners.keys():
+            yield statement(dialect.add_bucket(), {"bucket": bucket})
+            owners[bucket] = ""
+            found.added += 1
         share = -(-len(owners) // (1 + len(found.seen)))
         mine = sorted(bucket for bucket, owner in owners.items() if owner == self.relay)
         free = [
@@ -176,7 +191,7 @@ class Buckets:
 
     async def leave(self) -> None:
         """Give everything up, in order."""
-        self._forget()
+        self.forget()
         if self._registered:
             self._registered = False
             await self._database.execute(self._database.dialect.leave(), {"relay": self.relay})

@@ -112,8 +112,8 @@ class Database(ABC):
             return await self._execute(statement(sql, parameters))
 
     async def fetch(self, parameters: Parameters) -> list[Any]:
-        """The rows of :meth:`~streams.outbox.tables.Dialect.fetch`."""
-        return await self.execute(self.dialect.fetch(), parameters)
+        """The rows of :meth:`~streams.outbox.tables.Dialect.fetch`, of one topic if it is given."""
+        return await self.execute(self.dialect.fetch(of_topic="topic" in parameters), parameters)
 
     @abstractmethod
     async def transaction(self, steps: Steps[T]) -> T:
@@ -145,6 +145,11 @@ class Database(ABC):
     @abstractmethod
     async def has_tables(self) -> bool:
         """Whether all tables are there."""
+
+    async def has_topic_index(self) -> bool:
+        """Whether each topic's rows can be read by themselves: an outbox that was made by an
+        earlier version of this package has no index for that."""
+        return bool((await self.execute(self.dialect.has_topic_index()))[0][0])
 
     @abstractmethod
     def lock_relays(self) -> Steps[None]:
@@ -451,7 +456,8 @@ class SqliteDatabase(Database):
     @override
     async def fetch(self, parameters: Parameters) -> list[Any]:
         """Row by row, so that nothing is added up before it is known to be wanted."""
-        ready, limit = statement(self.dialect.ready_rows(), parameters), parameters["bytes"]
+        rows_of = self.dialect.ready_rows(of_topic="topic" in parameters)
+        ready, limit = statement(rows_of, parameters), parameters["bytes"]
 
         def fetch() -> list[Any]:
             found: list[Any] = []

@@ -21,7 +21,7 @@ from streams.errors import (
 )
 from streams.message import Position, Record
 from streams.outbox.rows import InvalidRow, record_of
-from streams.outbox.tables import Row
+from streams.outbox.tables import ROW_BYTES, Row
 from streams.text import one_line
 
 LARGE = 16 << 10
@@ -44,7 +44,7 @@ class Group:
         self.rows = rows
         self.sequences = [row.sequence for row in rows]
         self.buckets = Counter(row.bucket for row in rows)
-        self.size = sum(row.size for row in rows)
+        self.size = sum(row.size + ROW_BYTES for row in rows)
 
 
 @dataclass(slots=True)

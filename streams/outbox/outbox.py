@@ -174,7 +174,7 @@ class Outbox:
         :returns: the message ID.
         :raises EncodeError: the value does not fit the topic's type; nothing was written.
         :raises TooLarge: it has more than ``max_bytes``; nothing was written.
-        :raises InvalidValue: the key is too long; nothing was written.
+        :raises InvalidValue: the key is too long, or the ID is no text; nothing was written.
         :raises ConfigError: the connection or the topic cannot be used.
         """
         found = connection_of(connection)
@@ -300,9 +300,11 @@ class Outbox:
         return any(each is database for each in self._given)
 
     def is_in(self, database: ProviderDatabase[Any]) -> bool:
-        """Whether it is in that database, as far as addresses tell."""
-        address = database.address()
-        return address is not None and is_same_database(address, self.address())
+        """Whether its table is in that database, as far as addresses tell."""
+        address, has_schema = database.address(), bool(self.tables.schema_prefix)
+        return address is not None and is_same_database(
+            address, self.address(), any_user=has_schema
+        )
 
     def find_table(self, dialect: DialectName) -> Steps[bool]:
         """Whether its table is where the statements run."""

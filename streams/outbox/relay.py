@@ -8,7 +8,9 @@ of both are seen together, and the earlier one has the smaller numbers.
 
 Each topic goes to the log by itself, so that one which stands still holds up no other. Of a topic
 one group of rows at a time is on its way, and the next is read meanwhile. Bounded by number and
-bytes, they are all that is held in memory.
+bytes, they are all that is held in memory. While nothing more of a topic can be read, or the log
+does not take it, the others are read each by itself, by an index: what waits of that topic may be
+millions of rows, and is not walked past.
 
 A row that cannot be published is marked with the reason, and its key waits: rows behind it are left
 out of what is read until somebody has it tried again. A row whose topic the app does not declare is
@@ -44,6 +46,10 @@ SAMPLE_EVERY = 5.0
 RELEASE_EVERY = 30.0
 """Seconds between two looks whether rows wait for what has come about: one that they wait behind is
 gone, or their topic is declared."""
+
+KEYS_RELEASED_AT_ONCE, ROWS_RELEASED_AT_ONCE = 100, 5_000
+"""Keys that are looked at, and rows that wait no longer, at once, at most: the connection has other
+work, too, and a SQLite file other writers."""
 
 TICKS = 5
 """How often in a lease a relay says that it is there."""
@@ -264,6 +270,7 @@ class _Session:
         """What is read at once otherwise is divided by it, so that it is read in time."""
         self._times_in_vain = 0
         """How often in succession what was read came too late."""
+        self._has_topic_index = False
         self._listener: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
         self._next_tick = self._next_sample = self._next_release = 0.0
@@ -272,6 +279,7 @@ class _Session:
         try:
             await self._database.connect(self._options.lease)
             await self._database.create_tables()
+            self._has_topic_index = await self._database.has_topic_index()
             await self._buckets.join()
         except BaseException:
             await self._database.close()
@@ -279,7 +287,9 @@ class _Session:
         self._listener = asyncio.create_task(self._listen())
         return self
 
-    async def __aexit__(self, *exc: object) -> None:
+    async def __aexit__(self, kind: object, error: object, traceback: object) -> None:
+        if isinstance(error, Exception):  # others may have its keys, if its connection is lost
+            self._buckets.forget()
         await run_to_completion(self._close())
 
     async def _close(self) -> None:
@@ -350,10 +360,17 @@ class _Session:
         """Have rows wait no longer for what has come about."""
         database, dialect = self._database, self._database.dialect
         topics = dialect.list_parameter(list(self._app.topics))
-        await database.execute(
-            dialect.release_undeclared(), {**self._ownership(), "topics": topics}
+        given = {**self._ownership(), "topics": topics}
+        await database.execute(dialect.release_undeclared(), given)
+        keys = await database.execute(
+            dialect.keys_to_release(), {**given, "limit": KEYS_RELEASED_AT_ONCE}
         )
-        await database.execute(dialect.release_waiting())
+        room = ROWS_RELEASED_AT_ONCE
+        for number, (first,) in enumerate(keys):
+            key = {"first": first, "limit": -(-room // (len(keys) - number))}
+            room -= len(await database.execute(dialect.release_waiting(), key))
+        if room < ROWS_RELEASED_AT_ONCE:  # there may be more: soon again
+            self._next_release = self._next_tick = 0.0
 
     def _ownership(self) -> dict[str, object]:
         """What a statement is given that is about rows of this relay's buckets."""
@@ -375,28 +392,17 @@ class _Session:
         """Read rows and start them on their way; whether there were any."""
         options, now = self._options, self._clock.monotonic()
         share = 2 * self._divisor  # half of it at most, as the next are read meanwhile
-        room = min(options.batch // share or 1, options.batch - self._in_flight.total())
+        room = min(-(-options.batch // share), options.batch - self._in_flight.total())
         room_bytes = min(
-            options.batch_bytes // share or 1, options.batch_bytes - self._bytes_in_flight
+            -(-options.batch_bytes // share), options.batch_bytes - self._bytes_in_flight
         )
         self._paused_until = {t: u for t, u in self._paused_until.items() if u > now}
         if not self._buckets.owned or room <= 0 or room_bytes <= 0:
             return False
         dialect = self._database.dialect
-        busy = [topic for topic, writes in self._writes.items() if writes.following is not None]
-        skipped = [row for rows in self._skipped.values() for row in rows]
         self._overtaking.clear()
         term = self._buckets.term
-        found = await self._database.fetch(
-            {
-                **self._ownership(),
-                "busy": dialect.list_parameter([*busy, *self._paused_until]),
-                "skipped": dialect.list_parameter(skipped),
-                "limit": room,
-                "bytes": room_bytes,
-            },
-        )
-        rows = [Row(*each) for each in found]
+        rows = found = await self._read(room, room_bytes)
         if not self._buckets.holds(term):  # it took long
             await self._keep_buckets(self._clock.monotonic())
             rows = [row for row in rows if row.bucket in self._buckets.owned]
@@ -422,6 +428,36 @@ class _Session:
             sequences = dialect.list_parameter([row.sequence for row in undeclared])
             await self._database.execute(dialect.set_aside(), {"sequences": sequences})
         return bool(held or undeclared) or any(started)
+
+    async def _read(self, room: int, room_bytes: int) -> list[Row]:
+        """Rows to be relayed, of the topics of which some can be.
+
+        :param room: how many, at most.
+        :param room_bytes: their bytes; the last one may have more.
+        """
+        database, dialect = self._database, self._database.dialect
+        busy = {topic for topic, writes in self._writes.items() if writes.following is not None}
+        busy.update(self._paused_until)
+        skipped = [row for rows in self._skipped.values() for row in rows]
+        given = {**self._ownership(), "skipped": dialect.list_parameter(skipped)}
+        if not busy or not self._has_topic_index:
+            given["busy"] = dialect.list_parameter(list(busy))
+            found = await database.fetch({**given, "limit": room, "bytes": room_bytes})
+            return [Row(*each) for each in found]
+        rows: list[Row] = []
+        others = dialect.list_parameter([each for each in self._app.topics if each not in busy])
+        topics = await database.execute(dialect.topics_with_rows(), {"topics": others})
+        for number, (topic,) in enumerate(topics):
+            share = len(topics) - number  # of the room: of what those before it left, too
+            bounds = {"limit": -(-room // share), "bytes": -(-room_bytes // share)}
+            found = await database.fetch({**given, "topic": topic, **bounds})
+            group = Group(topic, [Row(*each) for each in found], self._buckets.term)
+            rows += group.rows
+            room -= len(group.rows)
+            room_bytes -= group.size
+            if room <= 0 or room_bytes <= 0:
+                break
+        return rows
 
     def _has_read(self, term: int, seconds: float) -> bool:
         """Whether what was read may be relayed. Where it may not, less is read the next time.
@@ -472,6 +508,7 @@ class _Session:
             self._tasks.discard(task)
             if not task.cancelled() and (error := task.exception()) is not None:
                 self._failure = error
+                self._buckets.forget()
             self._awake.set()
 
         task.add_done_callback(ended)

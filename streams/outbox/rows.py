@@ -33,8 +33,14 @@ def row_of(topic: str, type_name: str, record: Record, max_bytes: int) -> dict[s
     """The columns of a record's row, as parameters of the statement that writes it.
 
     :raises TooLarge: the record is larger than ``max_bytes``.
-    :raises InvalidValue: its key does not fit the table.
+    :raises InvalidValue: its key or its ID does not fit the table.
     """
+    id = record.id
+    if not _is_message_id(id):
+        raise InvalidValue(
+            f"topic {topic!r}: a message ID with NUL, or with bytes that are no UTF-8; in an "
+            "outbox it is a text, as a database stores it"
+        )
     headers = encode_headers(record.headers)
     size = sum(len(each) for each in (record.value, record.key, headers) if each is not None)
     if size > max_bytes:
@@ -42,7 +48,6 @@ def row_of(topic: str, type_name: str, record: Record, max_bytes: int) -> dict[s
             f"topic {topic!r}: a message of {size:,} bytes, and the outbox takes {max_bytes:,}: "
             "see Outbox(max_bytes=...) and what the log accepts"
         )
-    id = record.id
     keytype, key = encode_key(topic, record.key, str(_uuid_of(id)))
     return {
         "id": str(_uuid_of(id)),
@@ -101,7 +106,7 @@ def record_of(row: Row) -> Record:
 
     :raises InvalidRow: it stands for none.
     """
-    if not isinstance(row.id, str) or not row.id or "\0" in row.id or not _is_text(row.id):
+    if not isinstance(row.id, str) or not row.id or not _is_message_id(row.id):
         raise InvalidRow("its message ID is empty, or no text")
     payload = row.payload
     if payload is not None and not isinstance(payload, bytes):
@@ -126,12 +131,13 @@ def record_of(row: Row) -> Record:
     return Record(payload, key, row.id, headers)
 
 
-def _is_text(found: str) -> bool:
-    if found.isascii():
-        return True
+def _is_message_id(found: str) -> bool:
+    """Whether a text can be stored as one: other bytes may stand in a header, or in SQLite."""
+    if "\0" in found:
+        return False
     try:
         found.encode()
-    except UnicodeEncodeError:  # bytes that SQLite was given as a text
+    except UnicodeEncodeError:
         return False
     return True
 

@@ -49,6 +49,9 @@ _TABLE = re.compile(r"(?:[a-z_][a-z0-9_]{0,47}\.)?[a-z_][a-z0-9_]{0,47}", re.ASC
 
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_][a-z0-9_]*)")
 
+_ORDER_OF_TOPIC = "aggregatetype, sequence"
+"""What the index of topics has."""
+
 _COLUMNS = "id, aggregatetype, aggregateid, type, payload, messageid, keytype, headers"
 _PARAMETERS = ("id", "topic", "key", "type", "payload", "messageid", "keytype", "headers")
 
@@ -196,6 +199,7 @@ class Tables:
         self.relays = f'{prefix}"{name}_relays"'
         self.buckets = f'{prefix}"{name}_buckets"'
         self.ready_index = f'"{name}_ready"'
+        self.topic_index = f'"{name}_topics"'
         self.failed_index = f'"{name}_failed"'
         self.waiting_index = f'"{name}_waiting"'
         self.undeclared_index = f'"{name}_undeclared"'
@@ -224,7 +228,7 @@ class Dialect:
         raise NotImplementedError
 
     def list_of(self, name: str, kind: str) -> str:
-        """The values of a parameter that is a list, as a query."""
+        """The values of a parameter that is a list, as a query: its column is ``value``."""
         raise NotImplementedError
 
     def among(self, value: str, name: str, kind: str) -> str:
@@ -284,22 +288,39 @@ class Dialect:
         """Let nobody else create tables until the transaction ends; empty: nobody can."""
         return ""
 
+    def has_topic_index(self) -> str:
+        """Whether the index is there by which a topic is read alone: one row, true or false."""
+        raise NotImplementedError
+
     # -- relaying
 
-    def fetch(self) -> str:
-        """Rows of a relay's buckets in their order, up to a number and a size; always one."""
+    def fetch(self, *, of_topic: bool = False) -> str:
+        """Rows of a relay's buckets in their order, up to a number and a size; always one.
+
+        :param of_topic: see :meth:`ready_rows`.
+        """
+        order = _ORDER_OF_TOPIC if of_topic else "sequence"
         return f"""
             SELECT sequence, bucket, id, aggregatetype, aggregateid, payload, keytype, headers,
                 size, held
             FROM (
                 SELECT r.*, sum(size + {ROW_BYTES}) OVER (
-                    ORDER BY sequence ROWS UNBOUNDED PRECEDING) AS total
-                FROM ({self.ready_rows()}) AS r
-            ) AS r WHERE total - size - {ROW_BYTES} < :bytes ORDER BY sequence
+                    ORDER BY {order} ROWS UNBOUNDED PRECEDING) AS total
+                FROM ({self.ready_rows(of_topic=of_topic)}) AS r
+            ) AS r WHERE total - size - {ROW_BYTES} < :bytes ORDER BY {order}
             """
 
-    def ready_rows(self) -> str:
-        """The same, up to a number."""
+    def ready_rows(self, *, of_topic: bool = False) -> str:
+        """The same, up to a number.
+
+        :param of_topic: of one topic alone, so that no row of another one is looked at; needs the
+            index of topics. Else of all topics but the busy ones, past whose rows it walks.
+        """
+        which = f"aggregatetype NOT IN ({self.list_of('busy', 'text')})"
+        order = "sequence"
+        if of_topic:  # with = an index in the order of the sequence would do, and be walked through
+            topic, order = "CAST(:topic AS text)", _ORDER_OF_TOPIC
+            which = f"aggregatetype >= {topic} AND aggregatetype <= {topic}"
         return f"""
             SELECT sequence, {self.bucket} AS bucket,
                 coalesce(messageid, CAST(id AS text)) AS id, aggregatetype, aggregateid,
@@ -308,10 +329,21 @@ class Dialect:
                 {self._held("o")} AS held
             FROM {self.tables.outbox} AS o
             WHERE state = {READY} AND {self._owned()}
-                AND aggregatetype NOT IN ({self.list_of("busy", "text")})
+                AND {which}
                 AND sequence NOT IN ({self.list_of("skipped", "bigint")})
-            ORDER BY sequence LIMIT :limit
+            ORDER BY {order} LIMIT :limit
             """
+
+    def topics_with_rows(self) -> str:
+        """Those of some topics that have rows to be relayed, of whosever buckets; needs the index
+        of topics, in which each is looked up."""
+        first = (
+            f"SELECT aggregatetype FROM {self.tables.outbox} WHERE state = {READY} "
+            "AND aggregatetype >= t.value ORDER BY aggregatetype LIMIT 1"
+        )
+        return (
+            f"SELECT t.value FROM ({self.list_of('topics', 'text')}) AS t WHERE t.value = ({first})"
+        )
 
     def _owned(self) -> str:
         """Whether a row is of a relay's buckets."""
@@ -373,10 +405,58 @@ class Dialect:
             f"AND {self.among('aggregatetype', 'topics', 'text')} AND {self._owned()}"
         )
 
+    def keys_to_release(self) -> str:
+        """Keys of a relay's buckets, and of some topics, that wait behind what is not there any
+        more: the first row that waits of each, up to a number.
+
+        However many rows of a key wait, one is looked at: from one key the next is looked up, in
+        the order of the index.
+        """
+
+        def first(column: str, topic: str, where: str = "") -> str:
+            order = "w.aggregateid" if column == "aggregateid" else "w.aggregateid, w.sequence"
+            return (
+                f"(SELECT w.{column} FROM {self.tables.outbox} AS w WHERE w.state = {WAITING} "
+                f"AND w.aggregatetype = {topic} {where} ORDER BY {order} LIMIT 1)"
+            )
+
+        topic, key = "k.aggregatetype", "k.aggregateid"
+        return f"""
+            WITH RECURSIVE k (aggregatetype, aggregateid) AS (
+                SELECT t.value, {first("aggregateid", "t.value")}
+                FROM ({self.list_of("topics", "text")}) AS t
+                UNION ALL
+                SELECT {topic}, {first("aggregateid", topic, f"AND w.aggregateid > {key}")}
+                FROM k WHERE {key} IS NOT NULL
+            )
+            SELECT k.sequence FROM (
+                SELECT {topic}, {key},
+                    {first("sequence", topic, f"AND w.aggregateid >= {key}")} AS sequence
+                FROM k WHERE {key} IS NOT NULL
+            ) AS k WHERE {self._owned()} AND NOT {self._before("k", FAILED)} LIMIT :limit
+            """
+
     def release_waiting(self) -> str:
-        """Have rows wait no longer behind what is not there any more."""
+        """Have the first rows of a key wait no longer, up to a number; those that were released.
+
+        The key is that of the row ``:first``.
+        """
         outbox, held = self.tables.outbox, self._before("o", FAILED)
-        return f"UPDATE {outbox} AS o SET state = {READY} WHERE state = {WAITING} AND NOT {held}"
+
+        def of_first(column: str) -> str:
+            return f"(SELECT {column} FROM {outbox} WHERE sequence = :first)"
+
+        rows = (  # in the order of the index, as in keys_to_release()
+            f"SELECT w.sequence FROM {outbox} AS w WHERE w.state = {WAITING} "
+            f"AND w.aggregatetype = {of_first('aggregatetype')} "
+            f"AND w.aggregateid >= {of_first('aggregateid')} "
+            f"AND w.aggregateid <= {of_first('aggregateid')} "
+            "ORDER BY w.aggregateid, w.sequence LIMIT :limit"
+        )
+        return (
+            f"UPDATE {outbox} AS o SET state = {READY} WHERE state = {WAITING} "
+            f"AND {self.within('sequence', rows)} AND NOT {held} RETURNING sequence"
+        )
 
     def backlog(self) -> str:
         """See :class:`Backlog`."""
@@ -430,7 +510,7 @@ class Dialect:
         )
 
     def keys_of_failed(self) -> str:
-        """The keys of failed rows, of which some or all are to be tried again; locks the rows."""
+        """The keys of failed rows, of which some or all are to be tried again."""
         return (
             f"SELECT sequence, aggregatetype, aggregateid FROM {self.tables.outbox} "
             f"WHERE state = {FAILED} ORDER BY sequence"
@@ -513,7 +593,7 @@ def _element(found: int | str) -> str:
 
 
 class PostgresDialect(Dialect):
-    """PostgreSQL, 12 and later."""
+    """PostgreSQL, 13 and later."""
 
     bucket_count = BUCKETS
     returns_notification = True
@@ -529,6 +609,14 @@ class PostgresDialect(Dialect):
     def has_outbox(self) -> str:
         """See :meth:`Dialect.has_outbox`."""
         return f"SELECT to_regclass('{self.tables.outbox}') IS NOT NULL"
+
+    def has_topic_index(self) -> str:
+        """See :meth:`Dialect.has_topic_index`."""
+        tables = self.tables
+        return (
+            "SELECT EXISTS (SELECT 1 FROM pg_index WHERE indisvalid "
+            f"AND indexrelid = to_regclass('{tables.schema_prefix}{tables.topic_index}'))"
+        )
 
     def lock_creation(self) -> str:
         """See :meth:`Dialect.lock_creation`."""
@@ -562,9 +650,13 @@ class PostgresDialect(Dialect):
                 f"CREATE INDEX IF NOT EXISTS {tables.ready_index} ON {tables.outbox} (sequence) "
                 f"WHERE state = {READY}"
             ),
+            (
+                f"CREATE INDEX IF NOT EXISTS {tables.topic_index} ON {tables.outbox} "
+                f"({_ORDER_OF_TOPIC}) WHERE state = {READY}"
+            ),
             *(
                 f"CREATE INDEX IF NOT EXISTS {index} ON {tables.outbox} "
-                f"(aggregatetype, aggregateid) WHERE state = {state}"
+                f"(aggregatetype, aggregateid, sequence) WHERE state = {state}"
                 for index, state in tables.state_indexes
             ),
             (
@@ -583,7 +675,7 @@ class PostgresDialect(Dialect):
 
     def list_of(self, name: str, kind: str) -> str:
         """See :meth:`Dialect.list_of`."""
-        return f"SELECT unnest({self._array(name, kind)})"
+        return f"SELECT unnest({self._array(name, kind)}) AS value"
 
     def _array(self, name: str, kind: str) -> str:
         return f"CAST(CAST(:{name} AS text) AS {kind}[])"
@@ -625,6 +717,14 @@ class SqliteDialect(Dialect):
             f"SELECT count(*) FROM {tables.schema_prefix}sqlite_master WHERE name = '{tables.name}'"
         )
 
+    def has_topic_index(self) -> str:
+        """See :meth:`Dialect.has_topic_index`."""
+        tables = self.tables
+        return (
+            f"SELECT count(*) FROM {tables.schema_prefix}sqlite_master "
+            f"WHERE name = '{tables.name}_topics'"
+        )
+
     def schema(self) -> Sequence[str]:
         """See :meth:`Dialect.schema`."""
         tables = self.tables
@@ -647,9 +747,13 @@ class SqliteDialect(Dialect):
                 f"CREATE INDEX IF NOT EXISTS {tables.ready_index} ON {tables.bare} (sequence) "
                 f"WHERE state = {READY}"
             ),
+            (
+                f"CREATE INDEX IF NOT EXISTS {tables.topic_index} ON {tables.bare} "
+                f"({_ORDER_OF_TOPIC}) WHERE state = {READY}"
+            ),
             *(
                 f"CREATE INDEX IF NOT EXISTS {index} ON {tables.bare} "
-                f"(aggregatetype, aggregateid) WHERE state = {state}"
+                f"(aggregatetype, aggregateid, sequence) WHERE state = {state}"
                 for index, state in tables.state_indexes
             ),
             (

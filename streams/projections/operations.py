@@ -10,9 +10,9 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from streams.config import DeadLetters
-from streams.databases.locking import begin_locking
 from streams.databases.sqlite_files import check_file
 from streams.errors import ConfigError, InvalidValue, NotFound
+from streams.inbox.tables import find_version
 from streams.log.protocol import GroupInfo, Log
 from streams.projections import tables
 from streams.projections.projection import (
@@ -23,8 +23,14 @@ from streams.projections.projection import (
     group_of,
     scope_numbers,
 )
-from streams.projections.sessions import Transactions, Work
+from streams.projections.sessions import Commit, Transactions, Work
 from streams.projections.tables import KnownVersion
+
+FORGOTTEN_AT_ONCE = 5_000
+"""Rows of the inbox that are deleted in one transaction."""
+
+PAUSE = 0.02
+"""Seconds between two of these."""
 
 
 class Progress(NamedTuple):
@@ -215,7 +221,7 @@ async def promote(declared: Iterable[Projection], name: str, version: int) -> Ou
 
 async def drop(log: Log, declared: Iterable[Projection], name: str, version: int) -> None:
     """Forget a version: its group, its rows in the inbox, its row among the versions. Its tables
-    are the user's to drop.
+    are the user's to drop. If it is interrupted, it is to be called again.
 
     :raises InvalidValue: it serves.
     :raises GroupNotEmpty: processes run it.
@@ -234,19 +240,29 @@ async def drop(log: Log, declared: Iterable[Projection], name: str, version: int
     put_back = DeadLetters().retry  # what comes back from the dead letters stands there
     topics = [topic for each in found.goal for topic in (each, put_back(each, group))]
 
-    def delete_group() -> list[int]:
-        known = set(log.topic_names())
-        existing = [topic for topic in topics if topic in known]
-        numbers = scope_numbers(log, group, existing)
+    def delete_group() -> None:
         with suppress(NotFound):
             log.delete_group(group)
-        return numbers
 
-    def forget() -> Work[None]:
+    def find_scopes() -> list[int]:
+        known = set(log.topic_names())
+        return scope_numbers(log, group, [topic for topic in topics if topic in known])
+
+    def has_inbox() -> Work[bool]:
+        return (yield from find_version(transactions.database.dialect)) is not None
+
+    def forget_portion(scope: int) -> Work[bool]:
         dialect = transactions.database.dialect
-        yield from begin_locking(dialect)
-        yield from tables.forget_handled(dialect, numbers)
-        yield from committed(tables.forget(name, version))
+        has_more = yield from tables.forget_handled(dialect, scope, FORGOTTEN_AT_ONCE)
+        yield Commit()
+        return has_more
 
-    numbers = await asyncio.to_thread(delete_group)
-    await transactions.run(forget())
+    await asyncio.to_thread(delete_group)
+    scopes = await asyncio.to_thread(find_scopes)
+    for scope in scopes if await transactions.run(has_inbox(), reading=True) else ():
+        has_more = True
+        while has_more:
+            has_more = await transactions.run(forget_portion(scope))
+            await asyncio.sleep(PAUSE)  # a SQLite file has other writers
+    await asyncio.to_thread(delete_group)  # unless somebody has begun to run it meanwhile
+    await transactions.run(committed(tables.forget(name, version)))

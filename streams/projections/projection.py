@@ -157,7 +157,7 @@ class Projection:
 
     def handle(self, dialect: DialectName, patience: float) -> Steps[None]:
         """Statements of each transaction of a handler."""
-        return tables.handle(dialect, self.name, self.version, patience)
+        return tables.handle(dialect, self.name, self.version, patience, HOLD)
 
     # -- beside the processors
 
@@ -400,5 +400,10 @@ def _scopes(log: Log, group: str, topics: Iterable[str]) -> Scopes:
 
 
 def scope_numbers(log: Log, group: str, topics: Iterable[str]) -> list[int]:
-    """The numbers of a group's partitions in the inbox (blocks)."""
-    return [number for number, _ in _scopes(log, group, topics).values()]
+    """The numbers in the inbox of the partitions in which a version handled (blocks): of generation
+    0, which a reset ends and :meth:`Projection.check` lets nobody follow."""
+    return [
+        Scope(log.incarnation(topic), group, 0, topic, partition).number
+        for topic in topics
+        for partition in range(log.topic(topic).partitions)
+    ]

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from streams.databases.locking import begin_locking, bound_waits, milliseconds
@@ -28,7 +28,7 @@ from streams.databases.protocol import DialectName, Statement, Steps
 from streams.errors import ConfigError
 from streams.inbox.identity import digest, position_text
 from streams.inbox.inbox import RunAgain
-from streams.inbox.tables import PREPARING, find_version
+from streams.inbox.tables import PREPARING
 
 _CREATE: Mapping[DialectName, str] = {
     "postgresql": """\
@@ -164,13 +164,19 @@ def forget(name: str, version: int) -> Steps[None]:
     )
 
 
-def forget_handled(dialect: DialectName, scopes: Iterable[int]) -> Steps[None]:
-    """What a version handled in these partitions is gone from the inbox."""
-    if (yield from find_version(dialect)) is None:
-        return  # there is no inbox yet
-    for scope in scopes:
-        yield Statement("DELETE FROM streams_inbox WHERE scope = $1", (scope,))
-        yield Statement("DELETE FROM streams_inbox_marks WHERE scope = $1", (scope,))
+def forget_handled(dialect: DialectName, scope: int, limit: int) -> Steps[bool]:
+    """What a version handled in a partition is gone from the inbox, at most so many rows of it;
+    whether there may be more. There is an inbox; the first statements of their transaction."""
+    yield from begin_locking(dialect)
+    rows = yield Statement(
+        "DELETE FROM streams_inbox WHERE id IN "
+        "(SELECT id FROM streams_inbox WHERE scope = $1 LIMIT $2) RETURNING 1",
+        (scope, limit),
+    )
+    if len(rows) == limit:
+        return True
+    yield Statement("DELETE FROM streams_inbox_marks WHERE scope = $1", (scope,))
+    return False
 
 
 # -- standing still
@@ -189,13 +195,17 @@ FROM (SELECT current_setting('lock_timeout') AS own OFFSET 0) AS found"""
 """The columns are made one after the other."""
 
 
-def handle(dialect: DialectName, name: str, version: int, patience: float) -> Steps[None]:
+def handle(
+    dialect: DialectName, name: str, version: int, patience: float, longest: float
+) -> Steps[None]:
     """In a handler's transaction: the version does not stand still until it ends.
 
     On PostgreSQL it waits its turn: one that only tried would never get it while several processes
     try to promote, one after the other.
 
     :param patience: seconds to wait for that; infinite: as long as for any lock.
+    :param longest: seconds for which it stands still on SQLite, at most: a longer time was written
+        before the clock was set back.
     :raises RunAgain: it stands still now.
     """
     if dialect == "postgresql":
@@ -208,11 +218,11 @@ def handle(dialect: DialectName, name: str, version: int, patience: float) -> St
     if not (yield from find_table(dialect)):
         return  # so nobody can have been promoted
     rows = yield Statement(
-        "SELECT held_until > (julianday('now') - 2440587.5) * 86400 "
+        "SELECT held_until - (julianday('now') - 2440587.5) * 86400 "
         "FROM streams_projections WHERE name = $1 AND version = $2",
         (name, version),
     )
-    if rows and rows[0][0]:
+    if rows and 0 < (rows[0][0] or 0) <= longest:
         raise RunAgain(f"version {version} of projection {name!r} stands still")
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+
+from streams import ConfigError, Sqlite
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -94,3 +97,68 @@ print(sorted(Effect.objects.values_list("key", flat=True)))
     assert done.stdout.splitlines() == [
         "['streams.databases.protocol.SwallowedError']", "['a', 'b']",
     ]  # fmt: skip
+
+
+ENGINE = '''
+from django.db.backends.postgresql import base
+
+
+class DatabaseWrapper(base.DatabaseWrapper):
+    """As that of PostGIS, and many others."""
+'''
+
+
+def test_an_outage_with_an_engine_that_is_called_otherwise(tmp_path: Path) -> None:
+    """Its messages wait, as with Django's own."""
+    (tmp_path / "geo").mkdir()
+    (tmp_path / "geo" / "__init__.py").touch()
+    (tmp_path / "geo" / "base.py").write_text(ENGINE)
+    program = """
+import asyncio
+from django.conf import settings
+one = {"ENGINE": "geo", "NAME": "shop", "HOST": "127.0.0.1", "PORT": "1", "PASSWORD": "it's"}
+settings.configure(DATABASES={"default": one}, INSTALLED_APPS=[])
+import django
+django.setup()
+from streams import Django, Message, Streams
+from streams.testing import harness
+
+database = Django()
+app = Streams("memory://")
+orders = app.topic("orders", str)
+
+@app.processor(orders, group="g", transaction=database)
+def handle(key: str, message: Message[str]) -> None: ...
+
+async def main() -> None:
+    async with harness(app):
+        await orders.publish("a")
+        async with asyncio.timeout(60):
+            while handle.inbox.stats.reachable:
+                await asyncio.sleep(0.01)
+        stats = handle.stats()
+        print(stats.retries, stats.dead_letters)
+
+asyncio.run(main())
+print(database.address())
+"""
+    paths = (str(tmp_path), str(ROOT), str(ROOT / "codecs"))
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "0 0",
+        r"dbname='shop' client_encoding='UTF8' host='127.0.0.1' port='1' password='it\'s'",
+    ]
+
+
+def test_an_error_counts_also_where_the_address_cannot_be_told() -> None:
+    class Elsewhere(Sqlite):
+        def address(self) -> str:
+            raise ConfigError("no such alias")
+
+    error = OSError("no route")
+    Elsewhere("a.db").hide_secrets(error)
+    assert str(error) == "no route"

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from psycopg.conninfo import conninfo_to_dict
+
 from tests.outbox.world import Place
 
 ROOT = Path(__file__).parents[2]
@@ -150,8 +152,6 @@ print(json.dumps({"answers": answers, "rows": rows, "published": published, "ref
 def database_settings(place: Place) -> dict[str, Any]:
     if not place.is_postgres:
         return {"ENGINE": "django.db.backends.sqlite3", "NAME": place.path}
-    from psycopg.conninfo import conninfo_to_dict
-
     found = conninfo_to_dict(place.dsn)
     return {
         "ENGINE": "django.db.backends.postgresql",
@@ -202,3 +202,31 @@ def test_a_django_project(place: Place, tmp_path: Path) -> None:
     assert found["published"] == [["a", 1], ["a", 2], ["a", 3]]
     assert "no transaction is open" in found["refused"]
     assert not {"outbox", "outbox_relays", "outbox_buckets"} & set(found["tables"])
+
+
+def test_a_relay_connects_with_all_that_django_does() -> None:
+    """Of several hosts, to the one that takes writes; as the role that owns the tables."""
+    options = {
+        "target_session_attrs": "read-write", "passfile": "/run/pass file", "keepalives": 0,
+        "options": "-c search_path=shop", "isolation_level": 2, "server_side_binding": True,
+        "assume_role": "the clerk",
+    }  # fmt: skip
+    settings = {
+        "ENGINE": "django.db.backends.postgresql", "NAME": "shop", "HOST": "a,b", "USER": "u",
+        "OPTIONS": options,
+    }  # fmt: skip
+    program = f"""
+from django.conf import settings
+settings.configure(DATABASES={{"default": {settings!r}}})
+from streams.outbox.django import database_of
+print(database_of()())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert conninfo_to_dict(done.stdout.strip()) == {
+        "dbname": "shop", "user": "u", "host": "a,b", "client_encoding": "UTF8",
+        "target_session_attrs": "read-write", "passfile": "/run/pass file", "keepalives": "0",
+        "options": r"-c search_path=shop -c role=the\ clerk",
+    }  # fmt: skip

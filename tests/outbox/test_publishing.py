@@ -231,6 +231,7 @@ async def test_what_does_not_fit_fails_in_the_transaction(place: Place) -> None:
             (TooLarge, world.raw, b"x" * 1001, {}),
             (InvalidValue, world.raw, b"", {"key": "k" * 256}),
             (InvalidValue, world.raw, b"", {"key": b"\xff" * 128}),
+            (InvalidValue, world.raw, b"", {"id": "m\udcff"}),
             (EncodeError, world.raw, b"", {"headers": {"ce_id": "1"}}),
             (ConfigError, other, Order("a", 1), {}),
             (ConfigError, "orders", Order("a", 1), {}),

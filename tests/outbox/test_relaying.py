@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, closing
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import psycopg
@@ -27,15 +28,19 @@ from streams.outbox.databases import (
     Database,
     PostgresDatabase,
     PsycopgDatabase,
+    SqliteDatabase,
 )
 from streams.outbox.groups import Group, GroupPublisher
-from streams.outbox.tables import Row, Tables
+from streams.outbox.relay import RelayOptions, _Session
+from streams.outbox.tables import NO_PARAMETERS, ROW_BYTES, Row, Tables
 from streams.testing import harness
-from tests.outbox.world import Order, Place, World, committing, running
+from tests.outbox.world import PATIENCE, Order, Place, World, committing, running
 from tests.servers.lifetime import Lifetime
 from tests.servers.postgres import Postgres, database
 
 pytestmark = pytest.mark.anyio
+
+T = TypeVar("T")
 
 
 def write(world: World, connection: Any, key: str, *numbers: int) -> None:
@@ -368,6 +373,93 @@ async def test_no_row_is_compared_with_failed_ones_where_there_are_none(place: P
         await database.close()
 
 
+async def test_rows_of_a_topic_that_waits_are_not_walked_past(place: Place) -> None:
+    """There may be millions of them, each time that a row of another topic is to be read."""
+    world, many = World(place.dsn, relayed_by="command"), 3_000
+    place.run(
+        f"WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {many}) "
+        "INSERT INTO outbox (id, aggregatetype, aggregateid, type) "
+        f"SELECT '{uuid4()}', 'raw', 'k', 't' FROM n"
+    )
+    commit(world, place, "a", 1, 2)
+    database = world.outbox.open()
+    options = RelayOptions(lease=30.0, poll=1.0, batch=100, batch_bytes=1 << 20)
+    async with _Session(world.app, database, options, world.outbox._relay) as session:
+        await session._keep_buckets(0.0)
+        session._paused_until["raw"] = math.inf
+        rows, visited = await visiting(database, lambda: session._read(100, 1 << 20))
+    assert [(row.topic, row.key) for row in rows] == [("orders", "a")] * 2
+    assert 0 < visited < many
+
+
+async def test_of_a_key_that_waits_one_row_is_looked_at(place: Place) -> None:
+    """However many wait behind it; and none of a topic that the app does not declare."""
+    world, many = World(place.dsn, relayed_by="command"), 3_000
+    for key in ("held", "free"):
+        place.run(
+            f"WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {many}) "
+            "INSERT INTO outbox (id, aggregatetype, aggregateid, type, state) "
+            f"SELECT '{uuid4()}', 'raw', '{key}', 't', 2 FROM n"
+        )
+    place.run("UPDATE outbox SET state = 1 WHERE sequence = 1")
+    database = world.outbox.open()
+    await database.connect(30.0)
+    try:
+        await database.execute("UPDATE outbox_buckets SET owner = 'me'")
+        sql, dialect = database.dialect.keys_to_release(), database.dialect
+        topics = dialect.list_parameter(["orders", "raw"])
+        given = {**fetch_parameters(database), "topics": topics, "limit": 10}
+        found, visited = await visiting(database, lambda: database.execute(sql, given))
+        assert found == [(many + 1,)]  # of the other key something may go
+        assert 0 < visited < many
+        given["topics"] = dialect.list_parameter(["orders"])
+        assert await database.execute(sql, given) == []
+        portion = {"first": many + 1, "limit": 3}
+        gone = await database.execute(dialect.release_waiting(), portion)
+        assert sorted(row[0] for row in gone) == [many + 1, many + 2, many + 3]
+    finally:
+        await database.close()
+
+
+async def visiting(database: Database, work: Callable[[], Awaitable[T]]) -> tuple[T, int]:
+    """What comes of reading, and how many rows of the outbox its statements look at; on SQLite, how
+    many steps they take: a row takes several."""
+    execute, statements, visited = database.execute, list[tuple[str, Any]](), 0
+
+    def step() -> None:
+        nonlocal visited
+        visited += 1
+
+    if isinstance(database, SqliteDatabase):
+        file = database._opened()
+        await database._in_thread(lambda: file.set_progress_handler(step, 1))
+        found = await work()
+        await database._in_thread(lambda: file.set_progress_handler(None, 1))
+        return found, visited
+
+    async def noted(sql: str, parameters: Any = NO_PARAMETERS) -> list[Any]:
+        statements.append((sql, parameters))
+        return await execute(sql, parameters)
+
+    database.execute = noted  # type: ignore[method-assign]
+    found = await work()
+    database.execute = execute  # type: ignore[method-assign]
+    for sql, parameters in statements:
+        plans = await execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", parameters)
+        visited += sum(
+            (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+            for node in _nodes(plans[0][0][0]["Plan"])
+            if node.get("Relation Name") == "outbox"
+        )
+    return found, visited
+
+
+def test_a_group_is_as_large_as_the_statement_has_it() -> None:
+    """So that what two of them leave of the bytes is no room, for which more would be read."""
+    row = Row(1, 0, "m", "raw", "k", b"", "text", None, 7, False)
+    assert Group("raw", [row, row], 1).size == 2 * (7 + ROW_BYTES)
+
+
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield plan
     for each in plan.get("Plans", ()):
@@ -422,6 +514,22 @@ async def test_what_waits_behind_a_row_that_somebody_deleted_goes_on(
         await delete_what_another_waits_behind(world, place)
         await world.handle(1)
         assert world.of("a") == [2]
+
+
+async def test_what_waits_goes_on_in_portions(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its order, up to a row of the key that has failed, too."""
+    monkeypatch.setattr("streams.outbox.relay.ROWS_RELEASED_AT_ONCE", 2)
+    world = World(place.dsn)
+    for key in "abc":
+        commit(world, place, key, 1, 2, 3, 4, 5, 6, 7)
+    place.run("UPDATE outbox SET state = 2")
+    place.run("UPDATE outbox SET state = 1 WHERE sequence IN (12, 15)")  # b5 and c1
+    async with world.app:
+        await world.handle(11)
+        await world.until(lambda: len(place.rows()) == 10, "the rows are deleted")
+    assert [world.of(key) for key in "abc"] == [[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4], []]
 
 
 async def test_rows_that_come_later_do_not_overtake_those_that_wait(place: Place) -> None:
@@ -604,7 +712,10 @@ async def test_for_debezium_the_row_is_deleted_where_it_was_written(place: Place
 # -- outages
 
 
-async def test_an_outage_of_the_log_is_no_rows_fault(place: Place) -> None:
+@pytest.mark.parametrize("has_topic_index", [True, False])
+async def test_an_outage_of_the_log_is_no_rows_fault(place: Place, has_topic_index: bool) -> None:
+    if not has_topic_index:  # as in an outbox that an earlier version made
+        place.run("DROP INDEX outbox_topics")
     async with running(place.dsn) as world:
         down = [True]
         refuse(world, lambda topic, _: Unavailable("away") if down and topic == "orders" else None)
@@ -672,10 +783,11 @@ async def test_a_relay_that_cannot_delete_pauses_longer_each_time(
 
 class Reading:
     """What happens while a relay's rows are read: ``meanwhile(database, rows at most)``; a clock
-    for the lease, which that may put forward."""
+    for the lease, which that may put forward; and how many were read."""
 
     def __init__(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         self.later = 0.0
+        self.rows = 0
         clock = SystemClock()
         clock.monotonic = lambda: time.monotonic() + self.later
         monkeypatch.setattr("streams.outbox.relay.SYSTEM", clock)
@@ -684,6 +796,7 @@ class Reading:
 
         async def fetch_slowly(database: Database, parameters: Any) -> list[Any]:
             found: list[Any] = await fetch(database, parameters)
+            self.rows += len(found)
             await self.meanwhile(database, parameters["limit"])
             return found
 
@@ -791,21 +904,15 @@ async def test_what_was_read_before_it_was_taken_for_dead_is_forgotten(
 ) -> None:
     """Its successor has relayed that."""
     monkeypatch.setattr("streams.outbox.relay.TICKS", 300)  # of the usual lease: ten in a second
-    reading, found = Reading(place, monkeypatch), 0
+    reading = Reading(place, monkeypatch)
     async with running(place.dsn) as world:
         log: Any = world.app.log
         append, waiting = log.append, list[Any]()
         log.append = lambda *given: waiting.append(given)
         commit(world, place, "a", 1, 2)
         await world.until(lambda: waiting, "the first are on their way")
-
-        async def meanwhile(database: Database, limit: int) -> None:
-            nonlocal found
-            found += 1
-
-        reading.meanwhile = meanwhile  # type: ignore[method-assign]
         commit(world, place, "a", 3, 4)
-        await world.until(lambda: found >= 2, "the next are read")
+        await world.until(lambda: reading.rows == 4, "the next are read")
         # In a thread: the relay may have begun a transaction, which this waits for.
         await asyncio.to_thread(place.run, "DELETE FROM outbox WHERE sequence > 2")
         await asyncio.to_thread(place.run, "DELETE FROM outbox_relays")
@@ -827,6 +934,36 @@ async def test_no_row_is_tried_alone_once_others_may_have_its_key(place: Place) 
         publisher = GroupPublisher(world.app, lambda group: next(answers))
         outcome = await publisher.publish(Group("raw", rows, 1))
     assert [row.key for row, _ in outcome.failures] == ["k0"]
+
+
+@pytest.mark.parametrize("database", ["postgres"])
+async def test_a_relay_that_has_lost_its_connection_begins_nothing_more(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lock is free, so others have its keys at once, however long its lease is."""
+    monkeypatch.setattr("streams.outbox.relay.FIRST_PAUSE", PATIENCE)  # it does not come back
+    noticed, close = asyncio.Event(), _Session._close
+
+    async def closing(session: _Session) -> None:
+        noticed.set()
+        await close(session)
+
+    monkeypatch.setattr(_Session, "_close", closing)
+    async with running(place.dsn) as world:
+        log: Any = world.app.log
+        calls = list[Any]()
+        log.append = lambda *given: calls.append(given)
+        commit(world, place, "a", 1)
+        await world.until(lambda: calls, "it is on its way")
+        place.run(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND application_name = 'streams outbox relay'"
+        )
+        commit(world, place, "b", 1)  # wakes it
+        await asyncio.wait_for(noticed.wait(), PATIENCE)
+        calls[0][2]([TooLarge("too large")])  # so the row would be tried alone
+        await world.until(lambda: world.outbox.stats().outages or len(calls) > 1, "it has ended")
+        assert len(calls) == 1
 
 
 # -- several relays
@@ -878,6 +1015,21 @@ async def test_relays_that_are_none_hold_up_nobody(place: Place) -> None:
     async with world.app:
         commit(world, place, "a", 1)
         await world.handle(1)
+
+
+@pytest.mark.parametrize("missing", ["bucket >= 0", "bucket = 0"])
+async def test_buckets_without_a_row_are_added(
+    place: Place, missing: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in a database that was made of another one's schema alone."""
+    place.run(f"DELETE FROM outbox_buckets WHERE {missing}")
+    async with running(place.dsn) as world:
+        for number in range(40):
+            commit(world, place, f"k{number}", number)
+        await world.handle(40)
+    assert warned(caplog, "buckets of keys were missing") == 1
+    buckets = place.run("SELECT bucket FROM outbox_buckets ORDER BY bucket")
+    assert [row[0] for row in buckets] == list(range(16 if place.is_postgres else 1))
 
 
 IDLE_RELAY = (

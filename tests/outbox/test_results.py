@@ -430,10 +430,10 @@ async def test_without_an_outbox_that_is_known(database: Any, outboxes: Any, sai
 @pytest.mark.parametrize(
     ("given", "address"),
     [
-        (Psycopg(DSN), "postgresql+asyncpg://somebody@127.0.0.1:1/shop?sslmode=disable"),
+        (Psycopg(DSN), "postgresql+asyncpg://me@127.0.0.1:1/shop?sslmode=disable"),
         (Psycopg(DSN), "host=127.0.0.1 port=1 dbname='shop' user=me"),
         (Psycopg("postgresql:///shop?host=/run/pg"), "host=/run/pg dbname=shop"),
-        (Psycopg("host=/run/pg user=shop"), "postgresql:///shop?host=%2Frun%2Fpg&port=5432"),
+        (Psycopg("host=/run/pg user=shop"), "postgresql://shop@/shop?host=%2Frun%2Fpg&port=5432"),
         (Sqlite("folder/../a.db"), "sqlite:///a.db"),
     ],
 )
@@ -442,6 +442,15 @@ def test_an_outbox_of_the_same_address(given: Any, address: str) -> None:
     assert Outbox(app, address).is_in(given)
     other = Psycopg("host=elsewhere dbname=shop user=me")
     assert not Outbox(app, address, table="other").is_in(other)
+
+
+def test_another_user_may_find_another_table() -> None:
+    """By default PostgreSQL looks first into the schema that is called as the user is."""
+    there = "postgresql://relay@127.0.0.1:1/shop"
+    assert not Outbox(Streams("memory://"), there).is_in(Psycopg(DSN))
+    assert Outbox(Streams("memory://"), there, table="app.outbox").is_in(Psycopg(DSN))
+    elsewhere = "postgresql://relay@127.0.0.1:1/other"
+    assert not Outbox(Streams("memory://"), elsewhere, table="app.outbox").is_in(Psycopg(DSN))
 
 
 def test_other_options_may_choose_another_schema() -> None:

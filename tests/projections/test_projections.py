@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import sqlite3
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -32,10 +34,11 @@ from streams import (
 )
 from streams.databases.protocol import Database, Statement, run
 from streams.inbox import ddl as inbox_ddl
-from streams.inbox.inbox import RUNS_IN_PLACE
+from streams.inbox.inbox import RUNS_IN_PLACE, RunAgain
 from streams.inbox.tables import Timeouts
 from streams.inbox.tables import create_missing as create_inbox
 from streams.projections import operations, projection, tables
+from streams.projections.sessions import Transactions
 from streams.replay import replay, reset
 from tests.inbox.kinds import KINDS, Kind
 from tests.outbox.world import PATIENCE, until
@@ -310,6 +313,63 @@ async def test_what_a_dropped_version_handled_of_its_retry_topic_is_forgotten(
     assert ground.reader.run("SELECT count(*) FROM streams_inbox") == [(1,)]
 
 
+async def test_a_version_that_was_reset_and_dropped_is_built_anew(ground: Ground) -> None:
+    async with Streams(ground.url).connected() as kept:
+        world = ground.world(1)
+        async with world.app:
+            await world.topic.publish_many(range(3))
+            await until(lambda: world.projection(1).serving == 1, lambda: "1 does not serve")
+        await build_the_second(ground, 3)
+        await reset(kept, "sums.v2", world.topic, "earliest")
+        async with world.app.connected():
+            await operations.drop(world.app.log, world.app.projections, NAME, 2)
+        ground.reader.run("DELETE FROM sums_v2")
+        world = ground.world(1, 2)
+        async with world.app:
+            await until(lambda: world.projection(2).serving == 2, lambda: "2 does not serve")
+    assert ground.reader.values(2) == [0, 1, 2]
+
+
+async def build_the_second(ground: Ground, count: int) -> None:
+    """Version 2 handles so many messages, and does not serve."""
+    world = ground.world(2, promote=False)
+    known = "SELECT 1 FROM streams_projections WHERE version = 2"
+    async with world.app:
+        await until(lambda: ground.reader.run(known), lambda: "2 is not known")
+        await until(lambda: len(ground.reader.values(2)) == count, lambda: "2 is not built")
+
+
+async def test_a_version_is_dropped_in_portions(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others write to the database meanwhile; and it is known until nothing is left of it."""
+    monkeypatch.setattr(operations, "FORGOTTEN_AT_ONCE", 2)
+    found, run_work = list[tuple[int, int]](), Transactions.run
+
+    async def counted(transactions: Transactions, work: Any, **options: Any) -> Any:
+        result = await run_work(transactions, work, **options)
+        ((rows, versions),) = ground.reader.run(
+            "SELECT (SELECT count(*) FROM streams_inbox), "
+            "(SELECT count(*) FROM streams_projections)"
+        )
+        found.append((rows, versions))
+        return result
+
+    async with Streams(ground.url).connected():
+        world = ground.world(1)
+        async with world.app:
+            await world.topic.publish_many(range(7))
+            await until(lambda: world.projection(1).serving == 1, lambda: "1 does not serve")
+        await build_the_second(ground, 7)
+        monkeypatch.setattr(Transactions, "run", counted)
+        async with world.app.connected():
+            await operations.drop(world.app.log, world.app.projections, NAME, 2)
+    rows = [rows for rows, _ in found]
+    assert (rows[0], rows[-1]) == (14, 7)
+    assert max(before - after for before, after in pairwise(rows)) == 2
+    assert [versions for _, versions in found] == [2] * (len(found) - 1) + [1]
+
+
 @pytest.mark.parametrize("goal", ["no JSON", "[]", '{"numbers": 1}', '{"numbers": {"a": "b"}}'])
 async def test_a_row_that_somebody_else_wrote(ground: Ground, goal: str) -> None:
     async with Streams(ground.url).connected():
@@ -411,6 +471,24 @@ async def test_code_that_blocks_the_loop_never_waits_for_a_lock_that_the_loop_ho
                     mine.execute("COMMIT")
                     rest -= world.projection(2).serving == 2
                     await asyncio.sleep(0)
+
+
+async def test_one_does_not_stand_still_for_longer_than_anybody_holds_it(ground: Ground) -> None:
+    """The clock may be set back behind that, and whoever promotes may have died."""
+    async with Streams(ground.url).connected():
+        world = ground.world(1)
+        async with world.app:
+            await until(lambda: world.projection(1).serving == 1, lambda: "it does not serve")
+    database = ground.kind.make(ground.place)
+    session = database.begin()
+    try:
+        run(session, tables.hold(NAME, 1, 1_000.0))
+        with pytest.raises(RunAgain):
+            run(session, tables.handle("sqlite", NAME, 1, math.inf, 2_000.0))
+        run(session, tables.handle("sqlite", NAME, 1, math.inf, 500.0))
+    finally:
+        session.rollback()
+        database.close()
 
 
 async def test_what_the_hook_raises_leaves_the_old_version_serving(

@@ -48,7 +48,7 @@ def publish_on_commit(
     :returns: the message ID.
     :raises EncodeError: the value does not fit the topic's type; nothing was written.
     :raises TooLarge: it has more than the outbox's ``max_bytes``; nothing was written.
-    :raises InvalidValue: the key is too long; nothing was written.
+    :raises InvalidValue: the key is too long, or the ID is no text; nothing was written.
     :raises ConfigError: the topic cannot be used, or the database is neither PostgreSQL nor SQLite.
     """
     from django.db import connections  # type: ignore[import-untyped]
