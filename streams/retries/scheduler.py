@@ -86,9 +86,10 @@ _PENDING = "pending"
 
 
 class _DelayDeadLetters(DeadLetters):
-    """Dead letters of a delay topic, whose name contains the group already."""
+    """Dead letters of a delay topic. They are entries, so they are put back into the delay topic
+    itself, which is where they are delivered from. There is no topic for retries beside it."""
 
-    RETRY: ClassVar[str] = "{topic}.retry"
+    RETRY: ClassVar[str] = "{topic}"
 
 
 def ensure_delay_topic(log: Log, name: str, partitions: int) -> TopicInfo:

@@ -19,7 +19,7 @@ import pytest
 from streams import ConfigError, Flow, InvalidValue, Message, Streams
 from streams.log import record_fetcher
 from streams.log.url import open_log
-from streams.patterns import Delays
+from streams.patterns import DeadLetterManager, Delays
 from streams.retries import records as delay_records
 from streams.retries import scheduler
 from streams.retries.checkpoints import parse_place
@@ -201,15 +201,16 @@ async def test_owners_share_the_partitions(stage: Stage) -> None:
     assert all(each.stats().delivered for each in desks)
 
 
-async def test_what_cannot_be_delivered_is_a_dead_letter(stage: Stage) -> None:
-    teller, app = stage.app(), stage.app()
+async def test_what_cannot_be_delivered_is_a_dead_letter_and_can_be_put_back(stage: Stage) -> None:
+    """Into the delay topic, as that is what its owner delivers from."""
+    teller, app, again = stage.app(), stage.app(), stage.app()
     other = teller.topic(f"{stage.topic_name}.other", int, partitions=1)
     told = delays_of(stage, teller)
     topic = stage.topic(app, partitions=1)
     delays = delays_of(stage, app)
     await handled_by(stage, app, topic)
     async with teller.connected():
-        await told.publish(other, 7, delay=0, id="m7", headers={"color": "red"})
+        await told.publish(other, 7, delay=0, key="k", id="m7", headers={"color": "red"})
     async with app:
         await delays.publish(topic, 1, delay=0)
         await stage.handled(1)
@@ -220,6 +221,20 @@ async def test_what_cannot_be_delivered_is_a_dead_letter(stage: Stage) -> None:
     assert letter.value == b"7"
     assert letter.headers["color"] == "red"
     assert "does not declare" in letter.headers["__streams.errors.message"]
+
+    other = again.topic(other.name, int, partitions=1)
+    delays = delays_of(stage, again)
+    came = await handled_by(stage, again, other)
+    manager = DeadLetterManager(again, f"{delays.name}.dead")
+    async with again:
+        assert await manager.reprocess() == 1
+        await stage.handled(2)
+        await stage.until(lambda: delays.stats().delivered == 1, "marked")
+        assert await delays.cancel("m7") == "delivered"
+        assert await manager.get_dead_letters() == []
+    (message,) = came
+    assert (message.id, message.key, message.value) == ("m7", "k", 7)
+    assert message.headers["color"] == "red"
 
 
 async def test_what_is_known_is_bounded_and_the_rest_is_found_again(stage: Stage) -> None:
