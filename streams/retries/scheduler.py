@@ -34,7 +34,7 @@ from streams.cancellation import run_in_thread, wait_for_callback
 from streams.config import DeadLetters, Dedup, Retry
 from streams.connection import Connection
 from streams.derived_records import dead_letter_record
-from streams.errors import Fatal, InvalidValue, LogError, NotFound, TopicMismatch
+from streams.errors import Fatal, Fenced, InvalidValue, LogError, NotFound, TopicMismatch
 from streams.log.floor import ensure_topic_with_floor
 from streams.log.protocol import Assignment, Committed, Log, Retention, TopicInfo
 from streams.log.range_reader import read_batches
@@ -375,9 +375,10 @@ class PartitionScheduler:
         """The records that are being received."""
         self._outcome_at: dict[int, str | None] = {}
         """What the log says to requests to cancel that are at hand, by their positions."""
-        self._cancelling = 0
-        """Requests to cancel whose answers are not known to be written. What the index lacks may
-        not be marked in the log yet: there is no scan, no other floor and no checkpoint."""
+        self._cancelling: dict[int, asyncio.Task[None]] = {}
+        """Answers to requests to cancel that are not known to be written, by the positions of the
+        requests. What the index lacks may not be marked in the log yet: there is no scan, no other
+        floor and no checkpoint."""
         self._unwatch: Callable[[], None] = lambda: None
         self._task: asyncio.Task[None] | None = None
 
@@ -398,6 +399,8 @@ class PartitionScheduler:
 
     def stop(self) -> None:
         """End; what was handed to the publisher is still written."""
+        for answering in self._cancelling.values():
+            answering.cancel()
         if self._task is None:
             self.ended.set()
         else:
@@ -455,8 +458,8 @@ class PartitionScheduler:
             for record in batch.records:
                 if record.position >= covered:
                     self._apply(record)
-                elif record.mark is not None:
-                    self._recent_outcomes.add(record.id_digest, record.mark)
+                else:
+                    self._note_outcome(record)
         received, self._received_meanwhile = self._received_meanwhile, []
         for record in received:
             if record.position >= self._scanned_end:
@@ -497,11 +500,19 @@ class PartitionScheduler:
             yield _ScannedBatch(batch.offsets[-1], len(batch.offsets), said)
 
     def _apply(self, record: ScannedRecord) -> None:
-        if record.due is not None:
+        is_news = self._note_outcome(record)
+        if record.due is not None and is_news:
             self.index.add(record.id_digest, record.due, record.position)
         elif record.mark is not None:
             self.index.remove(record.id_digest, record.position)
-            self._recent_outcomes.add(record.id_digest, record.mark)
+
+    def _note_outcome(self, record: ScannedRecord) -> bool:
+        """Remember what a mark says; False: it is an entry that has ended."""
+        if record.due is not None:
+            return self._recent_outcomes.begin(record.id_digest, record.position)
+        if record.mark is not None:
+            self._recent_outcomes.add(record.id_digest, record.mark, record.position)
+        return True
 
     async def receive(self, message: Message[Any], at_hand: Sequence[Message[Any]]) -> None:
         """The next record that the processor read.
@@ -541,31 +552,66 @@ class PartitionScheduler:
 
     # -- cancelling
 
+    @property
+    def _is_owned(self) -> bool:
+        """Ownership is certain."""
+        return self._clock.monotonic() < self.assignment.valid_until
+
     async def _answer_cancel(self, key: bytes, request: str, position: int) -> None:
         """Cancel what is pending, and answer the request with what happened."""
+        before = self._cancelling.get(position)
+        if before is not None:
+            # It was received before, and whoever waited for the answer to be written was cancelled.
+            await asyncio.shield(before)
         id_digest = records.id_digest(key)
         outcome = await self._find_outcome(id_digest, position)
+        is_given_up = self.assignment.valid_until == float("-inf")
+        # A partition that is given up is ours until this has ended. One that is in doubt may have
+        # another owner, who delivers.
+        while not is_given_up and not self._is_owned:
+            await asyncio.sleep(OWNERSHIP_RECHECK)
+            outcome = await self._find_outcome(id_digest, position)
         id = f"{request}/answer"
         entry = None
         if outcome == _PENDING:
             answer = records.mark_record(key, "cancelled", id, request)
             entry = self.index.find(id_digest)  # None: it is due behind the horizon
             self.index.remove(id_digest, position)
+            self._recent_outcomes.add(id_digest, "cancelled", position)
         else:
             # Not a mark of that ID: a newer entry of it may stand in the log meanwhile.
             known = records.parse_outcome(outcome) or "unknown"
             answer = records.mark_record(request.encode(), known, id, request)
         answer.partition = self._partition
-        self._cancelling += 1
-        (refused,) = await self._write([(self._topic, answer)])
-        self._cancelling -= 1
+        answering = asyncio.get_running_loop().create_task(
+            self._write_answer(answer, id_digest, entry, is_cancelled=outcome == _PENDING)
+        )
+        self._cancelling[position] = answering
+        answering.add_done_callback(lambda _: self._on_answered(position))
+        # The executor cancels a handler that has records of a partition which was lost, be they of
+        # this one or not. What was handed over is written all the same, and has to be known.
+        await asyncio.shield(answering)
+
+    async def _write_answer(
+        self, answer: Record, id_digest: int, entry: DueEntry | None, *, is_cancelled: bool
+    ) -> None:
+        """Write the answer to a request.
+
+        :param entry: what it cancels, as the index had it.
+        """
+        (refused,) = await self._write([(self._topic, answer)], self.assignment)
         if refused is not None:
-            logger.error("%s: a request to cancel could not be answered: %r", self, refused)
+            if not isinstance(refused, Fenced):  # else another owner answers
+                logger.error("%s: a request to cancel could not be answered: %r", self, refused)
+            if is_cancelled:
+                self._recent_outcomes.forget(id_digest)
             if entry is not None:
                 self.index.put_back(id_digest, entry)
-        elif outcome == _PENDING:
-            self._recent_outcomes.add(id_digest, "cancelled")
+        elif is_cancelled:
             self._scheduler.counters.cancelled += 1
+
+    def _on_answered(self, position: int) -> None:
+        del self._cancelling[position]
         self.is_idle = False
         self._wake.set()
 
@@ -636,16 +682,18 @@ class PartitionScheduler:
                 await self._wait_until_due()
                 continue
             self.is_idle, self.idle_until = False, due_time(entries[0])
+            is_owned = self._is_owned
             try:
-                if self._clock.monotonic() >= self.assignment.valid_until:
-                    await asyncio.sleep(OWNERSHIP_RECHECK)
-                    continue
-                await self._retry_outages(partial(self._deliver_batch, entries))
+                if is_owned:
+                    await self._retry_outages(partial(self._deliver_batch, entries))
             finally:
                 self.index.give_back(entries)  # those that were not delivered
                 delivered, self._batch_delivered = self._batch_delivered, asyncio.Event()
                 delivered.set()
-            await self._commit_floor()
+            if is_owned:
+                await self._commit_floor()
+            else:
+                await asyncio.sleep(OWNERSHIP_RECHECK)
 
     @property
     def _is_scan_needed(self) -> bool:
@@ -713,7 +761,8 @@ class PartitionScheduler:
         for entry, key, error in outcomes:
             id_digest = records.id_digest(key)
             self.index.remove_delivered(id_digest, entry)
-            self._recent_outcomes.add(id_digest, "delivered" if error is None else "dead")
+            outcome = "delivered" if error is None else "dead"
+            self._recent_outcomes.add(id_digest, outcome, log_position(entry) + 1)
             counters.dead += error is not None
             counters.delivered += error is None
 
@@ -738,11 +787,17 @@ class PartitionScheduler:
             if answer is not None:
                 raise LogError(f"{self}: a dead letter was refused: {answer}") from answer
 
-    async def _write(self, outgoing: Sequence[Outgoing]) -> Sequence[BaseException | None]:
-        """Write these, waiting out outages; for each None, or why it was refused."""
+    async def _write(
+        self, outgoing: Sequence[Outgoing], owner: Assignment | None = None
+    ) -> Sequence[BaseException | None]:
+        """Write these, waiting out outages; for each None, or why it was refused.
+
+        :param owner: only as the owner of this, if the log can check that.
+        """
         if not outgoing:
             return ()
-        answers = await wait_for_callback(partial(self._app.publisher.publish_durably, outgoing))
+        write = partial(self._app.publisher.publish_durably, outgoing, owner=owner)
+        answers = await wait_for_callback(write)
         return [answer if isinstance(answer, BaseException) else None for answer in answers]
 
     # -- the floor, and checkpoints
@@ -752,7 +807,7 @@ class PartitionScheduler:
         now = asyncio.get_running_loop().time()
         if now < self._floor_committed_at + FLOOR_INTERVAL:
             return
-        if self._clock.monotonic() >= self.assignment.valid_until:
+        if not self._is_owned:
             return
         self._floor_committed_at = now
         if self._cancelling:
@@ -783,20 +838,51 @@ def _undeliverable_error(entry: records.DelayEntry | None) -> InvalidValue:
     return InvalidValue(f"due for topic {entry.topic!r}, which this app does not declare")
 
 
+class _Ending(NamedTuple):
+    """What became of entries of an ID: of all that stand before a position."""
+
+    outcome: str
+    end: int
+
+
 class OutcomeCache:
-    """Outcomes of the last IDs, of at least ``size`` of them."""
+    """Outcomes of the last IDs, of at least ``size`` of them.
+
+    An ID whose last entry is pending has no outcome, whatever became of the entries before it.
+    """
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._new: dict[int, str] = {}
-        self._old: dict[int, str] = {}
+        self._new: dict[int, _Ending] = {}
+        self._old: dict[int, _Ending] = {}
 
-    def add(self, id_digest: int, outcome: str) -> None:
-        """Remember an outcome."""
-        self._new[id_digest] = outcome
+    def add(self, id_digest: int, outcome: str, end: int) -> None:
+        """Remember an outcome.
+
+        :param end: the entries of that ID before this position have it.
+        """
+        self._new[id_digest] = _Ending(outcome, end)
         if len(self._new) >= self._size:
             self._new, self._old = {}, self._new
 
+    def begin(self, id_digest: int, position: int) -> bool:
+        """An entry of that ID stands at this position. Whether it is pending; else it has ended,
+        and was read once more."""
+        known = self._find(id_digest)
+        if known is not None and position < known.end:
+            return False
+        self.forget(id_digest)
+        return True
+
+    def forget(self, id_digest: int) -> None:
+        """There is no outcome of an ID any more."""
+        self._new.pop(id_digest, None)
+        self._old.pop(id_digest, None)
+
     def get(self, id_digest: int) -> str | None:
         """The outcome of an ID, if that is remembered."""
+        known = self._find(id_digest)
+        return None if known is None else known.outcome
+
+    def _find(self, id_digest: int) -> _Ending | None:
         return self._new.get(id_digest) or self._old.get(id_digest)

@@ -252,6 +252,10 @@ async def test_what_is_known_is_bounded_and_the_rest_is_found_again(stage: Stage
         assert delays.stats().pending <= bound
         # It is behind the horizon, so the log is asked.
         assert await delays.cancel("m59") == "cancelled"
+        # And again, whatever became of it before.
+        await delays.publish(topic, 59, delay=DAY + 59, id="m59")
+        assert await delays.cancel("m59") == "cancelled"
+        assert delays.stats().cancelled == 2
     topic = stage.topic(again, partitions=1)
     delays = delays_of(stage, again, pending=10)
     came = await handled_by(stage, again, topic)
