@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -47,7 +48,7 @@ from streams.retries.checkpoint_writer import CheckpointWriter
 from streams.retries.checkpoints import CheckpointPlace, find_checkpoint
 from streams.retries.due_index import DueEntry, DueIndex, IndexState, due_time, log_position
 from streams.retries.records import ScannedRecord
-from streams.text import get_logger
+from streams.text import count_with_noun, get_logger
 from streams.topic import Topic
 
 T = TypeVar("T")
@@ -78,8 +79,23 @@ DELAY_RETENTION = Retention(messages=RECENT_OUTCOMES)
 OWNERSHIP_RECHECK = 0.05
 """Real seconds between checks whether ownership was confirmed again."""
 
-LONGEST_SLEEP = 3600.0
-"""Real seconds of one sleep, at most."""
+LONGEST_SLEEP = 1.0
+"""Real seconds of one sleep, at most. The monotonic clock measures it. Due times are those of the
+other clock, which can be set forward, and goes on while the machine is suspended: then they come
+sooner than was slept for."""
+
+FLOOR_RENEWAL = 86_400.0
+"""Real seconds after which a floor that stands still is committed again: Kafka forgets the
+positions of a group without members (``offsets.retention.minutes``, a week unless set)."""
+
+DEAD_LETTER_PAUSE = 1.0
+"""Seconds before dead letters that were refused are written again (times 2 each time, to
+:data:`LONGEST_DEAD_LETTER_PAUSE`)."""
+
+LONGEST_DEAD_LETTER_PAUSE = 60.0
+
+STOP_TIMEOUT = 5.0
+"""Real seconds for which partitions that are given up are waited for, all together."""
 
 _PENDING = "pending"
 """Nothing became of an entry yet."""
@@ -222,9 +238,10 @@ class DelayScheduler(Processor[..., Any]):
             del self._by_partition[partition.assignment.partition]
             partition.stopped = True
             self.call_on_loop(partition.stop)
+        deadline = time.monotonic() + STOP_TIMEOUT
         for partition in revoked:
-            if not partition.ended.wait(5.0):
-                logger.warning("%s: a delivery is still under way", partition)
+            if not partition.ended.wait(max(0.0, deadline - time.monotonic())):
+                logger.warning("%s: has not ended yet; a delivery may be under way", partition)
 
     def call_on_loop(self, action: Callable[[], None]) -> None:
         """Run this on the app's event loop, soon. Any thread."""
@@ -363,8 +380,8 @@ class PartitionScheduler:
         self._committed = Committed(-1, "")
         """The floor, and where the checkpoint stands, as they were committed here last."""
         self._floor_committed_at = float("-inf")
-        self._floor_end = -1
-        """What was known when the floor was looked at last."""
+        self._renew_floor_at = float("-inf")
+        """When they are committed again, although they are the same (the loop's time)."""
         self._checkpoints = CheckpointWriter(
             self._partition,
             lambda parts: self._write([(self._topic, part) for part in parts]),
@@ -379,6 +396,12 @@ class PartitionScheduler:
         """Answers to requests to cancel that are not known to be written, by the positions of the
         requests. What the index lacks may not be marked in the log yet: there is no scan, no other
         floor and no checkpoint."""
+        self._set_aside: set[DueEntry] = set()
+        """Entries whose dead letters were refused. The index has given them out."""
+        self._set_aside_until = 0.0
+        """When they are tried again (monotonic)."""
+        self._refusals = 0
+        """How often in a row dead letters were refused."""
         self._unwatch: Callable[[], None] = lambda: None
         self._task: asyncio.Task[None] | None = None
 
@@ -387,6 +410,8 @@ class PartitionScheduler:
 
     def start(self) -> None:
         """Start scanning and delivering."""
+        if self.stopped:
+            return  # stop() follows
         loop = asyncio.get_running_loop()
 
         def on_clock_moved() -> None:
@@ -394,8 +419,7 @@ class PartitionScheduler:
 
         self._unwatch = self._clock.on_jump(on_clock_moved)
         self._task = loop.create_task(self._main(), name=f"streams-delay-{self}")
-        if self.stopped:
-            self.stop()
+        self._task.add_done_callback(self._on_end)
 
     def stop(self) -> None:
         """End; what was handed to the publisher is still written."""
@@ -405,6 +429,11 @@ class PartitionScheduler:
             self.ended.set()
         else:
             self._task.cancel()
+
+    def _on_end(self, _: asyncio.Task[None]) -> None:
+        # Not in the task: one that is cancelled before its first step does nothing.
+        self._unwatch()
+        self.ended.set()
 
     async def _main(self) -> None:
         try:
@@ -417,9 +446,6 @@ class PartitionScheduler:
                 raise
         except Exception as error:
             self._scheduler.fail(error)
-        finally:
-            self._unwatch()
-            self.ended.set()
 
     async def _retry_outages(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Run this until the log answers."""
@@ -621,7 +647,8 @@ class PartitionScheduler:
         while True:
             await self._scan_complete.wait()
             entry = self.index.find(id_digest)
-            if entry is not None and self.index.is_taken(entry):
+            is_taken = entry is not None and self.index.is_taken(entry)
+            if is_taken and entry not in self._set_aside:
                 await self._batch_delivered.wait()
                 continue
             if entry is not None and log_position(entry) < position:
@@ -676,6 +703,9 @@ class PartitionScheduler:
     async def _deliver_due(self) -> None:
         """Deliver what is due, until a scan is needed."""
         while not self._is_scan_needed:
+            if self._set_aside and self._clock.monotonic() >= self._set_aside_until:
+                self.index.give_back(self._set_aside)
+                self._set_aside = set()
             entries = self.index.take_due(int(self._clock.time() * 1000), self._batch_size)
             if not entries:
                 await self._commit_floor()
@@ -687,7 +717,8 @@ class PartitionScheduler:
                 if is_owned:
                     await self._retry_outages(partial(self._deliver_batch, entries))
             finally:
-                self.index.give_back(entries)  # those that were not delivered
+                # Those that were not delivered.
+                self.index.give_back([each for each in entries if each not in self._set_aside])
                 delivered, self._batch_delivered = self._batch_delivered, asyncio.Event()
                 delivered.set()
             if is_owned:
@@ -708,8 +739,6 @@ class PartitionScheduler:
             return
         self.idle_until, self.is_idle = due, True
         seconds = min(LONGEST_SLEEP, self._clock.real_timeout(seconds))
-        if self._known_end != self._floor_end:  # there may be another floor, and nothing else to do
-            seconds = min(FLOOR_INTERVAL, seconds)
         try:
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
@@ -742,10 +771,11 @@ class PartitionScheduler:
         self.index.remove_missing(missing)
         answers = await self._write(outgoing)
         outcomes = [_Outcome(*each, answer) for each, answer in zip(sent, answers, strict=True)]
-        undeliverable += [each for each in outcomes if each.error is not None]
-        if undeliverable:
-            await self._write_dead_letters(undeliverable, rows)
-        await self._write_marks([each for each in outcomes if each.error is None] + undeliverable)
+        refused = [each for each in outcomes if each.error is not None]
+        # First of all: whatever becomes of the others, these are delivered.
+        await self._write_marks([each for each in outcomes if each.error is None])
+        if undeliverable or refused:
+            await self._write_dead_letters(undeliverable + refused, rows)
 
     async def _write_marks(self, outcomes: Sequence[_Outcome]) -> None:
         marks: list[Outgoing] = []
@@ -769,9 +799,11 @@ class PartitionScheduler:
     async def _write_dead_letters(
         self, undeliverable: Sequence[_Outcome], rows: Mapping[int, FetchedRow | None]
     ) -> None:
-        """Write entries that cannot be delivered, as they stand in the log, as dead letters."""
-        dead_letters: list[Outgoing] = []
-        for entry, key, error in undeliverable:
+        """Write entries that cannot be delivered, as they stand in the log, as dead letters, and
+        mark them. Those whose dead letters are refused are set aside."""
+        dead: list[tuple[_Outcome, Outgoing]] = []
+        for outcome in undeliverable:
+            entry, key, error = outcome
             position = log_position(entry)
             row = rows[position]
             if row is None or error is None:
@@ -782,10 +814,34 @@ class PartitionScheduler:
             record = Record(row.value, key, f"{text(key)}/{position}", headers)
             now = self._clock.time()
             dead_letter = dead_letter_record(record, error, 1, self._topic, failed_at, now)
-            dead_letters.append((f"{self._topic}.dead", dead_letter))
-        for answer in await self._write(dead_letters):
-            if answer is not None:
-                raise LogError(f"{self}: a dead letter was refused: {answer}") from answer
+            dead.append((outcome, (f"{self._topic}.dead", dead_letter)))
+        answers = await self._write([letter for _, letter in dead])
+        written: list[_Outcome] = []
+        refused: dict[DueEntry, BaseException] = {}
+        for (outcome, _), answer in zip(dead, answers, strict=True):
+            if answer is None:
+                written.append(outcome)
+            else:
+                refused[outcome.entry] = answer
+        await self._write_marks(written)
+        if refused:
+            self._set_refused_aside(refused)
+        else:
+            self._refusals = 0
+
+    def _set_refused_aside(self, refused: Mapping[DueEntry, BaseException]) -> None:
+        """Try these entries again after a pause. They are in nobody's way meanwhile."""
+        now = self._clock.monotonic()
+        if not self._set_aside:
+            pause = DEAD_LETTER_PAUSE * 2.0 ** min(self._refusals, 10)
+            self._set_aside_until = now + min(pause, LONGEST_DEAD_LETTER_PAUSE)
+            self._refusals += 1
+        self._set_aside.update(refused)
+        logger.error(
+            "%s: cannot write the dead letters of %s, again in %.1f s: %r",
+            self, count_with_noun(len(refused), "message"), self._set_aside_until - now,
+            next(iter(refused.values())),
+        )  # fmt: skip
 
     async def _write(
         self, outgoing: Sequence[Outgoing], owner: Assignment | None = None
@@ -812,7 +868,6 @@ class PartitionScheduler:
         self._floor_committed_at = now
         if self._cancelling:
             return
-        self._floor_end = self._known_end
         lowest = self.index.lowest_position
         floor = max(self._known_end if lowest is None else lowest, self._committed.position)
         refused = await self._checkpoints.write_if_due(self.index, self._known_end, floor)
@@ -822,12 +877,13 @@ class PartitionScheduler:
         # One below the floor says no more than the floor does.
         is_needed = checkpoint is not None and checkpoint.position > floor
         committed = Committed(floor, str(checkpoint) if is_needed else "")
-        if committed == self._committed:
+        if committed == self._committed and now < self._renew_floor_at:
             return
         group, topic, position = floor_group(self._topic), self._topic, {self._partition: committed}
         try:
             await run_in_thread(self._log.reset_offsets, group, topic, position, force=True)
             self._committed = committed
+            self._renew_floor_at = now + FLOOR_RENEWAL
         except LogError as error:
             logger.info("%s: the floor stays where it is: %s", self, error)
 

@@ -364,6 +364,24 @@ async def test_what_a_former_owner_answers_is_refused() -> None:
     assert len([request for request in found if request is not None]) == 1
 
 
+async def test_a_floor_that_stands_still_is_committed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Kafka forgets the positions of a group without members after a week."""
+    monkeypatch.setattr(scheduler, "FLOOR_RENEWAL", 0.0)
+    app = Streams("memory://")
+    topic = app.topic("wanted", int)
+    delays = Delays(app)
+    group = scheduler.floor_group(delays.name)
+    async with app:
+        await delays.publish(topic, 0, delay=YEAR, id="far")
+        owned = delays._scheduler._by_partition
+        partition = await until(lambda: owned.get(0), "the partition is owned")
+        await until(lambda: partition._committed.position >= 0, "the floor is committed")
+        app.log.delete_group(group)
+        await until(lambda: app.log.committed(group, delays.name), "it is committed again")
+
+
 @pytest.mark.parametrize("is_marked", [True, False])
 async def test_a_message_that_is_cancelled_while_the_log_is_read_again_is_not_delivered(
     monkeypatch: pytest.MonkeyPatch, is_marked: bool
