@@ -191,9 +191,13 @@ class DeadLetters:
         return self.RETRY.format(topic=topic, group=group)
 
     def topic_names(self, topics: Iterable[str], group: str) -> list[str]:
-        """The dead letter topics and the topics for what is put back, of a group's topics."""
-        names = [name(topic, group) for topic in topics for name in (self.name, self.retry)]
-        return list(dict.fromkeys(names))
+        """The dead letter topics of a group's topics, and the topics for what is put back, where
+        these are others than the topics themselves."""
+        names: dict[str, None] = {}
+        for topic in topics:
+            own = (self.name(topic, group), self.retry(topic, group))
+            names |= dict.fromkeys(each for each in own if each != topic)
+        return list(names)
 
 
 RETRY_PARTITIONS = 1

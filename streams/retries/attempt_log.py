@@ -281,8 +281,11 @@ class DurableAttemptLog:
         oldest = read_first(log, topic, partition, assignment.position, last)
         if oldest is None:
             return
-        since = log.offset_for_time(attempt_topic, partition, oldest.time(0) - CLOCK_SKEW)
-        start = max(first, since)
+        start, taken = first, oldest.time(0)
+        # On Kafka its publisher says when that was. A time to come says nothing.
+        if taken <= self._app.clock.time():
+            since = log.offset_for_time(attempt_topic, partition, taken - CLOCK_SKEW)
+            start = max(first, since)
         generation, settled = reset_generation(assignment), settled_ahead(committed)
         restored: dict[Position, int] = {}
         copies: dict[Position, Position] = {}

@@ -102,7 +102,9 @@ class DueIndex:
     # -- records of the log
 
     def add(self, id_digest: int, due: int, position: int) -> None:
-        """Add an entry; it replaces an earlier one of that ID."""
+        """Add an entry; it replaces an earlier one of that ID. What is due behind the horizon is
+        left to the log: the entry is pending, and not known here by its ID.
+        """
         replaced = self._by_id.get(id_digest)
         if replaced is not None:
             if log_position(replaced) >= position:
@@ -118,7 +120,9 @@ class DueIndex:
         self._enforce_limit()
 
     def remove(self, id_digest: int, position: int) -> bool:
-        """A mark of that ID stands at ``position``; whether an entry before it was pending."""
+        """A mark of that ID stands at ``position``; whether an entry before it was pending here.
+        One that was due behind the horizon is ended by the mark as well, when the log is read.
+        """
         found = self._by_id.get(id_digest)
         if found is None or log_position(found) >= position:
             return False
@@ -143,7 +147,7 @@ class DueIndex:
         return nsmallest(count, (each for each in self._heap if each not in self._discarded))
 
     def find(self, id_digest: int) -> DueEntry | None:
-        """The pending entry of that ID, if there is one."""
+        """The pending entry of that ID, if there is one before the horizon."""
         return self._by_id.get(id_digest)
 
     # -- what is due

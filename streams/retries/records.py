@@ -151,7 +151,8 @@ class ScannedRecord(NamedTuple):
     due: int | None
     """Of an entry; None for a mark or a request."""
     mark: str | None
-    """A mark's outcome, or :data:`CANCEL`."""
+    """A mark's outcome (``unknown`` where it says something that no mark of ours says), or
+    :data:`CANCEL`."""
 
 
 def scan_record(
@@ -162,6 +163,8 @@ def scan_record(
     mark = read_mark(headers)[0] if due is None else None
     if due is None and mark is None:
         return None
+    if mark is not None and mark != CANCEL:
+        mark = parse_outcome(mark) or "unknown"  # outcomes are remembered: no text of a stranger's
     return ScannedRecord(position, id_digest(key), due, mark)
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -34,7 +35,7 @@ from streams.cancellation import run_in_thread, wait_for_callback
 from streams.config import DeadLetters, Dedup, Retry
 from streams.connection import Connection
 from streams.derived_records import dead_letter_record
-from streams.errors import Fatal, InvalidValue, LogError, NotFound, TopicMismatch
+from streams.errors import Fatal, Fenced, InvalidValue, LogError, NotFound, TopicMismatch
 from streams.log.floor import ensure_topic_with_floor
 from streams.log.protocol import Assignment, Committed, Log, Retention, TopicInfo
 from streams.log.range_reader import read_batches
@@ -47,7 +48,7 @@ from streams.retries.checkpoint_writer import CheckpointWriter
 from streams.retries.checkpoints import CheckpointPlace, find_checkpoint
 from streams.retries.due_index import DueEntry, DueIndex, IndexState, due_time, log_position
 from streams.retries.records import ScannedRecord
-from streams.text import get_logger
+from streams.text import count_with_noun, get_logger
 from streams.topic import Topic
 
 T = TypeVar("T")
@@ -78,17 +79,33 @@ DELAY_RETENTION = Retention(messages=RECENT_OUTCOMES)
 OWNERSHIP_RECHECK = 0.05
 """Real seconds between checks whether ownership was confirmed again."""
 
-LONGEST_SLEEP = 3600.0
-"""Real seconds of one sleep, at most."""
+LONGEST_SLEEP = 1.0
+"""Real seconds of one sleep, at most. The monotonic clock measures it. Due times are those of the
+other clock, which can be set forward, and goes on while the machine is suspended: then they come
+sooner than was slept for."""
+
+FLOOR_RENEWAL = 86_400.0
+"""Real seconds after which a floor that stands still is committed again: Kafka forgets the
+positions of a group without members (``offsets.retention.minutes``, a week unless set)."""
+
+DEAD_LETTER_PAUSE = 1.0
+"""Seconds before dead letters that were refused are written again (times 2 each time, to
+:data:`LONGEST_DEAD_LETTER_PAUSE`)."""
+
+LONGEST_DEAD_LETTER_PAUSE = 60.0
+
+STOP_TIMEOUT = 5.0
+"""Real seconds for which partitions that are given up are waited for, all together."""
 
 _PENDING = "pending"
 """Nothing became of an entry yet."""
 
 
 class _DelayDeadLetters(DeadLetters):
-    """Dead letters of a delay topic, whose name contains the group already."""
+    """Dead letters of a delay topic. They are entries, so they are put back into the delay topic
+    itself, which is where they are delivered from. There is no topic for retries beside it."""
 
-    RETRY: ClassVar[str] = "{topic}.retry"
+    RETRY: ClassVar[str] = "{topic}"
 
 
 def ensure_delay_topic(log: Log, name: str, partitions: int) -> TopicInfo:
@@ -221,9 +238,10 @@ class DelayScheduler(Processor[..., Any]):
             del self._by_partition[partition.assignment.partition]
             partition.stopped = True
             self.call_on_loop(partition.stop)
+        deadline = time.monotonic() + STOP_TIMEOUT
         for partition in revoked:
-            if not partition.ended.wait(5.0):
-                logger.warning("%s: a delivery is still under way", partition)
+            if not partition.ended.wait(max(0.0, deadline - time.monotonic())):
+                logger.warning("%s: has not ended yet; a delivery may be under way", partition)
 
     def call_on_loop(self, action: Callable[[], None]) -> None:
         """Run this on the app's event loop, soon. Any thread."""
@@ -362,8 +380,8 @@ class PartitionScheduler:
         self._committed = Committed(-1, "")
         """The floor, and where the checkpoint stands, as they were committed here last."""
         self._floor_committed_at = float("-inf")
-        self._floor_end = -1
-        """What was known when the floor was looked at last."""
+        self._renew_floor_at = float("-inf")
+        """When they are committed again, although they are the same (the loop's time)."""
         self._checkpoints = CheckpointWriter(
             self._partition,
             lambda parts: self._write([(self._topic, part) for part in parts]),
@@ -374,9 +392,16 @@ class PartitionScheduler:
         """The records that are being received."""
         self._outcome_at: dict[int, str | None] = {}
         """What the log says to requests to cancel that are at hand, by their positions."""
-        self._cancelling = 0
-        """Requests to cancel whose answers are not known to be written. What the index lacks may
-        not be marked in the log yet: there is no scan, no other floor and no checkpoint."""
+        self._cancelling: dict[int, asyncio.Task[None]] = {}
+        """Answers to requests to cancel that are not known to be written, by the positions of the
+        requests. What the index lacks may not be marked in the log yet: there is no scan, no other
+        floor and no checkpoint."""
+        self._set_aside: set[DueEntry] = set()
+        """Entries whose dead letters were refused. The index has given them out."""
+        self._set_aside_until = 0.0
+        """When they are tried again (monotonic)."""
+        self._refusals = 0
+        """How often in a row dead letters were refused."""
         self._unwatch: Callable[[], None] = lambda: None
         self._task: asyncio.Task[None] | None = None
 
@@ -385,6 +410,8 @@ class PartitionScheduler:
 
     def start(self) -> None:
         """Start scanning and delivering."""
+        if self.stopped:
+            return  # stop() follows
         loop = asyncio.get_running_loop()
 
         def on_clock_moved() -> None:
@@ -392,15 +419,21 @@ class PartitionScheduler:
 
         self._unwatch = self._clock.on_jump(on_clock_moved)
         self._task = loop.create_task(self._main(), name=f"streams-delay-{self}")
-        if self.stopped:
-            self.stop()
+        self._task.add_done_callback(self._on_end)
 
     def stop(self) -> None:
         """End; what was handed to the publisher is still written."""
+        for answering in self._cancelling.values():
+            answering.cancel()
         if self._task is None:
             self.ended.set()
         else:
             self._task.cancel()
+
+    def _on_end(self, _: asyncio.Task[None]) -> None:
+        # Not in the task: one that is cancelled before its first step does nothing.
+        self._unwatch()
+        self.ended.set()
 
     async def _main(self) -> None:
         try:
@@ -413,9 +446,6 @@ class PartitionScheduler:
                 raise
         except Exception as error:
             self._scheduler.fail(error)
-        finally:
-            self._unwatch()
-            self.ended.set()
 
     async def _retry_outages(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Run this until the log answers."""
@@ -454,8 +484,8 @@ class PartitionScheduler:
             for record in batch.records:
                 if record.position >= covered:
                     self._apply(record)
-                elif record.mark is not None:
-                    self._recent_outcomes.add(record.id_digest, record.mark)
+                else:
+                    self._note_outcome(record)
         received, self._received_meanwhile = self._received_meanwhile, []
         for record in received:
             if record.position >= self._scanned_end:
@@ -496,11 +526,19 @@ class PartitionScheduler:
             yield _ScannedBatch(batch.offsets[-1], len(batch.offsets), said)
 
     def _apply(self, record: ScannedRecord) -> None:
-        if record.due is not None:
+        is_news = self._note_outcome(record)
+        if record.due is not None and is_news:
             self.index.add(record.id_digest, record.due, record.position)
         elif record.mark is not None:
             self.index.remove(record.id_digest, record.position)
-            self._recent_outcomes.add(record.id_digest, record.mark)
+
+    def _note_outcome(self, record: ScannedRecord) -> bool:
+        """Remember what a mark says; False: it is an entry that has ended."""
+        if record.due is not None:
+            return self._recent_outcomes.begin(record.id_digest, record.position)
+        if record.mark is not None:
+            self._recent_outcomes.add(record.id_digest, record.mark, record.position)
+        return True
 
     async def receive(self, message: Message[Any], at_hand: Sequence[Message[Any]]) -> None:
         """The next record that the processor read.
@@ -540,31 +578,66 @@ class PartitionScheduler:
 
     # -- cancelling
 
+    @property
+    def _is_owned(self) -> bool:
+        """Ownership is certain."""
+        return self._clock.monotonic() < self.assignment.valid_until
+
     async def _answer_cancel(self, key: bytes, request: str, position: int) -> None:
         """Cancel what is pending, and answer the request with what happened."""
+        before = self._cancelling.get(position)
+        if before is not None:
+            # It was received before, and whoever waited for the answer to be written was cancelled.
+            await asyncio.shield(before)
         id_digest = records.id_digest(key)
         outcome = await self._find_outcome(id_digest, position)
+        is_given_up = self.assignment.valid_until == float("-inf")
+        # A partition that is given up is ours until this has ended. One that is in doubt may have
+        # another owner, who delivers.
+        while not is_given_up and not self._is_owned:
+            await asyncio.sleep(OWNERSHIP_RECHECK)
+            outcome = await self._find_outcome(id_digest, position)
         id = f"{request}/answer"
         entry = None
         if outcome == _PENDING:
             answer = records.mark_record(key, "cancelled", id, request)
             entry = self.index.find(id_digest)  # None: it is due behind the horizon
             self.index.remove(id_digest, position)
+            self._recent_outcomes.add(id_digest, "cancelled", position)
         else:
             # Not a mark of that ID: a newer entry of it may stand in the log meanwhile.
             known = records.parse_outcome(outcome) or "unknown"
             answer = records.mark_record(request.encode(), known, id, request)
         answer.partition = self._partition
-        self._cancelling += 1
-        (refused,) = await self._write([(self._topic, answer)])
-        self._cancelling -= 1
+        answering = asyncio.get_running_loop().create_task(
+            self._write_answer(answer, id_digest, entry, is_cancelled=outcome == _PENDING)
+        )
+        self._cancelling[position] = answering
+        answering.add_done_callback(lambda _: self._on_answered(position))
+        # The executor cancels a handler that has records of a partition which was lost, be they of
+        # this one or not. What was handed over is written all the same, and has to be known.
+        await asyncio.shield(answering)
+
+    async def _write_answer(
+        self, answer: Record, id_digest: int, entry: DueEntry | None, *, is_cancelled: bool
+    ) -> None:
+        """Write the answer to a request.
+
+        :param entry: what it cancels, as the index had it.
+        """
+        (refused,) = await self._write([(self._topic, answer)], self.assignment)
         if refused is not None:
-            logger.error("%s: a request to cancel could not be answered: %r", self, refused)
+            if not isinstance(refused, Fenced):  # else another owner answers
+                logger.error("%s: a request to cancel could not be answered: %r", self, refused)
+            if is_cancelled:
+                self._recent_outcomes.forget(id_digest)
             if entry is not None:
                 self.index.put_back(id_digest, entry)
-        elif outcome == _PENDING:
-            self._recent_outcomes.add(id_digest, "cancelled")
+        elif is_cancelled:
             self._scheduler.counters.cancelled += 1
+
+    def _on_answered(self, position: int) -> None:
+        del self._cancelling[position]
         self.is_idle = False
         self._wake.set()
 
@@ -574,7 +647,8 @@ class PartitionScheduler:
         while True:
             await self._scan_complete.wait()
             entry = self.index.find(id_digest)
-            if entry is not None and self.index.is_taken(entry):
+            is_taken = entry is not None and self.index.is_taken(entry)
+            if is_taken and entry not in self._set_aside:
                 await self._batch_delivered.wait()
                 continue
             if entry is not None and log_position(entry) < position:
@@ -629,22 +703,28 @@ class PartitionScheduler:
     async def _deliver_due(self) -> None:
         """Deliver what is due, until a scan is needed."""
         while not self._is_scan_needed:
+            if self._set_aside and self._clock.monotonic() >= self._set_aside_until:
+                self.index.give_back(self._set_aside)
+                self._set_aside = set()
             entries = self.index.take_due(int(self._clock.time() * 1000), self._batch_size)
             if not entries:
                 await self._commit_floor()
                 await self._wait_until_due()
                 continue
             self.is_idle, self.idle_until = False, due_time(entries[0])
+            is_owned = self._is_owned
             try:
-                if self._clock.monotonic() >= self.assignment.valid_until:
-                    await asyncio.sleep(OWNERSHIP_RECHECK)
-                    continue
-                await self._retry_outages(partial(self._deliver_batch, entries))
+                if is_owned:
+                    await self._retry_outages(partial(self._deliver_batch, entries))
             finally:
-                self.index.give_back(entries)  # those that were not delivered
+                # Those that were not delivered.
+                self.index.give_back([each for each in entries if each not in self._set_aside])
                 delivered, self._batch_delivered = self._batch_delivered, asyncio.Event()
                 delivered.set()
-            await self._commit_floor()
+            if is_owned:
+                await self._commit_floor()
+            else:
+                await asyncio.sleep(OWNERSHIP_RECHECK)
 
     @property
     def _is_scan_needed(self) -> bool:
@@ -659,8 +739,6 @@ class PartitionScheduler:
             return
         self.idle_until, self.is_idle = due, True
         seconds = min(LONGEST_SLEEP, self._clock.real_timeout(seconds))
-        if self._known_end != self._floor_end:  # there may be another floor, and nothing else to do
-            seconds = min(FLOOR_INTERVAL, seconds)
         try:
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
@@ -693,10 +771,11 @@ class PartitionScheduler:
         self.index.remove_missing(missing)
         answers = await self._write(outgoing)
         outcomes = [_Outcome(*each, answer) for each, answer in zip(sent, answers, strict=True)]
-        undeliverable += [each for each in outcomes if each.error is not None]
-        if undeliverable:
-            await self._write_dead_letters(undeliverable, rows)
-        await self._write_marks([each for each in outcomes if each.error is None] + undeliverable)
+        refused = [each for each in outcomes if each.error is not None]
+        # First of all: whatever becomes of the others, these are delivered.
+        await self._write_marks([each for each in outcomes if each.error is None])
+        if undeliverable or refused:
+            await self._write_dead_letters(undeliverable + refused, rows)
 
     async def _write_marks(self, outcomes: Sequence[_Outcome]) -> None:
         marks: list[Outgoing] = []
@@ -712,16 +791,19 @@ class PartitionScheduler:
         for entry, key, error in outcomes:
             id_digest = records.id_digest(key)
             self.index.remove_delivered(id_digest, entry)
-            self._recent_outcomes.add(id_digest, "delivered" if error is None else "dead")
+            outcome = "delivered" if error is None else "dead"
+            self._recent_outcomes.add(id_digest, outcome, log_position(entry) + 1)
             counters.dead += error is not None
             counters.delivered += error is None
 
     async def _write_dead_letters(
         self, undeliverable: Sequence[_Outcome], rows: Mapping[int, FetchedRow | None]
     ) -> None:
-        """Write entries that cannot be delivered, as they stand in the log, as dead letters."""
-        dead_letters: list[Outgoing] = []
-        for entry, key, error in undeliverable:
+        """Write entries that cannot be delivered, as they stand in the log, as dead letters, and
+        mark them. Those whose dead letters are refused are set aside."""
+        dead: list[tuple[_Outcome, Outgoing]] = []
+        for outcome in undeliverable:
+            entry, key, error = outcome
             position = log_position(entry)
             row = rows[position]
             if row is None or error is None:
@@ -732,16 +814,46 @@ class PartitionScheduler:
             record = Record(row.value, key, f"{text(key)}/{position}", headers)
             now = self._clock.time()
             dead_letter = dead_letter_record(record, error, 1, self._topic, failed_at, now)
-            dead_letters.append((f"{self._topic}.dead", dead_letter))
-        for answer in await self._write(dead_letters):
-            if answer is not None:
-                raise LogError(f"{self}: a dead letter was refused: {answer}") from answer
+            dead.append((outcome, (f"{self._topic}.dead", dead_letter)))
+        answers = await self._write([letter for _, letter in dead])
+        written: list[_Outcome] = []
+        refused: dict[DueEntry, BaseException] = {}
+        for (outcome, _), answer in zip(dead, answers, strict=True):
+            if answer is None:
+                written.append(outcome)
+            else:
+                refused[outcome.entry] = answer
+        await self._write_marks(written)
+        if refused:
+            self._set_refused_aside(refused)
+        else:
+            self._refusals = 0
 
-    async def _write(self, outgoing: Sequence[Outgoing]) -> Sequence[BaseException | None]:
-        """Write these, waiting out outages; for each None, or why it was refused."""
+    def _set_refused_aside(self, refused: Mapping[DueEntry, BaseException]) -> None:
+        """Try these entries again after a pause. They are in nobody's way meanwhile."""
+        now = self._clock.monotonic()
+        if not self._set_aside:
+            pause = DEAD_LETTER_PAUSE * 2.0 ** min(self._refusals, 10)
+            self._set_aside_until = now + min(pause, LONGEST_DEAD_LETTER_PAUSE)
+            self._refusals += 1
+        self._set_aside.update(refused)
+        logger.error(
+            "%s: cannot write the dead letters of %s, again in %.1f s: %r",
+            self, count_with_noun(len(refused), "message"), self._set_aside_until - now,
+            next(iter(refused.values())),
+        )  # fmt: skip
+
+    async def _write(
+        self, outgoing: Sequence[Outgoing], owner: Assignment | None = None
+    ) -> Sequence[BaseException | None]:
+        """Write these, waiting out outages; for each None, or why it was refused.
+
+        :param owner: only as the owner of this, if the log can check that.
+        """
         if not outgoing:
             return ()
-        answers = await wait_for_callback(partial(self._app.publisher.publish_durably, outgoing))
+        write = partial(self._app.publisher.publish_durably, outgoing, owner=owner)
+        answers = await wait_for_callback(write)
         return [answer if isinstance(answer, BaseException) else None for answer in answers]
 
     # -- the floor, and checkpoints
@@ -751,12 +863,11 @@ class PartitionScheduler:
         now = asyncio.get_running_loop().time()
         if now < self._floor_committed_at + FLOOR_INTERVAL:
             return
-        if self._clock.monotonic() >= self.assignment.valid_until:
+        if not self._is_owned:
             return
         self._floor_committed_at = now
         if self._cancelling:
             return
-        self._floor_end = self._known_end
         lowest = self.index.lowest_position
         floor = max(self._known_end if lowest is None else lowest, self._committed.position)
         refused = await self._checkpoints.write_if_due(self.index, self._known_end, floor)
@@ -766,12 +877,13 @@ class PartitionScheduler:
         # One below the floor says no more than the floor does.
         is_needed = checkpoint is not None and checkpoint.position > floor
         committed = Committed(floor, str(checkpoint) if is_needed else "")
-        if committed == self._committed:
+        if committed == self._committed and now < self._renew_floor_at:
             return
         group, topic, position = floor_group(self._topic), self._topic, {self._partition: committed}
         try:
             await run_in_thread(self._log.reset_offsets, group, topic, position, force=True)
             self._committed = committed
+            self._renew_floor_at = now + FLOOR_RENEWAL
         except LogError as error:
             logger.info("%s: the floor stays where it is: %s", self, error)
 
@@ -782,20 +894,51 @@ def _undeliverable_error(entry: records.DelayEntry | None) -> InvalidValue:
     return InvalidValue(f"due for topic {entry.topic!r}, which this app does not declare")
 
 
+class _Ending(NamedTuple):
+    """What became of entries of an ID: of all that stand before a position."""
+
+    outcome: str
+    end: int
+
+
 class OutcomeCache:
-    """Outcomes of the last IDs, of at least ``size`` of them."""
+    """Outcomes of the last IDs, of at least ``size`` of them.
+
+    An ID whose last entry is pending has no outcome, whatever became of the entries before it.
+    """
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._new: dict[int, str] = {}
-        self._old: dict[int, str] = {}
+        self._new: dict[int, _Ending] = {}
+        self._old: dict[int, _Ending] = {}
 
-    def add(self, id_digest: int, outcome: str) -> None:
-        """Remember an outcome."""
-        self._new[id_digest] = outcome
+    def add(self, id_digest: int, outcome: str, end: int) -> None:
+        """Remember an outcome.
+
+        :param end: the entries of that ID before this position have it.
+        """
+        self._new[id_digest] = _Ending(outcome, end)
         if len(self._new) >= self._size:
             self._new, self._old = {}, self._new
 
+    def begin(self, id_digest: int, position: int) -> bool:
+        """An entry of that ID stands at this position. Whether it is pending; else it has ended,
+        and was read once more."""
+        known = self._find(id_digest)
+        if known is not None and position < known.end:
+            return False
+        self.forget(id_digest)
+        return True
+
+    def forget(self, id_digest: int) -> None:
+        """There is no outcome of an ID any more."""
+        self._new.pop(id_digest, None)
+        self._old.pop(id_digest, None)
+
     def get(self, id_digest: int) -> str | None:
         """The outcome of an ID, if that is remembered."""
+        known = self._find(id_digest)
+        return None if known is None else known.outcome
+
+    def _find(self, id_digest: int) -> _Ending | None:
         return self._new.get(id_digest) or self._old.get(id_digest)

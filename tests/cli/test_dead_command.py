@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 
+from streams.derived_records import dead_letter_record
+from streams.errors import InvalidValue
 from streams.log.appending import append_and_wait
 from streams.log.protocol import Committed
+from streams.log.range_reader import read_batches
 from streams.message import Record
+from streams.retries import ensure_delay_topic, entry_record, parse_entry
 from tests.cli.conftest import Run, Shell, eventually, fill, order
 
 
@@ -102,6 +106,42 @@ def test_dead_letters_are_listed_shown_put_back_once_and_purged(failed: Shell, r
     assert waiting(failed) == 0
     groups = [each["group"] for each in run("groups", "ls", "--json").json]
     assert groups == ["billing", "totals"]
+
+
+def test_what_a_delay_topic_could_not_deliver_goes_back_into_it(shell: Shell, run: Run) -> None:
+    """Whoever keeps a delay topic reads no other."""
+    letters = [
+        dead_letter_record(
+            entry_record(Record(b"7", b"k", f"m{number}"), "orders", 1_000),
+            InvalidValue("not declared"), 1, "delays", ("delays", 0, str(number)), 1_700_000_000.0,
+        )
+        for number in range(3)
+    ]  # fmt: skip
+    with shell.log() as log:
+        ensure_delay_topic(log, "delays", 1)
+        log.create_topic("delays.dead", 1)
+        append_and_wait(log, "delays.dead", letters)
+    of_delays = ("delays", "delays", "--name", "delays.dead")
+    edited = run("dead", "edit", *of_delays, "0/2", "--value", "8")
+    assert edited.status == 0, edited.err
+    assert "to delays" in edited.err
+    assert "delays.delays" not in edited.err
+    assert run("dead", "retry", *of_delays, "--yes", "--json").json["retried"] == 2
+    with shell.log() as log:
+        assert "delays.delays.retry" not in log.topic_names()
+        batches = list(read_batches(log, "delays", 0, *log.watermarks("delays", 0)))
+    found = [
+        parse_entry(batch.keys[index], batch.values[index], batch.headers(index))
+        for batch in batches
+        for index in range(len(batch))
+    ]
+    assert [
+        each and (each.topic, each.due, each.record.id, each.record.value) for each in found
+    ] == [
+        ("orders", 1_000, "m2", b"8"),
+        ("orders", 1_000, "m0", b"7"),
+        ("orders", 1_000, "m1", b"7"),
+    ]
 
 
 def test_a_retry_that_was_killed_doubles_nothing(failed: Shell, run: Run) -> None:

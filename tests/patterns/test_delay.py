@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,15 +19,18 @@ from typing import Any
 import pytest
 
 from streams import ConfigError, Flow, InvalidValue, Message, Streams
+from streams.clock import SYSTEM
 from streams.log import record_fetcher
+from streams.log.protocol import Assignment
 from streams.log.url import open_log
-from streams.patterns import Delays
+from streams.patterns import DeadLetterManager, Delays
 from streams.retries import records as delay_records
 from streams.retries import scheduler
 from streams.retries.checkpoints import parse_place
 from streams.testing import Clock, harness
 from tests.conformance.stage import QUICK, Stage
 from tests.patterns.delay_child import SOURCE, declare
+from tests.patterns.keeping import until
 
 DAY = 86_400.0
 ROOT = Path(__file__).parents[2]
@@ -201,15 +206,16 @@ async def test_owners_share_the_partitions(stage: Stage) -> None:
     assert all(each.stats().delivered for each in desks)
 
 
-async def test_what_cannot_be_delivered_is_a_dead_letter(stage: Stage) -> None:
-    teller, app = stage.app(), stage.app()
+async def test_what_cannot_be_delivered_is_a_dead_letter_and_can_be_put_back(stage: Stage) -> None:
+    """Into the delay topic, as that is what its owner delivers from."""
+    teller, app, again = stage.app(), stage.app(), stage.app()
     other = teller.topic(f"{stage.topic_name}.other", int, partitions=1)
     told = delays_of(stage, teller)
     topic = stage.topic(app, partitions=1)
     delays = delays_of(stage, app)
     await handled_by(stage, app, topic)
     async with teller.connected():
-        await told.publish(other, 7, delay=0, id="m7", headers={"color": "red"})
+        await told.publish(other, 7, delay=0, key="k", id="m7", headers={"color": "red"})
     async with app:
         await delays.publish(topic, 1, delay=0)
         await stage.handled(1)
@@ -220,6 +226,20 @@ async def test_what_cannot_be_delivered_is_a_dead_letter(stage: Stage) -> None:
     assert letter.value == b"7"
     assert letter.headers["color"] == "red"
     assert "does not declare" in letter.headers["__streams.errors.message"]
+
+    other = again.topic(other.name, int, partitions=1)
+    delays = delays_of(stage, again)
+    came = await handled_by(stage, again, other)
+    manager = DeadLetterManager(again, f"{delays.name}.dead")
+    async with again:
+        assert await manager.reprocess() == 1
+        await stage.handled(2)
+        await stage.until(lambda: delays.stats().delivered == 1, "marked")
+        assert await delays.cancel("m7") == "delivered"
+        assert await manager.get_dead_letters() == []
+    (message,) = came
+    assert (message.id, message.key, message.value) == ("m7", "k", 7)
+    assert message.headers["color"] == "red"
 
 
 async def test_what_is_known_is_bounded_and_the_rest_is_found_again(stage: Stage) -> None:
@@ -237,6 +257,10 @@ async def test_what_is_known_is_bounded_and_the_rest_is_found_again(stage: Stage
         assert delays.stats().pending <= bound
         # It is behind the horizon, so the log is asked.
         assert await delays.cancel("m59") == "cancelled"
+        # And again, whatever became of it before.
+        await delays.publish(topic, 59, delay=DAY + 59, id="m59")
+        assert await delays.cancel("m59") == "cancelled"
+        assert delays.stats().cancelled == 2
     topic = stage.topic(again, partitions=1)
     delays = delays_of(stage, again, pending=10)
     came = await handled_by(stage, again, topic)
@@ -340,6 +364,104 @@ async def test_nothing_comes_early(log: str, tmp_path: Path) -> None:
         running.clock.advance(timedelta(days=1))
         await running.settled()
         assert came == [2, 1]
+
+
+@pytest.mark.parametrize("log", ["memory", "sqlite"])
+async def test_a_dead_letter_that_is_refused_holds_up_and_doubles_nothing(
+    log: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Streams("memory://")
+    topic = app.topic("wanted", int)
+    delays = Delays(app)
+    url = "memory://" if log == "memory" else f"sqlite:///{tmp_path / 'log.db'}"
+
+    def refusals() -> int:
+        said = [each.getMessage() for each in caplog.records]
+        return sum("cannot write the dead letters of" in each for each in said)
+
+    def refused_again(before: int) -> bool:
+        return refusals() > before
+
+    def delivered(count: int) -> bool:
+        return delays.stats().delivered == count
+
+    async with harness(app, clock=Clock(), url=url) as running:
+        due = int((running.clock.time() + 60) * 1000)
+        strays = [
+            delay_records.entry_record(topic.record(9, id=id), "elsewhere", due)
+            for id in ("bad", "worse")
+        ]
+        await app.publisher.publish_many("delays", strays)
+        await delays.publish(topic, 1, delay=60)
+        await until(lambda: delays.stats().pending == 3, "all are known")
+        running.log.delete_topic("delays.dead")
+        for number in (2, 3, 4):
+            before = refusals()
+            running.clock.advance(61)
+            await until(partial(refused_again, before), "it was tried again")
+            await delays.publish(topic, number, delay=0)
+            await until(partial(delivered, number), "the others go on")
+        assert (delays.stats().pending, delays.stats().dead) == (2, 0)
+        assert await delays.cancel("bad") == "cancelled"
+        running.log.create_topic("delays.dead", 1)
+        running.clock.advance(61)
+        await until(lambda: delays.stats().dead == 1, "its dead letter is written")
+        assert await delays.cancel("worse") == "dead"
+        assert [each.value for each in await running.messages(topic)] == [1, 2, 3, 4]
+        (letter,) = await running.messages(app.topic("delays.dead", bytes))
+        assert letter.key == "worse"
+
+
+class SetForward:
+    """A machine's clock that somebody sets, which is said to nobody."""
+
+    def __init__(self) -> None:
+        self.by = 0.0
+
+    def monotonic(self) -> float:
+        return SYSTEM.monotonic()
+
+    def time(self) -> float:
+        return SYSTEM.time() + self.by
+
+    def real_timeout(self, seconds: float) -> float:
+        return SYSTEM.real_timeout(seconds)
+
+    def on_jump(self, callback: Callable[[], None]) -> Callable[[], None]:
+        return SYSTEM.on_jump(callback)
+
+
+async def test_that_the_clock_was_set_is_noticed() -> None:
+    app, clock = Streams("memory://"), SetForward()
+    app.clock = clock
+    topic = app.topic("wanted", int)
+    delays = Delays(app)
+    async with app:
+        await delays.publish(topic, 1, delay=3_000)
+
+        def sleeps() -> bool:
+            owned = delays._scheduler._by_partition.get(0)
+            return owned is not None and owned.is_idle and owned.idle_until is not None
+
+        await until(sleeps, "it waits")
+        clock.by = 3_000
+        await until(lambda: delays.stats().delivered == 1, "delivered")
+
+
+async def test_what_is_given_up_before_it_began_has_ended() -> None:
+    """It was assigned and revoked while the loop was busy."""
+    app, clock = Streams("memory://"), Clock()
+    app.clock = clock
+    delays = Delays(app)
+    async with app.connected():
+        keeper = delays._scheduler
+        watchers = len(clock._watchers)
+        owned = scheduler.PartitionScheduler(keeper, Assignment(delays.name, 0, 1, None))
+        owned.start()
+        owned.stopped = True
+        owned.stop()
+        await until(owned.ended.is_set, "it has ended")
+        assert len(clock._watchers) == watchers
 
 
 @pytest.mark.parametrize("log", ["memory", "sqlite"])

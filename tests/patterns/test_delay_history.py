@@ -11,6 +11,7 @@ import pytest
 from streams import Streams
 from streams.errors import LogError
 from streams.inspection.delayed import DelayIndex
+from streams.log.protocol import Assignment, Committed
 from streams.log.range_reader import read_batches
 from streams.log.url import open_log
 from streams.patterns import Delays
@@ -191,10 +192,10 @@ async def test_what_is_being_cancelled_is_behind_no_floor_and_in_each_checkpoint
     may_answer = asyncio.Event()
     write = scheduler.PartitionScheduler._write
 
-    async def write_later(self: Any, outgoing: Any) -> Any:
+    async def write_later(self: Any, outgoing: Any, *owner: Any) -> Any:
         if answers(outgoing):
             await may_answer.wait()
-        return await write(self, outgoing)
+        return await write(self, outgoing, *owner)
 
     monkeypatch.setattr(scheduler.PartitionScheduler, "_write", write_later)
     monkeypatch.setattr(checkpoint_writer, "CHECKPOINT_RECORDS", 1e9)
@@ -245,11 +246,11 @@ async def test_what_cannot_be_marked_as_cancelled_is_delivered(
     refused: list[bytes | None] = []
     write = scheduler.PartitionScheduler._write
 
-    async def refuse_first(self: Any, outgoing: Any) -> Any:
+    async def refuse_first(self: Any, outgoing: Any, *owner: Any) -> Any:
         if not refused and answers(outgoing):
             refused.append(outgoing[0][1].key)
             return [LogError("refused")]
-        return await write(self, outgoing)
+        return await write(self, outgoing, *owner)
 
     monkeypatch.setattr(scheduler.PartitionScheduler, "_write", refuse_first)
     async with harness(app, clock=Clock()) as running:
@@ -266,6 +267,121 @@ async def test_what_cannot_be_marked_as_cancelled_is_delivered(
         assert await delays.cancel("m1") == "delivered"
 
 
+async def test_an_answer_counts_although_whoever_waited_for_it_was_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its handler also had records of a partition that was lost meanwhile."""
+    app = Streams("memory://")
+    topic = app.topic("wanted", int)
+    delays = Delays(app)
+    may_answer, is_answering = asyncio.Event(), asyncio.Event()
+    write = scheduler.PartitionScheduler._write
+
+    async def write_later(self: Any, outgoing: Any, *owner: Any) -> Any:
+        if answers(outgoing):
+            is_answering.set()
+            await may_answer.wait()
+        return await write(self, outgoing, *owner)
+
+    monkeypatch.setattr(scheduler.PartitionScheduler, "_write", write_later)
+    group = scheduler.floor_group(delays.name)
+
+    def has_moved() -> bool:
+        floor = app.log.committed(group, delays.name).get(0)
+        return floor is not None and floor.position > 0
+
+    async with app:
+        await delays.publish(topic, 0, delay=YEAR, id="far")
+        asked = asyncio.create_task(delays.cancel("far", within=120))
+        await until(is_answering.is_set, "a request is being answered")
+        executor = delays._scheduler.executor
+        assert executor is not None
+        await asyncio.to_thread(executor.cancel, None)  # as where a partition is lost
+        may_answer.set()
+        assert await asked == "cancelled"
+        await until(has_moved, "the floor moves")
+        assert delays.stats().cancelled == 1
+
+
+async def test_nothing_is_answered_while_ownership_is_in_doubt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another owner may have taken over, and deliver the message."""
+    app = Streams("memory://")
+    topic = app.topic("wanted", int)
+    delays = Delays(app)
+    looked = 0
+    find_outcome = scheduler.PartitionScheduler._find_outcome
+
+    async def count(self: Any, *request: Any) -> Any:
+        nonlocal looked
+        looked += 1
+        return await find_outcome(self, *request)
+
+    monkeypatch.setattr(scheduler.PartitionScheduler, "_find_outcome", count)
+    async with app:
+        await delays.publish(topic, 0, delay=YEAR, id="far")
+        owned = delays._scheduler._by_partition
+        partition = await until(lambda: owned.get(0), "the partition is owned")
+        confirmed = partition.assignment
+        partition.assignment = Assignment(delays.name, 0, 1, None, valid_until=0.0)
+        asked = asyncio.create_task(delays.cancel("far", within=120))
+        await until(lambda: looked > 2, "it was looked at again")
+        assert written(app, delays.name) == 2  # the message and the request
+        partition.assignment = confirmed
+        assert await asked == "cancelled"
+
+
+async def test_what_a_former_owner_answers_is_refused() -> None:
+    """It stood still before its answer was written, and another one owns the partition now."""
+    app = Streams("memory://")
+    topic = app.topic("wanted", int)
+    delays = Delays(app)
+    async with app:
+        await delays.publish(topic, 0, delay=YEAR, id="far")
+        owned = delays._scheduler._by_partition
+        partition = await until(lambda: owned.get(0), "the partition is owned")
+        former = partition.assignment
+        append, is_lost = former.append_as_owners, threading.Event()
+
+        def append_late(*arguments: Any) -> None:
+            if not is_lost.is_set():
+                is_lost.set()
+                place = {0: Committed(0)}
+                app.log.reset_offsets(delays.name, delays.name, place, force=True)
+            append(*arguments)
+
+        former.append_as_owners = append_late
+        assert await delays.cancel("far", within=120) == "cancelled"
+        assert is_lost.is_set()
+        assert owned[0] is not partition
+        _, end = app.log.watermarks(delays.name, 0)
+        found = [
+            delay_records.read_mark(batch.headers(index))[1]
+            for batch in read_batches(app.log, delays.name, 0, 0, end)
+            for index in range(len(batch))
+        ]
+    assert len([request for request in found if request is not None]) == 1
+
+
+async def test_a_floor_that_stands_still_is_committed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Kafka forgets the positions of a group without members after a week."""
+    monkeypatch.setattr(scheduler, "FLOOR_RENEWAL", 0.0)
+    app = Streams("memory://")
+    topic = app.topic("wanted", int)
+    delays = Delays(app)
+    group = scheduler.floor_group(delays.name)
+    async with app:
+        await delays.publish(topic, 0, delay=YEAR, id="far")
+        owned = delays._scheduler._by_partition
+        partition = await until(lambda: owned.get(0), "the partition is owned")
+        await until(lambda: partition._committed.position >= 0, "the floor is committed")
+        app.log.delete_group(group)
+        await until(lambda: app.log.committed(group, delays.name), "it is committed again")
+
+
 @pytest.mark.parametrize("is_marked", [True, False])
 async def test_a_message_that_is_cancelled_while_the_log_is_read_again_is_not_delivered(
     monkeypatch: pytest.MonkeyPatch, is_marked: bool
@@ -277,13 +393,13 @@ async def test_a_message_that_is_cancelled_while_the_log_is_read_again_is_not_de
     may_answer, is_answering = asyncio.Event(), asyncio.Event()
     write = scheduler.PartitionScheduler._write
 
-    async def write_later(self: Any, outgoing: Any) -> Any:
+    async def write_later(self: Any, outgoing: Any, *owner: Any) -> Any:
         if answers(outgoing) and not may_answer.is_set():
             is_answering.set()
             await may_answer.wait()
             if not is_marked:
                 return [LogError("refused")]
-        return await write(self, outgoing)
+        return await write(self, outgoing, *owner)
 
     monkeypatch.setattr(scheduler.PartitionScheduler, "_write", write_later)
     async with harness(app, clock=Clock()) as running:

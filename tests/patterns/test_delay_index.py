@@ -286,6 +286,14 @@ def test_a_position_of_redis_fits() -> None:
     assert due_entry(2, position) > due_entry(1, position + 1)
 
 
+def test_a_mark_that_is_none_of_ours_says_nothing_that_is_kept() -> None:
+    """It ends the message of its ID, as any mark does, and outcomes are remembered."""
+    for said, mark in ((b"delivered", "delivered"), (b"x" * 100_000, "unknown")):
+        found = records.scan_record(5, b"m1", None, [(records.MARK, said)])
+        assert found is not None
+        assert found.mark == mark
+
+
 def join(position: int, found: list[Record]) -> list[int] | None:
     """What a checkpoint says is pending."""
     state = join_parts(position, [(each.key, each.headers, each.value) for each in found])
@@ -350,10 +358,21 @@ def test_no_entry_is_a_part_of_a_checkpoint() -> None:
 def test_recent_outcomes_are_bounded() -> None:
     recent = OutcomeCache(10)
     for name in range(100):
-        recent.add(name, "delivered")
+        recent.add(name, "delivered", 5)
     assert recent.get(99) == "delivered"
     assert recent.get(95) == "delivered"
     assert recent.get(1) is None
+
+
+def test_an_outcome_is_that_of_the_last_entry() -> None:
+    recent = OutcomeCache(10)
+    for name in range(14):
+        recent.add(name, "delivered", 5)
+    for name in (1, 11):  # an old one and a new one
+        assert not recent.begin(name, 4)  # it was read before
+        assert recent.get(name) == "delivered"
+        assert recent.begin(name, 5)
+        assert recent.get(name) is None
 
 
 HEADERS: Any = st.lists(

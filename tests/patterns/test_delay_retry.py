@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import closing
+from datetime import datetime, timedelta, timezone
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from streams import BatchError, Flow, Message, Retry, RetryAfter
+from streams import BatchError, Flow, Message, Retry, RetryAfter, Streams
 from streams.derived_records import first_position
 from streams.engine.progress import encode
 from streams.errors import Unavailable
@@ -19,8 +21,10 @@ from streams.message import Headers, Position
 from streams.replay import reset
 from streams.retries.attempt_log import COPY, DELAYED, delay_topic
 from streams.retries.records import entry_key, entry_record, retry_entry_id
+from streams.testing import Clock
 from tests.conformance.records import append, record
 from tests.conformance.stage import QUICK, Stage, keys_of_all_partitions
+from tests.patterns.keeping import until
 
 LOOSE = Retry(attempts=3, delay=0.005, cap=0.01, in_order=False)
 
@@ -374,6 +378,46 @@ async def test_attempts_begin_anew_where_the_log_has_lost_its_end(stage: Stage) 
             await stage.publish(topic, 1, key="k")
         await stage.handled(2)
     assert list(stage.seen.attempts.values()) in ([[1, 2, 3] * 2], [[1, 2, 3]] * 2)
+
+
+async def test_a_message_of_a_time_to_come_hides_no_note(tmp_path: Path) -> None:
+    """On Kafka whoever publishes says when. Notes about what stands behind it are older than that
+    time."""
+    url = f"sqlite:///{tmp_path / 'log.db'}"
+    ahead = Streams(url)
+    ahead.clock = Clock(datetime.now(timezone.utc) + timedelta(days=1))
+    retry = Retry(attempts=4, delay=0.005, cap=0.01, durable=True)
+    flow = Flow(commit=0.05, drain=0.0)
+    attempts: list[int] = []
+    never = asyncio.Event()
+
+    def life() -> Any:
+        """A process that handles the topic until its second message has its third attempt."""
+        app = Streams(url)
+        topic = app.topic("calls", int, partitions=1)
+
+        @app.processor(topic, group="phone", concurrency=2, retry=retry, flow=flow)
+        async def call(value: int, message: Message[int]) -> None:
+            if value == 0:
+                await never.wait()  # so that the group stays here
+            attempts.append(message.attempt)
+            if message.attempt < 3:
+                raise ConnectionError("busy")
+            await never.wait()
+
+        return app, topic
+
+    early = ahead.topic("calls", int, partitions=1)
+    async with ahead.connected():
+        await early.publish(0, key="first")
+    app, topic = life()
+    async with app:
+        await topic.publish(1, key="second")
+        await until(lambda: attempts == [1, 2, 3], "two attempts failed")
+    app, _ = life()
+    async with app:
+        await until(lambda: len(attempts) > 3, "it is tried again")
+    assert attempts == [1, 2, 3, 3]
 
 
 def first_positions(stage: Stage, count: int) -> list[str]:

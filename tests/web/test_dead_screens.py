@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from streams import DeadLetterManager, Message, Streams
+from streams import DeadLetterManager, Delays, Message, Streams
 from streams.config import DeadLetters
 from streams.derived_records import dead_letter_record
 from streams.engine import progress
@@ -129,6 +129,32 @@ async def test_a_letter_is_found_read_and_retried(stage: Stage) -> None:
         await stage.handled(6)
         assert sorted(stage.seen.values) == list(range(6))
         assert waiting(app, name) == 0
+
+
+async def test_what_a_delay_topic_could_not_deliver_goes_back_into_it(stage: Stage) -> None:
+    """Whoever keeps a delay topic reads no other."""
+    teller, app, again = stage.app(), stage.app(), stage.app()
+    name = f"delays-{stage.topic_name}"
+    told, delays = Delays(teller, name), Delays(app, name)
+    async with teller.connected():
+        await told.publish(stage.topic(teller), 7, delay=0, id="m7")
+    async with app:
+        await stage.until(lambda: delays.stats().dead == 1, "a dead letter")
+    topic, delays = stage.topic(again), Delays(again, name)
+    again.processor(topic, group=stage.group, flow=QUICK)(stage.recorder())
+    async with again, visit(Dashboard(again, access="all")) as visitor:
+        letters = f"{name}.dead"
+        seen = await all_counted(visitor, letters)
+        place = next(text for text, href in seen.links if "/dead/letter?" in href)
+        letter = await visitor.get(seen.link(place))
+        question = await visitor.submit(letter, "Retry")
+        assert f"{name} {name} {name} 1" in question.text  # group, topic, where it goes
+        done = await visitor.submit(question, "Retry")
+        assert "1 letter was put back." in done.text
+        await stage.handled(1)
+        assert waiting(again, letters) == 0
+        assert f"{name}.{name}.retry" not in again.log.topic_names()
+    assert stage.seen.values == [7]
 
 
 async def test_letters_by_error_of_one_kind_alone(stage: Stage) -> None:

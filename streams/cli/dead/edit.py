@@ -15,7 +15,6 @@ from streams.cli.dead.handling import LetterAction, print_decided, print_handled
 from streams.cli.dead.options import Group, Name, Topic
 from streams.cli.dead.topics import open_dead_letters, open_to_resolve
 from streams.cli.options import Json, Url, argument_bytes, open_url
-from streams.config import DeadLetters
 from streams.errors import NotFound
 from streams.inspection.letter_topics import is_of
 
@@ -63,6 +62,8 @@ def edit_dead_letter(
       [cyan]streams dead edit billing orders o-42 -f v.json[/cyan]
       [cyan]streams dead edit billing orders --key c-17[/cyan]    what closes this key
     """
+    from streams.patterns.deadletters import put_back_topic
+
     if (which is None) == (key is None):
         raise UsageError("streams dead edit takes WHICH or --key")
     if key is not None and name is not None:
@@ -92,16 +93,16 @@ def edit_dead_letter(
         (partition, end), *_ = selection.end_offsets.items()
         with closing(dead_letters.row_at(partition, end - 1)) as rows:
             row = next(iter(rows))
-        retry_topic = DeadLetters().retry(topic, group)
+        destination = put_back_topic(log, topic, group)
         done = dead_letters.redrive(
-            lambda row: retry_topic,
+            lambda row: destination,
             matches=selection.matches,
             end_offsets=selection.end_offsets,
             edited=new_value(row),
         )
         if not done:
             raise CommandFailed(f"{dead_letters.name}: letter {which!r} was dealt with meanwhile")
-    action = LetterAction("edited", "edited and put back", f"to {retry_topic}")
+    action = LetterAction("edited", "edited and put back", f"to {destination}")
     print_handled(group, topic, done, action, json=json)
 
 

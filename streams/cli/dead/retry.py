@@ -21,7 +21,6 @@ from streams.cli.dead.handling import (
 )
 from streams.cli.dead.topics import open_to_resolve
 from streams.cli.options import Json, Url, Yes, argument_bytes, confirm, open_url
-from streams.config import DeadLetters
 from streams.errors import NotFound
 
 if TYPE_CHECKING:
@@ -59,6 +58,7 @@ def retry_dead_letters(
     beside TOPIC: no other group sees them again. A letter is put back once;
     should it fail again, it is a new dead letter, which still says where it
     came from. Those of a key go back in the order in which they failed.
+    Messages that a delay topic could not deliver go back into that topic.
 
     Unless each letter or key is named they are counted first, and you are
     asked; --yes does not ask, and --dry-run only counts.
@@ -74,6 +74,8 @@ def retry_dead_letters(
       [cyan]streams dead retry billing orders -n 1[/cyan]        try the oldest first
       [cyan]streams dead retry billing orders --key c-17[/cyan]
     """
+    from streams.patterns.deadletters import put_back_topic
+
     letter_filter = parse_filter(error, key, since, until)
     if key and keys:
         raise UsageError("streams dead retry takes --key or --keys, not both")
@@ -88,16 +90,16 @@ def retry_dead_letters(
             if heads is not None:
                 _retry_closed_keys(log, request, heads)
                 return
-        retry_topic = DeadLetters().retry(topic, group)
         dead_letters = open_to_resolve(log, group, topic, name)
+        destination = put_back_topic(log, topic, group)
         if key and not which:
             _require_closed(dead_letters, request, key)
         handle_letters(
             dead_letters,
             request,
-            LetterAction("retried", "put back", f"to {retry_topic}"),
+            LetterAction("retried", "put back", f"to {destination}"),
             lambda selection: dead_letters.redrive(
-                lambda row: retry_topic,
+                lambda row: destination,
                 matches=selection.matches,
                 limit=limit,
                 end_offsets=selection.end_offsets,

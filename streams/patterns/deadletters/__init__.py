@@ -24,6 +24,7 @@ from streams.patterns.deadletters.redriving import (
     ReprocessStopped,
     ResolvedOffsets,
     Selection,
+    put_back_topic,
     resolved_offsets,
     source_of,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "Selection",
     "failure_time",
     "is_parking_record",
+    "put_back_topic",
     "resolved_offsets",
     "source_of",
 ]

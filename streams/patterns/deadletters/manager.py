@@ -10,11 +10,11 @@ import asyncio
 import threading
 from collections.abc import Callable, Collection
 from contextlib import closing
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from streams.callables import is_async
 from streams.cancellation import run_in_thread, run_to_completion
-from streams.config import DeadLetters
 from streams.derived_records import ERROR_PREFIX, dead_letter_record
 from streams.errors import ConfigError, InvalidValue, NotFound, Reject
 from streams.log.event_headers import copied_headers
@@ -24,7 +24,13 @@ from streams.message import ID, Message, Position, Record, headers_without
 from streams.numbers import is_int
 from streams.patterns.arguments import check_app, check_callable
 from streams.patterns.deadletters.dead_letter import DeadLetter, declared_topic, read_dead_letter
-from streams.patterns.deadletters.redriving import SCAN_LIMIT, DeadLetterTopic, source_of
+from streams.patterns.deadletters.redriving import (
+    SCAN_LIMIT,
+    DeadLetterTopic,
+    Destination,
+    put_back_topic,
+    source_of,
+)
 from streams.patterns.queue import QueueMessage
 from streams.text import get_logger
 from streams.topic import Topic
@@ -143,7 +149,8 @@ class DeadLetterManager:
         ``filter`` such as ``lambda letter: letter.redrives < 3`` ends a loop.
 
         :param target: the topic they go to; if not given, the retry topic of the group that could
-            not handle them, which only this group reads.
+            not handle them, which only this group reads. Messages that a delay topic could not
+            deliver go back into it, and are due at once.
         :param filter: only those for which it is true.
         :param limit: how many of each partition at most, the oldest first.
         :param only: only these; a message ID means all that have it and wait.
@@ -168,7 +175,7 @@ class DeadLetterManager:
                 self._app.log.topic(name)
             matches, end_offsets = self._selection(topic, filter, chosen)
             return topic.redrive(
-                self._destination if name is None else lambda row: str(name),
+                self._destinations() if name is None else lambda row: str(name),
                 matches=matches,
                 limit=limit,
                 stop=stop,
@@ -204,7 +211,7 @@ class DeadLetterManager:
             with closing(topic.row_at(partition, end - 1)) as rows:
                 edited = self._encode_edit(next(iter(rows)), value)
             return topic.redrive(
-                self._destination,
+                self._destinations(),
                 matches=selection.matches,
                 end_offsets=selection.end_offsets,
                 edited=edited,
@@ -324,23 +331,32 @@ class DeadLetterManager:
             return None
         return lambda row: bool(filter(read_dead_letter(self._app, row, waiting=True)))
 
-    def _destination(self, row: LogRow) -> str:
-        """The retry topic of a dead letter's group. Headers are not trusted with its name: the app
-        must declare the source topic, and the name is derived from it."""
-        topic, group = source_of(row.headers)
-        group = group or (None if topic is None else self._group_of(topic))
-        if topic is None or group is None:
-            missing = "topic" if topic is None else "group"
-            raise InvalidValue(
-                f"{row.position}: this letter does not say which {missing}'s it is; "
-                "say where it goes: reprocess(target=...)"
-            )
-        if topic not in self._app.topics:
-            raise InvalidValue(
-                f"{row.position}: this letter is of topic {topic!r}, which this app does not "
-                "declare; declare it with app.topic(...), or say reprocess(target=...)"
-            )
-        return check_topic(DeadLetters().retry(topic, check_group(group)))
+    def _destinations(self) -> Destination:
+        """Says of dead letters where they go. Headers are not trusted with the topic's name: the
+        app must declare or read the source topic, and the name is derived from it."""
+        topic_of = cache(partial(put_back_topic, self._app.log))
+
+        def destination(row: LogRow) -> str:
+            topic, group = source_of(row.headers)
+            group = group or (None if topic is None else self._group_of(topic))
+            if topic is None or group is None:
+                missing = "topic" if topic is None else "group"
+                raise InvalidValue(
+                    f"{row.position}: this letter does not say which {missing}'s it is; "
+                    "say where it goes: reprocess(target=...)"
+                )
+            if topic not in self._app.topics and not self._is_read(topic):
+                raise InvalidValue(
+                    f"{row.position}: this letter is of topic {topic!r}, which this app does not "
+                    "declare; declare it with app.topic(...), or say reprocess(target=...)"
+                )
+            return check_topic(topic_of(topic, check_group(group)))
+
+        return destination
+
+    def _is_read(self, topic: str) -> bool:
+        """Whether a processor of this app reads a topic, be it one of the toolkit's own."""
+        return any(topic in each.topics for each in self._app.processors)
 
     def _group_of(self, topic: str) -> str | None:
         """The one group whose dead letters of ``topic`` come here, or that reads it."""

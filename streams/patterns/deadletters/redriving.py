@@ -11,6 +11,8 @@ How it works
 * Redriving appends the message, with its original bytes, key, headers and message ID, to the
   group's retry topic (``orders.billing.retry``), which its processors read beside the topic itself.
   It is never appended to the topic itself, where other groups would see it again.
+  Only what a delay topic could not deliver is: an entry is delivered from there, and from nowhere
+  else (:func:`put_back_topic`).
 * The header ``streams_redrive`` counts up. It is part of what deduplication compares, so a redriven
   message is handled again. One that is redriven twice, because this process was killed between the
   write and the commit, is handled once: at most the last :data:`REDRIVE_CHUNK` are written again,
@@ -48,6 +50,7 @@ from streams.log.range_reader import (
 )
 from streams.message import Position, Record, headers_without
 from streams.processing import Range, Snapshot, encode_progress, is_within, settled_ahead
+from streams.retries import floor_group
 from streams.text import suggestion
 
 if TYPE_CHECKING:
@@ -568,6 +571,26 @@ def source_of(headers: Headers) -> tuple[str | None, str | None]:
     if topic and group:
         topic = topic.removesuffix(DeadLetters.RETRY.format(topic="", group=group))
     return topic or None, group or None
+
+
+def put_back_topic(log: Log, topic: str, group: str) -> str:
+    """The topic that dead letters of a topic and group go to when they are put back; blocks.
+
+    It is the group's retry topic. But letters of a delay topic, which is known by the group that
+    keeps its floor, go back into the delay topic: whoever delivers from it reads no other.
+
+    :raises LogError: the log cannot be asked.
+    """
+    if topic == group and _is_delay_topic(log, topic):
+        return topic
+    return DeadLetters().retry(topic, group)
+
+
+def _is_delay_topic(log: Log, topic: str) -> bool:
+    try:
+        return bool(log.committed(floor_group(topic), topic))
+    except NotFound:
+        return False
 
 
 def redriven_record(row: LogRow, edited: bytes | None = None) -> Record:

@@ -15,13 +15,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from streams.config import DeadLetters
 from streams.errors import InvalidValue, NotFound
 from streams.inspection.letter_pages import select_letters, select_places
 from streams.inspection.letter_topics import LetterSource, letter_source
 from streams.inspection.letters import decoding_problem
 from streams.log.protocol import Log
-from streams.patterns.deadletters import DeadLetterTopic, ReprocessStopped
+from streams.patterns.deadletters import DeadLetterTopic, ReprocessStopped, put_back_topic
 from streams.web.action_results import Background, Confirm, Done
 from streams.web.letter_query import LetterQuery
 from streams.web.page import MAX_BULK, Action, Page
@@ -248,7 +247,7 @@ def _place(page: Page, topic: DeadLetterTopic, at: str) -> tuple[int, int]:
 
 
 def _destinations(page: Page, log: Log, query: LetterQuery, chosen: Chosen) -> Destinations:
-    """Where letters go: to the retry topics of the groups that could not handle them.
+    """Where letters go that are put back.
 
     :raises InvalidValue: one does not say whose it is, or is of a topic that is not there.
     """
@@ -273,7 +272,7 @@ def _destinations(page: Page, log: Log, query: LetterQuery, chosen: Chosen) -> D
     for source in sources:
         if source is not None:
             _require_topic(page, log, source)
-            found[source] = DeadLetters().retry(source.topic, source.group)
+            found[source] = put_back_topic(log, source.topic, source.group)
     return Destinations(found, default)
 
 
