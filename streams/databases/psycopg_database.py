@@ -55,6 +55,18 @@ _WAITS: Mapping[str, Any] = {"timeout": POOL_TIMEOUT, "reconnect_timeout": POOL_
 less often during an outage, and nobody else may meanwhile."""
 
 
+def _check_open(connection: Any) -> None:
+    """Psycopg's own block commits nothing on a lost connection, and says nothing of that.
+
+    :raises psycopg.OperationalError: it is lost, and a handler has swallowed the error, or closed
+        it.
+    """
+    import psycopg
+
+    if connection.closed:
+        raise psycopg.OperationalError("the connection is lost: nothing was committed")
+
+
 class _PsycopgDatabase(Database[C_co]):
     """What both have in common."""
 
@@ -94,6 +106,7 @@ class _PsycopgSession(Session["Connection"]):
 
     @override
     def commit(self) -> None:
+        _check_open(self.connection)
         if has_aborted(self.connection):
             raise SwallowedError
         self._end(None)
@@ -227,6 +240,7 @@ class _BlockSession(_AsyncPsycopgSession):
 
     @override
     async def commit(self) -> None:
+        _check_open(self.connection)
         if has_aborted(self.connection):
             raise SwallowedError
         await self._end(None)

@@ -288,6 +288,29 @@ async def test_a_first_statement_that_fails_is_told_apart_from_a_lost_connection
         await session.commit()
 
 
+async def test_a_lost_connection_commits_nothing(postgres: str) -> None:
+    """Psycopg's own blocks end there without a word, as after an error that a handler swallowed."""
+    with ConnectionPool(postgres, min_size=1) as pool:
+        session = Psycopg(lambda: pool).begin()
+        session.connection.close()
+        with pytest.raises(psycopg.OperationalError, match="nothing was committed"):
+            session.commit()
+        session.rollback()
+        again = Psycopg(lambda: pool).begin()  # it was given back
+        assert again.execute(ONE) == [(1,)]
+        again.commit()
+    async with AsyncConnectionPool(postgres, min_size=1, open=False) as async_pool:
+        database = AsyncPsycopg(lambda: async_pool)
+        async_session = await database.begin_async()
+        await async_session.connection.close()
+        with pytest.raises(psycopg.OperationalError, match="nothing was committed"):
+            await async_session.commit()
+        await async_session.rollback()
+        async_again = await database.begin_async()
+        assert await async_again.execute(ONE) == [(1,)]
+        await async_again.commit()
+
+
 # -- an address that is none
 
 
