@@ -34,6 +34,8 @@ DIALECTS: tuple[DialectName, ...] = get_args(DialectName)
 """All that the toolkit speaks."""
 
 DAY = 86_400.0
+LONGEST_KEEP = 36_500 * DAY
+"""Seconds; a time that lies so far back both databases can name."""
 
 
 class Statement(NamedTuple):
@@ -178,8 +180,12 @@ class Database(ABC, Generic[C_co]):
     """What it is called in error messages."""
 
     def __init__(self, *, keep: float, create: bool) -> None:
-        if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not keep >= 0:
-            raise ConfigError(f"{type(self).__name__}(keep={keep!r}): seconds, 0 or more")
+        is_number = isinstance(keep, (int, float)) and not isinstance(keep, bool)
+        if not is_number or not 0 <= keep <= LONGEST_KEEP:
+            raise ConfigError(
+                f"{type(self).__name__}(keep={keep!r}): seconds, 0 or more, and a century "
+                f"({LONGEST_KEEP:g}) at most"
+            )
         self.keep = float(keep)
         self.create = create
         self.name = type(self).__name__
