@@ -12,6 +12,7 @@ and so on, each once and in that order, which becomes what the driver wants (:fu
 
 from __future__ import annotations
 
+import asyncio
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Generator, Sequence
@@ -23,7 +24,7 @@ from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, get_a
 from typing_extensions import TypeVar
 
 from streams.databases.addresses import read_postgres, scheme_of, secrets_of
-from streams.errors import ConfigError, StreamsError
+from streams.errors import ConfigError, StreamsError, error_chain
 
 C_co = TypeVar("C_co", covariant=True)
 R = TypeVar("R")
@@ -150,6 +151,12 @@ class EndedByHandler(ConfigError):
             f"itself{or_else}; leave that to the toolkit, which commits when the handler returns "
             "and rolls back when it raises (a savepoint of your own is fine)"
         )
+
+
+class Busy(StreamsError):
+    """A transaction did not begin in the time there was for it, because another one was in its way:
+    one of this process that has a SQLite file, or whoever holds what its first statement needs. The
+    database answers."""
 
 
 class SwallowedError(StreamsError):
@@ -295,11 +302,19 @@ class Database(ABC, Generic[C_co]):
         """As :meth:`begin`."""
         raise NotImplementedError
 
-    async def begin_with_async(self, first: Statement) -> AsyncSession[C_co]:
+    async def begin_with_async(
+        self, first: Statement, *, patience: float | None = None
+    ) -> AsyncSession[C_co]:
         """A new transaction that begins with this statement, in one round trip where the driver can
         do that. Raises what keeps it from beginning; what becomes of the statement is told by
-        :meth:`AsyncSession.first_rows`."""
-        session = await self.begin_async()
+        :meth:`AsyncSession.first_rows`.
+
+        :param patience: seconds that may be waited; None: as long as the driver waits.
+        :raises TimeoutError: there was no connection in that time.
+        :raises Busy: there was one, and the statement was not done in that time.
+        """
+        async with asyncio.timeout(patience):
+            session = await self.begin_async()
         session.first = first
         return session
 
@@ -383,6 +398,26 @@ _CONFLICTS = frozenset(
 _READ_ONLY = "25006"
 """What a server answers that has become a replica. It does so to the first statement that writes,
 which is ours: a handler's is refused like that only if the handler has asked for it."""
+
+_CONFLICTS_OF_OURS = frozenset(
+    {
+        "57014",  # query_canceled: statement_timeout ended a wait for somebody's lock
+        "26000",  # invalid_sql_statement_name
+        "42P05",  # duplicate_prepared_statement
+    }
+)
+"""In a statement of ours these are no failure of the message's: another transaction was in the way,
+or a pooler gave this one a connection of its own with other prepared statements than the driver
+made. In a statement of the handler's they are a failure: it may take too long each time."""
+
+CRASHED = "57P02"
+"""What a server says to all its connections when the process behind one of them has crashed."""
+
+
+def is_conflict_of_ours(error: BaseException) -> bool:
+    """Whether a statement of ours, of which this error comes, may succeed when it is run again."""
+    chain = error_chain(error, with_suppressed=False)
+    return any(state_of(each) in _CONFLICTS_OF_OURS for each in chain)
 
 
 def failure_of_state(state: str | None) -> Failure:
