@@ -178,7 +178,7 @@ class Database(ABC, Generic[C_co]):
     :class:`~streams.Django`.
 
     :param keep: seconds for which the inbox remembers a message that its group has settled, at
-        least; a copy of the message that comes later is handled again.
+        least, and a century at most; a copy of the message that comes later is handled again.
     :param create: make the inbox's tables when the processor starts, if they are missing. False:
         they were made by what ``streams inbox ddl`` prints.
     """

@@ -26,6 +26,7 @@ from typing_extensions import override
 
 from streams.config import DeadLetters
 from streams.connection import Connection
+from streams.databases.locking import IDLE_WITH_LOCK, bound_waits
 from streams.databases.protocol import (
     CRASHED,
     AsyncSession,
@@ -56,8 +57,10 @@ from streams.inbox.identity import Entry, Identities, Owned
 from streams.inbox.purging import Purger
 from streams.inbox.results import ResultOutbox, Results, choose_outbox
 from streams.inbox.tables import (
+    Known,
     Timeouts,
     Verdict,
+    begin_partition,
     check_version,
     create_missing,
     find_version,
@@ -90,6 +93,9 @@ LONGEST_TRIAL_PAUSE = 2.0
 
 DEFAULT_LEASE = 10.0
 """Seconds, where no partition goes to others, as in a replay."""
+
+BEGIN_LOCK = 5.0
+"""Seconds that what begins a partition waits for a lock, at most."""
 
 
 R = TypeVar("R")
@@ -230,6 +236,11 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         self._helper: ThreadPoolExecutor | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._assigned: list[Assignment] = []
+        self.begun: set[Assignment] = set()
+        """The partitions of which messages may be handled: what the database knows of them was held
+        against the log."""
+        self._to_begin: dict[Assignment, Owned] = {}
+        """Those that are learned and not yet begun."""
         self._stop_purging: Callable[[], None] = lambda: None
 
     # -- its life
@@ -250,6 +261,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             opened, self._opened, self._ready = self._opened, False, False
         await asyncio.to_thread(self._stop_purging)
         self._stop_purging, self._assigned = lambda: None, []
+        self.begun, self._to_begin = set(), {}
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -352,7 +364,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         if assignment is None:
             raise ConfigError("transaction= needs a partition that is owned")
         try:
-            found = self.identities.learn(assignment)
+            found = self.identities.look_up(assignment)
         except Fatal:
             raise
         except LogError as error:
@@ -360,6 +372,9 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
                 f"the log does not say which topic it is: {error}"
             ) from error
         self._lease = assignment.lease or DEFAULT_LEASE
+        if assignment not in self.begun:
+            self._to_begin[assignment] = found  # before anybody knows its messages
+        self.identities.learn(found)
         return found
 
     def entry(self, value: Any, message: Message[Any]) -> Entry:
@@ -558,11 +573,12 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             self._outage.try_at_once()
 
     def _make_ready(self) -> None:
-        """Open the database and see to its tables, unless that is done.
+        """Open the database, see to its tables, and begin the partitions that are new, unless that
+        is done.
 
         :raises Busy: another handler is about it.
         """
-        if self._ready:
+        if self._ready and not self._to_begin:
             return
         # Who waits here for long does not see that nothing is to be started any more.
         if not self._opening.acquire(timeout=RETRY_PAUSE):
@@ -570,6 +586,8 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         try:
             if not self._ready:
                 self._prepare()
+            for owned in self._not_begun():
+                self._set_begun(owned, self._in_session(partial(self._begin_partition, owned)))
         finally:
             self._opening.release()
 
@@ -603,7 +621,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
 
     async def _make_ready_async(self) -> None:
         """As :meth:`_make_ready`."""
-        if self._ready:
+        if self._ready and not self._to_begin:
             return
         if self._opening_async is None:
             self._opening_async = asyncio.Lock()
@@ -616,6 +634,9 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         try:
             if not self._ready:
                 await self._prepare_async()
+            for owned in self._not_begun():
+                steps = partial(self._begin_partition, owned)
+                self._set_begun(owned, await self._in_session_async(steps))
         finally:
             opening.release()
 
@@ -646,6 +667,54 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             await session.rollback()
             raise
         return found
+
+    # -- a partition that is new
+
+    def _not_begun(self) -> list[Owned]:
+        """What is learned and not begun, of what is still ours."""
+        for assignment in list(self._to_begin):
+            if assignment in self.begun or assignment.valid_until == -math.inf:
+                self._to_begin.pop(assignment, None)
+        return list(self._to_begin.values())
+
+    def _begin_partition(self, owned: Owned, dialect: DialectName) -> Steps[Known]:
+        assignment, committed = owned.assignment, owned.assignment.committed
+        yield from bound_waits(dialect, lock=BEGIN_LOCK, idle=IDLE_WITH_LOCK)
+        return (
+            yield from begin_partition(
+                dialect,
+                owned.scope,
+                owned.number,
+                start=assignment.position,
+                settled=assignment.position if committed is None else committed.position,
+                end=assignment.log_end,
+            )
+        )
+
+    def _set_begun(self, owned: Owned, known: Known) -> None:
+        """A partition was begun; say where what is known of it does not fit the log."""
+        assignment = owned.assignment
+        still_ours = {each for each in self.begun if each.valid_until > -math.inf}
+        self.begun = {*still_ours, assignment}
+        self._to_begin.pop(assignment, None)
+        show, end = self._connection.log.format_offset, assignment.log_end
+        topic, partition = assignment.topic_partition
+        if end is not None and known.end > end:
+            self.stats.losses += 1
+            logger.error(
+                "%s: %s/%d ended at %s when it was taken up, and its database knows messages up to "
+                "%s: the log was restored from an older copy, or has lost its end; what stands in "
+                "their places is handled, as far as its IDs are not known",
+                self._processor.name, topic, partition, show(end), show(known.end),
+            )  # fmt: skip
+        elif assignment.position < known.mark:
+            self.stats.losses += 1
+            logger.error(
+                "%s: the group goes on in %s/%d at %s, although everything below %s was settled "
+                "and purged: the log was restored from an older copy, or another tool has moved "
+                "the group; what stands below is taken for handled, unless streams reset moves it",
+                self._processor.name, topic, partition, show(assignment.position), show(known.mark),
+            )  # fmt: skip
 
     # -- what keeps it from being made ready
 

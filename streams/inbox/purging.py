@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -76,6 +76,12 @@ class Purgeable(Protocol):
     database: Database[Any]
     identities: Identities
     stats: InboxStats
+
+    @property
+    def begun(self) -> Collection[Assignment]:
+        """The partitions of which messages may be handled: what is known of them was held against
+        the log."""
+        ...
 
     def owned(self) -> list[Assignment]:
         """The partitions that it has."""
@@ -159,7 +165,11 @@ class Purger:
             there = committed.get(assignment.partition)
             # What is committed may be of a reset that this owner has not heard of yet.
             if there is not None and decode_generation(there.progress) == owned.scope.generation:
-                found.append(_Settled(owned, position_text(there.position)))
+                position = there.position
+                if assignment.log_end is not None and assignment not in self._inbox.begun:
+                    # A mark beyond that says that the log went back: it must not be ours.
+                    position = min(position, assignment.log_end)
+                found.append(_Settled(owned, position_text(position)))
         return found
 
     def _work(self, settled: _Settled) -> Generator[Work, Any, None]:

@@ -476,6 +476,63 @@ def raise_mark(dialect: DialectName, scope: Scope, number: int, mark: str) -> St
         )
 
 
+class Known(NamedTuple):
+    """What the database knows of a partition when its owner begins."""
+
+    mark: int
+    """Its mark."""
+    end: int
+    """The position behind the last message that is known: by a row, or by the mark."""
+
+
+def begin_partition(
+    dialect: DialectName, scope: Scope, number: int, *, start: int, settled: int, end: int | None
+) -> Steps[Known]:
+    """Before a new owner handles anything of a partition: what is known of it is held against the
+    log, and the partition has a row with its mark from now on.
+
+    If more is known than the log has, the log was restored from an older copy, or has lost its end,
+    and other messages take the places of those that are gone. So the mark goes back to what is
+    certainly settled, and rows of messages without an ID, which are known by their places, go.
+    Other rows stay: such a message is the same one wherever it stands.
+
+    :param start: the position at which the owner begins.
+    :param settled: below it everything is settled, as the log has it.
+    :param end: where the log ended when the owner began; None: that is not known.
+    """
+    # With the row there, who has an old snapshot is refused by a mark that was raised since.
+    yield from raise_mark(dialect, scope, number, position_text(0))
+    rows = yield Statement(
+        "SELECT CAST(m.mark AS text), (SELECT CAST(max(i.position) AS text) "
+        "FROM streams_inbox AS i WHERE i.scope = CAST($1 AS bigint)) "
+        "FROM streams_inbox_marks AS m WHERE m.scope = CAST($2 AS bigint)",
+        (number, number),
+    )
+    mark, last = rows[0]
+    known = Known(int(mark), max(int(mark), -1 if last is None else int(last) + 1))
+    if end is not None and known.end > end:
+        mark = position_text(min(settled, end))
+        yield Statement(
+            f"UPDATE streams_inbox_marks SET mark = {_position(dialect, 1)} "  # noqa: S608
+            f"WHERE scope = CAST($2 AS bigint) AND mark > {_position(dialect, 3)}",
+            (mark, number, mark),
+        )
+        yield Statement(
+            f"DELETE FROM streams_inbox WHERE scope = CAST($1 AS bigint) "  # noqa: S608
+            f"AND position >= {_position(dialect, 2)} AND substr(id, 9) = {_PLACE[dialect]}",
+            (number, position_text(start), f"{scope.topic}/{scope.partition}/"),
+        )
+    return known
+
+
+_PLACE: Mapping[DialectName, str] = {
+    "postgresql": "convert_to(CAST($3 AS text) || CAST(position AS text), 'UTF8')",
+    "sqlite": "CAST($3 || CAST(position AS integer) AS blob)",
+}
+"""The ID of a message without one that stands at a row's position. (On Redis, which gives no place
+twice, it is written otherwise.)"""
+
+
 def schedule_deletion(scope: int) -> Steps[None]:
     """On PostgreSQL, after :func:`raise_mark` was committed: who has no transaction number yet
     reads the new mark."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -10,7 +11,8 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from streams import AsyncPsycopg, Message, NotFound, Psycopg, Retry, Streams
+from streams import AsyncPsycopg, Message, NotFound, Psycopg, Retry, Sqlite, Streams
+from streams.health import InboxStats
 from streams.log.url import open_log
 from streams.replay import replay, reset
 from streams.testing import harness
@@ -18,6 +20,7 @@ from tests.inbox.kinds import KINDS, Place
 from tests.servers.lifetime import until
 
 ASYNC = KINDS[1]
+BY_NAME = {kind.name: kind for kind in KINDS}
 
 
 def test_an_incarnation_lasts_as_long_as_the_topic(url: str) -> None:
@@ -159,3 +162,53 @@ async def test_a_topic_made_anew_has_other_messages(url: str, postgres: str) -> 
         await asyncio.to_thread(log.delete_group, group)
         await asyncio.to_thread(log.close)
     assert place.effects() == {f"m{number}": 2 for number in range(3)}
+
+
+@pytest.mark.parametrize("is_purged", [True, False])
+async def test_what_takes_the_place_of_messages_that_a_log_has_lost_is_handled(
+    tmp_path: Path,
+    is_purged: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The log is restored from an older copy. What was settled in these places is known by the mark
+    where rows were purged, and where they were not by the place, if the messages have no IDs."""
+    monkeypatch.setattr("streams.inbox.purging.PURGE_INTERVAL", 0.05)
+    place = Place(str(tmp_path / "effects.db"))
+    log, copy = tmp_path / "log", tmp_path / "copy"
+    url = f"sqlite:///{log / 'log.db'}"
+    log.mkdir()
+
+    async def handle_more(numbers: range) -> InboxStats:
+        app = Streams(url)
+        topic = app.topic("orders", int, partitions=1)
+        database = Sqlite(place.place, keep=0 if is_purged else 86_400)
+
+        @app.processor(topic, group="g", transaction=database)
+        def handle(value: int, message: Message[int, Any]) -> None:
+            BY_NAME["sqlite"].write(message.transaction, f"m{value}", value)
+
+        async with harness(app, url=url) as h:
+            records = [topic.record(number, id=f"m{number}") for number in numbers]
+            for record in records:
+                record.id = record.id if is_purged else ""
+            await app.publisher.publish_many(topic.name, records)
+            await h.settled()
+            marked = "SELECT mark FROM streams_inbox_marks WHERE topic = 'orders'"
+            ends = h.log.watermarks(topic.name, 0)[1] if is_purged else 0
+            await asyncio.to_thread(
+                until, lambda: [int(mark) for (mark,) in place.execute(marked)] == [ends], 60,
+                "it is purged",
+            )  # fmt: skip
+            assert handle.inbox is not None
+            return handle.inbox.stats
+
+    assert (await handle_more(range(3))).losses == 0
+    shutil.copytree(log, copy)
+    assert (await handle_more(range(3, 8))).losses == 0
+    shutil.rmtree(log)
+    shutil.copytree(copy, log)
+    assert (await handle_more(range(8, 11))).losses == 1
+    assert "its database knows messages up to 8: the log was restored" in caplog.text
+    assert (await handle_more(range(11, 13))).losses == 0
+    assert place.effects() == {f"m{number}": 1 for number in range(13)}

@@ -21,10 +21,12 @@ from streams.errors import ConfigError
 from streams.inbox import ddl
 from streams.inbox.identity import Entry, Scope, entry_id, position_text
 from streams.inbox.tables import (
+    Known,
     OldRows,
     Pending,
     Timeouts,
     Verdict,
+    begin_partition,
     check_version,
     create_missing,
     delete_purged,
@@ -79,6 +81,17 @@ class Tables:
 
     def raise_mark(self, mark: int) -> None:
         self.do(lambda: raise_mark(self.database.dialect, SCOPE, SCOPE.number, position_text(mark)))
+
+    def begin(self, *, start: int, settled: int, end: int) -> Known:
+        """A new owner begins."""
+
+        def steps() -> Steps[Known]:
+            return begin_partition(
+                self.database.dialect, SCOPE, SCOPE.number, start=start, settled=settled, end=end
+            )
+
+        found: Known = self.do(steps)
+        return found
 
     def look(
         self, settled: int, keep: float, *, scope: Scope = SCOPE, start: int = 0, limit: int = 100
@@ -224,6 +237,22 @@ def test_a_message_whose_row_went_elsewhere_is_known_by_its_place(tables: Tables
     assert tables.take(entry(1)) == [Verdict.PURGED]
 
 
+@pytest.mark.parametrize("end", [4, 100])
+def test_what_the_log_has_lost_is_forgotten_by_its_place(tables: Tables, end: int) -> None:
+    """The log was restored from an older copy: other messages take the places of those that it does
+    not have any more. A message with an ID stays the same one wherever it stands."""
+    without_id = Entry(entry_id(b"sourceid", "orders/0/9"), SCOPE.number, position_text(9), 0)
+    assert tables.take(entry(8), without_id) == [Verdict.NEW, Verdict.NEW]
+    tables.raise_mark(5)
+    assert tables.begin(start=3, settled=3, end=end) == Known(mark=5, end=10)
+    is_lost = end == 4
+    assert tables.take(entry(8)) == [Verdict.HANDLED]
+    assert tables.take(without_id) == [Verdict.NEW if is_lost else Verdict.HANDLED]
+    assert tables.take(entry(2)) == [Verdict.PURGED]
+    assert tables.take(entry(3)) == [Verdict.NEW if is_lost else Verdict.PURGED]
+    assert tables.begin(start=3, settled=3, end=10) == Known(mark=3 if is_lost else 5, end=10)
+
+
 def test_rows_stay_until_who_read_the_old_mark_has_ended(server: Tables) -> None:
     """The order that lets a thawed zombie insert again, where rows go with the mark."""
     assert server.take(entry(1)) == [Verdict.NEW]
@@ -266,10 +295,13 @@ def _run(sql: str) -> Steps[None]:
     yield Statement(sql)
 
 
+@pytest.mark.parametrize("mark", [0, 1])
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
-def test_an_old_snapshot_does_not_see_an_old_mark(server: Tables, level: str) -> None:
+def test_an_old_snapshot_does_not_see_an_old_mark(server: Tables, level: str, mark: int) -> None:
+    """Also where nothing was purged before: the mark has a row from the beginning."""
+    server.begin(start=0, settled=0, end=100)
     assert server.take(entry(1)) == [Verdict.NEW]
-    server.raise_mark(1)
+    server.raise_mark(mark)
     zombie = server.database.begin()
     run(zombie, _select_level(level))
     server.raise_mark(10)
