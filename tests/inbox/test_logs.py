@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
+from confluent_kafka import Producer
 
 from streams import AsyncPsycopg, Message, NotFound, Psycopg, Retry, Sqlite, Streams
 from streams.health import InboxStats
@@ -17,7 +19,8 @@ from streams.log.url import open_log
 from streams.replay import replay, reset
 from streams.testing import harness
 from tests.inbox.kinds import KINDS, Place
-from tests.servers.lifetime import until
+from tests.servers.kafka import Kafka
+from tests.servers.lifetime import Lifetime, until
 
 ASYNC = KINDS[1]
 BY_NAME = {kind.name: kind for kind in KINDS}
@@ -212,3 +215,53 @@ async def test_what_takes_the_place_of_messages_that_a_log_has_lost_is_handled(
     assert "its database knows messages up to 8: the log was restored" in caplog.text
     assert (await handle_more(range(11, 13))).losses == 0
     assert place.effects() == {f"m{number}": 1 for number in range(13)}
+
+
+async def test_what_takes_the_place_of_a_kafka_logs_lost_end_is_handled(
+    lifetime: Lifetime, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The group stands beyond the end that is left. Others write, without IDs, what then stands in
+    places that the database knows."""
+    place = Place(str(tmp_path / "effects.db"))
+    with Kafka(lifetime) as cluster:
+        partition = cluster.nodes[0].folder / "data" / "orders-0"
+
+        def produce(numbers: Sequence[int]) -> None:
+            producer = Producer({"bootstrap.servers": cluster.bootstrap})
+            for number in numbers:
+                producer.produce("orders", str(number).encode(), partition=0)
+            assert producer.flush(60) == 0
+
+        async def handle_all() -> InboxStats:
+            app = Streams(cluster.url)
+            topic = app.topic("orders", int, partitions=1)
+
+            @app.processor(topic, group="g", transaction=Sqlite(place.place))
+            def handle(value: int, message: Message[int, Any]) -> None:
+                BY_NAME["sqlite"].write(message.transaction, f"m{value}", value)
+
+            async with harness(app, url=cluster.url) as h:
+                await h.settled(within=120)
+                assert handle.inbox is not None
+                return handle.inbox.stats
+
+        log = open_log(cluster.url)
+        log.create_topic("orders", 1)
+        log.close()
+        produce(range(3))
+        await handle_all()
+        await asyncio.to_thread(cluster.stop)
+        shutil.copytree(partition, tmp_path / "copy")
+        await asyncio.to_thread(cluster.start)
+        produce(range(3, 8))
+        assert (await handle_all()).losses == 0
+        assert place.effects() == {f"m{number}": 1 for number in range(8)}
+        await asyncio.to_thread(cluster.stop)
+        shutil.rmtree(partition)
+        shutil.copytree(tmp_path / "copy", partition)
+        await asyncio.to_thread(cluster.start)
+        produce([8, 9])  # in the places of 3 and 4
+        assert (await handle_all()).losses == 1
+        assert "or has lost its end" in caplog.text
+        effects = place.effects()
+        assert {effects[f"m{number}"] for number in range(3, 10)} == {1}
