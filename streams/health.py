@@ -25,12 +25,17 @@ class InboxStats:
     """Messages that were settled without running, because they had been handled."""
     below_mark: int = 0
     """Of these, those whose row was purged: they stand below their partition's mark. Their process
-    was frozen for longer than rows are kept, or the group was moved back by another tool."""
+    was frozen for longer than rows are kept, or the group was moved back by another tool, or the
+    log was restored from an older copy: then they may be new (see ``losses``)."""
     reruns: int = 0
     """Transactions that were run again at once, because they met another one or their answer was
     lost."""
     purged: int = 0
-    """How often rows were purged."""
+    """Transactions that deleted rows."""
+    losses: int = 0
+    """Times that a partition was taken up and the log did not have what the database knows of it,
+    or the group stood before what was purged. Each is an error in the log, and counts in
+    :attr:`ProcessorStats.losses`, too."""
     reachable: bool = True
     """The database answered when it was asked last."""
 
@@ -52,7 +57,7 @@ class ProcessorStats:
     :param commits: commits acknowledged.
     :param rebalances: times that partitions came or went.
     :param losses: times that a committed position had been deleted from the log, or was beyond
-        its end.
+        its end, or that the database of ``transaction=`` knew more than the log has.
     :param rejected: times that what was committed with a position was not believed: another
         tool's, damaged, or impossible. What it says was settled is handled again.
     :param commit_seconds: how long the log took to acknowledge commits.
@@ -538,8 +543,13 @@ def _without_text(health: ProcessorHealth) -> dict[str, Any]:
     return asdict(health) | {"error": health.error and health.error.partition(":")[0]}
 
 
-def processor_stats(executor: Executor, poller: Poller) -> ProcessorStats:
-    """Figures of a processor that runs."""
+def processor_stats(
+    executor: Executor, poller: Poller, inbox: InboxStats | None = None
+) -> ProcessorStats:
+    """Figures of a processor that runs.
+
+    :param inbox: those of its inbox, if it has one.
+    """
     counts, poller_stats = executor.dispatcher.counts, poller.stats()
     handled, filtered = executor.counters()
     closed_keys, parked = poller.closed_keys()
@@ -556,7 +566,7 @@ def processor_stats(executor: Executor, poller: Poller) -> ProcessorStats:
         partitions=poller_stats.partitions,
         commits=poller_stats.commits,
         rebalances=poller_stats.rebalances,
-        losses=poller_stats.losses,
+        losses=poller_stats.losses + (0 if inbox is None else inbox.losses),
         rejected=poller_stats.rejected,
         commit_seconds=poller_stats.commit_seconds,
         handler_seconds=NO_DURATIONS if executor.timing is None else executor.timing.read(),
@@ -573,14 +583,14 @@ def processor_health(
     *,
     paused: bool,
     end_reason: str | None,
-    database_reachable: bool = True,
+    inbox: InboxStats | None = None,
 ) -> ProcessorHealth:
     """How a processor is.
 
     :param executor: None: it does not run.
     :param poller: the same.
     :param end_reason: why it ended, if not because it was stopped.
-    :param database_reachable: the database of its transactions answers.
+    :param inbox: the figures of its inbox, if it has one.
     """
     overdue = executor.overdue() if executor is not None else 0
     if poller is None:
@@ -591,9 +601,9 @@ def processor_health(
         reachable=poller.reachable,
         overdue=overdue,
         error=end_reason if poller.fatal is None else describe_error(poller.fatal),
-        losses=poller.losses,
+        losses=poller.losses + (0 if inbox is None else inbox.losses),
         rejected=poller.rejected,
         contested=poller.contested,
-        database_reachable=database_reachable,
+        database_reachable=inbox is None or inbox.reachable,
         held_back=0 if executor is None else executor.dispatcher.held_back,
     )

@@ -356,7 +356,7 @@ class Processor(Generic[P, R]):
         """Its figures of this moment; None: it does not run."""
         if self.executor is None or self.poller is None:
             return None
-        return processor_stats(self.executor, self.poller)
+        return processor_stats(self.executor, self.poller, self._inbox_stats())
 
     def health(self) -> ProcessorHealth:
         """How it is."""
@@ -365,8 +365,11 @@ class Processor(Generic[P, R]):
             self.poller,
             paused=self.paused,
             end_reason=self.end_reason,
-            database_reachable=self.inbox is None or self.inbox.stats.reachable,
+            inbox=self._inbox_stats(),
         )
+
+    def _inbox_stats(self) -> InboxStats | None:
+        return None if self.inbox is None else self.inbox.stats
 
     # -- what a processor of a special kind changes
 

@@ -12,6 +12,7 @@ and so on, each once and in that order, which becomes what the driver wants (:fu
 
 from __future__ import annotations
 
+import asyncio
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Generator, Sequence
@@ -23,7 +24,7 @@ from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, get_a
 from typing_extensions import TypeVar
 
 from streams.databases.addresses import read_postgres, scheme_of, secrets_of
-from streams.errors import ConfigError, StreamsError
+from streams.errors import ConfigError, StreamsError, error_chain
 
 C_co = TypeVar("C_co", covariant=True)
 R = TypeVar("R")
@@ -34,6 +35,8 @@ DIALECTS: tuple[DialectName, ...] = get_args(DialectName)
 """All that the toolkit speaks."""
 
 DAY = 86_400.0
+LONGEST_KEEP = 36_500 * DAY
+"""Seconds; a time that lies so far back both databases can name."""
 
 
 class Statement(NamedTuple):
@@ -150,6 +153,12 @@ class EndedByHandler(ConfigError):
         )
 
 
+class Busy(StreamsError):
+    """A transaction did not begin in the time there was for it, because another one was in its way:
+    one of this process that has a SQLite file, or whoever holds what its first statement needs. The
+    database answers."""
+
+
 class SwallowedError(StreamsError):
     """A handler went on after an error of its transaction, which PostgreSQL rolls back then
     whatever is said at its end, and which SQLite has rolled back where it was out of room. It
@@ -169,7 +178,7 @@ class Database(ABC, Generic[C_co]):
     :class:`~streams.Django`.
 
     :param keep: seconds for which the inbox remembers a message that its group has settled, at
-        least; a copy of the message that comes later is handled again.
+        least, and a century at most; a copy of the message that comes later is handled again.
     :param create: make the inbox's tables when the processor starts, if they are missing. False:
         they were made by what ``streams inbox ddl`` prints.
     """
@@ -178,8 +187,12 @@ class Database(ABC, Generic[C_co]):
     """What it is called in error messages."""
 
     def __init__(self, *, keep: float, create: bool) -> None:
-        if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not keep >= 0:
-            raise ConfigError(f"{type(self).__name__}(keep={keep!r}): seconds, 0 or more")
+        is_number = isinstance(keep, (int, float)) and not isinstance(keep, bool)
+        if not is_number or not 0 <= keep <= LONGEST_KEEP:
+            raise ConfigError(
+                f"{type(self).__name__}(keep={keep!r}): seconds, 0 or more, and a century "
+                f"({LONGEST_KEEP:g}) at most"
+            )
         self.keep = float(keep)
         self.create = create
         self.name = type(self).__name__
@@ -292,11 +305,19 @@ class Database(ABC, Generic[C_co]):
         """As :meth:`begin`."""
         raise NotImplementedError
 
-    async def begin_with_async(self, first: Statement) -> AsyncSession[C_co]:
+    async def begin_with_async(
+        self, first: Statement, *, patience: float | None = None
+    ) -> AsyncSession[C_co]:
         """A new transaction that begins with this statement, in one round trip where the driver can
         do that. Raises what keeps it from beginning; what becomes of the statement is told by
-        :meth:`AsyncSession.first_rows`."""
-        session = await self.begin_async()
+        :meth:`AsyncSession.first_rows`.
+
+        :param patience: seconds that may be waited; None: as long as the driver waits.
+        :raises TimeoutError: there was no connection in that time.
+        :raises Busy: there was one, and the statement was not done in that time.
+        """
+        async with asyncio.timeout(patience):
+            session = await self.begin_async()
         session.first = first
         return session
 
@@ -380,6 +401,26 @@ _CONFLICTS = frozenset(
 _READ_ONLY = "25006"
 """What a server answers that has become a replica. It does so to the first statement that writes,
 which is ours: a handler's is refused like that only if the handler has asked for it."""
+
+_CONFLICTS_OF_OURS = frozenset(
+    {
+        "57014",  # query_canceled: statement_timeout ended a wait for somebody's lock
+        "26000",  # invalid_sql_statement_name
+        "42P05",  # duplicate_prepared_statement
+    }
+)
+"""In a statement of ours these are no failure of the message's: another transaction was in the way,
+or a pooler gave this one a connection of its own with other prepared statements than the driver
+made. In a statement of the handler's they are a failure: it may take too long each time."""
+
+CRASHED = "57P02"
+"""What a server says to all its connections when the process behind one of them has crashed."""
+
+
+def is_conflict_of_ours(error: BaseException) -> bool:
+    """Whether a statement of ours, of which this error comes, may succeed when it is run again."""
+    chain = error_chain(error, with_suppressed=False)
+    return any(state_of(each) in _CONFLICTS_OF_OURS for each in chain)
 
 
 def failure_of_state(state: str | None) -> Failure:

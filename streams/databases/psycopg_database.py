@@ -13,6 +13,7 @@ It is the client that has more to do than the server, so it pays.
 
 from __future__ import annotations
 
+import asyncio
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -27,6 +28,7 @@ from streams.databases.protocol import (
     IDLE,
     IN_ERROR,
     AsyncSession,
+    Busy,
     Database,
     DialectName,
     EndedByHandler,
@@ -53,6 +55,18 @@ POOL_TIMEOUT = 5.0
 _WAITS: Mapping[str, Any] = {"timeout": POOL_TIMEOUT, "reconnect_timeout": POOL_TIMEOUT}
 """The pool tries to connect for no longer than somebody waits for it. Else it would try less and
 less often during an outage, and nobody else may meanwhile."""
+
+
+def _check_open(connection: Any) -> None:
+    """Psycopg's own block commits nothing on a lost connection, and says nothing of that.
+
+    :raises psycopg.OperationalError: it is lost, and a handler has swallowed the error, or closed
+        it.
+    """
+    import psycopg
+
+    if connection.closed:
+        raise psycopg.OperationalError("the connection is lost: nothing was committed")
 
 
 class _PsycopgDatabase(Database[C_co]):
@@ -94,6 +108,7 @@ class _PsycopgSession(Session["Connection"]):
 
     @override
     def commit(self) -> None:
+        _check_open(self.connection)
         if has_aborted(self.connection):
             raise SwallowedError
         self._end(None)
@@ -227,6 +242,7 @@ class _BlockSession(_AsyncPsycopgSession):
 
     @override
     async def commit(self) -> None:
+        _check_open(self.connection)
         if has_aborted(self.connection):
             raise SwallowedError
         await self._end(None)
@@ -404,18 +420,33 @@ class AsyncPsycopg(_PsycopgDatabase["AsyncConnection"]):
 
     @override
     async def begin_async(self) -> AsyncSession[AsyncConnection]:
-        return await self._begin(None)
+        return await self._begin(None, None)
 
     @override
-    async def begin_with_async(self, first: Statement) -> AsyncSession[AsyncConnection]:
-        return await self._begin(first)
+    async def begin_with_async(
+        self, first: Statement, *, patience: float | None = None
+    ) -> AsyncSession[AsyncConnection]:
+        return await self._begin(first, patience)
 
-    async def _begin(self, first: Statement | None) -> AsyncSession[AsyncConnection]:
+    async def _begin(
+        self, first: Statement | None, patience: float | None
+    ) -> AsyncSession[AsyncConnection]:
         kind = _BlockSession if self._pool is None else _OwnPoolSession
         pool = self._source() if self._pool is None else self._pool
         try:
-            session: _AsyncPsycopgSession = kind(pool, await pool.getconn())
-            await session.begin(first)
+            async with asyncio.timeout(patience) as limit:
+                connection = await pool.getconn()
+            session: _AsyncPsycopgSession = kind(pool, connection)
+            try:
+                async with asyncio.timeout_at(limit.when()):
+                    await session.begin(first)
+            except TimeoutError as error:
+                if self._pool is None:  # it was BEGIN alone, which waits for nobody
+                    raise
+                raise Busy(
+                    f"{self.name}(...): what the transaction begins with was not done in "
+                    f"{patience:g} s; another one may hold what it needs"
+                ) from error
         except Exception as error:
             self.hide_secrets(error)
             raise

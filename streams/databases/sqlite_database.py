@@ -20,6 +20,7 @@ from typing_extensions import override
 from streams.databases.execution import sqlite_rows
 from streams.databases.protocol import (
     DAY,
+    Busy,
     Database,
     DialectName,
     EndedByHandler,
@@ -104,7 +105,7 @@ class _SqliteSession(Session[sqlite3.Connection]):
         return self._open and _is_in_transaction(self.connection) is False
 
 
-class _Busy(sqlite3.OperationalError):
+class _Busy(Busy, sqlite3.OperationalError):
     """This process's own transactions have the file: as if another one had it."""
 
     sqlite_errorname = "SQLITE_BUSY"

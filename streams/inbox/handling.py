@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 from streams.databases.protocol import (
     AsyncSession,
     DialectName,
-    Failure,
     Session,
     Steps,
     run,
@@ -34,7 +33,7 @@ from streams.databases.protocol import (
 from streams.derived_records import DerivedResult
 from streams.errors import BatchError, ConfigError, Reject, StreamsError
 from streams.inbox.identity import Entry
-from streams.inbox.inbox import Companion, Inbox, RunAgain
+from streams.inbox.inbox import Companion, FailedRun, Inbox, RunAgain
 from streams.inbox.tables import Verdict, take
 from streams.message import Message, with_transaction
 from streams.processing.job import Job
@@ -45,8 +44,8 @@ PATIENCE_WITH_TIMEOUT = 1.0
 """Seconds that a handler with a timeout waits in place for the database, at most; without one it
 waits as long as need be."""
 
-SHORTEST_PATIENCE = 0.01
-"""Seconds of that which are left to whoever tries once more."""
+SHORTEST_PATIENCE = 0.1
+"""Seconds of that which are left to whoever tries once more: a new connection may be needed."""
 
 
 class BatchRolledBack(StreamsError):
@@ -205,6 +204,7 @@ class _Handling:
         inbox = self._inbox
         give_up = time.monotonic() + self._patience
         runs = handed = 0
+        before = inbox.stats.committed
 
         def take_all(dialect: DialectName) -> Steps[list[Verdict]]:
             return take(dialect, entries, inbox.timeouts)
@@ -246,10 +246,12 @@ class _Handling:
                 if not isinstance(error, Exception):
                     raise
                 now = time.monotonic()
-                pause = inbox.runs_again(
-                    error, broken=broken, unable=unable, called=called, runs=runs,
-                    seconds=now - began, waits=now < give_up,
+                failed = FailedRun(
+                    number=runs, calls=handed, called=called, ours=ours, broken=broken,
+                    unable=unable, seconds=now - began, waits=now < give_up,
+                    committed_before=before,
                 )  # fmt: skip
+                pause = inbox.runs_again(error, failed)
                 if pause is None:
                     raise
                 if isinstance(error, RunAgain):
@@ -262,6 +264,7 @@ class _Handling:
         inbox, database = self._inbox, self._database
         give_up = time.monotonic() + self._patience
         runs = handed = 0
+        before = inbox.stats.committed
         while True:
             runs += 1
             session = inbox.begin(message, patience=self._patience)
@@ -299,10 +302,12 @@ class _Handling:
                 if not isinstance(error, Exception):
                     raise
                 now = time.monotonic()
-                pause = inbox.runs_again(
-                    error, broken=broken, unable=unable, called=called, runs=runs,
-                    seconds=now - began, waits=now < give_up,
+                failed = FailedRun(
+                    number=runs, calls=handed, called=called, ours=ours, broken=broken,
+                    unable=unable, seconds=now - began, waits=now < give_up,
+                    committed_before=before,
                 )  # fmt: skip
+                pause = inbox.runs_again(error, failed)
                 if pause is None:
                     raise
                 if isinstance(error, RunAgain):
@@ -325,7 +330,7 @@ class _Handling:
 
     def _run_again_after(self, error: Exception) -> None:
         """:raises RunAgain: what a companion waited for was in its way."""
-        if self._database.classify(error) is Failure.CONFLICT:
+        if self._inbox.is_conflict(error, ours=True):
             raise RunAgain(f"what is in its way was waited for: {describe_error(error)}") from error
 
     def _is_wanted(self, verdicts: Sequence[Verdict], message: Message[Any]) -> bool:

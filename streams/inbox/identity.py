@@ -126,13 +126,9 @@ class Identities:
             return None
         return self.entry(message, owned, value_id)
 
-    def learn(self, assignment: Assignment) -> Owned:
-        """A partition whose messages are handled from now on: as :meth:`look_up`.
-
-        :raises LogError: the log does not answer.
-        """
-        found = self._owned[assignment.topic_partition] = self.look_up(assignment)
-        return found
+    def learn(self, owned: Owned) -> None:
+        """The messages of this partition are handled from now on."""
+        self._owned[owned.assignment.topic_partition] = owned
 
     def look_up(self, assignment: Assignment) -> Owned:
         """What a partition is called; asks the log, and blocks.

@@ -19,23 +19,29 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from typing_extensions import override
 
 from streams.config import DeadLetters
 from streams.connection import Connection
+from streams.databases.locking import IDLE_WITH_LOCK, bound_waits
 from streams.databases.protocol import (
+    CRASHED,
     AsyncSession,
+    Busy,
     Database,
     DialectName,
     Failure,
     Session,
     Steps,
     failure_of_answer,
+    is_conflict_of_ours,
     is_file_of,
     run,
     run_async,
+    state_of,
 )
 from streams.engine.dispatcher import Delivery
 from streams.errors import (
@@ -51,15 +57,17 @@ from streams.inbox.identity import Entry, Identities, Owned
 from streams.inbox.purging import Purger
 from streams.inbox.results import ResultOutbox, Results, choose_outbox
 from streams.inbox.tables import (
+    Known,
     Timeouts,
     Verdict,
+    begin_partition,
     check_version,
     create_missing,
     find_version,
     mark_dead,
 )
 from streams.log.protocol import Assignment
-from streams.message import Message, make_message, row_of
+from streams.message import Message, make_message, numbered_message, row_of
 from streams.processing.job import DeadLetterAnswer, Decoding, Job, Several
 from streams.processing.outcomes import OwnershipLost, TransactionPostponed
 from streams.text import describe_error, get_logger
@@ -86,6 +94,9 @@ LONGEST_TRIAL_PAUSE = 2.0
 DEFAULT_LEASE = 10.0
 """Seconds, where no partition goes to others, as in a replay."""
 
+BEGIN_LOCK = 5.0
+"""Seconds that what begins a partition waits for a lock, at most."""
+
 
 R = TypeVar("R")
 
@@ -100,6 +111,29 @@ class BegunAsync(NamedTuple, Generic[R]):
 class RunAgain(StreamsError):
     """What a :class:`Companion` raises where the transaction is to be run again in a moment; that
     is no failure of the message's."""
+
+
+class FailedRun(NamedTuple):
+    """A run of a handler's transaction that failed."""
+
+    number: int
+    """Which run it was, from 1."""
+    calls: int
+    """How many of the runs came as far as the handler."""
+    called: bool
+    """This one did."""
+    ours: bool
+    """It was a statement of ours that failed, and not the handler."""
+    broken: bool
+    """Its connection is lost, whatever the handler made of that."""
+    unable: bool
+    """This database answers and cannot work."""
+    seconds: float
+    """How long it took."""
+    waits: bool
+    """It may wait for what is in its way."""
+    committed_before: int
+    """How many transactions the inbox had committed before the first run."""
 
 
 class Companion(Protocol):
@@ -193,17 +227,27 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         self._outage: _Outage | None = None
         self._ready = False
         self._opened = False
+        self._left = False
+        """Its app was left: it is not opened by who comes now."""
+        self._life = threading.Lock()
+        """Held while it is opened, and while it is said that its app was left."""
         self._opening = threading.Lock()
         self._opening_async: asyncio.Lock | None = None
         self._helper: ThreadPoolExecutor | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._assigned: list[Assignment] = []
+        self.begun: set[Assignment] = set()
+        """The partitions of which messages may be handled: what the database knows of them was held
+        against the log."""
+        self._to_begin: dict[Assignment, Owned] = {}
+        """Those that are learned and not yet begun."""
         self._stop_purging: Callable[[], None] = lambda: None
 
     # -- its life
 
     @override
     async def __aenter__(self) -> Inbox:
+        self._left = False
         if self.database.asynchronous:
             await self._open_async()
         else:
@@ -212,9 +256,12 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
 
     @override
     async def __aexit__(self, *_: object) -> None:
-        opened, self._opened, self._ready = self._opened, False, False
+        with self._life:
+            self._left = True
+            opened, self._opened, self._ready = self._opened, False, False
         await asyncio.to_thread(self._stop_purging)
         self._stop_purging, self._assigned = lambda: None, []
+        self.begun, self._to_begin = set(), {}
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -233,28 +280,36 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
 
     def _open(self) -> None:
         self._check()
-        self.database.enter()
-        self._opened = True
-        purger = Purger(self, self._connection)
-        thread = threading.Thread(
-            target=purger.run, name=f"streams-inbox-{self._processor.name}", daemon=True
-        )
+        with self._life:
+            self._check_not_left()
+            self.database.enter()
+            self._opened = True
+            purger = Purger(self, self._connection)
+            thread = threading.Thread(
+                target=purger.run, name=f"streams-inbox-{self._processor.name}", daemon=True
+            )
 
-        def stop() -> None:
-            purger.stop.set()
-            thread.join(5.0)
+            def stop() -> None:
+                purger.stop.set()
+                thread.join(5.0)
 
-        self._stop_purging = stop
-        thread.start()
+            self._stop_purging = stop
+            thread.start()
 
     async def _open_async(self) -> None:
         self._check()
+        self._check_not_left()
         await self.database.enter_async()
         self._opened = True
         purger = Purger(self, self._connection)
         task = asyncio.get_running_loop().create_task(purger.run_async())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _check_not_left(self) -> None:
+        """:raises TransactionPostponed: its app was left: nobody would close what is opened now."""
+        if self._left:
+            raise TransactionPostponed("its app was left")
 
     def _check(self) -> None:
         """:raises ConfigError: its database is the log's own file, or results have no outbox."""
@@ -305,17 +360,21 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
 
         :raises TransactionPostponed: the log does not answer now.
         """
-        if message.assignment is None:
+        assignment = message.assignment
+        if assignment is None:
             raise ConfigError("transaction= needs a partition that is owned")
         try:
-            found = self.identities.learn(message.assignment)
+            found = self.identities.look_up(assignment)
         except Fatal:
             raise
         except LogError as error:
             raise TransactionPostponed(
                 f"the log does not say which topic it is: {error}"
             ) from error
-        self._lease = message.assignment.lease or DEFAULT_LEASE
+        self._lease = assignment.lease or DEFAULT_LEASE
+        if assignment not in self.begun:
+            self._to_begin[assignment] = found  # before anybody knows its messages
+        self.identities.learn(found)
         return found
 
     def entry(self, value: Any, message: Message[Any]) -> Entry:
@@ -357,14 +416,36 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         return found, make_message(found, batch, index, message.attempt)
 
     def _value_of(self, delivery: Delivery) -> Any:
-        """The value of a message that is given up; None where it cannot be decoded."""
+        """The value of a message that is given up, where its identity may depend on it; None where
+        it cannot be decoded."""
         decoding = self._decodings.get(delivery.fetched.batch.topic)
-        if decoding is None or decoding.id_reader is None:
+        if decoding is None or (decoding.id_reader is None and not decoding.gives_several):
             return None
         try:
             return decoding.decode_one(delivery.fetched.batch, delivery.index)
         except Exception:
             return None
+
+    def _given_up(self, delivery: Delivery) -> list[Message[Any]]:
+        """What the inbox knows a message by that is given up: itself, or of one that stands for
+        several values, one for each that its handler takes."""
+        batch, index = delivery.fetched.batch, delivery.index
+        value = self._value_of(delivery)
+        message = make_message(value, batch, index, delivery.attempt)
+        if not isinstance(value, Several):
+            return [message]
+        return [
+            numbered_message(message, each, number)
+            for number, each in enumerate(value.values)
+            if self._may_take(each)
+        ] or [message]
+
+    def _may_take(self, value: Any) -> bool:
+        accepts = self._processor.options.filter
+        try:
+            return accepts is None or accepts(value)
+        except Exception:  # that may be what failed
+            return True
 
     def check_owned(self, message: Message[Any]) -> None:
         """:raises OwnershipLost: the message's partition may be another member's by now."""
@@ -406,18 +487,21 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         """As :meth:`begin`; the transaction begins with the first of these statements."""
         give_up = time.monotonic() + patience
         tries = 0
+
+        def left() -> float | None:
+            """Seconds. Whoever ends a handler that takes too long would take a wait for the
+            database for a failure of the message."""
+            return max(0.0, give_up - time.monotonic()) if 0 < patience < math.inf else None
+
         while True:
             tries += 1
             self.check_owned(message)
             if self._may_begin(give_up):
-                left = give_up - time.monotonic() if 0 < patience < math.inf else None
                 try:
-                    # Whoever ends a handler that takes too long would take a wait for the database
-                    # for a failure of the message.
-                    async with asyncio.timeout(left):
+                    async with asyncio.timeout(left()):
                         await self._make_ready_async()
-                        steps = steps_of(self.database.dialect)
-                        session = await self.database.begin_with_async(next(steps))
+                    steps = steps_of(self.database.dialect)
+                    session = await self.database.begin_with_async(next(steps), patience=left())
                 except Exception as error:
                     self._out_of_reach(error, give_up, tries)
                 else:
@@ -436,11 +520,22 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
     def _out_of_reach(self, error: Exception, give_up: float, tries: int) -> None:
         """Raise what is to be raised; return: try again. No message is to blame for what fails
         before its transaction has begun, whatever it is."""
-        if find_config_error(error) is not None:
+        if find_config_error(error) is not None or isinstance(error, TransactionPostponed):
             raise error
-        if tries > 1 or self.database.classify(error) is not Failure.CONFLICT:
+        if self._is_outage(error, tries):
             self.note_outage(error)
         self._keep_waiting(error, give_up)
+
+    def _is_outage(self, error: Exception, tries: int) -> bool:
+        """Whether what keeps a transaction from beginning says that the database is not there."""
+        if isinstance(error, Busy):
+            return False
+        if not self.is_conflict(error, ours=True):
+            return True
+        # A server has answered that a lock was not had. A file that another process holds for long
+        # is as good as away.
+        chain = error_chain(error, with_suppressed=False)
+        return tries > 1 and not any(state_of(each) for each in chain)
 
     def _keep_waiting(self, error: Exception, give_up: float) -> None:
         """:raises TransactionPostponed: not any longer."""
@@ -478,27 +573,41 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             self._outage.try_at_once()
 
     def _make_ready(self) -> None:
-        if self._ready:
+        """Open the database, see to its tables, and begin the partitions that are new, unless that
+        is done.
+
+        :raises Busy: another handler is about it.
+        """
+        if self._ready and not self._to_begin:
             return
-        with self._opening:
-            if self._ready:
-                return
-            if not self._opened:  # it was declared on an app that was entered already
-                self._open()
-            found = self._in_session(find_version)
-            if found is None and self.database.create:
-                try:
-                    found = self._in_session(create_missing)
-                except Exception as error:
-                    raise self._cannot_create(error) from error
-            check_version(found, self.database.name, self.database.dialect)
-            if self._outbox is not None and not self._in_session(self._outbox.find_table):
-                self._check_may_create(self._outbox)
-                try:
-                    self._in_session(self._outbox.create_tables_there)
-                except Exception as error:
-                    raise self._cannot_create_outbox(self._outbox, error) from error
-            self._ready = True
+        # Who waits here for long does not see that nothing is to be started any more.
+        if not self._opening.acquire(timeout=RETRY_PAUSE):
+            raise Busy("another handler waits for the database")
+        try:
+            if not self._ready:
+                self._prepare()
+            for owned in self._not_begun():
+                self._set_begun(owned, self._in_session(partial(self._begin_partition, owned)))
+        finally:
+            self._opening.release()
+
+    def _prepare(self) -> None:
+        if not self._opened:  # it was declared on an app that was entered already
+            self._open()
+        found = self._in_session(find_version)
+        if found is None and self.database.create:
+            try:
+                found = self._in_session(create_missing)
+            except Exception as error:
+                raise self._cannot_create(error) from error
+        check_version(found, self.database.name, self.database.dialect)
+        if self._outbox is not None and not self._in_session(self._outbox.find_table):
+            self._check_may_create(self._outbox)
+            try:
+                self._in_session(self._outbox.create_tables_there)
+            except Exception as error:
+                raise self._cannot_create_outbox(self._outbox, error) from error
+        self._ready = True
 
     def _in_session(self, steps: Any) -> Any:
         session = self.database.begin()
@@ -511,31 +620,43 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         return found
 
     async def _make_ready_async(self) -> None:
-        if self._ready:
+        """As :meth:`_make_ready`."""
+        if self._ready and not self._to_begin:
             return
         if self._opening_async is None:
             self._opening_async = asyncio.Lock()
-        async with self._opening_async:
-            if self._ready:
-                return
-            if not self._opened:
-                await self._open_async()
-            found = await self._in_session_async(find_version)
-            if found is None and self.database.create:
-                try:
-                    found = await self._in_session_async(create_missing)
-                except Exception as error:
-                    raise self._cannot_create(error) from error
-            check_version(found, self.database.name, self.database.dialect)
-            if self._outbox is not None and not await self._in_session_async(
-                self._outbox.find_table
-            ):
-                self._check_may_create(self._outbox)
-                try:
-                    await self._in_session_async(self._outbox.create_tables_there)
-                except Exception as error:
-                    raise self._cannot_create_outbox(self._outbox, error) from error
-            self._ready = True
+        opening = self._opening_async
+        try:
+            async with asyncio.timeout(RETRY_PAUSE):
+                await opening.acquire()
+        except TimeoutError:
+            raise Busy("another handler waits for the database") from None
+        try:
+            if not self._ready:
+                await self._prepare_async()
+            for owned in self._not_begun():
+                steps = partial(self._begin_partition, owned)
+                self._set_begun(owned, await self._in_session_async(steps))
+        finally:
+            opening.release()
+
+    async def _prepare_async(self) -> None:
+        if not self._opened:
+            await self._open_async()
+        found = await self._in_session_async(find_version)
+        if found is None and self.database.create:
+            try:
+                found = await self._in_session_async(create_missing)
+            except Exception as error:
+                raise self._cannot_create(error) from error
+        check_version(found, self.database.name, self.database.dialect)
+        if self._outbox is not None and not await self._in_session_async(self._outbox.find_table):
+            self._check_may_create(self._outbox)
+            try:
+                await self._in_session_async(self._outbox.create_tables_there)
+            except Exception as error:
+                raise self._cannot_create_outbox(self._outbox, error) from error
+        self._ready = True
 
     async def _in_session_async(self, steps: Any) -> Any:
         session = await self.database.begin_async()
@@ -547,9 +668,59 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             raise
         return found
 
+    # -- a partition that is new
+
+    def _not_begun(self) -> list[Owned]:
+        """What is learned and not begun, of what is still ours."""
+        for assignment in list(self._to_begin):
+            if assignment in self.begun or assignment.valid_until == -math.inf:
+                self._to_begin.pop(assignment, None)
+        return list(self._to_begin.values())
+
+    def _begin_partition(self, owned: Owned, dialect: DialectName) -> Steps[Known]:
+        assignment, committed = owned.assignment, owned.assignment.committed
+        yield from bound_waits(dialect, lock=BEGIN_LOCK, idle=IDLE_WITH_LOCK)
+        return (
+            yield from begin_partition(
+                dialect,
+                owned.scope,
+                owned.number,
+                start=assignment.position,
+                settled=assignment.position if committed is None else committed.position,
+                end=assignment.log_end,
+            )
+        )
+
+    def _set_begun(self, owned: Owned, known: Known) -> None:
+        """A partition was begun; say where what is known of it does not fit the log."""
+        assignment = owned.assignment
+        still_ours = {each for each in self.begun if each.valid_until > -math.inf}
+        self.begun = {*still_ours, assignment}
+        self._to_begin.pop(assignment, None)
+        show, end = self._connection.log.format_offset, assignment.log_end
+        topic, partition = assignment.topic_partition
+        if end is not None and known.end > end:
+            self.stats.losses += 1
+            logger.error(
+                "%s: %s/%d ended at %s when it was taken up, and its database knows messages up to "
+                "%s: the log was restored from an older copy, or has lost its end; what stands in "
+                "their places is handled, as far as its IDs are not known",
+                self._processor.name, topic, partition, show(end), show(known.end),
+            )  # fmt: skip
+        elif assignment.position < known.mark:
+            self.stats.losses += 1
+            logger.error(
+                "%s: the group goes on in %s/%d at %s, although everything below %s was settled "
+                "and purged: the log was restored from an older copy, or another tool has moved "
+                "the group; what stands below is taken for handled, unless streams reset moves it",
+                self._processor.name, topic, partition, show(assignment.position), show(known.mark),
+            )  # fmt: skip
+
+    # -- what keeps it from being made ready
+
     def _cannot_create(self, error: Exception) -> Exception:
         """What is raised instead of an error of making the tables."""
-        if self.database.classify(error) is not Failure.FAULT:
+        if self._may_pass(error):
             return error
         return ConfigError(
             f"transaction={self.database.name}: the inbox's tables cannot be made "
@@ -565,8 +736,13 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
                 "outbox.schema() gives, in a migration"
             )
 
+    def _may_pass(self, error: Exception) -> bool:
+        """Whether a statement of ours that failed may succeed later."""
+        is_fault = self.database.classify(error) is Failure.FAULT
+        return not is_fault or self.is_conflict(error, ours=True)
+
     def _cannot_create_outbox(self, outbox: ResultOutbox, error: Exception) -> Exception:
-        if self.database.classify(error) is not Failure.FAULT:
+        if self._may_pass(error):
             return error
         return ConfigError(
             f"transaction={self.database.name}: the tables of the outbox {outbox.name!r} are "
@@ -575,6 +751,15 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         )
 
     # -- after an error
+
+    def is_conflict(self, error: BaseException, *, ours: bool) -> bool:
+        """Whether an error says that another transaction was in the way.
+
+        :param ours: it comes from a statement of ours, and not from the handler.
+        """
+        if self.database.classify(error) is Failure.CONFLICT:
+            return True
+        return ours and is_conflict_of_ours(error)
 
     def may_be_unable(self, error: Exception, *, ours: bool) -> bool:
         """Whether an error says that a database answers and cannot work now.
@@ -588,41 +773,34 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             failure_of_answer(each) in kinds for each in error_chain(error, with_suppressed=False)
         )
 
-    def runs_again(
-        self, error: Exception, *, broken: bool, unable: bool, called: bool, runs: int,
-        seconds: float, waits: bool,
-    ) -> float | None:  # fmt: skip
-        """Seconds after which the transaction is run again at once; None: the error counts.
+    def runs_again(self, error: Exception, failed: FailedRun) -> float | None:
+        """Seconds after which a transaction that failed is run again at once; None: the error
+        counts.
 
-        :param broken: its connection is lost, whatever the handler made of that.
-        :param unable: this database answers and cannot work.
-        :param called: it came as far as the handler.
-        :param runs: how often it was run.
-        :param seconds: how long it took.
-        :param waits: it may wait for what is in its way.
         :raises TransactionPostponed: it is run again later, and uses up no attempt.
         """
         if isinstance(error, (ConfigError, OwnershipLost, TransactionPostponed)):
             return None
         if isinstance(error, RunAgain):
             executor = self._processor.executor
-            if not waits or (executor is not None and executor.suspended):
+            if not failed.waits or (executor is not None and executor.suspended):
                 raise TransactionPostponed(str(error)) from error
             return RUN_AGAIN_PAUSE
-        failure = self.database.classify(error)
-        if broken and failure is not Failure.CONFLICT:
+        if self.is_conflict(error, ours=failed.ours):
+            failure = Failure.CONFLICT
+        elif failed.broken:
             # A server that ends a transaction which idled too long breaks its connection, too.
-            idled = seconds >= self.timeouts.idle
+            idled = failed.seconds >= self.timeouts.idle
             failure = Failure.CONFLICT if idled else Failure.UNREACHABLE
-        elif unable:
+        elif failed.unable:
             failure = Failure.UNREACHABLE
             self._note_unable(error)
-        elif failure is not Failure.CONFLICT:
-            failure = Failure.FAULT  # the handler's own, or of another database that it uses
-        if failure is Failure.FAULT:
-            return None
-        if runs >= RUNS_IN_PLACE:
-            if failure is Failure.UNREACHABLE or not called:
+        else:
+            return None  # the handler's own, or of another database that it uses
+        if failed.number >= RUNS_IN_PLACE:
+            if not failed.called or (
+                failure is Failure.UNREACHABLE and not self._is_its_own(error, failed)
+            ):
                 raise TransactionPostponed(
                     f"{self.database.name}: {describe_error(error)}"
                 ) from error
@@ -630,7 +808,19 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         self.stats.reruns += 1
         if failure is Failure.UNREACHABLE:
             return 0.0  # the next transaction waits until there can be one
-        return random.random() * 0.01 * 2.0**runs
+        return random.random() * 0.01 * 2.0**failed.number
+
+    def _is_its_own(self, error: Exception, failed: FailedRun) -> bool:
+        """Whether it is the handler that loses its connection, or has the server fail, with this
+        message: each run came as far as the handler, so the database was there again each time."""
+        if failed.number > failed.calls:
+            return False
+        if failed.broken:
+            # Not one whose server has crashed: another one may have done that.
+            chain = error_chain(error, with_suppressed=False)
+            return all(state_of(each) != CRASHED for each in chain)
+        # A server that lacks room may let small statements pass. So others must have committed.
+        return self.stats.committed > failed.committed_before
 
     def _note_unable(self, error: Exception) -> None:
         """The database answers and cannot work."""
@@ -644,29 +834,28 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         self, delivery: Delivery, answer: Callable[[DeadLetterAnswer | BaseException], None]
     ) -> None:
         """Give a message up in the database; see :attr:`Job.before_dead_letter`."""
-        batch, index = delivery.fetched.batch, delivery.index
-        message = make_message(self._value_of(delivery), batch, index, delivery.attempt)
+        messages = self._given_up(delivery)
         if self.database.asynchronous:
-            task = asyncio.get_running_loop().create_task(self._mark_dead_async(message, answer))
+            task = asyncio.get_running_loop().create_task(self._mark_dead_async(messages, answer))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             return
         if self._helper is None:
             self._helper = ThreadPoolExecutor(1, thread_name_prefix="streams-inbox")
-        self._helper.submit(self._mark_dead, message, answer)
+        self._helper.submit(self._mark_dead, messages, answer)
 
     def _mark_dead(
         self,
-        message: Message[Any],
+        messages: Sequence[Message[Any]],
         answer: Callable[[DeadLetterAnswer | BaseException], None],
     ) -> None:
         try:
-            entry = self.entry(message.value, message)
-            session = self.begin(message, patience=0)
+            entries = [self.entry(each.value, each) for each in messages]
+            session = self.begin(messages[0], patience=0)
             began, unable = time.monotonic(), False
             try:
-                verdict = run(session, mark_dead(self.database.dialect, entry, self.timeouts))
-                if verdict is Verdict.DEAD:
+                verdicts = run(session, self._mark_all_dead(entries, self.database.dialect))
+                if Verdict.DEAD in verdicts:
                     session.commit()
                     self.committed(began)
             except Exception as error:
@@ -679,22 +868,22 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         except BaseException as error:
             answer(error)
         else:
-            answer(_answer_of(verdict))
+            answer(_answer_of(verdicts))
 
     async def _mark_dead_async(
         self,
-        message: Message[Any],
+        messages: Sequence[Message[Any]],
         answer: Callable[[DeadLetterAnswer | BaseException], None],
     ) -> None:
         try:
-            entry = await self.entry_async(message.value, message)
+            entries = [await self.entry_async(each.value, each) for each in messages]
             session, steps = await self.begin_async(
-                message, lambda dialect: mark_dead(dialect, entry, self.timeouts), patience=0
+                messages[0], partial(self._mark_all_dead, entries), patience=0
             )
             began, unable = time.monotonic(), False
             try:
-                verdict = await run_async(session, steps, await session.first_rows())
-                if verdict is Verdict.DEAD:
+                verdicts = await run_async(session, steps, await session.first_rows())
+                if Verdict.DEAD in verdicts:
                     await session.commit()
                     self.committed(began)
             except Exception as error:
@@ -710,7 +899,15 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             answer(DeadLetterAnswer.ABANDON)
             raise
         else:
-            answer(_answer_of(verdict))
+            answer(_answer_of(verdicts))
+
+    def _mark_all_dead(
+        self, entries: Sequence[Entry], dialect: DialectName
+    ) -> Steps[list[Verdict]]:
+        verdicts = []
+        for entry in entries:
+            verdicts.append((yield from mark_dead(dialect, entry, self.timeouts)))  # noqa: PERF401
+        return verdicts
 
     def _is_unable(self, error: Exception, *, broken: bool) -> bool:
         """Whether a statement of ours says that the database answers and cannot work."""
@@ -741,5 +938,6 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         return self._processor.name
 
 
-def _answer_of(verdict: Verdict) -> DeadLetterAnswer:
-    return DeadLetterAnswer.WRITE if verdict is Verdict.DEAD else DeadLetterAnswer.SETTLE
+def _answer_of(verdicts: Sequence[Verdict]) -> DeadLetterAnswer:
+    """All of it may have been handled after all."""
+    return DeadLetterAnswer.WRITE if Verdict.DEAD in verdicts else DeadLetterAnswer.SETTLE

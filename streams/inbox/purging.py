@@ -3,6 +3,8 @@
 A row may go once its group has committed a position behind it and it is older than the database's
 ``keep``. What is gone is known by the partition's *mark*: a message that stands below it was
 settled. So a process that was frozen, and wakes when the row is gone, does not handle it again.
+Where no young row stands below what the group has committed, the mark is that position, whether
+rows were there or not: a message that came back was settled by a row in another partition.
 
 That needs care on PostgreSQL, where a handler may have read the mark before it was raised, and
 insert its row after the other was deleted. So rows are deleted in three steps, each a transaction:
@@ -20,7 +22,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from streams.connection import Connection
@@ -31,6 +34,7 @@ from streams.errors import StreamsError
 from streams.health import InboxStats
 from streams.inbox.identity import Identities, Owned, position_text
 from streams.inbox.tables import (
+    OldRows,
     delete_purged,
     find_version,
     pending,
@@ -50,7 +54,7 @@ ROWS_AT_ONCE = 5_000
 """Rows that one transaction looks at, or deletes."""
 
 ROUNDS_AT_ONCE = 20
-"""Transactions of one partition in a round."""
+"""Transactions of one partition in a round that look at rows, and that delete some."""
 
 LOCK, IDLE = 0.2, 10.0
 """Seconds that a statement of a purge waits for a lock, and that pass between two, at most."""
@@ -73,6 +77,12 @@ class Purgeable(Protocol):
     identities: Identities
     stats: InboxStats
 
+    @property
+    def begun(self) -> Collection[Assignment]:
+        """The partitions of which messages may be handled: what is known of them was held against
+        the log."""
+        ...
+
     def owned(self) -> list[Assignment]:
         """The partitions that it has."""
         ...
@@ -88,7 +98,7 @@ class _Settled(NamedTuple):
     """A partition, and the position that its group has committed there."""
 
     owned: Owned
-    position: int
+    position: str
 
 
 class Purger:
@@ -155,45 +165,58 @@ class Purger:
             there = committed.get(assignment.partition)
             # What is committed may be of a reset that this owner has not heard of yet.
             if there is not None and decode_generation(there.progress) == owned.scope.generation:
-                found.append(_Settled(owned, there.position))
+                position = there.position
+                if assignment.log_end is not None and assignment not in self._inbox.begun:
+                    # A mark beyond that says that the log went back: it must not be ours.
+                    position = min(position, assignment.log_end)
+                found.append(_Settled(owned, position_text(position)))
         return found
 
     def _work(self, settled: _Settled) -> Generator[Work, Any, None]:
         """The transactions of one partition, each with what the one before came to."""
-        inbox, scope, number = self._inbox, settled.owned.scope, settled.owned.number
-        dialect, keep = inbox.database.dialect, inbox.database.keep
+        database, scope, number = self._inbox.database, settled.owned.scope, settled.owned.number
 
-        def look() -> Steps[Any]:
-            found = yield from pending(dialect, number)
-            if found is not None:
-                return found
-            last = yield from rows_to_purge(
-                dialect, number, position_text(settled.position), keep, ROWS_AT_ONCE
+        def look(start: str) -> Steps[OldRows]:
+            found = yield from rows_to_purge(
+                database.dialect, number, start, settled.position, database.keep, ROWS_AT_ONCE
             )
-            if last is None:
-                return None
-            yield from raise_mark(dialect, scope, number, position_text(int(last) + 1))
-            return last
+            yield from raise_mark(database.dialect, scope, number, found.mark)
+            return found
 
         if not self._has_tables:  # they are made with the first message that is handled
-            self._has_tables = (yield Work(lambda: find_version(dialect))) is not None
+            version = yield Work(lambda: find_version(database.dialect))
+            self._has_tables = version is not None
             if not self._has_tables:
                 return
+        dialect = database.dialect  # known from the first session on
+        if dialect == "postgresql" and not (yield from self._delete(number)):
+            return
+        start, count = position_text(0), 0
         for _ in range(ROUNDS_AT_ONCE):
-            found = yield Work(look)
-            if found is None:
-                return
-            inbox.stats.purged += 1
-            if dialect == "sqlite":
-                continue
-            if isinstance(found, str):
-                yield Work(lambda: schedule_deletion(number))
-                continue
-            if not found.is_due:
-                return
-            for _ in range(ROUNDS_AT_ONCE):
-                if (yield Work(lambda: delete_purged(number, ROWS_AT_ONCE))):
-                    break
+            found: OldRows = yield Work(partial(look, start))
+            start, count = found.mark, count + found.rows
+            if found.rows and dialect == "sqlite":  # they are gone
+                self._inbox.stats.purged += 1
+            if found.is_last:
+                break
+        if count and dialect == "postgresql":
+            yield Work(lambda: schedule_deletion(number))
+            yield from self._delete(number)
+
+    def _delete(self, number: int) -> Generator[Work, Any, bool]:
+        """On PostgreSQL: delete what is below a partition's mark, if it is time for that. False: it
+        is not, or there is more of it."""
+        found = yield Work(lambda: pending(self._inbox.database.dialect, number))
+        if found is None:
+            return True
+        if not found.is_due:
+            return False
+        for _ in range(ROUNDS_AT_ONCE):
+            deleted = yield Work(lambda: delete_purged(number, ROWS_AT_ONCE))
+            self._inbox.stats.purged += deleted > 0
+            if deleted < ROWS_AT_ONCE:
+                return True
+        return False
 
     def _steps(self, transaction: Work) -> Steps[Any]:
         """A transaction's, with a bound on how long it holds others up if this process freezes."""

@@ -4,8 +4,8 @@
     A row for each message that was handled, or given up as dead, by its identity: eight bytes, and
     the message ID as it is (``convert_from(substr(id, 9), 'UTF8')``).
 ``streams_inbox_marks``
-    A row for each partition of which rows were purged: below its ``mark`` everything was settled,
-    and what comes from there is taken for handled.
+    A row for each partition that was taken up: below its ``mark`` everything was settled, and what
+    comes from there is taken for handled. It is 0 at first.
 ``streams_inbox_schema``
     The version of these tables.
 
@@ -21,7 +21,7 @@ On SQLite there is one writer at a time, and nothing of this is needed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple
@@ -29,7 +29,7 @@ from typing import NamedTuple
 from streams.databases.locking import begin_locking, milliseconds
 from streams.databases.protocol import DialectName, Statement, Steps
 from streams.errors import ConfigError
-from streams.inbox.identity import Entry, Scope
+from streams.inbox.identity import Entry, Scope, position_text
 
 VERSION = 1
 
@@ -394,54 +394,143 @@ def pending(dialect: DialectName, scope: int) -> Steps[Pending | None]:
     return Pending(bool(rows[0][0])) if rows else None
 
 
+class OldRows(NamedTuple):
+    """What of a partition's rows may go."""
+
+    mark: str
+    """Everything below this position was settled, and no row below it is young."""
+    rows: int
+    """So many rows were found below it."""
+    is_last: bool
+    """Nothing more may go: a young row stands at the mark, or nothing from there on is settled."""
+
+
 def rows_to_purge(
-    dialect: DialectName, scope: int, settled: str, keep: float, limit: int
-) -> Steps[str | None]:
-    """The position of the last row that may go: of those below ``settled``, the first ``limit``
-    are looked at, as far as they are all older than ``keep`` seconds. None: none may go."""
-    if dialect == "postgresql":
-        sql = (
-            "SELECT CAST(position AS text), "
-            "handled_at < clock_timestamp() - make_interval(secs => CAST($1 AS double precision)) "
-            "FROM streams_inbox "
-            "WHERE scope = CAST($2 AS bigint) AND position < CAST(CAST($3 AS text) AS numeric) "
-            "ORDER BY position LIMIT CAST($4 AS integer)"
+    dialect: DialectName, scope: int, start: str, settled: str, keep: float, limit: int
+) -> Steps[OldRows]:
+    """How far rows may go, of those from position ``start`` to below ``settled``: the first
+    ``limit`` of them are looked at, as far as they are all older than ``keep`` seconds.
+
+    Where no row stands the messages were settled all the same. Their rows may stand elsewhere, as
+    those of messages that came back do.
+    """
+    now = _NOW[dialect]
+    select = (
+        f"SELECT CAST(position AS text), {_KEPT_FROM[dialect]}, handled_at > {now} "  # noqa: S608
+        f"FROM streams_inbox WHERE scope = CAST($2 AS bigint) "
+        f"AND position >= {_position(dialect, 3)} AND position < {_position(dialect, 4)} "
+        "ORDER BY position LIMIT CAST($5 AS integer)"
+    )
+    parameters = (keep, scope, start, settled, limit)
+    rows = yield Statement(select, parameters)
+    if any(is_ahead for _, _, is_ahead in rows):
+        # Written while the clock was ahead: they would stay until it gets there again.
+        yield Statement(
+            f"UPDATE streams_inbox SET handled_at = {now} "  # noqa: S608
+            f"WHERE scope = CAST($1 AS bigint) AND handled_at > {now}",
+            (scope,),
         )
-    else:
-        sql = (
-            "SELECT position, handled_at < (julianday('now') - 2440587.5) * 86400 - $1 "
-            "FROM streams_inbox WHERE scope = $2 AND position < $3 ORDER BY position LIMIT $4"
-        )
-    rows = yield Statement(sql, (keep, scope, settled, limit))
-    last = None
-    for position, is_old in rows:
+        rows = yield Statement(select, parameters)
+    for count, (position, is_old, _) in enumerate(rows):
         if not is_old:
-            break
-        last = position
-    return last
+            return OldRows(position_text(int(position)), count, is_last=True)
+    if len(rows) < limit:
+        return OldRows(settled, len(rows), is_last=True)
+    return OldRows(position_text(int(rows[-1][0]) + 1), len(rows), is_last=False)
+
+
+_NOW: Mapping[DialectName, str] = {
+    "postgresql": "clock_timestamp()",
+    "sqlite": "(julianday('now') - 2440587.5) * 86400",
+}
+_KEPT_FROM: Mapping[DialectName, str] = {
+    "postgresql": "handled_at < clock_timestamp() "
+    "- make_interval(secs => CAST($1 AS double precision))",
+    "sqlite": "handled_at < (julianday('now') - 2440587.5) * 86400 - $1",
+}
+"""A row is old that was written before this: so many seconds ago."""
+
+
+def _position(dialect: DialectName, at: int) -> str:
+    """The parameter of this number, which is a position as text."""
+    return f"CAST(CAST(${at} AS text) AS numeric)" if dialect == "postgresql" else f"${at}"
 
 
 def raise_mark(dialect: DialectName, scope: Scope, number: int, mark: str) -> Steps[None]:
-    """What stands below ``mark`` is settled for ever."""
+    """What stands below ``mark`` is settled for ever. A mark that is there already is not touched,
+    not even locked."""
     incarnation, group, generation, topic, partition = scope
-    parameters = (number, incarnation, group, str(generation), topic, partition, mark)
-    if dialect == "postgresql":
-        yield Statement(
-            "INSERT INTO streams_inbox_marks AS m "
-            "(scope, incarnation, group_name, generation, topic, partition, mark) "
-            "VALUES (CAST($1 AS bigint), CAST($2 AS text), CAST($3 AS text), "
-            "CAST(CAST($4 AS text) AS numeric), CAST($5 AS text), CAST($6 AS integer), "
-            "CAST(CAST($7 AS text) AS numeric)) "
-            "ON CONFLICT (scope) DO UPDATE SET mark = greatest(m.mark, excluded.mark)",
-            parameters,
-        )
-        return
     yield Statement(
-        "INSERT INTO streams_inbox_marks VALUES ($1, $2, $3, $4, $5, $6, $7) "
-        "ON CONFLICT (scope) DO UPDATE SET mark = max(mark, excluded.mark)",
-        parameters,
+        "INSERT INTO streams_inbox_marks AS m "  # noqa: S608
+        "(scope, incarnation, group_name, generation, topic, partition, mark) "
+        "SELECT CAST($1 AS bigint), CAST($2 AS text), CAST($3 AS text), "
+        f"{_position(dialect, 4)}, CAST($5 AS text), CAST($6 AS integer), {_position(dialect, 7)} "
+        "WHERE NOT EXISTS (SELECT 1 FROM streams_inbox_marks AS known "
+        f"WHERE known.scope = CAST($8 AS bigint) AND known.mark >= {_position(dialect, 9)}) "
+        "ON CONFLICT (scope) DO UPDATE SET mark = excluded.mark WHERE m.mark < excluded.mark",
+        (number, incarnation, group, str(generation), topic, partition, mark, number, mark),
     )
-    yield Statement("DELETE FROM streams_inbox WHERE scope = $1 AND position < $2", (number, mark))
+    if dialect == "sqlite":
+        yield Statement(
+            "DELETE FROM streams_inbox WHERE scope = $1 AND position < $2", (number, mark)
+        )
+
+
+class Known(NamedTuple):
+    """What the database knows of a partition when its owner begins."""
+
+    mark: int
+    """Its mark."""
+    end: int
+    """The position behind the last message that is known: by a row, or by the mark."""
+
+
+def begin_partition(
+    dialect: DialectName, scope: Scope, number: int, *, start: int, settled: int, end: int | None
+) -> Steps[Known]:
+    """Before a new owner handles anything of a partition: what is known of it is held against the
+    log, and the partition has a row with its mark from now on.
+
+    If more is known than the log has, the log was restored from an older copy, or has lost its end,
+    and other messages take the places of those that are gone. So the mark goes back to what is
+    certainly settled, and rows of messages without an ID, which are known by their places, go.
+    Other rows stay: such a message is the same one wherever it stands.
+
+    :param start: the position at which the owner begins.
+    :param settled: below it everything is settled, as the log has it.
+    :param end: where the log ended when the owner began; None: that is not known.
+    """
+    # With the row there, who has an old snapshot is refused by a mark that was raised since.
+    yield from raise_mark(dialect, scope, number, position_text(0))
+    rows = yield Statement(
+        "SELECT CAST(m.mark AS text), (SELECT CAST(max(i.position) AS text) "
+        "FROM streams_inbox AS i WHERE i.scope = CAST($1 AS bigint)) "
+        "FROM streams_inbox_marks AS m WHERE m.scope = CAST($2 AS bigint)",
+        (number, number),
+    )
+    mark, last = rows[0]
+    known = Known(int(mark), max(int(mark), -1 if last is None else int(last) + 1))
+    if end is not None and known.end > end:
+        mark = position_text(min(settled, end))
+        yield Statement(
+            f"UPDATE streams_inbox_marks SET mark = {_position(dialect, 1)} "  # noqa: S608
+            f"WHERE scope = CAST($2 AS bigint) AND mark > {_position(dialect, 3)}",
+            (mark, number, mark),
+        )
+        yield Statement(
+            f"DELETE FROM streams_inbox WHERE scope = CAST($1 AS bigint) "  # noqa: S608
+            f"AND position >= {_position(dialect, 2)} AND substr(id, 9) = {_PLACE[dialect]}",
+            (number, position_text(start), f"{scope.topic}/{scope.partition}/"),
+        )
+    return known
+
+
+_PLACE: Mapping[DialectName, str] = {
+    "postgresql": "convert_to(CAST($3 AS text) || CAST(position AS text), 'UTF8')",
+    "sqlite": "CAST($3 || CAST(position AS integer) AS blob)",
+}
+"""The ID of a message without one that stands at a row's position. (On Redis, which gives no place
+twice, it is written otherwise.)"""
 
 
 def schedule_deletion(scope: int) -> Steps[None]:
@@ -454,8 +543,8 @@ def schedule_deletion(scope: int) -> Steps[None]:
     )
 
 
-def delete_purged(scope: int, limit: int) -> Steps[bool]:
-    """On PostgreSQL: delete rows below the mark, at most ``limit``. False: there may be more."""
+def delete_purged(scope: int, limit: int) -> Steps[int]:
+    """On PostgreSQL: delete rows below the mark; how many. ``limit``: there may be more."""
     rows = yield Statement(
         "WITH gone AS (DELETE FROM streams_inbox WHERE id IN (SELECT i.id FROM streams_inbox AS i "
         "JOIN streams_inbox_marks AS m ON m.scope = i.scope AND i.position < m.mark "
@@ -463,10 +552,10 @@ def delete_purged(scope: int, limit: int) -> Steps[bool]:
         "SELECT count(*) FROM gone",
         (scope, limit),
     )
-    if rows[0][0] < limit:
+    deleted = int(rows[0][0])
+    if deleted < limit:
         yield Statement(
             "UPDATE streams_inbox_marks SET purge_after = NULL WHERE scope = CAST($1 AS bigint)",
             (scope,),
         )
-        return True
-    return False
+    return deleted

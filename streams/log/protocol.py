@@ -259,6 +259,10 @@ class Assignment:
     """What the log calls the topic (:meth:`Log.incarnation`), once somebody has asked."""
     position: int = field(init=False)
     """Where reading starts; the listener sets it before ``assigned`` returns."""
+    log_end: int | None = field(default=None, init=False)
+    """Where the log ended when this assignment began, readable or not
+    (:meth:`Log.log_end_offset`); the listener sets it, for whoever holds what a database knows of
+    the partition against the log. None: nobody does."""
 
     def __post_init__(self) -> None:
         self.position = self.committed.position if self.committed else 0

@@ -469,8 +469,9 @@ class Job:
     """Counts attempts in the log."""
     observer: PartitionObserver | None = None
     on_assigned: Callable[[Sequence[Assignment]], None] | None = None
-    """Told of partitions that are ours from then on, in the thread that polls; it must not block.
-    """
+    """Told of partitions that are ours from then on, each with the log's end
+    (:attr:`~streams.log.protocol.Assignment.log_end`), in the thread that polls; it must not
+    block."""
     key_parking: KeyParking | None = None
     """Keeps keys closed behind dead messages."""
     before_dead_letter: BeforeDeadLetter | None = None

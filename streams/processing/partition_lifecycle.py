@@ -232,6 +232,8 @@ class PartitionLifecycle:
         job, committed = self._job, assignment.committed
         topic, partition = assignment.topic, assignment.partition
         first, end = self._log.watermarks(topic, partition)
+        if job.on_assigned is not None:
+            assignment.log_end = self._log.log_end_offset(topic, partition)
         settled: list[Range] = []
         beyond_end, rejected = assignment.stored_beyond_end, ""
         if committed is None:

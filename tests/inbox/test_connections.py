@@ -33,9 +33,9 @@ from streams import (
     Sqlite,
     Streams,
 )
-from streams.databases.protocol import Failure, Statement
+from streams.databases.protocol import Failure, Statement, is_conflict_of_ours
 from streams.testing import harness
-from tests.inbox.kinds import KINDS, Place
+from tests.inbox.kinds import KINDS, Kind, Place
 from tests.servers.lifetime import until
 
 ONE = Statement("SELECT CAST($1 AS integer)", (1,))
@@ -288,6 +288,29 @@ async def test_a_first_statement_that_fails_is_told_apart_from_a_lost_connection
         await session.commit()
 
 
+async def test_a_lost_connection_commits_nothing(postgres: str) -> None:
+    """Psycopg's own blocks end there without a word, as after an error that a handler swallowed."""
+    with ConnectionPool(postgres, min_size=1) as pool:
+        session = Psycopg(lambda: pool).begin()
+        session.connection.close()
+        with pytest.raises(psycopg.OperationalError, match="nothing was committed"):
+            session.commit()
+        session.rollback()
+        again = Psycopg(lambda: pool).begin()  # it was given back
+        assert again.execute(ONE) == [(1,)]
+        again.commit()
+    async with AsyncConnectionPool(postgres, min_size=1, open=False) as async_pool:
+        database = AsyncPsycopg(lambda: async_pool)
+        async_session = await database.begin_async()
+        await async_session.connection.close()
+        with pytest.raises(psycopg.OperationalError, match="nothing was committed"):
+            await async_session.commit()
+        await async_session.rollback()
+        async_again = await database.begin_async()
+        assert await async_again.execute(ONE) == [(1,)]
+        await async_again.commit()
+
+
 # -- an address that is none
 
 
@@ -422,3 +445,43 @@ async def test_a_pool_of_psycopg_tries_for_as_long_as_somebody_waits() -> None:
     finally:
         plain.close()
         await asynchronous.close_async()
+
+
+# -- behind a pooler, or with a statement_timeout
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ["EXECUTE nothing"],
+        ["PREPARE known AS SELECT 1", "PREPARE known AS SELECT 1"],
+        ["SET LOCAL statement_timeout = 1", "SELECT pg_sleep(60)"],
+    ],
+    ids=["invalid_sql_statement_name", "duplicate_prepared_statement", "query_canceled"],
+)
+async def test_what_is_no_failure_of_the_messages_in_a_statement_of_ours(
+    server_kind: Kind, statements: list[str], postgres: str
+) -> None:
+    database = server_kind.make(postgres)
+    database.reserve(1)
+    with pytest.raises(Exception, match=r"nothing|known|cancel") as caught:
+        if server_kind.asynchronous:
+            await database.enter_async()
+            async_session = await database.begin_async()
+            try:
+                for each in statements:
+                    await async_session.execute(Statement(each))
+            finally:
+                await async_session.rollback()
+                await database.leave_async()
+        else:
+            database.enter()
+            session = database.begin()
+            try:
+                for each in statements:
+                    session.execute(Statement(each))
+            finally:
+                session.rollback()
+                database.leave()
+    assert database.classify(caught.value) is Failure.FAULT
+    assert is_conflict_of_ours(caught.value)

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from msgspec import Struct
 
 from streams import (
     BatchError,
@@ -19,6 +20,7 @@ from streams import (
     Sqlite,
     Streams,
 )
+from streams.eventsourcing import Aggregate
 from streams.testing import harness
 from tests.inbox.kinds import Kind, Place
 
@@ -292,3 +294,51 @@ async def test_a_handler_that_runs_again_is_given_the_value_as_it_was(tmp_path: 
             await topic.publish({"n": 7, "cents": 100})
         await h.settled()
     assert given == {name: [100, 100] for name in ("plain", "with-id", "rerun", "batch")}
+
+
+class Split(Struct, tag="split", frozen=True):
+    parts: tuple[int, ...]
+
+
+class Paid(Struct, tag="paid", frozen=True):
+    cents: int
+
+
+async def test_an_event_that_is_several_today_is_given_up_by_each_of_its_ids(
+    tmp_path: Path,
+) -> None:
+    """Under these its values are taken, one by one: so whoever was frozen with one of them does not
+    handle it when its letter is written, and what was handled stays so."""
+    place, log = Place(str(tmp_path / "effects.db")), f"sqlite:///{tmp_path / 'log.db'}"
+
+    def count(total: int, event: Any) -> int:
+        return total + 1
+
+    old = Streams(log)
+    splits: Aggregate[Split, int] = Aggregate(old, "pays", Split, int, count)
+    async with old:
+        await splits.append("a", Split((1, 2, 3)), expected="new")
+    app = Streams(log)
+    pays: Aggregate[Paid, int] = Aggregate(app, "pays", Paid, int, count)
+
+    @pays.upcast(Split)
+    def split(event: Split) -> list[Paid]:
+        return [Paid(each) for each in event.parts]
+
+    @app.processor(
+        pays.events, group="g", transaction=Sqlite(place.place), retry=Retry(attempts=1),
+        filter=lambda event: event.cents != 3,
+    )  # fmt: skip
+    def handle(event: Paid, message: Message[Paid, sqlite3.Connection]) -> None:
+        if event.cents == 2:
+            raise ValueError("not this one")
+        message.transaction.execute("INSERT INTO effects VALUES (?, 1)", (message.id,))
+
+    async with harness(app, url=log) as h:
+        await h.settled()
+        stats = handle.stats()
+        assert stats is not None
+        assert stats.dead_letters == 1
+    rows = place.execute("SELECT CAST(substr(id, 9) AS TEXT), dead FROM streams_inbox ORDER BY id")
+    assert [(id.rpartition("#")[2], dead) for id, dead in rows] == [("0", 0), ("1", 1)]
+    assert len(place.effects()) == 1

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
+from confluent_kafka import Producer
 
-from streams import AsyncPsycopg, Message, NotFound, Psycopg, Retry, Streams
+from streams import AsyncPsycopg, Message, NotFound, Psycopg, Retry, Sqlite, Streams
+from streams.health import InboxStats
 from streams.log.url import open_log
 from streams.replay import replay, reset
 from streams.testing import harness
 from tests.inbox.kinds import KINDS, Place
-from tests.servers.lifetime import until
+from tests.servers.kafka import Kafka
+from tests.servers.lifetime import Lifetime, until
 
 ASYNC = KINDS[1]
+BY_NAME = {kind.name: kind for kind in KINDS}
 
 
 def test_an_incarnation_lasts_as_long_as_the_topic(url: str) -> None:
@@ -159,3 +165,108 @@ async def test_a_topic_made_anew_has_other_messages(url: str, postgres: str) -> 
         await asyncio.to_thread(log.delete_group, group)
         await asyncio.to_thread(log.close)
     assert place.effects() == {f"m{number}": 2 for number in range(3)}
+
+
+@pytest.mark.parametrize("is_purged", [True, False])
+async def test_what_takes_the_place_of_messages_that_a_log_has_lost_is_handled(
+    tmp_path: Path,
+    is_purged: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The log is restored from an older copy. What was settled in these places is known by the mark
+    where rows were purged, and where they were not by the place, if the messages have no IDs."""
+    monkeypatch.setattr("streams.inbox.purging.PURGE_INTERVAL", 0.05)
+    place = Place(str(tmp_path / "effects.db"))
+    log, copy = tmp_path / "log", tmp_path / "copy"
+    url = f"sqlite:///{log / 'log.db'}"
+    log.mkdir()
+
+    async def handle_more(numbers: range) -> InboxStats:
+        app = Streams(url)
+        topic = app.topic("orders", int, partitions=1)
+        database = Sqlite(place.place, keep=0 if is_purged else 86_400)
+
+        @app.processor(topic, group="g", transaction=database)
+        def handle(value: int, message: Message[int, Any]) -> None:
+            BY_NAME["sqlite"].write(message.transaction, f"m{value}", value)
+
+        async with harness(app, url=url) as h:
+            records = [topic.record(number, id=f"m{number}") for number in numbers]
+            for record in records:
+                record.id = record.id if is_purged else ""
+            await app.publisher.publish_many(topic.name, records)
+            await h.settled()
+            marked = "SELECT mark FROM streams_inbox_marks WHERE topic = 'orders'"
+            ends = h.log.watermarks(topic.name, 0)[1] if is_purged else 0
+            await asyncio.to_thread(
+                until, lambda: [int(mark) for (mark,) in place.execute(marked)] == [ends], 60,
+                "it is purged",
+            )  # fmt: skip
+            assert handle.inbox is not None
+            return handle.inbox.stats
+
+    assert (await handle_more(range(3))).losses == 0
+    shutil.copytree(log, copy)
+    assert (await handle_more(range(3, 8))).losses == 0
+    shutil.rmtree(log)
+    shutil.copytree(copy, log)
+    assert (await handle_more(range(8, 11))).losses == 1
+    assert "its database knows messages up to 8: the log was restored" in caplog.text
+    assert (await handle_more(range(11, 13))).losses == 0
+    assert place.effects() == {f"m{number}": 1 for number in range(13)}
+
+
+async def test_what_takes_the_place_of_a_kafka_logs_lost_end_is_handled(
+    lifetime: Lifetime, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The group stands beyond the end that is left. Others write, without IDs, what then stands in
+    places that the database knows."""
+    place = Place(str(tmp_path / "effects.db"))
+    with Kafka(lifetime) as cluster:
+        partition = cluster.nodes[0].folder / "data" / "orders-0"
+
+        def produce(numbers: Sequence[int]) -> None:
+            producer = Producer({"bootstrap.servers": cluster.bootstrap})
+            for number in numbers:
+                producer.produce("orders", str(number).encode(), partition=0)
+            assert producer.flush(60) == 0
+
+        async def handle(numbers: Sequence[int]) -> InboxStats:
+            app = Streams(cluster.url)
+            topic = app.topic("orders", int, partitions=1)
+
+            @app.processor(topic, group="g", transaction=Sqlite(place.place))
+            def write(value: int, message: Message[int, Any]) -> None:
+                BY_NAME["sqlite"].write(message.transaction, f"m{value}", value)
+
+            # A group beyond the end has nothing to do, until it has gone back.
+            expected = {f"m{number}" for number in numbers}
+            async with harness(app, url=cluster.url) as h:
+                await asyncio.to_thread(
+                    until, lambda: expected <= set(place.effects()), 120, "they are handled"
+                )
+                await h.settled(within=120)
+                assert write.inbox is not None
+                return write.inbox.stats
+
+        log = open_log(cluster.url)
+        log.create_topic("orders", 1)
+        log.close()
+        produce(range(3))
+        await handle(range(3))
+        await asyncio.to_thread(cluster.stop)
+        shutil.copytree(partition, tmp_path / "copy")
+        await asyncio.to_thread(cluster.start)
+        produce(range(3, 8))
+        assert (await handle(range(8))).losses == 0
+        assert place.effects() == {f"m{number}": 1 for number in range(8)}
+        await asyncio.to_thread(cluster.stop)
+        shutil.rmtree(partition)
+        shutil.copytree(tmp_path / "copy", partition)
+        await asyncio.to_thread(cluster.start)
+        produce([8, 9])  # in the places of 3 and 4
+        assert (await handle([8, 9])).losses == 1
+        assert "or has lost its end" in caplog.text
+        effects = place.effects()
+        assert {effects[f"m{number}"] for number in range(3, 10)} == {1}

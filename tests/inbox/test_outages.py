@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,17 @@ async def eventually(ready: Callable[[], Any], what: str) -> None:
     await asyncio.to_thread(until, ready, 60, what)
 
 
+def set_for_new_connections(url: str, name: str, value: str) -> None:
+    """A setting of a database; its connections are ended."""
+    with psycopg.connect(url, autocommit=True) as server:
+        database = server.info.dbname
+        server.execute(f"ALTER DATABASE \"{database}\" SET {name} = '{value}'".encode())
+        server.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+
 async def test_while_it_is_down_the_processor_waits_and_no_attempt_is_used(
     server_kind: Kind, own: Postgres
 ) -> None:
@@ -81,17 +93,23 @@ async def test_while_it_is_down_the_processor_waits_and_no_attempt_is_used(
         place.execute("DROP TABLE effects")
 
 
-async def test_an_app_that_stops_does_not_wait_for_its_database(own: Postgres) -> None:
+@pytest.mark.parametrize("library", KINDS[:2], ids=lambda kind: str(kind.name))
+@pytest.mark.parametrize("concurrency", [1, 64])
+async def test_an_app_that_stops_does_not_wait_for_its_database(
+    own: Postgres, library: Kind, concurrency: int
+) -> None:
+    """Nor do handlers, one after the other."""
     if not own.process.alive:
         own.restart()
-    kind = KINDS[1]
     app = Streams(f"memory://{uuid4().hex}")
     topic = app.topic("numbers", int)
     processor = app.processor(
-        topic, group="g", transaction=kind.make(own.url.replace(str(own.port), "1"))
-    )(kind.handler(lambda message: None, lambda message: message.id))  # fmt: skip
+        topic, group="g", concurrency=concurrency,
+        transaction=library.make(own.url.replace(str(own.port), "1")),
+    )(library.handler(lambda message: None, lambda message: message.id))  # fmt: skip
     async with harness(app):
-        await topic.publish(0, id="m0")
+        for number in range(concurrency):
+            await topic.publish(number, key=str(number), id=f"m{number}")
         inbox = processor.inbox
         assert inbox is not None
         await eventually(lambda: not inbox.stats.reachable, "it waits for the database")
@@ -241,9 +259,12 @@ async def test_a_handlers_timeout_is_none_of_the_database(own: Postgres) -> None
         assert not inbox.stats.reachable
 
 
-async def test_a_handlers_timeout_is_not_used_up_by_waiting_for_a_row(postgres: str) -> None:
-    """Of a frozen owner's transaction, say: the message comes again, and that is no failed
-    attempt."""
+async def test_a_handlers_timeout_is_not_used_up_by_waiting_for_a_row(
+    postgres: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a frozen owner's transaction, say: the message comes again, and that is no failed attempt.
+    Nor is it an outage."""
+    monkeypatch.setattr("streams.inbox.handling.PATIENCE_WITH_TIMEOUT", 3.0)
     app = Streams(f"memory://{uuid4().hex}")
     topic = app.topic("numbers", int, partitions=1)
     handled: list[int] = []
@@ -262,6 +283,7 @@ async def test_a_handlers_timeout_is_not_used_up_by_waiting_for_a_row(postgres: 
             await eventually(lambda: bool(postponed) or _retries(handle) > 0, "it comes again")
         await eventually(lambda: handled == [1, 2], "it is handled")
         assert _retries(handle) == 0
+    assert "waiting for its database" not in caplog.text
 
 
 def _count_postponed(inbox: Any) -> list[TransactionPostponed]:
@@ -314,12 +336,23 @@ async def test_a_file_that_another_process_holds_is_told(
         other.close()
 
 
-@pytest.mark.parametrize("name", ["psycopg", "asyncpg", "sqlalchemy-file"])
+@pytest.mark.parametrize(
+    ("name", "statement_timeout"),
+    [
+        ("psycopg", ""), ("asyncpg", ""), ("sqlalchemy-file", ""),
+        ("psycopg", "200ms"), ("asyncpg", "200ms"),
+    ],
+)  # fmt: skip
 async def test_a_lock_that_is_not_had_uses_up_no_attempt(
-    name: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    statement_timeout: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The handler was not called, however often that happens."""
-    monkeypatch.setattr(Inbox, "timeouts", Timeouts(lock=0.05, idle=10.0))
+    lock = 60.0 if statement_timeout else 0.05
+    monkeypatch.setattr(Inbox, "timeouts", Timeouts(lock=lock, idle=60.0))
     database: Database[Any]
     if name == "sqlalchemy-file":
         file = str(tmp_path / "a.db")
@@ -347,6 +380,8 @@ async def test_a_lock_that_is_not_had_uses_up_no_attempt(
         await h.settled()
         inbox = processor.inbox
         assert isinstance(inbox, Inbox)
+        if statement_timeout:
+            set_for_new_connections(file, "statement_timeout", statement_timeout)
         with contextlib.closing(
             sqlite3.connect(file, isolation_level=None)
             if name == "sqlalchemy-file"
@@ -393,3 +428,108 @@ async def test_what_is_known_already_does_not_wait_for_an_outage_to_end(
         await h.settled(within=120)
         assert inbox.stats.reachable
     assert handled == list(range(13))
+
+
+# -- a message that is to blame itself
+
+
+@pytest.mark.parametrize("swallows", [False, True])
+async def test_a_message_that_ends_its_connection_each_time_is_given_up(
+    server_kind: Kind, swallows: bool, postgres: str
+) -> None:
+    """The database is there again each time. Others are handled. A handler that goes on all the
+    same has committed nothing."""
+    place = Place(postgres)
+    app = Streams(f"memory://{uuid4().hex}")
+    topic = app.topic("numbers", int, partitions=1)
+    calls: list[int] = []
+    errors: Any = contextlib.suppress(Exception) if swallows else contextlib.nullcontext()
+    end = "SELECT pg_terminate_backend(pg_backend_pid())"
+
+    async def end_async(transaction: Any) -> None:
+        with errors:
+            await server_kind.execute(transaction, end)
+
+    def end_connection(message: Any) -> Any:
+        calls.append(message.value)
+        if message.value != 1:
+            return None
+        if server_kind.asynchronous:
+            return end_async(message.transaction)
+        with errors:
+            server_kind.execute(message.transaction, end)
+        return None
+
+    processor = app.processor(
+        topic, group="g", transaction=server_kind.make(postgres),
+        retry=Retry(attempts=2, delay=0.001),
+    )(server_kind.handler(end_connection, lambda message: message.id))  # fmt: skip
+    async with harness(app) as h:
+        for number in range(3):
+            await topic.publish(number, id=f"m{number}")
+        await h.settled(within=120)
+        stats = processor.stats()
+        assert stats is not None
+        assert (stats.dead_letters, stats.retries) == (1, 1)
+    assert sorted(calls) == [0, *[1] * (2 * RUNS_IN_PLACE), 2]
+    assert place.effects() == {"m0": 1, "m2": 1}
+
+
+@pytest.mark.parametrize("name", ["psycopg", "async-psycopg"])
+async def test_a_handler_that_closes_its_connection_fails(name: str, postgres: str) -> None:
+    place, kind = Place(postgres), next(each for each in KINDS if each.name == name)
+    app = Streams(f"memory://{uuid4().hex}")
+    topic = app.topic("numbers", int, partitions=1)
+
+    def close(message: Any) -> Any:
+        return message.transaction.close() if message.value == 1 else None
+
+    processor = app.processor(
+        topic, group="g", transaction=kind.make(postgres), retry=Retry(attempts=1)
+    )(kind.handler(close, lambda message: message.id))
+    async with harness(app) as h:
+        for number in range(3):
+            await topic.publish(number, id=f"m{number}")
+        await h.settled(within=120)
+        stats = processor.stats()
+        assert stats is not None
+        assert stats.dead_letters == 1
+    assert place.effects() == {"m0": 1, "m2": 1}
+
+
+# -- what is no outage
+
+
+async def test_a_handler_that_waits_for_another_ones_transaction_is_no_outage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A SQLite file has one transaction at a time, and this process has it."""
+    monkeypatch.setattr("streams.databases.sqlite_database.BUSY_TIMEOUT", 0.01)
+    begun, go_on, waited = threading.Event(), threading.Event(), list[int]()
+    database = Sqlite(tmp_path / "a.db")
+    app = Streams(f"memory://{uuid4().hex}")
+    topic = app.topic("numbers", int, partitions=1)
+
+    @app.processor(topic, group="g", transaction=database, concurrency=2)
+    def handle(value: int, message: Message[int, sqlite3.Connection]) -> None:
+        if value == 1:
+            begun.set()
+            assert go_on.wait(120)
+
+    begin = database.begin
+
+    def counted() -> Any:
+        if begun.is_set():
+            waited.append(1)
+        return begin()
+
+    monkeypatch.setattr(database, "begin", counted)
+    async with harness(app) as h:
+        await topic.publish(1, key="a")
+        await asyncio.to_thread(begun.wait, 60)
+        await topic.publish(2, key="b")
+        await eventually(lambda: len(waited) > 3, "the other one waits, and waits again")
+        assert handle.health().database_reachable
+        go_on.set()
+        await h.settled(within=120)
+    assert "waiting for its database" not in caplog.text

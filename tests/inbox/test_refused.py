@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,12 @@ def test_a_declaration(handler: Any, options: dict[str, Any], said: str) -> None
 def test_a_database(make: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         make()
+
+
+@pytest.mark.parametrize("keep", [math.inf, math.nan, 1e12, -0.1, True, "7"])
+def test_a_time_that_no_database_can_go_back(keep: Any) -> None:
+    with pytest.raises(ConfigError, match="seconds, 0 or more, and a century"):
+        Sqlite("a.db", keep=keep)
 
 
 async def test_mysql() -> None:

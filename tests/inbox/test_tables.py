@@ -21,9 +21,12 @@ from streams.errors import ConfigError
 from streams.inbox import ddl
 from streams.inbox.identity import Entry, Scope, entry_id, position_text
 from streams.inbox.tables import (
+    Known,
+    OldRows,
     Pending,
     Timeouts,
     Verdict,
+    begin_partition,
     check_version,
     create_missing,
     delete_purged,
@@ -78,6 +81,47 @@ class Tables:
 
     def raise_mark(self, mark: int) -> None:
         self.do(lambda: raise_mark(self.database.dialect, SCOPE, SCOPE.number, position_text(mark)))
+
+    def begin(self, *, start: int, settled: int, end: int) -> Known:
+        """A new owner begins."""
+
+        def steps() -> Steps[Known]:
+            return begin_partition(
+                self.database.dialect, SCOPE, SCOPE.number, start=start, settled=settled, end=end
+            )
+
+        found: Known = self.do(steps)
+        return found
+
+    def look(
+        self, settled: int, keep: float, *, scope: Scope = SCOPE, start: int = 0, limit: int = 100
+    ) -> OldRows:
+        """What may go."""
+
+        def steps() -> Steps[OldRows]:
+            return rows_to_purge(
+                self.database.dialect, scope.number, position_text(start), position_text(settled),
+                keep, limit,
+            )  # fmt: skip
+
+        found: OldRows = self.do(steps)
+        return found
+
+    def purge(self, scope: Scope, settled: int) -> None:
+        """All that is settled, however young."""
+        dialect, mark = self.database.dialect, self.look(settled, keep=-1, scope=scope).mark
+        self.do(lambda: raise_mark(dialect, scope, scope.number, mark))
+        if dialect == "postgresql":
+            self.do(lambda: delete_purged(scope.number, 100))
+
+    def age(self, seconds: float, where: str) -> None:
+        """Rows are so much older."""
+        ago = f"make_interval(secs => {seconds})"
+        if self.database.dialect == "sqlite":
+            ago = str(seconds)
+        self.do(
+            lambda: _run(f"UPDATE streams_inbox SET handled_at = handled_at - {ago} WHERE {where}")
+        )
 
 
 def _select(sql: str) -> Steps[Any]:
@@ -155,19 +199,58 @@ def test_below_the_mark_nothing_is_taken(tables: Tables) -> None:
 
 
 def test_only_what_is_settled_and_old_is_purged(tables: Tables) -> None:
-    dialect = tables.database.dialect
     tables.take(*(entry(number) for number in range(10)))
 
-    def last(settled: int, keep: float, limit: int = 100) -> int | None:
-        found = tables.do(
-            lambda: rows_to_purge(dialect, SCOPE.number, position_text(settled), keep, limit)
-        )
-        return None if found is None else int(found)
+    def look(settled: int, keep: float, *, start: int = 0, limit: int = 100) -> tuple[int, ...]:
+        found = tables.look(settled, keep, start=start, limit=limit)
+        return int(found.mark), found.rows, found.is_last
 
-    assert last(settled=6, keep=3600) is None
-    assert last(settled=0, keep=-1) is None
-    assert last(settled=6, keep=-1) == 5
-    assert last(settled=6, keep=-1, limit=3) == 2
+    assert look(settled=6, keep=3600) == (0, 0, True)
+    assert look(settled=0, keep=-1) == (0, 0, True)
+    assert look(settled=6, keep=-1) == (6, 6, True)
+    assert look(settled=6, keep=-1, limit=3) == (3, 3, False)
+    assert look(settled=6, keep=-1, limit=3, start=3) == (6, 3, False)
+    assert look(settled=20, keep=-1) == (20, 10, True)  # nothing stands there, and it is settled
+    tables.age(7200, f"position < '{position_text(4)}'")
+    assert look(settled=9, keep=3600) == (4, 4, True)  # the young one stands there
+
+
+def test_rows_of_a_clock_that_was_ahead_are_old_in_their_time(tables: Tables) -> None:
+    """They are taken for written when that is noticed."""
+    tables.take(*(entry(number) for number in range(5)))
+    tables.age(-31_536_000, "id = (SELECT id FROM streams_inbox ORDER BY id LIMIT 1)")
+    assert tables.look(5, keep=3600).rows == 0
+    assert tables.look(5, keep=-1).rows == 5
+
+
+def test_a_message_whose_row_went_elsewhere_is_known_by_its_place(tables: Tables) -> None:
+    """It was given up, put back, handled from the retry topic, and purged there. Whoever had it
+    before that, and thaws, does not handle it again."""
+    dialect = tables.database.dialect
+    retry = Scope("log", "g", 0, "orders.g.retry", 0)
+    assert tables.do(lambda: mark_dead(dialect, entry(1), PATIENT)) is Verdict.DEAD
+    came_back = Entry(entry(1).id, retry.number, position_text(0), 1)
+    assert tables.take(came_back) == [Verdict.NEW]
+    for scope, settled in ((retry, 1), (SCOPE, 2)):
+        tables.purge(scope, settled)
+    assert tables.rows() == 0
+    assert tables.take(entry(1)) == [Verdict.PURGED]
+
+
+@pytest.mark.parametrize("end", [4, 100])
+def test_what_the_log_has_lost_is_forgotten_by_its_place(tables: Tables, end: int) -> None:
+    """The log was restored from an older copy: other messages take the places of those that it does
+    not have any more. A message with an ID stays the same one wherever it stands."""
+    without_id = Entry(entry_id(b"sourceid", "orders/0/9"), SCOPE.number, position_text(9), 0)
+    assert tables.take(entry(8), without_id) == [Verdict.NEW, Verdict.NEW]
+    tables.raise_mark(5)
+    assert tables.begin(start=3, settled=3, end=end) == Known(mark=5, end=10)
+    is_lost = end == 4
+    assert tables.take(entry(8)) == [Verdict.HANDLED]
+    assert tables.take(without_id) == [Verdict.NEW if is_lost else Verdict.HANDLED]
+    assert tables.take(entry(2)) == [Verdict.PURGED]
+    assert tables.take(entry(3)) == [Verdict.NEW if is_lost else Verdict.PURGED]
+    assert tables.begin(start=3, settled=3, end=10) == Known(mark=3 if is_lost else 5, end=10)
 
 
 def test_rows_stay_until_who_read_the_old_mark_has_ended(server: Tables) -> None:
@@ -212,10 +295,13 @@ def _run(sql: str) -> Steps[None]:
     yield Statement(sql)
 
 
+@pytest.mark.parametrize("mark", [0, 1])
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
-def test_an_old_snapshot_does_not_see_an_old_mark(server: Tables, level: str) -> None:
+def test_an_old_snapshot_does_not_see_an_old_mark(server: Tables, level: str, mark: int) -> None:
+    """Also where nothing was purged before: the mark has a row from the beginning."""
+    server.begin(start=0, settled=0, end=100)
     assert server.take(entry(1)) == [Verdict.NEW]
-    server.raise_mark(1)
+    server.raise_mark(mark)
     zombie = server.database.begin()
     run(zombie, _select_level(level))
     server.raise_mark(10)

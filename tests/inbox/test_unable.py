@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -26,7 +27,7 @@ from streams import (
     Topic,
 )
 from streams.testing import Harness, harness
-from tests.inbox.kinds import Kind, Place
+from tests.inbox.kinds import KINDS, Kind, Place
 from tests.servers.lifetime import until
 
 
@@ -118,6 +119,48 @@ async def test_a_server_without_room_is_waited_for(server_kind: Kind, postgres: 
                 )
             await h.settled()
     assert place.effects() == {f"m{number}": 1 for number in range(1, sent + 1)}
+
+
+@pytest.mark.parametrize("name", ["psycopg", "async-psycopg"])
+async def test_a_message_for_which_the_server_lacks_room_each_time_is_given_up(
+    name: str, postgres: str
+) -> None:
+    """Others are committed meanwhile, so it is no outage."""
+    place = Place(postgres)
+    place.execute(
+        "CREATE FUNCTION lack_memory() RETURNS trigger LANGUAGE plpgsql AS $$ "
+        "BEGIN RAISE EXCEPTION 'there' USING ERRCODE = 'out_of_memory'; END $$"
+    )
+    place.execute(
+        "CREATE TRIGGER lack_memory BEFORE INSERT ON effects FOR EACH ROW "
+        "WHEN (NEW.id = 'poison') EXECUTE FUNCTION lack_memory()"
+    )
+    (kind,) = (each for each in KINDS if each.name == name)
+    app = Streams(f"memory://{uuid4().hex}")
+    topic = app.topic("numbers", int)
+    processor = declared(app, topic, kind.make(postgres), kind.handler(lambda message: None, by_id))
+    sent = 0
+    async with harness(app) as h:
+        await topic.publish(0, id="poison", key="poison")
+        async with asyncio.timeout(240):
+            while not _dead_letters(processor):
+                id = f"m{sent}"
+                await topic.publish(sent, id=id, key="others")
+                await eventually(partial(_has_effect, place, id), "others are handled")
+                sent += 1
+        await h.settled(within=120)
+        await eventually(lambda: processor.health().database_reachable, "it works")
+        assert _dead_letters(processor) == 1
+    assert place.effects() == {f"m{number}": 1 for number in range(sent)}
+
+
+def _has_effect(place: Place, id: str) -> bool:
+    return id in place.effects()
+
+
+def _dead_letters(processor: Processor[..., Any]) -> int:
+    stats = processor.stats()
+    return 0 if stats is None else stats.dead_letters
 
 
 async def test_a_replica_is_left_for_the_next_server(server_kind: Kind, postgres: str) -> None:
