@@ -24,7 +24,7 @@ from streams.eventsourcing.views.keyed_topic import FloorKeeper, check_above_flo
 from streams.eventsourcing.views.retry_requests import RetryRequests
 from streams.log.documents import DocumentStore, DocumentWriter
 from streams.log.protocol import Assignment, Committed, Log
-from streams.log.range_reader import read_batches_alive
+from streams.log.range_reader import at_intervals, read_batches
 from streams.text import get_logger
 from streams.wire import shorten
 
@@ -134,5 +134,6 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
             )  # fmt: skip
             return False
         end = partition.handler.position
-        rest = read_batches_alive(self._log, topic, number, start, end, self.keep_alive)
-        return partition.handler.retry(key, rest)
+        stay_alive = at_intervals(self.keep_alive)
+        rest = read_batches(self._log, topic, number, start, end)
+        return partition.handler.retry(key, rest, stay_alive)

@@ -7,6 +7,7 @@ It polls the sources in a group of its own, whose position says how far all is w
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -82,13 +83,16 @@ class KeyingHandler(PartitionHandler):
         return self._incarnations
 
     @override
-    def handle(self, batch: Batch, start: int) -> Handled:
+    def handle(self, batch: Batch, start: int, until: float = float("inf")) -> Handled:
         records: list[Record] = []
         after: dict[int, tuple[int, int]] = {}
         error: Exception | None = None
         stop, events = len(batch), 0
         self._reader.begin(batch, start)
         for index in range(start, len(batch)):
+            if index > start and time.monotonic() >= until:
+                stop = index
+                break
             try:
                 count, keyed = self._copies(batch, index)
             except Skip:
