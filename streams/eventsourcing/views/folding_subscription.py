@@ -95,6 +95,7 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
 
     @override
     def _between_polls(self) -> None:
+        self._retries.check()
         if self._retries.take_stale() and self._partitions:
             logger.info("%s: begins anew, as its documents were deleted", self._name)
             self._begin_anew(list(self._partitions))

@@ -121,6 +121,8 @@ class ViewVersion:
 
     :param retries: documents to be folded on.
     :param on_folded: called in the folding thread after something was written.
+    :param declare: has it declared to all processes before anything is folded; blocks, and raises
+        ConfigError where somebody has declared it otherwise.
     """
 
     def __init__(
@@ -128,10 +130,12 @@ class ViewVersion:
         definition: ViewDefinition[Any],
         retries: RetryRequests,
         on_folded: Callable[[], None],
+        declare: Callable[[ViewVersion], None],
     ) -> None:
         self.definition = definition
         self.retries = retries
         self._on_folded = on_folded
+        self._declare = declare
         self._foreign = ForeignRecords()
         self._incarnations: Incarnations | None = None
         self.counts: dict[TopicPartition, PartitionCounts] = {}
@@ -197,6 +201,7 @@ class ViewVersion:
         if definition.is_keyed:
             count = ensure_keyed_topic(log, definition.keyed_topic, count).partitions
         store.create(definition.collection, count)
+        self._declare(self)
         return FoldingSubscription(
             log,
             store,
