@@ -92,7 +92,12 @@ def key_bytes(where: str, key: Any) -> bytes:
     """
     if not isinstance(key, str):
         raise InvalidValue(f"{where}: key={key!r}: a str")
-    return key.encode("utf-8", "surrogateescape")
+    try:
+        return key.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise InvalidValue(
+            f"{where}: key={key!r} holds a lone surrogate, which is no text"
+        ) from None
 
 
 def tracker_of(log: Log, view: str, known: KnownVersion) -> VersionTracker:
