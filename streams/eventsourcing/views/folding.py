@@ -269,7 +269,8 @@ class PartitionFolder(PartitionHandler):
 
         :raises LogError: it cannot be read.
         """
-        failure = self._documents.load([key])[key].failure
+        (stored,) = self._writer.read([key])
+        failure = b"" if stored is None else stored.failure
         return decode_failure(failure).place[0] if failure else None
 
     def retry(
@@ -283,7 +284,11 @@ class PartitionFolder(PartitionHandler):
         :returns: whether it stands still no more.
         :raises LogError: it was written or not.
         """
-        entry = self._documents.load([key])[key]
+        try:
+            entry = self._documents.load([key])[key]
+        except UnreadableDocument as error:
+            self._keep_reason(key, error)
+            return False
         if not entry.failure:
             return True
         failure = decode_failure(entry.failure)
@@ -297,6 +302,17 @@ class PartitionFolder(PartitionHandler):
         sources = decode_checkpoint(self._writer.checkpoint).sources
         self._write(outcome, self._position, sources)
         return not entry.failure
+
+    def _keep_reason(self, key: bytes, error: Exception) -> None:
+        """A document goes on standing still where it does, for another reason."""
+        (stored,) = self._writer.read([key])
+        checkpoint = self._writer.checkpoint
+        if stored is None or checkpoint is None:
+            return
+        before = decode_failure(stored.failure)
+        offset, number = before.place
+        failure = encode_failure(offset, number, before.position, error, before.sources_before)
+        self._writer.write([DocumentChange(key, StoredDocument(stored.value, failure))], checkpoint)
 
     def _fold_on(
         self,

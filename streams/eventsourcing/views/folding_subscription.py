@@ -11,8 +11,12 @@ from collections.abc import Callable
 
 from typing_extensions import override
 
-from streams.errors import LogError
-from streams.eventsourcing.views.checkpoint_check import check_checkpoint
+from streams.errors import LogError, StreamsError, TopicMismatch
+from streams.eventsourcing.views.checkpoint_check import (
+    REMEDY,
+    CheckpointBeyondLog,
+    check_checkpoint,
+)
 from streams.eventsourcing.views.folding import PartitionFolder
 from streams.eventsourcing.views.incarnations import Incarnations
 from streams.eventsourcing.views.inline_subscription import (
@@ -70,7 +74,13 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
 
     @override
     def _begin(self, assignment: Assignment) -> PartitionFolder:
-        writer = self._store.claim(self._name, assignment.partition)
+        try:
+            writer = self._store.claim(self._name, assignment.partition)
+        except TopicMismatch as error:  # what stands there was not written by a writer
+            raise CheckpointBeyondLog(
+                f"{self._name}: {assignment.topic}/{assignment.partition}: its checkpoint: "
+                f"{error}; {REMEDY}"
+            ) from error
         try:
             if self._floors is not None:
                 check_above_floor(
@@ -108,6 +118,12 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
                     self._retries.put_back(requests[at:])
                     self._give_up(partition, error)
                     break
+                except StreamsError as error:
+                    logger.error(
+                        "%s: document %r cannot be folded on: %s",
+                        self._name, shorten(request.key), error,
+                    )  # fmt: skip
+                    goes_on = False
                 if goes_on:
                     counts = self._counts[partition.assignment.topic_partition]
                     counts.stopped.discard(request.key)

@@ -15,7 +15,7 @@ from typing import Any
 from typing_extensions import override
 
 from stream_codecs import UnknownTag
-from streams.errors import ConfigError, LogError, NotFound
+from streams.errors import ConfigError, LogError, NotFound, TopicMismatch
 from streams.eventsourcing.views.checkpoint_check import check_incarnations
 from streams.eventsourcing.views.checkpoints import (
     NO_INCARNATIONS,
@@ -207,7 +207,7 @@ def _incarnations_of_documents(
     except NotFound:
         return
     for partition in range(count):
-        with suppress(UnreadableCheckpoint):  # what is wrong with it is told by who folds
+        with suppress(UnreadableCheckpoint, TopicMismatch):  # it is told by who folds
             yield decode_checkpoint(store.checkpoint(collection, partition)).incarnations
 
 
