@@ -232,22 +232,30 @@ def standing_still(consumer: Any, topic: str, *, fetches_then: bool = True) -> I
         goes_on.set()
 
 
+@pytest.mark.parametrize("looks_before", [False, True])
 def test_what_is_decided_upon_a_topic_that_was_made_anew_meanwhile_is_not_lost(
-    kafka: KafkaAddress, log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+    kafka: KafkaAddress, log: KafkaLog, monkeypatch: pytest.MonkeyPatch, looks_before: bool
 ) -> None:
     """A process stood still while the topic was made anew and grew past what it had read. No answer
-    of the new topic is taken for one of the former."""
+    of the new topic is taken for one of the former, whether what follows the topic goes on before
+    the append or not."""
     topic = log.create_event_topic(f"{uuid4().hex[:12]}.events", 1).name
     head = grow(log, topic, b"k", b"1", b"2")
     index = log._events.indexes.get(topic)
+
+    def check_append() -> None:
+        _, outcome = append(log, topic, b"k", head.base, b"3")
+        assert not isinstance(outcome, Appended)
+
     with opening(kafka.url) as open_one, standing_still(index._consumer, topic):
         other = open_one()
         other.delete_topic(topic)
         other.create_event_topic(topic, 1)
         grow(other, topic, b"other", *[b"%d" % number for number in range(5)])
         monkeypatch.setattr(topic_identity, "MAX_AGE", -1.0)  # so long has it stood still
-        _, outcome = append(log, topic, b"k", head.base, b"3")
-        assert not isinstance(outcome, Appended)
+        if not looks_before:
+            check_append()
+    check_append()
     assert history(log, topic, b"k").head == EMPTY
     assert len(values(history(log, topic, b"other"))) == 5
     assert values(history(log, topic, b"other"))[-1] == b"4"
