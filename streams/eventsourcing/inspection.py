@@ -1,4 +1,5 @@
-"""Aggregates looked at through a log alone: the app does not run, and nothing is written or made.
+"""Aggregates looked at through a log alone: the app does not run, and nothing is made or written
+(but that an append is void which was cut off on Kafka, which whoever follows a partition writes).
 
 What the command line shows comes from here. It reads as the app would (its snapshot, the events
 behind it, upcasts, ``evolve``), and where the app would stop it says at which event, and why.

@@ -133,7 +133,9 @@ class DocumentStore(Protocol):
     """The collections of one log. Usable from any thread; every call blocks.
 
     Each call raises :class:`~streams.errors.Unavailable` while the log cannot be reached or is
-    closed, and :class:`~streams.errors.NotFound` for a collection or partition that there is not.
+    closed, :class:`~streams.errors.NotFound` for a collection or partition that there is not, and
+    :class:`~streams.errors.TopicMismatch` where a checkpoint that it reads is none, as somebody has
+    changed it.
     """
 
     def create(self, collection: str, partitions: int) -> CollectionInfo:

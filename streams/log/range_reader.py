@@ -62,6 +62,20 @@ def read_batches(
                 yield batch
 
 
+def at_intervals(keep_alive: Callable[[], None]) -> Callable[[], None]:
+    """What calls ``keep_alive`` every :data:`KEEP_ALIVE_EVERY` seconds, however often it is called
+    itself."""
+    alive_at = time.monotonic()
+
+    def call() -> None:
+        nonlocal alive_at
+        if time.monotonic() - alive_at > KEEP_ALIVE_EVERY:
+            keep_alive()
+            alive_at = time.monotonic()
+
+    return call
+
+
 def read_batches_alive(
     log: Log, topic: str, partition: int, start: int, end: int, keep_alive: Callable[[], None]
 ) -> Iterator[Batch]:
@@ -69,11 +83,9 @@ def read_batches_alive(
 
     :param keep_alive: of its subscription; called every :data:`KEEP_ALIVE_EVERY` seconds.
     """
-    alive_at = time.monotonic()
+    stay_alive = at_intervals(keep_alive)
     for batch in read_batches(log, topic, partition, start, end):
-        if time.monotonic() - alive_at > KEEP_ALIVE_EVERY:
-            keep_alive()
-            alive_at = time.monotonic()
+        stay_alive()
         yield batch
 
 

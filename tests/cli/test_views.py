@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import threading
@@ -392,6 +393,57 @@ def test_a_rebuild_that_was_interrupted_is_finished_by_another(
         assert sqlite("rebuild", "NAME", "--version", "1", "--yes", "--wait").status == 0
         assert bank.app.wait(bank.balances.get("a-1")) == Balance("ada", 1, 1)
     assert sqlite.version()["serves"]
+
+
+@pytest.mark.parametrize("what", ["rebuild", "drop"])
+def test_what_was_interrupted_of_a_keyed_version_is_finished_by_another(
+    what: str, sqlite: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its keyed topic is deleted by then: who runs the command again, lists the version or reads it
+    is told how it is."""
+    fold_keyed(sqlite)
+    words = [what, "NAME", "--version", "1", "--yes", *(["--force"] if what == "drop" else [])]
+
+    def stop(*given: Any) -> None:
+        raise Unavailable("cut off")
+
+    with monkeypatch.context() as patch:
+        store: Any = SqliteDocuments
+        patch.setattr(store, "clear" if what == "rebuild" else "delete", stop)
+        ended = sqlite(*words)
+        assert ended.status == 1
+        assert "cut off" in ended.err
+    with sqlite.log() as log:
+        assert f"{sqlite.name}.v1.keyed" not in [each.name for each in log.topics()]
+    assert sqlite.version()["share"] == 0.0
+    (version,) = sqlite("show", "NAME", "--json").json["versions"]
+    assert all("it was deleted" in each["problem"] for each in version["places"])
+    if what == "rebuild":
+
+        async def read() -> None:
+            app = Streams(sqlite.url)
+            holders: Any = accounts(app, sqlite.accounts).view("balances", Balance, key=owner_of)(
+                lambda balance, event: balance
+            )
+            async with app.connected():
+                assert (await holders.progress()).share == 0.0
+                with pytest.raises(ViewNotReady, match="version 1 is being built, 0% of its"):
+                    await holders.get("ada")
+
+        asyncio.run(read())
+    assert sqlite(*words).status == 0
+    if what == "drop":
+        assert sqlite.versions() == {}
+    fold_keyed(sqlite)
+    assert sqlite.version()["serves"]
+
+
+def test_a_keyed_version_whose_source_is_gone_is_listed(sqlite: Desk) -> None:
+    fold_keyed(sqlite)
+    topic = f"{sqlite.accounts}.events"
+    assert sqlite.run("topics", "delete", topic, "--yes", "--url", sqlite.url).status == 0
+    assert sqlite.version()["documents"] == 1
+    assert sqlite("show", "NAME").status == 0
 
 
 def test_a_version_is_promoted_once_it_has_come_as_far(desk: Desk) -> None:

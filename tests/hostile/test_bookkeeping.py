@@ -18,13 +18,15 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from stream_codecs import DecodeError
-from streams import LogError, Message, Streams, StreamsError
+from streams import LogError, Message, Streams, StreamsError, View
 from streams.engine.progress import encode
+from streams.eventsourcing.views.operations import connected_operator
 from streams.eventsourcing.views.registry import TOPIC as REGISTRY
 from streams.log.event_headers import make_append
 from streams.log.events import NO_HISTORY, EventLog
+from streams.log.names import partition_for
 from streams.log.protocol import Committed
-from streams.log.redis.keys import PartitionKeys, members_key, topic_key, topics_key
+from streams.log.redis.keys import DocumentKeys, PartitionKeys, members_key, topic_key, topics_key
 from streams.message import Record
 from streams.patterns import (
     IdempotencyStore,
@@ -36,6 +38,7 @@ from streams.patterns import (
 from tests.cli.conftest import eventually
 from tests.conformance.logs import LEASE, Case
 from tests.conformance.stage import QUICK
+from tests.eventsourcing.bank import deposit
 from tests.hostile import kafka_wire
 from tests.hostile.commands import command, lists
 from tests.hostile.generate import NUMBERS, TEXTS, any_text, any_value, anything, pick
@@ -46,6 +49,7 @@ from tests.processing.support import until
 from tests.servers.kafka import Kafka
 from tests.servers.lifetime import Lifetime
 from tests.servers.redis import Redis as OwnRedis
+from tests.views.bank import Bank, Holder, fold_holder, unique
 
 pytestmark = pytest.mark.anyio
 
@@ -303,6 +307,122 @@ async def test_rows_that_make_no_sense(alone: Ground, examples: int) -> None:
         except BaseException as error:
             problems.append(f"{what}: {error!r} from {error.__cause__!r}")
         undo()
+    assert not problems, "\n".join(problems)
+
+
+# -- documents of views
+
+ACCOUNT, OTHER = "a", "d"
+"""Accounts in two partitions; what is damaged is of the first one."""
+
+assert partition_for(ACCOUNT.encode(), "", 2) != partition_for(OTHER.encode(), "", 2)
+
+DOCUMENT_ROWS = {
+    "streams_checkpoints": ["epoch", "position", "data"],
+    "streams_documents": ["key", "value", "failure"],
+}
+
+DamageDocuments = Callable[[str, int], None]
+"""Damages a partition of a collection."""
+
+
+def damaged_document_rows(stage: Ground, count: int) -> list[tuple[str, DamageDocuments]]:
+    def damage(
+        table: str, column: str, value: Any, as_text: bool, collection: str, partition: int
+    ) -> None:
+        change = "CAST(? AS TEXT)" if as_text and isinstance(value, bytes) else "?"
+        with file(stage) as db:
+            db.execute(
+                f"UPDATE OR IGNORE {table} SET {column} = {change} WHERE no ="
+                " (SELECT no FROM streams_checkpoints WHERE collection = ? AND partition = ?)",
+                (value, collection, partition),
+            )
+
+    columns = [(table, column) for table, columns in DOCUMENT_ROWS.items() for column in columns]
+    chosen = made(st.tuples(pick(columns), pick(COLUMNS) | pick(ODD), st.booleans()), count)
+    return [
+        (f"{table}.{column} = {value!r:.40}", partial(damage, table, column, value, as_text))
+        for (table, column), value, as_text in [
+            (("streams_checkpoints", "position"), "x", False),
+            (("streams_checkpoints", "data"), 7, False),
+            *chosen,
+        ]
+    ]
+
+
+def damaged_document_keys(stage: Ground, count: int) -> list[tuple[str, DamageDocuments]]:
+    def damage(part: str, field: bytes, value: bytes, collection: str, partition: int) -> None:
+        keys = DocumentKeys(collection, partition)
+        with server(stage) as redis:
+            if part == "other":  # no hash at all
+                redis.delete(keys.checkpoint)
+                redis.set(keys.checkpoint, value)
+                return
+            redis.hset(getattr(keys, part), field, value)
+            if part == "failures":
+                redis.zadd(keys.stopped, {field: 0})
+
+    fields = [
+        *(("checkpoint", each) for each in (b"writer", b"writes", b"position", b"data")),
+        ("values", ACCOUNT.encode()),
+        ("failures", ACCOUNT.encode()),
+        ("other", b""),
+    ]
+    return [
+        (f"{part} {field!r} = {value[:40]!r}", partial(damage, part, field, value))
+        for (part, field), value in [
+            (("checkpoint", b"position"), b"zzz"),
+            (("other", b""), b"x"),
+            *made(st.tuples(pick(fields), FIELDS | pick(NUMBERS + TEXTS)), count),
+        ]
+    ]
+
+
+@pytest.mark.only("redis", "sqlite")
+@pytest.mark.parametrize("examples", [4, pytest.param(60, marks=pytest.mark.faults)])
+async def test_documents_and_checkpoints_that_make_no_sense(alone: Ground, examples: int) -> None:
+    """What is damaged of one partition ends in an error of ours or in nothing at all, of a view and
+    of one whose events are written again by key. The processors live and the other partition goes
+    on, commands show what there is, and a rebuild makes all whole."""
+    stage, name = alone, unique()
+    is_sqlite = stage.case.name == "sqlite"
+    damages = (damaged_document_rows if is_sqlite else damaged_document_keys)(stage, examples)
+    partition = partition_for(ACCOUNT.encode(), "", 2)
+    problems: list[str] = []
+    for number, (what, damage) in enumerate(damages):
+        bank, again = Bank(stage.app(), name), Bank(stage.app(), name)
+        for each in (bank, again):
+            keyed: View[Holder] = each.accounts.view(
+                "keyed", Holder, key=lambda event: [ACCOUNT, OTHER]
+            )(fold_holder)
+        async with bank.app:  # all is whole
+            for account in (ACCOUNT, OTHER):
+                done = await bank.accounts.decide(account, deposit, number)
+                await bank.balances.get(account, wait_for=done, timeout=60)
+        is_keyed = number % 2 == 1
+        damaged = keyed if is_keyed else again.balances
+        damage(f"{damaged.name}.v1", partition)
+        try:
+            async with asyncio.timeout(60), again.app:
+                await again.accounts.decide(ACCOUNT, deposit, 1)
+                done = await again.accounts.decide(OTHER, deposit, 1)
+                found = await again.balances.get(OTHER, wait_for=done, timeout=60)
+                assert found is not None
+                assert found.cents == done.state.cents
+                for view in (again.balances, keyed):
+                    with suppress(StreamsError):
+                        await view.get(ACCOUNT)
+        except BaseException as error:
+            problems.append(f"{what}: {error!r} from {error.__cause__!r}")
+        for words in (["ls"], ["show", damaged.name], ["stopped", damaged.name]):
+            try:
+                ended = command(stage.url, "views", *words)
+                assert words != ["ls"] or (ended.status == 0 and damaged.name in ended.out), ended
+            except AssertionError as error:
+                problems.append(f"{what}: streams views {' '.join(words)}: {str(error)[:300]}")
+        for view in (again.balances, keyed):
+            async with connected_operator(stage.url, view.name) as operator:
+                await operator.rebuild(1, heard_after=0.0)
     assert not problems, "\n".join(problems)
 
 

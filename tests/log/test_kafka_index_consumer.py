@@ -14,17 +14,19 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from streams.errors import LogError, Unavailable
-from streams.log.kafka import event_index, index_consumer
+from streams.log.events import EMPTY, Appended
+from streams.log.kafka import event_index, index_consumer, topic_identity
 from streams.log.kafka.batch import KafkaBatch
 from streams.log.kafka.event_index import TopicIndex
-from streams.log.kafka.index_consumer import IndexConsumer
+from streams.log.kafka.index_consumer import HistoryGone, IndexConsumer
 from streams.log.kafka.log import KafkaLog
 from streams.log.kafka.snapshot_index import SnapshotIndex
+from streams.log.kafka.topic_identity import TopicIdentity
 from streams.log.names import partition_for
 from streams.log.url import open_log
-from tests.conformance.histories import grow, history, values
+from tests.conformance.histories import append, grow, history, values
 from tests.conformance.member import PATIENCE
-from tests.log.kafka_histories import answered, log, made, producer, write
+from tests.log.kafka_histories import answered, log, made, opening, producer, write
 from tests.servers.find import KafkaAddress
 from tests.servers.lifetime import until
 
@@ -199,3 +201,146 @@ def test_whoever_waits_for_it_is_told(
                 answered(lambda: wait({1: 2}))
     finally:
         index.close()
+
+
+# -- a topic that is deleted and made anew while nobody looks --------------------------------------
+
+
+@contextmanager
+def standing_still(consumer: Any, topic: str, *, fetches_then: bool = True) -> Iterator[None]:
+    """Meanwhile a consumer's thread does not go on, nor does its driver fetch.
+
+    :param fetches_then: the driver does so afterwards.
+    """
+    fold_next = consumer._fold_next
+    stands, goes_on = threading.Event(), threading.Event()
+
+    def stand_still(driver: Consumer) -> None:
+        if not stands.is_set():
+            driver.pause([TopicPartition(topic, 0)])
+            stands.set()
+            assert goes_on.wait(PATIENCE)
+            if fetches_then:
+                driver.resume([TopicPartition(topic, 0)])
+        fold_next(driver)
+
+    consumer._fold_next = stand_still
+    try:
+        assert stands.wait(PATIENCE)
+        yield
+    finally:
+        goes_on.set()
+
+
+@pytest.mark.parametrize("looks_before", [False, True])
+def test_what_is_decided_upon_a_topic_that_was_made_anew_meanwhile_is_not_lost(
+    kafka: KafkaAddress, log: KafkaLog, monkeypatch: pytest.MonkeyPatch, looks_before: bool
+) -> None:
+    """A process stood still while the topic was made anew and grew past what it had read. No answer
+    of the new topic is taken for one of the former, whether what follows the topic goes on before
+    the append or not."""
+    topic = log.create_event_topic(f"{uuid4().hex[:12]}.events", 1).name
+    head = grow(log, topic, b"k", b"1", b"2")
+    index = log._events.indexes.get(topic)
+
+    def check_append() -> None:
+        _, outcome = append(log, topic, b"k", head.base, b"3")
+        assert not isinstance(outcome, Appended)
+
+    with opening(kafka.url) as open_one, standing_still(index._consumer, topic):
+        other = open_one()
+        other.delete_topic(topic)
+        other.create_event_topic(topic, 1)
+        grow(other, topic, b"other", *[b"%d" % number for number in range(5)])
+        monkeypatch.setattr(topic_identity, "MAX_AGE", -1.0)  # so long has it stood still
+        if not looks_before:
+            check_append()
+    check_append()
+    assert history(log, topic, b"k").head == EMPTY
+    assert len(values(history(log, topic, b"other"))) == 5
+    assert values(history(log, topic, b"other"))[-1] == b"4"
+    grow(log, topic, b"k", b"anew")
+    with opening(kafka.url) as open_one:
+        assert values(history(open_one(), topic, b"k")) == [b"anew"]
+
+
+def test_what_comes_of_a_topic_that_was_made_anew_meanwhile_is_not_folded(
+    kafka: KafkaAddress, log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins to look again by itself: nobody asks for anything."""
+    topic = log.create_event_topic(f"{uuid4().hex[:12]}.events", 1).name
+    head = grow(log, topic, b"k", b"1")
+    index = log._events.indexes.get(topic)
+    with opening(kafka.url) as open_one, standing_still(index._consumer, topic):
+        other = open_one()
+        other.delete_topic(topic)
+        other.create_event_topic(topic, 1)
+        grow(other, topic, b"other", b"1", b"2", b"3")
+        monkeypatch.setattr(topic_identity, "MAX_AGE", -1.0)
+    until(lambda: isinstance(index.error, HistoryGone), PATIENCE, "it is noticed")
+    assert index.partitions[0].head(b"k") == head
+    assert index.partitions[0].head(b"other") == EMPTY
+
+
+def test_whether_a_topic_is_the_same_is_asked_now_and_then(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topic_identity, "ASK_INTERVAL", 0.0)
+    topic = log.create_event_topic(f"{uuid4().hex[:12]}.events", 1).name
+    asked: list[str] = []
+
+    def ask(name: str) -> str:
+        asked.append(name)
+        return log._topics.topic_id(name)
+
+    identity = TopicIdentity(topic, ask)
+
+    def has_asked(count: int) -> bool:
+        identity.tick()
+        return len(asked) >= count
+
+    for count in range(2, 5):
+        until(partial(has_asked, count), PATIENCE, "it asks")
+        identity.check()
+    log.delete_topic(topic)
+    log.create_event_topic(topic, 1)
+
+    def is_noticed() -> bool:
+        try:
+            identity.tick()
+        except HistoryGone as error:
+            return "was deleted and made anew" in str(error)
+        return False
+
+    until(is_noticed, PATIENCE, "it is noticed")
+    monkeypatch.setattr(topic_identity, "MAX_AGE", -1.0)
+    with pytest.raises(HistoryGone):
+        identity.check()
+    unknown = TopicIdentity(topic, lambda name: "")
+    unknown.tick()
+    unknown.check()
+    assert unknown.is_certain
+
+
+def test_a_partition_that_ends_before_what_was_read_of_it_is_said(
+    log: KafkaLog, producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the driver does not say it, as it fetches nothing."""
+    monkeypatch.setattr(index_consumer, "STALL_TIMEOUT", 0.0)
+    topic = log.create_topic(f"index-{uuid4().hex[:8]}", 1).name
+    write(producer, topic, made(b"k", count=3).records)
+    index = Index()
+    consumer = IndexConsumer(topic, log._readers, index)
+    consumer.follow({0: 0})
+    try:
+        until(partial(index.has_reached, 3), PATIENCE, "it is read")
+        with standing_still(consumer, topic, fetches_then=False):
+            log.delete_topic(topic)
+            log.create_topic(topic, 1)
+            write(producer, topic, made(b"k").records)
+        until(lambda: bool(index.errors), PATIENCE, "it is said")
+    finally:
+        consumer.close()
+    (error,) = index.errors
+    assert isinstance(error, HistoryGone)
+    assert "was read up to offset 3 and ends at 1 now" in str(error)

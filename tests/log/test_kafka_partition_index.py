@@ -30,6 +30,7 @@ from streams.log.kafka.index_records import (
 )
 from streams.log.kafka.partition_index import (
     CHUNK,
+    ChangedKey,
     Changes,
     KeyEntry,
     PartitionIndex,
@@ -204,6 +205,7 @@ def test_an_index_says_what_the_rule_says(
     file = File() if kept == "file" else None
     index = PartitionIndex(0, file)
     copying = Copying(index) if kept == "snapshot" else None
+    copied: dict[bytes, ChangedKey] = {}
     at = 0
     while at < len(records):
         size = data.draw(st.integers(1, 8), "batch")
@@ -211,14 +213,20 @@ def test_an_index_says_what_the_rule_says(
         offsets, keys, headers = zip(*records[at - again : at + size], strict=True)
         index.fold(offsets, keys, headers)
         at += size
-        what = data.draw(st.integers(0, 3), "then") if file is not None else 0
+        what = data.draw(st.integers(0, 4), "then") if file is not None else 0
+        if what == 4:  # some of what has changed is copied, and goes on changing
+            some = data.draw(st.integers(0, 3), "keys that are copied")
+            copied |= index.copy_changed(index.changed_keys()[:some])
+            continue
         if file is not None and what:
-            changes = index.take_changes()
+            changes = index.take_changes(copied)
+            copied = {}
             if what == 1:  # it could not be written
                 index.changes_lost(changes)
             else:
                 file.write(changes)
                 index.changes_written(changes)
+                index.forget_causes(changes.causes)
                 if what == 3:
                     index = PartitionIndex(0, file)
         if copying is not None:

@@ -218,8 +218,14 @@ def test_documents_are_the_fold_up_to_the_checkpoint(
         if not left:
             break
         batch = batch_of(left[: next(sizes)])
-        found = folder.handle(batch, 0)
+        in_time = data.draw(st.booleans(), label="in time")
+        found = folder.handle(batch, 0, float("inf") if in_time else 0.0)
         documents, position = stored(store)
+        while found.error is None and found.stop < len(batch):  # the time was over
+            assert documents == model(history, position)
+            assert position == batch.offsets[found.stop - 1] + 1
+            found = folder.handle(batch, found.stop, 0.0)
+            documents, position = stored(store)
         assert position == folder.position
         assert documents == model(history, position)
         if found.error is not None:
@@ -500,6 +506,21 @@ def test_a_record_that_was_written_for_another_keyed_topic_does_not_count() -> N
     other = keyed_batch([row(2, b"a", 1)], first._replace(offset=1, incarnation="s2"))
     with pytest.raises(CheckpointBeyondLog, match="'numbers' that was made anew"):
         folder.handle(other, 0)
+
+
+def test_a_keyed_batch_is_folded_on_where_the_time_was_over() -> None:
+    """The checkpoint says how far the sources are in what was folded, not in the whole batch."""
+    store = store_of()
+    decoding, folder = keyed_folder(store, {})
+    decoding.count = 1
+    records = [KeyedRecord("numbers", 0, each, 0, None, None) for each in range(3)]
+    batch = keyed_batch([row(each, b"a", 1) for each in range(3)], *records)
+    for stop in (1, 2, 3):
+        found = folder.handle(batch, stop - 1, 0.0)
+        assert (found.stop, found.error, found.events) == (stop, None, 1)
+        checkpoint = store.checkpoint("sums.v1", 0)
+        assert checkpoint is not None
+        assert decode_checkpoint(checkpoint).sources == {"numbers/0": (stop - 1, 0)}
 
 
 def test_a_document_is_folded_on_from_the_event_of_a_message_at_which_it_stands_still() -> None:

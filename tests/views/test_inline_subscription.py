@@ -26,10 +26,11 @@ NEVER = float("inf")
 
 
 class Handler(PartitionHandler):
-    """Notes what it handles; cannot, once."""
+    """Notes what it handles; cannot, once. Each message takes some time."""
 
-    def __init__(self, handled: list[int]) -> None:
+    def __init__(self, handled: list[int], clock: Clock) -> None:
         self.handled = handled
+        self.clock = clock
         self.error: LogError | None = None
         self.before: dict[str, str] = {}
         self._position = 0
@@ -45,16 +46,31 @@ class Handler(PartitionHandler):
         return self.before
 
     @override
-    def handle(self, batch: Batch, start: int) -> Handled:
+    def handle(self, batch: Batch, start: int, until: float = NEVER) -> Handled:
         if self.error is not None:
             error, self.error = self.error, None
             raise error
-        self.handled += batch.offsets[start:]
-        self._position = batch.offsets[-1] + 1
-        return Handled(len(batch), None, len(batch) - start)
+        stop = start
+        while stop < len(batch) and (stop == start or self.clock.now < until):
+            self.handled.append(batch.offsets[stop])
+            self._position = batch.offsets[stop] + 1
+            self.clock.now += self.clock.takes
+            stop += 1
+        return Handled(stop, None, stop - start)
 
     @override
     def close(self) -> None: ...
+
+
+class Clock:
+    """What the handlers go by, and how long a message takes them."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.takes = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
 
 
 class Listener:
@@ -70,6 +86,7 @@ class Polled:
         self.batches: list[Batch] = []
         self.is_cut_off = False
         self.reassigned: list[Assignment] = []
+        self.paused: set[Assignment] = set()
 
     def poll(self, limit: int, timeout: float) -> Sequence[Batch]:
         if self.is_cut_off:
@@ -82,7 +99,11 @@ class Polled:
             raise Unavailable("cut off")
         self.reassigned += assignments
 
-    def pause(self, assignments: Iterable[Assignment]) -> None: ...
+    def pause(self, assignments: Iterable[Assignment]) -> None:
+        self.paused.update(assignments)
+
+    def resume(self, assignments: Iterable[Assignment]) -> None:
+        self.paused.difference_update(assignments)
 
 
 class Words:
@@ -103,6 +124,7 @@ class Inline(InlineSubscription[Handler]):
         super().__init__(log, "test", self.counts, Incarnations(log))
         self.handlers: dict[int, Handler] = {}
         self.handled: dict[int, list[int]] = {}
+        self.clock = Clock()
         self.refuses: LogError | None = None
         self._subscription: Any = polled
         self._listener: Any = Listener()
@@ -112,7 +134,7 @@ class Inline(InlineSubscription[Handler]):
         if self.refuses is not None:
             raise self.refuses
         number = assignment.partition
-        self.handlers[number] = Handler(self.handled.setdefault(number, []))
+        self.handlers[number] = Handler(self.handled.setdefault(number, []), self.clock)
         return self.handlers[number]
 
 
@@ -162,7 +184,6 @@ def test_the_poller_is_told_after_an_outage() -> None:
     inline.assigned([owned])
     waiting = inline._partitions[owned]
     waiting.pending.append((batch(owned, 0, 1), 0))
-    polled.resume = lambda assignments: None  # type: ignore[attr-defined]
     polled.is_cut_off = True
     try:
         inline.poll(100, 0.0)
@@ -255,3 +276,76 @@ def test_what_is_of_a_topic_that_was_made_anew_is_not_handled(
     assert inline.handled == {0: [0]}
     inline.poll(100, 0.0)
     assert polled.reassigned == [assignment]
+
+
+# -- handlers that take their time
+
+
+@pytest.mark.parametrize(("lease", "longest"), [(None, 2.0), (10.0, 2.0), (1.0, 0.4)])
+def test_a_poll_ends_in_time_however_slow_the_handlers_are(
+    monkeypatch: pytest.MonkeyPatch, lease: float | None, longest: float
+) -> None:
+    """So that this process stays in its group. Each message is handled once, in order, no partition
+    waits for the whole of another's, and what was handled is told."""
+    polled = Polled()
+    inline = Inline(polled)
+    clock = inline.clock
+    monkeypatch.setattr(inline_subscription, "time", clock)
+    owned = [Assignment("t", each, each + 1, None, NEVER, lease) for each in range(3)]
+    inline.assigned(owned)
+    clock.takes = 0.15
+    polled.batches = [batch(each, *range(40)) for each in owned]
+    told: dict[int, int] = {}
+    polls = 0
+    while polled.batches or polled.paused:
+        began = clock.now
+        for each in inline.poll(100, 0.0):
+            told[each.partition] = each.skipped_to
+        assert clock.now - began <= longest + 2 * clock.takes
+        handled = {each.partition: len(inline.handled[each.partition]) for each in owned}
+        assert all(told.get(number, 0) == count for number, count in handled.items())
+        polls += 1
+        if polls == 8:
+            assert all(handled.values())
+    assert inline.handled == {each.partition: list(range(40)) for each in owned}
+    polled.batches = [batch(owned[1], 40)]
+    inline.poll(100, 0.0)
+    assert inline.handled[1][-1] == 40
+
+
+def test_what_comes_of_a_partition_meanwhile_is_handled_behind_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that the driver had fetched before it was paused."""
+    polled = Polled()
+    inline = Inline(polled)
+    monkeypatch.setattr(inline_subscription, "time", inline.clock)
+    owned = Assignment("t", 0, 1, None, NEVER)
+    inline.assigned([owned])
+    inline.clock.takes = 1.0
+    polled.batches = [batch(owned, 0, 1, 2), batch(owned, 3, 4)]
+    inline.poll(100, 0.0)
+    assert inline.handled == {0: [0]}
+    polled.batches = [batch(owned, 5)]
+    while polled.paused:
+        inline.poll(100, 0.0)
+    assert inline.handled == {0: [0, 1, 2, 3, 4, 5]}
+
+
+def test_a_partition_that_the_poller_pauses_does_not_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    polled = Polled()
+    inline = Inline(polled)
+    monkeypatch.setattr(inline_subscription, "time", inline.clock)
+    owned = Assignment("t", 0, 1, None, NEVER)
+    inline.assigned([owned])
+    inline.clock.takes = 1.0
+    polled.batches = [batch(owned, 0, 1)]
+    inline.poll(100, 0.0)
+    inline.pause([owned])
+    inline.poll(100, 0.0)
+    assert inline.handled == {0: [0]}
+    inline.resume([owned])
+    assert polled.paused == {owned}  # until what is held was handled
+    inline.poll(100, 0.0)
+    assert inline.handled == {0: [0, 1]}
+    assert not polled.paused

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from msgspec import Struct
 
-from streams import Aggregate, ConfigError, Streams, View, ViewNotReady, ViewTimeout
+from streams import Aggregate, ConfigError, ProcessorDied, Streams, View, ViewNotReady, ViewTimeout
 from streams.eventsourcing.views import family as view_family
 from streams.eventsourcing.views import operations
 from streams.eventsourcing.views.operations import ViewOperationRefused, connected_operator
-from streams.eventsourcing.views.registry import KnownVersion, KnownView
+from streams.eventsourcing.views.registry import Declared, KnownVersion, KnownView, declare, drop
 from streams.eventsourcing.views.tracker import Coverage
 from streams.eventsourcing.views.version import goal_of
 from streams.log.names import partition_for
@@ -358,6 +358,63 @@ async def test_what_is_declared_otherwise_than_it_stands_in_the_log_is_refused(
     with pytest.raises(ConfigError, match="was declared without key="):
         async with keyed:
             pass
+
+
+def other_shape(app: Streams, name: str) -> View[Total]:
+    """Version 1 of the balances, with documents of another shape."""
+    return accounts(app, name).view("balances", Total)(fold_total)
+
+
+async def test_of_two_that_declare_a_version_otherwise_the_second_does_not_start(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it had looked before the first one declared it. Nothing of it is folded, and a
+    process that reads alone does not take the documents for its own."""
+    name = unique()
+    bank = Bank(stage.app(), name)
+    second, reads = other_shape(stage.app(), name), other_shape(stage.app(), name)
+    load = second._family._load
+
+    async def load_too_early() -> None:
+        monkeypatch.setattr(second._family, "_load", load)
+
+    monkeypatch.setattr(second._family, "_load", load_too_early)
+    async with reads.app.connected():  # nobody has declared it yet
+        async with bank.app:
+            done = await bank.accounts.decide("a", deposit, 5)
+            assert await bank.balances.get("a", wait_for=done) == Balance("", 5, 1)
+        with pytest.raises(ConfigError, match="documents of another shape in the log"):
+            async with second.app:
+                pass
+        with pytest.raises(ConfigError, match="documents of another shape in the log"):
+            await reads.get("a")
+    bank = Bank(stage.app(), name)
+    async with bank.app:
+        done = await bank.accounts.decide("a", deposit, 1)
+        assert await bank.balances.get("a", wait_for=done) == Balance("", 6, 2)
+
+
+async def test_a_process_that_folds_what_was_declared_otherwise_since_ends(
+    memory_url: str,
+) -> None:
+    """It stood still while the version was dropped, and declared by other code."""
+    bank = Bank(Streams(memory_url), unique())
+    view, registry = bank.balances.name, bank.balances._family.registry
+    with pytest.raises(ProcessorDied, match="documents of another shape in the log"):
+        async with bank.app:
+            await bank.balances.ready()
+            known = bank.balances._family.known.version(1)
+            assert known is not None
+            other = Declared(1, "another", known.topics, known.is_keyed, known.goal)
+            while True:
+                await registry.decide(view, drop, 1)
+                try:
+                    await registry.decide(view, declare, view, other)
+                    break
+                except ConfigError:  # the process was faster, and has declared it anew
+                    continue
+            async with asyncio.timeout(PATIENCE):
+                await asyncio.Event().wait()  # until it is cancelled
 
 
 async def test_a_documented_type_has_the_same_shape(sqlite_url: str) -> None:

@@ -397,6 +397,80 @@ async def test_where_the_function_fails_one_document_stops_and_is_folded_on_late
         assert await mended.balances.get("a", wait_for=done) == Balance("", 1_128, 6)
 
 
+class Capped(Struct, frozen=True):
+    """What it takes is changed by a test, as new code would, and its shape is not."""
+
+    cents: int = 0
+
+    def __post_init__(self) -> None:
+        if self.cents > LIMITS[-1]:
+            raise ValueError(f"{self.cents} cents are too many")
+
+
+LIMITS = [1_000]
+
+
+async def test_a_stored_document_that_cannot_be_read_is_not_folded_on(stage: Stage) -> None:
+    """Who asks for that is told so, whoever folds lives, and the reason is kept."""
+    name, is_mended = unique(), False
+
+    def fold(capped: Capped | None, event: Any) -> Capped:
+        if event.cents == 13 and not is_mended:
+            raise ZeroDivisionError("thirteen")
+        return Capped((capped.cents if capped else 0) + event.cents)
+
+    def declared() -> tuple[Bank, View[Capped]]:
+        bank = Bank(stage.app(), name)
+        return bank, bank.accounts.view("capped", Capped)(fold)
+
+    bank, capped = declared()
+    async with bank.app:
+        for account, amounts in (("a", (500, 13)), ("b", (1,)), ("c", (700,))):
+            for cents in amounts:
+                done = await bank.accounts.decide(account, deposit, cents)
+        assert await capped.get("c", wait_for=done) == Capped(700)
+        tracker = capped.declared.tracker(bank.app.log)
+        await stage.until(lambda: tracker.progress().share == 1.0, "all is folded")
+    is_mended = True
+    LIMITS.append(100)
+    try:
+        bank, capped = declared()
+        async with bank.app:
+            for cents in (2, 3):
+                assert not await capped.retry("a", timeout=60)
+                with pytest.raises(DocumentStopped, match="the type's own check") as raised:
+                    await capped.get("a")
+                assert "the stored document of key 'a' cannot be read" in raised.value.reason
+                assert "streams views rebuild" in str(raised.value)
+                assert Position.parse(raised.value.position).topic == bank.accounts.events.name
+                done = await bank.accounts.decide("b", deposit, cents)
+                assert await capped.get("b", wait_for=done) is not None
+            remedy = f"streams views rebuild {capped.name} --version 1$"
+            with pytest.raises(DocumentStopped, match=remedy):
+                await capped.get("c")
+            LIMITS.pop()
+            assert await capped.retry("a", timeout=60)
+            assert await capped.get("a") == Capped(513)
+            assert await capped.get("b") == Capped(6)
+    finally:
+        del LIMITS[1:]
+
+
+async def test_keys_that_are_no_text(memory_url: str) -> None:
+    """They may come from a client."""
+    bank = Bank(Streams(memory_url), unique())
+    async with bank.app:
+        await bank.balances.ready()
+        assert await bank.balances.get("\udcff") is None  # a byte that is not UTF-8
+        for ask in (bank.balances.get, bank.balances.retry, bank.balances.scan):
+            with pytest.raises(InvalidValue, match="lone surrogate, which is no text"):
+                await ask("\ud800")
+        with pytest.raises(InvalidValue, match="lone surrogate"):
+            await bank.balances.get_many(["a", "\ud800"])
+        with pytest.raises(InvalidValue, match="lone surrogate"):
+            await bank.balances.scan(start="\ud800")
+
+
 async def test_what_cannot_be_written_stops_its_document_at_that_event(stage: Stage) -> None:
     def fold(balance: Balance | None, event: Any) -> Any:
         found = fold_balance(balance, event)

@@ -96,7 +96,7 @@ def decode_checkpoint(checkpoint: Checkpoint | None) -> FoldedUpTo:
         for topic in found.incarnations:
             check_topic(topic)
         return FoldedUpTo(last, parse_sources(found.sources), found.incarnations)
-    except (msgspec.DecodeError, ValueError, ConfigError) as error:
+    except (msgspec.DecodeError, ValueError, ConfigError, RecursionError) as error:
         raise UnreadableCheckpoint(f"it was written by something else: {error}") from error
 
 

@@ -21,17 +21,20 @@ class ViewNotReady(StreamsError):
 
 
 class DocumentStopped(StreamsError):
-    """A document is behind, because the view's function failed at one of its events.
+    """A document is behind, because the view's function failed at one of its events; or it cannot
+    be read.
 
     :param key: the document's.
     :param position: of the event, as text.
-    :param reason: what the function raised, in one line.
+    :param reason: what was raised, in one line.
+    :param remedy: what to do; empty: mend the function and have the document folded on.
     """
 
-    def __init__(self, view: str, key: str, position: str, reason: str) -> None:
+    def __init__(self, view: str, key: str, position: str, reason: str, remedy: str = "") -> None:
+        remedy = remedy or f"mend the function, then: streams views retry {view} {key}"
         super().__init__(
             f"view {view!r}: document {key!r} stands still at {position}, where folding failed: "
-            f"{reason}; mend the function, then: streams views retry {view} {key}"
+            f"{reason}; {remedy}"
         )
         self.view = view
         self.key = key

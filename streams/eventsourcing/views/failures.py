@@ -69,6 +69,6 @@ def decode_failure(data: bytes) -> Failure:
         found = _decoder.decode(data)
         parse_offset(found.offset)
         parse_sources(found.sources)
-    except (msgspec.DecodeError, ValueError):
+    except (msgspec.DecodeError, ValueError, RecursionError):
         return Failure("0", 0, "an unknown place", "what is stored about it cannot be read")
     return found

@@ -4,6 +4,10 @@ While the app runs, a task follows the registry. It declares new versions there,
 that has come as far as the one that serves (or, if there is none, as far as its sources had when it
 was declared), and passes requests to fold documents on to whoever folds them.
 
+Nothing is folded, and nothing read, of a version that somebody has declared otherwise: with
+documents of another shape, or of other topics. A version is declared before the first process
+folds it, so of two that differ the registry takes one, and the other does not start.
+
 The version that serves goes on while the other is built. So where that took long, the goal is taken
 anew once it is reached: the new version takes over when it has folded what the one before it had a
 moment ago. If nobody runs the one before it any more, its stored checkpoint stands still.
@@ -18,7 +22,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple, Self
 
 from streams.cancellation import run_in_thread
-from streams.errors import NotFound, NotRunning, StreamsError
+from streams.errors import ConfigError, NotFound, NotRunning, StreamsError
 from streams.eventsourcing.results import Decided
 from streams.eventsourcing.views.definition import ViewDefinition
 from streams.eventsourcing.views.errors import ViewNotReady
@@ -123,7 +127,7 @@ class ViewFamily:
     def add(self, definition: ViewDefinition[Any], *, promotes: bool) -> ViewVersion:
         """Declare a version."""
         retries = RetryRequests(self._retried)
-        version = ViewVersion(definition, retries, self._folded)
+        version = ViewVersion(definition, retries, self._folded, self._declare_first)
         self.versions[definition.version] = version
         self.promotes[definition.version] = promotes
         return version
@@ -145,6 +149,7 @@ class ViewFamily:
             known = self.known.version(number)
             if known is not None:
                 version.check_declared(known)
+            version.retries.go_on()
             self._builds[number] = 0 if known is None else known.builds
         self._task = asyncio.create_task(self._follow())
         self.is_open = True
@@ -194,10 +199,8 @@ class ViewFamily:
         if not self._app.runtime.runs_processors:
             return
         for number, version in sorted(self.versions.items()):
-            known = self.known.version(number)
-            if known is None:
-                known = await self._declare(version)
-            elif known.builds != self._builds[number] and not known.is_clearing:
+            known = await self._declared(version)
+            if known is not None and known.builds != self._builds[number] and not known.is_clearing:
                 self._builds[number] = known.builds
                 version.retries.begin_anew()
             if known is None or known.is_clearing:
@@ -209,6 +212,30 @@ class ViewFamily:
 
     def _may_promote(self, number: int) -> bool:
         return self.promotes[number] and number > self.known.promoted
+
+    def _declare_first(self, version: ViewVersion) -> None:
+        """Have a version in the registry before anything is folded (in a thread; blocks).
+
+        :raises ConfigError: it was declared otherwise.
+        :raises LogError: the registry cannot be asked.
+        """
+        self._app.wait(self._declared(version))
+
+    async def _declared(self, version: ViewVersion) -> KnownVersion | None:
+        """A version as the registry has it, declared there if need be; None: there is nothing yet
+        to fold into. Where it was declared otherwise, whoever folds it here ends.
+
+        :raises ConfigError: it was declared otherwise.
+        """
+        known = self.known.version(version.definition.version)
+        try:
+            if known is None:
+                return await self._declare(version)
+            version.check_declared(known)
+            return known
+        except ConfigError as error:
+            version.retries.end(error)
+            raise
 
     async def _declare(self, version: ViewVersion) -> KnownVersion | None:
         definition = version.definition
@@ -314,6 +341,7 @@ class ViewFamily:
         """The version that serves.
 
         :raises ViewNotReady: none can.
+        :raises ConfigError: somebody has declared it with documents of another shape.
         """
         if not self.is_open:
             self._app.log  # noqa: B018 - says why the app is not running, where it is not
@@ -324,6 +352,9 @@ class ViewFamily:
             number = self.newest_serving()
         if number is None:
             raise await self._not_ready()
+        known = self.known.version(number)
+        if known is not None:
+            self.versions[number].check_declared(known)
         if number != self._served_version:
             is_first, self._served_version = not self._served_version, number
             if not is_first:

@@ -13,6 +13,7 @@ up to the checkpoint.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -86,9 +87,9 @@ class PartitionFolder(PartitionHandler):
         return self._reader.incarnations
 
     @override
-    def handle(self, batch: Batch, start: int) -> Handled:
-        """Fold the messages of a batch from ``start`` on, as far as that can be, and write what
-        came of it.
+    def handle(self, batch: Batch, start: int, until: float = float("inf")) -> Handled:
+        """Fold the messages of a batch from ``start`` on, as far as that can be, up to a time, and
+        write what came of it.
 
         :raises Fenced: somebody else writes these documents.
         :raises LogError: it was written or not.
@@ -103,9 +104,9 @@ class PartitionFolder(PartitionHandler):
                 return Handled(start, unreadable, 0)
             events = None if self._wants_message else self._reader.fast_events(batch)
             if events is not None and None not in batch.keys:
-                self._fold_events(known, batch, start, events, outcome)
+                stop = self._fold_events(known, batch, start, events, until, outcome)
             else:
-                stop, error = self._fold_units(known, batch, start, outcome)
+                stop, error = self._fold_units(known, batch, start, until, outcome)
         position = position_behind(batch, start, stop)
         if stop > start:
             self._last = batch.offsets[stop - 1], batch.id(stop - 1)
@@ -139,11 +140,14 @@ class PartitionFolder(PartitionHandler):
         batch: Batch,
         start: int,
         events: Sequence[Any],
+        until: float,
         outcome: _Outcome,
-    ) -> None:
-        """Fold events that are decoded, one a message, by their messages' keys."""
-        fold, take = self._fold, self._take
+    ) -> int:
+        """Fold events that are decoded, one a message, by their messages' keys; how far that
+        went."""
+        fold, take, now = self._fold, self._take, time.monotonic
         keys = cast("Sequence[bytes]", batch.keys)  # each has one
+        stop = len(events)
         for index in range(start, len(events)):
             entry = known[keys[index]]
             if entry.failure:
@@ -154,13 +158,24 @@ class PartitionFolder(PartitionHandler):
                 raise
             except Exception as error:
                 self._stop(keys[index], entry, batch, index, 0, error, outcome)
-        outcome.events += len(events) - start
+            if now() >= until:
+                stop = index + 1
+                break
+        outcome.events += stop - start
+        return stop
 
     def _fold_units(
-        self, known: dict[bytes, KnownDocument], batch: Batch, start: int, outcome: _Outcome
+        self,
+        known: dict[bytes, KnownDocument],
+        batch: Batch,
+        start: int,
+        until: float,
+        outcome: _Outcome,
     ) -> tuple[int, Exception | None]:
         """Fold message by message; how far that went, and what stands there."""
         for index in range(start, len(batch)):
+            if index > start and time.monotonic() >= until:
+                return index, None
             key = batch.keys[index]
             try:
                 units = self._reader.read(batch, index)
@@ -254,25 +269,33 @@ class PartitionFolder(PartitionHandler):
 
         :raises LogError: it cannot be read.
         """
-        failure = self._documents.load([key])[key].failure
+        (stored,) = self._writer.read([key])
+        failure = b"" if stored is None else stored.failure
         return decode_failure(failure).place[0] if failure else None
 
-    def retry(self, key: bytes, batches: Iterator[Batch]) -> bool:
+    def retry(
+        self, key: bytes, batches: Iterator[Batch], keep_alive: Callable[[], None] = lambda: None
+    ) -> bool:
         """Fold a document on from the event at which it stands still, up to the checkpoint.
 
         :param batches: of its partition, from the offset at which it stands still up to the
             checkpoint.
+        :param keep_alive: called again and again, as this may take long.
         :returns: whether it stands still no more.
         :raises LogError: it was written or not.
         """
-        entry = self._documents.load([key])[key]
+        try:
+            entry = self._documents.load([key])[key]
+        except UnreadableDocument as error:
+            self._keep_reason(key, error)
+            return False
         if not entry.failure:
             return True
         failure = decode_failure(entry.failure)
         reader = self._reader
         self._reader = reader.at(failure.place[0], failure.sources_before)
         try:
-            outcome = self._fold_on(key, entry, failure.place, batches)
+            outcome = self._fold_on(key, entry, failure.place, batches, keep_alive)
         finally:
             self._reader = reader
         outcome.changed[key] = entry
@@ -280,8 +303,24 @@ class PartitionFolder(PartitionHandler):
         self._write(outcome, self._position, sources)
         return not entry.failure
 
+    def _keep_reason(self, key: bytes, error: Exception) -> None:
+        """A document goes on standing still where it does, for another reason."""
+        (stored,) = self._writer.read([key])
+        checkpoint = self._writer.checkpoint
+        if stored is None or checkpoint is None:
+            return
+        before = decode_failure(stored.failure)
+        offset, number = before.place
+        failure = encode_failure(offset, number, before.position, error, before.sources_before)
+        self._writer.write([DocumentChange(key, StoredDocument(stored.value, failure))], checkpoint)
+
     def _fold_on(
-        self, key: bytes, entry: KnownDocument, first: tuple[int, int], batches: Iterator[Batch]
+        self,
+        key: bytes,
+        entry: KnownDocument,
+        first: tuple[int, int],
+        batches: Iterator[Batch],
+        keep_alive: Callable[[], None],
     ) -> _Outcome:
         """Fold one document on.
 
@@ -290,6 +329,7 @@ class PartitionFolder(PartitionHandler):
         outcome = _Outcome()
         entry.failure = b""
         for batch in batches:
+            keep_alive()
             self._reader.begin(batch, 0)
             for index in range(len(batch)):
                 if batch.keys[index] != key:
@@ -304,6 +344,7 @@ class PartitionFolder(PartitionHandler):
                     self._stop(key, entry, batch, index, number, error, outcome)
                     return outcome
                 for unit in units:
+                    keep_alive()
                     if (batch.offsets[index], unit.number) >= first:
                         self._fold_unit(key, entry, batch, index, unit, outcome)
                 if entry.failure:

@@ -11,8 +11,12 @@ from collections.abc import Callable
 
 from typing_extensions import override
 
-from streams.errors import LogError
-from streams.eventsourcing.views.checkpoint_check import check_checkpoint
+from streams.errors import LogError, StreamsError, TopicMismatch
+from streams.eventsourcing.views.checkpoint_check import (
+    REMEDY,
+    CheckpointBeyondLog,
+    check_checkpoint,
+)
 from streams.eventsourcing.views.folding import PartitionFolder
 from streams.eventsourcing.views.incarnations import Incarnations
 from streams.eventsourcing.views.inline_subscription import (
@@ -24,7 +28,7 @@ from streams.eventsourcing.views.keyed_topic import FloorKeeper, check_above_flo
 from streams.eventsourcing.views.retry_requests import RetryRequests
 from streams.log.documents import DocumentStore, DocumentWriter
 from streams.log.protocol import Assignment, Committed, Log
-from streams.log.range_reader import read_batches_alive
+from streams.log.range_reader import at_intervals, read_batches
 from streams.text import get_logger
 from streams.wire import shorten
 
@@ -70,7 +74,13 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
 
     @override
     def _begin(self, assignment: Assignment) -> PartitionFolder:
-        writer = self._store.claim(self._name, assignment.partition)
+        try:
+            writer = self._store.claim(self._name, assignment.partition)
+        except TopicMismatch as error:  # what stands there was not written by a writer
+            raise CheckpointBeyondLog(
+                f"{self._name}: {assignment.topic}/{assignment.partition}: its checkpoint: "
+                f"{error}; {REMEDY}"
+            ) from error
         try:
             if self._floors is not None:
                 check_above_floor(
@@ -95,6 +105,7 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
 
     @override
     def _between_polls(self) -> None:
+        self._retries.check()
         if self._retries.take_stale() and self._partitions:
             logger.info("%s: begins anew, as its documents were deleted", self._name)
             self._begin_anew(list(self._partitions))
@@ -107,6 +118,12 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
                     self._retries.put_back(requests[at:])
                     self._give_up(partition, error)
                     break
+                except StreamsError as error:
+                    logger.error(
+                        "%s: document %r cannot be folded on: %s",
+                        self._name, shorten(request.key), error,
+                    )  # fmt: skip
+                    goes_on = False
                 if goes_on:
                     counts = self._counts[partition.assignment.topic_partition]
                     counts.stopped.discard(request.key)
@@ -134,5 +151,6 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
             )  # fmt: skip
             return False
         end = partition.handler.position
-        rest = read_batches_alive(self._log, topic, number, start, end, self.keep_alive)
-        return partition.handler.retry(key, rest)
+        stay_alive = at_intervals(self.keep_alive)
+        rest = read_batches(self._log, topic, number, start, end)
+        return partition.handler.retry(key, rest, stay_alive)

@@ -4,6 +4,11 @@ It stands between a log's subscription and the poller of a processor. What it po
 partition's handler at once, and tells the poller only how far it has come. So the poller does the
 rest as for any processor: it waits out outages, commits positions, drains and leaves.
 
+A poll also tells the group that this member lives, and lets it rebalance. So handlers get a second
+of it at most, however slow the view's function is: what is handled by then is written, and the
+next poll goes on behind it. (One call of the function is never interrupted: it must not take as
+long as the member's lease.)
+
 A partition whose handler cannot go on at a message *waits* there, and tries again at growing
 intervals. One whose handler failed at the log is given up, and begun anew from what the log says;
 where it does not get on, at growing intervals, too. So is one that cannot begin, because the log
@@ -40,6 +45,14 @@ logger = get_logger("streams.views")
 POLL_LIMIT = 2_000
 """Messages that are polled and handled at once, at most."""
 
+HANDLING_TIME = 1.0
+"""Seconds after which handlers end, of those that are given what was polled and of those that go on
+with what was polled before; each has handled a message at least."""
+
+LEASE_SHARE = 5
+"""Where leases are short, handlers end after this part of one: twice that may pass between two
+signs of life."""
+
 RETRY_PAUSE = 1.0
 """Seconds after which a partition that waits at a message tries it again; then twice as long."""
 
@@ -59,8 +72,8 @@ MAX_STOPPED = 10_000
 class Handled(NamedTuple):
     """How far a batch was handled.
 
-    :param stop: the first message that was not.
-    :param error: why not; None: there is none.
+    :param stop: the first message that was not; behind the last one: all were.
+    :param error: why it cannot be; None: nothing keeps it from that, the time was over.
     :param events: that were handled.
     :param stopped: the keys of documents that stand still since.
     """
@@ -91,9 +104,11 @@ class PartitionHandler(Protocol):
         """Of the topics that it goes on from, as far as they are known."""
         ...
 
-    def handle(self, batch: Batch, start: int) -> Handled:
+    def handle(self, batch: Batch, start: int, until: float = float("inf")) -> Handled:
         """Handle the messages of a batch from ``start`` on, as far as that can be.
 
+        :param until: when to end (on :func:`time.monotonic`) and write what was handled by then;
+            one message is handled in any case.
         :raises LogError: nobody knows what of it was written.
         """
         ...
@@ -148,7 +163,10 @@ class OpenPartition(Generic[H]):
         self.assignment = assignment
         self.handler = handler
         self.pending: list[tuple[Batch, int]] = []
-        """Polled, and not handled from the index on: it waits at the first of these."""
+        """Polled, and not handled from the index on: it waits at the first of these, or the time
+        was over."""
+        self.is_paused = False
+        """By the poller."""
         self.pause = RETRY_PAUSE
         self.due = 0.0
         """When it is tried again, on :func:`time.monotonic`."""
@@ -183,6 +201,10 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
         """Those of them that are to be paused: while they are assigned that cannot be."""
         self._told: list[Batch] = []
         """What the poller is to be told of, at the end of a poll that raises nothing."""
+        self._until = 0.0
+        """When the handlers of this turn are to end, on :func:`time.monotonic`."""
+        self._is_turn_new = False
+        """None of them has handled anything yet."""
         self._listener: RebalanceListener = cast(Any, None)
 
     @abstractmethod
@@ -268,32 +290,50 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
     @override
     def poll(self, limit: int, timeout: float) -> Sequence[Batch]:
         self._reassign()
+        self._begin_turn()
         self._try_again()
         self._between_polls()
         if self._told:
             timeout = 0.0
         elif any(each.pending for each in self._partitions.values()):
             timeout = min(timeout, WAITING_POLL)
-        for batch in self._subscription.poll(POLL_LIMIT, timeout):
+        batches = self._subscription.poll(POLL_LIMIT, timeout)
+        self._begin_turn()
+        for batch in batches:
             partition = self._partitions.get(batch.assignment)
             if partition is None:
                 continue
             if partition.pending:
                 partition.pending.append((batch, 0))
-            else:
+            elif self._has_time():
                 self._handle(partition, batch, 0)
+            else:
+                self._hold(partition, batch, 0)
         told, self._told = self._told, []
         if told:
             self._after_handling()
         return told
 
+    def _begin_turn(self) -> None:
+        """From now on handlers have their time anew."""
+        seconds = HANDLING_TIME
+        lease = next((each.lease for each in self._partitions), None)  # all have the same
+        if lease is not None:
+            seconds = min(seconds, lease / LEASE_SHARE)
+        self._until = time.monotonic() + seconds
+        self._is_turn_new = True
+
+    def _has_time(self) -> bool:
+        return self._is_turn_new or time.monotonic() < self._until
+
     def _handle(self, partition: OpenPartition[H], batch: Batch, start: int) -> None:
         """Handle a batch. Raises nothing of the log's: what else was polled is still to be handled,
         and will not be polled again."""
+        self._is_turn_new = False
         where = f"{self._name}: {batch.topic}/{batch.partition}"
         try:
             check_incarnations(self._incarnations, where, partition.handler.incarnations)
-            found = partition.handler.handle(batch, start)
+            found = partition.handler.handle(batch, start, self._until)
         except LogError as error:
             self._give_up(partition, error)
             return
@@ -318,10 +358,10 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
             if counts.waiting:
                 logger.warning("%s: partition %d goes on", self._name, assignment.partition)
             counts.waiting, partition.pause = "", RETRY_PAUSE
+            if found.stop < len(batch):
+                self._hold(partition, batch, found.stop)
             return
-        if not partition.pending:
-            self._subscription.pause([assignment])
-        partition.pending.insert(0, (batch, found.stop))
+        self._hold(partition, batch, found.stop)
         reason = shorten(describe_error(found.error), 300)
         if reason != counts.waiting:
             logger.error(
@@ -333,11 +373,22 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
         partition.due = time.monotonic() + partition.pause
         partition.pause = min(2 * partition.pause, MAX_RETRY_PAUSE)
 
+    def _hold(self, partition: OpenPartition[H], batch: Batch, start: int) -> None:
+        """Handle the rest of a batch in a later poll: before what comes of its partition until
+        then, and behind the other partitions of which something is held."""
+        assignment = partition.assignment
+        if not partition.pending:
+            self._subscription.pause([assignment])
+        partition.pending.insert(0, (batch, start))
+        self._partitions[assignment] = self._partitions.pop(assignment)
+
     def _try_again(self) -> None:
-        """Go on with partitions that wait and are due."""
+        """Go on with partitions of which something is held, and that are due."""
         now = time.monotonic()
         for partition in list(self._partitions.values()):
-            while partition.pending and now >= partition.due:
+            if partition.is_paused:
+                continue
+            while partition.pending and now >= partition.due and self._has_time():
                 batch, start = partition.pending.pop(0)
                 self._handle(partition, batch, start)
                 if partition.assignment not in self._partitions:
@@ -394,12 +445,23 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
     # -- what else it changes
 
     @override
+    def pause(self, assignments: Iterable[Assignment]) -> None:
+        paused = list(assignments)
+        for partition in map(self._partitions.get, paused):
+            if partition is not None:
+                partition.is_paused = True
+        self._subscription.pause(paused)
+
+    @override
     def resume(self, assignments: Iterable[Assignment]) -> None:
-        self._subscription.resume(
-            each
-            for each in assignments
-            if each not in self._partitions or not self._partitions[each].pending
-        )
+        resumed: list[Assignment] = []
+        for each in assignments:
+            partition = self._partitions.get(each)
+            if partition is not None:
+                partition.is_paused = False
+            if partition is None or not partition.pending:
+                resumed.append(each)
+        self._subscription.resume(resumed)
 
     @override
     def close(self) -> None:

@@ -18,9 +18,13 @@ from typing import Any, NamedTuple
 from typing_extensions import override
 
 from stream_codecs import DecodeError
-from streams.errors import LogError, NotFound
+from streams.errors import LogError, NotFound, TopicMismatch
 from streams.eventsourcing.history_pages import history_pages
-from streams.eventsourcing.views.checkpoint_check import CheckpointBeyondLog, check_checkpoint
+from streams.eventsourcing.views.checkpoint_check import (
+    REMEDY,
+    CheckpointBeyondLog,
+    check_checkpoint,
+)
 from streams.eventsourcing.views.checkpoints import UnreadableCheckpoint
 from streams.eventsourcing.views.failures import decode_failure
 from streams.eventsourcing.views.incarnations import Incarnations
@@ -224,13 +228,24 @@ class VersionInspector:
         owners = {at: member for member, owned in self._owners() for at in owned}
         topic = self.tracker.folded_topic
         for partition in range(self.partition_count):
-            found = self._store.checkpoint(self.collection, partition)
-            first, end = self._log.watermarks(topic, partition)
-            position = None if found is None else found.position
-            problem = self._problem(topic, partition, found)
-            lag = self._log.lag(topic, partition, max(first, position or 0))
             owner = owners.get((topic, partition))
-            yield InspectedPartition(topic, partition, position, end, lag, owner, problem)
+            yield self._partition(topic, partition, owner)
+
+    def _partition(self, topic: str, partition: int, owner: str | None) -> InspectedPartition:
+        found, damage = None, ""
+        try:
+            found = self._store.checkpoint(self.collection, partition)
+        except TopicMismatch as error:
+            damage = f"{self.collection}: {topic}/{partition}: its checkpoint: {error}; {REMEDY}"
+        position = None if found is None else found.position
+        bounds = self.tracker.folded_bounds(partition)
+        if bounds is None:
+            problem = f"{self.collection}: there is no topic {topic!r}, it was deleted; {REMEDY}"
+            return InspectedPartition(topic, partition, position, 0, None, owner, damage or problem)
+        first, end = bounds
+        problem = damage or self._problem(topic, partition, found)
+        lag = self._log.lag(topic, partition, max(first, position or 0))
+        return InspectedPartition(topic, partition, position, end, lag, owner, problem)
 
     def _problem(self, topic: str, partition: int, checkpoint: Checkpoint | None) -> str:
         """Why the log cannot be what was folded; empty: it can."""
@@ -315,10 +330,10 @@ def find_waiting(log: Log, version: ViewVersion) -> Iterator[tuple[str, str]]:
     tracker = version.tracker(log)
     topic, partitions = tracker.folded_topic, tracker.partitions()
     for partition in range(partitions):
-        writer = _TrialWriter(store, definition.collection, partition)
         try:
+            writer = _TrialWriter(store, definition.collection, partition)
             folder = version.new_folder(log, partition, writer, Incarnations(log))
-        except UnreadableCheckpoint:
+        except (UnreadableCheckpoint, TopicMismatch, NotFound):
             continue  # what is wrong with it is told of the partition
         yield from _try_next(log, topic, partition, folder)
     if definition.is_keyed:

@@ -7,6 +7,7 @@ It polls the sources in a group of its own, whose position says how far all is w
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from typing_extensions import override
 
 from stream_codecs import UnknownTag
-from streams.errors import ConfigError, LogError, NotFound
+from streams.errors import ConfigError, LogError, NotFound, TopicMismatch
 from streams.eventsourcing.views.checkpoint_check import check_incarnations
 from streams.eventsourcing.views.checkpoints import (
     NO_INCARNATIONS,
@@ -82,13 +83,16 @@ class KeyingHandler(PartitionHandler):
         return self._incarnations
 
     @override
-    def handle(self, batch: Batch, start: int) -> Handled:
+    def handle(self, batch: Batch, start: int, until: float = float("inf")) -> Handled:
         records: list[Record] = []
         after: dict[int, tuple[int, int]] = {}
         error: Exception | None = None
         stop, events = len(batch), 0
         self._reader.begin(batch, start)
         for index in range(start, len(batch)):
+            if index > start and time.monotonic() >= until:
+                stop = index
+                break
             try:
                 count, keyed = self._copies(batch, index)
             except Skip:
@@ -203,7 +207,7 @@ def _incarnations_of_documents(
     except NotFound:
         return
     for partition in range(count):
-        with suppress(UnreadableCheckpoint):  # what is wrong with it is told by who folds
+        with suppress(UnreadableCheckpoint, TopicMismatch):  # it is told by who folds
             yield decode_checkpoint(store.checkpoint(collection, partition)).incarnations
 
 

@@ -1,11 +1,14 @@
 """What the threads that fold are to do beside it, told by the app's loop: fold documents on that
-stand still, and begin anew, as the documents were deleted."""
+stand still; begin anew, as the documents were deleted; end, as they are not the ones that are
+declared here."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
+
+from streams.errors import ConfigError
 
 
 class RetryRequest(NamedTuple):
@@ -32,6 +35,23 @@ class RetryRequests:
         self._taken: set[str] = set()
         self._on_done = on_done
         self._is_stale = False
+        self._error: ConfigError | None = None
+
+    def go_on(self) -> None:
+        """Whoever folds may do so."""
+        self._error = None
+
+    def end(self, error: ConfigError) -> None:
+        """Whoever folds is to end with this error."""
+        self._error = error
+
+    def check(self) -> None:
+        """See that it may go on.
+
+        :raises ConfigError: it may not.
+        """
+        if self._error is not None:
+            raise self._error
 
     def begin_anew(self) -> None:
         """The documents were deleted: who writes them is to begin anew, even if nothing comes."""

@@ -1,6 +1,8 @@
 """How far a version of a view has come: what of its sources is in its documents.
 
-Asks the log alone, so it knows versions, too, that this process does not run. Everything here
+Asks the log alone, so it knows versions, too, that this process does not run. What is not there
+counts as nothing folded: a topic or documents that were deleted, by a command perhaps that was
+interrupted and is to be run again, and a checkpoint that somebody has damaged. Everything here
 blocks.
 """
 
@@ -10,7 +12,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
-from streams.errors import NotFound
+from streams.errors import NotFound, TopicMismatch
 from streams.eventsourcing.views.checkpoints import UnreadableCheckpoint, decode_checkpoint
 from streams.eventsourcing.views.incarnations import Incarnations
 from streams.eventsourcing.views.names import keyed_topic_name
@@ -111,11 +113,14 @@ class VersionTracker:
     def checkpoint(self, partition: int) -> int:
         """Up to where a partition of its documents is folded, in the topic that it is made of; 0,
         too, where they are made of a topic that is there no more."""
-        try:
-            found = self.store.checkpoint(self.collection, partition)
-        except NotFound:
-            return 0
+        found = self._stored_checkpoint(partition)
         return 0 if found is None or self._replaced(found) else found.position
+
+    def _stored_checkpoint(self, partition: int) -> Checkpoint | None:
+        try:
+            return self.store.checkpoint(self.collection, partition)
+        except (NotFound, TopicMismatch):
+            return None
 
     def _replaced(self, checkpoint: Checkpoint) -> str:
         try:
@@ -128,7 +133,7 @@ class VersionTracker:
         there is none."""
         self._incarnations.forget()
         for partition in range(self.partitions()):
-            found = self.store.checkpoint(self.collection, partition)
+            found = self._stored_checkpoint(partition)
             if found is not None and (replaced := self._replaced(found)):
                 return replaced
         return ""
@@ -148,13 +153,20 @@ class VersionTracker:
             return {(topic, partition): self.checkpoint(partition) for partition in range(count)}
         found: dict[TopicPartition, int] = {}
         for topic in self.topics if topics is None else topics:
-            for partition, committed in self.log.committed(self.keyed_topic, topic).items():
-                found[topic, partition] = committed.position
+            try:
+                committed = self.log.committed(self.keyed_topic, topic)
+            except NotFound:
+                continue
+            found |= {(topic, number): each.position for number, each in committed.items()}
         return found
 
-    def keyed_end(self, partition: int) -> int:
-        """Where a partition of the keyed topic ends now."""
-        return self.log.watermarks(self.keyed_topic, partition)[1]
+    def folded_bounds(self, partition: int) -> tuple[int, int] | None:
+        """Where a partition of what its documents are folded from begins and ends now; None: that
+        topic is not there."""
+        try:
+            return self.log.watermarks(self.folded_topic, partition)
+        except NotFound:
+            return None
 
     def progress(self, partitions: int | None = None) -> Progress:
         """How much of its sources is in its documents.
@@ -175,7 +187,10 @@ class VersionTracker:
             left += lag
         if self.is_keyed:
             for partition in range(count):
-                behind = self.log.lag(self.keyed_topic, partition, self.checkpoint(partition))
+                try:
+                    behind = self.log.lag(self.keyed_topic, partition, self.checkpoint(partition))
+                except NotFound:  # what is written again by key is to be written once more
+                    return Progress(0, total)
                 left += behind or 0
         return Progress(max(0, total - left), total)
 
@@ -247,8 +262,11 @@ class Coverage:
         if self._keyed_left is None:
             some = self._partitions
             wanted = range(tracker.partitions()) if some is None else some
-            self.keyed_ends = {each: tracker.keyed_end(each) for each in wanted}
-            self._keyed_left = self.keyed_ends
+            bounds = {each: tracker.folded_bounds(each) for each in wanted}
+            ends = {each: found[1] for each, found in bounds.items() if found is not None}
+            if len(ends) < len(bounds):
+                return False  # its documents are about to be deleted, to be made anew
+            self.keyed_ends = self._keyed_left = ends
         self._keyed_left = {
             partition: end
             for partition, end in self._keyed_left.items()

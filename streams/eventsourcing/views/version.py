@@ -92,7 +92,12 @@ def key_bytes(where: str, key: Any) -> bytes:
     """
     if not isinstance(key, str):
         raise InvalidValue(f"{where}: key={key!r}: a str")
-    return key.encode("utf-8", "surrogateescape")
+    try:
+        return key.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise InvalidValue(
+            f"{where}: key={key!r} holds a lone surrogate, which is no text"
+        ) from None
 
 
 def tracker_of(log: Log, view: str, known: KnownVersion) -> VersionTracker:
@@ -121,6 +126,8 @@ class ViewVersion:
 
     :param retries: documents to be folded on.
     :param on_folded: called in the folding thread after something was written.
+    :param declare: has it declared to all processes before anything is folded; blocks, and raises
+        ConfigError where somebody has declared it otherwise.
     """
 
     def __init__(
@@ -128,10 +135,12 @@ class ViewVersion:
         definition: ViewDefinition[Any],
         retries: RetryRequests,
         on_folded: Callable[[], None],
+        declare: Callable[[ViewVersion], None],
     ) -> None:
         self.definition = definition
         self.retries = retries
         self._on_folded = on_folded
+        self._declare = declare
         self._foreign = ForeignRecords()
         self._incarnations: Incarnations | None = None
         self.counts: dict[TopicPartition, PartitionCounts] = {}
@@ -197,6 +206,7 @@ class ViewVersion:
         if definition.is_keyed:
             count = ensure_keyed_topic(log, definition.keyed_topic, count).partitions
         store.create(definition.collection, count)
+        self._declare(self)
         return FoldingSubscription(
             log,
             store,
@@ -392,6 +402,8 @@ class ViewVersion:
                 text(key),
                 "an unknown place",
                 f"what is stored is no {type_name(definition.document_type.type)}: {error}",
+                "mend the type of the documents, or have them made anew: streams views rebuild "
+                f"{definition.name} --version {definition.version}",
             ) from error
 
     def source_positions(

@@ -52,6 +52,7 @@ honest edges. Where another log has the same thing, its file has the same name.
 ``document_file``          the same in a file
 
 ``index_consumer``         following partitions for an index, of events or of documents
+``topic_identity``         whether a topic is still the one that was read
 ``cache_file``             the SQLite file that an index is kept in
 =========================  ========================================================================
 """

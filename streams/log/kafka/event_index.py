@@ -8,6 +8,10 @@ start goes on where that ends; with ``?index_snapshots=N`` in a topic
 
 A writer's own records need not be waited for: where they stand right behind what was folded, they
 are folded as soon as the broker has confirmed them.
+
+A topic that is deleted and made anew is another one, whose histories are none of the former's. That
+is noticed within seconds; where nobody could look, as the process was frozen or cut off, before
+anything is folded, read or appended (:mod:`.topic_identity`).
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from streams.log.kafka.partition_index import (
     event_id,
 )
 from streams.log.kafka.reader import ReaderPool
+from streams.log.kafka.topic_identity import TopicIdentity
 from streams.message import Headers
 from streams.text import get_logger
 
@@ -60,6 +65,7 @@ class TopicIndex:
 
     :param file: what is kept from one start to the next; the index closes it.
     :param snapshots: where snapshots of the index are read and written.
+    :param identity: of the topic, from before anything was read of it.
     """
 
     def __init__(
@@ -69,6 +75,7 @@ class TopicIndex:
         write_void: WriteVoid | None = None,
         file: IndexFile | None = None,
         snapshots: IndexTopic | None = None,
+        identity: TopicIdentity | None = None,
     ) -> None:
         self.topic = topic
         self.lock = threading.Lock()
@@ -79,6 +86,7 @@ class TopicIndex:
         self._write_void = write_void
         self._file = file
         self._snapshots = snapshots
+        self._identity = identity
         self._changed = threading.Condition(self.lock)
         self._opening = threading.Lock()
         """Held while partitions are opened."""
@@ -129,6 +137,31 @@ class TopicIndex:
             raise type(self.error)(str(self.error)) from self.error
         if self._closed.is_set():
             raise Unavailable(f"{self.topic}: this log is closed")
+
+    def _check_identity(self) -> None:
+        """See that the topic is the one that the index is of (no lock is held).
+
+        :raises HistoryGone: it is not, and nothing is folded any more.
+        :raises Unavailable: the brokers do not answer.
+        """
+        if self._identity is not None:
+            try:
+                self._identity.check()
+            except HistoryGone as error:
+                self.fail(error)
+                raise
+
+    def _await_identity(self) -> None:
+        """The same in the consumer's thread, which waits for the brokers: what it has polled does
+        not come again."""
+        while self._identity is not None:
+            try:
+                self._identity.check()
+                return
+            except Unavailable as error:
+                logger.debug("%s", error)
+                if self._closed.wait(1.0):
+                    raise
 
     def _open_partition(self, partition: int) -> PartitionIndex:
         file = self._file
@@ -200,6 +233,7 @@ class TopicIndex:
         :raises Unavailable: there was no progress for :data:`WAIT_TIMEOUT` seconds.
         """
         self.use(ends)
+        self._check_identity()
         with self._changed:
             patience = Patience(self.topic, WAIT_TIMEOUT)
             try:
@@ -320,6 +354,8 @@ class TopicIndex:
             self._closed.set()
             self._changed.notify_all()
         self._consumer.close()
+        if self._identity is not None:
+            self._identity.close()
         self._tell_nobody_knows(OutcomeUnknown(f"{self.topic}: this log is closed"))
         self._keepers.close(write=write)
         if self._file is not None:
@@ -349,6 +385,7 @@ class TopicIndex:
         :raises LogError: nothing is folded any more.
         """
         continuing = []
+        self._check_identity()
         with self.lock:
             self._check()
             for partition, append, on_decided in appends:
@@ -377,11 +414,12 @@ class TopicIndex:
         :param appends: ID, key and last offset of each.
         :param offsets: of all their records, in order, with their keys and headers.
         """
+        is_certain = self._identity is None or self._identity.is_certain
         with self._changed:
             index = self.partitions[partition]
             for append in appends:
                 index.written(*append)
-            if index.next_offset in offsets:
+            if is_certain and index.next_offset in offsets:
                 start = offsets.index(index.next_offset)
                 stop = start + 1
                 while stop < len(offsets) and offsets[stop] == offsets[stop - 1] + 1:
@@ -399,6 +437,7 @@ class TopicIndex:
         index = self.partitions[batch.partition]
         if batch.offsets[-1] < index.next_offset:  # our own, folded when they were confirmed
             return
+        self._await_identity()
         headers = batch.all_headers()  # before the lock is taken, as the driver takes its time
         with self._changed:
             index.fold(batch.offsets, batch.keys, headers)
@@ -427,6 +466,8 @@ class TopicIndex:
     def tick(self) -> None:
         """See to appends that are not whole, and say how far an index is that takes its time."""
         now = time.monotonic()
+        if self._identity is not None:
+            self._identity.tick()
         with self.lock:
             pending = {
                 (number, *append): self._pending_since.get((number, *append), now)

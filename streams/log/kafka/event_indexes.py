@@ -23,6 +23,7 @@ from streams.log.kafka.index_records import SnapshotOf
 from streams.log.kafka.index_topic import IndexTopic
 from streams.log.kafka.producer import Writer
 from streams.log.kafka.reader import KafkaReader, ReaderPool
+from streams.log.kafka.topic_identity import TopicIdentity
 from streams.log.kafka.topics import Topics
 from streams.log.kafka.transactions import WriterTools
 from streams.log.record_fetcher import FetchedRow, RecordFetcher
@@ -144,6 +145,7 @@ class EventIndexes:
                 self._void_writer(topic),
                 self._file(topic),
                 self._snapshots_of(topic),
+                TopicIdentity(topic, self._topics.topic_id),
             )
             with self._lock:
                 if not self._closed:

@@ -374,7 +374,14 @@ class Events:
             if isinstance(stored := histories.stored, IndexSnapshot):
                 stored.prepare_list(index.lock)
             with index.lock:
-                found = histories.list_keys(after, limit)
+                names = histories.sorted_keys()
+                keys, key_count = histories.keys_to_sort() if names is None else ([], 0)
+            if names is None:
+                names = sorted(keys)
+                with index.lock:
+                    histories.set_sorted(names, key_count)
+            with index.lock:
+                found = histories.list_keys(after, limit, names)
             return [HistoryKey(*each) for each in found]
 
         return self.indexes.using(topic, use)

@@ -78,7 +78,10 @@ class FollowingIndex(Protocol):
         ...
 
     def tick(self) -> None:
-        """Some time has passed."""
+        """Some time has passed.
+
+        :raises HistoryGone: what is followed is not what was read.
+        """
         ...
 
     def fail(self, error: LogError) -> None:
@@ -152,6 +155,8 @@ class IndexConsumer:
         self._drained_at = float("-inf")
         """When the driver had nothing more in its queue."""
         self._ends = PartitionProbe(readers.end if uncommitted else readers.end_of_committed)
+        self._asked_offsets: Mapping[int, int] = {}
+        """Up to where the partitions were read whose ends are asked for."""
 
     def follow(self, starts: Mapping[int, int]) -> None:
         """Begin to follow partitions from these offsets on."""
@@ -269,10 +274,7 @@ class IndexConsumer:
         wanted = self._index.next_offsets().get(partition, 0)
         first, end = self._readers.bounds(self._topic, partition)
         if end < wanted:
-            return HistoryGone(
-                f"{self._topic}/{partition} was read up to offset {wanted} and ends at {end} now: "
-                "it was made anew, or has lost what was acknowledged (unclean leader election?)"
-            )
+            return self._shorter_error(partition, wanted, end)
         if not self._uncommitted:
             return HistoryGone(
                 f"{self._topic}/{partition} begins at offset {first}, and {wanted} was to be read: "
@@ -284,22 +286,35 @@ class IndexConsumer:
             "for ever: retention.ms=-1, retention.bytes=-1, cleanup.policy=delete)"
         )
 
+    def _shorter_error(self, partition: int, offset: int, end: int) -> HistoryGone:
+        return HistoryGone(
+            f"{self._topic}/{partition} was read up to offset {offset} and ends at {end} now: "
+            "it was made anew, or has lost what was acknowledged (unclean leader election?)"
+        )
+
     def _find_stalled(self) -> Sequence[int]:
         """Partitions of which nothing comes although there is more. Never waits: to ask about one
-        whose broker is away takes ten seconds, and the others go on."""
+        whose broker is away takes ten seconds, and the others go on.
+
+        :raises HistoryGone: one ends before what was read of it.
+        """
         now, offsets = time.monotonic(), self._index.next_offsets()
+        is_busy = self._ends.is_busy  # before its answers are taken, so that all are of one asking
         for (_, partition), end in self._ends.take_outcomes().items():
             progress = self._progress.get(partition)
             if progress is None or end is None:
                 continue  # its end could not be read
+            if end < self._asked_offsets[partition]:
+                raise self._shorter_error(partition, self._asked_offsets[partition], end)
             if end <= offsets[partition]:
                 progress.behind_since = None
             elif progress.behind_since is None:
                 progress.behind_since = now
         due = [number for number, each in self._progress.items() if each.ask_at <= now]
-        if due and not self._ends.is_busy:
+        if due and not is_busy:
             for partition in due:
                 self._progress[partition].ask_at = now + STALL_TIMEOUT
+            self._asked_offsets = {each: offsets[each] for each in due}
             self._ends.start([(self._topic, each) for each in due])
         return [
             number

@@ -109,8 +109,9 @@ class IndexFile(CacheFile):
                 ],
             )
             if changes.losers:
-                first, last = changes.losers[0], changes.losers[-1]
-                row = seal(array("q", changes.losers).tobytes(), _OF_LOSERS, b"%d" % first, last)
+                losers = sorted(changes.losers)
+                first, last = losers[0], losers[-1]
+                row = seal(array("q", losers).tobytes(), _OF_LOSERS, b"%d" % first, last)
                 writer.execute(
                     "INSERT OR REPLACE INTO losers VALUES (?, ?, ?, ?)",
                     (partition, last, first, row),

@@ -12,7 +12,7 @@ from typing import Protocol
 from streams.errors import LogError
 from streams.log.kafka.index_file import IndexFile
 from streams.log.kafka.index_topic import IndexTopic
-from streams.log.kafka.partition_index import PartitionIndex
+from streams.log.kafka.partition_index import ChangedKey, Changes, PartitionIndex
 from streams.text import get_logger
 
 logger = get_logger("streams.kafka")
@@ -25,6 +25,9 @@ SAVE_SHARE = 20
 
 SNAPSHOT_INTERVAL = 0.5
 """Seconds after which it is seen again whether a snapshot is to be written."""
+
+SLICE = 500
+"""Keys that are copied, or causes that are forgotten, at once, while the index waits."""
 
 
 class KeptIndex(Protocol):
@@ -105,10 +108,19 @@ class IndexKeepers:
             next_at = began + took + max(SAVE_INTERVAL, took * SAVE_SHARE)
 
     def _save(self, file: IndexFile, index: PartitionIndex) -> None:
+        """Write what has changed. Many changes, as there are once an index was built, are copied
+        some at a time: nobody decides upon anything meanwhile."""
         lock = self._index.lock
-        with lock:
-            changes = index.take_changes()
+        changes: Changes | None = None
+        copied: dict[bytes, ChangedKey] = {}
         try:
+            with lock:
+                keys = index.changed_keys()
+            for start in range(0, len(keys), SLICE):
+                with lock:
+                    copied |= index.copy_changed(keys[start : start + SLICE])
+            with lock:
+                changes = index.take_changes(copied)
             file.write(index.partition, changes)
         except BaseException:
             with lock:
@@ -116,6 +128,9 @@ class IndexKeepers:
             raise
         with lock:
             index.changes_written(changes)
+        for start in range(0, len(changes.causes), SLICE):
+            with lock:
+                index.forget_causes(changes.causes[start : start + SLICE])
 
     # -- snapshots
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -89,16 +89,27 @@ class PartitionState(msgspec.Struct, array_like=True):
     folded_id: bytes = b""
 
 
+class ChangedKey(NamedTuple):
+    """A key that has changed since the file was written last.
+
+    :param entry: a copy of its entry, with the offsets from one version on.
+    :param first: the number of events before that: a multiple of :data:`CHUNK`.
+    """
+
+    key: bytes
+    entry: KeyEntry
+    first: int
+
+
 class Changes(msgspec.Struct):
     """What has changed since the file was written last."""
 
     state: PartitionState
-    keys: list[tuple[bytes, KeyEntry, int]]
-    """Each with a copy of its entry, which has the offsets from one version on, and the number of
-    events before that: a multiple of :data:`CHUNK`."""
+    keys: list[ChangedKey]
     causes: list[tuple[bytes, str, Caused]]
     refusals: list[tuple[bytes, str, int, int]]
     losers: list[int]
+    """In no order."""
 
 
 class IndexCopy(NamedTuple):
@@ -174,7 +185,9 @@ class PartitionIndex:
             self._arbiter.pending.setdefault(key, {})[text(append_id)] = pending
             self._uncounted.update(offsets)
         self._sorted_keys: list[bytes] = []
-        """The keys in memory in order, as far as somebody listed them."""
+        """In order, the keys that may be in memory only."""
+        self._sorted_count = -1
+        """How many keys there were when they were sorted."""
         self._watched: dict[str, OnDecided] = {}
         """By append: who waits for what becomes of it."""
         self._ends: dict[str, tuple[int, bytes]] = {}
@@ -182,7 +195,7 @@ class PartitionIndex:
         self._decided: list[Decided] = []
         self._changed: dict[bytes, int] | None = {} if is_written else None
         """Keys that are to be written to the file, and how many events it has of each."""
-        self._taken: Mapping[bytes, int] = {}
+        self._taken: dict[bytes, int] = {}
         """Those that are being written to the file now."""
         self._has_reached_end = False
         """Since the file was written last."""
@@ -191,8 +204,8 @@ class PartitionIndex:
         self.first_foreign = -1
         """Where the first of them stands."""
         self._stored_count = state.event_count
-        self._changed_causes: list[tuple[bytes, str]] = []
-        self._changed_refusals: list[tuple[bytes, str]] = []
+        self._changed_causes: list[tuple[bytes, str, Caused]] = []
+        self._changed_refusals: list[tuple[bytes, str, int, int]] = []
         self._touched: set[bytes] | None = None
         """While the index is copied: the keys that have changed since that began."""
 
@@ -258,16 +271,32 @@ class PartitionIndex:
             if append_id not in self._watched
         ]
 
-    def list_keys(self, after: bytes | None, limit: int) -> list[tuple[bytes, Head]]:
-        """Keys in order, behind ``after``, and where their histories end."""
-        if self._changed is None:
-            if len(self._sorted_keys) != len(self.keys):  # keys are only ever added
-                self._sorted_keys = sorted(self.keys)
-            keys = self._sorted_keys
-        else:  # what the file does not have has changed
-            keys = sorted({*self._changed, *self._taken})
-        start = 0 if after is None else bisect_left(keys, after + b"\0")
-        found = {key: self.keys[key].head for key in keys[start : start + limit]}
+    def sorted_keys(self) -> list[bytes] | None:
+        """In order, the keys that may be in memory only; None: they are to be sorted first."""
+        return self._sorted_keys if self._sorted_count == self.key_count else None
+
+    def keys_to_sort(self) -> tuple[list[bytes], int]:
+        """The keys that may be in memory only, and how many keys there are at all; both are for
+        :meth:`set_sorted`, so that nothing waits while many are sorted."""
+        changed = self._changed
+        found = list(self.keys if changed is None else {*changed, *self._taken})
+        return found, self.key_count
+
+    def set_sorted(self, keys: list[bytes], count: int) -> None:
+        """Those keys in order."""
+        self._sorted_keys, self._sorted_count = keys, count
+
+    def list_keys(
+        self, after: bytes | None, limit: int, names: Sequence[bytes] | None = None
+    ) -> list[tuple[bytes, Head]]:
+        """Keys in order, behind ``after``, and where their histories end.
+
+        :param names: :meth:`sorted_keys`, as they were a moment ago.
+        """
+        if names is None:
+            names = sorted(self.keys_to_sort()[0])
+        start = 0 if after is None else bisect_left(names, after + b"\0")
+        found = {key: self.keys[key].head for key in names[start : start + limit]}
         if self._stored is not None:
             for key, head in self._stored.list_keys(after, limit):
                 in_memory = self.keys.get(key)
@@ -384,7 +413,7 @@ class PartitionIndex:
                 entry.refusals = {}
             entry.refusals[counted.append_id] = version, offsets[0]
             if self._changed is not None:
-                self._changed_refusals.append((key, counted.append_id))
+                self._changed_refusals.append((key, counted.append_id, version, offsets[0]))
         else:
             entry.offsets.extend(offsets)
             self.event_count += len(offsets)
@@ -394,11 +423,12 @@ class PartitionIndex:
         self._last_offset, self._last_id = offsets[-1], last_id
         if counted.cause and self.cause(key, counted.cause) is None:
             count = 0 if counted.is_refusal else len(offsets)
-            self._causes[key, counted.cause] = Caused(version + 1, count)
+            caused = Caused(version + 1, count)
+            self._causes[key, counted.cause] = caused
             self.cause_count += 1
             self.cause_bytes += len(counted.cause) + 200
             if self._changed is not None:
-                self._changed_causes.append((key, counted.cause))
+                self._changed_causes.append((key, counted.cause, caused))
         on_decided = self._watched.pop(counted.append_id, None)
         if on_decided is not None:
             self._ends.pop(counted.append_id, None)
@@ -485,32 +515,43 @@ class PartitionIndex:
             return False
         return self._has_reached_end or self.event_count > 2 * self._stored_count + 100_000
 
-    def take_changes(self) -> Changes:
-        """What has changed since the last time. Until it is in the file, or was given back, it
-        stays in memory only."""
-        state, uncounted = self._state()
-        losers = sorted(uncounted)
-        changed: Mapping[bytes, int] = self._changed or {}
-        keys = []
-        for key, stored in changed.items():
+    def changed_keys(self) -> list[bytes]:
+        """The keys that have changed since the last time."""
+        return list(self._changed or ())
+
+    def copy_changed(self, keys: Iterable[bytes]) -> dict[bytes, ChangedKey]:
+        """Copies of changed keys as they are now. One that changes again is copied again, by
+        :meth:`take_changes`, which has to follow, or :meth:`changes_lost`."""
+        changed, taken = self._changed or {}, self._taken
+        copies: dict[bytes, ChangedKey] = {}
+        for key in keys:
+            stored = taken.setdefault(key, changed[key])
+            del changed[key]
             entry, first = self.keys[key], stored - stored % CHUNK
             copied = KeyEntry(entry.offsets[first:], entry.last_id, entry.is_final, entry.refusals)
-            keys.append((key, copied, first))
-        refusals = []
-        for key, id in self._changed_refusals:
-            known = self.keys[key].refusals or {}
-            refusals.append((key, id, *known[id]))
+            copies[key] = ChangedKey(key, copied, first)
+        return copies
+
+    def take_changes(self, copied: dict[bytes, ChangedKey] | None = None) -> Changes:
+        """What has changed since the last time. Until it is in the file, or was given back, it
+        stays in memory only.
+
+        :param copied: the keys that were copied before, as many change while an index is built;
+            those that have changed since are copied now.
+        """
+        state, uncounted = self._state()
+        keys = copied or {}
+        keys |= self.copy_changed(self.changed_keys())
         changes = Changes(
             state,
-            keys,
-            [(key, cause, self._causes[key, cause]) for key, cause in self._changed_causes],
-            refusals,
-            losers,
+            list(keys.values()),
+            self._changed_causes,
+            self._changed_refusals,
+            list(uncounted),
         )
         self._has_reached_end = False
         self._stored_count = self.event_count
-        self._taken = changed
-        self._changed, self._changed_causes, self._changed_refusals = {}, [], []
+        self._changed_causes, self._changed_refusals = [], []
         return changes
 
     def changes_written(self, changes: Changes) -> None:
@@ -519,21 +560,24 @@ class PartitionIndex:
         self._has_stored_keys = self._has_stored_keys or bool(changes.keys)
         self._uncounted.difference_update(changes.losers)
         self._saved_losers += len(changes.losers)
-        for key, cause, _ in changes.causes:
+
+    def forget_causes(self, causes: Iterable[tuple[bytes, str, Caused]]) -> None:
+        """These are in the file."""
+        for key, cause, _ in causes:
             self._causes.pop((key, cause), None)
 
-    def changes_lost(self, changes: Changes) -> None:
-        """What was taken could not be written: it is to be written with what follows."""
+    def changes_lost(self, changes: Changes | None) -> None:
+        """What was taken could not be written: it is to be written with what follows.
+
+        :param changes: None: keys were copied, and nothing else was taken.
+        """
         if self._changed is None:
             return
-        self._changed.update(self._taken)
+        self._changed.update(self._taken)  # which know better how much the file has
         self._taken = {}
-        self._changed_causes = [(key, cause) for key, cause, _ in changes.causes] + (
-            self._changed_causes
-        )
-        self._changed_refusals = [(key, id) for key, id, _, _ in changes.refusals] + (
-            self._changed_refusals
-        )
+        if changes is not None:
+            self._changed_causes[:0] = changes.causes
+            self._changed_refusals[:0] = changes.refusals
 
     # -- what goes into a snapshot of the index
 
@@ -559,6 +603,7 @@ class PartitionIndex:
         self._uncounted.update(losers)
         self._saved_losers -= len(self._uncounted) - known  # this process has not passed them
         self._stored, self._has_stored_keys = None, False
+        self._sorted_count = -1
 
     def begin_copy(self) -> list[bytes]:
         """The keys in memory. From now on it is remembered which of them change, until the copy

@@ -177,9 +177,13 @@ class RedisDocuments(DocumentStore):
         info = self.find(collection)
         check_partitions(collection, info.partitions, partitions)
         checkpoints = [keys.checkpoint for keys in _all_keys(info)]
-        self._client.execute_or_raise(
+        replies = self._client.execute_all(
             [key_command(context, "HSETNX", key, "writer", "") for key in checkpoints]
         )
+        for reply in replies:
+            # What else somebody has put in the place of a checkpoint is told who claims it.
+            if isinstance(reply, LogError) and not isinstance(reply, TopicMismatch):
+                raise reply
         return info
 
     @override

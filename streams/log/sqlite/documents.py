@@ -3,6 +3,10 @@
 A write is one transaction that first looks whether the writer's *epoch* still stands, so documents
 and checkpoint change together and by one writer. As everywhere in this package what is asked goes
 in as one JSON array, with keys in hexadecimal, and comes out as one.
+
+Anybody may write into the file. A document whose key is no BLOB is never found; a value or a
+failure that is none is the bytes of its text. A checkpoint whose position is no offset is an error
+that says so, until the partition is cleared; an epoch that is none is counted anew.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from typing import Any
 
 from typing_extensions import override
 
+from streams.errors import TopicMismatch
 from streams.log.documents import (
     Checkpoint,
     CollectionInfo,
@@ -32,23 +37,44 @@ from streams.log.names import check_topic
 from streams.log.sqlite.database import Database, SqliteConnection, fetch_partition
 
 _SELECT = """
-SELECT r.key, d.value, d.failure FROM json_each(?) AS r CROSS JOIN streams_documents AS d
+SELECT r.key, CAST(d.value AS BLOB), CAST(d.failure AS BLOB)
+FROM json_each(?) AS r CROSS JOIN streams_documents AS d
 ON d.no = ? AND d.key = unhex(r.value)
 """
 
+# In SQLite's order every BLOB stands behind every text and number.
 _SCAN = """
-SELECT key, value, failure FROM streams_documents WHERE no = ? AND key >= ?
-ORDER BY key LIMIT ?
+SELECT key, CAST(value AS BLOB), CAST(failure AS BLOB) FROM streams_documents
+WHERE no = ? AND key >= ? ORDER BY key LIMIT ?
 """
 
 _SCAN_BELOW = """
-SELECT key, value, failure FROM streams_documents WHERE no = ? AND key >= ? AND key < ?
-ORDER BY key LIMIT ?
+SELECT key, CAST(value AS BLOB), CAST(failure AS BLOB) FROM streams_documents
+WHERE no = ? AND key >= ? AND key < ? ORDER BY key LIMIT ?
 """
 
 _SELECT_STOPPED = """
-SELECT key, value, failure FROM streams_documents INDEXED BY streams_stopped
-WHERE no = ? AND failure IS NOT NULL AND key > ? ORDER BY key LIMIT ?
+SELECT key, CAST(value AS BLOB), CAST(failure AS BLOB)
+FROM streams_documents INDEXED BY streams_stopped
+WHERE no = ? AND failure IS NOT NULL AND key >= ? ORDER BY key LIMIT ?
+"""
+
+_CLAIM = """
+UPDATE streams_checkpoints
+SET epoch = iif(typeof(epoch) = 'integer' AND epoch BETWEEN 0 AND 1 << 53, epoch, 0) + 1
+WHERE no = ? RETURNING
+epoch, iif(typeof(position) IN ('integer', 'null'), position, -1), CAST(data AS BLOB)
+"""
+
+_CLEAR = """
+UPDATE streams_checkpoints SET position = NULL, data = x'',
+epoch = iif(typeof(epoch) = 'integer' AND epoch BETWEEN 0 AND 1 << 53, epoch, 0) + 1
+WHERE no = ?
+"""
+
+_SELECT_CHECKPOINT = """
+SELECT iif(typeof(position) IN ('integer', 'null'), position, -1), CAST(data AS BLOB)
+FROM streams_checkpoints WHERE no = ?
 """
 
 _UPSERT = "INSERT OR REPLACE INTO streams_documents VALUES (?, ?, ?, ?)"
@@ -151,7 +177,8 @@ class SqliteDocuments(DocumentStore):
     def list(self) -> Sequence[CollectionInfo]:
         with self._database.read() as db:
             rows = db.fetch_rows(
-                "SELECT collection, count(*) FROM streams_checkpoints GROUP BY 1 ORDER BY 1"
+                "SELECT collection, count(*) FROM streams_checkpoints"
+                " WHERE typeof(collection) = 'text' GROUP BY 1 ORDER BY 1"
             )
         return [CollectionInfo(*row) for row in rows]
 
@@ -172,11 +199,7 @@ class SqliteDocuments(DocumentStore):
         with self._database.write() as db:
             number = _partition_number(db, collection, partition)
             db.execute("DELETE FROM streams_documents WHERE no = ?", (number,))
-            db.execute(
-                "UPDATE streams_checkpoints SET position = NULL, data = x'', epoch = epoch + 1"
-                " WHERE no = ?",
-                (number,),
-            )
+            db.execute(_CLEAR, (number,))
 
     @override
     def totals(self, collection: str) -> CollectionTotals:
@@ -196,24 +219,22 @@ class SqliteDocuments(DocumentStore):
     def claim(self, collection: str, partition: int) -> DocumentWriter:
         with self._database.write() as db:
             number = _partition_number(db, collection, partition)
-            ((epoch, position, data),) = db.fetch_rows(
-                "UPDATE streams_checkpoints SET epoch = epoch + 1 WHERE no = ?"
-                " RETURNING epoch, position, data",
-                (number,),
-            )
-        checkpoint = None if position is None else Checkpoint(position, data)
+            ((epoch, *stored),) = db.fetch_rows(_CLAIM, (number,))
+        checkpoint = _read_checkpoint(collection, partition, *stored)
         return SqliteWriter(self._database, collection, partition, number, epoch, checkpoint)
 
     @override
     def read(self, collection: str, partition: int, keys: Sequence[bytes]) -> FoundDocuments:
         with self._database.read(snapshot=True) as db:
             number = _partition_number(db, collection, partition)
-            return FoundDocuments(_select(db, number, keys), _checkpoint(db, number))
+            found, stored = _select(db, number, keys), _stored_checkpoint(db, number)
+        return FoundDocuments(found, _read_checkpoint(collection, partition, *stored))
 
     @override
     def checkpoint(self, collection: str, partition: int) -> Checkpoint | None:
         with self._database.read() as db:
-            return _checkpoint(db, _partition_number(db, collection, partition))
+            stored = _stored_checkpoint(db, _partition_number(db, collection, partition))
+        return _read_checkpoint(collection, partition, *stored)
 
     @override
     def scan(
@@ -233,8 +254,8 @@ class SqliteDocuments(DocumentStore):
     ) -> Sequence[KeyedDocument]:
         with self._database.read() as db:
             number = _partition_number(db, collection, partition)
-            # In SQLite's order every number stands before every BLOB.
-            rows = db.fetch_rows(_SELECT_STOPPED, (number, -1 if after is None else after, limit))
+            start = b"" if after is None else after + b"\0"
+            rows = db.fetch_rows(_SELECT_STOPPED, (number, start, limit))
         return [KeyedDocument(key, _document(value, failure)) for key, value, failure in rows]
 
 
@@ -259,9 +280,26 @@ def _partition_number(db: SqliteConnection, collection: str, partition: int) -> 
     raise partition_not_found(collection, partition, count)
 
 
-def _checkpoint(db: SqliteConnection, number: int) -> Checkpoint | None:
-    rows = db.fetch_rows("SELECT position, data FROM streams_checkpoints WHERE no = ?", (number,))
-    return Checkpoint(*rows[0]) if rows and rows[0][0] is not None else None
+def _stored_checkpoint(db: SqliteConnection, number: int) -> tuple[int | None, bytes | None]:
+    rows = db.fetch_rows(_SELECT_CHECKPOINT, (number,))
+    return rows[0] if rows else (None, None)
+
+
+def _read_checkpoint(
+    collection: str, partition: int, position: int | None, data: bytes | None
+) -> Checkpoint | None:
+    """A checkpoint as it is stored.
+
+    :raises TopicMismatch: that makes no sense.
+    """
+    if position is None:
+        return None
+    if position < 0:
+        raise TopicMismatch(
+            f"documents {collection!r}, partition {partition}: 'position' in streams_checkpoints "
+            "is no offset: somebody has changed it: delete the collection and build it anew"
+        )
+    return Checkpoint(position, data or b"")
 
 
 def _select(
