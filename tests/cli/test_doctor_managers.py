@@ -102,14 +102,23 @@ def test_a_manager_that_is_well(clinic: Clinic) -> None:
     # means, and a refused command's record is no event.
     wrong = [each for each in clinic.findings() if each["verdict"] == "no"]
     assert [each["item"] for each in wrong] == ["monitoring"]
-    # There is no declaring how long they are kept: it says how to change it.
-    (kept,) = [
-        each
-        for each in clinic.findings()
-        if (each["item"], each["of"]) == ("retention", f"topic {NAME}.timeouts")
-    ]
-    assert (kept["verdict"], kept["why"]) == ("yes", "kept for ever")
-    assert f"topics retain {NAME}.timeouts --keep-for 90d" in kept["do"]
+
+
+def test_how_long_timeouts_are_kept_that_came(clinic: Clinic) -> None:
+    def kept() -> tuple[str, str, str]:
+        (found,) = [
+            each
+            for each in clinic.findings()
+            if (each["item"], each["of"]) == ("retention", f"topic {NAME}.timeouts")
+        ]
+        return found["verdict"], found["why"], found["do"]
+
+    clinic.work(Tick("a", "open 5"))
+    verdict, why, advice = kept()
+    assert (verdict, why) == ("yes", "kept for ever")
+    assert f"topics retain {NAME}.timeouts --keep-for 90d" in advice
+    clinic.work(Tick("a", "schedule soon 3600"))
+    assert kept() == ("yes", "kept about 10,000 a partition", "")
 
 
 def test_messages_that_nobody_reads(clinic: Clinic) -> None:

@@ -158,3 +158,21 @@ def test_reactions_that_nobody_could_have_had(stage: Ground, name: str, app: str
     assert row["instances"] == 3 + len(values)
     note = command(stage.url, "managers", "ls", app).err
     assert "3 reactions cannot be decoded: streams aggregates ls" in note
+
+
+def test_a_message_whose_id_is_no_text_is_reacted_to(stage: Ground, name: str, app: str) -> None:
+    tick = json.dumps({"type": "tick", "key": "odd", "do": "open 7"}).encode()
+    stage.write(f"{stage.topic_name}-ticks", [Written(tick, b"odd", [(b"ce_id", b"\xff\x1b")])])
+
+    async def work() -> None:
+        desk = Desk(Streams(stage.url), stage.topic_name)
+        async with desk.app:
+            async with asyncio.timeout(60):
+                while not desk.manager.stats().commands:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            assert desk.app.stats().processors[desk.manager.name].dead_letters == 0
+
+    asyncio.run(work())
+    (found,) = lists(stage.url, "managers", "show", app, name, "odd").documents
+    assert [each["outcome"] for each in found["reactions"][0]["commands"]] == ["done"]
+    looked_at(stage, name, app)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
 from msgspec import Struct
+from redis import Redis
 
 from streams import (
     Aggregate,
@@ -23,6 +27,7 @@ from streams import (
     Streams,
     Unavailable,
 )
+from streams.config import Retention
 from streams.log.protocol import Committed
 from streams.message import Record
 from streams.replay import reset
@@ -149,6 +154,23 @@ async def test_processes_agree_why_a_command_was_refused(
         found = await asyncio.to_thread(first.outcome, log, command, "cause")
         assert (found.outcome, found.reason) == ("refused" if reason else "nothing", reason or "")
         assert await one.events("ada") == [Opened(each) for each in cents]
+
+
+def deal_out(purse: Purse, transfer: str) -> Sequence[PurseEvent]:
+    """To nobody, in a sequence that is neither a list nor a tuple."""
+    return deque()
+
+
+async def test_an_empty_sequence_of_any_kind_comes_to_nothing(stage: Stage) -> None:
+    world = World(stage.app(), unique(), decisions=[give_back, notice, deal_out])
+    commands = world.transfers._definition.commands
+    async with world.app.connected():
+        command = commands.store(Command(world.purses, "ada", deal_out, "t"))
+        assert await commands.carry_out(command, "cause") is None
+        log: Any = world.app.log
+        found = await asyncio.to_thread(commands.outcome, log, command, "cause")
+        assert found.outcome == "nothing"
+        assert await world.events("ada") == []
 
 
 class Tick(Struct, tag="tick", frozen=True):
@@ -367,6 +389,23 @@ async def test_refusals_without_an_end_are_a_dead_letter() -> None:
         assert "answered 100 refusals" in str(letter.headers)
 
 
+async def test_one_message_may_have_more_commands_refused_than_may_follow_each_other() -> None:
+    app = Streams("memory://")
+    world = World(app, unique(), retry=Retry(attempts=1))
+    poor = [Command(world.purses, f"poor-{n}", Purse.take, "t1", 1) for n in range(120)]
+    world.transfers._definition.react = lambda state, event: (
+        state,
+        poor if isinstance(event, Order) else [],
+    )
+    async with harness(app) as h:
+        await world.orders.publish(Order("t1", "ada", "bob", 1))
+        await h.settled()
+        assert not await h.dead(world.orders, group=world.transfers.name)
+        assert (await world.transfers.load("t1")).version == 121
+        stats = world.transfers.stats()
+        assert (stats.reacted, stats.refused, stats.failures) == (121, 120, 0)
+
+
 async def test_a_restart_goes_by_what_was_stored() -> None:
     """The function has changed between the reaction and what it led to."""
     app = Streams("memory://")
@@ -393,6 +432,88 @@ async def test_a_restart_goes_by_what_was_stored() -> None:
         await h.settled()
         assert await world.events("ada") == [Opened(100), Taken("t1", 70)]
         assert await world.has_ended("t1")
+
+
+async def test_an_app_that_is_entered_again_knows_nothing_of_what_was_carried_out() -> None:
+    app = Streams("memory://")
+    world = World(app, unique(), retry=Retry(attempts=1))
+    command = Command(world.purses, "ada", Purse.open, 1)
+    world.transfers._definition.react = lambda state, event: (
+        state,
+        [command] if isinstance(event, Order) else [],
+    )
+    async with harness(app) as h:
+        await world.orders.publish(Order("t1", "ada", "bob", 1))
+        await h.settled()
+        assert await world.events("ada") == [Opened(1)]
+    async with harness(app) as h:  # with another log
+        log: Any = app.log
+        append = log.append_events
+
+        def stop(topic: str, appends: Any, done: Any) -> None:
+            if topic == world.purses.events.name:
+                done([Unavailable("stopped by a test") for _ in appends])
+            else:
+                append(topic, appends, done)
+
+        log.append_events = stop
+        await world.orders.publish(Order("t1", "ada", "bob", 1))
+        await h.settled()
+        assert (await world.transfers.load("t1")).version == 1
+        log.append_events = append
+        await world.orders.publish(Order("t1", "x", "y", 1), headers={"ce_source": "another"})
+        await h.settled()
+        assert await world.events("ada") == [Opened(1), Opened(1)]
+
+
+async def until(over: Callable[[], Any]) -> None:
+    async with asyncio.timeout(60):
+        while not over():  # noqa: ASYNC110 - it is a figure
+            await asyncio.sleep(0.01)
+
+
+async def test_a_reaction_in_place_of_one_that_was_lost_is_carried_out(redis_url: str) -> None:
+    """In a failover, say."""
+    is_broken = False
+
+    def pay(purse: Purse, cents: int) -> Opened:
+        if is_broken:
+            raise ZeroDivisionError
+        return Opened(cents)
+
+    world = World(
+        Streams(redis_url), unique(), decisions=[pay], retry=Retry(attempts=3, delay=0.001)
+    )
+    name = world.transfers.name
+
+    def react(state: Transfer, event: Any) -> tuple[Transfer, list[Any]]:
+        if not isinstance(event, Order):
+            return state, []
+        return state, [Command(world.purses, event.target, pay, event.cents)]
+
+    world.transfers._definition.react = react
+    async with world.app as app:
+
+        async def publish(cents: int) -> None:
+            headers = {"ce_source": f"source {cents}"}
+            order = Order("t1", "ada", f"purse {cents}", cents)
+            await world.orders.publish(order, headers=headers)
+
+        await publish(1)
+        await until(lambda: world.transfers.stats().commands == 1)
+        place = urlsplit(redis_url)
+        with Redis(host=place.hostname or "", port=place.port or 0) as redis:
+            topic = world.transfers.instances.events.name
+            redis.delete(*(f"{{{topic}}}:{each}" for each in ("history:t1", "keys", "causes")))
+            redis.xtrim(topic, maxlen=0, approximate=False)
+        is_broken = True
+        await publish(2)
+        await until(lambda: app.stats().processors[name].dead_letters)
+        is_broken = False
+        await publish(3)
+        await until(lambda: world.transfers.stats().commands == 3)
+        for cents in (1, 2, 3):
+            assert await world.events(f"purse {cents}") == [Opened(cents)]
 
 
 async def test_an_aggregate_that_is_closed_refuses() -> None:
@@ -478,3 +599,15 @@ async def test_groups_of_its_timeouts_cannot_be_moved(stage: Stage) -> None:
         assert f"streams topics delete {timeouts}.delay" in str(caught.value)
         # The one that reads its topics may be: each message is reacted to once, whatever comes.
         assert await reset(app, name, ticks.name, "earliest")
+
+
+async def test_timeouts_that_came_are_not_kept_for_ever(stage: Stage) -> None:
+    ticks, manager = clocks(stage.app(), unique())
+    async with manager.app as app:
+        await ticks.publish(Tick("a", "schedule x 3600 1"))
+        timeouts, log = f"{manager.name}.timeouts", app.log
+        is_trimmed = "messages" in log.capabilities.retention  # Kafka deletes by its own rules
+        await stage.until(
+            lambda: (log.topic(timeouts).retention == Retention(messages=10_000)) == is_trimmed,
+            "what was settled is trimmed",
+        )

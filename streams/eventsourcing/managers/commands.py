@@ -29,6 +29,7 @@ from streams.errors import CodeTooOld, ConfigError, InvalidValue, NotFound
 from streams.eventsourcing.aggregate import Aggregate
 from streams.eventsourcing.causes import cause_text
 from streams.eventsourcing.declaration_checks import check_refusals
+from streams.eventsourcing.definition import events_of
 from streams.eventsourcing.errors import AggregateClosed, DecisionRefused
 from streams.eventsourcing.managers.actions import Command
 from streams.eventsourcing.managers.reactions import StoredCommand
@@ -293,7 +294,7 @@ class Commands:
             found = decision.function(state, *args, **kwargs)
         except self._refusal_types as error:
             return None, self._reason_of(error)
-        if found is None or (isinstance(found, (list, tuple)) and not found):
+        if not events_of(aggregate.name, found):
             return None, NOTHING
         return found, None
 

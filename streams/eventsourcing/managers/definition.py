@@ -25,6 +25,7 @@ from streams.eventsourcing.managers.reactions import (
 from streams.eventsourcing.managers.timeouts import Timeouts
 from streams.eventsourcing.state_type import StateType
 from streams.numbers import is_int
+from streams.text import printable_text
 
 S = TypeVar("S")
 
@@ -154,7 +155,7 @@ class ManagerDefinition(Generic[S]):
         state, actions = self._check_answer(answer, event)
         stored, ends = self._store_actions(instance, actions, fired)
         data = msgspec.Raw(self.state.encode(state))
-        return Reacted(trigger.what, data, stored, fired, ends)
+        return Reacted(printable_text(trigger.what), data, stored, fired, ends)
 
     def _check_answer(self, answer: Any, event: Any) -> tuple[Any, Sequence[Action]]:
         problem, found = "", answer

@@ -15,7 +15,6 @@ topics to several processes.
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from typing import Any
 from streams.errors import CodeTooOld, InvalidValue, find_code_too_old
 from streams.eventsourcing.aggregate import Aggregate
 from streams.eventsourcing.causes import cause_text, message_identity
+from streams.eventsourcing.errors import HistoryTruncated
 from streams.eventsourcing.keyed_lock import KeyedLock
 from streams.eventsourcing.managers.actions import Refused
 from streams.eventsourcing.managers.definition import ManagerDefinition, Trigger, Unfinished
@@ -41,30 +41,15 @@ from streams.eventsourcing.managers.reactions import (
 )
 from streams.eventsourcing.managers.timeouts import TimeoutDue
 from streams.health import ManagerStats
+from streams.log.protocol import Log
 from streams.message import Message
 
-MAX_CHAIN = 100
-"""Refusals that follow each other from one message, each with a command that is refused again."""
+MAX_DEPTH = 100
+"""Reactions that follow from each other: to a message, to the refusal of one of its commands, to
+the refusal of a command that answers that one, and so on."""
 
 MAX_DONE = 100_000
 """Instances of which it is remembered up to where their actions were carried out, at most."""
-
-
-class _Chain:
-    """The reactions that a message has led to."""
-
-    def __init__(self) -> None:
-        self._count = 0
-
-    def go_on(self, where: str, key: str) -> None:
-        """:raises InvalidValue: there is no end to them."""
-        self._count += 1
-        if self._count > MAX_CHAIN:
-            raise InvalidValue(
-                f"{where}: instance {key!r} has answered {MAX_CHAIN} refusals after one message "
-                "with commands that were refused again: answer a refusal that recurs with End(), "
-                "or with Schedule(...) to try later"
-            )
 
 
 class Reactor:
@@ -77,7 +62,8 @@ class Reactor:
         self._where = definition.where
         self._instances = instances
         self._lock = KeyedLock()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._log: Log | None = None
+        """That of the app's current entering."""
         self._done: OrderedDict[str, int] = OrderedDict()
         """Up to which version of each instance this process knows that actions were carried out."""
         self.stats = ManagerStats()
@@ -118,27 +104,35 @@ class Reactor:
 
     async def _take(self, key: str, trigger: Trigger) -> None:
         """React, after those who came before with the same instance in this process."""
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:  # the app was entered anew, with another log perhaps
-            self._loop, self._lock = loop, KeyedLock()
+        log = self._definition.app.log
+        if log is not self._log:  # the app was entered anew
+            self._log, self._lock = log, KeyedLock()
             self._done.clear()
         lock = self._lock
         if not lock.try_acquire(key):
             await lock.wait(key)
         try:
-            await self._react(key, trigger, _Chain())
+            await self._react(key, trigger, depth=1)
+        except HistoryTruncated:
+            self._done.pop(key, None)  # the log may have lost the reactions that it speaks of
+            raise
         finally:
             lock.release(key)
 
-    async def _react(self, key: str, trigger: Trigger, chain: _Chain) -> None:
-        chain.go_on(self._where, key)
+    async def _react(self, key: str, trigger: Trigger, depth: int) -> None:
+        if depth > MAX_DEPTH:
+            raise InvalidValue(
+                f"{self._where}: instance {key!r} has answered {MAX_DEPTH} refusals, one after the "
+                "other, with commands that were refused again: answer a refusal that recurs with "
+                "End(), or with Schedule(...) to try later"
+            )
         instances = self._instances.with_options(cause=trigger.cause)
         while True:
             try:
                 decided = await instances.decide(key, self._decide, key, trigger)
             except Unfinished as unfinished:
                 found = unfinished.instance
-                await self._carry_out(key, found.version, found.actions, chain)
+                await self._carry_out(key, found.version, found.actions, depth)
             else:
                 break
         if not decided.events:
@@ -146,13 +140,13 @@ class Reactor:
             return
         self._count(reacted=1)
         (reacted,) = decided.events
-        await self._carry_out(key, decided.version, reacted.actions, chain)
+        await self._carry_out(key, decided.version, reacted.actions, depth)
 
     def _decide(self, instance: Instance, key: str, trigger: Trigger) -> Reacted | None:
         return self._definition.decide(instance, trigger, self._done.get(key, 0))
 
     async def _carry_out(
-        self, key: str, version: int, actions: Sequence[StoredAction], chain: _Chain
+        self, key: str, version: int, actions: Sequence[StoredAction], depth: int
     ) -> None:
         """Carry a reaction's actions out, and react to what is refused of them."""
         refusals = []
@@ -175,7 +169,7 @@ class Reactor:
         self._note_done(key, version)
         try:
             for trigger in refusals:
-                await self._react(key, trigger, chain)
+                await self._react(key, trigger, depth + 1)
         except BaseException:
             self._done.pop(key, None)  # whoever comes next begins with what is left
             raise

@@ -24,7 +24,7 @@ from streams.eventsourcing.event_codec import EventCodec
 from streams.eventsourcing.managers.actions import Schedule
 from streams.eventsourcing.managers.reactions import StoredCancel, StoredTimeout
 from streams.log.names import check_topic
-from streams.log.protocol import Log
+from streams.log.protocol import Log, Retention
 from streams.numbers import is_seconds
 from streams.retries import (
     LATEST_DUE,
@@ -35,6 +35,9 @@ from streams.retries import (
     entry_record,
 )
 from streams.topic import InternalTopic
+
+CAME_RETENTION = Retention(messages=10_000)
+"""How timeouts that came are kept, on a log that trims what a group has settled."""
 
 
 class TimeoutDue(msgspec.Struct, frozen=True, tag="timeout"):
@@ -130,9 +133,18 @@ class Timeouts:
         data = f"{self._name}\n{sequence}\n{key}".encode("utf-8", "surrogateescape")
         return f"timeout-{blake2b(data, digest_size=16).hexdigest()}"
 
+    def _ensure_topics(self, log: Log) -> None:
+        """Have the topic in which timeouts wait, and what came through the other one trimmed:
+        what its group has settled is needed by nobody. Kafka deletes that by its own rules."""
+        ensure_delay_topic(log, self.delay_topic, self._partitions)
+        if "messages" in log.capabilities.retention:
+            topic = log.topic(self.topic.name)
+            if topic.retention == Retention():  # nobody has said otherwise
+                log.create_topic(topic.name, topic.partitions, CAME_RETENTION)
+
     async def _write(self, record: Any) -> None:
         log = self._app.log
         if self._ensured is not log:
-            await run_in_thread(ensure_delay_topic, log, self.delay_topic, self._partitions)
+            await run_in_thread(self._ensure_topics, log)
             self._ensured = log
         await self._app.publisher.publish(self.delay_topic, record)
