@@ -115,12 +115,37 @@ def has_models(form: TypeForm[Any]) -> bool:
         return True
     if any(has_models(part) for part in typing.get_args(form) if not isinstance(part, str)):
         return True
-    try:
-        shape = inspect.type_info(form)
-    except Exception:  # binding says what is wrong
-        return False
+    shape = _inspect(form)
     custom = (part for part in walk_types(shape) if isinstance(part, inspect.CustomType))
     return any(is_pydantic_model(part.cls) for part in custom)
+
+
+def _inspect(form: Any) -> TypeInfo:
+    """A type, taken apart; of one that msgspec cannot make sense of, nothing."""
+    try:
+        return inspect.type_info(form)
+    except Exception:  # binding says what is wrong
+        return inspect.AnyType()
+
+
+def fields_by_place(form: TypeForm[Any]) -> list[list[str]]:
+    """The names of the fields of each type inside that is written as an array, in their order: of
+    a ``NamedTuple`` and of a Struct that is ``array_like``. JSON schemas do not have them."""
+    found: list[list[str]] = []
+    todo: list[Any] = [form]
+    models: set[Any] = set()
+    while todo:
+        for part in walk_types(_inspect(todo.pop())):
+            if isinstance(part, inspect.NamedTupleType) or (
+                isinstance(part, inspect.StructType) and part.array_like
+            ):
+                found.append([field.encode_name for field in part.fields])
+            elif isinstance(part, inspect.CustomType) and is_pydantic_model(part.cls):
+                model: Any = class_of(part.cls)
+                if model not in models:
+                    models.add(model)
+                    todo += [field.annotation for field in model.model_fields.values()]
+    return found
 
 
 def is_untyped(shape: TypeInfo) -> bool:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import builtins
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping, MutableMapping, MutableSequence, MutableSet
 from types import NoneType
 from typing import Any, Generic, NamedTuple, get_args, get_origin, is_typeddict
 
 import msgspec
-from typing_extensions import TypeVar
+from typing_extensions import Format, TypeVar, get_annotations
 
 from stream_codecs import BindError, Bound, Codec, default_codec, type_name
+from stream_codecs.type_info import fields_by_place
 from streams.errors import ConfigError
 
 S = TypeVar("S")
 
 _NOT_SHAPE = frozenset(("title", "description", "examples", "deprecated"))
 """What of a JSON schema does not say how a document looks."""
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+"""Of a function that an annotation holds: another one in each process."""
 
 
 class DecodedState(NamedTuple):
@@ -130,25 +135,54 @@ def check_frozen(what: str, type: Any) -> None:
 
 def shape_fingerprint(type: Any, version: int, content_type: str) -> str:
     """What tells documents of one shape from those of another: of their type (its JSON schema,
-    without texts and names), the version that the user gives, and how they are written."""
+    without texts and names, and the fields that are known by their place alone), the version that
+    the user gives, and how they are written."""
     schema, definitions = _json_schema(type)
-    shape = _shape(schema, definitions, ())
-    data = msgspec.json.encode([version, content_type, shape], order="sorted")
+    said = [version, content_type, _shape(schema, definitions, ())]
+    by_place = fields_by_place(type)
+    if by_place:
+        said.append(by_place)
+    data = msgspec.json.encode(said, order="sorted")
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def _json_schema(state: Any) -> tuple[Any, Mapping[str, Any]]:
-    """A type's JSON schema, and the definitions it refers to. Of another library's type that has
-    none, its name has to do."""
-    make_schema: Any = getattr(state, "model_json_schema", None)
+def _json_schema(type: Any) -> tuple[Any, Mapping[str, Any]]:
+    """A type's JSON schema, and the definitions it refers to."""
+    make_schema: Any = getattr(type, "model_json_schema", None)
     try:
         if make_schema is not None:
             schema: dict[str, Any] = make_schema()
             return schema, schema.pop("$defs", {})
-        schemas, definitions = msgspec.json.schema_components([state])
+        schemas, definitions = msgspec.json.schema_components([type], schema_hook=_describe)
     except Exception:
-        return type_name(state), {}
+        return _describe(type), {}
     return schemas[0], definitions
+
+
+def _describe(type: Any) -> dict[str, Any]:
+    """Instead of a JSON schema, of another library's type that has none: its name, what its fields
+    are called and of which types they are, and the same of what it is made of."""
+    fields = getattr(type, "model_fields", None)
+    if isinstance(fields, Mapping):  # Pydantic's
+        declared = [(name, getattr(each, "annotation", None)) for name, each in fields.items()]
+    else:
+        bases = reversed(getattr(type, "__mro__", ()))
+        declared = [
+            each
+            for base in bases
+            for each in get_annotations(base, format=Format.FORWARDREF).items()
+        ]
+    parts = [_describe(each) for each in get_args(type)]
+    return {
+        "type": _written_type(type),
+        "fields": [[name, _written_type(each)] for name, each in declared],
+        "parts": parts,
+    }
+
+
+def _written_type(type: Any) -> str:
+    """A type as text, the same in each process."""
+    return _ADDRESS.sub("", type_name(type))
 
 
 def _shape(schema: Any, definitions: Mapping[str, Any], within: tuple[str, ...]) -> Any:

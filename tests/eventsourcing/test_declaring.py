@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import pytest
-from msgspec import Struct
+from msgspec import Struct, defstruct
 from pydantic import BaseModel, Field
 
 from stream_codecs import Bound
 from streams import Streams
 from streams.errors import ConfigError
 from streams.eventsourcing import Aggregate, Cache, Snapshot
-from streams.eventsourcing.state_type import StateType
+from streams.eventsourcing.state_type import StateType, shape_fingerprint
+from streams.eventsourcing.views.document_type import DocumentType
 from tests.eventsourcing.bank import (
     Account,
     AccountEvent,
@@ -192,6 +193,96 @@ def test_a_models_fields_are_its_shape() -> None:
         inner: Inner = Inner()
 
     assert fingerprint(Model) != deeper
+
+
+def shape(type: Any) -> str:
+    """The fingerprint of a state's shape, which is that of a document's."""
+    found = StateType("a", type, type(), None).fingerprint(0)
+    assert DocumentType("a", type, None).fingerprint == found
+    return found
+
+
+def inside(type: Any) -> str:
+    """The same of a Struct that has some of these."""
+    return shape(defstruct("Holder", [("found", tuple[type, ...] | None, None)], frozen=True))
+
+
+def test_fields_that_are_known_by_their_place_are_told_by_their_names() -> None:
+    """A ``NamedTuple`` and an ``array_like`` Struct are written without names."""
+
+    class Pair(NamedTuple):
+        cents: int = 0
+        held: int = 0
+
+    class Array(Struct, array_like=True, frozen=True):
+        cents: int = 0
+        held: int = 0
+
+    class Model(BaseModel, frozen=True):
+        pairs: dict[str, Pair] = {}
+
+    before = [*map(shape, (Pair, Array, Model)), *map(inside, (Pair, Array))]
+    assert len(set(before)) == 5
+
+    class Pair(NamedTuple):  # type: ignore[no-redef]
+        held: int = 0
+        cents: int = 0
+
+    class Array(Struct, array_like=True, frozen=True):  # type: ignore[no-redef]
+        cents: int = 0
+        kept: int = 0
+
+    class Model(BaseModel, frozen=True):  # type: ignore[no-redef]
+        pairs: dict[str, Pair] = {}
+
+    after = [*map(shape, (Pair, Array, Model)), *map(inside, (Pair, Array))]
+    assert not set(before) & set(after)
+
+
+def test_fields_that_are_known_by_their_names_may_stand_anywhere() -> None:
+    class Total(Struct, frozen=True):
+        cents: int = 0
+        held: int = 0
+
+    before = shape(Total)
+
+    class Total(Struct, frozen=True):  # type: ignore[no-redef]
+        held: int = 0
+        cents: int = 0
+
+    assert shape(Total) == before
+
+
+class Money:
+    """A type that only a codec of the user's own can write."""
+
+    cents: int
+
+
+def test_a_type_without_a_schema_is_told_by_its_fields() -> None:
+    class Purse(Struct, frozen=True):
+        money: Money
+
+    before = shape_fingerprint(Purse, 1, "")
+    assert shape_fingerprint(Purse, 1, "") == before
+
+    class Purse(Struct, frozen=True):  # type: ignore[no-redef]
+        money: Money
+        held: int = 0
+
+    assert shape_fingerprint(Purse, 1, "") != before
+
+    class Coins:
+        cents: int
+        euros: int
+
+    before = shape_fingerprint(Coins, 1, "")
+
+    class Coins:  # type: ignore[no-redef]
+        euros: int
+        cents: int
+
+    assert shape_fingerprint(Coins, 1, "") != before
 
 
 def test_two_aggregates_cannot_have_one_name() -> None:
