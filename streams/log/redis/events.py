@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+import msgspec
+
 from streams.errors import Fatal, LogError, OutcomeUnknown, TooLarge, Unavailable
 from streams.log.events import (
     EMPTY,
@@ -31,14 +33,14 @@ from streams.log.events import (
     Refused,
     StoredEvent,
     StoredSnapshot,
-    not_an_event_topic,
 )
 from streams.log.names import partition_for
 from streams.log.redis.batch import encode_fields, fields_as_json, layout_of
 from streams.log.redis.client import Client, Command, key_command, script_command
 from streams.log.redis.errors import WritesRefused
-from streams.log.redis.keys import PartitionKeys, entry_id, offset_of, offsets_of
+from streams.log.redis.keys import PartitionKeys, entry_id, offsets_of
 from streams.log.redis.producer import MAX_BYTES, MAX_FIELDS, RETRY_BACKOFF
+from streams.log.redis.stored_values import parse_entry_id
 from streams.log.redis.topics import Topics
 from streams.message import Record
 from streams.wire import parse_int, text
@@ -75,12 +77,6 @@ class Events:
         self._client = client
         self._topics = topics
 
-    def _partitions(self, topic: str) -> int:
-        info = self._topics.lookup(topic).info
-        if not info.is_event_topic:
-            raise not_an_event_topic(topic)
-        return info.partitions
-
     # -- appending
 
     def append(
@@ -99,7 +95,7 @@ class Events:
         self, topic: str, appends: Sequence[EventAppend], outcomes: list[Any]
     ) -> dict[int, list[_Call]]:
         """The calls for each partition, the next one last."""
-        partitions = self._partitions(topic)
+        partitions = self._topics.event_partitions(topic, to_write=True)
         calls: dict[int, list[_Call]] = {}
         for index, append in enumerate(appends):
             args, size = _arguments(append)
@@ -235,8 +231,11 @@ class Events:
     # -- reading
 
     def read(self, topic: str, requests: Sequence[HistoryRequest]) -> list[History]:
-        """See :meth:`streams.log.events.EventLog.read_histories`."""
-        partitions = self._partitions(topic)
+        """See :meth:`streams.log.events.EventLog.read_histories`.
+
+        :raises LogError: an answer is none that our own keys could lead to.
+        """
+        partitions = self._topics.event_partitions(topic)
         by_partition: dict[int, list[int]] = {}
         for index, request in enumerate(requests):
             partition = partition_for(request.key, "", partitions)
@@ -251,8 +250,13 @@ class Events:
         )
         found: list[Any] = [None] * len(requests)
         for (partition, indexes), answers in zip(asked, replies, strict=True):
-            for index, answer in zip(indexes, answers, strict=True):
-                found[index] = _history(topic, partition, requests[index], answer)
+            try:
+                for index, answer in zip(indexes, answers, strict=True):
+                    found[index] = _history(topic, partition, requests[index], answer)
+            except (msgspec.MsgspecError, ValueError) as error:
+                raise LogError(
+                    f"{topic}/{partition}: somebody has changed the keys of its histories: {error}"
+                ) from error
         return found
 
     def _read_command(
@@ -277,7 +281,7 @@ class Events:
 
     def write_snapshots(self, topic: str, snapshots: Sequence[StoredSnapshot]) -> None:
         """See :meth:`streams.log.events.EventLog.write_snapshots`."""
-        partitions = self._partitions(topic)
+        partitions = self._topics.event_partitions(topic, to_write=True)
         by_hash: dict[tuple[int, str], list[StoredSnapshot]] = {}
         for snapshot in snapshots:
             partition = partition_for(snapshot.key, "", partitions)
@@ -302,7 +306,8 @@ class Events:
         args: list[Any] = []
         for snapshot in snapshots:
             rest = entry_id(snapshot.offset) + b" " + snapshot.data
-            args += (snapshot.key, *snapshot.base, rest)
+            version, last_id = snapshot.base
+            args += (snapshot.key, version, last_id.encode("utf-8", "surrogateescape"), rest)
         histories = [keys.history_key(snapshot.key) for snapshot in snapshots]
         return script_command(str(keys), "write_snapshots", (*shared, *histories), *args)
 
@@ -324,7 +329,7 @@ class Events:
 
     def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
         """See :meth:`streams.log.events.EventLog.list_snapshots`."""
-        partition = partition_for(key, "", self._partitions(topic))
+        partition = partition_for(key, "", self._topics.event_partitions(topic))
         keys = self._topics.partition_keys(topic, partition)
         kinds = sorted(kind for kind, _ in self._snapshot_kinds(keys))
         stored = self._client.execute_all(
@@ -353,14 +358,14 @@ class Events:
             yield kind, _count(count)
 
     def _all_keys(self, topic: str) -> list[PartitionKeys]:
-        self._partitions(topic)
+        self._topics.event_partitions(topic)
         return self._topics.all_partition_keys(topic)
 
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int
     ) -> list[HistoryKey]:
         """See :meth:`streams.log.events.EventLog.list_keys`."""
-        self._partitions(topic)
+        self._topics.event_partitions(topic)
         keys = self._topics.partition_keys(topic, partition)
         lowest = b"-" if after is None else b"(" + after
         found: list[bytes] = self._client.execute(
@@ -502,7 +507,8 @@ def _caused(stored: bytes) -> Caused | None:
 def _snapshot(request: HistoryRequest, stored: bytes) -> StoredSnapshot | None:
     parts = stored.split(b" ", 3)
     version = parse_int(parts[0])
-    if len(parts) < 4 or version is None:
+    offset = parse_entry_id(parts[2]) if len(parts) == 4 else None
+    if version is None or offset is None:
         return None
     base = Base(version, text(parts[1]))
-    return StoredSnapshot(request.key, request.fingerprint, base, offset_of(parts[2]), parts[3])
+    return StoredSnapshot(request.key, request.fingerprint, base, offset, parts[3])

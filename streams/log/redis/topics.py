@@ -19,7 +19,7 @@ from streams.log.redis.keys import GROUPS_KEY, TOPICS_KEY, PartitionKeys, topic_
 from streams.log.redis.settings import Address
 from streams.log.redis.stored_values import count_text, damaged_field, valid_names, valid_topics
 from streams.text import get_logger
-from streams.wire import parse_float, parse_int
+from streams.wire import parse_float, parse_int, text
 
 logger = get_logger("streams")
 
@@ -31,7 +31,11 @@ _MAX_PARTITIONS = 100_000
 """A larger number was never written by this log."""
 
 CACHE_SECONDS = 30.0
-"""Seconds after which a topic's retention is read again."""
+"""Seconds after which a topic's retention is read again, and an event topic's number of
+partitions."""
+
+DELETED_KEYS = 1_000
+"""Histories that are deleted in one step."""
 
 
 class StoredTopic(NamedTuple):
@@ -52,7 +56,8 @@ class StoredTopic(NamedTuple):
 class Topics:
     """The topics of a log. Usable from any thread.
 
-    Facts are cached: a topic's number of partitions never changes. Its retention may, so for
+    Facts are cached: a topic's number of partitions never changes, unless it is deleted and made
+    anew, which is looked for before histories are touched. Its retention may change, so for
     trimming they are read again now and then.
     """
 
@@ -62,6 +67,10 @@ class Topics:
         self._loaded_at: dict[str, float] = {}
         """When each was read last."""
         self._keys: dict[TopicPartition, PartitionKeys] = {}
+        self._event_topics: dict[str, float] = {}
+        """Event topics, and when it was last seen how many partitions each has."""
+        self._declared: dict[str, int] = {}
+        """Event topics that were declared here, and with how many partitions."""
 
     def create_topic(
         self, topic: str, partitions: int, retention: Retention, config: Mapping[str, str] | None
@@ -76,7 +85,9 @@ class Topics:
         """See :meth:`streams.log.events.EventLog.create_event_topic`."""
         _check_new(topic, partitions)
         info = TopicInfo(topic, partitions, is_event_topic=True)
-        return self._store(StoredTopic(info), replace=False)
+        found = self._store(StoredTopic(info), replace=False)
+        self._declared[topic] = partitions
+        return found
 
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
         """See :meth:`streams.log.protocol.Log.set_retention`."""
@@ -94,7 +105,9 @@ class Topics:
         (topic, partitions, retention, _, events), max_entries, _ = facts
         reply = self._client.execute(
             script_command(
-                topic, "create_topic", (topic_key(topic), topic.encode()), partitions,
+                topic, "create_topic",
+                (topic_key(topic), topic.encode(), PartitionKeys(topic, 0, 1).event_key("keys")),
+                partitions,
                 "" if retention.seconds is None else repr(retention.seconds),
                 count_text(retention.messages), count_text(max_entries), int(replace),
                 "1" if events else "",
@@ -122,6 +135,32 @@ class Topics:
         found = self._load(topic)
         self._remember(topic, found)
         return found
+
+    def event_partitions(self, topic: str, *, to_write: bool = False) -> int:
+        """How many partitions an event topic has, looked up every :data:`CACHE_SECONDS` seconds:
+        it may have been deleted and made anew.
+
+        :param to_write: something is to be written to it.
+        :raises NotFound: there is none of that name.
+        :raises EventTopicError: it keeps no histories.
+        :raises PartitionCountMismatch: it has another number than was declared here.
+        """
+        now = time.monotonic()
+        is_due = now >= self._event_topics.get(topic, float("-inf")) + CACHE_SECONDS
+        try:
+            info = self.lookup(topic, fresh=is_due).info
+        except Unavailable:
+            if topic not in self._cached:
+                raise
+            info = self.lookup(topic).info  # an outage is dealt with by who writes and reads
+        if not info.is_event_topic:
+            raise not_an_event_topic(topic)
+        if is_due:
+            self._event_topics[topic] = now
+        declared = self._declared.get(topic, info.partitions)
+        if to_write and info.partitions != declared:
+            raise partition_count_mismatch(topic, info.partitions, declared)
+        return info.partitions
 
     def incarnation(self, topic: str) -> str:
         """See :meth:`streams.log.protocol.Log.incarnation`: a field of the topic's hash, which it
@@ -156,6 +195,10 @@ class Topics:
         return _parse_topic(topic, stored)
 
     def _remember(self, topic: str, facts: StoredTopic) -> None:
+        before = self._cached.get(topic)
+        if before is not None and before.info.partitions != facts.info.partitions:
+            for partition in range(before.info.partitions):
+                self._keys.pop((topic, partition), None)
         self._loaded_at[topic] = time.monotonic()
         self._cached[topic] = facts
 
@@ -214,16 +257,20 @@ class Topics:
 
     def delete_topic(self, topic: str) -> None:
         """See :meth:`streams.log.protocol.Log.delete_topic`."""
-        info = self.lookup(topic, fresh=True).info
+        facts = self.lookup(topic, fresh=True)
+        info = facts.info
+        # A stream of which nothing is known may be what was appended while its topic was deleted.
+        has_histories = info.is_event_topic or not facts.created_here
         groups = valid_names(self._client.execute(key_command(topic, "SMEMBERS", GROUPS_KEY)))
         commands: list[Command] = []
         for partition in range(info.partitions):
             keys = PartitionKeys(topic, partition, info.partitions)
             deleted = (keys.stream, *keys.id_hashes, *map(keys.group_key, groups))
-            if info.is_event_topic:
-                self._delete_histories(topic, keys)
+            if has_histories:
                 deleted += tuple(map(keys.event_key, ("causes", "refusals", "refused")))
-            commands.append(Command(topic, keys.stream, "UNLINK", *deleted))
+                self._delete_histories(topic, keys, deleted)
+            else:
+                commands.append(Command(topic, keys.stream, "UNLINK", *deleted))
         for group in groups:
             key = topics_key(group)
             commands.append(key_command(topic, "HDEL", key, topic))
@@ -231,17 +278,25 @@ class Topics:
         commands.append(key_command(topic, "SREM", TOPICS_KEY, topic))
         self._client.execute_or_raise(commands)
         self._cached.pop(topic, None)
+        self._declared.pop(topic, None)
         for partition in range(info.partitions):
             self._keys.pop((topic, partition), None)
 
-    def _delete_histories(self, topic: str, keys: PartitionKeys) -> None:
-        index, kinds = keys.event_key("keys"), keys.event_key("snapshots")
-        names = self._client.execute(key_command(topic, "SMEMBERS", kinds))
-        snapshots = [keys.snapshots_key(name.decode("utf-8", "replace")) for name in names]
+    def _delete_histories(self, topic: str, keys: PartitionKeys, others: tuple[bytes, ...]) -> None:
+        """Delete a partition's histories, then what else it has, then the snapshots."""
+        command = script_command(
+            topic,
+            "delete_histories",
+            (keys.event_key("keys"), *others),
+            keys.history_key(b""),
+            DELETED_KEYS,
+        )
+        while self._client.execute(command):
+            pass
+        kinds = keys.event_key("snapshots")
+        stored = self._client.execute(key_command(topic, "SMEMBERS", kinds))
+        snapshots = [keys.snapshots_key(text(name)) for name in stored]
         self._client.execute(key_command(topic, "UNLINK", kinds, *snapshots))
-        while found := self._client.execute(key_command(topic, "ZPOPMIN", index, 1_000)):
-            histories = [keys.history_key(key) for key in found[::2]]
-            self._client.execute(key_command(topic, "UNLINK", *histories))
 
     def restore(self, topic: str) -> None:
         """Write a topic's facts again after the server has lost everything."""

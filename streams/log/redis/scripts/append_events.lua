@@ -35,6 +35,15 @@ local function parse(at)
   return append, at
 end
 
+-- The answer for an append that was written before.
+local function repeated(entries, count)
+  for place = 1, count do
+    if not is_id(entries[place]) then error('what was appended before cannot be found') end
+  end
+  table.insert(entries, 1, 1)
+  return entries
+end
+
 -- The answer for an append that is not to be written; nil, and the history's version, for another.
 local function judge(history, append)
   local key, base_version, base_id = append.key, append.base_version, append.base_id
@@ -43,11 +52,10 @@ local function judge(history, append)
   if version ~= base_version or last_id ~= base_id then
     if append.is_refusal then
       local found = call('HGET', refusals, member(key, append.first_id))
-      if found then return { 1, string.match(found, ' (.*)$') } end
+      if found then return repeated({ string.match(found, ' (.*)$') }, 1) end
     elseif event_id(stream, history, base_version + 1) == append.first_id then
-      local entries = call('LRANGE', history, base_version, base_version + append.count - 1)
-      table.insert(entries, 1, 1)
-      return entries
+      local last = base_version + append.count - 1
+      return repeated(call('LRANGE', history, base_version, last), append.count)
     end
     local reason = is_final and 'final' or 'conflict'
     if not has_base(stream, history, refusals, key, base_version, base_id) then

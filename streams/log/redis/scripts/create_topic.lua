@@ -1,6 +1,6 @@
 -- Create a topic, or see that it is as it should be.
 --
--- KEYS  the topic's facts, the stream of that name.
+-- KEYS  the topic's facts, the stream of that name, the index of the histories in it.
 -- ARGV  partitions, seconds to keep messages, messages to keep, most entries whatever is settled
 --       (each empty: no bound), 1 to change these where the topic exists, 1 for an event topic.
 -- Returns {1, partitions, seconds, messages, most, events}, {0, partitions it has} where that is
@@ -10,7 +10,8 @@ local have = call('HMGET', KEYS[1], 'partitions', 'seconds', 'messages', 'most',
 local partitions = have[1]
 if not partitions and call('EXISTS', KEYS[2]) == 1 then
   call('XLEN', KEYS[2])  -- an error where it is no stream
-  partitions = '1'
+  -- Histories of which nothing is known were appended while an event topic was deleted.
+  if ARGV[6] ~= '1' or call('EXISTS', KEYS[3]) == 0 then partitions = '1' end
 end
 if partitions and ARGV[6] == '1' and have[5] ~= '1' then return { 2 } end
 if partitions and partitions ~= ARGV[1] then return { 0, partitions } end

@@ -50,6 +50,7 @@ end
 
 -- The version and the ID of what a snapshot was made of; 0 of what is no snapshot.
 local function snapshot_base(stored)
-  local version, id = string.match(stored, '^(%d+) ([^ ]*) ')
-  return number(version, 0), id or ''
+  local version, id, entry = string.match(stored, '^(%d+) ([^ ]*) ([^ ]*) ')
+  if not is_id(entry) then return 0, '' end
+  return number(version, 0), id
 end
