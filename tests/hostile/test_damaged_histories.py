@@ -107,3 +107,60 @@ async def test_a_snapshot_of_another_history_is_not_used_and_is_replaced(
             found = await ledger.load("a")
             assert (found.version, found.state.cents) == (4, 4)
             assert ledger.stats().snapshots_used == used
+
+
+@pytest.mark.only("redis")  # where an entry's ID is text
+@pytest.mark.parametrize("rest", ["x {}", f"{'9' * 5_000}-0 {{}}", "1-0"])
+async def test_a_snapshot_that_stands_nowhere_is_not_used_and_is_replaced(
+    stage: Ground, rest: str
+) -> None:
+    """The last one ends where its state should follow."""
+    topic, log = f"{stage.topic_name}.events", stage.anchor
+    assert isinstance(log, EventLog)
+    options: Any = {"partitions": 1, "cache": Cache(count=0), "snapshot": Snapshot(every=3)}
+    app = stage.app()
+    ledger = accounts(app, stage.topic_name, **options)
+    async with app:
+        for id in ("a", "b"):
+            for _ in range(4):
+                await ledger.decide(id, deposit, 1)
+    (kept,) = log.list_snapshots(topic, b"a")
+    place = urlsplit(stage.url)
+    with Redis(host=place.hostname or "", port=place.port or 0) as redis:
+        key = f"{{{topic}}}:snapshots:{kept.fingerprint}"
+        redis.hset(key, "a", f"{kept.base.version} {kept.base.last_id} {rest}")
+    assert log.list_snapshots(topic, b"a") == []
+    for used in (1, 2):
+        app = stage.app()
+        ledger = accounts(app, stage.topic_name, **options)
+        async with app:
+            for found in await asyncio.gather(ledger.load("a"), ledger.load("b")):
+                assert (found.version, found.state.cents) == (4, 4)
+            assert ledger.stats().snapshots_used == used
+
+
+@pytest.mark.only("sqlite")
+@pytest.mark.parametrize("version", ["'x'", "x'00'", "-1.5"])
+async def test_an_append_to_a_damaged_history_fails_alone(stage: Ground, version: str) -> None:
+    """The states come from the cache, so nothing is read of the histories before."""
+    app = stage.app()
+    ledger = accounts(app, stage.topic_name, partitions=1)
+    ids = [f"a-{number}" for number in range(40)]
+    async with app:
+        await asyncio.gather(*(ledger.decide(id, deposit, 1) for id in ids))
+        db = sqlite3.connect(stage.url.removeprefix("sqlite:///").partition("?")[0])
+        changed = f"UPDATE streams_histories SET version = {version} WHERE key = ?"
+        db.execute(changed, (b"a-17",))
+        db.commit()
+        db.close()
+        done = await asyncio.gather(
+            *(ledger.decide(id, deposit, 1) for id in ids), return_exceptions=True
+        )
+        failed = {
+            id: each for id, each in zip(ids, done, strict=True) if isinstance(each, Exception)
+        }
+        assert list(failed) == ["a-17"]
+        assert isinstance(failed["a-17"], LogError)
+        for id in ids:
+            if id != "a-17":
+                assert (await ledger.load(id)).state.cents == 2

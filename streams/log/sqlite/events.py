@@ -225,12 +225,23 @@ class Events:
         self, topic: str, appends: Sequence[EventAppend], on_appended: OnEventsAppended
     ) -> None:
         """See :meth:`streams.log.events.EventLog.append_events`."""
-        outcomes: Sequence[AppendOutcome]
+        on_appended(self._append_each(topic, appends))
+
+    def _append_each(self, topic: str, appends: Sequence[EventAppend]) -> Sequence[AppendOutcome]:
+        """What became of each append. A history that cannot be read, as somebody has damaged it,
+        rolls the transaction back, so the others are appended in transactions without it."""
+        error: LogError
         try:
-            outcomes = self._append(topic, appends)
-        except LogError as error:
-            outcomes = [error] * len(appends)
-        on_appended(outcomes)
+            return self._append(topic, appends)
+        except LogError as found:
+            error = found
+        except (msgspec.DecodeError, ValueError) as found:
+            error = _changed_tables(topic, found)
+        if len(appends) == 1 or type(error) not in (LogError, Fatal):
+            return [error] * len(appends)
+        middle = len(appends) // 2
+        first = self._append_each(topic, appends[:middle])
+        return [*first, *self._append_each(topic, appends[middle:])]
 
     def _append(self, topic: str, appends: Sequence[EventAppend]) -> Sequence[AppendOutcome]:
         for _ in range(2):
@@ -290,7 +301,7 @@ class Events:
                         outcomes[index] = Appended(partitions[index], offsets)
                 self._write_heads(db, histories)
             for index in again:
-                offsets = self._offsets_of(db, names[index][0], appends[index])
+                offsets = _offsets_of(db, names[index][0], appends[index])
                 outcomes[index] = Appended(partitions[index], offsets)
         return outcomes
 
@@ -363,20 +374,6 @@ class Events:
         ]
         db.execute(_UPSERT_HEADS, (_json(rows),))
 
-    @staticmethod
-    def _offsets_of(db: SqliteConnection, number: int, append: EventAppend) -> tuple[int, ...]:
-        """Where the records of an append stand that was written before."""
-        if append.is_refusal:
-            rows = db.fetch_rows(
-                'SELECT "offset" FROM streams_refusals WHERE no = ? AND key = ? AND id = ?',
-                (number, append.key, append.records[0].id),
-            )
-        else:
-            version = append.base.version
-            asked = (number, append.key.hex(), version, version + len(append.records))
-            return tuple(data.offset for _, data in _fetch_events(db, [asked]))
-        return tuple(offset for (offset,) in rows)
-
     # -- reading
 
     def read(self, topic: str, requests: Sequence[HistoryRequest]) -> list[History]:
@@ -394,9 +391,7 @@ class Events:
         except InvalidValue:
             raise
         except (msgspec.DecodeError, ValueError) as error:
-            raise LogError(
-                f"{topic}: somebody has changed the tables of its histories: {error}"
-            ) from error
+            raise _changed_tables(topic, error) from error
 
     def _read(
         self, topic: str, numbers: list[int], requests: Sequence[HistoryRequest]
@@ -587,6 +582,11 @@ class Events:
         return EventTotals(keys, int(events), causes, int(cause_bytes), Counter(dict(snapshots)))
 
 
+def _changed_tables(topic: str, error: Exception) -> LogError:
+    """The error for rows that are none of ours."""
+    return LogError(f"{topic}: somebody has changed the tables of its histories: {error}")
+
+
 def _has_partition(db: SqliteConnection, topic: str, number: int) -> bool:
     """Whether a partition's number is still the topic's. None is used twice."""
     return db.fetch_rows(_SELECT_TOPIC, (number,)) == [(topic,)]
@@ -594,6 +594,20 @@ def _has_partition(db: SqliteConnection, topic: str, number: int) -> bool:
 
 def _json(rows: Iterable[tuple[Any, ...]]) -> str:
     return _encode_json(list(rows)).decode()
+
+
+def _offsets_of(db: SqliteConnection, number: int, append: EventAppend) -> tuple[int, ...]:
+    """Where the records of an append stand that was written before."""
+    if append.is_refusal:
+        rows = db.fetch_rows(
+            'SELECT "offset" FROM streams_refusals WHERE no = ? AND key = ? AND id = ?',
+            (number, append.key, append.records[0].id),
+        )
+    else:
+        version = append.base.version
+        asked = (number, append.key.hex(), version, version + len(append.records))
+        return tuple(data.offset for _, data in _fetch_events(db, [asked]))
+    return tuple(offset for (offset,) in rows)
 
 
 def _fetch_events(
