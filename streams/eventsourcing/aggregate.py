@@ -25,7 +25,7 @@ from streams.eventsourcing.state_cache import Cache
 from streams.eventsourcing.state_type import StateType
 from streams.eventsourcing.views.view import Fold, Keys, View
 from streams.health import AggregateHealth
-from streams.log.event_headers import CAUSE, COPIED_VERSION, EVENT, FINAL, MAX_CAUSE
+from streams.log.event_headers import APPEND_HEADERS, MAX_CAUSE
 from streams.message import ID, Message, Position
 from streams.numbers import is_int
 from streams.wire import utc_from_seconds
@@ -258,7 +258,7 @@ class Aggregate(Generic[E, S]):
 
     async def read(self, id: str, *, start: int = 0) -> AsyncIterator[RecordedEvent[E]]:
         """An aggregate's events, those behind version ``start``, up to the log's end as it is when
-        it is reached."""
+        it is reached. Those before are read from the log, too, and left out."""
         async for stored, events, partition in self._runtime.read(id, start):
             position = Position(self._events.name, partition, stored.offset)
             time = utc_from_seconds(stored.time)
@@ -293,7 +293,7 @@ def _encode_headers(name: str, headers: Any) -> tuple[tuple[str, bytes], ...]:
     for header, content in headers.items():
         if not isinstance(header, str) or not isinstance(content, str):
             raise InvalidValue(f"aggregate {name!r}: header {header!r}: names and values are str")
-        if header in (ID, EVENT, CAUSE, FINAL, COPIED_VERSION):
+        if header == ID or header in APPEND_HEADERS:
             raise InvalidValue(f"aggregate {name!r}: header {header!r} is written by the append")
         found.append((header, content.encode("utf-8", "surrogateescape")))
     return tuple(found)

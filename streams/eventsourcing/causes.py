@@ -12,9 +12,9 @@ In a handler that is its message. The text is made of
 The aggregate is not part of it, as a cause is looked up in one aggregate's history.
 
 A handler must make its calls on one aggregate one after the other, in the same order each time. One
-that cannot names its causes. So does one that goes on after a call of which it has heard no answer:
-when the message is handled again that call may succeed, and what followed it would have another
-number, and find nothing of its own.
+that cannot names its causes. So does one that goes on after a call that had no answer, or in which
+others were faster each time: when the message is handled again that call may succeed, and what
+followed it would have another number, and find nothing of its own.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from streams.app import Streams
 from streams.config import DeadLetters
 from streams.derived_records import first_place, first_position, message_generation
 from streams.errors import ConfigError, LogError, TooLarge, Unavailable
+from streams.eventsourcing.errors import WrongExpectedVersion
 from streams.log.event_headers import MAX_CAUSE
 from streams.message import GENERATION, SOURCE, Message, make_message, row_of, text
 from streams.processing import Job
@@ -142,9 +143,12 @@ def cause_of_call(aggregate: str, id: str, message: Message[Any] | None) -> Iter
     number = 0 if handling is None else handling.begin_call(aggregate, id, cause)
     try:
         yield cause_text(f"{number}/{cause}")
-    except (LogError, asyncio.CancelledError) as error:
-        # What is too large is so each time.
-        if handling is not None and not isinstance(error, TooLarge):
+    except (LogError, WrongExpectedVersion, asyncio.CancelledError) as error:
+        # What is too large is so each time, and so is a version that was not the expected one.
+        is_final = isinstance(error, TooLarge) or (
+            isinstance(error, WrongExpectedVersion) and not error.is_conflict
+        )
+        if handling is not None and not is_final:
             handling.note_unanswered(aggregate, id, cause, error)
         raise
     finally:

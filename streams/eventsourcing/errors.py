@@ -10,15 +10,26 @@ class WrongExpectedVersion(StreamsError):
 
     :param expected: the version, or ``"new"`` or ``"exists"``.
     :param actual: its version at some moment between the call and this answer.
+    :param is_conflict: what was expected held, if anything was, and others were faster each time:
+        another try may end otherwise.
     """
 
-    def __init__(self, aggregate: str, id: str, expected: int | str, actual: int) -> None:
+    def __init__(
+        self,
+        aggregate: str,
+        id: str,
+        expected: int | str,
+        actual: int,
+        *,
+        is_conflict: bool = False,
+    ) -> None:
         super().__init__(
             f"{aggregate} {id!r} is at version {actual}, and {expected!r} was expected: nothing "
             "was appended"
         )
         self.expected = expected
         self.actual = actual
+        self.is_conflict = is_conflict
 
 
 class AggregateClosed(StreamsError):

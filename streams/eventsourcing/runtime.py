@@ -225,18 +225,23 @@ class AggregateRuntime:
                 is_fresh = True
                 if caused is not None:
                     return await self._found(states, id, key, known, caused, cause)
+            mismatch = self._mismatch(id, options.expected, known)
             failure: Exception | None = None
             events: Sequence[Any] = ()
-            try:
-                self._check_expected(id, options.expected, known)
-                events = events_of(self._name, decision(known.state))
-            except Exception as error:
-                failure = error
+            if mismatch is None:
+                try:
+                    result = decision(known.state)
+                except Exception as error:
+                    failure = error
+                else:
+                    events = events_of(self._name, result)
             if not events and not is_fresh:
                 # Nothing will validate the state from the cache, so it has to be a fresh one.
                 known, _ = await states.load(id, key, known)
                 is_fresh = True
                 continue
+            if mismatch is not None:
+                raise mismatch
             is_refusal = isinstance(failure, options.refusals)
             if failure is not None and not is_refusal:
                 raise failure
@@ -282,7 +287,11 @@ class AggregateRuntime:
             raise self._definition.closed(id)
         self._counters.conflicts += 1
         conflict = WrongExpectedVersion(
-            self._name, id, known.head.base.version, outcome.head.base.version
+            self._name,
+            id,
+            known.head.base.version,
+            outcome.head.base.version,
+            is_conflict=True,
         )
         delay = retry_delay(retry, attempt, conflict, random.random())
         if delay is None:
@@ -290,10 +299,13 @@ class AggregateRuntime:
         self._counters.retries += 1
         return delay
 
-    def _check_expected(self, id: str, expected: Expected | None, known: KnownState) -> None:
+    def _mismatch(
+        self, id: str, expected: Expected | None, known: KnownState
+    ) -> WrongExpectedVersion | None:
+        """The error for an aggregate that is not at the version that was expected; None: it is."""
         version = known.head.base.version
         if expected is None or expected == "any":
-            return
+            return None
         holds = (
             version == 0
             if expected == "new"
@@ -301,8 +313,7 @@ class AggregateRuntime:
             if expected == "exists"
             else version == expected
         )
-        if not holds:
-            raise WrongExpectedVersion(self._name, id, expected, version)
+        return None if holds else WrongExpectedVersion(self._name, id, expected, version)
 
     def _prepare(
         self,

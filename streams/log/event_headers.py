@@ -47,7 +47,8 @@ MAX_ID = 200
 
 _MAX_HEADER = 500
 
-_APPEND_HEADERS = frozenset((EVENT, CAUSE, FINAL, COPIED_VERSION))
+APPEND_HEADERS = frozenset((EVENT, CAUSE, FINAL, VOID, COPIED_VERSION))
+"""What the headers are called that say what a record is among the histories of its topic."""
 
 
 class EventHeader(NamedTuple):
@@ -162,7 +163,7 @@ def copied_headers(headers: Headers) -> list[tuple[str, bytes | None]]:
     value = event_header(headers)
     if value is None:
         return list(headers)
-    found = headers_without(headers, _APPEND_HEADERS)
+    found = headers_without(headers, APPEND_HEADERS)
     header = parse_event(value, "copied")
     version = None if header is None else event_version(header)
     if version is not None:

@@ -22,7 +22,7 @@ from streams.errors import (
     TooLarge,
     Unavailable,
 )
-from streams.eventsourcing import Aggregate, Decided, DecisionRefused
+from streams.eventsourcing import Aggregate, Decided, DecisionRefused, WrongExpectedVersion
 from streams.log.protocol import Committed
 from streams.message import Record
 from streams.patterns import DeadLetterManager, instrument
@@ -378,6 +378,61 @@ async def test_a_call_that_ended_without_an_answer_is_not_followed_by_one_withou
     (error,) = told
     assert "upon 'a'" in error
     assert "with_options(cause=" in error
+
+
+async def test_a_call_in_which_others_were_faster_is_not_followed_by_one_without_a_name(
+    stage: Stage,
+) -> None:
+    """Handled again, the message would have no such conflict, and its first call would append what
+    the second one has appended."""
+    other = stage.app()
+    others = accounts(other, f"{stage.topic_name}-accounts")
+    tries: list[int] = []
+    conflicts: list[WrongExpectedVersion] = []
+    told: list[str] = []
+
+    def deposit_late(account: Account, cents: int) -> Deposited:
+        if len(tries) == 1:
+            other.wait(others.with_options(cause=False).decide("a", deposit, 1))
+        return Deposited(cents)
+
+    async def decide_again(bank: Bank, value: int, message: Message[Any]) -> None:
+        tries.append(value)
+        once = bank.accounts.with_options(retry=Retry(attempts=1))
+        try:
+            await once.decide("a", deposit_late, value)
+        except WrongExpectedVersion as error:
+            conflicts.append(error)
+            tries.append(value)
+            try:
+                await bank.accounts.decide("a", deposit_late, value)
+            except Unavailable as unavailable:
+                told.append(str(unavailable))
+                raise
+
+    bank = Bank(stage, decide_again)
+    with other.background():
+        async with bank.app:
+            await stage.publish(bank.orders, 10, key="k")
+            await bank.until_handled(1)
+            assert await bank.events() == [Deposited(1), Deposited(10)]
+    assert [each.is_conflict for each in conflicts] == [True]
+    (error,) = told
+    assert "ended in WrongExpectedVersion" in error
+
+
+async def test_a_call_that_expected_another_version_may_be_followed_by_one(stage: Stage) -> None:
+    async def decide_after(bank: Bank, value: int, message: Message[Any]) -> None:
+        with pytest.raises(WrongExpectedVersion) as caught:
+            await bank.accounts.append("a", Deposited(1), expected=7)
+        assert not caught.value.is_conflict
+        await bank.accounts.decide("a", deposit, value)
+
+    bank = Bank(stage, decide_after)
+    async with bank.app:
+        await stage.publish(bank.orders, 10, key="k")
+        await bank.until_handled(1)
+        assert await bank.events() == [Deposited(10)]
 
 
 async def test_an_append_that_was_too_large_may_be_followed_by_a_smaller_one(
@@ -749,6 +804,7 @@ async def test_wrong_options_say_so(app: Streams) -> None:
         ({"headers": "x"}, "a mapping of str"),
         ({"headers": {"a": 1}}, "names and values are str"),
         ({"headers": {"streams_event": "0/1/0/"}}, "written by the append"),
+        ({"headers": {"streams_void": "x"}}, "written by the append"),
         ({"expected": -1}, "a version from 0"),
         ({"expected": True}, "a version from 0"),
     ]
