@@ -27,9 +27,16 @@ def history_pages(
             raise LogError(f"{topic}: this history changed while it was read: ask again")
         yield found
         fingerprint = ""
-        if not found.events:
+        behind = base_behind(found)
+        if behind is None:
             return
-        last = found.events[-1]
-        after = Base(last.version, last.record.id)
-        if after.version >= found.head.base.version:
-            return
+        after = behind
+
+
+def base_behind(page: History) -> Base | None:
+    """Where the next page of a history begins; None: this was the last one."""
+    if not page.events:
+        return None
+    last = page.events[-1]
+    is_last = last.version >= page.head.base.version
+    return None if is_last else Base(last.version, last.record.id)

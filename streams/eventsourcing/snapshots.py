@@ -12,13 +12,13 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from streams.errors import ConfigError, LogError
+from streams.errors import ConfigError
 from streams.eventsourcing.histories import Histories
 from streams.eventsourcing.state_cache import KnownState
 from streams.eventsourcing.state_type import StateType
 from streams.log.events import StoredSnapshot
 from streams.numbers import is_int
-from streams.text import get_logger
+from streams.text import error_text, get_logger
 
 logger = get_logger("streams")
 
@@ -121,9 +121,9 @@ class SnapshotWriter:
                 continue
             try:
                 await self._histories.write_snapshots(snapshots)
-            except LogError as error:
+            except Exception as error:  # whatever it is, what is offered later is written
                 self.failed += len(snapshots)
-                self._report(str(error))
+                self._report(error_text(error))
             else:
                 self.written += len(snapshots)
                 self._written_at = time.monotonic()

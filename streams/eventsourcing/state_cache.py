@@ -60,6 +60,11 @@ class StateCache:
     def __len__(self) -> int:
         return len(self._states)
 
+    @property
+    def keeps_any(self) -> bool:
+        """Its limits allow a state to be kept."""
+        return bool(self._limits.count and self._limits.bytes)
+
     def get(self, id: str) -> KnownState | None:
         """The state that is kept of an aggregate."""
         found = self._states.get(id)

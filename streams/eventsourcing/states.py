@@ -19,6 +19,7 @@ from streams.errors import CodeTooOld, InvalidValue
 from streams.eventsourcing.definition import Definition
 from streams.eventsourcing.errors import HistoryTruncated, Undecodable, UnknownEvent
 from streams.eventsourcing.histories import Histories
+from streams.eventsourcing.history_pages import PAGE, base_behind
 from streams.eventsourcing.snapshots import SnapshotWriter
 from streams.eventsourcing.state_cache import KnownState, StateCache
 from streams.health import StoppedAggregate
@@ -38,9 +39,6 @@ from streams.topic import encode_key
 from streams.wire import utc_from_seconds
 
 logger = get_logger("streams")
-
-PAGE = 1_000
-"""Events that are read of a history at once."""
 
 MAX_STOPPED = 10_000
 """Aggregates that are known to be stopped by an event that cannot be decoded, at most."""
@@ -94,7 +92,9 @@ class States:
         return key
 
     def keep(self, id: str, known: KnownState) -> None:
-        """Have a state in the cache."""
+        """Have a state in the cache, if one is kept there at all."""
+        if not self.cache.keeps_any:
+            return
         size = self.cache.size_of(id)
         version = known.head.base.version
         if not size or version & (version - 1) == 0:  # at each power of two: it may have grown
@@ -219,10 +219,11 @@ class States:
                 raise InvalidValue(f"at={at!r} has no time zone: say datetime.now(timezone.utc)")
             moment = at
             return await self._fold_while(
-                id, key, lambda each: utc_from_seconds(each.time) <= moment
+                id, key, self._initial, lambda each: utc_from_seconds(each.time) <= moment
             )
         version = self.check_version("at", at)
-        known = await self._fold_while(id, key, lambda each: each.version <= version)
+        begin = await self._snapshot_before(key, version + 1)
+        known = await self._fold_while(id, key, begin, lambda each: each.version <= version)
         count = known.head.base.version
         if count != version:
             raise InvalidValue(f"{self._name} {id!r} has {count} versions, and none is {version}")
@@ -238,11 +239,11 @@ class States:
         return version
 
     async def _fold_while(
-        self, id: str, key: bytes, is_wanted: Callable[[StoredEvent], bool]
+        self, id: str, key: bytes, known: KnownState, is_wanted: Callable[[StoredEvent], bool]
     ) -> KnownState:
-        """The state after the first events, up to the first one that is not wanted."""
-        known = self._initial
-        async for found in self._pages(id, key, NO_HISTORY):
+        """The state after the first events behind what is known, up to the first that is not
+        wanted."""
+        async for found in self._pages(id, key, known.head.base):
             chosen = list(takewhile(is_wanted, found.events))
             if chosen:
                 last = chosen[-1]
@@ -315,6 +316,7 @@ class States:
             if found.is_truncated:
                 raise HistoryTruncated(f"{self._name} {id!r}: its events changed while being read")
             yield found
-            if not found.events or found.events[-1].version >= found.head.base.version:
+            behind = base_behind(found)
+            if behind is None:
                 return
-            after = Base(found.events[-1].version, found.events[-1].record.id)
+            after = behind

@@ -17,6 +17,7 @@ from streams.eventsourcing import (
     Loaded,
     WrongExpectedVersion,
 )
+from streams.eventsourcing.state_type import StateType
 from streams.message import Position
 from tests.conformance.stage import Stage
 from tests.eventsourcing.bank import (
@@ -213,6 +214,20 @@ async def test_an_old_cache_does_not_refuse_what_is_expected(stage: Stage) -> No
             await two.with_options(expected=seen.version).decide("a", deposit, 1)
 
 
+async def test_another_version_than_the_expected_one_is_no_refusal(stage: Stage) -> None:
+    """Nothing is recorded of it, so its cause can be decided for."""
+    app = stage.app()
+    bank = accounts(app, stage.topic_name)
+    async with app:
+        for version in (0, 1):
+            step = bank.with_options(cause=f"c-{version}", expected=3, refusals=Exception)
+            with pytest.raises(WrongExpectedVersion) as caught:
+                await step.decide("a", deposit, 1)
+            assert (caught.value.expected, caught.value.actual) == (3, version)
+            done = await bank.with_options(cause=f"c-{version}").decide("a", deposit, 1)
+            assert done.version == version + 1
+
+
 async def test_nothing_follows_a_final_event(stage: Stage) -> None:
     app, other = stage.app(), stage.app()
     bank = accounts(app, stage.topic_name, final=Closed)
@@ -290,6 +305,27 @@ async def test_the_cache_is_bounded_and_counts(stage: Stage) -> None:
         stats = bank.stats()
         assert (stats.cached, stats.cache_misses, stats.cache_hits) == (3, 11, 1)
         assert stats.decisions == stats.appends == stats.events == 12
+
+
+@pytest.mark.parametrize("cache", [Cache(count=0), Cache(bytes=0)])
+async def test_a_state_that_is_not_kept_is_not_written_to_see_how_large_it_is(
+    monkeypatch: pytest.MonkeyPatch, cache: Cache
+) -> None:
+    sizes: list[Any] = []
+    measure = StateType.size
+
+    def measured(self: StateType[Any], state: Any) -> int:
+        sizes.append(state)
+        return measure(self, state)
+
+    monkeypatch.setattr(StateType, "size", measured)
+    app = Streams("memory://")
+    bank = accounts(app, cache=cache)
+    async with app:
+        for version in (1, 2):
+            assert (await bank.decide("a", deposit, 1)).version == version
+        assert (await bank.load("a")).state.cents == 2
+        assert (sizes, bank.stats().cached) == ([], 0)
 
 
 async def test_the_cache_is_bounded_by_bytes() -> None:

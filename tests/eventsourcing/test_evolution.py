@@ -225,6 +225,17 @@ async def test_loading_begins_at_a_snapshot(stage: Stage) -> None:
         assert (await pays.append("a", Paid(1), expected=25)).version == 26
 
 
+async def test_the_past_is_loaded_from_a_snapshot_that_is_not_behind_it(stage: Stage) -> None:
+    await grown(stage)
+    app = stage.app()
+    pays, count = counted(stage, app)
+    async with app:
+        for at, folded in ((22, 2), (20, 0), (19, 19), (25, 5), (0, 0)):
+            count.calls = 0
+            assert await pays.load("a", at=at) == Loaded(Total(at, at), at)
+            assert count.calls == folded
+
+
 async def test_a_snapshot_of_other_code_is_not_used(stage: Stage) -> None:
     await grown(stage)
 
@@ -324,6 +335,21 @@ async def test_a_snapshot_that_cannot_be_read_is_written_anew(stage: Stage) -> N
     few = {"snapshot": Snapshot(every=100)}  # a short load, too
     assert await folded_by_one_load(stage, 25, **few) == 25
     assert await folded_by_one_load(stage, 25, **few) == 0
+
+
+async def test_snapshots_go_on_after_a_failure_that_nobody_expected(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = stage.app()
+    pays = today(stage, app, snapshot=Snapshot(every=1))
+    async with app:
+        with monkeypatch.context() as patched:
+            patched.setattr(app.log, "write_snapshots", lambda *given: 1 / 0)
+            await pays.append("a", Paid(1), expected="any")
+            await stage.until(lambda: pays.stats().snapshots_failed, "it is counted")
+        assert "snapshots are not written: division by zero" in caplog.text
+        await pays.append("a", Paid(1), expected="any")
+    assert pays.stats().snapshots
 
 
 async def test_what_was_appended_for_a_cause_is_found_behind_a_snapshot(stage: Stage) -> None:
