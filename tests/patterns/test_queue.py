@@ -249,7 +249,13 @@ async def test_stop_returns_and_nothing_runs_after_it(stage: Stage) -> None:
             lambda: any(poller is not None and poller._finishing for poller in pollers),
             "nothing more is begun",
         )
+        again = asyncio.create_task(consumer.stop())
+        for _ in range(10):  # whatever it does at once is done
+            await asyncio.sleep(0)
+        assert not again.done()
         gate.set()
+        await again
+        assert work.running == 0
         await stopping
         begun = len(work.seen)
         assert work.running == 0
