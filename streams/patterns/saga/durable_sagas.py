@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 from uuid_utils import uuid7
 
 from streams.config import Dedup, Flow, Retention, Retry
-from streams.errors import InvalidValue, Reject, RetryAfter, StreamsError, Unavailable
+from streams.errors import (
+    InvalidValue,
+    LogError,
+    Reject,
+    RetryAfter,
+    StreamsError,
+    Unavailable,
+)
 from streams.log.names import check_group, check_topic
 from streams.message import Message
 from streams.patterns.saga.engine import SagaEngine
@@ -290,8 +297,11 @@ class DurableSagas:
             offsets = dict(self._next_offsets)
             try:
                 found = await asyncio.to_thread(journal.read_since, offsets, self._awaited_keys)
-            except Unavailable:
-                continue  # the saga advances without us
+            except LogError as error:
+                # The saga advances without us; and a log that is being closed is gone next time.
+                if isinstance(error, Unavailable) or self._app.runtime.stopping:
+                    continue
+                raise
             for entry in found:
                 # The first of a number counts; what was written too late has no higher one.
                 if entry.n > self._last_numbers.get(entry.saga, entry.n):
