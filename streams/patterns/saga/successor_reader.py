@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any, TypeVar
 
 from streams.errors import Unavailable
@@ -55,8 +54,10 @@ class SuccessorReader:
         if assignment is None:
             return False
         if message.topic != journal.topic:
-            find = partial(asyncio.to_thread, _last_number, journal, entry.saga)
-            return await _ask_when_reachable(journal, find) > entry.n
+            last = await _ask_when_reachable(
+                journal, lambda: asyncio.to_thread(_last_number, journal, entry.saga)
+            )
+            return last > entry.n
         partition = message.partition
         reading = self._last_numbers.get(partition)
         if reading is None or reading.assignment is not assignment or reading.is_over:
@@ -93,10 +94,11 @@ class _LastNumbers:
 
     def __init__(self, journal: Journal, assignment: Any) -> None:
         self.assignment = assignment
-        read = partial(
-            asyncio.to_thread, journal.last_numbers, assignment.partition, assignment.position
+        partition, start = assignment.partition, assignment.position
+        reading = _ask_when_reachable(
+            journal, lambda: asyncio.to_thread(journal.last_numbers, partition, start)
         )
-        self._task = asyncio.ensure_future(_ask_when_reachable(journal, read))
+        self._task = asyncio.ensure_future(reading)
         self._waiting = 0
         self.is_over = False
         """It has failed, or was given up: whoever asks now has to read again."""
