@@ -427,7 +427,7 @@ class Runtime:
         if still_running:
             count = len(still_running)
             logger.error("%d processors did not end in time and are left behind", count)
-        for processor in self._end_futures:
+        for processor in list(self._end_futures):  # one that is stopped by itself may go meanwhile
             if processor.executor is not None:
                 await processor.executor.wait_closed()
 
