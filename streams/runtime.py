@@ -22,6 +22,7 @@ from streams.declarations import Declarations
 from streams.errors import ProcessorDied, StreamsError, Unavailable
 from streams.event_loop import running_loop
 from streams.failure_report import FailureReport
+from streams.kept_positions import keep_positions
 from streams.log.protocol import Log
 from streams.log.url import open_log
 from streams.log_transaction import TransactionTurns
@@ -145,6 +146,8 @@ class Runtime:
                     self._start_poller(processor)
                 for service in app.services:
                     _ = self.spawn(service())
+                if app.log.capabilities.forgets_positions:
+                    _ = self.spawn(keep_positions(app.log, app.processors))
         except BaseException:
             self.stopping = True  # what ends from here on ends because of this error
             try:
@@ -424,7 +427,7 @@ class Runtime:
         if still_running:
             count = len(still_running)
             logger.error("%d processors did not end in time and are left behind", count)
-        for processor in self._end_futures:
+        for processor in list(self._end_futures):  # one that is stopped by itself may go meanwhile
             if processor.executor is not None:
                 await processor.executor.wait_closed()
 

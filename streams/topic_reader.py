@@ -19,7 +19,13 @@ from streams.connection import Connection
 from streams.decoding import Source
 from streams.errors import ConfigError, InvalidValue, NotFound
 from streams.log.protocol import Log
-from streams.log.range_reader import READ_LIMIT, OffsetRange, PartitionCursor, merge_by_time
+from streams.log.range_reader import (
+    READ_LIMIT,
+    OffsetRange,
+    PartitionCursor,
+    RangesReader,
+    merge_by_time,
+)
 from streams.message import Message, Position, make_message, numbered_message
 from streams.processing.job import Several, Skip
 from streams.text import get_logger
@@ -172,16 +178,20 @@ class TopicReader(Generic[T]):
         self.ranges = resolve_ranges(log, topic.name, start, end, partition=partition, now=now)
         """First offset and the one before which reading ends, by partition."""
         self._cursors = [
-            PartitionCursor(log.reader(topic.name, number, first, last), self._decoder.unwrap)
-            for number, (first, last) in self.ranges.items()
-            if first < last
+            PartitionCursor(
+                RangesReader(log.reader, topic.name, number, [each]), self._decoder.unwrap
+            )
+            for number, each in self.ranges.items()
+            if each.start < each.end
         ]
+        self._is_closing = False
         self._messages = self._iterate()
         self._read_lock = threading.Lock()
         """Held while a thread reads ahead for ``async for``, which may be cancelled meanwhile."""
 
     def close(self) -> None:
         """Give back what the reading holds; reading on afterwards ends at once."""
+        self._is_closing = True  # a thread that looks for a key ends soon
         with self._read_lock:
             for cursor in self._cursors:
                 cursor.close()
@@ -231,6 +241,8 @@ class TopicReader(Generic[T]):
     def _iterate(self) -> Generator[Message[T], None, None]:
         try:
             for batch, index in merge_by_time(self._cursors):
+                if self._is_closing:
+                    return
                 if self._key is not None and batch.keys[index] != self._key:
                     continue
                 try:

@@ -32,10 +32,11 @@ from streams import (
     TooLarge,
     Topic,
 )
-from streams.message import ID, Record
+from streams.log.protocol import Reader
+from streams.message import ID, Batch, Record
 from streams.processing.poller import Poller
 from streams.replay import ReplayFailed, ReplayResult, into_function, replay
-from tests.processing.support import until
+from tests.processing.support import PATIENCE, until
 
 pytestmark = pytest.mark.anyio
 
@@ -319,6 +320,77 @@ async def test_cancelled_it_finishes_what_runs_and_leaves_nothing_behind(
     )
 
 
+class Endless:
+    """A partition without an end, and without the key that is looked for."""
+
+    def __init__(self, partition: int, over: threading.Event) -> None:
+        self._partition = partition
+        self._over = over
+        self._offset = 0
+
+    def read(self, limit: int, timeout: float = 5.0) -> Batch | None:
+        if self._over.wait(0.001):
+            return None
+        self._offset += 1
+        return Batch("t", self._partition, (self._offset,), [b"k"], [b"1"], [None])
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@pytest.mark.parametrize("into", ["function", "topic"])
+async def test_looking_for_a_key_says_how_far_it_is_and_can_be_stopped(
+    into: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, over, results = World(), threading.Event(), list[ReplayResult]()
+    async with world.filled() as app:
+        monkeypatch.setattr(
+            app.log, "reader", lambda topic, partition, start, end: Endless(partition, over)
+        )
+        target: Any = "copy" if into == "topic" else (lambda value: None)
+        task = asyncio.create_task(
+            replay(app, world.topic, target, key="nobody", progress=results.append)
+        )
+        try:
+            await until(lambda: len({each.scanned for each in results}) > 2)
+            task.cancel()
+            ended, _ = await asyncio.wait([task], timeout=PATIENCE)
+            assert ended
+        finally:
+            over.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_what_was_opened_is_closed_where_another_partition_cannot_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world, opened = World(), set[Reader]()
+    async with world.filled() as app:
+        open_reader = app.log.reader
+
+        def reader(topic: str, partition: int, start: int, end: int) -> Reader:
+            if partition == 2:
+                raise NotFound("it is gone")
+            found = open_reader(topic, partition, start, end)
+            close = found.close
+
+            def closed() -> None:
+                opened.discard(found)
+                close()
+
+            found.close = closed  # type: ignore[method-assign]
+            opened.add(found)
+            return found
+
+        monkeypatch.setattr(app.log, "reader", reader)
+        with pytest.raises(NotFound, match="it is gone"):
+            await replay(app, world.topic, lambda value: None)
+        with pytest.raises(NotFound, match="it is gone"):
+            list(world.topic.read())
+        assert opened == set()
+
+
 # -- speed and memory ----------------------------------------------------------------------------
 
 
@@ -400,6 +472,17 @@ async def test_a_message_the_target_refuses(tmp_path: Path) -> None:
         copied = await asyncio.to_thread(lambda: [each.id for each in copy.read()])
     # What was written behind it already comes twice under one ID.
     assert set(copied) == {f"m{n}" for n in range(COUNT) if n != 7}
+
+
+async def test_a_copy_of_what_was_refused_is_no_double(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/log.db"
+    records = [Record(b"1" * 3_000, b"k", "same"), Record(b"1", b"k", "same"), *numbers(3)]
+    async with World(url).filled([*records, Record(b"1", b"k", "same")]):
+        pass
+    world = World(f"{url}?max_record=2000")
+    async with world.app.connected() as app:
+        result = await replay(app, world.topic, "copy", dedup=Dedup(), errors="skip")
+        assert (result.failed, result.handled, result.duplicates) == (1, 4, 1)
 
 
 # -- nobody is disturbed, and what cannot be -----------------------------------------------------

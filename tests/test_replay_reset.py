@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from streams import GroupNotEmpty, InvalidValue, NotFound, Streams
+from streams import ConfigError, GroupNotEmpty, InvalidValue, NotFound, Streams
 from streams.engine.progress import decode, encode
 from streams.log.protocol import Committed
 from streams.replay import reset
@@ -83,6 +83,8 @@ async def test_places() -> None:
             await to(datetime(2024, 1, 1))  # noqa: DTZ001
         with pytest.raises(NotFound):
             await to(0, partition=1)
+        with pytest.raises(ConfigError, match="leave partition out"):
+            await to({0: 1}, partition=0)
         with pytest.raises(NotFound):
             await reset(app, "stranger", topic, 0)
         log.create_topic("fresh", 1)

@@ -209,7 +209,7 @@ def _print_range(
             while (available := bucket.available(1_000)) <= 0:
                 time.sleep(bucket.seconds_to_next())
             chunk = rows.read_chunk(available)
-            if not chunk:
+            if not chunk and rows.is_at_end:
                 break
             for row in chunk:
                 output.write_bytes(lines.json(row.batch, row.index))

@@ -70,6 +70,8 @@ class Capabilities:
     otherwise. The toolkit's own topics are created on every log."""
     retention: frozenset[str] = frozenset({"seconds", "messages"})
     """The bounds of :class:`~streams.config.Retention` that it can apply."""
+    forgets_positions: bool = False
+    """Positions of a group in which nobody runs are deleted some time after they were committed."""
     uses_app_clock: bool = False
     """All its time is the app's clock, so that a test can advance it."""
     commit_interval: float = 0.025

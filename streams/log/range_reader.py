@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -22,6 +23,10 @@ CHUNK_BYTES = 4 << 20
 
 KEEP_ALIVE_EVERY = 1.0
 """Real seconds between two signs of life of a member that does something else than poll."""
+
+SCAN_SECONDS = 0.1
+"""Real seconds that messages are passed over in one go by whoever may be stopped, or tells how far
+it has come."""
 
 SKIP_LIMIT = 16
 """Ranges of a partition that are passed over instead of read, at most: a reader is opened behind
@@ -144,14 +149,19 @@ class PartitionCursor:
         self.batch: Batch | None = None
         self.index = 0
 
-    def load(self) -> bool:
-        """Have a next message at hand; False at the end."""
+    def load(self, until: float = math.inf) -> bool:
+        """Have a next message at hand; False at the end.
+
+        :param until: False as well where none was found by then (``time.monotonic()``).
+        """
         while self.batch is None and self.is_open:
             batch = self._reader.read(self._read_limit)
             if batch is None:
                 self.close()
             elif len(batch) and len(converted := self._convert(batch)):
                 self.batch, self.index = converted, 0
+            elif time.monotonic() >= until:
+                break
         return self.batch is not None
 
     def advance(self) -> bool:
@@ -260,11 +270,13 @@ class RangeReader:
             remaining = _remaining_ranges(each, (skip or {}).get(partition, ()))
             if remaining:
                 open_reader = log.raw_reader if raw and isinstance(log, EventLog) else log.reader
-                reader = _RangesReader(open_reader, topic, partition, remaining)
+                reader = RangesReader(open_reader, topic, partition, remaining)
                 self._cursors.append(PartitionCursor(reader, read_limit=read_limit))
         self._merged = merge_by_time(self._cursors)
         self.scanned = 0
         """Messages looked at."""
+        self.is_at_end = False
+        """:meth:`read_chunk` has come to the end."""
 
     def __iter__(self) -> Iterator[LogRow]:
         for batch, index in self._merged:
@@ -273,13 +285,22 @@ class RangeReader:
                 yield LogRow(batch, index)
 
     def read_chunk(self, messages: int, size: int = CHUNK_BYTES) -> list[LogRow]:
-        """The next messages: so many at most, and no more once they have so many bytes."""
+        """The next messages: so many at most, no more once they have so many bytes, and those that
+        were found within :data:`SCAN_SECONDS`. There may be none, and more behind:
+        :attr:`is_at_end` says when there are not."""
         found: list[LogRow] = []
-        for row in self:
-            found.append(row)
-            size -= len(row.value or b"") + len(row.batch.keys[row.index] or b"")
-            if size <= 0 or len(found) >= messages:
-                break
+        until = time.monotonic() + SCAN_SECONDS
+        for batch, index in self._merged:
+            self.scanned += 1
+            if self._key is None or batch.keys[index] == self._key:
+                row = LogRow(batch, index)
+                found.append(row)
+                size -= len(row.value or b"") + len(batch.keys[index] or b"")
+                if size <= 0 or len(found) >= messages:
+                    return found
+            if time.monotonic() >= until:
+                return found
+        self.is_at_end = True
         return found
 
     def close(self) -> None:
@@ -288,8 +309,9 @@ class RangeReader:
             cursor.close()
 
 
-class _RangesReader:
-    """Reads several ranges of a partition, one after the other (a :class:`Reader`)."""
+class RangesReader:
+    """Reads several ranges of a partition, one after the other (a :class:`Reader`). A range is
+    opened when it is read: until then there is nothing to close."""
 
     def __init__(
         self,

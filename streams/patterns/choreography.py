@@ -33,6 +33,7 @@ from streams.clock import SYSTEM
 from streams.config import Retry
 from streams.errors import (
     ConfigError,
+    HandlerTimeout,
     InvalidValue,
     Reject,
     find_code_too_old,
@@ -54,6 +55,7 @@ from streams.patterns.bus import (
     check_pattern,
     check_topic,
 )
+from streams.patterns.clock_waits import Interrupted, interrupt_after, sleep_until
 from streams.text import error_text, get_logger
 from streams.topic_reader import OffsetSpec
 
@@ -170,7 +172,8 @@ def create_handler(
     :param name: the step's name; that of the function if not given.
     :param group: the step's consumer group; made of the topics if not given. A step that keeps its
         group misses nothing when its code is renamed.
-    :param options: as in :meth:`EventBus.subscribe`.
+    :param options: as in :meth:`EventBus.subscribe`. What runs longer than ``timeout=``
+        (which a local bus does not heed) has failed like what raises.
     :raises ConfigError: any of these cannot work.
     """
     if not isinstance(bus, EventBus):
@@ -179,11 +182,16 @@ def create_handler(
     for topic in (on_success, on_failure):
         if topic is not None:
             bus.check_declared(check_topic(topic))
+    timeout = options.get("timeout")
+    if timeout is not None:
+        check_seconds("create_handler", "timeout", timeout)
+        options["timeout"] = None  # the step keeps it itself, so that it can answer
     step = ChoreographyStep(
         name=_step_name(name, execute, listen_to),
         group=group or _default_group(check_pattern(listen_to), on_success),
         bus=bus, execute=execute, asynchronous=asynchronous,
         on_success=on_success, on_failure=on_failure, retry=options.get("retry", Retry()),
+        timeout=None if bus.app is None else timeout,
     )  # fmt: skip
 
     async def handle(event: Event) -> None:
@@ -205,6 +213,8 @@ class ChoreographyStep:
     on_success: str | None
     on_failure: str | None
     retry: Retry
+    timeout: float | None
+    """Seconds for one call."""
 
     async def handle(self, event: Event) -> None:
         """Execute, and answer."""
@@ -234,6 +244,25 @@ class ChoreographyStep:
                 await self._publish_outcome(event, self.on_failure, "failed", event.data, error)
 
     async def _call(self, saga_event: SagaEvent) -> Any:
+        """What the step returns. However it ends otherwise it raises an ``Exception``, unless its
+        processor cancels it."""
+        app = self.bus.app
+        try:
+            if app is None or self.timeout is None:
+                return await self._execute(saga_event)
+            clock = app.clock
+            end = clock.monotonic() + self.timeout
+            async with interrupt_after(clock, end, lambda: sleep_until(clock, end)):
+                return await self._execute(saga_event)
+        except Interrupted:
+            raise HandlerTimeout(f"step {self.name} ran longer than {self.timeout:g} s") from None
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise RuntimeError(f"step {self.name} was cancelled from within") from error
+
+    async def _execute(self, saga_event: SagaEvent) -> Any:
         if self.asynchronous:
             return await self.execute(saga_event)
         result = await asyncio.to_thread(self.execute, saga_event)

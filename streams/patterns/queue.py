@@ -498,6 +498,8 @@ class MessageConsumer:
         self._config = config
         self._processor: Processor[..., Any] | None = None
         self._start_task: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Future[None] | None = None
+        """Ends when nothing runs any more of what was stopped."""
         self._handler_tasks: set[asyncio.Task[Any] | None] = set()
         """Tasks that run a handler."""
 
@@ -555,16 +557,33 @@ class MessageConsumer:
                 "a handler cannot wait for the end of its own consumer: use "
                 "asyncio.create_task(consumer.stop())"
             )
-        processor, self._processor = self._processor, None
-        start_task, self._start_task = self._start_task, None
+        if self._processor is not None:
+            self._processor.pause()  # from this moment on no handler begins
+        stopping = self._stopping
+        if stopping is not None and stopping.done():
+            stopping = None
+        self._stopping = asyncio.ensure_future(
+            self._stop(self._processor, self._start_task, stopping)
+        )
+        self._processor = self._start_task = None
+        await run_to_completion(self._stopping)
+
+    # -- inside
+
+    async def _stop(
+        self,
+        processor: Processor[..., Any] | None,
+        start_task: asyncio.Task[None] | None,
+        stopping: asyncio.Future[None] | None,
+    ) -> None:
+        """:param stopping: an earlier stop, which may still wait for handlers."""
         if start_task is not None and not start_task.done():
             start_task.cancel()
             await asyncio.wait({start_task})
         if processor is not None:
-            processor.pause()  # from this moment on no handler begins
-            await run_to_completion(self._app.runtime.stop_processor(processor))
-
-    # -- inside
+            await self._app.runtime.stop_processor(processor)
+        if stopping is not None:
+            await asyncio.wait({stopping})
 
     def start_with_app(self, queue: str, handler: Handler) -> None:
         """Start when the app does; on a running app, at once."""
@@ -593,7 +612,8 @@ class MessageConsumer:
         try:
             await self._app.runtime.start_processor(processor)
         except BaseException:
-            self._processor = None
+            if self._processor is processor:
+                self._processor = None
             await self._app.runtime.stop_processor(processor)
             raise
 

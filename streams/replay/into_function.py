@@ -142,8 +142,7 @@ async def handle_range(
         if not stats.held and not executor.unconfirmed:
             poller.stop()
 
-    feed = await asyncio.to_thread(
-        RangeSubscription,
+    feed = RangeSubscription(
         app.log,
         topic,
         ranges,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from streams.cancellation import run_in_thread, run_to_completion, wait_for_callback
@@ -87,9 +87,10 @@ class _CopyRun:
         """Copy everything."""
         next_rows = asyncio.ensure_future(self._read_chunk())
         try:
-            while rows := await next_rows:
+            while (rows := await next_rows) or not self._rows.is_at_end:
                 next_rows = asyncio.ensure_future(self._read_chunk())
-                await self._write(rows)
+                for unlike in self._split_at_repeats(rows):
+                    await self._write(unlike)
                 if self._options.progress is not None:
                     self._options.progress(self.result())
         finally:
@@ -112,19 +113,32 @@ class _CopyRun:
         """The rows whose ID was not written before."""
         if not self._windows:
             return list(rows)
-        new_rows = []
-        for row in rows:
-            identity, window = row.batch.ids[row.index], self._windows[row.batch.partition]
-            if identity is not None and identity in window:
-                self._duplicates += 1
-                continue
-            if identity is not None:
-                window.add(identity)
-            new_rows.append(row)
-        return new_rows
+        return [row for row in rows if not self._was_written(row)]
+
+    def _was_written(self, row: LogRow) -> bool:
+        identity = row.batch.ids[row.index]
+        return identity is not None and identity in self._windows[row.batch.partition]
+
+    def _remember(self, row: LogRow) -> None:
+        identity = row.batch.ids[row.index]
+        if self._windows and identity is not None:
+            self._windows[row.batch.partition].add(identity)
+
+    def _split_at_repeats(self, rows: Sequence[LogRow]) -> Iterator[Sequence[LogRow]]:
+        """Rows of which no two have one ID: whether the second is written depends on the first."""
+        start, seen = 0, set[tuple[int, str | None]]()
+        for at, row in enumerate(rows if self._windows else ()):
+            identity = row.batch.partition, row.batch.ids[row.index]
+            if identity in seen:
+                yield rows[start:at]
+                start, seen = at, set()
+            if identity[1] is not None:
+                seen.add(identity)
+        yield rows[start:]
 
     async def _write(self, rows: Sequence[LogRow]) -> None:
         new_rows = self._without_duplicates(rows)
+        self._duplicates += len(rows) - len(new_rows)
         answers: AppendResults = ()
         if new_rows:
             records = [row.record() for row in new_rows]
@@ -135,6 +149,7 @@ class _CopyRun:
         for row, answer in zip(new_rows, answers, strict=True):
             if not isinstance(answer, LogError):
                 self._written += 1
+                self._remember(row)
             elif skip_failed and not isinstance(answer, (Unavailable, OutcomeUnknown)):
                 self._failures.add(row.batch, row.index, 1, answer)
             elif refused is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streams.decoding import Source
 from streams.engine.progress import MAX_GENERATION, decode_generation, encode
-from streams.errors import GroupNotEmpty, InvalidValue, NotFound
+from streams.errors import ConfigError, GroupNotEmpty, InvalidValue, NotFound
 from streams.log.protocol import Committed, Log
 from streams.processing import settled_ahead
 from streams.replay.fixed_groups import check_may_move
@@ -54,6 +54,7 @@ async def reset(
     :param dry_run: change nothing, and return what would be changed.
     :raises NotFound: there is no such group, topic or partition.
     :raises GroupNotEmpty: the group has running members, and ``force`` is not set.
+    :raises ConfigError: a mapping and ``partition`` are given.
     :raises InvalidValue: ``to`` means nothing here; or the group is a view's or one of the
         toolkit's own, which must stay where it is. The text says what to do instead.
     """
@@ -92,6 +93,8 @@ def plan_reset(
     positions = log.group(group).positions
     targets: Mapping[int, OffsetSpec]
     if isinstance(to, Mapping):
+        if partition is not None:
+            raise ConfigError("to names its partitions already: leave partition out")
         targets = to
     else:
         partition = resolve_partition(topic, {"to": to}, partition, partitions)

@@ -13,6 +13,7 @@ slices of some hundred messages are taken in turn, since order matters within a 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from heapq import heapify, heapreplace
 
@@ -20,7 +21,14 @@ from typing_extensions import override
 
 from streams.engine.progress import encode
 from streams.log.protocol import Assignment, Commit, Committed, Log, Reader
-from streams.log.range_reader import READ_LIMIT, OffsetRanges, PartitionCursor
+from streams.log.range_reader import (
+    READ_LIMIT,
+    SCAN_SECONDS,
+    OffsetRange,
+    OffsetRanges,
+    PartitionCursor,
+    RangesReader,
+)
 from streams.message import Batch
 from streams.replay.groupless import GrouplessSubscription
 from streams.replay.token_bucket import TokenBucket
@@ -67,13 +75,15 @@ class RangeSubscription(GrouplessSubscription["_PartitionRange"]):
         partitions = [
             _PartitionRange(
                 Assignment(topic, partition, 0, _begun_at(low, generation)),
-                log.reader(topic, partition, low, high),
+                RangesReader(log.reader, topic, partition, [OffsetRange(low, high)]),
                 self._of_key,
             )
             for partition, (low, high) in ranges.items()
             if low < high
         ]
         super().__init__("a replay", "reset the group instead", partitions)
+        self._is_searching = False
+        """Messages of other keys were passed over, and none of this key was found yet."""
         self._heap: list[tuple[float, int, _PartitionRange]] | None = None
         """Open partitions with a message at hand, the earliest first; None: to be built."""
 
@@ -86,7 +96,8 @@ class RangeSubscription(GrouplessSubscription["_PartitionRange"]):
 
     @override
     def poll(self, limit: int, timeout: float) -> Sequence[Batch]:
-        """The next messages of the range; nothing, once there are no more."""
+        """The next messages of the range; nothing, once there are no more, or while those of a key
+        are looked for."""
         self._assign()
         available = self._rate_limit.available(min(limit, READ_LIMIT))
         if available <= 0:
@@ -97,7 +108,7 @@ class RangeSubscription(GrouplessSubscription["_PartitionRange"]):
             taken = sum(map(len, batches))
             self._rate_limit.consume(taken)
             self.read += taken
-        else:
+        elif not self._is_searching:
             self._wait(min(timeout, END_RECHECK))
             if not any(each.is_open for each in self._partitions):
                 self._on_all_read()
@@ -109,13 +120,20 @@ class RangeSubscription(GrouplessSubscription["_PartitionRange"]):
         self._wake.clear()
 
     def _merge_next(self, room: int) -> list[Batch]:
+        self._is_searching = False
         if self._heap is None:
-            self._heap = [
-                (each.next_time, number, each)
+            until = time.monotonic() + SCAN_SECONDS
+            unpaused = [
+                (number, each)
                 for number, each in enumerate(self._partitions)
-                if each.assignment.partition not in self._paused and each.load()
+                if each.assignment.partition not in self._paused
             ]
-            heapify(self._heap)
+            heap = [(each.next_time, number, each) for number, each in unpaused if each.load(until)]
+            if any(each.is_open and each.batch is None for _, each in unpaused):
+                self._is_searching = True
+                return []
+            heapify(heap)
+            self._heap = heap
         heap = self._heap
         batches: list[Batch] = []
         while room > 0 and heap:

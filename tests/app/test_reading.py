@@ -11,6 +11,8 @@ import pytest
 from streams import NotFound, Streams
 from streams.log.protocol import Reader
 from streams.message import Batch, Record
+from tests.processing.support import PATIENCE
+from tests.test_replay import Endless
 
 pytestmark = pytest.mark.anyio
 
@@ -58,6 +60,37 @@ async def test_a_cancelled_reading_is_given_back_when_its_thread_has_ended() -> 
             await task
         assert not slow.closed_while_reading
         assert list(reading) == []
+
+
+async def test_a_reading_that_looks_for_a_key_ends_when_it_is_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app, over, begun = Streams("memory://"), threading.Event(), threading.Event()
+    topic = app.topic("t", int)
+
+    def endless(topic: str, partition: int, start: int, end: int) -> Endless:
+        begun.set()
+        return Endless(partition, over)
+
+    async with app.connected():
+        await topic.publish(1)
+        monkeypatch.setattr(app.log, "reader", endless)
+
+        async def read() -> None:
+            async with topic.read(key="nobody") as reading:
+                async for _ in reading:
+                    pass
+
+        task = asyncio.create_task(read())
+        try:
+            assert await asyncio.to_thread(begun.wait, PATIENCE)
+            task.cancel()
+            ended, _ = await asyncio.wait([task], timeout=PATIENCE)
+            assert ended
+        finally:
+            over.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
 
 async def test_only_what_was_acknowledged_counts_as_published() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlencode
 
 import pytest
@@ -449,6 +449,27 @@ def test_a_reader_of_a_topic_that_was_deleted_says_so(world: World, admin: Admin
                 pass  # the broker stood still
             finally:
                 reader.close()
+
+
+def test_readers_that_only_look_ask_once_a_second_whether_their_topic_is_there(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic, log, asked = world.topic(4), cast(Any, world.log), list[str]()
+    check = log._readers.metadata.check_there
+
+    def counted(name: str) -> None:
+        asked.append(name)
+        check(name)
+
+    monkeypatch.setattr(log._readers.metadata, "check_there", counted)
+    readers = [world.log.reader(topic, partition, 0, 1 << 62) for partition in range(4)]
+    began = time.monotonic()
+    for reader in readers * 25:
+        with pytest.raises(Unavailable):
+            reader.read(1, timeout=0.0)
+    assert 1 <= len(asked) <= 1 + (time.monotonic() - began) / reader_module.CHECK_INTERVAL
+    for reader in readers:
+        reader.close()
 
 
 def test_a_topic_that_has_grown_takes_what_is_for_its_new_partitions(

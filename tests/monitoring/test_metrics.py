@@ -11,11 +11,11 @@ from itertools import count
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from streams import ConfigError, Message, ProcessorStats, Retry, Streams
 from streams.clock import SYSTEM
-from streams.patterns import MetricsCollector, MonitoringServer
+from streams.patterns import Event, EventBus, MetricsCollector, MonitoringServer
 from streams.patterns.monitoring.lag_probe import _lag_and_age
 from streams.processing.committer import PartitionProgress
 from streams.processing.timing import BUCKET_BOUNDS, QUICK_CALL, SAMPLE_EVERY, Histogram, Timing
@@ -177,6 +177,34 @@ async def test_one_registry_takes_one_collector_and_the_server_uses_it() -> None
         for server in (one, two):
             found = await scrape(server)
             assert found.of("app_up") == [0]
+
+
+async def test_a_server_may_be_closed_twice_and_takes_no_metrics_from_another() -> None:
+    app = Streams("memory://")
+    one, two = MonitoringServer(app, port=0), MonitoringServer(app, port=0)
+    one.close()
+    one.close()
+    assert (await scrape(two)).of("app_up") == [0]
+    two.close()
+    assert REGISTRY.get_sample_value("streams_app_up") is None
+
+
+async def test_ephemeral_subscribers_that_come_and_go_have_the_same_labels() -> None:
+    app = Streams("memory://")
+    bus, labels = EventBus(app), {"processor": "events", "group": "ephemeral-1"}
+
+    async def watch(event: Event) -> None: ...
+
+    async with app:
+        with MonitoringServer(app, port=0) as server:
+            for _ in range(3):
+                unsubscribe = bus.subscribe("a", watch)
+                await unsubscribe.ready()
+                await until(
+                    server,
+                    lambda now: now.of("processor_up") == now.of("processor_up", **labels) == [1],
+                )
+                unsubscribe()
 
 
 async def test_two_apps_of_one_process_have_their_own_figures() -> None:

@@ -5,20 +5,32 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 import msgspec
 import pytest
 
-from streams import ConfigError, Fatal, Flow, Message, NotRunning, Retry, Streams, Unavailable
+from streams import (
+    ConfigError,
+    Fatal,
+    Flow,
+    LogError,
+    Message,
+    NotRunning,
+    Retry,
+    Streams,
+    Unavailable,
+)
 from streams.log.memory import MemoryLog
-from streams.log.protocol import Assignment, TopicInfo
+from streams.log.protocol import Assignment, Log, TopicInfo
 from streams.log.url import open_log
 from streams.message import Record
 from streams.patterns import Event, EventBus, PatternEventBus
 from streams.patterns.bus.ephemeral import EphemeralSubscription
 from streams.processor import Processor
 from streams.testing import Clock, harness
+from tests.conformance.stage import PATIENCE
 from tests.patterns.bus_world import QUICK, World, logged
 from tests.processing.support import until
 
@@ -512,6 +524,65 @@ def test_what_is_followed_by_partition() -> None:
     subscription.close()
     assert told[1:] == [[0, 1, 2]]
     log.close()
+
+
+def test_a_partition_that_is_always_full_does_not_keep_the_others_from_being_read() -> None:
+    log = open_log("memory://")
+    log.create_topic("t", 3)
+    follow = EphemeralSubscription(log, "t")
+    for partition, count in ((0, 100), (1, 100), (2, 1)):
+        records = [
+            Record(b"", None, f"{partition}/{number}", partition=partition)
+            for number in range(count)
+        ]
+        log.append("t", records, lambda _: None)
+    polls = [[batch.partition for batch in follow.poll(10, 0.0)] for _ in range(4)]
+    assert polls == [[0], [1], [2, 0], [1]]
+    follow.close()
+    log.close()
+
+
+async def make_anew(log: Log, topic: str, partitions: int) -> None:
+    before = await asyncio.to_thread(log.incarnation, topic)
+    await asyncio.to_thread(log.delete_topic, topic)
+    async with asyncio.timeout(PATIENCE):
+        while True:  # on Kafka the brokers hear of it one after the other
+            with suppress(LogError):
+                await asyncio.to_thread(log.create_topic, topic, partitions)
+                if await asyncio.to_thread(log.incarnation, topic) != before:
+                    return
+            await asyncio.sleep(0.05)
+
+
+async def test_ephemeral_subscribers_go_on_with_a_topic_that_was_made_anew(logged: World) -> None:
+    bus, got = logged.bus(), list[int]()
+
+    async def watch(event: Event) -> None:
+        got.append(event.data)
+
+    bus.subscribe("n", watch)
+    async with logged.running(bus):
+        for number in range(8):
+            await bus.publish("n", number, key="k")
+        await logged.until(lambda: len(got) == 8)
+        late: list[int] = []
+
+        async def watch_late(event: Event) -> None:
+            late.append(event.data)
+
+        # Where it begins is a place in the topic that will be gone.
+        await bus.subscribe("n", watch_late).ready()
+        assert logged.anchor is not None
+        await make_anew(logged.anchor, logged.name, 2)
+        publisher = logged.bus()
+        async with logged.running(publisher):
+            await publisher.publish("n", 8, key="k")
+            await logged.until(lambda: len(got) == 9 and len(late) == 1)
+            for number in (9, 10, 11):
+                await publisher.publish("n", number, key="k")
+            await logged.until(lambda: len(got) == 12 and len(late) == 4)
+    assert got == list(range(12))
+    assert late == [8, 9, 10, 11]
 
 
 async def test_a_start_that_is_refused_is_told_to_whoever_waits(

@@ -133,6 +133,40 @@ async def test_a_failed_step_says_so_and_the_others_make_up_for_it(world: World)
     assert shop.of("rich")[-1].topic == "order.shipped"
 
 
+async def test_a_step_that_takes_too_long_or_is_cancelled_from_within_has_failed(
+    logged: World,
+) -> None:
+    bus = logged.bus()
+    outcomes: dict[str, str | None] = {}
+
+    async def hang(heard: SagaEvent) -> None:
+        await asyncio.Event().wait()
+
+    async def cancelled(heard: SagaEvent) -> None:
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+    async def failed(heard: SagaEvent) -> None:
+        outcomes[heard.step_name] = heard.error
+
+    again = Retry(attempts=2, delay=0.001)
+    for execute, timeout in ((hang, 0.01), (cancelled, None)):
+        create_handler(
+            bus, "payment", execute, None, "payment.failed", retry=again, timeout=timeout,
+            group=f"{logged.group}-{execute.__name__}", flow=QUICK,
+        )  # fmt: skip
+    group = f"{logged.group}-failed"
+    create_handler(bus, "payment.failed", failed, None, None, group=group, flow=QUICK)
+    async with logged.running(bus):
+        await ChoreographySaga(bus, "s").start("payment")
+        await logged.until(lambda: len(outcomes) == 2)
+    assert outcomes == {
+        "hang": "HandlerTimeout: step hang ran longer than 0.01 s",
+        "cancelled": "RuntimeError: step cancelled was cancelled from within",
+    }
+
+
 async def test_many_sagas_at_once_do_not_mix(world: World) -> None:
     shop = Shop(world.bus(), world.group)
     async with world.running(shop.bus):

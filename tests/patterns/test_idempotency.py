@@ -6,9 +6,11 @@ import asyncio
 import functools
 import logging
 import os
+import sqlite3
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -715,6 +717,21 @@ async def test_a_claim_lost_at_the_last_moment_stores_nothing(
         await running
     assert work.cancelled == 0
     assert await store.get("k") == "other's"
+
+
+async def test_what_has_run_is_not_said_to_be_not_begun_where_its_outcome_is_refused(
+    tmp_path: Path,
+) -> None:
+    async with Place("sqlite", f"sqlite:///{tmp_path}/claims.db").store() as store:
+        work = Work()
+        running = asyncio.create_task(IdempotentProcessor(store).process("k", work))
+        await work.begun()
+        with closing(sqlite3.connect(tmp_path / "claims.db")) as file, file:
+            file.execute("UPDATE streams_claims SET until = 'never'")  # by somebody else
+        work.go.set()
+        with pytest.raises(ClaimLost, match="cannot be stored") as caught:
+            await running
+        assert isinstance(caught.value.__cause__, LogError)
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])

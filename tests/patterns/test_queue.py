@@ -249,7 +249,13 @@ async def test_stop_returns_and_nothing_runs_after_it(stage: Stage) -> None:
             lambda: any(poller is not None and poller._finishing for poller in pollers),
             "nothing more is begun",
         )
+        again = asyncio.create_task(consumer.stop())
+        for _ in range(10):  # whatever it does at once is done
+            await asyncio.sleep(0)
+        assert not again.done()
         gate.set()
+        await again
+        assert work.running == 0
         await stopping
         begun = len(work.seen)
         assert work.running == 0
@@ -273,6 +279,27 @@ async def test_stop_returns_and_nothing_runs_after_it(stage: Stage) -> None:
         await queue.publish(name, 22)
         await work.until(begun + 1)
         await consumer.stop()
+
+
+async def test_an_app_may_be_left_while_a_consumer_is_being_stopped(stage: Stage) -> None:
+    app, name = stage.app(), stage.topic_name
+    queue, gate = MessageQueue(app, partitions=2), asyncio.Event()
+    work = Work(stage, lambda message: gate.wait())
+
+    async def finish_once_the_app_is_left() -> None:
+        await stage.until(lambda: app.runtime.stopping, "the app's end")
+        gate.set()
+
+    async with app:
+        consumer = MessageConsumer(queue)
+        await consumer.start(name, work)
+        await queue.publish(name, 1)
+        await stage.until(lambda: work.running == 1, "one in flight")
+        stopping = asyncio.create_task(consumer.stop())
+        finishing = asyncio.create_task(finish_once_the_app_is_left())
+    await finishing
+    await stopping
+    assert work.ended == [1]
 
 
 async def test_without_a_dead_letter_queue_nothing_is_dropped_silently(stage: Stage) -> None:

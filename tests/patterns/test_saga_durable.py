@@ -12,7 +12,17 @@ import msgspec
 import pytest
 
 from stream_codecs import EncodeError
-from streams import ConfigError, Dedup, Flow, LogError, Retry, Streams, Unavailable
+from streams import (
+    ConfigError,
+    Dedup,
+    Flow,
+    LogError,
+    NotRunning,
+    Retry,
+    RetryAfter,
+    Streams,
+    Unavailable,
+)
 from streams.log.protocol import Assignment, Committed
 from streams.message import Batch, Message, make_message
 from streams.patterns import (
@@ -239,6 +249,32 @@ async def test_an_abandoned_saga_goes_no_further(stage: Stage, name: str) -> Non
     assert shop.diary == ["do a"]
 
 
+async def test_who_waits_for_a_saga_is_told_that_the_app_was_left(stage: Stage, name: str) -> None:
+    front = Shop(stage, name)  # nobody runs it
+    durable = front.saga._durable
+    assert durable is not None
+    async with front.app.connected():
+        waiting = asyncio.create_task(front.saga.execute(Order(1), id="s"))
+        await stage.until(lambda: durable._poll_task, "somebody who waits")
+    with pytest.raises(NotRunning, match="before the saga had ended"):
+        await asyncio.wait_for(waiting, PATIENCE)
+
+
+async def test_the_apps_next_life_waits_for_sagas_of_its_own(stage: Stage, name: str) -> None:
+    front, back = Shop(stage, name), Shop(stage, name).add("a")
+    durable = front.saga._durable
+    assert durable is not None
+    async with front.app.connected():
+        before = asyncio.create_task(front.saga.execute(Order(1), id="before"))
+        await stage.until(lambda: durable._poll_task, "somebody who waits")
+    async with front.app.connected():
+        after = asyncio.create_task(front.saga.execute(Order(2), id="after"))
+        async with back.app:
+            assert await asyncio.wait_for(after, PATIENCE) == Order(2, ["do a"])
+    with pytest.raises(NotRunning, match="before the saga had ended"):
+        await asyncio.wait_for(before, PATIENCE)
+
+
 async def test_commands_at_the_same_time_make_one_course(stage: Stage, name: str) -> None:
     """Every one is carried out on what is there when its turn comes, or refused."""
     shop = Shop(stage, name)
@@ -411,6 +447,121 @@ async def test_backoff_and_timeout_follow_the_apps_clock() -> None:
 
 async def nothing(order: Order) -> None:
     return None
+
+
+async def refuse(order: Order) -> None:
+    raise Refused("no")
+
+
+@pytest.mark.parametrize("backward", [False, True])
+async def test_what_waits_to_be_tried_again_is_not_called_once_its_saga_is_abandoned(
+    backward: bool,
+) -> None:
+    calls: list[int] = []
+
+    async def later(order: Order) -> None:
+        calls.append(order.n)
+        raise RetryAfter(3600)
+
+    retry = Retry(attempts=3)
+    steps: tuple[SagaStep[Order], ...] = (SagaStep("a", later, retry=retry),)
+    if backward:
+        undone = SagaStep("a", nothing, later, compensation_retry=retry)
+        steps = (undone, SagaStep("b", refuse))
+    async with memory(*steps, clock=Clock()) as (saga, h):
+        await saga.start(Order(1), id="s")
+        await h.settled()
+        assert calls == [1]
+        await saga.abandon("s")
+        h.clock.advance(3600)
+        await h.settled()
+        assert (await saga.status("s")).status == "abandoned"
+        # Another one that waits: what it reads for itself begins further back, or ends later.
+        await saga.start(Order(2), id="t")
+        await h.settled()
+        h.clock.advance(3600)
+        await h.settled()
+    assert calls == [1, 2, 2]
+
+
+async def test_a_saga_that_is_abandoned_before_its_turn_is_not_begun() -> None:
+    calls: list[int] = []
+    gate = asyncio.Event()
+
+    async def wait(order: Order) -> None:
+        calls.append(order.n)
+        await gate.wait()
+
+    app = Streams("memory://")
+    saga: SagaOrchestrator[Order] = SagaOrchestrator(
+        app, "orders", context=Order, partitions=1, concurrency=1
+    )
+    saga.add_step(SagaStep("wait", wait))
+    async with harness(app, clock=Clock()) as h:
+        await saga.start(Order(1), id="s")
+        await saga.start(Order(2), id="t")
+        while not calls:  # noqa: ASYNC110 - a handler of ours is waited for
+            await asyncio.sleep(0.001)
+        await saga.abandon("t")
+        h.clock.advance(60)
+        gate.set()
+        await h.settled()
+        assert (await saga.status("s")).status == "completed"
+    assert calls == [1]
+
+
+async def test_a_former_end_that_comes_again_is_not_the_end_of_a_saga_that_was_resumed() -> None:
+    broken = True
+
+    async def undo(order: Order) -> None:
+        if broken:
+            raise Refused("not yet")
+
+    steps = SagaStep("a", nothing, undo, compensation_retry=FAST), SagaStep("b", refuse)
+    async with memory(*steps) as (saga, h):
+        with pytest.raises(SagaFailedError):
+            await saga.execute(Order(1), id="s")
+        broken = False
+        await saga.resume("s")
+        await h.settled()
+        durable, journal = saga._durable, Journal(h.log, "orders")
+        places = list(journal.read_range(0, 0, h.log.watermarks(journal.topic, 0)[1]))
+        waiter = durable._waiters["s"] = {asyncio.get_running_loop().create_future()}
+        (future,) = waiter
+        assignment = Assignment(journal.topic, 0, 9, Committed(0))
+        for status in ("failed", "compensated"):
+            assert not future.done()
+            entry, at = next(each for each in places if each.entry.status == status)
+            batch = Batch(
+                journal.topic, 0, (at.offset,), [b"s"], [b""], [None], assignment=assignment
+            )
+            await durable.processor.function(entry, make_message(None, batch, 0, 1))
+        assert future.result().status == "compensated"
+
+
+async def test_nobody_reads_the_journal_once_the_app_was_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reads: list[int] = []
+
+    def failing(journal: Journal, partition: int, start: int) -> dict[str, int]:
+        reads.append(partition)
+        raise Unavailable("away")
+
+    monkeypatch.setattr(Journal, "last_numbers", failing)
+    app = Streams("memory://")
+    saga: SagaOrchestrator[Order] = SagaOrchestrator(
+        app, "orders", context=Order, partitions=1, flow=Flow(drain=0.05)
+    )
+    saga.add_step(SagaStep("a", nothing))
+    before = asyncio.all_tasks()
+    async with app:
+        await saga.start(Order(1))
+        while not reads:  # noqa: ASYNC110 - a thread of ours is waited for
+            await asyncio.sleep(0.001)
+    async with asyncio.timeout(PATIENCE):
+        while asyncio.all_tasks() - before:  # noqa: ASYNC110 - nothing tells us when
+            await asyncio.sleep(0.01)
 
 
 async def test_a_context_that_cannot_be_written_fails_its_step_which_is_undone() -> None:

@@ -66,6 +66,7 @@ CAPABILITIES = Capabilities(
     documents=True,
     commits_outputs=True,
     retention=frozenset({"seconds", "bytes", "compacted"}),
+    forgets_positions=True,
     # Each is a record that all replicas of the coordinator's partition write.
     commit_interval=0.1,
     # A dead letter topic takes all that the producer may write.

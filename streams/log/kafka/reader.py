@@ -52,6 +52,10 @@ NEW_PARTITION_TIMEOUT = 5.0
 STALL_TIMEOUT = 10.0
 """Seconds without a message after which a reader is compared with the log's end."""
 
+CHECK_INTERVAL = 1.0
+"""Seconds between two questions whether a topic is still there, of those who look whether anything
+came, and do not wait for it."""
+
 MAX_TIMESTAMP = (1 << 63) - 1
 """The latest time that a record of Kafka can have, in milliseconds since the epoch."""
 
@@ -77,6 +81,8 @@ class ReaderPool:
         self._uncommitted_consumer = SharedClient(lambda: connect(uncommitted))
         """One that asks where a log ends, whatever transactions are open, and for metadata."""
         self.metadata = Metadata(self._uncommitted_consumer, requests)
+        self._checked_at: dict[str, float] = {}
+        """When topics were seen to be there last."""
 
     def acquire(self, *, uncommitted: bool = False) -> Consumer:
         """A consumer that reads nothing yet."""
@@ -242,6 +248,18 @@ class ReaderPool:
                     ) from error
             time.sleep(0.05)
 
+    def check_there(self, topic: str, waited: float) -> None:
+        """See that a topic from which nothing came is still there.
+
+        :param waited: for so many seconds.
+        :raises NotFound: it was deleted.
+        """
+        now, checked_at = time.monotonic(), self._checked_at.get(topic, float("-inf"))
+        if waited < CHECK_INTERVAL and now < checked_at + CHECK_INTERVAL:
+            return
+        self.metadata.check_there(topic)
+        self._checked_at[topic] = now
+
     def open_reader(
         self, topic: str, partition: int, start: int, end: int, *, uncommitted: bool = False
     ) -> KafkaReader:
@@ -337,7 +355,7 @@ class KafkaReader(Reader):
                 if self._next_offset >= self._end:
                     break
                 if remaining < 0.001:
-                    self._readers.metadata.check_there(self._topic)
+                    self._readers.check_there(self._topic, timeout)
                     raise Unavailable(
                         f"Kafka, {self._operation}: nothing came within {timeout:g} s from offset "
                         f"{self._next_offset} (up to {self._end})"

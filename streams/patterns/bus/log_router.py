@@ -13,10 +13,10 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
+from itertools import count
 from typing import Any, Literal
 
 from msgspec.structs import replace
-from uuid_utils import uuid7
 
 from streams.app import Streams
 from streams.callables import callable_name
@@ -188,15 +188,19 @@ class LogRouter:
 
         deliver.__name__ = self._topic.name
         source = self._source(self._wanted_in(self._registry.shared_trie), keep_undecodable=True)
+        # It reads in no group; the name is a label of metrics, and the same after each restart.
+        taken = {each.group for each in self._app.processors if self._topic.name in each.topics}
+        names = (f"ephemeral-{number}" for number in count(1))
+        group = next(name for name in names if name not in taken)
         return self._app.declare(
             deliver,
-            ProcessorOptions((source,), f"ephemeral-{str(uuid7())[-8:]}", self._concurrency),
+            ProcessorOptions((source,), group, self._concurrency),
             partial(OwnSubscriptionProcessor, subscribe=self._subscribe_ephemeral),
         )
 
     def _subscribe_ephemeral(self, connection: Connection) -> EphemeralSubscription:
         self._forget_starts()
-        return EphemeralSubscription(connection.log, self._topic.name)
+        return EphemeralSubscription(connection.log, self._topic.name, self._forget_starts)
 
     async def _deliver(self, event: Event, message: Message[Any]) -> None:
         """Call every ephemeral subscriber that the event fits; return when all are done.

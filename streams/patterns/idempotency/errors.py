@@ -39,9 +39,9 @@ class KeyReused(StreamsError):
 class ClaimLost(StreamsError):
     """The claim ended while the operation ran, so somebody else may have begun it too.
 
-    It happens when the event loop or the store stood still for longer than the lease. What the
-    operation did is not known to others: asking again under the same key gives their result, or
-    runs it again.
+    It happens when the event loop or the store stood still for longer than the lease, or the store
+    refuses the outcome. What the operation did is not known to others: asking again under the same
+    key gives their result, or runs it again.
     """
 
     def __init__(self, key: str, why: str) -> None:

@@ -137,8 +137,9 @@ class IdempotentProcessor(Generic[T]):
         :raises KeyReused: the key was used with another fingerprint.
         :raises OperationFailed: it failed with one of ``errors``, or with a result that cannot be
             stored.
-        :raises ClaimLost: the claim ended while the operation ran.
-        :raises LogError: the store cannot be reached; the operation was not begun.
+        :raises ClaimLost: the claim ended while the operation ran, or the store refuses what came
+            of it.
+        :raises LogError: the store cannot be reached, or refuses; the operation was not begun.
         """
         check_operation(operation, "process(key, operation)")
         store_key = self.store.store_key(key)
@@ -221,7 +222,12 @@ class IdempotentProcessor(Generic[T]):
                     # It has been done, so it must not be done again.
                     failures.append(error)
                     value = outcome.encode_failure(error)
-            if not await self._complete(Complete(store_key, token, value, self.ttl)):
+            try:
+                is_stored = await self._complete(Complete(store_key, token, value, self.ttl))
+            except LogError as error:
+                # It has been done: what says so must not say that it was not begun.
+                raise ClaimLost(key, f"its outcome cannot be stored: {error}") from error
+            if not is_stored:
                 raise ClaimLost(key, "somebody else has taken it over")
         return _Stored(call.fingerprint, value)
 

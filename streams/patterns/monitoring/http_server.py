@@ -105,11 +105,15 @@ class MonitoringServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Listen no more. It may be called again.
+
+        The app's metrics stay in ``prometheus_client``'s registry while another server has them.
+        """
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
-        self._unregister()
+        unregister, self._unregister = self._unregister, lambda: None
+        unregister()
 
     def __enter__(self) -> Self:
         return self
@@ -146,6 +150,24 @@ def _health_response(ok: bool, health: Health, **extra: str) -> HttpResponse:
     return HttpResponse(status, "application/json", json.dumps(summary).encode() + b"\n")
 
 
+_registered: dict[Any, int] = {}
+"""The collectors that servers have registered with ``prometheus_client``, and how many servers have
+each."""
+
+_registered_lock = threading.Lock()
+
+
+def _unregister(collector: Any) -> None:
+    """A server has a collector no more; the last one takes it out of the registry."""
+    from prometheus_client import REGISTRY
+
+    with _registered_lock:
+        _registered[collector] -= 1
+        if not _registered[collector]:
+            del _registered[collector]
+            REGISTRY.unregister(collector)
+
+
 def _metrics_route(app: Streams) -> MetricsRoute:
     try:
         from prometheus_client import REGISTRY, CollectorRegistry
@@ -159,18 +181,22 @@ def _metrics_route(app: Streams) -> MetricsRoute:
         return MetricsRoute(lambda accept: missing, lambda: None)
 
     collector, registry = MetricsCollector(app), REGISTRY
-    try:
-        registry.register(collector)
-    except ValueError:
-        names = registry._names_to_collectors  # noqa: SLF001 - it has no public way to ask
-        registered = names.get("streams_app_up")
-        is_ours = isinstance(registered, MetricsCollector) and registered.app is app
-        if not is_ours:  # another app of this process has taken the names
-            registry = CollectorRegistry()
+    unregister: Callable[[], None] = lambda: None  # noqa: E731 - there is nothing to undo
+    with _registered_lock:
+        try:
             registry.register(collector)
-        unregister: Callable[[], None] = lambda: None  # noqa: E731 - there is nothing to undo
-    else:
-        unregister = partial(registry.unregister, collector)
+            _registered[collector] = 0
+        except ValueError:
+            names = registry._names_to_collectors  # noqa: SLF001 - it has no public way to ask
+            registered = names.get("streams_app_up")
+            if isinstance(registered, MetricsCollector) and registered.app is app:
+                collector = registered
+            else:  # another app of this process has taken the names
+                registry = CollectorRegistry()
+                registry.register(collector)
+        if collector in _registered:  # else somebody else has registered it, or nobody else sees it
+            _registered[collector] += 1
+            unregister = partial(_unregister, collector)
 
     def respond(accept: str) -> HttpResponse:
         encode, kind = choose_encoder(accept)

@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 from uuid_utils import uuid7
 
 from streams.config import Dedup, Flow, Retention, Retry
-from streams.errors import InvalidValue, Reject, RetryAfter, Unavailable
+from streams.errors import (
+    InvalidValue,
+    LogError,
+    Reject,
+    RetryAfter,
+    StreamsError,
+    Unavailable,
+)
 from streams.log.names import check_group, check_topic
 from streams.message import Message
 from streams.patterns.saga.engine import SagaEngine
@@ -29,6 +36,7 @@ from streams.patterns.saga.journal import DEFAULT_NEWEST, Journal, journal_topic
 from streams.patterns.saga.journal_decoder import EntryDecoder, JournalSource, saga_key
 from streams.patterns.saga.journal_entry import JournalEntry, StoredEntry
 from streams.patterns.saga.recent_sagas import LastEntry, RecentSagas
+from streams.patterns.saga.shared_run import SharedRun, retrieve_exception
 from streams.patterns.saga.successor_reader import SuccessorReader
 from streams.topic import InternalTopic, Topic
 
@@ -42,6 +50,10 @@ its sagas."""
 
 POLL_INTERVAL = 0.25
 """Seconds between looks at the journal of whoever waits for a saga that another process owns."""
+
+FRESH = 1.0
+"""Seconds for which an entry that waits for nothing is held to be its saga's last one, though
+somebody may have abandoned the saga since: so most steps are called without asking the log."""
 
 MIN_INDEXED_ENTRIES = 10_000
 """Entries of a partition among which a saga is looked for by its ID, at least."""
@@ -95,9 +107,9 @@ class DurableSagas:
         # Deduplication remembers twice its window.
         self._indexed_entries = max(2 * dedup.window, MIN_INDEXED_ENTRIES)
         self._recent_sagas = RecentSagas(self._indexed_entries)
-        self._recent_log: Log | None = None
-        """The log that it was read from."""
-        self._catch_ups: dict[int, _SharedRun] = {}
+        self._known_log: Log | None = None
+        """That of the app's life in which anybody looked or waited last."""
+        self._catch_ups: dict[int, SharedRun] = {}
         """Reads what was written since the last time, by partition."""
 
     @property
@@ -107,14 +119,24 @@ class DurableSagas:
 
     def _make_handler(self) -> Callable[[StoredEntry, Message[StoredEntry]], Any]:
         async def advance(entry: StoredEntry, message: Message[StoredEntry]) -> JournalEntry | None:
+            successors = self._successors
             if entry.has_ended:
-                self._resolve_waiters(entry)
+                successors.forget(entry, message)
+                # One that is redelivered may be of a saga that was resumed since.
+                if entry.is_final or not await successors.has_successor(
+                    self.journal, entry, message
+                ):
+                    self._resolve_waiters(entry)
                 return None
-            if await self._successors.has_successor(self.journal, entry, message):
+            if await successors.has_successor(self.journal, entry, message):
                 return None  # it was advanced before
-            wait = min(MAX_WAIT, entry.due - self._engine.now())
+            now = self._engine.now()
+            wait = min(MAX_WAIT, entry.due - now)
             if wait > 0 and message.attempt == 1:
                 raise RetryAfter(wait, f"saga {entry.saga} goes on in {wait:.3g} s")
+            has_waited = message.attempt > 1 or now - entry.at > FRESH
+            if has_waited and await successors.was_abandoned(self.journal, entry, message):
+                return None
             next_entry = await self._engine.advance(entry, {})
             try:
                 self._engine.check_progress(entry, next_entry)
@@ -139,9 +161,14 @@ class DurableSagas:
         return position.partition
 
     async def run(self, id: str | None, context: Any) -> StoredEntry:
-        """Start a saga, or find the one of that ID, and wait until it has ended."""
+        """Start a saga, or find the one of that ID, and wait until it has ended.
+
+        :raises NotRunning: the app is not entered, or was left before the saga had ended.
+        """
         is_new, id = id is None, new_saga_id() if id is None else check_saga_id(id)
+        self._notice_new_life()
         future: asyncio.Future[StoredEntry] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(retrieve_exception)
         # First, so that whatever is written from now on is seen.
         self._waiters.setdefault(id, set()).add(future)
         self._last_numbers.setdefault(id, -1)
@@ -203,23 +230,44 @@ class DurableSagas:
 
     def _find_recent(self, id: str) -> LastEntry | None:
         """The last entry of a saga, as far as the journal was read."""
-        log = self._app.log
-        if log is not self._recent_log:  # the app was entered again
-            self._recent_sagas, self._recent_log = RecentSagas(self._indexed_entries), log
-            self._catch_ups = {}
+        self._notice_new_life()
         return self._recent_sagas.find(id)
+
+    def _notice_new_life(self) -> None:
+        """Forget what was read in a former life of the app, and let nobody wait in it any more.
+
+        :raises NotRunning: the app is not entered.
+        """
+        log = self._app.log
+        if log is self._known_log:
+            return
+        self._known_log = log
+        self._recent_sagas, self._catch_ups = RecentSagas(self._indexed_entries), {}
+        if self._poll_task is not None:
+            self._poll_task.cancel()
+            self._poll_task = None
+        self._next_offsets = {}
+        self._fail_waiters(self._left_error())
 
     async def _catch_up(self, partition: int) -> None:
         """Read everything that a partition holds at this moment into :attr:`_recent_sagas`."""
         if partition not in self._catch_ups:
             recent, journal = self._recent_sagas, self.journal
-            self._catch_ups[partition] = _SharedRun(lambda: recent.catch_up(journal, partition))
+            self._catch_ups[partition] = SharedRun(lambda: recent.catch_up(journal, partition))
         await self._catch_ups[partition].wait_for_next()
 
     def _resolve_waiters(self, entry: StoredEntry) -> None:
         for future in self._waiters.get(entry.saga, ()):
             if not future.done():
                 future.set_result(entry)
+
+    def _fail_waiters(self, error: Exception) -> None:
+        for future in (each for waiters in self._waiters.values() for each in waiters):
+            if not future.done():
+                future.set_exception(error)
+
+    def _left_error(self) -> StreamsError:
+        return self._app.runtime.not_running_error("the app was left before the saga had ended")
 
     # -- sagas that another process owns
 
@@ -230,14 +278,13 @@ class DurableSagas:
             )
 
     async def _poll_journal(self) -> None:
+        next_offsets = self._next_offsets
         try:
             await self._poll_until_ended()
         except Exception as error:
-            for future in (each for waiters in self._waiters.values() for each in waiters):
-                if not future.done():
-                    future.set_exception(error)
+            self._fail_waiters(error)
         finally:
-            self._next_offsets.clear()
+            next_offsets.clear()
 
     async def _poll_until_ended(self) -> None:
         journal = self.journal
@@ -245,11 +292,16 @@ class DurableSagas:
             await asyncio.sleep(POLL_INTERVAL)
             if not self._waiters:
                 return
+            if self._app.runtime.log is not journal.log:
+                raise self._left_error()
             offsets = dict(self._next_offsets)
             try:
                 found = await asyncio.to_thread(journal.read_since, offsets, self._awaited_keys)
-            except Unavailable:
-                continue  # the saga advances without us
+            except LogError as error:
+                # The saga advances without us; and a log that is being closed is gone next time.
+                if isinstance(error, Unavailable) or self._app.runtime.stopping:
+                    continue
+                raise
             for entry in found:
                 # The first of a number counts; what was written too late has no higher one.
                 if entry.n > self._last_numbers.get(entry.saga, entry.n):
@@ -257,39 +309,6 @@ class DurableSagas:
                     if entry.has_ended:
                         self._resolve_waiters(entry)
             self._next_offsets.update(offsets)
-
-
-class _SharedRun:
-    """Runs one blocking action for callers that need a run which *began* after they asked: those
-    who ask while it runs share the next run. Used on one loop."""
-
-    def __init__(self, action: Callable[[], None]) -> None:
-        self._action = action
-        self._running: asyncio.Task[None] | None = None
-        self._next: asyncio.Task[None] | None = None
-        """Has not begun."""
-
-    async def wait_for_next(self) -> None:
-        """Wait for a run that has not begun yet.
-
-        :raises Exception: what it raised.
-        """
-        if self._next is None:
-            self._next = asyncio.ensure_future(self._run(self._running))
-            self._next.add_done_callback(_retrieve_exception)
-        await asyncio.shield(self._next)
-
-    async def _run(self, previous: asyncio.Task[None] | None) -> None:
-        if previous is not None:
-            await asyncio.wait([previous])
-        self._running, self._next = self._next, None
-        await asyncio.to_thread(self._action)
-
-
-def _retrieve_exception(task: asyncio.Task[None]) -> None:
-    """Whoever waited may be gone: asyncio is not to log that nobody read the exception."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _message_id(entry: StoredEntry) -> str:

@@ -236,6 +236,8 @@ class SagaOrchestrator(Generic[C]):
             durable saga of that ID is not started twice: the one there is is waited for.
         :raises SagaFailedError: a step failed; what was done before it was compensated.
         :raises SagaStoppedError: a durable saga cannot go on, or was abandoned.
+        :raises NotRunning: the app of a durable saga is not entered, or was left before the saga
+            had ended; whoever runs it goes on with it.
         :raises ConfigError: there are no steps, or the context cannot be copied; or a step raised
             it: in memory, after what was done has been compensated.
         :raises InvalidValue: a saga cannot have that ID, or such a context.
@@ -372,7 +374,8 @@ class SagaOrchestrator(Generic[C]):
     async def abandon(self, id: str, reason: str = "") -> SagaStatus[C]:
         """Take no further step of a saga, neither forward nor backward.
 
-        A step that is being called at this moment is not interrupted, but nothing follows on it.
+        A step that is being called at this moment, or within a second from now, is not interrupted,
+        but nothing follows on it. One that waits to be tried again is not called any more.
 
         :raises UnknownSaga: the log knows none of that ID.
         :raises SagaError: the saga is over.

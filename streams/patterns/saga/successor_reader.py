@@ -1,10 +1,15 @@
-"""Which entries were followed by another one already, when their partition became ours.
+"""Whether the journal has an entry that follows the one at hand, so that its step is not called.
 
 An entry that was not settled when its owner died is redelivered, though the entry that follows it
 may have been written. To call its step again would be wrong: a step that failed could have its
 effect now, and nobody would ever undo it. So before the first entry of an assignment is handled,
 the part of the journal that is redelivered is read once, up to its end. Of each saga that was under
 way a number is kept, until that entry has been redelivered.
+
+Of a saga that waits in a partition that is ours, nobody else writes the next entry, but for one
+that abandons it. That entry comes behind the one that waits, so it is looked for before a step of
+that one is called: everything from the entry that waits to the journal's end is read, each part
+once for all sagas of the partition, and the numbers of those that were abandoned are kept.
 
 An entry that was put back from the dead letters is in a topic of its own; its successor is looked
 up in the journal, for that saga alone.
@@ -13,7 +18,7 @@ up in the journal, for that saga alone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from streams.errors import Unavailable
@@ -21,6 +26,7 @@ from streams.message import Message
 from streams.patterns.saga.errors import UnknownSaga
 from streams.patterns.saga.journal import Journal
 from streams.patterns.saga.journal_entry import JournalEntry
+from streams.patterns.saga.shared_run import SharedRun
 from streams.text import get_logger
 
 T = TypeVar("T")
@@ -32,37 +38,118 @@ RETRY_PAUSE = 1.0
 
 
 class SuccessorReader:
-    """Knows the successors of redelivered entries, by partition. Used on the app's loop."""
+    """Knows the successors of redelivered entries, and which sagas that wait were abandoned, by
+    partition. Used on the app's loop."""
 
     def __init__(self) -> None:
-        self._last_numbers: dict[int, tuple[Any, asyncio.Task[dict[str, int]]]] = {}
-        """The assignment, and the number of each saga's last entry behind its position."""
+        self._last_numbers: dict[int, _LastNumbers] = {}
+        self._abandonments: dict[int, _Abandonments] = {}
 
     async def has_successor(
         self, journal: Journal, entry: JournalEntry, message: Message[Any]
     ) -> bool:
-        """Whether the journal already has an entry that follows this one."""
+        """Whether the journal already had an entry that follows this one when its partition became
+        ours; of an entry that was put back, whether it has one now."""
         assignment: Any = message.assignment
         if assignment is None:
             return False
         if message.topic != journal.topic:
-            last = await _ask_when_reachable(journal, lambda: _last_number(journal, entry.saga))
+            last = await _ask_when_reachable(
+                journal, lambda: asyncio.to_thread(_last_number, journal, entry.saga)
+            )
             return last > entry.n
         partition = message.partition
-        cached = self._last_numbers.get(partition)
-        if cached is None or cached[0] is not assignment:
-            start = assignment.position
-            reading = _ask_when_reachable(journal, lambda: journal.last_numbers(partition, start))
-            cached = self._last_numbers[partition] = (assignment, asyncio.ensure_future(reading))
-        try:
-            numbers = await asyncio.shield(cached[1])
-        except Exception:
-            self._last_numbers.pop(partition, None)  # whoever tries again reads again
-            raise
+        reading = self._last_numbers.get(partition)
+        if reading is None or reading.assignment is not assignment or reading.is_over:
+            reading = self._last_numbers[partition] = _LastNumbers(journal, assignment)
+        numbers = await reading.wait()
         last = numbers.get(entry.saga, -1)
         if last <= entry.n:
             numbers.pop(entry.saga, None)
         return last > entry.n
+
+    async def was_abandoned(
+        self, journal: Journal, entry: JournalEntry, message: Message[Any]
+    ) -> bool:
+        """Whether the journal has by now an entry behind this one that abandons its saga."""
+        assignment: Any = message.assignment
+        if assignment is None or message.topic != journal.topic:
+            return False
+        partition, behind = message.partition, int(message.offset) + 1
+        reading = self._abandonments.get(partition)
+        if reading is None or reading.assignment is not assignment:
+            reading = self._abandonments[partition] = _Abandonments(journal, assignment, behind)
+        return await reading.last_number(entry.saga, behind) > entry.n
+
+    def forget(self, entry: JournalEntry, message: Message[Any]) -> None:
+        """An entry that ends its saga is handled, so nothing of it waits any more."""
+        reading = self._abandonments.get(message.partition)
+        if reading is not None:
+            reading.numbers.pop(entry.saga, None)
+
+
+class _LastNumbers:
+    """The number of each saga's last entry behind the position of an assignment. It is read as long
+    as somebody waits for it."""
+
+    def __init__(self, journal: Journal, assignment: Any) -> None:
+        self.assignment = assignment
+        partition, start = assignment.partition, assignment.position
+        reading = _ask_when_reachable(
+            journal, lambda: asyncio.to_thread(journal.last_numbers, partition, start)
+        )
+        self._task = asyncio.ensure_future(reading)
+        self._waiting = 0
+        self.is_over = False
+        """It has failed, or was given up: whoever asks now has to read again."""
+
+    async def wait(self) -> dict[str, int]:
+        """What was read.
+
+        :raises LogError: the journal cannot be read.
+        """
+        self._waiting += 1
+        try:
+            # Whoever is cancelled must not end it for the others.
+            return await asyncio.shield(self._task)
+        except Exception:
+            self.is_over = True
+            raise
+        finally:
+            self._waiting -= 1
+            if not self._waiting and not self._task.done():
+                self.is_over = True  # the partition was lost, or the app is left
+                self._task.cancel()
+
+
+class _Abandonments:
+    """The sagas of one partition that were abandoned, in the part of the journal that was read.
+
+    :param start: where that part begins, for now.
+    """
+
+    def __init__(self, journal: Journal, assignment: Any, start: int) -> None:
+        self.assignment = assignment
+        self.numbers: dict[str, int] = {}
+        """The number of the entry that abandons a saga."""
+        self._journal = journal
+        self._start = self._end = self._wanted_start = start
+        self._run = SharedRun(self._read)
+
+    async def last_number(self, id: str, start: int) -> int:
+        """The number of the entry that abandons a saga, of those from an offset on; -1: none."""
+        self._wanted_start = min(self._wanted_start, start)
+        await _ask_when_reachable(self._journal, self._run.wait_for_next)
+        return self.numbers.get(id, -1)
+
+    def _read(self) -> None:
+        partition, wanted = self.assignment.partition, self._wanted_start
+        first, end = self._journal.log.watermarks(self._journal.topic, partition)
+        for low, high in ((wanted, self._start), (self._end, end)):
+            for entry, _ in self._journal.read_range(partition, max(first, low), high):
+                if entry.status == "abandoned" and entry.n > self.numbers.get(entry.saga, -1):
+                    self.numbers[entry.saga] = entry.n
+        self._start, self._end = min(wanted, self._start), max(end, self._end)
 
 
 def _last_number(journal: Journal, id: str) -> int:
@@ -73,11 +160,11 @@ def _last_number(journal: Journal, id: str) -> int:
         return -1
 
 
-async def _ask_when_reachable(journal: Journal, ask: Callable[[], T]) -> T:
+async def _ask_when_reachable(journal: Journal, ask: Callable[[], Awaitable[T]]) -> T:
     """What a journal answers, once its log can be reached."""
     while True:
         try:
-            return await asyncio.to_thread(ask)
+            return await ask()
         except Unavailable as error:
             logger.warning("saga %s: waiting for its journal: %s", journal.saga, error)
             await asyncio.sleep(RETRY_PAUSE)
