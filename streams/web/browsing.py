@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MAX_PARTITIONS = 64
 """Partitions that are browsed together; of a topic with more, one is chosen."""
 
-AT_ONCE = 20
+AT_ONCE = 50
 """Messages read at once, whatever their size."""
 
 

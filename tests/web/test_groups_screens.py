@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 from streams import Message, Streams
-from streams.web import Dashboard, group_index
+from streams.web import Dashboard, group_index, sampler
 from streams.web.group_index import GroupIndex, GroupOverview
 from streams.web.page import Page
 from streams.web.problem_board import Problem
@@ -47,7 +46,10 @@ async def test_a_group_says_which_key_it_waits_for_and_since_when(stage: Stage) 
         release.set()
 
 
-async def test_the_log_is_asked_about_a_group_once_for_its_page(stage: Stage) -> None:
+async def test_the_log_is_asked_about_a_group_once_for_its_page(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler, "INTERVAL", 3_600.0)  # its figures stay fresh
     app = stage.app()
     topic = stage.topic(app, partitions=1)
     app.processor(topic, group=stage.group, flow=QUICK)(stage.recorder())
@@ -60,7 +62,6 @@ async def test_the_log_is_asked_about_a_group_once_for_its_page(stage: Stage) ->
             asked = Gate(app.log.group)
             asked.open()
             app.log.group = asked  # type: ignore[method-assign]
-            dashboard.sampler.figures(f"group:{stage.group}").at = time.time() + 60  # fresh
             await visitor.get(f"/groups/show?group={stage.group}")
             assert asked.calls == 1
 

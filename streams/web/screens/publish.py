@@ -52,7 +52,8 @@ def show_form(page: Page) -> Response:
     info = page.log.topic(topic)
     if info.is_event_topic:
         raise events_only(topic, "published to")
-    _refuse_own(page, topic)
+    if not page.may_publish(topic):
+        raise _own_topic(page)
     copied = _copied(page, topic)
     context: dict[str, Any] = {} if copied is None else _of_message(page, copied)
     return _form(page, topic, **context)
@@ -66,7 +67,11 @@ def _refuse_own(page: Page, topic: str) -> None:
     """
     log = page.log
     if topic in internal_topics(log.topic_names(), log.groups()):
-        raise InvalidValue(page._("The toolkit keeps this topic for itself."))
+        raise _own_topic(page)
+
+
+def _own_topic(page: Page) -> InvalidValue:
+    return InvalidValue(page._("The toolkit keeps this topic for itself."))
 
 
 def _choose(page: Page) -> Response:
