@@ -54,6 +54,7 @@ from streams.web.log_source import NoAnswer
 from streams.web.page import Action, Page, Screen, Site
 from streams.web.passwords import PasswordInTheClear, PasswordNeeded, TooManyWrong
 from streams.web.redaction import Redact
+from streams.web.rendering import compile_templates
 from streams.web.screens import actions, problem_finders, screens
 from streams.web.translations import choose_language
 
@@ -117,6 +118,7 @@ class Dashboard(DashboardState):
             self._hosts = None if self._rule.asks else loopback_hosts()
         self.site = Site(tuple(screens()), tuple(problem_finders()))
         self._asgi = self._make_asgi()
+        compile_templates()
 
     def __repr__(self) -> str:
         return f"<Dashboard of {self.app!r}>"

@@ -23,8 +23,10 @@ from streams.log.url import open_log
 from streams.web import Dashboard, live, log_source, sampler
 from streams.web.ages import is_recent
 from streams.web.figures import KEPT, Figures, Series
+from streams.web.rendering import environment
 from streams.web.sampler import MAX_WATCHED, Sampler
 from streams.web.server import _Server
+from streams.web.translations import LANGUAGES
 from tests.conformance.stage import Stage
 from tests.servers.find import Missing
 from tests.servers.lifetime import Lifetime
@@ -359,3 +361,12 @@ def test_what_lies_ahead_is_not_recent() -> None:
     assert not is_recent(now - 7_200, 3_600)
     assert not is_recent(now + 3_600, 7_200)
     assert not Figures(at=now + 3_600).is_fresh(7_200)
+
+
+def test_no_template_is_compiled_while_somebody_visits(stage: Stage) -> None:
+    """That would hold up the loop of whatever the dashboard is mounted in."""
+    Dashboard(stage.app(), access="read").close()
+    for language in LANGUAGES:
+        found = environment(language)
+        assert found.cache is not None
+        assert len(found.cache) == len(found.list_templates())
