@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from importlib.resources import files
@@ -63,6 +64,10 @@ if TYPE_CHECKING:
 
 
 logger = get_logger("streams.web")
+
+# Starlette's first stream of rows imports it, in the loop, for 20 ms.
+with suppress(ImportError):
+    import_module("anyio._backends._asyncio")
 
 REALM = 'Basic realm="streams", charset="UTF-8"'
 
