@@ -54,9 +54,10 @@ from streams.log.protocol import Committed, Log, ensure_topic
 from streams.log.url import open_claims, open_log
 from streams.message import Record
 from streams.patterns.saga.journal_entry import StoredEntry
+from streams.retries import floor_group
 from streams.retries.checkpoints import parse_place
 from streams.retries.records import entry_record, mark_record
-from streams.retries.scheduler import ensure_delay_topic, floor_group
+from streams.retries.scheduler import ensure_delay_topic
 from tests.patterns.counting import Counting
 
 LOGS = ("sqlite", "redis", "kafka")

@@ -19,6 +19,7 @@ from typing import Any
 
 from streams.cancellation import run_in_thread
 from streams.errors import LogError, Unavailable
+from streams.log.floor import floor_group
 from streams.log.protocol import Committed, Log
 from streams.parking import parked_topic
 from streams.processor import Processor
@@ -44,7 +45,7 @@ def memberless_groups(processors: Processors) -> dict[str, str]:
                 parked = parked_topic(topic, processor.group)
                 found[parked] = parked
             if not processor.has_own_options:  # of delays, or of a view by key
-                found[f"{topic}.floor"] = topic
+                found[floor_group(topic)] = topic
     return found
 
 

@@ -79,8 +79,8 @@ def web(
     from streams.cli.logging_setup import configure_logging
     from streams.web.access import ACTION_NAMES, Access
     from streams.web.dashboard import Dashboard
-    from streams.web.passwords import LOOPBACK, Passwords
-    from streams.web.server import check_address, is_loopback, serve
+    from streams.web.passwords import LOOPBACK, Passwords, is_loopback
+    from streams.web.server import check_address, serve
 
     if (tls_cert is None) != (tls_key is None):
         raise UsageError("--tls-cert and --tls-key: give both, or none")

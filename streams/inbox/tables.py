@@ -416,7 +416,8 @@ def rows_to_purge(
     """
     now = _NOW[dialect]
     select = (
-        f"SELECT CAST(position AS text), {_KEPT_FROM[dialect]}, handled_at > {now} "  # noqa: S608
+        f"SELECT CAST(position AS text), handled_at < {now} - {_KEEP[dialect]}, "  # noqa: S608
+        f"handled_at > {now} "
         f"FROM streams_inbox WHERE scope = CAST($2 AS bigint) "
         f"AND position >= {_position(dialect, 3)} AND position < {_position(dialect, 4)} "
         "ORDER BY position LIMIT CAST($5 AS integer)"
@@ -443,12 +444,11 @@ _NOW: Mapping[DialectName, str] = {
     "postgresql": "clock_timestamp()",
     "sqlite": "(julianday('now') - 2440587.5) * 86400",
 }
-_KEPT_FROM: Mapping[DialectName, str] = {
-    "postgresql": "handled_at < clock_timestamp() "
-    "- make_interval(secs => CAST($1 AS double precision))",
-    "sqlite": "handled_at < (julianday('now') - 2440587.5) * 86400 - $1",
+_KEEP: Mapping[DialectName, str] = {
+    "postgresql": "make_interval(secs => CAST($1 AS double precision))",
+    "sqlite": "$1",
 }
-"""A row is old that was written before this: so many seconds ago."""
+"""For how many seconds rows are kept."""
 
 
 def _position(dialect: DialectName, at: int) -> str:

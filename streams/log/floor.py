@@ -9,6 +9,12 @@ from __future__ import annotations
 from streams.log.protocol import Log, Retention, TopicInfo, ensure_topic
 
 
+def floor_group(topic: str) -> str:
+    """The group, without members, whose positions are the floor of a delay topic, or of the topic
+    of a view by key."""
+    return f"{topic}.floor"
+
+
 def ensure_topic_with_floor(
     log: Log, name: str, partitions: int, group: str, retention: Retention, *, compacted: bool
 ) -> TopicInfo:

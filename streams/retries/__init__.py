@@ -9,6 +9,7 @@ when. :mod:`streams.retries.records` are its records.
 """
 
 from streams.engine.retry import retry_delay
+from streams.log.floor import floor_group
 from streams.retries.attempt_log import PENDING_LIMIT, DurableAttemptLog, delay_topic
 from streams.retries.checkpoints import find_checkpoint
 from streams.retries.due_index import DueIndex, due_time, log_position
@@ -28,7 +29,7 @@ from streams.retries.records import (
     read_mark,
     scan_record,
 )
-from streams.retries.scheduler import DelayStats, declare_scheduler, ensure_delay_topic, floor_group
+from streams.retries.scheduler import DelayStats, declare_scheduler, ensure_delay_topic
 
 __all__ = [
     "KEY_HEADER",

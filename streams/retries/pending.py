@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
+from streams.log.floor import floor_group
 from streams.log.protocol import Log
 from streams.log.range_reader import newest_of, read_batches
 from streams.message import Record
 from streams.retries.records import id_digest, parse_entry, scan_record
-from streams.retries.scheduler import floor_group
 
 T = TypeVar("T")
 

@@ -36,7 +36,7 @@ from streams.config import DeadLetters, Dedup, Retry
 from streams.connection import Connection
 from streams.derived_records import dead_letter_record
 from streams.errors import Fatal, Fenced, InvalidValue, LogError, NotFound, TopicMismatch
-from streams.log.floor import ensure_topic_with_floor
+from streams.log.floor import ensure_topic_with_floor, floor_group
 from streams.log.protocol import Assignment, Committed, Log, Retention, TopicInfo
 from streams.log.range_reader import read_batches
 from streams.log.record_fetcher import FetchedRow, RecordFetcher
@@ -112,11 +112,6 @@ def ensure_delay_topic(log: Log, name: str, partitions: int) -> TopicInfo:
     """Create a delay topic, or find it; blocks."""
     group = floor_group(name)
     return ensure_topic_with_floor(log, name, partitions, group, DELAY_RETENTION, compacted=True)
-
-
-def floor_group(name: str) -> str:
-    """The group, without members, whose positions are a delay topic's floor."""
-    return f"{name}.floor"
 
 
 class DeclaringConnection(Connection, Protocol):

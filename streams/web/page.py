@@ -232,8 +232,11 @@ class Page:
 
     def typed_count(self) -> int | None:
         """The number by which an action was confirmed; None: none was typed, or something else."""
-        typed = self.fields.text("confirm").replace(",", "").replace("_", "").replace(" ", "")
+        typed = self._typed_digits()
         return int(typed) if typed.isascii() and typed.isdigit() and len(typed) < 10 else None
+
+    def _typed_digits(self) -> str:
+        return self.fields.text("confirm").replace(",", "").replace("_", "").replace(" ", "")
 
     def confirmed(self, count: int) -> bool:
         """Whether the visitor has confirmed an action that concerns so many messages: has typed the
@@ -253,7 +256,7 @@ class Page:
         typed = self.fields.text("confirm")
         if not typed:
             return False
-        if self.typed_count() != count:
+        if self._typed_digits() != str(count):
             raise InvalidValue(
                 self._(
                     "%(typed)s was typed, and it is %(count)s now: nothing was done. Look again.",

@@ -174,24 +174,23 @@ class Passwords:
         return hmac.new(self._salt, data, hashlib.sha256).digest()
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine itself can reach an address."""
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
 def _on_loopback(request: Request) -> bool:
     server = request.scope.get("server")
     client = request.scope.get("client")
     return (
         server is not None
         and client is not None
-        and _is_loopback(server[0])
-        and _is_loopback(client[0])
+        and is_loopback(server[0])
+        and is_loopback(client[0])
     )
-
-
-def _is_loopback(host: str) -> bool:
-    if host in LOOPBACK:
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _parse(text: str, where: str) -> dict[str, str]:

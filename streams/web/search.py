@@ -342,8 +342,8 @@ class Search:
                 reader = self._readers[partition] = self._log.reader(
                     self._topic, partition, low, high
                 )
-            for _ in range(max(1, CHUNK // READ)):
-                batch = reader.read(min(READ, CHUNK))
+            for done in range(0, CHUNK, READ):
+                batch = reader.read(min(READ, CHUNK - done))
                 if batch is None:
                     self._done_with(partition)
                     return
@@ -354,22 +354,18 @@ class Search:
             self._done_with(partition)
             return
         batches: deque[tuple[Batch, int]] = deque()
-        kept = 0
-        is_whole = True
+        first, kept = start, 0
         with closing(self._log.reader(self._topic, partition, start, high)) as reader:
-            while (found := reader.read(min(READ, CHUNK))) is not None:
+            while (found := reader.read(READ)) is not None:
                 size = sum(len(value or b"") for value in found.values)
                 batches.append((found, size))
                 kept += size
                 while kept > CHUNK_BYTES and len(batches) > 1:  # the oldest are read again later
                     kept -= batches.popleft()[1]
-                    is_whole = False
-        first = batches[0][0].offsets[0] if batches else start
+                    first = batches[0][0].offsets[0]
         while batches:
             yield batches.pop()[0]
         if partition in self._left and not self.progress.ended:
-            if is_whole:
-                first = start
             if first <= low:
                 self._done_with(partition)
             else:

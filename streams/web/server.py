@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import signal
 import socket
 import threading
@@ -14,6 +13,7 @@ from typing_extensions import override
 
 from streams.errors import ConfigError
 from streams.web.dashboard import Dashboard
+from streams.web.passwords import is_loopback
 
 try:
     import uvicorn
@@ -27,14 +27,6 @@ if TYPE_CHECKING:
 
 SHUTDOWN = 5
 """Seconds that answers which are being given have to come to their end."""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine itself can reach an address."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 def check_address(host: str, *, has_passwords: bool, has_tls: bool) -> None:

@@ -84,25 +84,33 @@ def forge_snapshot(stage: Ground, forged: StoredSnapshot) -> None:
         )
 
 
+SNAPSHOTS: Any = {"partitions": 1, "cache": Cache(count=0), "snapshot": Snapshot(every=3)}
+
+
+async def deposit_four_times(stage: Ground, *ids: str) -> StoredSnapshot:
+    """Four events of each of these accounts, and the snapshot of the first one."""
+    log, app = stage.anchor, stage.app()
+    assert isinstance(log, EventLog)
+    ledger = accounts(app, stage.topic_name, **SNAPSHOTS)
+    async with app:
+        for id in ids:
+            for _ in range(4):
+                await ledger.decide(id, deposit, 1)
+    (kept,) = log.list_snapshots(f"{stage.topic_name}.events", ids[0].encode())
+    return kept
+
+
 @pytest.mark.only("sqlite", "redis", "kafka")  # what is in memory cannot be changed
 @pytest.mark.parametrize("base", [Base(3, "of another history"), Base(9, "lost with its events")])
 async def test_a_snapshot_of_another_history_is_not_used_and_is_replaced(
     stage: Ground, base: Base
 ) -> None:
-    topic, log = f"{stage.topic_name}.events", stage.anchor
-    assert isinstance(log, EventLog)
-    options: Any = {"partitions": 1, "cache": Cache(count=0), "snapshot": Snapshot(every=3)}
-    app = stage.app()
-    ledger = accounts(app, stage.topic_name, **options)
-    async with app:
-        for _ in range(4):
-            await ledger.decide("a", deposit, 1)
-    (kept,) = log.list_snapshots(topic, b"a")
+    kept = await deposit_four_times(stage, "a")
     assert kept.base.version == 3
     forge_snapshot(stage, kept._replace(base=base, data=kept.data.replace(b"3", b"7")))
     for used in (0, 1):
         app = stage.app()
-        ledger = accounts(app, stage.topic_name, **options)
+        ledger = accounts(app, stage.topic_name, **SNAPSHOTS)
         async with app:
             found = await ledger.load("a")
             assert (found.version, found.state.cents) == (4, 4)
@@ -117,14 +125,7 @@ async def test_a_snapshot_that_stands_nowhere_is_not_used_and_is_replaced(
     """The last one ends where its state should follow."""
     topic, log = f"{stage.topic_name}.events", stage.anchor
     assert isinstance(log, EventLog)
-    options: Any = {"partitions": 1, "cache": Cache(count=0), "snapshot": Snapshot(every=3)}
-    app = stage.app()
-    ledger = accounts(app, stage.topic_name, **options)
-    async with app:
-        for id in ("a", "b"):
-            for _ in range(4):
-                await ledger.decide(id, deposit, 1)
-    (kept,) = log.list_snapshots(topic, b"a")
+    kept = await deposit_four_times(stage, "a", "b")
     place = urlsplit(stage.url)
     with Redis(host=place.hostname or "", port=place.port or 0) as redis:
         key = f"{{{topic}}}:snapshots:{kept.fingerprint}"
@@ -132,7 +133,7 @@ async def test_a_snapshot_that_stands_nowhere_is_not_used_and_is_replaced(
     assert log.list_snapshots(topic, b"a") == []
     for used in (1, 2):
         app = stage.app()
-        ledger = accounts(app, stage.topic_name, **options)
+        ledger = accounts(app, stage.topic_name, **SNAPSHOTS)
         async with app:
             for found in await asyncio.gather(ledger.load("a"), ledger.load("b")):
                 assert (found.version, found.state.cents) == (4, 4)

@@ -64,14 +64,20 @@ def file(tmp_path: Path) -> Any:
     opened.close()
 
 
+def built(file: IndexFile) -> PartitionIndex:
+    """An index of many keys, of which the file has none."""
+    index = PartitionIndex(0, file.partition(0))
+    offsets = range(COUNT)
+    index.fold(offsets, KEYS, [headers(each, 0, b"", (CAUSE, b"why")) for each in offsets])
+    return index
+
+
 def test_many_changes_are_taken_some_at_a_time(
     file: IndexFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And are what the index was at the end of that, with what came meanwhile."""
     monkeypatch.setattr(index_keepers, "SLICE", 50)
-    index = PartitionIndex(0, file.partition(0))
-    offsets = range(COUNT)
-    index.fold(offsets, KEYS, [headers(each, 0, b"", (CAUSE, b"why")) for each in offsets])
+    index = built(file)
     lock = WatchedLock(index, at=7)
     kept: Any = SimpleNamespace(topic="t.events", lock=lock, partitions={0: index}, error=None)
     IndexKeepers(kept)._save(file, index)
@@ -93,9 +99,7 @@ def test_what_could_not_be_written_is_written_with_what_follows(
 ) -> None:
     """Also where it failed before all was copied."""
     monkeypatch.setattr(index_keepers, "SLICE", 50)
-    index = PartitionIndex(0, file.partition(0))
-    offsets = range(COUNT)
-    index.fold(offsets, KEYS, [headers(each, 0, b"", (CAUSE, b"why")) for each in offsets])
+    index = built(file)
     kept: Any = SimpleNamespace(
         topic="t.events", lock=threading.Lock(), partitions={0: index}, error=None
     )

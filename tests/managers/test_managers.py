@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -406,26 +407,35 @@ async def test_one_message_may_have_more_commands_refused_than_may_follow_each_o
         assert (stats.reacted, stats.refused, stats.failures) == (121, 120, 0)
 
 
+@contextmanager
+def purses_out_of_reach(app: Streams, world: World) -> Iterator[None]:
+    """No command reaches a purse meanwhile."""
+    log: Any = app.log
+    append = log.append_events
+
+    def stop(topic: str, appends: Any, done: Any) -> None:
+        if topic == world.purses.events.name:
+            done([Unavailable("stopped by a test") for _ in appends])
+        else:
+            append(topic, appends, done)
+
+    log.append_events = stop
+    try:
+        yield
+    finally:
+        log.append_events = append
+
+
 async def test_a_restart_goes_by_what_was_stored() -> None:
     """The function has changed between the reaction and what it led to."""
     app = Streams("memory://")
     world = World(app, unique(), retry=Retry(attempts=1))
     async with harness(app, clock=Clock()) as h:
-        log: Any = app.log
-        append = log.append_events
-
-        def stop(topic: str, appends: Any, done: Any) -> None:
-            if topic == world.purses.events.name:
-                done([Unavailable("stopped by a test") for _ in appends])
-            else:
-                append(topic, appends, done)
-
         await world.open(ada=100, bob=0)
-        log.append_events = stop
-        await world.orders.publish(Order("t1", "ada", "bob", 70))
-        await h.settled()
-        assert (await world.transfers.load("t1")).version == 1
-        log.append_events = append
+        with purses_out_of_reach(app, world):
+            await world.orders.publish(Order("t1", "ada", "bob", 70))
+            await h.settled()
+            assert (await world.transfers.load("t1")).version == 1
         world.transfers._definition.react = lambda state, event: (state, [End()])
         # The next message of the instance first carries out what is left.
         await world.orders.publish(Order("t1", "x", "y", 1), headers={"ce_source": "another"})
@@ -447,20 +457,10 @@ async def test_an_app_that_is_entered_again_knows_nothing_of_what_was_carried_ou
         await h.settled()
         assert await world.events("ada") == [Opened(1)]
     async with harness(app) as h:  # with another log
-        log: Any = app.log
-        append = log.append_events
-
-        def stop(topic: str, appends: Any, done: Any) -> None:
-            if topic == world.purses.events.name:
-                done([Unavailable("stopped by a test") for _ in appends])
-            else:
-                append(topic, appends, done)
-
-        log.append_events = stop
-        await world.orders.publish(Order("t1", "ada", "bob", 1))
-        await h.settled()
-        assert (await world.transfers.load("t1")).version == 1
-        log.append_events = append
+        with purses_out_of_reach(app, world):
+            await world.orders.publish(Order("t1", "ada", "bob", 1))
+            await h.settled()
+            assert (await world.transfers.load("t1")).version == 1
         await world.orders.publish(Order("t1", "x", "y", 1), headers={"ce_source": "another"})
         await h.settled()
         assert await world.events("ada") == [Opened(1), Opened(1)]

@@ -21,6 +21,7 @@ import pytest
 from streams import ConfigError, Flow, InvalidValue, Message, Streams
 from streams.clock import SYSTEM
 from streams.log import record_fetcher
+from streams.log.floor import floor_group
 from streams.log.protocol import Assignment
 from streams.log.url import open_log
 from streams.patterns import DeadLetterManager, Delays
@@ -623,7 +624,7 @@ async def a_day(tmp_path: Path, count: int, pending: int, step: float) -> list[l
         # It goes on with the next step while we kill it.
     killed_at = now
     log = open_log(url)
-    floors = log.committed(scheduler.floor_group("delays"), "delays")
+    floors = log.committed(floor_group("delays"), "delays")
     log.close()
     assert all(parse_place(each.progress) for each in floors.values()), "no checkpoint"
     with Deliverer(url, pending, killed_at, start + DAY, step) as second:

@@ -11,6 +11,7 @@ import pytest
 from streams import Streams
 from streams.errors import LogError
 from streams.inspection.delayed import DelayIndex
+from streams.log.floor import floor_group
 from streams.log.protocol import Assignment, Committed
 from streams.log.range_reader import read_batches
 from streams.log.url import open_log
@@ -68,7 +69,7 @@ async def pass_through(stage: Stage, app: Streams, delays: Delays, topic: Any, c
 
 def place_of(log: Any, topic: str) -> CheckpointPlace | None:
     """Where the last checkpoint stands, as it is committed."""
-    floor = log.committed(scheduler.floor_group(topic), topic).get(0)
+    floor = log.committed(floor_group(topic), topic).get(0)
     return None if floor is None else parse_place(floor.progress)
 
 
@@ -150,7 +151,7 @@ async def test_a_checkpoint_that_is_not_whole_is_passed_over(stage: Stage) -> No
             await delays.publish(topic, number, delay=YEAR, id=f"far-{number}")
         await pass_through(stage, app, delays, topic, 300)
         await stage.until(lambda: place_of(stage.anchor, delays.name), "a checkpoint")
-    log, group = stage.anchor, scheduler.floor_group(delays.name)
+    log, group = stage.anchor, floor_group(delays.name)
     floor = log.committed(group, delays.name)[0]
     place = parse_place(floor.progress)
     assert place is not None
@@ -182,6 +183,29 @@ def answers(outgoing: Any) -> bool:
     return any(delay_records.read_mark(record.headers)[1] for _, record in outgoing)
 
 
+def hold_answers(
+    monkeypatch: pytest.MonkeyPatch, *, refused: bool = False
+) -> tuple[asyncio.Event, asyncio.Event]:
+    """Hold up the answers to requests to cancel: events that are set once one is held up, and by
+    whoever lets them go.
+
+    :param refused: those that were held up are refused then.
+    """
+    is_answering, may_answer = asyncio.Event(), asyncio.Event()
+    write = scheduler.PartitionScheduler._write
+
+    async def write_later(self: Any, outgoing: Any, *owner: Any) -> Any:
+        if answers(outgoing) and not may_answer.is_set():
+            is_answering.set()
+            await may_answer.wait()
+            if refused:
+                return [LogError("refused")]
+        return await write(self, outgoing, *owner)
+
+    monkeypatch.setattr(scheduler.PartitionScheduler, "_write", write_later)
+    return is_answering, may_answer
+
+
 async def test_what_is_being_cancelled_is_behind_no_floor_and_in_each_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -189,15 +213,7 @@ async def test_what_is_being_cancelled_is_behind_no_floor_and_in_each_checkpoint
     app = Streams("memory://")
     topic = app.topic("wanted", int)
     delays = Delays(app)
-    may_answer = asyncio.Event()
-    write = scheduler.PartitionScheduler._write
-
-    async def write_later(self: Any, outgoing: Any, *owner: Any) -> Any:
-        if answers(outgoing):
-            await may_answer.wait()
-        return await write(self, outgoing, *owner)
-
-    monkeypatch.setattr(scheduler.PartitionScheduler, "_write", write_later)
+    _, may_answer = hold_answers(monkeypatch)
     monkeypatch.setattr(checkpoint_writer, "CHECKPOINT_RECORDS", 1e9)
     async with app:
         await delays.publish(topic, 0, delay=YEAR, id="far")
@@ -224,7 +240,7 @@ async def test_what_is_being_cancelled_is_behind_no_floor_and_in_each_checkpoint
         await look_again()
         await look_again()  # the first time is over then
         assert partition._checkpoints.tried == 0
-        floor = app.log.committed(scheduler.floor_group(delays.name), delays.name).get(0)
+        floor = app.log.committed(floor_group(delays.name), delays.name).get(0)
         assert floor is None or floor.position == 0
         may_answer.set()
         assert await cancelling == "cancelled"
@@ -274,17 +290,8 @@ async def test_an_answer_counts_although_whoever_waited_for_it_was_cancelled(
     app = Streams("memory://")
     topic = app.topic("wanted", int)
     delays = Delays(app)
-    may_answer, is_answering = asyncio.Event(), asyncio.Event()
-    write = scheduler.PartitionScheduler._write
-
-    async def write_later(self: Any, outgoing: Any, *owner: Any) -> Any:
-        if answers(outgoing):
-            is_answering.set()
-            await may_answer.wait()
-        return await write(self, outgoing, *owner)
-
-    monkeypatch.setattr(scheduler.PartitionScheduler, "_write", write_later)
-    group = scheduler.floor_group(delays.name)
+    is_answering, may_answer = hold_answers(monkeypatch)
+    group = floor_group(delays.name)
 
     def has_moved() -> bool:
         floor = app.log.committed(group, delays.name).get(0)
@@ -372,7 +379,7 @@ async def test_a_floor_that_stands_still_is_committed_again(
     app = Streams("memory://")
     topic = app.topic("wanted", int)
     delays = Delays(app)
-    group = scheduler.floor_group(delays.name)
+    group = floor_group(delays.name)
     async with app:
         await delays.publish(topic, 0, delay=YEAR, id="far")
         owned = delays._scheduler._by_partition
@@ -390,18 +397,7 @@ async def test_a_message_that_is_cancelled_while_the_log_is_read_again_is_not_de
     app = Streams("memory://")
     topic = app.topic("wanted", int)
     delays = Delays(app, pending=3)
-    may_answer, is_answering = asyncio.Event(), asyncio.Event()
-    write = scheduler.PartitionScheduler._write
-
-    async def write_later(self: Any, outgoing: Any, *owner: Any) -> Any:
-        if answers(outgoing) and not may_answer.is_set():
-            is_answering.set()
-            await may_answer.wait()
-            if not is_marked:
-                return [LogError("refused")]
-        return await write(self, outgoing, *owner)
-
-    monkeypatch.setattr(scheduler.PartitionScheduler, "_write", write_later)
+    is_answering, may_answer = hold_answers(monkeypatch, refused=not is_marked)
     async with harness(app, clock=Clock()) as running:
         for number in range(3):
             await delays.publish(topic, number, delay=60, id=f"m{number}")

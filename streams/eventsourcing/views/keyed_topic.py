@@ -24,7 +24,7 @@ from streams.eventsourcing.views.checkpoint_check import REMEDY, CheckpointBeyon
 from streams.eventsourcing.views.checkpoints import UnreadableCheckpoint, decode_checkpoint
 from streams.eventsourcing.views.failures import decode_failure
 from streams.log.documents import Checkpoint, DocumentStore
-from streams.log.floor import ensure_topic_with_floor
+from streams.log.floor import ensure_topic_with_floor, floor_group
 from streams.log.protocol import Committed, Log, RecordDeleter, Retention, TopicInfo
 from streams.text import get_logger
 
@@ -44,14 +44,9 @@ TRIMMED = "trimmed"
 """Stands beside a floor that was moved: messages below it may be gone."""
 
 
-def keyed_floor_group(topic: str) -> str:
-    """The group, without members, whose positions are a keyed topic's floor."""
-    return f"{topic}.floor"
-
-
 def ensure_keyed_topic(log: Log, topic: str, partitions: int) -> TopicInfo:
     """Create a keyed topic, or find it; blocks."""
-    group, retention = keyed_floor_group(topic), Retention(messages=KEPT)
+    group, retention = floor_group(topic), Retention(messages=KEPT)
     return ensure_topic_with_floor(log, topic, partitions, group, retention, compacted=False)
 
 
@@ -61,7 +56,7 @@ def trimmed_below(log: Log, topic: str) -> dict[int, int]:
     :raises LogError: it cannot be read.
     """
     try:
-        floors = log.committed(keyed_floor_group(topic), topic)
+        floors = log.committed(floor_group(topic), topic)
     except NotFound:  # the topic was deleted
         return {}
     return {
@@ -129,7 +124,7 @@ class FloorKeeper:
         self._due = time.monotonic() + FLOOR_INTERVAL
 
     def _move(self, partition: int) -> None:
-        log, topic, group = self._log, self._topic, keyed_floor_group(self._topic)
+        log, topic, group = self._log, self._topic, floor_group(self._topic)
         first, end = log.watermarks(topic, partition)
         kept_from = log.offset_before(topic, partition, end, KEPT)
         if kept_from <= first or log.offset_before(topic, partition, kept_from, 1) >= kept_from:

@@ -28,7 +28,6 @@ from streams.cancellation import run_in_thread
 from streams.errors import NotFound, StreamsError
 from streams.eventsourcing.views.family import HEARD_AFTER, PROMOTION_LAG, wait_until
 from streams.eventsourcing.views.inspection import VersionInspector
-from streams.eventsourcing.views.keyed_topic import keyed_floor_group
 from streams.eventsourcing.views.registry import (
     KnownVersion,
     KnownView,
@@ -39,6 +38,7 @@ from streams.eventsourcing.views.registry import (
     rebuild,
 )
 from streams.eventsourcing.views.tracker import VersionTracker
+from streams.log.floor import floor_group
 
 
 class ViewOperationRefused(StreamsError):
@@ -161,7 +161,7 @@ class ViewOperator:
             partial(log.delete_group, topic),
             partial(log.delete_group, tracker.collection),
             partial(log.delete_topic, topic),
-            partial(log.delete_group, keyed_floor_group(topic)),
+            partial(log.delete_group, floor_group(topic)),
         )
 
     def _interrupted(self, known: KnownVersion) -> str:
@@ -204,7 +204,7 @@ class ViewOperator:
         ]
         if inspector.known.is_keyed:
             deletions.append(partial(log.delete_topic, tracker.keyed_topic))
-            deletions.append(partial(log.delete_group, keyed_floor_group(tracker.keyed_topic)))
+            deletions.append(partial(log.delete_group, floor_group(tracker.keyed_topic)))
         deletions.append(partial(tracker.store.delete, inspector.collection))
         await _delete_all(*deletions)
         await self._registry.decide(self.name, drop, number)

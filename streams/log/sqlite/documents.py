@@ -59,23 +59,22 @@ FROM streams_documents INDEXED BY streams_stopped
 WHERE no = ? AND failure IS NOT NULL AND key >= ? ORDER BY key LIMIT ?
 """
 
-_CLAIM = """
-UPDATE streams_checkpoints
-SET epoch = iif(typeof(epoch) = 'integer' AND epoch BETWEEN 0 AND 1 << 53, epoch, 0) + 1
-WHERE no = ? RETURNING
-epoch, iif(typeof(position) IN ('integer', 'null'), position, -1), CAST(data AS BLOB)
-"""
+_NEXT_EPOCH = "iif(typeof(epoch) = 'integer' AND epoch BETWEEN 0 AND 1 << 53, epoch, 0) + 1"
 
-_CLEAR = """
-UPDATE streams_checkpoints SET position = NULL, data = x'',
-epoch = iif(typeof(epoch) = 'integer' AND epoch BETWEEN 0 AND 1 << 53, epoch, 0) + 1
-WHERE no = ?
-"""
+_STORED = "iif(typeof(position) IN ('integer', 'null'), position, -1), CAST(data AS BLOB)"
+"""A checkpoint as :func:`_read_checkpoint` takes it."""
 
-_SELECT_CHECKPOINT = """
-SELECT iif(typeof(position) IN ('integer', 'null'), position, -1), CAST(data AS BLOB)
-FROM streams_checkpoints WHERE no = ?
-"""
+_CLAIM = (
+    f"UPDATE streams_checkpoints SET epoch = {_NEXT_EPOCH} WHERE no = ? "  # noqa: S608
+    f"RETURNING epoch, {_STORED}"
+)
+
+_CLEAR = (
+    "UPDATE streams_checkpoints "  # noqa: S608
+    f"SET position = NULL, data = x'', epoch = {_NEXT_EPOCH} WHERE no = ?"
+)
+
+_SELECT_CHECKPOINT = f"SELECT {_STORED} FROM streams_checkpoints WHERE no = ?"  # noqa: S608
 
 _UPSERT = "INSERT OR REPLACE INTO streams_documents VALUES (?, ?, ?, ?)"
 
