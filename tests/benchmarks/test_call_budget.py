@@ -56,13 +56,13 @@ class Budget(NamedTuple):
 
 
 BUDGETS = {
-    "plain": Budget(calls=2.5, instructions=33),
+    "plain": Budget(calls=2.5, instructions=35),
     # A batch is so cheap that a poll cycle or two more of a busy machine count as much as itself.
     "batch": Budget(calls=0.5, instructions=4),
-    "async": Budget(calls=3.5, instructions=61),
-    "async, with the message": Budget(calls=5.6, instructions=98),
-    "async, traced and not sampled": Budget(calls=9, instructions=130),
-    "threads": Budget(calls=21, instructions=460),
+    "async": Budget(calls=3.5, instructions=63),
+    "async, with the message": Budget(calls=5.6, instructions=102),
+    "async, traced and not sampled": Budget(calls=9, instructions=135),
+    "threads": Budget(calls=21, instructions=480),
 }
 """What was measured when a number was last set, and up to a tenth for what polls, and waits for one
 another, at a pace of their own."""

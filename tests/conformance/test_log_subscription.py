@@ -8,13 +8,16 @@ import threading
 import weakref
 from collections.abc import Sequence
 from functools import partial
+from typing import cast
 
 import pytest
 
+from streams.log.memory.subscription import MemorySubscription
 from streams.log.protocol import PROGRESS_LIMIT, Assignment, Commit, Committed
 from tests.conformance.member import PATIENCE, Member
 from tests.conformance.records import record
 from tests.conformance.world import World
+from tests.servers.lifetime import until
 
 
 def numbers(first: int, last: int) -> list[bytes]:
@@ -427,10 +430,15 @@ def test_keeping_alive_without_polling_keeps_the_partitions(world: World) -> Non
 @pytest.mark.needs("uses_app_clock")
 def test_a_blocked_poll_keeps_the_partitions_however_far_the_clock_jumps(world: World) -> None:
     topic, group = world.topic(), world.group()
-    idle, other = world.member(group, topic), world.member(group, topic)
+    idle = world.member(group, topic)
     idle.until_owns(1)
-    assert world.manual
+    other = world.member(group, topic)
+    subscriptions = [cast(MemorySubscription, each.subscription) for each in (idle, other)]
     for _ in range(10):
+        for member in (idle, other):
+            member.do(lambda: None)
+        until(lambda: all(each.is_polling for each in subscriptions), 60, "they poll")
+        assert world.manual
         world.manual.advance(world.case.lease * 10)
         idle.do(lambda: None)
         other.do(lambda: None)
