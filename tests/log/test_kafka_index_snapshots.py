@@ -142,6 +142,7 @@ from streams.log.url import open_log
 from tests.conformance.histories import grow
 index_topic.RETRY_INTERVAL = index_keepers.SNAPSHOT_INTERVAL = 0.001
 index_topic.GROWTH = 1.0
+index_topic.TRANSACTION_TIMEOUT = 2.0  # who was killed in one is not waited for
 log = open_log(sys.argv[1])
 number = 0
 while True:
