@@ -32,6 +32,8 @@ class RequestBatcher(Generic[Q, A]):
 
     :param call: given requests and a function that is to be called once with their answers, in
         this thread or another.
+    :param keeps_thread: False: the thread ends where nothing is left to be asked, and the next
+        request starts another one.
     """
 
     def __init__(
@@ -40,14 +42,16 @@ class RequestBatcher(Generic[Q, A]):
         call: Callable[[Sequence[Q], Callable[[Answers[A]], None]], None],
         *,
         max_requests: int = MAX_REQUESTS,
+        keeps_thread: bool = True,
     ) -> None:
         self._name = name
         self._call = call
         self._max_requests = max_requests
+        self._keeps_thread = keeps_thread
         self._requests: SimpleQueue[tuple[Q, asyncio.Future[A]] | None] = SimpleQueue()
         """What was asked and is not taken yet; None comes last."""
         self._lock = threading.Lock()
-        """Of what follows, so that nothing is put behind the None."""
+        """Of what follows, so that nothing is put behind the None, or left without a thread."""
         self._closed = False
         self._thread: threading.Thread | None = None
 
@@ -74,13 +78,14 @@ class RequestBatcher(Generic[Q, A]):
             if not self._closed:
                 self._closed = True
                 self._requests.put(None)
-        if self._thread is not None:
-            self._thread.join()
+            thread = self._thread
+        if thread is not None:
+            thread.join()
 
     # -- the thread
 
     def _run(self) -> None:
-        while (first := self._requests.get()) is not None:
+        while (first := self._take_first()) is not None:
             taken = [first]
             # Only this thread takes any, so as many as there are can be had without waiting.
             for _ in range(min(self._requests.qsize(), self._max_requests - 1)):
@@ -90,6 +95,16 @@ class RequestBatcher(Generic[Q, A]):
                     break
                 taken.append(following)
             self._ask(taken)
+
+    def _take_first(self) -> tuple[Q, asyncio.Future[A]] | None:
+        """What is asked next; None: the thread ends."""
+        if self._keeps_thread:
+            return self._requests.get()
+        with self._lock:
+            if self._requests.empty():
+                self._thread = None
+                return None
+            return self._requests.get()
 
     def _ask(self, taken: Sequence[tuple[Q, asyncio.Future[A]]]) -> None:
         def answer(answers: Answers[A]) -> None:

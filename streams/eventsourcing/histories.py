@@ -1,18 +1,25 @@
 """One event topic's histories, as coroutines use them.
 
-Concurrent reads share a call of the log. On Kafka a partition can be out of reach while the others
-are not, as each has a leader of its own, and a call that names it takes ten seconds to fail. So
-where a call for several partitions has failed, each of them is asked for by itself, and one that is
-out of reach stays apart until it can be read again: it holds up no other.
+Concurrent reads share a call of the log, and so do appends. On Kafka and on a Redis Cluster a
+partition can be out of reach while the others are not, as each has a server of its own, and a call
+that names it takes seconds to fail. So one that is out of reach is set *apart* until it answers
+again: it has calls of its own, and holds up no other.
+
+* Where a read for several partitions has failed, each of them is read by itself.
+* A shared append is sent once. One to a partition that did not answer is sent again in a call of
+  that partition's own, which may take long. (Not on Kafka: there a call does not wait for its
+  answers, so the next one goes at once.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Generic, TypeVar
 
 from streams.cancellation import run_in_thread
-from streams.errors import LogError, NotRunning, Unavailable
-from streams.eventsourcing.batching import Answers, RequestBatcher
+from streams.errors import LogError, NotRunning, OutcomeUnknown, Unavailable
+from streams.eventsourcing.batching import MAX_REQUESTS, Answers, RequestBatcher
 from streams.log.events import (
     Appended,
     AppendOutcome,
@@ -22,6 +29,7 @@ from streams.log.events import (
     History,
     HistoryRequest,
     Refused,
+    RetryingLog,
     StoredSnapshot,
     read_each,
 )
@@ -32,8 +40,69 @@ MAX_READS = 100
 events, all of which are in memory at once."""
 
 
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+
 class _OneOfSeveral(Unavailable):
     """One of the partitions that were asked for cannot be reached, and nobody knows which."""
+
+
+class _OwnCalls(Generic[Q, A]):
+    """Requests to partitions, those to each in calls of its own. A partition has a thread while
+    there is something to be asked of it.
+
+    :param kind: what the threads are, as in their names.
+    :param call: as of a :class:`RequestBatcher`.
+    :param apart: the partitions that were out of reach when they were asked last; kept up to date.
+    """
+
+    def __init__(
+        self,
+        topic: str,
+        kind: str,
+        call: Callable[[Sequence[Q], Callable[[Answers[A]], None]], None],
+        apart: set[int],
+        *,
+        max_requests: int = MAX_REQUESTS,
+    ) -> None:
+        self._topic = topic
+        self._kind = kind
+        self._call = call
+        self._apart = apart
+        self._max_requests = max_requests
+        self._batchers: dict[int, RequestBatcher[Q, A]] = {}
+        self._closed = False
+
+    async def send(self, partition: int, request: Q) -> A:
+        """The answer to a request.
+
+        :raises NotRunning: the calls are closed.
+        :raises LogError: there is none.
+        """
+        batcher = self._batchers.get(partition)
+        if batcher is None:
+            if self._closed:
+                raise NotRunning(f"{self._topic}: the app is closing or closed")
+            batcher = self._batchers[partition] = RequestBatcher(
+                f"streams-{self._topic}-{partition}-{self._kind}",
+                self._call,
+                max_requests=self._max_requests,
+                keeps_thread=False,
+            )
+        try:
+            found = await batcher.send(request)
+        except (Unavailable, OutcomeUnknown):
+            self._apart.add(partition)
+            raise
+        self._apart.discard(partition)
+        return found
+
+    async def close(self) -> None:
+        """Finish what was asked for."""
+        self._closed = True
+        for batcher in self._batchers.values():
+            await run_in_thread(batcher.close)
 
 
 class Histories:
@@ -45,20 +114,29 @@ class Histories:
     def __init__(self, log: EventLog, topic: str, partitions: int) -> None:
         self._log = log
         self._topic = topic
-        self._partitions = partitions if isinstance(log, ArbitratingLog) else 1
+        self._partitions = partitions if log.fails_by_partition else 1
         """How many can be out of reach each for itself."""
         self._apart: set[int] = set()
-        """Those that were, when they were asked for last."""
-        self._own_reads: dict[int, RequestBatcher[HistoryRequest, History]] = {}
-        """Of partitions that are asked for by themselves."""
-        self._closed = False
+        """Those that were, when they were asked last."""
         self.never_blocks = log.never_blocks
         """Nothing here suspends its caller."""
         self._reads: RequestBatcher[HistoryRequest, History] = RequestBatcher(
             f"streams-{topic}-reader", self._read, max_requests=MAX_READS
         )
+        self._own_reads: _OwnCalls[HistoryRequest, History] = _OwnCalls(
+            topic, "reader", self._read, self._apart, max_requests=MAX_READS
+        )
+        append = self._append
+        self._appends_once = False
+        """Shared appends are sent once, as sending one again would hold up the others."""
+        if log.fails_by_partition and isinstance(log, RetryingLog):
+            self._appends_once = True
+            append = partial(log.append_events_once, topic)
         self._appends: RequestBatcher[EventAppend, Appended | Refused] = RequestBatcher(
-            f"streams-{topic}-writer", self._append
+            f"streams-{topic}-writer", append
+        )
+        self._own_appends: _OwnCalls[EventAppend, Appended | Refused] = _OwnCalls(
+            topic, "writer", self._append, self._apart
         )
 
     async def read(self, request: HistoryRequest) -> History:
@@ -73,30 +151,11 @@ class Histories:
             try:
                 return await self._reads.send(request)
             except _OneOfSeveral:
-                if self._closed:
-                    raise
+                pass  # perhaps another one
             except Unavailable:
                 self._apart.add(partition)
                 raise
-        return await self._read_apart(partition, request)
-
-    async def _read_apart(self, partition: int, request: HistoryRequest) -> History:
-        """The same, asked together with those of its partition alone."""
-        reads = self._own_reads.get(partition)
-        if reads is None:
-            if self._closed:
-                raise NotRunning(f"{self._topic}: the app is closing or closed")
-            reads = RequestBatcher(
-                f"streams-{self._topic}-{partition}-reader", self._read, max_requests=MAX_READS
-            )
-            self._own_reads[partition] = reads
-        try:
-            found = await reads.send(request)
-        except Unavailable:
-            self._apart.add(partition)
-            raise
-        self._apart.discard(partition)
-        return found
+        return await self._own_reads.send(partition, request)
 
     async def append(self, append: EventAppend) -> Appended | Refused:
         """What became of an append.
@@ -105,13 +164,27 @@ class Histories:
         :raises LogError: it is not in the history.
         """
         if not self.never_blocks:
-            return await self._appends.send(append)
+            return await self._send(append)
         outcomes: list[AppendOutcome] = []
         self._log.append_events(self._topic, [append], outcomes.extend)
         (outcome,) = outcomes
         if isinstance(outcome, LogError):
             raise outcome
         return outcome
+
+    async def _send(self, append: EventAppend) -> Appended | Refused:
+        if not self._appends_once:
+            return await self._appends.send(append)
+        partition = partition_for(append.key, "", self._partitions)
+        if partition not in self._apart:
+            try:
+                return await self._appends.send(append)
+            except OutcomeUnknown:
+                self._apart.add(partition)
+                raise  # whoever decides sends it again
+            except Unavailable:
+                self._apart.add(partition)
+        return await self._own_appends.send(partition, append)
 
     async def write_snapshots(self, snapshots: Sequence[StoredSnapshot]) -> None:
         """Keep snapshots.
@@ -128,10 +201,10 @@ class Histories:
 
     async def close(self) -> None:
         """Finish what was asked for."""
-        self._closed = True
-        for reads in (self._reads, *self._own_reads.values()):
-            await run_in_thread(reads.close)
+        await run_in_thread(self._reads.close)
+        await self._own_reads.close()
         await run_in_thread(self._appends.close)
+        await self._own_appends.close()
 
     # -- in the threads
 

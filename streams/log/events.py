@@ -226,6 +226,12 @@ class EventLog(Protocol):
         itself."""
         ...
 
+    @property
+    def fails_by_partition(self) -> bool:
+        """Whether some partitions can be out of reach while others are not: each has a server of
+        its own."""
+        ...
+
     def create_event_topic(self, topic: str, partitions: int) -> TopicInfo:
         """Create an event topic, which keeps its messages for ever. The same again is harmless.
 
@@ -300,6 +306,20 @@ class ArbitratingLog(Protocol):
     def stop_following(self, topic: str) -> None:
         """Give back what it takes to know which records of a topic count, until somebody uses the
         topic again."""
+        ...
+
+
+@runtime_checkable
+class RetryingLog(Protocol):
+    """A log whose :meth:`EventLog.append_events` returns when all is answered, and until then sends
+    again, for seconds, what has no answer."""
+
+    def append_events_once(
+        self, topic: str, appends: Sequence[EventAppend], on_appended: OnEventsAppended
+    ) -> None:
+        """The same, but nothing is sent again: what cannot be reached is
+        :class:`~streams.errors.Unavailable`, what has no answer
+        :class:`~streams.errors.OutcomeUnknown`."""
         ...
 
 

@@ -74,6 +74,11 @@ class HistoryLog(EventLog, Generic[H]):
     def never_blocks(self) -> bool:
         return False
 
+    @property
+    @override
+    def fails_by_partition(self) -> bool:
+        return False
+
     @override
     def append_events(
         self, topic: str, appends: Sequence[EventAppend], on_appended: OnEventsAppended

@@ -51,11 +51,19 @@ from tests.conformance.histories import (
     values,
     versions,
 )
+from tests.conformance.logs import Case
 from tests.conformance.member import PATIENCE
 from tests.conformance.world import World
 from tests.servers.lifetime import until
 
 pytestmark = pytest.mark.needs("events")
+
+
+def test_it_says_whether_partitions_have_servers_of_their_own(world: World, case: Case) -> None:
+    log = world.log
+    assert isinstance(log, EventLog)
+    several = {"kafka", "kip848", "brokers", "cluster"}
+    assert log.fails_by_partition is (case.name in several)
 
 
 def test_events_are_read_as_they_were_appended(world: World) -> None:

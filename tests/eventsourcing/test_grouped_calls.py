@@ -21,6 +21,7 @@ from tests.conformance.stage import Stage
 from tests.eventsourcing.bank import accounts, deposit
 from tests.patterns.counting import Counting
 from tests.servers.find import KafkaAddress
+from tests.servers.lifetime import until
 
 pytestmark = pytest.mark.anyio
 
@@ -72,6 +73,35 @@ async def test_what_was_handed_in_is_asked_before_the_end_and_nothing_after() ->
 
 async def test_a_batcher_that_was_never_used_is_closed_at_once() -> None:
     RequestBatcher("test", Calls()).close()
+
+
+async def test_a_thread_that_is_not_kept_ends_where_nothing_is_left_to_be_asked() -> None:
+    calls = Calls()
+    name = f"test-{uuid4().hex}"
+    batcher: RequestBatcher[int, int] = RequestBatcher(name, calls, keeps_thread=False)
+
+    def is_gone() -> bool:
+        return name not in [each.name for each in threading.enumerate()]
+
+    for number in (0, 10):  # and again
+        calls.may_answer.clear()
+        calls.has_begun.clear()
+        first = batcher.send(number)
+        assert await asyncio.to_thread(calls.has_begun.wait, 60)
+        others = [batcher.send(number + more) for more in (1, 2)]
+        calls.may_answer.set()
+        assert await asyncio.gather(first, *others) == [number, number + 1, number + 2]
+        await asyncio.to_thread(until, is_gone, 60, "the thread has ended")
+    assert calls.calls == [[0], [1, 2], [10], [11, 12]]
+    calls.may_answer.clear()
+    last = batcher.send(20)
+    closing = asyncio.create_task(asyncio.to_thread(batcher.close))
+    calls.may_answer.set()
+    await closing
+    assert await last == 20
+    with pytest.raises(NotRunning):
+        await batcher.send(21)
+    assert is_gone()
 
 
 @pytest.mark.parametrize("error", [Unavailable("away"), RuntimeError("a defect")])

@@ -20,11 +20,12 @@ from streams.errors import (
     Unavailable,
 )
 from streams.log.event_headers import make_append
-from streams.log.events import NO_HISTORY, AppendOutcome
+from streams.log.events import NO_HISTORY, Appended, AppendOutcome
 from streams.log.redis import RedisLog, producer
 from streams.log.redis.batch import identity_of_record
 from streams.log.redis.client import Command, Pipeline
 from streams.log.redis.errors import translate
+from streams.log.redis.events import CALL_APPENDS
 from streams.message import ID, REDRIVE, SOURCE, Position, Record
 from tests.conformance.histories import event
 from tests.log.redis_support import Member, Proxy, append, name, open_redis, outcomes, record, until
@@ -127,6 +128,36 @@ def test_a_write_whose_answer_is_lost_is_unknown_where_it_cannot_be_sent_again(
         assert client.xlen(stream) == 2
         proxy.refusing = False
         log._client.pool._backoffs.clear()
+    log.close()
+
+
+def test_an_append_that_is_sent_once_has_its_error_at_once(
+    proxy: Proxy, client: redis.Redis
+) -> None:
+    """Nothing waits for ``timeout``, and it is told whether it was sent."""
+    log = through(proxy, "timeout=5")
+    events = log.create_event_topic(name("events"), 1).name
+    # More than one script call takes: the second one is not sent any more.
+    appends = [
+        make_append(b"%d" % number, NO_HISTORY, [event()]) for number in range(CALL_APPENDS + 1)
+    ]
+
+    def kinds() -> list[type[AppendOutcome]]:
+        told: list[AppendOutcome] = []
+        log.append_events_once(events, appends, told.extend)
+        return list(map(type, told))
+
+    proxy.cut_reply(1_000, b"EVALSHA")
+    assert kinds() == [OutcomeUnknown] * CALL_APPENDS + [Unavailable]
+    assert proxy.cut == 2  # the connection was idle and may have been dead, so a new one was tried
+    proxy.cut_reply(0, b"")
+    proxy.refusing = True
+    proxy.cut_all()
+    assert set(kinds()) == {Unavailable}
+    proxy.refusing = False
+    log._client.pool._backoffs.clear()
+    assert set(kinds()) == {Appended}
+    assert client.xlen(events) == len(appends)
     log.close()
 
 

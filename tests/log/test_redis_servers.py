@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from redis.crc import key_slot
@@ -231,6 +233,20 @@ def test_a_node_that_is_gone_stops_only_its_own(log: RedisLog, cluster: RedisClu
     write(log, topic, range(10_000, 10_050))
     member.take_in(count + 50)
     member.subscription.close()
+
+
+def test_a_node_that_has_failed_is_asked_last_where_slots_are(cluster: RedisCluster) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.setblocking(False)
+        address = silent.getsockname()[:2]
+        log = open_redis(f"redis+cluster://127.0.0.1:{address[1]},{cluster.nodes[0].address}")
+        servers: Any = log._client.servers
+        servers._last_answered = address  # as if it were a node that answered before
+        servers.report_failure(address)
+        assert servers.address_of(b"key") != address
+        with pytest.raises(BlockingIOError):
+            silent.accept()  # nobody has called
+        log.close()
 
 
 def test_a_clusters_node_is_no_single_server(cluster: RedisCluster) -> None:

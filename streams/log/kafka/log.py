@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
+from typing_extensions import override
 
 from streams.config import Flow
 from streams.errors import ConfigError, GroupNotEmpty, LogError
@@ -245,6 +246,11 @@ class KafkaLog(DenseOffsets, HistoryLog[Events]):
         )
 
     # -- histories
+
+    @property
+    @override
+    def fails_by_partition(self) -> bool:
+        return True
 
     def create_event_topic(self, topic: str, partitions: int) -> TopicInfo:
         info = self._events.kinds.create(topic, partitions)

@@ -223,6 +223,10 @@ class MemoryLog(DenseOffsets, EventLog):
         """Whether an event loop may append and read by itself: unless a test injects delays."""
         return self._faults.hook is None
 
+    @property
+    def fails_by_partition(self) -> bool:
+        return False
+
     def create_event_topic(self, topic: str, partitions: int) -> TopicInfo:
         with self._locked():
             return self.store.create_event_topic(topic, partitions)

@@ -5,7 +5,7 @@ too. The events stand in the partition's stream like any messages; beside it eac
 with the entry IDs of its events, in the same hash slot, whose length is the version.
 
 The same append may be sent again without harm, so one that got no answer is, until it gets one or
-``timeout`` seconds are over.
+``timeout`` seconds are over: unless the caller wants to know at once.
 """
 
 from __future__ import annotations
@@ -80,13 +80,22 @@ class Events:
     # -- appending
 
     def append(
-        self, topic: str, appends: Sequence[EventAppend], on_appended: OnEventsAppended
+        self,
+        topic: str,
+        appends: Sequence[EventAppend],
+        on_appended: OnEventsAppended,
+        *,
+        once: bool = False,
     ) -> None:
-        """See :meth:`streams.log.events.EventLog.append_events`."""
+        """See :meth:`streams.log.events.EventLog.append_events`.
+
+        :param once: nothing is sent again
+            (:meth:`streams.log.events.RetryingLog.append_events_once`).
+        """
         outcomes: list[Any] = [None] * len(appends)
         try:
             calls = self._split(topic, appends, outcomes)
-            self._write(topic, calls, outcomes)
+            self._write(topic, calls, outcomes, once=once)
         except LogError as error:
             outcomes = [error if each is None else each for each in outcomes]
         on_appended(outcomes)
@@ -124,12 +133,14 @@ class Events:
             each.reverse()
         return calls
 
-    def _write(self, topic: str, calls: dict[int, list[_Call]], outcomes: list[Any]) -> None:
+    def _write(
+        self, topic: str, calls: dict[int, list[_Call]], outcomes: list[Any], *, once: bool
+    ) -> None:
         """Make the calls, those of several partitions at a time, one after the other in each."""
         pause, until = RETRY_BACKOFF[0], 0.0
         while calls:
             partitions = list(calls)
-            error = self._write_next(topic, partitions, calls, outcomes)
+            error = self._write_next(topic, partitions, calls, outcomes, once=once)
             if error is None:
                 continue
             now = time.monotonic()
@@ -146,6 +157,8 @@ class Events:
         partitions: Sequence[int],
         calls: dict[int, list[_Call]],
         outcomes: list[Any],
+        *,
+        once: bool,
     ) -> LogError | None:
         """Make the next call of each partition; why one is to be made again, if one is."""
         commands: list[Command] = []
@@ -173,11 +186,11 @@ class Events:
             call = found[-1]
             answers = replies[number * width : (number + 1) * width]
             error = self._client.write_failure(topic, answers)
+            call.was_sent = call.was_sent or isinstance(error, OutcomeUnknown)
             if error is None:
                 self._take_outcomes(topic, partition, call, answers[0], outcomes)
                 found.pop()
-            elif self._may_retry(error):
-                call.was_sent = call.was_sent or isinstance(error, OutcomeUnknown)
+            elif not once and self._may_retry(error):
                 retry = error
             else:
                 for each in found:

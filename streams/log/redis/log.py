@@ -8,6 +8,7 @@ from functools import partial
 
 from streams.config import Flow
 from streams.log.event_filter import EventFilter, EventReader, EventSubscription, ForeignRecords
+from streams.log.events import EventAppend, OnEventsAppended
 from streams.log.history_log import HistoryLog
 from streams.log.names import check_group
 from streams.log.protocol import (
@@ -169,8 +170,17 @@ class RedisLog(Log, HistoryLog[Events]):
 
     # -- histories
 
+    @property
+    def fails_by_partition(self) -> bool:
+        return self._client.servers.is_cluster
+
     def create_event_topic(self, topic: str, partitions: int) -> TopicInfo:
         return self._topics.create_event_topic(topic, partitions)
+
+    def append_events_once(
+        self, topic: str, appends: Sequence[EventAppend], on_appended: OnEventsAppended
+    ) -> None:
+        self._events.append(topic, appends, on_appended, once=True)
 
     # -- reading
 

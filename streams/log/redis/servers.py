@@ -119,6 +119,7 @@ class ClusterServers(Servers):
         self._nodes: set[Address] = set(settings.addresses)
         self._slots_current = False
         self._last_answered: Address | None = None
+        self._last_failed: Address | None = None
 
     @override
     def address_of(self, key: bytes) -> Address:
@@ -150,13 +151,19 @@ class ClusterServers(Servers):
 
     @override
     def report_failure(self, address: Address) -> None:
+        self._last_failed = address
         self._slots_current = False
 
     def _load_slots(self, first: Address | None = None) -> None:
         """Ask one node after the other for the slots. Called with the lock held."""
         last_error: LogError | None = None
-        last = self._last_answered
-        for node in sorted(self._nodes, key=lambda node: (node != first, node != last, node)):
+        last, failed = self._last_answered, self._last_failed
+
+        def order(node: Address) -> tuple[object, ...]:
+            # One that has just failed may be silent, and everybody waits here.
+            return node != first, node == failed, node != last, node
+
+        for node in sorted(self._nodes, key=order):
             try:
                 connection = RedisConnection(self._settings, node)
             except LogError as error:
