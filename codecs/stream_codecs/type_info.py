@@ -16,6 +16,7 @@ import types
 import typing
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 from msgspec import inspect
@@ -44,10 +45,26 @@ def type_info(form: TypeForm[Any]) -> TypeInfo:
     :raises BindError: msgspec cannot make sense of it.
     """
     try:
-        return inspect.type_info(form)
+        return _take_apart(form)
     except Exception as exc:  # it evaluates the annotations of others: anything can happen
         reason = " ".join(str(exc).split()) or type(exc).__name__
         raise BindError(f"cannot use the type {type_name(form)}: {reason}") from exc
+
+
+def _take_apart(form: Any) -> TypeInfo:
+    """The same, or whatever msgspec raises."""
+    is_union = typing.get_origin(form) in (typing.Union, types.UnionType)
+    parts = typing.get_args(form) if is_union else (form,)
+    if all(isinstance(part, type) and not typing.get_args(part) for part in parts):
+        return _take_classes_apart(parts)
+    return inspect.type_info(form)
+
+
+@lru_cache(maxsize=256)
+def _take_classes_apart(classes: tuple[type, ...]) -> TypeInfo:
+    """A class, or a union of several in this order (``A | B`` equals ``B | A``). Once, as it takes
+    msgspec a while, and a declaration asks several times."""
+    return inspect.type_info(typing.Union[classes])  # noqa: UP007 (of a tuple there is no X | Y)
 
 
 def union_members(shape: TypeInfo) -> list[TypeInfo]:
@@ -123,7 +140,7 @@ def has_models(form: TypeForm[Any]) -> bool:
 def _inspect(form: Any) -> TypeInfo:
     """A type, taken apart; of one that msgspec cannot make sense of, nothing."""
     try:
-        return inspect.type_info(form)
+        return _take_apart(form)
     except Exception:  # binding says what is wrong
         return inspect.AnyType()
 
@@ -164,7 +181,7 @@ def member_types(form: TypeForm[Any]) -> list[TypeInfo]:
     """The members of a type, also of a union that msgspec cannot decode."""
     form = strip_wrapping(form)
     try:
-        return union_members(inspect.type_info(form))
+        return union_members(_take_apart(form))
     except Exception:
         # Perhaps another library's, for a codec of its own: all we can see is a plain union.
         if typing.get_origin(form) in (typing.Union, types.UnionType):
