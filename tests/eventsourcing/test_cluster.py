@@ -170,7 +170,7 @@ async def test_an_app_is_closed_while_a_shard_is_away(cluster: RedisCluster, way
             waiting = [asyncio.create_task(bank.decide(id, open_with, "a", 5)) for id in ids.away]
             await asyncio.gather(*(bank.decide(id, deposit, 1) for id in ids.there))
         found = await asyncio.gather(*waiting, return_exceptions=True)
-        assert not own_threads(bank)
+        await asyncio.to_thread(until, lambda: not own_threads(bank), PATIENCE, "threads end")
     assert {type(each) for each in found} <= {OutcomeUnknown, Unavailable, NotRunning}
     if way == "frozen":  # what was sent may be done when the node goes on
         assert type(found[0]) is OutcomeUnknown

@@ -101,7 +101,7 @@ async def test_a_thread_that_is_not_kept_ends_where_nothing_is_left_to_be_asked(
     assert await last == 20
     with pytest.raises(NotRunning):
         await batcher.send(21)
-    assert is_gone()
+    await asyncio.to_thread(until, is_gone, 60, "the thread has ended")
 
 
 @pytest.mark.parametrize("error", [Unavailable("away"), RuntimeError("a defect")])
