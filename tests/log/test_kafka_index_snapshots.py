@@ -142,7 +142,7 @@ from streams.log.url import open_log
 from tests.conformance.histories import grow
 index_topic.RETRY_INTERVAL = index_keepers.SNAPSHOT_INTERVAL = 0.001
 index_topic.GROWTH = 1.0
-index_topic.TRANSACTION_TIMEOUT = 2.0  # who was killed in one is not waited for
+index_topic.TRANSACTION_TIMEOUT = 5.0  # who was killed in one is not waited for
 log = open_log(sys.argv[1])
 number = 0
 while True:
@@ -157,7 +157,9 @@ def test_a_process_that_is_killed_while_it_writes_leaves_a_snapshot_that_is_righ
 ) -> None:
     """It writes one after the other, as fast as it can."""
     acknowledged: dict[bytes, tuple[int, str]] = {}
-    command = [sys.executable, "-c", WRITER, f"{kafka.url}?index_snapshots=1", topic]
+    # The driver wants that a request takes no longer than a transaction.
+    url = f"{kafka.url}?index_snapshots=1&socket.timeout.ms=5000"
+    command = [sys.executable, "-c", WRITER, url, topic]
     looking = open_with(1)
     for round_number in range(3):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
