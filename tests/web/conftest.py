@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from streams.web.screens import closed_keys, dead, delayed
 from tests.conformance.conftest import kafka_url, memory_url, redis_url, sqlite_url
 from tests.conformance.logs import LOGS, Case
-from tests.conformance.stage import Stage
+from tests.conformance.stage import PATIENCE, Stage
 from tests.servers.find import KafkaAddress, RedisAddress
 from tests.servers.kafka import Kafka
 from tests.servers.lifetime import Lifetime
@@ -37,6 +38,16 @@ def _marks(case: Case) -> list[pytest.MarkDecorator]:
     if case.name in {"kafka", "redis"}:
         return [pytest.mark.xdist_group(f"web-{case.name}")]
     return []
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page waits for what it shows for as long as it takes: no test depends on how quick the
+    machine is."""
+    for name in ("READ_SECONDS", "SURVEY_SECONDS"):
+        monkeypatch.setattr(dead, name, PATIENCE)
+    for module in (closed_keys, delayed):
+        monkeypatch.setattr(module, "READ_SECONDS", PATIENCE)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from streams.web import Dashboard, group_index, sampler
 from streams.web.group_index import GroupIndex, GroupOverview
 from streams.web.page import Page
 from streams.web.problem_board import Problem
+from streams.web.screens import closed_keys, delayed
 from tests.conformance.stage import QUICK, Stage
 from tests.views.bank import Bank, unique
 from tests.web.gates import Gate
@@ -194,6 +195,8 @@ async def test_while_groups_are_looked_at_the_overview_says_so(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And not that there is no problem."""
+    for module in (closed_keys, delayed):
+        monkeypatch.setattr(module, "READ_SECONDS", 0.0)
     app = stage.app()
     topic = stage.topic(app, partitions=1)
     async with app.connected():
