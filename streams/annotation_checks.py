@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any, NamedTuple
 
@@ -114,26 +114,26 @@ def check_result(where: str, function: Callable[..., Any], to: TopicType, *, bat
     )
 
 
-def unpublished_result(function: Callable[..., Any], topics: Iterable[TopicType]) -> str:
+def unpublished_result(function: Callable[..., Any], topics: Collection[TopicType]) -> str:
     """What a handler without ``to=`` certainly returns, as people write it, where that looks like
     a message's value: a Struct, a dataclass, a model, or a class that a topic has. Else empty.
     """
-    values = {_class_of(part) for each in topics for part in _union_members(each.type)}
+
+    def is_value(cls: type) -> bool:
+        if issubclass(cls, Struct) or is_dataclass(cls):
+            return True
+        if is_pydantic_model(cls) or is_typeddict(cls):
+            return True
+        parts = (part for each in topics for part in _union_members(each.type))
+        return any(cls is _class_of(part) for part in parts)
+
     for returned in _union_members(_Annotations(function)["return"]):
         cls, parts = _class_of(returned), [returned]
         if cls is not None and issubclass(cls, (list, tuple, Sequence, Iterator)):
             for item_type in typing.get_args(returned)[:1]:
                 parts += _union_members(item_type)
         for found in map(_class_of, parts):
-            if found is None or found.__module__ == "builtins":
-                continue
-            if (
-                found in values
-                or issubclass(found, Struct)
-                or is_dataclass(found)
-                or is_pydantic_model(found)
-                or is_typeddict(found)
-            ):
+            if found is not None and found.__module__ != "builtins" and is_value(found):
                 return _format_type(returned)
     return ""
 
