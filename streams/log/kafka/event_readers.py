@@ -120,9 +120,8 @@ class KnownTopics:
         starts = self._first_offsets(topic)
         events = records = 0
         for batch in self._first_records(topic, starts) if starts else ():
-            for index in range(min(len(batch), SAMPLED_RECORDS)):
-                records += 1
-                events += _is_of_append(batch, index)
+            records += len(batch)
+            events += sum(_is_of_append(batch, index) for index in range(len(batch)))
         if not records:
             return None
         if 2 * events <= records:
@@ -150,32 +149,39 @@ class KnownTopics:
         return starts
 
     def _first_records(self, topic: str, starts: Sequence[KTopicPartition]) -> list[KafkaBatch]:
+        """Those of each partition, which may be none."""
         readers = self._readers
         consumer = readers.acquire(uncommitted=True)
         healthy = False
         try:
             consumer.assign(list(starts))
-            waiting = {each.partition for each in starts}
-            found: list[KafkaBatch] = []
+            found: dict[int, list[Any]] = {each.partition: [] for each in starts}
+            waiting = set(found)
             deadline = time.monotonic() + SAMPLE_TIMEOUT
             while waiting and time.monotonic() < deadline:
-                messages = consumer.consume(SAMPLED_RECORDS * len(starts), 0.1)
+                messages = consumer.consume(1, 0.1)
+                messages += consumer.consume(SAMPLED_RECORDS * len(starts), 0.0)
                 errors: list[Any] = remove_errors(messages)
                 for name, partition, run in split_by_partition(messages, None):
                     if name == topic and partition in waiting:
-                        waiting.discard(partition)
-                        found.append(KafkaBatch(name, partition, run))
+                        found[partition] += run
+                        if len(found[partition]) >= SAMPLED_RECORDS:
+                            waiting.discard(partition)
                 for failed in errors:  # behind the messages that came before the end
                     is_end = failed.error().code() == KafkaError._PARTITION_EOF
                     if is_end and failed.topic() == topic:
                         waiting.discard(failed.partition())
-            if not found and waiting:
+            if waiting and not any(found.values()):
                 raise Unavailable(
                     f"Kafka, reading {topic}: nothing came within {SAMPLE_TIMEOUT:g} s, so it is "
                     "not known whether it is an event topic"
                 )
             healthy = True
-            return found
+            return [
+                KafkaBatch(topic, partition, run[:SAMPLED_RECORDS])
+                for partition, run in found.items()
+                if run
+            ]
         except KafkaException as error:
             raise readers.translate(error, f"reading {topic}") from error
         finally:

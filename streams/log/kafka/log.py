@@ -29,6 +29,7 @@ from streams.log.kafka.events import Events
 from streams.log.kafka.groups import Groups
 from streams.log.kafka.producer import Writer
 from streams.log.kafka.reader import KafkaReader, ReaderPool
+from streams.log.kafka.reader_consumer import ReaderConsumer
 from streams.log.kafka.settings import (
     MAX_MESSAGE_BYTES,
     Settings,
@@ -107,11 +108,10 @@ class KafkaLog(DenseOffsets, HistoryLog[Events]):
             lambda: self._connect(AdminClient, settings.admin_config())
         )
         self._requests = requests = RequestRetry(settings, self._admin, self._group_admins)
-        connect_consumer = partial(self._connect, Consumer)
-        self._readers = readers = ReaderPool(connect_consumer, requests)
+        self._readers = readers = ReaderPool(partial(self._connect, ReaderConsumer), requests)
         self._metadata = readers.metadata
         self._topics = Topics(readers.metadata, requests)
-        self._groups = Groups(connect_consumer, requests, self._topics)
+        self._groups = Groups(partial(self._connect, Consumer), requests, self._topics)
         trial_config = {**settings.member_config("streams", Flow(), lambda _: None), "log_level": 0}
         self._connect(Consumer, trial_config).close()
         driver_logger = settings.user_config.get("logger") or DriverLogger(

@@ -22,6 +22,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -43,6 +44,12 @@ logger = get_logger("streams.kafka")
 
 POLL_TIMEOUT = 0.1
 """Seconds that the serving thread blocks at once."""
+
+FIRST_ANSWER_TIMEOUT = 1.0
+"""Seconds for which it waits for the brokers' first answer, before it serves the producer."""
+
+NO_TOPIC = "."
+"""A name that no topic can have, so that brokers do not create one when they are asked for it."""
 
 LINGER = "queue.buffering.max.ms"
 
@@ -158,7 +165,7 @@ class Writer:
         self._current: _ProducerHandle | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
-        # An idempotent producer needs half a second until it may send: not at the first publish.
+        # An idempotent producer needs an ID before it may send: not at the first publish.
         with self._order_lock:
             self._acquire_producer().busy = False
 
@@ -266,7 +273,7 @@ class Writer:
         handle.producer = self._connect(config)
         handle.busy = True
         thread = threading.Thread(
-            target=lambda: self._poll_until_retired(handle),
+            target=lambda: self._serve(handle),
             name="streams-kafka-producer",
             daemon=True,
         )
@@ -274,6 +281,14 @@ class Writer:
             self._current, self._thread = handle, thread
         thread.start()
         return handle
+
+    def _serve(self, handle: _ProducerHandle) -> None:
+        """In a thread of the producer's own."""
+        # The driver asks for the ID of an idempotent producer half a second after it was made, or
+        # when it is told of metadata, whatever that says.
+        with suppress(KafkaException):
+            handle.producer.list_topics(NO_TOPIC, timeout=FIRST_ANSWER_TIMEOUT)
+        self._poll_until_retired(handle)
 
     def _poll_until_retired(self, handle: _ProducerHandle) -> None:
         """Serve delivery reports until the producer is retired and holds nothing more."""
