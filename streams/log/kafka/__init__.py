@@ -15,6 +15,7 @@ honest edges. Where another log has the same thing, its file has the same name.
 
 ``producer``               confirmed, pipelined appends
 ``reader``, ``batch``      plain reads, watermarks, the offset for a time; messages as columns
+``reader_consumer``        a consumer outside any group, which asks where a topic is
 ``partition_probe``        asking about partitions in a thread of its own
 
 ``subscription``           a group's member

@@ -1,0 +1,108 @@
+"""The driver's timers are not waited for: a consumer outside any group asks where a topic is before
+it is assigned a part of it, and a producer asks for anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from confluent_kafka import KafkaError, Producer, TopicPartition
+from typing_extensions import override
+
+from streams.log.kafka import reader_consumer
+from streams.log.kafka.log import KafkaLog
+from streams.log.kafka.producer import NO_TOPIC
+from streams.log.kafka.reader_consumer import ReaderConsumer
+from streams.message import Record
+from tests.conformance.member import PATIENCE
+from tests.log.kafka_histories import log, producer, write
+from tests.servers.find import KafkaAddress
+from tests.servers.lifetime import free_port
+
+__all__ = ["log", "producer"]
+
+
+class Recorded(ReaderConsumer):
+    """Keeps what is asked and assigned, in order."""
+
+    def __init__(self, bootstrap: str, **settings: Any) -> None:
+        self.calls: list[str] = []
+        super().__init__(
+            {
+                "bootstrap.servers": bootstrap,
+                "group.id": "none",
+                "enable.auto.commit": False,
+                "auto.offset.reset": "error",
+                "fetch.wait.max.ms": 10,
+                **settings,
+            }
+        )
+
+    @override
+    def list_topics(self, topic: str, **more: Any) -> Any:  # type: ignore[override]
+        self.calls.append(topic)
+        return super().list_topics(topic, **more)
+
+    def values(self, count: int) -> list[bytes | None]:
+        """So many of the messages that are assigned."""
+        found: list[bytes | None] = []
+        while len(found) < count:
+            found += [each.value() for each in self.consume(count - len(found), 0.1)]
+        return found
+
+
+@pytest.fixture
+def topics(log: KafkaLog, producer: Producer) -> list[str]:
+    """Two, whose first record is their name."""
+    names = [f"orders-{uuid4().hex[:12]}" for _ in range(2)]
+    for name in names:
+        log.create_topic(name, 2)
+        write(producer, name, [Record(name.encode(), None, "1")])
+    return names
+
+
+@pytest.fixture
+def consumer(kafka: KafkaAddress) -> Iterator[Recorded]:
+    opened = Recorded(kafka.bootstrap)
+    yield opened
+    opened.close()
+
+
+def test_a_topic_is_looked_up_before_it_is_assigned_the_first_time(
+    consumer: Recorded, topics: list[str]
+) -> None:
+    first, second = topics
+    for _ in range(3):
+        consumer.assign([TopicPartition(first, 0, 0), TopicPartition(first, 1, 0)])
+        assert consumer.values(1) == [first.encode()]
+        consumer.unassign()
+    assert consumer.calls == [first]
+    consumer.incremental_assign([TopicPartition(second, 0, 0)])
+    assert consumer.values(1) == [second.encode()]
+    assert consumer.calls == [first, second]
+
+
+def test_it_is_looked_up_again_before_the_driver_has_forgotten_it(
+    consumer: Recorded, topics: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader_consumer, "LOOK_UP_TTL", 0.0)
+    for topic in (topics[0], topics[0]):
+        consumer.assign([TopicPartition(topic, 0, 0)])
+    assert consumer.calls == [topics[0], topics[0]]
+
+
+def test_it_is_assigned_where_nobody_answers_and_looked_up_the_next_time() -> None:
+    consumer = Recorded(f"127.0.0.1:{free_port()}", log_level=0)
+    for _ in range(2):
+        consumer.assign([TopicPartition("somewhere", 0, 0)])
+        assert [each.topic for each in consumer.assignment()] == ["somewhere"]
+    assert consumer.calls == ["somewhere", "somewhere"]
+    consumer.close()
+
+
+def test_what_a_new_producer_asks_for_no_broker_creates(producer: Producer) -> None:
+    (found,) = producer.list_topics(NO_TOPIC, timeout=PATIENCE).topics.values()
+    assert found.error is not None
+    assert found.error.code() == KafkaError.TOPIC_EXCEPTION
