@@ -31,6 +31,7 @@ from streams.log.events import (
     History,
     HistoryRequest,
     StoredEvent,
+    values_of,
 )
 from streams.numbers import is_int
 from streams.processing import Histogram
@@ -176,7 +177,7 @@ class States:
 
     def _decode_at_once(self, events: Sequence[StoredEvent]) -> Sequence[Any] | None:
         """All of these events, if they can be decoded without looking at each; else None."""
-        values = [stored.record.value for stored in events]
+        values = values_of(events)
         if not values:
             return values
         largest = -1 if None in values else max(map(len, values))  # type: ignore[arg-type]

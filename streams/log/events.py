@@ -27,6 +27,7 @@ Rules every log keeps (``tests/conformance/test_event_log.py`` proves them):
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
@@ -164,6 +165,23 @@ class StoredEvent(msgspec.Struct, frozen=True, gc=False):
     offset: int
     time: float
     record: Record
+
+
+class StoredEvents(Sequence[StoredEvent]):
+    """Events of one history, each of which is made when it is looked at: who folds a long history
+    needs their values alone."""
+
+    @property
+    @abstractmethod
+    def values(self) -> Sequence[bytes | None]:
+        """The value of each."""
+
+
+def values_of(events: Sequence[StoredEvent]) -> Sequence[bytes | None]:
+    """The values of events of a history."""
+    if isinstance(events, StoredEvents):
+        return events.values
+    return [event.record.value for event in events]
 
 
 class Caused(NamedTuple):

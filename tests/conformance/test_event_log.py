@@ -38,6 +38,7 @@ from streams.log.events import (
     HistoryRequest,
     Refused,
     StoredSnapshot,
+    values_of,
 )
 from streams.log.protocol import Log
 from tests.conformance.histories import (
@@ -82,6 +83,30 @@ def test_events_are_read_as_they_were_appended(world: World) -> None:
     assert found.head == made.head == Head(Base(3, records[2].id))
     assert found.partition == outcome.partition
     assert all(abs(each.time - world.clock.time()) < 3600 for each in found.events)
+
+
+def test_the_events_of_an_answer_are_a_sequence(world: World) -> None:
+    log, topic = events_of(world), event_topic(world)
+    grow(log, topic, b"other", b"0", b"1")
+    head = grow(log, topic, b"k", *(b"%d" % number for number in range(5)))
+    asked = [
+        HistoryRequest(b"other"),
+        HistoryRequest(b"k", Base(1, history(log, topic, b"k").events[0].record.id)),
+    ]
+    _, found = log.read_histories(topic, asked)
+    events = list(found.events)
+    assert [each.version for each in events] == [2, 3, 4, 5]
+    assert (
+        list(values_of(found.events))
+        == [each.record.value for each in events]
+        == [b"1", b"2", b"3", b"4"]
+    )
+    assert (len(found.events), found.events[0], found.events[-1]) == (4, events[0], events[3])
+    assert (list(found.events[1:3]), list(found.events[::-1])) == (events[1:3], events[::-1])
+    assert found.events[-1].record.id == head.base.last_id
+    for missing in (4, -5):
+        with pytest.raises(IndexError):
+            found.events[missing]
 
 
 def test_a_key_that_was_never_appended_to_has_an_empty_history(world: World) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
 import pytest
 from redis import Redis
 
@@ -55,6 +57,26 @@ async def test_a_damaged_history_hides_no_other(stage: Ground) -> None:
         failed = [id for id, each in zip(ids, done, strict=True) if isinstance(each, Exception)]
         assert failed == ["a-17"]
         assert ledger.stats().failures == 2
+
+
+@pytest.mark.only("sqlite")
+async def test_damaged_headers_of_an_event_are_told_by_who_reads_them(stage: Ground) -> None:
+    """States are folded from the values alone."""
+    app = stage.app()
+    ledger = accounts(app, stage.topic_name, partitions=1, cache=Cache(count=0))
+    async with app:
+        for _ in range(2):
+            await ledger.decide("a", deposit, 3)
+        (first, _) = [each async for each in ledger.read("a")]
+        path = stage.url.removeprefix("sqlite:///").partition("?")[0]
+        with closing(sqlite3.connect(path)) as db, db:
+            ((data,),) = db.execute("SELECT data FROM streams_events WHERE version = 1")
+            offset, time, value, _ = msgspec.msgpack.decode(data)
+            damaged = msgspec.msgpack.encode((offset, time, value, [17]))
+            db.execute("UPDATE streams_events SET data = ? WHERE version = 1", (damaged,))
+        assert (await ledger.load("a")).state.cents == 6
+        with pytest.raises(LogError, match="the events of a history are damaged"):
+            assert [each async for each in ledger.read("a")] != [first]
 
 
 def forge_snapshot(stage: Ground, forged: StoredSnapshot) -> None:

@@ -14,9 +14,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import msgspec
+from typing_extensions import override
 
 from streams.errors import Fatal, InvalidValue, LogError, NotFound, TooLarge
 from streams.log.events import (
@@ -34,6 +35,7 @@ from streams.log.events import (
     OnEventsAppended,
     Refused,
     StoredEvent,
+    StoredEvents,
     StoredSnapshot,
     has_base,
     judge,
@@ -119,7 +121,53 @@ class _EventData(msgspec.Struct, array_like=True, gc=False):
     offset: int
     time: int
     value: bytes | None
-    headers: list[tuple[str, bytes | None]]
+    headers: msgspec.Raw
+
+
+class _SqliteEvents(StoredEvents):
+    """Events as they came out of the file.
+
+    :param first_version: of the first of them.
+    """
+
+    def __init__(
+        self, first_version: int, key: bytes, ids: Sequence[str], rows: Sequence[_EventData]
+    ) -> None:
+        self._first_version = first_version
+        self._key = key
+        self._ids = ids
+        self._rows = rows
+
+    @property
+    @override
+    def values(self) -> list[bytes | None]:
+        return [row.value for row in self._rows]
+
+    @override
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> StoredEvent: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[StoredEvent]: ...
+
+    @override
+    def __getitem__(self, index: int | slice) -> StoredEvent | list[StoredEvent]:
+        """:raises Fatal: its headers are damaged."""
+        if isinstance(index, slice):
+            return [self._made(at) for at in range(*index.indices(len(self._rows)))]
+        return self._made(range(len(self._rows))[index])
+
+    def _made(self, at: int) -> StoredEvent:
+        row = self._rows[at]
+        try:
+            headers = _unpack_headers(row.headers)
+        except msgspec.MsgspecError as error:
+            raise _damaged_events(error) from error
+        record = Record(row.value, self._key, self._ids[at], headers)
+        return StoredEvent(self._first_version + at, row.offset, row.time / 1e6, record)
 
 
 class _RequestRow(NamedTuple):
@@ -141,6 +189,7 @@ class _RequestRow(NamedTuple):
 
 _pack = msgspec.msgpack.Encoder().encode
 _unpack_events = msgspec.msgpack.Decoder(list[_EventData]).decode
+_unpack_headers = msgspec.msgpack.Decoder(list[tuple[str, bytes | None]]).decode
 _encode_json = msgspec.json.Encoder().encode
 _decode_heads = msgspec.json.Decoder(list[tuple[int, str, int, str, int]]).decode
 _decode_requests = msgspec.json.Decoder(list[_RequestRow]).decode
@@ -463,7 +512,7 @@ class Events:
         numbers: list[int],
         requests: Sequence[HistoryRequest],
         found: Sequence[History],
-    ) -> dict[int, list[StoredEvent]]:
+    ) -> dict[int, _SqliteEvents]:
         """The events of each answer that has any, by its index."""
         indexes: list[int] = []
         asked: list[tuple[int, str, int, int]] = []
@@ -473,16 +522,14 @@ class Events:
             if not history.is_truncated and end > start:
                 indexes.append(index)
                 asked.append((numbers[history.partition], request.key.hex(), start, end))
-        rows = iter(_fetch_events(db, asked))
-        events: dict[int, list[StoredEvent]] = {}
+        ids, rows = _fetch_events(db, asked)
+        events: dict[int, _SqliteEvents] = {}
+        at = 0
         for index, (_, _, start, end) in zip(indexes, asked, strict=True):
+            until = at + end - start
             key = requests[index].key
-            events[index] = [
-                StoredEvent(
-                    version, data.offset, data.time / 1e6, Record(data.value, key, id, data.headers)
-                )
-                for version, (id, data) in zip(range(start + 1, end + 1), rows, strict=False)
-            ]
+            events[index] = _SqliteEvents(start + 1, key, ids[at:until], rows[at:until])
+            at = until
         return events
 
     # -- snapshots and lists
@@ -606,29 +653,36 @@ def _offsets_of(db: SqliteConnection, number: int, append: EventAppend) -> tuple
     else:
         version = append.base.version
         asked = (number, append.key.hex(), version, version + len(append.records))
-        return tuple(data.offset for _, data in _fetch_events(db, [asked]))
+        return tuple(row.offset for row in _fetch_events(db, [asked])[1])
     return tuple(offset for (offset,) in rows)
 
 
 def _fetch_events(
     db: SqliteConnection, asked: Sequence[tuple[int, str, int, int]]
-) -> Sequence[tuple[str, _EventData]]:
-    """Events and their IDs, in order.
+) -> tuple[list[str], list[_EventData]]:
+    """The IDs of events and the events, in order.
 
     :param asked: parts of histories: partition number, key in hexadecimal, the version before the
         first event and the version of the last one. All of these events are there.
     :raises Fatal: the file is damaged.
     """
     if not asked:
-        return ()
+        return [], []
     ((ids, data),) = db.fetch_rows(_SELECT_EVENTS, (_json(asked),))
     wanted = sum(end - start for _, _, start, end in asked)
     try:
         # The head of a MessagePack array with that many elements.
-        events = _unpack_events(b"\xdd" + wanted.to_bytes(4, "big") + (data or b""))
-        return list(zip(_decode_ids(ids), events, strict=True))
+        rows = _unpack_events(b"\xdd" + wanted.to_bytes(4, "big") + (data or b""))
+        found = _decode_ids(ids)
     except (msgspec.MsgspecError, ValueError) as error:
-        raise Fatal(f"the events of a history are damaged: {error}; restore a backup") from error
+        raise _damaged_events(error) from error
+    if len(found) != wanted:
+        raise _damaged_events(f"{len(found)} of {wanted} are there")
+    return found, rows
+
+
+def _damaged_events(reason: object) -> Fatal:
+    return Fatal(f"the events of a history are damaged: {reason}; restore a backup")
 
 
 def _id_at(db: SqliteConnection, number: int, key: bytes, version: int) -> str | None:
