@@ -1,11 +1,13 @@
 """What aggregates are measured against, and what each should reach.
 
 On SQLite that is eventsourcing, a Python toolkit of the same kind, with the same events and the
-same durability. On the servers, and for what no peer does, it is a limit that was promised.
+same durability. On the servers, and for what no peer does, it is a limit that was promised. On
+SQLite and Redis a loop by hand beside them says what this machine allows at all.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from benchmarks.cases import GROWTH, P50, Case, Limit, LogTarget, Metric, Rival, Side, Sizes
@@ -41,11 +43,12 @@ def aggregate_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
         return []
     found = _peer_cases(log_target, sizes) if log_target.log == "sqlite" else []
     if log_target.log == "redis":
+        loading = _hand_load_side("load_from_redis", sizes, url=log_target.url)
         found = [
             *_decision_cases(log_target, sizes, 5_000, 40_000),
             _case(
-                log_target, "load of 20 events",
-                _load_side(log_target, sizes), Rival(Limit("the limit", 5_000), 1.0, LOADS),
+                log_target, "load of 20 events", _load_side(log_target, sizes),
+                Rival(Limit("the limit", 5_000), 1.0, LOADS), Rival(loading, None, LOADS),
             ),
         ]  # fmt: skip
     if log_target.log == "kafka":
@@ -84,6 +87,18 @@ def _load_side(log_target: LogTarget, sizes: Sizes, *, at_once: bool = False) ->
     )  # fmt: skip
 
 
+def _hand_decide_side(
+    task: str, sizes: Sizes, said: str = "one after the other", **where: Any
+) -> Side:
+    given = {"accounts": ACCOUNTS, "decisions": sizes.per_pattern // 2, **where}
+    return Side("by hand", task, given, settings={"with": said})
+
+
+def _hand_load_side(task: str, sizes: Sizes, **where: Any) -> Side:
+    given = {"accounts": 200, "events": EVENTS_OF_A_LOAD, "loads": sizes.per_pattern // 5, **where}
+    return Side("by hand", task, given, settings={"with": "one after the other"})
+
+
 # -- beside the peer -------------------------------------------------------------------------------
 
 
@@ -109,6 +124,7 @@ def _peer_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
             log_target, "decide, one at a time", _decide_side(log_target, sizes),
             Rival(plain, 2.0, DECISIONS), Rival(cached, None, DECISIONS),
             Rival(plain, None, CPU, ", CPU time"),
+            Rival(_hand_decide_side("decide_in_sqlite", sizes, folder=folder), None, DECISIONS),
         ),
         _case(
             log_target, "decide, 1,000 at once", _decide_side(log_target, sizes, at_once=True),
@@ -118,6 +134,7 @@ def _peer_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
         _case(
             log_target, "load of 20 events", _load_side(log_target, sizes),
             Rival(loading, 5.0, LOADS), Rival(loading, None, CPU, ", CPU time"),
+            Rival(_hand_load_side("load_from_sqlite", sizes, folder=folder), None, LOADS),
         ),
         _case(
             log_target, "load of 20 events, 1,000 at once",
@@ -145,14 +162,18 @@ def _peer_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
 def _decision_cases(
     log_target: LogTarget, sizes: Sizes, singly: float | None, at_once: float
 ) -> list[Case]:
-    one = Rival(Limit("2 ms", 2.0), 1.0, P50)
+    one = [Rival(Limit("2 ms", 2.0), 1.0, P50)]
+    many = [Rival(Limit("the limit", at_once), 1.0, DECISIONS)]
     if singly is not None:
-        one = Rival(Limit("the limit", singly), 1.0, DECISIONS)
+        by_hand = partial(_hand_decide_side, "decide_in_redis", sizes, url=log_target.url)
+        one = [Rival(Limit("the limit", singly), 1.0, DECISIONS), Rival(by_hand(), None, DECISIONS)]
+        said = "1,000 in a pipeline, nobody waits for one alone"
+        many.append(Rival(by_hand(said=said, at_once=True), None, DECISIONS))
     return [
-        _case(log_target, "decide, one at a time", _decide_side(log_target, sizes), one),
+        _case(log_target, "decide, one at a time", _decide_side(log_target, sizes), *one),
         _case(
             log_target, "decide, 1,000 at once", _decide_side(log_target, sizes, at_once=True),
-            Rival(Limit("the limit", at_once), 1.0, DECISIONS),
+            *many,
         ),
     ]  # fmt: skip
 

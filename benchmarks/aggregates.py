@@ -126,7 +126,7 @@ async def wait_built(app: Streams, bank: Accounts) -> None:
         await asyncio.sleep(LOOK)
 
 
-def _timed(calls: int, seconds: Sequence[float], began: float, cpu: float) -> Answer:
+def timed(calls: int, seconds: Sequence[float], began: float, cpu: float) -> Answer:
     """Calls a second, CPU time of each, and milliseconds."""
     took, used = time.perf_counter() - began, time.process_time() - cpu
     answer = {"rate": calls / took, "cpu_us": used / calls * 1e6}
@@ -142,7 +142,7 @@ async def _one_by_one(call: Callable[[int], Awaitable[Any]], calls: int) -> Answ
         before = time.perf_counter()
         await call(number)
         seconds.append(time.perf_counter() - before)
-    return _timed(calls, seconds, began, cpu)
+    return timed(calls, seconds, began, cpu)
 
 
 # -- decisions and loads ---------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def decide(url: str, accounts: int, decisions: int, *, at_once: bool = False) ->
                 return await _one_by_one(call, decisions)
             began, cpu = time.perf_counter(), time.process_time()
             await _in_rounds(call, decisions)
-            return _timed(decisions, (), began, cpu)
+            return timed(decisions, (), began, cpu)
 
     answer: Answer = run(main)
     return answer
@@ -189,7 +189,7 @@ def load(url: str, accounts: int, events: int, loads: int, *, at_once: bool = Fa
                 return await _one_by_one(call, loads)
             began, cpu = time.perf_counter(), time.process_time()
             await _in_rounds(call, loads)
-            return _timed(loads, (), began, cpu)
+            return timed(loads, (), began, cpu)
 
     answer: Answer = run(main)
     return answer

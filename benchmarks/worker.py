@@ -41,9 +41,17 @@ def task_of(name: str) -> Callable[..., dict[str, Any]]:
     """
     if name in TASKS:
         return TASKS[name]
-    from benchmarks import aggregates, event_index, inbox, outboxes, patterns, views
+    from benchmarks import (
+        aggregates,
+        event_index,
+        histories_by_hand,
+        inbox,
+        outboxes,
+        patterns,
+        views,
+    )
 
-    modules = (patterns, aggregates, event_index, views, inbox, outboxes)
+    modules = (patterns, aggregates, histories_by_hand, event_index, views, inbox, outboxes)
     found: dict[str, Callable[..., dict[str, Any]]] = {}
     for module in modules:
         found |= module.TASKS
