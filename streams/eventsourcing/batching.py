@@ -24,14 +24,16 @@ logger = get_logger("streams")
 MAX_REQUESTS = 1_000
 """Requests in one call, at most."""
 
-Answers = Sequence["A | LogError"]
+Answers = Sequence[A | LogError]
+
+Call = Callable[[Sequence[Q], Callable[[Answers[A]], None]], None]
+"""Given requests and a function that is to be called once with their answers, in the thread of the
+call or another."""
 
 
 class RequestBatcher(Generic[Q, A]):
     """Asks on behalf of everybody, in the order in which requests came. Usable from any loop.
 
-    :param call: given requests and a function that is to be called once with their answers, in
-        this thread or another.
     :param keeps_thread: False: the thread ends where nothing is left to be asked, and the next
         request starts another one.
     """
@@ -39,7 +41,7 @@ class RequestBatcher(Generic[Q, A]):
     def __init__(
         self,
         name: str,
-        call: Callable[[Sequence[Q], Callable[[Answers[A]], None]], None],
+        call: Call[Q, A],
         *,
         max_requests: int = MAX_REQUESTS,
         keeps_thread: bool = True,

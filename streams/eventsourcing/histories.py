@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic
 
 from streams.cancellation import run_in_thread
 from streams.errors import LogError, NotRunning, OutcomeUnknown, Unavailable
-from streams.eventsourcing.batching import MAX_REQUESTS, Answers, RequestBatcher
+from streams.eventsourcing.batching import MAX_REQUESTS, A, Answers, Call, Q, RequestBatcher
 from streams.log.events import (
     Appended,
     AppendOutcome,
@@ -40,10 +40,6 @@ MAX_READS = 100
 events, all of which are in memory at once."""
 
 
-Q = TypeVar("Q")
-A = TypeVar("A")
-
-
 class _OneOfSeveral(Unavailable):
     """One of the partitions that were asked for cannot be reached, and nobody knows which."""
 
@@ -53,7 +49,6 @@ class _OwnCalls(Generic[Q, A]):
     there is something to be asked of it.
 
     :param kind: what the threads are, as in their names.
-    :param call: as of a :class:`RequestBatcher`.
     :param apart: the partitions that were out of reach when they were asked last; kept up to date.
     """
 
@@ -61,7 +56,7 @@ class _OwnCalls(Generic[Q, A]):
         self,
         topic: str,
         kind: str,
-        call: Callable[[Sequence[Q], Callable[[Answers[A]], None]], None],
+        call: Call[Q, A],
         apart: set[int],
         *,
         max_requests: int = MAX_REQUESTS,
