@@ -45,8 +45,9 @@ logger = get_logger("streams.kafka")
 POLL_TIMEOUT = 0.1
 """Seconds that the serving thread blocks at once."""
 
-FIRST_ANSWER_TIMEOUT = 1.0
-"""Seconds for which it waits for the brokers' first answer, before it serves the producer."""
+FIRST_ANSWER_TIMEOUT = 0.5
+"""Seconds for which it waits for a broker's first answer, before it serves the producer: after
+that, the driver asks by itself."""
 
 NO_TOPIC = "."
 """A name that no topic can have, so that brokers do not create one when they are asked for it."""
@@ -285,7 +286,7 @@ class Writer:
     def _serve(self, handle: _ProducerHandle) -> None:
         """In a thread of the producer's own."""
         # The driver asks for the ID of an idempotent producer half a second after it was made, or
-        # when it is told of metadata, whatever that says.
+        # as soon as it is told of metadata, whatever that says.
         with suppress(KafkaException):
             handle.producer.list_topics(NO_TOPIC, timeout=FIRST_ANSWER_TIMEOUT)
         self._poll_until_retired(handle)
