@@ -24,7 +24,7 @@ def psycopg_rows(connection: Any, statement: Statement) -> Rows:
     sql: Any = marked(statement.sql, "%s")
     cursor = Cursor(connection, row_factory=tuple_row)
     cursor.execute(sql, statement.parameters or None)
-    return cursor.fetchall() if cursor.description is not None else []
+    return cursor.fetchall() if cursor.rownumber is not None else []
 
 
 async def async_psycopg_rows(
@@ -40,7 +40,7 @@ async def async_psycopg_rows(
     sql: Any = marked(statement.sql, "%s")
     cursor = AsyncCursor(connection, row_factory=tuple_row)
     await cursor.execute(sql, statement.parameters or None, binary=binary)
-    return await cursor.fetchall() if cursor.description is not None else []
+    return await cursor.fetchall() if cursor.rownumber is not None else []
 
 
 def psycopg_failure(error: BaseException) -> Failure:

@@ -44,7 +44,7 @@ from streams.databases.protocol import (
 )
 
 if TYPE_CHECKING:
-    from psycopg import AsyncConnection, Connection
+    from psycopg import AsyncClientCursor, AsyncConnection, Connection
     from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 C_co = TypeVar("C_co", covariant=True)
@@ -279,6 +279,8 @@ def _handler_connection() -> type[AsyncConnection]:
         """One whose transaction the handler does not end."""
 
         is_in_session = False
+        first_cursor: AsyncClientCursor[Any] | None = None
+        """For what a transaction begins with: to make one costs more than to run that."""
 
         @override
         async def commit(self) -> None:
@@ -316,7 +318,10 @@ class _OwnPoolSession(_AsyncPsycopgSession):
         from psycopg import AsyncClientCursor
         from psycopg.rows import tuple_row
 
-        cursor = AsyncClientCursor(self.connection, row_factory=tuple_row)
+        cursor = self.connection.first_cursor
+        if cursor is None:
+            cursor = AsyncClientCursor(self.connection, row_factory=tuple_row)
+            self.connection.first_cursor = cursor
         self.connection.is_in_session = True
         try:
             if first is None:
@@ -325,7 +330,7 @@ class _OwnPoolSession(_AsyncPsycopgSession):
             sql: Any = f"BEGIN; {marked(first.sql, '%s')}"
             await cursor.execute(sql, first.parameters or None, prepare=False)
             cursor.nextset()
-            if cursor.description is not None:
+            if cursor.rownumber is not None:
                 self._rows = await cursor.fetchall()
         except BaseException as error:
             if isinstance(error, Exception) and has_aborted(self.connection):

@@ -140,8 +140,11 @@ class _Handling:
 
     async def call_batch_async(self, values: list[Any], messages: list[Message[Any]]) -> Any:
         self._check(messages)
-        rows = zip(values, messages, strict=True)
-        entries = [await self._inbox.entry_async(*each) for each in rows]
+        inbox = self._inbox
+        entries = [
+            inbox.known_entry(*row) or await inbox.entry_async(*row)
+            for row in zip(values, messages, strict=True)
+        ]
         firsts = _firsts(entries)
 
         async def once(verdicts: Sequence[Verdict], connection: Any, handed: int) -> _Returned:

@@ -58,7 +58,7 @@ class Entry(NamedTuple):
 
     id: bytes
     scope: int
-    position: str
+    position: int
     redrive: int
 
 
@@ -99,7 +99,7 @@ def entry_id(source: bytes, id: str) -> bytes:
 
 
 def position_text(position: int) -> str:
-    """A position as it is stored."""
+    """A position as it is stored in SQLite."""
     return f"{int(position):0{POSITION_DIGITS}d}"  # an offset of Redis shows itself otherwise
 
 
@@ -162,7 +162,7 @@ class Identities:
         if identity is not None and not came_back and "\0" not in identity:
             # The usual one, which costs least.
             id = entry_id(owned.source, identity if value_id is None else value_id)
-            return Entry(id, owned.number, position_text(offset), 0)
+            return Entry(id, owned.number, int(offset), 0)
         name = message.id if value_id is None else value_id
         headers = message.raw.headers
         generation = message_generation(
@@ -178,7 +178,7 @@ class Identities:
         return Entry(
             entry_id(digest(incarnation, self._group, generation, source)[:8], name),
             owned.number,
-            position_text(offset),
+            int(offset),  # one of Redis shows itself otherwise
             min(redrives_of(headers), MAX_REDRIVES),
         )
 

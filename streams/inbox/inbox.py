@@ -387,9 +387,13 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         found = self.identities.known_entry(message, value_id)
         return found or self.identities.entry(message, self.learn(message), value_id)
 
+    def known_entry(self, value: Any, message: Message[Any]) -> Entry | None:
+        """As :meth:`entry`, and None where the log would have to be asked."""
+        return self.identities.known_entry(message, self._value_id(value, message))
+
     async def entry_async(self, value: Any, message: Message[Any]) -> Entry:
         """As :meth:`entry`, without blocking the loop."""
-        found = self.identities.known_entry(message, self._value_id(value, message))
+        found = self.known_entry(value, message)
         if found is None:
             found = await asyncio.to_thread(self.entry, value, message)
         return found
@@ -498,8 +502,9 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             self.check_owned(message)
             if self._may_begin(give_up):
                 try:
-                    async with asyncio.timeout(left()):
-                        await self._make_ready_async()
+                    if not self._ready or self._to_begin:
+                        async with asyncio.timeout(left()):
+                            await self._make_ready_async()
                     steps = steps_of(self.database.dialect)
                     session = await self.database.begin_with_async(next(steps), patience=left())
                 except Exception as error:

@@ -316,7 +316,7 @@ def take(
             parameters=(
                 ",".join([entry.id.hex() for entry in entries]),
                 ",".join([str(entry.scope) for entry in entries]),
-                ",".join([entry.position for entry in entries]),
+                ",".join([str(entry.position) for entry in entries]),
                 ",".join([str(entry.redrive) for entry in entries]),
                 *_milliseconds(timeouts),
             )
@@ -336,7 +336,8 @@ so that is one which changes nothing, and nobody comes between what follows."""
 
 def _take_in_sqlite(entry: Entry) -> Steps[Verdict]:
     rows = yield Statement("SELECT mark FROM streams_inbox_marks WHERE scope = $1", (entry.scope,))
-    is_below_mark = bool(rows) and entry.position < rows[0][0]
+    position = position_text(entry.position)
+    is_below_mark = bool(rows) and position < rows[0][0]
     rows = yield Statement("SELECT dead, redrive FROM streams_inbox WHERE id = $1", (entry.id,))
     if rows:
         dead, redrive = rows[0]
@@ -349,7 +350,7 @@ def _take_in_sqlite(entry: Entry) -> Steps[Verdict]:
     yield Statement(
         "INSERT OR REPLACE INTO streams_inbox VALUES ($1, $2, $3, $4, 0, "
         "(julianday('now') - 2440587.5) * 86400)",
-        (entry.id, entry.scope, entry.position, entry.redrive),
+        (entry.id, entry.scope, position, entry.redrive),
     )
     return Verdict.NEW
 
@@ -360,7 +361,10 @@ def mark_dead(dialect: DialectName, entry: Entry, timeouts: Timeouts) -> Steps[V
     :returns: DEAD, or why it is not: HANDLED or PURGED.
     """
     if dialect == "postgresql":
-        rows = yield _MARK_DEAD._replace(parameters=(*entry, *_milliseconds(timeouts)))
+        id, scope, position, redrive = entry
+        rows = yield _MARK_DEAD._replace(
+            parameters=(id, scope, str(position), redrive, *_milliseconds(timeouts))
+        )
         return Verdict(rows[0][0])
     yield _BEGIN_TO_WRITE
     verdict = yield from _take_in_sqlite(entry)

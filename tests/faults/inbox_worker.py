@@ -157,7 +157,7 @@ class Frozen(NamedTuple):
     id: str
     """The row's, in hexadecimal."""
     scope: int
-    position: str
+    position: int
 
 
 class Freezer:

@@ -154,7 +154,7 @@ class Books:
             f"SELECT mark FROM streams_inbox_marks WHERE scope = {frozen.scope} "
             f"AND NOT EXISTS (SELECT 1 FROM streams_inbox WHERE id = {row})"
         )
-        return bool(found) and int(found[0][0]) > int(frozen.position)
+        return bool(found) and int(found[0][0]) > frozen.position
 
 
 @dataclass(eq=False)

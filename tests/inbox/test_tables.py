@@ -47,7 +47,7 @@ HASTY = Timeouts(lock=0.2, idle=60.0)
 
 def entry(number: int, redrive: int = 0) -> Entry:
     id = entry_id(b"sourceid", f"m{number}")
-    return Entry(id, SCOPE.number, position_text(number), redrive)
+    return Entry(id, SCOPE.number, number, redrive)
 
 
 class Tables:
@@ -229,7 +229,7 @@ def test_a_message_whose_row_went_elsewhere_is_known_by_its_place(tables: Tables
     dialect = tables.database.dialect
     retry = Scope("log", "g", 0, "orders.g.retry", 0)
     assert tables.do(lambda: mark_dead(dialect, entry(1), PATIENT)) is Verdict.DEAD
-    came_back = Entry(entry(1).id, retry.number, position_text(0), 1)
+    came_back = Entry(entry(1).id, retry.number, 0, 1)
     assert tables.take(came_back) == [Verdict.NEW]
     for scope, settled in ((retry, 1), (SCOPE, 2)):
         tables.purge(scope, settled)
@@ -241,7 +241,7 @@ def test_a_message_whose_row_went_elsewhere_is_known_by_its_place(tables: Tables
 def test_what_the_log_has_lost_is_forgotten_by_its_place(tables: Tables, end: int) -> None:
     """The log was restored from an older copy: other messages take the places of those that it does
     not have any more. A message with an ID stays the same one wherever it stands."""
-    without_id = Entry(entry_id(b"sourceid", "orders/0/9"), SCOPE.number, position_text(9), 0)
+    without_id = Entry(entry_id(b"sourceid", "orders/0/9"), SCOPE.number, 9, 0)
     assert tables.take(entry(8), without_id) == [Verdict.NEW, Verdict.NEW]
     tables.raise_mark(5)
     assert tables.begin(start=3, settled=3, end=end) == Known(mark=5, end=10)
