@@ -1,10 +1,14 @@
-"""What the inbox costs: a processor with ``transaction=`` beside a loop by hand that keeps a table
-of message IDs in the same transaction.
+"""What the inbox costs: a processor with ``transaction=`` beside loops by hand that record each
+message in the same transaction.
 
-Both read the same topic of Kafka in a new group and add each order to its customer's account in a
+All read the same topic of Kafka in a new group and add each order to its customer's account in a
 PostgreSQL of this process's own (without fsync, so that the disk is not what is measured), one
-UPDATE a message at 64 at once, or one for each batch of 500. The loop has no order of keys, no
+UPDATE a message at 64 at once, or one for each batch of 500. A loop has no order of keys, no
 retries and no purging; it commits its offsets when all that was polled is done.
+
+One loop does the same transaction: it records messages with the inbox's own statement, in rows that
+can be purged, so that what is compared is all that stands around the transaction. The other one
+keeps a bare table of message IDs, from which nothing can ever be deleted.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import msgspec
@@ -23,9 +27,10 @@ from psycopg_pool import AsyncConnectionPool
 
 from benchmarks import baseline
 from benchmarks.counting import MessageCounter
-from benchmarks.orders import KEYS, Order, customer
+from benchmarks.orders import KEYS, PARTITIONS, Order, customer
 from benchmarks.ours import Answer, run, wait_done
 from streams import AsyncPsycopg, Message, Streams
+from streams.inbox.tables import Timeouts, ddl
 from tests.servers import find
 from tests.servers.lifetime import Lifetime
 
@@ -40,6 +45,9 @@ UPDATE_MANY = (
 )
 INSERT = "INSERT INTO seen (id) VALUES (%s) ON CONFLICT DO NOTHING"
 INSERT_MANY = "INSERT INTO seen (id) SELECT unnest(%s::text[]) ON CONFLICT DO NOTHING RETURNING id"
+TAKE = "SELECT streams_inbox_take(%s, %s, %s, %s, %s, %s)"
+TIMEOUTS = Timeouts(lock=10_000, idle=10_000)
+"""In milliseconds."""
 
 _lifetime = Lifetime()
 
@@ -103,8 +111,58 @@ def inbox(url: str, topic: str, messages: int, batch: bool = False) -> Answer:
     return counter.result
 
 
-def inbox_by_hand(url: str, topic: str, messages: int, batch: bool = False) -> Answer:
-    """A consumer, 64 tasks and a pool; a transaction for each message, or for each batch."""
+class _Polled(NamedTuple):
+    """A message as a loop by hand has it."""
+
+    id: str
+    partition: int
+    offset: int
+    value: bytes
+
+
+class _BareTable:
+    """Records messages in a table of their IDs."""
+
+    async def take(self, connection: Any, polled: _Polled) -> bool:
+        """Record one; whether it was not yet."""
+        done = await connection.execute(INSERT, (polled.id,))
+        return bool(done.rowcount)
+
+    async def take_all(self, connection: Any, found: Sequence[_Polled]) -> list[_Polled]:
+        """Record these; those that were not yet."""
+        done = await connection.execute(INSERT_MANY, ([each.id for each in found],))
+        new = {row[0] for row in await done.fetchall()}
+        return [each for each in found if each.id in new]
+
+
+class _InboxTables:
+    """Records them as the inbox does, with its statement."""
+
+    async def take(self, connection: Any, polled: _Polled) -> bool:
+        """As :meth:`_BareTable.take`."""
+        return bool(await self.take_all(connection, [polled]))
+
+    async def take_all(self, connection: Any, found: Sequence[_Polled]) -> list[_Polled]:
+        """As :meth:`_BareTable.take_all`."""
+        parameters = (
+            ",".join([(b"%08d" % each.partition + each.id.encode()).hex() for each in found]),
+            ",".join([str(each.partition) for each in found]),
+            ",".join([str(each.offset) for each in found]),
+            ",".join(["0"] * len(found)),
+            *map(str, TIMEOUTS),
+        )
+        done = await connection.execute(TAKE, parameters)
+        verdicts = (await done.fetchone())[0]
+        return [each for each, verdict in zip(found, verdicts, strict=True) if verdict == "0"]
+
+
+def inbox_by_hand(
+    url: str, topic: str, messages: int, batch: bool = False, bare: bool = False
+) -> Answer:
+    """A consumer, 64 tasks and a pool; a transaction for each message, or for each batch.
+
+    :param bare: keep a table of message IDs, and not the inbox's rows.
+    """
     counter = MessageCounter(messages, skip=BATCH)
     consumer = Consumer(
         {
@@ -115,27 +173,32 @@ def inbox_by_hand(url: str, topic: str, messages: int, batch: bool = False) -> A
     )
     decode = msgspec.json.Decoder(Order).decode
     dsn = _database()
+    if not bare:
+        _make_inbox_tables(dsn)
+    table = _BareTable() if bare else _InboxTables()
 
-    def id_of(message: KafkaMessage) -> str:
+    def polled_of(message: KafkaMessage) -> _Polled:
+        partition, offset = message.partition(), message.offset()
+        assert partition is not None
+        assert offset is not None
         headers: Any = message.headers()
+        id = f"{topic}/{partition}/{offset}"
         for name, value in headers or ():
             if name == "ce_id":
-                return str(value.decode())
-        return f"{message.topic()}/{message.partition()}/{message.offset()}"
+                id = value.decode()
+        return _Polled(id, partition, offset, message.value() or b"")
 
-    async def one(pool: AsyncConnectionPool[Any], message: KafkaMessage) -> None:
-        value = decode(message.value() or b"")
+    async def one(pool: AsyncConnectionPool[Any], polled: _Polled) -> None:
+        value = decode(polled.value)
         async with pool.connection() as connection:
-            done = await connection.execute(INSERT, (id_of(message),))
-            if done.rowcount:
+            if await table.take(connection, polled):
                 await connection.execute(UPDATE, (_cents(value), value.customer))
         counter.count_one()
 
-    async def all_of(pool: AsyncConnectionPool[Any], found: Sequence[KafkaMessage]) -> None:
+    async def all_of(pool: AsyncConnectionPool[Any], found: Sequence[_Polled]) -> None:
         async with pool.connection() as connection:
-            done = await connection.execute(INSERT_MANY, ([id_of(each) for each in found],))
-            new = {row[0] for row in await done.fetchall()}
-            values = [decode(each.value() or b"") for each in found if id_of(each) in new]
+            new = await table.take_all(connection, found)
+            values = [decode(each.value) for each in new]
             await connection.execute(
                 UPDATE_MANY, ([each.customer for each in values], list(map(_cents, values)))
             )
@@ -144,8 +207,8 @@ def inbox_by_hand(url: str, topic: str, messages: int, batch: bool = False) -> A
     async def main() -> None:
         async with AsyncConnectionPool(dsn, min_size=0, max_size=CONCURRENCY) as pool:
             while not counter.done.is_set():
-                found = await asyncio.to_thread(consumer.consume, BATCH, 1.0)
-                found = [each for each in found if each.error() is None]
+                received = await asyncio.to_thread(consumer.consume, BATCH, 1.0)
+                found = [polled_of(each) for each in received if each.error() is None]
                 if not found:
                     continue
                 if batch:
@@ -166,6 +229,17 @@ def inbox_by_hand(url: str, topic: str, messages: int, batch: bool = False) -> A
     finally:
         consumer.close()
     return counter.result
+
+
+def _make_inbox_tables(dsn: str) -> None:
+    tables: Any = ddl("postgresql")
+    with psycopg.connect(dsn) as connection:
+        connection.execute(tables)
+        connection.execute(
+            "INSERT INTO streams_inbox_marks (scope, incarnation, group_name, generation, topic, "
+            "partition, mark) SELECT n, '', '', 0, '', n, 0 FROM generate_series(0, %s) AS n",
+            (PARTITIONS - 1,),
+        )
 
 
 TASKS: dict[str, Callable[..., Answer]] = {"inbox": inbox, "inbox_by_hand": inbox_by_hand}

@@ -26,11 +26,17 @@ def inbox_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
             "url": log_target.url, "topic": log_target.topic, "messages": messages, "batch": batch,
         }  # fmt: skip
         ours = Side("streams", "inbox", given, process="inbox", settings={"with": "AsyncPsycopg"})
-        by_hand = Side(
-            "by hand", "inbox_by_hand", given, process="inbox",
+        same = Side(
+            "by hand, the same transaction", "inbox_by_hand", given, process="inbox",
+            settings={"with": "psycopg_pool, the inbox's own statement, UPDATE, COMMIT"},
+        )  # fmt: skip
+        bare = Side(
+            "by hand, a bare table of IDs", "inbox_by_hand", {**given, "bare": True},
+            process="inbox",
             settings={"with": "psycopg_pool, INSERT ON CONFLICT DO NOTHING, UPDATE, COMMIT"},
         )  # fmt: skip
-        return Case(f"{INBOX_PREFIX}{name}", log_target.log, ours, [Rival(by_hand, TARGET, metric)])
+        rivals = [Rival(same, TARGET, metric), Rival(bare, None, metric)]
+        return Case(f"{INBOX_PREFIX}{name}", log_target.log, ours, rivals)
 
     single = min(sizes.messages, 10 * sizes.per_pattern)
     return [
