@@ -45,8 +45,8 @@ def _prepare(database: str) -> None:
 
 
 def relay(url: str, database: str, messages: int) -> Answer:
-    """Take rows of one transaction to a new topic, from its commit until all are confirmed and
-    deleted; the relay runs before."""
+    """Take rows of one transaction to a new topic, from when it is committed until all of them are
+    confirmed and deleted; the relay runs before."""
     app = Streams(url)
     topic = app.topic(f"relayed-{uuid4().hex}", Order, key=customer, partitions=PARTITIONS)
     table = f"outbox_{uuid4().hex[:8]}"
@@ -72,8 +72,8 @@ def relay(url: str, database: str, messages: int) -> Answer:
             while not outbox.stats().buckets:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
             await asyncio.to_thread(fill, connection)
-            began = time.perf_counter()
             await asyncio.to_thread(connection.commit)
+            began = time.perf_counter()
             while outbox.stats().relayed < messages or not await asyncio.to_thread(  # noqa: ASYNC110
                 is_empty, connection
             ):

@@ -17,7 +17,7 @@ import asyncio
 import sqlite3
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import partial
@@ -59,6 +59,7 @@ from streams.outbox.tables import (
     Row,
     SqliteDialect,
     Tables,
+    rows_of_document,
     statement,
 )
 from streams.text import one_line
@@ -67,8 +68,6 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
-
-SIZE = Row._fields.index("size")
 
 LOOK_EVERY = 0.005
 """Seconds between two looks whether a SQLite file has changed."""
@@ -80,12 +79,11 @@ T = TypeVar("T")
 
 
 class Database(ABC):
-    """One connection, or none yet. Statements run one at a time; whoever calls waits its turn."""
+    """One connection, or none yet. Statements run one at a time, in the order of the calls."""
 
     def __init__(self, place: str) -> None:
         self.place = place
         """What it is, without secrets."""
-        self._turn = asyncio.Lock()
 
     @property
     @abstractmethod
@@ -104,16 +102,18 @@ class Database(ABC):
         """Close what is open."""
 
     @abstractmethod
-    async def _execute(self, statement: Statement) -> list[Any]: ...
-
     async def execute(self, sql: str, parameters: Parameters = NO_PARAMETERS) -> list[Any]:
         """The rows of one statement, which is committed."""
-        async with self._turn:
-            return await self._execute(statement(sql, parameters))
 
-    async def fetch(self, parameters: Parameters) -> list[Any]:
+    async def fetch(self, parameters: Parameters) -> list[Row]:
         """The rows of :meth:`~streams.outbox.tables.Dialect.fetch`, of one topic if it is given."""
-        return await self.execute(self.dialect.fetch(of_topic="topic" in parameters), parameters)
+        sql = self.dialect.fetch(of_topic="topic" in parameters)
+        return list(map(Row._make, await self.execute(sql, parameters)))
+
+    async def delete(self, sequences: Sequence[int]) -> None:
+        """Delete rows that the log has."""
+        given = {"sequences": self.dialect.list_parameter(sequences)}
+        await self.execute(self.dialect.delete(), given)
 
     @abstractmethod
     async def transaction(self, steps: Steps[T]) -> T:
@@ -188,6 +188,9 @@ class PostgresDatabase(Database):
         self.dsn = dsn
         self._secrets = secrets_of(dsn)
         self._dialect = PostgresDialect(tables)
+        self._turn = asyncio.Lock()
+        self._deleting: PostgresDatabase | None = None
+        """A connection on which rows are deleted while the next ones are read."""
 
     @property
     @override
@@ -217,8 +220,31 @@ class PostgresDatabase(Database):
     @abstractmethod
     async def _open(self) -> None: ...
 
+    @abstractmethod
+    async def _close(self) -> None: ...
+
+    @abstractmethod
+    async def _execute(self, statement: Statement) -> list[Any]: ...
+
+    @override
+    async def execute(self, sql: str, parameters: Parameters = NO_PARAMETERS) -> list[Any]:
+        async with self._turn:
+            return await self._execute(statement(sql, parameters))
+
     @override
     async def connect(self, lease: float) -> None:
+        await self.open(lease)
+        types = await self.execute(_PAYLOAD_TYPE, {"outbox": self.dialect.tables.outbox})
+        if types:
+            self.dialect.read_payload_as(types[0][0])
+        self._deleting = type(self)(self.dsn, self.dialect.tables)
+        await self._deleting.open(lease)
+
+    async def open(self, lease: float) -> None:
+        """Connect, with nothing but the connection.
+
+        :param lease: see :meth:`connect`.
+        """
         await self._open()
         milliseconds = max(1, int(lease * 1000))
         for setting in (
@@ -229,9 +255,20 @@ class PostgresDatabase(Database):
             _FEWER_PROMISES,
         ):
             await self.execute(setting)
-        types = await self.execute(_PAYLOAD_TYPE, {"outbox": self.dialect.tables.outbox})
-        if types:
-            self.dialect.read_payload_as(types[0][0])
+
+    @override
+    async def close(self) -> None:
+        deleting, self._deleting = self._deleting, None
+        if deleting is not None:
+            await deleting.close()
+        await self._close()
+
+    @override
+    async def delete(self, sequences: Sequence[int]) -> None:
+        if self._deleting is None:
+            raise Unavailable(f"{self.place}: it is closed")
+        given = {"sequences": self.dialect.list_parameter(sequences)}
+        await self._deleting.execute(self.dialect.delete(), given)
 
     @override
     async def has_tables(self) -> bool:
@@ -310,7 +347,7 @@ class PsycopgDatabase(PostgresDatabase):
         await self._errors(follow())
 
     @override
-    async def close(self) -> None:
+    async def _close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(Exception):  # it may be broken, and is not used any more
@@ -356,7 +393,7 @@ class AsyncpgDatabase(PostgresDatabase):
                 await connection.close(timeout=1)
 
     @override
-    async def close(self) -> None:
+    async def _close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(Exception):  # it may be broken, and is not used any more
@@ -422,9 +459,11 @@ class SqliteDatabase(Database):
             raise kind(f"{self.place}: {one_line(str(error))}") from error
 
     @override
-    async def _execute(self, statement: Statement) -> list[Any]:
+    async def execute(self, sql: str, parameters: Parameters = NO_PARAMETERS) -> list[Any]:
+        given = statement(sql, parameters)
+
         def execute() -> list[Any]:
-            return execution.sqlite_rows(self._opened(), statement)
+            return execution.sqlite_rows(self._opened(), given)
 
         found: list[Any] = await self._in_thread(execute)
         return found
@@ -444,9 +483,8 @@ class SqliteDatabase(Database):
                 raise
             return result
 
-        async with self._turn:
-            found: T = await self._in_thread(transact)
-            return found
+        found: T = await self._in_thread(transact)
+        return found
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -454,26 +492,37 @@ class SqliteDatabase(Database):
         return self._connection
 
     @override
-    async def fetch(self, parameters: Parameters) -> list[Any]:
-        """Row by row, so that nothing is added up before it is known to be wanted."""
-        rows_of = self.dialect.ready_rows(of_topic="topic" in parameters)
-        ready, limit = statement(rows_of, parameters), parameters["bytes"]
+    async def fetch(self, parameters: Parameters) -> list[Row]:
+        """As one document, where that can be had: for each row that SQLite gives, the thread waits
+        for the interpreter, which other threads have meanwhile."""
+        of_topic = "topic" in parameters
+        document = statement(self.dialect.fetch_as_document(of_topic=of_topic), parameters)
+        ready = statement(self.dialect.ready_rows(of_topic=of_topic), parameters)
 
-        def fetch() -> list[Any]:
-            found: list[Any] = []
-            total = 0
-            sql = marked(ready.sql, "?")
-            with closing(self._opened().execute(sql, ready.parameters)) as cursor:
-                for row in cursor:
-                    found.append(row)
-                    total += row[SIZE] + ROW_BYTES
-                    if total >= limit:
-                        break
-            return found
+        def fetch() -> list[Row]:
+            connection = self._opened()
+            try:
+                return rows_of_document(execution.sqlite_rows(connection, document)[0][0])
+            except (sqlite3.Error, ValueError):
+                return self._fetch_one_by_one(connection, ready, parameters["bytes"])
 
-        async with self._turn:
-            rows: list[Any] = await self._in_thread(fetch)
-            return rows
+        rows: list[Row] = await self._in_thread(fetch)
+        return rows
+
+    def _fetch_one_by_one(
+        self, connection: sqlite3.Connection, ready: Statement, limit: int
+    ) -> list[Row]:
+        """Nothing is added up before it is known to be wanted."""
+        found: list[Row] = []
+        total = 0
+        with closing(connection.execute(marked(ready.sql, "?"), ready.parameters)) as cursor:
+            for each in cursor:
+                row = Row._make(each)
+                found.append(row)
+                total += row.size + ROW_BYTES
+                if total >= limit:
+                    break
+        return found
 
     @override
     async def has_tables(self) -> bool:

@@ -442,8 +442,7 @@ class _Session:
         given = {**self._ownership(), "skipped": dialect.list_parameter(skipped)}
         if not busy or not self._has_topic_index:
             given["busy"] = dialect.list_parameter(list(busy))
-            found = await database.fetch({**given, "limit": room, "bytes": room_bytes})
-            return [Row(*each) for each in found]
+            return await database.fetch({**given, "limit": room, "bytes": room_bytes})
         rows: list[Row] = []
         others = dialect.list_parameter([each for each in self._app.topics if each not in busy])
         topics = await database.execute(dialect.topics_with_rows(), {"topics": others})
@@ -451,7 +450,7 @@ class _Session:
             share = len(topics) - number  # of the room: of what those before it left, too
             bounds = {"limit": -(-room // share), "bytes": -(-room_bytes // share)}
             found = await database.fetch({**given, "topic": topic, **bounds})
-            group = Group(topic, [Row(*each) for each in found], self._buckets.term)
+            group = Group(topic, found, self._buckets.term)
             rows += group.rows
             room -= len(group.rows)
             room_bytes -= group.size
@@ -540,9 +539,7 @@ class _Session:
         self._arrived(group, outcome)
         if outcome.confirmed:
             self._relay.relayed(len(outcome.confirmed))
-            await database.execute(
-                dialect.delete(), {"sequences": dialect.list_parameter(outcome.confirmed)}
-            )
+            await database.delete(outcome.confirmed)
             self._relay.works()
         self._done(group)
 

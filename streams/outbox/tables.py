@@ -25,9 +25,11 @@ Statements have named parameters, as in ``:name``, from which :func:`statement` 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
+
+import orjson
 
 from streams.databases.protocol import DialectName, Statement
 from streams.errors import ConfigError
@@ -101,6 +103,9 @@ class Row(NamedTuple):
     headers: str | None
     size: int
     held: bool
+
+
+_PAYLOAD = Row._fields.index("payload")
 
 
 class Backlog(NamedTuple):
@@ -235,7 +240,7 @@ class Dialect:
         """Whether a value is among those of a parameter that is a list."""
         return f"{value} IN ({self.list_of(name, kind)})"
 
-    def list_parameter(self, found: Sequence[int | str]) -> object:
+    def list_parameter(self, found: Sequence[int] | Sequence[str]) -> object:
         """A list as a parameter."""
         raise NotImplementedError
 
@@ -316,17 +321,29 @@ class Dialect:
         :param of_topic: of one topic alone, so that no row of another one is looked at; needs the
             index of topics. Else of all topics but the busy ones, past whose rows it walks.
         """
+        return self._ready(
+            f"""sequence, {self.bucket} AS bucket,
+                coalesce(messageid, CAST(id AS text)) AS id, aggregatetype, aggregateid,
+                {self.payload} AS payload, keytype, headers,
+                {self._row_size()} AS size, {self._held("o")} AS held""",
+            of_topic=of_topic,
+        )
+
+    def _row_size(self) -> str:
+        return f"{self.size} + {self.length_of('headers')} + {self.length_of('messageid')}"
+
+    def _ready(self, columns: str, *, of_topic: bool) -> str:
+        """See :meth:`ready_rows`.
+
+        :param columns: what is selected of each.
+        """
         which = f"aggregatetype NOT IN ({self.list_of('busy', 'text')})"
         order = "sequence"
         if of_topic:  # with = an index in the order of the sequence would do, and be walked through
             topic, order = "CAST(:topic AS text)", _ORDER_OF_TOPIC
             which = f"aggregatetype >= {topic} AND aggregatetype <= {topic}"
         return f"""
-            SELECT sequence, {self.bucket} AS bucket,
-                coalesce(messageid, CAST(id AS text)) AS id, aggregatetype, aggregateid,
-                {self.payload} AS payload, keytype, headers,
-                {self.size} + {self.length_of("headers")} + {self.length_of("messageid")} AS size,
-                {self._held("o")} AS held
+            SELECT {columns}
             FROM {self.tables.outbox} AS o
             WHERE state = {READY} AND {self._owned()}
                 AND {which}
@@ -584,10 +601,12 @@ class Dialect:
         raise NotImplementedError
 
 
-def _element(found: int | str) -> str:
-    """A value as it stands in the text of an array of PostgreSQL's."""
-    if isinstance(found, int):
-        return str(found)
+def _element_for(found: Sequence[int] | Sequence[str]) -> Callable[[Any], str]:
+    """What makes of each of them how it stands in the text of an array of PostgreSQL's."""
+    return str if found and isinstance(found[0], int) else _text_element
+
+
+def _text_element(found: str) -> str:
     escaped = found.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
@@ -685,9 +704,9 @@ class PostgresDialect(Dialect):
         thinks that the table holds."""
         return f"{value} = ANY({self._array(name, kind)})"
 
-    def list_parameter(self, found: Sequence[int | str]) -> object:
+    def list_parameter(self, found: Sequence[int] | Sequence[str]) -> object:
         """See :meth:`Dialect.list_parameter`. A text: a driver makes an array far more slowly."""
-        return "{" + ",".join(map(_element, found)) + "}"
+        return "{" + ",".join(map(_element_for(found), found)) + "}"
 
     def within(self, value: str, query: str) -> str:
         """See :meth:`Dialect.within`. Not a join, so that rows come in the index's order."""
@@ -707,7 +726,10 @@ class SqliteDialect(Dialect):
     bucket_count = 1
     now = "(julianday('now') - 2440587.5) * 86400.0"
     age = f"{now} - created"
-    size = "coalesce(length(CAST(payload AS blob)), 0)"
+    size = (  # of a blob it is known without reading that
+        "CASE typeof(payload) WHEN 'blob' THEN length(payload) "
+        "ELSE coalesce(length(CAST(payload AS blob)), 0) END"
+    )
     payload = "CAST(payload AS blob)"
 
     def has_outbox(self) -> str:
@@ -770,11 +792,34 @@ class SqliteDialect(Dialect):
         """See :meth:`Dialect.length_of`."""
         return f"coalesce(length(CAST({text} AS blob)), 0)"
 
+    def fetch_as_document(self, *, of_topic: bool = False) -> str:
+        """As :meth:`fetch`, all rows in one JSON document, for :func:`rows_of_document`. Only how
+        large they are is added up; what they hold is read of those that are taken.
+
+        It fails where a row has what JSON cannot hold, or where SQLite makes no text so long.
+        """
+        columns = f"sequence, {self._row_size()} AS size, {self._held('o')} AS held"
+        ready = self._ready(columns, of_topic=of_topic)
+        return f"""
+            SELECT CAST(json_group_array(json_array(
+                o.sequence, {self.bucket}, coalesce(o.messageid, CAST(o.id AS text)),
+                o.aggregatetype, o.aggregateid,
+                CASE WHEN o.payload IS NULL THEN NULL ELSE hex(o.payload) END,
+                o.keytype, o.headers, r.size, r.held
+            )) AS blob)
+            FROM (
+                SELECT sequence, size, held, sum(size + {ROW_BYTES}) OVER (
+                    ORDER BY sequence ROWS UNBOUNDED PRECEDING) AS total
+                FROM ({ready})
+            ) AS r CROSS JOIN {self.tables.outbox} AS o ON o.sequence = r.sequence
+            WHERE r.total - r.size - {ROW_BYTES} < :bytes
+            """
+
     def list_of(self, name: str, kind: str) -> str:
         """See :meth:`Dialect.list_of`."""
         return f"SELECT value FROM json_each(:{name})"
 
-    def list_parameter(self, found: Sequence[int | str]) -> object:
+    def list_parameter(self, found: Sequence[int] | Sequence[str]) -> object:
         """See :meth:`Dialect.list_parameter`."""
         import json
 
@@ -783,6 +828,18 @@ class SqliteDialect(Dialect):
     def relays_seen(self) -> str:
         """See :meth:`Dialect.relays_seen`."""
         return f"SELECT count(*), {self.now} - max(seen) FROM {self.tables.relays}"
+
+
+def rows_of_document(document: bytes) -> list[Row]:
+    """The rows that :meth:`SqliteDialect.fetch_as_document` has made a document of.
+
+    :raises ValueError: one of them has a text that is no UTF-8.
+    """
+    found: list[list[Any]] = orjson.loads(document)
+    for row in found:
+        if row[_PAYLOAD] is not None:
+            row[_PAYLOAD] = bytes.fromhex(row[_PAYLOAD])
+    return list(map(Row._make, found))
 
 
 def dialect_of(name: DialectName, tables: Tables) -> Dialect:

@@ -21,7 +21,7 @@ from streams import NotFound, Topic
 from streams.clock import SystemClock
 from streams.databases.protocol import Statement, Steps
 from streams.errors import TooLarge, Unavailable
-from streams.outbox import inspection
+from streams.outbox import databases, inspection
 from streams.outbox.buckets import Buckets
 from streams.outbox.databases import (
     AsyncpgDatabase,
@@ -344,6 +344,80 @@ async def test_memory_is_bounded_by_headers_too(place: Place) -> None:
         assert len(found) == 2
     finally:
         await database.close()
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+async def test_a_document_of_rows_holds_what_they_hold_one_by_one(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(place.dsn, relayed_by="command")
+    database = world.outbox.open()
+    assert isinstance(database, SqliteDatabase)
+    await database.connect(30.0)
+    columns = "(id, aggregatetype, aggregateid, type, payload, messageid, keytype, headers, state)"
+    payloads = ["NULL", "x''", "x'00ff'", "'text ä'", "12", "1.5", f"zeroblob({5_000})"]
+    others = ["NULL, 'text', NULL", "'m', 'none', '[[\"a\",\"ä\"]]'", "char(0), 'bytes', '\"'"]
+    numbers = 0
+    for topic in ("orders", "raw"):
+        for key in ("'a'", "'b'", "7", "'ä\"\\'"):
+            for payload in payloads:
+                for other in others:
+                    state = 1 if key == "'b'" and not numbers % 40 else 0
+                    numbers += 1
+                    place.run(
+                        f"INSERT INTO outbox {columns} "
+                        f"VALUES ('{uuid4()}', '{topic}', {key}, 't', {payload}, {other}, {state})"
+                    )
+    one_by_one = database._fetch_one_by_one
+
+    def refuse(*_: object) -> list[Row]:
+        raise AssertionError("one by one")
+
+    try:
+        await database.execute("UPDATE outbox_buckets SET owner = 'me'")
+        of_topics: list[dict[str, Any]] = [
+            {},
+            *({"topic": each} for each in ("orders", "raw", "?")),
+        ]
+        for of_topic in of_topics:
+            for limit, size in ((1_000, 1 << 30), (7, 1 << 30), (1_000, 1), (1_000, 20_000)):
+                given = fetch_parameters(database, limit=limit, bytes=size) | of_topic
+                given["skipped"] = database.dialect.list_parameter([2, 3, 90])
+                monkeypatch.setattr(database, "_fetch_one_by_one", refuse)
+                documented = await database.fetch(given)
+                monkeypatch.setattr(database, "_fetch_one_by_one", one_by_one)
+                with monkeypatch.context() as broken:
+                    broken.setattr(databases, "rows_of_document", lambda _: int("no document"))
+                    assert await database.fetch(given) == documented
+                assert bool(documented) == (of_topic.get("topic") != "?")
+        everything = fetch_parameters(database, limit=1_000, bytes=1 << 30)
+        for key, keytype in (("CAST(x'ff' AS TEXT)", "'text'"), ("'c'", "x'00'")):
+            place.run(
+                f"INSERT INTO outbox {columns} "
+                f"VALUES ('i', 'orders', {key}, 't', NULL, NULL, {keytype}, NULL, 0)"
+            )
+            found = (await database.fetch(everything))[-1]
+            assert (found.key, found.keytype) in {("\udcff", "text"), ("c", b"\0")}
+            place.run("DELETE FROM outbox WHERE id = 'i'")
+    finally:
+        await database.close()
+
+
+@pytest.mark.parametrize("database", ["postgres"])
+async def test_losing_the_connection_that_deletes_loses_and_repeats_nothing(place: Place) -> None:
+    async with running(place.dsn, lease=2.0) as world:
+        commit(world, place, "a", 1)
+        await world.handle(1)
+        await world.until(lambda: not place.rows(), "the row is deleted")
+        place.run(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND starts_with(query, 'DELETE FROM ')"
+        )
+        commit(world, place, "a", 2, 3)
+        await world.until(lambda: not place.rows(), "the rows are deleted")
+        await world.handle(3)
+        assert world.of("a") == [1, 2, 3]
+        assert world.outbox.stats().outages
 
 
 @pytest.mark.parametrize("database", ["postgres"])
