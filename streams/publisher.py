@@ -262,6 +262,11 @@ class Publisher:
         """
         if owner is not None and owner.append_as_owners is None:
             owner = None
+        if len(outgoing) == 1:  # as nearly always
+            topic, record = outgoing[0]
+            write = _DurableWrite(1, 1, on_done, call_soon)
+            self._request_durably(_DurableRequest(topic, (record,), write, (0,), owner))
+            return
         by_topic: dict[str, list[int]] = {}
         for index, (topic, _) in enumerate(outgoing):
             by_topic.setdefault(topic, []).append(index)
@@ -375,9 +380,12 @@ class Publisher:
             own_results, start = results[start:end], end
             try:
                 if isinstance(request, _DurableRequest):
-                    if self._durable_result(request, own_results):
-                        write = request.write
-                        written.setdefault(write.call_soon, []).append(write)
+                    write = request.write
+                    if not failed and write.count == len(own_results):  # all of it, at once
+                        write.answers = list(own_results)
+                    elif not self._durable_result(request, own_results):
+                        continue
+                    written.setdefault(write.call_soon, []).append(write)
                 elif request.loop is not None:
                     by_loop.setdefault(request.loop, []).append((request, own_results))
                 elif request.on_result is not None:

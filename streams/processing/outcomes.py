@@ -700,11 +700,11 @@ class _ResultsWritten(msgspec.Struct, gc=False):
     delivery: Delivery
 
     def __call__(self, answers: WriteAnswers) -> None:
-        error = next((each for each in answers if isinstance(each, BaseException)), None)
-        if error is None:
-            self.calls.settle(self.delivery)
-        else:
-            self.calls.failed(self.delivery, error)
+        for each in answers:
+            if isinstance(each, BaseException):
+                self.calls.failed(self.delivery, each)
+                return
+        self.calls.settle(self.delivery)
 
 
 class MessageCalls(Calls[Delivery]):
