@@ -140,11 +140,10 @@ class _Handling:
 
     async def call_batch_async(self, values: list[Any], messages: list[Message[Any]]) -> Any:
         self._check(messages)
-        inbox = self._inbox
-        entries = [
-            inbox.known_entry(*row) or await inbox.entry_async(*row)
-            for row in zip(values, messages, strict=True)
-        ]
+        entries = self._inbox.known_entries(messages)
+        if entries is None:
+            rows = zip(values, messages, strict=True)
+            entries = [await self._inbox.entry_async(*each) for each in rows]
         firsts = _firsts(entries)
 
         async def once(verdicts: Sequence[Verdict], connection: Any, handed: int) -> _Returned:
@@ -163,7 +162,10 @@ class _Handling:
 
     def call_batch_plain(self, values: list[Any], messages: list[Message[Any]]) -> Any:
         self._check(messages)
-        entries = [self._inbox.entry(*each) for each in zip(values, messages, strict=True)]
+        entries = self._inbox.known_entries(messages)
+        if entries is None:
+            rows = zip(values, messages, strict=True)
+            entries = [self._inbox.entry(*each) for each in rows]
         firsts = _firsts(entries)
 
         def once(verdicts: Sequence[Verdict], connection: Any, handed: int) -> _Returned:

@@ -17,7 +17,7 @@ bytes of a digest, and the texts it is made of stand beside its mark.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -28,7 +28,15 @@ from streams.derived_records import (
     redrives_of,
 )
 from streams.log.protocol import Assignment
-from streams.message import GENERATION, INCARNATION, SOURCE, Message, identity_and_offset, row_of
+from streams.message import (
+    GENERATION,
+    INCARNATION,
+    SOURCE,
+    Batch,
+    Message,
+    identity_and_offset,
+    row_of,
+)
 from streams.processing.job import reset_generation
 
 POSITION_DIGITS = 39
@@ -125,6 +133,25 @@ class Identities:
         if owned is None or owned.assignment is not batch.assignment:
             return None
         return self.entry(message, owned, value_id)
+
+    def known_entries(self, messages: Sequence[Message[Any]]) -> list[Entry] | None:
+        """Those of messages which are all known by nothing but the IDs of their headers; None: not
+        all are."""
+        found: list[Entry] = []
+        last: Batch | None = None
+        owned: Owned | None = None
+        for message in messages:
+            batch, index = row_of(message)
+            if batch is not last:
+                last, owned = batch, self._owned.get((batch.topic, batch.partition))
+                if owned is None or owned.assignment is not batch.assignment:
+                    return None
+            identity = batch.ids[index]
+            if owned is None or owned.is_retry_topic or identity is None or "\0" in identity:
+                return None
+            id = entry_id(owned.source, identity)
+            found.append(Entry(id, owned.number, int(batch.offsets[index]), 0))
+        return found
 
     def learn(self, owned: Owned) -> None:
         """The messages of this partition are handled from now on."""

@@ -387,13 +387,15 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         found = self.identities.known_entry(message, value_id)
         return found or self.identities.entry(message, self.learn(message), value_id)
 
-    def known_entry(self, value: Any, message: Message[Any]) -> Entry | None:
-        """As :meth:`entry`, and None where the log would have to be asked."""
-        return self.identities.known_entry(message, self._value_id(value, message))
+    def known_entries(self, messages: Sequence[Message[Any]]) -> list[Entry] | None:
+        """Those of a batch, where nothing need be asked or looked up for any of them; else None."""
+        if any(each.id_reader is not None for each in self._decodings.values()):
+            return None
+        return self.identities.known_entries(messages)
 
     async def entry_async(self, value: Any, message: Message[Any]) -> Entry:
         """As :meth:`entry`, without blocking the loop."""
-        found = self.known_entry(value, message)
+        found = self.identities.known_entry(message, self._value_id(value, message))
         if found is None:
             found = await asyncio.to_thread(self.entry, value, message)
         return found

@@ -43,6 +43,31 @@ async def test_a_source_makes_another_message_of_an_id(tmp_path: Path) -> None:
     assert place.effects() == {"partition 0": 1, "partition 1": 1, "/here": 1, "/there": 1}
 
 
+async def test_a_batch_gives_its_messages_the_names_that_each_has_alone(tmp_path: Path) -> None:
+    place = Place(str(tmp_path / "effects.db"))
+    app = Streams("memory://")
+    topic = app.topic("numbers", int, partitions=2)
+    together = list[bool]()
+
+    @app.processor(topic, group="g", batch=20, transaction=Sqlite(place.place))
+    def handle(values: list[int], messages: list[Message[int, sqlite3.Connection]]) -> None:
+        assert handle.inbox is not None
+        singly = [handle.inbox.entry(*each) for each in zip(values, messages, strict=True)]
+        found = handle.inbox.known_entries(messages)
+        assert found in (None, singly)
+        together.append(found is not None)
+
+    async with harness(app) as h:
+        for source in (None, "/here"):
+            for number in range(40):
+                headers = {} if source is None else {"ce_source": source}
+                record = topic.record(number, headers=headers)
+                record.partition = number % 2
+                await topic.connection.publisher.publish(topic.name, record)
+            await h.settled()
+    assert set(together) == {True, False}
+
+
 async def test_an_id_in_the_value_goes_before_one_in_the_headers(
     redis_server: RedisAddress, tmp_path: Path
 ) -> None:
