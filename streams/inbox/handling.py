@@ -385,13 +385,10 @@ def _chosen(
     verdicts: Sequence[Verdict],
     connection: Any,
 ) -> _Batch:
-    chosen = _Batch([], [])
-    for at, verdict in zip(firsts, verdicts, strict=True):
-        if verdict is Verdict.NEW:
-            with_transaction(messages[at], connection)
-            chosen.values.append(values[at])
-            chosen.messages.append(messages[at])
-    return chosen
+    chosen = [at for at, verdict in zip(firsts, verdicts, strict=True) if verdict is Verdict.NEW]
+    for at in chosen:
+        with_transaction(messages[at], connection)
+    return _Batch([values[at] for at in chosen], [messages[at] for at in chosen])
 
 
 def _for_the_batch(error: Exception, size: int) -> Exception:

@@ -312,12 +312,11 @@ def take(
     :param entries: each of another message.
     """
     if dialect == "postgresql":
+        ids, *numbers = zip(*entries, strict=True)
         rows = yield _TAKE._replace(
             parameters=(
-                ",".join([entry.id.hex() for entry in entries]),
-                ",".join([str(entry.scope) for entry in entries]),
-                ",".join([str(entry.position) for entry in entries]),
-                ",".join([str(entry.redrive) for entry in entries]),
+                ",".join(map(bytes.hex, ids)),
+                *(",".join(map(str, each)) for each in numbers),
                 *_milliseconds(timeouts),
             )
         )
