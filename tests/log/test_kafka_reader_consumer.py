@@ -1,23 +1,24 @@
 """The driver's timers are not waited for: a consumer outside any group asks where a topic is before
-it is assigned a part of it, and a producer asks for anything."""
+it is assigned a part of it, and a producer asks where the first one is that is appended to."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from confluent_kafka import KafkaError, Producer, TopicPartition
+from confluent_kafka import Producer, TopicPartition
 from typing_extensions import override
 
+from streams.log.kafka import log as kafka_log
 from streams.log.kafka import reader_consumer
 from streams.log.kafka.log import KafkaLog
-from streams.log.kafka.producer import NO_TOPIC
 from streams.log.kafka.reader_consumer import ReaderConsumer
-from streams.message import Record
+from streams.message import Position, Record
 from tests.conformance.member import PATIENCE
-from tests.log.kafka_histories import log, producer, write
+from tests.log.kafka_histories import log, opening, producer, write
 from tests.servers.find import KafkaAddress
 from tests.servers.lifetime import free_port
 
@@ -102,7 +103,28 @@ def test_it_is_assigned_where_nobody_answers_and_looked_up_the_next_time() -> No
     consumer.close()
 
 
-def test_what_a_new_producer_asks_for_no_broker_creates(producer: Producer) -> None:
-    (found,) = producer.list_topics(NO_TOPIC, timeout=PATIENCE).topics.values()
-    assert found.error is not None
-    assert found.error.code() == KafkaError.TOPIC_EXCEPTION
+def test_a_producer_asks_for_the_first_topic_that_is_appended_to_and_for_no_other(
+    kafka: KafkaAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For one that is not there, the driver would ask again each second."""
+    asked = list[str]()
+
+    class Asked(Producer):
+        @override
+        def list_topics(self, topic: str, **more: Any) -> Any:  # type: ignore[override]
+            asked.append(topic)
+            return super().list_topics(topic, **more)
+
+    monkeypatch.setattr(kafka_log, "Producer", Asked)
+    with opening(kafka.url) as open_one:
+        open_one().close()  # nothing is appended
+        log = open_one()
+        names = [f"{uuid4().hex[:12]}" for _ in range(2)]
+        for name in names:
+            log.create_topic(name, 1)
+        for name in (*names, names[0]):
+            done = Future[Any]()
+            log.append(name, [Record(b"1", None, uuid4().hex)], done.set_result)
+            (position,) = done.result(PATIENCE)
+            assert isinstance(position, Position)
+    assert asked == names[:1]

@@ -46,11 +46,8 @@ POLL_TIMEOUT = 0.1
 """Seconds that the serving thread blocks at once."""
 
 FIRST_ANSWER_TIMEOUT = 0.5
-"""Seconds for which it waits for a broker's first answer, before it serves the producer: after
-that, the driver asks by itself."""
-
-NO_TOPIC = "."
-"""A name that no topic can have, so that brokers do not create one when they are asked for it."""
+"""Seconds for which it waits for the first append, and for a broker's first answer, before it
+serves the producer: after that, the driver asks by itself."""
 
 LINGER = "queue.buffering.max.ms"
 
@@ -125,7 +122,7 @@ class DeliveryReport(msgspec.Struct, gc=False):
 class _ProducerHandle:
     """A producer of the driver, until it is retired and holds nothing more."""
 
-    __slots__ = ("busy", "connectivity", "isolation", "producer")
+    __slots__ = ("busy", "connectivity", "first_topic", "has_begun", "isolation", "producer")
 
     def __init__(self, probe_broker: Callable[[TopicPartition | None], bool]) -> None:
         self.producer: Producer
@@ -133,6 +130,16 @@ class _ProducerHandle:
         self.isolation = IsolationCheck(self.connectivity, probe_broker)
         self.busy = False
         """An append is handing records over to it."""
+        self.first_topic: str | None = None
+        """The one that was first appended to."""
+        self.has_begun = threading.Event()
+        """Something is appended, or it is retired."""
+
+    def begin(self, topic: str) -> None:
+        """Something is appended to a topic."""
+        if self.first_topic is None:
+            self.first_topic = topic
+            self.has_begun.set()
 
     def observe_statistics(self, text: str) -> None:
         """The driver's stats_cb."""
@@ -191,6 +198,7 @@ class Writer:
     ) -> None:
         topic = append.topic
         handle = self._acquire_producer()
+        handle.begin(topic)
         try:
             produce, has_looked = handle.producer.produce, False
             for index, record in enumerate(records):
@@ -213,6 +221,7 @@ class Writer:
                         if self._current is not handle:  # it was retired meanwhile
                             handle.busy = False
                             handle = self._acquire_producer()
+                            handle.begin(topic)
                             produce = handle.producer.produce
                         try:
                             produce(topic, record.value, key, partition, report, None, 0, headers)
@@ -286,9 +295,12 @@ class Writer:
     def _serve(self, handle: _ProducerHandle) -> None:
         """In a thread of the producer's own."""
         # The driver asks for the ID of an idempotent producer half a second after it was made, or
-        # as soon as it is told of metadata, whatever that says.
-        with suppress(KafkaException):
-            handle.producer.list_topics(NO_TOPIC, timeout=FIRST_ANSWER_TIMEOUT)
+        # as soon as it is told of metadata. It is asked for those of a topic that is there: for any
+        # other it would ask again each second, for as long as it lives.
+        handle.has_begun.wait(FIRST_ANSWER_TIMEOUT)
+        if handle.first_topic is not None:
+            with suppress(KafkaException):
+                handle.producer.list_topics(handle.first_topic, timeout=FIRST_ANSWER_TIMEOUT)
         self._poll_until_retired(handle)
 
     def _poll_until_retired(self, handle: _ProducerHandle) -> None:
@@ -322,6 +334,7 @@ class Writer:
             if self._current is not handle:
                 return
             self._current = None
+        handle.has_begun.set()
         self._purge(handle.producer)
 
     def _purge(self, producer: Producer) -> None:
