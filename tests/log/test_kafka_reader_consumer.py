@@ -9,13 +9,15 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from confluent_kafka import Producer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 from typing_extensions import override
 
+from streams.errors import NotFound
 from streams.log.kafka import log as kafka_log
 from streams.log.kafka import reader_consumer
 from streams.log.kafka.log import KafkaLog
 from streams.log.kafka.reader_consumer import ReaderConsumer
+from streams.log.kafka.topics import Metadata
 from streams.message import Position, Record
 from tests.conformance.member import PATIENCE
 from tests.log.kafka_histories import log, opening, producer, write
@@ -128,3 +130,32 @@ def test_a_producer_asks_for_the_first_topic_that_is_appended_to_and_for_no_othe
             (position,) = done.result(PATIENCE)
             assert isinstance(position, Position)
     assert asked == names[:1]
+
+
+def test_no_consumer_is_asked_for_a_topic_that_was_never_there(
+    kafka: KafkaAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would ask again each second, for as long as it lives."""
+    asked = list[str]()
+    ask = Metadata._ask
+
+    def record(consumer: Consumer, topic: str) -> Any:
+        asked.append(topic)
+        return ask(consumer, topic)
+
+    monkeypatch.setattr(Metadata, "_ask", staticmethod(record))
+    name, missing = uuid4().hex[:12], f"{uuid4().hex[:12]}.missing"
+    with opening(kafka.url) as open_one:
+        log = open_one()
+        for _ in range(2):
+            with pytest.raises(NotFound, match="there is no topic"):
+                log.topic(missing)
+        log.create_topic(name, 2)
+        assert log.topic(name).partitions == 2
+        assert missing not in asked
+        assert name in asked
+        asked.clear()
+        log.delete_topic(name)
+        with pytest.raises(NotFound):
+            log.topic(name)
+        assert asked == [name]  # before it was deleted

@@ -55,13 +55,17 @@ class Metadata:
     """Topics' partitions and their leaders, as the brokers report them (any thread).
 
     They are read again and again while a service runs, so not through the AdminClient (see
-    ``forced_resets.py``), but through a consumer, whose metadata requests create no topics.
+    ``forced_resets.py``), but through a consumer, whose metadata requests create no topics. It goes
+    on asking for a topic that is not there once a second, for as long as it lives; so whether there
+    is one at all, the AdminClient is asked.
     """
 
     def __init__(self, consumer: SharedClient[Consumer], requests: RequestRetry) -> None:
         self._consumer = consumer
         self._requests = requests
         self._counts: dict[str, PartitionCount] = {}
+        self._seen: set[str] = set()
+        """Topics that were there when they were asked for last."""
 
     def read(self, topic: str, *, remember: bool = False) -> TopicMetadata:
         """A topic's partitions and their leaders now.
@@ -74,10 +78,18 @@ class Metadata:
         deadline = time.monotonic() + REQUEST_TIMEOUT
         while True:
             try:
+                if topic not in self._seen:
+                    self._requests.run_admin(
+                        f"asking for topic {topic}",
+                        AdminClient.describe_topics,
+                        TopicCollection([topic]),
+                    )
                 found = self._requests.run(
                     f"asking for topic {topic}", self._consumer, lambda c: self._ask(c, topic)
                 )
+                self._seen.add(topic)
             except NotFound as error:
+                self._seen.discard(topic)
                 now = time.monotonic()
                 if known is not None and now < min(deadline, known.read_at + COUNT_TTL):
                     time.sleep(0.05)
@@ -118,6 +130,7 @@ class Metadata:
     def forget(self, topic: str) -> None:
         """Believe nothing that was read of this topic."""
         self._counts.pop(topic, None)
+        self._seen.discard(topic)
 
     def partition_count(self, topic: str) -> int:
         """How many partitions a topic has; asked again after a minute.
