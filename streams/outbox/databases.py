@@ -110,6 +110,12 @@ class Database(ABC):
         sql = self.dialect.fetch(of_topic="topic" in parameters)
         return list(map(Row._make, await self.execute(sql, parameters)))
 
+    async def connect_to_delete(self, lease: float) -> None:  # noqa: B027 - where it is of use
+        """Have a connection on which rows are deleted while others are read.
+
+        :param lease: see :meth:`connect`.
+        """
+
     async def delete(self, sequences: Sequence[int]) -> None:
         """Delete rows that the log has."""
         given = {"sequences": self.dialect.list_parameter(sequences)}
@@ -190,7 +196,6 @@ class PostgresDatabase(Database):
         self._dialect = PostgresDialect(tables)
         self._turn = asyncio.Lock()
         self._deleting: PostgresDatabase | None = None
-        """A connection on which rows are deleted while the next ones are read."""
 
     @property
     @override
@@ -237,11 +242,14 @@ class PostgresDatabase(Database):
         types = await self.execute(_PAYLOAD_TYPE, {"outbox": self.dialect.tables.outbox})
         if types:
             self.dialect.read_payload_as(types[0][0])
+
+    @override
+    async def connect_to_delete(self, lease: float) -> None:
         self._deleting = type(self)(self.dsn, self.dialect.tables)
         await self._deleting.open(lease)
 
     async def open(self, lease: float) -> None:
-        """Connect, with nothing but the connection.
+        """Connect, and look at nothing.
 
         :param lease: see :meth:`connect`.
         """
@@ -265,10 +273,8 @@ class PostgresDatabase(Database):
 
     @override
     async def delete(self, sequences: Sequence[int]) -> None:
-        if self._deleting is None:
-            raise Unavailable(f"{self.place}: it is closed")
         given = {"sequences": self.dialect.list_parameter(sequences)}
-        await self._deleting.execute(self.dialect.delete(), given)
+        await (self._deleting or self).execute(self.dialect.delete(), given)
 
     @override
     async def has_tables(self) -> bool:

@@ -278,6 +278,7 @@ class _Session:
     async def __aenter__(self) -> _Session:
         try:
             await self._database.connect(self._options.lease)
+            await self._database.connect_to_delete(self._options.lease)
             await self._database.create_tables()
             self._has_topic_index = await self._database.has_topic_index()
             await self._buckets.join()
