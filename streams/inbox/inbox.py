@@ -18,7 +18,7 @@ import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -475,12 +475,14 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             if self._may_begin(give_up):
                 try:
                     self._make_ready()
-                    session = self.database.begin()
+                    is_begun = message.assignment not in self._to_begin
+                    session = self.database.begin() if is_begun else None
                 except Exception as error:
                     self._out_of_reach(error, give_up, tries)
                 else:
                     self._answers()
-                    return session
+                    if session is not None:
+                        return session
             time.sleep(RETRY_PAUSE * (0.5 + random.random() / 2))
 
     async def begin_async(
@@ -507,13 +509,19 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
                     if not self._ready or self._to_begin:
                         async with asyncio.timeout(left()):
                             await self._make_ready_async()
-                    steps = steps_of(self.database.dialect)
-                    session = await self.database.begin_with_async(next(steps), patience=left())
+                    begun: BegunAsync[R] | None = None
+                    if message.assignment not in self._to_begin:
+                        steps = steps_of(self.database.dialect)
+                        begun = BegunAsync(
+                            await self.database.begin_with_async(next(steps), patience=left()),
+                            steps,
+                        )
                 except Exception as error:
                     self._out_of_reach(error, give_up, tries)
                 else:
                     self._answers()
-                    return BegunAsync(session, steps)
+                    if begun is not None:
+                        return begun
             await asyncio.sleep(RETRY_PAUSE * (0.5 + random.random() / 2))
 
     def _may_begin(self, give_up: float) -> bool:
@@ -594,7 +602,9 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             if not self._ready:
                 self._prepare()
             for owned in self._not_begun():
-                self._set_begun(owned, self._in_session(partial(self._begin_partition, owned)))
+                steps = partial(self._begin_partition, owned)
+                with suppress(OwnershipLost):
+                    self._set_begun(owned, self._in_session(steps))
         finally:
             self._opening.release()
 
@@ -643,7 +653,8 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
                 await self._prepare_async()
             for owned in self._not_begun():
                 steps = partial(self._begin_partition, owned)
-                self._set_begun(owned, await self._in_session_async(steps))
+                with suppress(OwnershipLost):
+                    self._set_begun(owned, await self._in_session_async(steps))
         finally:
             opening.release()
 
@@ -678,25 +689,34 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
     # -- a partition that is new
 
     def _not_begun(self) -> list[Owned]:
-        """What is learned and not begun, of what is still ours."""
+        """What is learned and not begun, of what is certainly still ours."""
         for assignment in list(self._to_begin):
             if assignment in self.begun or assignment.valid_until == -math.inf:
                 self._to_begin.pop(assignment, None)
-        return list(self._to_begin.values())
+        return [each for each in list(self._to_begin.values()) if self._is_ours(each.assignment)]
+
+    def _is_ours(self, assignment: Assignment) -> bool:
+        """Nobody else can have this partition yet."""
+        return self._connection.clock.monotonic() < assignment.valid_until
 
     def _begin_partition(self, owned: Owned, dialect: DialectName) -> Steps[Known]:
+        """:raises OwnershipLost: the partition may be another member's by now, and what was learned
+        of it holds no more: nothing is to be committed.
+        """
         assignment, committed = owned.assignment, owned.assignment.committed
         yield from bound_waits(dialect, lock=BEGIN_LOCK, idle=IDLE_WITH_LOCK)
-        return (
-            yield from begin_partition(
-                dialect,
-                owned.scope,
-                owned.number,
-                start=assignment.position,
-                settled=assignment.position if committed is None else committed.position,
-                end=assignment.log_end,
-            )
+        found = yield from begin_partition(
+            dialect,
+            owned.scope,
+            owned.number,
+            start=assignment.position,
+            settled=assignment.position if committed is None else committed.position,
+            end=assignment.log_end,
         )
+        # After the last statement: who is frozen from here on holds the locks of what it changed.
+        if not self._is_ours(assignment):
+            raise OwnershipLost(f"{owned.scope.topic}/{owned.scope.partition}: it is not ours now")
+        return found
 
     def _set_begun(self, owned: Owned, known: Known) -> None:
         """A partition was begun; say where what is known of it does not fit the log."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from copy import copy
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from uuid import uuid4
 
 import pytest
@@ -13,6 +15,7 @@ import redis
 
 from streams import DeadLetterManager, Dedup, Message, Retry, Sqlite, Streams, Topic
 from streams.derived_records import redrives_of
+from streams.inbox.identity import position_text
 from streams.testing import harness
 from tests.inbox.kinds import KINDS, Place
 from tests.servers.find import RedisAddress
@@ -67,6 +70,39 @@ async def test_a_batch_gives_its_messages_the_names_that_each_has_alone(tmp_path
                 await topic.connection.publisher.publish(topic.name, record)
             await h.settled()
     assert set(together) == {True, False}
+
+
+async def test_who_may_have_lost_a_partition_begins_nothing_of_it(tmp_path: Path) -> None:
+    """It was frozen, say: where it saw the log end, others have written and purged since."""
+    place = Place(str(tmp_path / "effects.db"))
+    app = Streams("memory://")
+    topic = app.topic("numbers", int, partitions=1)
+
+    @app.processor(topic, group="g", transaction=Sqlite(place.place))
+    def handle(value: int, message: Message[int, sqlite3.Connection]) -> None:
+        SQLITE.write(message.transaction, "handled", value)
+
+    async with harness(app) as h:
+        await topic.publish(1)
+        await h.settled()
+        inbox: Any = handle.inbox
+        (owned,) = inbox.identities._owned.values()
+        mark = position_text(100)
+        place.execute(f"UPDATE streams_inbox_marks SET mark = '{mark}'")
+        stale = copy(owned.assignment)
+        stale.log_end = 1
+        inbox._to_begin[stale] = owned._replace(assignment=stale)
+        # Before the transaction; within it.
+        for is_ours in ([False], [True, False]):
+            inbox._is_ours = Mock(side_effect=is_ours)
+            await asyncio.to_thread(inbox._make_ready)
+            assert stale in inbox._to_begin
+            assert stale not in inbox.begun
+            assert place.execute("SELECT mark FROM streams_inbox_marks") == [(mark,)]
+        inbox._is_ours = lambda _: True
+        await asyncio.to_thread(inbox._make_ready)
+        assert stale in inbox.begun
+        assert place.execute("SELECT mark FROM streams_inbox_marks") != [(mark,)]
 
 
 async def test_an_id_in_the_value_goes_before_one_in_the_headers(
