@@ -176,7 +176,8 @@ class Freezer:
             def check(message: Message[Any]) -> None:
                 check_owned(message)
                 entry = inbox.identities.known_entry(message)
-                if entry is not None:
+                # What is not begun yet, who thaws does not begin: he is not refused by a mark.
+                if entry is not None and message.assignment in inbox.begun:
                     self._at([entry])
 
             inbox.check_owned = check  # type: ignore[method-assign]
