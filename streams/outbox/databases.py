@@ -84,6 +84,8 @@ class Database(ABC):
     def __init__(self, place: str) -> None:
         self.place = place
         """What it is, without secrets."""
+        self._deleting: Database = self
+        """On whose connection rows are deleted."""
 
     @property
     @abstractmethod
@@ -119,7 +121,7 @@ class Database(ABC):
     async def delete(self, sequences: Sequence[int]) -> None:
         """Delete rows that the log has."""
         given = {"sequences": self.dialect.list_parameter(sequences)}
-        await self.execute(self.dialect.delete(), given)
+        await self._deleting.execute(self.dialect.delete(), given)
 
     @abstractmethod
     async def transaction(self, steps: Steps[T]) -> T:
@@ -195,7 +197,6 @@ class PostgresDatabase(Database):
         self._secrets = secrets_of(dsn)
         self._dialect = PostgresDialect(tables)
         self._turn = asyncio.Lock()
-        self._deleting: PostgresDatabase | None = None
 
     @property
     @override
@@ -245,8 +246,8 @@ class PostgresDatabase(Database):
 
     @override
     async def connect_to_delete(self, lease: float) -> None:
-        self._deleting = type(self)(self.dsn, self.dialect.tables)
-        await self._deleting.open(lease)
+        self._deleting = other = type(self)(self.dsn, self.dialect.tables)
+        await other.open(lease)
 
     async def open(self, lease: float) -> None:
         """Connect, and look at nothing.
@@ -266,15 +267,9 @@ class PostgresDatabase(Database):
 
     @override
     async def close(self) -> None:
-        deleting, self._deleting = self._deleting, None
-        if deleting is not None:
-            await deleting.close()
+        if self._deleting is not self:
+            await self._deleting.close()
         await self._close()
-
-    @override
-    async def delete(self, sequences: Sequence[int]) -> None:
-        given = {"sequences": self.dialect.list_parameter(sequences)}
-        await (self._deleting or self).execute(self.dialect.delete(), given)
 
     @override
     async def has_tables(self) -> bool:

@@ -44,6 +44,9 @@ BUCKETS = 16
 ROW_BYTES = 256
 """What a row counts beside its payload, where bytes are bounded."""
 
+_IS_WITHIN_BYTES = f"total - size - {ROW_BYTES} < :bytes"
+"""Whether what stands before a row leaves room for it; the first one is always taken."""
+
 COUNT_LIMIT = 100_000
 """Rows that are counted at most; more are as many."""
 
@@ -308,12 +311,16 @@ class Dialect:
         return f"""
             SELECT sequence, bucket, id, aggregatetype, aggregateid, payload, keytype, headers,
                 size, held
-            FROM (
-                SELECT r.*, sum(size + {ROW_BYTES}) OVER (
-                    ORDER BY {order} ROWS UNBOUNDED PRECEDING) AS total
-                FROM ({self.ready_rows(of_topic=of_topic)}) AS r
-            ) AS r WHERE total - size - {ROW_BYTES} < :bytes ORDER BY {order}
+            FROM ({self._with_total(self.ready_rows(of_topic=of_topic), order)}) AS r
+            WHERE {_IS_WITHIN_BYTES} ORDER BY {order}
             """
+
+    def _with_total(self, rows: str, order: str) -> str:
+        """Rows with the bytes of all up to each, for :data:`_IS_WITHIN_BYTES`."""
+        return (
+            f"SELECT r.*, sum(size + {ROW_BYTES}) OVER ("
+            f"ORDER BY {order} ROWS UNBOUNDED PRECEDING) AS total FROM ({rows}) AS r"
+        )
 
     def ready_rows(self, *, of_topic: bool = False) -> str:
         """The same, up to a number.
@@ -807,12 +814,9 @@ class SqliteDialect(Dialect):
                 CASE WHEN o.payload IS NULL THEN NULL ELSE hex(o.payload) END,
                 o.keytype, o.headers, r.size, r.held
             )) AS blob)
-            FROM (
-                SELECT sequence, size, held, sum(size + {ROW_BYTES}) OVER (
-                    ORDER BY sequence ROWS UNBOUNDED PRECEDING) AS total
-                FROM ({ready})
-            ) AS r CROSS JOIN {self.tables.outbox} AS o ON o.sequence = r.sequence
-            WHERE r.total - r.size - {ROW_BYTES} < :bytes
+            FROM ({self._with_total(ready, "sequence")}) AS r
+            CROSS JOIN {self.tables.outbox} AS o ON o.sequence = r.sequence
+            WHERE {_IS_WITHIN_BYTES}
             """
 
     def list_of(self, name: str, kind: str) -> str:
