@@ -79,11 +79,7 @@ class Metadata:
         while True:
             try:
                 if topic not in self._seen:
-                    self._requests.run_admin(
-                        f"asking for topic {topic}",
-                        AdminClient.describe_topics,
-                        TopicCollection([topic]),
-                    )
+                    self.describe(topic)
                 found = self._requests.run(
                     f"asking for topic {topic}", self._consumer, lambda c: self._ask(c, topic)
                 )
@@ -103,6 +99,16 @@ class Metadata:
             if remember:
                 self._counts[topic] = PartitionCount(len(found.partitions), time.monotonic())
             return found
+
+    def describe(self, topic: str) -> Any:
+        """The ``TopicDescription`` of a topic, as the AdminClient has it, which goes on asking for
+        none.
+
+        :raises NotFound: there is no such topic.
+        """
+        return self._requests.run_admin(
+            f"asking for topic {topic}", AdminClient.describe_topics, TopicCollection([topic])
+        )
 
     @staticmethod
     def _ask(consumer: Consumer, topic: str) -> TopicMetadata:
@@ -263,11 +269,8 @@ class Topics:
 
         :raises Unavailable: no broker answers.
         """
-        wanted = TopicCollection([topic])
         try:
-            found = self._requests.run_admin(
-                f"asking for topic {topic}", AdminClient.describe_topics, wanted
-            )
+            found = self._metadata.describe(topic)
         except Unavailable:
             raise
         except LogError:
