@@ -388,7 +388,8 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         return found or self.identities.entry(message, self.learn(message), value_id)
 
     def known_entries(self, messages: Sequence[Message[Any]]) -> list[Entry] | None:
-        """Those of a batch, where nothing need be asked or looked up for any of them; else None."""
+        """Those of a batch, where neither the log need be asked for any of them nor its value; else
+        None."""
         if any(each.id_reader is not None for each in self._decodings.values()):
             return None
         return self.identities.known_entries(messages)
@@ -475,14 +476,13 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             if self._may_begin(give_up):
                 try:
                     self._make_ready()
-                    is_begun = message.assignment not in self._to_begin
-                    session = self.database.begin() if is_begun else None
+                    self._check_begun(message)
+                    session = self.database.begin()
                 except Exception as error:
                     self._out_of_reach(error, give_up, tries)
                 else:
                     self._answers()
-                    if session is not None:
-                        return session
+                    return session
             time.sleep(RETRY_PAUSE * (0.5 + random.random() / 2))
 
     async def begin_async(
@@ -506,22 +506,16 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             self.check_owned(message)
             if self._may_begin(give_up):
                 try:
-                    if not self._ready or self._to_begin:
-                        async with asyncio.timeout(left()):
-                            await self._make_ready_async()
-                    begun: BegunAsync[R] | None = None
-                    if message.assignment not in self._to_begin:
-                        steps = steps_of(self.database.dialect)
-                        begun = BegunAsync(
-                            await self.database.begin_with_async(next(steps), patience=left()),
-                            steps,
-                        )
+                    async with asyncio.timeout(left()):
+                        await self._make_ready_async()
+                    self._check_begun(message)
+                    steps = steps_of(self.database.dialect)
+                    session = await self.database.begin_with_async(next(steps), patience=left())
                 except Exception as error:
                     self._out_of_reach(error, give_up, tries)
                 else:
                     self._answers()
-                    if begun is not None:
-                        return begun
+                    return BegunAsync(session, steps)
             await asyncio.sleep(RETRY_PAUSE * (0.5 + random.random() / 2))
 
     def _may_begin(self, give_up: float) -> bool:
@@ -694,6 +688,11 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             if assignment in self.begun or assignment.valid_until == -math.inf:
                 self._to_begin.pop(assignment, None)
         return [each for each in list(self._to_begin.values()) if self._is_ours(each.assignment)]
+
+    def _check_begun(self, message: Message[Any]) -> None:
+        """:raises Busy: the message's partition could not be begun, as it is not certainly ours."""
+        if message.assignment in self._to_begin:
+            raise Busy(f"{message.position}: it is not certain whose its partition is")
 
     def _is_ours(self, assignment: Assignment) -> bool:
         """Nobody else can have this partition yet."""
