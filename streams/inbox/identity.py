@@ -128,30 +128,27 @@ class Identities:
 
     def known_entry(self, message: Message[Any], value_id: str | None = None) -> Entry | None:
         """As :meth:`entry`; None: its partition was not learned under this ownership yet."""
-        batch, _ = row_of(message)
-        owned = self._owned.get((batch.topic, batch.partition))
-        if owned is None or owned.assignment is not batch.assignment:
-            return None
-        return self.entry(message, owned, value_id)
+        owned = self._owned_of(row_of(message)[0])
+        return None if owned is None else self.entry(message, owned, value_id)
 
     def known_entries(self, messages: Sequence[Message[Any]]) -> list[Entry] | None:
-        """Those of messages which are all known by nothing but the IDs of their headers; None: not
-        all are."""
+        """As :meth:`known_entry` of each; None: one of their partitions was not learned yet."""
         found: list[Entry] = []
         last: Batch | None = None
         owned: Owned | None = None
         for message in messages:
-            batch, index = row_of(message)
-            if batch is not last:
-                last, owned = batch, self._owned.get((batch.topic, batch.partition))
-                if owned is None or owned.assignment is not batch.assignment:
+            batch, _ = row_of(message)
+            if owned is None or batch is not last:
+                last, owned = batch, self._owned_of(batch)
+                if owned is None:
                     return None
-            identity = batch.ids[index]
-            if owned is None or owned.is_retry_topic or identity is None or "\0" in identity:
-                return None
-            id = entry_id(owned.source, identity)
-            found.append(Entry(id, owned.number, int(batch.offsets[index]), 0))
+            found.append(self.entry(message, owned))
         return found
+
+    def _owned_of(self, batch: Batch) -> Owned | None:
+        """The partition of a batch; None: it was not learned under this ownership yet."""
+        owned = self._owned.get((batch.topic, batch.partition))
+        return owned if owned is not None and owned.assignment is batch.assignment else None
 
     def learn(self, owned: Owned) -> None:
         """The messages of this partition are handled from now on."""
