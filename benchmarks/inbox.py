@@ -30,7 +30,7 @@ from benchmarks.counting import MessageCounter
 from benchmarks.orders import KEYS, PARTITIONS, Order, customer
 from benchmarks.ours import Answer, run, wait_done
 from streams import AsyncPsycopg, Message, Streams
-from streams.inbox.tables import Timeouts, ddl
+from streams.inbox.tables import ddl
 from tests.servers import find
 from tests.servers.lifetime import Lifetime
 
@@ -46,8 +46,8 @@ UPDATE_MANY = (
 INSERT = "INSERT INTO seen (id) VALUES (%s) ON CONFLICT DO NOTHING"
 INSERT_MANY = "INSERT INTO seen (id) SELECT unnest(%s::text[]) ON CONFLICT DO NOTHING RETURNING id"
 TAKE = "SELECT streams_inbox_take(%s, %s, %s, %s, %s, %s)"
-TIMEOUTS = Timeouts(lock=10_000, idle=10_000)
-"""In milliseconds."""
+TIMEOUTS = ("10000", "10000")
+"""Milliseconds that the statement waits for a lock, and between two of its transaction."""
 
 _lifetime = Lifetime()
 
@@ -149,7 +149,7 @@ class _InboxTables:
             ",".join([str(each.partition) for each in found]),
             ",".join([str(each.offset) for each in found]),
             ",".join(["0"] * len(found)),
-            *map(str, TIMEOUTS),
+            *TIMEOUTS,
         )
         done = await connection.execute(TAKE, parameters)
         verdicts = (await done.fetchone())[0]
