@@ -201,6 +201,11 @@ class Freezer:
                 signal.raise_signal(signal.SIGSTOP)  # this thread goes no step further
 
 
+def application_name(pid: int) -> str:
+    """What PostgreSQL shows of a worker's connections."""
+    return f"worker {pid}"
+
+
 def say(what: object) -> None:
     """A line on stdout."""
     os.write(1, json.dumps(what).encode() + b"\n")
@@ -222,6 +227,7 @@ async def _replay(worker: Worker, topic: str) -> None:
 
 
 def main(arguments: list[str]) -> None:
+    os.environ["PGAPPNAME"] = application_name(os.getpid())
     worker = build(*[each for each in arguments if each != "--replay"])
     inbox = worker.processor.inbox
     assert isinstance(inbox, Inbox)

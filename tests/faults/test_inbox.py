@@ -36,7 +36,7 @@ from streams import DeadLetterManager, LogError, Streams
 from streams.engine.progress import decode_generation
 from streams.replay import reset
 from tests.faults.ground import DURABLE, Server
-from tests.faults.inbox_worker import TABLE, Frozen, is_poison
+from tests.faults.inbox_worker import TABLE, Frozen, application_name, is_poison
 from tests.faults.sizes import SEED
 from tests.servers.kafka import Kafka
 from tests.servers.lifetime import Lifetime, until
@@ -146,6 +146,21 @@ class Books:
             return int(self.select(f"SELECT count(*) FROM effects{which}")[0][0])
         except psycopg.OperationalError:
             return None
+
+    def is_cut_off(self, worker: int) -> bool:
+        """A process that is frozen has sent a part of what its driver sends in one go (psycopg's
+        ``executemany``). PostgreSQL waits for the rest with no limit, and rows stay locked."""
+        if self.server is None:
+            return False
+
+        def waiting() -> list[tuple[Any, ...]] | None:
+            active = self.select(
+                "SELECT wait_event FROM pg_stat_activity WHERE state = 'active' "
+                f"AND application_name = '{application_name(worker)}'"
+            )
+            return active if set(active) <= {("ClientRead",)} else None
+
+        return bool(until(waiting, 60, "what it had begun has ended"))
 
     def is_purged(self, frozen: Frozen) -> bool:
         """Its row is gone, and the mark of its partition is beyond it."""
@@ -413,7 +428,8 @@ class Stage:
                 self.publish_more()
                 answer, order = victim.ask(order, 3), b""
             os.waitpid(victim.process.pid, os.WUNTRACED)  # it has stopped
-            if not any(map(is_held, self._files())):
+            is_cut_off = self.books.is_cut_off(victim.process.pid)
+            if not is_cut_off and not any(map(is_held, self._files())):
                 return Frozen(*answer)
             victim.process.send_signal(signal.SIGCONT)
 
