@@ -502,10 +502,9 @@ class SqliteDatabase(Database):
 
         def fetch() -> list[Row]:
             connection = self._opened()
-            try:
-                return rows_of_document(execution.sqlite_rows(connection, document)[0][0])
-            except (sqlite3.Error, ValueError):
-                return self._fetch_one_by_one(connection, ready, parameters["bytes"])
+            with suppress(sqlite3.Error, ValueError):
+                return rows_of_document(*execution.sqlite_rows(connection, document)[0])
+            return self._fetch_one_by_one(connection, ready, parameters["bytes"])
 
         rows: list[Row] = await self._in_thread(fetch)
         return rows

@@ -388,13 +388,14 @@ class Dialect:
 
     def _before(self, row: str, state: int) -> str:
         """Whether a row before this one, of the same key, is in a state. Nearly always none of any
-        key is: that is looked up once for a statement, and nothing for each row then."""
+        key is: that is looked up once for a statement, and nothing for each row then (with AND for
+        CASE, SQLite would look up both)."""
         outbox = self.tables.outbox
         return (
-            f"(EXISTS (SELECT 1 FROM {outbox} WHERE state = {state}) "
-            f"AND EXISTS (SELECT 1 FROM {outbox} AS f WHERE f.state = {state} "
+            f"CASE WHEN EXISTS (SELECT 1 FROM {outbox} WHERE state = {state}) "
+            f"THEN EXISTS (SELECT 1 FROM {outbox} AS f WHERE f.state = {state} "
             f"AND f.aggregatetype = {row}.aggregatetype AND f.aggregateid = {row}.aggregateid "
-            f"AND f.sequence < {row}.sequence))"
+            f"AND f.sequence < {row}.sequence) ELSE false END"
         )
 
     def delete(self) -> str:
@@ -800,10 +801,12 @@ class SqliteDialect(Dialect):
         return f"coalesce(length(CAST({text} AS blob)), 0)"
 
     def fetch_as_document(self, *, of_topic: bool = False) -> str:
-        """As :meth:`fetch`, all rows in one JSON document, for :func:`rows_of_document`. Only how
-        large they are is added up; what they hold is read of those that are taken.
+        """As :meth:`fetch`, all rows in one, for :func:`rows_of_document`: a JSON document of what
+        they hold, where each payload is its length, and the payloads one after the other. Only how
+        large rows are is added up; what they hold is read of those that are taken.
 
-        It fails where a row has what JSON cannot hold, or where SQLite makes no text so long.
+        It fails where a row has what JSON cannot hold, or where SQLite makes no text so long; and
+        the document of a file whose texts are UTF-16 is UTF-16 itself, which is no JSON.
         """
         columns = f"sequence, {self._row_size()} AS size, {self._held('o')} AS held"
         ready = self._ready(columns, of_topic=of_topic)
@@ -811,9 +814,9 @@ class SqliteDialect(Dialect):
             SELECT CAST(json_group_array(json_array(
                 o.sequence, {self.bucket}, coalesce(o.messageid, CAST(o.id AS text)),
                 o.aggregatetype, o.aggregateid,
-                CASE WHEN o.payload IS NULL THEN NULL ELSE hex(o.payload) END,
+                CASE WHEN o.payload IS NULL THEN NULL ELSE {self.size} END,
                 o.keytype, o.headers, r.size, r.held
-            )) AS blob)
+            )) AS blob), CAST(coalesce(group_concat(o.payload, ''), '') AS blob)
             FROM ({self._with_total(ready, "sequence")}) AS r
             CROSS JOIN {self.tables.outbox} AS o ON o.sequence = r.sequence
             WHERE {_IS_WITHIN_BYTES}
@@ -834,15 +837,20 @@ class SqliteDialect(Dialect):
         return f"SELECT count(*), {self.now} - max(seen) FROM {self.tables.relays}"
 
 
-def rows_of_document(document: bytes) -> list[Row]:
-    """The rows that :meth:`SqliteDialect.fetch_as_document` has made a document of.
+def rows_of_document(document: bytes, payloads: bytes) -> list[Row]:
+    """The rows that :meth:`SqliteDialect.fetch_as_document` has put together.
 
-    :raises ValueError: one of them has a text that is no UTF-8.
+    :raises ValueError: one of them has a text that is no UTF-8, or the payloads are not what the
+        document says.
     """
     found: list[list[Any]] = orjson.loads(document)
+    end = 0
     for row in found:
-        if row[_PAYLOAD] is not None:
-            row[_PAYLOAD] = bytes.fromhex(row[_PAYLOAD])
+        if (length := row[_PAYLOAD]) is not None:
+            start, end = end, end + length
+            row[_PAYLOAD] = payloads[start:end]
+    if end != len(payloads):
+        raise ValueError(f"payloads of {len(payloads):,} bytes, and of {end:,} by the document")
     return list(map(Row._make, found))
 
 

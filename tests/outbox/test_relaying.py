@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, closing
+from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -387,7 +388,7 @@ async def test_a_document_of_rows_holds_what_they_hold_one_by_one(
                 documented = await database.fetch(given)
                 monkeypatch.setattr(database, "_fetch_one_by_one", one_by_one)
                 with monkeypatch.context() as broken:
-                    broken.setattr(databases, "rows_of_document", lambda _: int("no document"))
+                    broken.setattr(databases, "rows_of_document", lambda *_: int("no document"))
                     assert await database.fetch(given) == documented
                 assert bool(documented) == (of_topic.get("topic") != "?")
         everything = fetch_parameters(database, limit=1_000, bytes=1 << 30)
@@ -399,6 +400,27 @@ async def test_a_document_of_rows_holds_what_they_hold_one_by_one(
             found = (await database.fetch(everything))[-1]
             assert (found.key, found.keytype) in {("\udcff", "text"), ("c", b"\0")}
             place.run("DELETE FROM outbox WHERE id = 'i'")
+    finally:
+        await database.close()
+
+
+async def test_payloads_of_a_file_whose_texts_are_utf16(tmp_path: Path) -> None:
+    """In which SQLite would change bytes that it puts one after the other, and not their number."""
+    place = Place(f"sqlite:///{tmp_path / 'utf16.db'}")
+    with closing(place.connect()) as connection:
+        connection.execute("PRAGMA encoding = 'UTF-16le'")
+        connection.execute("CREATE TABLE orders (name TEXT)")
+    await asyncio.to_thread(place.create)
+    payloads = [b"\x00\xd8a\x00", b"", b"\xff\xff", "ä".encode(), None]
+    for number, payload in enumerate(payloads):
+        place.run(f"{FIVE}) VALUES (?, 'orders', ?, 't', ?)", (str(uuid4()), f"ä{number}", payload))
+    database = World(place.dsn, relayed_by="command").outbox.open()
+    await database.connect(30.0)
+    try:
+        await database.execute("UPDATE outbox_buckets SET owner = 'me'")
+        found = await database.fetch(fetch_parameters(database, limit=10, bytes=1 << 20))
+        assert [row.payload for row in found] == payloads
+        assert [row.key for row in found] == [f"ä{number}" for number in range(len(payloads))]
     finally:
         await database.close()
 
