@@ -140,7 +140,9 @@ class FirstPlace(NamedTuple):
     """
 
     text: str
+    topic: str
     partition: int
+    offset: int
 
 
 def first_place(message: Message[Any], *, has_come_back: bool) -> FirstPlace:
@@ -151,10 +153,11 @@ def first_place(message: Message[Any], *, has_come_back: bool) -> FirstPlace:
     origin = header_text(message.raw.headers, ORIGIN) if has_come_back else None
     found = wire.parse_position(origin)
     if origin is not None and found is not None:
-        return FirstPlace(origin, found[1])
+        return FirstPlace(origin, *found)
     batch, index = row_of(message)
-    offset = wire.format_offset(batch.offset(index))
-    return FirstPlace(f"{batch.topic}/{batch.partition}/{offset}", batch.partition)
+    topic, partition, offset = batch.topic, batch.partition, batch.offset(index)
+    text = f"{topic}/{partition}/{wire.format_offset(offset)}"
+    return FirstPlace(text, topic, partition, offset)
 
 
 def dead_letter_maker(

@@ -8,7 +8,9 @@ where the message names one, else the topic and partition; a message without an 
 its place.
 
 **Its partition** (:class:`Scope`) is where its position counts: one partition in one incarnation,
-of one group in one generation. What was purged is known by a position there.
+of one group in one generation. What was purged is known by a position there. A message that came
+back by a retry topic has two positions: there, and where it stood first. Whoever had it from either
+may still have it, so its row stays until it can be known by both.
 
 An identity is stored as the ID behind eight bytes of a digest (BLAKE2b) of all the rest, so that
 IDs which ascend, as UUIDv7 do, are written at the end of the table's index; a partition is eight
@@ -61,13 +63,24 @@ class Scope(NamedTuple):
         return int.from_bytes(digest(*self)[:8], "big") >> 1
 
 
+class FirstStood(NamedTuple):
+    """Where a message stood that has come back."""
+
+    scope: int
+    position: int
+
+
 class Entry(NamedTuple):
-    """A message as the inbox knows it."""
+    """A message as the inbox knows it.
+
+    :param first: where it stood first, if that is another partition.
+    """
 
     id: bytes
     scope: int
     position: int
     redrive: int
+    first: FirstStood | None = None
 
 
 class Owned(NamedTuple):
@@ -192,19 +205,22 @@ class Identities:
         generation = message_generation(
             message.header(GENERATION) if came_back else None, owned.assignment
         )
-        source = header_text(headers, SOURCE)
-        if not source:
-            place = first_place(message, has_come_back=came_back)
-            source = f"{owned.source_topic}/{place.partition}"
+        place = first_place(message, has_come_back=came_back)
+        source = header_text(headers, SOURCE) or f"{owned.source_topic}/{place.partition}"
         # The topic may have been made anew since the message failed.
         stated = header_text(headers, INCARNATION) if came_back else None
         incarnation = stated or owned.source_incarnation
+        first: FirstStood | None = None
+        if came_back and place.topic == owned.source_topic:
+            scope = Scope(incarnation, self._group, generation, place.topic, place.partition)
+            first = FirstStood(scope.number, int(place.offset))
         return Entry(
             entry_id(digest(incarnation, self._group, generation, source)[:8], name),
             owned.number,
             int(offset),  # one of Redis shows itself otherwise
             min(redrives_of(headers), MAX_REDRIVES),
+            first,
         )
 
 
-__all__ = ["Entry", "Identities", "Owned", "Scope", "digest", "position_text"]
+__all__ = ["Entry", "FirstStood", "Identities", "Owned", "Scope", "digest", "position_text"]

@@ -4,7 +4,8 @@ A row may go once its group has committed a position behind it and it is older t
 ``keep``. What is gone is known by the partition's *mark*: a message that stands below it was
 settled. So a process that was frozen, and wakes when the row is gone, does not handle it again.
 Where no young row stands below what the group has committed, the mark is that position, whether
-rows were there or not: a message that came back was settled by a row in another partition.
+rows were there or not: a message that came back was settled by a row in another partition. Such a
+row goes once the mark of the partition where its message stood first has passed that place, too.
 
 That needs care on PostgreSQL, where a handler may have read the mark before it was raised, and
 insert its row after the other was deleted. So rows are deleted in three steps, each a transaction:

@@ -2,7 +2,9 @@
 
 ``streams_inbox``
     A row for each message that was handled, or given up as dead, by its identity: eight bytes, and
-    the message ID as it is (``convert_from(substr(id, 9), 'UTF8')``).
+    the message ID as it is (``convert_from(substr(id, 9), 'UTF8')``). ``first_scope`` and
+    ``first_position`` say where one that came back stood first: its row stays until it can be known
+    by the marks of both partitions.
 ``streams_inbox_marks``
     A row for each partition that was taken up: below its ``mark`` everything was settled, and what
     comes from there is taken for handled. It is 0 at first.
@@ -29,9 +31,9 @@ from typing import NamedTuple
 from streams.databases.locking import begin_locking, milliseconds
 from streams.databases.protocol import DialectName, Statement, Steps
 from streams.errors import ConfigError
-from streams.inbox.identity import Entry, Scope, position_text
+from streams.inbox.identity import Entry, FirstStood, Scope, position_text
 
-VERSION = 1
+VERSION = 2
 
 PREPARING = 7_305_236_104_410_227
 """The advisory lock that is held while tables are made: an arbitrary number."""
@@ -70,9 +72,14 @@ CREATE TABLE streams_inbox (
     position numeric(39) NOT NULL,
     redrive integer NOT NULL,
     dead boolean NOT NULL,
-    handled_at timestamptz NOT NULL DEFAULT now()
+    handled_at timestamptz NOT NULL DEFAULT now(),
+    first_scope bigint,
+    first_position numeric(39)
 )""",
     "CREATE INDEX streams_inbox_positions ON streams_inbox (scope, position)",
+    """\
+CREATE INDEX streams_inbox_first_positions ON streams_inbox (first_scope, first_position)
+WHERE first_scope IS NOT NULL""",
     """\
 CREATE TABLE streams_inbox_marks (
     scope bigint PRIMARY KEY,
@@ -87,7 +94,7 @@ CREATE TABLE streams_inbox_marks (
     """\
 CREATE FUNCTION streams_inbox_take(
     all_ids text, all_scopes text, all_positions text, all_redrives text,
-    lock_timeout text, idle_timeout text
+    all_first_scopes text, all_first_positions text, lock_timeout text, idle_timeout text
 ) RETURNS text LANGUAGE plpgsql AS $body$
 DECLARE
     -- Lists as texts: a driver makes an array far more slowly.
@@ -95,6 +102,8 @@ DECLARE
     scopes bigint[];
     positions numeric[];
     redrives integer[];
+    first_scopes bigint[];
+    first_positions numeric[];
     total integer;
     fresh bytea[];
     purged bytea[];
@@ -105,7 +114,9 @@ BEGIN
     PERFORM set_config('lock_timeout', lock_timeout, true),
         set_config('idle_in_transaction_session_timeout', idle_timeout, true);
     -- One that is new, as nearly all are: without lists, which cost more than the insertion.
-    IF strpos(all_ids, ',') = 0 AND current_setting('transaction_isolation') = 'read committed' THEN
+    IF strpos(all_ids, ',') = 0 AND all_first_scopes = ''
+        AND current_setting('transaction_isolation') = 'read committed'
+    THEN
         INSERT INTO streams_inbox (id, scope, position, redrive, dead)
         VALUES (
             decode(all_ids, 'hex'), all_scopes::bigint, all_positions::numeric,
@@ -127,12 +138,16 @@ BEGIN
     scopes := string_to_array(all_scopes, ',')::bigint[];
     positions := string_to_array(all_positions, ',')::numeric[];
     redrives := string_to_array(all_redrives, ',')::integer[];
+    first_scopes := string_to_array(all_first_scopes, ',', '')::bigint[];
+    first_positions := string_to_array(all_first_positions, ',', '')::numeric[];
     total := cardinality(ids);
     verdicts := array_fill(0, ARRAY[total]);
     WITH inserted AS (
-        INSERT INTO streams_inbox (id, scope, position, redrive, dead)
-        SELECT e.id, e.scope, e.position, e.redrive, false
-        FROM unnest(ids, scopes, positions, redrives) AS e (id, scope, position, redrive)
+        INSERT INTO streams_inbox
+            (id, scope, position, redrive, dead, first_scope, first_position)
+        SELECT e.id, e.scope, e.position, e.redrive, false, e.first_scope, e.first_position
+        FROM unnest(ids, scopes, positions, redrives, first_scopes, first_positions)
+            AS e (id, scope, position, redrive, first_scope, first_position)
         ORDER BY e.id
         ON CONFLICT DO NOTHING
         RETURNING id
@@ -156,7 +171,8 @@ BEGIN
             ELSE
                 UPDATE streams_inbox AS i
                 SET dead = false, redrive = redrives[n], scope = scopes[n],
-                    position = positions[n], handled_at = now()
+                    position = positions[n], handled_at = now(),
+                    first_scope = first_scopes[n], first_position = first_positions[n]
                 WHERE i.id = ids[n];
             END IF;
         END LOOP;
@@ -179,15 +195,28 @@ END $body$""",
     """\
 CREATE FUNCTION streams_inbox_mark_dead(
     entry bytea, entry_scope bigint, entry_position text, entry_redrive integer,
-    lock_timeout text, idle_timeout text
+    entry_first_scope bigint, entry_first_position text, lock_timeout text, idle_timeout text
 ) RETURNS integer LANGUAGE plpgsql AS $body$
 BEGIN
     PERFORM set_config('lock_timeout', lock_timeout, true),
         set_config('idle_in_transaction_session_timeout', idle_timeout, true);
-    INSERT INTO streams_inbox AS i (id, scope, position, redrive, dead)
-    VALUES (entry, entry_scope, entry_position::numeric, entry_redrive, true)
-    ON CONFLICT (id) DO UPDATE SET redrive = greatest(i.redrive, excluded.redrive) WHERE i.dead;
-    IF NOT FOUND THEN RETURN 1; END IF;
+    INSERT INTO streams_inbox AS i
+        (id, scope, position, redrive, dead, first_scope, first_position)
+    VALUES (
+        entry, entry_scope, entry_position::numeric, entry_redrive, true,
+        entry_first_scope, entry_first_position::numeric
+    )
+    ON CONFLICT (id) DO UPDATE
+    SET redrive = excluded.redrive, scope = excluded.scope, position = excluded.position,
+        first_scope = excluded.first_scope, first_position = excluded.first_position,
+        handled_at = excluded.handled_at
+    WHERE i.dead AND i.redrive < excluded.redrive;
+    IF NOT FOUND THEN
+        IF EXISTS (SELECT 1 FROM streams_inbox AS i WHERE i.id = entry AND i.dead) THEN
+            RETURN 3;
+        END IF;
+        RETURN 1;
+    END IF;
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         PERFORM 1 FROM streams_inbox_marks AS m WHERE m.scope = entry_scope FOR SHARE;
     END IF;
@@ -200,7 +229,7 @@ BEGIN
     RETURN 3;
 END $body$""",
     "CREATE TABLE streams_inbox_schema (version integer NOT NULL)",
-    "INSERT INTO streams_inbox_schema VALUES (1)",
+    f"INSERT INTO streams_inbox_schema VALUES ({VERSION})",  # noqa: S608
 )
 
 # A driver may run each of these in a transaction of its own, beside another process's: so each does
@@ -213,9 +242,14 @@ CREATE TABLE IF NOT EXISTS streams_inbox (
     position TEXT NOT NULL,         -- 39 digits
     redrive INTEGER NOT NULL,
     dead INTEGER NOT NULL,
-    handled_at REAL NOT NULL        -- seconds since 1970
+    handled_at REAL NOT NULL,       -- seconds since 1970
+    first_scope INTEGER,
+    first_position TEXT
 ) WITHOUT ROWID""",
     "CREATE INDEX IF NOT EXISTS streams_inbox_positions ON streams_inbox (scope, position)",
+    """\
+CREATE INDEX IF NOT EXISTS streams_inbox_first_positions
+ON streams_inbox (first_scope, first_position) WHERE first_scope IS NOT NULL""",
     """\
 CREATE TABLE IF NOT EXISTS streams_inbox_marks (
     scope INTEGER PRIMARY KEY,
@@ -227,9 +261,9 @@ CREATE TABLE IF NOT EXISTS streams_inbox_marks (
     mark TEXT NOT NULL
 )""",
     "CREATE TABLE IF NOT EXISTS streams_inbox_schema (version INTEGER NOT NULL)",
-    """\
+    f"""\
 INSERT INTO streams_inbox_schema
-SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM streams_inbox_schema)""",
+SELECT {VERSION} WHERE NOT EXISTS (SELECT 1 FROM streams_inbox_schema)""",  # noqa: S608
 )
 
 _TABLES: dict[DialectName, tuple[str, ...]] = {"postgresql": _POSTGRESQL, "sqlite": _SQLITE}
@@ -296,11 +330,12 @@ def _milliseconds(timeouts: Timeouts) -> tuple[str, str]:
 
 _TAKE = Statement(
     "SELECT streams_inbox_take(CAST($1 AS text), CAST($2 AS text), CAST($3 AS text), "
-    "CAST($4 AS text), CAST($5 AS text), CAST($6 AS text))"
+    "CAST($4 AS text), CAST($5 AS text), CAST($6 AS text), CAST($7 AS text), CAST($8 AS text))"
 )
 _MARK_DEAD = Statement(
     "SELECT streams_inbox_mark_dead(CAST($1 AS bytea), CAST($2 AS bigint), CAST($3 AS text), "
-    "CAST($4 AS integer), CAST($5 AS text), CAST($6 AS text))"
+    "CAST($4 AS integer), CAST($5 AS bigint), CAST($6 AS text), CAST($7 AS text), "
+    "CAST($8 AS text))"
 )
 
 
@@ -312,11 +347,12 @@ def take(
     :param entries: each of another message.
     """
     if dialect == "postgresql":
-        ids, *numbers = zip(*entries, strict=True)
+        ids, *numbers, firsts = zip(*entries, strict=True)
         rows = yield _TAKE._replace(
             parameters=(
                 ",".join(map(bytes.hex, ids)),
                 *(",".join(map(str, each)) for each in numbers),
+                *_first_stood(firsts),
                 *_milliseconds(timeouts),
             )
         )
@@ -326,6 +362,16 @@ def take(
     for entry in entries:
         verdicts.append((yield from _take_in_sqlite(entry)))  # noqa: PERF401 - it cannot be
     return verdicts
+
+
+def _first_stood(firsts: Sequence[FirstStood | None]) -> tuple[str, str]:
+    """Where messages stood first, as the function takes it: nothing for most of them, and nothing
+    at all where none has come back."""
+    if not any(firsts):
+        return "", ""
+    scopes = ",".join("" if first is None else str(first.scope) for first in firsts)
+    positions = ",".join("" if first is None else str(first.position) for first in firsts)
+    return scopes, positions
 
 
 _BEGIN_TO_WRITE = Statement("UPDATE streams_inbox_schema SET version = version")
@@ -346,11 +392,16 @@ def _take_in_sqlite(entry: Entry) -> Steps[Verdict]:
             return Verdict.DEAD
     if is_below_mark:
         return Verdict.PURGED
+    first = entry.first
     yield Statement(
         "INSERT OR REPLACE INTO streams_inbox VALUES ($1, $2, $3, $4, 0, "
-        "(julianday('now') - 2440587.5) * 86400)",
-        (entry.id, entry.scope, position, entry.redrive),
-    )
+        "(julianday('now') - 2440587.5) * 86400, $5, $6)",
+        (
+            entry.id, entry.scope, position, entry.redrive,
+            None if first is None else first.scope,
+            None if first is None else position_text(first.position),
+        ),
+    )  # fmt: skip
     return Verdict.NEW
 
 
@@ -360,10 +411,15 @@ def mark_dead(dialect: DialectName, entry: Entry, timeouts: Timeouts) -> Steps[V
     :returns: DEAD, or why it is not: HANDLED or PURGED.
     """
     if dialect == "postgresql":
-        id, scope, position, redrive = entry
+        id, scope, position, redrive, first = entry
         rows = yield _MARK_DEAD._replace(
-            parameters=(id, scope, str(position), redrive, *_milliseconds(timeouts))
-        )
+            parameters=(
+                id, scope, str(position), redrive,
+                None if first is None else first.scope,
+                None if first is None else str(first.position),
+                *_milliseconds(timeouts),
+            )
+        )  # fmt: skip
         return Verdict(rows[0][0])
     yield _BEGIN_TO_WRITE
     verdict = yield from _take_in_sqlite(entry)
@@ -397,13 +453,22 @@ def pending(dialect: DialectName, scope: int) -> Steps[Pending | None]:
     return Pending(bool(rows[0][0])) if rows else None
 
 
+_IS_KNOWN_WHERE_IT_STOOD_FIRST = (
+    "NOT EXISTS (SELECT 1 FROM streams_inbox_marks AS f "
+    "WHERE f.scope = i.first_scope AND f.mark <= i.first_position)"
+)
+"""Whether the mark of the partition where a message stood first refuses who still has it from there
+(a partition without a mark was never taken up). So while a message before it is open there, the row
+of one that came back stays, although its retry topic's mark has passed it."""
+
+
 class OldRows(NamedTuple):
     """What of a partition's rows may go."""
 
     mark: str
     """Everything below this position was settled, and no row below it is young."""
     rows: int
-    """So many rows were found below it."""
+    """So many rows below it may go."""
     is_last: bool
     """Nothing more may go: a young row stands at the mark, or nothing from there on is settled."""
 
@@ -420,14 +485,14 @@ def rows_to_purge(
     now = _NOW[dialect]
     select = (
         f"SELECT CAST(position AS text), handled_at < {now} - {_KEEP[dialect]}, "  # noqa: S608
-        f"handled_at > {now} "
-        f"FROM streams_inbox WHERE scope = CAST($2 AS bigint) "
+        f"handled_at > {now}, {_IS_KNOWN_WHERE_IT_STOOD_FIRST} "
+        f"FROM streams_inbox AS i WHERE scope = CAST($2 AS bigint) "
         f"AND position >= {_position(dialect, 3)} AND position < {_position(dialect, 4)} "
         "ORDER BY position LIMIT CAST($5 AS integer)"
     )
     parameters = (keep, scope, start, settled, limit)
     rows = yield Statement(select, parameters)
-    if any(is_ahead for _, _, is_ahead in rows):
+    if any(is_ahead for _, _, is_ahead, _ in rows):
         # Written while the clock was ahead: they would stay until it gets there again.
         yield Statement(
             f"UPDATE streams_inbox SET handled_at = {now} "  # noqa: S608
@@ -435,12 +500,14 @@ def rows_to_purge(
             (scope,),
         )
         rows = yield Statement(select, parameters)
-    for count, (position, is_old, _) in enumerate(rows):
+    count = 0
+    for position, is_old, _, is_known in rows:
         if not is_old:
             return OldRows(position_text(int(position)), count, is_last=True)
+        count += bool(is_known)
     if len(rows) < limit:
-        return OldRows(settled, len(rows), is_last=True)
-    return OldRows(position_text(int(rows[-1][0]) + 1), len(rows), is_last=False)
+        return OldRows(settled, count, is_last=True)
+    return OldRows(position_text(int(rows[-1][0]) + 1), count, is_last=False)
 
 
 _NOW: Mapping[DialectName, str] = {
@@ -475,7 +542,9 @@ def raise_mark(dialect: DialectName, scope: Scope, number: int, mark: str) -> St
     )
     if dialect == "sqlite":
         yield Statement(
-            "DELETE FROM streams_inbox WHERE scope = $1 AND position < $2", (number, mark)
+            "DELETE FROM streams_inbox AS i WHERE i.scope = $1 AND i.position < $2 "  # noqa: S608
+            f"AND {_IS_KNOWN_WHERE_IT_STOOD_FIRST}",
+            (number, mark),
         )
 
 
@@ -522,18 +591,25 @@ def begin_partition(
         )
         yield Statement(
             f"DELETE FROM streams_inbox WHERE scope = CAST($1 AS bigint) "  # noqa: S608
-            f"AND position >= {_position(dialect, 2)} AND substr(id, 9) = {_PLACE[dialect]}",
+            f"AND position >= {_position(dialect, 2)} "
+            f"AND substr(id, 9) = {_place(dialect, 'position')}",
+            (number, position_text(start), f"{scope.topic}/{scope.partition}/"),
+        )
+        yield Statement(
+            f"DELETE FROM streams_inbox WHERE first_scope = CAST($1 AS bigint) "  # noqa: S608
+            f"AND first_position >= {_position(dialect, 2)} "
+            f"AND substr(id, 9) = {_place(dialect, 'first_position')}",
             (number, position_text(start), f"{scope.topic}/{scope.partition}/"),
         )
     return known
 
 
-_PLACE: Mapping[DialectName, str] = {
-    "postgresql": "convert_to(CAST($3 AS text) || CAST(position AS text), 'UTF8')",
-    "sqlite": "CAST($3 || CAST(position AS integer) AS blob)",
-}
-"""The ID of a message without one that stands at a row's position. (On Redis, which gives no place
-twice, it is written otherwise.)"""
+def _place(dialect: DialectName, position: str) -> str:
+    """The ID of a message without one that stands at the position in this column. (On Redis, which
+    gives no place twice, it is written otherwise.)"""
+    if dialect == "postgresql":
+        return f"convert_to(CAST($3 AS text) || CAST({position} AS text), 'UTF8')"
+    return f"CAST($3 || CAST({position} AS integer) AS blob)"
 
 
 def schedule_deletion(scope: int) -> Steps[None]:
@@ -549,9 +625,11 @@ def schedule_deletion(scope: int) -> Steps[None]:
 def delete_purged(scope: int, limit: int) -> Steps[int]:
     """On PostgreSQL: delete rows below the mark; how many. ``limit``: there may be more."""
     rows = yield Statement(
-        "WITH gone AS (DELETE FROM streams_inbox WHERE id IN (SELECT i.id FROM streams_inbox AS i "
+        "WITH gone AS (DELETE FROM streams_inbox "  # noqa: S608
+        "WHERE id IN (SELECT i.id FROM streams_inbox AS i "
         "JOIN streams_inbox_marks AS m ON m.scope = i.scope AND i.position < m.mark "
-        "WHERE i.scope = CAST($1 AS bigint) LIMIT CAST($2 AS integer)) RETURNING 1) "
+        f"WHERE i.scope = CAST($1 AS bigint) AND {_IS_KNOWN_WHERE_IT_STOOD_FIRST} "
+        "LIMIT CAST($2 AS integer)) RETURNING 1) "
         "SELECT count(*) FROM gone",
         (scope, limit),
     )

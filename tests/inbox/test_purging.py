@@ -13,7 +13,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from streams import Position, Processor, Retry, Streams, Topic
+from streams import DeadLetterManager, Position, Processor, Reject, Retry, Streams, Topic
 from streams.databases import psycopg_database
 from streams.inbox.purging import ROWS_AT_ONCE, Purger
 from streams.log.protocol import Committed
@@ -58,6 +58,8 @@ class Books:
         self.topic: Topic[int] = app.topic(f"orders-{name}", int, partitions=2)
         self.open: set[int] = set()
         """Numbers whose handler fails, so that they are not settled."""
+        self.rejected: set[int] = set()
+        """Numbers whose handler gives them up at once."""
         self.processor: Processor[..., Any] = app.processor(
             self.topic,
             group=f"g-{name}",
@@ -70,6 +72,8 @@ class Books:
     def _look(self, message: Any) -> None:
         if message.value in self.open:
             raise ValueError("not yet")
+        if message.value in self.rejected:
+            raise Reject("not like this")
 
     async def publish(self, numbers: Sequence[int], partition: int) -> list[Position]:
         """Each under its own key and ID."""
@@ -178,6 +182,46 @@ async def test_what_comes_from_below_the_mark_is_settled_without_running(
         assert inbox.stats.losses >= 1
         assert "everything below 5 was settled and purged" in caplog.text
     assert books.place.effects() == {f"m{number}": 1 for number in range(5)}
+
+
+@pytest.mark.parametrize("database", ["psycopg", "sqlite"])
+async def test_what_was_handled_when_it_came_back_is_handled_once_wherever_it_comes_from(
+    database: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Its retry topic has done with it, and its source has not, as a message before it is open.
+    Another tool moves the group back there, and it comes from where it stood first."""
+    kind = BY_NAME[database]
+    where = request.getfixturevalue("postgres") if kind.server else str(tmp_path / "effects.db")
+    app = Streams("memory://")
+    books = Books(app, kind, Place(where))
+    books.open.add(0)
+    books.rejected.add(2)
+    async with harness(app) as h:
+        (first, *_) = await books.publish(range(4), partition=0)
+        await eventually(lambda: books.has_handled([1, 3]), "the others are done")
+        letters = DeadLetterManager(app, f"{books.topic.name}.{books.processor.group}.dead")
+        async with asyncio.timeout(60):
+            while not await letters.count():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        books.rejected.clear()
+        assert await letters.reprocess() == 1
+        await eventually(lambda: books.has_handled([2]), "it is handled when it came back")
+        retry = "SELECT mark FROM streams_inbox_marks WHERE topic LIKE '%.retry'"
+        await eventually(
+            lambda: [int(mark) for (mark,) in books.place.execute(retry)] == [1],
+            "its retry topic has done with it",
+        )
+        assert books.rows() == {"m1", "m2", "m3"}
+        inbox = books.processor.inbox
+        assert inbox is not None
+        before = inbox.stats.duplicates
+        back = {0: Committed(first.offset)}
+        h.log.reset_offsets(books.processor.group, books.topic.name, back, force=True)
+        await eventually(lambda: inbox.stats.duplicates == before + 3, "they came again")
+        books.open.clear()
+        await h.settled()
+        await eventually(lambda: books.rows() == set(), "all of it is purged", PURGED_WITHIN)
+    assert books.place.effects() == {f"m{number}": 1 for number in range(4)}
 
 
 @pytest.mark.parametrize("database", ["psycopg", "async-psycopg"])

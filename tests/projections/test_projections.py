@@ -303,7 +303,7 @@ async def test_what_a_dropped_version_handled_of_its_retry_topic_is_forgotten(
             log = world.app.log
             log.create_topic(retry, 1)
             scope = Scope(log.incarnation(retry), "sums.v1", 0, retry, 0)
-            row = f"(x'00', {scope.number}, '0', 0, 0, 0)"
+            row = f"(x'00', {scope.number}, '0', 0, 0, 0, NULL, NULL)"
             ground.reader.run(f"INSERT INTO streams_inbox VALUES {row}")
         async with world.app:
             await until(lambda: world.projection(2).serving == 2, lambda: "2 does not serve")
