@@ -145,9 +145,9 @@ class ProcessorOptions:
         if database is None:
             return
         if not isinstance(database, Database):
-            yield (
-                f"transaction={database!r}: a Psycopg, AsyncPsycopg, Asyncpg, Sqlite, SQLAlchemy "
-                "or Django, such as transaction=Psycopg('postgresql://...')"
+            yield (  # not shown: it may be an address, with a password
+                f"transaction= is a Psycopg, AsyncPsycopg, Asyncpg, Sqlite, SQLAlchemy or Django, "
+                f"such as transaction=Psycopg('postgresql://...'), not a {type(database).__name__}"
             )
             return
         if self.dead_letters.sequenced:

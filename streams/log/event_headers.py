@@ -126,7 +126,7 @@ def parse_event(value: bytes | None, record_id: str) -> EventHeader | None:
 def event_header(headers: Headers) -> bytes | None:
     """The value of :data:`EVENT`; None where there is none."""
     for name, value in headers:
-        if name == EVENT:
+        if name == EVENT and value is not None:
             return value
     return None
 

@@ -49,6 +49,7 @@ class _Check:
 
     async def __aenter__(self) -> None:
         database, log = self._outbox.open(), self._outbox.app.log
+        self._outbox.check_database(database)
         if isinstance(database, SqliteDatabase) and is_file_of(log, Path(database.path)):
             raise ConfigError(
                 f"{self._outbox!r}: {database.path} is the log's own file, which no other "
@@ -107,8 +108,10 @@ class Outbox:
         max_bytes: int = 1_000_000,
         notify: bool = True,
     ) -> None:
-        if not isinstance(app, Streams):
-            raise ConfigError(f"Outbox({app!r}): a Streams app is needed")
+        if not isinstance(app, Streams):  # not shown: it may be the address, with a password
+            raise ConfigError(
+                f"Outbox(app, database): app is a Streams app, not a {type(app).__name__}"
+            )
         self.tables = Tables(table)
         self.name = table
         """Its name: the table's."""
@@ -132,9 +135,9 @@ class Outbox:
         if isinstance(database, ProviderDatabase):
             self._given = (database, *self._given)
         self._given_address = _address_of(database)
-        if isinstance(self._given_address, str):
-            open_database(self._given_address, self.tables)  # one that cannot work is found now
         self.relayed_by: RelayedBy = relayed_by
+        if isinstance(self._given_address, str):  # one that cannot work is found now
+            self.check_database(open_database(self._given_address, self.tables))
         self.max_bytes = max_bytes
         self._notify = notify
         self._dialects: dict[DialectName, Dialect] = {}
@@ -239,6 +242,7 @@ class Outbox:
     def _writing(self, name: DialectName, rows: Sequence[Mapping[str, Any]]) -> Steps[None]:
         """Write rows, in their order."""
         dialect = self._dialect(name)
+        self._check_relayed(name)
         if self.relayed_by == "debezium":  # what it reads is the insertion
             for row in rows:
                 written = yield statement(dialect.insert_for_debezium(), row)
@@ -248,6 +252,17 @@ class Outbox:
             some = rows[portion]
             sql = dialect.insert(notify=self._notify, rows=len(some))
             yield statement(sql, parameters_of_rows(some))
+
+    def check_database(self, database: Database) -> None:
+        """:raises ConfigError: whoever is to relay its rows cannot."""
+        self._check_relayed("sqlite" if isinstance(database, SqliteDatabase) else "postgresql")
+
+    def _check_relayed(self, dialect: DialectName) -> None:
+        if self.relayed_by == "debezium" and dialect == "sqlite":
+            raise ConfigError(
+                f"{self!r}: relayed_by='debezium' is for PostgreSQL, whose write-ahead log "
+                "Debezium reads; from a SQLite file nothing would be published: leave it out"
+            )
 
     def _check_topic(self, topic: Topic[Any]) -> None:
         """:raises ConfigError: nothing can be published to it from here."""

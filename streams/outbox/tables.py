@@ -193,8 +193,9 @@ class Tables:
 
     def __init__(self, table: str) -> None:
         if not isinstance(table, str) or not _TABLE.fullmatch(table):
+            shown = "..." if "://" in str(table) else repr(table)  # an address has a password
             raise ConfigError(
-                f"Outbox(table={table!r}): a name such as outbox or app.outbox, in lower-case "
+                f"Outbox(table={shown}): a name such as outbox or app.outbox, in lower-case "
                 "letters, digits and _, of 48 characters at most"
             )
         schema, _, name = table.rpartition(".")

@@ -15,11 +15,22 @@ from confluent_kafka import Producer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.log.event_headers import CAUSE, EVENT, FINAL, VOID, make_append, parse_event
+from streams.log.event_headers import (
+    CAUSE,
+    EVENT,
+    FINAL,
+    VOID,
+    event_header,
+    is_final,
+    make_append,
+    parse_event,
+)
 from streams.log.events import NO_HISTORY, Base, EventLog, HistoryRequest
 from streams.log.kafka.arbitration import Arbiter
+from streams.log.kafka.partition_index import event_id
 from streams.log.url import open_log
 from streams.message import ID, Record
+from streams.wire import text
 from tests.docs.blocks import PYTHON, ROOT, blocks
 from tests.servers.find import KafkaAddress
 
@@ -59,14 +70,13 @@ class Message:
 
 def feed(arbiter: Arbiter, message: Message) -> list[tuple[int, int]]:
     """Version and offset of each event that counts with this message, by the toolkit's rule."""
-    headers = dict(message.headers() or ())
-    void = headers.get(VOID)
-    if void is not None:
-        arbiter.void(message.key(), void.decode())
-    record_id = (headers.get(ID) or b"").decode()
-    header = parse_event(headers.get(EVENT), record_id)
-    is_final = headers.get(FINAL) == b"1"
-    counted = arbiter.feed(message.offset(), message.key(), record_id, header, "", is_final)
+    headers = message.headers() or []
+    for name, value in headers:
+        if name == VOID and value is not None:
+            arbiter.void(message.key(), text(value))
+    record_id = text(event_id(headers))
+    header, last = parse_event(event_header(headers), record_id), is_final(headers)
+    counted = arbiter.feed(message.offset(), message.key(), record_id, header, "", last)
     if counted is None or counted.is_refusal:
         return []
     return list(enumerate(counted.offsets, counted.base.version + 1))
@@ -79,7 +89,25 @@ def expected(messages: Sequence[Message]) -> list[tuple[int, int]]:
 
 
 KEYS = tuple(b"key %d" % number for number in range(8))
-STRANGERS = (b"", b"0/1", b"x/1/0/", b"1/2/0//someone", b"0/1/0/x/y/z", b"\xff", None)
+STRANGERS = (
+    b"", b"0/1", b"x/1/0/", b"1/2/0//someone", b"0/1/0/x/y/z", b"\xff", None,
+    b"0/1/0//someone", b"0/10001/0/", b"0/1/3/", b"00/1/0/", b"1/1/0//someone",
+)  # fmt: skip
+"""What others may write into the header of an event: nearly right."""
+
+
+def near_misses() -> list[Headers]:
+    """Records that others made, and that are an event but for one thing, or in spite of one."""
+    event, id = (EVENT, b"0/1/0/"), (ID, b"m")
+    return [
+        [event, (ID, b"a/b")], [event, (ID, b"i" * 201)], [event, (ID, "ä".encode() * 150)],
+        [(EVENT, b"0/1/7/zz"), event, id], [event, (EVENT, b"0/1/7/zz"), id],
+        [event, (ID, b""), id], [event, id, (ID, b"other")], [event, (ID, b"\xff")],
+        [(EVENT, b"0/1/0/" + b"x" * 600), id], [event, id, (FINAL, b"1"), (FINAL, b"0")],
+        [event, id, (FINAL, b"0"), (FINAL, b"1")], [event, id, (VOID, b"m")],
+        [(EVENT, b"0/2/0/"), id], [(EVENT, None), event, id], [event, (ID, b"m\0x")],
+        [event, id, (ID, None)], [event], [id], [],
+    ]  # fmt: skip
 
 
 def append_id_of(record: Record) -> bytes:
@@ -141,6 +169,20 @@ def messages_of(choose: random.Random, length: int) -> list[Message]:
 @given(st.integers(), st.integers(1, 80))
 def test_it_finds_what_the_toolkit_finds(seed: int, length: int) -> None:
     messages = messages_of(random.Random(seed), length)
+    assert [(version, each.offset()) for version, each in EVENTS(messages)] == expected(messages)
+
+
+@pytest.mark.parametrize("key", [b"k", b"", None])
+@pytest.mark.parametrize(
+    "headers", [*near_misses(), *([(EVENT, each), (ID, b"m")] for each in STRANGERS)]
+)
+def test_one_record_that_somebody_made_forks_no_reader(headers: Headers, key: bytes | None) -> None:
+    """Whether it counts, both say the same, and so of all that comes behind it."""
+    behind: list[Headers] = [
+        [(EVENT, b"0/1/0/"), (ID, b"real")], [(EVENT, b"0/1/1/m"), (ID, b"next")],
+        [(EVENT, b"1/2/0//m"), (ID, b"second")],
+    ]  # fmt: skip
+    messages = [Message(number, key, each) for number, each in enumerate([headers, *behind])]
     assert [(version, each.offset()) for version, each in EVENTS(messages)] == expected(messages)
 
 

@@ -275,7 +275,7 @@ def test_what_is_given_up_again_is_known_where_it_stood_last(tables: Tables) -> 
     dialect = tables.database.dialect
     tables.begin(start=0, settled=0, end=9)
     for each in (entry(1), came_back(1, 5, 1)):
-        assert tables.do(lambda each=each: mark_dead(dialect, each, PATIENT)) is Verdict.DEAD
+        assert tables.do(partial(mark_dead, dialect, each, PATIENT)) is Verdict.DEAD
     tables.purge(SCOPE, 2)
     assert tables.rows() == 1
     assert tables.take(entry(1)) == [Verdict.DEAD]

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -290,14 +291,16 @@ def sqlite_of_own_rows(dsn: str) -> Iterator[Any]:
         connection.commit()
 
 
-@pytest.mark.parametrize("relayed_by", ["command", "debezium"])
 @pytest.mark.parametrize(
-    ("connect", "database"),
+    ("connect", "database", "relayed_by"),
     [
-        (psycopg_of_own_rows, "postgres"), (psycopg_of_own_cursors, "postgres"),
-        (sqlite_of_own_rows, "sqlite"),
+        (psycopg_of_own_rows, "postgres", "command"),
+        (psycopg_of_own_rows, "postgres", "debezium"),
+        (psycopg_of_own_cursors, "postgres", "command"),
+        (psycopg_of_own_cursors, "postgres", "debezium"),
+        (sqlite_of_own_rows, "sqlite", "command"),
     ],
-)  # fmt: skip
+)
 async def test_connections_with_rows_or_cursors_of_the_users_own(
     connect: Any, place: Place, relayed_by: Any
 ) -> None:
@@ -339,6 +342,8 @@ async def test_what_is_no_connection_is_refused() -> None:
         ("sqlite:///a.db", {"lease": 0}, "lease=0"),
         ("sqlite:///a.db", {"batch": 0}, "batch=0"),
         ("sqlite:///a.db", {"relayed_by": "nobody"}, "'app', 'command', 'debezium'"),
+        ("sqlite:///a.db", {"relayed_by": "debezium"}, "from a SQLite file nothing would be"),
+        ("sqlite:///a.db", {"table": "postgresql://u:secret@h/d"}, "a name such as outbox"),
     ],
 )
 def test_declarations_that_cannot_work(database: str, options: Any, said: str) -> None:
@@ -346,3 +351,24 @@ def test_declarations_that_cannot_work(database: str, options: Any, said: str) -
         Outbox(Streams("memory://"), database, **options)
     assert said in str(found.value)
     assert "secret" not in str(found.value)
+
+
+def test_an_address_in_the_apps_place_is_not_shown() -> None:
+    with pytest.raises(ConfigError, match="app is a Streams app, not a str") as found:
+        Outbox("postgresql://u:secret@h/d", Streams("memory://"))  # type: ignore[arg-type]
+    assert "secret" not in str(found.value)
+
+
+async def test_what_debezium_cannot_relay_is_refused_when_it_is_known(tmp_path: Path) -> None:
+    """Where the database is, a function says: when the app is entered, or somebody publishes."""
+    file = tmp_path / "shop.db"
+    app = Streams("memory://")
+    outbox = Outbox(app, lambda: f"sqlite:///{file}", relayed_by="debezium")
+    orders = app.topic("orders", Order)
+    with pytest.raises(ConfigError, match="relayed_by='debezium' is for PostgreSQL"):
+        await app.__aenter__()
+    with (
+        closing(sqlite3.connect(file)) as connection,
+        pytest.raises(ConfigError, match="relayed_by='debezium' is for PostgreSQL"),
+    ):
+        outbox.publish_sync(orders, Order("a", 1), connection=connection)

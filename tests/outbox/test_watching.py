@@ -159,6 +159,10 @@ def test_the_doctor(module: str, place: Place, run: Run) -> None:
     world = World(place.dsn, relayed_by="command")
     commit(world, place, "a", 1)
     assert findings(run, module) == [("no", "nobody relays it, and 1 row waits")]
+    said = json.loads(run("doctor", module, "--json").out)["findings"]
+    (remedy,) = [each["do"] for each in said if each["item"] == "outbox"]
+    assert "outbox relay" in remedy
+    assert "streams run" not in remedy  # an app does not relay it
     now = "clock_timestamp()" if place.is_postgres else world.outbox.open().dialect.now
     place.run(f"INSERT INTO outbox_relays VALUES ('r', 1, 1, {now})")
     (yes,) = findings(run, module)

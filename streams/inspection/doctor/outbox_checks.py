@@ -50,14 +50,10 @@ def _check_outbox(inspection: AppInspection, subject: Subject, outbox: Outbox) -
     if relays.seconds is None or relays.seconds > ABSENT:
         rows = texts.plural(backlog.depth, "row")
         waits = "waits" if backlog.depth == 1 else "wait"
-        findings.append(
-            subject.no(
-                f"nobody relays it, and {rows} {waits}",
-                inspection.command(f"run {inspection.target}")
-                + ", or "
-                + inspection.command(f"outbox relay {inspection.target}"),
-            )
-        )
+        relay = inspection.command(f"outbox relay {inspection.target}")
+        if outbox.relayed_by == "app":
+            relay = inspection.command(f"run {inspection.target}") + ", or " + relay
+        findings.append(subject.no(f"nobody relays it, and {rows} {waits}", relay))
     elif backlog.oldest is not None and backlog.oldest > OLD:
         findings.append(
             subject.no(
