@@ -273,6 +273,11 @@ class Declarations(ABC):
         for other in self.declared_topics:
             if other.name != name:
                 continue
+            if other.is_read_only or topic.is_read_only:
+                raise ConfigError(
+                    f"topic {name!r}: these are events that the toolkit appends, and the app has "
+                    "that topic already: read it as aggregate.events"
+                )
             for option in ("partitions", "retention"):
                 before, now = getattr(other, option), getattr(topic, option)
                 if before is not None and now is not None and before != now:

@@ -14,7 +14,7 @@ from streams.app import Streams
 from streams.config import Retry
 from streams.errors import ConfigError, InvalidValue
 from streams.eventsourcing.causes import follow_handlers
-from streams.eventsourcing.declaration_checks import check_app, check_refusals
+from streams.eventsourcing.declaration_checks import check_app, check_fold, check_refusals
 from streams.eventsourcing.definition import Definition, Expected, Options
 from streams.eventsourcing.event_codec import EventCodec
 from streams.eventsourcing.event_topic import EventTopic
@@ -71,8 +71,15 @@ class Aggregate(Generic[E, S]):
     ) -> None:
         where = f"aggregate {name!r}"
         check_app(where, app)
-        if not callable(evolve):
-            raise ConfigError(f"{where}: evolve={evolve!r}: a function of state and event")
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"{where}: its name is a text, such as 'accounts'")
+        check_fold(where, evolve)
+        if codec is not None and not callable(getattr(codec, "bind", None)):
+            raise ConfigError(f"{where}: codec={codec!r}: a codec, such as stream_codecs.Json()")
+        if snapshot is not None and not isinstance(snapshot, Snapshot):
+            raise ConfigError(f"{where}: snapshot={snapshot!r}: give Snapshot(every=...)")
+        if cache is not None and not isinstance(cache, Cache):
+            raise ConfigError(f"{where}: cache={cache!r}: give Cache(count=...)")
         self.app = app
         self.name = name
         self._codec: EventCodec[E] = EventCodec(name, event, codec)

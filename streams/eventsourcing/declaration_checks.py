@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from streams.app import Streams
@@ -12,6 +13,17 @@ def check_app(where: str, app: Any) -> None:
     """:raises ConfigError: it is no app."""
     if not isinstance(app, Streams):
         raise ConfigError(f"{where}: the first argument is an app, Streams(...), not {app!r}")
+
+
+def check_fold(where: str, function: Any) -> None:
+    """:raises ConfigError: it is no plain function of state and event."""
+    if not callable(function):
+        raise ConfigError(f"{where}: evolve={function!r}: a function of state and event")
+    if inspect.iscoroutinefunction(function):
+        raise ConfigError(
+            f"{where}: evolve is an async function, and a state is folded at once: make it a plain "
+            "function, which waits for nothing"
+        )
 
 
 def check_refusals(

@@ -73,14 +73,15 @@ class Definition(Generic[E, S]):
         if is_closed:
             raise self.closed(id)
         encode, evolve, final = self.codec.encode, self.evolve, self.final
+        holds = self.state_type.holds
         values = []
         for event in events:
             values.append(encode(event))
             state = evolve(state, event)
-            if state is None and not self.state_type.may_be_none:
+            if not holds(state):
                 raise TypeError(
-                    f"aggregate {self.name!r}: evolve returned None for {event!r}: it has to "
-                    "return the state in every case"
+                    f"aggregate {self.name!r}: evolve returned {_shown(state)} for {event!r}: it "
+                    "has to return the state in every case"
                 )
         if final is None:
             return PreparedEvents(values, state, is_final=False)
@@ -115,6 +116,10 @@ class Options(NamedTuple):
     """What a decision raises to refuse: that is remembered under its cause."""
     headers: tuple[tuple[str, bytes], ...] = ()
     retry: Retry = CONFLICT_RETRY
+
+
+def _shown(state: Any) -> str:
+    return "None" if state is None else f"a {type(state).__name__}"
 
 
 def events_of(aggregate: str, result: Any) -> Sequence[Any]:

@@ -23,10 +23,14 @@ class WrongExpectedVersion(StreamsError):
         *,
         is_conflict: bool = False,
     ) -> None:
-        super().__init__(
-            f"{aggregate} {id!r} is at version {actual}, and {expected!r} was expected: nothing "
-            "was appended"
-        )
+        if is_conflict:
+            problem = (
+                f"{aggregate} {id!r}: others appended while it was decided, each time that was "
+                f"tried; upon version {expected} last, and it is at {actual} now"
+            )
+        else:
+            problem = f"{aggregate} {id!r} is at version {actual}, and {expected!r} was expected"
+        super().__init__(f"{problem}: nothing was appended")
         self.expected = expected
         self.actual = actual
         self.is_conflict = is_conflict
@@ -65,7 +69,10 @@ class Undecodable(StreamsError):
     """
 
     def __init__(self, aggregate: str, id: str, version: int, reason: str) -> None:
-        super().__init__(f"{aggregate} {id!r}: event {version} cannot be decoded: {reason}")
+        super().__init__(
+            f"{aggregate} {id!r}: event {version} cannot be decoded: {reason} (deploy the code "
+            "that knows it, or give @aggregate.upcast(bytes))"
+        )
         self.id = id
         self.version = version
 

@@ -7,6 +7,7 @@ an old one. Upcasts run whenever an event is read, and change nothing that is st
 
 from __future__ import annotations
 
+import inspect
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -83,8 +84,8 @@ class EventCodec(Generic[E]):
         where = f"aggregate {self._name!r}: upcast({type_name(old)})"
         if self._decode is not None:
             raise ConfigError(f"{where}: declare it before the first event is read")
-        if not callable(function):
-            raise ConfigError(f"{where}: give a function of the old event")
+        if not callable(function) or inspect.iscoroutinefunction(function):
+            raise ConfigError(f"{where}: give a plain function of the old event")
         if old is bytes:
             self._raw_upcasts.append(function)
             return
@@ -213,7 +214,10 @@ class EventCodec(Generic[E]):
         for each in results:
             if type(each) in self.event_classes:
                 found.append(each)
-            elif type(each) in self._upcasts and depth <= len(self._upcasts):
+            elif type(each) in self._upcasts:
+                if depth > len(self._upcasts):
+                    name = type_name(type(each))
+                    raise self._error(value, f"the upcasts go in a circle, back to {name}")
                 found += self._upcast(each, value, depth + 1)
             else:
                 name = type_name(type(each))
@@ -230,7 +234,8 @@ class EventCodec(Generic[E]):
             try:
                 results = function(value)
             except Exception as failure:
-                raise error from failure
+                reason = f"{error.reason}; upcast(bytes): {failure!r}"
+                raise self._error(value, reason) from failure
             if results is not NotImplemented:
                 return self._upcast_results(_as_sequence(results), value, 1)
         raise error

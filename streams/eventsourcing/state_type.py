@@ -53,12 +53,19 @@ class StateType(Generic[S]):
         """None is a state as any."""
         self.initial: S = initial
         """The state before the first event."""
+        self._class = state if _is_class_of_ones_own(state) else object
         self._bound: Bound[S] | None = None
         try:
             bound_codec = codec if codec is not None else default_codec(state)
             self._bound = bound_codec.bind(state, topic=name, role="value")
         except BindError as error:
             self._bind_error = str(error)
+
+    def holds(self, state: Any) -> bool:
+        """Whether this can be a state, as far as its class tells."""
+        if state is None:
+            return self.may_be_none
+        return isinstance(state, self._class)
 
     def fingerprint(self, version: int) -> str:
         """Which snapshots can be used: those of a state of this shape, by this version of the code.
@@ -95,6 +102,15 @@ class StateType(Generic[S]):
             return len(self._bound.encode(state))
         except Exception:
             return 1_000
+
+
+def _is_class_of_ones_own(type: Any) -> bool:
+    """Not one of Python's: a state that is declared as ``float`` may be 0."""
+    return (
+        isinstance(type, builtins.type)
+        and get_origin(type) is None
+        and (type.__module__ != "builtins" and not is_typeddict(type))
+    )
 
 
 def _is_of_type(value: Any, type: Any) -> bool:

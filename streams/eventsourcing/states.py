@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import reduce
 from itertools import takewhile
@@ -166,14 +167,23 @@ class States:
             fingerprint = ""
 
     def _fold_events(self, id: str, state: Any, events: Sequence[StoredEvent]) -> Any:
-        evolve = self._evolve
         decoded_at_once = self._decode_at_once(events)
         if decoded_at_once is not None:
-            return reduce(evolve, decoded_at_once, state)
+            with suppress(Exception):  # at which event, is found when they are folded one by one
+                return reduce(self._evolve, decoded_at_once, state)
         for stored in events:
             for event in self._decode_stored(id, stored):
-                state = evolve(state, event)
+                state = self._evolve_stored(id, stored, state, event)
         return state
+
+    def _evolve_stored(self, id: str, stored: StoredEvent, state: Any, event: Any) -> Any:
+        try:
+            return self._evolve(state, event)
+        except Exception as error:
+            error.add_note(
+                f"evolve() of aggregate {self._name!r} failed at version {stored.version} of {id!r}"
+            )
+            raise
 
     def _decode_at_once(self, events: Sequence[StoredEvent]) -> Sequence[Any] | None:
         """All of these events, if they can be decoded without looking at each; else None."""
@@ -272,7 +282,7 @@ class States:
                     break
                 decoded = self._decode_stored(id, stored)
                 for event in decoded:
-                    state = self._evolve(state, event)
+                    state = self._evolve_stored(id, stored, state, event)
                 base, offset = Base(stored.version, stored.record.id), stored.offset
                 if stored.version >= caused.first_version:
                     events.append(ReadEvent(stored, decoded, partition))

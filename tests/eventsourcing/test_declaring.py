@@ -78,6 +78,10 @@ class Unwritable:
     """A type that no codec knows."""
 
 
+async def evolve_async(state: Account, event: AccountEvent) -> Account:
+    return state
+
+
 class InHeaders:
     """A codec that keeps its schema in headers."""
 
@@ -108,6 +112,12 @@ class InHeaders:
         ({"state": NoDefault}, "initial="),
         ({"initial": 5}, "is no Account"),
         ({"evolve": None}, "evolve=None"),
+        ({"evolve": evolve_async}, "evolve is an async function"),
+        ({"codec": "json"}, "codec='json'"),
+        ({"snapshot": 100}, r"give Snapshot\(every="),
+        ({"cache": 3}, r"give Cache\(count="),
+        ({"name": ""}, "its name is a text"),
+        ({"name": 3}, "its name is a text"),
         ({"final": Untagged}, "none of its events"),
         ({"name": "no spaces"}, "no spaces"),
         ({"partitions": 0}, "partitions=0"),
@@ -141,6 +151,30 @@ def test_what_cannot_work_is_refused_where_it_is_declared(
 def test_options_are_checked(kind: Callable[..., object], options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="whole number"):
         kind(**options)
+
+
+@pytest.mark.parametrize(
+    ("state", "made", "says"),
+    [(Account, "nope", "a str"), (Account, None, "None"), (Data, Account(), "an? Account")],
+)
+async def test_what_is_folded_into_no_state_is_not_appended(
+    state: Any, made: Any, says: str
+) -> None:
+    app = Streams("memory://")
+    bank: Aggregate[Any, Any] = Aggregate(app, "accounts", AccountEvent, state, lambda s, e: made)
+    async with app:
+        with pytest.raises(TypeError, match=f"evolve returned {says} for Deposited"):
+            await bank.append("ada", Deposited(1), expected="any")
+        assert (await bank.load("ada")).version == 0
+
+
+async def test_a_number_may_become_another_kind_of_number() -> None:
+    app = Streams("memory://")
+    total: Aggregate[Any, float] = Aggregate(
+        app, "total", AccountEvent, float, lambda s, e: int(s) + 1
+    )
+    async with app:
+        assert (await total.append("ada", Deposited(1), expected="any")).state == 1
 
 
 def test_a_state_may_be_any_frozen_type() -> None:
@@ -303,8 +337,14 @@ def test_an_upcast_that_is_never_reached_is_refused() -> None:
     bank.upcast(OldDeposited)(lambda old: Deposited(1))
     with pytest.raises(ConfigError, match="one already"):
         bank.upcast(OldDeposited)(lambda old: Deposited(1))
-    with pytest.raises(ConfigError, match="a function"):
+    with pytest.raises(ConfigError, match="a plain function"):
         bank.upcast(OlderDeposited)(5)  # type: ignore[arg-type]
+
+    async def upcast(old: OlderDeposited) -> Deposited:
+        return Deposited(1)
+
+    with pytest.raises(ConfigError, match="a plain function"):
+        bank.upcast(OlderDeposited)(upcast)
 
 
 def test_upcasts_that_go_in_a_circle_are_refused() -> None:
@@ -355,7 +395,7 @@ def test_a_handler_of_events_takes_todays_events() -> None:
 
 
 async def test_an_event_topic_takes_no_messages() -> None:
-    app = Streams("memory://")
+    app, other = Streams("memory://event-topic"), Streams("memory://event-topic")
     bank = accounts(app, final=Closed)
     from streams.errors import EventTopicError
 
@@ -365,4 +405,7 @@ async def test_an_event_topic_takes_no_messages() -> None:
         with pytest.raises(EventTopicError, match="published to"):
             await bank.events.publish_many([Opened("ada")])
         with pytest.raises(EventTopicError, match="published to"):
-            await app.topic("accounts.events").publish(b"x", key="a")
+            async with other.connected():
+                await other.topic("accounts.events").publish(b"x", key="a")
+    with pytest.raises(ConfigError, match=r"read it as aggregate\.events"):
+        app.topic("accounts.events", dict)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -183,7 +185,102 @@ async def test_an_upcast_that_fails_stops_its_aggregate(stage: Stage) -> None:
             await pays.load("a")
 
 
+@pytest.mark.parametrize("event", [PaidEuros(1), Noise()])
+async def test_a_cure_that_fails_says_so(stage: Stage, event: Any) -> None:
+    """Also of an event whose tag is not known: no newer code is waited for."""
+    await history_of_old_events(stage, event)
+    app = stage.app()
+    pays = today(stage, app)
+
+    @pays.upcast(bytes)
+    def cure(data: bytes) -> Paid:
+        raise KeyError("my bug")
+
+    async with app:
+        with pytest.raises(Undecodable, match=r"upcast\(bytes\): KeyError\('my bug'\)") as found:
+            await pays.load("a")
+        assert type(found.value) is Undecodable
+
+
+async def test_upcasts_that_turn_out_to_go_in_a_circle_are_named(stage: Stage) -> None:
+    await history_of_old_events(stage, PaidEuros(1))
+    app = stage.app()
+    pays = today(stage, app)
+    pays.upcast(PaidEuros)(lambda old: PaidPounds(old.euros))
+    pays.upcast(PaidPounds)(lambda old: PaidEuros(old.pounds))
+    async with app:
+        with pytest.raises(Undecodable, match="the upcasts go in a circle, back to Paid"):
+            await pays.load("a")
+
+
+async def test_a_fold_that_fails_names_the_event(stage: Stage) -> None:
+    app = stage.app()
+    options: dict[str, Any] = {"partitions": 2, "cache": Cache(count=0)}
+
+    def fold_honest(total: Total, event: Paid) -> Total:
+        return Total(100 // event.cents, total.events + 1)
+
+    honest: Aggregate[Paid, Total] = Aggregate(
+        app, stage.topic_name, Paid, Total, lambda total, event: total, **options
+    )
+    async with app:
+        await honest.append("a", [Paid(1), Paid(0), Paid(2)], expected="any")
+    app = stage.app()
+    failing: Aggregate[Paid, Total] = Aggregate(
+        app, stage.topic_name, Paid, Total, fold_honest, **options
+    )
+    async with app:
+        with pytest.raises(ZeroDivisionError) as found:
+            await failing.load("a")
+        (note,) = found.value.__notes__
+        assert note.endswith("failed at version 2 of 'a'")
+
+
 # -- snapshots
+
+
+async def test_an_event_that_is_forgotten_is_so_in_states_of_a_new_version(stage: Stage) -> None:
+    """Of the same shape: only the version tells what today's code makes of the same events."""
+
+    def pays_of(app: Any, version: int, *, forgets: bool) -> Aggregate[Any, Total]:
+        event: Any = Paid if forgets else Paid | Noise
+        snapshot = Snapshot(every=2, version=version)
+        pays = today(stage, app, event, snapshot=snapshot)
+        if forgets:
+            pays.upcast(Noise)(lambda old: None)
+        return pays
+
+    app = stage.app()
+    pays = pays_of(app, 1, forgets=False)
+    async with app:
+        await pays.append("a", [Paid(1), Noise()], expected="any")
+        await stage.until(lambda: pays.stats().snapshots, "it is written")
+    for version, events in ((1, 2), (2, 1)):
+        app = stage.app()
+        pays = pays_of(app, version, forgets=True)
+        async with app:
+            assert (await pays.load("a")).state == Total(1, events)
+
+
+async def test_a_decision_does_not_wait_for_its_snapshot(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = stage.app()
+    pays = today(stage, app, snapshot=Snapshot(every=1))
+    answered = threading.Event()
+    async with app:
+        log: Any = app.log
+        write = log.write_snapshots
+
+        def wait(*given: Any) -> None:
+            assert answered.wait(60)
+            write(*given)
+
+        monkeypatch.setattr(log, "write_snapshots", wait)
+        async with asyncio.timeout(50):
+            assert (await pays.append("a", Paid(1), expected="any")).version == 1
+        answered.set()
+        await stage.until(lambda: pays.stats().snapshots, "it is written")
 
 
 async def grown(stage: Stage, events: int = 25, **options: Any) -> None:
