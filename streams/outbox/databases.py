@@ -175,9 +175,9 @@ class Database(ABC):
 # -- PostgreSQL
 
 _HAS_TABLES = "SELECT to_regclass(:outbox) IS NOT NULL AND to_regclass(:buckets) IS NOT NULL"
-_PAYLOAD_TYPE = (
-    "SELECT format_type(atttypid, NULL) FROM pg_attribute "
-    "WHERE attrelid = to_regclass(:outbox) AND attname = 'payload'"
+_COLUMN_TYPES = (
+    "SELECT attname, format_type(atttypid, NULL) FROM pg_attribute "
+    "WHERE attrelid = to_regclass(:outbox) AND attnum > 0 AND NOT attisdropped"
 )
 _IN_ORDER = tuple(f"SET enable_{way} = off" for way in ("seqscan", "bitmapscan", "sort"))
 """Rows are read in the order of their index, and no further than is needed, whatever the planner
@@ -240,9 +240,15 @@ class PostgresDatabase(Database):
     @override
     async def connect(self, lease: float) -> None:
         await self.open(lease)
-        types = await self.execute(_PAYLOAD_TYPE, {"outbox": self.dialect.tables.outbox})
-        if types:
-            self.dialect.read_payload_as(types[0][0])
+        tables = self.dialect.tables
+        types = dict(map(tuple, await self.execute(_COLUMN_TYPES, {"outbox": tables.outbox})))
+        if types and (missing := self.dialect.missing_columns(types)):
+            raise LogError(
+                f"{self.place}: the table {tables.table} has no column {', '.join(missing)}, as "
+                f"one that was made for Debezium; run: {self.dialect.add_columns(missing)}"
+            )
+        if "payload" in types:
+            self.dialect.read_payload_as(types["payload"])
 
     @override
     async def connect_to_delete(self, lease: float) -> None:

@@ -33,8 +33,9 @@ from streams.outbox.databases import (
 )
 from streams.outbox.groups import Group, GroupPublisher
 from streams.outbox.relay import RelayOptions, _Session
-from streams.outbox.tables import NO_PARAMETERS, ROW_BYTES, Row, Tables
+from streams.outbox.tables import NO_PARAMETERS, ROW_BYTES, PostgresDialect, Row, Tables
 from streams.testing import harness
+from tests.docs.blocks import ROOT, blocks
 from tests.outbox.world import PATIENCE, Order, Place, World, committing, running
 from tests.servers.lifetime import Lifetime
 from tests.servers.postgres import Postgres, database
@@ -252,6 +253,8 @@ async def test_what_was_read_meanwhile_does_not_overtake_what_was_kept_back(plac
         await world.handle(12)
     assert [world.of(key) for key in "abcd"] == [[1, 2, 3]] * 4
 
+
+OUTBOX = ROOT / "docs" / "outbox.md"
 
 FIVE = "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload"
 
@@ -765,6 +768,34 @@ async def test_an_outbox_whose_payload_is_jsonb(place: Place) -> None:
         )
         await world.handle(1)
         assert world.values == [Order("a", 1, "ü")]
+        await world.until(lambda: not place.rows(), "it is deleted")
+
+
+DEBEZIUMS = (  # as its documentation has it, "Basic outbox table"
+    "CREATE TABLE outbox (id uuid NOT NULL PRIMARY KEY, aggregatetype varchar(255) NOT NULL, "
+    "aggregateid varchar(255) NOT NULL, type varchar(255) NOT NULL, payload jsonb)"
+)
+
+
+@pytest.mark.parametrize("database", ["postgres"])
+async def test_a_table_that_was_made_for_debezium_gets_its_columns_as_the_docs_say(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    for each in ("outbox", "outbox_relays", "outbox_buckets"):
+        place.run(f"DROP TABLE {each}")
+    place.run(DEBEZIUMS)
+    row = (str(uuid4()), "orders", "a", "OrderCreated", '{"id": "a", "number": 1, "text": ""}')
+    place.run(f"{FIVE}) VALUES (%s, %s, %s, %s, %s)", row)
+    (alter,) = [each.text for each in blocks(OUTBOX) if each.text.startswith("ALTER TABLE outbox")]
+    async with running(place.dsn) as world:
+        said = "the table outbox has no column sequence, messageid, keytype"
+        await world.until(lambda: said in caplog.text, "it says what is missing")
+        dialect = PostgresDialect(Tables("outbox"))
+        assert " ".join(alter.split()).rstrip(";") == dialect.add_columns(
+            dialect.missing_columns(["id", "payload"])
+        )
+        place.run(alter)
+        await world.handle(1)
         await world.until(lambda: not place.rows(), "it is deleted")
 
 
