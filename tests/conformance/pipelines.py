@@ -59,6 +59,11 @@ def results_of(number: int) -> list[int]:
     return [] if is_silent(number) else [10 * number, 10 * number + 1]
 
 
+def fails_once(number: int) -> bool:
+    """Whether the handler raises when it has this number for the first time."""
+    return number % 13 == 3
+
+
 class Pipeline:
     """Numbers that come in, and ten times as large and one more that go out."""
 
@@ -87,7 +92,7 @@ class Pipeline:
         tried: set[int] = set()
 
         def work(number: int, message: Message[Any]) -> list[int]:
-            if number % 13 == 3 and number not in tried:  # fails once
+            if fails_once(number) and number not in tried:
                 tried.add(number)
                 raise ConnectionError("now and then")
             if is_rejected(number):

@@ -14,7 +14,7 @@ import pytest
 
 from streams import Message, Processor, ProcessorDied, Retry
 from streams.engine.progress import Progress, Snapshot
-from streams.errors import Fatal, LogError, OutcomeUnknown, TooLarge, Unavailable
+from streams.errors import Fatal, Fenced, LogError, OutcomeUnknown, TooLarge, Unavailable
 from streams.log.events import EventLog
 from streams.log.memory.log import MemoryLog
 from streams.log.protocol import Commit, OutputsRefused
@@ -253,9 +253,12 @@ async def test_answers_are_lost_while_members_come_and_go(
 async def test_what_waits_of_a_lost_partition_is_dropped(
     stage: Stage, pipeline: Pipeline, kind: Kind
 ) -> None:
-    """Handled, not stored yet, and lost: whoever owns it handles it again, and publishes it."""
+    """Handled, not stored yet, and lost: whoever owns it handles it again, and publishes it. What
+    belongs to the ownership that is lost a live member is told so of, and it is not stored."""
     app = pipeline.app()
     runs = 0
+    lost: list[tuple[Sequence[tuple[str, Record]], Sequence[Commit]]] = []
+    told: list[Fenced] = []
 
     def count(number: int, message: Message[int]) -> None:
         nonlocal runs
@@ -267,7 +270,14 @@ async def test_what_waits_of_a_lost_partition_is_dropped(
     def around(commit_outputs: CommitOutputs) -> CommitOutputs:
         def call(outputs: Sequence[tuple[str, Record]], commits: Sequence[Commit]) -> None:
             if outputs and refuse.is_set():
+                if not lost:
+                    lost.append((list(outputs), list(commits)))
                 raise Unavailable("not yet")
+            if outputs and lost:
+                try:
+                    commit_outputs(*lost.pop())
+                except Fenced as error:
+                    told.append(error)
             commit_outputs(outputs, commits)
 
         return call
@@ -276,7 +286,7 @@ async def test_what_waits_of_a_lost_partition_is_dropped(
     pipeline.declare(app, kind, act=count)
     async with app:
         await pipeline.publish(app, range(60))
-        await stage.until(lambda: runs >= 60, "handled")
+        await stage.until(lambda: runs >= 60 and lost, "handled, and not stored")
         # Moved by force to where it stands, the group's members lose what they own.
         before = stage.anchor.committed(pipeline.group, pipeline.source_name)
         await asyncio.to_thread(
@@ -287,6 +297,7 @@ async def test_what_waits_of_a_lost_partition_is_dropped(
         refuse.clear()
         await done(stage, pipeline)
     assert runs >= 120
+    assert len(told) == 1
     pipeline.check(stage.anchor, range(60))
 
 

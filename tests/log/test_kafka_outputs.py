@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, cast
 from urllib.parse import urlencode
@@ -18,7 +19,7 @@ from streams import Flow, Message, Streams
 from streams.log.kafka.log import KafkaLog
 from streams.log.kafka.output_writer import OutputWriter
 from tests.conformance.logs import LOGS
-from tests.conformance.pipelines import KAFKA_STEPS, Pipeline, Worker
+from tests.conformance.pipelines import KAFKA_STEPS, Pipeline, Worker, fails_once
 from tests.conformance.stage import Stage
 from tests.servers.find import KafkaAddress
 
@@ -88,7 +89,8 @@ async def test_a_producer_that_is_fenced_is_followed_by_another(
     """As by the brokers after a transaction that took too long: what was in it is published again,
     from memory, by a producer of another ID."""
     app = pipeline.app()
-    pipeline.declare(app)
+    runs: Counter[int] = Counter()
+    pipeline.declare(app, act=lambda number, message: runs.update([number]))
     async with app:
         await pipeline.publish(app, range(50))
         await stage.until(lambda: pipeline.is_done(stage.anchor), "begun")
@@ -100,6 +102,7 @@ async def test_a_producer_that_is_fenced_is_followed_by_another(
         await stage.until(lambda: pipeline.is_done(stage.anchor), "done")
         assert producer_id(app) != before
     pipeline.check(stage.anchor, range(100))
+    assert runs == {number: 2 if fails_once(number) else 1 for number in range(100)}
 
 
 async def test_a_static_member_has_a_producer_of_its_name(stage: Stage, pipeline: Pipeline) -> None:
