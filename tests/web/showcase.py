@@ -183,14 +183,20 @@ class Shop:
         await self.app.publisher.publish_many(self.orders.name, [record])
 
     def _write_rows_that_are_refused(self) -> None:
-        """What another program has put into the outbox, for a topic that nobody declares."""
+        """What another program has put into the outbox: two rows of a topic that nobody declares,
+        which wait, and two that cannot be published, as their headers are none."""
         with closing(sqlite3.connect(self.database, timeout=30)) as connection, connection:
-            for number in range(2):
+            for number in range(4):
+                topic = "invoices-of-old" if number < 2 else self.orders.name
                 connection.execute(
-                    "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, messageid) "
-                    "VALUES (?, 'invoices-of-old', ?, 'invoice', ?, ?)",
-                    (f"00000000-0000-4000-8000-{number:012}", f"c-{number}", b"{}", f"i-{number}"),
-                )
+                    "INSERT INTO outbox "
+                    "(id, aggregatetype, aggregateid, type, payload, messageid, headers) "
+                    "VALUES (?, ?, ?, 'invoice', ?, ?, ?)",
+                    (
+                        f"00000000-0000-4000-8000-{number:012}", topic, f"c-{number}", b"{}",
+                        f"i-{number}", None if number < 2 else "traceparent: 00",
+                    ),
+                )  # fmt: skip
 
     def _leave_reports_behind(self) -> None:
         """A group that has begun once, and that nobody consumes for now."""
