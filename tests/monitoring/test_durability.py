@@ -8,9 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 from streams import NotFound, Unavailable
+from streams.errors import EventTopicError
 from streams.inspection.doctor.app_inspection import AppInspection, Verdict
 from streams.inspection.doctor.checklist import run_checks
 from streams.inspection.doctor.prometheus import PrometheusClient
+from streams.log.events import EventLog
 from streams.log.protocol import DurabilityFact, Log
 from streams.log.url import open_log
 from tests.conformance.stage import Stage
@@ -52,7 +54,12 @@ def test_redis_by_its_settings(server: Redis) -> None:
         assert poor(facts(log)) == set()  # nothing is evicted while there is no limit
         client.config_set("maxmemory", "100mb")
         assert poor(facts(log)) == {"maxmemory-policy"}
-        client.config_set("maxmemory-policy", "noeviction")
+        assert isinstance(log, EventLog)
+        with pytest.raises(EventTopicError, match="maxmemory-policy allkeys-lru"):
+            log.create_event_topic("accounts.events", 2)
+        for policy in ("volatile-lru", "noeviction"):
+            client.config_set("maxmemory-policy", policy)
+            log.create_event_topic("accounts.events", 2)
         assert poor(facts(waits)) == {"replicas"}
         assert facts(waits)["replicas"].value == "0, 1 waited for"
         client.config_set("appendfsync", "no")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from streams.errors import LogError
+from streams.errors import EventTopicError, LogError
 from streams.log.protocol import DurabilityFact
 from streams.log.redis.client import Client, Command
 from streams.log.redis.stored_values import parse_info
@@ -52,9 +52,29 @@ def _persistence_facts(config: Mapping[str, str], waits_for_replicas: bool) -> l
             advice = "the system writes when it likes: set it to always, or wait for a replica"
         found.append(_fact("appendfsync", sync, sync == "always" or waits_for_replicas, advice))
     policy = config.get("maxmemory-policy", "?")
-    never_evicts = not policy.startswith("allkeys") or config.get("maxmemory", "0") == "0"
+    never_evicts = not _evicts(policy, config.get("maxmemory", "0"))
     advice = "a full server throws streams away: set it to noeviction"
     return [*found, _fact("maxmemory-policy", policy, never_evicts, advice)]
+
+
+def _evicts(policy: str, limit: str) -> bool:
+    """Whether a server of these settings throws away keys that have no time to live, as ours."""
+    return policy.startswith("allkeys") and limit != "0"
+
+
+def refuse_eviction(client: Client, topic: str, key: bytes) -> None:
+    """See that the server which has this key keeps histories, as far as this login may ask.
+
+    :raises EventTopicError: it throws them away when it is full.
+    """
+    (reply,) = client.execute_all([Command(topic, key, "INFO", "memory")])
+    info = {} if isinstance(reply, LogError) else parse_info(reply)
+    policy = info.get("maxmemory_policy", "noeviction")
+    if _evicts(policy, info.get("maxmemory", "0")):
+        raise EventTopicError(
+            f"topic {topic!r}: the server has maxmemory-policy {policy}, by which a full one "
+            "throws whole histories away: set it to noeviction, or to a volatile- policy"
+        )
 
 
 def _replica_fact(wanted: int, connected: int | None) -> DurabilityFact:

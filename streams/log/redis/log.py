@@ -175,6 +175,7 @@ class RedisLog(Log, HistoryLog[Events]):
         return self._client.servers.is_cluster
 
     def create_event_topic(self, topic: str, partitions: int) -> TopicInfo:
+        durability.refuse_eviction(self._client, topic, topic_key(topic))
         return self._topics.create_event_topic(topic, partitions)
 
     def append_events_once(
