@@ -288,7 +288,7 @@ def _check_cause(name: str, cause: Any) -> str | Message[Any] | Literal[False]:
     if not isinstance(cause, str) or not cause:
         problem = f"cause={cause!r}: a non-empty str, a message, or False"
         raise InvalidValue(f"aggregate {name!r}: {problem}")
-    if len(cause.encode("utf-8", "surrogateescape")) > MAX_CAUSE:
+    if len(_encode_text(name, "cause", cause)) > MAX_CAUSE:
         raise InvalidValue(f"aggregate {name!r}: a cause has at most {MAX_CAUSE} bytes")
     return cause
 
@@ -302,8 +302,17 @@ def _encode_headers(name: str, headers: Any) -> tuple[tuple[str, bytes], ...]:
             raise InvalidValue(f"aggregate {name!r}: header {header!r}: names and values are str")
         if header == ID or header in APPEND_HEADERS:
             raise InvalidValue(f"aggregate {name!r}: header {header!r} is written by the append")
-        found.append((header, content.encode("utf-8", "surrogateescape")))
+        _encode_text(name, "header", header)
+        found.append((header, _encode_text(name, f"header {header!r}", content)))
     return tuple(found)
+
+
+def _encode_text(name: str, what: str, text: str) -> bytes:
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        problem = f"{what}: {text!r} holds a lone surrogate, which is no text"
+        raise InvalidValue(f"aggregate {name!r}: {problem}") from None
 
 
 def _check_expected(name: str, expected: Any) -> Expected:

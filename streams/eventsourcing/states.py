@@ -37,7 +37,6 @@ from streams.log.events import (
 from streams.numbers import is_int
 from streams.processing import Histogram
 from streams.text import get_logger
-from streams.topic import encode_key
 from streams.wire import utc_from_seconds
 
 logger = get_logger("streams")
@@ -89,9 +88,12 @@ class States:
         """
         if not isinstance(id, str) or not id:
             raise InvalidValue(f"aggregate {self._name!r}: its IDs are non-empty str, not {id!r}")
-        key = encode_key(self._topic, id)
-        assert key is not None  # noqa: S101 - it is None for None alone
-        return key
+        try:
+            return id.encode()
+        except UnicodeEncodeError:
+            raise InvalidValue(
+                f"aggregate {self._name!r}: the ID {id!r} holds a lone surrogate, which is no text"
+            ) from None
 
     def keep(self, id: str, known: KnownState) -> None:
         """Have a state in the cache, if one is kept there at all."""

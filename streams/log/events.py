@@ -422,9 +422,11 @@ def events_only(topic: str, what: str) -> EventTopicError:
 
     :param what: what was to be done, as "published to".
     """
+    reason = "only the aggregate's decide() and append() write to it"
+    if what == "trimmed":
+        reason = "an aggregate is loaded from its first event on"
     return EventTopicError(
-        f"topic {topic!r} holds the histories of an aggregate and cannot be {what}: only the "
-        "aggregate's decide() and append() write to it"
+        f"topic {topic!r} holds the histories of an aggregate and cannot be {what}: {reason}"
     )
 
 

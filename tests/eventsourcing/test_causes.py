@@ -797,6 +797,9 @@ async def test_wrong_options_say_so(app: Streams) -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"cause": ""}, "a non-empty str, a message, or False"),
         ({"cause": 3}, "a non-empty str, a message, or False"),
+        ({"cause": "\ud800"}, "a lone surrogate"),
+        ({"headers": {"by": "\ud800"}}, "a lone surrogate"),
+        ({"headers": {"\ud800": "ada"}}, "a lone surrogate"),
         ({"cause": "x" * 1_001}, "at most 1000 bytes"),
         ({"refusals": "Overdrawn"}, "a type of exception"),
         ({"refusals": BaseException}, "a type of exception"),
