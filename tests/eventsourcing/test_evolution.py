@@ -185,6 +185,26 @@ async def test_an_upcast_that_fails_stops_its_aggregate(stage: Stage) -> None:
             await pays.load("a")
 
 
+async def test_an_aggregate_that_can_be_loaded_again_is_not_told_any_more(stage: Stage) -> None:
+    await history_of_old_events(stage, Noise())
+    app = stage.app()
+    pays = today(stage, app)
+    is_known = False
+
+    @pays.upcast(bytes)
+    def cure(data: bytes) -> None:
+        return None if is_known else NotImplemented  # type: ignore[return-value]
+
+    async with app:
+        with pytest.raises(Undecodable):
+            await pays.load("a")
+        assert [each.id for each in pays.health().undecodable] == ["a"]
+        is_known = True
+        await pays.load("a")
+        assert pays.health().undecodable == ()
+        assert pays.stats().undecodable == 0
+
+
 @pytest.mark.parametrize("event", [PaidEuros(1), Noise()])
 async def test_a_cure_that_fails_says_so(stage: Stage, event: Any) -> None:
     """Also of an event whose tag is not known: no newer code is waited for."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec import Struct
 
 from streams import Streams
+from streams.eventsourcing import Aggregate
 from streams.testing import given
 from tests.eventsourcing.bank import (
     Account,
@@ -51,3 +53,20 @@ def test_what_is_no_event_is_refused() -> None:
         given(bank, 5)
     with pytest.raises(TypeError, match="a decision returns"):
         given(bank).when(lambda state: 5)
+
+
+class Noted(Struct, tag="noted", frozen=True):
+    what: Any
+
+
+class Notes(Struct, frozen=True):
+    last: Any = None
+
+
+def test_events_that_are_given_are_what_a_log_would_give_back() -> None:
+    """A tuple in a field of any type comes back from JSON as a list."""
+    notes: Aggregate[Noted, Notes] = Aggregate(
+        Streams("memory://"), "notes", Noted, Notes, lambda state, event: Notes(event.what)
+    )
+    seen = given(notes, Noted((1, 2)))
+    seen.when(lambda state: Noted(type(state.last).__name__)).then(Noted("list"))
