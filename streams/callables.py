@@ -21,6 +21,12 @@ def unwrap_partial(function: Any) -> Any:
     return function
 
 
+def run_generator(result: Any) -> Any:
+    """What a function returned; of a generator all of its values, as a list. Its code is the
+    function's, so it runs where that was called."""
+    return list(result) if hasattr(result, "__next__") else result
+
+
 def _is_kind(function: Any, is_kind: Callable[[Any], bool]) -> bool:
     """Whether the function, or the ``__call__`` of the object, is of this kind."""
     target = unwrap_partial(function)

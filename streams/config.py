@@ -124,7 +124,12 @@ class Retry:
     def backoff_bounds(self) -> Iterator[float]:
         """The upper bound of each backoff in turn, in seconds: ``attempts - 1`` of them."""
         for n in range(self.attempts - 1):
-            yield min(self.cap, self.delay * 2.0 ** min(n, 1000))
+            yield self.backoff_bound(n + 1)
+
+    def backoff_bound(self, attempt: int) -> float:
+        """The upper bound in seconds of the backoff after an attempt (from 1)."""
+        # 2.0**1000 is still a float: the cap decides long before.
+        return min(self.cap, self.delay * 2.0 ** min(attempt - 1, 1000))
 
     @property
     def uses_attempt_log(self) -> bool:

@@ -14,6 +14,10 @@ import math
 import re
 from datetime import datetime, timedelta, timezone
 
+PROGRESS_LIMIT = 4_095
+"""Characters of an encoded progress, at most: Kafka's ``offset.metadata.max.bytes`` is 4,096, and
+its client sends a NUL behind it."""
+
 MAX_DIGITS = 18
 """Digits of a whole number, at most: the largest is below 2**63, so that it fits every log."""
 

@@ -33,9 +33,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from streams.message import Batch
-
-PROGRESS_LIMIT = 4_095
-"""Characters of an encoded progress, at most: Kafka's default for commit metadata."""
+from streams.wire import PROGRESS_LIMIT as PROGRESS_LIMIT
 
 Range = tuple[int, int]
 """Offsets from the first to before the second."""

@@ -19,5 +19,4 @@ def retry_delay(policy: Retry, attempt: int, error: BaseException, random: float
         return None
     if isinstance(error, RetryAfter):
         return error.seconds
-    # 2.0**1000 is still a float: the cap decides long before.
-    return random * min(policy.cap, policy.delay * 2.0 ** min(attempt - 1, 1000))
+    return random * policy.backoff_bound(attempt)

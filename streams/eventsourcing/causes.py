@@ -28,6 +28,7 @@ from hashlib import blake2b
 from typing import Any, Literal
 
 from streams.app import Streams
+from streams.callables import run_generator
 from streams.config import DeadLetters
 from streams.derived_records import first_place, first_position, message_generation
 from streams.errors import ConfigError, LogError, TooLarge, Unavailable
@@ -271,7 +272,8 @@ def _message_function(job: Job, sources: Mapping[str, str]) -> Callable[..., Any
         handling, given = begin(value, row)
         token = _handling.set(handling)
         try:
-            return _run_generator(function(value, *given), has_results)
+            found = function(value, *given)
+            return run_generator(found) if has_results else found
         finally:
             handling.ended = True
             _handling.reset(token)
@@ -296,17 +298,15 @@ def _batch_function(job: Job, sources: Mapping[str, str]) -> Callable[..., Any]:
         handling = Handling(group, sources)
         token = _handling.set(handling)
         try:
-            found = _run_generator(function(*given), has_results)
-            if has_results and isinstance(found, (list, tuple)):
-                return [_run_generator(each, has_results) for each in found]
+            found = function(*given)
+            if not has_results:
+                return found
+            found = run_generator(found)
+            if isinstance(found, (list, tuple)):
+                return [run_generator(each) for each in found]
             return found
         finally:
             handling.ended = True
             _handling.reset(token)
 
     return call_async if job.asynchronous else call_plain
-
-
-def _run_generator(result: Any, has_results: bool) -> Any:
-    """A generator's values: its code is the handler's, and is to run while that is handling."""
-    return list(result) if has_results and hasattr(result, "__next__") else result

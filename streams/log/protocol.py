@@ -27,9 +27,7 @@ from streams.config import Flow
 from streams.config import Retention as Retention
 from streams.errors import ConfigError, LogError, NotFound, TopicMismatch
 from streams.message import Batch, Position, Record
-
-PROGRESS_LIMIT = 4_095
-"""Kafka's offset.metadata.max.bytes is 4,096 and the client sends a trailing NUL."""
+from streams.wire import PROGRESS_LIMIT as PROGRESS_LIMIT
 
 TRIM_MARGIN = 10_000
 """Messages kept below what every group has settled, so that dedup windows can be rebuilt."""

@@ -13,6 +13,7 @@ from dataclasses import replace
 from types import CoroutineType
 from typing import Any, NamedTuple
 
+from streams.callables import run_generator
 from streams.errors import BatchError
 from streams.message import Batch, Message, numbered_batch, numbered_message
 from streams.processing.job import Job, Outgoing, ResultEncoder, Several
@@ -68,11 +69,6 @@ def _encode_each(encode: ResultEncoder) -> ResultEncoder:
     return encode_each
 
 
-def _materialized(result: Any) -> Any:
-    """A generator's values: its code is the handler's, so it runs before the next value's."""
-    return list(result) if hasattr(result, "__next__") else result
-
-
 def _message_function(job: Job) -> Callable[..., Any]:
     """Calls a handler of single messages."""
     function, accepts, has_results = job.function, job.filter, job.encode_results is not None
@@ -102,7 +98,7 @@ def _message_function(job: Job) -> Callable[..., Any]:
             result = None if each is None else function(*each)
             if isinstance(result, CoroutineType):
                 return result  # the executor says what is wrong with that
-            results.append(_materialized(result) if has_results else None)
+            results.append(run_generator(result) if has_results else None)
         return _Results(results) if has_results else None
 
     return call_async if job.asynchronous else call_plain
@@ -161,7 +157,7 @@ def _batch_function(job: Job) -> Callable[..., Any]:
             if number < 0:
                 grouped[index] = result
             else:
-                grouped[index].values[number] = _materialized(result)
+                grouped[index].values[number] = run_generator(result)
         return grouped
 
     def regrouped(error: BatchError, expanded: _Expanded, values: Sequence[Any]) -> BatchError:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from typing_extensions import override
 
+from streams.callables import run_generator
 from streams.engine.dispatcher import Delivery, PartitionState
 from streams.engine.progress import FetchedBatch
 from streams.errors import ConfigError
@@ -61,11 +62,6 @@ def _fast_chunks(fetched: FetchedBatch, size: int) -> Iterator[list[Any]]:
         if len(values) < stop - start:
             raise RuntimeError("decoding raised StopIteration, which ends map()")
         yield values
-
-
-def _materialized(result: Any) -> Any:
-    """A generator's values: its code is the handler's, so it runs where the handler does."""
-    return list(result) if hasattr(result, "__next__") else result
 
 
 class ThreadExecutor(Executor):
@@ -342,9 +338,9 @@ class ThreadExecutor(Executor):
                 function = self._function if self.timing is None else self._handler()
                 result = calls.call(function, unit, decoded, transaction)
                 if job.encode_results is not None and result is not None:
-                    result = _materialized(result)
+                    result = run_generator(result)
                     if job.batch is not None:
-                        result = [_materialized(each) for each in result]
+                        result = [run_generator(each) for each in result]
                 if transaction is not None and transaction.is_open:
                     failure = calls.commit(transaction, unit, decoded)
         except Exception as error:
@@ -442,7 +438,7 @@ class ThreadExecutor(Executor):
                 result = call(value)
                 outgoing: Sequence[Outgoing] = ()
                 if result is not None:
-                    outgoing = encode(_materialized(result), batch, index, ids[index])
+                    outgoing = encode(run_generator(result), batch, index, ids[index])
                 if outgoing:
                     run.add(index, outgoing)
                 else:

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any, NamedTuple
 
+from streams.callables import run_generator
+
 BUCKET_BOUNDS = (
     0.000_01, 0.000_1, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
     60.0,
@@ -114,9 +116,7 @@ class Timing:
         def timed(*arguments: Any) -> Any:
             began = perf_counter()
             try:
-                result = function(*arguments)
-                # A generator's code is the handler's: it runs here, not where its values are sent.
-                return list(result) if hasattr(result, "__next__") else result
+                return run_generator(function(*arguments))
             finally:
                 self._record(perf_counter() - began, times)
 

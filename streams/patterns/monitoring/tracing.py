@@ -28,6 +28,7 @@ from functools import partial
 from typing import Any
 
 from streams.app import Streams
+from streams.callables import run_generator
 from streams.derived_records import header_text
 from streams.errors import ConfigError
 from streams.log.protocol import Log
@@ -220,7 +221,8 @@ class _AppTracing:
 
         def call_spanned(value: Any, trace_id: int | None, row: Row) -> Any:
             with self._message_span(job, outer, trace_id, row):
-                return _run_generator(call(value, row), has_results)
+                found = call(value, row)
+                return run_generator(found) if has_results else found
 
         call_in_span = call_spanned_async if asynchronous else call_spanned
         if sampler is None:
@@ -250,7 +252,8 @@ class _AppTracing:
             if asynchronous:  # the executor detaches it: see Job.reset_context
                 return call(value, row)
             try:
-                return _run_generator(call(value, row), has_results)
+                found = call(value, row)
+                return run_generator(found) if has_results else found
             finally:
                 detach(token)
 
@@ -312,7 +315,8 @@ class _AppTracing:
 
         def call_plain(values: Any, make: Any) -> Any:
             with batch_context(make):
-                return _run_generator(call(values, make), has_results)
+                found = call(values, make)
+                return run_generator(found) if has_results else found
 
         return call_async if job.asynchronous else call_plain
 
@@ -430,11 +434,6 @@ def _with_handler_context(results: ResultEncoder) -> ResultEncoder:
         return outgoing
 
     return make
-
-
-def _run_generator(result: Any, has_results: bool) -> Any:
-    """A generator's values: its code is the handler's, so it runs inside the handler's span."""
-    return list(result) if has_results and hasattr(result, "__next__") else result
 
 
 def _inject_headers(record: Record, carrier: Mapping[str, str], *, overwrite: bool) -> None:
