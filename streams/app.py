@@ -76,9 +76,10 @@ class Streams(Declarations):
         self._failures = FailureReport()
         self._enter_lock = threading.Lock()
         self._stop_requested: asyncio.Event | None = None
-        """Set by a signal, of an app that runs by itself; such a one waits for its server."""
+        """Set by a signal when the app runs by itself (``app.run()``), which also makes it wait for
+        an unreachable server at its start; else None."""
         self.runtime = Runtime(self, self._failures)
-        """Its life: the one that it is in, else the last one; at first one that has not begun."""
+        """The current run; after leaving, the last one; before the first, one not yet entered."""
 
     @override
     def declare(

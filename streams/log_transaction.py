@@ -212,9 +212,9 @@ def transaction_for(log: Log) -> LogTransaction | None:
 
 
 class TransactionTurns:
-    """What the blocks of one app's life have in common.
+    """The state that all ``app.transaction()`` blocks of one run of an app share.
 
-    :param lock: whose turn it is: a block's, or a handler's with ``message.transaction``.
+    :param lock: held by the block, or the handler with ``message.transaction``, whose turn it is.
     """
 
     def __init__(self, log: Log, lock: TransactionLock) -> None:

@@ -39,18 +39,18 @@ from streams.wiring import make_executor, make_job, static_member
 logger = get_logger("streams")
 
 CLOSE_TIMEOUT = 10.0
-"""Real seconds for what was published to be acknowledged when an app ends."""
+"""Real seconds that a closing app waits for its published messages to be acknowledged."""
 
 
 class Runtime:
-    """One life of an app. A new one is made each time that the app is entered.
+    """One run of an app, from enter to leave. Each entering makes a new one.
 
-    What is public here is what patterns and the command line need of a running app: to start and
-    stop processors, to ensure topics, and to run tasks beside the app's body.
+    Its public part is for patterns and the command line: they start and stop processors, ensure
+    topics, and run tasks beside the app's body.
 
     :param failures: told when a processor dies.
-    :param stop_requested: set when the app is to stop, of one that runs until a signal; such an app
-        waits for a server that cannot be reached yet.
+    :param stop_requested: set by a signal when the app is to stop; None if no signal ends the app.
+        With it, the app waits at its start for a server that cannot be reached yet.
     """
 
     def __init__(
@@ -64,31 +64,32 @@ class Runtime:
         self._stop_requested = stop_requested
         self._stack = AsyncExitStack()
         self.is_entered = False
-        """It has begun, and has not ended."""
+        """Whether the app was entered and not left yet."""
         self.log: Log | None = None
         self.publisher: Publisher | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
-        """The loop that it lives on, while it does."""
+        """The event loop of the run, while it lasts."""
         self.runs_processors = False
-        """Processors run, or are being started: one that is declared now starts by itself."""
+        """Processors run or are being started, so one that is declared now is started at once."""
         self.stopping = False
-        """It is on its way out, or has ended."""
+        """The run is ending, or has ended."""
         self.starting: set[Processor[..., Any]] = set()
-        """Declared while it runs, and not begun yet."""
+        """Processors that were declared during the run and have not started yet."""
         self.stopping_processors: set[Processor[..., Any]] = set()
         """Processors that are being stopped while the others go on."""
         self._end_futures: dict[Processor[..., Any], asyncio.Future[None]] = {}
-        """Those that run, and when each has ended; also of one that is declared no more."""
+        """By running processor, a future that is done when it has ended; also for processors whose
+        declaration was removed."""
         self._body_task: asyncio.Task[Any] | None = None
         self._body_cancelled = False
         self._background_tasks: set[asyncio.Task[None]] = set()
         self._start_positions: defaultdict[str, StartPositions] = defaultdict(dict)
-        """By group, where to begin what could not be begun for it, as it is live."""
+        """By group, the start positions that could not be committed because the group is live."""
         self._transaction_lock = TransactionLock()
         """Handlers with a transaction of their own, and blocks of ``app.transaction()``, take
         turns."""
         self.transaction_turns: TransactionTurns | None = None
-        """What the blocks of ``app.transaction()`` have in common, while the log is open."""
+        """The state that the blocks of ``app.transaction()`` share, while the log is open."""
 
     @property
     def is_open(self) -> bool:

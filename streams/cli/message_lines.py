@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LEFT_OUT = "(nothing, by an upcast)"
+LEFT_OUT = "(dropped by upcast)"
 """In place of an event of which today's code makes none."""
 
 

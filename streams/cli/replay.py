@@ -66,10 +66,10 @@ class _Range:
         found = parse_offsets(end, "--end", topic)
         if isinstance(found, Mapping):
             if len(found) > 1:
-                raise UsageError(f"--end {end!r}: one place; {OFFSET_HELP}")
+                raise UsageError(f"--end {end!r}: --end takes a single offset; {OFFSET_HELP}")
             ((number, found),) = found.items()
             if partition not in (None, number):
-                raise UsageError(f"--end {end!r}: not a place in partition {partition}")
+                raise UsageError(f"--end {end!r}: not an offset in partition {partition}")
             partition = number
             if isinstance(self.start, Mapping):
                 if set(self.start) != {number}:

@@ -75,7 +75,7 @@ def run(
     url: AppUrl = None,
     log_level: Annotated[
         LogLevel | None,
-        Option("--log-level", "-l", help="The least level logged (info, or the app's own)."),
+        Option("--log-level", "-l", help="Minimum log level (info, or the app's own)."),
     ] = None,
     log_format: Annotated[
         LogFormat | None,

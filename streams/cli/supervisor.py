@@ -360,7 +360,7 @@ class Supervisor:
             if failed_starts >= policy.max_failed_starts and not self._has_stable_worker():
                 print_error(
                     f"{self._name}: workers do not stay alive: one died {failed_starts} times in a "
-                    f"row within {policy.startup_time:g} s of its start, at last it "
+                    f"row within {policy.startup_time:g} s of its start, most recently it "
                     f"{exit_text(status)}"
                 )
                 self._status = self._status or FAILED

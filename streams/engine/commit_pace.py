@@ -1,12 +1,12 @@
-"""When positions are committed next: as often as that costs little.
+"""Decides when to commit positions next: as often as commits stay cheap.
 
-What was handled since the last commit is handled again after a crash, so a commit should follow as
-soon as something was settled. A commit costs, though, the processor's own time and the log's. So
-there is a budget: a share of one core's time, of which a little is saved up, so that a single
-commit that took long (the first, one in which Python collected its garbage) delays nothing. And no
-two commits follow each other sooner than the log bears.
+Messages handled since the last commit are handled again after a crash, so a commit should follow as
+soon as something was settled. But each commit costs time, the processor's own and the log's. So
+commits have a budget: a share of one core's time, of which a little is saved up, so that a single
+slow commit (the first, or one during a garbage collection of Python's) delays nothing. Two commits
+are never closer to each other than the log's shortest interval.
 
-Where nothing was settled since the last look, the next look comes later each time.
+While nothing is settled, the interval between two checks grows.
 """
 
 from __future__ import annotations

@@ -45,9 +45,9 @@ from streams.engine.retry import retry_delay
 OrderingKey: TypeAlias = "bytes | str | None"
 
 READ_AHEAD = 2_000
-"""Messages that were not looked at yet, from which on no more are needed for now. What waits falls
-out of the processor's cache, and Python's cyclic garbage collector goes through it again and again:
-with five times as many, a message cost 7 % more CPU (on Kafka)."""
+"""Messages that wait to be given out, from which on no more are polled. Waiting messages fall out
+of the CPU's cache, and Python's cyclic garbage collector traverses them again and again: with five
+times as many, a message cost 7 % more CPU (on Kafka)."""
 
 
 HELD_BACK_PAUSE = 30.0
@@ -185,10 +185,10 @@ class Dispatcher:
         """Keys in flight of partitions that left, by partition (rule 4)."""
         self._incoming: deque[FetchedBatch] = deque()
         self.offered = 0
-        """Messages that were ever offered."""
+        """Messages offered since the start."""
         self._given_out = 0
         self.current: FetchedBatch | None = None
-        """What is given out now; None between two batches."""
+        """The batch whose messages are given out now; None between two batches."""
         self._cursor: Iterator[tuple[int, bytes | None, str | None]] = iter(())
         self.ready: deque[Delivery] = deque()
         """Messages to be given out next: they waited behind another of their key, or for a time."""
@@ -650,9 +650,11 @@ class Dispatcher:
     def mark_failed(
         self, delivery: Delivery, error: BaseException, now: float, random: float
     ) -> Delivery | None:
-        """The handler failed. None: the message waits, or is not ours any more. Otherwise no
-        attempt is left: the delivery to be dead-lettered, to be reported by :meth:`mark_settled` or
-        :meth:`deliver_at`.
+        """Record that the handler failed.
+
+        :returns: None if the message waits for its next attempt, or its partition was lost. Else
+            no attempt is left, and this is the delivery to dead-letter; report the outcome by
+            :meth:`mark_settled` or :meth:`deliver_at`.
         """
         rejected = self.mark_batch_failed((delivery,), {0: error}, now, random)
         return rejected[0] if rejected else None

@@ -71,7 +71,7 @@ class Handling:
 
     @property
     def message(self) -> Message[Any] | None:
-        """None: a batch."""
+        """The message that the handler was called with; None if it was called with a batch."""
         row = self._row
         if len(row) > 1:
             row = self._row = (make_message(self._value, *row),)

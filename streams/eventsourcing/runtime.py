@@ -257,12 +257,12 @@ class AggregateRuntime:
             try:
                 delay = self._refused(states, id, known, outcome, options.retry, attempt)
             except (AggregateClosed, WrongExpectedVersion):
-                if cause:  # what came between may be this very decision, taken by somebody else
+                if cause:  # another process may have appended this very decision in between
                     known, caused = await states.load(id, key, known, cause)
                     if caused is not None:
                         return await self._found(states, id, key, known, caused, cause)
                 raise
-            if attempt > 1:  # the first time whoever was faster is done already
+            if attempt > 1:  # on the first conflict, the faster writer is done already
                 await asyncio.sleep(delay)
             attempt += 1
 

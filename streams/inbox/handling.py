@@ -336,7 +336,9 @@ class _Handling:
     def _run_again_after(self, error: Exception) -> None:
         """:raises RunAgain: what a companion waited for was in its way."""
         if self._inbox.is_conflict(error, ours=True):
-            raise RunAgain(f"what is in its way was waited for: {describe_error(error)}") from error
+            raise RunAgain(
+                f"another transaction was in the way: {describe_error(error)}"
+            ) from error
 
     def _is_wanted(self, verdicts: Sequence[Verdict], message: Message[Any]) -> bool:
         """Whether any of these is to be handled.

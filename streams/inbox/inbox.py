@@ -117,17 +117,17 @@ class FailedRun(NamedTuple):
     """A run of a handler's transaction that failed."""
 
     number: int
-    """Which run it was, from 1."""
+    """The number of the run, from 1."""
     calls: int
-    """How many of the runs came as far as the handler."""
+    """How many of the runs called the handler."""
     called: bool
-    """This one did."""
+    """Whether this run called the handler."""
     ours: bool
-    """It was a statement of ours that failed, and not the handler."""
+    """Whether a statement of the inbox failed, and not the handler."""
     broken: bool
-    """Its connection is lost, whatever the handler made of that."""
+    """Whether the connection is lost, whatever error the handler raised for it."""
     unable: bool
-    """This database answers and cannot work."""
+    """Whether the database answers but cannot work."""
     seconds: float
     """How long it took."""
     waits: bool
@@ -186,7 +186,7 @@ class _Outage:
 
 
 class Inbox(AbstractAsyncContextManager["Inbox"]):
-    """Of one processor. A resource of the app.
+    """The inbox of one processor, opened and closed as a resource of the app.
 
     One class, because an outage is found out by transactions, decides which of them may begin, and
     ends with one: opening, beginning and what an error means share that state.
@@ -228,9 +228,9 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         self._ready = False
         self._opened = False
         self._left = False
-        """Its app was left: it is not opened by who comes now."""
+        """The app was left: later calls must not open the inbox again."""
         self._life = threading.Lock()
-        """Held while it is opened, and while it is said that its app was left."""
+        """Held while the inbox is opened, and while it is marked as left."""
         self._opening = threading.Lock()
         self._opening_async: asyncio.Lock | None = None
         self._helper: ThreadPoolExecutor | None = None
@@ -519,7 +519,10 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             await asyncio.sleep(RETRY_PAUSE * (0.5 + random.random() / 2))
 
     def _may_begin(self, give_up: float) -> bool:
-        """Whether a transaction may begin now. Raises what is to be raised."""
+        """Whether a transaction may begin now; False: try again in a moment.
+
+        :raises TransactionPostponed: the patience is used up, or nothing is to be started now.
+        """
         outage = self._outage
         if outage is None or outage.may_try():
             return True
@@ -527,8 +530,13 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         return False
 
     def _out_of_reach(self, error: Exception, give_up: float, tries: int) -> None:
-        """Raise what is to be raised; return: try again. No message is to blame for what fails
-        before its transaction has begun, whatever it is."""
+        """Decide about an error that kept a transaction from beginning; return: try again. It is
+        never counted against the message.
+
+        :raises ConfigError: the error is one, or was caused by one.
+        :raises TransactionPostponed: the error is one, the patience is used up, or nothing is to
+            be started now.
+        """
         if find_config_error(error) is not None or isinstance(error, TransactionPostponed):
             raise error
         if self._is_outage(error, tries):
@@ -547,7 +555,10 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         return tries > 1 and not any(state_of(each) for each in chain)
 
     def _keep_waiting(self, error: Exception, give_up: float) -> None:
-        """:raises TransactionPostponed: not any longer."""
+        """Return while it is worth trying again.
+
+        :raises TransactionPostponed: the patience is used up, or nothing is to be started now.
+        """
         executor = self._processor.executor
         if executor is not None and executor.suspended:
             raise TransactionPostponed("nothing is to be started now") from error
@@ -750,8 +761,8 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             return error
         return ConfigError(
             f"transaction={self.database.name}: the inbox's tables cannot be made "
-            f"({describe_error(error)}); somebody who may makes them with what "
-            f"`streams inbox ddl {self.database.dialect}` prints"
+            f"({describe_error(error)}); ask an administrator to run the output of "
+            f"`streams inbox ddl {self.database.dialect}`"
         )
 
     def _check_may_create(self, outbox: ResultOutbox) -> None:
@@ -772,8 +783,8 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             return error
         return ConfigError(
             f"transaction={self.database.name}: the tables of the outbox {outbox.name!r} are "
-            f"missing there and cannot be made ({describe_error(error)}); somebody who may makes "
-            "them with what outbox.schema() gives"
+            f"missing there and cannot be made ({describe_error(error)}); ask an "
+            "administrator to run the statements of outbox.schema()"
         )
 
     # -- after an error

@@ -59,9 +59,9 @@ class Timeouts(NamedTuple):
     """How long a transaction of ours waits, in seconds."""
 
     lock: float
-    """For a lock."""
+    """For a lock that another transaction holds."""
     idle: float
-    """Between two of its statements."""
+    """For the next statement, before the server ends the transaction."""
 
 
 _POSTGRESQL = (

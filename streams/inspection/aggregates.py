@@ -22,14 +22,14 @@ def event_topics(log: Log) -> list[TopicInfo]:
 
 
 class KeyProblems(Protocol):
-    """What is told of keys that cannot be listed; the others are."""
+    """Receives what keeps keys from being listed; the other keys are listed."""
 
     def call(self, where: str, make: Callable[[], T]) -> T | None:
-        """What ``make`` returns; None where it raised, which is told."""
+        """What ``make`` returns; None if it raised, which is noted."""
         ...
 
     def odd_key(self, where: str, key: object) -> None:
-        """Somebody else's row has a key that is no bytes."""
+        """Note a row whose key is not bytes: another program wrote it."""
         ...
 
 

@@ -15,5 +15,5 @@ def unreachable_advice(system: str, hosts: Iterable[str]) -> str:
     """
     text = f"is {system} running, and is the address right?"
     if all(host.startswith(_LOCAL_HOSTS) for host in hosts):
-        text += " sqlite:///events.db needs no server"
+        text += " To try it without a server: sqlite:///events.db"
     return text

@@ -43,7 +43,7 @@ class Capabilities:
 
     name: str
     durable: bool = True
-    """What was acknowledged survives ``kill -9`` of the process."""
+    """Acknowledged messages survive ``kill -9`` of the process."""
     processes: bool = True
     """One group can span several processes."""
     transactions: bool = False
@@ -53,7 +53,7 @@ class Capabilities:
     outputs_at_once: int = 20_000
     """Records of one such step, at most (but for those of a single message)."""
     why_no_outputs: str = ""
-    """Why they cannot, and what to do instead."""
+    """Why outputs cannot be committed with positions, and what to do instead."""
     fences_appends: bool = False
     """Records can be appended as a partition's owner, and only as that
     (:attr:`Assignment.append_as_owners`)."""
@@ -550,9 +550,9 @@ class Log(Protocol):
         ...
 
     def incarnation(self, topic: str) -> str:
-        """A word that this topic has for as long as it exists: one that is made anew under its
-        name, here or in another log, has another. Whoever keeps positions or what is made of them
-        outside the log keeps this with them.
+        """An ID that this topic keeps for as long as it exists: a topic that is recreated under its
+        name, here or in another log, has another one. Code that stores positions, or data derived
+        from them, outside the log stores this ID with them.
 
         :raises NotFound: there is none of that name.
         :raises Unavailable: it cannot be known now.

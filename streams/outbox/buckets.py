@@ -35,12 +35,12 @@ from streams.text import get_logger
 logger = get_logger("streams")
 
 MARGIN = 0.8
-"""The share of a lease in which a relay trusts that it is not taken for dead."""
+"""The share of its lease for which a relay relies on owning its buckets."""
 
 
 @dataclass(slots=True)
 class _Seen:
-    """A relay's beat, and since when it stands there, by our clock."""
+    """Another relay's heartbeat count, and since when it has not changed, by our clock."""
 
     beat: int
     since: float
@@ -48,14 +48,14 @@ class _Seen:
 
 @dataclass(slots=True)
 class _Found:
-    """What a look at the tables found and changed.
+    """The result of one pass over the relays' tables.
 
-    :param registered: this relay was not among them, and is now.
-    :param was_dead: others had taken this relay for dead.
-    :param dead: the relays that were removed, and why.
-    :param added: how many buckets had no row.
-    :param seen: the others, all of which live.
-    :param owned: the buckets that are this relay's to read.
+    :param registered: whether this pass registered this relay.
+    :param was_dead: whether other relays had taken it for dead and removed it.
+    :param dead: the relays that were removed as dead, and why.
+    :param added: the number of buckets that had no row and got one.
+    :param seen: the other live relays.
+    :param owned: the buckets that this relay may read.
     """
 
     registered: bool = False

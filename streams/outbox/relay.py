@@ -105,9 +105,9 @@ class Relay:
         self._error: str | None = None
         self._reads_in_vain: str | None = None
         self._has_warned = False
-        """Of reading in vain, since it has read in time."""
+        """Whether reads that outlasted the lease were logged since the last one in time."""
         self._undeclared: set[str] = set()
-        """Topics that were warned of."""
+        """Undeclared topics that a warning was logged for."""
         self._pause = FIRST_PAUSE
         self._bucket_count = 0
 
@@ -188,8 +188,8 @@ class Relay:
         :param seconds: how long the reading took.
         """
         problem = (
-            f"reading took {seconds:.1f} s, and with lease={lease:g} others may have the keys by "
-            "then: nothing is relayed"
+            f"reading took {seconds:.1f} s, longer than lease={lease:g} allows: the rows were "
+            "discarded, nothing is relayed"
         )
         if not self._has_warned:
             logger.warning("outbox %s: %s", self._tables.table, problem)
@@ -588,6 +588,6 @@ class _Session:
             return
         pause = self._pauses.get(topic, 0.05)
         if topic not in self._pauses:
-            logger.warning("outbox: %s is waited for: %s", topic, outage)
+            logger.warning("outbox: pausing topic %s: %s", topic, outage)
         self._pauses[topic] = min(5.0, 2 * pause)
         self._paused_until[topic] = self._clock.monotonic() + pause

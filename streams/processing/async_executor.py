@@ -305,7 +305,11 @@ class AsyncExecutor(Executor):
             await self._handle_messages(task_index)
         except asyncio.CancelledError:
             if not self._closed:
-                self.fail(asyncio.CancelledError("a runner's task was cancelled from outside"))
+                self.fail(
+                    asyncio.CancelledError(
+                        "a handler task of the executor was cancelled by other code"
+                    )
+                )
                 raise
         except BaseException as error:
             # A bug of ours, or SystemExit and the like from a handler: never silently.

@@ -79,20 +79,20 @@ class OffsetCommitter:
         self._progress_lock = threading.Lock()
         """Held while progress is read or extended: the poller and transactions both do."""
         self.full: set[Assignment] = set()
-        """Those whose settled set nears its limit: nothing more is taken in."""
+        """Assignments whose set of settled messages nears its limit: they are polled no further."""
         self._in_transaction: list[PartitionState] = []
         """Partitions whose position a handler's transaction is storing at this moment."""
         self._unsaved = False
-        """Messages came in since it was last seen that all are settled and stored."""
+        """Whether messages came in since everything was last found settled and committed."""
         self._unsettled = 0
-        """Messages that were not settled when they were last counted."""
+        """Unsettled messages at the last count."""
         self._pending = False
-        """The log has not said yet what became of the last submit."""
+        """Whether the log has not reported the outcome of the last commit yet."""
         self.error: LogError | None = None
         """Why a commit failed in this poll cycle."""
         self.start_uncommitted = False
-        """A partition was begun elsewhere than the group is: that is committed before anything of
-        it is delivered."""
+        """Whether a partition starts at another position than the group's committed one: that is
+        committed before any of its messages is delivered."""
         self._next_commit = 0.0
         self.due = 0.0
         """When to commit next, if anything is settled by then."""

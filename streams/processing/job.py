@@ -1,5 +1,5 @@
-"""What an executor runs: a handler and everything around it that can be decided before it
-starts."""
+"""The job of an executor: a handler, and everything about running it that is known before the
+start."""
 
 from __future__ import annotations
 
@@ -19,26 +19,28 @@ from streams.processing.pending_outputs import Outgoing as Outgoing
 from streams.processing.pending_outputs import PendingOutputs
 
 WriteAnswers = Sequence[Position | BaseException | None]
-"""How a write ended, record by record: where it stands, or what the log refuses it for. None: it is
-written with the progress of the message it was derived from."""
+"""The outcome of a write, record by record: its position, or the error for which the log refused
+it. None: it is written together with the progress of the message it was derived from."""
 
 OnWritten = Callable[[WriteAnswers], None]
-"""Told once how a write ended."""
+"""Called once with the outcome of a write."""
 
 WriteDerived = Callable[
     [Sequence[Outgoing], OnWritten, Callable[[Callable[[], None]], None], "Assignment | None"], None
 ]
-"""Writes records; the third argument runs, from any thread, an action where it may be told how. The
-last is an assignment as whose owner alone they may be written, where the log can check that, or
+"""Writes records. The arguments: the records; the callback for the outcome; a function, callable
+from any thread, that runs an action in the thread in which the callback may be called; and the
+assignment as whose owner alone the records may be written (where the log can check that), or
 None."""
 
 ResultEncoder = Callable[[Any, Batch, int, "str | None"], Sequence[Outgoing]]
-"""Makes records of what a handler returned for one message: it takes the result, the message's
-batch and index, and its identity (None: it has none, and its place stands for it)."""
+"""Makes records from what a handler returned for one message. The arguments: the result, the
+message's batch, its index there, and its identity (None: its topic, partition and offset identify
+it)."""
 
 BeforeDeadLetter = Callable[[Delivery, Callable[["DeadLetterAnswer | BaseException"], None]], None]
-"""Called where the dispatcher may be touched, with a delivery that has a reason and with what takes
-the answer, once, from any thread: an error where there is none yet."""
+"""Called in the dispatcher's thread, with a delivery that has a reason and with a callback for the
+answer. The callback is called once, from any thread; an error means that there is no answer yet."""
 
 
 class DeadLetterAnswer(Enum):
@@ -47,9 +49,9 @@ class DeadLetterAnswer(Enum):
     WRITE = "write"
     """Its dead letter is written."""
     SETTLE = "settle"
-    """It was handled after all, by whoever had it before: it is settled."""
+    """It was handled after all, by its partition's previous owner: it is settled."""
     ABANDON = "abandon"
-    """Its partition is another member's: that one decides."""
+    """Its partition belongs to another member, which decides."""
 
 
 class Skip(Exception):

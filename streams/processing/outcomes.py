@@ -217,7 +217,7 @@ class Calls(ABC, Generic[Unit]):
     def decode_one(self, fetched: FetchedBatch, index: int, *, again: bool = False) -> Any:
         """The value to be handled.
 
-        :param again: a handler may have had it before, and changed it: it is decoded anew.
+        :param again: decode it again, as an earlier call of the handler may have mutated it.
         :raises Skip: it is not for this handler.
         """
         attempt_log = self.job.attempt_log
@@ -287,7 +287,12 @@ class Calls(ABC, Generic[Unit]):
             return
         # What has come back is settled by a record, not by its partition's progress.
         record = key_parking.handled(delivery)
-        self._settle_when_written(delivery, record, mark, "%s: %s was handled, and not noted: %r")
+        self._settle_when_written(
+            delivery,
+            record,
+            mark,
+            "%s: %s was handled, but its completion record could not be written: %r",
+        )
 
     def _settle_when_written(
         self, delivery: Delivery, record: Outgoing, mark: Callable[[Delivery], None], complaint: str
@@ -502,7 +507,7 @@ class Calls(ABC, Generic[Unit]):
 
         def report_note(answer: Position | BaseException | None) -> None:
             if isinstance(answer, BaseException):
-                logger.error("%s: an attempt was not noted: %r", self.job.name, answer)
+                logger.error("%s: could not record an attempt: %r", self.job.name, answer)
 
         def settle() -> None:
             counts = self.dispatcher.counts

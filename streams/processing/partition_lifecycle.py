@@ -256,8 +256,9 @@ class PartitionLifecycle:
                         )
                 except ValueError as error:
                     rejected = (
-                        f"was committed by something else ({error}): its position "
-                        f"{self._log.format_offset(position)} counts, its dedup window is empty"
+                        f"was committed by something else ({error}): the position "
+                        f"{self._log.format_offset(position)} is used; the dedup window starts "
+                        "empty"
                     )
             if position < first:
                 position = first

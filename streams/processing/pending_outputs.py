@@ -47,13 +47,13 @@ class OutputEntry:
 
     @property
     def state(self) -> PartitionState:
-        """Of the assignment under which its message was polled."""
+        """The partition state of the assignment under which the message was polled."""
         state: PartitionState = self.delivery.fetched.state
         return state
 
     @property
     def offset(self) -> int:
-        """Of its message."""
+        """The offset of the message."""
         return self.delivery.fetched.batch.offset(self.delivery.index)
 
     @property
@@ -64,7 +64,7 @@ class OutputEntry:
 
     @property
     def messages(self) -> int:
-        """Of how many messages it is the outcome."""
+        """The number of messages that this is the outcome of."""
         return 1
 
     def take_first(

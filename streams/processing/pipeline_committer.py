@@ -299,7 +299,7 @@ class PipelineCommitter(OffsetCommitter):
     def _refused(self, entry: OutputEntry, error: LogError) -> OutputEntry | None:
         delivery, name = entry.delivery, self._job.name
         if not entry.settles:
-            logger.error("%s: an attempt was not noted: %r", name, error)
+            logger.error("%s: could not record an attempt: %r", name, error)
             return None
         if delivery.reason is not None:
             self._write_again_later(delivery, delivery.reason, error)

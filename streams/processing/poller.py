@@ -50,7 +50,7 @@ cyclic garbage collector goes through them again and again. With 1,000, a messag
 (on Kafka)."""
 
 LARGEST_BATCH = 1_000
-"""As many are polled at once for a handler of batches, so that its batches are full."""
+"""Messages polled at once for a handler of batches, at most, so that its batches are full."""
 
 PAUSE_AFTER = 0.25
 """Real seconds the gate may be shut before the driver is paused (which discards its prefetch), or
@@ -58,10 +58,10 @@ more where the driver needs longer to go on: what is still held when the gate op
 long as it was shut, so messages come again in time."""
 
 SHORTEST_WAIT = 0.001
-"""Real seconds that are waited at once, at least."""
+"""Real seconds of the shortest single wait."""
 
 READ_AHEAD_WAIT = 0.05
-"""Real seconds that an executor gets for the work that lies before it, until more is read ahead."""
+"""Real seconds that an executor gets for its queued work before more is read ahead."""
 
 
 class PollerStats(NamedTuple):
@@ -101,9 +101,10 @@ class Poller:
         self._partitions = PartitionLifecycle(log, job, executor, self._committer, self._owned)
         self._has_room = threading.Event()
         self._shut_at: float | None = None
-        """Since when as much is held as may be (``perf_counter()``); None: it is not."""
+        """Since when the gate is shut because the limit on held messages is reached
+        (``perf_counter()``); None: it is open."""
         self._woken = False
-        """The next cycle is to begin soon."""
+        """Whether the next poll cycle is to begin at once."""
         self._gate = FlowGate(job.flow)
         self._subscription: Subscription | None = None
         self._stopping = threading.Event()
@@ -195,12 +196,12 @@ class Poller:
 
     @property
     def losses(self) -> int:
-        """How often messages were gone before they were handled."""
+        """How often unhandled messages were found missing: deleted, or beyond the log's end."""
         return self._partitions.losses
 
     @property
     def rejected(self) -> int:
-        """How often what was committed was not believed."""
+        """How often a committed progress was rejected as invalid."""
         return self._partitions.rejected
 
     def unfinished(self) -> str:

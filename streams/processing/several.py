@@ -1,4 +1,4 @@
-"""Messages that stand for several values each, as an old event that is several events today.
+"""Messages whose decoding yields several values, such as an old event that an upcast splits.
 
 A handler sees the values of one message one after the other, each with a message of its own, whose
 ID is the stored one's with ``#0``, ``#1`` and so on. They are settled together: if one fails

@@ -1,10 +1,10 @@
-"""How long calls take, in buckets: a few additions where something ended, read by whoever asks.
+"""Histograms of how long calls take: recording costs a few additions, any thread may read them.
 
-A handler's calls are timed only where somebody asked (:meth:`streams.Streams.measure`), and then in
-*stretches*: an executor fetches what to call for the next batch, slice of the loop, or message,
-and now and then it is given a handler that takes its own time. What a timed stretch shows counts
-for those since the last one, so quantiles and rates are those of all calls. A handler that takes
-long against two looks at the clock is timed every time.
+A handler's calls are timed only on request (:meth:`streams.Streams.measure`), and then in
+*samples*: for each batch, slice of the loop, or message, an executor fetches the function to call,
+and now and then it gets one that measures its own duration. A sample stands for all calls since the
+sample before, so quantiles and rates are those of all calls. A handler that takes long compared
+with reading the clock twice is timed every time.
 
 Durations are real seconds (``time.perf_counter``), whatever clock the app runs on.
 """
@@ -26,10 +26,10 @@ BUCKET_BOUNDS = (
 """Upper bounds of the buckets, in seconds."""
 
 SAMPLE_EVERY = 64
-"""One stretch in so many is timed, of a handler that is quick."""
+"""Of a quick handler's calls, one sample is taken in this many."""
 
 QUICK_CALL = 0.000_05
-"""Seconds of a call below which timing each would be felt."""
+"""Seconds below which timing every call would cost noticeably."""
 
 
 class Durations(NamedTuple):
@@ -91,7 +91,7 @@ class Timing:
         return self._histogram.read()
 
     def sample(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function``, or the same with a clock around it: what to call for the next stretch."""
+        """``function``, or the same with a clock around it: what to call for the next sample."""
         self._since_sample += 1
         if self._since_sample < self._interval:
             return function

@@ -168,7 +168,7 @@ class Dashboard(DashboardState):
         reason = refuse_host(request.headers, self._hosts)
         if reason is not None:
             return PlainTextResponse(
-                "This dashboard is not asked for under this name. Allow the name with hosts= "
+                "Unknown host name: this dashboard does not answer to it. Allow it with hosts= "
                 "(streams web: --allow-host).\n",
                 421,
             )
@@ -352,9 +352,7 @@ class Dashboard(DashboardState):
         if isinstance(access, Response):
             return access
         page = self._page(request, access, Fields(()))
-        text = (
-            page._("There is no such page.") if status == 404 else page._("This cannot be asked.")
-        )
+        text = page._("There is no such page.") if status == 404 else page._("Invalid request.")
         return self._error(page, status, text)
 
     async def _crash(self, request: Request, error: Exception) -> Response:

@@ -1,8 +1,8 @@
 """The problems that the overview shows: found in a thread of their own, and kept for a moment.
 
-To find them takes as long as a log takes to answer many questions. A visitor is shown what was
-found a moment ago, for whomever; and where nothing was, the page comes at once, and the problems
-when they are found.
+Finding them takes many requests to the log. So a visitor is shown the problems that were last found
+a moment ago, for any visitor; if there are none yet, the page is sent at once and the problems
+follow when they are found.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def count(found: int | None) -> str:
 
 
 def rate(found: float | None) -> str:
-    """So many a second."""
+    """A rate per second; a dash where it is not known."""
     if found is None or not math.isfinite(found):
         return DASH
     return f"{found:,.0f}" if found >= 10 or found == 0 else f"{found:.2g}"

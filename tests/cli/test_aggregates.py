@@ -337,7 +337,7 @@ def drop(old: Closed) -> None:
     assert [each["id"].rpartition("#")[2] for each in split] == ["0", "1"]
     gone = filled("show", "newer:app", "NAME", "b-1", "--events", "--json").json["events"][1]
     assert (gone["event"], gone["version"]) == (None, 2)
-    assert "(nothing, by an upcast)" in filled("show", "newer:app", "NAME", "b-1", "-e").out
+    assert "(dropped by upcast)" in filled("show", "newer:app", "NAME", "b-1", "-e").out
 
 
 def test_code_that_fails_says_where(filled: Bank) -> None:

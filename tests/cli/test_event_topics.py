@@ -166,7 +166,7 @@ def test_with_the_app_events_are_shown_as_its_code_reads_them(old: Shell, run: R
         'a-1 v2  Counted {"type":"counted","n":200}',
         'a-1 v3#0  Counted {"type":"counted","n":3}',
         'a-1 v3#1  Counted {"type":"counted","n":4}',
-        "a-1 v4  (nothing, by an upcast)",
+        "a-1 v4  (dropped by upcast)",
         'a-1 v5  Counted {"type":"counted","n":7}',
     ]
     assert shown[6].startswith(r'a-1 v6  {"type":"\u202e"}  (cannot be decoded: ')

@@ -228,7 +228,7 @@ def test_workers_that_keep_dying_at_their_start_end_it() -> None:
     assert waits == ["0.01 s", "0.02 s", "0.04 s", "0.04 s"]
     assert last == (
         "streams: shop:app: workers do not stay alive: one died 5 times in a row within 30 s of "
-        "its start, at last it ended with status 3"
+        "its start, most recently it ended with status 3"
     )
 
 

@@ -168,7 +168,7 @@ def test_a_line_that_is_of_no_connection_is_none(line: str) -> None:
     [
         ("localhost:9092", [("localhost:9092", "connection refused")], False,
          ("localhost:9092: connection refused; is Kafka running",
-          "sqlite:///events.db needs no server"), ("docker",)),
+          "To try it without a server: sqlite:///events.db"), ("docker",)),
         ("kafka1:9092,kafka2:9092", [("kafka1:9092", "x"), ("kafka2:9092", "y")], False,
          ("kafka1:9092: x; kafka2:9092: y; is Kafka running",), ("docker", "sqlite")),
         ("h:9092", [], False, ("no answer from h:9092", "is the address right"), ("docker",)),

@@ -111,7 +111,7 @@ def test_one_that_was_reached_before_needs_no_advice() -> None:
 
 def test_on_this_machine_how_to_do_without_and_nothing_of_a_file_that_only_a_checkout_has() -> None:
     text = str(unreachable_error(redis.ConnectionError("x"), "localhost", 6379, tls=False))
-    assert text.endswith("sqlite:///events.db needs no server")
+    assert text.endswith("To try it without a server: sqlite:///events.db")
     assert "compose" not in text
 
 

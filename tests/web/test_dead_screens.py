@@ -363,7 +363,7 @@ async def test_many_are_retried_in_the_background_and_told(
         seen = await visitor.get(f"/dead/show?name={name}")
         question = await visitor.submit(seen, "Count and retry", most="30")
         assert f"Put 30 letters of {name} back?" in question.text
-        assert "There are more behind these" in question.text
+        assert "More dead letters match; only these will be changed." in question.text
         begun = await visitor.submit(question, "Retry", status=303, confirm="30")
 
         async def all_are_back() -> bool:

@@ -142,7 +142,7 @@ class _Named:
         return output.call_or_report(where, make)
 
     def odd_key(self, where: str, key: object) -> None:
-        print_error(f"{where}: a key that is no bytes: {escape(shorten(repr(key), 60))}")
+        print_error(f"{where}: a key that is not bytes: {escape(shorten(repr(key), 60))}")
 
 
 def list_ids(keys: Iterator[HistoryKey], number: int, *, json: bool) -> None:

@@ -1,4 +1,4 @@
-"""What the commands do with the letters that are meant: count them, ask, do it, say how many."""
+"""Acting on selected dead letters: count them, ask for confirmation, act, report the number."""
 
 from __future__ import annotations
 

@@ -65,13 +65,13 @@ two that are both at the end of a topic to which much is written are never at th
 
 
 class _Goal(NamedTuple):
-    """How far a version that is built has to come.
+    """How far a version that is being built has to fold before it may serve.
 
-    :param builds: for the how many-th time it is built.
-    :param positions: up to where, by source partition.
-    :param coverage: whether it has.
-    :param taken_at: when it was asked for, on :func:`time.monotonic`: what the version that serves
-        had folded by then is in it.
+    :param builds: its build number.
+    :param positions: the position to reach, by source partition.
+    :param coverage: whether it has reached them.
+    :param taken_at: when the positions were read, on :func:`time.monotonic`: they include what the
+        serving version had folded by then.
     """
 
     builds: int
@@ -110,13 +110,13 @@ class ViewFamily:
         self._goals: dict[int, _Goal] = {}
         """Of versions that are being built."""
         self._covered: dict[int, KnownCoverage] = {}
-        """What this process knows to be folded of keyed versions."""
+        """What keyed versions are known to have folded."""
         self._heard_at = float("-inf")
-        """When the registry was asked what is known now."""
+        """When the registry's current state was read."""
         self._partition_counts: dict[str, int] = {}
-        """Of the sources, as far as somebody waited for them."""
+        """Partition counts of the source topics that were waited for so far."""
         self._builds: dict[int, int] = {}
-        """For the how many-th time each version is made, as its threads know."""
+        """The build number of each version, as its threads know it."""
         self._finished: list[tuple[RetryRequest, bool]] = []
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()

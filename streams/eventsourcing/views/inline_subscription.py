@@ -62,20 +62,20 @@ WAITING_POLL = 0.05
 """Seconds a poll may block while a partition waits."""
 
 OUTAGE_PAUSE = 1.0
-"""Seconds after which a partition is begun anew that did not get on because of an outage: the
-poller waits for the log as well."""
+"""Longest pause, in seconds, before a partition that an outage stopped is restarted: the poller
+waits for the log as well."""
 
 MAX_STOPPED = 10_000
-"""Keys of a partition's documents that stand still which are kept, about."""
+"""Keys of stopped documents remembered per partition, about."""
 
 
 class Handled(NamedTuple):
     """How far a batch was handled.
 
-    :param stop: the first message that was not; behind the last one: all were.
-    :param error: why it cannot be; None: nothing keeps it from that, the time was over.
-    :param events: that were handled.
-    :param stopped: the keys of documents that stand still since.
+    :param stop: the index of the first message that was not handled; the batch's length: all were.
+    :param error: why that message cannot be handled; None: only the turn's time was over.
+    :param events: the number of events handled.
+    :param stopped: the keys of documents that stopped in this batch.
     """
 
     stop: int
@@ -85,8 +85,8 @@ class Handled(NamedTuple):
 
 
 def position_behind(batch: Batch, start: int, stop: int) -> int:
-    """Everything below is handled, once the messages of a batch from ``start`` to ``stop`` are;
-    0: nothing is known by that."""
+    """The position below which everything is handled, once the messages of a batch from ``start``
+    to ``stop`` are; 0: unknown."""
     position = batch.skipped_to if stop == len(batch) else 0
     return max(position, batch.offsets[stop - 1] + 1) if stop > start else position
 
@@ -200,11 +200,11 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
         self._not_begun: list[Assignment] = []
         """Those of them that are to be paused: while they are assigned that cannot be."""
         self._told: list[Batch] = []
-        """What the poller is to be told of, at the end of a poll that raises nothing."""
+        """Batches that the next poll that raises nothing returns to the poller."""
         self._until = 0.0
-        """When the handlers of this turn are to end, on :func:`time.monotonic`."""
+        """The deadline of this turn's handlers, on :func:`time.monotonic`."""
         self._is_turn_new = False
-        """None of them has handled anything yet."""
+        """Whether no handler has handled anything in this turn yet."""
         self._listener: RebalanceListener = cast(Any, None)
 
     @abstractmethod
@@ -349,7 +349,7 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
             if len(counts.stopped) < MAX_STOPPED:
                 counts.stopped.update(found.stopped)
             logger.error(
-                "%s: in partition %d %s where folding failed; streams views show lists them",
+                "%s: partition %d: %s because folding failed; run `streams views show`",
                 self._name, assignment.partition,
                 f"{count_with_noun(len(found.stopped), 'document')} stopped",
             )  # fmt: skip
@@ -419,7 +419,7 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
         self._given_up[assignment] = time.monotonic() + pause
         level = logger.info if isinstance(error, Fenced) else logger.warning
         level(
-            "%s: partition %d begins anew%s: %s", self._name, assignment.partition,
+            "%s: restarting partition %d%s: %s", self._name, assignment.partition,
             f" in {pause:g} s" if pause else "", error,
         )  # fmt: skip
         self._counts_of(assignment).waiting = reason

@@ -128,7 +128,7 @@ class InspectedVersion(NamedTuple):
 
     @property
     def state(self) -> str:
-        """In a word."""
+        """What the version is doing: clearing, building, serving or ready."""
         if self.known.is_clearing:
             return "clearing"
         if self.known.is_building:
@@ -210,7 +210,7 @@ class VersionInspector:
         return InspectedVersion(self.known, serves, count, totals, progress, self.members())
 
     def members(self) -> tuple[str, ...]:
-        """Who runs it."""
+        """The IDs of the members that run this version."""
         return tuple(dict.fromkeys(each for each, _ in self._owners()))
 
     def _owners(self) -> list[tuple[str, Sequence[TopicPartition]]]:
@@ -312,7 +312,7 @@ class _TrialWriter(DocumentWriter):
 
     @override
     def write(self, changes: Sequence[DocumentChange], checkpoint: Checkpoint) -> None:
-        """It is a trial."""
+        """Write nothing: this is a dry run."""
 
     @override
     def close(self) -> None:

@@ -9,11 +9,11 @@ def collection_name(view: str, version: int) -> str:
 
 
 def keyed_topic_name(collection: str) -> str:
-    """Of the topic in which the events of a keyed version are written again; the group that does
-    so has the same name."""
+    """The name of the topic to which a keyed version's events are repartitioned; the group that
+    does so has the same name."""
     return f"{collection}.keyed"
 
 
 def group_names(collection: str, *, is_keyed: bool) -> tuple[str, ...]:
-    """Of the groups that run it."""
+    """The names of the groups that run a version of a view."""
     return (collection, keyed_topic_name(collection)) if is_keyed else (collection,)

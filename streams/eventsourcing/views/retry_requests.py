@@ -1,6 +1,6 @@
-"""What the threads that fold are to do beside it, told by the app's loop: fold documents on that
-stand still; begin anew, as the documents were deleted; end, as they are not the ones that are
-declared here."""
+"""Requests of the app's loop to the threads that fold a view: retry stopped documents; start over,
+as the documents were deleted; or end with an error, as the stored documents do not match the
+view's declaration here."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from streams.errors import ConfigError
 
 
 class RetryRequest(NamedTuple):
-    """A document that stands still, and is to be folded on.
+    """A request to retry a stopped document.
 
-    :param id: of the request.
+    :param id: the ID of the request.
     """
 
     id: str
@@ -25,8 +25,8 @@ class RetryRequest(NamedTuple):
 class RetryRequests:
     """Requests that wait for the thread that folds their partition (any thread).
 
-    :param on_done: called with a request that was carried out, and whether the document stands
-        still no more.
+    :param on_done: called with a request that was carried out, and whether the document is folded
+        again.
     """
 
     def __init__(self, on_done: Callable[[RetryRequest, bool], None]) -> None:
@@ -38,23 +38,23 @@ class RetryRequests:
         self._error: ConfigError | None = None
 
     def go_on(self) -> None:
-        """Whoever folds may do so."""
+        """Let the threads go on folding."""
         self._error = None
 
     def end(self, error: ConfigError) -> None:
-        """Whoever folds is to end with this error."""
+        """Have the threads end with this error."""
         self._error = error
 
     def check(self) -> None:
-        """See that it may go on.
+        """Check that folding may go on.
 
-        :raises ConfigError: it may not.
+        :raises ConfigError: the error that :meth:`end` was called with.
         """
         if self._error is not None:
             raise self._error
 
     def begin_anew(self) -> None:
-        """The documents were deleted: who writes them is to begin anew, even if nothing comes."""
+        """The documents were deleted: have their writer start over, even if no event arrives."""
         self._is_stale = True
 
     def take_stale(self) -> bool:

@@ -64,15 +64,15 @@ class Subject(NamedTuple):
     name: str
 
     def yes(self, reason: str, advice: str = "") -> Finding:
-        """It is as it should be."""
+        """The finding that the item is fulfilled."""
         return Finding(*self, Verdict.yes, reason, advice)
 
     def no(self, reason: str, advice: str) -> Finding:
-        """It is not."""
+        """The finding that the item is not fulfilled."""
         return Finding(*self, Verdict.no, reason, advice)
 
     def unknown(self, reason: str, advice: str) -> Finding:
-        """It cannot be known."""
+        """The finding that the item could not be checked."""
         return Finding(*self, Verdict.unknown, reason, advice)
 
 

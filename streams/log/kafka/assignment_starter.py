@@ -22,14 +22,15 @@ from streams.text import get_logger
 logger = get_logger("streams.kafka")
 
 OFFSETS_TIMEOUT = 2.0
-"""Seconds for which the polling thread waits for the group's offsets. They are not told while a
-former owner's transaction is open: then the probe's thread waits for them."""
+"""Seconds for which the polling thread waits for the group's committed offsets. The coordinator
+withholds them while a former owner's transaction is open: then the probe's thread waits for
+them."""
 
 OWN_TIMEOUT = 0.25
-"""Of these, over the member's own connection."""
+"""Seconds of :data:`OFFSETS_TIMEOUT` spent on the member's own connection before another one."""
 
 _next_epoch = itertools.count(1)
-"""One count for the whole process, so that no two assignments of it share an epoch."""
+"""A counter for the whole process, so that no two of its assignments share an epoch."""
 
 
 class AssignmentStarter:
@@ -92,7 +93,7 @@ class AssignmentStarter:
             with_leader = self._with_leader(keys)
             self._start_partitions([key for key in keys if key in with_leader])
         except MembershipLost:
-            return  # the driver will tell so
+            return  # the driver will report it
         except LogError as error:
             if isinstance(error, Fatal):
                 raise

@@ -280,14 +280,14 @@ def learns_partition(
 
 
 class Clients(Protocol[C]):
-    """What gives its users a client, and another one once that is retired."""
+    """Provides a client, and a new one after that was retired."""
 
     def use(self) -> AbstractContextManager[C]:
         """Use a client."""
         ...
 
     def retire(self, client: C) -> None:
-        """Give no other user this one."""
+        """Do not hand this client out again."""
         ...
 
 
@@ -298,13 +298,13 @@ class RequestRetry:
     """Requests of one log to its brokers (any thread).
 
     Only clients that are polled learn why no connection can be made, so that is noted here
-    (:meth:`record_client_error`): then a request need not wait until the driver gives up, and its
-    error says the reason. This holds until a broker has answered for the first time; later, a
-    request waits for the end of an outage.
+    (:meth:`record_client_error`): a request then fails without waiting until the driver gives up,
+    and its error names the reason. This holds until a broker has answered for the first time;
+    later, a request waits for the end of an outage.
 
-    :param settings: for the brokers' names, and what no error may show.
+    :param settings: for the brokers' names, and the secrets that no error may show.
     :param admin: also used for the very first request.
-    :param group_admins: for what a group's coordinator is asked.
+    :param group_admins: for requests to a group's coordinator.
     """
 
     def __init__(

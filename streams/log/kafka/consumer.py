@@ -198,13 +198,16 @@ class GroupConsumer:
         close_in_background(old)
 
     def close(self) -> None:
-        """Leave the group. Does not wait long for a coordinator that does not answer."""
+        """Leave the group; wait for the coordinator :data:`REQUEST_TIMEOUT` seconds at most."""
         self._fetch_watch.close()
         closing = threading.Thread(target=self._close, name="streams-kafka-close", daemon=True)
         closing.start()
         closing.join(REQUEST_TIMEOUT)
         if closing.is_alive():
-            logger.warning("group %s: its coordinator does not answer, left without", self._group)
+            logger.warning(
+                "group %s: the coordinator did not answer; closed without leaving the group",
+                self._group,
+            )
 
     def _close(self) -> None:
         consumer = self._consumer
@@ -221,10 +224,10 @@ class GroupConsumer:
         )
 
     def _leave(self, consumer: Consumer) -> None:
-        """Say farewell to the group. The driver's close does not for a member without partitions,
-        nor for any while the group rebalances, as it then puts off even an unsubscribe and forgets
-        about it: the partitions would be a dead member's until its session ends. A member has left
-        once it has no ID any more."""
+        """Send LeaveGroup. The driver's close() omits it for members without partitions, and during
+        rebalances for all: there it even postpones an unsubscribe and then forgets it, so the
+        partitions would stay assigned to a dead member until its session times out. A member has
+        left once it has no member ID any more."""
         if self._settings.kip848:
             if not consumer.assignment():
                 consumer.unsubscribe()

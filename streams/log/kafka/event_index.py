@@ -184,11 +184,11 @@ class TopicIndex:
         return self._closed.is_set() or self.error is not None
 
     def _fits(self, partition: int, state: PartitionState, what: str) -> bool:
-        """Whether the log has what is kept was folded from; if it has not, that is said.
+        """Whether the log still has the records that a stored index was folded from; logs if not.
 
-        :param what: it is kept in.
+        :param what: where the index is stored, for the log line.
 
-        :raises HistoryGone: it has not even its beginning.
+        :raises HistoryGone: the first records of the partition were deleted.
         """
         place = f"{self.topic}/{partition}"
         first, end = self._readers.bounds(self.topic, partition)
@@ -206,8 +206,8 @@ class TopicIndex:
         if not found:
             logger.error(
                 "%s: HistoryTruncated: the index %s was folded up to offset %d, and the log, "
-                "which ends at %d, does not have what it had then: it was made anew, or has lost "
-                "what was acknowledged. The index is built anew from what there is",
+                "which ends at %d, no longer has those records: the topic was recreated, or has "
+                "lost acknowledged records. The index is rebuilt from what is left",
                 place, what, state.next_offset, end,
             )  # fmt: skip
         return found

@@ -3,10 +3,9 @@
 The driver can stop fetching one partition while all brokers are reached, and says nothing about it:
 it waits for an answer that was lost with a connection, for example (librdkafka's issue 4492 reports
 one such case). So where the driver's statistics show no progress in a partition for
-:data:`STALL_TIMEOUT`, the log is asked where the partition ends, in a thread of its own. An idle
-partition is asked again after twice as long each time. One that is behind its end, and stays so, is
-to be fetched anew; where that has not
-helped twice, the consumer is of no use any more.
+:data:`STALL_TIMEOUT`, the log is asked where the partition ends, in a thread of its own. For an
+idle partition the interval doubles each time. A partition that stays behind its end is re-fetched;
+after two failed attempts the consumer is replaced.
 """
 
 from __future__ import annotations

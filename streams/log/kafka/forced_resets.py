@@ -110,7 +110,7 @@ def _request_reset(
 
 
 class _Visit:
-    """Joins a group for a moment, and fetches nothing."""
+    """A short-lived member that joins a group to change its generation, and fetches nothing."""
 
     def __init__(self, groups: Groups, metadata: Metadata, group: str, topic: str) -> None:
         self._consumer: Consumer | None = None
@@ -133,19 +133,24 @@ class _Visit:
             self._consumer = groups.connect_outsider(group, config)
             self._consumer.subscribe([topic], on_assign=self._on_assign)
         except (KafkaException, StreamsError) as error:
-            logger.warning("group %s: cannot be joined: %s", group, error)
+            logger.warning(
+                "group %s: could not be joined to announce the reset, so its members may notice it "
+                "late: %s",
+                group, error,
+            )  # fmt: skip
 
     def _on_assign(self, consumer: Consumer, partitions: list[KTopicPartition]) -> None:
         self._joined = True
         consumer.incremental_assign([])
 
     def join(self) -> None:
-        """Wait for the join, but not long: what is not joined then, is joined later."""
+        """Wait for the join, for :data:`JOIN_TIMEOUT` seconds at most; it may complete later, in
+        :meth:`wait`."""
         consumer = self._consumer
         deadline = time.monotonic() + JOIN_TIMEOUT
         try:
             while consumer is not None and not self._joined and time.monotonic() < deadline:
-                consumer.consume(1, 0.1)  # what comes is no message, but an error
+                consumer.consume(1, 0.1)  # returns errors only, never a message
         except KafkaException as error:
             logger.debug("joining for a moment: %s", error)
 

@@ -1,5 +1,5 @@
-"""What keeps an event topic's index for the next process: threads that write what has changed to
-its file, or snapshots of it to a topic."""
+"""Threads that persist an event topic's index for the next process: they write its changes to a
+file, or snapshots of it to a topic."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from streams.text import get_logger
 logger = get_logger("streams.kafka")
 
 SAVE_INTERVAL = 1.0
-"""Seconds between two writings of the file."""
+"""Seconds between two writes of the file."""
 
 SAVE_SHARE = 20
 """The file is written for at most this part of the time."""
 
 SNAPSHOT_INTERVAL = 0.5
-"""Seconds after which it is seen again whether a snapshot is to be written."""
+"""Seconds between two checks whether a snapshot is due."""
 
 SLICE = 500
-"""Keys that are copied, or causes that are forgotten, at once, while the index waits."""
+"""Keys copied, or causes dropped, in one go while the index is locked."""
 
 
 class KeptIndex(Protocol):
-    """The index that is kept."""
+    """The index to persist."""
 
     topic: str
     lock: threading.Lock
     """Guards the partitions."""
     partitions: dict[int, PartitionIndex]
     error: LogError | None
-    """Why nothing is folded any more."""
+    """The error that ended the folding."""
 
 
 class IndexKeepers:
@@ -48,9 +48,9 @@ class IndexKeepers:
         self._index = index
         self._closed = threading.Event()
         self._writes_last = True
-        """Once they are closed."""
+        """Whether the file is written once more on closing."""
         self._threads: list[tuple[threading.Thread, float]] = []
-        """Each with the seconds that are waited for its end."""
+        """Each thread, with the seconds to wait for its end on closing."""
 
     def keep_file(self, file: IndexFile) -> None:
         """Write what changes to a file, again and again."""
@@ -58,13 +58,13 @@ class IndexKeepers:
 
     def keep_snapshots(self, snapshots: IndexTopic) -> None:
         """Write a snapshot of each partition that is due, again and again."""
-        # Of a snapshot that is not written nothing is lost.
+        # A snapshot that is not written loses nothing.
         self._start(partial(self._keep_snapshots, snapshots), "snapshots", 3.0)
 
     def close(self, *, write: bool = True) -> None:
-        """End them.
+        """End the threads.
 
-        :param write: what is known goes to the file.
+        :param write: write the latest changes to the file before.
         """
         self._writes_last = write
         self._closed.set()

@@ -51,7 +51,7 @@ SNAPSHOT = "streams_index"
 """The header with a snapshot's name."""
 
 _PREFIX = b"%d/" % FORMAT
-"""Of all keys."""
+"""The prefix of all record keys, with the format's version."""
 
 END_KEY = _PREFIX + b"end"
 

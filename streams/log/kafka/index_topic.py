@@ -131,7 +131,7 @@ class IndexTopic:
         self._paused_until = 0.0
         """For all partitions, after an error (monotonic time)."""
         self._failures = 0
-        """In a row."""
+        """Consecutive failures, since the last success."""
         self._told = ""
         """What was warned of last."""
         self._has_topic = False

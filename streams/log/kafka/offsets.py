@@ -126,7 +126,7 @@ class OffsetCommits:
         """Store what is newer than what was stored, of what is owned; whether there was any.
 
         :raises Unavailable: nothing is known to be stored.
-        :raises Gone: nothing was stored, and nothing will be.
+        :raises MembershipLost: nothing was stored, and nothing will be.
         :raises KafkaException: the driver did not take it.
         """
         with self._lock:
@@ -173,7 +173,7 @@ class OffsetCommits:
     def _record_sent(
         self, newest: Mapping[TopicPartition, Commit]
     ) -> dict[TopicPartition, Committed]:
-        """These are about to be sent."""
+        """Note that these are about to be sent."""
         self._in_flight_versions = {
             key: (self._states[key], each.version) for key, each in newest.items()
         }

@@ -109,7 +109,7 @@ class Changes(msgspec.Struct):
     causes: list[tuple[bytes, str, Caused]]
     refusals: list[tuple[bytes, str, int, int]]
     losers: list[int]
-    """In no order."""
+    """Offsets of records that do not count, in no particular order."""
 
 
 class IndexCopy(NamedTuple):

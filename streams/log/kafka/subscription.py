@@ -296,7 +296,9 @@ class KafkaSubscription(Subscription):
 
     def _on_lost(self, partitions: list[KTopicPartition]) -> None:
         logger.warning(
-            "group %s: this member was given up, %d partitions", self.group, len(partitions)
+            "group %s: this member was expelled from the group; %d partitions lost",
+            self.group,
+            len(partitions),
         )
         self._consumer.commits.membership_lost()
         for key in topic_partitions_of(partitions):

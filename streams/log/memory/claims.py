@@ -89,7 +89,7 @@ class MemoryClaimStore:
 
     @property
     def clock(self) -> Clock:
-        """The opener's."""
+        """The clock of the app that opened the store."""
         return self.table.clock
 
     def execute(self, requests: Sequence[Request]) -> list[Answer | LogError]:

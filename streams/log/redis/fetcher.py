@@ -310,7 +310,7 @@ class Fetchers:
             wanted = [each for each in fetcher.partitions if not each.paused]
             if not wanted or any(each.fetched for each in wanted):
                 continue
-            # Many connections that wait in vain should not add up to work.
+            # With many idle connections, block longer, so that their empty polls stay cheap.
             block = max(BLOCK_SECONDS, len(self._fetchers) / 20)
             try:
                 fetcher.send_read(wanted, self._entries_each(fetcher, len(wanted), limit), block)

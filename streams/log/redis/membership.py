@@ -187,7 +187,8 @@ class Membership:
         self.leases.log_outage_once(failure)
         if inspect_streams and failure is None:
             self._next_inspection = sent + self.terms.lease
-        # What has not answered is watched anew: its owners could not reach it either.
+        # A server that did not answer could not be reached by lease owners either: their staleness
+        # is measured anew.
         if isinstance(members, LogError):
             self._staleness.keep_only(answered)
         else:
@@ -314,7 +315,7 @@ class Membership:
                     command = script_command(self._group, "initial_offsets", [key], name, text)
                     self._client.execute(command)
         except LogError as error:
-            logger.warning("%s: not all could be written again: %s", self._group, error)
+            logger.warning("%s: could not restore all group metadata: %s", self._group, error)
 
     def leave(self) -> None:
         """Leave the group; if the server cannot be reached now, the row expires by itself."""
@@ -322,4 +323,4 @@ class Membership:
         try:
             self._client.execute(key_command(self._group, "HDEL", key, self.member_id))
         except LogError as error:
-            logger.info("%s: could not take leave: %s", self._group, error)
+            logger.info("%s: could not leave the group: %s", self._group, error)

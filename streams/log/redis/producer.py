@@ -327,9 +327,11 @@ class Writer:
                 del append.chunks[partition]
 
     def _take_entry_ids(self, append: PendingAppend, partition: int, replies: list[Any]) -> bool:
-        """Take the answers to a partition's next chunk, which one script wrote; whether it is over
-        with: written, wholly and by as many servers as it should, or refused, as whose owner it was
-        to be written is none any more."""
+        """Take the replies to a partition's next chunk, which one script wrote.
+
+        :returns: whether the chunk is done: written completely and to as many replicas as required,
+            or refused because the owner in whose name it was written has lost the partition.
+        """
         chunk = append.chunks[partition][-1]
         if chunk.owner is not None and replies[0] == 0:
             append.chunk_refused(chunk, _fenced_error(chunk.owner, chunk))
@@ -401,7 +403,7 @@ class Writer:
             command = script_command(
                 context, name, script_keys, *args, is_append=True, before_wait=waits
             )
-            # The second time an owner might be told that it is none, of what it wrote the first.
+            # A repeat could be refused as no longer owned although the first attempt wrote it.
             command.is_repeatable = owner is None
             commands.append(command)
         else:

@@ -67,11 +67,11 @@ SUSPICION_SECONDS = 1.5
 that waits for handlers confirms its lease about once a second."""
 
 _MAX_EPOCH = 1 << 53
-"""No epoch comes near it: a greater one is damage, and counted anew."""
+"""No real epoch comes near this; a greater one in the file is damage, and is reset."""
 
 
 _MAX_HELD_NUMBERS = 1_000
-"""So many numbers are passed over because somebody holds their locks, before a member gives up."""
+"""Member numbers with a held lock that a new member skips before it gives up."""
 
 
 @dataclass(slots=True)
@@ -398,8 +398,8 @@ class Membership:
             ' WHERE "group" = ?',
             (self.group,),
         ):
-            # What the file calls ours though we do not know it (inherited, or a commit of unknown
-            # outcome) is acquired anew; what belongs to no member's row is free.
+            # Partitions that the file assigns to us without our knowledge (inherited, or from a
+            # commit of unknown outcome) are acquired anew; those of no member's row are free.
             epoch = epoch if 0 < epoch < _MAX_EPOCH else 0
             if number in partitions_by_number:
                 is_owned = owner in topics
@@ -452,8 +452,8 @@ class Membership:
                 topic, partition = partitions_by_number.get(number, ("?", 0))
                 raise TopicMismatch(
                     f"{self._database.path}: {topic}/{partition}: in streams_places the group "
-                    f"{self.group!r} is at {position!r:.50}, which is no offset: set it by "
-                    f"`streams reset {self.group} {topic} --to PLACE`"
+                    f"{self.group!r} is at {position!r:.50}, which is not a valid offset; reset "
+                    f"it with `streams reset {self.group} {topic} --to PLACE`"
                 )
             progress = bytes.fromhex(progress).decode("ascii", "replace")
             committed[number] = Committed(position, progress)

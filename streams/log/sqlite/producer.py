@@ -54,11 +54,11 @@ class WrittenRun(NamedTuple):
 
 
 class _OwnersLost(Exception):
-    """Some of the owners in whose name records are appended are none any more."""
+    """Some owners in whose name records are appended have lost their partitions."""
 
 
 class _OtherPartitions(Exception):
-    """A topic's partitions are others than they were."""
+    """A topic's partitions have changed since they were read."""
 
 
 class Writer:

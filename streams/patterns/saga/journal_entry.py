@@ -172,7 +172,7 @@ def resume_entry(entry: E, made_at: float) -> E:
     if entry.is_final:
         raise SagaError(f"saga {entry.saga} is {entry.status}: there is nothing to resume")
     raise SagaError(
-        f"saga {entry.saga} is {entry.status}: whoever owns it goes on with it by himself"
+        f"saga {entry.saga} is {entry.status}: its current owner resumes it automatically"
     )
 
 

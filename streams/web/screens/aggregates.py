@@ -119,7 +119,7 @@ class Unlisted:
             return None
 
     def odd_key(self, where: str, key: object) -> None:
-        """Somebody else's row."""
+        """Note a row whose key is not bytes: another program wrote it."""
         self.texts.append(f"{where}: {type(key).__name__}")
 
 

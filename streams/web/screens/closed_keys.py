@@ -307,15 +307,15 @@ def _targets(
             if search.is_late:
                 raise InvalidValue(
                     page._(
-                        "Not all keys could be looked through in time: nothing was done. Tick the "
-                        "keys that are meant, or use the command line."
+                        "Not all keys could be looked through in time: nothing was done. "
+                        "Select the keys one by one, or use the command line."
                     )
                 )
         if not found:
             raise InvalidValue(page._("No closed key waits for a decision."))
         return found
     if not named:
-        raise InvalidValue(page._("Tick the keys that are meant."))
+        raise InvalidValue(page._("Select at least one key."))
     if len(named) > AT_ONCE:
         raise InvalidValue(
             page._("At most %(most)s letters can be named at once.", most=f"{AT_ONCE:,}")

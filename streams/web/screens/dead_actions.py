@@ -106,7 +106,9 @@ def _act(page: Page, deed: Deed) -> Done | Confirm | Background:
     back = page.url("/dead/show", query.fields), page._("Back to the letters")
     chosen = _choose(page, topic, query)
     if not chosen.count:
-        raise InvalidValue(" ".join((page._("No letter that waits is meant."), *chosen.facts)))
+        raise InvalidValue(
+            " ".join((page._("No waiting dead letter matches the selection."), *chosen.facts))
+        )
     destinations = _destinations(page, log, query, chosen) if deed == "retry" else None
     if not page.confirmed(chosen.count):
         return _question(page, query, chosen, destinations, back)
@@ -183,7 +185,7 @@ def _choose(page: Page, topic: DeadLetterTopic, query: LetterQuery) -> Chosen:
     if named:
         return _choose_named(page, topic, named)
     if not page.fields.flag("all"):
-        raise InvalidValue(page._("Tick the letters that are meant."))
+        raise InvalidValue(page._("Select at least one dead letter."))
     matches = query.predicate(page)
     most = page.fields.number("most", MAX_BULK, low=1, high=MAX_BULK)
     typed = page.typed_count()
@@ -205,7 +207,7 @@ def _choose(page: Page, topic: DeadLetterTopic, query: LetterQuery) -> Chosen:
     found = select_letters(topic, matches, most=most, seconds=seconds)
     facts = [_looked_at(page, found.looked_at)]
     if not found.is_complete:
-        facts.append(page._("There are more behind these; they stay as they are."))
+        facts.append(page._("More dead letters match; only these will be changed."))
     return Chosen(matches, found.number, found.sources, found.end_offsets, tuple(facts))
 
 
@@ -379,7 +381,7 @@ def edit(page: Page) -> Done:
             raise InvalidValue(
                 page._(
                     "This value cannot be decoded for the topic %(topic)s: %(problem)s. Go back "
-                    "and correct it, or tick the box that puts it back even so.",
+                    "and correct it, or tick the box to put it back anyway.",
                     topic=declared.name,
                     problem=problem,
                 )

@@ -218,7 +218,7 @@ def _named(page: Page, index: DelayIndex, name: str) -> list[tuple[int, DelayEnt
     """
     named = list(dict.fromkeys(page.fields.all("message")))
     if not named:
-        raise InvalidValue(page._("Tick the messages that are meant."))
+        raise InvalidValue(page._("Select at least one message."))
     if len(named) > MAX_NAMED:
         raise InvalidValue(
             page._("At most %(most)s messages can be named at once.", most=f"{MAX_NAMED:,}")

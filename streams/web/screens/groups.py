@@ -185,7 +185,7 @@ def _targets(page: Page, confirmed: str) -> dict[int, int]:
         number, _, at = part.partition(":")
         partition, offset = parse_int(number), parse_int(at, 40)
         if partition is None or offset is None:
-            raise InvalidValue(page._("This cannot be asked."))
+            raise InvalidValue(page._("Invalid request."))
         found[partition] = offset
     return found
 
