@@ -112,7 +112,7 @@ class Streams(Declarations):
 
     @property
     def failure(self) -> ProcessorDied | None:
-        """What the first processor to die died of; until the app is entered again."""
+        """The error that ended the first processor to die; reset when the app is entered again."""
         return self._failures.failure
 
     async def query(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:

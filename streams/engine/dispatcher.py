@@ -82,7 +82,7 @@ class Delivery(msgspec.Struct, frozen=True, eq=False):
 
 
 class Ownership(Protocol):
-    """What the engine reads of an assignment."""
+    """The part of an assignment that the engine uses."""
 
     topic: str
     partition: int
@@ -135,14 +135,14 @@ class _Timer(NamedTuple):
 
     due: float
     number: int
-    """Of two that are due at once, the one with the smaller number comes first."""
+    """Orders timers that are due at the same time: the smaller number comes first."""
     delivery: Delivery
     held_back: bool = False
     """It waits for newer code, and not for its next attempt."""
 
 
 class DispatchCounts:
-    """What happened so far, counted where it is rare."""
+    """Counters of outcomes."""
 
     __slots__ = ("dead_lettered", "duplicates", "filtered", "handled", "retries")
 
@@ -159,7 +159,7 @@ def _offset(delivery: Delivery) -> int:
 
 
 def state_and_key(delivery: Delivery) -> StateAndKey:
-    """What is in flight while this is handled: a key of one assignment."""
+    """The partition state and key that are in flight while this delivery is handled."""
     return delivery.fetched.state, delivery.ordering_key
 
 
@@ -681,7 +681,7 @@ class Dispatcher:
             # Not to be overtaken: it stays at the head of its key queue.
             for at, other in enumerate(self.ready if ordering_key is not None else ()):
                 if state_and_key(other) == of_key:
-                    # Of the same batch: whichever stands first in the log goes first.
+                    # Both are of one batch: the smaller offset goes first.
                     first, second = sorted((delivery, other), key=_offset)
                     self.ready[at] = first
                     self._queue_front({of_key: [second]})

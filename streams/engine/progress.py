@@ -46,12 +46,12 @@ MAX_GENERATION = _LOW_HALF
 _MAX_DIGITS = 13
 """Letters of the longest number: half an offset."""
 _FORMS = frozenset(("1r", "1b", "2r", "2b"))
-"""What a text of ours begins with."""
+"""The prefixes of this module's text forms."""
 _FLIP = bytes([1, 0]) + bytes(254)
 
 
 class Snapshot(NamedTuple):
-    """What can be committed now."""
+    """The position and progress that can be committed now."""
 
     position: int
     progress: str
@@ -402,7 +402,7 @@ class Progress:
                 self._restored = []
 
     def unsettled(self) -> Unsettled:
-        """What is delivered and not settled."""
+        """The messages that were delivered and are not settled."""
         if not self._batches:
             return NOTHING_UNSETTLED
         self._advance()
@@ -503,7 +503,7 @@ class Progress:
         return [(max(low, self.position), high) for low, high in found if high > self.position]
 
     def snapshot(self, limit: int = PROGRESS_LIMIT) -> Snapshot:
-        """What can be committed now."""
+        """The position and progress that can be committed now."""
         self._advance()
         return encode(
             self.position, self.floor, self.settled_ranges(), limit, generation=self.generation

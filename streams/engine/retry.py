@@ -1,4 +1,4 @@
-"""What a failure means: try again when, or write a dead letter."""
+"""Decides what follows a failure: a retry, and when, or a dead letter."""
 
 from __future__ import annotations
 

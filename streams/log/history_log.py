@@ -1,7 +1,7 @@
-"""What logs with a server or a file have in common of :class:`~streams.log.events.EventLog`.
+"""The part of :class:`~streams.log.events.EventLog` that logs with a server or a file share.
 
-Each has one object for its histories (``events.py`` of its package), to which the log passes on
-what it is asked.
+Each has one object for its histories (``events.py`` of its package), to which the log delegates
+the calls.
 """
 
 from __future__ import annotations
@@ -31,33 +31,33 @@ class Histories(Protocol):
     def append(
         self, topic: str, appends: Sequence[EventAppend], on_appended: OnEventsAppended
     ) -> None:
-        """``append_events``."""
+        """See :meth:`~streams.log.events.EventLog.append_events`."""
         ...
 
     def read(self, topic: str, requests: Sequence[HistoryRequest]) -> list[History]:
-        """``read_histories``; each limit is at least 1."""
+        """See :meth:`~streams.log.events.EventLog.read_histories`; each limit is at least 1."""
         ...
 
     def write_snapshots(self, topic: str, snapshots: Sequence[StoredSnapshot]) -> None:
-        """``write_snapshots``."""
+        """See :meth:`~streams.log.events.EventLog.write_snapshots`."""
         ...
 
     def delete_snapshots(self, topic: str, fingerprint: str | None) -> int:
-        """``delete_snapshots``."""
+        """See :meth:`~streams.log.events.EventLog.delete_snapshots`."""
         ...
 
     def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
-        """``list_snapshots``."""
+        """See :meth:`~streams.log.events.EventLog.list_snapshots`."""
         ...
 
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int
     ) -> list[HistoryKey]:
-        """``list_keys``."""
+        """See :meth:`~streams.log.events.EventLog.list_keys`."""
         ...
 
     def totals(self, topic: str) -> EventTotals:
-        """``event_totals``."""
+        """See :meth:`~streams.log.events.EventLog.event_totals`."""
         ...
 
 

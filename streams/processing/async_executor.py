@@ -82,7 +82,7 @@ class FastRun:
         return max(self.index, self.fetched.settled.count(1))
 
     def end_results(self) -> None:
-        """What others put aside may come behind what was."""
+        """Close the run of results, so that entries of other handlers may follow it."""
         if self.results is not None:
             self.results.end()
 
@@ -324,7 +324,7 @@ class AsyncExecutor(Executor):
         reset_context = job.reset_context
         function, fast_allowed, batches = job.function, self._fast_allowed, job.batch is not None
         calls, take = self._calls, dispatcher.take if job.batch is None else self._calls.take
-        # What is common is spelled out below: a call more for each message is felt.
+        # The common case is written inline below: one more call per message would cost noticeably.
         value_only, admits_all = not batches and not job.wants_message, calls.admits_all
         decodes_at_once, settles_at_once = calls.decodes_at_once, calls.settles_at_once
         transaction = self._open_transaction() if self._open_transaction is not None else None

@@ -1,4 +1,4 @@
-"""What a processor commits, and when.
+"""Commits a processor's positions, and decides when.
 
 Positions and settled sets are read off the progress of its partitions, by the thread that polls.
 A handler's transaction commits its own, so progress is read and extended under a lock.
@@ -53,9 +53,9 @@ class OwnedPartition:
         self.assignment: Assignment = state.assignment
         self.state = state
         self.committed = committed
-        """What was committed last."""
+        """The last commit."""
         self.submitted: Committed | None = None
-        """What was stored last in another way: by a submit, or with a handler's transaction."""
+        """What was last stored by an asynchronous commit, or in a handler's transaction."""
 
 
 class OffsetCommitter:
@@ -120,13 +120,13 @@ class OffsetCommitter:
         self.record_intake()
 
     def record_intake(self) -> None:
-        """Something was taken in, which is to be committed once it is settled."""
+        """Note that messages were polled: plan a commit for when they are settled."""
         if not self._unsaved:
             self._unsaved = True
             self._plan()
 
     def held(self) -> Unsettled:
-        """What was taken in and is not settled (any thread)."""
+        """The messages that were polled and are not settled yet (any thread)."""
         with self._progress_lock:
             return self._held()
 
@@ -193,7 +193,7 @@ class OffsetCommitter:
     # -- what
 
     def _commit_of(self, partition: OwnedPartition, *stored: Committed | None) -> Commit | None:
-        """What to commit of a partition; None where that is ``stored`` already."""
+        """The commit of a partition; None if just that is ``stored`` already."""
         assignment, state = partition.assignment, partition.state
         with self._progress_lock:
             if state in self._in_transaction:

@@ -1,4 +1,4 @@
-"""What all executors have in common: they own a dispatcher, are suspended, waited for, and end.
+"""The base of all executors: owning a dispatcher, suspending, waiting for handlers, ending.
 
 An executor is the only one to touch its dispatcher, inside :meth:`Executor.call_soon`: under its
 lock, or on its loop. What it calls, and what comes of it, is in
@@ -51,7 +51,7 @@ class Executor(ABC):
         )
         self._now = job.clock.monotonic
         self.fatal: BaseException | None = None
-        """What ended this executor, other than being stopped."""
+        """The error that ended this executor; None if it runs or was stopped."""
         self._suspended = False
         """No further handler is started."""
         self._closed = False
@@ -60,7 +60,7 @@ class Executor(ABC):
         self.timing: Timing | None = None
         """Takes the time of handlers' calls, where that was asked for."""
         self._busy: list[Sequence[FetchedBatch]] = [()] * job.concurrency
-        """What each handler runs over."""
+        """By handler task, the batches whose messages it is handling."""
         self._lock = threading.Lock()
         self._idle_changed = threading.Condition(self._lock)
         """Notified when a handler ended, if somebody waits for that."""
@@ -183,7 +183,7 @@ class Executor(ABC):
         self.dispatcher.refill()
 
     def stop_waiting(self) -> None:
-        """Whoever waits in :meth:`wait_idle` waits no more (any thread)."""
+        """Have :meth:`wait_idle` return at once (any thread)."""
         self.impatient = True
         self.call_soon(lambda: None)
 

@@ -114,8 +114,8 @@ class Decoding(Protocol):
         ...
 
     def unwrap(self, batch: Batch) -> Batch:
-        """What the batch holds, where some of its messages are wrapped in an envelope that has
-        their IDs and headers; else itself."""
+        """The batch with the envelopes of its messages removed, if some are wrapped in one that
+        carries their IDs and headers; else the batch itself."""
         ...
 
     def fast_decoder(
@@ -177,7 +177,7 @@ def decode_ahead(decoding: Decoding, batch: Batch, largest: int) -> DecodedAhead
             id = identify(value) + identity_suffix(header_id)
         except Exception as error:
             values.append(Undecodable(error))
-            # What its headers say is no ID of a value: it must not stand for one.
+            # The ID in the headers identifies no decoded value, so it must not collide with one.
             ids.append(None if header_id is None else f"{header_id}\0undecodable")
             all_decoded = False
         else:
@@ -187,10 +187,10 @@ def decode_ahead(decoding: Decoding, batch: Batch, largest: int) -> DecodedAhead
 
 
 class Identified(NamedTuple):
-    """What messages are known by.
+    """The identities of a batch's messages.
 
     :param ids: the identity of each; None: it has none.
-    :param values: what they were decoded to for that; None: they were not, or not all of them.
+    :param values: the values, if all messages were decoded to identify them; else None.
     """
 
     ids: Sequence[str | None]
@@ -250,11 +250,11 @@ class PartitionObserver(Protocol):
 
 
 class FailureRecord(NamedTuple):
-    """What is written of a failure before the message is tried again."""
+    """The record of a failure, written before the message is tried again."""
 
     outgoing: Outgoing
     is_delayed: bool
-    """It is the message itself, which waits elsewhere and is settled here; False: it is a note."""
+    """True: a copy of the message, which waits elsewhere and is settled here; False: a note."""
 
 
 class AttemptLog(Protocol):
@@ -266,18 +266,18 @@ class AttemptLog(Protocol):
         ...
 
     def record_failure(self, delivery: Delivery, attempt: int, delay: float) -> FailureRecord:
-        """What to write before ``delivery``, failed for the ``attempt``-th time, is tried again.
+        """The record to write before ``delivery``, failed for the ``attempt``-th time, is retried.
 
-        The message itself, if it waits elsewhere for ``delay`` seconds. Otherwise it waits in its
-        key queue, and :meth:`failed_attempts` of it is 0 from then on, the attempt being part of
-        the delivery.
+        This is the message itself if it waits elsewhere for ``delay`` seconds. Otherwise the
+        message waits in its key queue, and its :meth:`failed_attempts` is 0 from then on, as the
+        delivery carries the attempt.
         """
         ...
 
     def delayed_note(self, delivery: Delivery, copy: Position) -> Outgoing:
-        """What to write of a message that waits elsewhere, before it is settled.
+        """The note to write for a message that waits elsewhere, before it is settled here.
 
-        :param copy: where it stands there.
+        :param copy: the position of its copy.
         """
         ...
 
@@ -337,7 +337,7 @@ class KeyParking(Protocol):
         ...
 
     def take_returned(self) -> Sequence[FetchedBatch]:
-        """What has come back and is to be handled, each before anything else of its key."""
+        """The parked messages that are to be handled now, each before all others of its key."""
         ...
 
     def is_confirmed(self, assignment: Assignment) -> bool:
@@ -390,7 +390,7 @@ class KeyParking(Protocol):
         ...
 
     def close_key(self, delivery: Delivery, dead_letter: Outgoing) -> Outgoing:
-        """What to write of a dead message: ``dead_letter``, or what closes its key.
+        """The record to write for a dead message: ``dead_letter``, or one that closes its key.
 
         :raises Unavailable: more cannot be held, or the partition is not owned any more; try again
             later.
@@ -398,13 +398,16 @@ class KeyParking(Protocol):
         ...
 
     def handled(self, delivery: Delivery) -> Outgoing:
-        """What to write when a message that has come back was handled."""
+        """The record to write when a message that was parked has been handled."""
         ...
 
     def write_confirmed(self, delivery: Delivery) -> bool:
-        """What :meth:`decide`, :meth:`close_key` or :meth:`handled` wanted is confirmed. False: it
-        counts for nobody, since the partition is not owned any more. True does not say that it
-        counts: before the source's position is committed, :meth:`is_confirmed` is asked."""
+        """The record of :meth:`decide`, :meth:`close_key` or :meth:`handled` was acknowledged.
+
+        :returns: False: the record is void, since the partition is not owned any more. True does
+            not prove that it is valid: :meth:`is_confirmed` is asked before the source's position
+            is committed.
+        """
         ...
 
     def write_refused(self, delivery: Delivery) -> None:
@@ -466,7 +469,7 @@ class Job:
     """Where to begin in partitions in which the group has no position: those of a topic that is
     new to a group which is live. Others begin at the log's start."""
     member: StaticMember | None = None
-    """What it is in its group, if it has a name there."""
+    """The processor's static membership in its group, if it has one."""
     attempt_log: AttemptLog | None = None
     """Counts attempts in the log."""
     observer: PartitionObserver | None = None

@@ -1,5 +1,4 @@
-"""What a handler is called with, and what comes of it: settled, tried again, dead-lettered, its
-results written.
+"""Calls handlers and deals with the outcomes: settling, retrying, dead-lettering, writing results.
 
 :class:`MessageCalls` calls handlers of single messages, :class:`BatchCalls` those of batches. An
 executor has one of them, chosen when it is made, and runs each *unit* (a message, or a batch)
@@ -58,7 +57,7 @@ from streams.text import count_with_noun, get_logger
 logger = get_logger("streams")
 
 Unit = TypeVar("Unit")
-"""What a handler is called for: a :class:`Delivery`, or a list of them."""
+"""The unit of one handler call: a :class:`Delivery`, or a list of them."""
 
 Handler: TypeAlias = "Callable[..., Any]"
 Errors: TypeAlias = "Mapping[int, BaseException]"
@@ -169,16 +168,16 @@ class Calls(ABC, Generic[Unit]):
 
     @abstractmethod
     def take(self, now: float) -> Unit | None:
-        """What was given out next; None: nothing."""
+        """Take the next unit from the dispatcher; None: there is none."""
 
     @abstractmethod
     def admit(self, unit: Unit) -> Unit | None:
-        """What of it is to be handled now. None: nothing, it is dead-lettered, or parked because
-        its key is closed; take again."""
+        """The part of the unit that is to be handled now. None: nothing, as it was dead-lettered,
+        or parked because its key is closed; take the next one."""
 
     @abstractmethod
     def decode(self, unit: Unit) -> Any:
-        """What :meth:`call` takes, or :class:`NotCalled`."""
+        """The decoded value or values for :meth:`call`, or :class:`NotCalled`."""
 
     @abstractmethod
     def call(
@@ -240,8 +239,8 @@ class Calls(ABC, Generic[Unit]):
         return self.job.decodings[batch.topic].decode_one(batch, index)
 
     def _attempt_log_of(self, delivery: Delivery) -> AttemptLog | None:
-        """What counts this message's attempts in the log. Of one that has come back from behind a
-        dead one they are not."""
+        """The log of this message's attempts; None for one that was parked behind a dead message:
+        its attempts are not recorded."""
         key_parking = self._key_parking
         if key_parking is not None and key_parking.has_returned(delivery):
             return None
@@ -285,7 +284,7 @@ class Calls(ABC, Generic[Unit]):
         ):
             mark(delivery)
             return
-        # What has come back is settled by a record, not by its partition's progress.
+        # A message that was parked is settled by a record, not by its partition's progress.
         record = key_parking.handled(delivery)
         self._settle_when_written(
             delivery,
@@ -338,7 +337,7 @@ class Calls(ABC, Generic[Unit]):
     def failed(self, delivery: Delivery, error: BaseException) -> None:
         """The handler raised, or what it returned cannot be written."""
         if isinstance(error, OwnershipLost):
-            # Whoever owns it handles it: that is no failure, whatever the attempt.
+            # The partition's new owner handles it: no failure, whatever the attempt.
             self.dispatcher.abandon(delivery)
             return
         if isinstance(error, TransactionPostponed):
@@ -797,7 +796,7 @@ class BatchCalls(Calls[list[Delivery]]):
 
     @override
     def admit(self, unit: list[Delivery]) -> list[Delivery] | None:
-        """Of a key that is closed, all messages are looked at one by one, in order."""
+        """Split off the messages of closed keys: they are decided on one by one, in order."""
         if unit[0].reason is not None:
             self.dead_letter(unit[0])
             return None
@@ -817,7 +816,7 @@ class BatchCalls(Calls[list[Delivery]]):
         decoded = DecodedBatch([], [], [], {}, set())
         accepts = self._accepts
         held_back: dict[StateAndKey, Exception] = {}
-        """What holds keys back, behind which everything of them waits."""
+        """By key, the error that holds it back: all later messages of the key wait, too."""
         for index, delivery in enumerate(unit):
             if held_back and (error := held_back.get(state_and_key(delivery))) is not None:
                 decoded.errors[index] = error
@@ -976,7 +975,7 @@ class BatchCalls(Calls[list[Delivery]]):
             return
         if isinstance(error, BatchError):
             if self.job.encode_results is not None and len(unit) > 1:
-                # What the others would have returned is not known.
+                # The results of the other messages are unknown.
                 self.dispatcher.split_batch(unit)
                 return
             wrong = [index for index in error.errors if index not in range(len(unit))]

@@ -1,4 +1,4 @@
-"""What happens to a partition that is assigned to a processor, or taken from it.
+"""Handles the assignment of partitions to a processor, and their revocation.
 
 Assignment: the start is resolved (and committed before anything is delivered), the settled set is
 read back from the commit, and the dedup window is rebuilt from the log itself. Revocation: nothing
@@ -41,10 +41,10 @@ _windows_lock = threading.Lock()
 
 
 class _Restored(NamedTuple):
-    """What a partition begins with.
+    """The state that a partition starts from.
 
-    :param beyond_end: the position that was committed, where it lies beyond the log's end.
-    :param rejected: what of the progress that was committed is not believed, and why.
+    :param beyond_end: the committed position, if it lies beyond the log's end.
+    :param rejected: which part of the committed progress is rejected, and why; for the log line.
     """
 
     progress: Progress
@@ -153,7 +153,7 @@ class PartitionLifecycle:
     def _discard(self, assignments: Sequence[Assignment], states: Sequence[PartitionState]) -> None:
         self._executor.revoke(states)
         self.drop(assignments)
-        # What runs cannot be taken back; what is async is cancelled.
+        # Running sync handlers cannot be stopped; async ones are cancelled.
         self._executor.cancel(states)
         if self._job.observer is not None:
             self._job.observer.revoked(assignments)

@@ -1,4 +1,4 @@
-"""What an exactly-once processor has to publish, until it is stored together with its progress.
+"""Outputs of an exactly-once processor that are not yet stored together with its progress.
 
 An outcome of a message (results, a dead letter, a copy that is tried again later) is an *entry*:
 its records, and whether the message is settled by them. What a fast path returns for many messages
@@ -25,7 +25,7 @@ Outgoing = tuple[str, Record]
 """A topic and what is to be written to it."""
 
 RECORD_BYTES = 250
-"""What a record takes in memory beside its value, about."""
+"""Memory that a record takes beside its value, about."""
 
 SettledRange = tuple[FetchedBatch, int, int]
 """Messages of a batch, from an index to before another."""
@@ -58,7 +58,7 @@ class OutputEntry:
 
     @property
     def settled_range(self) -> SettledRange:
-        """What is settled once it is stored, if it settles anything."""
+        """The messages that are settled once this is stored, if it settles any."""
         fetched, index = self.delivery.fetched, self.delivery.index
         return fetched, index, index + 1
 
@@ -81,10 +81,10 @@ class OutputEntry:
 
 
 class OutputRun:
-    """What a handler returned for messages of one batch, one after the other. Each is settled by
-    that, as those between them are for which it returned nothing.
+    """The results of consecutive messages of one batch. Storing them settles these messages, and
+    those in between for which the handler returned nothing.
 
-    One thread adds to it while it is open; another may take out what is there.
+    One thread adds results while the run is open; another may take them out meanwhile.
     """
 
     __slots__ = ("_added", "_removed", "fetched", "rows")
@@ -94,14 +94,14 @@ class OutputRun:
     def __init__(self, fetched: FetchedBatch) -> None:
         self.fetched = fetched
         self.rows: deque[tuple[int, Sequence[Outgoing]]] = deque()
-        """The index of each message, and what it was turned into."""
+        """The index of each message, and its output records."""
         self._added = 0
-        """Bytes that were ever added; written by who adds."""
+        """Total bytes added; written by the adding thread only."""
         self._removed = 0
-        """Bytes that were ever taken out; written by who takes."""
+        """Total bytes taken out; written by the taking thread only."""
 
     def add(self, index: int, outgoing: Sequence[Outgoing]) -> None:
-        """Add what was returned for the next message, which is something."""
+        """Add the records, at least one, of the next message."""
         self.rows.append((index, outgoing))
         self._added += _bytes_of(outgoing)
 
@@ -123,12 +123,12 @@ class OutputRun:
 
     @property
     def bytes(self) -> int:
-        """What it takes in memory, about."""
+        """Memory that the run takes, about."""
         return self._added - self._removed
 
     @property
     def messages(self) -> int:
-        """Of how many messages it has the outcomes."""
+        """The number of messages whose outcomes it holds."""
         return len(self.rows)
 
     @property
@@ -138,13 +138,13 @@ class OutputRun:
 
     @property
     def state(self) -> PartitionState:
-        """Of the assignment under which its messages were polled."""
+        """The partition state of the assignment under which its messages were polled."""
         state: PartitionState = self.fetched.state
         return state
 
     @property
     def settled_range(self) -> SettledRange:
-        """What is settled once it is stored."""
+        """The messages that are settled once this is stored."""
         return self.fetched, self.rows[0][0], self.rows[-1][0] + 1
 
     def single_entries(self) -> Sequence[OutputEntry]:
@@ -160,7 +160,7 @@ AnyEntry: TypeAlias = "OutputEntry | OutputRun"
 
 
 def _bytes_of(outgoing: Sequence[Outgoing]) -> int:
-    """What these take in memory, about."""
+    """Memory that these records take, about."""
     size = 0
     for _, record in outgoing:
         size += RECORD_BYTES
@@ -187,7 +187,7 @@ class PendingOutputs:
         self._open_run: OutputRun | None = None
         """The last entry, while a handler's thread adds to it without the lock."""
         self._bytes = self._messages = 0
-        """What all other entries take in memory, about, and of how many messages they are."""
+        """Memory that all other entries take, about, and the number of their messages."""
         self.wake: Callable[[], None] | None = None
         """Called when there is something new."""
         self.on_full: Callable[[bool], None] = lambda is_full: None
@@ -200,7 +200,7 @@ class PendingOutputs:
 
     @property
     def bytes(self) -> int:
-        """What all entries take in memory, about."""
+        """Memory that all entries take, about."""
         run = self._open_run
         return self._bytes + (0 if run is None else run.bytes)
 
@@ -240,7 +240,8 @@ class PendingOutputs:
         return OpenRun(self, fetched)
 
     def begin_run(self, fetched: FetchedBatch) -> OutputRun:
-        """What is added to this run is among the entries at once, until :meth:`end_run`."""
+        """Open a run, whose results count among the entries as soon as they are added; until
+        :meth:`end_run`."""
         run = OutputRun(fetched)
         with self._lock:
             self._entries.append(run)
@@ -353,7 +354,7 @@ class OpenRun:
         self._run: OutputRun | None = None
 
     def add(self, index: int, outgoing: Sequence[Outgoing]) -> None:
-        """Add what was returned for the next message, which is something."""
+        """Add the records, at least one, of the next message."""
         outputs, run = self._outputs, self._run
         if run is None:
             run = self._run = outputs.begin_run(self._fetched)

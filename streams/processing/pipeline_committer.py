@@ -1,4 +1,4 @@
-"""What an exactly-once processor commits, and when: outputs and progress together.
+"""Commits outputs and progress of an exactly-once processor together, and decides when.
 
 Every ``Flow(commit=)`` seconds the entries of :mod:`streams.processing.pending_outputs` are taken
 out and stored by the log in one step with the progress as it is once their messages are settled.
@@ -229,10 +229,10 @@ class PipelineCommitter(OffsetCommitter):
         wanted: Mapping[Assignment, OwnedPartition],
         ends: dict[PartitionState, int],
     ) -> tuple[list[Commit], list[AnyEntry], list[AnyEntry]]:
-        """What to commit of the partitions, which entries go with it, and which wait.
+        """The partitions' commits, the entries that go with them, and the entries that wait.
 
-        :param ends: where entries begin that wait. Nothing behind that is stored, even if there is
-            room by now: a message's outputs would overtake those that wait already.
+        :param ends: by partition, the first offset whose entry waits. Entries behind it wait, too,
+            even if there is room by now: their outputs would overtake those that wait already.
         """
         candidates, behind = _split(entries, ends)
         by_state: defaultdict[PartitionState, list[SettledRange]] = defaultdict(list)

@@ -65,7 +65,7 @@ READ_AHEAD_WAIT = 0.05
 
 
 class PollerStats(NamedTuple):
-    """What the poller knows, for statistics."""
+    """The poller's statistics."""
 
     partitions: int
     held: int
@@ -127,7 +127,7 @@ class Poller:
             target=self._main, name=f"streams-{job.name}-poller", daemon=True
         )
         self.fatal: BaseException | None = None
-        """What ended the processor, other than being stopped."""
+        """The error that ended the processor; None if it runs or was stopped."""
         self.ended = threading.Event()
         self.on_end: Callable[[], None] = lambda: None
         self.reachable = True
@@ -257,8 +257,8 @@ class Poller:
         return False
 
     def next_due(self) -> tuple[float, str] | None:
-        """Of a processor at rest: how many seconds from now something that waits for its time is
-        due, and what that is; None: nothing waits (any thread)."""
+        """For a processor at rest: in how many seconds the next waiting message is due, and a
+        description of it; None: nothing waits (any thread)."""
         found: list[tuple[float, str]] = []
         dispatcher = self._executor.dispatcher
         moment, count = dispatcher.next_due, dispatcher.waiting

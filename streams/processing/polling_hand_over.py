@@ -45,7 +45,7 @@ class PollingHandOver:
         self._recalled = threading.Event()
         """The poller's own thread is needed at once."""
         self.failure: BaseException | None = None
-        """What ended a cycle, and with it the processor."""
+        """The error that ended a poll cycle, and with it the processor."""
 
     # -- the poller's own thread
 

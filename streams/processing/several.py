@@ -20,7 +20,7 @@ from streams.processing.job import Job, Outgoing, ResultEncoder, Several
 
 
 class _Results:
-    """What a handler returned for each of a message's values; None where it was not called."""
+    """The handler's results for a message's values, one by one; None where it was not called."""
 
     __slots__ = ("values",)
 
@@ -74,7 +74,7 @@ def _message_function(job: Job) -> Callable[..., Any]:
     function, accepts, has_results = job.function, job.filter, job.encode_results is not None
 
     def arguments(value: Several, given: tuple[Any, ...]) -> list[tuple[Any, ...] | None]:
-        """What to call the handler with for each value; None: not at all."""
+        """The arguments of the handler's call for each value; None: no call."""
         return [
             (each, *(numbered_message(message, each, number) for message in given))
             if accepts is None or accepts(each)
@@ -110,9 +110,9 @@ class _Expanded(NamedTuple):
     arguments: tuple[list[Any], ...]
     """Values, and perhaps messages."""
     origins: list[int]
-    """Of which message each value is, by index into the batch."""
+    """The index in the batch of each value's message."""
     numbers: list[int]
-    """Which of its values; -1: it has but one."""
+    """The number of each value within its message; -1: the message has only one."""
 
 
 def _batch_function(job: Job) -> Callable[..., Any]:

@@ -104,7 +104,7 @@ class ThreadExecutor(Executor):
         """The one thread polls, and does not wait for notifications."""
         self._wake_poll: Callable[[], None] = lambda: None
         self._fast_batch: FetchedBatch | None = None
-        """What is on the fast path, which the counts have only once it ends."""
+        """The batch on the fast path, whose messages are counted only when it ends."""
         self._fast_stopped = False
         """It ends before its next message: one look for all reasons but the time of ownership."""
         self._filtered = 0
@@ -128,7 +128,7 @@ class ThreadExecutor(Executor):
         return result
 
     def _handler(self) -> Callable[..., Any]:
-        """What to call for the next batch or message."""
+        """The function to call for the next batch or message."""
         function = self._function
         if self.timing is None or function == self._first_call:
             return function
@@ -454,8 +454,7 @@ class ThreadExecutor(Executor):
     def _fast_call(
         self, fetched: FetchedBatch, transaction: HandlerTransaction | None
     ) -> Callable[[Any], Any]:
-        """What to call with each value of a fast run, or each list of values, one after the
-        other."""
+        """The function to call with each value of a fast run, or each list of values, in turn."""
         job, batch, function = self.job, fetched.batch, self._handler()
         if job.takes_value_only:
             return function

@@ -71,7 +71,7 @@ class Histogram:
             self._total += seconds * times
 
     def read(self) -> Durations:
-        """What was counted so far."""
+        """The durations counted so far."""
         with self._lock:
             return Durations(tuple(self._counts), self._total)
 

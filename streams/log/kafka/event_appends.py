@@ -73,7 +73,7 @@ class Sent(NamedTuple):
     """An append that is being written."""
 
     number: int
-    """Of the append in its call."""
+    """The index of the append in its call."""
     append: EventAppend
     partition: int
     attempt: int = 1

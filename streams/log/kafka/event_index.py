@@ -94,7 +94,7 @@ class TopicIndex:
         """Partitions that are opened in the background, by the thread below."""
         self._opener: threading.Thread | None = None
         self._not_opened: dict[int, LogError] = {}
-        """What it met, until somebody is told."""
+        """Errors of the opener, by partition, until a caller is told of them."""
         self._consumer = IndexConsumer(topic, readers, self)
         self._closed = threading.Event()
         self._waiting_since: float | None = None
@@ -369,8 +369,8 @@ class TopicIndex:
             file.discard()
 
     def set_aside(self, partition: int) -> None:
-        """What is known of a partition is wrong: if it comes from a snapshot, that is not read
-        again. A file is removed once the index has failed."""
+        """A partition's index is wrong: if it comes from a snapshot, never read that one again. (A
+        file is removed once the index has failed.)"""
         if self._snapshots is not None:
             self._snapshots.distrust_used(partition)
 

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class KeyHistory:
-    """What an append has to be judged by."""
+    """The history of one key, against which an append is checked."""
 
     def __init__(
         self, indexes: EventIndexes, index: TopicIndex, partition: int, key: bytes
@@ -200,8 +200,8 @@ class EventIndexes:
         return write_void
 
     def using(self, topic: str, use: Callable[[TopicIndex], T]) -> T:
-        """What comes of using an index; if its file, or the snapshot that it began with, turns out
-        to be damaged, that of a new one."""
+        """The result of ``use``, called with the topic's index. If the index's file, or the
+        snapshot that it began with, turns out to be damaged, it is called again with a new one."""
         index = self.get(topic)
         try:
             return use(index)
@@ -237,7 +237,7 @@ class EventIndexes:
         return self._readers.ends(topic, sorted(partitions))
 
     def history(self, index: TopicIndex, partition: int, key: bytes) -> KeyHistory:
-        """What one key's history is, to judge by."""
+        """The history of one key, to check appends against."""
         return KeyHistory(self, index, partition, key)
 
     def read_records(

@@ -116,7 +116,7 @@ class KnownTopics:
         return found
 
     def _look_at(self, topic: str) -> bool | None:
-        """What its first records say; None: there are none."""
+        """Whether its first records are those of an event topic; None: it has no records."""
         starts = self._first_offsets(topic)
         events = records = 0
         for batch in self._first_records(topic, starts) if starts else ():
@@ -198,7 +198,7 @@ def _is_of_append(batch: Batch, index: int) -> bool:
 
 
 class EventReaders:
-    """What counts in the event topics of one log, for its readers (any thread)."""
+    """Filters the records that count in the event topics of one log (any thread)."""
 
     def __init__(self, events: Events) -> None:
         self._events = events
@@ -229,7 +229,7 @@ MayDeliver = Callable[[Assignment], "bool | None"]
 
 
 class _HeldBatches:
-    """What was polled of one assignment and is held back, in order."""
+    """The polled batches of one assignment that are held back, in order."""
 
     def __init__(self, assignment: Assignment) -> None:
         self.assignment = assignment
@@ -237,7 +237,7 @@ class _HeldBatches:
 
     @property
     def first_offset(self) -> int:
-        """Of the messages that are held."""
+        """The first offset of the held messages."""
         return self.batches[0].offsets[0]
 
 

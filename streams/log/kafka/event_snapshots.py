@@ -133,7 +133,7 @@ class EventSnapshots:
         return index
 
     def fetch(self, topic: str, wanted: Mapping[int, WantedSnapshot]) -> dict[int, StoredSnapshot]:
-        """What snapshots hold, of those that can be had, by the numbers of who wants them."""
+        """The snapshots that can be read, by the numbers of their requests."""
         by_partition: dict[int, list[int]] = {}
         for number, each in wanted.items():
             by_partition.setdefault(each.partition, []).append(number)

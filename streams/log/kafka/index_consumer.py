@@ -144,14 +144,14 @@ class IndexConsumer:
         self._index = index
         self._lock = threading.Lock()
         self._wanted: dict[int, int] = {}
-        """Partitions that the consumer is still to be given, and where they begin."""
+        """Partitions still to be assigned to the consumer, with their start offsets."""
         self._assigned: list[KTopicPartition] = []
         self._positions: dict[int, int] = {}
-        """The consumer's position in each of them, as it was looked at last."""
+        """The consumer's position in each assigned partition, at the last check."""
         self._thread: threading.Thread | None = None
         self._closed = False
         self._progress: dict[int, _Progress] = {}
-        """Of each of them, since something came of it last."""
+        """By assigned partition, its progress since its last record arrived."""
         self._drained_at = float("-inf")
         """When the driver had nothing more in its queue."""
         self._ends = PartitionProbe(readers.end if uncommitted else readers.end_of_committed)
@@ -319,7 +319,7 @@ class IndexConsumer:
         return [
             number
             for number, each in self._progress.items()
-            # What waits in the driver's queue, behind what came of others, has come.
+            # The driver's queue was drained since, so nothing of it waits behind other partitions'.
             if each.behind_since is not None
             and self._drained_at >= each.behind_since + CONFIRMATION
         ]

@@ -57,21 +57,21 @@ GROWTH = 1.25
 """The next snapshot is written once the partition has so many times the records of the last one."""
 
 RETRY_INTERVAL = 60.0
-"""Seconds between two looks whether a snapshot of a partition is wanted."""
+"""Seconds between two checks whether a snapshot of a partition is due."""
 
 LONGEST_PAUSE = 3_600.0
-"""Seconds after which somebody who may not write snapshots tries again."""
+"""Seconds after which a process without permission to write snapshots tries again."""
 
 TRANSACTION_TIMEOUT = 300.0
 """Seconds that the writing of a snapshot may take."""
 
 BEHIND = 0.05
-"""Who is further behind the log's end than this part of the partition reads it first."""
+"""A process whose index lags by more than this share of the partition writes no snapshot yet."""
 
 TOPIC_CONFIG = {
     "cleanup.policy": "compact",
     "max.message.bytes": str(MAX_MESSAGE_BYTES),
-    # Whoever reads a snapshot while the next one is written finds all of it.
+    # A snapshot stays complete for its readers while the next one is written.
     "min.compaction.lag.ms": "600000",
 }
 
@@ -133,7 +133,7 @@ class IndexTopic:
         self._failures = 0
         """Consecutive failures, since the last success."""
         self._told = ""
-        """What was warned of last."""
+        """The last warning logged."""
         self._has_topic = False
 
     def _place(self, partition: int) -> str:
@@ -178,10 +178,10 @@ class IndexTopic:
     def _if_readable(
         self, partition: int, read: Callable[[], T | None], offset: int = -1
     ) -> T | None:
-        """What is read. Nothing that is wrong with snapshots keeps an index from being built: it is
-        logged, and is None.
+        """The result of ``read``; None if it fails: that is logged, and the index is built without
+        the snapshot.
 
-        :param offset: of the end of the one that is read.
+        :param offset: the offset of the end of the snapshot that is read.
         """
         place = self._place(partition)
         try:

@@ -124,7 +124,7 @@ class KafkaLog(DenseOffsets, HistoryLog[Events]):
         self._clients = KafkaClients(connect_member, requests, readers, connect_writer)
         connect_producer = partial(self._connect, Producer, logger=driver_logger)
         self._writer = Writer(connect_producer, requests, readers)
-        # What is appended to histories comes in groups, and somebody waits for each.
+        # Appends to histories come in groups, and a caller waits for each.
         make_event_writer = partial(Writer, connect_producer, requests, readers, linger=0)
         tools = WriterTools(connect_writer, requests, readers)
         self._events = Events(self._topics, make_event_writer, tools)
@@ -386,7 +386,7 @@ class KafkaLog(DenseOffsets, HistoryLog[Events]):
         return subscription
 
     def _polled_events(self, topics: Sequence[str]) -> PolledEvents | None:
-        """What leaves out what does not count; None where it is known that all of it does."""
+        """The filter of polled event topics; None if all topics are known to be none."""
         if all(self._known_topics.known(topic) is False for topic in topics):
             return None
         return PolledEvents(topics, self._event_readers, self._known_topics)

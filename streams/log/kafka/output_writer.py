@@ -57,7 +57,8 @@ CLOSE_LOOK = 60.0
 """Seconds for which each record is sent by itself, once a batch of them was too large."""
 
 CLOSE_LOOK_RECORDS = 500
-"""Of a transaction, at most, meanwhile: each record is a request, and all are to be in time."""
+"""Records of a transaction meanwhile, at most: each is a request of its own, and all must be
+acknowledged in time."""
 
 _FLUSH_SLICE = 0.1
 """Seconds after which it is seen whether a record has failed."""

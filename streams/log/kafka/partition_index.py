@@ -472,7 +472,7 @@ class PartitionIndex:
         self._ends.clear()
 
     def take_decided(self) -> Sequence[Decided]:
-        """Who is to be told what, now that the lock can be released."""
+        """The callbacks to run with their outcomes, once the lock is released."""
         decided, self._decided = self._decided, []
         return decided
 
@@ -533,8 +533,8 @@ class PartitionIndex:
         return copies
 
     def take_changes(self, copied: dict[bytes, ChangedKey] | None = None) -> Changes:
-        """What has changed since the last time. Until it is in the file, or was given back, it
-        stays in memory only.
+        """The changes since the last call. They exist in memory only until
+        :meth:`changes_written` or :meth:`changes_lost` is called.
 
         :param copied: the keys that were copied before, as many change while an index is built;
             those that have changed since are copied now.
@@ -555,7 +555,7 @@ class PartitionIndex:
         return changes
 
     def changes_written(self, changes: Changes) -> None:
-        """What was taken is in the file now."""
+        """The changes that were taken are in the file now."""
         self._taken = {}
         self._has_stored_keys = self._has_stored_keys or bool(changes.keys)
         self._uncounted.difference_update(changes.losers)
@@ -567,7 +567,7 @@ class PartitionIndex:
             self._causes.pop((key, cause), None)
 
     def changes_lost(self, changes: Changes | None) -> None:
-        """What was taken could not be written: it is to be written with what follows.
+        """The changes that were taken could not be written: write them with the next ones.
 
         :param changes: None: keys were copied, and nothing else was taken.
         """
@@ -616,8 +616,8 @@ class PartitionIndex:
         return [(key, _copied(self.keys[key])) for key in keys]
 
     def end_copy(self) -> IndexCopy:
-        """What is known now: with the entries that were copied since :meth:`begin_copy` that is
-        all."""
+        """The rest of the copy: together with the entries copied since :meth:`begin_copy`, it is
+        the whole index as of now."""
         touched, self._touched = self._touched or (), None
         state, losers = self._state()
         changed = {key: _copied(self.keys[key]) for key in touched}

@@ -324,7 +324,7 @@ class Settings:
             config[name] = min(int(config[name]), timeout)
         # Brokers refuse a new transaction for some milliseconds after the one before.
         config["retry.backoff.ms"] = 1
-        # What it writes waits for nothing but the end of its transaction.
+        # Its records need no reports: they wait for the end of the transaction only.
         config["delivery.report.only.error"] = True
         return config
 
@@ -335,7 +335,7 @@ class Settings:
             config.pop(name, None)
         # A topic that was deleted stays so, whatever is written to it.
         config["allow.auto.create.topics"] = False
-        # What a writer that is frozen has left open is aborted after that.
+        # After this time, the brokers abort a transaction that a frozen writer left open.
         timeout = int(config.setdefault("transaction.timeout.ms", TRANSACTION_MS))
         config["message.timeout.ms"] = min(int(config["message.timeout.ms"]), timeout)
         return config

@@ -264,8 +264,8 @@ class Topics:
         return _info(topic, count, self._read_retentions([topic]))
 
     def topic_id(self, topic: str) -> str:
-        """What the cluster calls this topic: one that is created anew under its name has another.
-        Empty where this cannot be known.
+        """The cluster's ID of this topic; a topic that is recreated under its name has another one.
+        Empty if the ID cannot be read.
 
         :raises Unavailable: no broker answers.
         """
