@@ -1,4 +1,4 @@
-"""What one member of a group has, from the driver's side: owned, pending, fetched, paused.
+"""The partitions of one group member, from the driver's side: owned, pending, fetched, paused.
 
 The cooperative protocols (classic with cooperative-sticky, and KIP-848) assign and revoke single
 partitions; the eager ones have only one call, which names everything that is fetched. They differ
@@ -56,7 +56,7 @@ class AssignedPartitions:
         self.pending: dict[TopicPartition, PendingAssignment] = {}
         """Assigned by the group, not yet told to the listener, in order."""
         self.fetched: set[TopicPartition] = set()
-        """What the driver fetches."""
+        """The partitions that the driver fetches."""
         self.paused: set[TopicPartition] = set()
 
     @property
@@ -104,7 +104,7 @@ class AssignedPartitions:
         self.fetched.update(each.topic_partition for each in assignments)
 
     def fetch_positions(self) -> dict[TopicPartition, int]:
-        """What should be fetched now, each with the position from which its fetch began."""
+        """The partitions to fetch now, each with the position from which its fetch began."""
         owned = self.owned
         return {key: owned[key].position for key in self.fetched - self.paused if key in owned}
 

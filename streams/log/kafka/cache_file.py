@@ -40,7 +40,7 @@ MAX_FILES = 64
 """Files of one topic in one folder, at most."""
 
 FACTS = "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;"
-"""What every schema begins with: what the file is of."""
+"""The first table of every schema: facts about the file."""
 
 _CRC = struct.Struct("<I")
 
@@ -58,10 +58,10 @@ def seal(content: bytes, kind: int, key: bytes = b"", number: int = 0) -> bytes:
 
 
 class IndexOf(NamedTuple):
-    """What a file is the index of.
+    """The topic that a file indexes.
 
-    :param identity: of the topic: one that was deleted and created anew has another. Empty: it is
-        not known.
+    :param identity: the topic's ID: a topic that was deleted and recreated has another one. Empty:
+        it is not known.
     """
 
     topic: str
@@ -79,7 +79,7 @@ class CacheFile:
     """
 
     format = ""
-    """What kind of file it is, and which version."""
+    """The kind of file, and its version."""
     schema = FACTS
     """Statements that create its tables."""
     tables: tuple[str, ...] = ()
@@ -140,7 +140,7 @@ class CacheFile:
 
     @contextmanager
     def translated(self) -> Iterator[None]:
-        """What goes wrong in here, as an error of ours."""
+        """Translate errors raised in this context into errors of this package."""
         try:
             yield
         except (sqlite3.Error, struct.error, ValueError, msgspec.MsgspecError) as error:

@@ -390,9 +390,9 @@ class RequestRetry:
         *,
         timeout: float = REQUEST_TIMEOUT,
     ) -> T:
-        """What ``request`` returns, given a client. One that does not answer is replaced.
+        """Return what ``request`` returns, called with a client; one that does not answer is replaced.
 
-        :param timeout: seconds for which it is tried again.
+        :param timeout: seconds for which the request is retried.
         :raises LogError: translated from what the driver raised.
         """
         if not self._ever_reached:

@@ -50,7 +50,7 @@ _MEMBERSHIP_LOST = frozenset(
 
 
 class KafkaClients(NamedTuple):
-    """What the members of a log's groups share."""
+    """The factories, requests and readers that the members of a log's groups share."""
 
     connect: Callable[[dict[str, Any]], Consumer]
     """Makes a consumer."""
@@ -68,7 +68,7 @@ class KafkaClients(NamedTuple):
 
 
 class MemberOptions(NamedTuple):
-    """What a member joins, and how."""
+    """The group that a member joins, and how."""
 
     group: str
     topics: Sequence[str]
@@ -104,7 +104,7 @@ class GroupConsumer:
         self._on_revoke = on_revoke
         self._on_lost = on_lost
         self.fatal_error: BaseException | None = None
-        """What broke this member for good."""
+        """The error that ended this member for good."""
         self.deferred_error: StreamsError | None = None
         """An error that came with messages or through a callback: raised by the next poll."""
         self._valid_until = float("-inf")
@@ -240,7 +240,7 @@ class GroupConsumer:
     # -- polling
 
     def consume(self, limit: int, timeout: float) -> list[Any]:
-        """What the driver has; its callbacks run in here. A fatal error is kept."""
+        """Fetch messages from the driver; its callbacks run in here. A fatal error is kept."""
         now = time.monotonic()
         messages: list[Any] = []
         try:
@@ -274,7 +274,7 @@ class GroupConsumer:
             raise self.translate(error, f"positions of group {self._group!r}") from error
 
     def group_metadata(self) -> object:
-        """What says to a transaction which member of which generation this is; opaque."""
+        """The driver's group metadata (member and generation) for a transaction; opaque."""
         return self._consumer.consumer_group_metadata()
 
     # -- partitions that leave

@@ -61,7 +61,7 @@ _encode_state = msgspec.msgpack.Encoder().encode
 
 
 class DocumentState(msgspec.Struct, frozen=True, gc=False):
-    """What is known of a partition, beside its documents.
+    """The state of a partition, beside its documents.
 
     :param next_offset: everything before it was read.
     :param number: of the last write that counted; 0: there was none.
@@ -121,7 +121,7 @@ class DocumentFile(CacheFile):
     tables = ("partitions", "documents", "waiting")
 
     def state(self, partition: int) -> DocumentState:
-        """What is known of a partition."""
+        """The stored state of a partition."""
         for (row,) in self.read("SELECT row FROM partitions WHERE partition = ?", partition):
             with self.translated():
                 return _decode_state(self.unseal(row, _OF_PARTITION, b"", partition))

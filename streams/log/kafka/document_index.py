@@ -1,4 +1,4 @@
-"""What a collection holds: read from its topic, and followed for as long as somebody uses it.
+"""The contents of a collection: read from its topic, which is followed while the index is used.
 
 A partition is followed from its first use on. What its committed transactions say is kept in a
 file (:mod:`.document_file`), a transaction at once when its checkpoint has come
@@ -116,13 +116,13 @@ class DocumentIndex:
         return self.using(partition, lambda found: found.state.checkpoint)
 
     def on_file(self, partition: int, use: Callable[[DocumentFile], T]) -> T:
-        """What comes of using the file, once it has all that a partition has to show."""
+        """The result of ``use``, called with the file once the partition is read completely."""
         return self.using(partition, lambda _: use(self._file))
 
     def using(self, partition: int, use: Callable[[DocumentPartition], T]) -> T:
-        """What comes of using a partition, once all is there that it has to show.
+        """The result of ``use``, called with a partition once it is read completely.
 
-        :raises Unavailable: that takes too long.
+        :raises Unavailable: reading it takes too long.
         """
         found = self._open(partition)
         self._used_at = time.monotonic()

@@ -38,7 +38,7 @@ _MAX_STRANGE = 100
 
 
 class DocumentPartition:
-    """What is known of a partition. ``fold`` is called by one thread, all else under the index's
+    """One partition of a collection. ``fold`` is called by one thread, all else under the index's
     lock.
 
     :param asked_at: when its bounds were asked for (seconds since the epoch).
@@ -77,9 +77,9 @@ class DocumentPartition:
                 "it was made anew, or has lost what was acknowledged (unclean leader election?)"
             )
         self.state = state
-        """What the file holds, and what is shown."""
+        """The state in the file, which readers see."""
         self._read = state
-        """What will be shown next."""
+        """The state that readers will see next."""
         self.next_offset = state.next_offset
         self.needed = 0
         """Up to where it has to be read before anything is shown: this process has written it."""
@@ -231,7 +231,7 @@ class DocumentPartition:
             self.caught_up_at, self.goal, self.is_ready = goal[0], None, True
         is_full = len(self._open) + len(self._counted) >= FLUSH_COUNT or self._bytes >= FLUSH_BYTES
         if (self.is_ready or is_full) and self._read is not self.state:
-            # What stands behind the last checkpoint is read again after a restart.
+            # Records behind the last checkpoint are read again after a restart.
             self._write(self._read.at + 1 if self._open else self.next_offset)
         if is_full and self._open:
             state = self._file.keep_waiting(self._number, self.next_offset, self._open)

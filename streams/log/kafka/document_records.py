@@ -116,7 +116,7 @@ def checkpoint_record(
 
 
 class FoundCheckpoint(NamedTuple):
-    """What a checkpoint's record says."""
+    """The content of a checkpoint's record."""
 
     number: int
     cleared: int
@@ -125,7 +125,7 @@ class FoundCheckpoint(NamedTuple):
 
 
 def parse_checkpoint(value: bytes | None, headers: Headers) -> FoundCheckpoint | None:
-    """What a record of the checkpoint's key says; None where it says nothing that can be."""
+    """Parse a record with the checkpoint's key; None if it is not a valid checkpoint."""
     if value is None or len(headers) != 1 or headers[0][0] != CHECKPOINT:
         return None
     parts = (headers[0][1] or b"").split(b"/", 4)
@@ -139,7 +139,7 @@ def parse_checkpoint(value: bytes | None, headers: Headers) -> FoundCheckpoint |
 
 
 class FoundDocument(NamedTuple):
-    """What a document's record says.
+    """The content of a document's record.
 
     :param content: the document, packed (:func:`unpack`); None: it is deleted.
     """
@@ -154,7 +154,7 @@ _HAS_NO_VALUE = 1 << 31
 
 
 def parse_document(value: bytes | None, headers: Headers) -> FoundDocument | None:
-    """What a record says of a document; None where it says nothing that can be."""
+    """Parse a document's record; None if it is not a valid one."""
     if not headers or headers[0][0] != DOCUMENT:
         return None
     written, slash, rest = (headers[0][1] or b"").partition(b"/")

@@ -108,7 +108,7 @@ class KafkaDocumentWriter(DocumentWriter):
         self._failure = RecordFailure()
         """If there is one, its transaction is to be aborted."""
         self._offset = -1
-        """Of the last checkpoint that this writer has written."""
+        """The offset of the last checkpoint that this writer has written."""
         _, end = tools.readers.bounds(self._topic, partition)
         state = index.wait_until(partition, end).state
         self._number, self._cleared = state.number, state.cleared
@@ -150,7 +150,7 @@ class KafkaDocumentWriter(DocumentWriter):
                 self._send(
                     producer, CHECKPOINT_KEY, value, headers, self._checkpoint_written, deadline
                 )
-                # What stands behind a record that has failed would wait until it times out.
+                # Records behind a failed one would otherwise wait until they time out.
                 while producer.flush(_FLUSH_SLICE) and self._failure.error is None:
                     self._check_time(deadline)
                     self._check_index()

@@ -238,7 +238,7 @@ class KafkaDocuments(DocumentStore):
             raise partition_not_found(index.collection, partition, index.count)
 
     def _using(self, collection: str, partition: int, use: Callable[[DocumentIndex], T]) -> T:
-        """What comes of using an index; of another one, if this one turns out to be of no use."""
+        """The result of ``use``, called with the index; with a new one if it is unusable."""
         index = self._index(collection)
         self._check_partition(index, partition)
         try:

@@ -1,4 +1,4 @@
-"""What decides whether a message that Kafka acknowledged can be lost.
+"""The settings that decide whether a message that Kafka acknowledged can be lost.
 
 Brokers acknowledge from memory, so a message is safe because several have it: with ``acks=all``
 (which our producer always uses) at least ``min.insync.replicas`` of them.

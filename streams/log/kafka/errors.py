@@ -100,7 +100,7 @@ _FENCED_CODE = KafkaError.FENCED_INSTANCE_ID
 _FENCED_TEXT = KafkaError(_FENCED_CODE).str()
 
 ERROR_CLASSES: Mapping[int, ErrorClass] = _classes_by_code(_ERROR_NAMES)
-"""What a code means where nothing was written."""
+"""The error class of a code for requests that write nothing."""
 
 GROUP_REFUSED: int = KafkaError.GROUP_AUTHORIZATION_FAILED
 """The driver (2.16) looks for the coordinator even of a consumer that joins no group, and says what
@@ -110,7 +110,7 @@ OUT_OF_RANGE = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_O
 """Errors where the log no longer has an offset."""
 
 WRITE_ERROR_CLASSES: Mapping[int, ErrorClass] = _classes_by_code(_WRITE_ERROR_NAMES)
-"""What a code means for a record that was handed to the producer; asked before
+"""The error class of a code for a record that was handed to the producer; takes precedence over
 :data:`ERROR_CLASSES`."""
 
 _HINTS: Mapping[int, str] = {
@@ -285,7 +285,7 @@ _MAX_REMEMBERED = 500
 _TRANSIENT_FACILITIES = frozenset({"ERROR", "FAIL", "GETPID", "REQTMOUT"})
 """Lines about connections, and about what the driver retries by itself."""
 
-# What differs between two lines about the same thing: names of threads, and durations.
+# The parts that differ between two lines about the same problem: thread names and durations.
 _THREAD_PREFIX = re.compile(r"^\[thrd:[^]]*\]: ")
 _VARYING_DETAIL = re.compile(r"\(after \d+ms[^)]*\)|\d+ ?ms|\b\d+(\.\d+)?s\b")
 
@@ -302,9 +302,9 @@ class _LoggedLine(NamedTuple):
 
 
 class DriverLogger:
-    """What a client of the driver takes for its ``logger``.
+    """The ``logger`` of a client of the driver.
 
-    :param highest: the level of all that the driver finds worse.
+    :param highest: the highest level used: more severe lines of the driver are logged at it.
     """
 
     def __init__(

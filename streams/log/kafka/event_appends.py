@@ -50,7 +50,7 @@ class _AppendCall:
         self._on_appended = on_appended
 
     def settle(self, number: int, outcome: AppendOutcome) -> None:
-        """What became of one; the last one calls back."""
+        """Record the outcome of one append; the last one calls back."""
         with self._settled:
             if self._outcomes[number] is not None:
                 return

@@ -1,4 +1,4 @@
-"""What is known of an event topic's histories: an index, folded from the log and followed.
+"""The index of an event topic's histories, folded from the log and kept up to date.
 
 Kafka has no way to ask for one key's messages, so whoever decides upon histories reads their whole
 partitions once, from the start, and follows them from then on (:mod:`.partition_index` says what

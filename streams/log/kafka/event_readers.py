@@ -242,10 +242,10 @@ class _HeldBatches:
 
 
 class PolledEvents:
-    """What a member of a group is given of its topics, some of which are event topics, or may be.
+    """Filters what a group's member polls of its topics, some of which are or may be event topics.
     Used by one thread at a time.
 
-    :param readers: know what counts.
+    :param readers: know which records count.
     """
 
     def __init__(
@@ -274,10 +274,10 @@ class PolledEvents:
         timeout: float,
         may_deliver: MayDeliver,
     ) -> list[Batch]:
-        """What may be given out now, of what was polled and of what was held back.
+        """The batches to give out now, of those polled and those held back.
 
-        :param timeout: seconds for which it is waited, if it is nothing.
-        :raises LogError: what counts cannot be known now; nothing that was polled is lost.
+        :param timeout: seconds to wait if there are none.
+        :raises LogError: which records count cannot be known now; no polled batch is lost.
         """
         passed: list[Batch] = []
         for batch in batches:

@@ -1,4 +1,4 @@
-"""What makes a topic of Kafka an event topic, and what it has to be like.
+"""How a Kafka topic is recognized as an event topic, and which settings it must have.
 
 Kafka has no place for such a fact in a topic's settings. An event topic is known by the topic of
 its snapshots (:mod:`.snapshot_index`), whose records say whose it is, or by its own first record.

@@ -51,7 +51,7 @@ from streams.log.names import partition_for
 
 
 class _Look(NamedTuple):
-    """What the index says of a request.
+    """The index's answer to a request.
 
     :param start: the base behind which events are read: what is known, or a snapshot's.
     :param offsets: of the events to be read.
@@ -88,7 +88,7 @@ class Events:
         self.snapshots = EventSnapshots(kinds, self.indexes, readers, self.writer)
 
     def writer(self) -> Writer:
-        """What appends are written by; made when it is first needed.
+        """The writer of appends; made on first use.
 
         :raises LogError: the log is closed.
         """
@@ -194,7 +194,7 @@ class Events:
         request: HistoryRequest,
         snapshots: SnapshotIndex | None,
     ) -> _Look:
-        """What the index says of a request (its lock is held)."""
+        """Look a request up in the index, whose lock is held."""
         entry = index.entry(request.key)
         head = index.head(request.key)
         caused = index.cause(request.key, request.cause) if request.cause else None

@@ -55,7 +55,7 @@ def _has_moved(next_offset: int, progress: Progress) -> bool:
 
 
 class Stalled(NamedTuple):
-    """What is to be done about partitions that stand still."""
+    """The measures against stalled partitions."""
 
     partitions: list[TopicPartition]
     """Those to be fetched anew."""

@@ -79,7 +79,7 @@ class Groups:
         return GroupInfo(group, _members(description), offsets)
 
     def describe(self, group: str) -> ConsumerGroupDescription | None:
-        """What Kafka knows of a group; None if it does not exist."""
+        """The coordinator's description of a group; None if it does not exist."""
         operation = f"asking for group {group}"
         try:
             found: ConsumerGroupDescription = self._run_admin(

@@ -1,5 +1,4 @@
-"""What feeds an index: it follows some partitions of a topic from given offsets on, for as long as
-the log is open.
+"""Feeds an index: follows some partitions of a topic from given offsets on, while the log is open.
 
 One consumer and one thread serve all partitions that are wanted. Of event topics the consumer reads
 uncommitted records: see :mod:`streams.log.kafka.arbitration` for why transactions mean nothing

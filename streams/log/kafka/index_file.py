@@ -50,8 +50,8 @@ _OF_PARTITION, _OF_KEY, _OF_CHUNK, _OF_CAUSE, _OF_REFUSAL, _OF_LOSERS = range(1,
 """Kinds of rows."""
 
 _KEY = struct.Struct("<QBH")
-"""Of a key's row: version, flags, bytes of the last ID; then the ID and the offsets of the last
-events, those that fill no chunk yet."""
+"""The header of a key's row: version, flags, bytes of the last ID. Behind it stand that ID and the
+offsets of the last events, which do not fill a chunk yet."""
 _PAIR = struct.Struct("<qq")
 _FINAL, _HAS_REFUSALS = 1, 2
 
@@ -67,7 +67,7 @@ class IndexFile(CacheFile):
     tables = _TABLES
 
     def partition(self, partition: int) -> PartitionRows:
-        """What the file says of one partition.
+        """The file's rows of one partition.
 
         :raises IndexFileDamaged: it cannot be read.
         """
@@ -143,7 +143,7 @@ def _key_rows(
 
 
 class PartitionRows:
-    """What the file says of one partition: see :class:`~.partition_index.StoredPartition`."""
+    """The file's rows of one partition: see :class:`~.partition_index.StoredPartition`."""
 
     is_written = True
 
@@ -200,7 +200,7 @@ class PartitionRows:
         return KeyEntry(offsets, last_id, bool(flags & _FINAL), refusals)
 
     def find_cause(self, key: bytes, cause: str) -> Caused | None:
-        """What was appended for a cause."""
+        """The append that was made for a cause, if any."""
         name = cause.encode("utf-8", "surrogateescape")
         rows = self._file.read(
             "SELECT row FROM causes WHERE partition = ? AND key = ? AND cause = ?",

@@ -56,7 +56,7 @@ _PREFIX = b"%d/" % FORMAT
 END_KEY = _PREFIX + b"end"
 
 PART_BYTES = 512 * 1024
-"""Of one record's value, at most: half of what a topic takes by default."""
+"""Largest value of one record: half of what a topic accepts by default."""
 
 MAX_BUCKETS = 1 << 16
 KEYS_IN_BUCKET = 1_000
@@ -140,7 +140,7 @@ def index_topic_name(topic: str) -> str:
 
 
 def snapshot_name(headers: Headers) -> bytes | None:
-    """Of which snapshot a record says that it is."""
+    """The name of the snapshot that a record belongs to, by its headers; None: of none."""
     for name, value in headers:
         if name == SNAPSHOT:
             return value
@@ -219,9 +219,9 @@ def _offset_bytes(offsets: Any) -> bytes:
 
 
 def parse_end(value: bytes | None, at: int) -> SnapshotEnd | None:
-    """What a snapshot's last record says; None if it is none.
+    """Parse a snapshot's last record; None if it is not one.
 
-    :param at: its offset.
+    :param at: the record's offset.
     """
     try:
         found = _decode_end(value or b"")
@@ -256,7 +256,7 @@ def parse_end(value: bytes | None, at: int) -> SnapshotEnd | None:
 
 
 class IndexSnapshot:
-    """What a snapshot says of a partition: see :class:`~.partition_index.StoredPartition`.
+    """A snapshot of a partition: see :class:`~.partition_index.StoredPartition`.
 
     :param place: topic and partition, for errors.
     :param records: all of it but the last, in order.
@@ -313,7 +313,7 @@ class IndexSnapshot:
         return self._bucket(bucket_of(key, self._count)).get(key) if found is None else found
 
     def find_cause(self, key: bytes, cause: str) -> Caused | None:
-        """What was appended for a cause."""
+        """The append that was made for a cause, if any."""
         return self._causes.get((key, cause))
 
     def find_losers(self, first: int, end: int) -> Iterable[int]:
@@ -391,7 +391,7 @@ class IndexSnapshot:
 
 @contextmanager
 def _refused() -> Iterator[None]:
-    """What cannot be decoded in here, as an error of ours."""
+    """Translate decoding errors in this context into an error of this package."""
     try:
         yield
     except (msgspec.MsgspecError, ValueError) as error:
@@ -438,7 +438,7 @@ class IndexCopying:
     ) -> None:
         self.buckets = 1
         self.state = PartitionState()
-        """Of the index at the end; known once all records were taken."""
+        """The state of the index at the end; known once all records were taken."""
         self._index = index
         self._lock = lock
         self._check_open = check_open

@@ -68,7 +68,7 @@ class IndexWriter:
         self._first = -1
         """Offset of the first record, once it is confirmed."""
         self.last_offset = -1
-        """Of the last record that is confirmed."""
+        """The offset of the last confirmed record."""
         self._unconfirmed = 0
         self._failure = RecordFailure()
         self._began = 0.0

@@ -73,7 +73,7 @@ class MembershipLost(Exception):
 
 @dataclass(eq=False, slots=True)
 class _CommitState:
-    """What is known of the commits under one assignment."""
+    """The state of the commits under one assignment."""
 
     assignment: Assignment
     stored_version: int = -1
@@ -158,7 +158,7 @@ class OffsetCommits:
             return True
 
     def _newer_commits(self, commits: Iterable[Commit]) -> dict[TopicPartition, Commit]:
-        """What is newer than what was stored, of what is owned."""
+        """The commits of owned partitions that are newer than the stored ones."""
         newest: dict[TopicPartition, Commit] = {}
         for commit in commits:
             key = commit.assignment.topic_partition

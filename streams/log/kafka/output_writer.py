@@ -101,7 +101,7 @@ class _Failures:
 
 
 class _Report(msgspec.Struct, gc=False):
-    """What the driver calls where a record has failed."""
+    """The driver's callback for a record that has failed."""
 
     failures: _Failures
     index: int
@@ -273,7 +273,7 @@ class OutputWriter:
                     break
 
     def _flush(self, producer: Producer, failures: _Failures, deadline: float) -> None:
-        # What stands behind a record that has failed would wait until it times out.
+        # Records behind a failed one would otherwise wait until they time out.
         while not failures.errors and producer.flush(_FLUSH_SLICE):
             self._check_time(deadline)
         if failures.errors:

@@ -116,7 +116,7 @@ class Ownership:
         )
         steady = snapshot.cgrp.state == "up" and snapshot.cgrp.join_state == "steady"
         if counters != self._trouble_counters or not steady:
-            # What was in flight may have failed: only what is sent from now on counts.
+            # Requests in flight may have failed: only those sent from now on count.
             self._trouble_counters = counters
             self._before_heartbeat = None
             return

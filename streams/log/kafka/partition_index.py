@@ -38,7 +38,7 @@ or why nobody can say."""
 Decided = tuple[OnDecided, "Appended | Head | LogError"]
 
 _PLAIN = bytes(sorted(set(range(33, 127)) - {ord("/")}))
-"""What the ID of a record is made of, unless it is a strange one."""
+"""The characters of a record's ID, unless another program wrote it."""
 
 _PREFIXES = [b"0/1/%d/" % version for version in range(1024)]
 """How the header of an append of one event begins, by the version that it continues."""
@@ -52,7 +52,7 @@ class KeyEntry(msgspec.Struct, gc=False):
     """One key's history: where its events stand, and how it ends."""
 
     offsets: Any
-    """Of the events, by version - 1: an ``array("q")``."""
+    """The offsets of the events, by version - 1: an ``array("q")``."""
     last_id: bytes = b""
     """The ID of its last record."""
     is_final: bool = False
@@ -66,7 +66,7 @@ class KeyEntry(msgspec.Struct, gc=False):
 
 
 class PartitionState(msgspec.Struct, array_like=True):
-    """What an index has to know beside its keys, to go on where it was.
+    """The state that an index needs beside its keys, to resume where it was.
 
     :param next_offset: everything below was folded.
     :param last_offset: of the last record that counts; -1: there is none.
@@ -102,7 +102,7 @@ class ChangedKey(NamedTuple):
 
 
 class Changes(msgspec.Struct):
-    """What has changed since the file was written last."""
+    """The changes since the file was last written."""
 
     state: PartitionState
     keys: list[ChangedKey]
@@ -113,7 +113,7 @@ class Changes(msgspec.Struct):
 
 
 class IndexCopy(NamedTuple):
-    """What an index knows at one moment, beside the entries that were copied before.
+    """A consistent copy of an index, beside the entries that were copied before.
 
     :param changed: the entries that have changed since the copying began.
     :param losers: offsets of records that do not count.
@@ -126,7 +126,7 @@ class IndexCopy(NamedTuple):
 
 
 class StoredPartition(Protocol):
-    """What an index asks of what is kept of its partition."""
+    """The stored part of a partition's index, as the index reads it."""
 
     is_written: bool
     """Whether what changes is written there."""
@@ -138,7 +138,7 @@ class StoredPartition(Protocol):
         ...
 
     def find_cause(self, key: bytes, cause: str) -> Caused | None:
-        """What was appended for a cause."""
+        """The append that was made for a cause, if any."""
         ...
 
     def find_losers(self, first: int, end: int) -> Iterable[int]:
@@ -237,7 +237,7 @@ class PartitionIndex:
         )
 
     def cause(self, key: bytes, cause: str) -> Caused | None:
-        """What was appended for a cause."""
+        """The append that was made for a cause, if any."""
         found = self._stored.find_cause(key, cause) if self._stored is not None else None
         return self._causes.get((key, cause)) if found is None else found
 
@@ -258,7 +258,7 @@ class PartitionIndex:
         return sorted(found)
 
     def decided_until(self) -> int:
-        """Of all records below this offset it is known whether they count."""
+        """The offset below which it is decided for all records whether they count."""
         first = self._arbiter.first_pending_offset()
         return self.next_offset if first is None else first
 
@@ -477,8 +477,8 @@ class PartitionIndex:
         return decided
 
     def _state(self) -> tuple[PartitionState, set[int]]:
-        """What is known beside keys and causes, and the offsets of the records that do not count,
-        of those that the file does not have."""
+        """The state beside keys and causes, and the offsets of records that do not count, as far as
+        the file does not have them."""
         pending = [
             (
                 key,
@@ -583,7 +583,7 @@ class PartitionIndex:
 
     @property
     def stored(self) -> StoredPartition | None:
-        """What is kept of the partition elsewhere, if anything is."""
+        """The stored part of the partition's index, if there is one."""
         return self._stored
 
     def add_stored(self, entries: Iterable[tuple[bytes, KeyEntry]]) -> None:

@@ -46,7 +46,7 @@ class PartitionProbe(Generic[T]):
             self._thread.start()
 
     def take_outcomes(self) -> dict[TopicPartition, T | None]:
-        """What was answered about each that was asked about since the last call; None: nothing."""
+        """The answers since the last call, by partition; None: that partition got no answer."""
         outcomes: dict[TopicPartition, T | None] = {}
         while not self._outcomes.empty():
             key, answer = self._outcomes.get()

@@ -97,7 +97,7 @@ class PendingAppend:
 
 
 class DeliveryReport(msgspec.Struct, gc=False):
-    """What the driver calls when it knows how a record ended.
+    """The driver's delivery callback of one record.
 
     There is one for each record in flight, so the garbage collector must not look at it (a
     functools.partial costs six times as much with 100,000 of them alive).

@@ -369,7 +369,7 @@ class KafkaReader(Reader):
         return None
 
     def _consume(self, consumer: Consumer, limit: int, timeout: float) -> list[Any]:
-        """What is available; blocks for the first message only."""
+        """The messages available; blocks for the first one only."""
         try:
             if not timeout:
                 return consumer.consume(limit, 0.0)

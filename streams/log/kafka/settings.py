@@ -72,7 +72,7 @@ _COMMITTED_WHEN_SETTLED = "a position is committed when its message is settled, 
 
 
 class _Fixed(NamedTuple):
-    """What a setting must stay, and why."""
+    """The value that a setting must keep, and why."""
 
     allowed: str
     """Values, with spaces between them."""
@@ -179,7 +179,7 @@ MEMBER_ONLY = _name_set(
 
 @dataclass(frozen=True, repr=False)
 class Settings:
-    """What all clients of one log are configured from.
+    """The settings from which all clients of one log are configured.
 
     :param hosts: the brokers, as the URL names them.
     :param user_config: the user's settings under their one name, values as librdkafka takes them.
@@ -350,7 +350,7 @@ class Settings:
             **prefetch_config(prefetch),
         }
         config.update(self._common_config(PRODUCER_ONLY | excluded))
-        # What the driver demands of its sizes, whatever a consumer needs them for.
+        # The driver checks its sizes against each other, even those that a consumer never uses.
         fetch = int(config["fetch.max.bytes"])
         config["message.max.bytes"] = min(1_000_000, fetch)
         config.setdefault("receive.message.max.bytes", max(100_000_000, fetch + 1024))
@@ -547,7 +547,7 @@ def _checked_value(name: str, value: Any, source: str, display_name: str) -> Any
 
 
 def check_settings(settings: Settings) -> None:
-    """What librdkafka would only say later, or not at all.
+    """Find wrong settings that librdkafka would report late, or not at all.
 
     :raises ConfigError: these settings cannot work together.
     """

@@ -90,7 +90,7 @@ class FoundSnapshot(NamedTuple):
 
 
 def parse_snapshot(headers: Headers, at: int) -> FoundSnapshot | None:
-    """What a snapshot's record says of it; None where it says nothing that can be."""
+    """Parse the headers of a snapshot's record; None if they are not valid."""
     for name, value in headers:
         if name == SNAPSHOT and value is not None and len(value) <= _MAX_HEADER:
             parts = value.split(b"/")

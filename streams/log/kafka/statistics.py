@@ -19,7 +19,7 @@ STATE_INIT = "INIT"
 
 
 class Broker(msgspec.Struct):
-    """What the driver counts for one broker, or for the handle of a coordinator."""
+    """The driver's counters for one broker, or for the handle of a coordinator."""
 
     connects: int = 0
     disconnects: int = 0

@@ -175,7 +175,7 @@ class KafkaSubscription(Subscription):
             self._starter.start_pending()
             messages = self._wait_for_messages(limit, timeout)
         if self._consumer.is_isolated():
-            # What was fetched is dropped below: the next consumer owns nothing yet.
+            # Fetched messages are dropped below: the next consumer owns nothing yet.
             self._replace_consumer("its brokers are out of reach for this client alone")
         if self._consumer.stalled is not None:
             self._restart_stalled()

@@ -329,7 +329,7 @@ class Topics:
         return [(topic, number) for topic, count in counts.items() for number in range(count)]
 
     def _read_retentions(self, topics: Sequence[str]) -> dict[str, Retention]:
-        """What the settings of topics say; a topic that this user may not ask for is left out."""
+        """The retention settings of topics, except of those whose settings this user may not read."""
         if not topics:
             return {}
         resources = [ConfigResource(ResourceType.TOPIC, topic) for topic in topics]

@@ -1,7 +1,7 @@
-"""What the writers of transactions have in common: how their producers begin, and how they fail.
+"""Shared by the writers of transactions: how their producers start, and how they fail.
 
-A transactional producer is known to the brokers by its ``transactional.id``. Whoever initializes a
-producer of that ID fences the one before, and aborts what it had left open.
+A transactional producer is known to the brokers by its ``transactional.id``. Initializing a
+producer with that ID fences the one before, and aborts the transaction that it left open.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def initialized_producer(
 
 
 class WriterTools(NamedTuple):
-    """What writers of transactions of one log share.
+    """The tools that the transactional writers of one log share.
 
     :param connect: makes a producer.
     """
