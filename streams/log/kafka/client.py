@@ -390,7 +390,7 @@ class RequestRetry:
         *,
         timeout: float = REQUEST_TIMEOUT,
     ) -> T:
-        """Return what ``request`` returns, called with a client; one that does not answer is replaced.
+        """The result of ``request``, called with a client; one that does not answer is replaced.
 
         :param timeout: seconds for which the request is retried.
         :raises LogError: translated from what the driver raised.

@@ -329,7 +329,7 @@ class Topics:
         return [(topic, number) for topic, count in counts.items() for number in range(count)]
 
     def _read_retentions(self, topics: Sequence[str]) -> dict[str, Retention]:
-        """The retention settings of topics, except of those whose settings this user may not read."""
+        """The retention settings of topics, except those that this user may not describe."""
         if not topics:
             return {}
         resources = [ConfigResource(ResourceType.TOPIC, topic) for topic in topics]
