@@ -98,7 +98,7 @@ CASES: list[tuple[str, int, list[str]]] = [
     ("tail orders --from 0/1 -p 0", 2, ["leave --partition out"]),
     ("replay orders --start 0/1,0/2", 2, ["partition 0 is named twice"]),
     ("replay orders --start 0/1,x", 2, ["0/1041,1/998"]),
-    ("replay orders --end 0/1,1/2", 2, ["--end", "one place"]),
+    ("replay orders --end 0/1,1/2", 2, ["--end", "takes a single offset"]),
     ("replay orders --start -0", 2, ["-N"]),
     ("replay orders --start 7/1", 1, ["partitions 0 to 1, not 7"]),
     # Replay and reset.
