@@ -1,9 +1,9 @@
 """Event sourcing: aggregates whose state is folded from events in the app's own log.
 
-A decision is taken upon an aggregate's state, and what it returns is appended to the aggregate's
-history, if nobody has appended since. The same on every log that keeps histories
-(:mod:`streams.log.events`). Start with :class:`Aggregate`. Names are imported when they are first
-used.
+A decision is called with an aggregate's state, and the events that it returns are appended to the
+aggregate's history, if nothing was appended since. This works the same on every log that keeps
+histories (:mod:`streams.log.events`). Start with :class:`Aggregate`. Names are imported when they
+are first used.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Aggregates: decisions upon a state that is folded from events, in the app's own log."""
+"""Aggregates: decisions on a state that is folded from events, in the app's own log."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ P = ParamSpec("P")
 class Aggregate(Generic[E, S]):
     """Aggregates of one type. Each has an ID, a history of events, and a state folded from them.
 
-    Its events stand in the topic ``{name}.events``, with the aggregate's ID as their key.
+    Its events are in the topic ``{name}.events``, with the aggregate's ID as their key.
 
     :param event: the union of its events, each a struct with a tag.
-    :param state: what they are folded into; frozen.
-    :param evolve: the state after an event. It must not do anything else, and never fail.
-    :param partitions: of the event topic. Their number can never change.
+    :param state: the type that they are folded into; frozen.
+    :param evolve: returns the state after an event. It must have no side effects, and never fail.
+    :param partitions: number of partitions of the event topic; it can never change.
     :param snapshot: keep states in the log, so that loading need not read every event.
-    :param codec: of events and snapshots; JSON unless said otherwise.
-    :param initial: the state before the first event; ``state()`` unless said otherwise.
+    :param codec: the codec of events and snapshots; JSON by default.
+    :param initial: the state before the first event; ``state()`` by default.
     :param final: an event after which nothing can be appended.
     :param cache: how many states are kept in memory.
     :raises ConfigError: a declaration that cannot work.
@@ -115,18 +115,19 @@ class Aggregate(Generic[E, S]):
 
     @property
     def events(self) -> EventTopic[E]:
-        """The topic of its events, to be read and processed like any other, and published to by
-        none."""
+        """The topic of its events. It is read and processed like any other; only the aggregate
+        writes to it."""
         return self._events
 
     def upcast(self, old: type[Old], /) -> Callable[[Callable[[Old], Any]], Callable[[Old], Any]]:
-        """Declare what an event of an old type is today: decorates a function of the old event
-        that returns an event, a sequence of them, or None. They may be of old types themselves.
+        """Declare what an event of an old type becomes: decorates a function that is given the old
+        event and returns an event, a sequence of events, or None. They may be of old types again.
 
-        ``upcast(bytes)`` is given the bytes of what cannot be decoded, and returns NotImplemented
-        where it knows nothing of them.
+        ``upcast(bytes)`` is given the bytes of an event that cannot be decoded, and returns
+        NotImplemented if it does not recognize them.
 
-        :raises ConfigError: the type is used today, is upcast already, or goes in a circle.
+        :raises ConfigError: the type is one of the current events, has an upcast already, or its
+            upcasts form a cycle.
         """
 
         def declare(function: Callable[[Old], Any]) -> Callable[[Old], Any]:
@@ -144,21 +145,22 @@ class Aggregate(Generic[E, S]):
         retry: Retry | None = None,
         refusals: type[Exception] | tuple[type[Exception], ...] | None = None,
     ) -> Self:
-        """The same aggregate, with other options for what is decided through it.
+        """The same aggregate, with other options for the decisions taken through it.
 
-        :param cause: what the decision is taken for. Where events were appended to the aggregate
-            for the same cause before, they are returned and nothing is appended. A text is a cause
-            as it is, for one decision on an aggregate. A message, in a handler, is the cause of
-            each call of it: the first call finds what the first appended, the second the second.
-            By default, in a handler, its message; False: nothing.
-        :param expected: the version at which the caller has seen the aggregate, as of an If-Match.
-        :param headers: of each event.
-        :param retry: how often a decision is taken upon conflicts.
-        :param refusals: exceptions by which a decision refuses. That is remembered under its cause:
-            the call raises :class:`DecisionRefused`, and so does every later one for the same
-            cause, whatever has come between. For process managers, which compensate what was
-            refused.
-        :raises InvalidValue: one of these cannot be.
+        :param cause: identifies the reason for the decision, so that it is taken once. If events
+            were appended to the aggregate for the same cause before, they are returned and nothing
+            is appended. A text is used as it is, for one decision on an aggregate. A message, in a
+            handler, is the cause of each of the handler's calls: when the message is handled again,
+            the first call finds what the first one appended, and the second what the second did.
+            Default: in a handler, its message. False: no cause.
+        :param expected: the version at which the caller has seen the aggregate, as in an If-Match.
+        :param headers: headers of each event.
+        :param retry: how often a decision is retried on conflicts.
+        :param refusals: exceptions by which a decision refuses. A refusal is stored under its
+            cause: the call raises :class:`DecisionRefused`, and so does every later call for the
+            same cause, whatever was appended in between. Meant for process managers, which
+            compensate a step that was refused.
+        :raises InvalidValue: one of these values is invalid.
         """
         options = self._options
         if cause is not None:
@@ -189,10 +191,11 @@ class Aggregate(Generic[E, S]):
         codec: Codec | None = None,
         promote: bool = True,
     ) -> Callable[[Fold[D, E]], View[D]]:
-        """Declare a view of its events: decorates the function of a document and an event that
-        returns the next document (:class:`View`). The view's name is ``{aggregate}.{name}``.
+        """Declare a view of its events: decorates the function that is given a document and an
+        event and returns the next document (:class:`View`). The view's name is
+        ``{aggregate}.{name}``.
 
-        :param key: which document an event changes; left out, there is one for each aggregate.
+        :param key: which document an event changes; by default, there is one for each aggregate.
         :raises ConfigError: a declaration that cannot work.
         """
 
@@ -221,18 +224,18 @@ class Aggregate(Generic[E, S]):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> Decided[S, E]:
-        """Take a decision upon an aggregate, and append the events that it returns.
+        """Take a decision on an aggregate, and append the events that it returns.
 
-        :param decision: a function or method of the state, and of what is given beside it. It must
-            have no effects, as it may be called more than once.
-        :raises WrongExpectedVersion: ``expected`` does not hold, or others were faster again and
-            again.
-        :raises AggregateClosed: it has had its final event.
-        :raises DecisionRefused: it raised, with ``refusals``; or did so for the same cause before.
-        :raises ConfigError: in a handler, its cause has to be named.
+        :param decision: a function or method, called with the state and the further arguments. It
+            must have no side effects, as it may be called more than once.
+        :raises WrongExpectedVersion: ``expected`` does not hold, or every attempt met a conflict.
+        :raises AggregateClosed: the aggregate has had its final event.
+        :raises DecisionRefused: the decision raised one of ``refusals``, now or earlier for the
+            same cause.
+        :raises ConfigError: in a handler, where the cause has to be given explicitly.
         :raises OutcomeUnknown: the events may have been appended.
         :raises HistoryTruncated: the log has lost events that it had acknowledged.
-        :raises Undecodable: one of its events cannot be decoded.
+        :raises Undecodable: one of the aggregate's events cannot be decoded.
         :raises Unavailable: the log cannot be reached; nothing was appended.
         """
 
@@ -246,9 +249,9 @@ class Aggregate(Generic[E, S]):
     ) -> Decided[S, E]:
         """Append events without a decision.
 
-        :param expected: the version that the aggregate has to have; ``"any"``, ``"new"`` (none) or
-            ``"exists"``.
-        :raises WrongExpectedVersion: it has another one.
+        :param expected: the version that the aggregate must have; or ``"any"``, ``"new"`` (it has
+            no events) or ``"exists"``.
+        :raises WrongExpectedVersion: the aggregate has another version.
         """
         options = self._options._replace(expected=_check_expected(self.name, expected))
         return await self._runtime.decide(id, lambda state: events, options)
@@ -258,14 +261,14 @@ class Aggregate(Generic[E, S]):
     async def load(self, id: str, *, at: int | datetime | None = None) -> Loaded[S]:
         """An aggregate's state and version, read to the log's end.
 
-        :param at: as of this version, or of this time (with a time zone).
-        :raises InvalidValue: there never was such a version.
+        :param at: the state as of this version, or of this time (with a time zone).
+        :raises InvalidValue: the aggregate never had this version.
         """
         return await self._runtime.load(id, at)
 
     async def read(self, id: str, *, start: int = 0) -> AsyncIterator[RecordedEvent[E]]:
-        """An aggregate's events, those behind version ``start``, up to the log's end as it is when
-        it is reached. Those before are read from the log, too, and left out."""
+        """An aggregate's events after version ``start``, up to the log's end as it is when reading
+        reaches it. Earlier events are read from the log, too, and skipped."""
         async for stored, events, partition in self._runtime.read(id, start):
             position = Position(self._events.name, partition, stored.offset)
             time = utc_from_seconds(stored.time)
@@ -274,11 +277,11 @@ class Aggregate(Generic[E, S]):
                 yield RecordedEvent(event, stored.version, event_id, time, position)
 
     def stats(self) -> AggregateStats:
-        """Figures of this moment."""
+        """Current statistics."""
         return self._runtime.stats()
 
     def health(self) -> AggregateHealth:
-        """Whether it can be used, and which aggregates cannot."""
+        """Whether the aggregate type can be used, and which aggregates cannot."""
         return self._runtime.health()
 
 

@@ -1,7 +1,7 @@
-"""Many concurrent callers, few calls of the log.
+"""Batches requests: many concurrent callers share few calls of the log.
 
-A thread takes all that was asked for while its last call ran, and asks for it in one. Answers go
-back to the loops that wait, all answers for one loop in one step.
+A thread takes all requests that arrived during its last call, and sends them in one call. Answers
+go back to the loops that wait, all answers for one loop in one step.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ MAX_REQUESTS = 1_000
 Answers = Sequence[A | LogError]
 
 Call = Callable[[Sequence[Q], Callable[[Answers[A]], None]], None]
-"""Given requests and a function that is to be called once with their answers, in the thread of the
-call or another."""
+"""Called with requests and a function to call once with their answers, in the same thread or in
+another."""
 
 
 class RequestBatcher(Generic[Q, A]):
-    """Asks on behalf of everybody, in the order in which requests came. Usable from any loop.
+    """Sends the requests of all callers to the log, in order of arrival. Usable from any loop.
 
-    :param keeps_thread: False: the thread ends where nothing is left to be asked, and the next
-        request starts another one.
+    :param keeps_thread: False: the thread ends when no request is left, and the next request
+        starts another one.
     """
 
     def __init__(
@@ -51,16 +51,18 @@ class RequestBatcher(Generic[Q, A]):
         self._max_requests = max_requests
         self._keeps_thread = keeps_thread
         self._requests: SimpleQueue[tuple[Q, asyncio.Future[A]] | None] = SimpleQueue()
-        """What was asked and is not taken yet; None comes last."""
+        """Requests that the thread has not taken yet; None comes last."""
         self._lock = threading.Lock()
-        """Of what follows, so that nothing is put behind the None, or left without a thread."""
+        """Guards the next two fields, so that no request is put after the None or left without a
+        thread."""
         self._closed = False
         self._thread: threading.Thread | None = None
 
     def send(self, request: Q) -> asyncio.Future[A]:
-        """The answer to a request. Awaited or cancelled or not, it will be asked.
+        """Hand in a request; returns the future of its answer. The request is sent even if the
+        future is cancelled or never awaited.
 
-        The future ends with a LogError where there is no answer.
+        The future ends with a LogError if there is no answer.
 
         :raises NotRunning: the batcher is closed.
         """
@@ -75,7 +77,7 @@ class RequestBatcher(Generic[Q, A]):
         return future
 
     def close(self) -> None:
-        """Ask what was handed in before, then end; blocks."""
+        """Send the requests that were handed in before, then end; blocks."""
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -89,7 +91,7 @@ class RequestBatcher(Generic[Q, A]):
     def _run(self) -> None:
         while (first := self._take_first()) is not None:
             taken = [first]
-            # Only this thread takes any, so as many as there are can be had without waiting.
+            # Only this thread takes requests, so those in the queue can be taken without waiting.
             for _ in range(min(self._requests.qsize(), self._max_requests - 1)):
                 following = self._requests.get()
                 if following is None:
@@ -99,7 +101,7 @@ class RequestBatcher(Generic[Q, A]):
             self._ask(taken)
 
     def _take_first(self) -> tuple[Q, asyncio.Future[A]] | None:
-        """What is asked next; None: the thread ends."""
+        """The next request; None: the thread ends."""
         if self._keeps_thread:
             return self._requests.get()
         with self._lock:

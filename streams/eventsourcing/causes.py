@@ -1,20 +1,21 @@
-"""Causes: what a decision is taken for, as a text that is the same whenever it is taken again.
+"""Causes: a text that identifies why a decision is taken, the same whenever it is taken again.
 
-In a handler that is its message. The text is made of
+In a handler, the cause is its message. The text is made of
 
-* the group, so that two groups which decide upon one message do not swallow each other's decisions;
-* the message's topic, CloudEvents source (else its partition, as under two keys one ID is of two
-  messages) and ID, without how often it was put back: redelivered, or redriven from the dead
-  letters, it is the same message. One without an ID is called by where it stood first, and when;
-* the group's generation: after a reset the message is handled on purpose, and decided upon anew;
-* which of the handler's calls on that aggregate it is, counted from 0.
+* the group, so that two groups that decide on one message do not suppress each other's decisions;
+* the message's topic, CloudEvents source (else its partition, as one ID with two keys is two
+  messages) and ID, without its redrive count: redelivered, or redriven from the dead letters, it
+  is the same message. A message without an ID is named by its first position, and its time there;
+* the group's generation: after a reset the message is handled again on purpose, so decisions are
+  taken again;
+* the index of the handler's call on that aggregate, from 0.
 
 The aggregate is not part of it, as a cause is looked up in one aggregate's history.
 
-A handler must make its calls on one aggregate one after the other, in the same order each time. One
-that cannot names its causes. So does one that goes on after a call that had no answer, or in which
-others were faster each time: when the message is handled again that call may succeed, and what
-followed it would have another number, and find nothing of its own.
+A handler must make its calls on one aggregate one after the other, in the same order each time. A
+handler that cannot do so must name its causes. So must one that goes on after a call that had no
+answer, or that met a conflict on every attempt: when the message is handled again, that call may
+succeed, and the calls after it would have other numbers, and not find what they appended.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ from streams.message import GENERATION, SOURCE, Message, make_message, row_of, t
 from streams.processing import Job
 
 Cause = str | Message[Any] | Literal[False] | None
-"""A cause as it may be given: a text, a message, none (False), or the message that is being handled
-(None)."""
+"""A cause as callers give it: a text, a message, no cause (False), or the message that is being
+handled (None)."""
 
 
 class Handling:
-    """One call of a handler: what it is called with, and what it has decided so far.
+    """One call of a handler: the message or batch, and the decisions taken so far.
 
     Its calls are counted on the app's loop only.
     """
@@ -55,19 +56,19 @@ class Handling:
     def __init__(
         self, group: str, sources: Mapping[str, str], value: Any = None, row: tuple[Any, ...] = ()
     ) -> None:
-        """:param row: the message, or what it is made of beside its value; empty: a batch."""
+        """:param row: the message, or its fields without the value; empty: a batch."""
         self.group = group
         self.sources = sources
-        """The topics of the group, by those through which their messages come back."""
+        """Maps the topics through which messages come back to their source topics."""
         self.ended = False
         """The handler has returned or raised."""
         self._value = value
         self._row = row
-        # Most calls decide nothing: what only decisions need is made when there is one.
+        # Most calls decide nothing: these are made at the first decision.
         self._counts: dict[tuple[str, str, str], int] | None = None
         self._in_flight: set[tuple[str, str, str]] | None = None
         self._unanswered: dict[tuple[str, str, str], BaseException] | None = None
-        """What calls ended in that had no answer."""
+        """The errors of calls that ended without an answer."""
 
     @property
     def message(self) -> Message[Any] | None:
@@ -78,10 +79,11 @@ class Handling:
         return row[0] if row else None
 
     def begin_call(self, aggregate: str, id: str, cause: str) -> int:
-        """Which call with this cause on this aggregate begins, from 0.
+        """Note that a call on an aggregate begins; returns its number among those with the same
+        cause, from 0.
 
-        :raises ConfigError: one is going on.
-        :raises Unavailable: one has ended without an answer: the message is to be tried again.
+        :raises ConfigError: another such call is still running.
+        :raises Unavailable: an earlier one ended without an answer: the message must be retried.
         """
         call = (aggregate, id, cause)
         if self._counts is None or self._in_flight is None:
@@ -94,7 +96,7 @@ class Handling:
             )
         if self._unanswered is not None and call in self._unanswered:
             error = self._unanswered[call]
-            # No ConfigError, although the handler is wrong: an outage is to end no processor.
+            # No ConfigError, although the handler is wrong: an outage must not end the processor.
             raise Unavailable(
                 f"aggregate {aggregate!r}: a call upon {id!r} in this handler ended in "
                 f"{type(error).__name__}, and another one follows, which could not be told from "
@@ -108,13 +110,13 @@ class Handling:
         return number
 
     def note_unanswered(self, aggregate: str, id: str, cause: str, error: BaseException) -> None:
-        """The call is ending without an answer: made again, it may have one."""
+        """Note that the call ended without an answer; a retry may get one."""
         if self._unanswered is None:
             self._unanswered = {}
         self._unanswered[aggregate, id, cause] = error
 
     def end_call(self, aggregate: str, id: str, cause: str) -> None:
-        """The call has ended."""
+        """Note that the call has ended."""
         if self._in_flight is not None:
             self._in_flight.discard((aggregate, id, cause))
 
@@ -123,16 +125,16 @@ _handling: ContextVar[Handling | None] = ContextVar("streams-handling", default=
 
 
 def is_handling() -> bool:
-    """Whether this is called in a handler, or by what one has started."""
+    """Whether this is called in a handler, or in a task that a handler has started."""
     return _handling.get() is not None
 
 
 @contextmanager
 def cause_of_call(aggregate: str, id: str, message: Message[Any] | None) -> Iterator[str]:
-    """The cause of a call upon an aggregate, while it goes on; empty: it has none.
+    """The cause of a call on an aggregate, for as long as the call runs; empty: it has none.
 
-    :param message: that was given as the cause; None: the one that is being handled.
-    :raises ConfigError: it has to be named.
+    :param message: the message given as the cause; None: the one that is being handled.
+    :raises ConfigError: the cause has to be given explicitly.
     """
     handling = _handling.get()
     if message is None and handling is not None:
@@ -145,7 +147,7 @@ def cause_of_call(aggregate: str, id: str, message: Message[Any] | None) -> Iter
     try:
         yield cause_text(f"{number}/{cause}")
     except (LogError, WrongExpectedVersion, asyncio.CancelledError) as error:
-        # What is too large is so each time, and so is a version that was not the expected one.
+        # An append that is too large fails each time, and so does a wrong expected version.
         is_final = isinstance(error, TooLarge) or (
             isinstance(error, WrongExpectedVersion) and not error.is_conflict
         )
@@ -160,7 +162,7 @@ def cause_of_call(aggregate: str, id: str, message: Message[Any] | None) -> Iter
 def _message_of(handling: Handling, aggregate: str, id: str) -> Message[Any]:
     """The message that a handler handles.
 
-    :raises ConfigError: there are several, or it is not being handled any more.
+    :raises ConfigError: there are several, or the handler has ended.
     """
     advice = "give it with with_options(cause=...): a message, a text, or False for none"
     if handling.ended:
@@ -177,8 +179,8 @@ def _message_of(handling: Handling, aggregate: str, id: str) -> Message[Any]:
 
 
 def message_identity(message: Message[Any]) -> str:
-    """A message, in the handler that handles it: the same text however often it was put back, and
-    after a reset of its group."""
+    """Identifies a message in the handler that handles it: the text stays the same however often
+    the message was put back, and after a reset of its group."""
     handling = _handling.get()
     topic = message.topic
     if handling is not None:
@@ -187,7 +189,7 @@ def message_identity(message: Message[Any]) -> str:
 
 
 def _source_of(message: Message[Any], handling: Handling | None) -> str:
-    """A group and a message, without how often it was put back."""
+    """Identifies a group and a message, without the message's redrive count."""
     group, topic, came_back = "", message.topic, False
     if handling is not None:
         group, topic = handling.group, handling.sources.get(topic, topic)
@@ -198,10 +200,10 @@ def _source_of(message: Message[Any], handling: Handling | None) -> str:
 
 
 def _name_of(message: Message[Any], *, has_come_back: bool) -> str:
-    """A message among those of its topic, without how often it was put back."""
+    """Identifies a message within its topic, without its redrive count."""
     place = first_place(message, has_come_back=has_come_back)
     if message.id == place.text:
-        # It has none, and its position recurs where the topic is made anew.
+        # It has no ID; its position alone would recur if the topic is created again.
         return f"@{first_position(*row_of(message), has_come_back=has_come_back)}"
     source = text(message.header(SOURCE) or b"").replace("%", "%25").replace("#", "%23")
     if not source:
@@ -210,7 +212,7 @@ def _name_of(message: Message[Any], *, has_come_back: bool) -> str:
 
 
 def cause_text(cause: str) -> str:
-    """A cause that is not too long: the beginning of one that is, and a hash."""
+    """A cause of limited length: one that is too long becomes its beginning and a hash."""
     data = cause.encode("utf-8", "surrogateescape")
     if len(data) <= MAX_CAUSE:
         return cause
@@ -222,14 +224,14 @@ def cause_text(cause: str) -> str:
 
 
 def follow_handlers(app: Streams) -> None:
-    """Have the app's handlers be the causes of what they decide; once is enough."""
+    """Make the messages of the app's handlers the causes of their decisions. Idempotent."""
     for wrappers in (app.job_wrappers, app.replay_wrappers):
         if _wrap_job not in wrappers:
             wrappers.append(_wrap_job)
 
 
 def _wrap_job(job: Job) -> Job:
-    """The same job, with each call of its handler known as a :class:`Handling`."""
+    """The same job, with each call of its handler tracked as a :class:`Handling`."""
     names = DeadLetters()
     retry_topics = {names.retry(each, job.group): each for each in job.topics}
     sources = {each: retry_topics[each] for each in job.topics if each in retry_topics}
@@ -245,7 +247,7 @@ def _wrap_job(job: Job) -> Job:
 
 
 def _message_function(job: Job, sources: Mapping[str, str]) -> Callable[..., Any]:
-    """Calls a handler of single messages, which is given what it asked for."""
+    """The function that calls a handler of single messages, with the arguments it asked for."""
     function, group = job.function, job.group
     has_results, wants_message, builds_messages = (
         job.encode_results is not None,
@@ -282,7 +284,7 @@ def _message_function(job: Job, sources: Mapping[str, str]) -> Callable[..., Any
 
 
 def _batch_function(job: Job, sources: Mapping[str, str]) -> Callable[..., Any]:
-    """Calls a handler of batches."""
+    """The function that calls a handler of batches."""
     function, group, has_results = job.function, job.group, job.encode_results is not None
 
     async def call_async(*given: Any) -> Any:

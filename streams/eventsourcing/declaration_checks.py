@@ -1,4 +1,4 @@
-"""Checks of what aggregates, views and process managers are declared with in the same way."""
+"""Checks of options that aggregates, views and process managers share."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from streams.errors import ConfigError, StreamsError
 
 
 def check_app(where: str, app: Any) -> None:
-    """:raises ConfigError: it is no app."""
+    """:raises ConfigError: ``app`` is not an app."""
     if not isinstance(app, Streams):
         raise ConfigError(f"{where}: the first argument is an app, Streams(...), not {app!r}")
 
 
 def check_fold(where: str, function: Any) -> None:
-    """:raises ConfigError: it is no plain function of state and event."""
+    """:raises ConfigError: ``function`` is not a plain function of state and event."""
     if not callable(function):
         raise ConfigError(f"{where}: evolve={function!r}: a function of state and event")
     if inspect.iscoroutinefunction(function):
@@ -31,7 +31,7 @@ def check_refusals(
 ) -> tuple[type[Exception], ...]:
     """The exceptions by which a decision refuses: one type, or a tuple of them.
 
-    :param error: what is raised where it is neither.
+    :param error: the type of error to raise if it is neither.
     """
     found = given if isinstance(given, tuple) else (given,)
     if not all(isinstance(each, type) and issubclass(each, Exception) for each in found):

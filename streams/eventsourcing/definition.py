@@ -1,4 +1,4 @@
-"""An aggregate type as it was declared, and what its decisions may come to; without a log."""
+"""An aggregate type as it was declared, and the checks of its decisions' events; without a log."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ E = TypeVar("E")
 S = TypeVar("S")
 
 Expected = int | Literal["any", "new", "exists"]
-"""At which version an aggregate has to be: at that one, at any, at none yet, or at some."""
+"""The version that an aggregate must have: that one, any, none yet ("new"), or at least one."""
 
 CONFLICT_RETRY = Retry(attempts=20, delay=0.002, cap=0.25)
-"""How a decision is taken again upon a conflict, unless said otherwise."""
+"""How a decision is retried on a conflict, by default."""
 
 
 @dataclass(frozen=True, slots=True)
 class Definition(Generic[E, S]):
     """An aggregate type, as it was declared.
 
-    :param fingerprint: of the snapshots that can be used; empty where there are none.
+    :param fingerprint: identifies the snapshots that can be used; empty: none can.
     """
 
     app: Streams
@@ -50,19 +50,20 @@ class Definition(Generic[E, S]):
     cache: Cache
 
     def closed(self, id: str) -> AggregateClosed:
-        """The error for what is to be appended behind the final event."""
+        """The error for an append after the final event."""
         return AggregateClosed(f"{self.name} {id!r} has had its final event")
 
     def prepare(
         self, id: str, state: S, events: Sequence[Any], *, is_closed: bool
     ) -> PreparedEvents[S]:
-        """What a decision returned, as it is to be appended: nothing is that cannot be written, or
-        folded into the state.
+        """Encode a decision's events and fold them into the state, so that no event is appended
+        that cannot be encoded or folded.
 
         :param is_closed: the aggregate has had its final event.
-        :raises AggregateClosed: it has.
-        :raises InvalidValue: these events cannot be one append.
-        :raises TypeError: one is no event, or ``evolve`` makes no state of it.
+        :raises AggregateClosed: ``is_closed`` is true.
+        :raises InvalidValue: there are too many events for one append, or one follows the final
+            event.
+        :raises TypeError: one is not an event, or ``evolve`` does not return a state for it.
         :raises EncodeError: one does not fit its type.
         """
         if len(events) > MAX_COUNT:
@@ -96,8 +97,8 @@ class Definition(Generic[E, S]):
 class PreparedEvents(NamedTuple, Generic[S]):
     """Events that can be appended.
 
-    :param values: their bytes.
-    :param state: after them.
+    :param values: the encoded events.
+    :param state: the state after them.
     :param is_final: the last one is the aggregate's final event.
     """
 
@@ -107,13 +108,13 @@ class PreparedEvents(NamedTuple, Generic[S]):
 
 
 class Options(NamedTuple):
-    """What :meth:`~streams.eventsourcing.aggregate.Aggregate.with_options` sets."""
+    """The options that :meth:`~streams.eventsourcing.aggregate.Aggregate.with_options` sets."""
 
     cause: Cause = None
     """None: the message that is being handled, if there is one."""
     expected: Expected | None = None
     refusals: tuple[type[Exception], ...] = ()
-    """What a decision raises to refuse: that is remembered under its cause."""
+    """Exceptions that a decision raises to refuse; the refusal is stored under its cause."""
     headers: tuple[tuple[str, bytes], ...] = ()
     retry: Retry = CONFLICT_RETRY
 
@@ -123,9 +124,9 @@ def _shown(state: Any) -> str:
 
 
 def events_of(aggregate: str, result: Any) -> Sequence[Any]:
-    """What a decision returned, as a sequence.
+    """The result of a decision, as a sequence of events.
 
-    :raises TypeError: it was an async function.
+    :raises TypeError: the decision was an async function.
     """
     if result is None:
         return ()

@@ -1,4 +1,4 @@
-"""What an aggregate says when a decision does not become history."""
+"""The errors that an aggregate raises when a decision is not appended to its history."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from streams.errors import CodeTooOld, LogError, StreamsError
 
 
 class WrongExpectedVersion(StreamsError):
-    """The aggregate is at another version than was expected. Nothing was appended.
+    """The aggregate does not have the expected version. Nothing was appended.
 
     :param expected: the version, or ``"new"`` or ``"exists"``.
-    :param actual: its version at some moment between the call and this answer.
-    :param is_conflict: what was expected held, if anything was, and others were faster each time:
-        another try may end otherwise.
+    :param actual: its version at some moment between the call and the error.
+    :param is_conflict: the expectation held, if there was one, but another writer appended first on
+        every attempt: a retry may succeed.
     """
 
     def __init__(
@@ -41,11 +41,12 @@ class AggregateClosed(StreamsError):
 
 
 class DecisionRefused(StreamsError):
-    """The decision raised one of ``refusals=``, which is this error's cause, and it is remembered;
-    or it was refused before for the same cause, whatever the state is now. No event was appended.
+    """The decision raised one of ``refusals=`` (this error's ``__cause__``), and the refusal is
+    stored; or it was refused before for the same cause, whatever the state is now. No event was
+    appended.
 
-    :param id: the aggregate's.
-    :param cause: what it was taken for.
+    :param id: the aggregate's ID.
+    :param cause: the cause of the decision.
     """
 
     def __init__(self, aggregate: str, id: str, cause: str) -> None:
@@ -56,16 +57,16 @@ class DecisionRefused(StreamsError):
 
 class HistoryTruncated(LogError):
     """The log has fewer events of an aggregate, or other ones, than it acknowledged before: it lost
-    writes in a failover or in a power cut. Nothing was appended; what was cached of the aggregate
-    is dropped, so the next call goes by what the log has now."""
+    writes in a failover or in a power cut. Nothing was appended; the cached state of the aggregate
+    is dropped, so the next call uses what the log has now."""
 
 
 class Undecodable(StreamsError):
-    """An event of an aggregate cannot be decoded, so in this process nothing can be decided upon
-    it. Other aggregates go on. ``@aggregate.upcast(bytes)`` makes events of such bytes.
+    """An event of an aggregate cannot be decoded, so this process can take no decision on that
+    aggregate. Other aggregates go on. ``@aggregate.upcast(bytes)`` turns such bytes into events.
 
-    :param id: the aggregate's.
-    :param version: the event's.
+    :param id: the aggregate's ID.
+    :param version: the event's version.
     """
 
     def __init__(self, aggregate: str, id: str, version: int, reason: str) -> None:
@@ -78,6 +79,6 @@ class Undecodable(StreamsError):
 
 
 class UnknownEvent(Undecodable, CodeTooOld):
-    """An event of an aggregate has a tag that this code does not know, as newer code that runs
-    beside it has written it. A message whose handler decides upon the aggregate waits for that
-    code, and uses up no attempt."""
+    """An event of an aggregate has a tag that this code does not know: newer code that runs beside
+    this one wrote it. A message whose handler decides on the aggregate waits for that code, without
+    using up an attempt."""

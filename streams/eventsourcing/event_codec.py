@@ -1,8 +1,9 @@
-"""Events as bytes, and old events as today's.
+"""Encodes and decodes events, and upcasts old events to current ones.
 
-An event is stored under its type's *tag*, never under a module's path. Types that are not used any
-more stay readable by an *upcast*: a function that makes events of today, or of another old type, of
-an old one. Upcasts run whenever an event is read, and change nothing that is stored.
+An event is stored under its type's *tag*, never under a module's path. Types that are no longer
+used stay readable by an *upcast*: a function that turns an event of an old type into events of
+current types, or of another old type. Upcasts run whenever an event is read, and change nothing
+that is stored.
 """
 
 from __future__ import annotations
@@ -34,23 +35,23 @@ Upcast = Callable[[Any], Any]
 
 
 class EventCodec(Generic[E]):
-    """Encodes an aggregate's events, and decodes what was ever appended.
+    """Encodes an aggregate's events, and decodes every event that was ever appended.
 
-    :param name: the event topic's, for errors.
-    :param type: the union of the events of today.
+    :param name: the event topic's name, for errors.
+    :param type: the union of the current event types.
     """
 
     def __init__(self, name: str, type: TypeForm[E], codec: Codec | None) -> None:
         self._name = name
         self.type = type
-        """The union of today's events."""
+        """The union of the current event types."""
         self.codec = codec if codec is not None else default_codec(type)
         self.event_classes = _classes(type)
-        """Today's."""
+        """The current event types."""
         self._upcasts: dict[Any, Upcast] = {}
         self._raw_upcasts: list[Callable[[bytes], Any]] = []
         self._bound: Bound[Any] | None = None
-        """Once an event was read, or may have been."""
+        """The bound codec; set once an event was read, or may have been."""
         self._decode: Callable[[bytes], Any] | None = None
         self._check_tags(self.event_classes)
         try:
@@ -75,11 +76,12 @@ class EventCodec(Generic[E]):
     # -- declaring
 
     def add_upcast(self, old: Any, function: Upcast) -> None:
-        """Have events of an old type become others.
+        """Add an upcast of an old event type.
 
-        :param old: the type, with a tag that none of today's has; ``bytes``: whatever cannot be
+        :param old: the type, with a tag that no current type has; ``bytes``: events that cannot be
             decoded.
-        :raises ConfigError: it could never be reached, would go in a circle, or comes too late.
+        :raises ConfigError: the upcast could never be reached, would form a cycle, or comes too
+            late.
         """
         where = f"aggregate {self._name!r}: upcast({type_name(old)})"
         if self._decode is not None:
@@ -107,7 +109,7 @@ class EventCodec(Generic[E]):
         self._check_results(where, old)
 
     def _check_results(self, where: str, old: Any) -> None:
-        """Follow what the functions say that they return."""
+        """Follow the return annotations of the upcasts."""
         path = [old]
         pending = [(each, path) for each in self._results_of(old)]
         while pending:
@@ -121,14 +123,14 @@ class EventCodec(Generic[E]):
     def _results_of(self, old: Any) -> Sequence[Any]:
         try:
             annotation = typing.get_type_hints(self._upcasts[old]).get("return")
-        except Exception:  # names that cannot be found: nothing is known, and it is seen when run
+        except Exception:  # names that cannot be resolved: the error shows when it runs
             return ()
         return [each for each in _named_classes(annotation) if each is not types.NoneType]
 
     def check(self) -> None:
-        """See that every upcast ends at events of today, as far as the functions say.
+        """Check that every upcast leads to current events, as far as the functions are annotated.
 
-        :raises ConfigError: one does not.
+        :raises ConfigError: one leads to another type.
         """
         for old in self._upcasts:
             for found in self._results_of(old):
@@ -141,10 +143,10 @@ class EventCodec(Generic[E]):
     # -- encoding
 
     def encode(self, event: Any) -> bytes:
-        """The bytes of an event of today.
+        """The bytes of a current event.
 
         :raises EncodeError: it does not fit its type.
-        :raises TypeError: it is no event of this aggregate.
+        :raises TypeError: it is not an event of this aggregate.
         """
         if type(event) not in self.event_classes:
             names = " | ".join(type_name(each) for each in self.event_classes)
@@ -157,11 +159,11 @@ class EventCodec(Generic[E]):
     # -- decoding
 
     def decode(self, value: bytes | None) -> Sequence[E]:
-        """The events of today that a stored one is: one of them, several or none.
+        """The current events that a stored one stands for: one, several or none.
 
-        :raises NewerTag: this code does not know its tag. In a history nothing may be passed over,
-            so whoever handles it waits.
-        :raises DecodeError: the bytes are no event that is known, and no upcast made one of them.
+        :raises NewerTag: this code does not know its tag. No event of a history may be skipped,
+            so its handler waits.
+        :raises DecodeError: the bytes are not a known event, and no upcast made one of them.
         """
         decode = self._decode or self._bind_decoder().decode
         if value is None:
@@ -181,8 +183,8 @@ class EventCodec(Generic[E]):
     def fast_decoder(
         self, values: Sequence[bytes | None], largest: int
     ) -> Callable[[Any], Any] | None:
-        """The bare decoder of events of today, if it is safe for these values and there are no
-        others; else None.
+        """The bare decoder of current events, if it is safe for these values and no upcast is
+        declared; else None.
 
         :param largest: the largest value's size in bytes, -1 where one is null.
         """
@@ -202,7 +204,7 @@ class EventCodec(Generic[E]):
         return bound
 
     def _upcast(self, event: Any, value: bytes, depth: int = 1) -> Sequence[E]:
-        """What an event of an old type becomes, which may be of an old type again."""
+        """Apply upcasts to an event of an old type until only current events are left."""
         try:
             results = _as_sequence(self._upcasts[type(event)](event))
         except Exception as error:
@@ -248,7 +250,7 @@ def _as_sequence(results: Any) -> Sequence[Any]:
 
 
 def _classes(form: Any) -> tuple[Any, ...]:
-    """The members of a union, in order; a type that is none by itself."""
+    """The members of a union, in order; a type that is not a union, by itself."""
     while typing.get_origin(form) is typing.Annotated or hasattr(form, "__value__"):
         form = form.__value__ if hasattr(form, "__value__") else typing.get_args(form)[0]
     if typing.get_origin(form) in (Union, types.UnionType):

@@ -1,4 +1,5 @@
-"""The topic of an aggregate's events: read and processed like any other, written by none."""
+"""The topic of an aggregate's events: read and processed like any other, written only by the
+aggregate."""
 
 from __future__ import annotations
 
@@ -22,36 +23,35 @@ from streams.wire import parse_int
 E = TypeVar("E")
 
 DEFAULT_PARTITIONS = 8
-"""Of an event topic, where nobody said how many."""
+"""The default number of partitions of an event topic."""
 
 
 class EventDecoder(TopicDecoder[E], Generic[E]):
-    """Decodes stored events as events of today."""
+    """Decodes stored events as current events."""
 
     gives_several = True
 
     def __init__(self, codec: EventCodec[E]) -> None:
         self._codec = codec
         self.id_reader = None
-        """None: events are known by the message ID in their headers."""
+        """None: events are identified by the message ID in their headers."""
 
     def unwrap(self, batch: Batch) -> Batch:
-        """What the batch holds: its events stand in it as they are."""
+        """The batch itself: events are not wrapped."""
         return batch
 
     def fast_decoder(
         self, values: Sequence[bytes | None], largest: int
     ) -> Callable[[Any], Any] | None:
-        """The bare decoder, if every one of these values is an event of today and it is safe for
-        them; else None."""
+        """The bare decoder, if it is safe for these values and no upcast is declared; else None."""
         return self._codec.fast_decoder(values, largest)
 
     def decode_one(self, batch: Batch, index: int) -> Any:
-        """One event; :class:`~streams.processing.Several`, where upcasts have made several of it.
+        """One event; :class:`~streams.processing.Several`, if upcasts made several of it.
 
-        :raises Skip: they have made nothing of it.
-        :raises NewerTag: this code does not know its tag, so its message waits.
-        :raises DecodeError: it cannot be decoded.
+        :raises Skip: upcasts made no event of it.
+        :raises NewerTag: this code does not know the event's tag, so its message waits.
+        :raises DecodeError: the event cannot be decoded.
         """
         events = self._codec.decode(batch.values[index])
         if len(events) == 1:
@@ -79,23 +79,23 @@ class EventTopic(InternalTopic[E]):
         self.decoding = EventDecoder(codec)
 
     def ensure(self, log: Log) -> None:
-        """Create it where it is missing (blocks).
+        """Create the topic if it is missing (blocks).
 
-        :raises EventTopicError: a topic of that name is there and holds no histories.
-        :raises PartitionCountMismatch: it has another number of partitions.
+        :raises EventTopicError: a topic of that name exists and holds no histories.
+        :raises PartitionCountMismatch: the topic has another number of partitions.
         """
         if not isinstance(log, EventLog):
             raise EventTopicError(f"{log.capabilities.name} keeps no histories")
         log.create_event_topic(self.name, self.partitions or DEFAULT_PARTITIONS)
 
     def version_of(self, message: Message[Any]) -> int:
-        """Which version of its aggregate an event is that was read here.
+        """The version, in its aggregate's history, of an event read from this topic.
 
-        :raises InvalidValue: the message is none of an event topic.
+        :raises InvalidValue: the message is not from an event topic.
         """
         found = parse_event(message.header(EVENT), message.id)
         version = None if found is None else event_version(found)
-        if version is None:  # one that has come back to its group is a copy
+        if version is None:  # a message that came back to its group is a copy
             version = parse_int(message.header(COPIED_VERSION))
         if version is None:
             raise InvalidValue(f"topic {self.name!r}: version_of({message!r}): it is no event")

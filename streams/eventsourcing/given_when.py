@@ -1,4 +1,4 @@
-"""Testing decisions without a log: given what has happened, when this is decided, then that.
+"""Tests decisions without a log: given these events, when this is decided, then these follow.
 
 .. code-block:: python
 
@@ -23,9 +23,9 @@ P = ParamSpec("P")
 
 
 class When(Generic[S, E]):
-    """What a decision came to.
+    """The outcome of a decision.
 
-    :param state: after its events; as it was where there are none.
+    :param state: the state after its events; unchanged if there are none.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class When(Generic[S, E]):
         self._description = description
 
     def then(self, *events: E) -> None:
-        """It returned these events, and no others.
+        """Assert that the decision returned these events, and no others.
 
         :raises AssertionError: it did not.
         """
@@ -51,7 +51,7 @@ class When(Generic[S, E]):
             )
 
     def raises(self, error: type[BaseException]) -> None:
-        """It raised an error of this type.
+        """Assert that the decision raised an error of this type.
 
         :raises AssertionError: it did not.
         """
@@ -66,7 +66,7 @@ class When(Generic[S, E]):
             ) from self._error
 
     def unchanged(self) -> None:
-        """It returned nothing.
+        """Assert that the decision returned no event.
 
         :raises AssertionError: it did not.
         """
@@ -74,9 +74,9 @@ class When(Generic[S, E]):
 
 
 class Given(Generic[S, E]):
-    """An aggregate to which something has happened.
+    """An aggregate with a history.
 
-    :param state: what the events were folded into.
+    :param state: the state that the events were folded into.
     """
 
     def __init__(self, definition: Definition[E, S], events: Sequence[E]) -> None:
@@ -93,7 +93,7 @@ class Given(Generic[S, E]):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> When[S, E]:
-        """Take a decision upon the state."""
+        """Take a decision on the state."""
         name = shown_function(decision)
         given = [repr(each) for each in args] + [f"{k}={v!r}" for k, v in kwargs.items()]
         description = f"{name}({', '.join(given)}) upon {self.state!r}"
@@ -111,8 +111,8 @@ class Given(Generic[S, E]):
         return When(state, events, None, description)
 
     def _after(self, events: Sequence[Any]) -> tuple[S, bool]:
-        """The state after events of one append, each written and read back, as the log would; and
-        whether nothing can follow."""
+        """The state after the events of one append, each encoded and decoded as in the log; and
+        whether the aggregate is closed."""
         definition, state = self._definition, self.state
         found = definition.prepare("given", state, events, is_closed=self._is_closed)
         for value in found.values:
@@ -122,10 +122,10 @@ class Given(Generic[S, E]):
 
 
 def given(aggregate: Aggregate[E, S], *events: E) -> Given[S, E]:
-    """An aggregate to which these events have happened; pure, without a log.
+    """An aggregate with these events as its history; pure, without a log.
 
-    :raises TypeError: one is no event of the aggregate.
+    :raises TypeError: one is not an event of the aggregate.
     :raises EncodeError: one could not be appended.
-    :raises AggregateClosed: one is behind the final event.
+    :raises AggregateClosed: one follows the final event.
     """
     return Given(aggregate.definition, events)

@@ -1,14 +1,14 @@
-"""One event topic's histories, as coroutines use them.
+"""The histories of one event topic, for coroutines.
 
-Concurrent reads share a call of the log, and so do appends. On Kafka and on a Redis Cluster a
-partition can be out of reach while the others are not, as each has a server of its own, and a call
-that names it takes seconds to fail. So one that is out of reach is set *apart* until it answers
-again: it has calls of its own, and holds up no other.
+Concurrent reads share a call of the log, and so do appends. On Kafka and on a Redis Cluster one
+partition can be unreachable while the others are not, as each has its own server, and a call that
+includes it takes seconds to fail. So an unreachable partition is set *apart* until it answers
+again: its requests go in separate calls, and hold up no other partition.
 
-* Where a read for several partitions has failed, each of them is read by itself.
-* A shared append is sent once. One to a partition that did not answer is sent again in a call of
-  that partition's own, which may take long. (Not on Kafka: there a call does not wait for its
-  answers, so the next one goes at once.)
+* If a read of several partitions fails, each of them is read by itself.
+* A shared append is sent once. An append to a partition that did not answer is sent again in a
+  separate call for that partition, which may take long. (Not on Kafka: there a call does not wait
+  for its answers, so the next one goes at once.)
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from streams.log.events import (
 from streams.log.names import partition_for
 
 MAX_READS = 100
-"""Histories that one call of the log reads from, at most: each of them may answer with a page of
-events, all of which are in memory at once."""
+"""Histories that one call of the log reads, at most: each may return a page of events, and all of
+them are in memory at once."""
 
 
 class _OneOfSeveral(Unavailable):
-    """One of the partitions that were asked for cannot be reached, and nobody knows which."""
+    """One of several requested partitions cannot be reached, and it is not known which."""
 
 
 class _OwnCalls(Generic[Q, A]):
-    """Requests to partitions, those to each in calls of its own. A partition has a thread while
-    there is something to be asked of it.
+    """Sends requests to partitions, in separate calls for each partition. A partition has a thread
+    while it has requests.
 
-    :param kind: what the threads are, as in their names.
-    :param apart: the partitions that were out of reach when they were asked last; kept up to date.
+    :param kind: the role of the threads, used in their names.
+    :param apart: the partitions that were unreachable in their last call; kept up to date.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class _OwnCalls(Generic[Q, A]):
         """The answer to a request.
 
         :raises NotRunning: the calls are closed.
-        :raises LogError: there is none.
+        :raises LogError: there is no answer.
         """
         batcher = self._batchers.get(partition)
         if batcher is None:
@@ -110,11 +110,11 @@ class Histories:
         self._log = log
         self._topic = topic
         self._partitions = partitions if log.fails_by_partition else 1
-        """How many can be out of reach each for itself."""
+        """How many partitions can be unreachable independently; 1: only all of them together."""
         self._apart: set[int] = set()
-        """Those that were, when they were asked last."""
+        """The partitions that were unreachable in their last call."""
         self.never_blocks = log.never_blocks
-        """Nothing here suspends its caller."""
+        """The log never blocks, so its calls are made directly on the loop."""
         self._reads: RequestBatcher[HistoryRequest, History] = RequestBatcher(
             f"streams-{topic}-reader", self._read, max_requests=MAX_READS
         )
@@ -135,7 +135,7 @@ class Histories:
         )
 
     async def read(self, request: HistoryRequest) -> History:
-        """A part of a history, read to the log's end as it is after this call.
+        """A part of a history, up to the log's end at the time of the call or later.
 
         :raises LogError: it cannot be read.
         """
@@ -146,17 +146,17 @@ class Histories:
             try:
                 return await self._reads.send(request)
             except _OneOfSeveral:
-                pass  # perhaps another one
+                pass  # perhaps another partition is the unreachable one
             except Unavailable:
                 self._apart.add(partition)
                 raise
         return await self._own_reads.send(partition, request)
 
     async def append(self, append: EventAppend) -> Appended | Refused:
-        """What became of an append.
+        """Append events; returns the outcome.
 
-        :raises OutcomeUnknown: it may be in the history; the same append again tells.
-        :raises LogError: it is not in the history.
+        :raises OutcomeUnknown: the append may be in the history; sending the same one again tells.
+        :raises LogError: the append is not in the history.
         """
         if not self.never_blocks:
             return await self._send(append)
@@ -176,21 +176,21 @@ class Histories:
                 return await self._appends.send(append)
             except OutcomeUnknown:
                 self._apart.add(partition)
-                raise  # whoever decides sends it again
+                raise  # the runtime sends it again
             except Unavailable:
                 self._apart.add(partition)
         return await self._own_appends.send(partition, append)
 
     async def write_snapshots(self, snapshots: Sequence[StoredSnapshot]) -> None:
-        """Keep snapshots.
+        """Store snapshots.
 
-        :raises LogError: they may be kept or not.
+        :raises LogError: they may have been stored or not.
         """
         await run_in_thread(self._log.write_snapshots, self._topic, snapshots)
 
     def uncounted_records(self) -> int:
-        """Records that count for no history, as far as this process has read the topic. Asks
-        nobody."""
+        """Records that count for no history, as far as this process has read the topic. No call to
+        the log is made."""
         log = self._log
         return log.uncounted_records(self._topic) if isinstance(log, ArbitratingLog) else 0
 

@@ -1,4 +1,4 @@
-"""Reading a history from the log in parts, without an app: for whoever looks at aggregates, views
+"""Reads a history from the log in pages, without an app: for the inspection of aggregates, views
 and process managers."""
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from streams.errors import LogError
 from streams.log.events import NO_HISTORY, Base, EventLog, History, HistoryRequest
 
 PAGE = 1_000
-"""Events that are read of a history at once."""
+"""Events of a history that are read at once."""
 
 
 def history_pages(
     log: EventLog, topic: str, key: bytes, fingerprint: str = "", after: Base = NO_HISTORY
 ) -> Iterator[History]:
-    """A history from ``after`` to its end, in parts; at least one, which says where it ends.
+    """A history from ``after`` to its end, in pages; at least one, which says where it ends.
 
-    :param fingerprint: begin behind the snapshot of this kind.
-    :raises LogError: it cannot be read, or not to its end.
+    :param fingerprint: begin after the snapshot with this fingerprint.
+    :raises LogError: the history cannot be read, or not to its end.
     """
     while True:
         request = HistoryRequest(key, after, PAGE, fingerprint=fingerprint)

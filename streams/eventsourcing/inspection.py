@@ -1,9 +1,10 @@
-"""Aggregates looked at through a log alone: the app does not run, and nothing is made or written
-(but that an append is void which was cut off on Kafka, which whoever follows a partition writes).
+"""Inspects aggregates through a log alone: the app does not run, and nothing is created or written
+(except, on Kafka, a record that voids an append that was cut off, which every reader that follows
+a partition writes).
 
-What the command line shows comes from here. It reads as the app would (its snapshot, the events
-behind it, upcasts, ``evolve``), and where the app would stop it says at which event, and why.
-Whatever stands in the log ends in one of :class:`~streams.errors.LogError` or in what is returned.
+The command line shows its results. It reads as the app would (the snapshot, the events after it,
+upcasts, ``evolve``), and if the app would stop, it says at which event, and why. Whatever the log
+holds, the only errors raised are :class:`~streams.errors.LogError`.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ from streams.text import error_text
 from streams.wire import utc_from_seconds
 
 CHECK_PAGE = 100
-"""Events that are read at once of each of many histories."""
+"""Events that are read at once from each of many histories."""
 
 
 class StoppedAt(NamedTuple):
-    """Where code cannot go on with a history.
+    """The event at which code cannot go on with a history.
 
-    :param version: of the event that cannot be decoded or folded.
-    :param reason: why not.
+    :param version: the version of the event that cannot be decoded or folded.
+    :param reason: why it cannot.
     """
 
     version: int
@@ -52,9 +53,9 @@ class StoppedAt(NamedTuple):
 
 
 class InspectedEvent(NamedTuple):
-    """An event as it is stored, and as today's code reads it.
+    """An event as it is stored, and as the current code reads it.
 
-    :param events: what it is today: one event, several, or none.
+    :param events: the current events that it stands for: one, several, or none.
     :param reason: why it cannot be decoded; empty: it can.
     """
 
@@ -64,7 +65,7 @@ class InspectedEvent(NamedTuple):
 
 
 class EventToday(NamedTuple):
-    """What today's code makes of a stored event.
+    """A stored event as the current code decodes it.
 
     :param events: one event, several, or none.
     :param reason: why it cannot be decoded; empty: it can.
@@ -75,18 +76,18 @@ class EventToday(NamedTuple):
 
 
 ReadEvent = Callable[[bytes | None], EventToday]
-"""What today's code makes of the bytes of a stored event."""
+"""Decodes the bytes of a stored event with the current code."""
 
 
 class Inspected(NamedTuple):
-    """An aggregate as today's code finds it.
+    """An aggregate as the current code reads it.
 
-    :param head: where its whole history ends.
-    :param partition: where its events stand.
-    :param state: after the events up to ``version``.
-    :param last: the last event that was read; None: none was, behind the snapshot if there is one.
-    :param snapshot: where loading began, if not at the first event.
-    :param stopped: what stands in the way of the versions behind that; None: nothing.
+    :param head: the end of its whole history.
+    :param partition: the partition of its events.
+    :param state: the state after the events up to ``version``.
+    :param last: the last event that was read; None: none was (after the snapshot, if there is one).
+    :param snapshot: the snapshot that loading began with; None: it began at the first event.
+    :param stopped: why later versions cannot be reached; None: they can.
     """
 
     head: Head
@@ -99,9 +100,9 @@ class Inspected(NamedTuple):
 
 
 class Replayed(NamedTuple):
-    """An event of a history, and what it led to.
+    """An event of a history, and the state after it.
 
-    :param state: after it; None where ``has_state`` is not so.
+    :param state: the state after it; None if ``has_state`` is False.
     :param has_state: the events up to it could be folded.
     """
 
@@ -114,9 +115,9 @@ class Replay(NamedTuple):
     """The last events of a history up to one of its versions.
 
     :param events: in their order.
-    :param version: that was reached; that of the last event.
-    :param stopped: what stands in the way of folding the versions behind that; None: nothing.
-    :param is_whole: there was time to read up to what was asked for.
+    :param version: the version that was reached: that of the last event.
+    :param stopped: why later versions cannot be folded; None: they can.
+    :param is_whole: the time sufficed to read up to the requested version.
     """
 
     head: Head
@@ -128,10 +129,10 @@ class Replay(NamedTuple):
 
 
 class AggregateInspector:
-    """Looks at the aggregates of one type. Blocks; one thread at a time.
+    """Inspects the aggregates of one type. Blocks; one thread at a time.
 
     :param aggregate: as the app declares it.
-    :param log: that the app is on; open for reading at least.
+    :param log: the app's log; open for reading at least.
     """
 
     def __init__(self, aggregate: Aggregate[Any, Any], log: EventLog) -> None:
@@ -141,11 +142,11 @@ class AggregateInspector:
 
     @property
     def fingerprint(self) -> str:
-        """Of the snapshots that this code uses; empty: it uses none."""
+        """The fingerprint of the snapshots that this code uses; empty: it uses none."""
         return self._definition.fingerprint
 
     def inspect(self, key: bytes, at: int | datetime | None = None) -> Inspected:
-        """An aggregate as it is, or was at a version or a time.
+        """An aggregate as it is now, or was at a version or a time.
 
         :raises LogError: it cannot be read.
         """
@@ -174,7 +175,7 @@ class AggregateInspector:
         """The last ``number`` events up to a version, each with the state after it.
 
         :param at: the version; None: the last one.
-        :param seconds: real seconds for which it is read.
+        :param seconds: real seconds that reading may take.
         :raises LogError: it cannot be read.
         """
         deadline = time.monotonic() + seconds
@@ -218,7 +219,7 @@ class AggregateInspector:
         return Replay(head, partition, found, reached, stopped, reached >= last)
 
     def _pages(self, key: bytes, fingerprint: str) -> Iterator[History]:
-        """A history's parts, from its snapshot on if that can be read."""
+        """A history's pages, starting at its snapshot if that can be read."""
         pages = history_pages(self._log, self.topic, key, fingerprint)
         first = next(pages)
         if first.snapshot is not None and self.why_useless(first.snapshot):
@@ -228,13 +229,13 @@ class AggregateInspector:
         yield from pages
 
     def events(self, found: History) -> Iterator[InspectedEvent]:
-        """The events of a part of a history, as today's code reads them."""
+        """The events of a page of a history, as the current code reads them."""
         for stored in found.events:
             yield InspectedEvent(stored, *_read_event(self._definition.codec, stored.record.value))
 
     def why_useless(self, snapshot: StoredSnapshot) -> str:
-        """Why this code cannot use a snapshot; empty: it can, if the history still has what the
-        snapshot was made of."""
+        """Why this code cannot use a snapshot; empty: it can, if the history still has the events
+        that the snapshot was made of."""
         if not self.fingerprint:
             return "the aggregate is declared without snapshots"
         if snapshot.fingerprint != self.fingerprint:
@@ -244,8 +245,8 @@ class AggregateInspector:
         return ""
 
     def check(self, keys: Sequence[bytes]) -> list[StoppedAt | LogError | None]:
-        """What stops each of these aggregates, from its first event on: None, nothing does. Where
-        a history cannot be read, the error that says so.
+        """The event that stops each of these aggregates, from its first event on; None: no event
+        does. If a history cannot be read, the error that says so.
 
         :raises Unavailable: the log cannot be reached now.
         """
@@ -276,7 +277,7 @@ class AggregateInspector:
     def _fold(
         self, state: Any, version: int, events: Sequence[StoredEvent]
     ) -> tuple[Any, int, StoppedAt | None]:
-        """The state after events, its version, and what it was stopped by."""
+        """The state after events, its version, and the event at which folding stopped, if any."""
         definition = self._definition
         for stored in events:
             try:
@@ -299,10 +300,10 @@ class AggregateInspector:
 
 
 def event_reader(app: Streams, topic: str) -> ReadEvent | None:
-    """How an app's code reads the events that stand in a topic; None: it declares no aggregate
-    whose events these are.
+    """The function with which an app's code reads the events of a topic; None: the topic belongs to no
+    aggregate of the app.
 
-    :raises ConfigError: the aggregate's upcasts end at something that is no event.
+    :raises ConfigError: the aggregate's upcasts end at a type that is not an event.
     """
     for aggregate in app.aggregates.values():
         if isinstance(aggregate, Aggregate) and aggregate.events.name == topic:
@@ -322,7 +323,7 @@ def _read_event(codec: EventCodec[Any], value: bytes | None) -> EventToday:
 def replay_stored(
     log: EventLog, topic: str, key: bytes, number: int, at: int | None, seconds: float
 ) -> Replay:
-    """As :meth:`AggregateInspector.replay`, without code that knows what the events mean.
+    """Like :meth:`AggregateInspector.replay`, without code that knows the event types.
 
     :raises LogError: it cannot be read.
     """
@@ -342,7 +343,7 @@ def replay_stored(
 
 
 def until(at: int | datetime | None) -> Callable[[StoredEvent], bool]:
-    """Which events a version consists of, or there were at a time; None: all."""
+    """A filter for the events up to a version or a time; None: all events."""
     if at is None:
         return lambda stored: True
     if isinstance(at, datetime):
@@ -353,8 +354,8 @@ def until(at: int | datetime | None) -> Callable[[StoredEvent], bool]:
 
 
 def json_document(value: Any) -> bytes:
-    """An event or a state as JSON, whatever codec it is stored with; what cannot be written so as
-    the text that Python shows."""
+    """An event or a state as JSON, whatever codec it is stored with; its ``repr`` if it cannot be
+    written as JSON."""
     try:
         return msgspec.json.encode(value)
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError):

@@ -1,4 +1,4 @@
-"""Taking turns by key, in the order of the calls."""
+"""A fair lock for each key: callers get it in the order of their calls."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections import deque
 
 
 class KeyedLock:
-    """A lock for each key that somebody holds or waits for. On one loop only."""
+    """A lock for each key that is held or waited for. On one loop only."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
     def try_acquire(self, key: str) -> bool:
-        """Take a key's lock if nobody has it."""
+        """Take a key's lock if it is free."""
         if key in self._waiting:
             return False
         self._waiting[key] = deque()
         return True
 
     async def wait(self, key: str) -> None:
-        """Take a key's lock, which somebody has, when all who came before have given it back."""
+        """Wait for a key's lock, which is held, until all earlier callers have released it."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[key].append(turn)
         try:
@@ -31,7 +31,7 @@ class KeyedLock:
             raise
 
     def release(self, key: str) -> None:
-        """Give a key's lock back."""
+        """Release a key's lock."""
         waiting = self._waiting[key]
         while waiting:
             turn = waiting.popleft()

@@ -1,4 +1,4 @@
-"""What an aggregate answers."""
+"""The results that an aggregate returns."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ S = TypeVar("S")
 
 
 class Decided(msgspec.Struct, Generic[S, E], frozen=True):
-    """What a decision came to.
+    """The outcome of a decision.
 
-    As text it is a token, the position of the last event: whoever has it can wait until a view has
-    seen that.
+    As text it is a token, the position of the last event: with it, a caller can wait until a view
+    has processed that event.
 
-    :param state: after the events.
-    :param version: of the last event; 0 where there is none.
-    :param events: that were appended; none where the decision returned nothing.
-    :param positions: of the events.
-    :param last: the position of the last record that the state was folded from; None: of none.
+    :param state: the state after the events.
+    :param version: the version of the last event; 0 if there is none.
+    :param events: the events that were appended; empty if the decision returned none.
+    :param positions: the positions of the events.
+    :param last: the position of the last record that the state was folded from; None: none.
     """
 
     state: S
@@ -42,9 +42,9 @@ class Decided(msgspec.Struct, Generic[S, E], frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Loaded(Generic[S]):
-    """An aggregate as it is, or was.
+    """An aggregate as it is now, or was at a version or a time.
 
-    :param version: of the last event that the state was folded from; 0 where there is none.
+    :param version: the version of the last event that the state was folded from; 0: none.
     :param is_closed: it has had its final event.
     """
 
@@ -55,11 +55,11 @@ class Loaded(Generic[S]):
 
 @dataclass(frozen=True, slots=True)
 class RecordedEvent(Generic[E]):
-    """An event as it stands in a history.
+    """An event of a history.
 
-    :param version: its number in the history, from 1. Events that an upcast has made of one have
-        the same.
-    :param time: when the log took it; UTC.
+    :param version: its number in the history, from 1. Events that an upcast made of one stored
+        event share its number.
+    :param time: when the log appended it; UTC.
     """
 
     event: E

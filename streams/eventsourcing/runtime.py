@@ -1,15 +1,15 @@
-"""Deciding, while an app is entered.
+"""Takes decisions while an app is entered.
 
-How a decision becomes history:
+How a decision is appended to the history:
 
 1. The state is loaded (:mod:`streams.eventsourcing.states`).
-2. The decision is called with it. What it returns are events; they are encoded and folded into the
-   next state, so that what cannot be encoded or folded is never appended.
+2. The decision is called with it. The events that it returns are encoded and folded into the next
+   state, so that no event is appended that cannot be encoded or folded.
 3. They are appended under the condition that the history still ends where the state does. If it
-   does not, what came between is read, and the decision is called again.
+   does not, the events in between are read, and the decision is called again.
 
-A decision that raises or returns nothing is not validated by an append. It is called again on a
-state that was read to the log's end after the call began, unless the first was one.
+A decision that raises or returns nothing is not validated by an append. Unless its state was read
+to the log's end after the call began, it is called again with one that was.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ RESEND_PAUSES = (0.0, 0.1, 0.5, 2.0)
 
 
 class Counters:
-    """What the decisions of :class:`AggregateStats` are."""
+    """The counters of decisions in :class:`AggregateStats`."""
 
     def __init__(self) -> None:
         self.decisions = self.conflicts = self.retries = self.refused = 0
@@ -53,7 +53,7 @@ class Counters:
 
 
 class AggregateRuntime:
-    """An aggregate type in an app: decides, and reads what was decided."""
+    """An aggregate type in an app: takes decisions, and reads states and histories."""
 
     def __init__(self, definition: Definition[Any, Any]) -> None:
         self._definition = definition
@@ -90,7 +90,7 @@ class AggregateRuntime:
 
     def _open(self) -> tuple[Histories, States]:
         """:raises NotRunning: the app is not entered.
-        :raises ConfigError: this is another loop than the app's.
+        :raises ConfigError: this is not the app's loop.
         """
         histories, states = self._histories, self._states
         if histories is None or states is None:
@@ -106,7 +106,7 @@ class AggregateRuntime:
         return histories, states
 
     def stats(self) -> AggregateStats:
-        """Figures of this moment (any thread)."""
+        """Current statistics (any thread)."""
         counters, states, histories = self._counters, self._states, self._histories
         if states is None:
             return AggregateStats()
@@ -136,7 +136,7 @@ class AggregateRuntime:
         )
 
     def health(self) -> AggregateHealth:
-        """How it is (any thread)."""
+        """The health of the aggregate type (any thread)."""
         states = self._states
         if states is None:
             return AggregateHealth(False, (), 0)
@@ -156,14 +156,14 @@ class AggregateRuntime:
         if isinstance(given, Message) or (given is None and is_handling()):
             with cause_of_call(self._name, id, given) as cause:
                 if cause and histories.never_blocks:
-                    # So that calls at the same time are seen to be that in tests, too.
+                    # Yield once, so that tests notice concurrent calls, too.
                     await asyncio.sleep(0)
                 return await self._take_turn(histories, states, id, key, decision, cause, options)
         cause = given or ""
         return await self._take_turn(histories, states, id, key, decision, cause, options)
 
     def _refuse_in_transaction(self) -> None:
-        """:raises ConfigError: an append would wait for the end of what is open here."""
+        """:raises ConfigError: an append would wait for a transaction that is open here."""
         if in_transaction():
             raise ConfigError(
                 f"aggregate {self._name!r}: deciding while message.transaction is open would wait "
@@ -186,7 +186,7 @@ class AggregateRuntime:
         cause: str,
         options: Options,
     ) -> Decided[Any, Any]:
-        """Decide, after those who came before with the same aggregate."""
+        """Decide, after the earlier calls on the same aggregate."""
         if options.refusals and not cause:
             raise ConfigError(
                 f"aggregate {self._name!r}: with_options(refusals=...) remembers refusals by "
@@ -218,7 +218,7 @@ class AggregateRuntime:
         is_fresh = False
         attempt = 1
         while True:
-            # What is closed is refused without an append, so that must not come from the cache.
+            # A closed aggregate is refused without an append, so a cached state must not decide it.
             is_closed = known is not None and known.head.is_final
             if known is None or cause or attempt > 1 or (is_closed and not is_fresh):
                 known, caused = await states.load(id, key, known, cause)
@@ -236,7 +236,7 @@ class AggregateRuntime:
                 else:
                     events = events_of(self._name, result)
             if not events and not is_fresh:
-                # Nothing will validate the state from the cache, so it has to be a fresh one.
+                # No append will validate the cached state, so load a fresh one.
                 known, _ = await states.load(id, key, known)
                 is_fresh = True
                 continue
@@ -257,7 +257,7 @@ class AggregateRuntime:
             try:
                 delay = self._refused(states, id, known, outcome, options.retry, attempt)
             except (AggregateClosed, WrongExpectedVersion):
-                if cause:  # another process may have appended this very decision in between
+                if cause:  # another process may have appended this very decision meanwhile
                     known, caused = await states.load(id, key, known, cause)
                     if caused is not None:
                         return await self._found(states, id, key, known, caused, cause)
@@ -275,9 +275,9 @@ class AggregateRuntime:
         retry: Retry,
         attempt: int,
     ) -> float:
-        """Seconds until a decision is taken again whose append was refused.
+        """Seconds until a decision whose append was refused is taken again.
 
-        :raises StreamsError: it is not taken again.
+        :raises StreamsError: the decision is not taken again.
         """
         self._counters.refused += 1
         if outcome.reason == "truncated":
@@ -302,7 +302,7 @@ class AggregateRuntime:
     def _mismatch(
         self, id: str, expected: Expected | None, known: KnownState
     ) -> WrongExpectedVersion | None:
-        """The error for an aggregate that is not at the version that was expected; None: it is."""
+        """The error for an aggregate that does not have the expected version; None: it has."""
         version = known.head.base.version
         if expected is None or expected == "any":
             return None
@@ -324,8 +324,8 @@ class AggregateRuntime:
         cause: str,
         options: Options,
     ) -> tuple[EventAppend, Any]:
-        """The append of a decision's events, and the state after it; without events, of its
-        refusal."""
+        """The append of a decision's events, and the state after it; without events, the append of
+        its refusal."""
         base = known.head.base
         if not events:
             records = [Record(b"", key, str(uuid7()))]
@@ -336,7 +336,7 @@ class AggregateRuntime:
         return make_append(key, base, records, cause=cause, is_final=found.is_final), found.state
 
     async def _append(self, histories: Histories, append: EventAppend) -> Appended | Refused:
-        """Append, and send the same again while nobody knows what became of it."""
+        """Append, and send the same append again while its outcome is unknown."""
         unknown: OutcomeUnknown | None = None
         for pause in RESEND_PAUSES:
             if pause:
@@ -348,7 +348,7 @@ class AggregateRuntime:
             except (LogError, NotRunning) as error:
                 if unknown is None:
                     raise
-                # This time nothing was written. The time before something may have been.
+                # Nothing was written this time, but an earlier attempt may have written.
                 unknown = OutcomeUnknown(f"{unknown}; when it was sent again: {error}")
         assert unknown is not None  # noqa: S101 - it was sent at least once
         raise unknown
@@ -384,9 +384,9 @@ class AggregateRuntime:
     async def _found(
         self, states: States, id: str, key: bytes, known: KnownState, caused: Caused, cause: str
     ) -> Decided[Any, Any]:
-        """What a cause came to before.
+        """The outcome of an earlier decision with the same cause.
 
-        :raises DecisionRefused: it was refused.
+        :raises DecisionRefused: the decision was refused.
         """
         self._counters.caused += 1
         if not caused.event_count:

@@ -1,8 +1,8 @@
 """Snapshots: states that are kept in the log, so that loading need not read every event.
 
-They are only a cache. Each says which events it was made of and by what code; one that does not fit
-is not used, and deleting all of them changes nothing but how long loading takes. They are written
-beside the decisions, never within one.
+They are only a cache. Each says which events it was made of and by which version of the code; one
+that does not match is not used, and deleting all of them changes only how long loading takes. They
+are written in the background, never as part of a decision.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ MAX_PENDING = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """When states are kept in the log, and which can be used.
+    """When snapshots are written to the log, and which can be used.
 
     :param every: events between two snapshots of an aggregate.
-    :param version: of the code that folds: another number makes the snapshots before useless. A
-        state of another shape does so by itself.
+    :param version: the version of ``evolve``: another number invalidates earlier snapshots. So does
+        a state type of another shape, by itself.
     """
 
     every: int = 100
@@ -70,22 +70,23 @@ class SnapshotWriter:
 
     @property
     def age(self) -> float | None:
-        """Seconds since snapshots were written last; None: none were."""
+        """Seconds since snapshots were last written; None: none were."""
         written_at = self._written_at
         return None if written_at is None else time.monotonic() - written_at
 
     def offer_appended(self, key: bytes, version_before: int, known: KnownState) -> None:
-        """Keep the state after an append, if enough events lie between it and the one before."""
+        """Write a snapshot of the state after an append, if the append passed a multiple of
+        ``every``."""
         if known.head.base.version // self._every != version_before // self._every:
             self._offer(key, known)
 
     def offer_loaded(
         self, key: bytes, folded: int, known: KnownState, *, was_unreadable: bool
     ) -> None:
-        """Keep a state that was loaded, if that took enough events or its snapshot could not be
-        read: an append that would have one written may be long in coming.
+        """Write a snapshot of a loaded state, if loading took enough events or its snapshot could
+        not be read: the next append that would write one may be a long time off.
 
-        :param folded: how many events it took.
+        :param folded: how many events were folded.
         """
         if folded >= self._every or was_unreadable:
             self._offer(key, known)
@@ -99,7 +100,7 @@ class SnapshotWriter:
             self._task = asyncio.create_task(self._write_pending(), name="streams-snapshots")
 
     async def close(self) -> None:
-        """Write what was offered."""
+        """Write the snapshots that were offered."""
         if self._task is not None:
             await asyncio.wait({self._task})
 
@@ -121,7 +122,7 @@ class SnapshotWriter:
                 continue
             try:
                 await self._histories.write_snapshots(snapshots)
-            except Exception as error:  # whatever it is, what is offered later is written
+            except Exception as error:  # whatever the error, later snapshots are still written
                 self.failed += len(snapshots)
                 self._report(error_text(error))
             else:

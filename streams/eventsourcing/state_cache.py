@@ -1,6 +1,6 @@
-"""States of aggregates, kept so that a decision need not read their events again.
+"""Caches states of aggregates, so that a decision need not read their events again.
 
-A state that is kept may be old: another process may have appended since. Nobody answers from one
+A cached state may be stale: another process may have appended since. No result relies on one
 alone. An append on its base validates it; a decision that appends nothing is taken again on a state
 that was read to the log's end.
 """
@@ -18,10 +18,10 @@ from streams.numbers import is_int
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """How many states an aggregate keeps in memory, those used last.
+    """How many states of an aggregate type are cached in memory (LRU).
 
-    :param count: states, at most; 0: none is kept.
-    :param bytes: what they take together, at most; a state counts as what its snapshot would.
+    :param count: states, at most; 0: none is cached.
+    :param bytes: their total size, at most; a state counts as much as its snapshot would.
     """
 
     count: int = 10_000
@@ -37,8 +37,8 @@ class Cache:
 class KnownState(NamedTuple):
     """An aggregate's state at one moment.
 
-    :param offset: of the last record that it was folded from; -1 where there is none.
-    :param partition: where its events are; -1 where that is not known.
+    :param offset: the offset of the last record that it was folded from; -1: there is none.
+    :param partition: the partition of its events; -1: not known.
     """
 
     state: Any
@@ -48,7 +48,7 @@ class KnownState(NamedTuple):
 
 
 class StateCache:
-    """The states that were used last, by aggregate ID. On the app's loop only."""
+    """The most recently used states, by aggregate ID. On the app's loop only."""
 
     def __init__(self, limits: Cache) -> None:
         self._limits = limits
@@ -62,11 +62,11 @@ class StateCache:
 
     @property
     def keeps_any(self) -> bool:
-        """Its limits allow a state to be kept."""
+        """Whether its limits allow any state to be cached."""
         return bool(self._limits.count and self._limits.bytes)
 
     def get(self, id: str) -> KnownState | None:
-        """The state that is kept of an aggregate."""
+        """The cached state of an aggregate."""
         found = self._states.get(id)
         if found is None:
             self.misses += 1
@@ -76,12 +76,12 @@ class StateCache:
         return found[0]
 
     def size_of(self, id: str) -> int:
-        """What a state that is kept counts as, in bytes; 0 where none is."""
+        """The size of an aggregate's cached state, in bytes; 0: none is cached."""
         found = self._states.get(id)
         return 0 if found is None else found[1]
 
     def put(self, id: str, known: KnownState, size: int) -> None:
-        """Keep a state, and let go of those not used for longest beyond the limits."""
+        """Cache a state, and evict the least recently used ones beyond the limits."""
         states, limits = self._states, self._limits
         old = states.pop(id, None)
         if old is not None:
@@ -95,7 +95,7 @@ class StateCache:
             self.bytes -= dropped
 
     def drop(self, id: str) -> None:
-        """Forget one."""
+        """Evict an aggregate's state."""
         found = self._states.pop(id, None)
         if found is not None:
             self.bytes -= found[1]

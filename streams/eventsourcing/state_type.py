@@ -1,4 +1,4 @@
-"""An aggregate's state as a type: how it begins, and how it is kept as a snapshot."""
+"""The type of an aggregate's state: its initial value, and its encoding in snapshots."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from streams.errors import ConfigError
 S = TypeVar("S")
 
 _NOT_SHAPE = frozenset(("title", "description", "examples", "deprecated"))
-"""What of a JSON schema does not say how a document looks."""
+"""Keys of a JSON schema that do not affect the shape of a document."""
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-"""Of a function that an annotation holds: another one in each process."""
+"""The address in the ``repr`` of a function in an annotation: it differs between processes."""
 
 
 class DecodedState(NamedTuple):
-    """A state that was read back; apart from None, which a state may be."""
+    """A state that was read back; a wrapper, as a state may be None."""
 
     state: Any
 
 
 class StateType(Generic[S]):
-    """What an aggregate's events are folded into."""
+    """The type that an aggregate's events are folded into."""
 
     def __init__(self, name: str, state: type[S], initial: S | None, codec: Codec | None) -> None:
         self._name = name
@@ -50,7 +50,7 @@ class StateType(Generic[S]):
         elif not _is_of_type(initial, state):
             raise ConfigError(f"aggregate {name!r}: initial={initial!r} is no {type_name(state)}")
         self.may_be_none = state is NoneType or NoneType in get_args(state)
-        """None is a state as any."""
+        """Whether None is a valid state."""
         self.initial: S = initial
         """The state before the first event."""
         self._class = state if _is_class_of_ones_own(state) else object
@@ -62,15 +62,16 @@ class StateType(Generic[S]):
             self._bind_error = str(error)
 
     def holds(self, state: Any) -> bool:
-        """Whether this can be a state, as far as its class tells."""
+        """Whether this can be a state, judged by its class."""
         if state is None:
             return self.may_be_none
         return isinstance(state, self._class)
 
     def fingerprint(self, version: int) -> str:
-        """Which snapshots can be used: those of a state of this shape, by this version of the code.
+        """Identifies the usable snapshots: those of a state of this shape, by this version of the
+        code.
 
-        :raises ConfigError: a state cannot be written.
+        :raises ConfigError: a state cannot be encoded.
         """
         if self._bound is None:
             raise ConfigError(f"aggregate {self._name!r}: snapshot=: {self._bind_error}")
@@ -79,23 +80,23 @@ class StateType(Generic[S]):
     def encode(self, state: S) -> bytes:
         """A state's bytes.
 
-        :raises Exception: it does not fit its type; of a codec of the user's own, any.
+        :raises Exception: the state does not fit its type; a codec of the user's own may raise any.
         """
         if self._bound is None:
             raise ConfigError(f"aggregate {self._name!r}: snapshot=: {self._bind_error}")
         return self._bound.encode(state)
 
     def decode(self, data: bytes) -> DecodedState | None:
-        """The state that was written; None where it cannot be read, so that it is of no use."""
+        """The state from a snapshot's data; None: it cannot be decoded, so it is useless."""
         if self._bound is None:
             return None
         try:
             return DecodedState(self._bound.decode(data))
-        except Exception:  # whatever it is, the events are there
+        except Exception:  # whatever the error, the events can be read instead
             return None
 
     def size(self, state: S) -> int:
-        """What a state takes, in bytes, about."""
+        """The approximate size of a state, in bytes."""
         if self._bound is None:
             return 1_000
         try:
@@ -105,7 +106,7 @@ class StateType(Generic[S]):
 
 
 def _is_class_of_ones_own(type: Any) -> bool:
-    """Not one of Python's: a state that is declared as ``float`` may be 0."""
+    """Whether it is a user's class, not a builtin: a state declared as ``float`` may be 0."""
     return (
         isinstance(type, builtins.type)
         and get_origin(type) is None
@@ -116,17 +117,17 @@ def _is_class_of_ones_own(type: Any) -> bool:
 def _is_of_type(value: Any, type: Any) -> bool:
     try:
         return isinstance(value, type)
-    except TypeError:  # a TypedDict, a list[int]: what it holds is not looked at
+    except TypeError:  # a TypedDict, a list[int]: their items are not checked
         origin = get_origin(type) or type
         return isinstance(value, dict if is_typeddict(origin) else origin)
 
 
 def check_frozen(what: str, type: Any) -> None:
-    """Refuse a type whose values can be changed in place: what is folded must not be, since a
-    change of one would have no event.
+    """Refuse a type whose values can be changed in place: a folded state must not be mutable, since
+    a change in place would have no event.
 
     :param what: what is of this type, for the error.
-    :raises ConfigError: they can.
+    :raises ConfigError: its values can be changed in place.
     """
     is_frozen = True
     base = get_origin(type) or type
@@ -150,9 +151,9 @@ def check_frozen(what: str, type: Any) -> None:
 
 
 def shape_fingerprint(type: Any, version: int, content_type: str) -> str:
-    """What tells documents of one shape from those of another: of their type (its JSON schema,
-    without texts and names, and the fields that are known by their place alone), the version that
-    the user gives, and how they are written."""
+    """Identifies the shape of documents: a hash of their type (its JSON schema without texts and
+    names, and the fields that are identified by their place alone), the version that the user
+    gives, and the content type."""
     schema, definitions = _json_schema(type)
     said = [version, content_type, _shape(schema, definitions, ())]
     by_place = fields_by_place(type)
@@ -176,8 +177,8 @@ def _json_schema(type: Any) -> tuple[Any, Mapping[str, Any]]:
 
 
 def _describe(type: Any) -> dict[str, Any]:
-    """Instead of a JSON schema, of another library's type that has none: its name, what its fields
-    are called and of which types they are, and the same of what it is made of."""
+    """A substitute for the JSON schema of another library's type that has none: its name, the names
+    and types of its fields, and the same for its type arguments."""
     fields = getattr(type, "model_fields", None)
     if isinstance(fields, Mapping):  # Pydantic's
         declared = [(name, getattr(each, "annotation", None)) for name, each in fields.items()]
@@ -202,8 +203,9 @@ def _written_type(type: Any) -> str:
 
 
 def _shape(schema: Any, definitions: Mapping[str, Any], within: tuple[str, ...]) -> Any:
-    """A JSON schema without what does not matter to documents: texts, and names of definitions,
-    which are replaced by what they define (or, inside themselves, by how far out that is)."""
+    """A JSON schema without the parts that do not affect documents: texts, and names of
+    definitions, which are replaced by the definitions themselves (a recursive reference by its
+    distance to the outer one)."""
     if isinstance(schema, Mapping):
         reference = schema.get("$ref")
         if isinstance(reference, str):

@@ -1,8 +1,7 @@
 """States of aggregates, folded from their histories.
 
-A state is loaded from the cache, else from the last snapshot and the events behind it. An event
-that cannot be decoded stops its aggregate in this process: nothing is decided upon a state without
-it.
+A state is loaded from the cache, else from the last snapshot and the events after it. An event that
+cannot be decoded stops its aggregate in this process: no decision is taken on a state without it.
 """
 
 from __future__ import annotations
@@ -42,14 +41,14 @@ from streams.wire import utc_from_seconds
 logger = get_logger("streams")
 
 MAX_STOPPED = 10_000
-"""Aggregates that are known to be stopped by an event that cannot be decoded, at most."""
+"""How many aggregates that an undecodable event has stopped are remembered, at most."""
 
 
 class ReadEvent(NamedTuple):
     """An event of a history.
 
-    :param events: of today, that it is: one, several or none.
-    :param partition: where it stands.
+    :param events: the current events that it stands for: one, several or none.
+    :param partition: the partition that it was read from.
     """
 
     stored: StoredEvent
@@ -71,20 +70,20 @@ class States:
         self._initial = KnownState(definition.state_type.initial, EMPTY, -1, -1)
         self.cache = StateCache(definition.cache)
         self.snapshots: SnapshotWriter | None = None
-        """Writes them; None: there are none."""
+        """Writes snapshots; None: the aggregate type has none."""
         if definition.snapshot is not None:
             self.snapshots = SnapshotWriter(
                 histories, self._state_type, self._fingerprint, definition.snapshot.every
             )
         self.stopped: dict[str, StoppedAggregate] = {}
-        """By ID; :data:`MAX_STOPPED` at most."""
+        """Aggregates that an event has stopped, by ID; :data:`MAX_STOPPED` at most."""
         self.snapshots_used = self.snapshots_useless = self.truncated = 0
         self.load_durations = Histogram()
 
     def key_of(self, id: Any) -> bytes:
         """An aggregate's ID as the key of its events.
 
-        :raises InvalidValue: it is none.
+        :raises InvalidValue: it is not a valid ID.
         """
         if not isinstance(id, str) or not id:
             raise InvalidValue(f"aggregate {self._name!r}: its IDs are non-empty str, not {id!r}")
@@ -96,7 +95,7 @@ class States:
             ) from None
 
     def keep(self, id: str, known: KnownState) -> None:
-        """Have a state in the cache, if one is kept there at all."""
+        """Cache a state, if the cache keeps any."""
         if not self.cache.keeps_any:
             return
         size = self.cache.size_of(id)
@@ -106,7 +105,7 @@ class States:
         self.cache.put(id, known, size)
 
     def lost(self, id: str, known: KnownState) -> HistoryTruncated:
-        """The error for a state whose events the log does not have; it is not kept any more."""
+        """The error for a state whose events the log no longer has; the state is evicted."""
         self.cache.drop(id)
         error = HistoryTruncated(
             f"{self._name} {id!r}: version {known.head.base.version} was acknowledged, and the log "
@@ -116,15 +115,15 @@ class States:
         logger.error("%s", error)
         return error
 
-    # -- the state of now
+    # -- the current state
 
     async def load(
         self, id: str, key: bytes, known: KnownState | None, cause: str = ""
     ) -> tuple[KnownState, Caused | None]:
         """The state at the log's end, and what was appended for a cause.
 
-        :param known: what is known already.
-        :raises HistoryTruncated: the log does not have that.
+        :param known: the state that is known already.
+        :raises HistoryTruncated: the log no longer has the events of ``known``.
         :raises Undecodable: an event cannot be decoded.
         """
         loop = asyncio.get_running_loop()
@@ -171,7 +170,7 @@ class States:
     def _fold_events(self, id: str, state: Any, events: Sequence[StoredEvent]) -> Any:
         decoded_at_once = self._decode_at_once(events)
         if decoded_at_once is not None:
-            with suppress(Exception):  # at which event, is found when they are folded one by one
+            with suppress(Exception):  # folding them one by one below finds the event
                 return reduce(self._evolve, decoded_at_once, state)
         for stored in events:
             for event in self._decode_stored(id, stored):
@@ -188,7 +187,7 @@ class States:
             raise
 
     def _decode_at_once(self, events: Sequence[StoredEvent]) -> Sequence[Any] | None:
-        """All of these events, if they can be decoded without looking at each; else None."""
+        """All of these events, if they can be decoded with the bare decoder; else None."""
         values = values_of(events)
         if not values:
             return values
@@ -198,7 +197,7 @@ class States:
             return None
         try:
             return [decode(value) for value in values]
-        except Exception:  # which one it is, and why, is found when they are looked at one by one
+        except Exception:  # decoding them one by one finds the event and the reason
             return None
 
     def _decode_stored(self, id: str, stored: StoredEvent) -> Sequence[Any]:
@@ -225,7 +224,7 @@ class States:
     async def load_at(self, id: str, key: bytes, at: int | datetime) -> KnownState:
         """The state at a version or a time.
 
-        :raises InvalidValue: there never was such a version.
+        :raises InvalidValue: the aggregate never had this version.
         """
         if isinstance(at, datetime):
             if at.tzinfo is None:
@@ -243,9 +242,9 @@ class States:
         return known
 
     def check_version(self, option: str, version: Any) -> int:
-        """A version as it was given.
+        """Check a version that the user gave, and return it.
 
-        :raises InvalidValue: it can be none.
+        :raises InvalidValue: it is not a valid version.
         """
         if not is_int(version, 0):
             raise InvalidValue(f"aggregate {self._name!r}: {option}={version!r}: a version from 0")
@@ -254,8 +253,7 @@ class States:
     async def _fold_while(
         self, id: str, key: bytes, known: KnownState, is_wanted: Callable[[StoredEvent], bool]
     ) -> KnownState:
-        """The state after the first events behind what is known, up to the first that is not
-        wanted."""
+        """Fold the events after a known state, up to the first that ``is_wanted`` rejects."""
         async for found in self._pages(id, key, known.head.base):
             chosen = list(takewhile(is_wanted, found.events))
             if chosen:
@@ -272,7 +270,7 @@ class States:
     async def load_caused(
         self, id: str, key: bytes, caused: Caused
     ) -> tuple[KnownState, list[ReadEvent]]:
-        """The state as it was after what was appended for a cause, and that."""
+        """The state as it was after the events appended for a cause, and those events."""
         last = caused.first_version + caused.event_count - 1
         begin = await self._snapshot_before(key, caused.first_version)
         state, base, partition, offset = begin.state, begin.head.base, begin.partition, begin.offset
@@ -296,7 +294,7 @@ class States:
         """The state of the snapshot, if it was made before this version; else the first state."""
         if not self._fingerprint or version <= 1:
             return self._initial
-        # What a log answers with begins at its newest snapshot. Its events are not wanted yet.
+        # A log's answer begins at its newest snapshot. Its events are not wanted yet.
         request = HistoryRequest(key, NO_HISTORY, 1, fingerprint=self._fingerprint)
         found = await self._histories.read(request)
         snapshot = found.snapshot
@@ -309,9 +307,9 @@ class States:
         return KnownState(decoded.state, head, found.partition, snapshot.offset)
 
     async def read(self, id: str, key: bytes, start: int) -> AsyncIterator[ReadEvent]:
-        """The events behind a version, up to the log's end as it is when it is reached.
+        """The events after a version, up to the log's end as it is when reading reaches it.
 
-        :raises InvalidValue: it is no version.
+        :raises InvalidValue: ``start`` is not a valid version.
         """
         start = self.check_version("start", start)
         async for found in self._pages(id, key, NO_HISTORY):
